@@ -1,0 +1,42 @@
+# Every target makes its virtual environment by itself: `make test` on a machine with Python and make is enough.
+PYTHON ?= python3
+VENV   := .venv-$(notdir $(PYTHON))
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+# a version manager's shim runs an interpreter only when its version is chosen
+INTERPRETER = $(shell $(PYTHON) -c "" 2>/dev/null && echo $(PYTHON) \
+	|| echo env PYENV_VERSION=$$(pyenv whence $(PYTHON) 2>/dev/null | tail -n 1) $(PYTHON))
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check fix bench clean
+
+help: ## what each target does
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: $(READY) ## index the standard library with two workers, and kill one of them half way
+	$(BIN)/pgjobs demo
+
+test: $(READY) ## the whole test suite, on an embedded Postgres (or DATABASE_URL)
+	$(BIN)/pytest $(ARGS)
+
+check: $(READY) ## format, lint, types, import layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fix: $(READY) ## format, and mend what the linter can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(READY) ## drain rate beside the pgbench floor of the same statements
+	$(BIN)/python -m benchmarks.drain
+
+clean: ## remove the virtual environments and caches
+	rm -rf .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+$(READY): pyproject.toml
+	@$(INTERPRETER) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pgjobs needs Python 3.11 or newer; try: make PYTHON=python3.13 ...")'
+	$(INTERPRETER) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[embedded,test]'
+	@touch $@
