@@ -1,0 +1,167 @@
+"""JSON text from a tree and back, and the error that names a place in it.
+
+What json itself or a search of the text can notice needs no check per value: the tree is walked only when something
+is wrong, to name the path.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import reprlib
+import sys
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+MAX_DEPTH = 128  # levels of nesting: reading one may take five frames, of the thousand that Python allows
+MAX_DIGITS = 4300  # of an int: what Python reads unless told otherwise
+JSONB_BYTES = 268_435_455  # the largest object or string that jsonb can hold
+
+
+class Refused(Exception):
+    """What cannot be written or read. The path grows while the error rises through the levels of nesting."""
+
+    def __init__(self, problem: str, path: str = "") -> None:
+        super().__init__(problem)
+        self.path = path
+
+    def __str__(self) -> str:
+        path = self.path if len(self.path) <= 120 else self.path[:120] + "…"
+        return f"${path}: {self.args[0]}"
+
+
+def at(error: Exception, segment: str = "") -> Refused:
+    """The error as one of the place that holds the place it rises from."""
+    if not isinstance(error, Refused):
+        looped = isinstance(error, RecursionError)
+        error = Refused("contains itself, or is nested too deeply" if looped else str(error))
+    error.path = segment + error.path
+    return error
+
+
+def segment(key: object) -> str:
+    simple = isinstance(key, str) and len(key) <= 60 and key.isidentifier()
+    return f".{key}" if simple else f"[{short(key)}]"
+
+
+_BRIEF = reprlib.Repr()
+_BRIEF.maxstring = _BRIEF.maxother = _BRIEF.maxlong = 60
+
+
+def short(value: object) -> str:
+    try:
+        return _BRIEF.repr(value)[:60]
+    except Exception:  # a __repr__ that fails, or an int too long for one, must not hide what was wrong
+        return "…"
+
+
+def found(value: object) -> str:
+    return f"{type(value).__qualname__} {short(value)}"
+
+
+def expected(wanted: str, value: object) -> Refused:
+    return Refused(f"expected {wanted}, found {found(value)}")
+
+
+def call(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    """Call what the user wrote: whatever it raises is a problem of this value."""
+    try:
+        return function(*args, **kwargs)
+    except Exception as error:
+        name = getattr(function, "__qualname__", "the function")
+        raise Refused(f"{name} raised {type(error).__qualname__}: {error}") from error
+
+
+def instance(tp: type[T], value: Any, wanted: str = "") -> T:
+    if isinstance(value, tp):
+        return value
+    raise expected(wanted or tp.__name__, value)
+
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":"))
+_STRING_OR_LARGE_FLOAT = re.compile(r'("[^"\\]*(?:\\.[^"\\]*)*")|\d(?:\.\d+)?e\+\d+')
+
+
+def write(tree: Any, max_bytes: int) -> str:
+    try:
+        text = _ENCODER.encode(tree)
+        if "e+" in text:  # Postgres would write 1e+22 as an int
+            text = _STRING_OR_LARGE_FLOAT.sub(lambda match: match[1] or f"{Decimal(match[0]):f}.0", text)
+        size = len(text) if text.isascii() else len(text.encode())
+    except (ValueError, RecursionError) as error:  # a lone surrogate is a ValueError too
+        raise _problem(tree) or at(error) from None
+    digits_were_counted = 0 < sys.get_int_max_str_digits() <= MAX_DIGITS
+    many = text.count("{") + text.count("[") > MAX_DEPTH
+    suspect = "\\u0000" in text or not digits_were_counted or (many and _too_deep(tree))
+    if suspect and (problem := _problem(tree)):
+        raise problem
+    if size > max_bytes:
+        path, _, longest = max(_walk(tree), key=lambda node: len(node[2]) if isinstance(node[2], str) else 0)
+        advice = "store it elsewhere and enqueue a reference to it"
+        raise Refused(
+            f"{size} bytes of JSON, more than the {max_bytes} allowed; here is {found(longest)}: {advice}", path
+        )
+    return text
+
+
+def _too_deep(tree: Any) -> bool:
+    level = [tree]
+    for _ in range(MAX_DEPTH):
+        inner = [node.values() if type(node) is dict else node for node in level]
+        level = [node for nodes in inner for node in nodes if type(node) in (dict, list)]
+    return bool(level)
+
+
+def _walk(tree: Any) -> Iterator[tuple[str, int, Any]]:
+    """The path, the depth and the value of every key and value in the tree."""
+    stack: list[tuple[str, int, Any]] = [("", 1, tree)]
+    while stack:
+        path, depth, value = stack.pop()
+        yield path, depth, value
+        if type(value) is dict:
+            yield from ((path + segment(key), depth, key) for key in value)
+            stack.extend((path + segment(key), depth + 1, value[key]) for key in reversed(value))
+        elif type(value) is list:
+            stack.extend((f"{path}[{index}]", depth + 1, value[index]) for index in reversed(range(len(value))))
+
+
+def _problem(tree: Any) -> Refused | None:
+    for path, depth, value in _walk(tree):
+        if depth > MAX_DEPTH and type(value) in (dict, list):
+            return Refused(f"nested more than {MAX_DEPTH} levels deep: flatten it", path)
+        if problem := _leaf_problem(value):
+            return Refused(f"{found(value)} {problem}", path)
+    return None
+
+
+def _leaf_problem(value: Any) -> str | None:
+    if isinstance(value, str) and "\0" in value:
+        return "holds the character NUL, which Postgres cannot store: remove it, or use bytes"
+    if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+        return "holds a lone surrogate, which UTF-8 cannot encode: remove it, or use bytes"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "is no number in JSON: use None, or a Decimal"
+    if isinstance(value, int) and abs(value) >= 10**MAX_DIGITS:
+        return f"has more than {MAX_DIGITS} digits: pass it as text"
+    return None
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isfinite(number):
+        return number
+    raise ValueError(f"{short(text)} is no number that a float can hold")
+
+
+_DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_finite)
+
+
+def read(raw: str) -> Any:
+    try:
+        return _DECODER.decode(instance(str, raw, "the text of a JSON object"))
+    except ValueError as error:
+        raise Refused(f"no JSON that Python can read: {error}: {short(raw)}") from error

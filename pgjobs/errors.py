@@ -1,0 +1,179 @@
+"""Every error that pgjobs raises, and the signals that a handler may raise.
+
+    PgjobsError
+    ├── InvalidJob (ValueError)          what was given to enqueue cannot become a job; nothing was sent
+    │   ├── InvalidKind                  a kind that is missing, too long or of other characters
+    │   ├── InvalidArgs                  args that JSON or Postgres cannot hold; names the path
+    │   ├── InvalidOption                an option out of its range
+    │   └── NoJobs                       an empty list of jobs
+    ├── InvalidHandler (ValueError)      a function that cannot be a handler
+    │   └── DuplicateHandler             a second handler for one kind
+    ├── InvalidSetting (ValueError)      a setting of Client or WorkerPool out of its range
+    │   └── PoolTooSmall                 fewer connections than threads
+    ├── InvalidTransaction (TypeError)   a `tx` that is nothing pgjobs can enqueue on
+    ├── UnknownKind (LookupError)        no handler for a kind
+    ├── UndecodableArgs (ValueError)     stored args that do not fit the args class
+    ├── MigrationError
+    │   ├── SchemaMissing                there are no pgjobs tables in this schema
+    │   ├── SchemaOutdated               the tables are older than this code
+    │   └── SchemaTooNew                 the tables are newer than this code
+    ├── WorkerPoolError                  start and stop out of order
+    ├── TransactionBroken                the handler ended or broke the job's transaction
+    └── AttemptLost                      the job was taken away from the attempt that wanted to finish it
+
+    Signal                               raised by a handler, never by pgjobs
+    ├── Snooze(delay)                    not now: run again after the delay, this attempt is not counted
+    ├── RetryAfter(delay), RetryAt(when) failed: run again then, whatever the backoff says
+    ├── Discard(reason)                  failed for good: no further attempt
+    └── Cancel(reason)                   nobody wants this job any more
+
+Errors of the database pass through as psycopg raised them: the transaction they happened in is the caller's.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+
+class PgjobsError(Exception):
+    """The base of every error of this library."""
+
+
+class InvalidJob(PgjobsError, ValueError):
+    """What was given to `enqueue` cannot become a job. Nothing was sent; the transaction stays usable."""
+
+
+class InvalidKind(InvalidJob):
+    """A kind that is missing, too long, or has characters that a kind may not have."""
+
+
+class InvalidArgs(InvalidJob):
+    """Args that JSON or Postgres cannot hold exactly. The message names the path, as in `$.items[3].price`."""
+
+
+class InvalidOption(InvalidJob):
+    """An option of a job out of its range."""
+
+
+class NoJobs(InvalidJob):
+    """`enqueue_many` was given no job: more often a mistake of the caller than a wish."""
+
+
+class InvalidHandler(PgjobsError, ValueError):
+    """What was registered cannot be called as `handler(tx, job)`."""
+
+
+class DuplicateHandler(InvalidHandler):
+    """A kind that already has a handler was registered again."""
+
+
+class InvalidSetting(PgjobsError, ValueError):
+    """A setting of `Client` or `WorkerPool` out of its range."""
+
+
+class PoolTooSmall(InvalidSetting):
+    """The connection pool holds fewer connections than the worker pool would use at once."""
+
+
+class InvalidTransaction(PgjobsError, TypeError):
+    """A `tx` that is neither a psycopg connection, cursor or transaction, nor None."""
+
+
+class UnknownKind(PgjobsError, LookupError):
+    """No handler is registered for this kind."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(f"no handler for kind {kind!r}: register one in the WorkMap")
+        self.kind = kind
+
+
+class UndecodableArgs(PgjobsError, ValueError):
+    """The stored args do not fit the args class of the handler. The handler was not called."""
+
+
+class MigrationError(PgjobsError):
+    """The tables could not be migrated, or do not fit this code."""
+
+
+class SchemaMissing(MigrationError):
+    """There are no pgjobs tables in this schema yet."""
+
+
+class SchemaOutdated(MigrationError):
+    """The tables are older than this code: migrate them."""
+
+
+class SchemaTooNew(MigrationError):
+    """The tables are newer than this code: upgrade pgjobs."""
+
+
+class WorkerPoolError(PgjobsError):
+    """`start` on a running pool, or a pool that has nothing to work on."""
+
+
+class TransactionBroken(PgjobsError):
+    """The handler returned, but its transaction cannot be committed together with the job."""
+
+
+class AttemptLost(PgjobsError):
+    """The job no longer runs under this attempt's token: it was rescued, cancelled or changed meanwhile."""
+
+
+class Signal(Exception):
+    """The base of what a handler raises to say how its attempt ends."""
+
+
+class Snooze(Signal):
+    """Not now: run again after `delay`. The attempt is given back, and no error is recorded."""
+
+    def __init__(self, delay: timedelta) -> None:
+        if delay < timedelta(0):
+            raise ValueError(f"a snooze cannot be negative: {delay!r}")
+        super().__init__(delay)
+        self.delay = delay
+
+    def __str__(self) -> str:
+        return f"snoozed for {self.delay}"
+
+
+class RetryAfter(Signal):
+    """Failed: run again after `delay`, whatever the backoff says. Counts as a failed attempt."""
+
+    def __init__(self, delay: timedelta, reason: str = "") -> None:
+        if delay < timedelta(0):
+            raise ValueError(f"a retry cannot be in the past: {delay!r}")
+        super().__init__(delay, reason)
+        self.delay = delay
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"retry in {self.delay}" + (f" because {self.reason}" if self.reason else "")
+
+
+class RetryAt(Signal):
+    """Failed: run again at `when` (aware), whatever the backoff says. Counts as a failed attempt."""
+
+    def __init__(self, when: datetime, reason: str = "") -> None:
+        if when.tzinfo is None:
+            raise ValueError(f"{when!r} has no time zone: use an aware datetime")
+        super().__init__(when, reason)
+        self.when = when
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"retry at {self.when.isoformat()}" + (f" because {self.reason}" if self.reason else "")
+
+
+class Discard(Signal):
+    """Failed for good: the job is discarded, whatever attempts are left. `raise Discard(...) from error` keeps
+    the cause."""
+
+    def __init__(self, reason: object = "") -> None:
+        super().__init__(reason)
+
+
+class Cancel(Signal):
+    """Nobody wants this job any more: it is cancelled, whatever attempts are left."""
+
+    def __init__(self, reason: object = "") -> None:
+        super().__init__(reason)
