@@ -1,0 +1,185 @@
+"""Applies sql/migrations in order, up or down, each in a transaction; and tells whether the tables fit the code."""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Literal
+
+import psycopg
+from psycopg.pq import TransactionStatus
+
+from pgjobs import statements
+from pgjobs.errors import MigrationError, SchemaMissing, SchemaOutdated, SchemaTooNew
+from pgjobs.store import AnyConnection, Migrations
+
+log = logging.getLogger("pgjobs.migrate")
+
+_LOCK_TRIES = 5  # of 2 s each: longer, and everybody else would queue behind the migration's lock request
+Direction = Literal["up", "down"]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One migration, applied or to be applied, in one direction."""
+
+    version: int
+    name: str
+    direction: Direction
+    sql: str = field(repr=False)
+
+    def __str__(self) -> str:
+        return f"{self.direction} {self.version:04} {self.name}"
+
+
+@cache
+def versions() -> dict[int, str]:
+    """Every migration of this code: its name by its version, 1 to n."""
+    files = sorted((statements.ROOT / "migrations").glob("*.sql"))
+    return {int(match[1]): match[2] for file in files if (match := re.fullmatch(r"(\d{4})_(\w+)", file.stem))}
+
+
+def migrate(
+    conn: AnyConnection,
+    schema: str,
+    *,
+    direction: Direction = "up",
+    target: int | None = None,
+    max_steps: int | None = None,
+    dry_run: bool = False,
+    borrowed: bool = False,
+) -> list[Step]:
+    """Take the steps up to the newest version, or one step down, or as far as `target` and `max_steps` say.
+
+    Each step commits by itself, and any number of processes may do this at once. On a `borrowed` connection they all
+    belong to the transaction that its owner has open, or is about to open; in autocommit mode there is none. Raises
+    MigrationError for a target that does not exist, or when the tables stay locked by somebody else.
+    """
+    _check_version(target)
+    if max_steps is not None and max_steps < 0:
+        raise MigrationError(f"max_steps is a number of steps, not {max_steps}")
+    if conn.autocommit and conn.info.transaction_status == TransactionStatus.IDLE:
+        borrowed = False
+    if dry_run:
+        return _plan(schema, applied(conn, schema), direction, target)[: _steps(direction, target, max_steps)]
+    done: list[Step] = []
+    while len(done) < _steps(direction, target, max_steps):
+        step = _advance(conn, schema, direction, target) if borrowed else _patiently(conn, schema, direction, target)
+        if step is None:
+            break
+        log.info("schema %s: %s", schema, step)
+        done.append(step)
+    return done
+
+
+def applied(conn: AnyConnection, schema: str) -> list[int]:
+    """The versions that the schema has; [] on an empty database."""
+    migrations = Migrations(schema)
+    return migrations.applied(conn) if migrations.table_exists(conn) else []
+
+
+def missing(conn: AnyConnection, schema: str) -> list[int]:
+    """The versions that this code has and the schema has not; [] when all is well."""
+    return sorted(set(versions()) - set(applied(conn, schema)))
+
+
+def check(conn: AnyConnection, schema: str) -> None:
+    """Raise unless the schema is exactly what this code was written for; the error names both versions."""
+    known, newest = applied(conn, schema), max(versions())
+    have, lacking = max(known, default=0), sorted(set(versions()) - set(known))
+    if have == 0:
+        raise SchemaMissing(
+            f"there are no pgjobs tables in schema {schema!r} (this code needs version {newest}): "
+            "run `pgjobs migrate` or client.migrate()"
+        )
+    if have < newest:
+        raise SchemaOutdated(
+            f"schema {schema!r} is at version {have}, this code needs {newest}: "
+            "run `pgjobs migrate` or client.migrate()"
+        )
+    if have > newest:
+        raise SchemaTooNew(
+            f"schema {schema!r} is at version {have}, this code knows only {newest}: upgrade pgjobs in this process"
+        )
+    if lacking:
+        raise SchemaOutdated(
+            f"schema {schema!r} is at version {have} but lacks version {', '.join(map(str, lacking))}: "
+            "run `pgjobs migrate` or client.migrate()"
+        )
+
+
+def schema_sql(schema: str = "pgjobs", *, start: int = 0, target: int | None = None) -> str:
+    """The SQL that brings the tables from version `start` to `target`, for psql or another migration tool."""
+    _check_version(start)
+    _check_version(target)
+    have = [version for version in versions() if version <= start]
+    goal = max(versions()) if target is None else target
+    direction: Direction = "up" if goal >= start else "down"
+    migrations = Migrations(schema)
+    parts = [migrations.table_sql] if start == 0 else []
+    for step in _plan(schema, have, direction, goal):
+        parts.append(f"{step.sql}\n{migrations.bookkeeping_sql(step.version, step.name, direction)}")
+    return "\n\n".join(["BEGIN;", *parts, "COMMIT;"]) + "\n"
+
+
+def _check_version(version: int | None) -> None:
+    if version is not None and version != 0 and version not in versions():
+        raise MigrationError(f"there is no version {version}: this code knows 0 to {max(versions())}")
+
+
+def _steps(direction: Direction, target: int | None, max_steps: int | None) -> int:
+    if max_steps is not None:
+        return max_steps
+    return 1 if direction == "down" and target is None else len(versions())
+
+
+def _plan(schema: str, have: list[int], direction: Direction, target: int | None) -> list[Step]:
+    unknown = set(have) - set(versions())
+    if unknown:
+        raise SchemaTooNew(f"schema {schema!r} has version {max(unknown)}, this code knows only {max(versions())}")
+    if direction == "up":
+        goal = max(versions()) if target is None else target
+        return [_step(schema, version, "up") for version in versions() if version <= goal and version not in have]
+    return [_step(schema, version, "down") for version in reversed(have) if version > (target or 0)]
+
+
+def _step(schema: str, version: int, direction: Direction) -> Step:
+    name = versions()[version]
+    sql = statements.load(f"migrations/{version:04}_{name}.sql", schema)[direction]
+    return Step(version, name, direction, sql.decode())
+
+
+def _advance(
+    conn: AnyConnection, schema: str, direction: Direction, target: int | None, *, bounded: bool = False
+) -> Step | None:
+    """Take the next step, if there is one. Looks under the lock: another process may just have taken it."""
+    migrations = Migrations(schema)
+    if bounded:
+        migrations.begin_step(conn)
+    migrations.lock(conn)
+    if bounded:
+        migrations.bound_lock_waits(conn)
+    # IF NOT EXISTS alone would ask for the right to create, also from a role that has nothing to create
+    if not migrations.table_exists(conn):
+        migrations.create_table(conn)
+    steps = _plan(schema, migrations.applied(conn), direction, target)
+    if not steps:
+        return None
+    step = steps[0]
+    migrations.execute(conn, step.sql)
+    migrations.execute(conn, migrations.bookkeeping_sql(step.version, step.name, direction))
+    return step
+
+
+def _patiently(conn: AnyConnection, schema: str, direction: Direction, target: int | None) -> Step | None:
+    """Take the next step in a transaction of its own, anew while the tables are locked."""
+    for left in reversed(range(_LOCK_TRIES)):
+        try:
+            with conn.transaction():
+                return _advance(conn, schema, direction, target, bounded=True)
+        except psycopg.errors.LockNotAvailable as error:
+            if not left:
+                raise MigrationError(f"the tables stayed locked by somebody else: {error}") from error
+    return None

@@ -1,0 +1,44 @@
+-- The bookkeeping of migrations. The migrations themselves are the files of migrations/.
+
+-- name: create_migration_table
+-- Serialised by a transaction-level advisory lock taken before, so that many processes may migrate at once.
+CREATE TABLE IF NOT EXISTS pgjobs.migration (
+    version    integer PRIMARY KEY,
+    name       text NOT NULL,
+    applied_at timestamptz NOT NULL DEFAULT pg_catalog.statement_timestamp()
+);
+
+-- name: begin_step
+-- Whatever the session's defaults are: a snapshot kept from before the lock would not show what the migrator before us
+-- has done, and the wait for that one, like the step itself, takes as long as it takes.
+SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+SET LOCAL statement_timeout = 0;
+SET LOCAL lock_timeout = 0;
+
+-- name: lock_migrations
+-- One migrator at a time per schema; gone with the transaction, so it is safe behind a pooler.
+SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('pgjobs.migrate ' || %(schema)s::text, 0));
+
+-- name: bound_lock_waits
+-- Asking for a lock on a table makes everybody else queue behind the request: not for long, then. For the migration's
+-- own statements only; the wait for another migrator is before it.
+SET LOCAL lock_timeout = '2s';
+
+-- name: schema_exists
+-- Asked first, so that a role without the right to create schemas can use one that is there.
+SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = %(schema)s);
+
+-- name: migration_table_exists
+SELECT EXISTS (
+    SELECT FROM pg_catalog.pg_class
+    JOIN pg_catalog.pg_namespace ON pg_namespace.oid = pg_class.relnamespace
+    WHERE nspname = %(schema)s AND relname = 'migration' AND relkind = 'r');
+
+-- name: applied_migrations
+SELECT version FROM pgjobs.migration ORDER BY version;
+
+-- name: record_migration
+INSERT INTO pgjobs.migration (version, name) VALUES ({version}, '{name}');
+
+-- name: forget_migration
+DELETE FROM pgjobs.migration WHERE version = {version};

@@ -1,0 +1,7 @@
+-- Looking, without changing anything.
+
+-- name: get_job
+SELECT
+    id, state, queue, kind, priority, attempt, max_attempts, args, metadata, errors, tags, scheduled_at, created_at,
+    attempted_at, finalized_at, attempted_by, token
+FROM pgjobs.job WHERE id = %(id)s;

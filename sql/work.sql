@@ -1,0 +1,123 @@
+-- One attempt: claim, lock, finish. Several statements stand under one name where they must leave in one round trip;
+-- an error in one of them skips all that follow.
+
+-- name: claim
+-- Two transactions in one round trip, so that nothing can come between claim and lock.
+-- The first counts the attempt and makes it visible: committed before the handler starts, so that a job that kills its
+-- process is counted too. Its commit need not wait for the disk: a crash that loses it also ends the attempt.
+BEGIN ISOLATION LEVEL READ COMMITTED;
+SET LOCAL statement_timeout = '30s';
+SET LOCAL lock_timeout = '10s';
+SET LOCAL DateStyle = ISO;
+SET LOCAL synchronous_commit = %(synchronous_commit)s;
+UPDATE pgjobs.job SET
+    state = 'running',
+    attempt = attempt + 1,
+    attempted_at = pg_catalog.statement_timestamp(),
+    attempted_by = (attempted_by || %(worker)s::text)[GREATEST(pg_catalog.cardinality(attempted_by) - 98, 1):],
+    token = %(token)s,
+    leased_until = CASE WHEN kind = ANY (%(detached)s::text[]) THEN pg_catalog.statement_timestamp() + %(lease)s::interval END
+WHERE queue = %(queue)s AND id = (
+    SELECT id FROM pgjobs.job
+    WHERE state = 'available' AND queue = %(queue)s AND scheduled_at <= pg_catalog.statement_timestamp()
+    ORDER BY priority, scheduled_at, id
+    LIMIT 1
+    FOR NO KEY UPDATE SKIP LOCKED)
+RETURNING
+    id, state, queue, kind, priority, attempt, max_attempts, args, metadata, errors, tags, scheduled_at, created_at,
+    attempted_at, finalized_at, attempted_by, token;
+COMMIT;
+-- The second is the handler's. It finds the row by the token that only this attempt has, and holds its lock to the end.
+-- FOR NO KEY UPDATE lets the application insert rows that reference the job.
+BEGIN ISOLATION LEVEL READ COMMITTED;
+SET LOCAL idle_in_transaction_session_timeout = 0;
+SET LOCAL client_connection_check_interval = %(check_interval)s;
+SELECT id FROM pgjobs.job
+WHERE queue = %(queue)s AND token = %(token)s AND state = 'running'
+FOR NO KEY UPDATE;
+SAVEPOINT pgjobs;
+
+-- name: release_claim
+-- The claim of a worker that lives but never got the lock: nothing ran, so the attempt is given back, also when
+-- a rescue has recorded it as vanished meanwhile.
+UPDATE pgjobs.job SET
+    state = 'available',
+    attempt = attempt - 1,
+    scheduled_at = LEAST(scheduled_at, pg_catalog.statement_timestamp()),
+    attempted_at = NULL,
+    leased_until = NULL,
+    finalized_at = NULL,
+    errors = CASE WHEN state = 'running' THEN errors ELSE errors - (-1) END,
+    token = NULL
+WHERE queue = %(queue)s AND token = %(token)s AND state IN ('running', 'retryable', 'discarded');
+
+-- name: keep_effects
+-- The tripwire of success: it fails when the handler ended or broke the transaction.
+RELEASE SAVEPOINT pgjobs;
+SET LOCAL statement_timeout = 0;
+
+-- name: drop_effects
+-- The handler's writes go, the row's lock stays. Released before the record is written: a row written by two
+-- subtransactions of its locker would need a MultiXact.
+ROLLBACK TO SAVEPOINT pgjobs;
+RELEASE SAVEPOINT pgjobs;
+SET LOCAL statement_timeout = 0;
+
+-- name: begin_late_finish
+-- The handler's transaction is gone, and its lock with it: the token alone guards the record. Never waits long: who
+-- holds the row now is the dead connection or a rescue.
+BEGIN ISOLATION LEVEL READ COMMITTED;
+SET LOCAL statement_timeout = '10s';
+SET LOCAL lock_timeout = '1s';
+
+-- name: restore_claim
+-- A server that crashed may have lost the claim itself, which did not wait for the disk. The attempt did start, so it
+-- counts: the row is brought to where the claim had left it. In every other case this matches nothing.
+UPDATE pgjobs.job SET
+    state = 'running', attempt = %(attempt)s, attempted_at = pg_catalog.statement_timestamp(), token = %(token)s
+WHERE queue = %(queue)s AND id = %(id)s AND token IS DISTINCT FROM %(token)s
+    AND state = 'available' AND attempt = %(attempt)s - 1;
+
+-- name: finish
+-- Writes the outcome of one attempt. Raises in the server when the attempt no longer owns the job, which skips the
+-- COMMIT behind it. Functions are named in full: a handler may have changed the search_path.
+WITH finished AS (
+    UPDATE pgjobs.job SET
+        state = CASE WHEN next.due <= pg_catalog.statement_timestamp() THEN 'available' ELSE %(state)s END,
+        attempt = attempt - %(given_back)s,
+        scheduled_at = COALESCE(next.due, scheduled_at),
+        finalized_at = CASE WHEN %(final)s THEN pg_catalog.statement_timestamp() END,
+        leased_until = NULL,
+        -- at most 100 errors: the first and the latest tell most, so the middle one goes
+        errors = CASE WHEN next.error IS NULL THEN errors
+            ELSE CASE WHEN pg_catalog.jsonb_array_length(errors) >= 100 THEN errors - 50 ELSE errors END
+                || pg_catalog.jsonb_build_array(
+                    next.error || pg_catalog.jsonb_build_object('at', pg_catalog.statement_timestamp()))
+            END
+    FROM (SELECT
+        COALESCE(%(at)s::timestamptz, pg_catalog.statement_timestamp() + %(delay)s::interval) AS due,
+        %(error)s::jsonb AS error) AS next
+    WHERE queue = %(queue)s AND id = %(id)s AND token = %(token)s AND state = 'running'
+    RETURNING id
+)
+SELECT CASE WHEN pg_catalog.count(*) = 1 THEN true ELSE pgjobs.attempt_lost() END FROM finished;
+
+-- name: commit
+COMMIT;
+
+-- name: reset_session
+-- Whatever a handler left in the session is gone before the next job. The answer is how many named statements it
+-- prepared: then the connection is better given up.
+RESET SESSION AUTHORIZATION;
+RESET ALL;
+UNLISTEN *;
+CLOSE ALL;
+DISCARD TEMP;
+SELECT pg_catalog.pg_advisory_unlock_all(),
+    (SELECT pg_catalog.count(*) FROM pg_catalog.pg_prepared_statements WHERE from_sql);
+
+-- name: server_facts
+-- How long the server has been up, and whether it can watch for clients that vanish while it works for them.
+SELECT
+    EXTRACT(epoch FROM pg_catalog.clock_timestamp() - pg_catalog.pg_postmaster_start_time())::float8,
+    pg_catalog.version() ~ 'linux|darwin|apple|bsd';
