@@ -1,0 +1,75 @@
+"""When a failed attempt is tried again. Pure: a policy is a function of the job and its error."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any
+
+from pgjobs.job import LONGEST_DELAY, Job
+
+#: `backoff(job, error)` gives the delay before the next attempt, an aware instant, or None for never again.
+#: `job.attempt` is the number of the attempt that failed, from 1.
+Backoff = Callable[[Job[Any], BaseException], timedelta | datetime | None]
+
+
+def river(*, jitter: float = 0.1) -> Backoff:
+    """River's policy and the default: attempt to the power of 4 seconds, +-10 %. 25 attempts span three weeks."""
+    _check_jitter(jitter)
+    return lambda job, error: _jittered(_seconds(job.attempt, 4), jitter)
+
+
+def exponential(
+    base: timedelta = timedelta(seconds=1),
+    *,
+    factor: float = 2.0,
+    maximum: timedelta = timedelta(hours=1),
+    jitter: float = 0.2,
+) -> Backoff:
+    """`base` times `factor` for each attempt after the first, at most `maximum`, +-`jitter`."""
+    if base < timedelta(0) or factor < 1 or maximum < timedelta(0):
+        raise ValueError(f"exponential: a delay cannot be negative, nor shrink: {base}, {factor=}, {maximum=}")
+    _check_jitter(jitter)
+
+    def backoff(job: Job[Any], error: BaseException) -> timedelta:
+        try:
+            seconds = base.total_seconds() * factor ** (job.attempt - 1)
+        except OverflowError:
+            seconds = maximum.total_seconds()
+        return _jittered(min(seconds, maximum.total_seconds()), jitter)
+
+    return backoff
+
+
+def constant(delay: timedelta) -> Backoff:
+    """The same delay before every attempt."""
+    if delay < timedelta(0):
+        raise ValueError(f"a delay cannot be negative: {delay!r}")
+    return lambda job, error: delay
+
+
+def never() -> Backoff:
+    """No second attempt: the first error discards the job."""
+    return lambda job, error: None
+
+
+def only_for(*types: type[BaseException], policy: Backoff | None = None) -> Backoff:
+    """Retry by `policy` (River's when left out) for these exception types; discard at once for all others."""
+    chosen = policy or river()
+    return lambda job, error: chosen(job, error) if isinstance(error, types) else None
+
+
+def _check_jitter(jitter: float) -> None:
+    if not 0 <= jitter < 1:
+        raise ValueError(f"jitter is a share of the delay, from 0 to less than 1; not {jitter!r}")
+
+
+def _seconds(attempt: int, power: int) -> float:
+    return float(min(attempt**power, int(LONGEST_DELAY.total_seconds())))
+
+
+def _jittered(seconds: float, jitter: float) -> timedelta:
+    # random.random() is one call into C under the interpreter's lock: safe from any thread
+    spread = seconds * (1 - jitter + 2 * jitter * random.random())
+    return timedelta(seconds=min(spread, LONGEST_DELAY.total_seconds()))

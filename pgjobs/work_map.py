@@ -1,0 +1,125 @@
+"""Which function handles which kind."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping, MutableMapping
+from dataclasses import dataclass, is_dataclass, replace
+from functools import partial
+from typing import Any, Self, TypeVar
+
+from pgjobs import codec
+from pgjobs.backoff import Backoff
+from pgjobs.errors import DuplicateHandler, InvalidHandler, UnknownKind
+from pgjobs.job import check_kind, kind_of
+
+#: What a handler looks like: `handler(tx, job)`. What it returns is ignored.
+HandlerFunction = Callable[[Any, Any], object]
+F = TypeVar("F", bound=HandlerFunction)
+
+
+@dataclass(frozen=True, slots=True)
+class Handler:
+    """A function with settings of its own: `Handler(charge, backoff=constant(timedelta(minutes=1)))`.
+
+    `backoff` None means the worker pool's. `decode` turns the stored JSON into `job.args`; the WorkMap sets it.
+    """
+
+    function: HandlerFunction
+    backoff: Backoff | None = None
+    decode: Callable[[str], Any] = codec.decode_dict
+
+
+class WorkMap(dict[str, Handler]):
+    """A dict from kind to Handler. A key may be given as an args class, a value as a plain function.
+
+        work_map = WorkMap({Welcome: welcome, "report.nightly": Handler(report)})
+
+        @work_map.handles(Invoice)
+        def invoice(tx: Connection, job: Job[Invoice]) -> None: ...
+
+    A kind has one handler: a second one is refused, also when another class names the same kind; delete the first to
+    replace it. The map may grow while a worker pool runs. Under an args class, `job.args` is an instance of it; under
+    a string, a dict.
+    """
+
+    def __init__(self, handlers: Mapping[Any, Handler | HandlerFunction] | None = None) -> None:
+        super().__init__()
+        self.update(handlers or {})
+
+    def __setitem__(self, key: str | type, handler: Handler | HandlerFunction) -> None:
+        kind = _kind(key)
+        if kind in self:
+            raise DuplicateHandler(f"kind {kind!r} has a handler already: {_name(self[kind].function)}")
+        given = handler if isinstance(handler, Handler) else Handler(handler)
+        _check_signature(given.function)
+        if isinstance(key, type):
+            given = replace(given, decode=partial(codec.decode, key))
+        super().__setitem__(kind, given)
+
+    def __getitem__(self, key: str | type) -> Handler:
+        return super().__getitem__(_kind(key))
+
+    def __delitem__(self, key: str | type) -> None:
+        super().__delitem__(_kind(key))
+
+    def __contains__(self, key: object) -> bool:
+        return super().__contains__(_kind(key) if isinstance(key, type) else key)
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        return self[key] if key in self else default  # noqa: SIM401  this is that method
+
+    # dict's own would pass by the checks above
+    update = MutableMapping.update
+    setdefault = MutableMapping.setdefault
+    pop = MutableMapping.pop
+
+    def __ior__(self, other: Any) -> Self:  # type: ignore[override,misc]
+        self.update(other)
+        return self
+
+    def handles(self, key: str | type, *, backoff: Backoff | None = None) -> Callable[[F], F]:
+        """Register the decorated function for this kind or args class, and leave the function as it is."""
+
+        def register(function: F) -> F:
+            self[key] = Handler(function, backoff=backoff)
+            return function
+
+        return register
+
+    def find(self, kind: str) -> Handler:
+        """The handler of a kind, or UnknownKind."""
+        if kind not in self:
+            raise UnknownKind(kind)
+        return super().__getitem__(kind)
+
+
+def _kind(key: object) -> str:
+    if isinstance(key, type):
+        if not is_dataclass(key):
+            raise InvalidHandler(f"{key.__name__} is not a dataclass: decorate it with @dataclass")
+        codec.check_class(key)
+        return kind_of(key)
+    return check_kind(key)
+
+
+def _check_signature(function: object) -> None:
+    name = _name(function)
+    if not callable(function):
+        raise InvalidHandler(f"a handler is a function handler(tx, job), not {function!r}")
+    for called in (function, type(function).__call__):  # an object may be called too
+        if inspect.iscoroutinefunction(called) or inspect.isasyncgenfunction(called):
+            raise InvalidHandler(f"{name} is async; pgjobs runs plain functions: def {name}(tx, job)")
+        if inspect.isgeneratorfunction(called):
+            raise InvalidHandler(f"{name} is a generator: its body would never run")
+    try:
+        inspect.signature(function).bind(None, None)
+    except TypeError as error:
+        raise InvalidHandler(f"{name} cannot be called as {name}(tx, job): {error}") from None
+    except ValueError:  # a builtin without a signature: its first call will tell
+        return
+
+
+def _name(function: object) -> str:
+    return re.sub(r"\W", "", str(getattr(function, "__name__", type(function).__name__))) or "handler"

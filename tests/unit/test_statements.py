@@ -1,0 +1,162 @@
+"""The SQL files: every statement finds its schema and its caller, and all that give jobs agree on the columns."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+import pgjobs
+from pgjobs import InvalidSetting, job, statements, store
+
+FILES = ["enqueue.sql", "work.sql", "maintain.sql", "observe.sql", "migrate.sql"]
+GIVE_JOBS = ["insert_job", "claim", "rescue", "get_job"]
+
+
+def everything(schema: str = "pgjobs") -> dict[str, str]:
+    """Each statement of the files that the store loads, by its name."""
+    return {name: statement.decode() for path in FILES for name, statement in statements.load(path, schema).items()}
+
+
+def code(statement: str) -> str:
+    """A statement without its comments."""
+    return re.sub(r"--.*", "", statement)
+
+
+def test_no_file_and_no_name_is_forgotten_or_given_twice() -> None:
+    assert sorted(FILES) == sorted(path.name for path in statements.ROOT.glob("*.sql"))
+    names = [
+        name
+        for path in FILES
+        for name in re.findall(r"^-- name: (\w+)$", (statements.ROOT / path).read_text(), re.MULTILINE)
+    ]
+    assert sorted(names) == sorted(set(names)) == sorted(everything())
+
+
+def test_a_statement_begins_with_its_name_so_that_the_server_shows_it() -> None:
+    for name, statement in everything().items():
+        assert statement.startswith(f"-- name: {name}\n")
+        assert code(statement).strip().endswith(";"), f"{name} can be sent before another"
+
+
+@pytest.mark.parametrize("schema", ["jobs", "_j2", "select", "user", "pgjobs_2", "a" * 46])
+def test_every_table_gets_the_schema_quoted(schema: str) -> None:
+    for name, statement in everything(schema).items():
+        assert not re.search(r"\bpgjobs\.[a-z]", code(statement)), name
+        for table in re.findall(r"(?:FROM|UPDATE|INTO|JOIN|TABLE|EXISTS) (\S+\.\w+)", code(statement)):
+            assert table.startswith((f'"{schema}".', "pg_catalog.")), f"{name}: {table}"
+    assert f'INSERT INTO "{schema}".job (' in everything(schema)["insert_job"]
+
+
+@pytest.mark.conformance(231, 268, 269)
+@pytest.mark.parametrize(
+    "schema",
+    [
+        *("", "drop table;", "my-jobs", "foo bar", "a.b.c", ".foo", "foo.", "123table", "schema.123t", "Jobs123"),
+        *("myschema.jobs", "'; DROP TABLE --", 'a"b', "a\n", "é", "a\0", "pg_jobs", "a" * 47, None, 5),
+    ],
+    ids=lambda schema: repr(schema)[:20],
+)
+def test_a_name_that_cannot_be_a_schema_is_refused_before_it_gets_into_any_sql(schema: str) -> None:
+    with pytest.raises(InvalidSetting):
+        statements.check_schema(schema)
+    with pytest.raises(InvalidSetting):
+        statements.load.__wrapped__("work.sql", schema)
+    with pytest.raises(InvalidSetting):
+        store.Store(schema)
+
+
+@pytest.mark.conformance(269)
+@pytest.mark.parametrize("schema", ["pgxq_valid", "pgjobs", "_", "a1", "a" * 46])
+def test_a_good_name_of_a_schema_is_taken_as_it_is(schema: str) -> None:
+    assert statements.check_schema(schema) == schema
+
+
+@pytest.mark.conformance(231)
+def test_the_channel_of_a_schema_fits_an_identifier() -> None:
+    assert statements.channel("jobs") != statements.channel("jobs2")
+    assert len(statements.channel("a" * 46).encode()) <= 63
+
+
+def test_each_statement_is_loaded_once() -> None:
+    assert statements.load("work.sql", "jobs") is statements.load("work.sql", "jobs")
+    assert statements.load("work.sql", "jobs") is not statements.load("work.sql", "other")
+
+
+# --- who sends what
+
+
+def named_in(function: ast.AST) -> set[str]:
+    """The statements whose names stand in square brackets: self._work["claim"]."""
+    keys = [node.slice for node in ast.walk(function) if isinstance(node, ast.Subscript)]
+    return {
+        constant.value
+        for key in keys
+        for constant in ast.walk(key)
+        if isinstance(constant, ast.Constant) and isinstance(constant.value, str) and constant.value in everything()
+    }
+
+
+def test_every_statement_has_exactly_one_caller_in_the_store() -> None:
+    callers: dict[str, list[str]] = {name: [] for name in everything()}
+    for function in ast.walk(ast.parse(inspect.getsource(store))):
+        if isinstance(function, ast.FunctionDef):
+            for name in named_in(function):
+                callers[name].append(function.name)
+    shared = {"insert_job": ["insert_job", "insert_jobs"], "create_migration_table": ["table_sql", "create_table"]}
+    assert {name: functions for name, functions in callers.items() if len(functions) != 1} == shared
+
+
+def test_only_the_store_and_the_migrations_load_statements_and_only_the_store_runs_them() -> None:
+    package = Path(pgjobs.__file__).parent
+    apart = ("embedded.py", "demo.py")  # a server's own statements, and an application's
+    sources = {path.stem: path.read_text() for path in package.rglob("*.py") if path.name not in apart}
+    assert {name for name, source in sources.items() if "statements.load(" in source} == {"store", "migrate"}
+    assert {name for name, source in sources.items() if re.search(r"\b(cur|conn|cursor)\.execute", source)} == {"store"}
+
+
+# --- the columns of a job
+
+
+def columns(statement: str) -> list[str]:
+    """What a statement that gives a job lists, from `id` to `token`."""
+    found = re.findall(r"(?:SELECT|RETURNING)\s+((?:job\.)?id, (?:job\.)?state,[^;]*?\btoken)\b", code(statement))
+    assert len(found) == 1
+    return [column.strip().removeprefix("job.") for column in found[0].split(",")]
+
+
+def test_all_statements_that_give_jobs_list_the_same_columns_in_the_same_order() -> None:
+    listed = {name: columns(everything()[name]) for name in GIVE_JOBS}
+    assert len(listed["claim"]) == 17
+    assert all(names == listed["claim"] for names in listed.values()), listed
+    others = set(everything()) - set(GIVE_JOBS)
+    assert not [name for name in others if "attempted_by, token" in code(everything()[name])], "and there are no others"
+
+
+def test_a_row_becomes_a_job_column_by_column() -> None:
+    (function,) = (
+        node
+        for node in ast.parse(inspect.getsource(store)).body
+        if isinstance(node, ast.FunctionDef) and node.name == "_job"
+    )
+    (call,) = (
+        node
+        for node in ast.walk(function)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Job"
+    )
+    taken: dict[int, str] = {}
+    for keyword in call.keywords:
+        (position,) = {
+            node.slice.value
+            for node in ast.walk(keyword.value)
+            if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant)
+        }
+        assert isinstance(position, int)
+        taken[position] = str(keyword.arg).removeprefix("raw_")
+    assert [taken[position] for position in range(len(taken))] == columns(everything()["claim"])
+    assert {f"raw_{name}" if name in ("args", "metadata", "errors") else name for name in taken.values()} <= set(
+        job.Job.__dataclass_fields__
+    )

@@ -1,0 +1,248 @@
+"""Which function handles which kind, and what cannot be a handler."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pytest
+
+from pgjobs import (
+    DuplicateHandler,
+    Handler,
+    InvalidArgs,
+    InvalidHandler,
+    InvalidKind,
+    UndecodableArgs,
+    UnknownKind,
+    WorkMap,
+    never,
+)
+
+
+@dataclass
+class Welcome:
+    email: str
+
+
+@dataclass
+class Greeting:
+    kind: ClassVar[str] = "welcome"  # the same kind, by name
+    name: str = ""
+
+
+def handler(tx: Any, job: Any) -> None: ...
+
+
+def other(tx: Any, job: Any) -> None: ...
+
+
+# --- registration
+
+
+def test_a_key_is_a_kind_or_a_class_and_both_find_the_handler() -> None:
+    work_map: Any = WorkMap({Welcome: handler, "report.nightly": other})
+    assert list(work_map) == ["welcome", "report.nightly"]
+    assert work_map["welcome"].function is work_map[Welcome].function is handler
+    assert Welcome in work_map
+    assert "report.nightly" in work_map
+    assert "report.daily" not in work_map
+    assert Greeting in work_map, "found by its kind"
+
+
+def test_a_value_is_a_function_or_a_handler_with_settings() -> None:
+    policy = never()
+    work_map = WorkMap({Welcome: Handler(handler, backoff=policy), "plain": other})
+    assert (work_map["welcome"].function, work_map["welcome"].backoff) == (handler, policy)
+    assert work_map["plain"].backoff is None
+
+
+def test_the_decorator_registers_a_function_and_leaves_it_as_it_is() -> None:
+    work_map = WorkMap()
+    policy = never()
+    assert work_map.handles(Welcome, backoff=policy)(handler) is handler
+    assert (work_map[Welcome].function, work_map[Welcome].backoff) == (handler, policy)
+
+
+@pytest.mark.conformance(274)
+@pytest.mark.parametrize("second", [Welcome, Greeting, "welcome"], ids=["class", "other class", "kind"])
+def test_a_second_handler_for_a_kind_is_refused_and_the_first_stays(second: Any) -> None:
+    work_map = WorkMap({Welcome: handler})
+    with pytest.raises(DuplicateHandler, match=r"welcome.*handler"):
+        work_map[second] = other
+    with pytest.raises(DuplicateHandler):
+        work_map.handles(second)(other)
+    with pytest.raises(DuplicateHandler):
+        work_map.update({second: other})
+    with pytest.raises(DuplicateHandler):
+        WorkMap({"welcome": handler, Greeting: other})
+    assert work_map["welcome"].function is handler
+    assert len(work_map) == 1
+
+
+@pytest.mark.parametrize("key", [Welcome, "welcome"], ids=["class", "kind"])
+def test_a_handler_that_was_deleted_can_be_replaced(key: Any) -> None:
+    work_map = WorkMap({Welcome: handler})
+    del work_map[key]
+    work_map[Welcome] = other
+    assert work_map[Welcome].function is other
+
+
+def test_every_way_into_the_map_goes_through_its_checks() -> None:
+    work_map: Any = WorkMap()
+    work_map.update({Welcome: handler}, report=other)
+    work_map.update([("listed", other)])
+    work_map |= {"joined": other}
+    assert work_map.setdefault("default", other)
+    assert set(work_map) == {"welcome", "report", "listed", "joined", "default"}
+    assert all(isinstance(value, Handler) for value in work_map.values())
+    with pytest.raises(DuplicateHandler):
+        work_map |= {"joined": handler}
+
+
+def test_a_map_made_from_another_decodes_as_that_one_did() -> None:
+    copied = WorkMap(WorkMap({Welcome: handler}))
+    assert copied["welcome"].decode('{"email": "a@b.c"}') == Welcome("a@b.c")
+
+
+@pytest.mark.parametrize("get", [WorkMap.get, WorkMap.pop], ids=["get", "pop"])
+def test_a_class_finds_its_handler_whatever_it_is_asked_with(get: Any) -> None:
+    assert get(WorkMap({Welcome: handler}), Welcome).function is handler
+
+
+def test_an_unknown_kind_is_an_error_that_names_it() -> None:
+    with pytest.raises(UnknownKind, match=r"'report\.daily'") as unknown:
+        WorkMap({Welcome: handler}).find("report.daily")
+    assert unknown.value.kind == "report.daily"
+    with pytest.raises(KeyError):
+        WorkMap()["welcome"]
+
+
+@pytest.mark.parametrize("kind", ["", "a", "with space", 5, None])
+def test_a_kind_that_cannot_be_one_is_refused(kind: Any) -> None:
+    with pytest.raises(InvalidKind):
+        WorkMap({kind: handler})
+
+
+def test_a_class_that_cannot_be_args_is_refused() -> None:
+    class Plain:
+        pass
+
+    @dataclass
+    class Unstorable:
+        stream: Iterator[int]
+
+    with pytest.raises(InvalidHandler, match="Plain is not a dataclass"):
+        WorkMap({Plain: handler})
+    with pytest.raises(InvalidArgs, match="stream"):
+        WorkMap({Unstorable: handler})
+
+
+# --- decoding
+
+
+def test_args_come_as_the_class_they_were_registered_under() -> None:
+    work_map = WorkMap({Welcome: handler, "report": other})
+    assert work_map["welcome"].decode('{"email": "a@b.c"}') == Welcome("a@b.c")
+    assert work_map["report"].decode('{"email": "a@b.c"}') == {"email": "a@b.c"}
+
+
+@pytest.mark.conformance(271)
+@pytest.mark.parametrize("raw", ["", "{", "nope", "[1]", "5", "null", '{"email": 5}', "{}"])
+def test_args_that_do_not_fit_are_an_error_of_the_decoding(raw: str) -> None:
+    with pytest.raises(UndecodableArgs):
+        WorkMap({Welcome: handler})["welcome"].decode(raw)
+
+
+def test_a_dict_handler_takes_any_object_and_nothing_else() -> None:
+    decode = WorkMap({"report": other})["report"].decode
+    assert decode(json.dumps({"a": [1, {"b": None}]})) == {"a": [1, {"b": None}]}
+    with pytest.raises(UndecodableArgs):
+        decode("[1]")
+
+
+# --- signatures
+
+
+class Callable_:
+    def __call__(self, tx: Any, job: Any) -> None: ...
+
+    def method(self, tx: Any, job: Any) -> None: ...
+
+    @classmethod
+    def of_class(cls, tx: Any, job: Any) -> None: ...
+
+    @staticmethod
+    def static(tx: Any, job: Any) -> None: ...
+
+
+GOOD: list[Any] = [
+    handler,
+    lambda tx, job: None,
+    lambda tx, job, extra=None, *, more=None: None,
+    lambda *everything, **named: None,
+    Callable_(),
+    Callable_().method,
+    Callable_.of_class,
+    Callable_.static,
+    functools.partial(lambda prefix, tx, job: None, "prefix"),
+    functools.wraps(handler)(lambda *everything: None),
+    max,  # a builtin that does not tell its signature
+]
+
+
+@pytest.mark.parametrize("function", GOOD, ids=lambda f: getattr(f, "__qualname__", type(f).__name__))
+def test_whatever_can_be_called_with_a_transaction_and_a_job_is_a_handler(function: Any) -> None:
+    assert WorkMap({Welcome: function})[Welcome].function is function
+
+
+async def coroutine(tx: Any, job: Any) -> None: ...
+
+
+async def async_generator(tx: Any, job: Any) -> AsyncIterator[int]:
+    yield 1
+
+
+def generator(tx: Any, job: Any) -> Iterator[int]:
+    yield 1
+
+
+class AsyncCallable:
+    async def __call__(self, tx: Any, job: Any) -> None: ...
+
+
+class GeneratorCallable:
+    def __call__(self, tx: Any, job: Any) -> Iterator[int]:
+        yield 1
+
+
+BAD: list[Any] = [
+    None,
+    5,
+    "handler",
+    lambda: None,
+    lambda tx: None,
+    lambda tx, job, more: None,
+    lambda tx, *, job: None,
+    lambda tx, job, *, more: None,
+    Callable_.method,
+    coroutine,
+    async_generator,
+    generator,
+    functools.partial(coroutine),
+    AsyncCallable(),
+    GeneratorCallable(),
+]
+
+
+@pytest.mark.parametrize("function", BAD, ids=lambda f: getattr(f, "__qualname__", type(f).__name__))
+def test_what_cannot_be_a_handler_is_refused_at_registration(function: Any) -> None:
+    work_map = WorkMap()
+    with pytest.raises(InvalidHandler):
+        work_map[Welcome] = function
+    with pytest.raises(InvalidHandler):
+        work_map["kind"] = Handler(function)
+    assert not work_map
