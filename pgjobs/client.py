@@ -1,0 +1,271 @@
+"""Client: what an application does with jobs. An enqueue-only process needs nothing else."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import is_dataclass
+from datetime import timedelta
+from secrets import token_hex
+from types import TracebackType
+from typing import Any, Self, TypeVar, Unpack, overload
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+from psycopg_pool import ConnectionPool
+
+from pgjobs import codec, migrate
+from pgjobs.errors import InvalidArgs, InvalidOption, InvalidSetting, NoJobs, UnknownKind
+from pgjobs.job import LONGEST_DELAY, Job, JobOptions, NewJob, Options, check_kind, kind_of, options_of
+from pgjobs.outcome import one_line
+from pgjobs.statements import check_schema
+from pgjobs.store import AnyConnection, Row, Store
+from pgjobs.transaction import Borrowable, PoolSource, borrow
+from pgjobs.work_map import WorkMap
+
+Args = TypeVar("Args")
+
+# Where the connection string says nothing else. A dead peer is noticed within half a minute, not after the two hours of
+# the operating system.
+_CONNECTION_DEFAULTS: dict[str, Any] = {
+    "application_name": "pgjobs",
+    "keepalives": 1,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 25_000,
+    "prepare_threshold": None,  # named statements would collide behind a pooler in transaction mode
+}
+_METADATA_LIMIT = 64 * 1024  # bytes
+
+
+class Client:
+    """Enqueues jobs and looks at them, on the tables of one schema.
+
+        client = Client("postgresql://localhost/app")     # a pool of its own, made at once, connected when needed
+        client = Client(pool)                             # the application's psycopg_pool.ConnectionPool
+
+    `schema` holds the tables. `id` names this process in a job's `attempted_by`. With `work_map` only kinds that it
+    handles can be enqueued; without it, any. `queue`, `priority` and `max_attempts` are the defaults of jobs that say
+    nothing themselves; `max_args_bytes` is the largest JSON text that args may have.
+    """
+
+    def __init__(
+        self,
+        pool: str | ConnectionPool[Any],
+        *,
+        schema: str = "pgjobs",
+        id: str | None = None,
+        work_map: WorkMap | None = None,
+        queue: str = "default",
+        priority: int = 0,
+        max_attempts: int = 25,
+        max_args_bytes: int = 1024 * 1024,
+    ) -> None:
+        self.schema = check_schema(schema)
+        self.id = one_line(id or f"{socket.gethostname()}-{os.getpid()}-{token_hex(4)}", 255)
+        self.store = Store(self.schema)
+        self.source = _source(pool)
+        self._work_map = work_map
+        self._defaults = JobOptions(queue=queue, priority=priority, max_attempts=max_attempts)
+        self._max_args_bytes = max_args_bytes
+
+    # --- connections
+
+    @property
+    def pool(self) -> ConnectionPool[Any]:
+        """The connection pool; `with client.pool.connection() as tx` is a transaction."""
+        return self.source.pool
+
+    def close(self) -> None:
+        """Close the pool that the client made. One that was given to it stays open."""
+        self.source.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # --- tables
+
+    def migrate(
+        self,
+        tx: Borrowable | None = None,
+        *,
+        direction: migrate.Direction = "up",
+        target: int | None = None,
+        max_steps: int | None = None,
+        dry_run: bool = False,
+    ) -> list[migrate.Step]:
+        """Make or change the tables; what was done, or with `dry_run` what would be.
+
+        "up" goes to the newest version, "down" takes one step; `target` and `max_steps` say otherwise, and target 0
+        takes everything down. Each step commits by itself, and many processes may do this at once; with a `tx` the
+        steps belong to that transaction.
+        """
+        steps = {"direction": direction, "target": target, "max_steps": max_steps, "dry_run": dry_run}
+        if tx is not None:
+            return migrate.migrate(borrow(tx), self.schema, borrowed=True, **steps)  # type: ignore[arg-type]
+        with self.source.first_connection() as conn:
+            return migrate.migrate(conn, self.schema, **steps)  # type: ignore[arg-type]
+
+    def missing_migrations(self) -> list[int]:
+        """The versions that this code has and the tables have not; [] when all is well."""
+        with self.source.first_connection() as conn:
+            return migrate.missing(conn, self.schema)
+
+    def check_schema(self) -> None:
+        """Raise SchemaMissing, SchemaOutdated or SchemaTooNew unless the tables fit this code."""
+        with self.source.first_connection() as conn:
+            migrate.check(conn, self.schema)
+
+    # --- enqueue
+
+    @overload
+    def enqueue(
+        self, tx: Borrowable | ConnectionPool[Any] | None, args: NewJob[Args], *, notify: bool = True
+    ) -> Job[Args]: ...
+
+    @overload
+    def enqueue(
+        self,
+        tx: Borrowable | ConnectionPool[Any] | None,
+        args: Args,
+        *,
+        kind: str | None = None,
+        notify: bool = True,
+        **options: Unpack[Options],
+    ) -> Job[Args]: ...
+
+    def enqueue(
+        self,
+        tx: Borrowable | ConnectionPool[Any] | None,
+        args: Args | NewJob[Args],
+        *,
+        kind: str | None = None,
+        notify: bool = True,
+        **options: Unpack[Options],
+    ) -> Job[Args]:
+        """Insert one job in the transaction `tx`; it exists when, and only when, that transaction commits.
+
+        `tx` is a psycopg connection, cursor or transaction; None (or a pool) is a transaction of its own. `args` is
+        a dataclass instance, or a dict together with `kind`. Options that are left out come from the args class
+        (`@job_options`), then from the client:
+
+        - `queue`; `priority`: any smallint, lower runs first; `max_attempts`: 1 to 32767
+        - `scheduled_at` (aware) or `delay` (from now, by the database's clock; very long ones are cut to about 7900
+          years): not before
+        - `tags`: 3 to 255 letters, digits, - and _ each; `metadata`: a JSON object of at most 64 KiB beside the args
+
+        `notify=False` wakes no worker, which then finds the job by polling: for PREPARE TRANSACTION, which Postgres
+        refuses after a notification. Raises InvalidJob (a ValueError) before anything is sent; errors of the database
+        pass through. Nothing is committed on a `tx` that was given.
+        """
+        if isinstance(args, NewJob) and (kind is not None or options):
+            raise InvalidOption("a NewJob brings its own kind and options: give them there")
+        row = self._row(args if isinstance(args, NewJob) else NewJob(args, kind=kind, **options), notify)
+        with self._transaction(tx) as conn:
+            return self.store.insert_job(conn, row)
+
+    def enqueue_many(
+        self,
+        tx: Borrowable | ConnectionPool[Any] | None,
+        jobs: Iterable[object],
+        *,
+        notify: bool = True,
+    ) -> list[Job[Any]]:
+        """Insert many jobs in the transaction `tx`, in one exchange with the server; they come back in their order.
+
+        Each is an args instance, or `NewJob(args, **options)`. One that is invalid refuses all, before anything is
+        sent, and is named by its position. An empty list is refused.
+        """
+        rows = []
+        for position, job in enumerate(jobs):
+            try:
+                rows.append(self._row(job if isinstance(job, NewJob) else NewJob(job), notify))
+            except Exception as error:
+                error.add_note(f"at position {position} of the jobs to enqueue")
+                raise
+        if not rows:
+            raise NoJobs("there are no jobs to enqueue")
+        with self._transaction(tx) as conn:
+            return self.store.insert_jobs(conn, rows)
+
+    def _row(self, new: NewJob[Any], notify: bool) -> Row:
+        """Check and encode one job; raises before any SQL."""
+        kind = self._kind(new)
+        options = new.options.over(options_of(new.args)).over(self._defaults)
+        metadata = dict(options.metadata or {})
+        if is_dataclass(new.args):
+            metadata.setdefault("class", f"{type(new.args).__module__}.{type(new.args).__qualname__}")
+        assert options.queue is not None
+        assert options.priority is not None
+        assert options.max_attempts is not None
+        return Row(
+            kind=kind,
+            queue=options.queue,
+            priority=options.priority,
+            max_attempts=options.max_attempts,
+            args=codec.encode(new.args, max_bytes=self._max_args_bytes),
+            metadata=codec.encode(metadata, max_bytes=_METADATA_LIMIT),
+            tags=list(options.tags or ()),
+            scheduled_at=options.scheduled_at,
+            delay=min(options.delay or timedelta(0), LONGEST_DELAY),
+            notify=notify,
+        )
+
+    def _kind(self, new: NewJob[Any]) -> str:
+        if isinstance(new.args, Mapping):
+            kind = check_kind(new.kind)
+        elif is_dataclass(new.args) and not isinstance(new.args, type):
+            kind = check_kind(new.kind) if new.kind is not None else kind_of(type(new.args))
+        else:
+            raise InvalidArgs(f"a job is a dataclass instance, or a dict with kind=; not {new.args!r:.80}")
+        if self._work_map is not None and kind not in self._work_map:
+            raise UnknownKind(kind)
+        return kind
+
+    @contextmanager
+    def _transaction(self, tx: Borrowable | ConnectionPool[Any] | None) -> Iterator[AnyConnection]:
+        if tx is None:
+            with self.source.transaction() as conn:
+                yield conn
+        elif isinstance(tx, ConnectionPool):
+            with tx.connection() as conn, conn.transaction():
+                yield conn
+        else:
+            yield borrow(tx)
+
+    # --- look
+
+    def get(self, id: int, tx: Borrowable | ConnectionPool[Any] | None = None) -> Job[Any] | None:
+        """The job with this id as it is now, or None."""
+        with self._transaction(tx) as conn:
+            return self.store.get_job(conn, id)
+
+
+def decode_args(cls: type[Args], raw: str) -> Args:
+    """Decode the JSON text of `job.raw_args` into an instance of an args class; raises UndecodableArgs."""
+    return codec.decode(cls, raw)
+
+
+def _source(pool: object) -> PoolSource:
+    if isinstance(pool, ConnectionPool):
+        return PoolSource(pool, owned=False)
+    if isinstance(pool, str) and pool:
+        try:
+            said = conninfo_to_dict(pool)
+        except psycopg.ProgrammingError:  # its text may repeat the password
+            raise InvalidSetting(
+                "the connection string cannot be read: write postgresql://user:password@host:port/database, "
+                "or pairs as in: host=... dbname=..."
+            ) from None
+        defaults = {name: value for name, value in _CONNECTION_DEFAULTS.items() if name not in said}
+        own = ConnectionPool(pool, kwargs=defaults, min_size=0, max_size=10, open=True, name="pgjobs")
+        return PoolSource(own, owned=True)
+    raise InvalidSetting(f"a client needs a connection string or a psycopg_pool.ConnectionPool, not {pool!r}")

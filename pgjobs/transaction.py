@@ -1,0 +1,199 @@
+"""Where connections come from: the application's own, borrowed for an enqueue; a pool's, held for work."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import Any
+
+import psycopg
+from psycopg import Connection, Cursor, Transaction
+from psycopg.pq import PipelineStatus, TransactionStatus
+from psycopg_pool import ConnectionPool
+
+from pgjobs.errors import InvalidTransaction, PoolTooSmall
+from pgjobs.outcome import one_line
+
+log = logging.getLogger("pgjobs.transaction")
+
+AnyConnection = Connection[Any]
+#: What `enqueue` takes as its `tx`; None is a transaction of its own.
+Borrowable = Connection[Any] | Cursor[Any] | Transaction
+
+# Connections beside one for each worker thread: maintenance, and one for an enqueue of the application.
+SPARE_CONNECTIONS = 2
+# Attributes of a connection that a handler may set and the next job must not see.
+_PYTHON_STATE = (
+    "autocommit",
+    "row_factory",
+    "cursor_factory",
+    "server_cursor_factory",
+    "prepare_threshold",
+    "prepared_max",
+    "isolation_level",
+    "read_only",
+    "deferrable",
+)
+
+
+def borrow(tx: object) -> AnyConnection:
+    """The psycopg connection behind what the application calls its transaction. Nothing is executed on it.
+
+    pgjobs never calls `connection.transaction()` on it: as the first statement that block would commit the caller's
+    transaction.
+    """
+    match tx:
+        case Connection():
+            return tx
+        case Cursor() | Transaction():
+            return tx.connection
+    raise InvalidTransaction(
+        f"tx is a psycopg 3 Connection, Cursor or Transaction, or None for a transaction of its own; not {tx!r}"
+    )
+
+
+class PoolSource:
+    """Connections of a `psycopg_pool.ConnectionPool`."""
+
+    def __init__(self, pool: ConnectionPool[Any], *, owned: bool) -> None:
+        self.pool = pool
+        self.owned = owned
+
+    def make_room(self, threads: int) -> None:
+        """See to it that so many threads can hold a connection each, or raise PoolTooSmall."""
+        needed = threads + SPARE_CONNECTIONS
+        if self.pool.max_size >= needed:
+            return
+        if not self.owned:
+            raise PoolTooSmall(
+                f"{threads} worker threads need a connection pool of at least {needed} "
+                f"({SPARE_CONNECTIONS} to spare); this one has max_size={self.pool.max_size}"
+            )
+        self.pool.resize(self.pool.min_size, needed)
+
+    @contextmanager
+    def checkout(self, timeout: timedelta | None = None) -> Iterator[Checkout]:
+        """A connection for work, in autocommit mode: the statements of pgjobs say BEGIN themselves."""
+        held = Checkout(self.pool, timeout)
+        try:
+            yield held
+        finally:
+            held.give_back()
+
+    @contextmanager
+    def transaction(self) -> Iterator[AnyConnection]:
+        """A connection in a transaction of its own, committed at the end."""
+        with self.pool.connection() as conn, conn.transaction():
+            yield conn
+
+    def connect(self, dsn: str | None = None) -> AnyConnection:
+        """A connection beside the pool, in autocommit mode, for one who keeps it for long."""
+        if dsn is not None:
+            return Connection.connect(dsn, autocommit=True, application_name="pgjobs listener")
+        kwargs: dict[str, Any] = dict(_value(self.pool.kwargs) or {})
+        kwargs["autocommit"] = True
+        conn: AnyConnection = self.pool.connection_class.connect(_value(self.pool.conninfo), **kwargs)
+        return conn
+
+    @contextmanager
+    def first_connection(self) -> Iterator[AnyConnection]:
+        """A connection to begin with. Not from a pool of our own: that would try again for half a minute, and then not
+        say why, when the server or the database is not there."""
+        with self.connect() if self.owned else self.pool.connection() as conn:
+            yield conn
+
+    def close(self) -> None:
+        if self.owned:
+            self.pool.close()
+
+
+class Checkout:
+    """One thread's hold on a connection of a pool, for as long as the thread finds work."""
+
+    def __init__(self, pool: ConnectionPool[Any], timeout: timedelta | None = None) -> None:
+        self._pool = pool
+        self._timeout = None if timeout is None else timeout.total_seconds()
+        # psycopg_pool keeps it to itself; without it, restore() would have to give up every connection
+        self._configure: Callable[[AnyConnection], None] | None = pool._configure
+        self._take()
+
+    def _take(self) -> None:
+        self.conn = self._pool.getconn(self._timeout)
+        self.spoiled = False
+        self._kept = {name: getattr(self.conn, name) for name in _PYTHON_STATE}
+        if not self._kept["autocommit"]:
+            self.conn.autocommit = True
+
+    @property
+    def usable(self) -> bool:
+        """Whether another statement may be sent: connected, and not in the middle of something."""
+        status = self.conn.info.transaction_status
+        return (
+            not self.conn.closed
+            and status not in (TransactionStatus.UNKNOWN, TransactionStatus.ACTIVE)
+            and self.conn.pgconn.pipeline_status == PipelineStatus.OFF
+            and not self.conn.lock.locked()
+        )
+
+    def restore(self) -> None:
+        """Make the connection what it was before the handler: the session, which was reset, as the pool's owner
+        configures it; and the attributes of the object. Spoiled, if that cannot be done."""
+        try:
+            if self._configure is not None:
+                self._configure(self.conn)
+            self.conn.rollback()  # sends nothing, but fails when a transaction() block was left open
+            self.forget_python_state()
+        except Exception as error:  # also what the owner's function raises
+            log.warning("a connection could not be restored after a handler, and is given up: %s", one_line(error))
+            self.spoiled = True
+
+    def forget_python_state(self) -> None:
+        """Undo what a handler set on the connection object."""
+        for name, value in self._kept.items():
+            wanted = True if name == "autocommit" else value
+            if getattr(self.conn, name) != wanted:
+                setattr(self.conn, name, wanted)
+
+    def renew(self) -> None:
+        """Give this connection up for good and hold another one."""
+        self._discard()
+        self._take()
+
+    def give_back(self) -> None:
+        if self.spoiled or not self.usable or self.conn.info.transaction_status != TransactionStatus.IDLE:
+            self._discard()
+            return
+        self.forget_python_state()
+        if not self._kept["autocommit"]:
+            self.conn.autocommit = False
+        self._pool.putconn(self.conn)
+
+    def _discard(self) -> None:
+        sever(self.conn)
+        with suppress(psycopg.Error, ValueError):  # the pool replaces a closed connection
+            self._pool.putconn(self.conn)
+
+
+def sever(conn: AnyConnection) -> None:
+    """End a connection that somebody else may still be using.
+
+    The socket is shut down first, which wakes a thread that waits on it; only then, with the connection's lock at
+    hand, is it closed. Closing under such a thread would let it wait on a descriptor that soon is another's.
+    """
+    if conn.closed:
+        return
+    with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(conn.fileno())) as wire:
+        wire.shutdown(socket.SHUT_RDWR)
+    lock: threading.Lock = conn.lock
+    if lock.acquire(timeout=1):
+        lock.release()
+        conn.close()
+
+
+def _value(setting: Any) -> Any:
+    return setting() if callable(setting) else setting

@@ -1,0 +1,92 @@
+"""The database of the tests: a given one, or a server of the tests' own."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+from pgjobs import Client
+from pgjobs.embedded import EmbeddedPostgres
+
+Connect = Callable[..., psycopg.Connection[Any]]
+
+
+@pytest.fixture(scope="session")
+def server_dsn() -> Iterator[str]:
+    """A server to make databases on: PGJOBS_TEST_DATABASE_URL, else DATABASE_URL, else one started here."""
+    given = os.environ.get("PGJOBS_TEST_DATABASE_URL") or os.environ.get("DATABASE_URL")
+    if given:
+        yield given
+        return
+    with EmbeddedPostgres(fsync=False, settings={"max_connections": "300"}) as server:
+        yield server.dsn
+
+
+@contextmanager
+def new_database(server_dsn: str) -> Iterator[str]:
+    """The dsn of a new database with a name of its own, dropped on the way out whoever is still connected."""
+    name = f"pgjobs_test_{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(server_dsn, autocommit=True) as admin:
+        admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    try:
+        yield make_conninfo(server_dsn, dbname=name)
+    finally:
+        with psycopg.connect(server_dsn, autocommit=True) as admin:
+            admin.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture(scope="session")
+def database(server_dsn: str) -> Iterator[str]:
+    """The dsn of the one database this session's tests share."""
+    with new_database(server_dsn) as dsn:
+        yield dsn
+
+
+@pytest.fixture
+def fresh_database(server_dsn: str) -> Iterator[str]:
+    """The dsn of an empty database for this test alone."""
+    with new_database(server_dsn) as dsn:
+        yield dsn
+
+
+@pytest.fixture
+def connect(database: str) -> Iterator[Connect]:
+    """Opens connections to `database`; takes psycopg.connect's keywords; closes them all after the test."""
+    with ExitStack() as opened:
+
+        def open_connection(**kwargs: Any) -> psycopg.Connection[Any]:
+            connection: psycopg.Connection[Any] = psycopg.connect(database, **kwargs)
+            opened.callback(connection.close)
+            return connection
+
+        yield open_connection
+
+
+@pytest.fixture
+def conn(connect: Connect) -> psycopg.Connection[Any]:
+    """One connection to `database`, not in autocommit; what the test does not commit is gone after it."""
+    return connect()
+
+
+@pytest.fixture
+def schema() -> str:
+    """A name for this test's own tables: tests share a database, and no test sees another's jobs."""
+    return f"test_{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def client(database: str, schema: str) -> Iterator[Client]:
+    """A client on migrated tables of this test's own."""
+    with Client(database, schema=schema) as client:
+        client.migrate()
+        yield client
+        with client.pool.connection() as conn:
+            conn.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(schema)))
