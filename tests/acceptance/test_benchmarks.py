@@ -1,0 +1,34 @@
+"""The benchmarks still run, on a handful of jobs. What they measure is nobody's to assert."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import psycopg
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def test_the_drain_benchmark_prints_its_table_and_cleans_up(fresh_database: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.drain", "--jobs", "24", "--rounds", "1", "--threads", "1", "3"],
+        cwd=ROOT,
+        env=os.environ | {"DATABASE_URL": fresh_database},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert re.match(r"Postgres \d+.*, fsync o", done.stdout)
+    head, *rows = done.stdout.split("\n\n")[1].splitlines()
+    assert head.split() == ["threads", "jobs/s", "min-max", "floor", "prepared", "floor", "simple", "ratio"]
+    assert [row.split()[0] for row in rows] == ["1", "3"]
+    assert all(re.fullmatch(r" +\d+ +[\d,]+ +[\d,]+-[\d,]+ +[\d,]+ +[\d,]+ +\d+\.\d\d", row) for row in rows)
+    with psycopg.connect(fresh_database) as conn:
+        assert conn.execute("SELECT nspname FROM pg_namespace WHERE nspname ~ '^pgjobs'").fetchall() == []

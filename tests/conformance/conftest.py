@@ -1,0 +1,102 @@
+"""Looking into the tables of a test, and doing the duties by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import sql as composing
+
+from pgjobs import Client, Job, JobState
+from pgjobs.maintenance import Maintenance
+from tests.conftest import Connect
+
+Rows = Callable[..., list[tuple[Any, ...]]]
+
+
+@pytest.fixture
+def sql(client: Client, connect: Connect) -> Rows:
+    """Runs SQL on a connection that commits at once; in it `pgjobs.` stands for the schema of the test."""
+    conn = connect(autocommit=True)
+
+    def run(query: str, *values: object) -> list[tuple[Any, ...]]:
+        cursor = conn.execute(query.replace("pgjobs.", f'"{client.schema}".'), values or None)
+        return cursor.fetchall() if cursor.description else []
+
+    return run
+
+
+@pytest.fixture
+def stored(client: Client) -> Callable[[Job[Any]], Job[Any]]:
+    """The job as the table has it now."""
+
+    def read(job: Job[Any]) -> Job[Any]:
+        found = client.get(job.id)
+        assert found is not None, f"job {job.id} is gone"
+        return found
+
+    return read
+
+
+@pytest.fixture
+def effects(client: Client, sql: Rows) -> str:
+    """A table of the application's, for what handlers write."""
+    sql("CREATE TABLE pgjobs.effect (note text)")
+    return f'"{client.schema}".effect'
+
+
+@pytest.fixture
+def duties(client: Client) -> Maintenance:
+    """The duties, to be done by hand, with the times that jobs are kept by default."""
+    day = timedelta(hours=24)
+    return Maintenance(
+        client.store, keep={JobState.COMPLETED: day, JobState.CANCELLED: day, JobState.DISCARDED: 7 * day}
+    )
+
+
+@pytest.fixture
+def server(connect: Connect) -> psycopg.Connection[Any]:
+    """A connection that commits at once, for the duties."""
+    return connect(autocommit=True)
+
+
+@pytest.fixture
+def other_client(database: str, schema: str) -> Iterator[Client]:
+    """A client on tables of a second schema of the same database."""
+    with Client(database, schema=f"{schema}_2") as client:
+        client.migrate()
+        yield client
+        with client.pool.connection() as conn:
+            conn.execute(composing.SQL("DROP SCHEMA {} CASCADE").format(composing.Identifier(client.schema)))
+
+
+@pytest.fixture
+def skew_clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[timedelta], None]:
+    """Lets the clock of this process be wrong by so much, for all of pgjobs."""
+    import sys
+    import time
+
+    def skew(by: timedelta) -> None:
+        class AnyDatetime(type(datetime)):  # type: ignore[misc]
+            def __instancecheck__(cls, instance: object) -> bool:
+                return isinstance(instance, datetime)
+
+        class Skewed(datetime, metaclass=AnyDatetime):
+            @classmethod
+            def now(cls, tz: Any = None) -> Any:
+                return (datetime.now(UTC) + by).astimezone(tz)
+
+            @classmethod
+            def utcnow(cls) -> Any:
+                return datetime.now(UTC).replace(tzinfo=None) + by
+
+        right = time.time
+        monkeypatch.setattr(time, "time", lambda: right() + by.total_seconds())
+        for name, module in list(sys.modules.items()):
+            if name.startswith("pgjobs.") and getattr(module, "datetime", None) is datetime:
+                monkeypatch.setattr(module, "datetime", Skewed)
+
+    return skew

@@ -1,0 +1,617 @@
+"""Starting and stopping, settings, schemas, and how idle threads are woken."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import sql as composing
+from psycopg.conninfo import make_conninfo
+from psycopg_pool import ConnectionPool
+
+from pgjobs import (
+    Client,
+    InvalidOption,
+    InvalidSetting,
+    Job,
+    JobState,
+    PoolTooSmall,
+    SchemaMissing,
+    WorkerPool,
+    WorkerPoolError,
+    WorkMap,
+    constant,
+)
+from pgjobs.listener import Listener
+from tests.conformance.conftest import Rows
+from tests.conftest import Connect
+from tests.waiting import wait_until
+
+Stored = Callable[[Job[Any]], Job[Any]]
+Tx = psycopg.Connection[Any]
+HOUR = timedelta(hours=1)
+SECOND = timedelta(seconds=1)
+
+
+@dataclass
+class Thing:
+    n: int = 0
+
+
+def nothing(tx: Tx, job: Job[Any]) -> None: ...
+
+
+class Gate:
+    """A handler that says when it was entered, and waits to be let out."""
+
+    def __init__(self) -> None:
+        self.entered, self.open = threading.Semaphore(0), threading.Event()
+
+    def __call__(self, tx: Tx, job: Job[Any]) -> None:
+        self.entered.release()
+        assert self.open.wait(20)
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    gate = Gate()
+    yield gate
+    gate.open.set()
+
+
+def threads_of(pool: WorkerPool) -> set[str]:
+    return {thread.name for thread in threading.enumerate() if thread.name.startswith(f"{pool.name}/")}
+
+
+@contextmanager
+def in_the_background(work: Callable[[], object]) -> Iterator[threading.Thread]:
+    """Does this on a thread, which must have ended when the block has."""
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        yield thread
+    finally:
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+# --- stop
+
+
+@pytest.mark.conformance(248)
+def test_stop_with_nothing_at_work_returns_at_once(client: Client) -> None:
+    pool = WorkerPool(client, {Thing: nothing}, poll_interval=HOUR).start()
+    wait_until(lambda: len(threads_of(pool)) == 12)
+    began = time.monotonic()
+    assert pool.stop() is True
+    assert time.monotonic() - began < 3
+    assert threads_of(pool) == set()
+
+
+@pytest.mark.conformance(249, 265)
+@pytest.mark.parametrize("threads", [1, 5])
+def test_stop_waits_for_the_jobs_at_work_and_no_longer(client: Client, gate: Gate, sql: Rows, threads: int) -> None:
+    client.enqueue_many(None, [Thing(n) for n in range(threads)])
+    pool = WorkerPool(client, {Thing: gate}, queues={"default": threads}, poll_interval=HOUR, listen=False).start()
+    for _ in range(threads):
+        assert gate.entered.acquire(timeout=10)
+    stopped: list[tuple[bool, float]] = []
+    with in_the_background(lambda: stopped.append((pool.stop(), time.monotonic()))):
+        wait_until(pool._stopping.is_set)
+        assert stopped == [], "a handler still runs"
+        assert sql("SELECT DISTINCT state FROM pgjobs.job") == [("running",)]
+        opened = time.monotonic()
+        gate.open.set()
+    ((ended, when),) = stopped
+    assert ended is True
+    assert when - opened < 5, "no poll was waited for"
+    assert sql("SELECT DISTINCT state FROM pgjobs.job") == [("completed",)]
+
+
+@pytest.mark.conformance(249)
+def test_no_job_is_started_after_stop_was_called(client: Client, gate: Gate, stored: Stored) -> None:
+    pool = WorkerPool(client, {Thing: gate}, queues={"default": 1}).start()
+    running = client.enqueue(None, Thing(1))
+    assert gate.entered.acquire(timeout=10)
+    with in_the_background(pool.stop):
+        wait_until(pool._stopping.is_set)
+        waiting = client.enqueue(None, Thing(2))
+        gate.open.set()
+    assert stored(running).state == JobState.COMPLETED
+    assert (stored(waiting).state, stored(waiting).attempt) == (JobState.AVAILABLE, 0)
+
+
+@pytest.mark.conformance(249)
+def test_stop_under_continual_insertion_leaves_no_job_running(client: Client, sql: Rows) -> None:
+    over = threading.Event()
+
+    def insert() -> None:
+        while not over.is_set():
+            client.enqueue_many(None, [Thing(), Thing()])
+
+    with in_the_background(insert):
+        pool = WorkerPool(client, {Thing: nothing}, queues={"default": 4}).start()
+        wait_until(lambda: sql("SELECT count(*) > 20 FROM pgjobs.job WHERE state = 'completed'") == [(True,)])
+        assert pool.stop(20 * SECOND) is True
+        over.set()
+    assert sql("SELECT count(*) FROM pgjobs.job WHERE state = 'running'") == [(0,)]
+    assert sql("SELECT DISTINCT state, attempt FROM pgjobs.job WHERE state <> 'completed'") in ([], [("available", 0)])
+
+
+@pytest.mark.conformance(279)
+def test_a_long_job_outlives_a_stop_that_does_not_wait_for_it(
+    client: Client, gate: Gate, sql: Rows, stored: Stored
+) -> None:
+    job = client.enqueue(None, Thing())
+    pool = WorkerPool(client, {Thing: gate}, queues={"default": 1}).start()
+    assert gate.entered.acquire(timeout=10)
+    assert pool.stop(SECOND / 10) is False
+    assert (stored(job).state, stored(job).errors) == (JobState.RUNNING, ())
+    assert pool.running
+    with pytest.raises(WorkerPoolError):
+        pool.start()
+    other = WorkerPool(client, {Thing: nothing})
+    assert not other.work_one(), "it is still at work"
+    gate.open.set()
+    wait_until(lambda: stored(job).state == JobState.COMPLETED)
+    wait_until(lambda: not pool.running)
+    assert stored(job).attempt == 1
+
+
+@pytest.mark.conformance(275)
+def test_stop_before_any_start_is_no_error(client: Client) -> None:
+    assert WorkerPool(client, {Thing: nothing}).stop() is True
+
+
+@pytest.mark.conformance(267)
+def test_a_pool_that_runs_cannot_be_started_again_and_one_that_was_stopped_can(client: Client, stored: Stored) -> None:
+    """A stopped pool may be started again, and a handler may be added at any time: so says the design."""
+    pool = WorkerPool(client, {Thing: nothing}, queues={"default": 1})
+    assert pool.stop() is True
+    with pool:
+        with pytest.raises(WorkerPoolError, match="started already"):
+            pool.start()
+        assert pool.running
+    assert threads_of(pool) == set()
+    assert pool.stop() is True
+    job = client.enqueue(None, Thing())
+    with pool:
+        wait_until(lambda: stored(job).state == JobState.COMPLETED)
+
+
+@pytest.mark.conformance(255)
+def test_a_pool_survives_being_started_and_stopped_a_hundred_times_by_several_threads(
+    client: Client, sql: Rows
+) -> None:
+    pool = WorkerPool(client, {Thing: nothing}, queues={"default": 2}, poll_interval=HOUR)
+    with pool:
+        pass  # what is made once and kept, like the connections of the client, is made now
+    descriptors = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else 0
+    surprises: list[BaseException] = []
+
+    def start_and_stop() -> None:
+        for _ in range(25):
+            try:
+                pool.start()
+            except WorkerPoolError:
+                pass  # another thread was first
+            except BaseException as error:
+                surprises.append(error)
+            pool.stop()
+
+    with ExitStack() as at_once:
+        for _ in range(4):
+            at_once.enter_context(in_the_background(start_and_stop))
+    assert surprises == []
+    assert pool.stop() is True
+    assert threads_of(pool) == set()
+    if descriptors:
+        wait_until(lambda: len(os.listdir("/proc/self/fd")) <= descriptors + 6)  # the client's pool may hold a few more
+    client.enqueue(None, Thing())
+    with pool:
+        wait_until(lambda: sql("SELECT state FROM pgjobs.job") == [("completed",)])
+
+
+# --- start
+
+
+@pytest.mark.conformance(254)
+def test_a_pool_without_handlers_is_not_started(client: Client) -> None:
+    pool = WorkerPool(client, {})
+    with pytest.raises(WorkerPoolError, match="handler"):
+        pool.start()
+    assert threads_of(pool) == set()
+
+
+@pytest.mark.conformance(254)
+def test_a_pool_without_queues_is_refused(client: Client) -> None:
+    with (
+        pytest.raises((InvalidSetting, WorkerPoolError), match="queue"),
+        WorkerPool(client, {Thing: nothing}, queues={}),
+    ):
+        pass
+
+
+@pytest.mark.conformance(254)
+def test_start_raises_what_the_database_says_and_can_be_tried_again(server_dsn: str, schema: str) -> None:
+    missing = make_conninfo(server_dsn, dbname=schema)
+    with Client(missing) as client:
+        pool = WorkerPool(client, {Thing: nothing}, queues={"default": 1})
+        began = time.monotonic()
+        with pytest.raises(psycopg.OperationalError, match="does not exist"):
+            pool.start()
+        assert time.monotonic() - began < 5
+        assert threads_of(pool) == set()
+        with psycopg.connect(server_dsn, autocommit=True) as admin:
+            admin.execute(composing.SQL("CREATE DATABASE {}").format(composing.Identifier(schema)))
+        try:
+            with pytest.raises(SchemaMissing):
+                pool.start()
+            client.migrate()
+            with pool:
+                assert pool.running
+        finally:
+            client.close()
+            with psycopg.connect(server_dsn, autocommit=True) as admin:
+                admin.execute(composing.SQL("DROP DATABASE {} WITH (FORCE)").format(composing.Identifier(schema)))
+
+
+@pytest.mark.conformance(254)
+def test_a_server_that_is_not_there_is_an_error_of_the_driver() -> None:
+    with Client("host=127.0.0.1 port=1 dbname=nowhere connect_timeout=2") as client:
+        began = time.monotonic()
+        with pytest.raises(psycopg.OperationalError, match="refused"):
+            WorkerPool(client, {Thing: nothing}).start()
+        assert time.monotonic() - began < 5
+
+
+def test_a_connection_pool_that_is_too_small_is_refused_with_the_numbers(client: Client, database: str) -> None:
+    with ConnectionPool(database, min_size=0, max_size=6, open=True) as connections:
+        own = Client(connections, schema=client.schema)
+        with pytest.raises(PoolTooSmall, match=r"5 .*7 .*6"):
+            WorkerPool(own, {Thing: nothing}, queues={"default": 3, "mail": 2}).start()
+        with WorkerPool(own, {Thing: nothing}, queues={"default": 3, "mail": 1}) as pool:
+            assert pool.threads == 4
+
+
+# --- settings
+
+
+@pytest.mark.conformance(258)
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"queues": {"default": 0}}, "threads"),
+        ({"queues": {"default": -1}}, "threads"),
+        ({"queues": {"default": 10_001}}, "threads"),
+        ({"queues": {"default": True}}, "threads"),
+        ({"queues": {"default": 2.0}}, "threads"),
+        ({"queues": {"": 1}}, "queue"),
+        ({"queues": {"a b": 1}}, "queue"),
+        ({"order": "random"}, "order"),
+        ({"poll_interval": timedelta(0)}, "poll_interval"),
+        ({"poll_interval": timedelta(microseconds=999)}, "poll_interval"),
+        ({"poll_interval": -SECOND}, "poll_interval"),
+        ({"fetch_cooldown": -SECOND}, "fetch_cooldown"),
+        ({"fetch_cooldown": timedelta(microseconds=999)}, "fetch_cooldown"),
+        ({"fetch_cooldown": 2 * SECOND}, "shorter"),
+        ({"keep_completed": -SECOND}, "keep_completed"),
+        ({"keep_cancelled": -SECOND}, "keep_cancelled"),
+        ({"keep_discarded": -SECOND}, "keep_discarded"),
+    ],
+    ids=str,
+)
+def test_a_setting_out_of_its_range_is_refused_at_construction_by_its_name(
+    client: Client, settings: dict[str, Any], named: str
+) -> None:
+    with pytest.raises((InvalidSetting, InvalidOption), match=named):
+        WorkerPool(client, {Thing: nothing}, **settings)
+
+
+@pytest.mark.conformance(258)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"queues": {"default": 1}},
+        {"queues": {"default": 10_000}},
+        {"poll_interval": timedelta(milliseconds=1), "fetch_cooldown": timedelta(milliseconds=1)},
+        {"keep_completed": timedelta(0), "keep_cancelled": None, "keep_discarded": timedelta.max},
+    ],
+    ids=str,
+)
+def test_settings_at_the_edge_of_their_range_are_taken(client: Client, settings: dict[str, Any]) -> None:
+    WorkerPool(client, {Thing: nothing}, **settings)
+
+
+@pytest.mark.conformance(258, 268)
+@pytest.mark.parametrize(
+    "settings",
+    [{"max_attempts": 0}, {"max_attempts": -1}, {"priority": 40_000}, {"queue": ""}, {"schema": "a" * 47}],
+    ids=str,
+)
+def test_a_setting_of_the_client_out_of_its_range_is_refused_at_construction(
+    database: str, settings: dict[str, Any]
+) -> None:
+    with pytest.raises((InvalidSetting, InvalidOption)):
+        Client(database, **settings)
+
+
+@pytest.mark.conformance(268)
+@pytest.mark.parametrize("pool", [None, "", 5, object()], ids=repr)
+def test_a_client_needs_something_to_connect_with(pool: Any) -> None:
+    with pytest.raises(InvalidSetting, match="connection"):
+        Client(pool)
+
+
+@pytest.mark.conformance(269)
+def test_a_schema_that_cannot_be_named_without_quotes_is_refused_by_the_client(database: str) -> None:
+    for name in (
+        "",
+        "drop table;",
+        "my-jobs",
+        "foo bar",
+        "a.b.c",
+        ".foo",
+        "foo.",
+        "123table",
+        "schema.123t",
+        "Jobs123",
+    ):
+        with pytest.raises(InvalidSetting, match="schema"):
+            Client(database, schema=name)
+
+
+# --- schemas
+
+
+@pytest.mark.conformance(260)
+def test_everything_works_with_nothing_on_the_search_path(
+    client: Client, database: str, sql: Rows, connect: Connect
+) -> None:
+    def handler(tx: Tx, job: Job[Thing]) -> None:
+        if job.attempt == 1 and job.args.n == 1:
+            raise ValueError("once")
+
+    with ConnectionPool(database, kwargs={"options": "-c search_path="}, min_size=0, max_size=4, open=True) as bare:
+        own = Client(bare, schema=client.schema)
+        assert own.missing_migrations() == []
+        sql(  # what a vanished worker left, and what is to be cleaned
+            "INSERT INTO pgjobs.job (kind, state, attempt, attempted_at)"
+            " VALUES ('thing', 'running', 1, now() - interval '1 hour')"
+        )
+        sql(
+            "INSERT INTO pgjobs.job (kind, state, finalized_at)"
+            " VALUES ('thing', 'completed', now() - interval '2 days')"
+        )
+        own.enqueue_many(None, [Thing(0), Thing(1)])
+        own.enqueue(None, Thing(2), delay=SECOND / 10)
+        with WorkerPool(own, {Thing: handler}, queues={"default": 2}, backoff=constant(SECOND / 10)):
+            wait_until(lambda: sql("SELECT state, count(*) FROM pgjobs.job GROUP BY state") == [("completed", 4)])
+
+
+@pytest.mark.conformance(264)
+def test_two_schemas_work_side_by_side_also_when_one_is_second_on_the_search_path(
+    client: Client, other_client: Client, database: str
+) -> None:
+    ran: list[str] = []
+    path = f"-c search_path={client.schema},{other_client.schema}"
+    with ConnectionPool(database, kwargs={"options": path}, min_size=0, max_size=8, open=True) as connections:
+        first, second = (Client(connections, schema=own.schema) for own in (client, other_client))
+        jobs = {"first": first.enqueue(None, Thing()), "second": second.enqueue(None, Thing())}
+        second.enqueue(None, Thing())
+        pool = WorkerPool(first, {Thing: lambda tx, job: ran.append("first")})
+        assert (pool.work_one(), pool.work_one()) == (True, False)
+        pool = WorkerPool(second, {Thing: lambda tx, job: ran.append("second")})
+        assert (pool.work_one(), pool.work_one(), pool.work_one()) == (True, True, False)
+        assert ran == ["first", "second", "second"]
+        assert jobs["first"].id == jobs["second"].id == 1, "each schema counts by itself"
+
+
+# --- threads
+
+
+@pytest.mark.conformance(262, 246)
+def test_all_threads_of_a_pool_work_and_none_is_left_after_it(client: Client) -> None:
+    met = threading.Barrier(2, timeout=10)
+    names: list[str] = []
+
+    def handler(tx: Tx, job: Job[Thing]) -> None:
+        names.append(threading.current_thread().name)
+        if job.args.n < 2:
+            met.wait()
+
+    client.enqueue_many(None, [Thing(n) for n in range(15)])
+    with WorkerPool(client, {Thing: handler}, queues={"default": 2}, name="two") as pool:
+        wait_until(lambda: len(names) == 15)
+        assert threads_of(pool) == {"two/worker-0", "two/worker-1", "two/maintenance", "two/listener"}
+    assert set(names) == {"two/worker-0", "two/worker-1"}, "a handler knows its thread by this name"
+    assert threads_of(pool) == set()
+
+
+def test_each_queue_has_its_own_threads(client: Client, gate: Gate) -> None:
+    done = threading.Event()
+    client.enqueue(None, Thing(), queue="slow")
+    with WorkerPool(client, {Thing: gate, "other": lambda tx, job: done.set()}, queues={"slow": 1, "fast": 1}):
+        assert gate.entered.acquire(timeout=10)
+        client.enqueue(None, {}, kind="other", queue="fast")
+        assert done.wait(10), "a queue whose threads are all at work holds up no other"
+        gate.open.set()
+
+
+@pytest.mark.conformance(276)
+def test_a_kind_that_is_registered_later_is_worked_with_what_waited_for_it(client: Client, sql: Rows) -> None:
+    work_map = WorkMap({"other": nothing})
+    client.enqueue_many(None, [Thing(n) for n in range(3)])
+    with WorkerPool(client, work_map, backoff=constant(SECOND / 20)):
+        wait_until(lambda: sql("SELECT count(*) FROM pgjobs.job WHERE errors <> '[]'") == [(3,)])
+        work_map[Thing] = nothing
+        client.enqueue(None, Thing(3))
+        wait_until(lambda: sql("SELECT state, count(*) FROM pgjobs.job GROUP BY state") == [("completed", 4)])
+
+
+@pytest.mark.conformance(278)
+def test_the_name_of_the_pool_is_in_its_log_lines(client: Client, gate: Gate, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="pgjobs")
+    with caplog.at_level(logging.INFO):
+        pool = WorkerPool(client, {Thing: gate}, name="the-pool", queues={"default": 1}).start()
+        client.enqueue(None, {}, kind="unknown.kind")
+        client.enqueue(None, Thing())
+        assert gate.entered.acquire(timeout=10)
+        pool.stop(timedelta(0))
+        gate.open.set()
+        wait_until(lambda: not pool.running)
+    of_the_pool = [record for record in caplog.records if record.name == "pgjobs.worker"]
+    assert len(of_the_pool) == 2, "started, and stopped while a handler runs"
+    assert all("the-pool" in record.getMessage() for record in of_the_pool)
+    (failed,) = (record for record in caplog.records if record.name == "pgjobs.executor")
+    assert str(failed.threadName).startswith("the-pool/")
+
+
+# --- waking
+
+
+def listening(sql: Rows, client: Client) -> int:
+    """How many connections listen to this client's channel."""
+    query = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE %s"
+    return int(sql(query, f'LISTEN "{client.store.channel}"%')[0][0])
+
+
+@pytest.mark.conformance(225)
+def test_only_a_job_that_can_run_now_notifies(client: Client, server: Tx) -> None:
+    client.store.listen(server)
+    client.enqueue(None, Thing(), queue="later", delay=HOUR)
+    client.enqueue(None, Thing(), queue="silent", notify=False)
+    client.enqueue_many(None, [Thing(), Thing()])
+    client.enqueue(None, Thing(), queue="last")
+    heard = []
+    for notification in server.notifies(timeout=10):
+        heard.append(notification.payload)
+        if notification.payload == "last":
+            break
+    assert heard == ["default", "last"], "once for two jobs of one transaction"
+
+
+@pytest.mark.conformance(225)
+def test_a_notification_wakes_a_pool_that_would_not_poll_for_an_hour(client: Client, stored: Stored, sql: Rows) -> None:
+    with WorkerPool(client, {Thing: nothing}, queues={"default": 2, "mail": 1}, poll_interval=HOUR):
+        wait_until(lambda: listening(sql, client) == 1)
+        for queue in ("default", "mail", "default"):
+            job = client.enqueue(None, Thing(), queue=queue)
+            wait_until(lambda job=job: stored(job).state == JobState.COMPLETED, timeout=5)  # type: ignore[misc]
+
+
+@pytest.mark.conformance(225)
+def test_one_notification_is_enough_for_many_jobs_and_many_threads(client: Client, sql: Rows) -> None:
+    met = threading.Barrier(5, timeout=10)
+
+    def handler(tx: Tx, job: Job[Thing]) -> None:
+        met.wait()
+
+    with WorkerPool(client, {Thing: handler}, queues={"default": 5}, poll_interval=HOUR):
+        wait_until(lambda: listening(sql, client) == 1)
+        client.enqueue_many(None, [Thing(n) for n in range(5)])
+        wait_until(lambda: sql("SELECT DISTINCT state FROM pgjobs.job") == [("completed",)])
+
+
+@pytest.mark.conformance(227)
+def test_a_pool_that_only_polls_does_everything_a_listening_one_does(client: Client, sql: Rows) -> None:
+    def handler(tx: Tx, job: Job[Thing]) -> None:
+        if job.args.n == 1 and job.attempt == 1:
+            raise ValueError("once")
+
+    pool = WorkerPool(client, {Thing: handler}, listen=False, poll_interval=SECOND / 20, backoff=constant(SECOND / 20))
+    with pool:
+        client.enqueue_many(None, [Thing(0), Thing(1)])
+        client.enqueue(None, Thing(2), delay=SECOND / 20)
+        sql("INSERT INTO pgjobs.job (kind, args) VALUES ('thing', '{\"n\": 3}')")
+        wait_until(lambda: sql("SELECT state, count(*) FROM pgjobs.job GROUP BY state") == [("completed", 4)])
+        assert listening(sql, client) == 0
+
+
+@pytest.mark.conformance(229)
+def test_one_connection_listens_for_all_queues_and_is_gone_after_stop(client: Client, sql: Rows) -> None:
+    queues = {f"queue-{n}": 1 for n in range(5)}
+    with WorkerPool(client, {Thing: nothing}, queues=queues):
+        wait_until(lambda: listening(sql, client) == 1)
+        for queue in queues:
+            client.enqueue(None, Thing(), queue=queue)
+        wait_until(lambda: sql("SELECT count(*) FROM pgjobs.job WHERE state = 'completed'") == [(5,)])
+        assert listening(sql, client) == 1
+    wait_until(lambda: listening(sql, client) == 0)
+
+
+@pytest.mark.conformance(233)
+def test_the_poll_interval_is_a_second_unless_it_is_set(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert inspect.signature(WorkerPool).parameters["poll_interval"].default == SECOND
+    looks: list[float] = []
+    claim = client.store.claim
+
+    def noted_claim(*args: Any, **options: Any) -> Job[Any] | None:
+        looks.append(time.monotonic())
+        return claim(*args, **options)
+
+    monkeypatch.setattr(client.store, "claim", noted_claim)
+    with WorkerPool(client, {Thing: nothing}, queues={"default": 1}, listen=False, poll_interval=SECOND / 20):
+        wait_until(lambda: len(looks) >= 5)
+    gaps = [later - earlier for earlier, later in pairwise(looks)]
+    assert min(gaps) >= 0.049
+    assert min(gaps) < 0.5
+
+
+@contextmanager
+def listener(client: Client, connect: Callable[[], Tx], wake: Callable[[str | None], None]) -> Iterator[Listener]:
+    listener = Listener(client.store, connect, wake=wake, name="listener")
+    listener.start()
+    try:
+        yield listener
+    finally:
+        listener.stop()
+
+
+@pytest.mark.conformance(228)
+def test_a_listener_that_cannot_connect_tries_again_and_then_hears(
+    client: Client, server: Tx, caplog: pytest.LogCaptureFixture
+) -> None:
+    tries: list[float] = []
+    woken: list[str | None] = []
+
+    def connect() -> Tx:
+        tries.append(time.monotonic())
+        if len(tries) < 3:
+            raise psycopg.OperationalError("not yet")
+        return client.source.connect()
+
+    with listener(client, connect, woken.append) as listening_one:
+        wait_until(lambda: listening_one.listening)
+        assert len(tries) == 3
+        assert tries[2] - tries[1] > tries[1] - tries[0] > 0.09, "the pauses grow"
+        wait_until(lambda: woken == [None])  # what was enqueued while nobody listened
+        client.enqueue(None, Thing(), queue="mail")
+        wait_until(lambda: woken == [None, "mail"])
+    assert sum("not listening" in record.getMessage() for record in caplog.records) == 2
+
+
+@pytest.mark.conformance(228)
+def test_a_listener_that_waits_for_its_next_try_stops_at_once(client: Client) -> None:
+    tries: list[int] = []
+
+    def connect() -> Tx:
+        tries.append(1)
+        raise psycopg.OperationalError("never")
+
+    with listener(client, connect, lambda queue: None):
+        wait_until(lambda: len(tries) >= 4)
+        began = time.monotonic()
+    assert time.monotonic() - began < 0.6, "the next try would be in 0.8 s"

@@ -1,0 +1,658 @@
+"""Races and stuck states, one by one: each test fails when the rule that it is named after is taken away."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+from psycopg import Connection, sql
+
+from pgjobs import AttemptLost, Client, Job, JobState, NewJob, WorkerPool, constant
+from pgjobs.embedded import EmbeddedPostgres
+from pgjobs.outcome import COMPLETED, Outcome, decide
+from pgjobs.store import Store
+from tests.conftest import Connect
+from tests.waiting import wait_until
+
+AnyConnection = Connection[Any]
+NO_DELAY = timedelta(0)
+AT_ONCE = constant(NO_DELAY)
+LATER = constant(timedelta(hours=1))
+
+
+@dataclass
+class Table:
+    """The jobs of one schema, seen from beside the library, through a connection in autocommit mode."""
+
+    client: Client
+    conn: AnyConnection
+
+    def query(self, text: str, *values: Any) -> list[Any]:
+        cur = self.conn.execute(self.sql(text), values)
+        return cur.fetchall() if cur.description else []
+
+    def sql(self, text: str) -> sql.Composed:
+        return sql.SQL(text).format(schema=sql.Identifier(self.client.schema))
+
+    def enqueue(self, kind: str = "any", **options: Any) -> Job[Any]:
+        args: dict[str, Any] = {}
+        return self.client.enqueue(None, args, kind=kind, **options)
+
+    def job(self, job: Job[Any]) -> Job[Any]:
+        found = self.client.get(job.id)
+        assert found is not None
+        return found
+
+    def claim(self, conn: AnyConnection, **options: Any) -> Job[Any] | None:
+        settings = {"queue": "default", "token": uuid4(), "worker": "tester", **options}
+        return self.store.claim(conn, **settings)
+
+    def must_claim(self, conn: AnyConnection, **options: Any) -> Job[Any]:
+        job = self.claim(conn, **options)
+        assert job is not None
+        return job
+
+    def rescue(self, grace: timedelta = NO_DELAY) -> list[Job[Any]]:
+        return self.store.rescue(self.conn, 100, grace)
+
+    @property
+    def store(self) -> Store:
+        return self.client.store
+
+
+@pytest.fixture
+def table(client: Client, connect: Connect) -> Table:
+    made = Table(client, connect(autocommit=True))
+    made.query("CREATE TABLE {schema}.effect (job bigint, attempt integer)")
+    return made
+
+
+@pytest.fixture
+def worker(connect: Connect) -> AnyConnection:
+    """A connection as a worker thread holds one."""
+    return connect(autocommit=True)
+
+
+def write(table: Table, tx: AnyConnection, job: Job[Any]) -> None:
+    tx.execute(table.sql("INSERT INTO {schema}.effect VALUES (%s, %s)"), [job.id, job.attempt])
+
+
+def in_thread(act: Callable[[], object]) -> threading.Thread:
+    thread = threading.Thread(target=act, daemon=True)
+    thread.start()
+    return thread
+
+
+def failure(job: Job[Any]) -> Outcome:
+    return decide(job, ValueError("failed"), LATER)
+
+
+# R1: attempt numbers come again, tokens never.
+
+
+def test_r1_a_late_finish_of_an_old_claim_does_not_touch_a_new_one_of_the_same_attempt_number(
+    table: Table, worker: AnyConnection, connect: Connect
+) -> None:
+    table.enqueue()
+    old = table.must_claim(worker)
+    assert old.token is not None
+    worker.execute("ROLLBACK")
+    assert table.store.release_claim(table.conn, queue=old.queue, token=old.token)
+    new = table.must_claim(connect(autocommit=True))
+    assert (new.id, new.attempt) == (old.id, old.attempt), "the number alone would fence nothing"
+
+    # the new one's lock is dropped first, so that nothing but the token stands in the way
+    table.query(
+        "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE relation = '{schema}.job'::regclass AND pid <> "
+        "pg_backend_pid()"
+    )
+    wait_until(lambda: table.query("SELECT id FROM {schema}.job FOR UPDATE SKIP LOCKED"))
+    for outcome in (COMPLETED, failure(old)):
+        with pytest.raises(AttemptLost):
+            table.store.finish_late(worker, old, outcome)
+        worker.execute("ROLLBACK")
+    assert table.job(new).token == new.token
+    assert table.job(new).state == JobState.RUNNING
+
+
+def test_r1_a_snooze_between_two_attempts_makes_no_difference(table: Table, worker: AnyConnection) -> None:
+    table.enqueue()
+    old = table.must_claim(worker)
+    table.store.fail(worker, old, Outcome(JobState.SCHEDULED, delay=NO_DELAY, attempt_given_back=True))
+    new = table.must_claim(worker)
+    assert new.attempt == old.attempt == 1
+    assert new.token != old.token
+    with pytest.raises(AttemptLost):
+        table.store.complete(worker, old, COMPLETED)
+
+
+# R2: a finish that matches nothing stops the COMMIT behind it.
+
+
+@pytest.mark.conformance(46)
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE {schema}.job SET state = 'available', token = NULL",
+        "UPDATE {schema}.job SET state = 'cancelled', finalized_at = now()",
+        "UPDATE {schema}.job SET token = '00000000-0000-0000-0000-000000000000'",
+        "DELETE FROM {schema}.job",
+    ],
+)
+@pytest.mark.parametrize("fails", [False, True])
+def test_r2_what_a_handler_wrote_is_not_committed_when_its_job_is_no_longer_its_own(
+    table: Table, change: str, fails: bool
+) -> None:
+    """The handler changes the row itself: it holds the lock, nobody else could."""
+
+    def handler(tx: AnyConnection, job: Job[Any]) -> None:
+        write(table, tx, job)
+        tx.execute(table.sql(change))
+        if fails:
+            raise ValueError("after the change")
+
+    job = table.enqueue()
+    assert WorkerPool(table.client, {"any": handler}, backoff=LATER).work_one()
+    assert table.query("SELECT * FROM {schema}.effect") == []
+    found = table.job(job)
+    assert found.state == (JobState.RETRYABLE if fails else JobState.RUNNING), "put back, and left to the rescue"
+    assert found.token is not None
+
+
+def test_r2_a_finish_without_its_row_raises_in_the_server_and_leaves_the_transaction_aborted(
+    table: Table, worker: AnyConnection
+) -> None:
+    table.enqueue()
+    job = table.must_claim(worker)
+    write(table, worker, job)
+    with pytest.raises(AttemptLost) as caught:
+        table.store.complete(worker, replace(job, token=uuid4()), COMPLETED)
+    assert isinstance(caught.value.__cause__, psycopg.Error)
+    assert caught.value.__cause__.sqlstate == "PJ001"
+    assert worker.info.transaction_status == psycopg.pq.TransactionStatus.INERROR
+    assert table.query("SELECT * FROM {schema}.effect") == []
+
+
+# R3: a job that takes the server with it is counted.
+
+
+@pytest.fixture(scope="module")
+def own_server() -> Iterator[EmbeddedPostgres]:
+    """A server to crash: what was not flushed is lost, as in production."""
+    settings = {"max_prepared_transactions": "5", "max_connections": "30"}
+    with EmbeddedPostgres(fsync=True, settings=settings) as server:
+        yield server
+
+
+@pytest.fixture
+def crash_client(own_server: EmbeddedPostgres) -> Iterator[Client]:
+    with Client(own_server.dsn, schema=f"r3_{uuid4().hex[:8]}") as client:
+        client.migrate()
+        yield client
+
+
+def test_r3_a_job_that_kills_its_backend_is_counted_from_the_second_time_at_the_latest(
+    crash_client: Client, own_server: EmbeddedPostgres
+) -> None:
+    query = sql.SQL("SELECT state, attempt FROM {}.job").format(sql.Identifier(crash_client.schema))
+    starts: list[int] = []
+    left: list[Any] = []  # what the crash has left of the claim
+
+    def handler(tx: AnyConnection, job: Job[Any]) -> None:
+        starts.append(job.attempt)
+        canary = psycopg.connect(own_server.dsn, autocommit=True)
+        os.kill(tx.info.backend_pid, signal.SIGKILL)
+        wait_until(lambda: _is_dead(canary))  # the server takes everybody down, and recovers from its disk
+        wait_until(lambda: _answers(crash_client))
+        with psycopg.connect(own_server.dsn) as conn:
+            left.extend(conn.execute(query).fetchall())
+        tx.execute("SELECT 1")
+
+    pool = WorkerPool(crash_client, {"killer": handler}, backoff=AT_ONCE)
+    # as if the server had been up for long: nobody has been cautious yet, the first claim need not reach the disk
+    pool._executor._cautious_until = 0.0
+    args: dict[str, Any] = {}
+    job = crash_client.enqueue(None, args, kind="killer", max_attempts=3)
+    rounds = 0
+    while len(starts) < 5 and (rounds := rounds + 1) < 20:
+        # one job at a time and no duties, whose commits would take that of the claim to the disk
+        with suppress(psycopg.Error):
+            if not pool.work_one():
+                break
+        wait_until(lambda: _answers(crash_client), timeout=30)
+    with psycopg.connect(own_server.dsn) as conn:
+        found = crash_client.get(job.id, conn)
+    assert found is not None
+    assert found.state == JobState.DISCARDED
+    assert found.attempt == 3
+    assert starts in ([1, 2, 3], [1, 1, 2, 3])
+    assert left[-2:] == [("running", 2), ("running", 3)], "only the very first claim may have been lost"
+    assert [error.attempt for error in found.errors] == [1, 2, 3]
+
+
+def _is_dead(conn: AnyConnection) -> bool:
+    with suppress(psycopg.Error):
+        conn.execute("SELECT 1")
+    return conn.closed
+
+
+def _answers(client: Client) -> bool:
+    try:
+        return client.missing_migrations() == []
+    except psycopg.Error:
+        return False
+
+
+def test_r3_a_claim_soon_after_a_server_start_is_on_disk_before_its_handler_starts(
+    crash_client: Client, own_server: EmbeddedPostgres
+) -> None:
+    """The server crashes in the handler: what was committed without waiting would be gone."""
+    query = sql.SQL("SELECT state, attempt FROM {}.job").format(sql.Identifier(crash_client.schema))
+    left: list[Any] = []
+
+    def handler(tx: AnyConnection, job: Job[Any]) -> None:
+        own_server.restart("immediate")
+        with psycopg.connect(own_server.dsn) as conn:
+            left.extend(conn.execute(query).fetchall())
+
+    args: dict[str, Any] = {}
+    crash_client.enqueue(None, args, kind="any")
+    with suppress(psycopg.Error):
+        WorkerPool(crash_client, {"any": handler}, backoff=LATER).work_one()
+    assert left == [("running", 1)]
+
+
+# R4: a detached job has no lock to show, only a lease.
+
+
+def test_r4_a_job_with_a_lease_is_rescued_when_that_is_over_and_not_before(table: Table, worker: AnyConnection) -> None:
+    table.enqueue("detached")
+    table.enqueue("locked")
+    claimed = [table.must_claim(worker, detached=["detached"]), None]
+    worker.execute("ROLLBACK")  # no lock from here on
+    claimed[1] = table.must_claim(worker, detached=["detached"])
+    worker.execute("ROLLBACK")
+    table.query("UPDATE {schema}.job SET attempted_at = attempted_at - interval '1 hour'")
+    assert [job.kind for job in table.rescue(timedelta(seconds=3))] == ["locked"]
+    assert table.rescue(timedelta(seconds=3)) == []
+
+    table.query("UPDATE {schema}.job SET leased_until = now() - interval '1 ms' WHERE leased_until IS NOT NULL")
+    rescued = table.rescue(timedelta(seconds=3))
+    assert [(job.kind, job.state, job.error_count) for job in rescued] == [("detached", JobState.RETRYABLE, 1)]
+    assert table.query("SELECT count(*) FROM {schema}.job WHERE leased_until IS NOT NULL") == [(0,)]
+
+
+def test_r4_the_claim_itself_sets_the_lease_and_only_for_detached_kinds(table: Table, worker: AnyConnection) -> None:
+    table.enqueue("detached")
+    table.enqueue("other")
+    for _ in range(2):
+        table.must_claim(worker, detached=["detached", "more"], lease=timedelta(seconds=90))
+        worker.execute("ROLLBACK")
+    leases = dict(table.query("SELECT kind, leased_until - attempted_at FROM {schema}.job"))
+    assert leases == {"detached": timedelta(seconds=90), "other": None}
+
+
+# R5: nothing comes between claim and lock; and if something does, nothing was started.
+
+
+def test_r5_claim_and_lock_leave_in_one_message(table: Table, worker: AnyConnection) -> None:
+    """So a stalled process cannot stop between them."""
+    table.enqueue()
+    with tempfile.TemporaryFile() as wire:
+        worker.pgconn.trace(wire.fileno())
+        table.must_claim(worker)
+        worker.pgconn.untrace()
+        wire.seek(0)
+        sent = [line.split(b"\t") for line in wire.read().splitlines() if b"\tF\t" in line]
+    assert [fields[3] for fields in sent] == [b"Query"]
+
+
+def steal_between_claim_and_lock(table: Table, theft: str) -> None:
+    """A trigger that fires at the COMMIT of the claim stands for whoever comes between it and the lock."""
+    table.query(
+        "CREATE FUNCTION {schema}.steal() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+        + theft
+        + " RETURN NULL; END $$"
+    )
+    table.query(
+        "CREATE CONSTRAINT TRIGGER steal AFTER UPDATE ON {schema}.job DEFERRABLE INITIALLY DEFERRED "
+        "FOR EACH ROW WHEN (NEW.state = 'running' AND OLD.state = 'available') EXECUTE FUNCTION {schema}.steal()"
+    )
+
+
+RESCUED = """
+    UPDATE {schema}.job SET state = 'retryable', scheduled_at = now() + interval '1 hour', max_attempts = 2,
+        errors = errors || '[{{"attempt": 1, "error": "worker vanished: early", "trace": null}}]' WHERE id = NEW.id;
+"""
+DISCARDED = """
+    UPDATE {schema}.job SET state = 'discarded', finalized_at = now(),
+        errors = errors || '[{{"attempt": 1, "error": "worker vanished: early", "trace": null}}]' WHERE id = NEW.id;
+"""
+
+
+@pytest.mark.parametrize("theft", [RESCUED, DISCARDED], ids=["rescued", "discarded"])
+def test_r5_the_lost_claim_of_a_live_worker_gives_the_attempt_back(table: Table, theft: str) -> None:
+    started: list[int] = []
+    steal_between_claim_and_lock(table, theft)
+    job = table.enqueue(max_attempts=1)
+    pool = WorkerPool(table.client, {"any": lambda tx, job: started.append(job.attempt)})
+    assert not pool.work_one()
+    assert started == []
+    found = table.job(job)
+    assert (found.state, found.attempt, found.errors) == (JobState.AVAILABLE, 0, ())
+    assert (found.attempted_at, found.finalized_at, found.token) == (None, None, None)
+
+    table.query("DROP TRIGGER steal ON {schema}.job")
+    assert pool.work_one()
+    assert started == [1]
+    assert table.job(job).state == JobState.COMPLETED
+
+
+def test_r5_a_claim_that_another_worker_has_taken_over_is_left_alone(table: Table) -> None:
+    other = uuid4()
+    steal_between_claim_and_lock(table, f"UPDATE {{schema}}.job SET token = '{other}' WHERE id = NEW.id;")
+    job = table.enqueue()
+    assert not WorkerPool(table.client, {"any": lambda tx, job: None}).work_one()
+    found = table.job(job)
+    assert (found.state, found.attempt, found.token) == (JobState.RUNNING, 1, other)
+
+
+# R9: rows of the application may reference the job.
+
+
+@pytest.fixture
+def referencing(table: Table) -> str:
+    table.query(
+        "CREATE TABLE {schema}.note "
+        "(job bigint, queue text, FOREIGN KEY (job, queue) REFERENCES {schema}.job (id, queue))"
+    )
+    return "INSERT INTO {schema}.note SELECT id, queue FROM {schema}.job"
+
+
+def test_r9_an_insert_that_references_a_running_job_does_not_wait(table: Table, referencing: str) -> None:
+    """From inside the handler, through another connection: waiting would be a deadlock with oneself."""
+
+    def handler(tx: AnyConnection, job: Job[Any]) -> None:
+        table.query("SET lock_timeout = '500ms'")
+        table.query(referencing)
+
+    job = table.enqueue()
+    WorkerPool(table.client, {"any": handler}, backoff=LATER).work_one()
+    assert table.job(job).errors == ()
+    assert table.query("SELECT count(*) FROM {schema}.note") == [(1,)]
+
+
+def test_r9_an_open_insert_that_references_a_job_hides_it_neither_from_claim_nor_from_rescue_nor_from_promotion(
+    table: Table, worker: AnyConnection, connect: Connect, referencing: str
+) -> None:
+    table.enqueue()
+    application = connect()
+    application.execute(table.sql(referencing))
+    job = table.must_claim(worker)
+    worker.execute("ROLLBACK")
+    assert [rescued.id for rescued in table.rescue()] == [job.id]
+    table.query("UPDATE {schema}.job SET scheduled_at = now()")
+    assert table.store.promote(table.conn, 10) == {"default": 1}
+    application.rollback()
+
+
+# R12: the isolation level of the surroundings is not ours.
+
+
+@pytest.mark.parametrize("level", ["repeatable read", "serializable"])
+@pytest.mark.parametrize("where", ["database", "options"])
+def test_r12_two_hundred_jobs_over_four_threads_without_an_error(
+    fresh_database: str, level: str, where: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    if where == "database":
+        name = sql.Identifier(str(psycopg.conninfo.conninfo_to_dict(fresh_database)["dbname"]))
+        with psycopg.connect(fresh_database, autocommit=True) as admin:
+            statement = "ALTER DATABASE {} SET default_transaction_isolation = {}"
+            admin.execute(sql.SQL(statement).format(name, sql.Literal(level)))
+        dsn = fresh_database
+    else:
+        escaped = level.replace(" ", r"\ ")
+        dsn = psycopg.conninfo.make_conninfo(fresh_database, options=f"-c default_transaction_isolation={escaped}")
+    seen: set[str] = set()
+
+    def handler(tx: AnyConnection, job: Job[Any]) -> None:
+        row = tx.execute("SHOW transaction_isolation").fetchone()
+        assert row is not None
+        seen.add(row[0])
+        tx.execute("UPDATE counter SET n = n + 1")
+
+    with Client(dsn) as client:
+        client.migrate()
+        with client.pool.connection() as conn:
+            assert conn.execute("SHOW default_transaction_isolation").fetchone() == (level,)
+            conn.execute("CREATE TABLE counter AS SELECT 0 AS n")
+        caplog.set_level(logging.WARNING, "pgjobs")
+        client.enqueue_many(None, [NewJob({"n": n}, kind="any") for n in range(200)])
+        with WorkerPool(client, {"any": handler}, queues={"default": 4}, backoff=LATER):
+            wait_until(lambda: _count(client, "state = 'completed'") == 200, timeout=30)
+        assert _count(client, "attempt = 1 AND errors = '[]'") == 200
+        with client.pool.connection() as conn:
+            assert conn.execute("SELECT n FROM counter").fetchone() == (200,)
+    assert seen == {"read committed"}
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("pgjobs")] == []
+
+
+def _count(client: Client, condition: str) -> int:
+    with client.pool.connection() as conn:
+        row = conn.execute(f"SELECT count(*) FROM pgjobs.job WHERE {condition}".encode()).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+@pytest.mark.parametrize("level", ["repeatable read", "serializable"])
+def test_r12_a_duty_that_is_taken_at_the_same_time_is_no_error(table: Table, connect: Connect, level: str) -> None:
+    """The other one commits between the beginning of ours and its update."""
+    ours = connect(autocommit=True, options=f"-c default_transaction_isolation={level.replace(' ', chr(92) + ' ')}")
+    table.enqueue(delay=timedelta(hours=1))
+    remaining = table.store.begin_duty(ours, "promote")
+    assert remaining is not None
+    table.query("UPDATE {schema}.job SET scheduled_at = now()")
+    assert table.store.promote(ours, 10) == {"default": 1}
+    table.store.end_duty(ours, "promote", NO_DELAY)
+
+
+# R20: an id alone names no job.
+
+
+def twins(table: Table, state: str = "available") -> int:
+    """Two jobs of one id, in two queues."""
+    for queue in ("default", "other"):
+        table.query(
+            "INSERT INTO {schema}.job (id, queue, kind, state) OVERRIDING SYSTEM VALUE VALUES (7, %s, 'any', %s)",
+            queue,
+            state,
+        )
+    return 7
+
+
+def states(table: Table) -> dict[str, tuple[Any, ...]]:
+    rows = table.query("SELECT queue, state, attempt, token IS NULL, jsonb_array_length(errors) FROM {schema}.job")
+    return {row[0]: tuple(row[1:]) for row in rows}
+
+
+UNTOUCHED = ("available", 0, True, 0)
+
+
+def test_r20_claim_and_finish_touch_one_of_two_jobs_with_the_same_id(table: Table, worker: AnyConnection) -> None:
+    twins(table)
+    job = table.must_claim(worker, queue="default")
+    assert states(table) == {"default": ("running", 1, False, 0), "other": UNTOUCHED}
+    table.store.fail(worker, job, failure(job))
+    assert states(table) == {"default": ("retryable", 1, False, 1), "other": UNTOUCHED}
+
+
+def test_r20_a_finish_names_queue_and_token_both(table: Table, worker: AnyConnection) -> None:
+    twins(table)
+    job = table.must_claim(worker, queue="default")
+    table.query("UPDATE {schema}.job SET state = 'running', token = %s WHERE queue = 'other'", job.token)
+    table.store.complete(worker, job, COMPLETED)
+    assert {queue: row[0] for queue, row in states(table).items()} == {"default": "completed", "other": "running"}
+
+
+def test_r20_rescue_promotion_and_cleaning_touch_one_of_two_jobs_with_the_same_id(table: Table) -> None:
+    twins(table, "available")
+    old = "UPDATE {schema}.job SET state = 'running', attempt = 1, attempted_at = '2020-01-01' WHERE queue = 'default'"
+    table.query(old)
+    assert [job.queue for job in table.rescue()] == ["default"]
+    assert states(table)["other"] == UNTOUCHED
+
+    table.query("UPDATE {schema}.job SET scheduled_at = '2020-01-01' WHERE queue = 'default'")
+    table.query("UPDATE {schema}.job SET state = 'pending' WHERE queue = 'other'")
+    assert table.store.promote(table.conn, 10) == {"default": 1}
+    assert states(table)["other"][0] == "pending"
+
+    table.query("UPDATE {schema}.job SET state = 'completed', finalized_at = '2020-01-01' WHERE queue = 'default'")
+    assert table.store.clean(table.conn, JobState.COMPLETED, NO_DELAY, 10) == 1
+    assert list(states(table)) == ["other"]
+
+
+def test_r20_an_id_cannot_be_given_by_an_ordinary_insert(table: Table) -> None:
+    with pytest.raises(psycopg.errors.GeneratedAlways):
+        table.query("INSERT INTO {schema}.job (id, kind) VALUES (1, 'any')")
+
+
+# R25: small print of Postgres.
+
+
+def multixacts(conn: AnyConnection) -> int:
+    """How many MultiXacts the server has ever made."""
+    row = conn.execute("SELECT mxid_age('1'::xid)").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def test_r25_the_measure_sees_a_row_written_behind_an_open_savepoint(table: Table, worker: AnyConnection) -> None:
+    table.enqueue()
+    before = multixacts(table.conn)
+    worker.execute(
+        table.sql(
+            "BEGIN; SELECT FROM {schema}.job FOR NO KEY UPDATE; "
+            "SAVEPOINT s; UPDATE {schema}.job SET priority = 1; COMMIT"
+        )
+    )
+    assert multixacts(table.conn) == before + 1
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_r25_no_outcome_makes_a_multixact(table: Table, worker: AnyConnection, fails: bool) -> None:
+    table.enqueue()
+    before = multixacts(table.conn)
+    job = table.must_claim(worker)
+    write(table, worker, job)
+    if fails:
+        table.store.fail(worker, job, failure(job))
+    else:
+        table.store.complete(worker, job, COMPLETED)
+    assert multixacts(table.conn) == before
+
+
+def test_r25_a_job_enqueued_without_a_notification_can_be_prepared(crash_client: Client) -> None:
+    args: dict[str, Any] = {}
+    with crash_client.pool.connection() as tx:
+        silent = crash_client.enqueue(tx, args, kind="silent", notify=False)
+        tx.execute("PREPARE TRANSACTION 'silent'")
+    with crash_client.pool.connection() as tx:
+        tx.autocommit = True
+        tx.execute("COMMIT PREPARED 'silent'")
+        tx.autocommit = False
+    found = crash_client.get(silent.id)
+    assert found is not None
+    with crash_client.pool.connection() as tx:
+        crash_client.enqueue(tx, args, kind="loud")
+        with pytest.raises(psycopg.errors.FeatureNotSupported):
+            tx.execute("PREPARE TRANSACTION 'loud'")
+
+
+def test_r25_a_stored_job_has_attempt_0_and_its_first_run_sees_1(table: Table) -> None:
+    seen: list[int] = []
+    job = table.enqueue()
+    assert job.attempt == table.job(job).attempt == 0
+    WorkerPool(table.client, {"any": lambda tx, job: seen.append(job.attempt)}).work_one()
+    assert seen == [1]
+    assert table.job(job).attempt == 1
+
+
+# T5: the record of a failure is written behind the lock that the attempt has held all along.
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_t5_the_row_is_never_to_be_had_between_the_handler_and_the_record(
+    table: Table, connect: Connect, fails: bool
+) -> None:
+    """A trigger holds the record up before it touches the row; meanwhile others try to get it."""
+    gate = connect(autocommit=True)
+    table.query(
+        "CREATE FUNCTION {schema}.hold() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN PERFORM pg_advisory_xact_lock(4712); RETURN NULL; END $$"
+    )
+    table.query("CREATE TRIGGER hold BEFORE UPDATE ON {schema}.job EXECUTE FUNCTION {schema}.hold()")
+
+    def handler(tx: AnyConnection, job: Job[Any]) -> None:
+        write(table, tx, job)
+        gate.execute("SELECT pg_advisory_lock(4712)")
+        if fails:
+            raise ValueError("failed")
+
+    job = table.enqueue()
+    pool = WorkerPool(table.client, {"any": handler}, backoff=LATER)
+    thread = in_thread(pool.work_one)
+    try:
+        wait_until(lambda: table.query("SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"))
+        assert table.query("SELECT state FROM {schema}.job") == [("running",)]
+        assert table.query("SELECT id FROM {schema}.job FOR NO KEY UPDATE SKIP LOCKED") == []
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            table.query("SELECT id FROM {schema}.job FOR NO KEY UPDATE NOWAIT")
+    finally:
+        gate.execute("SELECT pg_advisory_unlock_all()")
+        thread.join(10)
+    assert table.job(job).state == (JobState.RETRYABLE if fails else JobState.COMPLETED)
+    assert table.query("SELECT count(*) FROM {schema}.effect") == [(0 if fails else 1,)]
+
+
+def test_t5_a_prober_never_finds_a_running_job_whose_lock_can_be_had(table: Table, connect: Connect) -> None:
+    """The same without a trigger: a hundred failing jobs against somebody who tries all the time."""
+    found: list[Any] = []
+    done = threading.Event()
+    prober = connect(autocommit=True)
+    # not the instant between the claim's commit and the lock that leaves with it: the handler has written its row
+    probe = table.sql(
+        "SELECT id FROM {schema}.job WHERE state = 'running' AND attempted_at < clock_timestamp() - interval '5 ms' "
+        "FOR NO KEY UPDATE SKIP LOCKED"
+    )
+
+    def handler(tx: AnyConnection, job: Job[Any]) -> None:
+        tx.execute("SELECT pg_sleep(0.006)")
+        raise ValueError("failed")
+
+    def keep_trying() -> None:
+        while not done.is_set():
+            found.extend(prober.execute(probe).fetchall())
+
+    for _ in range(100):
+        table.enqueue()
+    thread = in_thread(keep_trying)
+    pool = WorkerPool(table.client, {"any": handler}, backoff=LATER)
+    started = time.monotonic()
+    while pool.work_one():
+        assert time.monotonic() - started < 60
+    done.set()
+    thread.join(10)
+    assert found == []
+    assert table.query("SELECT count(*) FROM {schema}.job WHERE state = 'retryable' AND attempt = 1") == [(100,)]

