@@ -13,6 +13,9 @@
     ├── InvalidTransaction (TypeError)   a `tx` that is nothing pgjobs can enqueue on
     ├── UnknownKind (LookupError)        no handler for a kind
     ├── UndecodableArgs (ValueError)     stored args that do not fit the args class
+    ├── JobTimedOut (TimeoutError)       recorded for an attempt whose time was up
+    ├── JobStopped                       why an attempt was cut off by a stop; it is given back, not recorded
+    ├── NotRunning                       what only a running handler may ask was asked of another job
     ├── MigrationError
     │   ├── SchemaMissing                there are no pgjobs tables in this schema
     │   ├── SchemaOutdated               the tables are older than this code
@@ -20,6 +23,8 @@
     ├── WorkerPoolError                  start and stop out of order
     ├── TransactionBroken                the handler ended or broke the job's transaction
     └── AttemptLost                      the job was taken away from the attempt that wanted to finish it
+
+    Interrupted (BaseException)          raised in a handler that was told to end and did not; let it through
 
     Signal                               raised by a handler, never by pgjobs
     ├── Snooze(delay)                    not now: run again after the delay, this attempt is not counted
@@ -89,6 +94,32 @@ class UnknownKind(PgjobsError, LookupError):
 
 class UndecodableArgs(PgjobsError, ValueError):
     """The stored args do not fit the args class of the handler. The handler was not called."""
+
+
+class JobTimedOut(PgjobsError, TimeoutError):
+    """An attempt took longer than its timeout."""
+
+    def __init__(self, timeout: timedelta) -> None:
+        super().__init__(timeout)
+        self.timeout = timeout
+
+    def __str__(self) -> str:
+        return f"timed out after {self.timeout.total_seconds():g} s"
+
+
+class JobStopped(PgjobsError):
+    """The worker pool stopped before the attempt had ended. The attempt is given back."""
+
+
+class NotRunning(PgjobsError):
+    """What only a running handler may ask was asked of a job that is not being run here."""
+
+
+class Interrupted(BaseException):
+    """Raised by pgjobs in the thread of a handler that was told to end and did not. Let it through.
+
+    No Exception, so that an `except Exception` of the handler's does.
+    """
 
 
 class MigrationError(PgjobsError):

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import cached_property
-from typing import Any, Generic, TypedDict, TypeVar, Unpack
+from typing import Any, Generic, Protocol, TypedDict, TypeVar, Unpack
 from uuid import UUID
 
-from pgjobs.errors import InvalidKind, InvalidOption
+from pgjobs.errors import InvalidKind, InvalidOption, NotRunning
 
 Args = TypeVar("Args", covariant=True)  # noqa: PLC0105  users read Job[Args]
 ArgsClass = TypeVar("ArgsClass", bound=type)
@@ -59,6 +59,15 @@ class AttemptError:
     trace: str | None = None
 
 
+class RunningAttempt(Protocol):
+    """What a handler may ask of its attempt; the executor makes it."""
+
+    @property
+    def cancelled(self) -> bool: ...
+    @property
+    def deadline(self) -> datetime | None: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Job(Generic[Args]):
     """One row, as it was when it was read. Its args, metadata and errors are decoded when they are first asked for.
@@ -84,6 +93,7 @@ class Job(Generic[Args]):
     attempted_by: tuple[str, ...] = field(repr=False, default=())  # the client ids of the last 100 claims
     token: UUID | None = field(repr=False, default=None)  # of the last claim; fences every later write
     decode: Callable[[str], Args] = field(repr=False, compare=False, default=json.loads)
+    running: RunningAttempt | None = field(repr=False, compare=False, default=None)  # in the handler alone
 
     @cached_property
     def args(self) -> Args:
@@ -103,6 +113,23 @@ class Job(Generic[Args]):
             return tuple(_attempt_error(entry) for entry in json.loads(self.raw_errors))
         except (ValueError, RecursionError):  # written by hand, and more than Python reads
             return (AttemptError(0, FIRST_INSTANT, self.raw_errors[:1000]),)
+
+    @property
+    def cancelled(self) -> bool:
+        """In the handler: whether this attempt is to end, because its time is up or the worker pool stops. A handler
+        that takes long looks at it now and then, and raises or returns."""
+        return self._attempt.cancelled
+
+    @property
+    def deadline(self) -> datetime | None:
+        """In the handler: when the attempt's time is up, aware, by the clock of this machine; None for never."""
+        return self._attempt.deadline
+
+    @property
+    def _attempt(self) -> RunningAttempt:
+        if self.running is None:
+            raise NotRunning(f"job {self.id} is not being run by this handler")
+        return self.running
 
     @property
     def error_count(self) -> int:

@@ -22,7 +22,6 @@ log = logging.getLogger("pgjobs.listener")
 
 _FIRST_PAUSE = 0.1  # seconds before LISTEN is tried again; doubles
 _LONGEST_PAUSE = 10.0
-_PATIENCE = 2.0  # seconds for the thread to end
 
 
 class Listener:
@@ -48,11 +47,11 @@ class Listener:
     def start(self) -> None:
         self._thread.start()
 
-    def stop(self) -> None:
+    def stop(self, timeout: float = 2.0) -> None:
         """End the thread and its connection. One that hangs in a connect is left behind; it ends when that does."""
         self._stopping.set()
         os.write(self._stop_write, b"x")
-        self._thread.join(_PATIENCE)
+        self._thread.join(timeout)
         if not self._thread.is_alive():
             os.close(self._stop_read)
             os.close(self._stop_write)

@@ -13,7 +13,7 @@ from typing import Any
 import psycopg
 
 from pgjobs.backoff import Backoff
-from pgjobs.errors import Cancel, Discard, RetryAfter, RetryAt, Signal, Snooze
+from pgjobs.errors import Cancel, Discard, JobStopped, RetryAfter, RetryAt, Signal, Snooze
 from pgjobs.job import FIRST_INSTANT, LAST_INSTANT, LONGEST_DELAY, Job, JobState
 
 ERROR_LIMIT = 8 * 1024  # characters of an error's text that are kept
@@ -45,6 +45,8 @@ class Outcome:
 
 
 COMPLETED = Outcome(JobState.COMPLETED)
+# cut off by a stop: ready to run again, and no attempt the poorer
+INTERRUPTED = Outcome(JobState.AVAILABLE, attempt_given_back=True)
 
 
 def decide(job: Job[Any], error: BaseException | None, backoff: Backoff) -> Outcome:
@@ -59,8 +61,10 @@ def decide(job: Job[Any], error: BaseException | None, backoff: Backoff) -> Outc
 
 
 def _final_or_snoozed(error: BaseException) -> Outcome | None:
-    """What a handler asked for, whatever attempts are left."""
+    """What a handler asked for, or a stop brought about, whatever attempts are left."""
     match error:
+        case JobStopped():
+            return INTERRUPTED
         case Snooze():
             return Outcome(JobState.SCHEDULED, delay=_bounded(error.delay), attempt_given_back=True)
         case Cancel():

@@ -41,6 +41,15 @@ class Row:
     notify: bool
 
 
+@dataclass(frozen=True, slots=True)
+class ServerFacts:
+    """What the way to claim depends on."""
+
+    uptime: timedelta
+    can_check_connections: bool  # whether it can watch for clients that vanish while it works for them
+    transaction_bound: str  # the setting that ends a transaction which lasts too long
+
+
 class Store:
     """The statements of one schema."""
 
@@ -60,7 +69,8 @@ class Store:
         ending = (work["finish"], work["commit"], work["reset_session"])
         self._complete = b"\n".join((work["keep_effects"], *ending))
         self._fail = b"\n".join((work["drop_effects"], *ending))
-        self._finish_late = b"\n".join((work["begin_late_finish"], work["restore_claim"], *ending))
+        self._finish_late = b"\n".join((work["begin_late_finish"], *ending))
+        self._finish_after_loss = b"\n".join((work["begin_late_finish"], work["restore_claim"], *ending))
 
     # --- enqueue
 
@@ -94,6 +104,9 @@ class Store:
         order: str = "priority",
         synchronous_commit: bool = True,
         check_interval: str = "0",
+        bounded_by: str = "idle_in_transaction_session_timeout",
+        bound: str = "0",
+        bounds: str = "{}",
         detached: Sequence[str] = (),
         lease: timedelta = timedelta(minutes=1),
     ) -> Job[Any] | None:
@@ -111,6 +124,9 @@ class Store:
                     "worker": worker,
                     "synchronous_commit": "on" if synchronous_commit else "off",
                     "check_interval": check_interval,
+                    "bounded_by": bounded_by,
+                    "bound": bound,
+                    "bounds": bounds,
                     "detached": list(detached),
                     "lease": lease,
                 },
@@ -137,10 +153,10 @@ class Store:
         """Drop the handler's writes, keep the lock, commit the outcome. Says whether the session is clean."""
         return self._finish(conn, self._fail, job, outcome)
 
-    def finish_late(self, conn: AnyConnection, job: Job[Any], outcome: Outcome) -> bool:
+    def finish_late(self, conn: AnyConnection, job: Job[Any], outcome: Outcome, *, after_loss: bool = False) -> bool:
         """Record the outcome in a transaction of its own, guarded by the token alone. Says whether the session is
-        clean."""
-        return self._finish(conn, self._finish_late, job, outcome)
+        clean. `after_loss` of a connection the server may have lost the claim too; it is then made good."""
+        return self._finish(conn, self._finish_after_loss if after_loss else self._finish_late, job, outcome)
 
     def _finish(self, conn: AnyConnection, statement: bytes, job: Job[Any], outcome: Outcome) -> bool:
         waiting = not outcome.state.final
@@ -172,12 +188,12 @@ class Store:
         with _literal_cursor(conn) as cur:
             cur.execute(b"ROLLBACK")
 
-    def server_facts(self, conn: AnyConnection) -> tuple[timedelta, bool]:
-        """How long the server has been up, and whether it can watch for clients that vanish."""
+    def server_facts(self, conn: AnyConnection) -> ServerFacts:
         with _literal_cursor(conn) as cur:
             cur.execute(self._work["server_facts"])
-            uptime, can_check = _one(cur)
-            return timedelta(seconds=uptime), can_check
+            uptime, can_check, version = _one(cur)
+            bound = "transaction_timeout" if version >= 170000 else "idle_in_transaction_session_timeout"
+            return ServerFacts(timedelta(seconds=uptime), can_check, bound)
 
     # --- maintain
 

@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -63,6 +64,8 @@ class PoolSource:
     def __init__(self, pool: ConnectionPool[Any], *, owned: bool) -> None:
         self.pool = pool
         self.owned = owned
+        # Also when the process ends without a close(): the pool's threads would not notice in time that it does.
+        self._closed = weakref.finalize(self, pool.close) if owned else None
 
     def make_room(self, threads: int) -> None:
         """See to it that so many threads can hold a connection each, or raise PoolTooSmall."""
@@ -108,8 +111,8 @@ class PoolSource:
             yield conn
 
     def close(self) -> None:
-        if self.owned:
-            self.pool.close()
+        if self._closed is not None:
+            self._closed()
 
 
 class Checkout:
@@ -139,6 +142,20 @@ class Checkout:
             and self.conn.pgconn.pipeline_status == PipelineStatus.OFF
             and not self.conn.lock.locked()
         )
+
+    @property
+    def in_statement(self) -> bool:
+        """Whether the server is at work for it. May be asked from any thread."""
+        return bool(self.conn.info.transaction_status == TransactionStatus.ACTIVE)
+
+    def cancel_statement(self) -> None:
+        """Ask the server to cancel the statement under way. May be called from any thread."""
+        with suppress(psycopg.Error):
+            self.conn.cancel_safe(timeout=2)
+
+    def abandon(self) -> None:
+        """Give the connection up on behalf of a thread that does not come back: the pool makes another."""
+        self._discard()
 
     def restore(self) -> None:
         """Make the connection what it was before the handler: the session, which was reset, as the pool's owner
@@ -179,6 +196,12 @@ class Checkout:
             self._pool.putconn(self.conn)
 
 
+def shut_down(conn: AnyConnection) -> None:
+    """End the conversation with the server; whoever waits for an answer gets an error. Never blocks."""
+    with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(conn.fileno())) as wire:
+        wire.shutdown(socket.SHUT_RDWR)
+
+
 def sever(conn: AnyConnection) -> None:
     """End a connection that somebody else may still be using.
 
@@ -187,8 +210,7 @@ def sever(conn: AnyConnection) -> None:
     """
     if conn.closed:
         return
-    with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(conn.fileno())) as wire:
-        wire.shutdown(socket.SHUT_RDWR)
+    shut_down(conn)
     lock: threading.Lock = conn.lock
     if lock.acquire(timeout=1):
         lock.release()

@@ -6,29 +6,39 @@ import inspect
 import re
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, is_dataclass, replace
+from datetime import timedelta
 from functools import partial
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from pgjobs import codec
 from pgjobs.backoff import Backoff
 from pgjobs.errors import DuplicateHandler, InvalidHandler, UnknownKind
-from pgjobs.job import check_kind, kind_of
+from pgjobs.job import Job, check_kind, kind_of
 
 #: What a handler looks like: `handler(tx, job)`. What it returns is ignored.
 HandlerFunction = Callable[[Any, Any], object]
 F = TypeVar("F", bound=HandlerFunction)
+#: How long an attempt may take; None for ever.
+Timeout = timedelta | None | Callable[[Job[Any]], timedelta | None]
 
 
 @dataclass(frozen=True, slots=True)
 class Handler:
-    """A function with settings of its own: `Handler(charge, backoff=constant(timedelta(minutes=1)))`.
+    """A function with settings of its own: `Handler(charge, timeout=timedelta(minutes=5))`.
 
-    `backoff` None means the worker pool's. `decode` turns the stored JSON into `job.args`; the WorkMap sets it.
+    `timeout` is how long an attempt may take: a timedelta, None for ever, or a function of the job that gives either;
+    left out, the worker pool's holds. `backoff` None means the worker pool's. `decode` turns the stored JSON into
+    `job.args`; the WorkMap sets it.
     """
 
     function: HandlerFunction
     backoff: Backoff | None = None
+    timeout: Timeout | Literal["inherit"] = "inherit"
     decode: Callable[[str], Any] = codec.decode_dict
+
+    def __post_init__(self) -> None:
+        if isinstance(self.timeout, timedelta) and self.timeout <= timedelta(0):
+            raise InvalidHandler(f"a timeout is longer than nothing, or None for ever; not {self.timeout!r}")
 
 
 class WorkMap(dict[str, Handler]):
@@ -79,11 +89,13 @@ class WorkMap(dict[str, Handler]):
         self.update(other)
         return self
 
-    def handles(self, key: str | type, *, backoff: Backoff | None = None) -> Callable[[F], F]:
+    def handles(
+        self, key: str | type, *, backoff: Backoff | None = None, timeout: Timeout | Literal["inherit"] = "inherit"
+    ) -> Callable[[F], F]:
         """Register the decorated function for this kind or args class, and leave the function as it is."""
 
         def register(function: F) -> F:
-            self[key] = Handler(function, backoff=backoff)
+            self[key] = Handler(function, backoff=backoff, timeout=timeout)
             return function
 
         return register

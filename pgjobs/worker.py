@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+import traceback
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from queue import SimpleQueue
@@ -17,10 +18,13 @@ from typing import Any, Literal, Self
 import psycopg
 
 from pgjobs import backoff as policies
+from pgjobs.attempt import AT_STOP, Attempt, Watch
 from pgjobs.backoff import Backoff
+from pgjobs.claim import Claimer
 from pgjobs.client import Client
-from pgjobs.errors import InvalidSetting, WorkerPoolError
+from pgjobs.errors import InvalidSetting, JobStopped, WorkerPoolError
 from pgjobs.executor import Executor
+from pgjobs.idle import IdleThreads
 from pgjobs.job import JobState, check_queue
 from pgjobs.listener import Listener
 from pgjobs.maintenance import Maintenance, MaintenanceThread
@@ -29,7 +33,6 @@ from pgjobs.work_map import Handler, HandlerFunction, WorkMap
 
 log = logging.getLogger("pgjobs.worker")
 
-_MOST_THREADS = 10_000
 _FIRST_PAUSE = 0.1  # seconds that a thread waits after an error of the database; doubles
 _LONGEST_PAUSE = 5.0
 
@@ -43,9 +46,10 @@ class WorkerPool:
 
     `queues` says how many threads work each queue; each running job holds one connection, so the client's pool must
     hold that many and two to spare (a pool that the client made grows by itself). `backoff` decides when a failed job
-    runs again. `keep_*` is how long jobs stay in the table after their end, None for ever. `order="scheduled_at"`
-    takes the oldest first, whatever the priorities. `listen=False` never LISTENs and finds jobs by polling every
-    `poll_interval`; `listen_dsn` is where to LISTEN when the client is connected through a pooler.
+    runs again. `timeout` is how long an attempt may take, None for ever. `keep_*` is how long jobs stay in the table
+    after their end, None for ever. `order="scheduled_at"` takes the oldest first, whatever the priorities.
+    `listen=False` never LISTENs and finds jobs by polling every `poll_interval`; `listen_dsn` is where to LISTEN when
+    the client is connected through a pooler.
     """
 
     def __init__(
@@ -59,6 +63,7 @@ class WorkerPool:
         poll_interval: timedelta = timedelta(seconds=1),
         fetch_cooldown: timedelta = timedelta(0),
         backoff: Backoff | None = None,
+        timeout: timedelta | None = timedelta(minutes=1),
         keep_completed: timedelta | None = timedelta(hours=24),
         keep_cancelled: timedelta | None = timedelta(hours=24),
         keep_discarded: timedelta | None = timedelta(days=7),
@@ -70,10 +75,11 @@ class WorkerPool:
         self._client = client
         if queues is not None and not queues:
             raise InvalidSetting("there are no queues to work: give queues={name: threads}")
-        self._queues = {check_queue(queue): _Queue(threads) for queue, threads in (queues or {"default": 10}).items()}
+        self._queues = {
+            check_queue(queue): IdleThreads(threads) for queue, threads in (queues or {"default": 10}).items()
+        }
         if order not in ("priority", "scheduled_at"):
             raise InvalidSetting(f"order is 'priority' or 'scheduled_at', not {order!r}")
-        self._order = order
         _check_intervals(poll_interval, fetch_cooldown)
         self._poll_interval = poll_interval.total_seconds()
         self._cooldown = fetch_cooldown.total_seconds()
@@ -84,12 +90,23 @@ class WorkerPool:
             JobState.CANCELLED: _check_keep("keep_cancelled", keep_cancelled),
             JobState.DISCARDED: _check_keep("keep_discarded", keep_discarded),
         }
+        if timeout is not None and timeout <= timedelta(0):
+            raise InvalidSetting(f"timeout is longer than nothing, or None for ever; not {timeout!r}")
+        self._watch = Watch(on_severed=self._on_severed, on_stuck=self._on_stuck, name=f"{self.name}/watch")
         self._executor = Executor(
-            client.store, client.source, self.work_map, worker=client.id, backoff=backoff or policies.river()
+            client.store,
+            self.work_map,
+            Claimer(client.store, self.work_map, worker=client.id, order=order, timeout=timeout),
+            self._watch,
+            backoff=backoff or policies.river(),
+            timeout=timeout,
         )
         self._control = threading.Lock()  # start and stop, one at a time
         self._stopping = threading.Event()
-        self._threads: list[threading.Thread] = []
+        self._changed = threading.Condition()  # a thread has ended, or is stuck
+        self._working: dict[threading.Thread, str] = {}  # its queue
+        self._stuck: set[threading.Thread] = set()
+        self._started_threads = 0
         self._maintenance: MaintenanceThread | None = None
         self._listener: Listener | None = None
 
@@ -120,54 +137,85 @@ class WorkerPool:
                 store, lambda: source.connect(self._listen_dsn), wake=self._wake, name=f"{self.name}/listener"
             )
             self._listener.start()
-        names = (queue for queue, state in self._queues.items() for _ in range(state.threads))
-        self._threads = [
-            threading.Thread(target=self._work, args=(queue,), name=f"{self.name}/worker-{n}", daemon=True)
-            for n, queue in enumerate(names)
-        ]
         self._maintenance.start()
-        for thread in self._threads:
-            thread.start()
+        self._watch.start()
+        self._started_threads = 0
+        for queue, idle in self._queues.items():
+            for _ in range(idle.threads):
+                self._start_thread(queue)
+
+    def _start_thread(self, queue: str) -> None:
+        with self._changed:
+            name = f"{self.name}/worker-{self._started_threads}"
+            self._started_threads += 1
+            thread = threading.Thread(target=self._work, args=(queue,), name=name, daemon=True)
+            self._working[thread] = queue
+        thread.start()
 
     def stop(self, timeout: timedelta | None = None) -> bool:
-        """Start no more jobs, wait for those that run (at most `timeout`), and end the threads.
+        """Start no more jobs, wait for those that run, and end the threads.
 
-        Says whether all have ended. After False some handlers still run; their jobs end as usual when they return.
-        Calling it on a pool that does not run is no error. A stopped pool may be started again.
+        After `timeout` the handlers that still run are told to end (`job.cancelled`), then made to: their writes are
+        dropped, their attempts given back, and it returns within two seconds more, whatever they do. Says whether
+        nothing was cut off. Calling it on a pool that does not run is no error; a stopped pool may be started again.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout.total_seconds()
         with self._control:
             self._stopping.set()
-            for state in self._queues.values():
-                state.wake_all()
-            for thread in self._threads:
-                if thread is not threading.current_thread():  # a handler may ask for the stop
-                    thread.join(_left(deadline))
-            if self._maintenance is not None:
-                self._maintenance.stop(_left(deadline))
-                self._maintenance = None
-            if self._listener is not None:
-                self._listener.stop()
-                self._listener = None
-            self._threads = [thread for thread in self._threads if thread.is_alive()]
-            if self._threads:
-                log.warning("%s: stopped, but %d handlers still run", self.name, len(self._threads))
-            return not self._threads
+            for idle in self._queues.values():
+                idle.wake_all()
+            clean = self._wait_for_threads(None if timeout is None else timeout.total_seconds())
+            if not clean:
+                self._cut_off()
+                self._wait_for_threads(AT_STOP.stuck + 0.3)
+            for helper in (self._maintenance, self._listener):
+                if helper is not None:
+                    helper.stop(0.4)
+            self._maintenance = self._listener = None
+            self._watch.stop()
+            return clean and not self._stuck
+
+    def stop_and_cancel(self) -> bool:
+        """Stop without waiting: `stop` with no time at all."""
+        return self.stop(timedelta(0))
+
+    def _cut_off(self) -> None:
+        self._watch.tell_all(lambda: JobStopped("the worker pool stopped"), AT_STOP)
+
+    def _wait_for_threads(self, timeout: float | None) -> bool:
+        """Wait until every thread has ended or is stuck; says whether that is so. A handler may ask for the stop: its
+        own thread is not waited for."""
+        asking = threading.current_thread()
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._working.keys() - self._stuck - {asking}, timeout)
 
     @property
     def running(self) -> bool:
-        return any(thread.is_alive() for thread in self._threads)
+        with self._changed:
+            return bool(self._working.keys() - self._stuck)
 
     @property
     def threads(self) -> int:
         """How many worker threads the pool has while it runs."""
-        return sum(state.threads for state in self._queues.values())
+        return sum(idle.threads for idle in self._queues.values())
 
     def run(self) -> None:
-        """Work until SIGTERM or SIGINT, then stop gracefully. A second signal exits at once; the jobs it cuts off come
-        back by themselves. Call it on the main thread."""
-        with _signals() as wait_for_signal, self:
-            wait_for_signal()
+        """Work until SIGTERM or SIGINT, then stop gracefully. Call it on the main thread.
+
+        A second signal cuts off the handlers that still run, as `stop_and_cancel` does, and ends with SystemExit; a
+        third exits at once, and the jobs it cuts off come back by themselves.
+        """
+        with _signals() as received:
+            self.start()
+            received.get()
+            stop = threading.Thread(target=lambda: received.put(None if self.stop() else 0), name=f"{self.name}/stop")
+            stop.start()
+            second = received.get()
+            if second:
+                log.warning("%s: the second signal, running handlers are cut off", self.name)
+                self._cut_off()
+            stop.join()
+        if second is not None:
+            raise SystemExit(128 + second if second else 1)
 
     def __enter__(self) -> Self:
         return self.start()
@@ -180,17 +228,17 @@ class WorkerPool:
     # --- work
 
     def work_one(self, queue: str = "default") -> bool:
-        """Run the next job of the queue to its end on this thread, without any others. Says whether there was one."""
-        with self._client.source.checkout() as held:
-            return self._executor.run_next(held, check_queue(queue), order=self._order) is not None
+        """Run the next job of the queue to its end on this thread, without any workers. Says whether there was one."""
+        check_queue(queue)
+        with self._watch.running(), self._client.source.checkout() as held:
+            return self._executor.run_next(held, queue) is not None
 
     def _work(self, queue: str) -> None:
         """The life of one worker thread: work while there are jobs, else wait without a connection."""
-        state = self._queues[queue]
-        pause = _FIRST_PAUSE
-        while not self._stopping.is_set():
+        idle, pause, me = self._queues[queue], _FIRST_PAUSE, threading.current_thread()
+        while not self._stopping.is_set() and me not in self._stuck:
             try:
-                seen = self._work_while_jobs(queue, state)
+                seen = self._work_while_jobs(queue, idle)
             except BaseException as error:  # whatever the database or a handler's leftovers do, the thread lives
                 known = isinstance(error, psycopg.Error)
                 log.warning("%s: no claim, next try in %.1f s: %s", queue, pause, one_line(error), exc_info=not known)
@@ -199,108 +247,81 @@ class WorkerPool:
             else:
                 pause = _FIRST_PAUSE
                 if not self._stopping.is_set():  # else `seen` may be younger than the call that ends all waiting
-                    state.wait(seen, self._poll_interval)
+                    idle.wait(seen, self._poll_interval)
+        with self._changed:
+            if me in self._stuck:
+                log.warning("%s: no longer stuck; another thread has taken its place", me.name)
+            self._stuck.discard(me)
+            del self._working[me]
+            self._changed.notify_all()
 
-    def _work_while_jobs(self, queue: str, state: _Queue) -> int:
+    def _work_while_jobs(self, queue: str, idle: IdleThreads) -> int:
         """Work until the queue is found empty; the call count from before that look."""
         with self._client.source.checkout() as held:
             while True:
-                seen = state.calls
-                if self._stopping.is_set():
+                seen = idle.calls
+                if self._stopping.is_set() or threading.current_thread() in self._stuck:
                     return seen
-                if self._executor.run_next(held, queue, order=self._order, claimed=state.wake) is None:
+                if self._executor.run_next(held, queue, claimed=idle.wake) is None:
                     return seen
                 if self._cooldown:
                     self._stopping.wait(self._cooldown)
+
+    # --- handlers that do not end
+
+    def _on_severed(self, attempt: Attempt) -> None:
+        try:
+            with self._client.source.checkout() as held:
+                self._executor.record_severed(attempt, held)
+        except Exception as error:  # the rescue will record it, as a worker that vanished
+            log.error("job %d: its outcome could not be recorded: %s", attempt.job.id, one_line(error))
+
+    def _on_stuck(self, attempt: Attempt) -> None:
+        """Its row is free and its outcome recorded; what is left is a thread that does not come back."""
+        frame = sys._current_frames().get(attempt.thread.ident or 0)
+        stack = "".join(traceback.format_stack(frame)) if frame else "it has just ended\n"
+        log.error("job %d (%s): its handler ignores that it is to end; %s is stuck at:\n%s",
+                  attempt.job.id, one_line(attempt.job.kind), attempt.thread.name, stack)  # fmt: skip
+        attempt.held.abandon()
+        with self._changed:
+            queue = self._working.get(attempt.thread)
+            if queue is not None:
+                self._stuck.add(attempt.thread)
+                self._changed.notify_all()
+        if queue is not None and not self._stopping.is_set():
+            self._start_thread(queue)
 
     # --- waking
 
     def _wake(self, queue: str | None) -> None:
         """Call a thread of the queue that a notification names; of every queue when it cannot name one."""
-        for name, state in self._queues.items():
+        for name, idle in self._queues.items():
             if queue in (name, None):
-                state.wake()
+                idle.wake()
 
     def _wake_for(self, queue: str, jobs: int) -> None:
         if queue in self._queues:
             self._queues[queue].wake()
 
 
-class _Queue:
-    """The threads of one queue, and how the idle ones wait."""
-
-    def __init__(self, threads: Any) -> None:
-        if not isinstance(threads, int) or isinstance(threads, bool) or not 1 <= threads <= _MOST_THREADS:
-            raise InvalidSetting(f"a queue has 1 to {_MOST_THREADS} threads, not {threads!r}")
-        self.threads = threads
-        self.calls = 0  # how often it was called; a thread that missed a call looks again before it waits
-        self._changed = threading.Condition()
-        self._idle = 0  # threads that wait
-        self._called = 0  # of them, those that were called and have not woken up yet
-        self._clock_watched = False  # one idle thread waits no longer than the poll interval
-
-    def wake(self) -> None:
-        """Call one idle thread. When it finds a job it calls the next: many jobs wake many threads, one job one."""
-        with self._changed:
-            self.calls += 1
-            if self._called < self._idle:
-                self._called += 1
-                self._changed.notify()
-
-    def wake_all(self) -> None:
-        with self._changed:
-            self.calls += 1
-            self._called = self._idle
-            self._changed.notify_all()
-
-    def wait(self, seen: int, poll_interval: float) -> None:
-        """Wait for a call that came after `seen`; one of the idle threads no longer than the poll interval."""
-        with self._changed:
-            if self.calls != seen:
-                return
-            self._idle += 1
-            if not self._wait_for_call(poll_interval):
-                self._called -= 1
-            self._idle -= 1
-            if self._idle and not self._clock_watched:
-                self._changed.notify()  # somebody else must watch the clock now
-
-    def _wait_for_call(self, poll_interval: float) -> bool:
-        """Says whether the poll interval was over, rather than a call received."""
-        while not self._called:
-            if self._clock_watched:
-                self._changed.wait()
-                continue
-            self._clock_watched = True
-            called = self._changed.wait(poll_interval)
-            self._clock_watched = False
-            if not called:
-                return not self._called
-        return False
-
-
 @contextmanager
-def _signals() -> Iterator[Callable[[], object]]:
-    """Give a function that waits for the first SIGTERM or SIGINT; the second one exits the process."""
-    received: SimpleQueue[int] = SimpleQueue()  # its put() is safe in a signal handler, an Event's set() is not
+def _signals() -> Iterator[SimpleQueue[int | None]]:
+    """Give a queue that gets each SIGTERM and SIGINT; the third one exits the process."""
+    received: SimpleQueue[int | None] = SimpleQueue()  # its put() is safe in a signal handler, an Event's set() is not
     seen: list[int] = []
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        if seen:
-            os._exit(128 + number)
         seen.append(number)
+        if len(seen) > 2:
+            os._exit(128 + number)
         received.put(number)
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield received.get
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _left(deadline: float | None) -> float | None:
-    return None if deadline is None else max(0.0, deadline - time.monotonic())
 
 
 def _check_intervals(poll_interval: timedelta, fetch_cooldown: timedelta) -> None:

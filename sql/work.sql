@@ -32,7 +32,9 @@ COMMIT;
 BEGIN ISOLATION LEVEL READ COMMITTED;
 SET LOCAL idle_in_transaction_session_timeout = 0;
 SET LOCAL client_connection_check_interval = %(check_interval)s;
-SELECT id FROM pgjobs.job
+-- The server ends the transaction when this process hangs as a whole and cannot end it itself.
+SELECT id, pg_catalog.set_config(%(bounded_by)s, COALESCE(%(bounds)s::jsonb ->> kind, %(bound)s), true)
+FROM pgjobs.job
 WHERE queue = %(queue)s AND token = %(token)s AND state = 'running'
 FOR NO KEY UPDATE;
 SAVEPOINT pgjobs;
@@ -117,7 +119,8 @@ SELECT pg_catalog.pg_advisory_unlock_all(),
     (SELECT pg_catalog.count(*) FROM pg_catalog.pg_prepared_statements WHERE from_sql);
 
 -- name: server_facts
--- How long the server has been up, and whether it can watch for clients that vanish while it works for them.
+-- How long the server has been up, whether it can watch for clients that vanish while it works for them, its version.
 SELECT
     EXTRACT(epoch FROM pg_catalog.clock_timestamp() - pg_catalog.pg_postmaster_start_time())::float8,
-    pg_catalog.version() ~ 'linux|darwin|apple|bsd';
+    pg_catalog.version() ~ 'linux|darwin|apple|bsd',
+    pg_catalog.current_setting('server_version_num')::integer;

@@ -246,7 +246,7 @@ def test_a_signal_to_an_idle_worker_ends_it_at_once(table: Table) -> None:
 @pytest.mark.conformance(320)
 @pytest.mark.conformance(321)
 @pytest.mark.conformance(352)
-def test_a_second_signal_exits_at_once_and_the_job_is_rescued(table: Table, connect: Connect) -> None:
+def test_a_second_signal_cuts_the_job_off_and_it_runs_again(table: Table, connect: Connect) -> None:
     with gate(connect) as (locked, open_gate):
         job = table.enqueue("wait for the gate", gate=locked)
         with table.worker() as process:
@@ -255,15 +255,15 @@ def test_a_second_signal_exits_at_once_and_the_job_is_rescued(table: Table, conn
             with pytest.raises(subprocess.TimeoutExpired):
                 process.wait(0.3)
             process.send_signal(signal.SIGTERM)
-            assert process.wait(2) == 128 + signal.SIGTERM
-        wait_until(lambda: table.query("SELECT 1 FROM {schema}.job WHERE state = 'running' FOR UPDATE SKIP LOCKED"))
+            assert process.wait(5) == 128 + signal.SIGTERM
         assert table.effects(job) == [], "half a handler is never committed"
         open_gate()
-    table.query("UPDATE {schema}.job SET attempted_at = attempted_at - interval '1 hour'")
-    pool = WorkerPool(table.client, {"job": lambda tx, job: None}, backoff=constant(timedelta(0)))
+    table.query("UPDATE {schema}.job SET attempted_at = attempted_at - interval '1 hour' WHERE state = 'running'")
+    runs: list[int] = []
+    pool = WorkerPool(table.client, {"job": lambda tx, job: runs.append(job.id)}, backoff=constant(timedelta(0)))
     with pool:
         wait_until(lambda: table.job(job).state == JobState.COMPLETED)
-    assert [(error.attempt, error.error[:15]) for error in table.job(job).errors] == [(1, "worker vanished")]
+    assert runs == [job.id]
 
 
 def test_the_row_of_a_worker_killed_in_a_long_statement_is_free_within_two_seconds(table: Table) -> None:

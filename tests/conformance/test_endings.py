@@ -240,11 +240,11 @@ def test_a_record_that_cannot_be_written_at_first_is_tried_again(
     """The handler's connection is gone, and two more fail; a returned handler's writes went with the first."""
     right, tries = client.store.finish_late, []
 
-    def finish_late(*args: Any) -> bool:
+    def finish_late(*args: Any, **options: Any) -> bool:
         tries.append(args)
         if len(tries) < 3:
             raise psycopg.OperationalError("still not")
-        return right(*args)
+        return right(*args, **options)
 
     def handler(tx: Tx, job: Job[Thing]) -> None:
         tx.close()
@@ -261,7 +261,7 @@ def test_a_record_that_cannot_be_written_at_first_is_tried_again(
 def test_a_record_that_cannot_be_written_at_all_is_left_to_the_rescue(
     client: Client, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def finish_late(*args: Any) -> bool:
+    def finish_late(*args: Any, **options: Any) -> bool:
         raise psycopg.OperationalError("never")
 
     monkeypatch.setattr(client.store, "finish_late", finish_late)

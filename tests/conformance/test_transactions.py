@@ -291,4 +291,6 @@ def test_a_handler_that_changes_its_own_job_is_not_committed(
     job = client.enqueue(None, Thing())
     assert WorkerPool(client, {Thing: handler}).work_one()
     assert sql("SELECT count(*) FROM pgjobs.effect") == [(0,)]
-    assert stored(job).state == JobState.RUNNING, "the rescue will find it"
+    found = stored(job)
+    assert (found.state, found.error_count) == (JobState.RETRYABLE, 1)
+    assert "row of its own job" in found.errors[0].error

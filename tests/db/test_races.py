@@ -7,7 +7,6 @@ import os
 import signal
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -167,7 +166,7 @@ def test_r2_what_a_handler_wrote_is_not_committed_when_its_job_is_no_longer_its_
     assert WorkerPool(table.client, {"any": handler}, backoff=LATER).work_one()
     assert table.query("SELECT * FROM {schema}.effect") == []
     found = table.job(job)
-    assert found.state == (JobState.RETRYABLE if fails else JobState.RUNNING), "put back, and left to the rescue"
+    assert found.state == JobState.RETRYABLE, "put back, and a failed attempt"
     assert found.token is not None
 
 
@@ -222,7 +221,7 @@ def test_r3_a_job_that_kills_its_backend_is_counted_from_the_second_time_at_the_
 
     pool = WorkerPool(crash_client, {"killer": handler}, backoff=AT_ONCE)
     # as if the server had been up for long: nobody has been cautious yet, the first claim need not reach the disk
-    pool._executor._cautious_until = 0.0
+    pool._executor._claimer._cautious_until = 0.0
     args: dict[str, Any] = {}
     job = crash_client.enqueue(None, args, kind="killer", max_attempts=3)
     rounds = 0
@@ -626,32 +625,30 @@ def test_t5_the_row_is_never_to_be_had_between_the_handler_and_the_record(
     assert table.query("SELECT count(*) FROM {schema}.effect") == [(0 if fails else 1,)]
 
 
-def test_t5_a_prober_never_finds_a_running_job_whose_lock_can_be_had(table: Table, connect: Connect) -> None:
+def test_t5_a_prober_never_finds_a_started_job_whose_lock_can_be_had(table: Table, connect: Connect) -> None:
     """The same without a trigger: a hundred failing jobs against somebody who tries all the time."""
-    found: list[Any] = []
+    started: set[int] = set()
+    found: list[int] = []
     done = threading.Event()
     prober = connect(autocommit=True)
-    # not the instant between the claim's commit and the lock that leaves with it: the handler has written its row
-    probe = table.sql(
-        "SELECT id FROM {schema}.job WHERE state = 'running' AND attempted_at < clock_timestamp() - interval '5 ms' "
-        "FOR NO KEY UPDATE SKIP LOCKED"
-    )
+    probe = table.sql("SELECT id FROM {schema}.job WHERE state = 'running' FOR NO KEY UPDATE SKIP LOCKED")
 
     def handler(tx: AnyConnection, job: Job[Any]) -> None:
-        tx.execute("SELECT pg_sleep(0.006)")
+        started.add(job.id)
+        tx.execute("SELECT pg_sleep(0.003)")
         raise ValueError("failed")
 
     def keep_trying() -> None:
         while not done.is_set():
-            found.extend(prober.execute(probe).fetchall())
+            known = set(started)  # not those that are between the commit of the claim and the lock behind it
+            found.extend(id for (id,) in prober.execute(probe).fetchall() if id in known)
 
     for _ in range(100):
         table.enqueue()
     thread = in_thread(keep_trying)
     pool = WorkerPool(table.client, {"any": handler}, backoff=LATER)
-    started = time.monotonic()
     while pool.work_one():
-        assert time.monotonic() - started < 60
+        pass
     done.set()
     thread.join(10)
     assert found == []

@@ -1,0 +1,233 @@
+"""One running attempt, and how it is made to end: ever more firmly, when its time is up or the pool stops.
+
+    told       `job.cancelled` is true, and a statement that runs on its connection is cancelled
+    raised     Interrupted is raised in its thread, as soon as that is back in Python
+    severed    its connection is shut down: the row is free, and no COMMIT can start any more
+    stuck      the thread is reported, and another one takes its place
+
+Each step waits for the one before it to be ignored for a while. An exception raised from outside must not land in the
+library's own code or in the next job, so the window for it is opened and closed around the handler alone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from pgjobs.errors import Interrupted, JobStopped, JobTimedOut
+from pgjobs.job import Job
+from pgjobs.transaction import Checkout, shut_down
+
+Reason = JobTimedOut | JobStopped
+_NEVER = float("inf")
+_CANCEL_AGAIN = 0.25  # seconds after which a handler that goes on with the next statement is cancelled again
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """When each step is taken, in seconds after the attempt was told to end."""
+
+    raised: float
+    severed: float
+    stuck: float
+
+
+AFTER_TIMEOUT = Patience(raised=1.0, severed=5.0, stuck=10.0)
+AT_STOP = Patience(raised=0.2, severed=0.8, stuck=1.2)
+# What the server allows a transaction beyond the job's timeout: by then a process that lives has severed it.
+SERVER_GRACE = timedelta(seconds=AFTER_TIMEOUT.stuck)
+
+
+class Attempt:
+    """One start of a handler in this process. The worker's thread runs it; the watch may end it."""
+
+    def __init__(self, job: Job[Any], held: Checkout, timeout: timedelta | None) -> None:
+        self.job = job
+        self.held = held
+        self.thread = threading.current_thread()
+        self.deadline = None if timeout is None else datetime.now(UTC) + timeout
+        self.expires = _NEVER if timeout is None else time.monotonic() + timeout.total_seconds()
+        self.reason: Reason | None = None  # why it is to end
+        self.tainted = False  # a cancel or an exception may still be on its way: its connection is not used again
+        self.severed = False
+        self.stuck = False
+        self._timeout = timeout
+        self._told_at = _NEVER
+        self._patience = AFTER_TIMEOUT
+        self._lock = threading.Lock()
+        self._in_handler = False
+        self._raised = False
+        self._over = False
+
+    @property
+    def cancelled(self) -> bool:
+        return self.reason is not None
+
+    # --- for the worker's thread
+
+    def run(self, handler: Callable[[], object]) -> BaseException | None:
+        """Call the handler; what it raised, or why it was told to end if it raised for that. When this returns, no
+        exception from outside can arrive any more."""
+        try:
+            error = self._run(handler)
+        except Interrupted as late:  # it arrived between the handler's end and the end of the window
+            self._close_window()
+            error = late
+        if error is not None and self.reason is not None:
+            self.reason.__cause__ = error
+            return self.reason
+        return error
+
+    def _run(self, handler: Callable[[], object]) -> BaseException | None:
+        error: BaseException | None = None
+        try:
+            with self._lock:
+                self._in_handler = True
+            handler()
+        except BaseException as raised:  # also SystemExit: a handler must not end the worker's thread
+            error = raised
+        self._close_window()
+        return error
+
+    def _close_window(self) -> None:
+        with self._lock:
+            self._in_handler = False
+            if self._raised:
+                _raise_in(self.thread, None)  # takes back what has not arrived yet
+
+    def end(self) -> None:
+        """It is finished: nothing will be done to it or its connection any more."""
+        with self._lock:
+            self._over = True
+
+    # --- for the watch; nothing in here blocks
+
+    def tell(self, reason: Reason, patience: Patience) -> None:
+        """It is to end. The first reason counts; a later call can only be less patient."""
+        with self._lock:
+            if self.reason is None or patience.stuck < self._patience.stuck:
+                self._told_at = time.monotonic()
+                self._patience = patience
+            self.reason = self.reason or reason
+
+    def press(self, now: float) -> float:
+        """Take the step that is due; when to come again."""
+        if self.reason is None and self._timeout is not None and now >= self.expires:
+            self.tell(JobTimedOut(self._timeout), AFTER_TIMEOUT)
+        with self._lock:
+            if self._over or self.stuck:
+                return _NEVER
+            if self.reason is None:
+                return self.expires
+            return self._told_at + self._step(now - self._told_at)
+
+    def _step(self, waited: float) -> float:
+        """The firmest step that is due after so many seconds; after how many to come again."""
+        if waited >= self._patience.stuck:
+            self.stuck = True
+            return _NEVER
+        if waited >= self._patience.severed:
+            if not self.severed:
+                self.severed = self.tainted = True
+                shut_down(self.held.conn)
+            return self._patience.stuck
+        if self._in_handler:
+            if waited >= self._patience.raised and not self._raised:
+                self._raised = self.tainted = True
+                _raise_in(self.thread, Interrupted)
+            if self.held.in_statement:
+                self.tainted = True
+                # asking the server to cancel opens a connection, which may block: not in the thread of the watch
+                threading.Thread(target=self.held.cancel_statement, name="pgjobs/cancel", daemon=True).start()
+        return min(waited + _CANCEL_AGAIN, self._patience.severed)
+
+
+def _raise_in(thread: threading.Thread, exception: type[BaseException] | None) -> None:
+    """Let the thread raise this when it next runs Python code; None takes back what it has not raised yet."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(
+        ctypes.c_ulong(thread.ident or 0), None if exception is None else ctypes.py_object(exception)
+    )
+
+
+class Watch:
+    """The thread that sees to it that attempts end when they are to. It waits for nothing but the time, so nothing
+    that happens to the database or to a handler can hold it up."""
+
+    def __init__(
+        self, *, on_severed: Callable[[Attempt], None], on_stuck: Callable[[Attempt], None], name: str
+    ) -> None:
+        self._on_severed = on_severed
+        self._on_stuck = on_stuck
+        self._name = name
+        self._attempts: dict[Attempt, bool] = {}  # with whether its severing was reported
+        self._changed = threading.Condition()
+        self._next = _NEVER
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        if self._thread is not None:
+            self._thread.join()
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Run for as long as the block, if it does not run already."""
+        if self._thread is not None and self._thread.is_alive():
+            yield
+            return
+        self.start()
+        try:
+            yield
+        finally:
+            self.stop()
+
+    def add(self, attempt: Attempt) -> None:
+        """Watch over an attempt until it is removed."""
+        with self._changed:
+            self._attempts[attempt] = False
+            if attempt.expires < self._next:
+                self._changed.notify()
+
+    def remove(self, attempt: Attempt) -> None:
+        with self._changed:
+            self._attempts.pop(attempt, None)
+
+    def tell_all(self, reason: Callable[[], Reason], patience: Patience) -> int:
+        """Tell every attempt that runs to end; how many there are."""
+        with self._changed:
+            for attempt in self._attempts:
+                attempt.tell(reason(), patience)
+            self._changed.notify()
+            return len(self._attempts)
+
+    def _run(self) -> None:
+        with self._changed:
+            while not self._stopping:
+                now = time.monotonic()
+                self._next = min((attempt.press(now) for attempt in self._attempts), default=_NEVER)
+                self._report()
+                self._changed.wait(None if self._next == _NEVER else max(0.0, self._next - time.monotonic()))
+
+    def _report(self) -> None:
+        """Hand on what was severed and what is stuck, each in a thread of its own: a report may take its time."""
+        for attempt, reported in list(self._attempts.items()):
+            if attempt.severed and not reported:
+                self._attempts[attempt] = True
+                threading.Thread(target=self._on_severed, args=(attempt,), name="pgjobs/severed", daemon=True).start()
+            if attempt.stuck:
+                del self._attempts[attempt]
+                threading.Thread(target=self._on_stuck, args=(attempt,), name="pgjobs/stuck", daemon=True).start()

@@ -1,0 +1,420 @@
+"""Handlers that do not end in time, each resisting one step more; and stops that do not wait."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from pgjobs import (
+    Client,
+    Handler,
+    Interrupted,
+    InvalidHandler,
+    InvalidSetting,
+    Job,
+    JobState,
+    NotRunning,
+    WorkerPool,
+    constant,
+)
+from pgjobs.attempt import Attempt, Patience
+from tests.waiting import wait_until
+
+AnyConnection = psycopg.Connection[Any]
+NOTHING: dict[str, Any] = {}
+SOON = timedelta(seconds=0.3)
+LATER = constant(timedelta(hours=1))
+QUICK = Patience(raised=0.2, severed=0.6, stuck=1.0)  # the same steps as by default, sooner
+
+
+class Trial:
+    """One job whose handler writes an effect and then resists."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        with client.pool.connection() as conn:
+            conn.execute(self.sql("CREATE TABLE {}.effect (job bigint)"))
+        self.release = threading.Event()  # lets a handler go that would stay for ever
+        self.started = threading.Event()
+        self.ended = threading.Event()
+        self.saw: list[object] = []
+
+    def sql(self, text: str) -> sql.Composed:
+        return sql.SQL(text).format(sql.Identifier(self.client.schema))
+
+    def handler(self, resist: Callable[[AnyConnection, Job[Any]], object]) -> Callable[[AnyConnection, Job[Any]], None]:
+        def handle(tx: AnyConnection, job: Job[Any]) -> None:
+            tx.execute(self.sql("INSERT INTO {}.effect VALUES (%s)"), [job.id])
+            self.started.set()
+            try:
+                resist(tx, job)
+            except BaseException as error:
+                self.saw.append(type(error))
+                raise
+            finally:
+                self.ended.set()
+
+        return handle
+
+    def pool(self, resist: Callable[[AnyConnection, Job[Any]], object], **settings: Any) -> WorkerPool:
+        handlers = {"slow": self.handler(resist), "next": self.handler(lambda tx, job: None)}
+        return WorkerPool(
+            self.client, handlers, **{"queues": {"default": 1}, "backoff": LATER, "timeout": SOON, **settings}
+        )
+
+    def enqueue(self, kind: str = "slow", **options: Any) -> Job[Any]:
+        return self.client.enqueue(None, NOTHING, kind=kind, **options)
+
+    def job(self, job: Job[Any]) -> Job[Any]:
+        found = self.client.get(job.id)
+        assert found is not None
+        return found
+
+    def effects(self) -> list[int]:
+        with self.client.pool.connection() as conn:
+            return [id for (id,) in conn.execute(self.sql("SELECT job FROM {}.effect ORDER BY job")).fetchall()]
+
+
+@pytest.fixture
+def trial(client: Client, monkeypatch: pytest.MonkeyPatch) -> Trial:
+    monkeypatch.setattr("pgjobs.attempt.AFTER_TIMEOUT", QUICK)
+    return Trial(client)
+
+
+def flag(tx: AnyConnection, job: Job[Any]) -> None:
+    """Looks at the flag, as a good handler does."""
+    while not job.cancelled:
+        threading.Event().wait(0.01)
+    raise RuntimeError("I was told to end")
+
+
+def statement(tx: AnyConnection, job: Job[Any]) -> None:
+    """Sits in one long statement."""
+    tx.execute("SELECT pg_sleep(60)")
+
+
+def statements(tx: AnyConnection, job: Job[Any]) -> None:
+    """Goes on with the next statement when one is cancelled."""
+    for _ in range(600):
+        with tx.transaction(), pytest.MonkeyPatch.context():
+            try:
+                with tx.transaction():
+                    tx.execute("SELECT pg_sleep(0.1)")
+            except psycopg.errors.QueryCanceled:
+                continue
+
+
+def loop(tx: AnyConnection, job: Job[Any]) -> None:
+    """Never leaves Python, and catches what can be caught by accident."""
+    while True:
+        try:
+            sum(range(1000))
+        except Exception:
+            continue
+
+
+@pytest.mark.conformance(121)
+@pytest.mark.parametrize("resist", [flag, statement, statements, loop])
+def test_a_handler_past_its_timeout_is_ended_and_the_attempt_has_failed(
+    trial: Trial, resist: Callable[[AnyConnection, Job[Any]], None]
+) -> None:
+    job, following = trial.enqueue(), trial.enqueue("next")
+    with trial.pool(resist):
+        wait_until(lambda: trial.job(following).state == JobState.COMPLETED)
+    found = trial.job(job)
+    assert (found.state, found.attempt) == (JobState.RETRYABLE, 1)
+    assert [error.error for error in found.errors] == ["timed out after 0.3 s"]
+    assert trial.effects() == [following.id], "what it wrote is gone, the next job on the thread is not disturbed"
+
+
+def c_call(trial: Trial) -> Callable[[AnyConnection, Job[Any]], object]:
+    """Sits in C code that lets other threads run: no exception can be raised in there."""
+
+    def resist(tx: AnyConnection, job: Job[Any]) -> None:
+        ctypes.CDLL(None).sleep(3)
+
+    return resist
+
+
+def deaf(trial: Trial) -> Callable[[AnyConnection, Job[Any]], object]:
+    """Catches everything, and goes on until it is let go; then it tries to commit what it wrote."""
+
+    def resist(tx: AnyConnection, job: Job[Any]) -> None:
+        while not trial.release.is_set():
+            try:
+                trial.release.wait(0.05)
+            except BaseException:
+                continue
+
+    return resist
+
+
+@pytest.mark.conformance(121)
+@pytest.mark.parametrize("kind", [c_call, deaf])
+def test_a_handler_that_cannot_be_ended_loses_its_row_and_its_place(
+    trial: Trial, kind: Callable[[Trial], Callable[[AnyConnection, Job[Any]], object]], caplog: pytest.LogCaptureFixture
+) -> None:
+    """T19, F5: its row is free, its outcome on record, its slot replaced; its late COMMIT cannot happen."""
+    job, following = trial.enqueue(), trial.enqueue("next")
+    with caplog.at_level(logging.WARNING, logger="pgjobs"), trial.pool(kind(trial)) as pool:
+        wait_until(lambda: trial.job(following).state == JobState.COMPLETED)
+        assert not trial.release.is_set()
+        found = trial.job(job)
+        assert (found.state, found.attempt) == (JobState.RETRYABLE, 1)
+        assert [error.error for error in found.errors] == ["timed out after 0.3 s"]
+        wait_until(lambda: "is stuck at" in caplog.text)
+        assert "in resist" in caplog.text, "the stack of the thread is in the log"
+        trial.release.set()
+        wait_until(lambda: "no longer stuck" in caplog.text)
+        assert pool.running
+    assert trial.effects() == [following.id]
+    assert trial.job(job).error_count == 1
+
+
+def test_a_handler_that_returns_after_its_time_but_before_the_end_has_succeeded(trial: Trial) -> None:
+    job = trial.enqueue()
+
+    def resist(tx: AnyConnection, job: Job[Any]) -> None:
+        while not job.cancelled:
+            threading.Event().wait(0.01)
+
+    with trial.pool(resist):
+        wait_until(lambda: trial.job(job).state == JobState.COMPLETED)
+    assert trial.effects() == [job.id]
+
+
+@pytest.mark.conformance(120)
+@pytest.mark.parametrize(
+    ("of_the_pool", "of_the_handler", "expected"),
+    [
+        (timedelta(minutes=1), "inherit", timedelta(minutes=1)),
+        (timedelta(minutes=1), timedelta(hours=1), timedelta(hours=1)),
+        (timedelta(minutes=1), None, None),
+        (None, "inherit", None),
+        (None, timedelta(seconds=5), timedelta(seconds=5)),
+        (timedelta(minutes=1), lambda job: timedelta(seconds=job.args["n"]), timedelta(seconds=7)),
+    ],
+)
+def test_the_timeout_of_the_handler_wins_over_that_of_the_pool(
+    client: Client, of_the_pool: timedelta | None, of_the_handler: Any, expected: timedelta | None
+) -> None:
+    deadlines: list[datetime | None] = []
+    bounds: list[str] = []
+
+    def handler(tx: AnyConnection, job: Job[Any]) -> None:
+        deadlines.append(job.deadline)
+        assert not job.cancelled
+        setting = "transaction_timeout" if tx.info.server_version >= 170000 else "idle_in_transaction_session_timeout"
+        row = tx.execute("SELECT current_setting(%s)", [setting]).fetchone()
+        assert row is not None
+        bounds.append(row[0])
+
+    client.enqueue(None, {"n": 7}, kind="timed")
+    before = datetime.now(UTC)
+    pool = WorkerPool(client, {"timed": Handler(handler, timeout=of_the_handler)}, timeout=of_the_pool)
+    assert pool.work_one()
+    (deadline,) = deadlines
+    if expected is None:
+        assert deadline is None
+    else:
+        assert deadline is not None
+        assert timedelta(0) <= deadline - before - expected < timedelta(seconds=5)
+    known_before = None if callable(of_the_handler) else expected
+    with client.pool.connection() as conn:
+        row = conn.execute(
+            "SELECT %s::interval", [known_before + timedelta(seconds=10) if known_before else timedelta(0)]
+        ).fetchone()
+        assert row is not None
+        server = conn.execute("SELECT %s::interval", [bounds[0] if bounds[0] != "0" else "0"]).fetchone()
+        assert server == row, "the server's own bound is ten seconds longer"
+
+
+@pytest.mark.conformance(120)
+def test_the_default_timeout_is_a_minute(client: Client) -> None:
+    seen: list[timedelta] = []
+
+    def handler(tx: AnyConnection, job: Job[Any]) -> None:
+        assert job.deadline is not None
+        seen.append(job.deadline - datetime.now(UTC))
+
+    client.enqueue(None, NOTHING, kind="timed")
+    WorkerPool(client, {"timed": handler}).work_one()
+    assert timedelta(seconds=55) < seen[0] <= timedelta(minutes=1)
+
+
+@pytest.mark.parametrize("timeout", [timedelta(0), timedelta(seconds=-1)])
+def test_a_timeout_of_nothing_is_refused(client: Client, timeout: timedelta) -> None:
+    with pytest.raises(InvalidSetting, match="timeout"):
+        WorkerPool(client, {"timed": print}, timeout=timeout)
+    with pytest.raises(InvalidHandler, match="timeout"):
+        Handler(print, timeout=timeout)
+
+
+def test_a_timeout_that_cannot_be_told_is_the_pools(client: Client) -> None:
+    seen: list[object] = []
+
+    def broken(job: Job[Any]) -> timedelta:
+        raise KeyError("n")
+
+    client.enqueue(None, NOTHING, kind="timed")
+    handler = Handler(lambda tx, job: seen.append(job.deadline), timeout=broken)
+    WorkerPool(client, {"timed": handler}, timeout=None).work_one()
+    assert seen == [None]
+
+
+def test_only_a_running_handler_can_ask_whether_it_is_to_end(client: Client) -> None:
+    job = client.enqueue(None, NOTHING, kind="timed")
+    with pytest.raises(NotRunning, match=str(job.id)):
+        _ = job.cancelled
+    with pytest.raises(NotRunning):
+        _ = job.deadline
+
+
+@pytest.fixture
+def attempt(client: Client) -> Iterator[Attempt]:
+    with client.source.checkout() as held:
+        yield Attempt(client.enqueue(None, NOTHING, kind="timed"), held, timedelta(microseconds=1))
+
+
+def tell_and_raise(attempt: Attempt) -> None:
+    attempt.press(time.monotonic())
+    attempt.press(time.monotonic() + QUICK.raised)
+
+
+def test_t19_what_is_raised_in_a_handler_is_over_when_it_is_over(trial: Trial, attempt: Attempt) -> None:
+    error = attempt.run(lambda: tell_and_raise(attempt))
+    assert isinstance(error, TimeoutError)
+    assert isinstance(error.__cause__, Interrupted)
+    assert attempt.tainted, "a cancel may still be on its way: the connection is not used again"
+
+
+def test_t19_nothing_is_raised_once_the_handler_is_over(trial: Trial, attempt: Attempt) -> None:
+    assert attempt.run(lambda: None) is None
+    tell_and_raise(attempt)
+    sum(range(100))  # it would land here
+    assert attempt.cancelled
+    assert not attempt.tainted
+
+
+def test_t19_what_has_not_arrived_when_the_handler_ends_is_taken_back(
+    trial: Trial, attempt: Attempt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raised: list[object] = []
+    monkeypatch.setattr("pgjobs.attempt._raise_in", lambda thread, exception: raised.append(exception))
+    assert attempt.run(lambda: tell_and_raise(attempt)) is None
+    assert raised == [Interrupted, None]
+
+
+def test_a_severed_job_is_free_and_on_record_long_before_its_thread_is_given_up(
+    trial: Trial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pgjobs.attempt.AFTER_TIMEOUT", Patience(raised=0.1, severed=0.2, stuck=60))
+    job = trial.enqueue()
+    pool = trial.pool(deaf(trial)).start()
+    wait_until(lambda: trial.job(job).state == JobState.RETRYABLE)
+    assert not trial.ended.is_set()
+    trial.release.set()
+    assert pool.stop() is True
+    assert [error.error for error in trial.job(job).errors] == ["timed out after 0.3 s"]
+    assert trial.effects() == []
+
+
+def test_r7_the_server_ends_the_transaction_of_a_process_that_hangs_as_a_whole(trial: Trial) -> None:
+    """The bound is the job's timeout plus a grace; here the grace is nothing."""
+    program = (
+        "import sys, threading\n"
+        "from datetime import timedelta\n"
+        "import pgjobs.claim\n"
+        "from pgjobs import Client, WorkerPool\n"
+        "pgjobs.claim.SERVER_GRACE = timedelta(0)\n"
+        "client = Client(sys.argv[1], schema=sys.argv[2])\n"
+        "def slow(tx, job):\n"
+        "    print('started', flush=True)\n"
+        "    threading.Event().wait(60)\n"
+        "WorkerPool(client, {'slow': slow}, timeout=timedelta(seconds=1)).run()\n"
+    )
+    job = trial.enqueue(max_attempts=1)
+    arguments = [sys.executable, "-c", program, str(trial.client.pool.conninfo), trial.client.schema]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "started\n"
+            os.kill(process.pid, signal.SIGSTOP)
+            free = trial.sql("SELECT id FROM {}.job WHERE state = 'running' FOR UPDATE SKIP LOCKED")
+            with psycopg.connect(str(trial.client.pool.conninfo), autocommit=True) as conn:
+                assert conn.execute(free).fetchall() == []
+                wait_until(lambda: conn.execute(free).fetchall() == [(job.id,)], timeout=5)
+        finally:
+            process.kill()
+
+
+# --- stops
+
+
+@pytest.mark.conformance(252)
+@pytest.mark.parametrize("kind", [lambda trial: statement, lambda trial: loop, c_call, deaf], ids=str)
+def test_a_stop_returns_in_time_whatever_handlers_do_and_gives_their_attempts_back(
+    trial: Trial, kind: Callable[[Trial], Callable[[AnyConnection, Job[Any]], object]]
+) -> None:
+    job = trial.enqueue()
+    pool = trial.pool(kind(trial), timeout=None).start()
+    assert trial.started.wait(10)
+    before = time.monotonic()
+    assert pool.stop(SOON) is False
+    took = time.monotonic() - before
+    trial.release.set()
+    assert took < SOON.total_seconds() + 2.0, "the promise, not a measurement"
+    found = trial.job(job)
+    assert (found.state, found.attempt, found.errors) == (JobState.AVAILABLE, 0, ())
+    assert trial.effects() == []
+    assert trial.ended.wait(10)
+    with trial.pool(lambda tx, job: None, timeout=None):
+        wait_until(lambda: trial.job(job).state == JobState.COMPLETED)
+    assert trial.effects() == [job.id]
+
+
+@pytest.mark.conformance(252)
+def test_a_job_that_ends_within_the_time_of_the_stop_is_not_cut_off(trial: Trial) -> None:
+    job = trial.enqueue()
+    pool = trial.pool(lambda tx, job: trial.release.wait(10), timeout=None).start()
+    assert trial.started.wait(10)
+    threading.Timer(0.1, trial.release.set).start()
+    assert pool.stop(timedelta(seconds=5)) is True
+    assert trial.job(job).state == JobState.COMPLETED
+    assert trial.effects() == [job.id]
+
+
+def test_stop_and_cancel_does_not_wait(trial: Trial) -> None:
+    job = trial.enqueue()
+    pool = trial.pool(statement, timeout=None).start()
+    assert trial.started.wait(10)
+    assert pool.stop_and_cancel() is False
+    assert (trial.job(job).state, trial.job(job).attempt) == (JobState.AVAILABLE, 0)
+
+
+def test_a_handler_may_stop_its_own_pool(trial: Trial) -> None:
+    pools: list[WorkerPool] = []
+    job = trial.enqueue()
+    pools.append(trial.pool(lambda tx, job: pools[0].stop(), timeout=None).start())
+    wait_until(lambda: trial.job(job).state == JobState.COMPLETED)
+    wait_until(lambda: not pools[0].running)
+
+
+@pytest.mark.conformance(125)
+def test_a_thread_is_stuck_ten_seconds_after_its_timeout_by_default() -> None:
+    from pgjobs.attempt import AFTER_TIMEOUT
+
+    assert Patience(raised=1.0, severed=5.0, stuck=10.0) == AFTER_TIMEOUT
