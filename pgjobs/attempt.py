@@ -1,4 +1,5 @@
-"""One running attempt, and how it is made to end: ever more firmly, when its time is up or the pool stops.
+"""One running attempt, and how it is made to end: ever more firmly, when its time is up, somebody cancels it, or the
+pool stops.
 
     told       `job.cancelled` is true, and a statement that runs on its connection is cancelled
     raised     Interrupted is raised in its thread, as soon as that is back in Python
@@ -19,12 +20,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
-from pgjobs.errors import Interrupted, JobStopped, JobTimedOut
+from pgjobs.errors import Interrupted, JobCancelled, JobStopped, JobTimedOut
 from pgjobs.job import Job
-from pgjobs.transaction import Checkout, shut_down
+from pgjobs.transaction import Checkout
 
-Reason = JobTimedOut | JobStopped
+Reason = JobTimedOut | JobCancelled | JobStopped
 _NEVER = float("inf")
 _CANCEL_AGAIN = 0.25  # seconds after which a handler that goes on with the next statement is cancelled again
 
@@ -57,6 +59,7 @@ class Attempt:
         self.tainted = False  # a cancel or an exception may still be on its way: its connection is not used again
         self.severed = False
         self.stuck = False
+        self._conn_id = id(held.conn)  # no reference: who holds one is what the executor looks for
         self._timeout = timeout
         self._told_at = _NEVER
         self._patience = AFTER_TIMEOUT
@@ -101,6 +104,10 @@ class Attempt:
             if self._raised:
                 _raise_in(self.thread, None)  # takes back what has not arrived yet
 
+    def abandon(self) -> None:
+        """Give its connection up on behalf of a thread that does not come back: the pool makes another."""
+        self.held.abandon(self._conn_id)
+
     def end(self) -> None:
         """It is finished: nothing will be done to it or its connection any more."""
         with self._lock:
@@ -135,7 +142,7 @@ class Attempt:
         if waited >= self._patience.severed:
             if not self.severed:
                 self.severed = self.tainted = True
-                shut_down(self.held.conn)
+                self.held.shut_down(self._conn_id)
             return self._patience.stuck
         if self._in_handler:
             if waited >= self._patience.raised and not self._raised:
@@ -205,6 +212,20 @@ class Watch:
     def remove(self, attempt: Attempt) -> None:
         with self._changed:
             self._attempts.pop(attempt, None)
+
+    @property
+    def tokens(self) -> list[UUID]:
+        """Of the attempts that run now."""
+        with self._changed:
+            return [attempt.job.token for attempt in self._attempts if attempt.job.token is not None]
+
+    def tell(self, token: UUID, reason: Reason, patience: Patience) -> None:
+        """Tell the attempt with this token to end, if it still runs."""
+        with self._changed:
+            for attempt in self._attempts:
+                if attempt.job.token == token:
+                    attempt.tell(reason, patience)
+            self._changed.notify()
 
     def tell_all(self, reason: Callable[[], Reason], patience: Patience) -> int:
         """Tell every attempt that runs to end; how many there are."""

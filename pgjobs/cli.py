@@ -39,7 +39,12 @@ def _add_migrate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("direction", nargs="?", choices=["up", "down"], default="up", help="default: %(default)s")
     parser.add_argument("--dsn", default=None, help="the database; DATABASE_URL when left out")
     parser.add_argument("--schema", default="pgjobs", help="the schema that holds the tables (default: %(default)s)")
-    parser.add_argument("--to", type=int, metavar="VERSION", help="stop at this version; 0 takes everything down")
+    parser.add_argument(
+        "--to",
+        type=int,
+        metavar="VERSION",
+        help="stop at this version; down to 0 takes everything down, the jobs with it",
+    )
     parser.add_argument("--max-steps", type=int, metavar="N", help="at most so many steps (down: 1 unless said)")
     parser.add_argument("--dry-run", action="store_true", help="change nothing, say what would be done")
     parser.add_argument("--check", action="store_true", help="change nothing, fail unless the tables fit")

@@ -4,45 +4,33 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import is_dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from secrets import token_hex
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack, overload
 
 import psycopg
-from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import ConnectionPool
 
-from pgjobs import codec, migrate
-from pgjobs.errors import InvalidArgs, InvalidOption, InvalidSetting, NoJobs, UnknownKind
+from pgjobs import codec, control, migrate
+from pgjobs.errors import InvalidArgs, InvalidOption, InvalidSetting, JobNotFound, NoJobs, UnknownKind
 from pgjobs.job import LONGEST_DELAY, Job, JobOptions, NewJob, Options, check_kind, kind_of, options_of
-from pgjobs.outcome import one_line
+from pgjobs.outcome import ERROR_LIMIT, clean, one_line
 from pgjobs.statements import check_schema
 from pgjobs.store import AnyConnection, Row, Store
-from pgjobs.transaction import Borrowable, PoolSource, borrow
-from pgjobs.work_map import WorkMap
+from pgjobs.transaction import Borrowable, PoolSource, borrow, defaults_for
+from pgjobs.work_map import Handler, HandlerFunction, WorkMap
 
 Args = TypeVar("Args")
 
-# Where the connection string says nothing else. A dead peer is noticed within half a minute, not after the two hours of
-# the operating system.
-_CONNECTION_DEFAULTS: dict[str, Any] = {
-    "application_name": "pgjobs",
-    "keepalives": 1,
-    "keepalives_idle": 10,
-    "keepalives_interval": 5,
-    "keepalives_count": 3,
-    "tcp_user_timeout": 25_000,
-    "prepare_threshold": None,  # named statements would collide behind a pooler in transaction mode
-}
 _METADATA_LIMIT = 64 * 1024  # bytes
 
 
 class Client:
-    """Enqueues jobs and looks at them, on the tables of one schema.
+    """Enqueues jobs, looks at them and changes them by hand, on the tables of one schema.
 
         client = Client("postgresql://localhost/app")     # a pool of its own, made at once, connected when needed
         client = Client(pool)                             # the application's psycopg_pool.ConnectionPool
@@ -58,7 +46,7 @@ class Client:
         *,
         schema: str = "pgjobs",
         id: str | None = None,
-        work_map: WorkMap | None = None,
+        work_map: Mapping[Any, Handler | HandlerFunction] | None = None,
         queue: str = "default",
         priority: int = 0,
         max_attempts: int = 25,
@@ -68,7 +56,7 @@ class Client:
         self.id = one_line(id or f"{socket.gethostname()}-{os.getpid()}-{token_hex(4)}", 255)
         self.store = Store(self.schema)
         self.source = _source(pool)
-        self._work_map = work_map
+        self._work_map = work_map if work_map is None or isinstance(work_map, WorkMap) else WorkMap(work_map)
         self._defaults = JobOptions(queue=queue, priority=priority, max_attempts=max_attempts)
         self._max_args_bytes = max_args_bytes
 
@@ -104,9 +92,9 @@ class Client:
     ) -> list[migrate.Step]:
         """Make or change the tables; what was done, or with `dry_run` what would be.
 
-        "up" goes to the newest version, "down" takes one step; `target` and `max_steps` say otherwise, and target 0
-        takes everything down. Each step commits by itself, and many processes may do this at once; with a `tx` the
-        steps belong to that transaction.
+        "up" goes to the newest version, "down" takes one step; `target` and `max_steps` say otherwise. Down to target 0
+        everything goes, the jobs with it. Each step commits by itself, and many processes may do this at once; with a
+        `tx` the steps belong to that transaction.
         """
         steps = {"direction": direction, "target": target, "max_steps": max_steps, "dry_run": dry_run}
         if tx is not None:
@@ -241,6 +229,70 @@ class Client:
         else:
             yield borrow(tx)
 
+    # --- control
+
+    def cancel(self, id: int, tx: Borrowable | ConnectionPool[Any] | None = None, reason: str = "") -> Job[Any]:
+        """See to it that the job does not run, or does not run again.
+
+        A job that waits is cancelled at once. For one that runs its worker is told: it comes back as running, with
+        `cancel_attempted_at` in its metadata, and ends cancelled unless it completes. One that is over stays as it is.
+        """
+        why = clean(reason, ERROR_LIMIT)
+        return self._carry_out(tx, id, lambda conn: self.store.cancel(conn, id, reason=why), running=True)
+
+    def retry(self, id: int, tx: Borrowable | ConnectionPool[Any] | None = None) -> Job[Any]:
+        """Let the job run now, whatever its state, with one attempt more if it has used them all. A running one is
+        left alone.
+
+        Raises UniqueConflict when another job has its unique key. On a `tx`, one that is being inserted in the same
+        moment is waited for, and if it is committed then aborts the transaction.
+        """
+        return self._carry_out(tx, id, lambda conn: self.store.retry(conn, id), running=True)
+
+    def delete(self, id: int, tx: Borrowable | ConnectionPool[Any] | None = None) -> Job[Any]:
+        """Delete the job, and return it as it was; JobRunning if it runs."""
+        return self._carry_out(tx, id, lambda conn: self.store.delete(conn, id), running=False)
+
+    def update(
+        self,
+        id: int,
+        tx: Borrowable | ConnectionPool[Any] | None = None,
+        *,
+        metadata: Mapping[str, Any] | None = None,
+        output: object = ...,
+        priority: int | None = None,
+        scheduled_at: datetime | None = None,
+        max_attempts: int | None = None,
+        tags: Sequence[str] | None = None,
+    ) -> Job[Any]:
+        """Change a job that does not run; JobRunning if it does. What is not given stays as it is.
+
+        `metadata` is merged key by key into what is there. `output` is any JSON value of at most 32 MiB, and replaces
+        the one before. A waiting job whose `scheduled_at` changes waits for the new time.
+        """
+        changes = control.changes(
+            metadata=metadata,
+            output=output,
+            priority=priority,
+            scheduled_at=scheduled_at,
+            max_attempts=max_attempts,
+            tags=tags,
+        )
+        if changes is None:
+            job = self.get(id, tx)
+            if job is None:
+                raise JobNotFound(id)
+            return job
+        return self._carry_out(tx, id, lambda conn: self.store.update(conn, id, changes), running=False)
+
+    def _carry_out(
+        self, tx: Borrowable | ConnectionPool[Any] | None, id: int, act: control.Act, *, running: bool
+    ) -> Job[Any]:
+        with self._transaction(tx) as conn:
+            if tx is None or isinstance(tx, ConnectionPool):
+                self.store.begin_control(conn)
+            return control.carry_out(self.store, conn, id, act, running=running)
+
     # --- look
 
     def get(self, id: int, tx: Borrowable | ConnectionPool[Any] | None = None) -> Job[Any] | None:
@@ -259,13 +311,12 @@ def _source(pool: object) -> PoolSource:
         return PoolSource(pool, owned=False)
     if isinstance(pool, str) and pool:
         try:
-            said = conninfo_to_dict(pool)
+            defaults = defaults_for(pool)
         except psycopg.ProgrammingError:  # its text may repeat the password
             raise InvalidSetting(
                 "the connection string cannot be read: write postgresql://user:password@host:port/database, "
                 "or pairs as in: host=... dbname=..."
             ) from None
-        defaults = {name: value for name, value in _CONNECTION_DEFAULTS.items() if name not in said}
         own = ConnectionPool(pool, kwargs=defaults, min_size=0, max_size=10, open=True, name="pgjobs")
         return PoolSource(own, owned=True)
     raise InvalidSetting(f"a client needs a connection string or a psycopg_pool.ConnectionPool, not {pool!r}")

@@ -12,8 +12,13 @@
     │   └── PoolTooSmall                 fewer connections than threads
     ├── InvalidTransaction (TypeError)   a `tx` that is nothing pgjobs can enqueue on
     ├── UnknownKind (LookupError)        no handler for a kind
+    ├── JobNotFound (LookupError)        no job with this id
+    ├── JobRunning                       a job that runs cannot be deleted or updated
+    ├── JobLocked                        somebody else held the job's row for longer than a call waits
+    ├── UniqueConflict                   a job cannot wait again: another one has its unique key
     ├── UndecodableArgs (ValueError)     stored args that do not fit the args class
     ├── JobTimedOut (TimeoutError)       recorded for an attempt whose time was up
+    ├── JobCancelled                     recorded for an attempt that was cancelled by hand while it ran
     ├── JobStopped                       why an attempt was cut off by a stop; it is given back, not recorded
     ├── NotRunning                       what only a running handler may ask was asked of another job
     ├── MigrationError
@@ -92,6 +97,26 @@ class UnknownKind(PgjobsError, LookupError):
         self.kind = kind
 
 
+class JobNotFound(PgjobsError, LookupError):
+    """There is no job with this id: it never was, was deleted, or was cleaned away."""
+
+    def __init__(self, id: int) -> None:
+        super().__init__(f"there is no job {id}")
+        self.id = id
+
+
+class JobRunning(PgjobsError):
+    """The job runs, so its row is its worker's: it was not deleted or updated. The transaction stays usable."""
+
+
+class JobLocked(PgjobsError):
+    """Another transaction held the job's row for a second, so nothing was changed. The transaction stays usable."""
+
+
+class UniqueConflict(PgjobsError):
+    """The job was not moved: another job has its unique key in the state it would enter."""
+
+
 class UndecodableArgs(PgjobsError, ValueError):
     """The stored args do not fit the args class of the handler. The handler was not called."""
 
@@ -105,6 +130,17 @@ class JobTimedOut(PgjobsError, TimeoutError):
 
     def __str__(self) -> str:
         return f"timed out after {self.timeout.total_seconds():g} s"
+
+
+class JobCancelled(PgjobsError):
+    """A job was cancelled by hand while it ran."""
+
+    def __init__(self, reason: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return "cancelled remotely" + (f": {self.reason}" if self.reason else "")
 
 
 class JobStopped(PgjobsError):
@@ -185,7 +221,7 @@ class RetryAt(Signal):
     """Failed: run again at `when` (aware), whatever the backoff says. Counts as a failed attempt."""
 
     def __init__(self, when: datetime, reason: str = "") -> None:
-        if when.tzinfo is None:
+        if when.utcoffset() is None:
             raise ValueError(f"{when!r} has no time zone: use an aware datetime")
         super().__init__(when, reason)
         self.when = when

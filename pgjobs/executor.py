@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
@@ -74,16 +75,22 @@ class Executor:
         try:
             error = attempt.run(lambda: self._handle(attempt))
             self._finish(held, attempt, error)
+        except BaseException:
+            held.spoiled = True  # whatever state it is in: not for the next job
+            raise
         finally:
             attempt.end()
             self._watch.remove(attempt)
             held.spoiled = held.spoiled or attempt.tainted
         _forget(error)
+        if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+            raise error  # somebody pressed Ctrl-C at a work_one()
 
     def _handle(self, attempt: Attempt) -> None:
         """Call the handler."""
         handler = self._work_map.find(attempt.job.kind)
-        attempt.job = job = replace(attempt.job, decode=handler.decode, running=attempt)
+        attempt.job = replace(attempt.job, decode=handler.decode)
+        job = replace(attempt.job, running=attempt)
         job.args  # noqa: B018  decoded here: args that do not fit are this attempt's failure
         handler.function(attempt.held.conn, job)
 
@@ -91,8 +98,10 @@ class Executor:
         """Record the outcome of an attempt whose connection was shut down, whatever its handler still does: from here
         on its row is free, and it must not look as if its worker had vanished."""
         assert attempt.reason is not None
+        outcome = self._decide(attempt.job, attempt.reason)
         with suppress(AttemptLost):  # it was finished, or rescued, in this very moment
-            self._finish_late(held, attempt.job, self._decide(attempt.job, attempt.reason))
+            self._finish_late(held, attempt.job, outcome)
+            self._report(attempt.job, outcome, attempt.reason)
 
     def _finish(self, held: Checkout, attempt: Attempt, error: BaseException | None) -> None:
         """Write the outcome: in the job's transaction while that lives, else in one of its own."""
@@ -104,7 +113,7 @@ class Executor:
             if error is not None:
                 self._fail(held, attempt.job, error)
         except AttemptLost as lost:
-            log.warning("%s: it was finished for it, rescued or changed; what its handler wrote is dropped", lost)
+            log.warning("%s: its outcome stands already: it was finished for it, rescued, or changed", lost)
             held.spoiled = True
         finally:
             if not held.spoiled:
@@ -124,21 +133,32 @@ class Executor:
 
     def _decide(self, job: Job[Any], error: BaseException) -> Outcome:
         handler = self._work_map.get(job.kind)
-        outcome = decide(job, error, (handler and handler.backoff) or self._backoff)
-        log.log(
-            logging.INFO if outcome.error is None else logging.WARNING,
-            "job %d (%s) attempt %d of %d: %s: %s",
-            job.id,
-            one_line(job.kind),
-            job.attempt,
-            job.max_attempts,
-            outcome.state,
-            one_line(outcome.error or error),
-        )
-        return outcome
+        policy = (handler and handler.backoff) or self._backoff
+        try:
+            return decide(job, error, policy)
+        except Exception as broken:  # a signal made by hand, without what it should say
+            broken.__cause__ = error
+            return decide(job, broken, policy)
+
+    def _report(self, job: Job[Any], outcome: Outcome, error: BaseException) -> None:
+        with suppress(Exception):  # a handler of the log that fails must not look like a fault of the database
+            log.log(
+                logging.INFO if outcome.error is None else logging.WARNING,
+                "job %d (%s) attempt %d of %d: %s: %s",
+                job.id,
+                one_line(job.kind),
+                job.attempt,
+                job.max_attempts,
+                outcome.state,
+                one_line(outcome.error or error),
+            )
 
     def _fail(self, held: Checkout, job: Job[Any], error: BaseException) -> None:
         outcome = self._decide(job, error)
+        self._record(held, job, outcome)
+        self._report(job, outcome, error)
+
+    def _record(self, held: Checkout, job: Job[Any], outcome: Outcome) -> None:
         if held.usable and held.conn.info.transaction_status != TransactionStatus.IDLE:
             try:
                 held.spoiled = not self._store.fail(held.conn, job, outcome)

@@ -65,7 +65,7 @@ class Listener:
         while not self._stopping.is_set():
             try:
                 self._listen()
-            except psycopg.Error as error:
+            except Exception as error:  # also what a callable connection string raises
                 log.warning("not listening, only polling; next try in %.1f s: %s", self._pause, one_line(error))
                 self._hang_up()
                 self._stopping.wait(self._pause)

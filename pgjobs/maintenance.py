@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import timedelta
 
 import psycopg
@@ -25,11 +26,14 @@ BATCH = 1000  # rows that one transaction of a duty touches at most
 # A claim and its lock leave in one message, so a running row this old without a lock has lost its worker.
 RESCUE_GRACE = timedelta(seconds=3)
 _PROMOTE_EVERY = timedelta(seconds=1)  # at the latest; sooner when a job is due sooner
+_PROMOTE_AGAIN = timedelta(milliseconds=20)
 _RESCUE_EVERY = timedelta(seconds=1)
 _CLEAN_EVERY = timedelta(seconds=30)
 AFTER_FAILURE = timedelta(seconds=5)
 _AT_LEAST_EVERY = timedelta(seconds=1)  # look whether somebody else's duty is due
 _SOON = timedelta(0)
+_ONE_BY_ONE = 50  # rows of a transaction that puts each behind a savepoint: more would overflow a cache of the server
+_BESIDE_EVERY = 1.0  # seconds
 
 
 class Maintenance:
@@ -59,21 +63,37 @@ class Maintenance:
         if sum(queues.values()) >= BATCH:
             return _SOON
         due = self._store.next_due(conn)
-        return _PROMOTE_EVERY if due is None else max(_SOON, min(due, _PROMOTE_EVERY))
+        # one that is due still, though all were promoted, is locked by somebody: not hot for that
+        return _PROMOTE_EVERY if due is None else max(_PROMOTE_AGAIN, min(due, _PROMOTE_EVERY))
 
     def rescue(self, conn: AnyConnection) -> timedelta:
-        """Finish the attempts of workers that vanished."""
+        """Finish the attempts of workers that vanished, and what is left of requests to cancel attempts that ended."""
         jobs = self._store.rescue(conn, BATCH, RESCUE_GRACE)
         for job in jobs:
             log.warning("job %d rescued: its worker vanished in attempt %d; now %s", job.id, job.attempt, job.state)
-        return _SOON if len(jobs) >= BATCH else _RESCUE_EVERY
+        cancelled, gone = self._store.settle_requests(conn, BATCH)
+        if cancelled:
+            log.info("%d jobs cancelled whose attempt ended while that was being asked for", cancelled)
+        return _SOON if max(len(jobs), gone) >= BATCH else _RESCUE_EVERY
 
     def clean(self, conn: AnyConnection) -> timedelta:
         """Delete what has been over for longer than it is kept."""
-        deleted = [
-            self._store.clean(conn, state, keep, BATCH) for state, keep in self._keep.items() if keep is not None
-        ]
+        deleted = [self._clean(conn, state, keep) for state, keep in self._keep.items() if keep is not None]
         return _SOON if max(deleted, default=0) >= BATCH else _CLEAN_EVERY
+
+    def _clean(self, conn: AnyConnection, state: JobState, keep: timedelta) -> int:
+        """How many were deleted; a full batch's worth when it is worth going on at once."""
+        try:
+            with conn.transaction():
+                return self._store.clean(conn, state, keep, BATCH)
+        except psycopg.IntegrityError as error:
+            log.warning("some %s jobs are kept: the application refers to them: %s", state, one_line(error))
+        deleted = 0
+        for id, queue in self._store.some_old_jobs(conn, state, keep, _ONE_BY_ONE):
+            with suppress(psycopg.IntegrityError), conn.transaction():
+                self._store.clean_one(conn, state, id, queue)
+                deleted += 1
+        return BATCH if deleted else 0
 
     def do(self, conn: AnyConnection, duty: str) -> timedelta:
         """Do a duty if it is due and nobody else is at it; how long until it is due again."""
@@ -94,10 +114,19 @@ class Maintenance:
 class MaintenanceThread:
     """Repeats the duties until it is stopped."""
 
-    def __init__(self, maintenance: Maintenance, source: PoolSource, *, name: str) -> None:
+    def __init__(
+        self,
+        maintenance: Maintenance,
+        source: PoolSource,
+        *,
+        name: str,
+        beside: Callable[[AnyConnection], None] = lambda conn: None,
+    ) -> None:
         self._maintenance = maintenance
         self._source = source
-        self._stopping = threading.Event()
+        self._beside = beside  # what concerns this process alone; called every second, and when called for
+        self._called = threading.Event()
+        self._stopping = False
         self._thread = threading.Thread(target=self._repeat, name=name, daemon=True)
 
     def start(self) -> None:
@@ -105,16 +134,32 @@ class MaintenanceThread:
 
     def stop(self, timeout: float | None = None) -> bool:
         """Stop after the act under way. Says whether the thread has ended."""
-        self._stopping.set()
+        self._stopping = True
+        self._called.set()
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
+    def call(self) -> None:
+        """Something is to be looked at now."""
+        self._called.set()
+
     def _repeat(self) -> None:
         due = dict.fromkeys(self._maintenance.duties, 0.0)
-        while not self._stopping.wait(max(0.0, min(due.values()) - time.monotonic())):
+        while not self._stopping:
             for duty, when in due.items():
-                if when <= time.monotonic() and not self._stopping.is_set():
+                if when <= time.monotonic() and not self._stopping:
                     due[duty] = time.monotonic() + self._attempt(duty).total_seconds()
+            self._look_beside()
+            self._called.wait(max(0.0, min(*due.values(), time.monotonic() + _BESIDE_EVERY) - time.monotonic()))
+            self._called.clear()
+
+    def _look_beside(self) -> None:
+        try:
+            with self._source.checkout() as held:
+                self._beside(held.conn)
+        except Exception as error:
+            with suppress(Exception):
+                log.warning("could not look for jobs to cancel: %s", one_line(error))
 
     def _attempt(self, duty: str) -> timedelta:
         """Do one duty, whatever may come of it; when to try it again."""
@@ -122,7 +167,8 @@ class MaintenanceThread:
             with self._source.checkout() as held:
                 return self._maintenance.do(held.conn, duty)
         except Exception as error:  # the thread outlives every error of the database
-            log.warning("duty %s failed and is tried again in %s: %s", duty, AFTER_FAILURE, one_line(error))
+            with suppress(Exception):  # a handler of the log that fails
+                log.warning("duty %s failed and is tried again in %s: %s", duty, AFTER_FAILURE, one_line(error))
         try:
             with self._source.checkout() as held:
                 self._maintenance.postpone(held.conn, duty)

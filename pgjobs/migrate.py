@@ -13,7 +13,8 @@ from psycopg.pq import TransactionStatus
 
 from pgjobs import statements
 from pgjobs.errors import MigrationError, SchemaMissing, SchemaOutdated, SchemaTooNew
-from pgjobs.store import AnyConnection, Migrations
+from pgjobs.migration_store import Migrations
+from pgjobs.store import AnyConnection
 
 log = logging.getLogger("pgjobs.migrate")
 
@@ -57,6 +58,8 @@ def migrate(
     belong to the transaction that its owner has open, or is about to open; in autocommit mode there is none. Raises
     MigrationError for a target that does not exist, or when the tables stay locked by somebody else.
     """
+    if direction not in ("up", "down"):
+        raise MigrationError(f"direction is 'up' or 'down', not {direction!r}")
     _check_version(target)
     if max_steps is not None and max_steps < 0:
         raise MigrationError(f"max_steps is a number of steps, not {max_steps}")
@@ -87,6 +90,7 @@ def missing(conn: AnyConnection, schema: str) -> list[int]:
 
 def check(conn: AnyConnection, schema: str) -> None:
     """Raise unless the schema is exactly what this code was written for; the error names both versions."""
+    _check_encoding(conn)
     known, newest = applied(conn, schema), max(versions())
     have, lacking = max(known, default=0), sorted(set(versions()) - set(known))
     if have == 0:
@@ -108,6 +112,14 @@ def check(conn: AnyConnection, schema: str) -> None:
             f"schema {schema!r} is at version {have} but lacks version {', '.join(map(str, lacking))}: "
             "run `pgjobs migrate` or client.migrate()"
         )
+
+
+def _check_encoding(conn: AnyConnection) -> None:
+    """Elsewhere than in UTF8, one job or one error message with another letter would stop a queue."""
+    for side in ("server_encoding", "client_encoding"):
+        encoding = conn.info.parameter_status(side)
+        if encoding != "UTF8":
+            raise MigrationError(f"pgjobs needs UTF8, but {side} is {encoding}")
 
 
 def schema_sql(schema: str = "pgjobs", *, start: int = 0, target: int | None = None) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import psycopg
 
 from pgjobs.backoff import Backoff
-from pgjobs.errors import Cancel, Discard, JobStopped, RetryAfter, RetryAt, Signal, Snooze
+from pgjobs.errors import Cancel, Discard, JobCancelled, JobStopped, RetryAfter, RetryAt, Signal, Snooze
 from pgjobs.job import FIRST_INSTANT, LAST_INSTANT, LONGEST_DELAY, Job, JobState
 
 ERROR_LIMIT = 8 * 1024  # characters of an error's text that are kept
@@ -67,7 +67,7 @@ def _final_or_snoozed(error: BaseException) -> Outcome | None:
             return INTERRUPTED
         case Snooze():
             return Outcome(JobState.SCHEDULED, delay=_bounded(error.delay), attempt_given_back=True)
-        case Cancel():
+        case Cancel() | JobCancelled():
             return _failed(JobState.CANCELLED, error)
         case Discard():
             return _failed(JobState.DISCARDED, error)

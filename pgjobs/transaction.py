@@ -14,6 +14,7 @@ from typing import Any
 
 import psycopg
 from psycopg import Connection, Cursor, Transaction
+from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg_pool import ConnectionPool
 
@@ -25,6 +26,19 @@ log = logging.getLogger("pgjobs.transaction")
 AnyConnection = Connection[Any]
 #: What `enqueue` takes as its `tx`; None is a transaction of its own.
 Borrowable = Connection[Any] | Cursor[Any] | Transaction
+
+# Where the connection string says nothing else. A dead peer is noticed within half a minute, not after the two hours of
+# the operating system.
+_CONNECTION_DEFAULTS: dict[str, Any] = {
+    "application_name": "pgjobs",
+    "client_encoding": "UTF8",
+    "keepalives": 1,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 25_000,
+    "prepare_threshold": None,  # named statements would collide behind a pooler in transaction mode
+}
 
 # Connections beside one for each worker thread: maintenance, and one for an enqueue of the application.
 SPARE_CONNECTIONS = 2
@@ -40,6 +54,12 @@ _PYTHON_STATE = (
     "read_only",
     "deferrable",
 )
+
+
+def defaults_for(dsn: str) -> dict[str, Any]:
+    """The settings of a connection that its connection string leaves open; raises what psycopg does if it is none."""
+    said = conninfo_to_dict(dsn)
+    return {name: value for name, value in _CONNECTION_DEFAULTS.items() if name not in said}
 
 
 def borrow(tx: object) -> AnyConnection:
@@ -64,20 +84,27 @@ class PoolSource:
     def __init__(self, pool: ConnectionPool[Any], *, owned: bool) -> None:
         self.pool = pool
         self.owned = owned
+        self._threads = 0  # of all worker pools on it
         # Also when the process ends without a close(): the pool's threads would not notice in time that it does.
         self._closed = weakref.finalize(self, pool.close) if owned else None
 
     def make_room(self, threads: int) -> None:
         """See to it that so many threads can hold a connection each, or raise PoolTooSmall."""
-        needed = threads + SPARE_CONNECTIONS
-        if self.pool.max_size >= needed:
+        self._threads += threads
+        needed = self._threads + SPARE_CONNECTIONS
+        if self.pool.max_size == 0 or self.pool.max_size >= needed:  # 0: a NullConnectionPool without a limit
             return
         if not self.owned:
+            self._threads -= threads
             raise PoolTooSmall(
-                f"{threads} worker threads need a connection pool of at least {needed} "
+                f"{self._threads + threads} worker threads need a connection pool of at least {needed} "
                 f"({SPARE_CONNECTIONS} to spare); this one has max_size={self.pool.max_size}"
             )
         self.pool.resize(self.pool.min_size, needed)
+
+    def give_room_back(self, threads: int) -> None:
+        """So many threads have ended."""
+        self._threads -= threads
 
     @contextmanager
     def checkout(self, timeout: timedelta | None = None) -> Iterator[Checkout]:
@@ -97,7 +124,7 @@ class PoolSource:
     def connect(self, dsn: str | None = None) -> AnyConnection:
         """A connection beside the pool, in autocommit mode, for one who keeps it for long."""
         if dsn is not None:
-            return Connection.connect(dsn, autocommit=True, application_name="pgjobs listener")
+            return Connection.connect(dsn, autocommit=True, **defaults_for(dsn))
         kwargs: dict[str, Any] = dict(_value(self.pool.kwargs) or {})
         kwargs["autocommit"] = True
         conn: AnyConnection = self.pool.connection_class.connect(_value(self.pool.conninfo), **kwargs)
@@ -129,6 +156,7 @@ class Checkout:
         self.conn = self._pool.getconn(self._timeout)
         self.spoiled = False
         self._kept = {name: getattr(self.conn, name) for name in _PYTHON_STATE}
+        self._callbacks = (list(self.conn._notice_handlers), list(self.conn._notify_handlers))
         if not self._kept["autocommit"]:
             self.conn.autocommit = True
 
@@ -153,9 +181,17 @@ class Checkout:
         with suppress(psycopg.Error):
             self.conn.cancel_safe(timeout=2)
 
-    def abandon(self) -> None:
-        """Give the connection up on behalf of a thread that does not come back: the pool makes another."""
-        self._discard()
+    def shut_down(self, conn_id: int) -> None:
+        """End the conversation on this connection, unless it has been renewed meanwhile. Never blocks."""
+        conn = self.conn
+        if id(conn) == conn_id:
+            shut_down(conn)
+
+    def abandon(self, conn_id: int) -> None:
+        """Give this connection back on behalf of its thread, closed, unless it has been renewed meanwhile."""
+        conn = self.conn
+        if id(conn) == conn_id:
+            self._discard(conn)
 
     def restore(self) -> None:
         """Make the connection what it was before the handler: the session, which was reset, as the pool's owner
@@ -170,7 +206,8 @@ class Checkout:
             self.spoiled = True
 
     def forget_python_state(self) -> None:
-        """Undo what a handler set on the connection object."""
+        """Undo what a handler, or configuring anew, set on the connection object."""
+        self.conn._notice_handlers[:], self.conn._notify_handlers[:] = self._callbacks
         for name, value in self._kept.items():
             wanted = True if name == "autocommit" else value
             if getattr(self.conn, name) != wanted:
@@ -178,22 +215,22 @@ class Checkout:
 
     def renew(self) -> None:
         """Give this connection up for good and hold another one."""
-        self._discard()
+        self._discard(self.conn)
         self._take()
 
     def give_back(self) -> None:
         if self.spoiled or not self.usable or self.conn.info.transaction_status != TransactionStatus.IDLE:
-            self._discard()
+            self._discard(self.conn)
             return
         self.forget_python_state()
         if not self._kept["autocommit"]:
             self.conn.autocommit = False
         self._pool.putconn(self.conn)
 
-    def _discard(self) -> None:
-        sever(self.conn)
+    def _discard(self, conn: AnyConnection) -> None:
+        sever(conn)
         with suppress(psycopg.Error, ValueError):  # the pool replaces a closed connection
-            self._pool.putconn(self.conn)
+            self._pool.putconn(conn)
 
 
 def shut_down(conn: AnyConnection) -> None:

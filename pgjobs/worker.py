@@ -9,7 +9,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from queue import SimpleQueue
 from types import FrameType, TracebackType
@@ -18,17 +18,18 @@ from typing import Any, Literal, Self
 import psycopg
 
 from pgjobs import backoff as policies
-from pgjobs.attempt import AT_STOP, Attempt, Watch
+from pgjobs.attempt import AFTER_TIMEOUT, AT_STOP, Attempt, Watch
 from pgjobs.backoff import Backoff
 from pgjobs.claim import Claimer
 from pgjobs.client import Client
-from pgjobs.errors import InvalidSetting, JobStopped, WorkerPoolError
+from pgjobs.errors import InvalidSetting, JobCancelled, JobStopped, WorkerPoolError
 from pgjobs.executor import Executor
 from pgjobs.idle import IdleThreads
 from pgjobs.job import JobState, check_queue
 from pgjobs.listener import Listener
 from pgjobs.maintenance import Maintenance, MaintenanceThread
 from pgjobs.outcome import one_line
+from pgjobs.store import CANCEL_NOTICE, AnyConnection
 from pgjobs.work_map import Handler, HandlerFunction, WorkMap
 
 log = logging.getLogger("pgjobs.worker")
@@ -106,7 +107,10 @@ class WorkerPool:
         self._changed = threading.Condition()  # a thread has ended, or is stuck
         self._working: dict[threading.Thread, str] = {}  # its queue
         self._stuck: set[threading.Thread] = set()
+        self._started = False
         self._started_threads = 0
+        self._room = 0  # connections that the source keeps for its threads
+        self._stopper: threading.Thread | None = None  # who is in the middle of a stop
         self._maintenance: MaintenanceThread | None = None
         self._listener: Listener | None = None
 
@@ -116,28 +120,39 @@ class WorkerPool:
         """Start the threads and return. Raises when the pool runs already, when the tables do not fit this code, when
         the connection pool is too small, or what the database raises."""
         with self._control:
-            if self.running:
+            if self._started:
                 raise WorkerPoolError(f"worker pool {self.name!r} is started already")
             if not self.work_map:
                 raise WorkerPoolError("the WorkMap is empty: register a handler before start")
             self._client.check_schema()
             self._client.source.make_room(self.threads)
+            self._room = self.threads
+            self._started = True
             self._stopping.clear()
-            self._start_threads()
+            try:
+                self._start_threads()
+            except BaseException:  # the system refuses more threads
+                self._stop(timedelta(0))
+                raise
             log.info("%s: %d threads on %s", self.name, self.threads, ", ".join(self._queues))
         return self
 
     def _start_threads(self) -> None:
         store, source = self._client.store, self._client.source
-        self._maintenance = MaintenanceThread(
-            Maintenance(store, keep=self._keep, wake=self._wake_for), source, name=f"{self.name}/maintenance"
+        maintenance = MaintenanceThread(
+            Maintenance(store, keep=self._keep, wake=self._wake_for),
+            source,
+            beside=self._cancel_asked,
+            name=f"{self.name}/maintenance",
         )
+        maintenance.start()
+        self._maintenance = maintenance
         if self._listen:
-            self._listener = Listener(
+            listener = Listener(
                 store, lambda: source.connect(self._listen_dsn), wake=self._wake, name=f"{self.name}/listener"
             )
-            self._listener.start()
-        self._maintenance.start()
+            listener.start()
+            self._listener = listener
         self._watch.start()
         self._started_threads = 0
         for queue, idle in self._queues.items():
@@ -149,49 +164,64 @@ class WorkerPool:
             name = f"{self.name}/worker-{self._started_threads}"
             self._started_threads += 1
             thread = threading.Thread(target=self._work, args=(queue,), name=name, daemon=True)
+            thread.start()
             self._working[thread] = queue
-        thread.start()
 
     def stop(self, timeout: timedelta | None = None) -> bool:
         """Start no more jobs, wait for those that run, and end the threads.
 
         After `timeout` the handlers that still run are told to end (`job.cancelled`), then made to: their writes are
         dropped, their attempts given back, and it returns within two seconds more, whatever they do. Says whether
-        nothing was cut off. Calling it on a pool that does not run is no error; a stopped pool may be started again.
+        nothing was cut off. A handler that calls it gets False at once, and the pool stops when it can. Calling it on
+        a pool that does not run is no error; a stopped pool may be started again.
         """
+        self._begin_stop()
+        if threading.current_thread() in self._working:  # a handler asks: it would wait for itself
+            threading.Thread(target=self.stop, args=(timeout,), name=f"{self.name}/stop").start()
+            return False
+        if self._stopper is threading.current_thread():  # a signal's handler, in the middle of a stop
+            return False
         with self._control:
-            self._stopping.set()
-            for idle in self._queues.values():
-                idle.wake_all()
-            clean = self._wait_for_threads(None if timeout is None else timeout.total_seconds())
-            if not clean:
-                self._cut_off()
-                self._wait_for_threads(AT_STOP.stuck + 0.3)
-            for helper in (self._maintenance, self._listener):
-                if helper is not None:
-                    helper.stop(0.4)
-            self._maintenance = self._listener = None
-            self._watch.stop()
-            return clean and not self._stuck
+            return self._stop(timeout)
+
+    def _stop(self, timeout: timedelta | None) -> bool:
+        self._begin_stop()
+        self._stopper = threading.current_thread()
+        clean = self._wait_for_threads(None if timeout is None else timeout.total_seconds())
+        if not clean:
+            self._cut_off()
+            self._wait_for_threads(AT_STOP.stuck + 0.3)
+        for helper in (self._maintenance, self._listener):
+            if helper is not None:
+                helper.stop(0.4)
+        self._maintenance = self._listener = None
+        self._watch.stop()
+        self._stopper = None
+        self._client.source.give_room_back(self._room)
+        self._room = 0
+        self._started = False
+        return clean and not self._stuck
 
     def stop_and_cancel(self) -> bool:
         """Stop without waiting: `stop` with no time at all."""
         return self.stop(timedelta(0))
 
+    def _begin_stop(self) -> None:
+        self._stopping.set()
+        for idle in self._queues.values():
+            idle.wake_all()
+
     def _cut_off(self) -> None:
         self._watch.tell_all(lambda: JobStopped("the worker pool stopped"), AT_STOP)
 
     def _wait_for_threads(self, timeout: float | None) -> bool:
-        """Wait until every thread has ended or is stuck; says whether that is so. A handler may ask for the stop: its
-        own thread is not waited for."""
-        asking = threading.current_thread()
+        """Wait until every thread has ended or is stuck; says whether that is so."""
         with self._changed:
-            return self._changed.wait_for(lambda: not self._working.keys() - self._stuck - {asking}, timeout)
+            return self._changed.wait_for(lambda: not self._working.keys() - self._stuck, timeout)
 
     @property
     def running(self) -> bool:
-        with self._changed:
-            return bool(self._working.keys() - self._stuck)
+        return self._started
 
     @property
     def threads(self) -> int:
@@ -241,7 +271,8 @@ class WorkerPool:
                 seen = self._work_while_jobs(queue, idle)
             except BaseException as error:  # whatever the database or a handler's leftovers do, the thread lives
                 known = isinstance(error, psycopg.Error)
-                log.warning("%s: no claim, next try in %.1f s: %s", queue, pause, one_line(error), exc_info=not known)
+                with suppress(Exception):  # a handler of the log that fails
+                    log.warning("%s: next claim in %.1f s: %s", queue, pause, one_line(error), exc_info=not known)
                 self._stopping.wait(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
             else:
@@ -282,7 +313,7 @@ class WorkerPool:
         stack = "".join(traceback.format_stack(frame)) if frame else "it has just ended\n"
         log.error("job %d (%s): its handler ignores that it is to end; %s is stuck at:\n%s",
                   attempt.job.id, one_line(attempt.job.kind), attempt.thread.name, stack)  # fmt: skip
-        attempt.held.abandon()
+        attempt.abandon()
         with self._changed:
             queue = self._working.get(attempt.thread)
             if queue is not None:
@@ -291,10 +322,20 @@ class WorkerPool:
         if queue is not None and not self._stopping.is_set():
             self._start_thread(queue)
 
+    def _cancel_asked(self, conn: AnyConnection) -> None:
+        """Tell the handlers whose jobs somebody has cancelled."""
+        tokens = self._watch.tokens
+        if tokens:
+            for token, reason in self._client.store.cancelled_tokens(conn, tokens).items():
+                self._watch.tell(token, JobCancelled(reason), AFTER_TIMEOUT)
+
     # --- waking
 
     def _wake(self, queue: str | None) -> None:
-        """Call a thread of the queue that a notification names; of every queue when it cannot name one."""
+        """Call a thread of the queue that a notification names; of every queue when it cannot name one. What cannot be
+        the name of a queue says that somebody cancels a job."""
+        if queue == CANCEL_NOTICE and self._maintenance is not None:
+            self._maintenance.call()
         for name, idle in self._queues.items():
             if queue in (name, None):
                 idle.wake()

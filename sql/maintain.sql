@@ -44,9 +44,10 @@ SELECT min(scheduled_at) - clock_timestamp() FROM pgjobs.job WHERE state IN ('sc
 
 -- name: rescue
 -- Running rows that nobody works on: without a lease, old enough to have been locked, and not locked; or with a lease
--- that is over. SKIP LOCKED is the proof of life: a worker holds its row's lock for as long as it lives.
+-- that is over. SKIP LOCKED is the proof of life: a worker holds its row's lock for as long as it lives. What somebody
+-- wanted cancelled is cancelled, not retried.
 WITH vanished AS MATERIALIZED (
-    SELECT id, queue, (
+    SELECT id, queue, token, (
         SELECT count(*) FROM jsonb_array_elements(errors) AS entry WHERE entry ->> 'error' LIKE 'worker vanished%%'
     ) AS times_before
     FROM pgjobs.job
@@ -56,12 +57,25 @@ WITH vanished AS MATERIALIZED (
     ORDER BY id
     LIMIT %(batch)s
     FOR NO KEY UPDATE SKIP LOCKED
+), request AS (
+    DELETE FROM pgjobs.cancel_request USING vanished
+    WHERE cancel_request.job_id = vanished.id AND cancel_request.queue = vanished.queue
+        AND cancel_request.token IS NOT DISTINCT FROM vanished.token
+    RETURNING job_id, cancel_request.queue, reason, requested_at
+), next AS (
+    SELECT vanished.id, vanished.queue, times_before, cancel, cancel IS NOT NULL AS cancelled
+    FROM vanished LEFT JOIN (
+        SELECT DISTINCT ON (job_id, queue) job_id, queue, jsonb_strip_nulls(
+            jsonb_build_object('cancel_attempted_at', requested_at, 'cancel_reason', reason)) AS cancel
+        FROM request ORDER BY job_id, queue, requested_at
+    ) AS first_request ON first_request.job_id = vanished.id AND first_request.queue = vanished.queue
 )
 UPDATE pgjobs.job SET
-    state = CASE WHEN attempt >= max_attempts THEN 'discarded' ELSE 'retryable' END,
-    finalized_at = CASE WHEN attempt >= max_attempts THEN clock_timestamp() END,
+    state = CASE WHEN cancelled THEN 'cancelled' WHEN attempt >= max_attempts THEN 'discarded' ELSE 'retryable' END,
+    finalized_at = CASE WHEN cancelled OR attempt >= max_attempts THEN clock_timestamp() END,
+    metadata = CASE WHEN cancelled THEN metadata || cancel ELSE metadata END,
     -- a delay of its own, 1 s doubling up to 60 s: the job is rarely to blame
-    scheduled_at = CASE WHEN attempt >= max_attempts THEN scheduled_at
+    scheduled_at = CASE WHEN cancelled OR attempt >= max_attempts THEN scheduled_at
         ELSE clock_timestamp() + LEAST(power(2, LEAST(times_before, 6)), 60) * interval '1 second' END,
     leased_until = NULL,
     errors = CASE WHEN jsonb_array_length(errors) >= 100 THEN errors - 50 ELSE errors END
@@ -74,11 +88,54 @@ UPDATE pgjobs.job SET
                     left(attempted_by[cardinality(attempted_by)], 255), '[\x01-\x1f\x7f-\x9f]', '?', 'g'), 'unknown')
                 || ' lost its connection or its process while it ran this attempt',
             'trace', NULL))
-FROM vanished
-WHERE job.id = vanished.id AND job.queue = vanished.queue
+FROM next
+WHERE job.id = next.id AND job.queue = next.queue
 RETURNING
     job.id, state, job.queue, kind, priority, attempt, max_attempts, args, metadata, errors, tags, scheduled_at, created_at,
     attempted_at, finalized_at, attempted_by, token;
+
+-- name: settle_requests
+-- Requests to cancel an attempt that no longer runs: it ended while the request was being committed. A job that waits is
+-- cancelled now; one that is over, gone, or running under another token needs none any more. What somebody else holds
+-- is left for the next time.
+WITH stale AS MATERIALIZED (
+    SELECT request.ctid, request.job_id, request.queue, request.requested_at, request.reason,
+        COALESCE(job.state IN ('available', 'scheduled', 'retryable', 'pending'), false) AS waits
+    FROM pgjobs.cancel_request AS request
+    LEFT JOIN pgjobs.job ON job.id = request.job_id AND job.queue = request.queue
+    WHERE job.id IS NULL OR job.state <> 'running' OR job.token IS DISTINCT FROM request.token
+    LIMIT %(batch)s
+    FOR UPDATE OF request SKIP LOCKED
+), free AS MATERIALIZED (
+    SELECT id, queue, 'cancelled' = ANY (unique_states) AND EXISTS (
+        SELECT FROM pgjobs.job AS twin
+        WHERE twin.unique_key = job.unique_key AND twin.state = ANY (twin.unique_states)
+            AND (twin.id, twin.queue) <> (job.id, job.queue)) AS conflict
+    FROM pgjobs.job
+    WHERE (id, queue) IN (SELECT job_id, stale.queue FROM stale WHERE waits)
+        AND state IN ('available', 'scheduled', 'retryable', 'pending')
+    FOR NO KEY UPDATE SKIP LOCKED
+), first_request AS (
+    SELECT DISTINCT ON (id, free.queue) id, free.queue, conflict, requested_at, reason
+    FROM free JOIN stale ON stale.job_id = free.id AND stale.queue = free.queue
+    ORDER BY id, free.queue, requested_at
+), cancelled AS (
+    UPDATE pgjobs.job SET
+        state = 'cancelled',
+        finalized_at = clock_timestamp(),
+        metadata = metadata || jsonb_strip_nulls(jsonb_build_object(
+            'cancel_attempted_at', requested_at, 'cancel_reason', reason, 'unique_key_conflict', NULLIF(conflict, false))),
+        unique_key = CASE WHEN conflict THEN NULL ELSE unique_key END,
+        unique_states = CASE WHEN conflict THEN NULL ELSE unique_states END
+    FROM first_request WHERE job.id = first_request.id AND job.queue = first_request.queue
+    RETURNING job.id, job.queue
+), removed AS (
+    DELETE FROM pgjobs.cancel_request AS request USING stale
+    WHERE request.ctid = stale.ctid
+        AND (NOT waits OR EXISTS (SELECT FROM cancelled WHERE id = stale.job_id AND cancelled.queue = stale.queue))
+    RETURNING request.job_id
+)
+SELECT (SELECT count(*) FROM cancelled), (SELECT count(*) FROM removed);
 
 -- name: clean
 -- Deletes what has been over for longer than it is kept, the oldest first, a batch at a time.
@@ -92,3 +149,14 @@ WITH old AS MATERIALIZED (
     DELETE FROM pgjobs.job USING old WHERE job.id = old.id AND job.queue = old.queue RETURNING job.id
 )
 SELECT count(*) FROM deleted;
+
+-- name: some_old_jobs
+-- When one of a batch is referenced by a row of the application, and may not go: some, in no order, so that those that
+-- must stay do not hide the others for ever.
+SELECT id, queue FROM pgjobs.job
+WHERE state = %(state)s AND finalized_at < clock_timestamp() - %(keep)s::interval
+ORDER BY random()
+LIMIT %(batch)s;
+
+-- name: clean_one
+DELETE FROM pgjobs.job WHERE id = %(id)s AND queue = %(queue)s AND state = %(state)s;

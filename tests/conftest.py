@@ -10,11 +10,16 @@ from typing import Any
 
 import psycopg
 import pytest
+from hypothesis import HealthCheck, settings
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from pgjobs import Client
 from pgjobs.embedded import EmbeddedPostgres
+
+# the machine that runs the tests may be busy with others
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
 
 Connect = Callable[..., psycopg.Connection[Any]]
 

@@ -41,10 +41,10 @@ LATER: dict[str, frozenset[int]] = {
     "part 2: timeouts, control by hand, detached handlers, hooks, events, context": _numbers(
         """
         14 31 41 43 44 94 95
-        122 124 131
-        199 200 204-209 212 214 218
+        122 124
+        209 218
         230 235 236 239 240 242 244 245 247 259
-        327 350
+        327
         """
     ),
     "part 3: schedules, rescue of detached jobs, registry of workers, upkeep of indexes": _numbers(

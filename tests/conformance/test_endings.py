@@ -52,7 +52,8 @@ def run(client: Client, stored: Stored, sql: Rows) -> Callable[..., Job[Any]]:
                 " WHERE id = %s AND state IN ('retryable', 'scheduled')",
                 job.id,
             )
-            assert pool.work_one()
+            with ThreadPoolExecutor(1) as worker:  # on the main thread a KeyboardInterrupt is somebody's Ctrl-C
+                assert worker.submit(pool.work_one).result()
         return stored(job)
 
     return work

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,8 +28,10 @@ from pgjobs import (
     InvalidSetting,
     Job,
     JobState,
+    MigrationError,
     PoolTooSmall,
     SchemaMissing,
+    Snooze,
     WorkerPool,
     WorkerPoolError,
     WorkMap,
@@ -614,3 +617,131 @@ def test_a_listener_that_waits_for_its_next_try_stops_at_once(client: Client) ->
         wait_until(lambda: len(tries) >= 4)
         began = time.monotonic()
     assert time.monotonic() - began < 0.6, "the next try would be in 0.8 s"
+
+
+# --- what a review found
+
+
+def test_two_stops_at_once_both_return(client: Client, gate: Gate) -> None:
+    client.enqueue(None, Thing())
+    pool = WorkerPool(client, {Thing: gate}, queues={"default": 1}).start()
+    assert gate.entered.acquire(timeout=10)
+    stops = [threading.Thread(target=pool.stop) for _ in range(2)]
+    for stop in stops:
+        stop.start()
+    gate.open.set()
+    for stop in stops:
+        stop.join(10)
+        assert not stop.is_alive()
+
+
+def test_two_handlers_may_stop_their_pool(client: Client, stored: Stored) -> None:
+    pools: list[WorkerPool] = []
+    met = threading.Barrier(2, timeout=10)
+
+    def handler(tx: Tx, job: Job[Thing]) -> None:
+        met.wait()
+        assert pools[0].stop() is False
+
+    jobs = client.enqueue_many(None, [Thing(), Thing()])
+    pools.append(WorkerPool(client, {Thing: handler}, queues={"default": 2}).start())
+    wait_until(lambda: not pools[0].running)
+    assert [stored(job).state for job in jobs] == [JobState.COMPLETED] * 2
+
+
+def test_a_log_handler_that_fails_ends_no_thread_and_loses_no_record(client: Client, stored: Stored) -> None:
+    class Failing(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise OSError("disk full")
+
+    def handler(tx: Tx, job: Job[Thing]) -> None:
+        raise ValueError("mine")
+
+    failing = Failing()
+    logger = logging.getLogger("pgjobs")
+    job = client.enqueue(None, Thing())
+    with WorkerPool(client, {Thing: handler}, queues={"default": 1}) as pool:
+        logger.addHandler(failing)
+        try:
+            wait_until(lambda: stored(job).state == JobState.RETRYABLE)
+            assert [error.error for error in stored(job).errors] == ["mine"]
+            assert pool.running
+        finally:
+            logger.removeHandler(failing)
+
+
+def test_two_pools_of_one_client_have_room_for_all_their_threads(client: Client) -> None:
+    with WorkerPool(client, {Thing: nothing}), WorkerPool(client, {Thing: nothing}):
+        assert client.pool.max_size >= 22
+    with WorkerPool(client, {Thing: nothing}):
+        pass
+
+
+def test_a_start_that_fails_half_way_leaves_nothing_behind(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    right, started = threading.Thread.start, []
+
+    def start(thread: threading.Thread) -> None:
+        started.append(thread)
+        if thread.name.endswith("worker-2"):
+            raise RuntimeError("can't start new thread")
+        right(thread)
+
+    pool = WorkerPool(client, {Thing: nothing})
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        with pytest.raises(RuntimeError, match="new thread"):
+            pool.start()
+    assert not pool.running
+    wait_until(lambda: threads_of(pool) == set())
+    with pool:
+        assert pool.running
+
+
+def test_a_direction_that_is_none_changes_nothing(client: Client) -> None:
+    wrong: Any = "Up"
+    with pytest.raises(MigrationError, match="'Up'"):
+        client.migrate(direction=wrong)
+    assert client.missing_migrations() == []
+
+
+def test_a_signal_made_without_what_it_should_say_is_a_failed_attempt(client: Client, stored: Stored) -> None:
+    class Later(Snooze):
+        def __init__(self) -> None:
+            pass
+
+    def handler(tx: Tx, job: Job[Thing]) -> None:
+        raise Later
+
+    job = client.enqueue(None, Thing())
+    assert WorkerPool(client, {Thing: handler}).work_one()
+    assert (stored(job).state, stored(job).error_count) == (JobState.RETRYABLE, 1)
+
+
+def test_ctrl_c_at_work_one_is_recorded_and_goes_on(client: Client, stored: Stored) -> None:
+    def handler(tx: Tx, job: Job[Thing]) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    job = client.enqueue(None, Thing())
+    with pytest.raises(KeyboardInterrupt):
+        WorkerPool(client, {Thing: handler}).work_one()
+    assert (stored(job).state, stored(job).error_count) == (JobState.RETRYABLE, 1)
+
+
+def test_what_configures_a_session_is_not_added_up(database: str, client: Client) -> None:
+    heard: list[str] = []
+    seen: list[int] = []
+
+    def configure(conn: Tx) -> None:
+        conn.add_notice_handler(lambda notice: heard.append(notice.message_primary or ""))
+
+    def handler(tx: Tx, job: Job[Thing]) -> None:
+        heard.clear()
+        tx.execute("DO $$ BEGIN RAISE NOTICE 'once'; END $$")
+        seen.append(len(heard))
+
+    with ConnectionPool(database, min_size=1, max_size=4, configure=configure) as pool:
+        own = Client(pool, schema=client.schema)
+        own.enqueue_many(None, [Thing(n) for n in range(5)])
+        with WorkerPool(own, {Thing: handler}, queues={"default": 1}):
+            wait_until(lambda: len(seen) == 5)
+    assert seen == [1] * 5

@@ -440,3 +440,14 @@ def test_a_snoozed_job_comes_back(client: Client, stored: Stored) -> None:
     with WorkerPool(client, {Thing: handler}):
         wait_until(lambda: stored(job).state == JobState.COMPLETED)
     assert runs == [1, 1]
+
+
+def test_a_job_that_the_application_refers_to_stays_and_does_not_keep_the_others(
+    client: Client, sql: Rows, server: Tx, duties: Maintenance
+) -> None:
+    jobs = client.enqueue_many(None, [Thing(n) for n in range(5)])
+    sql("UPDATE pgjobs.job SET state = 'completed', finalized_at = now() - interval '1 year'")
+    sql("CREATE TABLE pgjobs.mine (job bigint, queue text, FOREIGN KEY (job, queue) REFERENCES pgjobs.job (id, queue))")
+    sql(f"INSERT INTO pgjobs.mine VALUES ({jobs[2].id}, 'default')")
+    duties.clean(server)
+    assert sql("SELECT id FROM pgjobs.job") == [(jobs[2].id,)]

@@ -7,6 +7,7 @@ import os
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ import psycopg
 import pytest
 from psycopg import Connection, sql
 
-from pgjobs import AttemptLost, Client, Job, JobState, NewJob, WorkerPool, constant
+from pgjobs import AttemptLost, Client, Job, JobLocked, JobState, NewJob, UniqueConflict, WorkerPool, constant
 from pgjobs.embedded import EmbeddedPostgres
 from pgjobs.outcome import COMPLETED, Outcome, decide
 from pgjobs.store import Store
@@ -366,6 +367,225 @@ def test_r5_a_claim_that_another_worker_has_taken_over_is_left_alone(table: Tabl
     assert not WorkerPool(table.client, {"any": lambda tx, job: None}).work_one()
     found = table.job(job)
     assert (found.state, found.attempt, found.token) == (JobState.RUNNING, 1, other)
+
+
+# R8: a request to cancel meets the end of the attempt that it is for.
+
+
+def requests(table: Table) -> list[Any]:
+    return table.query("SELECT job_id, token FROM {schema}.cancel_request")
+
+
+def in_flight(table: Table, asker: AnyConnection, job: Job[Any]) -> None:
+    """A request that is made while the job runs, and not committed yet."""
+    assert not asker.autocommit
+    assert table.client.cancel(job.id, asker, "not needed").state == JobState.RUNNING
+
+
+def test_r8_a_request_that_is_committed_after_the_attempt_has_failed_cancels_the_waiting_job(
+    table: Table, worker: AnyConnection, connect: Connect
+) -> None:
+    table.enqueue()
+    job, asker = table.must_claim(worker), connect()
+    in_flight(table, asker, job)
+    table.store.fail(worker, job, failure(job))
+    asker.commit()
+    assert table.job(job).state == JobState.RETRYABLE
+    assert requests(table) == [(job.id, job.token)], "left over"
+    assert table.store.settle_requests(table.conn, 10) == (1, 1)
+    settled = table.job(job)
+    assert settled.state == JobState.CANCELLED
+    assert settled.finalized_at is not None
+    assert settled.metadata["cancel_reason"] == "not needed"
+    assert "cancel_attempted_at" in settled.metadata
+    assert [error.error for error in settled.errors] == ["failed"]
+    assert requests(table) == []
+    assert table.store.settle_requests(table.conn, 10) == (0, 0)
+
+
+@pytest.mark.parametrize("end", ["completed", "deleted", "claimed again"])
+def test_r8_a_request_that_nobody_needs_any_more_is_removed(
+    table: Table, worker: AnyConnection, connect: Connect, end: str
+) -> None:
+    table.enqueue()
+    job, asker = table.must_claim(worker), connect()
+    in_flight(table, asker, job)
+    if end == "completed":
+        table.store.complete(worker, job, COMPLETED)
+    else:
+        table.store.fail(worker, job, decide(job, ValueError("failed"), AT_ONCE))
+    if end == "deleted":
+        table.client.delete(job.id)
+    if end == "claimed again":
+        assert table.must_claim(worker).id == job.id
+    asker.commit()
+    before = table.client.get(job.id)
+    assert table.store.settle_requests(table.conn, 10) == (0, 1)
+    assert table.client.get(job.id) == before
+    assert requests(table) == []
+
+
+def test_r8_a_request_for_the_attempt_that_runs_is_left_to_it(table: Table, worker: AnyConnection) -> None:
+    for _ in range(2):
+        table.enqueue()
+    job = table.must_claim(worker)
+    table.client.cancel(job.id)
+    assert table.store.settle_requests(table.conn, 10) == (0, 0)
+    assert requests(table) == [(job.id, job.token)]
+    table.store.fail(worker, job, failure(job))
+    assert table.job(job).state == JobState.CANCELLED
+    other = table.must_claim(worker)
+    table.store.fail(worker, other, failure(other))
+    assert table.job(other).state == JobState.RETRYABLE, "nobody asked for that one"
+
+
+def test_r8_a_request_for_an_earlier_attempt_does_not_cancel_a_later_one(table: Table, worker: AnyConnection) -> None:
+    table.enqueue()
+    old = table.must_claim(worker)
+    table.store.fail(worker, old, decide(old, ValueError("failed"), AT_ONCE))
+    new = table.must_claim(worker)
+    table.query("INSERT INTO {schema}.cancel_request VALUES (%s, 'default', %s, 'late')", old.id, old.token)
+    table.store.fail(worker, new, failure(new))
+    assert table.job(new).state == JobState.RETRYABLE
+
+
+def test_r8_a_request_that_is_left_over_does_not_reach_a_job_that_was_retried_by_hand(
+    table: Table, worker: AnyConnection, connect: Connect
+) -> None:
+    table.enqueue()
+    job, asker = table.must_claim(worker), connect()
+    in_flight(table, asker, job)
+    table.store.complete(worker, job, COMPLETED)
+    asker.commit()
+    assert len(requests(table)) == 1
+    assert table.client.retry(job.id).token is None
+    assert requests(table) == []
+    assert table.store.settle_requests(table.conn, 10) == (0, 0)
+    assert table.job(job).state == JobState.AVAILABLE
+
+
+def test_r8_a_retry_by_hand_waits_for_whoever_deals_with_a_request(
+    table: Table, worker: AnyConnection, connect: Connect
+) -> None:
+    """A duty that holds the request but could not have the job would have its way after the retry."""
+    table.enqueue()
+    job, asker, duty = table.must_claim(worker), connect(), connect()
+    in_flight(table, asker, job)
+    table.store.fail(worker, job, failure(job))
+    asker.commit()
+    duty.execute(table.sql("SELECT FROM {schema}.cancel_request FOR UPDATE"))
+    with pytest.raises(JobLocked):
+        table.client.retry(job.id)
+    assert table.job(job).state == JobState.RETRYABLE
+    duty.rollback()
+    assert table.client.retry(job.id).state == JobState.AVAILABLE
+    assert requests(table) == []
+
+
+def test_r8_a_retry_by_hand_of_a_running_job_does_not_hold_up_its_end(
+    table: Table, worker: AnyConnection, connect: Connect
+) -> None:
+    table.enqueue()
+    worker.execute("SET lock_timeout = '1s'")
+    job, caller = table.must_claim(worker), connect()
+    table.client.cancel(job.id)
+    assert table.client.retry(job.id, caller).state == JobState.RUNNING
+    table.store.fail(worker, job, failure(job))
+    assert table.job(job).state == JobState.CANCELLED
+
+
+def test_r8_what_somebody_holds_is_settled_the_next_time(table: Table, worker: AnyConnection, connect: Connect) -> None:
+    table.enqueue()
+    job, asker, holder = table.must_claim(worker), connect(), connect()
+    in_flight(table, asker, job)
+    table.store.fail(worker, job, failure(job))
+    asker.commit()
+    holder.execute(table.sql("SELECT FROM {schema}.job FOR NO KEY UPDATE"))
+    started = time.monotonic()
+    assert table.store.settle_requests(table.conn, 10) == (0, 0)
+    assert time.monotonic() - started < 1
+    assert len(requests(table)) == 1
+    holder.rollback()
+    assert table.store.settle_requests(table.conn, 10) == (1, 1)
+
+
+def test_r8_a_failed_attempt_that_is_no_longer_its_own_takes_no_request_with_it(
+    table: Table, worker: AnyConnection
+) -> None:
+    table.enqueue()
+    job = table.must_claim(worker)
+    table.client.cancel(job.id)
+    worker.execute("ROLLBACK")
+    table.query("UPDATE {schema}.job SET token = gen_random_uuid()")
+    with pytest.raises(AttemptLost):
+        table.store.finish_late(worker, job, failure(job))
+    worker.execute("ROLLBACK")
+    assert requests(table) == [(job.id, job.token)]
+    assert table.job(job).state == JobState.RUNNING
+
+
+# R10: two rows of one unique key.
+
+
+def with_twin(table: Table, state: str, *, twin: str = "available") -> Job[Any]:
+    """A job in a state that its key does not cover, and a twin that has the key meanwhile."""
+    ids = []
+    for each in (state, twin):
+        ids += table.query(
+            "INSERT INTO {schema}.job (kind, state, finalized_at, unique_key, unique_states) "
+            "VALUES ('any', %s, CASE WHEN %s IN ('completed', 'cancelled', 'discarded') THEN now() END, 'key', "
+            "'{{available,pending,running,scheduled}}') RETURNING id",
+            *(each, each),
+        )
+    found = table.client.get(ids[0][0])
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("state", ["discarded", "cancelled", "completed", "retryable"])
+@pytest.mark.parametrize("twin", ["available", "pending", "scheduled"])
+def test_r10_a_retry_by_hand_of_a_job_whose_twin_waits_is_refused_and_costs_no_transaction(
+    table: Table, connect: Connect, state: str, twin: str
+) -> None:
+    job, tx = with_twin(table, state, twin=twin), connect()
+    with pytest.raises(UniqueConflict):
+        table.client.retry(job.id)
+    args: dict[str, Any] = {}
+    other = table.client.enqueue(tx, args, kind="other")
+    with pytest.raises(UniqueConflict):
+        table.client.retry(job.id, tx)
+    tx.commit()
+    assert table.job(other).state == JobState.AVAILABLE, "what the caller did beside it is committed"
+    assert table.job(job) == job
+
+
+def test_r10_a_retry_by_hand_of_a_job_whose_twin_is_over_goes_through(table: Table) -> None:
+    assert table.client.retry(with_twin(table, "discarded", twin="completed").id).state == JobState.AVAILABLE
+
+
+def test_r10_a_job_that_has_its_key_keeps_it_over_a_retry_by_hand(table: Table) -> None:
+    job = with_twin(table, "scheduled", twin="discarded")
+    assert table.client.retry(job.id).state == JobState.AVAILABLE
+
+
+def test_r10_a_twin_that_is_being_inserted_is_not_waited_for_long(table: Table, connect: Connect) -> None:
+    job, inserter = with_twin(table, "discarded", twin="completed"), connect()
+    insert = (
+        "INSERT INTO {schema}.job (kind, unique_key, unique_states) "
+        "SELECT 'any', unique_key, unique_states FROM {schema}.job LIMIT 1"
+    )
+    inserter.execute(table.sql(insert))
+    started = time.monotonic()
+    with pytest.raises(JobLocked):
+        table.client.retry(job.id)
+    assert time.monotonic() - started < 2
+
+    committing = threading.Timer(0.3, inserter.commit)
+    committing.start()
+    with pytest.raises(UniqueConflict):
+        table.client.retry(job.id)
+    committing.join()
+    assert table.job(job) == job
 
 
 # R9: rows of the application may reference the job.

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 import pgjobs
-from pgjobs import InvalidSetting, job, statements, store
+from pgjobs import InvalidSetting, job, migration_store, statements, store
 
-FILES = ["enqueue.sql", "work.sql", "maintain.sql", "observe.sql", "migrate.sql"]
-GIVE_JOBS = ["insert_job", "claim", "rescue", "get_job"]
+FILES = ["enqueue.sql", "work.sql", "maintain.sql", "control.sql", "observe.sql", "migrate.sql"]
+GIVE_JOBS = ["insert_job", "claim", "rescue", "cancel", "retry", "delete", "update", "get_job"]
+STORES = [store, migration_store]
 
 
 def everything(schema: str = "pgjobs") -> dict[str, str]:
@@ -46,7 +47,7 @@ def test_a_statement_begins_with_its_name_so_that_the_server_shows_it() -> None:
 def test_every_table_gets_the_schema_quoted(schema: str) -> None:
     for name, statement in everything(schema).items():
         assert not re.search(r"\bpgjobs\.[a-z]", code(statement)), name
-        for table in re.findall(r"(?:FROM|UPDATE|INTO|JOIN|TABLE|EXISTS) (\S+\.\w+)", code(statement)):
+        for table in re.findall(r"(?:(?<!DISTINCT )FROM|UPDATE|INTO|JOIN|TABLE|EXISTS) (\S+\.\w+)", code(statement)):
             assert table.startswith((f'"{schema}".', "pg_catalog.")), f"{name}: {table}"
     assert f'INSERT INTO "{schema}".job (' in everything(schema)["insert_job"]
 
@@ -100,22 +101,28 @@ def named_in(function: ast.AST) -> set[str]:
     }
 
 
-def test_every_statement_has_exactly_one_caller_in_the_store() -> None:
+def test_every_statement_has_exactly_one_caller_in_the_stores() -> None:
     callers: dict[str, list[str]] = {name: [] for name in everything()}
-    for function in ast.walk(ast.parse(inspect.getsource(store))):
-        if isinstance(function, ast.FunctionDef):
-            for name in named_in(function):
-                callers[name].append(function.name)
+    for module in STORES:
+        for function in ast.walk(ast.parse(inspect.getsource(module))):
+            if isinstance(function, ast.FunctionDef):
+                for name in named_in(function):
+                    callers[name].append(function.name)
     shared = {"insert_job": ["insert_job", "insert_jobs"], "create_migration_table": ["table_sql", "create_table"]}
     assert {name: functions for name, functions in callers.items() if len(functions) != 1} == shared
 
 
-def test_only_the_store_and_the_migrations_load_statements_and_only_the_store_runs_them() -> None:
+def test_only_the_stores_and_the_migrations_load_statements_and_only_the_stores_run_them() -> None:
     package = Path(pgjobs.__file__).parent
     apart = ("embedded.py", "demo.py")  # a server's own statements, and an application's
     sources = {path.stem: path.read_text() for path in package.rglob("*.py") if path.name not in apart}
-    assert {name for name, source in sources.items() if "statements.load(" in source} == {"store", "migrate"}
-    assert {name for name, source in sources.items() if re.search(r"\b(cur|conn|cursor)\.execute", source)} == {"store"}
+    assert {name for name, source in sources.items() if "statements.load(" in source} == {
+        "store",
+        "migration_store",
+        "migrate",
+    }
+    runs = {name for name, source in sources.items() if re.search(r"\b(cur|conn|cursor)\.execute", source)}
+    assert runs == {"store", "migration_store"}
 
 
 # --- the columns of a job

@@ -1,0 +1,100 @@
+"""What becomes of a call that changes a job by hand: try until it is settled, then give the job or raise."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import psycopg
+
+from pgjobs import codec
+from pgjobs.errors import InvalidArgs, InvalidOption, JobLocked, JobNotFound, JobRunning, UniqueConflict
+from pgjobs.job import Job, JobOptions
+from pgjobs.store import AnyConnection, Changes, Store, Verdict
+
+PATIENCE = 1.0  # seconds for a row that somebody else holds
+_PAUSE = 0.02  # between two tries
+_METADATA_LIMIT = 64 * 1024  # bytes
+_OUTPUT_LIMIT = 32 * 1024 * 1024  # bytes
+
+Act = Callable[[AnyConnection], Verdict | None]
+
+
+def carry_out(store: Store, conn: AnyConnection, id: int, act: Act, *, running: bool) -> Job[Any]:
+    """Do `act` on a job, again and again for a second while its row is held; the job as it is then.
+
+    `running` says whether the act has an answer for a job that runs. Each try is a statement that neither waits nor
+    fails, so that the transaction stays usable whatever is raised.
+    """
+    give_up = time.monotonic() + PATIENCE
+    while True:
+        found = _try(conn, id, act)
+        if found is None:
+            raise JobNotFound(id)
+        job, verdict = found
+        match verdict:
+            case "running" if not running:
+                raise JobRunning(f"job {id} is running: cancel it, or wait until it has ended")
+            case "conflict":
+                raise _conflict(id)
+            case "unfit":
+                raise InvalidOption(f"max_attempts: job {id} has used {job.attempt} attempts already")
+            case "busy":
+                if time.monotonic() >= give_up or store.snapshot_is_kept(conn):
+                    raise JobLocked(f"job {id} is held by somebody else at the moment: try again")
+                time.sleep(_PAUSE)
+            case _:
+                return job
+
+
+def _try(conn: AnyConnection, id: int, act: Act) -> Verdict | None:
+    try:
+        return act(conn)
+    except psycopg.errors.LockNotAvailable as error:
+        raise JobLocked(f"job {id} waits for what somebody else holds: {error}") from error
+    except psycopg.errors.UniqueViolation as error:  # a twin that was inserted in the same moment
+        if error.diag.constraint_name != "job_unique":
+            raise
+        raise _conflict(id) from error
+
+
+def _conflict(id: int) -> UniqueConflict:
+    return UniqueConflict(f"job {id} cannot wait to run again: another job has its unique key now")
+
+
+def changes(
+    *,
+    metadata: Mapping[str, Any] | None,
+    output: object,
+    priority: int | None,
+    scheduled_at: datetime | None,
+    max_attempts: int | None,
+    tags: Sequence[str] | None,
+) -> Changes | None:
+    """Check and encode what an update shall change; None when that is nothing. `...` stands for no output: None is
+    one."""
+    options = JobOptions(
+        metadata=metadata, priority=priority, scheduled_at=scheduled_at, max_attempts=max_attempts, tags=tags
+    )
+    if output is ... and options == JobOptions():
+        return None
+    return Changes(
+        metadata=None if metadata is None else codec.encode(metadata, max_bytes=_METADATA_LIMIT),
+        output=None if output is ... else _output_json(output),
+        priority=priority,
+        scheduled_at=scheduled_at,
+        max_attempts=max_attempts,
+        tags=None if tags is None else list(tags),
+    )
+
+
+def _output_json(output: object) -> str:
+    """The JSON text of any value that JSON has. It travels as `$.output`, which is also what errors call it."""
+    head = '{"output":'
+    try:
+        text = codec.encode({"output": output}, max_bytes=_OUTPUT_LIMIT + len(head) + 1)
+    except InvalidArgs as error:
+        raise InvalidOption(str(error).replace("args", "output", 1)) from error.__cause__
+    return text[len(head) : -1]

@@ -1,0 +1,81 @@
+"""The cursors that all statements go through: as psycopg makes them, whatever the application has made of that."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import psycopg
+from psycopg import ClientCursor, Connection, Cursor, postgres
+from psycopg.adapt import AdaptersMap, Loader
+from psycopg.pq import ExecStatus, Format
+from psycopg.rows import TupleRow, tuple_row
+from psycopg.types.string import TextLoader
+
+AnyConnection = Connection[Any]
+
+
+class _RawJson(TextLoader):
+    """Leaves JSON as text, so that no row is too deep or too long to be fetched."""
+
+
+class _RawJsonBinary(_RawJson):
+    format = Format.BINARY
+
+    def load(self, data: Any) -> str | bytes:
+        return super().load(memoryview(data)[1:])  # the version of the format stands before the text
+
+
+class _IsoInstant(Loader):
+    """Reads what the claim and the duties ask for: ISO. psycopg goes by the session's DateStyle, which is theirs only
+    for as long as their transaction."""
+
+    def load(self, data: Any) -> datetime:
+        return datetime.fromisoformat(str(data, "ascii"))
+
+
+# psycopg's own, whatever loaders and dumpers the application has registered for itself.
+_ADAPTERS = AdaptersMap(psycopg.adapters)
+postgres.register_default_adapters(_ADAPTERS)
+_ADAPTERS.register_loader("jsonb", _RawJson)
+_ADAPTERS.register_loader("jsonb", _RawJsonBinary)
+_ADAPTERS.register_loader("timestamptz", _IsoInstant)
+
+
+class BoundCursor(Cursor[TupleRow]):
+    adapters = _ADAPTERS
+
+
+class LiteralCursor(ClientCursor[TupleRow]):
+    adapters = _ADAPTERS
+
+
+def bound_cursor(conn: AnyConnection) -> BoundCursor:
+    """A plain cursor of our own, whatever factories the application has set; values are bound by the server. They come
+    back in the binary form, which no setting of the session changes."""
+    cur = BoundCursor(conn, row_factory=tuple_row)
+    cur.format = Format.BINARY
+    return cur
+
+
+def literal_cursor(conn: AnyConnection) -> LiteralCursor:
+    """A cursor that sends several statements in one message; libpq quotes the values into the text."""
+    return LiteralCursor(conn, row_factory=tuple_row)
+
+
+def answers(cur: Cursor[TupleRow]) -> list[list[TupleRow]]:
+    """The rows of each statement of a message that gives rows."""
+    answers = []
+    more: bool | None = True
+    while more:
+        if cur.pgresult is not None and cur.pgresult.status == ExecStatus.TUPLES_OK:
+            answers.append(cur.fetchall())
+        more = cur.nextset()
+    return answers
+
+
+def one(cur: Cursor[TupleRow]) -> TupleRow:
+    row = cur.fetchone()
+    if row is None:
+        raise psycopg.DataError("the statement gave no row")
+    return row

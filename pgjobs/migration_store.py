@@ -1,0 +1,55 @@
+"""One method per statement of the bookkeeping of migrations, connection first."""
+
+from __future__ import annotations
+
+from pgjobs import statements
+from pgjobs.cursors import AnyConnection, literal_cursor, one
+
+
+class Migrations:
+    """The statements that keep the books of migrations in one schema."""
+
+    def __init__(self, schema: str) -> None:
+        self._schema = schema
+        self._sql = statements.load("migrate.sql", schema)
+
+    @property
+    def table_sql(self) -> str:
+        """What makes the schema and the table of migrations."""
+        return f'CREATE SCHEMA IF NOT EXISTS "{self._schema}";\n{self._sql["create_migration_table"].decode()}'
+
+    def bookkeeping_sql(self, version: int, name: str, direction: str) -> str:
+        """What records a step; version and name come from the files of this package."""
+        statement = self._sql["record_migration" if direction == "up" else "forget_migration"].decode()
+        return statement.format(version=version, name=name)
+
+    def begin_step(self, conn: AnyConnection) -> None:
+        self.execute(conn, self._sql["begin_step"].decode())
+
+    def lock(self, conn: AnyConnection) -> None:
+        with literal_cursor(conn) as cur:
+            cur.execute(self._sql["lock_migrations"], {"schema": self._schema})
+
+    def bound_lock_waits(self, conn: AnyConnection) -> None:
+        self.execute(conn, self._sql["bound_lock_waits"].decode())
+
+    def create_table(self, conn: AnyConnection) -> None:
+        """Make the table, and the schema if it is not there."""
+        with literal_cursor(conn) as cur:
+            cur.execute(self._sql["schema_exists"], {"schema": self._schema})
+            exists = bool(one(cur)[0])
+        self.execute(conn, self._sql["create_migration_table"].decode() if exists else self.table_sql)
+
+    def table_exists(self, conn: AnyConnection) -> bool:
+        with literal_cursor(conn) as cur:
+            cur.execute(self._sql["migration_table_exists"], {"schema": self._schema})
+            return bool(one(cur)[0])
+
+    def applied(self, conn: AnyConnection) -> list[int]:
+        with literal_cursor(conn) as cur:
+            cur.execute(self._sql["applied_migrations"])
+            return [version for (version,) in cur.fetchall()]
+
+    def execute(self, conn: AnyConnection, sql: str) -> None:
+        with literal_cursor(conn) as cur:
+            cur.execute(sql.encode())
