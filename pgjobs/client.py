@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import is_dataclass
 from datetime import datetime, timedelta
 from secrets import token_hex
@@ -96,11 +96,16 @@ class Client:
         everything goes, the jobs with it. Each step commits by itself, and many processes may do this at once; with a
         `tx` the steps belong to that transaction.
         """
-        steps = {"direction": direction, "target": target, "max_steps": max_steps, "dry_run": dry_run}
-        if tx is not None:
-            return migrate.migrate(borrow(tx), self.schema, borrowed=True, **steps)  # type: ignore[arg-type]
-        with self.source.first_connection() as conn:
-            return migrate.migrate(conn, self.schema, **steps)  # type: ignore[arg-type]
+        with self.source.first_connection() if tx is None else nullcontext(borrow(tx)) as conn:
+            return migrate.migrate(
+                conn,
+                self.schema,
+                direction=direction,
+                target=target,
+                max_steps=max_steps,
+                dry_run=dry_run,
+                borrowed=tx is not None,
+            )
 
     def missing_migrations(self) -> list[int]:
         """The versions that this code has and the tables have not; [] when all is well."""
