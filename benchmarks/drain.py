@@ -93,7 +93,7 @@ class Drain:
         self._started.clear()
         self._last.clear()
         # On a server that has just started, claims wait for the disk for some minutes. Here the steady state counts.
-        self._pool._executor._claimer._cautious_until = 0.0
+        self._pool._executor.claimer._cautious_until = 0.0
         with self._pool:
             self._last.wait(_DEADLINE)
         twice = [job for job, starts in Counter(self._started).items() if starts > 1]

@@ -39,8 +39,11 @@ from pgjobs.errors import (
     UnknownKind,
     WorkerPoolError,
 )
-from pgjobs.job import AttemptError, Job, JobOptions, JobState, NewJob, job_options
+from pgjobs.events import Event, EventKind, JobStats, Subscription
+from pgjobs.hooks import EnqueueMiddleware, ErrorHandler, Hooks, Middleware
+from pgjobs.job import AttemptError, Job, JobState, current_job
 from pgjobs.migrate import schema_sql
+from pgjobs.options import EncodedJob, JobOptions, NewJob, job_options
 from pgjobs.work_map import Handler, WorkMap
 from pgjobs.worker import WorkerPool
 
@@ -54,7 +57,13 @@ __all__ = [
     "Client",
     "Discard",
     "DuplicateHandler",
+    "EncodedJob",
+    "EnqueueMiddleware",
+    "ErrorHandler",
+    "Event",
+    "EventKind",
     "Handler",
+    "Hooks",
     "Interrupted",
     "InvalidArgs",
     "InvalidHandler",
@@ -70,8 +79,10 @@ __all__ = [
     "JobOptions",
     "JobRunning",
     "JobState",
+    "JobStats",
     "JobStopped",
     "JobTimedOut",
+    "Middleware",
     "MigrationError",
     "NewJob",
     "NoJobs",
@@ -85,6 +96,7 @@ __all__ = [
     "SchemaTooNew",
     "Signal",
     "Snooze",
+    "Subscription",
     "TransactionBroken",
     "UndecodableArgs",
     "UniqueConflict",
@@ -93,6 +105,7 @@ __all__ = [
     "WorkerPool",
     "WorkerPoolError",
     "constant",
+    "current_job",
     "decode_args",
     "exponential",
     "job_options",

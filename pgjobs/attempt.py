@@ -13,18 +13,22 @@ library's own code or in the next job, so the window for it is opened and closed
 from __future__ import annotations
 
 import ctypes
+import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from pgjobs.errors import Interrupted, JobCancelled, JobStopped, JobTimedOut
+from pgjobs import codec
+from pgjobs.errors import Interrupted, InvalidTransaction, JobCancelled, JobStopped, JobTimedOut
 from pgjobs.job import Job
-from pgjobs.transaction import Checkout
+from pgjobs.outcome import Kept
+from pgjobs.transaction import AnyConnection, Checkout, borrow
+from pgjobs.work_map import Handler
 
 Reason = JobTimedOut | JobCancelled | JobStopped
 _NEVER = float("inf")
@@ -49,9 +53,21 @@ SERVER_GRACE = timedelta(seconds=AFTER_TIMEOUT.stuck)
 class Attempt:
     """One start of a handler in this process. The worker's thread runs it; the watch may end it."""
 
-    def __init__(self, job: Job[Any], held: Checkout, timeout: timedelta | None) -> None:
+    def __init__(
+        self,
+        job: Job[Any],
+        held: Checkout | None,
+        timeout: timedelta | None,
+        *,
+        handler: Handler | None = None,
+        complete: Callable[[AnyConnection, Attempt], Job[Any]] | None = None,
+    ) -> None:
         self.job = job
-        self.held = held
+        self.held = held  # None: detached, without a connection
+        self.handler = handler  # None: nobody handles its kind
+        self.started = False  # its handler was called
+        self.completed = False  # by job.complete(tx); whether that was committed is not known
+        self.run_time = timedelta(0)  # of the handler
         self.thread = threading.current_thread()
         self.deadline = None if timeout is None else datetime.now(UTC) + timeout
         self.expires = _NEVER if timeout is None else time.monotonic() + timeout.total_seconds()
@@ -59,20 +75,46 @@ class Attempt:
         self.tainted = False  # a cancel or an exception may still be on its way: its connection is not used again
         self.severed = False
         self.stuck = False
-        self._conn_id = id(held.conn)  # no reference: who holds one is what the executor looks for
+        self._conn_id = id(held.conn) if held else 0  # no reference: who holds one is what the executor looks for
+        self._complete = complete
+        self._metadata: dict[str, Any] = {}
+        self._output: str | None = None
         self._timeout = timeout
         self._told_at = _NEVER
         self._patience = AFTER_TIMEOUT
         self._lock = threading.Lock()
         self._in_handler = False
         self._raised = False
-        self._over = False
+        self.over = False
 
     @property
     def cancelled(self) -> bool:
         return self.reason is not None
 
+    # --- for the handler
+
+    def set_metadata(self, values: Mapping[str, Any]) -> None:
+        merged = {**self._metadata, **values}
+        codec.encode_metadata(merged)
+        self._metadata = merged
+
+    def record_output(self, output: object) -> None:
+        self._output = codec.encode_output(output)
+
+    def complete(self, tx: Any) -> Job[Any]:
+        conn = borrow(tx)
+        if self._complete is not None:
+            return self._complete(conn, self)
+        if self.held is None or conn is not self.held.conn:
+            raise InvalidTransaction(f"job {self.job.id} completes in its own transaction, when its handler returns")
+        return self.job
+
     # --- for the worker's thread
+
+    @property
+    def kept(self) -> Kept:
+        """What is to be written with the outcome."""
+        return Kept(json.dumps(self._metadata) if self._metadata else None, self._output)
 
     def run(self, handler: Callable[[], object]) -> BaseException | None:
         """Call the handler; what it raised, or why it was told to end if it raised for that. When this returns, no
@@ -89,6 +131,7 @@ class Attempt:
 
     def _run(self, handler: Callable[[], object]) -> BaseException | None:
         error: BaseException | None = None
+        started = time.monotonic()
         try:
             with self._lock:
                 self._in_handler = True
@@ -96,6 +139,7 @@ class Attempt:
         except BaseException as raised:  # also SystemExit: a handler must not end the worker's thread
             error = raised
         self._close_window()
+        self.run_time = timedelta(seconds=time.monotonic() - started)
         return error
 
     def _close_window(self) -> None:
@@ -106,12 +150,13 @@ class Attempt:
 
     def abandon(self) -> None:
         """Give its connection up on behalf of a thread that does not come back: the pool makes another."""
-        self.held.abandon(self._conn_id)
+        if self.held is not None:
+            self.held.abandon(self._conn_id)
 
     def end(self) -> None:
         """It is finished: nothing will be done to it or its connection any more."""
         with self._lock:
-            self._over = True
+            self.over = True
 
     # --- for the watch; nothing in here blocks
 
@@ -128,7 +173,7 @@ class Attempt:
         if self.reason is None and self._timeout is not None and now >= self.expires:
             self.tell(JobTimedOut(self._timeout), AFTER_TIMEOUT)
         with self._lock:
-            if self._over or self.stuck:
+            if self.over or self.stuck:
                 return _NEVER
             if self.reason is None:
                 return self.expires
@@ -142,13 +187,14 @@ class Attempt:
         if waited >= self._patience.severed:
             if not self.severed:
                 self.severed = self.tainted = True
-                self.held.shut_down(self._conn_id)
+                if self.held is not None:
+                    self.held.shut_down(self._conn_id)
             return self._patience.stuck
         if self._in_handler:
             if waited >= self._patience.raised and not self._raised:
                 self._raised = self.tainted = True
                 _raise_in(self.thread, Interrupted)
-            if self.held.in_statement:
+            if self.held is not None and self.held.in_statement:
                 self.tainted = True
                 # asking the server to cancel opens a connection, which may block: not in the thread of the watch
                 threading.Thread(target=self.held.cancel_statement, name="pgjobs/cancel", daemon=True).start()
@@ -218,6 +264,13 @@ class Watch:
         """Of the attempts that run now."""
         with self._changed:
             return [attempt.job.token for attempt in self._attempts if attempt.job.token is not None]
+
+    @property
+    def detached_tokens(self) -> list[UUID]:
+        """Of those that hold no connection, and live by a lease."""
+        with self._changed:
+            detached = [attempt.job for attempt in self._attempts if attempt.held is None and not attempt.severed]
+            return [job.token for job in detached if job.token is not None]
 
     def tell(self, token: UUID, reason: Reason, patience: Patience) -> None:
         """Tell the attempt with this token to end, if it still runs."""

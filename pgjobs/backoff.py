@@ -7,7 +7,8 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
-from pgjobs.job import LONGEST_DELAY, Job
+from pgjobs.job import Job
+from pgjobs.options import LONGEST_DELAY
 
 #: `backoff(job, error)` gives the delay before the next attempt, an aware instant, or None for never again.
 #: `job.attempt` is the number of the attempt that failed, from 1.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import is_dataclass
 from datetime import datetime, timedelta
@@ -15,18 +15,34 @@ from typing import Any, Self, TypeVar, Unpack, overload
 import psycopg
 from psycopg_pool import ConnectionPool
 
+from pgjobs import backoff as policies
 from pgjobs import codec, control, migrate
+from pgjobs.backoff import Backoff
+from pgjobs.claim import Claimer
+from pgjobs.error_text import ERROR_LIMIT, clean, one_line
 from pgjobs.errors import InvalidArgs, InvalidOption, InvalidSetting, JobNotFound, NoJobs, UnknownKind
-from pgjobs.job import LONGEST_DELAY, Job, JobOptions, NewJob, Options, check_kind, kind_of, options_of
-from pgjobs.outcome import ERROR_LIMIT, clean, one_line
+from pgjobs.events import EventKind, Events, Subscription
+from pgjobs.executor import locked
+from pgjobs.finish import Finisher
+from pgjobs.hooks import EnqueueMiddleware, HookCalls, Hooks, around_insert
+from pgjobs.job import Job
+from pgjobs.options import (
+    LONGEST_DELAY,
+    EncodedJob,
+    JobOptions,
+    NewJob,
+    Options,
+    check_kind,
+    check_queue,
+    kind_of,
+    options_of,
+)
 from pgjobs.statements import check_schema
-from pgjobs.store import AnyConnection, Row, Store
+from pgjobs.store import AnyConnection, Store
 from pgjobs.transaction import Borrowable, PoolSource, borrow, defaults_for
 from pgjobs.work_map import Handler, HandlerFunction, WorkMap
 
 Args = TypeVar("Args")
-
-_METADATA_LIMIT = 64 * 1024  # bytes
 
 
 class Client:
@@ -38,6 +54,12 @@ class Client:
     `schema` holds the tables. `id` names this process in a job's `attempted_by`. With `work_map` only kinds that it
     handles can be enqueued; without it, any. `queue`, `priority` and `max_attempts` are the defaults of jobs that say
     nothing themselves; `max_args_bytes` is the largest JSON text that args may have.
+
+    `backoff` decides when a failed job runs again, where its handler and the worker pool have none of their own.
+    `context` is called at each enqueue that brings no context of its own, and what it gives (the id of the user, say)
+    reaches the handler as `job.context`. `code_version`, a tag or a commit, is noted in a job's metadata where it is
+    enqueued and where it is processed. `hooks` are told what happens to the jobs of this client and of its worker
+    pools; `middleware` stands around each insert.
     """
 
     def __init__(
@@ -51,6 +73,11 @@ class Client:
         priority: int = 0,
         max_attempts: int = 25,
         max_args_bytes: int = 1024 * 1024,
+        backoff: Backoff | None = None,
+        context: Callable[[], Mapping[str, Any] | None] | None = None,
+        code_version: str | None = None,
+        hooks: Sequence[Hooks] = (),
+        middleware: Sequence[EnqueueMiddleware] = (),
     ) -> None:
         self.schema = check_schema(schema)
         self.id = one_line(id or f"{socket.gethostname()}-{os.getpid()}-{token_hex(4)}", 255)
@@ -59,6 +86,12 @@ class Client:
         self._work_map = work_map if work_map is None or isinstance(work_map, WorkMap) else WorkMap(work_map)
         self._defaults = JobOptions(queue=queue, priority=priority, max_attempts=max_attempts)
         self._max_args_bytes = max_args_bytes
+        self.backoff = backoff or policies.river()
+        self._context = context
+        self.code_version = None if code_version is None else clean(code_version, 255)
+        self.hooks = HookCalls(hooks)
+        self.events = Events()
+        self._middleware = tuple(middleware)
 
     # --- connections
 
@@ -154,6 +187,7 @@ class Client:
         - `scheduled_at` (aware) or `delay` (from now, by the database's clock; very long ones are cut to about 7900
           years): not before
         - `tags`: 3 to 255 letters, digits, - and _ each; `metadata`: a JSON object of at most 64 KiB beside the args
+        - `context`: a small mapping that reaches the handler as `job.context`
 
         `notify=False` wakes no worker, which then finds the job by polling: for PREPARE TRANSACTION, which Postgres
         refuses after a notification. Raises InvalidJob (a ValueError) before anything is sent; errors of the database
@@ -161,9 +195,8 @@ class Client:
         """
         if isinstance(args, NewJob) and (kind is not None or options):
             raise InvalidOption("a NewJob brings its own kind and options: give them there")
-        row = self._row(args if isinstance(args, NewJob) else NewJob(args, kind=kind, **options), notify)
-        with self._transaction(tx) as conn:
-            return self.store.insert_job(conn, row)
+        job = self._encoded(args if isinstance(args, NewJob) else NewJob(args, kind=kind, **options))
+        return self._insert(tx, [job], notify)[0]
 
     def enqueue_many(
         self,
@@ -177,39 +210,58 @@ class Client:
         Each is an args instance, or `NewJob(args, **options)`. One that is invalid refuses all, before anything is
         sent, and is named by its position. An empty list is refused.
         """
-        rows = []
+        encoded = []
         for position, job in enumerate(jobs):
             try:
-                rows.append(self._row(job if isinstance(job, NewJob) else NewJob(job), notify))
+                encoded.append(self._encoded(job if isinstance(job, NewJob) else NewJob(job)))
             except Exception as error:
                 error.add_note(f"at position {position} of the jobs to enqueue")
                 raise
-        if not rows:
+        if not encoded:
             raise NoJobs("there are no jobs to enqueue")
-        with self._transaction(tx) as conn:
-            return self.store.insert_jobs(conn, rows)
+        return self._insert(tx, encoded, notify)
 
-    def _row(self, new: NewJob[Any], notify: bool) -> Row:
+    def _insert(
+        self, tx: Borrowable | ConnectionPool[Any] | None, jobs: Sequence[EncodedJob], notify: bool
+    ) -> list[Job[Any]]:
+        with self._transaction(tx) as conn:
+
+            def insert(jobs: Sequence[EncodedJob]) -> list[Job[Any]]:
+                return self.store.insert_jobs(conn, jobs, notify=notify) if jobs else []
+
+            if self._middleware:
+                inserted = around_insert(self._middleware, conn if tx is None else tx, insert)(jobs)
+            else:
+                inserted = insert(jobs)
+            for job in inserted if self.hooks else ():
+                self.hooks("on_enqueue", job)
+            return inserted
+
+    def _encoded(self, new: NewJob[Any]) -> EncodedJob:
         """Check and encode one job; raises before any SQL."""
         kind = self._kind(new)
         options = new.options.over(options_of(new.args)).over(self._defaults)
         metadata = dict(options.metadata or {})
         if is_dataclass(new.args):
             metadata.setdefault("class", f"{type(new.args).__module__}.{type(new.args).__qualname__}")
+        context = options.context if options.context is not None or self._context is None else self._context()
+        if context is not None:
+            metadata["context"] = context
+        if self.code_version is not None:
+            metadata["code_version_enqueued"] = self.code_version
         assert options.queue is not None
         assert options.priority is not None
         assert options.max_attempts is not None
-        return Row(
+        return EncodedJob(
             kind=kind,
             queue=options.queue,
             priority=options.priority,
             max_attempts=options.max_attempts,
             args=codec.encode(new.args, max_bytes=self._max_args_bytes),
-            metadata=codec.encode(metadata, max_bytes=_METADATA_LIMIT),
+            metadata=codec.encode_metadata(metadata),
             tags=list(options.tags or ()),
             scheduled_at=options.scheduled_at,
             delay=min(options.delay or timedelta(0), LONGEST_DELAY),
-            notify=notify,
         )
 
     def _kind(self, new: NewJob[Any]) -> str:
@@ -297,6 +349,36 @@ class Client:
             if tx is None or isinstance(tx, ConnectionPool):
                 self.store.begin_control(conn)
             return control.carry_out(self.store, conn, id, act, running=running)
+
+    @contextmanager
+    def lock_job(self, *, queue: str = "default", id: int | None = None) -> Iterator[tuple[Any, Job[Any] | None]]:
+        """Work one job here and now, without a worker pool: `with client.lock_job(queue="mail") as (tx, job):`
+
+        The next job of the queue, or the one with this id if it waits, is claimed and locked for as long as the block,
+        which takes the place of a handler: what it writes through `tx` commits with the job's completion when the
+        block is left. What it raises drops its writes and is recorded as a handler's error would be, then raised
+        (`Snooze`, `Cancel` and the other signals are not). `job` is None when there is none. No timeout.
+        """
+        check_queue(queue)
+        if id is not None:
+            found = self.get(id)
+            if found is None:
+                raise JobNotFound(id)
+            queue = found.queue
+        claimer = Claimer(self.store, self._work_map or WorkMap(), worker=self.id)
+        finisher = Finisher(
+            store=self.store, claimer=claimer, backoff=self.backoff, hooks=self.hooks, events=self.events
+        )
+        with self.source.checkout() as held, locked(claimer, finisher, held, queue, id) as job:
+            yield held.conn, job
+
+    def subscribe(self, kinds: Iterable[EventKind | str] = (), *, size: int = 1000) -> Subscription:
+        """Hear of every attempt that ends in a worker pool of this client: `for event in client.subscribe(...)`.
+
+        `kinds` are those of EventKind, all when it is empty. It never slows a worker: events that nobody has read
+        are kept up to `size`, and the newest are dropped and counted then. Closed when the worker pool stops.
+        """
+        return self.events.subscribe(kinds, size)
 
     # --- look
 

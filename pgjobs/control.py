@@ -10,14 +10,13 @@ from typing import Any
 import psycopg
 
 from pgjobs import codec
-from pgjobs.errors import InvalidArgs, InvalidOption, JobLocked, JobNotFound, JobRunning, UniqueConflict
-from pgjobs.job import Job, JobOptions
+from pgjobs.errors import InvalidOption, JobLocked, JobNotFound, JobRunning, UniqueConflict
+from pgjobs.job import Job
+from pgjobs.options import JobOptions
 from pgjobs.store import AnyConnection, Changes, Store, Verdict
 
 PATIENCE = 1.0  # seconds for a row that somebody else holds
 _PAUSE = 0.02  # between two tries
-_METADATA_LIMIT = 64 * 1024  # bytes
-_OUTPUT_LIMIT = 32 * 1024 * 1024  # bytes
 
 Act = Callable[[AnyConnection], Verdict | None]
 
@@ -81,20 +80,10 @@ def changes(
     if output is ... and options == JobOptions():
         return None
     return Changes(
-        metadata=None if metadata is None else codec.encode(metadata, max_bytes=_METADATA_LIMIT),
-        output=None if output is ... else _output_json(output),
+        metadata=None if metadata is None else codec.encode_metadata(metadata),
+        output=None if output is ... else codec.encode_output(output),
         priority=priority,
         scheduled_at=scheduled_at,
         max_attempts=max_attempts,
         tags=None if tags is None else list(tags),
     )
-
-
-def _output_json(output: object) -> str:
-    """The JSON text of any value that JSON has. It travels as `$.output`, which is also what errors call it."""
-    head = '{"output":'
-    try:
-        text = codec.encode({"output": output}, max_bytes=_OUTPUT_LIMIT + len(head) + 1)
-    except InvalidArgs as error:
-        raise InvalidOption(str(error).replace("args", "output", 1)) from error.__cause__
-    return text[len(head) : -1]

@@ -1,32 +1,22 @@
-"""A job as a value: one row of the table, and what may be asked of one when it is enqueued. No database in here."""
+"""A job as a value: one row of the table. No database in here."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from enum import StrEnum
 from functools import cached_property
-from typing import Any, Generic, Protocol, TypedDict, TypeVar, Unpack
+from typing import Any, Generic, Protocol, TypeVar
 from uuid import UUID
 
-from pgjobs.errors import InvalidKind, InvalidOption, NotRunning
+from pgjobs.errors import NotRunning
+from pgjobs.options import FIRST_INSTANT
 
 Args = TypeVar("Args", covariant=True)  # noqa: PLC0105  users read Job[Args]
-ArgsClass = TypeVar("ArgsClass", bound=type)
-
-# What River allows in a kind; ASCII on purpose, so that no two kinds look alike.
-_KIND = re.compile(r"\w[\w\-\[\]<>/.·:+]+", re.ASCII)
-_QUEUE = re.compile(r"\w[\w\-\[\]<>/.·:+]*", re.ASCII)
-_TAG = re.compile(r"\w[\w\-]+\w", re.ASCII)
-# What the table can hold, so that it can be read in every time zone.
-LAST_INSTANT = datetime(9999, 12, 30, tzinfo=UTC)
-FIRST_INSTANT = datetime(1, 1, 3, tzinfo=UTC)
-# The longest delay that still ends in a year that Python and Postgres can both write down.
-LONGEST_DELAY = timedelta(days=2_900_000)
 
 
 class JobState(StrEnum):
@@ -66,6 +56,9 @@ class RunningAttempt(Protocol):
     def cancelled(self) -> bool: ...
     @property
     def deadline(self) -> datetime | None: ...
+    def set_metadata(self, values: Mapping[str, Any]) -> None: ...
+    def record_output(self, output: object) -> None: ...
+    def complete(self, tx: Any) -> Job[Any]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +85,8 @@ class Job(Generic[Args]):
     finalized_at: datetime | None = None  # set exactly in the final states
     attempted_by: tuple[str, ...] = field(repr=False, default=())  # the client ids of the last 100 claims
     token: UUID | None = field(repr=False, default=None)  # of the last claim; fences every later write
+    leased_until: datetime | None = field(repr=False, default=None)  # of a detached attempt; None for all others
+    raw_output: str | None = field(repr=False, default=None)  # the JSON text; not read by a claim
     decode: Callable[[str], Args] = field(repr=False, compare=False, default=json.loads)
     running: RunningAttempt | None = field(repr=False, compare=False, default=None)  # in the handler alone
 
@@ -105,6 +100,17 @@ class Job(Generic[Args]):
         """What was stored beside the args."""
         stored: dict[str, Any] = json.loads(self.raw_metadata)
         return stored
+
+    @property
+    def context(self) -> Mapping[str, Any] | None:
+        """What `enqueue(context=...)` or `Client(context=...)` sent along; None when nothing was."""
+        context = self.metadata.get("context")
+        return context if isinstance(context, dict) else None
+
+    @cached_property
+    def output(self) -> Any:
+        """What a handler recorded as its result; None when none did."""
+        return None if self.raw_output is None else json.loads(self.raw_output)
 
     @cached_property
     def errors(self) -> tuple[AttemptError, ...]:
@@ -125,6 +131,29 @@ class Job(Generic[Args]):
         """In the handler: when the attempt's time is up, aware, by the clock of this machine; None for never."""
         return self._attempt.deadline
 
+    def set_metadata(self, values: Mapping[str, Any] | None = None, **more: Any) -> None:
+        """In the handler: merge these keys into the job's metadata when the attempt ends, however it ends.
+
+        Written with the outcome, not before: the job's row must not change while it runs. At most 64 KiB; raises
+        InvalidOption for what JSON cannot hold.
+        """
+        self._attempt.set_metadata({**(values or {}), **more})
+
+    def record_output(self, output: object) -> None:
+        """In the handler: keep any JSON value of at most 32 MiB as the job's `output`, written when the attempt ends,
+        however it ends. The last call counts. Raises InvalidOption for what JSON cannot hold."""
+        self._attempt.record_output(output)
+
+    def complete(self, tx: Any) -> Job[Args]:
+        """In a detached handler: complete the job in the transaction `tx`, so that it is completed when, and only when,
+        that transaction commits with what else was written in it. The job as it is then.
+
+        Raises AttemptLost, which aborts `tx`, when the job is no longer this attempt's. If `tx` is rolled back and the
+        handler returns all the same, the attempt has failed. A transactional handler completes its job by returning:
+        there this changes nothing, and takes no other transaction than the job's own.
+        """
+        return self._attempt.complete(tx)
+
     @property
     def _attempt(self) -> RunningAttempt:
         if self.running is None:
@@ -140,6 +169,24 @@ class Job(Generic[Args]):
         return self.errors[-1].error if self.errors else None
 
 
+_current: ContextVar[Job[Any] | None] = ContextVar("pgjobs.current_job", default=None)
+
+
+def current_job() -> Job[Any] | None:
+    """The job whose handler runs in this thread, or None: for a log filter that adds its id to every line."""
+    return _current.get()
+
+
+@contextmanager
+def being_current(job: Job[Any]) -> Iterator[None]:
+    """Make this the current job for as long as the block."""
+    before = _current.set(job)
+    try:
+        yield
+    finally:
+        _current.reset(before)
+
+
 def _attempt_error(entry: Any) -> AttemptError:
     """Read an entry that may have been written by hand: what cannot be understood is shown as it stands."""
     try:
@@ -152,159 +199,3 @@ def _attempt_error(entry: Any) -> AttemptError:
         )
     except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError):
         return AttemptError(0, FIRST_INSTANT, json.dumps(entry))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class JobOptions:
-    """The options of one job; None means that the next level decides: call, then args class, then client."""
-
-    queue: str | None = None
-    priority: int | None = None
-    scheduled_at: datetime | None = None
-    delay: timedelta | None = None
-    max_attempts: int | None = None
-    tags: Sequence[str] | None = None
-    metadata: Mapping[str, Any] | None = None
-
-    def __post_init__(self) -> None:
-        if self.queue is not None:
-            check_queue(self.queue)
-        _check_int("priority", self.priority, -32768, 32767)
-        _check_int("max_attempts", self.max_attempts, 1, 32767)
-        if self.scheduled_at is not None and self.delay is not None:
-            raise InvalidOption("give scheduled_at or delay, not both")
-        if self.scheduled_at is not None:
-            _check_instant(self.scheduled_at)
-        if self.delay is not None:
-            _check_delay(self.delay)
-        if self.tags is not None:
-            _check_tags(self.tags)
-        if self.metadata is not None and not isinstance(self.metadata, Mapping):
-            raise InvalidOption(f"metadata is a mapping, not {_shown(self.metadata)}")
-
-    def over(self, other: JobOptions) -> JobOptions:
-        """These options, with `other` where they say nothing. A time counts as one option in both its forms."""
-        has_time = self.scheduled_at is not None or self.delay is not None
-        chosen = {}
-        for name in (option.name for option in dataclasses.fields(self)):
-            value = getattr(self, name)
-            decided = value is not None or (has_time and name in ("scheduled_at", "delay"))
-            chosen[name] = value if decided else getattr(other, name)
-        return JobOptions(**chosen)
-
-
-class Options(TypedDict, total=False):
-    """The keyword arguments that `enqueue`, `NewJob` and `@job_options` share."""
-
-    queue: str | None
-    priority: int | None
-    scheduled_at: datetime | None
-    delay: timedelta | None
-    max_attempts: int | None
-    tags: Sequence[str] | None
-    metadata: Mapping[str, Any] | None
-
-
-@dataclass(frozen=True, slots=True, init=False)
-class NewJob(Generic[Args]):
-    """Args together with the options of this one job, for `enqueue_many`: `NewJob(Welcome("a@b.c"), priority=1)`."""
-
-    args: Args
-    kind: str | None
-    options: JobOptions
-
-    def __init__(self, args: Args, *, kind: str | None = None, **options: Unpack[Options]) -> None:
-        object.__setattr__(self, "args", args)
-        object.__setattr__(self, "kind", kind)
-        object.__setattr__(self, "options", JobOptions(**options))
-
-
-def job_options(**options: Unpack[Options]) -> Callable[[ArgsClass], ArgsClass]:
-    """Set the default options of an args class: `@job_options(queue="mail")` above `@dataclass`.
-
-    A class whose options depend on its args defines a method `job_options(self) -> JobOptions` instead.
-    """
-    chosen = JobOptions(**options)
-
-    def decorate(cls: ArgsClass) -> ArgsClass:
-        cls.job_options = lambda self: chosen  # type: ignore[attr-defined]
-        return cls
-
-    return decorate
-
-
-def options_of(args: object) -> JobOptions:
-    """The options that the class of `args` asks for."""
-    method = None if isinstance(args, Mapping) else getattr(args, "job_options", None)
-    if method is None:
-        return JobOptions()
-    options = method()
-    if not isinstance(options, JobOptions):
-        raise InvalidOption(f"{type(args).__name__}.job_options() gives {options!r}, not JobOptions")
-    return options
-
-
-def kind_of(cls: type) -> str:
-    """The kind of an args class: its class attribute `kind`, or its name in snake case."""
-    named = getattr(cls, "kind", None)
-    if named is not None and "kind" not in {f.name for f in dataclasses.fields(cls)}:
-        return check_kind(named)
-    return check_kind(re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", cls.__name__).lower())
-
-
-def check_kind(kind: object) -> str:
-    if not isinstance(kind, str) or not kind:
-        raise InvalidKind(f"a job needs a kind: a string of 2 to 128 characters, not {_shown(kind)}")
-    if len(kind) > 128 or not _KIND.fullmatch(kind):
-        raise InvalidKind(
-            f"kind {kind[:140]!r}: use 2 to 128 ASCII letters, digits and - _ [ ] < > / . : + "
-            "and begin with a letter, digit or underscore"
-        )
-    return kind
-
-
-def check_queue(queue: object) -> str:
-    if not isinstance(queue, str) or not queue or len(queue) > 64 or not _QUEUE.fullmatch(queue):
-        raise InvalidOption(f"queue {_shown(queue)}: use 1 to 64 ASCII letters, digits and - _ [ ] < > / . : +")
-    return queue
-
-
-def _shown(value: object) -> str:
-    """What was given, for a message: in short, and whatever its `repr` does."""
-    try:
-        return repr(value)[:80]
-    except Exception:
-        return f"<{type(value).__name__}>"
-
-
-def _check_int(name: str, value: object, least: int, most: int) -> None:
-    if value is None:
-        return
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        raise InvalidOption(f"{name} is a whole number from {least} to {most}, not {_shown(value)}")
-
-
-def _check_instant(when: object) -> None:
-    if not isinstance(when, datetime):
-        raise InvalidOption(f"scheduled_at is a datetime, not {_shown(when)}")
-    if when.tzinfo is None or when.utcoffset() is None:
-        raise InvalidOption(f"scheduled_at {when!r} has no time zone: use an aware datetime")
-    if not FIRST_INSTANT <= when < LAST_INSTANT:
-        raise InvalidOption(f"scheduled_at {when!r} is out of range: from year 1 to {LAST_INSTANT.date()}")
-
-
-def _check_delay(delay: object) -> None:
-    if not isinstance(delay, timedelta):
-        raise InvalidOption(f"delay is a timedelta, not {_shown(delay)}")
-    if delay < timedelta(0):
-        raise InvalidOption(f"delay cannot be negative: {delay!r}")
-
-
-def _check_tags(tags: object) -> None:
-    if isinstance(tags, str) or not isinstance(tags, Sequence):
-        raise InvalidOption(f"tags is a list of strings, not {_shown(tags)}")
-    for tag in tags:
-        if not isinstance(tag, str) or len(tag) > 255 or not _TAG.fullmatch(tag):
-            raise InvalidOption(
-                f"tag {_shown(tag)}: use 3 to 255 ASCII letters, digits, - and _, not beginning or ending with -"
-            )

@@ -15,7 +15,7 @@ from contextlib import suppress
 
 import psycopg
 
-from pgjobs.outcome import one_line
+from pgjobs.error_text import one_line
 from pgjobs.store import AnyConnection, Store
 
 log = logging.getLogger("pgjobs.listener")

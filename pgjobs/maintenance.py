@@ -12,11 +12,12 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import timedelta
+from typing import Any
 
 import psycopg
 
-from pgjobs.job import JobState
-from pgjobs.outcome import one_line
+from pgjobs.error_text import one_line
+from pgjobs.job import Job, JobState
 from pgjobs.store import AnyConnection, Store
 from pgjobs.transaction import PoolSource
 
@@ -45,10 +46,12 @@ class Maintenance:
         *,
         keep: Mapping[JobState, timedelta | None],
         wake: Callable[[str, int], None] = lambda queue, jobs: None,
+        rescued: Callable[[Job[Any]], None] = lambda job: None,
     ) -> None:
         self._store = store
         self._keep = keep
         self._wake = wake
+        self._rescued = rescued
         self.duties: dict[str, Callable[[AnyConnection], timedelta]] = {
             "promote": self.promote,
             "rescue": self.rescue,
@@ -71,6 +74,7 @@ class Maintenance:
         jobs = self._store.rescue(conn, BATCH, RESCUE_GRACE)
         for job in jobs:
             log.warning("job %d rescued: its worker vanished in attempt %d; now %s", job.id, job.attempt, job.state)
+            self._rescued(job)
         cancelled, gone = self._store.settle_requests(conn, BATCH)
         if cancelled:
             log.info("%d jobs cancelled whose attempt ended while that was being asked for", cancelled)

@@ -3,7 +3,7 @@ books of the migrations."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from secrets import token_hex
@@ -16,28 +16,23 @@ from pgjobs import statements
 from pgjobs.cursors import AnyConnection, answers, bound_cursor, literal_cursor, one
 from pgjobs.errors import AttemptLost
 from pgjobs.job import Job, JobState
-from pgjobs.outcome import Outcome
+from pgjobs.options import EncodedJob
+from pgjobs.outcome import NOTHING_KEPT, Kept, Outcome
 
-__all__ = ["AnyConnection", "Changes", "Row", "Store", "Verdict"]
+__all__ = ["AnyConnection", "Changes", "Finished", "Store", "Verdict"]
 
 CANCEL_NOTICE = " cancel"  # what a notification says that is not the name of a queue; see control.sql
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _ATTEMPT_LOST = "PJ001"  # raised by the function attempt_lost() of the schema
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """What one insert needs; everything is checked and encoded already."""
+class Finished:
+    """What became of the job when its outcome was written."""
 
-    kind: str
-    queue: str
-    priority: int
-    max_attempts: int
-    args: str
-    metadata: str
-    tags: list[str]
-    scheduled_at: Any
-    delay: timedelta
-    notify: bool
+    state: JobState
+    at: datetime  # by the database's clock
+    clean: bool  # whether nothing of the handler's is left in the session
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +72,12 @@ class Store:
         self._observe = statements.load("observe.sql", schema)
         work = _with_savepoint(statements.load("work.sql", schema), f"pgjobs_{token_hex(4)}")
         self._work = work
-        self._claims = {
-            "priority": work["claim"],
-            # the only difference between the two orders
-            "scheduled_at": work["claim"].replace(b"ORDER BY priority, scheduled_at", b"ORDER BY scheduled_at"),
+        orders = {
+            "priority": work["next_by_priority"],
+            "scheduled_at": work["next_by_time"],
+            "id": work["next_by_id"],
         }
+        self._claims = {order: work["claim"].replace(b"{next}", sql.rstrip(b";")) for order, sql in orders.items()}
         ending = (work["commit"], work["reset_session"])
         recording = (work["finish"], work["cancel_if_asked"], *ending)
         self._complete = b"\n".join((work["keep_effects"], work["finish"], *ending))
@@ -91,23 +87,22 @@ class Store:
 
     # --- enqueue
 
-    def insert_job(self, conn: AnyConnection, row: Row) -> Job[Any]:
+    def insert_jobs(self, conn: AnyConnection, jobs: Sequence[EncodedJob], *, notify: bool) -> list[Job[Any]]:
+        """The same statement for each job, all in one exchange with the server; the answers in their order."""
+        parameters = [self._insert_parameters(job, notify) for job in jobs]
         with bound_cursor(conn) as cur:
-            cur.execute(self._enqueue["insert_job"], self._insert_parameters(row))
-            return _job(one(cur))
-
-    def insert_jobs(self, conn: AnyConnection, rows: Iterable[Row]) -> list[Job[Any]]:
-        """The same statement for each row, all in one exchange with the server; the answers in the rows' order."""
-        with bound_cursor(conn) as cur:
-            cur.executemany(self._enqueue["insert_job"], [self._insert_parameters(row) for row in rows], returning=True)
-            jobs = [_job(one(cur))]
+            if len(parameters) == 1:
+                cur.execute(self._enqueue["insert_job"], parameters[0])
+                return [_job(one(cur))]
+            cur.executemany(self._enqueue["insert_job"], parameters, returning=True)
+            inserted = [_job(one(cur))]
             while cur.nextset():
-                jobs.append(_job(one(cur)))
-            return jobs
+                inserted.append(_job(one(cur)))
+            return inserted
 
-    def _insert_parameters(self, row: Row) -> dict[str, Any]:
-        parameters = {name: getattr(row, name) for name in Row.__slots__}
-        return {**parameters, "channel": self.channel}
+    def _insert_parameters(self, job: EncodedJob, notify: bool) -> dict[str, Any]:
+        parameters = {name: getattr(job, name) for name in EncodedJob.__slots__}
+        return {**parameters, "tags": list(job.tags), "notify": notify, "channel": self.channel}
 
     # --- work
 
@@ -118,7 +113,9 @@ class Store:
         queue: str,
         token: UUID,
         worker: str,
-        order: str = "priority",
+        which: str = "priority",
+        id: int | None = None,
+        kinds: Sequence[str] | None = None,
         synchronous_commit: bool = True,
         check_interval: str = "0",
         bounded_by: str = "idle_in_transaction_session_timeout",
@@ -129,13 +126,18 @@ class Store:
     ) -> Job[Any] | None:
         """Claim the next job, and lock it in the transaction that is then open, behind the savepoint.
 
+        `which` is the order that makes it the next one, or "id". `kinds` passes over all others. Kinds that are
+        `detached` get a lease.
+
         None: nothing to claim, and no transaction open. Raises AttemptLost when the claim was committed but its row
         was taken away before it could be locked.
         """
         with literal_cursor(conn) as cur:
             cur.execute(
-                self._claims[order],
+                self._claims[which],
                 {
+                    "id": id,
+                    "kinds": None if kinds is None else list(kinds),
                     "queue": queue,
                     "token": token,
                     "worker": worker,
@@ -162,20 +164,40 @@ class Store:
             cur.execute(self._work["release_claim"], {"queue": queue, "token": token})
             return cur.rowcount > 0
 
-    def complete(self, conn: AnyConnection, job: Job[Any], outcome: Outcome) -> bool:
-        """Commit the handler's writes together with the outcome. Says whether the session is clean afterwards."""
-        return self._finish(conn, self._complete, job, outcome)
+    def extend_leases(self, conn: AnyConnection, tokens: Sequence[UUID], lease: timedelta) -> set[UUID]:
+        """Let the detached attempts with these tokens run on; which of them still run, for all the table says."""
+        with literal_cursor(conn) as cur:
+            cur.execute(self._work["extend_leases"], {"tokens": list(tokens), "lease": lease})
+            return {token for (token,) in cur.fetchall()}
 
-    def fail(self, conn: AnyConnection, job: Job[Any], outcome: Outcome) -> bool:
-        """Drop the handler's writes, keep the lock, commit the outcome. Says whether the session is clean."""
-        return self._finish(conn, self._fail, job, outcome)
+    def complete(self, conn: AnyConnection, job: Job[Any], outcome: Outcome, kept: Kept = NOTHING_KEPT) -> Finished:
+        """Commit the handler's writes together with the outcome."""
+        return self._finish(conn, self._complete, job, outcome, kept)
 
-    def finish_late(self, conn: AnyConnection, job: Job[Any], outcome: Outcome, *, after_loss: bool = False) -> bool:
-        """Record the outcome in a transaction of its own, guarded by the token alone. Says whether the session is
-        clean. `after_loss` of a connection the server may have lost the claim too; it is then made good."""
-        return self._finish(conn, self._finish_after_loss if after_loss else self._finish_late, job, outcome)
+    def complete_within(
+        self, conn: AnyConnection, job: Job[Any], outcome: Outcome, kept: Kept = NOTHING_KEPT
+    ) -> Finished:
+        """Write the outcome in the transaction that is open, and leave that open."""
+        return self._finish(conn, self._work["finish"], job, outcome, kept)
 
-    def _finish(self, conn: AnyConnection, statement: bytes, job: Job[Any], outcome: Outcome) -> bool:
+    def fail(self, conn: AnyConnection, job: Job[Any], outcome: Outcome, kept: Kept = NOTHING_KEPT) -> Finished:
+        """Drop the handler's writes, keep the lock, commit the outcome."""
+        return self._finish(conn, self._fail, job, outcome, kept)
+
+    def finish_late(
+        self,
+        conn: AnyConnection,
+        job: Job[Any],
+        outcome: Outcome,
+        kept: Kept = NOTHING_KEPT,
+        *,
+        after_loss: bool = False,
+    ) -> Finished:
+        """Record the outcome in a transaction of its own, guarded by the token alone. `after_loss` of a connection the
+        server may have lost the claim too; it is then made good."""
+        return self._finish(conn, self._finish_after_loss if after_loss else self._finish_late, job, outcome, kept)
+
+    def _finish(self, conn: AnyConnection, statement: bytes, job: Job[Any], outcome: Outcome, kept: Kept) -> Finished:
         waiting = not outcome.state.final
         with literal_cursor(conn) as cur:
             try:
@@ -192,14 +214,20 @@ class Store:
                         "at": outcome.at,
                         "delay": outcome.delay if waiting else None,
                         "error": outcome.error_json(job.attempt),
+                        "metadata": kept.metadata,
+                        "output": kept.output,
                     },
                 )
             except psycopg.Error as error:
                 if error.sqlstate == _ATTEMPT_LOST:
                     raise AttemptLost(f"job {job.id} no longer runs under attempt {job.attempt}") from error
                 raise
-            *_, last = answers(cur)
-            return bool(last[0][-1] == 0)
+            [(state, now, _), *_], *others = answers(cur)
+            # behind it come the state that a request to cancel made of it, and what is left in the session
+            for (answer, *_), *_ in filter(None, others[:-1]):
+                state = answer
+            clean = not others or others[-1][0][-1] == 0
+            return Finished(JobState(state), _EPOCH + timedelta(microseconds=now), clean)
 
     def rollback(self, conn: AnyConnection) -> None:
         with literal_cursor(conn) as cur:
@@ -302,7 +330,7 @@ class Store:
         with bound_cursor(conn) as cur:
             cur.execute(statement, {**parameters, "channel": self.channel})
             row = cur.fetchone()
-            return (_job(row), row[17]) if row else None
+            return (_job(row), row[19]) if row else None
 
     def snapshot_is_kept(self, conn: AnyConnection) -> bool:
         """Whether the transaction that is open would see nothing new if it looked again."""
@@ -354,4 +382,6 @@ def _job(row: Sequence[Any]) -> Job[Any]:
         finalized_at=row[14] and row[14].astimezone(UTC),
         attempted_by=tuple(row[15]),
         token=row[16],
+        leased_until=row[17] and row[17].astimezone(UTC),
+        raw_output=row[18],
     )

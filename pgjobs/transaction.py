@@ -18,8 +18,8 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg_pool import ConnectionPool
 
+from pgjobs.error_text import one_line
 from pgjobs.errors import InvalidTransaction, PoolTooSmall
-from pgjobs.outcome import one_line
 
 log = logging.getLogger("pgjobs.transaction")
 
@@ -153,7 +153,9 @@ class Checkout:
         self._take()
 
     def _take(self) -> None:
+        self._gone = True  # until there is one
         self.conn = self._pool.getconn(self._timeout)
+        self._gone = False
         self.spoiled = False
         self._kept = {name: getattr(self.conn, name) for name in _PYTHON_STATE}
         self._callbacks = (list(self.conn._notice_handlers), list(self.conn._notify_handlers))
@@ -163,6 +165,8 @@ class Checkout:
     @property
     def usable(self) -> bool:
         """Whether another statement may be sent: connected, and not in the middle of something."""
+        if self._gone:
+            return False
         status = self.conn.info.transaction_status
         return (
             not self.conn.closed
@@ -215,10 +219,18 @@ class Checkout:
 
     def renew(self) -> None:
         """Give this connection up for good and hold another one."""
-        self._discard(self.conn)
+        if not self._gone:
+            self._discard(self.conn)
         self._take()
 
+    def let_go(self) -> None:
+        """Hold no connection until `renew`."""
+        self.give_back()
+        self._gone = True
+
     def give_back(self) -> None:
+        if self._gone:
+            return
         if self.spoiled or not self.usable or self.conn.info.transaction_status != TransactionStatus.IDLE:
             self._discard(self.conn)
             return

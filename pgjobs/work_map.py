@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from datetime import timedelta
 from functools import partial
@@ -13,7 +13,9 @@ from typing import Any, Literal, Self, TypeVar
 from pgjobs import codec
 from pgjobs.backoff import Backoff
 from pgjobs.errors import DuplicateHandler, InvalidHandler, UnknownKind
-from pgjobs.job import Job, check_kind, kind_of
+from pgjobs.hooks import Middleware
+from pgjobs.job import Job
+from pgjobs.options import check_kind, kind_of
 
 #: What a handler looks like: `handler(tx, job)`. What it returns is ignored.
 HandlerFunction = Callable[[Any, Any], object]
@@ -27,13 +29,20 @@ class Handler:
     """A function with settings of its own: `Handler(charge, timeout=timedelta(minutes=5))`.
 
     `timeout` is how long an attempt may take: a timedelta, None for ever, or a function of the job that gives either;
-    left out, the worker pool's holds. `backoff` None means the worker pool's. `decode` turns the stored JSON into
-    `job.args`; the WorkMap sets it.
+    left out, the worker pool's holds. `backoff` None means the worker pool's. `middleware` stands around the function,
+    inside that of the worker pool. `decode` turns the stored JSON into `job.args`; the WorkMap sets it.
+
+    `detached=True` is for work of minutes that must not hold a transaction open: the function is given None as `tx`,
+    and no connection is held while it runs. The job is kept by a lease, which the worker pool extends; what the
+    function writes is its own affair, unless it ends with `job.complete(tx)` in a transaction of its own. A worker that
+    vanishes is noticed when the lease is over, and the job runs again from the start.
     """
 
     function: HandlerFunction
     backoff: Backoff | None = None
     timeout: Timeout | Literal["inherit"] = "inherit"
+    detached: bool = False
+    middleware: Sequence[Middleware] = ()
     decode: Callable[[str], Any] = codec.decode_dict
 
     def __post_init__(self) -> None:
@@ -62,8 +71,7 @@ class WorkMap(dict[str, Handler]):
         kind = _kind(key)
         if kind in self:
             raise DuplicateHandler(f"kind {kind!r} has a handler already: {_name(self[kind].function)}")
-        given = handler if isinstance(handler, Handler) else Handler(handler)
-        _check_signature(given.function)
+        given = checked_handler(handler)
         if isinstance(key, type):
             given = replace(given, decode=partial(codec.decode, key))
         super().__setitem__(kind, given)
@@ -90,12 +98,18 @@ class WorkMap(dict[str, Handler]):
         return self
 
     def handles(
-        self, key: str | type, *, backoff: Backoff | None = None, timeout: Timeout | Literal["inherit"] = "inherit"
+        self,
+        key: str | type,
+        *,
+        backoff: Backoff | None = None,
+        timeout: Timeout | Literal["inherit"] = "inherit",
+        detached: bool = False,
+        middleware: Sequence[Middleware] = (),
     ) -> Callable[[F], F]:
         """Register the decorated function for this kind or args class, and leave the function as it is."""
 
         def register(function: F) -> F:
-            self[key] = Handler(function, backoff=backoff, timeout=timeout)
+            self[key] = Handler(function, backoff=backoff, timeout=timeout, detached=detached, middleware=middleware)
             return function
 
         return register
@@ -105,6 +119,13 @@ class WorkMap(dict[str, Handler]):
         if kind not in self:
             raise UnknownKind(kind)
         return super().__getitem__(kind)
+
+
+def checked_handler(handler: Handler | HandlerFunction) -> Handler:
+    """The handler, or one made of a plain function; raises InvalidHandler unless it can be called with (tx, job)."""
+    given = handler if isinstance(handler, Handler) else Handler(handler)
+    _check_signature(given.function)
+    return given
 
 
 def _kind(key: object) -> str:

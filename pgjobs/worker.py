@@ -7,8 +7,9 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from queue import SimpleQueue
@@ -17,20 +18,22 @@ from typing import Any, Literal, Self
 
 import psycopg
 
-from pgjobs import backoff as policies
 from pgjobs.attempt import AFTER_TIMEOUT, AT_STOP, Attempt, Watch
 from pgjobs.backoff import Backoff
 from pgjobs.claim import Claimer
 from pgjobs.client import Client
+from pgjobs.error_text import one_line
 from pgjobs.errors import InvalidSetting, JobCancelled, JobStopped, WorkerPoolError
 from pgjobs.executor import Executor
+from pgjobs.finish import Finisher
+from pgjobs.hooks import ErrorHandler, Middleware
 from pgjobs.idle import IdleThreads
-from pgjobs.job import JobState, check_queue
+from pgjobs.job import Job, JobState
 from pgjobs.listener import Listener
 from pgjobs.maintenance import Maintenance, MaintenanceThread
-from pgjobs.outcome import one_line
+from pgjobs.options import check_queue
 from pgjobs.store import CANCEL_NOTICE, AnyConnection
-from pgjobs.work_map import Handler, HandlerFunction, WorkMap
+from pgjobs.work_map import Handler, HandlerFunction, WorkMap, checked_handler
 
 log = logging.getLogger("pgjobs.worker")
 
@@ -47,8 +50,14 @@ class WorkerPool:
 
     `queues` says how many threads work each queue; each running job holds one connection, so the client's pool must
     hold that many and two to spare (a pool that the client made grows by itself). `backoff` decides when a failed job
-    runs again. `timeout` is how long an attempt may take, None for ever. `keep_*` is how long jobs stay in the table
+    runs again; left out, the client's does. `timeout` is how long an attempt may take, None for ever. `lease` is how
+    long the job of a vanished worker waits, if its handler is detached. `keep_*` is how long jobs stay in the table
     after their end, None for ever. `order="scheduled_at"` takes the oldest first, whatever the priorities.
+
+    `unknown_kinds` says what becomes of a job whose kind the WorkMap lacks: "error" fails it, with backoff; "leave"
+    does not touch it, so that other workers can; or a handler takes them all. `middleware` stands around every handler;
+    `error_handler` judges what they raise.
+
     `listen=False` never LISTENs and finds jobs by polling every `poll_interval`; `listen_dsn` is where to LISTEN when
     the client is connected through a pooler.
     """
@@ -65,6 +74,10 @@ class WorkerPool:
         fetch_cooldown: timedelta = timedelta(0),
         backoff: Backoff | None = None,
         timeout: timedelta | None = timedelta(minutes=1),
+        lease: timedelta = timedelta(minutes=1),
+        unknown_kinds: Literal["error", "leave"] | Handler | HandlerFunction = "error",
+        middleware: Sequence[Middleware] = (),
+        error_handler: ErrorHandler | None = None,
         keep_completed: timedelta | None = timedelta(hours=24),
         keep_cancelled: timedelta | None = timedelta(hours=24),
         keep_discarded: timedelta | None = timedelta(days=7),
@@ -93,26 +106,45 @@ class WorkerPool:
         }
         if timeout is not None and timeout <= timedelta(0):
             raise InvalidSetting(f"timeout is longer than nothing, or None for ever; not {timeout!r}")
+        self._lease = _check_lease(lease)
         self._watch = Watch(on_severed=self._on_severed, on_stuck=self._on_stuck, name=f"{self.name}/watch")
-        self._executor = Executor(
+        claimer = Claimer(
             client.store,
             self.work_map,
-            Claimer(client.store, self.work_map, worker=client.id, order=order, timeout=timeout),
-            self._watch,
-            backoff=backoff or policies.river(),
+            worker=client.id,
+            order=order,
             timeout=timeout,
+            unknown_kinds=_check_unknown_kinds(unknown_kinds),
+            lease=lease,
+        )
+        self._finisher = Finisher(
+            store=client.store,
+            claimer=claimer,
+            backoff=backoff or client.backoff,
+            error_handler=error_handler,
+            hooks=client.hooks,
+            events=client.events,
+        )
+        self._executor = Executor(
+            claimer=claimer,
+            finisher=self._finisher,
+            watch=self._watch,
+            hooks=client.hooks,
+            middleware=tuple(middleware),
+            code_version=client.code_version,
         )
         self._control = threading.Lock()  # start and stop, one at a time
         self._stopping = threading.Event()
         self._changed = threading.Condition()  # a thread has ended, or is stuck
         self._working: dict[threading.Thread, str] = {}  # its queue
-        self._stuck: set[threading.Thread] = set()
+        self._stuck: dict[threading.Thread, tuple[Job[Any], float]] = {}  # with its job, and since when
         self._started = False
         self._started_threads = 0
         self._room = 0  # connections that the source keeps for its threads
         self._stopper: threading.Thread | None = None  # who is in the middle of a stop
         self._maintenance: MaintenanceThread | None = None
         self._listener: Listener | None = None
+        self._extend_at = 0.0  # when the leases are next due, by the monotonic clock
 
     # --- start and stop
 
@@ -128,6 +160,7 @@ class WorkerPool:
             self._client.source.make_room(self.threads)
             self._room = self.threads
             self._started = True
+            self._client.events.worker_pool_started()
             self._stopping.clear()
             try:
                 self._start_threads()
@@ -140,9 +173,9 @@ class WorkerPool:
     def _start_threads(self) -> None:
         store, source = self._client.store, self._client.source
         maintenance = MaintenanceThread(
-            Maintenance(store, keep=self._keep, wake=self._wake_for),
+            Maintenance(store, keep=self._keep, wake=self._wake_for, rescued=self._on_rescued),
             source,
-            beside=self._cancel_asked,
+            beside=self._look_after_attempts,
             name=f"{self.name}/maintenance",
         )
         maintenance.start()
@@ -198,6 +231,8 @@ class WorkerPool:
         self._watch.stop()
         self._stopper = None
         self._client.source.give_room_back(self._room)
+        if self._started:
+            self._client.events.worker_pool_stopped()
         self._room = 0
         self._started = False
         return clean and not self._stuck
@@ -280,11 +315,13 @@ class WorkerPool:
                 if not self._stopping.is_set():  # else `seen` may be younger than the call that ends all waiting
                     idle.wait(seen, self._poll_interval)
         with self._changed:
-            if me in self._stuck:
-                log.warning("%s: no longer stuck; another thread has taken its place", me.name)
-            self._stuck.discard(me)
+            stuck = self._stuck.pop(me, None)
             del self._working[me]
             self._changed.notify_all()
+        if stuck is not None:
+            job, since = stuck
+            log.warning("%s: no longer stuck; another thread has taken its place", me.name)
+            self._client.hooks("on_unstuck", job, timedelta(seconds=time.monotonic() - since))
 
     def _work_while_jobs(self, queue: str, idle: IdleThreads) -> int:
         """Work until the queue is found empty; the call count from before that look."""
@@ -303,7 +340,7 @@ class WorkerPool:
     def _on_severed(self, attempt: Attempt) -> None:
         try:
             with self._client.source.checkout() as held:
-                self._executor.record_severed(attempt, held)
+                self._finisher.record_severed(attempt, held)
         except Exception as error:  # the rescue will record it, as a worker that vanished
             log.error("job %d: its outcome could not be recorded: %s", attempt.job.id, one_line(error))
 
@@ -317,17 +354,30 @@ class WorkerPool:
         with self._changed:
             queue = self._working.get(attempt.thread)
             if queue is not None:
-                self._stuck.add(attempt.thread)
+                self._stuck[attempt.thread] = (attempt.job, time.monotonic())
                 self._changed.notify_all()
+            stuck = len(self._stuck)
+        self._client.hooks("on_stuck", attempt.job, stack, stuck)
         if queue is not None and not self._stopping.is_set():
             self._start_thread(queue)
 
-    def _cancel_asked(self, conn: AnyConnection) -> None:
-        """Tell the handlers whose jobs somebody has cancelled."""
+    def _look_after_attempts(self, conn: AnyConnection) -> None:
+        """Tell the handlers whose jobs somebody has cancelled, and extend the leases of the detached ones."""
         tokens = self._watch.tokens
         if tokens:
             for token, reason in self._client.store.cancelled_tokens(conn, tokens).items():
                 self._watch.tell(token, JobCancelled(reason), AFTER_TIMEOUT)
+        if time.monotonic() < self._extend_at:
+            return
+        self._extend_at = time.monotonic() + self._lease / 4
+        detached = self._watch.detached_tokens
+        if detached:
+            kept = self._client.store.extend_leases(conn, detached, timedelta(seconds=self._lease))
+            for token in set(detached) - kept:
+                self._watch.tell(token, JobCancelled("its lease ended before it did"), AFTER_TIMEOUT)
+
+    def _on_rescued(self, job: Job[Any]) -> None:
+        self._client.hooks("on_rescue", job)
 
     # --- waking
 
@@ -372,6 +422,25 @@ def _check_intervals(poll_interval: timedelta, fetch_cooldown: timedelta) -> Non
         raise InvalidSetting(f"fetch_cooldown is none or at least a millisecond, not {fetch_cooldown!r}")
     if fetch_cooldown > poll_interval:
         raise InvalidSetting(f"poll_interval {poll_interval!r} is shorter than fetch_cooldown {fetch_cooldown!r}")
+
+
+def _check_lease(lease: timedelta) -> float:
+    if lease < timedelta(seconds=5):
+        raise InvalidSetting(f"lease is 5 seconds or more, so that it can be extended in time; not {lease!r}")
+    return lease.total_seconds()
+
+
+def _check_unknown_kinds(
+    unknown: Literal["error", "leave"] | Handler | HandlerFunction,
+) -> Literal["error", "leave"] | Handler:
+    if unknown in ("error", "leave"):
+        return unknown
+    if isinstance(unknown, str):
+        raise InvalidSetting(f"unknown_kinds is 'error', 'leave' or a handler(tx, job), not {unknown!r}")
+    handler = checked_handler(unknown)
+    if handler.detached:
+        raise InvalidSetting("a handler of unknown kinds cannot be detached: name the kinds in the WorkMap")
+    return handler
 
 
 def _check_keep(name: str, keep: timedelta | None) -> timedelta | None:

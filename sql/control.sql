@@ -52,7 +52,7 @@ WITH free AS MATERIALIZED (
 )
 SELECT
     id, state, queue, kind, priority, attempt, max_attempts, args, metadata, errors, tags, scheduled_at, created_at,
-    attempted_at, finalized_at, attempted_by, token, verdict,
+    attempted_at, finalized_at, attempted_by, token, leased_until, output, verdict,
     CASE WHEN verdict = 'running' THEN pg_catalog.pg_notify(%(channel)s, ' cancel') END
 FROM answer;
 
@@ -103,7 +103,7 @@ WITH seen AS (
 )
 SELECT
     id, state, queue, kind, priority, attempt, max_attempts, args, metadata, errors, tags, scheduled_at, created_at,
-    attempted_at, finalized_at, attempted_by, token, verdict,
+    attempted_at, finalized_at, attempted_by, token, leased_until, output, verdict,
     CASE WHEN verdict = 'done' THEN pg_catalog.pg_notify(%(channel)s, queue) END
 FROM answer;
 
@@ -127,7 +127,7 @@ WITH seen AS (
 )
 SELECT
     id, state, queue, kind, priority, attempt, max_attempts, args, metadata, errors, tags, scheduled_at, created_at,
-    attempted_at, finalized_at, attempted_by, token, verdict
+    attempted_at, finalized_at, attempted_by, token, leased_until, output, verdict
 FROM answer;
 
 -- name: update
@@ -175,7 +175,7 @@ WITH seen AS (
 )
 SELECT
     id, state, queue, kind, priority, attempt, max_attempts, args, metadata, errors, tags, scheduled_at, created_at,
-    attempted_at, finalized_at, attempted_by, token, verdict,
+    attempted_at, finalized_at, attempted_by, token, leased_until, output, verdict,
     CASE WHEN verdict = 'done' AND state = 'available' THEN pg_catalog.pg_notify(%(channel)s, queue) END
 FROM answer;
 

@@ -16,6 +16,6 @@ WITH inserted AS (
 )
 SELECT
     id, state, queue, kind, priority, attempt, max_attempts, args, metadata, errors, tags, scheduled_at, created_at,
-    attempted_at, finalized_at, attempted_by, token,
+    attempted_at, finalized_at, attempted_by, token, leased_until, output,
     CASE WHEN %(notify)s AND state = 'available' THEN pg_catalog.pg_notify(%(channel)s, queue) END
 FROM inserted;

@@ -92,7 +92,7 @@ FROM next
 WHERE job.id = next.id AND job.queue = next.queue
 RETURNING
     job.id, state, job.queue, kind, priority, attempt, max_attempts, args, metadata, errors, tags, scheduled_at, created_at,
-    attempted_at, finalized_at, attempted_by, token;
+    attempted_at, finalized_at, attempted_by, token, leased_until, output;
 
 -- name: settle_requests
 -- Requests to cancel an attempt that no longer runs: it ended while the request was being committed. A job that waits is

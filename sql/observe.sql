@@ -3,5 +3,5 @@
 -- name: get_job
 SELECT
     id, state, queue, kind, priority, attempt, max_attempts, args, metadata, errors, tags, scheduled_at, created_at,
-    attempted_at, finalized_at, attempted_by, token
+    attempted_at, finalized_at, attempted_by, token, leased_until, output
 FROM pgjobs.job WHERE id = %(id)s;

@@ -1,6 +1,30 @@
 -- One attempt: claim, lock, finish. Several statements stand under one name where they must leave in one round trip;
 -- an error in one of them skips all that follow.
 
+-- name: next_by_priority
+-- Which job the claim takes: the most urgent that is due, of kinds that this process handles if it leaves the others.
+SELECT id FROM pgjobs.job
+    WHERE state = 'available' AND queue = %(queue)s AND scheduled_at <= pg_catalog.statement_timestamp()
+        AND (%(kinds)s::text[] IS NULL OR kind = ANY (%(kinds)s::text[]))
+    ORDER BY priority, scheduled_at, id
+    LIMIT 1
+    FOR NO KEY UPDATE SKIP LOCKED;
+
+-- name: next_by_time
+-- The oldest that is due, whatever the priorities.
+SELECT id FROM pgjobs.job
+    WHERE state = 'available' AND queue = %(queue)s AND scheduled_at <= pg_catalog.statement_timestamp()
+        AND (%(kinds)s::text[] IS NULL OR kind = ANY (%(kinds)s::text[]))
+    ORDER BY scheduled_at, id
+    LIMIT 1
+    FOR NO KEY UPDATE SKIP LOCKED;
+
+-- name: next_by_id
+-- A certain one that waits, before its time if need be.
+SELECT id FROM pgjobs.job
+    WHERE id = %(id)s AND queue = %(queue)s AND state IN ('available', 'scheduled', 'retryable')
+    FOR NO KEY UPDATE SKIP LOCKED;
+
 -- name: claim
 -- Two transactions in one round trip, so that nothing can come between claim and lock.
 -- The first counts the attempt and makes it visible: committed before the handler starts, so that a job that kills its
@@ -17,15 +41,12 @@ UPDATE pgjobs.job SET
     attempted_by = (attempted_by || %(worker)s::text)[GREATEST(pg_catalog.cardinality(attempted_by) - 98, 1):],
     token = %(token)s,
     leased_until = CASE WHEN kind = ANY (%(detached)s::text[]) THEN pg_catalog.statement_timestamp() + %(lease)s::interval END
-WHERE queue = %(queue)s AND id = (
-    SELECT id FROM pgjobs.job
-    WHERE state = 'available' AND queue = %(queue)s AND scheduled_at <= pg_catalog.statement_timestamp()
-    ORDER BY priority, scheduled_at, id
-    LIMIT 1
-    FOR NO KEY UPDATE SKIP LOCKED)
+WHERE queue = %(queue)s AND id = ({next})
 RETURNING
     id, state, queue, kind, priority, attempt, max_attempts, args, metadata, errors, tags, scheduled_at, created_at,
-    attempted_at, finalized_at, attempted_by, token;
+    attempted_at, finalized_at, attempted_by, token, leased_until, NULL::jsonb AS output,
+    -- a detached attempt outlives a crash of the server, so its claim must too
+    CASE WHEN leased_until IS NOT NULL THEN pg_catalog.set_config('synchronous_commit', 'on', true) END;
 COMMIT;
 -- The second is the handler's. It finds the row by the token that only this attempt has, and holds its lock to the end.
 -- FOR NO KEY UPDATE lets the application insert rows that reference the job.
@@ -58,6 +79,19 @@ UPDATE pgjobs.job SET
     token = NULL
 WHERE queue = %(queue)s AND token = %(token)s AND state IN ('running', 'retryable', 'discarded');
 
+-- name: extend_leases
+-- Detached attempts that still run in this process. The answer is which of them are still theirs; one that somebody
+-- holds at the moment, to finish it, is not waited for.
+WITH mine AS MATERIALIZED (
+    SELECT id, queue FROM pgjobs.job
+    WHERE token = ANY (%(tokens)s::uuid[]) AND state = 'running' AND leased_until IS NOT NULL
+    FOR NO KEY UPDATE SKIP LOCKED
+), extended AS (
+    UPDATE pgjobs.job SET leased_until = pg_catalog.clock_timestamp() + %(lease)s::interval
+    FROM mine WHERE job.id = mine.id AND job.queue = mine.queue
+)
+SELECT token FROM pgjobs.job WHERE token = ANY (%(tokens)s::uuid[]) AND state = 'running';
+
 -- name: keep_effects
 -- The tripwire of success: it fails when the handler ended or broke the transaction.
 RELEASE SAVEPOINT pgjobs;
@@ -86,7 +120,7 @@ WHERE queue = %(queue)s AND id = %(id)s AND token IS DISTINCT FROM %(token)s
     AND state = 'available' AND attempt = %(attempt)s - 1;
 
 -- name: finish
--- Writes the outcome of one attempt. Raises in the server when the attempt no longer owns the job, which skips the
+-- Writes the outcome of one attempt, and what its handler wanted kept. Raises in the server when the attempt no longer owns the job, which skips the
 -- COMMIT behind it. Functions are named in full: a handler may have changed the search_path.
 WITH finished AS (
     UPDATE pgjobs.job SET
@@ -95,6 +129,8 @@ WITH finished AS (
         scheduled_at = COALESCE(next.due, scheduled_at),
         finalized_at = CASE WHEN %(final)s THEN pg_catalog.statement_timestamp() END,
         leased_until = NULL,
+        metadata = CASE WHEN %(metadata)s::jsonb IS NULL THEN metadata ELSE metadata || %(metadata)s::jsonb END,
+        output = COALESCE(%(output)s::jsonb, output),
         -- at most 100 errors: the first and the latest tell most, so the middle one goes
         errors = CASE WHEN next.error IS NULL THEN errors
             ELSE CASE WHEN pg_catalog.jsonb_array_length(errors) >= 100 THEN errors - 50 ELSE errors END
@@ -105,9 +141,12 @@ WITH finished AS (
         COALESCE(%(at)s::timestamptz, pg_catalog.statement_timestamp() + %(delay)s::interval) AS due,
         %(error)s::jsonb AS error) AS next
     WHERE queue = %(queue)s AND id = %(id)s AND token = %(token)s AND state = 'running'
-    RETURNING id
+    RETURNING state
 )
-SELECT CASE WHEN pg_catalog.count(*) = 1 THEN true ELSE pgjobs.attempt_lost() END FROM finished;
+-- The time in microseconds: no setting of the handler's changes how a number is written.
+SELECT pg_catalog.min(state), (EXTRACT(epoch FROM pg_catalog.statement_timestamp()) * 1000000)::bigint,
+    CASE WHEN pg_catalog.count(*) = 1 THEN true ELSE pgjobs.attempt_lost() END
+FROM finished;
 
 -- name: cancel_if_asked
 -- Behind the finish of an attempt that did not complete, in the same message: somebody wanted the job cancelled while it
@@ -125,7 +164,8 @@ FROM (
         'cancel_attempted_at', requested_at, 'cancel_reason', reason)) AS cancel
     FROM request ORDER BY requested_at LIMIT 1
 ) AS first_request
-WHERE queue = %(queue)s AND id = %(id)s AND token = %(token)s AND state <> 'completed';
+WHERE queue = %(queue)s AND id = %(id)s AND token = %(token)s AND state <> 'completed'
+RETURNING state;
 
 -- name: commit
 COMMIT;

@@ -26,7 +26,7 @@ import pytest
 
 import pgjobs
 from pgjobs import Client, Job, JobOptions, JobState, WorkerPool, WorkMap, cli
-from pgjobs.job import Options
+from pgjobs.options import Options
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parent.parent

@@ -30,9 +30,24 @@ from typing import Any, TypeVar
 from pgjobs.codec.classes import compile_class
 from pgjobs.codec.text import JSONB_BYTES, MAX_DEPTH, MAX_DIGITS, Refused, at, expected, instance, read, write
 from pgjobs.codec.values import Codec, plain
-from pgjobs.errors import InvalidArgs, UndecodableArgs
+from pgjobs.errors import InvalidArgs, InvalidOption, UndecodableArgs
 
-__all__ = ["JSONB_BYTES", "MAX_DEPTH", "MAX_DIGITS", "check_class", "decode", "decode_dict", "encode"]
+__all__ = [
+    "JSONB_BYTES",
+    "MAX_DEPTH",
+    "MAX_DIGITS",
+    "METADATA_LIMIT",
+    "OUTPUT_LIMIT",
+    "check_class",
+    "decode",
+    "decode_dict",
+    "encode",
+    "encode_metadata",
+    "encode_output",
+]
+
+METADATA_LIMIT = 64 * 1024  # bytes
+OUTPUT_LIMIT = 32 * 1024 * 1024  # bytes
 
 T = TypeVar("T")
 
@@ -49,6 +64,24 @@ def encode(args: object, *, max_bytes: int = 1_048_576) -> str:
         return write(tree, min(max_bytes, JSONB_BYTES))
     except (Refused, RecursionError) as error:
         raise InvalidArgs(f"args cannot be stored: {at(error)}") from error.__cause__
+
+
+def encode_metadata(metadata: Mapping[str, Any]) -> str:
+    """The JSON text of metadata; `InvalidOption` if it cannot be stored, or is too much."""
+    return _encode_option("metadata", metadata, METADATA_LIMIT)
+
+
+def encode_output(output: object) -> str:
+    """The JSON text of any value that JSON has; `InvalidOption` if it cannot be stored, or is too much."""
+    head = '{"output":'  # it travels as `$.output`, which is also what errors call it
+    return _encode_option("output", {"output": output}, OUTPUT_LIMIT + len(head) + 1)[len(head) : -1]
+
+
+def _encode_option(name: str, value: object, max_bytes: int) -> str:
+    try:
+        return encode(value, max_bytes=max_bytes)
+    except InvalidArgs as error:
+        raise InvalidOption(str(error).replace("args", name, 1)) from error.__cause__
 
 
 def decode(cls: type[T], raw: str) -> T:

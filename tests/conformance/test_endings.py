@@ -13,7 +13,8 @@ import psycopg
 import pytest
 
 from pgjobs import Cancel, Client, Discard, Job, JobState, RetryAfter, RetryAt, Snooze, WorkerPool, constant
-from pgjobs.outcome import ERROR_LIMIT, TRACE_LIMIT
+from pgjobs.error_text import ERROR_LIMIT, TRACE_LIMIT
+from pgjobs.store import Finished
 from tests.conformance.conftest import Rows
 
 Stored = Callable[[Job[Any]], Job[Any]]
@@ -115,7 +116,7 @@ def test_a_crash_is_a_failure_whose_trace_begins_with_the_handler(
     assert header == "Traceback (most recent call last):"
     assert first.startswith(f'  File "{__file__}"')
     assert first.endswith(", in handler")
-    assert "executor.py" not in (job.errors[0].trace or "")
+    assert "/pgjobs/" not in (job.errors[0].trace or "")
 
 
 @pytest.mark.conformance(77)
@@ -241,7 +242,7 @@ def test_a_record_that_cannot_be_written_at_first_is_tried_again(
     """The handler's connection is gone, and two more fail; a returned handler's writes went with the first."""
     right, tries = client.store.finish_late, []
 
-    def finish_late(*args: Any, **options: Any) -> bool:
+    def finish_late(*args: Any, **options: Any) -> Finished:
         tries.append(args)
         if len(tries) < 3:
             raise psycopg.OperationalError("still not")
@@ -262,7 +263,7 @@ def test_a_record_that_cannot_be_written_at_first_is_tried_again(
 def test_a_record_that_cannot_be_written_at_all_is_left_to_the_rescue(
     client: Client, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def finish_late(*args: Any, **options: Any) -> bool:
+    def finish_late(*args: Any, **options: Any) -> Finished:
         raise psycopg.OperationalError("never")
 
     monkeypatch.setattr(client.store, "finish_late", finish_late)

@@ -477,7 +477,7 @@ def test_the_name_of_the_pool_is_in_its_log_lines(
             wait_until(lambda: stored(job).state == JobState.RETRYABLE)
     (of_the_pool,) = (record for record in caplog.records if record.name == "pgjobs.worker")
     assert "the-pool" in of_the_pool.getMessage()
-    (failed,) = (record for record in caplog.records if record.name == "pgjobs.executor")
+    (failed,) = (record for record in caplog.records if record.name == "pgjobs.finish")
     assert str(failed.threadName).startswith("the-pool/")
 
 

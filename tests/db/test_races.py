@@ -222,7 +222,7 @@ def test_r3_a_job_that_kills_its_backend_is_counted_from_the_second_time_at_the_
 
     pool = WorkerPool(crash_client, {"killer": handler}, backoff=AT_ONCE)
     # as if the server had been up for long: nobody has been cautious yet, the first claim need not reach the disk
-    pool._executor._claimer._cautious_until = 0.0
+    pool._executor.claimer._cautious_until = 0.0
     args: dict[str, Any] = {}
     job = crash_client.enqueue(None, args, kind="killer", max_attempts=3)
     rounds = 0

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pgjobs import Backoff, constant, exponential, never, only_for, river
-from pgjobs.job import LONGEST_DELAY
+from pgjobs.options import LONGEST_DELAY
 from tests.unit.samples import a_job
 
 HOUR = timedelta(hours=1)

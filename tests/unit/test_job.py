@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pgjobs import InvalidKind, InvalidOption, JobOptions, JobState, NewJob, job_options
-from pgjobs.job import check_kind, check_queue, kind_of, options_of
+from pgjobs.options import check_kind, check_queue, kind_of, options_of
 from tests.unit.samples import NOON, a_job
 
 MINUTE = timedelta(minutes=1)

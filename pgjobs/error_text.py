@@ -1,0 +1,75 @@
+"""What is kept of an error, and what may be printed of anything: cut, and cleaned of what a terminal would obey."""
+
+from __future__ import annotations
+
+import re
+import traceback
+from types import TracebackType
+
+import psycopg
+
+from pgjobs.errors import Signal
+
+ERROR_LIMIT = 8 * 1024  # characters of an error's text that are kept
+TRACE_LIMIT = 32 * 1024  # characters of its traceback
+_FRAMES = 60  # of each traceback in a chain: the innermost
+# What must not reach a log line or a terminal as it is, and what Postgres cannot store: control characters but newline
+# and tab, and lone surrogates.
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+# Beside those what ends a line, or turns the direction of the text.
+_NOT_FOR_A_LINE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def error_text(error: BaseException) -> str:
+    """The error's message, cleaned and cut; with the cause of a signal, and the SQLSTATE of a database error.
+
+    The type stands before it where the message alone says little: none, or that of a `sys.exit(0)`.
+    """
+    text = _message(error)
+    if not text or not isinstance(error, Exception) or isinstance(error, KeyError):
+        text = f"{type(error).__name__}: {text}".removesuffix(": ")
+    if isinstance(error, psycopg.Error) and error.sqlstate:
+        text += f" [{error.sqlstate}]"
+    if isinstance(error, Signal) and error.__cause__ is not None:
+        text += f" (from {type(error.__cause__).__name__}: {_message(error.__cause__)})"
+    return clean(text, ERROR_LIMIT)
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return str(error)
+    except BaseException:  # an exception's own __str__ is the user's code
+        return "<its text cannot be read>"
+
+
+def error_trace(error: BaseException) -> str | None:
+    """The traceback from the handler's first line on, without values of variables; cleaned and cut in the middle."""
+    handlers_own = without_pgjobs(error.__traceback__)
+    if handlers_own is None:
+        return None
+    try:
+        lines = traceback.TracebackException(type(error), error, handlers_own, limit=-_FRAMES, compact=True).format()
+        return clean("".join(lines), TRACE_LIMIT)
+    except Exception as broken:  # never let the record of a failure fail
+        return f"<the traceback cannot be formatted: {type(broken).__name__}>"
+
+
+def without_pgjobs(trace: TracebackType | None) -> TracebackType | None:
+    """Skip the library's own frames before the handler's; None when there are no others."""
+    while trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("pgjobs."):
+        trace = trace.tb_next
+    return trace
+
+
+def clean(text: str, limit: int) -> str:
+    """Text that can be stored and printed: no control characters but newline and tab, at most `limit` characters,
+    cut in the middle."""
+    if len(text) > limit:
+        half = (limit - 40) // 2
+        text = f"{text[:half]}\n[{len(text) - 2 * half} characters cut]\n{text[-half:]}"
+    return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def one_line(text: object, limit: int = 500) -> str:
+    """Text for a line of a log: nothing in it ends the line or commands the terminal."""
+    return _NOT_FOR_A_LINE.sub(lambda match: match[0].encode("unicode_escape").decode(), str(text)[:limit])[:limit]

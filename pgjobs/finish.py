@@ -1,0 +1,267 @@
+"""Ends an attempt: decides its outcome and writes it, in the job's transaction while that lives, else in one of its
+own."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any
+
+import psycopg
+from psycopg.pq import TransactionStatus
+
+from pgjobs.attempt import Attempt
+from pgjobs.backoff import Backoff
+from pgjobs.claim import Claimer
+from pgjobs.error_text import one_line
+from pgjobs.errors import AttemptLost, Cancel, Discard, JobCancelled, NotRunning, TransactionBroken
+from pgjobs.events import Event, EventKind, Events, JobStats
+from pgjobs.hooks import ErrorHandler, HookCalls
+from pgjobs.job import Job, JobState
+from pgjobs.outcome import COMPLETED, Outcome, decide
+from pgjobs.store import Finished, Store
+from pgjobs.transaction import AnyConnection, Checkout
+
+log = logging.getLogger("pgjobs.finish")
+
+_LATE_FINISH_TRIES = 3
+_LOCK_NOT_AVAILABLE = "55P03"
+_MOST_ERRORS = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finisher:
+    """What the threads of one process share to end attempts."""
+
+    store: Store
+    claimer: Claimer
+    backoff: Backoff
+    error_handler: ErrorHandler | None = None
+    hooks: HookCalls
+    events: Events
+
+    def finish(self, held: Checkout, attempt: Attempt, error: BaseException | None) -> None:
+        """Write what became of an attempt whose handler returned, or raised `error`."""
+        started = time.monotonic()
+        try:
+            outcome, finished, error = self._write(held, attempt, error)
+        except AttemptLost as lost:
+            log.warning("%s: its outcome stands already: it was finished for it, rescued, or changed", lost)
+            held.spoiled = True
+        else:
+            if finished is not None:
+                self._tell(attempt, outcome, finished, error, time.monotonic() - started)
+        finally:
+            if held.usable and not held.spoiled:
+                held.restore()
+
+    def record_severed(self, attempt: Attempt, held: Checkout) -> None:
+        """Record the outcome of an attempt whose connection was shut down, whatever its handler still does: from here
+        on its row is free, and it must not look as if its worker had vanished."""
+        assert attempt.reason is not None
+        outcome = self._decide(attempt, attempt.reason)
+        with suppress(AttemptLost):  # it was finished, or rescued, in this very moment
+            finished = self._finish_late(held, attempt, outcome)
+            if finished is not None:
+                self._tell(attempt, outcome, finished, attempt.reason, 0.0)
+
+    def complete_within(self, conn: AnyConnection, attempt: Attempt) -> Job[Any]:
+        """Complete a detached job in a transaction of its handler's."""
+        if attempt.completed or attempt.over:
+            raise NotRunning(f"job {attempt.job.id} was completed already, or its attempt is over")
+        finished = self.store.complete_within(conn, attempt.job, COMPLETED, attempt.kept)
+        attempt.completed = True
+        return _job_after(attempt, COMPLETED, finished)
+
+    def rollback(self, held: Checkout) -> None:
+        self.store.rollback(held.conn)
+
+    # --- write
+
+    def _write(
+        self, held: Checkout, attempt: Attempt, error: BaseException | None
+    ) -> tuple[Outcome, Finished | None, BaseException | None]:
+        if error is None:
+            ended = self._complete(held, attempt)
+            if not isinstance(ended, BaseException):
+                return COMPLETED, ended, None
+            error = attempt.reason if attempt.severed and attempt.reason else ended
+            self.hooks("on_undone", attempt.job, error)
+        outcome = self._decide(attempt, error)
+        return outcome, self._record(held, attempt, outcome), error
+
+    def _complete(self, held: Checkout, attempt: Attempt) -> Finished | BaseException | None:
+        """Commit the handler's writes and the completion together, or say why they cannot be."""
+        if attempt.held is None:
+            return self._complete_detached(held, attempt)
+        if not held.usable:
+            return TransactionBroken("the handler left its connection closed, or in the middle of a command")
+        try:
+            finished = self.store.complete(held.conn, attempt.job, COMPLETED, attempt.kept)
+        except AttemptLost:
+            return TransactionBroken("the handler changed the row of its own job, or gave up the lock on it")
+        except psycopg.Error as error:
+            return _why_not_committed(error)
+        held.spoiled = not finished.clean
+        return finished
+
+    def _complete_detached(self, held: Checkout, attempt: Attempt) -> Finished | BaseException | None:
+        if not attempt.completed:
+            return self._finish_late(held, attempt, COMPLETED)
+        if not held.usable:
+            held.renew()
+        job = self.store.get_job(held.conn, attempt.job.id)
+        if job is None or job.token != attempt.job.token:
+            raise AttemptLost(f"job {attempt.job.id} no longer runs under attempt {attempt.job.attempt}")
+        if job.state is JobState.COMPLETED and job.finalized_at is not None:
+            return Finished(job.state, job.finalized_at, True)
+        return TransactionBroken("the transaction of job.complete(tx) was not committed")
+
+    def _record(self, held: Checkout, attempt: Attempt, outcome: Outcome) -> Finished | None:
+        if held.usable and held.conn.info.transaction_status != TransactionStatus.IDLE:
+            try:
+                finished = self.store.fail(held.conn, attempt.job, outcome, attempt.kept)
+            except (psycopg.Error, AttemptLost):  # the savepoint is gone, or the connection, or the row was changed
+                log.debug("job %d: its transaction is gone; recording the outcome in a new one", attempt.job.id)
+            else:
+                held.spoiled = not finished.clean
+                return finished
+        return self._finish_late(held, attempt, outcome)
+
+    def _finish_late(self, held: Checkout, attempt: Attempt, outcome: Outcome) -> Finished | None:
+        """The second path. What cannot be recorded now is left to the rescue, which counts the attempt too."""
+        lost = False
+        for left in reversed(range(_LATE_FINISH_TRIES)):
+            try:
+                if held.usable:
+                    self.store.rollback(held.conn)
+                else:
+                    lost = attempt.held is not None
+                    if lost:
+                        self.claimer.be_cautious()
+                    held.renew()
+                finished = self.store.finish_late(held.conn, attempt.job, outcome, attempt.kept, after_loss=lost)
+            except psycopg.Error as error:
+                held.spoiled = True
+                # a row that is still locked is held by the dead connection, or by a rescue: not worth a thread's wait
+                if not left or error.sqlstate == _LOCK_NOT_AVAILABLE:
+                    log.error(
+                        "job %d: its outcome could not be recorded, the rescue will: %s",
+                        attempt.job.id,
+                        one_line(error),
+                    )
+                    return None
+            else:
+                held.spoiled = not finished.clean
+                return finished
+        return None
+
+    # --- decide
+
+    def _decide(self, attempt: Attempt, error: BaseException) -> Outcome:
+        policy = (attempt.handler and attempt.handler.backoff) or self.backoff
+        try:
+            outcome = decide(attempt.job, error, policy)
+        except Exception as broken:  # a signal made by hand, without what it should say
+            broken.__cause__ = error
+            outcome = decide(attempt.job, broken, policy)
+        if self.error_handler is None or outcome.error is None or isinstance(error, Cancel | Discard | JobCancelled):
+            return outcome
+        match self.error_handler.judge(attempt.job, error):
+            case Cancel():
+                return replace(outcome, state=JobState.CANCELLED, delay=None, at=None)
+            case Discard():
+                return replace(outcome, state=JobState.DISCARDED, delay=None, at=None)
+        return outcome
+
+    # --- tell
+
+    def _tell(
+        self, attempt: Attempt, outcome: Outcome, finished: Finished, error: BaseException | None, took: float
+    ) -> None:
+        """Say in the log, to the hooks and to subscribers what was written."""
+        if error is not None:
+            _log(attempt.job, finished.state, outcome, error)
+        if not self.hooks and not self.events:
+            return
+        job = _job_after(attempt, outcome, finished)
+        if attempt.started:
+            self.hooks("on_finish", job, error)
+        waited = (attempt.job.attempted_at or job.scheduled_at) - attempt.job.scheduled_at
+        stats = JobStats(max(waited, timedelta(0)), attempt.run_time, timedelta(seconds=took))
+        self.events.publish(Event(_event_kind(job, outcome), job, stats))
+
+
+def _log(job: Job[Any], state: JobState, outcome: Outcome, error: BaseException) -> None:
+    with suppress(Exception):  # a handler of the log that fails must not look like a fault of the database
+        log.log(
+            logging.INFO if outcome.error is None else logging.WARNING,
+            "job %d (%s) attempt %d of %d: %s: %s",
+            job.id,
+            one_line(job.kind),
+            job.attempt,
+            job.max_attempts,
+            state,
+            one_line(outcome.error or error),
+        )
+
+
+def _event_kind(job: Job[Any], outcome: Outcome) -> EventKind:
+    if job.state is JobState.COMPLETED:
+        return EventKind.COMPLETED
+    if job.state is JobState.CANCELLED:
+        return EventKind.CANCELLED
+    if outcome.error is not None:
+        return EventKind.FAILED
+    return EventKind.SNOOZED if outcome.state is JobState.SCHEDULED else EventKind.INTERRUPTED
+
+
+def _job_after(attempt: Attempt, outcome: Outcome, finished: Finished) -> Job[Any]:
+    """The job as the statement that wrote the outcome left it."""
+    job, kept = attempt.job, attempt.kept
+    metadata, errors = job.raw_metadata, job.raw_errors
+    with suppress(ValueError, RecursionError):  # written by hand, and more than Python reads
+        metadata, errors = _merged(metadata, kept.metadata), _with_entry(errors, job.attempt, outcome, finished)
+    due = outcome.at or (None if outcome.delay is None else finished.at + outcome.delay)
+    return replace(
+        job,
+        state=finished.state,
+        attempt=job.attempt - int(outcome.attempt_given_back),
+        scheduled_at=due or job.scheduled_at,
+        finalized_at=finished.at if finished.state.final else None,
+        leased_until=None,
+        raw_errors=errors,
+        raw_metadata=metadata,
+        raw_output=kept.output,
+    )
+
+
+def _merged(metadata: str, kept: str | None) -> str:
+    return metadata if kept is None else json.dumps({**json.loads(metadata), **json.loads(kept)})
+
+
+def _with_entry(errors: str, attempt: int, outcome: Outcome, finished: Finished) -> str:
+    entry = outcome.error_json(attempt)
+    if entry is None:
+        return errors
+    entries = json.loads(errors)
+    if len(entries) >= _MOST_ERRORS:
+        del entries[_MOST_ERRORS // 2]
+    return json.dumps([*entries, {**json.loads(entry), "at": finished.at.isoformat()}])
+
+
+def _why_not_committed(error: psycopg.Error) -> TransactionBroken:
+    match error.sqlstate:
+        case "25P02":
+            why = "an SQL error in the handler was swallowed, so its transaction was aborted"
+        case "25P01" | "3B001":
+            why = "the handler ended its transaction itself (COMMIT or ROLLBACK); only pgjobs may"
+        case _:
+            why = f"the handler's writes could not be committed: {error}"
+    broken = TransactionBroken(why + (f" [{error.sqlstate}]" if error.sqlstate else ""))
+    broken.__cause__ = error
+    return broken

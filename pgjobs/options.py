@@ -1,0 +1,200 @@
+"""What may be asked of a job when it is enqueued, and the checks of it. Nothing in here knows a database."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Generic, TypedDict, TypeVar, Unpack
+
+from pgjobs.errors import InvalidKind, InvalidOption
+
+Args = TypeVar("Args", covariant=True)  # noqa: PLC0105  users read NewJob[Args]
+ArgsClass = TypeVar("ArgsClass", bound=type)
+
+# What River allows in a kind; ASCII on purpose, so that no two kinds look alike.
+_KIND = re.compile(r"\w[\w\-\[\]<>/.·:+]+", re.ASCII)
+_QUEUE = re.compile(r"\w[\w\-\[\]<>/.·:+]*", re.ASCII)
+_TAG = re.compile(r"\w[\w\-]+\w", re.ASCII)
+# What the table can hold, so that it can be read in every time zone.
+LAST_INSTANT = datetime(9999, 12, 30, tzinfo=UTC)
+FIRST_INSTANT = datetime(1, 1, 3, tzinfo=UTC)
+# The longest delay that still ends in a year that Python and Postgres can both write down.
+LONGEST_DELAY = timedelta(days=2_900_000)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobOptions:
+    """The options of one job; None means that the next level decides: call, then args class, then client."""
+
+    queue: str | None = None
+    priority: int | None = None
+    scheduled_at: datetime | None = None
+    delay: timedelta | None = None
+    max_attempts: int | None = None
+    tags: Sequence[str] | None = None
+    metadata: Mapping[str, Any] | None = None
+    context: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.queue is not None:
+            check_queue(self.queue)
+        _check_int("priority", self.priority, -32768, 32767)
+        _check_int("max_attempts", self.max_attempts, 1, 32767)
+        if self.scheduled_at is not None and self.delay is not None:
+            raise InvalidOption("give scheduled_at or delay, not both")
+        if self.scheduled_at is not None:
+            _check_instant(self.scheduled_at)
+        if self.delay is not None:
+            _check_delay(self.delay)
+        if self.tags is not None:
+            _check_tags(self.tags)
+        for name in ("metadata", "context"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, Mapping):
+                raise InvalidOption(f"{name} is a mapping, not {_shown(value)}")
+
+    def over(self, other: JobOptions) -> JobOptions:
+        """These options, with `other` where they say nothing. A time counts as one option in both its forms."""
+        has_time = self.scheduled_at is not None or self.delay is not None
+        chosen = {}
+        for name in (option.name for option in dataclasses.fields(self)):
+            value = getattr(self, name)
+            decided = value is not None or (has_time and name in ("scheduled_at", "delay"))
+            chosen[name] = value if decided else getattr(other, name)
+        return JobOptions(**chosen)
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedJob:
+    """A job as it is about to be inserted: checked, its args and metadata as JSON text."""
+
+    kind: str
+    queue: str
+    priority: int
+    max_attempts: int
+    args: str
+    metadata: str
+    tags: Sequence[str]
+    scheduled_at: datetime | None  # or, when that is None:
+    delay: timedelta
+
+
+class Options(TypedDict, total=False):
+    """The keyword arguments that `enqueue`, `NewJob` and `@job_options` share."""
+
+    queue: str | None
+    priority: int | None
+    scheduled_at: datetime | None
+    delay: timedelta | None
+    max_attempts: int | None
+    tags: Sequence[str] | None
+    metadata: Mapping[str, Any] | None
+    context: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class NewJob(Generic[Args]):
+    """Args together with the options of this one job, for `enqueue_many`: `NewJob(Welcome("a@b.c"), priority=1)`."""
+
+    args: Args
+    kind: str | None
+    options: JobOptions
+
+    def __init__(self, args: Args, *, kind: str | None = None, **options: Unpack[Options]) -> None:
+        object.__setattr__(self, "args", args)
+        object.__setattr__(self, "kind", kind)
+        object.__setattr__(self, "options", JobOptions(**options))
+
+
+def job_options(**options: Unpack[Options]) -> Callable[[ArgsClass], ArgsClass]:
+    """Set the default options of an args class: `@job_options(queue="mail")` above `@dataclass`.
+
+    A class whose options depend on its args defines a method `job_options(self) -> JobOptions` instead.
+    """
+    chosen = JobOptions(**options)
+
+    def decorate(cls: ArgsClass) -> ArgsClass:
+        cls.job_options = lambda self: chosen  # type: ignore[attr-defined]
+        return cls
+
+    return decorate
+
+
+def options_of(args: object) -> JobOptions:
+    """The options that the class of `args` asks for."""
+    method = None if isinstance(args, Mapping) else getattr(args, "job_options", None)
+    if method is None:
+        return JobOptions()
+    options = method()
+    if not isinstance(options, JobOptions):
+        raise InvalidOption(f"{type(args).__name__}.job_options() gives {options!r}, not JobOptions")
+    return options
+
+
+def kind_of(cls: type) -> str:
+    """The kind of an args class: its class attribute `kind`, or its name in snake case."""
+    named = getattr(cls, "kind", None)
+    if named is not None and "kind" not in {f.name for f in dataclasses.fields(cls)}:
+        return check_kind(named)
+    return check_kind(re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", cls.__name__).lower())
+
+
+def check_kind(kind: object) -> str:
+    if not isinstance(kind, str) or not kind:
+        raise InvalidKind(f"a job needs a kind: a string of 2 to 128 characters, not {_shown(kind)}")
+    if len(kind) > 128 or not _KIND.fullmatch(kind):
+        raise InvalidKind(
+            f"kind {kind[:140]!r}: use 2 to 128 ASCII letters, digits and - _ [ ] < > / . : + "
+            "and begin with a letter, digit or underscore"
+        )
+    return kind
+
+
+def check_queue(queue: object) -> str:
+    if not isinstance(queue, str) or not queue or len(queue) > 64 or not _QUEUE.fullmatch(queue):
+        raise InvalidOption(f"queue {_shown(queue)}: use 1 to 64 ASCII letters, digits and - _ [ ] < > / . : +")
+    return queue
+
+
+def _shown(value: object) -> str:
+    """What was given, for a message: in short, and whatever its `repr` does."""
+    try:
+        return repr(value)[:80]
+    except Exception:
+        return f"<{type(value).__name__}>"
+
+
+def _check_int(name: str, value: object, least: int, most: int) -> None:
+    if value is None:
+        return
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise InvalidOption(f"{name} is a whole number from {least} to {most}, not {_shown(value)}")
+
+
+def _check_instant(when: object) -> None:
+    if not isinstance(when, datetime):
+        raise InvalidOption(f"scheduled_at is a datetime, not {_shown(when)}")
+    if when.tzinfo is None or when.utcoffset() is None:
+        raise InvalidOption(f"scheduled_at {when!r} has no time zone: use an aware datetime")
+    if not FIRST_INSTANT <= when < LAST_INSTANT:
+        raise InvalidOption(f"scheduled_at {when!r} is out of range: from year 1 to {LAST_INSTANT.date()}")
+
+
+def _check_delay(delay: object) -> None:
+    if not isinstance(delay, timedelta):
+        raise InvalidOption(f"delay is a timedelta, not {_shown(delay)}")
+    if delay < timedelta(0):
+        raise InvalidOption(f"delay cannot be negative: {delay!r}")
+
+
+def _check_tags(tags: object) -> None:
+    if isinstance(tags, str) or not isinstance(tags, Sequence):
+        raise InvalidOption(f"tags is a list of strings, not {_shown(tags)}")
+    for tag in tags:
+        if not isinstance(tag, str) or len(tag) > 255 or not _TAG.fullmatch(tag):
+            raise InvalidOption(
+                f"tag {_shown(tag)}: use 3 to 255 ASCII letters, digits, - and _, not beginning or ending with -"
+            )
