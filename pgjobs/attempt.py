@@ -22,9 +22,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+from pgjobs.checkout import Checkout
 from pgjobs.errors import Interrupted, JobCancelled, JobStopped, JobTimedOut
 from pgjobs.job import Job
-from pgjobs.transaction import Checkout
 
 Reason = JobTimedOut | JobCancelled | JobStopped
 _NEVER = float("inf")

@@ -14,11 +14,11 @@ from uuid import uuid4
 import psycopg
 
 from pgjobs.attempt import SERVER_GRACE
+from pgjobs.checkout import Checkout
 from pgjobs.errors import AttemptLost
 from pgjobs.job import Job
 from pgjobs.outcome import one_line
 from pgjobs.store import ServerFacts, Store
-from pgjobs.transaction import Checkout
 from pgjobs.work_map import WorkMap
 
 log = logging.getLogger("pgjobs.claim")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import threading
 import traceback
 from collections.abc import Callable
@@ -17,12 +16,12 @@ from psycopg.pq import TransactionStatus
 
 from pgjobs.attempt import Attempt, Watch
 from pgjobs.backoff import Backoff
+from pgjobs.checkout import Checkout
 from pgjobs.claim import Claimer
 from pgjobs.errors import AttemptLost, TransactionBroken
 from pgjobs.job import Job
 from pgjobs.outcome import COMPLETED, Outcome, decide, one_line
 from pgjobs.store import Store
-from pgjobs.transaction import Checkout
 from pgjobs.work_map import Handler, WorkMap
 
 log = logging.getLogger("pgjobs.executor")
@@ -61,11 +60,9 @@ class Executor:
         if job is None:
             return None
         claimed()
-        conn = held.conn
-        references = sys.getrefcount(conn)
+        references = held.references()
         self._run(held, job)
-        # Was the connection kept by somebody, a thread perhaps? It could write into the next job.
-        if held.spoiled or (held.conn is conn and sys.getrefcount(conn) > references):
+        if held.spoiled or held.references() > references:
             held.renew()
         return job
 
@@ -92,7 +89,8 @@ class Executor:
         attempt.job = replace(attempt.job, decode=handler.decode)
         job = replace(attempt.job, running=attempt)
         job.args  # noqa: B018  decoded here: args that do not fit are this attempt's failure
-        handler.function(attempt.held.conn, job)
+        with attempt.held.handing_over() as tx:
+            handler.function(tx, job)
 
     def record_severed(self, attempt: Attempt, held: Checkout) -> None:
         """Record the outcome of an attempt whose connection was shut down, whatever its handler still does: from here
@@ -105,9 +103,11 @@ class Executor:
 
     def _finish(self, held: Checkout, attempt: Attempt, error: BaseException | None) -> None:
         """Write the outcome: in the job's transaction while that lives, else in one of its own."""
+        committed = False
         try:
             if error is None:
                 error = self._complete(held, attempt.job)
+                committed = error is None
                 if error is not None and attempt.severed:
                     error = attempt.reason
             if error is not None:
@@ -116,6 +116,7 @@ class Executor:
             log.warning("%s: its outcome stands already: it was finished for it, rescued, or changed", lost)
             held.spoiled = True
         finally:
+            held.settle(committed=committed)
             if not held.spoiled:
                 held.restore()
 
