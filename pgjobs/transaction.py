@@ -41,7 +41,7 @@ _WANTED = (
 
 # Where the connection string says nothing else. A dead peer is noticed within half a minute, not after the two hours of
 # the operating system.
-_CONNECTION_DEFAULTS: dict[str, Any] = {
+CONNECTION_DEFAULTS: dict[str, Any] = {
     "application_name": "pgjobs",
     "client_encoding": "UTF8",
     "keepalives": 1,
@@ -59,7 +59,7 @@ SPARE_CONNECTIONS = 2
 def defaults_for(dsn: str) -> dict[str, Any]:
     """The settings of a connection that its connection string leaves open; raises what psycopg does if it is none."""
     said = conninfo_to_dict(dsn)
-    return {name: value for name, value in _CONNECTION_DEFAULTS.items() if name not in said}
+    return {name: value for name, value in CONNECTION_DEFAULTS.items() if name not in said}
 
 
 def borrow(tx: object) -> Connection[Any]:
