@@ -24,10 +24,11 @@ from typing import Any
 from uuid import UUID
 
 from pgjobs import codec
+from pgjobs.checkout import Checkout
 from pgjobs.errors import Interrupted, InvalidTransaction, JobCancelled, JobStopped, JobTimedOut
 from pgjobs.job import Job
 from pgjobs.outcome import Kept
-from pgjobs.transaction import AnyConnection, Checkout, borrow
+from pgjobs.transaction import AnyConnection, borrow
 from pgjobs.work_map import Handler
 
 Reason = JobTimedOut | JobCancelled | JobStopped

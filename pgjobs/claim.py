@@ -14,11 +14,11 @@ from uuid import uuid4
 import psycopg
 
 from pgjobs.attempt import SERVER_GRACE
+from pgjobs.checkout import Checkout
 from pgjobs.error_text import one_line
 from pgjobs.errors import AttemptLost
 from pgjobs.job import Job
 from pgjobs.store import ServerFacts, Store
-from pgjobs.transaction import Checkout
 from pgjobs.work_map import Handler, WorkMap
 
 log = logging.getLogger("pgjobs.claim")

@@ -50,6 +50,8 @@ class Client:
 
         client = Client("postgresql://localhost/app")     # a pool of its own, made at once, connected when needed
         client = Client(pool)                             # the application's psycopg_pool.ConnectionPool
+        client = Client(SQLAlchemySource(engine))         # pgjobs.contrib.sqlalchemy: handlers are given a Session
+        client = Client(DjangoSource("default"))          # pgjobs.contrib.django: handlers run inside atomic()
 
     `schema` holds the tables. `id` names this process in a job's `attempted_by`. With `work_map` only kinds that it
     handles can be enqueued; without it, any. `queue`, `priority` and `max_attempts` are the defaults of jobs that say
@@ -64,7 +66,7 @@ class Client:
 
     def __init__(
         self,
-        pool: str | ConnectionPool[Any],
+        pool: str | ConnectionPool[Any] | PoolSource,
         *,
         schema: str = "pgjobs",
         id: str | None = None,
@@ -97,7 +99,8 @@ class Client:
 
     @property
     def pool(self) -> ConnectionPool[Any]:
-        """The connection pool; `with client.pool.connection() as tx` is a transaction."""
+        """The connection pool; `with client.pool.connection() as tx` is a transaction. With SQLAlchemy or Django it
+        is a small one beside theirs."""
         return self.source.pool
 
     def close(self) -> None:
@@ -179,9 +182,11 @@ class Client:
     ) -> Job[Args]:
         """Insert one job in the transaction `tx`; it exists when, and only when, that transaction commits.
 
-        `tx` is a psycopg connection, cursor or transaction; None (or a pool) is a transaction of its own. `args` is
-        a dataclass instance, or a dict together with `kind`. Options that are left out come from the args class
-        (`@job_options`), then from the client:
+        `tx` is a psycopg connection, cursor or transaction; a SQLAlchemy Session, scoped_session or Connection; a
+        Django connection or alias, which outside `atomic()` commits at once, as all of Django does; None (or a pool)
+        is a transaction of its own. A Session is not flushed: the job is inserted before what is pending in it.
+        `args` is a dataclass instance, or a dict together with `kind`. Options that are left out come from the args
+        class (`@job_options`), then from the client:
 
         - `queue`; `priority`: any smallint, lower runs first; `max_attempts`: 1 to 32767
         - `scheduled_at` (aware) or `delay` (from now, by the database's clock; very long ones are cut to about 7900
@@ -394,6 +399,8 @@ def decode_args(cls: type[Args], raw: str) -> Args:
 
 
 def _source(pool: object) -> PoolSource:
+    if isinstance(pool, PoolSource):
+        return pool
     if isinstance(pool, ConnectionPool):
         return PoolSource(pool, owned=False)
     if isinstance(pool, str) and pool:
@@ -406,4 +413,4 @@ def _source(pool: object) -> PoolSource:
             ) from None
         own = ConnectionPool(pool, kwargs=defaults, min_size=0, max_size=10, open=True, name="pgjobs")
         return PoolSource(own, owned=True)
-    raise InvalidSetting(f"a client needs a connection string or a psycopg_pool.ConnectionPool, not {pool!r}")
+    raise InvalidSetting(f"a client needs a connection string, a psycopg_pool.ConnectionPool or a source, not {pool!r}")

@@ -86,7 +86,7 @@ class PoolTooSmall(InvalidSetting):
 
 
 class InvalidTransaction(PgjobsError, TypeError):
-    """A `tx` that is neither a psycopg connection, cursor or transaction, nor None."""
+    """A `tx` that is nothing pgjobs can enqueue on: no connection of psycopg 3 stands behind it."""
 
 
 class UnknownKind(PgjobsError, LookupError):

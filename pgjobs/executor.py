@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 from pgjobs.attempt import Attempt, Watch
+from pgjobs.checkout import Checkout
 from pgjobs.claim import Claimer
 from pgjobs.errors import Signal, UnknownKind
 from pgjobs.finish import Finisher
 from pgjobs.hooks import HookCalls, Middleware, around
 from pgjobs.job import Job, being_current
-from pgjobs.transaction import Checkout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,11 +39,9 @@ class Executor:
         if job is None:
             return None
         claimed()
-        conn = held.conn
-        references = sys.getrefcount(conn)
+        references = held.references()
         self._run(held, self._attempt(held, job))
-        # Was the connection kept by somebody, a thread perhaps? It could write into the next job.
-        if held.spoiled or (held.conn is conn and sys.getrefcount(conn) > references):
+        if held.spoiled or held.references() > references:
             held.renew()
         return job
 
@@ -106,13 +103,13 @@ class Executor:
         attempt.job = replace(attempt.job, decode=handler.decode)
         job = replace(attempt.job, running=attempt)
         job.args  # noqa: B018  decoded here, before the handler
-        tx = None if handler.detached or attempt.held is None else attempt.held.conn
+        held = None if handler.detached else attempt.held
+        middleware = (*self.middleware, *handler.middleware)
 
         def call() -> None:
-            with being_current(job):
-                run()
+            with being_current(job), nullcontext() if held is None else held.handing_over() as tx:
+                around(middleware, tx, job, handler.function)()
 
-        run = around((*self.middleware, *handler.middleware), tx, job, lambda: _ignore(handler.function(tx, job)))
         return call
 
 
@@ -136,10 +133,6 @@ def locked(
     finisher.finish(held, attempt, error)
     if error is not None and not isinstance(error, Signal):
         raise error
-
-
-def _ignore(result: object) -> None:
-    """What a handler returns is ignored."""
 
 
 def _forget(error: BaseException | None) -> None:

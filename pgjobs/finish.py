@@ -16,6 +16,7 @@ from psycopg.pq import TransactionStatus
 
 from pgjobs.attempt import Attempt
 from pgjobs.backoff import Backoff
+from pgjobs.checkout import Checkout
 from pgjobs.claim import Claimer
 from pgjobs.error_text import one_line
 from pgjobs.errors import AttemptLost, Cancel, Discard, JobCancelled, NotRunning, TransactionBroken
@@ -23,8 +24,7 @@ from pgjobs.events import Event, EventKind, Events, JobStats
 from pgjobs.hooks import ErrorHandler, HookCalls
 from pgjobs.job import Job, JobState
 from pgjobs.outcome import COMPLETED, Outcome, decide
-from pgjobs.store import Finished, Store
-from pgjobs.transaction import AnyConnection, Checkout
+from pgjobs.store import AnyConnection, Finished, Store
 
 log = logging.getLogger("pgjobs.finish")
 
@@ -46,9 +46,10 @@ class Finisher:
 
     def finish(self, held: Checkout, attempt: Attempt, error: BaseException | None) -> None:
         """Write what became of an attempt whose handler returned, or raised `error`."""
-        started = time.monotonic()
+        started, committed = time.monotonic(), False
         try:
             outcome, finished, error = self._write(held, attempt, error)
+            committed = error is None
         except AttemptLost as lost:
             log.warning("%s: its outcome stands already: it was finished for it, rescued, or changed", lost)
             held.spoiled = True
@@ -56,6 +57,8 @@ class Finisher:
             if finished is not None:
                 self._tell(attempt, outcome, finished, error, time.monotonic() - started)
         finally:
+            if attempt.held is not None:
+                held.settle(committed=committed)
             if held.usable and not held.spoiled:
                 held.restore()
 

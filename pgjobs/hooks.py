@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from pgjobs.errors import Cancel, Discard
@@ -23,7 +25,7 @@ Insert = Callable[[Sequence[EncodedJob]], list[Job[Any]]]
 EnqueueMiddleware = Callable[[Any, Sequence[EncodedJob], Insert], list[Job[Any]]]
 #: `middleware(tx, job, run)` around a handler, in its transaction and its time. `run()` runs the handler and raises
 #: what it raises; what the middleware lets out is the attempt's error, and nothing is a success.
-Middleware = Callable[[Any, Job[Any], Callable[[], None]], object]
+Middleware = Callable[[Any, Job[Any], Callable[[], object]], object]
 
 
 class Hooks:
@@ -103,19 +105,28 @@ class ErrorHandler:
             return None
 
 
-def around(middleware: Sequence[Middleware], tx: Any, job: Job[Any], handler: Callable[[], None]) -> Callable[[], None]:
+@dataclass(slots=True)
+class _Step:
+    """One middleware and what it stands around. No closure: a frame keeps its function, and by it all that the function
+    has enclosed, and somebody who keeps the transaction is what the executor looks for."""
+
+    middleware: Middleware
+    tx: Any
+    job: Job[Any]
+    run: Callable[[], object]
+
+    def __call__(self) -> object:
+        return self.middleware(self.tx, self.job, self.run)
+
+
+def around(
+    middleware: Sequence[Middleware], tx: Any, job: Job[Any], handler: Callable[[Any, Any], object]
+) -> Callable[[], object]:
     """The handler with all middleware around it, the first one outermost."""
-    run = handler
+    run: Callable[[], object] = partial(handler, tx, job)
     for step in reversed(middleware):
-        run = _step(step, tx, job, run)
+        run = _Step(step, tx, job, run)
     return run
-
-
-def _step(step: Middleware, tx: Any, job: Job[Any], run: Callable[[], None]) -> Callable[[], None]:
-    def run_step() -> None:
-        step(tx, job, run)
-
-    return run_step
 
 
 def around_insert(middleware: Sequence[EnqueueMiddleware], tx: Any, insert: Insert) -> Insert:

@@ -159,7 +159,7 @@ class MaintenanceThread:
 
     def _look_beside(self) -> None:
         try:
-            with self._source.checkout() as held:
+            with self._source.own_checkout() as held:
                 self._beside(held.conn)
         except Exception as error:
             with suppress(Exception):
@@ -168,13 +168,13 @@ class MaintenanceThread:
     def _attempt(self, duty: str) -> timedelta:
         """Do one duty, whatever may come of it; when to try it again."""
         try:
-            with self._source.checkout() as held:
+            with self._source.own_checkout() as held:
                 return self._maintenance.do(held.conn, duty)
         except Exception as error:  # the thread outlives every error of the database
             with suppress(Exception):  # a handler of the log that fails
                 log.warning("duty %s failed and is tried again in %s: %s", duty, AFTER_FAILURE, one_line(error))
         try:
-            with self._source.checkout() as held:
+            with self._source.own_checkout() as held:
                 self._maintenance.postpone(held.conn, duty)
         except psycopg.Error as error:
             log.debug("duty %s could not be postponed: %s", duty, one_line(error))

@@ -1,35 +1,47 @@
-"""Where connections come from: the application's own, borrowed for an enqueue; a pool's, held for work."""
+"""Where connections come from: the application's own, borrowed for an enqueue; a source's, held for work.
+
+`PoolSource` is a psycopg pool. The sources in `pgjobs.contrib` take the connections for handlers from a framework, and
+have a small pool for pgjobs itself. No framework is imported here: where an object of one is, its module is loaded.
+"""
 
 from __future__ import annotations
 
-import logging
-import os
-import socket
-import threading
+import sys
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from datetime import timedelta
-from typing import Any
+from contextlib import contextmanager
+from typing import Any, Protocol
 
-import psycopg
 from psycopg import Connection, Cursor, Transaction
 from psycopg.conninfo import conninfo_to_dict
-from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg_pool import ConnectionPool
 
-from pgjobs.error_text import one_line
+from pgjobs.checkout import Checkout, PoolCheckout, giving_back
 from pgjobs.errors import InvalidTransaction, PoolTooSmall
 
-log = logging.getLogger("pgjobs.transaction")
-
 AnyConnection = Connection[Any]
-#: What `enqueue` takes as its `tx`; None is a transaction of its own.
-Borrowable = Connection[Any] | Cursor[Any] | Transaction
+
+
+class HasConnection(Protocol):
+    """What all of these have, each in its own way: a psycopg Cursor and Transaction; a SQLAlchemy Session,
+    scoped_session and Connection; a connection of Django's."""
+
+    @property
+    def connection(self) -> Any: ...
+
+
+#: What `enqueue` takes as its `tx`: a psycopg connection, one of those, or an alias of Django's. None, which is not
+#: among them, is a transaction of its own.
+Borrowable = Connection[Any] | HasConnection | str
+
+_WANTED = (
+    "tx is a psycopg 3 Connection, Cursor or Transaction; a SQLAlchemy Session, scoped_session or Connection; a Django "
+    "connection or alias; or None for a transaction of its own"
+)
 
 # Where the connection string says nothing else. A dead peer is noticed within half a minute, not after the two hours of
 # the operating system.
-_CONNECTION_DEFAULTS: dict[str, Any] = {
+CONNECTION_DEFAULTS: dict[str, Any] = {
     "application_name": "pgjobs",
     "client_encoding": "UTF8",
     "keepalives": 1,
@@ -42,40 +54,67 @@ _CONNECTION_DEFAULTS: dict[str, Any] = {
 
 # Connections beside one for each worker thread: maintenance, and one for an enqueue of the application.
 SPARE_CONNECTIONS = 2
-# Attributes of a connection that a handler may set and the next job must not see.
-_PYTHON_STATE = (
-    "autocommit",
-    "row_factory",
-    "cursor_factory",
-    "server_cursor_factory",
-    "prepare_threshold",
-    "prepared_max",
-    "isolation_level",
-    "read_only",
-    "deferrable",
-)
 
 
 def defaults_for(dsn: str) -> dict[str, Any]:
     """The settings of a connection that its connection string leaves open; raises what psycopg does if it is none."""
     said = conninfo_to_dict(dsn)
-    return {name: value for name, value in _CONNECTION_DEFAULTS.items() if name not in said}
+    return {name: value for name, value in CONNECTION_DEFAULTS.items() if name not in said}
 
 
-def borrow(tx: object) -> AnyConnection:
+def borrow(tx: object) -> Connection[Any]:
     """The psycopg connection behind what the application calls its transaction. Nothing is executed on it.
 
     pgjobs never calls `connection.transaction()` on it: as the first statement that block would commit the caller's
-    transaction.
+    transaction. A Session or a Connection of SQLAlchemy that has not begun begins, as it does for any statement: it
+    would not commit what it does not know of.
     """
     match tx:
         case Connection():
             return tx
         case Cursor() | Transaction():
             return tx.connection
-    raise InvalidTransaction(
-        f"tx is a psycopg 3 Connection, Cursor or Transaction, or None for a transaction of its own; not {tx!r}"
-    )
+    found = _behind_sqlalchemy(tx)
+    if found is None:
+        found = _behind_django(tx)
+    if isinstance(found, Connection):
+        return found
+    if found is not None:
+        raise InvalidTransaction(
+            f"{tx!r} is connected by {type(found).__module__.partition('.')[0]}, and pgjobs needs psycopg 3: "
+            "a URL of SQLAlchemy says postgresql+psycopg://, Django takes it where psycopg2 is not installed"
+        )
+    raise InvalidTransaction(f"{_WANTED}; not {tx!r}")
+
+
+def _behind_sqlalchemy(tx: Any) -> object:
+    """The driver's connection; None when `tx` is not SQLAlchemy's."""
+    engine, orm = sys.modules.get("sqlalchemy.engine"), sys.modules.get("sqlalchemy.orm")
+    if orm is not None and isinstance(tx, (orm.Session, orm.scoped_session)):
+        tx = tx.connection()  # flushes nothing
+    if engine is None or not isinstance(tx, engine.Connection):
+        return None
+    if not tx.in_transaction():
+        tx.begin()
+    found: object = tx.connection.driver_connection
+    return found
+
+
+def _behind_django(tx: Any) -> object:
+    """The driver's connection; None when `tx` is not Django's."""
+    db, base = sys.modules.get("django.db"), sys.modules.get("django.db.backends.base.base")
+    if db is None:
+        return None
+    if isinstance(tx, str):
+        if tx not in db.connections:
+            raise InvalidTransaction(f"{tx!r} is none of Django's aliases: {', '.join(map(repr, db.connections))}")
+        tx = db.connections[tx]
+    elif base is None or not isinstance(tx, (base.BaseDatabaseWrapper, type(db.connection))):
+        return None
+    with tx.cursor():  # connects, or finds out that the connection has died, as for any statement; sends nothing
+        tx.validate_no_broken_transaction()
+    found: object = tx.connection
+    return found
 
 
 class PoolSource:
@@ -90,14 +129,16 @@ class PoolSource:
 
     def make_room(self, threads: int) -> None:
         """See to it that so many threads can hold a connection each, or raise PoolTooSmall."""
+        self._fit(self._threads + threads)
         self._threads += threads
-        needed = self._threads + SPARE_CONNECTIONS
+
+    def _fit(self, threads: int) -> None:
+        needed = threads + SPARE_CONNECTIONS
         if self.pool.max_size == 0 or self.pool.max_size >= needed:  # 0: a NullConnectionPool without a limit
             return
         if not self.owned:
-            self._threads -= threads
             raise PoolTooSmall(
-                f"{self._threads + threads} worker threads need a connection pool of at least {needed} "
+                f"{threads} worker threads need a connection pool of at least {needed} "
                 f"({SPARE_CONNECTIONS} to spare); this one has max_size={self.pool.max_size}"
             )
         self.pool.resize(self.pool.min_size, needed)
@@ -107,13 +148,16 @@ class PoolSource:
         self._threads -= threads
 
     @contextmanager
-    def checkout(self, timeout: timedelta | None = None) -> Iterator[Checkout]:
-        """A connection for work, in autocommit mode: the statements of pgjobs say BEGIN themselves."""
-        held = Checkout(self.pool, timeout)
-        try:
+    def checkout(self) -> Iterator[Checkout]:
+        """A connection to run jobs on, in autocommit mode: the statements of pgjobs say BEGIN themselves."""
+        with self.own_checkout() as held:
             yield held
-        finally:
-            held.give_back()
+
+    @contextmanager
+    def own_checkout(self) -> Iterator[Checkout]:
+        """A connection for what pgjobs does itself, whatever kind the handlers are given."""
+        with giving_back(PoolCheckout(self.pool)) as held:
+            yield held
 
     @contextmanager
     def transaction(self) -> Iterator[AnyConnection]:
@@ -142,128 +186,17 @@ class PoolSource:
             self._closed()
 
 
-class Checkout:
-    """One thread's hold on a connection of a pool, for as long as the thread finds work."""
+def own_pool(connect: Callable[[], AnyConnection]) -> ConnectionPool[Any]:
+    """A pool of connections that a function makes: for pgjobs itself, beside those of a framework."""
 
-    def __init__(self, pool: ConnectionPool[Any], timeout: timedelta | None = None) -> None:
-        self._pool = pool
-        self._timeout = None if timeout is None else timeout.total_seconds()
-        # psycopg_pool keeps it to itself; without it, restore() would have to give up every connection
-        self._configure: Callable[[AnyConnection], None] | None = pool._configure
-        self._take()
+    class Made(Connection[Any]):
+        @classmethod
+        def connect(cls, conninfo: str = "", *, autocommit: bool = False, **kwargs: Any) -> Any:
+            conn = connect()
+            conn.autocommit = autocommit
+            return conn
 
-    def _take(self) -> None:
-        self._gone = True  # until there is one
-        self.conn = self._pool.getconn(self._timeout)
-        self._gone = False
-        self.spoiled = False
-        self._kept = {name: getattr(self.conn, name) for name in _PYTHON_STATE}
-        self._callbacks = (list(self.conn._notice_handlers), list(self.conn._notify_handlers))
-        if not self._kept["autocommit"]:
-            self.conn.autocommit = True
-
-    @property
-    def usable(self) -> bool:
-        """Whether another statement may be sent: connected, and not in the middle of something."""
-        if self._gone:
-            return False
-        status = self.conn.info.transaction_status
-        return (
-            not self.conn.closed
-            and status not in (TransactionStatus.UNKNOWN, TransactionStatus.ACTIVE)
-            and self.conn.pgconn.pipeline_status == PipelineStatus.OFF
-            and not self.conn.lock.locked()
-        )
-
-    @property
-    def in_statement(self) -> bool:
-        """Whether the server is at work for it. May be asked from any thread."""
-        return bool(self.conn.info.transaction_status == TransactionStatus.ACTIVE)
-
-    def cancel_statement(self) -> None:
-        """Ask the server to cancel the statement under way. May be called from any thread."""
-        with suppress(psycopg.Error):
-            self.conn.cancel_safe(timeout=2)
-
-    def shut_down(self, conn_id: int) -> None:
-        """End the conversation on this connection, unless it has been renewed meanwhile. Never blocks."""
-        conn = self.conn
-        if id(conn) == conn_id:
-            shut_down(conn)
-
-    def abandon(self, conn_id: int) -> None:
-        """Give this connection back on behalf of its thread, closed, unless it has been renewed meanwhile."""
-        conn = self.conn
-        if id(conn) == conn_id:
-            self._discard(conn)
-
-    def restore(self) -> None:
-        """Make the connection what it was before the handler: the session, which was reset, as the pool's owner
-        configures it; and the attributes of the object. Spoiled, if that cannot be done."""
-        try:
-            if self._configure is not None:
-                self._configure(self.conn)
-            self.conn.rollback()  # sends nothing, but fails when a transaction() block was left open
-            self.forget_python_state()
-        except Exception as error:  # also what the owner's function raises
-            log.warning("a connection could not be restored after a handler, and is given up: %s", one_line(error))
-            self.spoiled = True
-
-    def forget_python_state(self) -> None:
-        """Undo what a handler, or configuring anew, set on the connection object."""
-        self.conn._notice_handlers[:], self.conn._notify_handlers[:] = self._callbacks
-        for name, value in self._kept.items():
-            wanted = True if name == "autocommit" else value
-            if getattr(self.conn, name) != wanted:
-                setattr(self.conn, name, wanted)
-
-    def renew(self) -> None:
-        """Give this connection up for good and hold another one."""
-        if not self._gone:
-            self._discard(self.conn)
-        self._take()
-
-    def let_go(self) -> None:
-        """Hold no connection until `renew`."""
-        self.give_back()
-        self._gone = True
-
-    def give_back(self) -> None:
-        if self._gone:
-            return
-        if self.spoiled or not self.usable or self.conn.info.transaction_status != TransactionStatus.IDLE:
-            self._discard(self.conn)
-            return
-        self.forget_python_state()
-        if not self._kept["autocommit"]:
-            self.conn.autocommit = False
-        self._pool.putconn(self.conn)
-
-    def _discard(self, conn: AnyConnection) -> None:
-        sever(conn)
-        with suppress(psycopg.Error, ValueError):  # the pool replaces a closed connection
-            self._pool.putconn(conn)
-
-
-def shut_down(conn: AnyConnection) -> None:
-    """End the conversation with the server; whoever waits for an answer gets an error. Never blocks."""
-    with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(conn.fileno())) as wire:
-        wire.shutdown(socket.SHUT_RDWR)
-
-
-def sever(conn: AnyConnection) -> None:
-    """End a connection that somebody else may still be using.
-
-    The socket is shut down first, which wakes a thread that waits on it; only then, with the connection's lock at
-    hand, is it closed. Closing under such a thread would let it wait on a descriptor that soon is another's.
-    """
-    if conn.closed:
-        return
-    shut_down(conn)
-    lock: threading.Lock = conn.lock
-    if lock.acquire(timeout=1):
-        lock.release()
-        conn.close()
+    return ConnectionPool(connection_class=Made, min_size=0, max_size=10, open=True, name="pgjobs")
 
 
 def _value(setting: Any) -> Any:

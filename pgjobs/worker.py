@@ -339,7 +339,7 @@ class WorkerPool:
 
     def _on_severed(self, attempt: Attempt) -> None:
         try:
-            with self._client.source.checkout() as held:
+            with self._client.source.own_checkout() as held:
                 self._finisher.record_severed(attempt, held)
         except Exception as error:  # the rescue will record it, as a worker that vanished
             log.error("job %d: its outcome could not be recorded: %s", attempt.job.id, one_line(error))

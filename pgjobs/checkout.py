@@ -1,0 +1,245 @@
+"""How one thread holds a connection while it works: one job after another on it, each of which finds it clean."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg import Connection
+from psycopg.pq import PipelineStatus, TransactionStatus
+from psycopg_pool import ConnectionPool
+
+from pgjobs.error_text import one_line
+
+log = logging.getLogger("pgjobs.checkout")
+
+AnyConnection = Connection[Any]
+
+# Attributes of a connection that a handler may set and the next job must not see.
+_PYTHON_STATE = (
+    "autocommit",
+    "row_factory",
+    "cursor_factory",
+    "server_cursor_factory",
+    "prepare_threshold",
+    "prepared_max",
+    "isolation_level",
+    "read_only",
+    "deferrable",
+)
+
+
+class Checkout(ABC):
+    """One thread's hold on a connection, for as long as the thread finds work.
+
+    A subclass says where connections come from, and what of them a handler is given.
+    """
+
+    conn: AnyConnection
+    spoiled: bool  # not for another job
+
+    def __init__(self) -> None:
+        self._take()
+
+    @abstractmethod
+    def _get(self) -> AnyConnection: ...
+
+    @abstractmethod
+    def _put(self, conn: AnyConnection) -> None:
+        """Give it back where it came from: idle, or closed. Raises nothing."""
+
+    @abstractmethod
+    def _configure(self) -> None:
+        """Make the session, which was reset, what its owner wants it to be."""
+
+    @property
+    def _ours(self) -> bool:
+        """Whether it is still held. What a handler has given back may be at work for somebody else by now."""
+        return True
+
+    def _take(self) -> None:
+        self._gone = True  # until there is one
+        self.conn = self._get()
+        self._gone = False
+        self.spoiled = False
+        self._kept = {name: getattr(self.conn, name) for name in _PYTHON_STATE}
+        self._callbacks = (list(self.conn._notice_handlers), list(self.conn._notify_handlers))
+        if not self._kept["autocommit"]:
+            self.conn.autocommit = True
+
+    # --- for the handler
+
+    @abstractmethod
+    def handing_over(self) -> AbstractContextManager[Any]:
+        """What the handler is given, inside the transaction that is open.
+
+        The end of the block sends what a framework has kept back, and raises TransactionBroken when the framework
+        would not commit.
+        """
+
+    @abstractmethod
+    def settle(self, *, committed: bool) -> None:
+        """The transaction is over: end what the handler was given, and run what waits for a commit. Whatever that
+        raises is the log's, for the outcome stands."""
+
+    def references(self) -> int:
+        """How many hold what the handler was given, themselves or by what they hold. More than before the handler:
+        it was kept by somebody, a thread perhaps, who could write into the next job."""
+        return sys.getrefcount(self.conn)
+
+    # --- its state
+
+    @property
+    def usable(self) -> bool:
+        """Whether another statement may be sent: connected, and not in the middle of something."""
+        if self._gone:
+            return False
+        status = self.conn.info.transaction_status
+        return (
+            self._ours
+            and not self.conn.closed
+            and status not in (TransactionStatus.UNKNOWN, TransactionStatus.ACTIVE)
+            and self.conn.pgconn.pipeline_status == PipelineStatus.OFF
+            and not self.conn.lock.locked()
+        )
+
+    @property
+    def in_statement(self) -> bool:
+        """Whether the server is at work for it. May be asked from any thread."""
+        return self._ours and bool(self.conn.info.transaction_status == TransactionStatus.ACTIVE)
+
+    def cancel_statement(self) -> None:
+        """Ask the server to cancel the statement under way. May be called from any thread."""
+        if self._ours:
+            with suppress(psycopg.Error):
+                self.conn.cancel_safe(timeout=2)
+
+    def shut_down(self, conn_id: int) -> None:
+        """End the conversation on this connection, unless it has been renewed meanwhile. Never blocks."""
+        conn = self.conn
+        if id(conn) == conn_id and self._ours:
+            shut_down(conn)
+
+    # --- its end
+
+    def abandon(self, conn_id: int) -> None:
+        """Give this connection back on behalf of its thread, closed, unless it has been renewed meanwhile."""
+        conn = self.conn
+        if id(conn) == conn_id:
+            self._discard(conn)
+
+    def restore(self) -> None:
+        """Make the connection what it was before the handler: the session, which was reset, as its owner configures
+        it; and the attributes of the object. Spoiled, if that cannot be done."""
+        try:
+            self._configure()
+            self.conn.rollback()  # sends nothing, but fails when a transaction() block was left open
+            self.forget_python_state()
+        except Exception as error:  # also what the owner's function raises
+            log.warning("a connection could not be restored after a handler, and is given up: %s", one_line(error))
+            self.spoiled = True
+
+    def forget_python_state(self) -> None:
+        """Undo what a handler, or configuring anew, set on the connection object."""
+        self.conn._notice_handlers[:], self.conn._notify_handlers[:] = self._callbacks
+        for name, value in self._kept.items():
+            wanted = True if name == "autocommit" else value
+            if getattr(self.conn, name) != wanted:
+                setattr(self.conn, name, wanted)
+
+    def renew(self) -> None:
+        """Give this connection up for good and hold another one."""
+        if not self._gone:
+            self._discard(self.conn)
+        self._take()
+
+    def let_go(self) -> None:
+        """Hold no connection until `renew`."""
+        self.give_back()
+        self._gone = True
+
+    def give_back(self) -> None:
+        if self._gone:
+            return
+        if self.spoiled or not self.usable or self.conn.info.transaction_status != TransactionStatus.IDLE:
+            self._discard(self.conn)
+            return
+        self.forget_python_state()
+        if not self._kept["autocommit"]:
+            self.conn.autocommit = False
+        self._put(self.conn)
+
+    def _discard(self, conn: AnyConnection) -> None:
+        if self._ours:
+            sever(conn)
+        self._put(conn)
+
+
+class PoolCheckout(Checkout):
+    """A hold on a connection of a psycopg pool, which is what the handler is given."""
+
+    def __init__(self, pool: ConnectionPool[Any]) -> None:
+        self._pool = pool
+        # psycopg_pool keeps it to itself; without it, restore() would have to give up every connection
+        self._configure_anew: Callable[[AnyConnection], None] | None = pool._configure
+        super().__init__()
+
+    def _get(self) -> AnyConnection:
+        conn: AnyConnection = self._pool.getconn()
+        return conn
+
+    def _put(self, conn: AnyConnection) -> None:
+        with suppress(psycopg.Error, ValueError):  # the pool replaces a closed connection
+            self._pool.putconn(conn)
+
+    def _configure(self) -> None:
+        if self._configure_anew is not None:
+            self._configure_anew(self.conn)
+
+    @contextmanager
+    def handing_over(self) -> Iterator[AnyConnection]:
+        yield self.conn
+
+    def settle(self, *, committed: bool) -> None:
+        pass
+
+
+Held = TypeVar("Held", bound=Checkout)
+
+
+@contextmanager
+def giving_back(held: Held) -> Iterator[Held]:
+    """Give it back at the end of the block."""
+    try:
+        yield held
+    finally:
+        held.give_back()
+
+
+def shut_down(conn: AnyConnection) -> None:
+    """End the conversation with the server; whoever waits for an answer gets an error. Never blocks."""
+    with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(conn.fileno())) as wire:
+        wire.shutdown(socket.SHUT_RDWR)
+
+
+def sever(conn: AnyConnection) -> None:
+    """End a connection that somebody else may still be using.
+
+    The socket is shut down first, which wakes a thread that waits on it; only then, with the connection's lock at
+    hand, is it closed. Closing under such a thread would let it wait on a descriptor that soon is another's.
+    """
+    if conn.closed:
+        return
+    shut_down(conn)
+    lock: threading.Lock = conn.lock
+    if lock.acquire(timeout=1):
+        lock.release()
+        conn.close()

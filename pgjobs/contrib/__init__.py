@@ -1,0 +1,1 @@
+"""Integrations, each imported only by who uses it."""

@@ -1,0 +1,221 @@
+"""A source of connections that are Django's.
+
+    client = Client(DjangoSource("default"))
+
+    def welcome(connection: BaseDatabaseWrapper, job: Job[Welcome]) -> None:
+        Account.objects.filter(id=job.args.account).update(greeted=True)
+
+What the handler does through the ORM on that alias is committed together with the job.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from threading import get_ident
+from typing import Any
+
+import psycopg
+from django.db import connections, reset_queries, transaction
+from django.db.backends.signals import connection_created
+from django.db.utils import Error
+from psycopg.pq import TransactionStatus
+
+from pgjobs.checkout import AnyConnection, Checkout, giving_back
+from pgjobs.error_text import one_line
+from pgjobs.errors import InvalidSetting, PoolTooSmall, TransactionBroken, WorkerPoolError
+from pgjobs.transaction import CONNECTION_DEFAULTS, PoolSource, own_pool
+
+log = logging.getLogger("pgjobs.contrib.django")
+
+
+class DjangoSource(PoolSource):
+    """Connections of an alias of `settings.DATABASES`. A handler runs inside `atomic()` on the one that holds its job,
+    and is given it as `tx`.
+
+    Each worker thread has the alias's connection for itself, as a thread of a web server does, and keeps it while it
+    finds work; after that, and for the other aliases after each job, `CONN_MAX_AGE` decides. In a handler `atomic()` is
+    a savepoint, `transaction.on_commit` waits for the job's commit, and `set_rollback(True)` makes the attempt a failed
+    one. What pgjobs does itself (upkeep, LISTEN, `enqueue(None, ...)`) it does on connections of its own, made as
+    Django makes them.
+    """
+
+    def __init__(self, alias: str = "default") -> None:
+        if alias not in connections:
+            raise InvalidSetting(f"settings.DATABASES has no {alias!r}, but {', '.join(map(repr, connections))}")
+        super().__init__(own_pool(self._connect), owned=True)
+        self.alias = alias
+
+    @contextmanager
+    def checkout(self) -> Iterator[Checkout]:
+        with giving_back(_AliasCheckout(connections[self.alias])) as held:
+            yield held
+
+    def _fit(self, threads: int) -> None:
+        pool = _pool(connections[self.alias])
+        if pool is not None and 0 < pool.max_size < threads:
+            raise PoolTooSmall(
+                f"{threads} worker threads need as many connections; the pool in the OPTIONS of {self.alias!r} has "
+                f"max_size={pool.max_size}"
+            )
+
+    def _connect(self) -> AnyConnection:
+        """A connection that is not the alias's, made as Django makes its own."""
+        theirs = connections[self.alias]
+        options = {**CONNECTION_DEFAULTS, **theirs.settings_dict["OPTIONS"]}
+        options.pop("pool", None)
+        apart = type(theirs)({**theirs.settings_dict, "OPTIONS": options}, self.alias)
+        with _driver_errors():
+            apart.connect()
+        conn = _psycopg(apart)
+        conn.cursor_factory = psycopg.Cursor
+        return conn
+
+
+class _AliasCheckout(Checkout):
+    """This thread's hold on the connection of an alias.
+
+    pgjobs says BEGIN and COMMIT on the driver's connection. For the handler Django is made to believe that it is inside
+    an `atomic()` block. It could not be inside one of its own making: that would have to begin before the claim.
+    """
+
+    def __init__(self, wrapper: Any) -> None:
+        if wrapper.in_atomic_block:
+            raise WorkerPoolError(f"{wrapper.alias!r} is inside an atomic() block here: jobs begin transactions")
+        self._wrapper = wrapper
+        self._thread = get_ident()
+        self._abandoned = False
+        self._in_block = False
+        wrapper.close_if_unusable_or_obsolete()  # as at the start of a request
+        super().__init__()
+
+    def _get(self) -> AnyConnection:
+        with _driver_errors():
+            self._wrapper.cursor().close()  # connects, after a health check if the settings want one
+            if not self._wrapper.get_autocommit():
+                self._wrapper.set_autocommit(True)
+        self._abandoned = False
+        return _psycopg(self._wrapper)
+
+    def _put(self, conn: AnyConnection) -> None:
+        if get_ident() != self._thread:
+            self._abandon(conn)
+            return
+        wrapper = self._wrapper
+        idle = self._ours and conn.info.transaction_status == TransactionStatus.IDLE
+        self._leave_block()
+        with suppress(Error, psycopg.Error):
+            if self._abandoned:
+                wrapper.connection = None
+            elif not idle:
+                wrapper.close()
+            else:
+                if wrapper.get_autocommit() != wrapper.settings_dict["AUTOCOMMIT"]:
+                    wrapper.set_autocommit(wrapper.settings_dict["AUTOCOMMIT"])
+                wrapper.close_if_unusable_or_obsolete()
+
+    def _abandon(self, conn: AnyConnection) -> None:
+        """Only Django's pool is told. Its own thread may still be in the handler: as long as Django sees a closed
+        connection there, and not none, it does not make another one that knows of no job."""
+        self._abandoned = True
+        pool = _pool(self._wrapper)
+        if pool is not None:
+            with suppress(psycopg.Error, ValueError):
+                pool.putconn(conn)
+
+    @property
+    def _ours(self) -> bool:
+        return self._wrapper.connection is self.conn
+
+    def _configure(self) -> None:
+        """Do what Django does with a new connection: time zone, role, and who listens for new connections."""
+        wrapper = self._wrapper
+        wrapper.init_connection_state()
+        if _pool(wrapper) is not None:  # then its pool does this
+            wrapper._configure_connection(self.conn)
+        connection_created.send(sender=type(wrapper), connection=wrapper)
+
+    @contextmanager
+    def handing_over(self) -> Iterator[Any]:
+        self._enter_block()
+        yield self._wrapper
+        self._check_block()
+
+    def settle(self, *, committed: bool) -> None:
+        if not self._in_block:
+            return
+        wrapper = self._wrapper
+        self._leave_block()
+        if committed:
+            try:
+                wrapper.run_and_clear_commit_hooks()
+            except Exception as error:
+                log.error("an on_commit hook failed after a job: %s", one_line(error), exc_info=True)
+        wrapper.run_on_commit = []
+        reset_queries()
+        for other in connections.all(initialized_only=True):
+            if other is not wrapper:
+                other.close_if_unusable_or_obsolete()
+        if wrapper.settings_dict["CONN_MAX_AGE"] and time.monotonic() >= wrapper.close_at:
+            self.spoiled = True
+
+    def _enter_block(self) -> None:
+        """The state that `Atomic.__enter__` makes, without its SQL."""
+        wrapper = self._wrapper
+        self._in_block = True
+        wrapper.autocommit = False
+        wrapper.in_atomic_block = wrapper.commit_on_exit = True
+        wrapper.needs_rollback = False
+        wrapper.savepoint_ids, wrapper.run_on_commit = [], []
+        wrapper.atomic_blocks = [transaction.atomic(wrapper.alias)]  # what a durable block inside looks for
+
+    def _check_block(self) -> None:
+        wrapper = self._wrapper
+        if wrapper.closed_in_transaction:
+            return  # and so not usable, which the executor finds
+        if wrapper.needs_rollback:
+            raise TransactionBroken(
+                "the handler's transaction was marked for rollback: by set_rollback(True), or by an error in an "
+                "atomic(savepoint=False) block that was swallowed"
+            )
+        if len(wrapper.atomic_blocks) != 1:
+            raise TransactionBroken("the handler left an atomic() block open")
+
+    def _leave_block(self) -> None:
+        """The state that the end of the outermost block makes. Nothing is sent: the real transaction is over."""
+        if not self._in_block:
+            return
+        wrapper = self._wrapper
+        self._in_block = False
+        wrapper.in_atomic_block = wrapper.needs_rollback = False
+        wrapper.savepoint_ids, wrapper.atomic_blocks = [], []
+        wrapper.autocommit = True
+        if wrapper.closed_in_transaction:
+            wrapper.closed_in_transaction = False
+            wrapper.connection = None
+
+
+def _pool(wrapper: Any) -> Any:
+    """The psycopg pool of an alias whose OPTIONS have one; Django knows them since 5.1."""
+    return getattr(wrapper, "pool", None)
+
+
+def _psycopg(wrapper: Any) -> AnyConnection:
+    if not isinstance(wrapper.connection, psycopg.Connection):
+        raise InvalidSetting(
+            f"{wrapper.alias!r} is connected by {type(wrapper.connection).__module__}, and pgjobs needs psycopg 3"
+        )
+    return wrapper.connection
+
+
+@contextmanager
+def _driver_errors() -> Iterator[None]:
+    """Let errors of the driver through as they were raised: pgjobs goes by them."""
+    try:
+        yield
+    except Error as error:
+        if isinstance(error.__cause__, psycopg.Error):
+            raise error.__cause__ from None
+        raise
