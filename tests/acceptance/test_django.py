@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import Any, LiteralString, cast
+from typing import Any
 
 import pytest
 from django.db import (
@@ -382,7 +382,7 @@ def test_the_time_zone_and_what_listeners_set_are_there_for_every_job(either: Tr
             cursor.execute("SET application_name = 'soiled'")
 
     name = connections["default"].settings_dict["NAME"]
-    either.query(cast(LiteralString, f"ALTER DATABASE {name} SET timezone = 'Asia/Kathmandu'"))
+    either.query(f"ALTER DATABASE {name} SET timezone = 'Asia/Kathmandu'")
     connection_created.connect(configure)
     try:
         connections["default"].close()
