@@ -19,7 +19,7 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import ConnectionPool
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from pgjobs import Client, Job, WorkerPool, constant
+from pgjobs import Client, Job, WorkerPool, WorkMap, constant
 from pgjobs.contrib.django import DjangoSource
 from pgjobs.contrib.sqlalchemy import SQLAlchemySource
 from pgjobs.work_map import HandlerFunction
@@ -81,9 +81,8 @@ class Effect(Base):
 
 class SQLAlchemyApp:
     def __init__(self, dsn: str, schema: str, **settings: Any) -> None:
-        url = sqlalchemy.URL.create(
-            "postgresql+psycopg", query={key: str(value) for key, value in conninfo_to_dict(dsn).items()}
-        )
+        where = {name: str(value) for name, value in conninfo_to_dict(dsn).items()}
+        url = sqlalchemy.URL.create("postgresql+psycopg", query=where)
         self.engine = sqlalchemy.create_engine(url, **settings)
         self.client = Client(SQLAlchemySource(self.engine), schema=schema)
 
@@ -211,12 +210,12 @@ class Trial:
     def run(self, *handlers: HandlerFunction, **settings: Any) -> list[Job[Any]]:
         """Run one job with each handler, all on one thread and, where nothing is wrong, one connection."""
         jobs = []
-        current: list[HandlerFunction] = []
-        pool = WorkerPool(self.client, {"test": lambda tx, job: current[-1](tx, job)}, **{"backoff": LATER, **settings})  # noqa: PLW0108  the last one of that moment
+        work_map = WorkMap()
+        pool = WorkerPool(self.client, work_map, **{"backoff": LATER, **settings})
         with self.client.source.checkout() as held, pool._watch.running():
-            for handler in handlers:
-                current.append(handler)
-                jobs.append(self.enqueue())
+            for number, handler in enumerate(handlers):
+                work_map[f"test-{number}"] = handler
+                jobs.append(self.enqueue(f"test-{number}"))
                 assert pool._executor.run_next(held, "default") is not None
         return [self.job(job) for job in jobs]
 

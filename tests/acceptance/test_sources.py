@@ -106,10 +106,10 @@ def test_what_a_handler_writes_is_committed_with_the_job(made: Trial, app: App) 
         seen.append((made.effects, made.jobs, made.job(job).state))
 
     (job,) = made.run(handler)
-    assert seen == [([], ["test"], JobState.RUNNING)], "nobody sees any of it before"
+    assert seen == [([], ["test-0"], JobState.RUNNING)], "nobody sees any of it before"
     assert job.state == JobState.COMPLETED
     assert made.effects == ["written"]
-    assert made.jobs == ["test", "follow-up"]
+    assert made.jobs == ["test-0", "follow-up"]
 
 
 def test_what_a_failing_handler_has_written_is_gone_and_its_attempt_on_record(made: Trial, app: App) -> None:
@@ -121,7 +121,7 @@ def test_what_a_failing_handler_has_written_is_gone_and_its_attempt_on_record(ma
 
     (job,) = made.run(handler)
     assert (job.state, job.attempt, job.last_error) == (JobState.RETRYABLE, 1, "no further")
-    assert (made.effects, made.jobs) == ([], ["test"])
+    assert (made.effects, made.jobs) == ([], ["test-0"])
 
 
 def test_an_sql_error_in_the_handler_is_the_attempts_failure(made: Trial, app: App) -> None:
@@ -280,10 +280,12 @@ def test_a_handler_that_resists_is_cut_off_and_its_thread_replaced(
 ) -> None:
     """Its connection is given up on its behalf; when it comes back, it writes nothing."""
     monkeypatch.setattr("pgjobs.attempt.AFTER_TIMEOUT", Patience(raised=0.2, severed=0.4, stuck=0.6))
-    release, ended = threading.Event(), threading.Event()
+    release = threading.Event()
+    threads: list[threading.Thread] = []
     failures: list[BaseException] = []
 
     def deaf(tx: Any, job: Job[Any]) -> None:
+        threads.append(threading.current_thread())
         app.write(tx, "half done")
         while not release.is_set():
             with suppress(Interrupted):
@@ -293,8 +295,6 @@ def test_a_handler_that_resists_is_cut_off_and_its_thread_replaced(
         except Exception as error:
             failures.append(error)
             raise
-        finally:
-            ended.set()
 
     handlers = {
         "test": Handler(deaf, timeout=timedelta(seconds=0.3)),
@@ -307,7 +307,8 @@ def test_a_handler_that_resists_is_cut_off_and_its_thread_replaced(
             assert made.job(job).last_error == "timed out after 0.3 s"
         finally:
             release.set()
-        assert ended.wait(10)
+        threads[0].join(10)
+        assert not threads[0].is_alive()
     assert len(failures) == 1
     assert made.effects == ["next"]
     assert no_transaction_is_open(made)

@@ -1,0 +1,443 @@
+"""What is SQLAlchemy's own: Sessions that flush, commit and roll back inside the job's transaction."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+import sqlalchemy
+from sqlalchemy import create_engine, event, select, text
+from sqlalchemy.exc import IntegrityError, ResourceClosedError
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
+from sqlalchemy.pool import NullPool
+
+from pgjobs import Client, InvalidSetting, InvalidTransaction, Job, JobState, WorkerPool
+from pgjobs.contrib.sqlalchemy import SQLAlchemySource
+from tests.acceptance.frameworks import Effect, SQLAlchemyApp, Trial, backend, trial
+from tests.waiting import wait_until
+
+NOTHING: dict[str, Any] = {}
+
+
+@pytest.fixture
+def app(fresh_database: str) -> SQLAlchemyApp:
+    return SQLAlchemyApp(fresh_database, "pgjobs")
+
+
+@pytest.fixture
+def made(app: SQLAlchemyApp, fresh_database: str) -> Iterator[Trial]:
+    with trial(app, fresh_database) as made:
+        yield made
+
+
+def write(session: Session, note: str) -> None:
+    session.add(Effect(note=note))
+
+
+def write_next(session: Session, job: Job[Any]) -> None:
+    write(session, "next")
+
+
+# --- enqueue
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+@pytest.mark.parametrize("form", ["Session", "scoped_session", "Connection"])
+def test_a_job_goes_the_way_of_its_transaction(made: Trial, app: SQLAlchemyApp, form: str, end: str) -> None:
+    """Also when the enqueue is the first that SQLAlchemy hears of a transaction: else its commit() would do nothing."""
+    tx: Any = {
+        "Session": lambda: Session(app.engine),
+        "scoped_session": lambda: scoped_session(sessionmaker(app.engine)),
+        "Connection": app.engine.connect,
+    }[form]()
+    made.client.enqueue(tx, NOTHING, kind="test")
+    assert made.jobs == []
+    getattr(tx, end)()
+    tx.close()
+    assert made.jobs == (["test"] if end == "commit" else [])
+
+
+def test_a_savepoint_of_the_session_takes_its_job_along(made: Trial, app: SQLAlchemyApp) -> None:
+    with Session(app.engine) as session:
+        made.client.enqueue(session, NOTHING, kind="kept")
+        with session.begin_nested() as savepoint:
+            made.client.enqueue(session, NOTHING, kind="dropped")
+            savepoint.rollback()
+        session.commit()
+    assert made.jobs == ["kept"]
+
+
+def test_an_enqueue_flushes_nothing(made: Trial, app: SQLAlchemyApp) -> None:
+    with Session(app.engine) as session:
+        write(session, "pending")
+        made.client.enqueue(session, NOTHING, kind="test")
+        assert session.new
+        session.commit()
+    assert (made.jobs, made.effects) == (["test"], ["pending"])
+
+
+def test_a_session_goes_on_after_an_enqueue(made: Trial, app: SQLAlchemyApp) -> None:
+    with Session(app.engine) as session:
+        made.client.enqueue(session, NOTHING, kind="one-1")
+        session.commit()
+        made.client.enqueue(session, NOTHING, kind="two-2")
+        session.rollback()
+        made.client.enqueue(session, NOTHING, kind="three")
+        session.commit()
+    assert made.jobs == ["one-1", "three"]
+
+
+def test_another_driver_is_refused_with_what_to_write_instead() -> None:
+    engine = create_engine("sqlite://")
+    with pytest.raises(InvalidSetting, match=r"postgresql\+psycopg"):
+        SQLAlchemySource(engine)
+    with Session(engine) as session, pytest.raises(InvalidTransaction, match=r"sqlite3.*postgresql\+psycopg"):
+        Client("postgresql://nowhere").enqueue(session, NOTHING, kind="test")
+    engine.dispose()
+    with pytest.raises(InvalidSetting, match="Engine"):
+        SQLAlchemySource("postgresql://nowhere")  # type: ignore[arg-type]
+
+
+# --- the handler's Session
+
+
+def test_what_is_pending_when_the_handler_returns_is_committed_with_the_job(made: Trial) -> None:
+    def change(session: Session, job: Job[Any]) -> None:
+        found = session.scalars(select(Effect)).one()
+        found.note = "changed"
+        write(session, "added")
+
+    def delete(session: Session, job: Job[Any]) -> None:
+        session.delete(session.scalars(select(Effect).where(Effect.note == "changed")).one())
+
+    jobs = made.run(lambda session, job: write(session, "new"), change, delete)
+    assert [job.state for job in jobs] == [JobState.COMPLETED] * 3
+    assert made.effects == ["added"]
+
+
+def test_a_flush_that_fails_at_the_end_is_the_attempts_failure_in_full(made: Trial) -> None:
+    def handler(session: Session, job: Job[Any]) -> None:
+        write(session, "first")
+        session.flush()
+        write(session, "first")
+
+    job, _ = made.run(handler, write_next)
+    assert job.state == JobState.RETRYABLE
+    assert (job.last_error or "").startswith("(psycopg.errors.UniqueViolation)")
+    assert made.effects == ["next"]
+
+
+def test_what_listeners_add_while_it_is_flushed_is_flushed_too(made: Trial, app: SQLAlchemyApp) -> None:
+    def after_flush(session: Session, flush: Any) -> None:
+        if "after" not in session.info:
+            session.info["after"] = True
+            write(session, "after")
+
+    def handler(session: Session, job: Job[Any]) -> None:
+        event.listen(session, "before_commit", lambda session: write(session, "before the commit"))
+        event.listen(session, "after_flush_postexec", after_flush)
+        write(session, "by the handler")
+
+    made.run(handler)
+    assert sorted(made.effects) == ["after", "before the commit", "by the handler"]
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["returns", "raises"])
+def test_a_commit_in_the_handler_commits_nothing_before_the_job(made: Trial, fails: bool) -> None:
+    seen = []
+
+    def handler(session: Session, job: Job[Any]) -> None:
+        write(session, "one")
+        session.commit()
+        seen.append(made.effects)
+        write(session, "two")
+        session.commit()
+        made.client.enqueue(session, NOTHING, kind="follow-up", queue="other")
+        session.commit()
+        write(session, "three")
+        if fails:
+            raise ValueError("no further")
+
+    job, _ = made.run(handler, write_next)
+    assert seen == [[]]
+    assert job.state == (JobState.RETRYABLE if fails else JobState.COMPLETED)
+    assert made.effects == (["next"] if fails else ["one", "two", "three", "next"])
+    assert made.jobs.count("follow-up") == (0 if fails else 1)
+
+
+def drop_by_rollback(session: Session) -> None:
+    write(session, "dropped")
+    session.flush()
+    session.rollback()
+
+
+def drop_by_close(session: Session) -> None:
+    write(session, "dropped")
+    session.flush()
+    session.close()
+
+
+def drop_by_error(session: Session) -> None:
+    write(session, "kept")
+    session.commit()
+    write(session, "kept")
+    with pytest.raises(IntegrityError):
+        session.flush()
+    session.rollback()
+
+
+def drop_by_savepoint(session: Session) -> None:
+    with session.begin_nested() as savepoint:
+        write(session, "dropped")
+        session.flush()
+        savepoint.rollback()
+
+
+def drop_by_begin(session: Session) -> None:
+    with suppress(ZeroDivisionError), session.begin():
+        write(session, "dropped")
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("drop", [drop_by_rollback, drop_by_close, drop_by_error, drop_by_savepoint, drop_by_begin])
+def test_a_handler_may_drop_what_it_wrote_and_go_on(made: Trial, drop: Callable[[Session], None]) -> None:
+    """The lock on the job and what follows are not touched by it."""
+
+    def handler(session: Session, job: Job[Any]) -> None:
+        drop(session)
+        row = made.query("SELECT id FROM pgjobs.job WHERE id = %s FOR UPDATE SKIP LOCKED", job.id)
+        assert row == [], "the row is still locked"
+        write(session, "after it")
+
+    job, _ = made.run(handler, write_next)
+    assert (job.state, job.last_error) == (JobState.COMPLETED, None)
+    assert [note for note in made.effects if note != "kept"] == ["after it", "next"]
+
+
+def test_a_failed_flush_that_the_handler_swallows_is_no_success(made: Trial) -> None:
+    """SQLAlchemy has rolled back to its savepoint then: the job would complete without the handler's writes."""
+
+    def handler(session: Session, job: Job[Any]) -> None:
+        write(session, "half done")
+        session.flush()
+        write(session, "half done")
+        with pytest.raises(IntegrityError):
+            session.flush()
+
+    job, _ = made.run(handler, write_next)
+    assert job.state == JobState.RETRYABLE
+    assert "flush failed" in (job.last_error or "")
+    assert made.effects == ["next"]
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback", "close", "invalidate", "detach"])
+def test_a_handler_that_ends_the_connections_transaction_has_failed(made: Trial, end: str) -> None:
+    def handler(session: Session, job: Job[Any]) -> None:
+        session.execute(text("SELECT 1"))
+        getattr(session.connection(), end)()
+
+    job, following = made.run(handler, write_next)
+    assert (job.state, job.error_count) == (JobState.RETRYABLE, 1)
+    assert following.state == JobState.COMPLETED
+    assert made.effects == ["next"]
+
+
+def test_a_connection_that_a_handler_gave_back_is_let_alone(made: Trial, app: SQLAlchemyApp) -> None:
+    """It may be at work for somebody else already: it is neither shut down nor closed."""
+    taken: list[sqlalchemy.Connection] = []
+    used = []
+
+    def handler(session: Session, job: Job[Any]) -> None:
+        used.append(session.scalar(text("SELECT pg_backend_pid()")))
+        session.connection().close()
+        taken.append(app.engine.connect())
+        used.append(taken[0].scalar(text("SELECT pg_backend_pid()")))
+
+    job, _ = made.run(handler, write_next)
+    assert job.state == JobState.RETRYABLE
+    assert used[0] == used[1]
+    with taken[0]:
+        assert taken[0].scalar(text("SELECT 1")) == 1
+
+
+def test_a_session_that_goes_to_another_connection_is_no_success(made: Trial, app: SQLAlchemyApp) -> None:
+    class Elsewhere(Session):
+        def get_bind(self, *args: Any, **kwargs: Any) -> Any:
+            return app.engine
+
+    client = Client(SQLAlchemySource(app.engine, session=Elsewhere))
+    job = client.enqueue(None, NOTHING, kind="test")
+    WorkerPool(client, {"test": lambda session, job: write(session, "elsewhere")}).work_one()
+    client.close()
+    assert "beside the job's" in (made.job(job).last_error or "")
+    assert made.effects == []
+
+
+def test_the_applications_sessionmaker_makes_the_session(made: Trial, app: SQLAlchemyApp) -> None:
+    factory = sessionmaker(app.engine, expire_on_commit=False, info={"made by": "factory"}, twophase=True)
+    client = Client(SQLAlchemySource(app.engine, session=factory))
+    seen = []
+
+    def handler(session: Session, job: Job[Any]) -> None:
+        seen.append((session.info, session.expire_on_commit))
+        write(session, "written")
+
+    client.enqueue(None, NOTHING, kind="test")
+    WorkerPool(client, {"test": handler}).work_one()
+    client.close()
+    assert seen == [({"made by": "factory"}, False)]
+    assert made.effects == ["written"]
+
+
+def test_a_cursor_of_the_server_works_in_the_handler(made: Trial) -> None:
+    seen: list[int] = []
+
+    def handler(session: Session, job: Job[Any]) -> None:
+        rows = session.execute(text("SELECT generate_series(1, 50)"), execution_options={"yield_per": 7})
+        seen.extend(rows.scalars())
+
+    (job,) = made.run(handler)
+    assert job.last_error is None
+    assert seen == list(range(1, 51))
+
+
+# --- its end
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["commits", "fails at the commit"])
+def test_listeners_hear_of_the_end_when_it_is_certain(made: Trial, fails: bool) -> None:
+    made.query("CREATE TABLE parent (note text PRIMARY KEY)")
+    made.query("ALTER TABLE effect ADD FOREIGN KEY (note) REFERENCES parent DEFERRABLE INITIALLY DEFERRED")
+    if not fails:
+        made.query("INSERT INTO parent VALUES ('written')")
+    heard = []
+
+    def handler(session: Session, job: Job[Any]) -> None:
+        event.listen(session, "after_commit", lambda session: heard.append(("committed", made.effects)))
+        event.listen(session, "after_rollback", lambda session: heard.append(("rolled back", made.effects)))
+        write(session, "written")
+
+    made.run(handler)
+    assert heard == ([("rolled back", [])] if fails else [("committed", ["written"])])
+
+
+def test_a_listener_that_fails_after_the_commit_changes_nothing(made: Trial, caplog: pytest.LogCaptureFixture) -> None:
+    def handler(session: Session, job: Job[Any]) -> None:
+        event.listen(session, "after_commit", lambda session: 1 / 0)
+        write(session, "written")
+
+    with caplog.at_level(logging.ERROR):
+        jobs = made.run(handler, write_next)
+    assert [job.state for job in jobs] == [JobState.COMPLETED] * 2
+    assert made.effects == ["written", "next"]
+    assert "division by zero" in caplog.text
+
+
+@pytest.mark.parametrize("what", ["session", "connection", "result"])
+def test_a_thread_that_keeps_something_of_sqlalchemys_cannot_write_into_the_next_job(
+    made: Trial, app: SQLAlchemyApp, what: str
+) -> None:
+    kept: list[Any] = []
+    used = []
+
+    def keep(session: Session, job: Job[Any]) -> None:
+        used.append(backend(app, session))
+        kept.append(
+            {
+                "session": session,
+                "connection": session.connection(),
+                "result": session.execute(text("SELECT generate_series(1, 3)")),
+            }[what]
+        )
+
+    def handler(session: Session, job: Job[Any]) -> None:
+        used.append(backend(app, session))
+        if what == "connection":
+            with pytest.raises(ResourceClosedError):
+                kept[0].execute(text("INSERT INTO effect (note) VALUES ('smuggled in')"))
+
+    _, job = made.run(keep, handler)
+    assert job.last_error is None
+    assert used[0] != used[1]
+    assert made.effects == []
+
+
+def test_an_object_that_is_kept_costs_no_connection(made: Trial, app: SQLAlchemyApp) -> None:
+    kept: list[Effect] = []
+    used = []
+
+    def handler(session: Session, job: Job[Any]) -> None:
+        used.append(backend(app, session))
+        kept.append(Effect(note=f"effect {job.id}"))
+        session.add(kept[-1])
+
+    made.run(handler, handler)
+    assert used[0] == used[1]
+
+
+# --- the engine's connections
+
+
+def test_what_the_application_sets_on_connect_is_there_for_every_job(made: Trial, app: SQLAlchemyApp) -> None:
+    @event.listens_for(app.engine, "connect")
+    def configure(conn: Any, record: Any) -> None:
+        autocommit, conn.autocommit = conn.autocommit, True
+        conn.execute("SET application_name = 'an application'")
+        conn.autocommit = autocommit
+
+    seen = []
+
+    def handler(session: Session, job: Job[Any]) -> None:
+        seen.append(session.scalar(text("SHOW application_name")))
+        session.execute(text("SET application_name = 'soiled'"))
+
+    made.run(handler, handler)
+    assert seen == ["an application"] * 2
+
+
+def test_a_connection_goes_back_to_the_engine_as_it_came(made: Trial, app: SQLAlchemyApp) -> None:
+    made.run(write_next)
+    with app.engine.connect() as connection:
+        conn: Any = connection.connection.driver_connection
+        assert not conn.autocommit
+        connection.execute(text("INSERT INTO effect (note) VALUES ('not committed')"))
+    assert made.effects == ["next"]
+    assert app.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+
+
+def test_an_idle_pool_holds_no_connection_of_the_engine(made: Trial, app: SQLAlchemyApp) -> None:
+    with WorkerPool(made.client, {"test": write_next}, queues={"default": 3}):
+        job = made.enqueue()
+        wait_until(lambda: made.job(job).state == JobState.COMPLETED)
+        wait_until(lambda: app.engine.pool.checkedout() == 0)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "settings", [{"poolclass": NullPool}, {"isolation_level": "SERIALIZABLE"}, {"pool_pre_ping": True}], ids=str
+)
+def test_engines_of_other_settings_work(fresh_database: str, settings: dict[str, Any]) -> None:
+    app = SQLAlchemyApp(fresh_database, "pgjobs", **settings)
+    with trial(app, fresh_database) as made:
+        first, second = made.run(write_next, write_next)
+        assert (first.state, second.state) == (JobState.COMPLETED, JobState.RETRYABLE)
+        assert made.effects == ["next"]
+        with WorkerPool(made.client, {"test": lambda session, job: write(session, "by a pool")}):
+            job = made.enqueue()
+            wait_until(lambda: made.job(job).state == JobState.COMPLETED)
+
+
+def test_an_engine_without_a_free_connection_is_waited_for(
+    fresh_database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = SQLAlchemyApp(fresh_database, "pgjobs", pool_size=1, max_overflow=0, pool_timeout=0.1)
+    with trial(app, fresh_database) as made:
+        job = made.enqueue()
+        connection = app.engine.connect()
+        with WorkerPool(made.client, {"test": write_next}, queues={"default": 1}):
+            wait_until(lambda: "QueuePool limit" in caplog.text)
+            assert made.job(job).state == JobState.AVAILABLE
+            connection.close()
+            wait_until(lambda: made.job(job).state == JobState.COMPLETED)
