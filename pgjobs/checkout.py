@@ -45,6 +45,9 @@ class Checkout(ABC):
 
     conn: AnyConnection
     spoiled: bool  # not for another job
+    hot_path: Any  # what the claimer keeps with the connection
+    configures = True  # whether its owner has settings of his own, which a reset takes away
+    can_prepare = False  # whether statements may be prepared on it, and jobs follow each other without a pause
 
     def __init__(self) -> None:
         self._take()
@@ -70,6 +73,7 @@ class Checkout(ABC):
         self.conn = self._get()
         self._gone = False
         self.spoiled = False
+        self.hot_path = None
         self._kept = {name: getattr(self.conn, name) for name in _PYTHON_STATE}
         self._callbacks = (list(self.conn._notice_handlers), list(self.conn._notify_handlers))
         if not self._kept["autocommit"]:
@@ -112,6 +116,15 @@ class Checkout(ABC):
         )
 
     @property
+    def in_transaction(self) -> bool:
+        return bool(self.conn.info.transaction_status == TransactionStatus.INTRANS)
+
+    @property
+    def in_block(self) -> bool:
+        """Whether a block of `conn.transaction()` was left open. psycopg keeps it to itself."""
+        return self.conn._num_transactions > 0
+
+    @property
     def in_statement(self) -> bool:
         """Whether the server is at work for it. May be asked from any thread."""
         return self._ours and bool(self.conn.info.transaction_status == TransactionStatus.ACTIVE)
@@ -140,6 +153,9 @@ class Checkout(ABC):
         """Make the connection what it was before the handler: the session, which was reset, as its owner configures
         it; and the attributes of the object. Spoiled, if that cannot be done."""
         try:
+            if self.in_transaction:  # the next job is there already, and the session was looked after
+                self.forget_python_state()
+                return
             self._configure()
             self.conn.rollback()  # sends nothing, but fails when a transaction() block was left open
             self.forget_python_state()
@@ -186,14 +202,17 @@ class Checkout(ABC):
 class PoolCheckout(Checkout):
     """A hold on a connection of a psycopg pool, which is what the handler is given."""
 
-    def __init__(self, pool: ConnectionPool[Any]) -> None:
+    def __init__(self, pool: ConnectionPool[Any], *, may_prepare: bool) -> None:
         self._pool = pool
+        self._may_prepare = may_prepare
         # psycopg_pool keeps it to itself; without it, restore() would have to give up every connection
         self._configure_anew: Callable[[AnyConnection], None] | None = pool._configure
+        self.configures = self._configure_anew is not None
         super().__init__()
 
     def _get(self) -> AnyConnection:
         conn: AnyConnection = self._pool.getconn()
+        self.can_prepare = self._may_prepare or conn.prepare_threshold is not None
         return conn
 
     def _put(self, conn: AnyConnection) -> None:

@@ -17,8 +17,10 @@ from pgjobs.attempt import SERVER_GRACE
 from pgjobs.checkout import Checkout
 from pgjobs.error_text import one_line
 from pgjobs.errors import AttemptLost
+from pgjobs.hot_path import HotPath, HotStatements, hot_path
 from pgjobs.job import Job
-from pgjobs.store import ServerFacts, Store
+from pgjobs.outcome import COMPLETED, Kept
+from pgjobs.store import CLAIM_DEFAULTS, ClaimValues, Finished, ServerFacts, Store
 from pgjobs.work_map import Handler, WorkMap
 
 log = logging.getLogger("pgjobs.claim")
@@ -27,6 +29,16 @@ log = logging.getLogger("pgjobs.claim")
 # must not take the count of its attempt with it.
 _CAUTIOUS = timedelta(minutes=5)
 _NOT_ASKED = float("inf")
+# A better job that appears before the mark waits no longer than this.
+_FULL_SCAN_EVERY = 0.1  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class _Mark:
+    """The job of a queue that was claimed last: what stands before it in the index is most likely dead."""
+
+    values: ClaimValues
+    until: float  # when to look at all again, by the monotonic clock
 
 
 @dataclass
@@ -42,16 +54,67 @@ class Claimer:
     unknown_kinds: Literal["error", "leave"] | Handler = "error"
     lease: timedelta = timedelta(minutes=1)
     _facts: ServerFacts | None = None
+    _settings: ClaimValues = field(default_factory=ClaimValues)
+    _settings_of: int = -1
+    _plain_kinds: set[str] = field(default_factory=set)
+    _marks: dict[str, _Mark] = field(default_factory=dict)
     _cautious_until: float = _NOT_ASKED
     _asking: threading.Lock = field(default_factory=threading.Lock)
 
+    def __post_init__(self) -> None:
+        self._hot_statements = HotStatements(self.store)
+
     def claim(self, held: Checkout, queue: str, *, id: int | None = None) -> Job[Any] | None:
         """The next job, or the one with this id, locked in the transaction that is open now; None if there is none."""
+        facts = self._facts or self._ask_server(held)
+        hot = self._hot_path(held, facts)
+        if hot is not None and hot.next is not None:  # came with the finish of the one before
+            following, hot.next = hot.next, None
+            return following
+        mark = self._mark(queue) if id is None else None
         try:
-            return self._claim(held, queue, id, self._facts or self._ask_server(held))
+            job = self._claim(held, hot, self._values(queue, id, mark, facts))
+            if job is None and mark is not None:  # there may be some before the mark
+                self._look_at_all(queue)
+                job = self._claim(held, hot, self._values(queue, id, None, facts))
         except psycopg.OperationalError:
             self.be_cautious()
             raise
+        self._note(queue, job)
+        return job
+
+    def complete(self, held: Checkout, job: Job[Any], kept: Kept, *, go_on: bool) -> Finished:
+        """Commit the handler's writes together with the completion; and if there is work to go on with, have the next
+        job claimed and locked in the same round trip, for the `claim` that follows."""
+        hot: HotPath | None = held.hot_path
+        if hot is None or job.kind in self._plain_kinds:
+            return self.store.complete(held.conn, job, COMPLETED, kept)
+        if hot.used and held.configures:
+            go_on = False  # its owner's settings come first
+        assert self._facts is not None
+        then = self._values(job.queue, None, self._mark(job.queue), self._facts) if go_on else None
+        try:
+            finished, problem = hot.complete(job, kept, self.order, then)
+        except psycopg.errors.InvalidSqlStatementName:
+            self._plain_kinds.add(job.kind)  # its handler deallocates what others have prepared
+            raise
+        if problem is not None:  # with the next one; this one is finished
+            self._take_back(held, then, problem)
+        elif hot.next is not None:
+            self._note(job.queue, hot.next)
+        return finished
+
+    def leave(self, held: Checkout) -> None:
+        """Nothing is claimed any more: give back what came with the last finish and is not to be started."""
+        hot: HotPath | None = held.hot_path
+        if hot is None or hot.next is None:
+            return
+        job, hot.next = hot.next, None
+        if not held.usable or held.spoiled:
+            held.renew()
+        self.store.rollback(held.conn)
+        assert job.token is not None
+        self.store.release_claim(held.conn, queue=job.queue, token=job.token)
 
     def be_cautious(self) -> None:
         """A connection was lost: let claims wait for the disk for a while."""
@@ -75,38 +138,92 @@ class Claimer:
             log.warning("job %d: its timeout cannot be told, the pool's holds: %s", job.id, one_line(error))
             return self.timeout
 
-    def _claim(self, held: Checkout, queue: str, id: int | None, facts: ServerFacts) -> Job[Any] | None:
-        token = uuid4()
-        kinds = list(self.work_map)
+    def _claim(self, held: Checkout, hot: HotPath | None, values: ClaimValues) -> Job[Any] | None:
+        which = self.order if values["id"] is None else "id"
         try:
-            return self.store.claim(
-                held.conn,
-                queue=queue,
-                token=token,
-                worker=self.worker,
-                which=self.order if id is None else "id",
-                id=id,
-                kinds=kinds if self.unknown_kinds == "leave" else None,
-                detached=[kind for kind in kinds if self.work_map[kind].detached],
-                lease=self.lease,
-                synchronous_commit=time.monotonic() < self._cautious_until,
-                check_interval="500ms" if facts.can_check_connections else "0",
-                bounded_by=facts.transaction_bound,
-                bound=_milliseconds(self._bound_of(self.unknown_kinds)),
-                bounds=self._bounds(),
-            )
-        except (AttemptLost, psycopg.Error) as error:
-            if held.usable:
+            try:
+                return self.store.claim(held.conn, which=which, **values) if hot is None else hot.claim(which, values)
+            except psycopg.errors.InvalidSqlStatementName:
+                if hot is None:
+                    raise
+                hot.forget()
                 self.store.rollback(held.conn)
-                if self.store.release_claim(held.conn, queue=queue, token=token):
-                    log.warning("a claimed job could not be locked, its attempt is given back: %s", one_line(error))
+                return hot.claim(which, values)
+        except (AttemptLost, psycopg.Error) as error:
+            self._take_back(held, values, error)
             if isinstance(error, AttemptLost):
                 return None
             raise
 
+    def _take_back(self, held: Checkout, values: ClaimValues | None, error: Exception) -> None:
+        """After a claim that went wrong: if it was committed all the same, the attempt is given back."""
+        if held.usable and values is not None:
+            self.store.rollback(held.conn)
+            if self.store.release_claim(held.conn, queue=values["queue"], token=values["token"]):
+                log.warning("a claimed job could not be locked, its attempt is given back: %s", one_line(error))
+
+    def _values(self, queue: str, id: int | None, mark: _Mark | None, facts: ServerFacts) -> ClaimValues:
+        if self._settings_of != self.work_map.changes:
+            self._settings_of, self._settings = self.work_map.changes, self._current_settings(facts)
+        values: ClaimValues = {**self._settings, "queue": queue, "token": uuid4(), "id": id}
+        values["synchronous_commit"] = time.monotonic() < self._cautious_until
+        if mark is not None:
+            values.update(mark.values)
+        return values
+
+    def _current_settings(self, facts: ServerFacts) -> ClaimValues:
+        """What is the same for all claims, until the WorkMap changes."""
+        kinds = list(self.work_map)
+        return {
+            **CLAIM_DEFAULTS,
+            "worker": self.worker,
+            "kinds": kinds if self.unknown_kinds == "leave" else None,
+            "detached": [kind for kind in kinds if self.work_map[kind].detached],
+            "lease": self.lease,
+            "check_interval": "500ms" if facts.can_check_connections else "0",
+            "bounded_by": facts.transaction_bound,
+            "bound": _milliseconds(self._bound_of(self.unknown_kinds)),
+            "bounds": self._bounds(),
+        }
+
+    def _hot_path(self, held: Checkout, facts: ServerFacts) -> HotPath | None:
+        """The hot path of this connection; None where it cannot be used."""
+        if held.hot_path is None and held.can_prepare and not facts.pooled:
+            held.hot_path = hot_path(held.conn, self._hot_statements)
+        hot: HotPath | None = held.hot_path
+        return hot
+
+    # --- the low-water mark
+
+    def _mark(self, queue: str) -> _Mark | None:
+        """Where to start looking: behind the job that was claimed last, or, now and then, at the beginning."""
+        mark = self._marks.get(queue)
+        if mark is None or time.monotonic() >= mark.until:
+            self._look_at_all(queue)
+            return None
+        return mark
+
+    def _look_at_all(self, queue: str) -> None:
+        """This thread does, this time; the others meanwhile go by the mark."""
+        mark = self._marks.get(queue)
+        if mark is not None:
+            self._marks[queue] = replace(mark, until=time.monotonic() + _FULL_SCAN_EVERY)
+
+    def _note(self, queue: str, job: Job[Any] | None) -> None:
+        if job is None:
+            self._marks.pop(queue, None)
+            return
+        mark = self._marks.get(queue)
+        values: ClaimValues = {
+            "mark_priority": job.priority,
+            "mark_time": job.scheduled_at.isoformat(),
+            "mark_id": job.id,
+        }
+        self._marks[queue] = _Mark(values, time.monotonic() + _FULL_SCAN_EVERY if mark is None else mark.until)
+
     def _bounds(self) -> str:
-        """How long the server lets a job hold its transaction, by kind, as JSON. Asked for at each claim, since the
-        WorkMap may grow. A timeout that depends on the job is known too late for a bound."""
+        """How long the server lets a job hold its transaction, by kind, as JSON. A timeout that depends on the job is
+        known too late for a bound."""
         own = {
             kind: _milliseconds(self._bound_of(handler))
             for kind, handler in list(self.work_map.items())

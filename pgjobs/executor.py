@@ -29,21 +29,34 @@ class Executor:
     middleware: Sequence[Middleware] = ()
     code_version: str | None = None
 
-    def run_next(self, held: Checkout, queue: str, *, claimed: Callable[[], None] = lambda: None) -> Job[Any] | None:
+    def run_next(
+        self,
+        held: Checkout,
+        queue: str,
+        *,
+        claimed: Callable[[], None] = lambda: None,
+        go_on: Callable[[], bool] = lambda: False,
+    ) -> Job[Any] | None:
         """Claim the next job of the queue and run it to its end. The job as it was claimed, or None if there was none.
 
-        `claimed` is called before the handler: where one job was, there may be more. Whatever a handler does is an
-        outcome; raises only what the connection raises before or after.
+        `claimed` is called before the handler: where one job was, there may be more. `go_on` says after it whether
+        another call follows, which then finds the next job claimed already. Whatever a handler does is an outcome;
+        raises only what the connection raises before or after.
         """
         job = self._claim(held, queue)
         if job is None:
             return None
         claimed()
         references = held.references()
-        self._run(held, self._attempt(held, job))
+        self._run(held, self._attempt(held, job), lambda: held.references() <= references and go_on())
         if held.spoiled or held.references() > references:
+            self.claimer.leave(held)
             held.renew()
         return job
+
+    def leave(self, held: Checkout) -> None:
+        """No call follows: what is claimed already is given back."""
+        self.claimer.leave(held)
 
     def _claim(self, held: Checkout, queue: str) -> Job[Any] | None:
         try:
@@ -66,14 +79,15 @@ class Executor:
             attempt.set_metadata({"code_version_processed": self.code_version})
         return attempt
 
-    def _run(self, held: Checkout, attempt: Attempt) -> None:
+    def _run(self, held: Checkout, attempt: Attempt, go_on: Callable[[], bool]) -> None:
         self.watch.add(attempt)
         try:
             if attempt.held is None:
                 self.finisher.rollback(held)  # the lease holds the job from here on
                 held.let_go()
             error = self._start(attempt)
-            self.finisher.finish(held, attempt, error)
+            going_on = error is None and not attempt.tainted and not held.in_block and go_on()
+            self.finisher.finish(held, attempt, error, go_on=going_on)
         except BaseException:
             held.spoiled = True  # whatever state it is in: not for the next job
             raise

@@ -19,7 +19,7 @@ from pgjobs.backoff import Backoff
 from pgjobs.checkout import Checkout
 from pgjobs.claim import Claimer
 from pgjobs.error_text import one_line
-from pgjobs.errors import AttemptLost, Cancel, Discard, JobCancelled, NotRunning, TransactionBroken
+from pgjobs.errors import AttemptLost, Cancel, Discard, JobCancelled, JobStopped, NotRunning, TransactionBroken
 from pgjobs.events import Event, EventKind, Events, JobStats
 from pgjobs.hooks import ErrorHandler, HookCalls
 from pgjobs.job import Job, JobState
@@ -44,11 +44,12 @@ class Finisher:
     hooks: HookCalls
     events: Events
 
-    def finish(self, held: Checkout, attempt: Attempt, error: BaseException | None) -> None:
-        """Write what became of an attempt whose handler returned, or raised `error`."""
+    def finish(self, held: Checkout, attempt: Attempt, error: BaseException | None, *, go_on: bool = False) -> None:
+        """Write what became of an attempt whose handler returned, or raised `error`. `go_on` with the next job, if that
+        can be claimed in the same round trip."""
         started, committed = time.monotonic(), False
         try:
-            outcome, finished, error = self._write(held, attempt, error)
+            outcome, finished, error = self._write(held, attempt, error, go_on)
             committed = error is None
         except AttemptLost as lost:
             log.warning("%s: its outcome stands already: it was finished for it, rescued, or changed", lost)
@@ -86,10 +87,10 @@ class Finisher:
     # --- write
 
     def _write(
-        self, held: Checkout, attempt: Attempt, error: BaseException | None
+        self, held: Checkout, attempt: Attempt, error: BaseException | None, go_on: bool
     ) -> tuple[Outcome, Finished | None, BaseException | None]:
         if error is None:
-            ended = self._complete(held, attempt)
+            ended = self._complete(held, attempt, go_on)
             if not isinstance(ended, BaseException):
                 return COMPLETED, ended, None
             error = attempt.reason if attempt.severed and attempt.reason else ended
@@ -97,16 +98,18 @@ class Finisher:
         outcome = self._decide(attempt, error)
         return outcome, self._record(held, attempt, outcome), error
 
-    def _complete(self, held: Checkout, attempt: Attempt) -> Finished | BaseException | None:
+    def _complete(self, held: Checkout, attempt: Attempt, go_on: bool) -> Finished | BaseException | None:
         """Commit the handler's writes and the completion together, or say why they cannot be."""
         if attempt.held is None:
             return self._complete_detached(held, attempt)
         if not held.usable:
             return TransactionBroken("the handler left its connection closed, or in the middle of a command")
         try:
-            finished = self.store.complete(held.conn, attempt.job, COMPLETED, attempt.kept)
+            finished = self.claimer.complete(held, attempt.job, attempt.kept, go_on=go_on)
         except AttemptLost:
             return TransactionBroken("the handler changed the row of its own job, or gave up the lock on it")
+        except psycopg.errors.InvalidSqlStatementName:
+            return JobStopped("the handler deallocated what pgjobs had prepared; it runs again, without that")
         except psycopg.Error as error:
             return _why_not_committed(error)
         held.spoiled = not finished.clean

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from secrets import token_hex
-from typing import Any
+from typing import Any, TypedDict, Unpack
 from uuid import UUID
 
 import psycopg
@@ -34,6 +34,46 @@ class Finished:
     at: datetime  # by the database's clock
     clean: bool  # whether nothing of the handler's is left in the session
 
+    @classmethod
+    def of(cls, state: str, microseconds: int, clean: bool) -> Finished:
+        return cls(JobState(state), _EPOCH + timedelta(microseconds=microseconds), clean)
+
+
+class ClaimValues(TypedDict, total=False):
+    """What a claim and its lock need; what is left out is as in CLAIM_DEFAULTS."""
+
+    queue: str
+    token: UUID
+    worker: str
+    id: int | None  # the one to claim
+    kinds: list[str] | None  # all others are passed over
+    detached: list[str]  # kinds that get a lease
+    lease: timedelta
+    mark_priority: int  # where the scan starts
+    mark_time: str
+    mark_id: int
+    synchronous_commit: bool
+    check_interval: str
+    bounded_by: str
+    bound: str
+    bounds: str
+
+
+CLAIM_DEFAULTS: ClaimValues = {
+    "id": None,
+    "kinds": None,
+    "detached": [],
+    "lease": timedelta(minutes=1),
+    "mark_priority": -32768,
+    "mark_time": "-infinity",
+    "mark_id": -1,
+    "synchronous_commit": True,
+    "check_interval": "0",
+    "bounded_by": "idle_in_transaction_session_timeout",
+    "bound": "0",
+    "bounds": "{}",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class ServerFacts:
@@ -42,6 +82,7 @@ class ServerFacts:
     uptime: timedelta
     can_check_connections: bool  # whether it can watch for clients that vanish while it works for them
     transaction_bound: str  # the setting that ends a transaction which lasts too long
+    pooled: bool  # whether something stands between this process and the server
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,18 +111,22 @@ class Store:
         self._enqueue = statements.load("enqueue.sql", schema)
         self._maintain = statements.load("maintain.sql", schema)
         self._observe = statements.load("observe.sql", schema)
-        work = _with_savepoint(statements.load("work.sql", schema), f"pgjobs_{token_hex(4)}")
-        self._work = work
+        self.tag = f"pgjobs_{token_hex(4)}"  # of what has a name in a session, so that no handler hits it
+        work = self.work = _with_savepoint(statements.load("work.sql", schema), self.tag)
         orders = {
             "priority": work["next_by_priority"],
             "scheduled_at": work["next_by_time"],
             "id": work["next_by_id"],
         }
-        self._claims = {order: work["claim"].replace(b"{next}", sql.rstrip(b";")) for order, sql in orders.items()}
+        self.takes = {order: work["take"].replace(b"{next}", sql.rstrip(b";")) for order, sql in orders.items()}
+        before = (work["begin"], work["claim_bounds"])
+        after = (work["commit"], work["begin"], work["lock"], work["savepoint"])
+        self._claims = {order: b"\n".join((*before, take, *after)) for order, take in self.takes.items()}
+        kept = (work["release_savepoint"], work["no_statement_timeout"])
         ending = (work["commit"], work["reset_session"])
         recording = (work["finish"], work["cancel_if_asked"], *ending)
-        self._complete = b"\n".join((work["keep_effects"], work["finish"], *ending))
-        self._fail = b"\n".join((work["drop_effects"], *recording))
+        self._complete = b"\n".join((*kept, work["complete"], *ending))
+        self._fail = b"\n".join((work["drop_effects"], *kept, *recording))
         self._finish_late = b"\n".join((work["begin_late_finish"], *recording))
         self._finish_after_loss = b"\n".join((work["begin_late_finish"], work["restore_claim"], *recording))
 
@@ -93,11 +138,11 @@ class Store:
         with bound_cursor(conn) as cur:
             if len(parameters) == 1:
                 cur.execute(self._enqueue["insert_job"], parameters[0])
-                return [_job(one(cur))]
+                return [as_job(one(cur))]
             cur.executemany(self._enqueue["insert_job"], parameters, returning=True)
-            inserted = [_job(one(cur))]
+            inserted = [as_job(one(cur))]
             while cur.nextset():
-                inserted.append(_job(one(cur)))
+                inserted.append(as_job(one(cur)))
             return inserted
 
     def _insert_parameters(self, job: EncodedJob, notify: bool) -> dict[str, Any]:
@@ -106,53 +151,17 @@ class Store:
 
     # --- work
 
-    def claim(
-        self,
-        conn: AnyConnection,
-        *,
-        queue: str,
-        token: UUID,
-        worker: str,
-        which: str = "priority",
-        id: int | None = None,
-        kinds: Sequence[str] | None = None,
-        synchronous_commit: bool = True,
-        check_interval: str = "0",
-        bounded_by: str = "idle_in_transaction_session_timeout",
-        bound: str = "0",
-        bounds: str = "{}",
-        detached: Sequence[str] = (),
-        lease: timedelta = timedelta(minutes=1),
-    ) -> Job[Any] | None:
+    def claim(self, conn: AnyConnection, *, which: str = "priority", **values: Unpack[ClaimValues]) -> Job[Any] | None:
         """Claim the next job, and lock it in the transaction that is then open, behind the savepoint.
 
-        `which` is the order that makes it the next one, or "id". `kinds` passes over all others. Kinds that are
-        `detached` get a lease.
-
-        None: nothing to claim, and no transaction open. Raises AttemptLost when the claim was committed but its row
-        was taken away before it could be locked.
+        `which` is the order that makes it the next one, or "id". None: nothing to claim, and no transaction open.
+        Raises AttemptLost when the claim was committed but its row was taken away before it could be locked.
         """
         with literal_cursor(conn) as cur:
-            cur.execute(
-                self._claims[which],
-                {
-                    "id": id,
-                    "kinds": None if kinds is None else list(kinds),
-                    "queue": queue,
-                    "token": token,
-                    "worker": worker,
-                    "synchronous_commit": "on" if synchronous_commit else "off",
-                    "check_interval": check_interval,
-                    "bounded_by": bounded_by,
-                    "bound": bound,
-                    "bounds": bounds,
-                    "detached": list(detached),
-                    "lease": lease,
-                },
-            )
-            claimed, locked = answers(cur)
+            cur.execute(self._claims[which], {**CLAIM_DEFAULTS, **values})
+            _, claimed, locked = answers(cur)
         if claimed and locked:
-            return _job(claimed[0])
+            return as_job(claimed[0])
         self.rollback(conn)
         if claimed:
             raise AttemptLost(f"job {claimed[0][0]} was claimed but taken away before it was locked")
@@ -161,13 +170,13 @@ class Store:
     def release_claim(self, conn: AnyConnection, *, queue: str, token: UUID) -> bool:
         """Give back the attempt of a claim whose handler never started. Says whether there was one."""
         with literal_cursor(conn) as cur:
-            cur.execute(self._work["release_claim"], {"queue": queue, "token": token})
+            cur.execute(self.work["release_claim"], {"queue": queue, "token": token})
             return cur.rowcount > 0
 
     def extend_leases(self, conn: AnyConnection, tokens: Sequence[UUID], lease: timedelta) -> set[UUID]:
         """Let the detached attempts with these tokens run on; which of them still run, for all the table says."""
         with literal_cursor(conn) as cur:
-            cur.execute(self._work["extend_leases"], {"tokens": list(tokens), "lease": lease})
+            cur.execute(self.work["extend_leases"], {"tokens": list(tokens), "lease": lease})
             return {token for (token,) in cur.fetchall()}
 
     def complete(self, conn: AnyConnection, job: Job[Any], outcome: Outcome, kept: Kept = NOTHING_KEPT) -> Finished:
@@ -178,7 +187,7 @@ class Store:
         self, conn: AnyConnection, job: Job[Any], outcome: Outcome, kept: Kept = NOTHING_KEPT
     ) -> Finished:
         """Write the outcome in the transaction that is open, and leave that open."""
-        return self._finish(conn, self._work["finish"], job, outcome, kept)
+        return self._finish(conn, self.work["finish"], job, outcome, kept)
 
     def fail(self, conn: AnyConnection, job: Job[Any], outcome: Outcome, kept: Kept = NOTHING_KEPT) -> Finished:
         """Drop the handler's writes, keep the lock, commit the outcome."""
@@ -219,15 +228,13 @@ class Store:
                     },
                 )
             except psycopg.Error as error:
-                if error.sqlstate == _ATTEMPT_LOST:
-                    raise AttemptLost(f"job {job.id} no longer runs under attempt {job.attempt}") from error
-                raise
+                raise lost_or(error, job) from error
             [(state, now, _), *_], *others = answers(cur)
             # behind it come the state that a request to cancel made of it, and what is left in the session
             for (answer, *_), *_ in filter(None, others[:-1]):
                 state = answer
             clean = not others or others[-1][0][-1] == 0
-            return Finished(JobState(state), _EPOCH + timedelta(microseconds=now), clean)
+            return Finished.of(state, now, clean)
 
     def rollback(self, conn: AnyConnection) -> None:
         with literal_cursor(conn) as cur:
@@ -235,10 +242,11 @@ class Store:
 
     def server_facts(self, conn: AnyConnection) -> ServerFacts:
         with literal_cursor(conn) as cur:
-            cur.execute(self._work["server_facts"])
-            uptime, can_check, version = one(cur)
+            cur.execute(self.work["server_facts"])
+            uptime, can_check, version, backend_pid = one(cur)
             bound = "transaction_timeout" if version >= 170000 else "idle_in_transaction_session_timeout"
-            return ServerFacts(timedelta(seconds=uptime), can_check, bound)
+            pooled = backend_pid != conn.pgconn.backend_pid  # a pooler makes up numbers of its own
+            return ServerFacts(timedelta(seconds=uptime), can_check, bound, pooled)
 
     # --- maintain
 
@@ -281,7 +289,7 @@ class Store:
         """Finish the attempts of workers that vanished; the jobs as they are now."""
         with literal_cursor(conn) as cur:
             cur.execute(self._maintain["rescue"], {"batch": batch, "grace": grace})
-            return [_job(row) for row in cur.fetchall()]
+            return [as_job(row) for row in cur.fetchall()]
 
     def settle_requests(self, conn: AnyConnection, batch: int) -> tuple[int, int]:
         """Apply or drop requests to cancel attempts that are over: how many jobs are cancelled, requests gone."""
@@ -330,7 +338,7 @@ class Store:
         with bound_cursor(conn) as cur:
             cur.execute(statement, {**parameters, "channel": self.channel})
             row = cur.fetchone()
-            return (_job(row), row[19]) if row else None
+            return (as_job(row), row[19]) if row else None
 
     def snapshot_is_kept(self, conn: AnyConnection) -> bool:
         """Whether the transaction that is open would see nothing new if it looked again."""
@@ -350,7 +358,7 @@ class Store:
         with bound_cursor(conn) as cur:
             cur.execute(self._observe["get_job"], {"id": id})
             row = cur.fetchone()
-            return _job(row) if row else None
+            return as_job(row) if row else None
 
     def listen(self, conn: AnyConnection) -> None:
         with literal_cursor(conn) as cur:
@@ -362,7 +370,14 @@ def _with_savepoint(work: Mapping[str, bytes], name: str) -> dict[str, bytes]:
     return {key: sql.replace(b"SAVEPOINT pgjobs", f"SAVEPOINT {name}".encode()) for key, sql in work.items()}
 
 
-def _job(row: Sequence[Any]) -> Job[Any]:
+def lost_or(error: psycopg.Error, job: Job[Any]) -> Exception:
+    """The error of a finish; AttemptLost if it says that the job was no longer the attempt's."""
+    if error.sqlstate == _ATTEMPT_LOST:
+        return AttemptLost(f"job {job.id} no longer runs under attempt {job.attempt}")
+    return error
+
+
+def as_job(row: Sequence[Any]) -> Job[Any]:
     """A Job from the columns that every statement lists in this order; instants in UTC."""
     return Job(
         id=row[0],

@@ -156,7 +156,7 @@ class PoolSource:
     @contextmanager
     def own_checkout(self) -> Iterator[Checkout]:
         """A connection for what pgjobs does itself, whatever kind the handlers are given."""
-        with giving_back(PoolCheckout(self.pool)) as held:
+        with giving_back(PoolCheckout(self.pool, may_prepare=self.owned)) as held:
             yield held
 
     @contextmanager

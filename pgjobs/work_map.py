@@ -65,6 +65,7 @@ class WorkMap(dict[str, Handler]):
 
     def __init__(self, handlers: Mapping[Any, Handler | HandlerFunction] | None = None) -> None:
         super().__init__()
+        self.changes = 0  # how often it was changed
         self.update(handlers or {})
 
     def __setitem__(self, key: str | type, handler: Handler | HandlerFunction) -> None:
@@ -75,12 +76,14 @@ class WorkMap(dict[str, Handler]):
         if isinstance(key, type):
             given = replace(given, decode=partial(codec.decode, key))
         super().__setitem__(kind, given)
+        self.changes += 1
 
     def __getitem__(self, key: str | type) -> Handler:
         return super().__getitem__(_kind(key))
 
     def __delitem__(self, key: str | type) -> None:
         super().__delitem__(_kind(key))
+        self.changes += 1
 
     def __contains__(self, key: object) -> bool:
         return super().__contains__(_kind(key) if isinstance(key, type) else key)

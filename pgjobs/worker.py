@@ -325,15 +325,31 @@ class WorkerPool:
 
     def _work_while_jobs(self, queue: str, idle: IdleThreads) -> int:
         """Work until the queue is found empty; the call count from before that look."""
+        me = threading.current_thread()
+
+        def go_on() -> bool:
+            return not self._stopping.is_set() and me not in self._stuck
+
+        def at_once() -> bool:
+            return not self._cooldown and go_on()
+
         with self._client.source.checkout() as held:
-            while True:
-                seen = idle.calls
-                if self._stopping.is_set() or threading.current_thread() in self._stuck:
-                    return seen
-                if self._executor.run_next(held, queue, claimed=idle.wake) is None:
-                    return seen
-                if self._cooldown:
-                    self._stopping.wait(self._cooldown)
+            try:
+                while True:
+                    seen = idle.calls
+                    if not go_on():
+                        return seen
+                    if (
+                        self._executor.run_next(
+                            held, queue, claimed=idle.wake, go_on=lambda: not self._cooldown and go_on()
+                        )
+                        is None
+                    ):
+                        return seen
+                    if self._cooldown:
+                        self._stopping.wait(self._cooldown)
+            finally:
+                self._executor.leave(held)
 
     # --- handlers that do not end
 

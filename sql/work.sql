@@ -3,9 +3,12 @@
 
 -- name: next_by_priority
 -- Which job the claim takes: the most urgent that is due, of kinds that this process handles if it leaves the others.
+-- The scan starts behind the mark, the job that this process claimed last: before it the index may be full of entries
+-- that are dead and cannot be removed, because some old transaction might still want to see them.
 SELECT id FROM pgjobs.job
     WHERE state = 'available' AND queue = %(queue)s AND scheduled_at <= pg_catalog.statement_timestamp()
         AND (%(kinds)s::text[] IS NULL OR kind = ANY (%(kinds)s::text[]))
+        AND (priority, scheduled_at, id) > ((%(mark_priority)s)::smallint, %(mark_time)s::timestamptz, (%(mark_id)s)::bigint)
     ORDER BY priority, scheduled_at, id
     LIMIT 1
     FOR NO KEY UPDATE SKIP LOCKED;
@@ -15,6 +18,7 @@ SELECT id FROM pgjobs.job
 SELECT id FROM pgjobs.job
     WHERE state = 'available' AND queue = %(queue)s AND scheduled_at <= pg_catalog.statement_timestamp()
         AND (%(kinds)s::text[] IS NULL OR kind = ANY (%(kinds)s::text[]))
+        AND (scheduled_at, id) > (%(mark_time)s::timestamptz, (%(mark_id)s)::bigint)
     ORDER BY scheduled_at, id
     LIMIT 1
     FOR NO KEY UPDATE SKIP LOCKED;
@@ -25,15 +29,20 @@ SELECT id FROM pgjobs.job
     WHERE id = %(id)s AND queue = %(queue)s AND state IN ('available', 'scheduled', 'retryable')
     FOR NO KEY UPDATE SKIP LOCKED;
 
--- name: claim
--- Two transactions in one round trip, so that nothing can come between claim and lock.
--- The first counts the attempt and makes it visible: committed before the handler starts, so that a job that kills its
--- process is counted too. Its commit need not wait for the disk: a crash that loses it also ends the attempt.
+-- name: begin
+-- Whatever the defaults of the session are.
 BEGIN ISOLATION LEVEL READ COMMITTED;
-SET LOCAL statement_timeout = '30s';
-SET LOCAL lock_timeout = '10s';
-SET LOCAL DateStyle = ISO;
-SET LOCAL synchronous_commit = %(synchronous_commit)s;
+
+-- name: claim_bounds
+SELECT
+    pg_catalog.set_config('statement_timeout', '30s', true),
+    pg_catalog.set_config('lock_timeout', '10s', true),
+    pg_catalog.set_config('DateStyle', 'ISO', true);
+
+-- name: take
+-- The claim, in a transaction of its own: it counts the attempt and makes it visible, and is committed before the handler
+-- starts, so that a job that kills its process is counted too. That commit need not wait for the disk: a crash that
+-- loses it also ends the attempt. But a detached attempt outlives a crash of the server, so its claim must too.
 UPDATE pgjobs.job SET
     state = 'running',
     attempt = attempt + 1,
@@ -45,24 +54,27 @@ WHERE queue = %(queue)s AND id = ({next})
 RETURNING
     id, state, queue, kind, priority, attempt, max_attempts, args, metadata, errors, tags, scheduled_at, created_at,
     attempted_at, finalized_at, attempted_by, token, leased_until, NULL::jsonb AS output,
-    -- a detached attempt outlives a crash of the server, so its claim must too
-    CASE WHEN leased_until IS NOT NULL THEN pg_catalog.set_config('synchronous_commit', 'on', true) END;
-COMMIT;
--- The second is the handler's. It finds the row by the token that only this attempt has, and holds its lock to the end.
--- FOR NO KEY UPDATE lets the application insert rows that reference the job.
-BEGIN ISOLATION LEVEL READ COMMITTED;
-SET LOCAL idle_in_transaction_session_timeout = 0;
-SET LOCAL client_connection_check_interval = %(check_interval)s;
--- so that the row of a host that vanished is free within half a minute, not after two hours
-SET LOCAL tcp_keepalives_idle = 10;
-SET LOCAL tcp_keepalives_interval = 5;
-SET LOCAL tcp_keepalives_count = 3;
-SET LOCAL tcp_user_timeout = '25s';
--- The server ends the transaction when this process hangs as a whole and cannot end it itself.
-SELECT id, pg_catalog.set_config(%(bounded_by)s, COALESCE(%(bounds)s::jsonb ->> kind, %(bound)s), true)
+    pg_catalog.set_config('synchronous_commit',
+        CASE WHEN leased_until IS NULL THEN %(synchronous_commit)s::text ELSE 'on' END, true);
+
+-- name: lock
+-- The handler's transaction: it finds the row by the token that only this attempt has, and holds its lock to the end. It
+-- leaves in one message with the claim, so that nothing can come between the two. FOR NO KEY UPDATE lets the application
+-- insert rows that reference the job. With it come the bounds: the row of a host that vanished is free within half a
+-- minute, not after two hours; and the server ends the transaction when this process hangs as a whole and cannot.
+SELECT id,
+    pg_catalog.set_config('idle_in_transaction_session_timeout', '0', true),
+    pg_catalog.set_config('client_connection_check_interval', %(check_interval)s::text, true),
+    pg_catalog.set_config('tcp_keepalives_idle', '10', true),
+    pg_catalog.set_config('tcp_keepalives_interval', '5', true),
+    pg_catalog.set_config('tcp_keepalives_count', '3', true),
+    pg_catalog.set_config('tcp_user_timeout', '25s', true),
+    pg_catalog.set_config(%(bounded_by)s::text, COALESCE(%(bounds)s::jsonb ->> kind, %(bound)s::text), true)
 FROM pgjobs.job
 WHERE queue = %(queue)s AND token = %(token)s AND state = 'running'
 FOR NO KEY UPDATE;
+
+-- name: savepoint
 SAVEPOINT pgjobs;
 
 -- name: release_claim
@@ -92,17 +104,34 @@ WITH mine AS MATERIALIZED (
 )
 SELECT token FROM pgjobs.job WHERE token = ANY (%(tokens)s::uuid[]) AND state = 'running';
 
--- name: keep_effects
+-- name: release_savepoint
 -- The tripwire of success: it fails when the handler ended or broke the transaction.
 RELEASE SAVEPOINT pgjobs;
+
+-- name: no_statement_timeout
+-- What the handler has set is for its own statements.
 SET LOCAL statement_timeout = 0;
 
+-- name: complete
+-- What `finish` would write, for the outcome that most attempts have.
+WITH finished AS (
+    UPDATE pgjobs.job SET
+        state = 'completed',
+        finalized_at = pg_catalog.statement_timestamp(),
+        leased_until = NULL,
+        metadata = CASE WHEN %(metadata)s::jsonb IS NULL THEN metadata ELSE metadata || %(metadata)s::jsonb END,
+        output = COALESCE(%(output)s::jsonb, output)
+    WHERE queue = %(queue)s AND id = %(id)s AND token = %(token)s AND state = 'running'
+    RETURNING state
+)
+SELECT pg_catalog.min(state), (EXTRACT(epoch FROM pg_catalog.statement_timestamp()) * 1000000)::bigint,
+    CASE WHEN pg_catalog.count(*) = 1 THEN true ELSE pgjobs.attempt_lost() END
+FROM finished;
+
 -- name: drop_effects
--- The handler's writes go, the row's lock stays. Released before the record is written: a row written by two
+-- The handler's writes go, the row's lock stays. The savepoint is released before the record is written: a row written by two
 -- subtransactions of its locker would need a MultiXact.
 ROLLBACK TO SAVEPOINT pgjobs;
-RELEASE SAVEPOINT pgjobs;
-SET LOCAL statement_timeout = 0;
 
 -- name: begin_late_finish
 -- The handler's transaction is gone, and its lock with it: the token alone guards the record. Never waits long: who
@@ -182,8 +211,10 @@ SELECT pg_catalog.pg_advisory_unlock_all(),
     (SELECT pg_catalog.count(*) FROM pg_catalog.pg_prepared_statements WHERE from_sql);
 
 -- name: server_facts
--- How long the server has been up, whether it can watch for clients that vanish while it works for them, its version.
+-- How long the server has been up, whether it can watch for clients that vanish while it works for them, its version, and who is at
+-- the other end.
 SELECT
     EXTRACT(epoch FROM pg_catalog.clock_timestamp() - pg_catalog.pg_postmaster_start_time())::float8,
     pg_catalog.version() ~ 'linux|darwin|apple|bsd',
-    pg_catalog.current_setting('server_version_num')::integer;
+    pg_catalog.current_setting('server_version_num')::integer,
+    pg_catalog.pg_backend_pid();

@@ -34,7 +34,8 @@ SESSION = """
         current_setting('idle_in_transaction_session_timeout'), current_setting('default_transaction_read_only'),
         current_setting('transaction_read_only'), current_setting('transaction_isolation'),
         NULLIF(current_setting('app.tenant', true), ''),
-        ARRAY(SELECT pg_listening_channels()), ARRAY(SELECT name FROM pg_prepared_statements),
+        ARRAY(SELECT pg_listening_channels()),
+        ARRAY(SELECT name FROM pg_prepared_statements WHERE name NOT LIKE 'pgjobs_%'),
         ARRAY(SELECT name FROM pg_cursors),
         ARRAY(SELECT relname::text FROM pg_class WHERE relnamespace = pg_my_temp_schema()),
         (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid())

@@ -37,6 +37,7 @@ from pgjobs import (
     WorkMap,
     constant,
 )
+from pgjobs.claim import Claimer
 from pgjobs.listener import Listener
 from tests.conformance.conftest import Rows
 from tests.conftest import Connect
@@ -558,13 +559,13 @@ def test_one_connection_listens_for_all_queues_and_is_gone_after_stop(client: Cl
 def test_the_poll_interval_is_a_second_unless_it_is_set(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     assert inspect.signature(WorkerPool).parameters["poll_interval"].default == SECOND
     looks: list[float] = []
-    claim = client.store.claim
+    claim = Claimer.claim
 
     def noted_claim(*args: Any, **options: Any) -> Job[Any] | None:
         looks.append(time.monotonic())
         return claim(*args, **options)
 
-    monkeypatch.setattr(client.store, "claim", noted_claim)
+    monkeypatch.setattr(Claimer, "claim", noted_claim)
     with WorkerPool(client, {Thing: nothing}, queues={"default": 1}, listen=False, poll_interval=SECOND / 20):
         wait_until(lambda: len(looks) >= 5)
     gaps = [later - earlier for earlier, later in pairwise(looks)]

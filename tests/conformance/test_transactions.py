@@ -261,7 +261,7 @@ def test_a_job_that_was_changed_by_others_keeps_the_change_and_loses_what_the_ha
     """The handler gives up its lock, as a lost connection would, and then puts everything back but the ownership:
     nothing but the guard of the finish is left to notice."""
     changed: list[Any] = []
-    savepoint = re.search(r"SAVEPOINT (\w+)", client.store._work["claim"].decode())
+    savepoint = re.search(r"SAVEPOINT (\w+)", client.store.work["savepoint"].decode())
     assert savepoint is not None
 
     def handler(tx: Tx, job: Job[Thing]) -> None:

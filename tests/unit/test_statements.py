@@ -13,7 +13,7 @@ import pgjobs
 from pgjobs import InvalidSetting, job, migration_store, statements, store
 
 FILES = ["enqueue.sql", "work.sql", "maintain.sql", "control.sql", "observe.sql", "migrate.sql"]
-GIVE_JOBS = ["insert_job", "claim", "rescue", "cancel", "retry", "delete", "update", "get_job"]
+GIVE_JOBS = ["insert_job", "take", "rescue", "cancel", "retry", "delete", "update", "get_job"]
 STORES = [store, migration_store]
 
 
@@ -91,7 +91,7 @@ def test_each_statement_is_loaded_once() -> None:
 
 
 def named_in(function: ast.AST) -> set[str]:
-    """The statements whose names stand in square brackets: self._work["claim"]."""
+    """The statements whose names stand in square brackets: self._work["take"]."""
     keys = [node.slice for node in ast.walk(function) if isinstance(node, ast.Subscript)]
     return {
         constant.value
@@ -140,8 +140,8 @@ def columns(statement: str) -> list[str]:
 
 def test_all_statements_that_give_jobs_list_the_same_columns_in_the_same_order() -> None:
     listed = {name: columns(everything()[name]) for name in GIVE_JOBS}
-    assert len(listed["claim"]) == 19
-    assert all(names == listed["claim"] for names in listed.values()), listed
+    assert len(listed["take"]) == 19
+    assert all(names == listed["take"] for names in listed.values()), listed
     others = set(everything()) - set(GIVE_JOBS)
     assert not [name for name in others if "attempted_by, token" in code(everything()[name])], "and there are no others"
 
@@ -150,7 +150,7 @@ def test_a_row_becomes_a_job_column_by_column() -> None:
     (function,) = (
         node
         for node in ast.parse(inspect.getsource(store)).body
-        if isinstance(node, ast.FunctionDef) and node.name == "_job"
+        if isinstance(node, ast.FunctionDef) and node.name == "as_job"
     )
     (call,) = (
         node
@@ -166,7 +166,7 @@ def test_a_row_becomes_a_job_column_by_column() -> None:
         }
         assert isinstance(position, int)
         taken[position] = str(keyword.arg).removeprefix("raw_")
-    assert [taken[position] for position in range(len(taken))] == columns(everything()["claim"])
+    assert [taken[position] for position in range(len(taken))] == columns(everything()["take"])
     assert {
         f"raw_{name}" if name in ("args", "metadata", "errors", "output") else name for name in taken.values()
     } <= set(job.Job.__dataclass_fields__)
