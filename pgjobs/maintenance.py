@@ -75,10 +75,10 @@ class Maintenance:
         for job in jobs:
             log.warning("job %d rescued: its worker vanished in attempt %d; now %s", job.id, job.attempt, job.state)
             self._rescued(job)
-        cancelled, gone = self._store.settle_requests(conn, BATCH)
+        cancelled, settled = self._store.settle_requests(conn, BATCH)
         if cancelled:
             log.info("%d jobs cancelled whose attempt ended while that was being asked for", cancelled)
-        return _SOON if max(len(jobs), gone) >= BATCH else _RESCUE_EVERY
+        return _SOON if max(len(jobs), settled) >= BATCH else _RESCUE_EVERY
 
     def clean(self, conn: AnyConnection) -> timedelta:
         """Delete what has been over for longer than it is kept."""

@@ -284,11 +284,12 @@ class Store:
             return [_job(row) for row in cur.fetchall()]
 
     def settle_requests(self, conn: AnyConnection, batch: int) -> tuple[int, int]:
-        """Apply or drop requests to cancel attempts that are over: how many jobs are cancelled, requests gone."""
+        """Apply, pass on or drop requests to cancel attempts that are over: how many jobs are cancelled, requests dealt
+        with."""
         with literal_cursor(conn) as cur:
             cur.execute(self._maintain["settle_requests"], {"batch": batch})
-            cancelled, gone = one(cur)
-            return cancelled, gone
+            cancelled, settled = one(cur)
+            return cancelled, settled
 
     def clean(self, conn: AnyConnection, state: JobState, keep: timedelta, batch: int) -> int:
         """Delete jobs that ended in this state longer ago than `keep`; how many."""

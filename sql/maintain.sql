@@ -96,11 +96,12 @@ RETURNING
 
 -- name: settle_requests
 -- Requests to cancel an attempt that no longer runs: it ended while the request was being committed. A job that waits is
--- cancelled now; one that is over, gone, or running under another token needs none any more. What somebody else holds
--- is left for the next time.
+-- cancelled now; of one that runs again the newer attempt is asked, for as long as it takes until the job is over; one
+-- that is over or gone needs none any more. What somebody else holds is left for the next time.
 WITH stale AS MATERIALIZED (
-    SELECT request.ctid, request.job_id, request.queue, request.requested_at, request.reason,
-        COALESCE(job.state IN ('available', 'scheduled', 'retryable', 'pending'), false) AS waits
+    SELECT request.ctid, request.job_id, request.queue, request.requested_at, request.reason, job.token,
+        COALESCE(job.state IN ('available', 'scheduled', 'retryable', 'pending'), false) AS waits,
+        COALESCE(job.state = 'running', false) AS runs
     FROM pgjobs.cancel_request AS request
     LEFT JOIN pgjobs.job ON job.id = request.job_id AND job.queue = request.queue
     WHERE job.id IS NULL OR job.state <> 'running' OR job.token IS DISTINCT FROM request.token
@@ -129,13 +130,17 @@ WITH stale AS MATERIALIZED (
         unique_states = CASE WHEN conflict THEN NULL ELSE unique_states END
     FROM first_request WHERE job.id = first_request.id AND job.queue = first_request.queue
     RETURNING job.id, job.queue
+), moved AS (
+    UPDATE pgjobs.cancel_request AS request SET token = stale.token
+    FROM stale WHERE request.ctid = stale.ctid AND runs
+    RETURNING request.job_id
 ), removed AS (
     DELETE FROM pgjobs.cancel_request AS request USING stale
-    WHERE request.ctid = stale.ctid
+    WHERE request.ctid = stale.ctid AND NOT runs
         AND (NOT waits OR EXISTS (SELECT FROM cancelled WHERE id = stale.job_id AND cancelled.queue = stale.queue))
     RETURNING request.job_id
 )
-SELECT (SELECT count(*) FROM cancelled), (SELECT count(*) FROM removed);
+SELECT (SELECT count(*) FROM cancelled), (SELECT count(*) FROM moved) + (SELECT count(*) FROM removed);
 
 -- name: clean
 -- Deletes what has been over for longer than it is kept, the oldest first, a batch at a time.
