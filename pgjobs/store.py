@@ -357,6 +357,11 @@ class Store:
         with literal_cursor(conn) as cur:
             cur.execute(f'LISTEN "{self.channel}"'.encode())
 
+    def probe(self, conn: AnyConnection) -> None:
+        """Return when the server has answered."""
+        with literal_cursor(conn) as cur:
+            cur.execute(self._observe["probe"])
+
 
 def _with_savepoint(work: Mapping[str, bytes], name: str) -> dict[str, bytes]:
     """The statements with another name for the savepoint, so that no handler hits it with one of its own."""
