@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -23,7 +23,9 @@ from pgjobs.transaction import PoolSource
 
 log = logging.getLogger("pgjobs.maintenance")
 
-BATCH = 1000  # rows that one transaction of a duty touches at most
+BATCH = 1000  # rows that one statement of a duty touches at most
+LARGE_BATCH = 10_000  # the same where each row costs little, until the database proves too slow for that
+_TIMEOUTS = 3  # in a row
 # A claim and its lock leave in one message, so a running row this old without a lock has lost its worker.
 RESCUE_GRACE = timedelta(seconds=3)
 _PROMOTE_EVERY = timedelta(seconds=1)  # at the latest; sooner when a job is due sooner
@@ -37,6 +39,27 @@ _ONE_BY_ONE = 50  # rows of a transaction that puts each behind a savepoint: mor
 _BESIDE_EVERY = 1.0  # seconds
 
 
+class Batches:
+    """How many rows a duty takes at once: fewer, once several of its tries in a row were ended by the server's
+    timeout, and then for as long as the process lives."""
+
+    def __init__(self) -> None:
+        self._timeouts = 0
+
+    @contextmanager
+    def next(self) -> Iterator[int]:
+        """The size of the batch that the block deals with."""
+        try:
+            yield BATCH if self._timeouts >= _TIMEOUTS else LARGE_BATCH
+        except psycopg.errors.QueryCanceled:
+            self._timeouts += 1
+            if self._timeouts == _TIMEOUTS:
+                log.warning("%d timeouts in a row: batches of %d from now on", _TIMEOUTS, BATCH)
+            raise
+        if self._timeouts < _TIMEOUTS:
+            self._timeouts = 0
+
+
 class Maintenance:
     """The acts. Each is one call that does all there is to do now, and returns when it wants to be done again."""
 
@@ -47,11 +70,15 @@ class Maintenance:
         keep: Mapping[JobState, timedelta | None],
         wake: Callable[[str, int], None] = lambda queue, jobs: None,
         rescued: Callable[[Job[Any]], None] = lambda job: None,
+        kinds: Callable[[], Iterable[str] | None] = lambda: None,
     ) -> None:
         self._store = store
         self._keep = keep
         self._wake = wake
         self._rescued = rescued
+        self._kinds = kinds  # that this process knows; None is every kind
+        self._rescue_batches = Batches()
+        self._clean_batches = Batches()
         self.duties: dict[str, Callable[[AnyConnection], timedelta]] = {
             "promote": self.promote,
             "rescue": self.rescue,
@@ -70,26 +97,36 @@ class Maintenance:
         return _PROMOTE_EVERY if due is None else max(_PROMOTE_AGAIN, min(due, _PROMOTE_EVERY))
 
     def rescue(self, conn: AnyConnection) -> timedelta:
-        """Finish the attempts of workers that vanished, and what is left of requests to cancel attempts that ended."""
-        jobs = self._store.rescue(conn, BATCH, RESCUE_GRACE)
+        """Finish the attempts of workers that vanished, and what is left of requests to cancel attempts that ended.
+
+        An attempt counts, with an error that says so, and the job is tried again after 1 s, the next time after 2 s,
+        up to a minute; or discarded, if that was its last one. But if its worker ran other jobs as well, any of them may
+        be to blame: then a job that has not failed before gets its attempt back, twice at most. So what kills its
+        process is started `max_attempts` times when it is alone, and twice more when it never is. A last attempt of a
+        kind that this process does not know is left for a day to one that does.
+        """
+        with self._rescue_batches.next() as batch:
+            jobs = self._store.rescue(conn, batch, RESCUE_GRACE, self._kinds())
+            cancelled, settled = self._store.settle_requests(conn, batch)
         for job in jobs:
-            log.warning("job %d rescued: its worker vanished in attempt %d; now %s", job.id, job.attempt, job.state)
+            count = f"attempt {job.attempt} counts" if job.token else "it ran other jobs too, so the attempt is given back"
+            log.warning("job %d rescued: its worker vanished; %s; now %s", job.id, count, job.state)
             self._rescued(job)
-        cancelled, settled = self._store.settle_requests(conn, BATCH)
         if cancelled:
             log.info("%d jobs cancelled whose attempt ended while that was being asked for", cancelled)
-        return _SOON if max(len(jobs), settled) >= BATCH else _RESCUE_EVERY
+        return _SOON if max(len(jobs), settled) >= batch else _RESCUE_EVERY
 
     def clean(self, conn: AnyConnection) -> timedelta:
         """Delete what has been over for longer than it is kept."""
-        deleted = [self._clean(conn, state, keep) for state, keep in self._keep.items() if keep is not None]
-        return _SOON if max(deleted, default=0) >= BATCH else _CLEAN_EVERY
+        with self._clean_batches.next() as batch:
+            deleted = [self._clean(conn, state, keep, batch) for state, keep in self._keep.items() if keep is not None]
+        return _SOON if max(deleted, default=0) >= batch else _CLEAN_EVERY
 
-    def _clean(self, conn: AnyConnection, state: JobState, keep: timedelta) -> int:
+    def _clean(self, conn: AnyConnection, state: JobState, keep: timedelta, batch: int) -> int:
         """How many were deleted; a full batch's worth when it is worth going on at once."""
         try:
             with conn.transaction():
-                return self._store.clean(conn, state, keep, BATCH)
+                return self._store.clean(conn, state, keep, batch)
         except psycopg.IntegrityError as error:
             log.warning("some %s jobs are kept: the application refers to them: %s", state, one_line(error))
         deleted = 0
@@ -97,7 +134,7 @@ class Maintenance:
             with suppress(psycopg.IntegrityError), conn.transaction():
                 self._store.clean_one(conn, state, id, queue)
                 deleted += 1
-        return BATCH if deleted else 0
+        return batch if deleted else 0
 
     def do(self, conn: AnyConnection, duty: str) -> timedelta:
         """Do a duty if it is due and nobody else is at it; how long until it is due again."""

@@ -277,10 +277,14 @@ class Store:
             due: timedelta | None = one(cur)[0]
             return due
 
-    def rescue(self, conn: AnyConnection, batch: int, grace: timedelta) -> list[Job[Any]]:
-        """Finish the attempts of workers that vanished; the jobs as they are now."""
+    def rescue(
+        self, conn: AnyConnection, batch: int, grace: timedelta, kinds: Iterable[str] | None = None
+    ) -> list[Job[Any]]:
+        """Finish the attempts of workers that vanished; the jobs as they are now, without a token where the attempt was
+        given back. Last attempts of other kinds than these are left to others; None is every kind."""
+        known = None if kinds is None else list(kinds)
         with literal_cursor(conn) as cur:
-            cur.execute(self._maintain["rescue"], {"batch": batch, "grace": grace})
+            cur.execute(self._maintain["rescue"], {"batch": batch, "grace": grace, "kinds": known})
             return [_job(row) for row in cur.fetchall()]
 
     def settle_requests(self, conn: AnyConnection, batch: int) -> tuple[int, int]:

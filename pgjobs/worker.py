@@ -117,6 +117,7 @@ class WorkerPool:
             unknown_kinds=_check_unknown_kinds(unknown_kinds),
             lease=lease,
         )
+        self._any_kind = isinstance(claimer.unknown_kinds, Handler)
         self._finisher = Finisher(
             store=client.store,
             claimer=claimer,
@@ -173,7 +174,13 @@ class WorkerPool:
     def _start_threads(self) -> None:
         store, source = self._client.store, self._client.source
         maintenance = MaintenanceThread(
-            Maintenance(store, keep=self._keep, wake=self._wake_for, rescued=self._on_rescued),
+            Maintenance(
+                store,
+                keep=self._keep,
+                wake=self._wake_for,
+                rescued=self._on_rescued,
+                kinds=self._kinds,
+            ),
             source,
             beside=self._look_after_attempts,
             name=f"{self.name}/maintenance",
@@ -375,6 +382,10 @@ class WorkerPool:
             kept = self._client.store.extend_leases(conn, detached, timedelta(seconds=self._lease))
             for token in set(detached) - kept:
                 self._watch.tell(token, JobCancelled("its lease ended before it did"), AFTER_TIMEOUT)
+
+    def _kinds(self) -> list[str] | None:
+        """The kinds that this pool has handlers for; None for every kind."""
+        return None if self._any_kind else list(self.work_map)
 
     def _on_rescued(self, job: Job[Any]) -> None:
         self._client.hooks("on_rescue", job)
