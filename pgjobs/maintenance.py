@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from random import random
 from typing import Any
 
 import psycopg
@@ -20,6 +21,7 @@ from pgjobs.error_text import one_line
 from pgjobs.job import Job, JobState
 from pgjobs.store import AnyConnection, Store
 from pgjobs.transaction import PoolSource
+from pgjobs.worker_store import Workers
 
 log = logging.getLogger("pgjobs.maintenance")
 
@@ -32,6 +34,10 @@ _PROMOTE_EVERY = timedelta(seconds=1)  # at the latest; sooner when a job is due
 _PROMOTE_AGAIN = timedelta(milliseconds=20)
 _RESCUE_EVERY = timedelta(seconds=1)
 _CLEAN_EVERY = timedelta(seconds=30)
+# Who has done a rescue is late for the next one, by up to so much: what one process must leave, another may take.
+_STAND_BACK = timedelta(seconds=0.5)
+_FORGET_EVERY = timedelta(seconds=30)
+_FORGET_AFTER = timedelta(minutes=1)
 AFTER_FAILURE = timedelta(seconds=5)
 _AT_LEAST_EVERY = timedelta(seconds=1)  # look whether somebody else's duty is due
 _SOON = timedelta(0)
@@ -77,12 +83,14 @@ class Maintenance:
         self._wake = wake
         self._rescued = rescued
         self._kinds = kinds  # that this process knows; None is every kind
+        self._workers = Workers(store.schema)
         self._rescue_batches = Batches()
         self._clean_batches = Batches()
         self.duties: dict[str, Callable[[AnyConnection], timedelta]] = {
             "promote": self.promote,
             "rescue": self.rescue,
             "clean": self.clean,
+            "workers": self.forget_workers,
         }
 
     def promote(self, conn: AnyConnection) -> timedelta:
@@ -100,8 +108,8 @@ class Maintenance:
         """Finish the attempts of workers that vanished, and what is left of requests to cancel attempts that ended.
 
         An attempt counts, with an error that says so, and the job is tried again after 1 s, the next time after 2 s,
-        up to a minute; or discarded, if that was its last one. But if its worker ran other jobs as well, any of them may
-        be to blame: then a job that has not failed before gets its attempt back, twice at most. So what kills its
+        up to a minute; or discarded, if that was its last one. But if its worker ran other jobs as well, any of them
+        may be to blame: then a job that never failed before gets its attempt back, twice at most. So what kills its
         process is started `max_attempts` times when it is alone, and twice more when it never is. A last attempt of a
         kind that this process does not know is left for a day to one that does.
         """
@@ -109,7 +117,7 @@ class Maintenance:
             jobs = self._store.rescue(conn, batch, RESCUE_GRACE, self._kinds())
             cancelled, settled = self._store.settle_requests(conn, batch)
         for job in jobs:
-            count = f"attempt {job.attempt} counts" if job.token else "it ran other jobs too, so the attempt is given back"
+            count = f"attempt {job.attempt} counts" if job.token else "as it ran others too, the attempt is given back"
             log.warning("job %d rescued: its worker vanished; %s; now %s", job.id, count, job.state)
             self._rescued(job)
         if cancelled:
@@ -136,6 +144,12 @@ class Maintenance:
                 deleted += 1
         return batch if deleted else 0
 
+    def forget_workers(self, conn: AnyConnection) -> timedelta:
+        """Remove processes that vanished from the registry."""
+        for id in self._workers.age_out(conn, _FORGET_AFTER):
+            log.warning("worker %s is gone: it has not said for %s that it is there", one_line(id), _FORGET_AFTER)
+        return _FORGET_EVERY
+
     def do(self, conn: AnyConnection, duty: str) -> timedelta:
         """Do a duty if it is due and nobody else is at it; how long until it is due again."""
         remaining = self._store.begin_duty(conn, duty)
@@ -145,7 +159,7 @@ class Maintenance:
             return min(remaining, _AT_LEAST_EVERY)
         after = self.duties[duty](conn)
         self._store.end_duty(conn, duty, after)
-        return after
+        return after + _STAND_BACK * random() if duty == "rescue" else after
 
     def postpone(self, conn: AnyConnection, duty: str) -> None:
         """After a failure: move the duty's time on, so that not every process tries it hot."""
@@ -162,10 +176,12 @@ class MaintenanceThread:
         *,
         name: str,
         beside: Callable[[AnyConnection], None] = lambda conn: None,
+        at_end: Callable[[], None] = lambda: None,
     ) -> None:
         self._maintenance = maintenance
         self._source = source
         self._beside = beside  # what concerns this process alone; called every second, and when called for
+        self._at_end = at_end
         self._called = threading.Event()
         self._stopping = False
         self._thread = threading.Thread(target=self._repeat, name=name, daemon=True)
@@ -193,6 +209,8 @@ class MaintenanceThread:
             self._look_beside()
             self._called.wait(max(0.0, min(*due.values(), time.monotonic() + _BESIDE_EVERY) - time.monotonic()))
             self._called.clear()
+        with suppress(Exception):  # the rows of those who could not take their leave age out
+            self._at_end()
 
     def _look_beside(self) -> None:
         try:
@@ -200,7 +218,7 @@ class MaintenanceThread:
                 self._beside(held.conn)
         except Exception as error:
             with suppress(Exception):
-                log.warning("could not look for jobs to cancel: %s", one_line(error))
+                log.warning("could not look for jobs to cancel, or say that this process is there: %s", one_line(error))
 
     def _attempt(self, duty: str) -> timedelta:
         """Do one duty, whatever may come of it; when to try it again."""

@@ -182,9 +182,11 @@ class WorkerPool:
                 kinds=self._kinds,
             ),
             source,
-            beside=self._look_after_attempts,
+            beside=self._look_beside,
+            at_end=self._leave,
             name=f"{self.name}/maintenance",
         )
+        self._client.registration.enter(self, self._describe)
         maintenance.start()
         self._maintenance = maintenance
         if self._listen:
@@ -382,6 +384,17 @@ class WorkerPool:
             kept = self._client.store.extend_leases(conn, detached, timedelta(seconds=self._lease))
             for token in set(detached) - kept:
                 self._watch.tell(token, JobCancelled("its lease ended before it did"), AFTER_TIMEOUT)
+
+    def _look_beside(self, conn: AnyConnection) -> None:
+        self._look_after_attempts(conn)
+        self._client.registration.refresh(conn)
+
+    def _leave(self) -> None:
+        with self._client.source.checkout(timedelta(seconds=2)) as held:
+            self._client.registration.leave(self, held.conn)
+
+    def _describe(self) -> tuple[dict[str, int], list[str]]:
+        return {queue: idle.threads for queue, idle in list(self._queues.items())}, list(self.work_map)
 
     def _kinds(self) -> list[str] | None:
         """The kinds that this pool has handlers for; None for every kind."""

@@ -188,7 +188,7 @@ def test_the_neighbours_of_a_job_that_kills_its_process_are_completed(table: Tab
         open_gate()
     while not table.job(killer).state.final:
         with table.worker(threads=2) as process:
-            wait_until(lambda: process.poll() is not None or table.job(killer).state.final, timeout=20)  # noqa: B023
+            wait_until(lambda: process.poll() is not None or table.job(killer).state.final, timeout=20)
     with table.worker():
         wait_until(lambda: table.job(neighbour).state == JobState.COMPLETED)
     assert table.job(killer).state == JobState.DISCARDED

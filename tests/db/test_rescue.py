@@ -27,7 +27,7 @@ SECOND = timedelta(seconds=1)
 def leave(sql: Rows) -> Leave:
     """Leaves a running job behind that nobody holds; its id."""
 
-    def leave(worker: str, *, attempt: int = 1, max_attempts: int = 1, kind: str = "thing", age: str = "1 hour") -> int:
+    def leave(worker: str, *, attempt: int = 1, max_attempts: int = 1, kind: str = "thing", age: str = "1 h") -> int:
         ((id,),) = sql(
             """INSERT INTO pgjobs.job (kind, state, attempt, max_attempts, attempted_at, attempted_by, token)
             VALUES (%s, 'running', %s, %s, now() - %s::interval, ARRAY['before', %s], gen_random_uuid()) RETURNING id""",
@@ -45,7 +45,8 @@ def leave(sql: Rows) -> Leave:
 def ended(sql: Rows) -> list[Any]:
     """State, attempt, number of errors and of attempts given back of each job."""
     return sql(
-        """SELECT state, attempt, jsonb_array_length(errors), jsonb_array_length(coalesce(metadata -> 'given_back', '[]'))
+        """SELECT state, attempt, jsonb_array_length(errors),
+            jsonb_array_length(coalesce(metadata -> 'given_back', '[]'))
         FROM pgjobs.job ORDER BY id"""
     )
 
@@ -53,7 +54,8 @@ def ended(sql: Rows) -> list[Any]:
 def run_again(sql: Rows, worker: str) -> None:
     sql(
         """UPDATE pgjobs.job SET state = 'running', attempt = attempt + 1, token = gen_random_uuid(),
-            attempted_at = now() - interval '1 hour', attempted_by = attempted_by || %s::text WHERE state = 'retryable'""",
+            attempted_at = now() - interval '1 hour', attempted_by = attempted_by || %s::text
+        WHERE state = 'retryable'""",
         worker,
     )
 
@@ -107,7 +109,7 @@ def test_what_kills_its_process_and_always_has_neighbours_is_bounded_too(
 
 
 def test_neighbours_that_are_rescued_one_after_the_other_are_neighbours_all_the_same(
-    sql: Rows, server: Tx, connect: Connect, duties: Maintenance, leave: Leave, client: Client
+    *, sql: Rows, server: Tx, connect: Connect, duties: Maintenance, leave: Leave, client: Client
 ) -> None:
     """The lock of one was free at once; that of the other only when the server noticed that its client is gone."""
     leave("gone")
