@@ -18,9 +18,9 @@ from contextlib import contextmanager, suppress
 
 import psycopg
 
+from pgjobs.checkout import shut_down
 from pgjobs.error_text import one_line
 from pgjobs.store import AnyConnection, Store
-from pgjobs.transaction import shut_down
 
 log = logging.getLogger("pgjobs.listener")
 

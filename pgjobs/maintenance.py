@@ -19,6 +19,7 @@ import psycopg
 
 from pgjobs.error_text import one_line
 from pgjobs.job import Job, JobState
+from pgjobs.reindex import Reindex, is_time, next_time
 from pgjobs.store import AnyConnection, Store
 from pgjobs.transaction import PoolSource
 from pgjobs.worker_store import Workers
@@ -40,6 +41,8 @@ _FORGET_EVERY = timedelta(seconds=30)
 _FORGET_AFTER = timedelta(minutes=1)
 AFTER_FAILURE = timedelta(seconds=5)
 _AT_LEAST_EVERY = timedelta(seconds=1)  # look whether somebody else's duty is due
+_HURRIED = ("promote", "rescue")  # the duties that somebody may be waiting for
+_SELDOM = timedelta(seconds=30)  # the same for the others
 _SOON = timedelta(0)
 _ONE_BY_ONE = 50  # rows of a transaction that puts each behind a savepoint: more would overflow a cache of the server
 _BESIDE_EVERY = 1.0  # seconds
@@ -77,6 +80,7 @@ class Maintenance:
         wake: Callable[[str, int], None] = lambda queue, jobs: None,
         rescued: Callable[[Job[Any]], None] = lambda job: None,
         kinds: Callable[[], Iterable[str] | None] = lambda: None,
+        reindex: Reindex | None = None,
     ) -> None:
         self._store = store
         self._keep = keep
@@ -92,6 +96,10 @@ class Maintenance:
             "clean": self.clean,
             "workers": self.forget_workers,
         }
+        self._reindex = reindex
+        self._afterwards: list[Callable[[], None]] = []  # what a duty does when its time has been moved on
+        if reindex is not None:
+            self.duties["indexes"] = self.rebuild_indexes
 
     def promote(self, conn: AnyConnection) -> timedelta:
         """Make due jobs available, and wake threads for them."""
@@ -150,15 +158,31 @@ class Maintenance:
             log.warning("worker %s is gone: it has not said for %s that it is there", one_line(id), _FORGET_AFTER)
         return _FORGET_EVERY
 
+    def rebuild_indexes(self, conn: AnyConnection) -> timedelta:
+        """Let the indexes be rebuilt if it is their time of the day: once in a day by one process. When nobody was
+        there at that time, not until the next one.
+
+        A rebuild is no part of a transaction. It begins when the duty's time has been moved on and that is committed,
+        so that nobody else begins one.
+        """
+        assert self._reindex is not None
+        now = self._store.current_time(conn)
+        if is_time(self._reindex.at, now):
+            self._afterwards.append(self._reindex.start)
+        return next_time(self._reindex.at, now) - now
+
     def do(self, conn: AnyConnection, duty: str) -> timedelta:
         """Do a duty if it is due and nobody else is at it; how long until it is due again."""
         remaining = self._store.begin_duty(conn, duty)
         if remaining is None:  # somebody else is at it
             return _AT_LEAST_EVERY
         if remaining > _SOON:
-            return min(remaining, _AT_LEAST_EVERY)
+            return min(remaining, _AT_LEAST_EVERY if duty in _HURRIED else _SELDOM)
+        self._afterwards.clear()
         after = self.duties[duty](conn)
         self._store.end_duty(conn, duty, after)
+        for act in self._afterwards:
+            act()
         return after + _STAND_BACK * random() if duty == "rescue" else after
 
     def postpone(self, conn: AnyConnection, duty: str) -> None:

@@ -260,6 +260,12 @@ class Store:
         with literal_cursor(conn) as cur:
             cur.execute(self._maintain["end_duty"], {"duty": duty, "after": after})
 
+    def current_time(self, conn: AnyConnection) -> datetime:
+        with literal_cursor(conn) as cur:
+            cur.execute(self._maintain["current_time"])
+            now: datetime = one(cur)[0]
+            return now
+
     def postpone_duty(self, conn: AnyConnection, duty: str, after: timedelta) -> None:
         with literal_cursor(conn) as cur:
             cur.execute(self._maintain["postpone_duty"], {"duty": duty, "after": after})

@@ -16,6 +16,10 @@ FOR NO KEY UPDATE SKIP LOCKED;
 UPDATE pgjobs.maintenance SET next_run_at = clock_timestamp() + %(after)s::interval WHERE duty = %(duty)s;
 COMMIT;
 
+-- name: current_time
+-- By the clock that decides when a duty is due.
+SELECT clock_timestamp();
+
 -- name: postpone_duty
 -- After a failure: moved on all the same, so that not every process tries again at once.
 UPDATE pgjobs.maintenance SET next_run_at = pg_catalog.clock_timestamp() + %(after)s::interval

@@ -394,7 +394,7 @@ def test_a_duty_that_was_just_done_is_not_due_for_another_process(
 ) -> None:
     assert duties.do(server, "clean") == timedelta(seconds=30)
     sql("INSERT INTO pgjobs.job (kind, state, finalized_at) VALUES ('old', 'completed', now() - interval '9 days')")
-    assert duties.do(connect(autocommit=True), "clean") == SECOND
+    assert 29 * SECOND < duties.do(connect(autocommit=True), "clean") < 30 * SECOND
     assert sql("SELECT count(*) FROM pgjobs.job") == [(1,)]
     sql("UPDATE pgjobs.maintenance SET next_run_at = clock_timestamp()")
     duties.do(server, "clean")

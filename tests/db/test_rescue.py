@@ -27,10 +27,11 @@ SECOND = timedelta(seconds=1)
 def leave(sql: Rows) -> Leave:
     """Leaves a running job behind that nobody holds; its id."""
 
-    def leave(worker: str, *, attempt: int = 1, max_attempts: int = 1, kind: str = "thing", age: str = "1 h") -> int:
+    def leave(worker: str, attempt: int = 1, max_attempts: int = 1, kind: str = "thing", age: str = "1 h") -> int:
         ((id,),) = sql(
             """INSERT INTO pgjobs.job (kind, state, attempt, max_attempts, attempted_at, attempted_by, token)
-            VALUES (%s, 'running', %s, %s, now() - %s::interval, ARRAY['before', %s], gen_random_uuid()) RETURNING id""",
+            VALUES (%s, 'running', %s, %s, now() - %s::interval, ARRAY['before', %s], gen_random_uuid())
+            RETURNING id""",
             kind,
             attempt,
             max_attempts,
@@ -114,9 +115,8 @@ def test_neighbours_that_are_rescued_one_after_the_other_are_neighbours_all_the_
     """The lock of one was free at once; that of the other only when the server noticed that its client is gone."""
     leave("gone")
     leave("gone")
-    sql(
-        "INSERT INTO pgjobs.worker (id, host, pid, threads, version) VALUES ('gone', 'h', 1, 2, '1'), ('b', 'h', 2, 2, '1')"
-    )
+    for name in ("gone", "other"):
+        sql("INSERT INTO pgjobs.worker (id, host, pid, threads, version) VALUES (%s, 'h', 1, 2, '1')", name)
     holder = connect()
     holder.execute(f'SELECT FROM "{client.schema}".job WHERE id = 2 FOR NO KEY UPDATE')
     duties.rescue(server)
