@@ -106,7 +106,6 @@ def test_a_peer_that_has_gone_silent_is_noticed_and_the_listener_hears_again(
     wait_until(lambda: heard == [None])
     relay.silent = True
     wait_until(lambda: not listener.listening)
-    assert relay.accepted >= 1
     notify(client, "lost")
     relay.silent = False
     wait_until(lambda: heard == [None, None], timeout=20)  # it looks for what it has missed

@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from pgjobs import InvalidSetting
+from pgjobs import InvalidSetting, reindex
 from pgjobs.reindex import MIDNIGHT, check_time, is_time, leftovers, next_time
 
 NEW_YORK = ZoneInfo("America/New_York")
@@ -42,6 +42,11 @@ def test_the_next_time(at: time, now: str, expected: str) -> None:
 )
 def test_an_hour_later_it_is_no_longer_the_time(now: str, expected: bool) -> None:
     assert is_time(MIDNIGHT, datetime.fromisoformat(f"2026-05-01 {now}+00:00")) is expected
+
+
+@pytest.mark.conformance(283)
+def test_the_rebuild_of_an_index_may_take_a_minute() -> None:
+    assert reindex._TIMEOUT == 60
 
 
 @pytest.mark.parametrize("at", [time(3), "03:00", 3, timedelta(hours=3), datetime(2026, 1, 1, tzinfo=UTC)])
