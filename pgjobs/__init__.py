@@ -46,6 +46,7 @@ from pgjobs.migrate import schema_sql
 from pgjobs.options import EncodedJob, JobOptions, NewJob, job_options
 from pgjobs.work_map import Handler, WorkMap
 from pgjobs.worker import WorkerPool
+from pgjobs.worker_store import WorkerProcess
 
 __version__ = "0.1.0"
 
@@ -104,6 +105,7 @@ __all__ = [
     "WorkMap",
     "WorkerPool",
     "WorkerPoolError",
+    "WorkerProcess",
     "constant",
     "current_job",
     "decode_args",

@@ -37,10 +37,12 @@ from pgjobs.options import (
     kind_of,
     options_of,
 )
+from pgjobs.registry import Registration
 from pgjobs.statements import check_schema
 from pgjobs.store import AnyConnection, Store
 from pgjobs.transaction import Borrowable, PoolSource, borrow, defaults_for
 from pgjobs.work_map import Handler, HandlerFunction, WorkMap
+from pgjobs.worker_store import WorkerProcess, Workers
 
 Args = TypeVar("Args")
 
@@ -94,6 +96,7 @@ class Client:
         self.hooks = HookCalls(hooks)
         self.events = Events()
         self._middleware = tuple(middleware)
+        self.registration = Registration(self.schema, self.id, self.code_version)
 
     # --- connections
 
@@ -391,6 +394,11 @@ class Client:
         """The job with this id as it is now, or None."""
         with self._transaction(tx) as conn:
             return self.store.get_job(conn, id)
+
+    def workers(self, tx: Borrowable | ConnectionPool[Any] | None = None) -> list[WorkerProcess]:
+        """The processes that work jobs, the oldest first. One that was killed stays listed for a minute or two."""
+        with self._transaction(tx) as conn:
+            return Workers(self.schema).workers(conn)
 
 
 def decode_args(cls: type[Args], raw: str) -> Args:

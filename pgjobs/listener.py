@@ -2,6 +2,9 @@
 
 It only makes things faster. The idle workers poll by themselves, so a connection that does not listen, or a listener
 that hangs in one, loses no job.
+
+A peer that has gone silent looks exactly like one that has nothing to say, and neither TCP nor a wait with a timeout
+need ever tell them apart. So after a while of silence the listener asks something, and hangs up when no answer comes.
 """
 
 from __future__ import annotations
@@ -10,11 +13,12 @@ import logging
 import os
 import selectors
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 import psycopg
 
+from pgjobs.checkout import shut_down
 from pgjobs.error_text import one_line
 from pgjobs.store import AnyConnection, Store
 
@@ -22,6 +26,9 @@ log = logging.getLogger("pgjobs.listener")
 
 _FIRST_PAUSE = 0.1  # seconds before LISTEN is tried again; doubles
 _LONGEST_PAUSE = 10.0
+# A silent peer is noticed after the sum of these, at the latest.
+_SILENCE = 10.0  # seconds without a notification before the peer is asked whether it is there
+_ANSWER = 5.0  # seconds that it has to answer
 
 
 class Listener:
@@ -42,6 +49,7 @@ class Listener:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._conn: AnyConnection | None = None
+        self._listening = False
         self._pause = _FIRST_PAUSE
 
     def start(self) -> None:
@@ -59,7 +67,7 @@ class Listener:
     @property
     def listening(self) -> bool:
         """Whether notifications arrive now, as far as is known."""
-        return self._conn is not None
+        return self._listening
 
     def _run(self) -> None:
         while not self._stopping.is_set():
@@ -74,20 +82,38 @@ class Listener:
 
     def _listen(self) -> None:
         """Listen until it is time to stop; raises when the connection is lost."""
-        conn = self._conn = self._connect()
-        self._store.listen(conn)
+        conn = self._connect()
+        self._conn = conn
+        with _answer_in_time(conn):
+            self._store.listen(conn)
+        self._listening = True
         self._wake(None)  # for what was enqueued while nobody listened
         self._pause = _FIRST_PAUSE
         with selectors.DefaultSelector() as selector:
             selector.register(self._stop_read, selectors.EVENT_READ)
             selector.register(conn.fileno(), selectors.EVENT_READ)
             while not self._stopping.is_set():
-                selector.select()
+                if not selector.select(_SILENCE):
+                    with _answer_in_time(conn):
+                        self._store.probe(conn)
                 for notification in conn.notifies(timeout=0):
                     self._wake(notification.payload)
 
     def _hang_up(self) -> None:
+        self._listening = False
         if self._conn is not None:
             with suppress(psycopg.Error):
                 self._conn.close()
             self._conn = None
+
+
+@contextmanager
+def _answer_in_time(conn: AnyConnection) -> Iterator[None]:
+    """Shut the connection down when the block takes too long: what waits in it for an answer then raises."""
+    timer = threading.Timer(_ANSWER, shut_down, [conn])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

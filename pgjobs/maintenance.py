@@ -9,32 +9,64 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import timedelta
+from random import random
 from typing import Any
 
 import psycopg
 
 from pgjobs.error_text import one_line
 from pgjobs.job import Job, JobState
+from pgjobs.reindex import Reindex, is_time, next_time
 from pgjobs.store import AnyConnection, Store
 from pgjobs.transaction import PoolSource
+from pgjobs.worker_store import Workers
 
 log = logging.getLogger("pgjobs.maintenance")
 
-BATCH = 1000  # rows that one transaction of a duty touches at most
+BATCH = 1000  # rows that one statement of a duty touches at most
+LARGE_BATCH = 10_000  # the same where each row costs little, until the database proves too slow for that
+_TIMEOUTS = 3  # in a row
 # A claim and its lock leave in one message, so a running row this old without a lock has lost its worker.
 RESCUE_GRACE = timedelta(seconds=3)
 _PROMOTE_EVERY = timedelta(seconds=1)  # at the latest; sooner when a job is due sooner
 _PROMOTE_AGAIN = timedelta(milliseconds=20)
 _RESCUE_EVERY = timedelta(seconds=1)
 _CLEAN_EVERY = timedelta(seconds=30)
+# Who has done a rescue is late for the next one, by up to so much: what one process must leave, another may take.
+_STAND_BACK = timedelta(seconds=0.5)
+_FORGET_EVERY = timedelta(seconds=30)
+_FORGET_AFTER = timedelta(minutes=1)
 AFTER_FAILURE = timedelta(seconds=5)
 _AT_LEAST_EVERY = timedelta(seconds=1)  # look whether somebody else's duty is due
+_HURRIED = ("promote", "rescue")  # the duties that somebody may be waiting for
+_SELDOM = timedelta(seconds=30)  # the same for the others
 _SOON = timedelta(0)
 _ONE_BY_ONE = 50  # rows of a transaction that puts each behind a savepoint: more would overflow a cache of the server
 _BESIDE_EVERY = 1.0  # seconds
+
+
+class Batches:
+    """How many rows a duty takes at once: fewer, once several of its tries in a row were ended by the server's
+    timeout, and then for as long as the process lives."""
+
+    def __init__(self) -> None:
+        self._timeouts = 0
+
+    @contextmanager
+    def next(self) -> Iterator[int]:
+        """The size of the batch that the block deals with."""
+        try:
+            yield BATCH if self._timeouts >= _TIMEOUTS else LARGE_BATCH
+        except psycopg.errors.QueryCanceled:
+            self._timeouts += 1
+            if self._timeouts == _TIMEOUTS:
+                log.warning("%d timeouts in a row: batches of %d from now on", _TIMEOUTS, BATCH)
+            raise
+        if self._timeouts < _TIMEOUTS:
+            self._timeouts = 0
 
 
 class Maintenance:
@@ -47,16 +79,27 @@ class Maintenance:
         keep: Mapping[JobState, timedelta | None],
         wake: Callable[[str, int], None] = lambda queue, jobs: None,
         rescued: Callable[[Job[Any]], None] = lambda job: None,
+        kinds: Callable[[], Iterable[str] | None] = lambda: None,
+        reindex: Reindex | None = None,
     ) -> None:
         self._store = store
         self._keep = keep
         self._wake = wake
         self._rescued = rescued
+        self._kinds = kinds  # that this process knows; None is every kind
+        self._workers = Workers(store.schema)
+        self._rescue_batches = Batches()
+        self._clean_batches = Batches()
         self.duties: dict[str, Callable[[AnyConnection], timedelta]] = {
             "promote": self.promote,
             "rescue": self.rescue,
             "clean": self.clean,
+            "workers": self.forget_workers,
         }
+        self._reindex = reindex
+        self._afterwards: list[Callable[[], None]] = []  # what a duty does when its time has been moved on
+        if reindex is not None:
+            self.duties["indexes"] = self.rebuild_indexes
 
     def promote(self, conn: AnyConnection) -> timedelta:
         """Make due jobs available, and wake threads for them."""
@@ -70,26 +113,36 @@ class Maintenance:
         return _PROMOTE_EVERY if due is None else max(_PROMOTE_AGAIN, min(due, _PROMOTE_EVERY))
 
     def rescue(self, conn: AnyConnection) -> timedelta:
-        """Finish the attempts of workers that vanished, and what is left of requests to cancel attempts that ended."""
-        jobs = self._store.rescue(conn, BATCH, RESCUE_GRACE)
+        """Finish the attempts of workers that vanished, and what is left of requests to cancel attempts that ended.
+
+        An attempt counts, with an error that says so, and the job is tried again after 1 s, the next time after 2 s,
+        up to a minute; or discarded, if that was its last one. But if its worker ran other jobs as well, any of them
+        may be to blame: then a job that never failed before gets its attempt back, twice at most. So what kills its
+        process is started `max_attempts` times when it is alone, and twice more when it never is. A last attempt of a
+        kind that this process does not know is left for a day to one that does.
+        """
+        with self._rescue_batches.next() as batch:
+            jobs = self._store.rescue(conn, batch, RESCUE_GRACE, self._kinds())
+            cancelled, settled = self._store.settle_requests(conn, batch)
         for job in jobs:
-            log.warning("job %d rescued: its worker vanished in attempt %d; now %s", job.id, job.attempt, job.state)
+            count = f"attempt {job.attempt} counts" if job.token else "as it ran others too, the attempt is given back"
+            log.warning("job %d rescued: its worker vanished; %s; now %s", job.id, count, job.state)
             self._rescued(job)
-        cancelled, gone = self._store.settle_requests(conn, BATCH)
         if cancelled:
             log.info("%d jobs cancelled whose attempt ended while that was being asked for", cancelled)
-        return _SOON if max(len(jobs), gone) >= BATCH else _RESCUE_EVERY
+        return _SOON if max(len(jobs), settled) >= batch else _RESCUE_EVERY
 
     def clean(self, conn: AnyConnection) -> timedelta:
         """Delete what has been over for longer than it is kept."""
-        deleted = [self._clean(conn, state, keep) for state, keep in self._keep.items() if keep is not None]
-        return _SOON if max(deleted, default=0) >= BATCH else _CLEAN_EVERY
+        with self._clean_batches.next() as batch:
+            deleted = [self._clean(conn, state, keep, batch) for state, keep in self._keep.items() if keep is not None]
+        return _SOON if max(deleted, default=0) >= batch else _CLEAN_EVERY
 
-    def _clean(self, conn: AnyConnection, state: JobState, keep: timedelta) -> int:
+    def _clean(self, conn: AnyConnection, state: JobState, keep: timedelta, batch: int) -> int:
         """How many were deleted; a full batch's worth when it is worth going on at once."""
         try:
             with conn.transaction():
-                return self._store.clean(conn, state, keep, BATCH)
+                return self._store.clean(conn, state, keep, batch)
         except psycopg.IntegrityError as error:
             log.warning("some %s jobs are kept: the application refers to them: %s", state, one_line(error))
         deleted = 0
@@ -97,7 +150,26 @@ class Maintenance:
             with suppress(psycopg.IntegrityError), conn.transaction():
                 self._store.clean_one(conn, state, id, queue)
                 deleted += 1
-        return BATCH if deleted else 0
+        return batch if deleted else 0
+
+    def forget_workers(self, conn: AnyConnection) -> timedelta:
+        """Remove processes that vanished from the registry."""
+        for id in self._workers.age_out(conn, _FORGET_AFTER):
+            log.warning("worker %s is gone: it has not said for %s that it is there", one_line(id), _FORGET_AFTER)
+        return _FORGET_EVERY
+
+    def rebuild_indexes(self, conn: AnyConnection) -> timedelta:
+        """Let the indexes be rebuilt if it is their time of the day: once in a day by one process. When nobody was
+        there at that time, not until the next one.
+
+        A rebuild is no part of a transaction. It begins when the duty's time has been moved on and that is committed,
+        so that nobody else begins one.
+        """
+        assert self._reindex is not None
+        now = self._store.current_time(conn)
+        if is_time(self._reindex.at, now):
+            self._afterwards.append(self._reindex.start)
+        return next_time(self._reindex.at, now) - now
 
     def do(self, conn: AnyConnection, duty: str) -> timedelta:
         """Do a duty if it is due and nobody else is at it; how long until it is due again."""
@@ -105,10 +177,13 @@ class Maintenance:
         if remaining is None:  # somebody else is at it
             return _AT_LEAST_EVERY
         if remaining > _SOON:
-            return min(remaining, _AT_LEAST_EVERY)
+            return min(remaining, _AT_LEAST_EVERY if duty in _HURRIED else _SELDOM)
+        self._afterwards.clear()
         after = self.duties[duty](conn)
         self._store.end_duty(conn, duty, after)
-        return after
+        for act in self._afterwards:
+            act()
+        return after + _STAND_BACK * random() if duty == "rescue" else after
 
     def postpone(self, conn: AnyConnection, duty: str) -> None:
         """After a failure: move the duty's time on, so that not every process tries it hot."""
@@ -125,10 +200,12 @@ class MaintenanceThread:
         *,
         name: str,
         beside: Callable[[AnyConnection], None] = lambda conn: None,
+        at_end: Callable[[], None] = lambda: None,
     ) -> None:
         self._maintenance = maintenance
         self._source = source
         self._beside = beside  # what concerns this process alone; called every second, and when called for
+        self._at_end = at_end
         self._called = threading.Event()
         self._stopping = False
         self._thread = threading.Thread(target=self._repeat, name=name, daemon=True)
@@ -156,6 +233,8 @@ class MaintenanceThread:
             self._look_beside()
             self._called.wait(max(0.0, min(*due.values(), time.monotonic() + _BESIDE_EVERY) - time.monotonic()))
             self._called.clear()
+        with suppress(Exception):  # the rows of those who could not take their leave age out
+            self._at_end()
 
     def _look_beside(self) -> None:
         try:
@@ -163,7 +242,7 @@ class MaintenanceThread:
                 self._beside(held.conn)
         except Exception as error:
             with suppress(Exception):
-                log.warning("could not look for jobs to cancel: %s", one_line(error))
+                log.warning("could not look for jobs to cancel, or say that this process is there: %s", one_line(error))
 
     def _attempt(self, duty: str) -> timedelta:
         """Do one duty, whatever may come of it; when to try it again."""

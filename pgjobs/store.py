@@ -3,7 +3,7 @@ books of the migrations."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from secrets import token_hex
@@ -268,6 +268,12 @@ class Store:
         with literal_cursor(conn) as cur:
             cur.execute(self._maintain["end_duty"], {"duty": duty, "after": after})
 
+    def current_time(self, conn: AnyConnection) -> datetime:
+        with literal_cursor(conn) as cur:
+            cur.execute(self._maintain["current_time"])
+            now: datetime = one(cur)[0]
+            return now
+
     def postpone_duty(self, conn: AnyConnection, duty: str, after: timedelta) -> None:
         with literal_cursor(conn) as cur:
             cur.execute(self._maintain["postpone_duty"], {"duty": duty, "after": after})
@@ -285,18 +291,23 @@ class Store:
             due: timedelta | None = one(cur)[0]
             return due
 
-    def rescue(self, conn: AnyConnection, batch: int, grace: timedelta) -> list[Job[Any]]:
-        """Finish the attempts of workers that vanished; the jobs as they are now."""
+    def rescue(
+        self, conn: AnyConnection, batch: int, grace: timedelta, kinds: Iterable[str] | None = None
+    ) -> list[Job[Any]]:
+        """Finish the attempts of workers that vanished; the jobs as they are now, without a token where the attempt was
+        given back. Last attempts of other kinds than these are left to others; None is every kind."""
+        known = None if kinds is None else list(kinds)
         with literal_cursor(conn) as cur:
-            cur.execute(self._maintain["rescue"], {"batch": batch, "grace": grace})
+            cur.execute(self._maintain["rescue"], {"batch": batch, "grace": grace, "kinds": known})
             return [as_job(row) for row in cur.fetchall()]
 
     def settle_requests(self, conn: AnyConnection, batch: int) -> tuple[int, int]:
-        """Apply or drop requests to cancel attempts that are over: how many jobs are cancelled, requests gone."""
+        """Apply, pass on or drop requests to cancel attempts that are over: how many jobs are cancelled, requests dealt
+        with."""
         with literal_cursor(conn) as cur:
             cur.execute(self._maintain["settle_requests"], {"batch": batch})
-            cancelled, gone = one(cur)
-            return cancelled, gone
+            cancelled, settled = one(cur)
+            return cancelled, settled
 
     def clean(self, conn: AnyConnection, state: JobState, keep: timedelta, batch: int) -> int:
         """Delete jobs that ended in this state longer ago than `keep`; how many."""
@@ -363,6 +374,11 @@ class Store:
     def listen(self, conn: AnyConnection) -> None:
         with literal_cursor(conn) as cur:
             cur.execute(f'LISTEN "{self.channel}"'.encode())
+
+    def probe(self, conn: AnyConnection) -> None:
+        """Return when the server has answered."""
+        with literal_cursor(conn) as cur:
+            cur.execute(self._observe["probe"])
 
 
 def _with_savepoint(work: Mapping[str, bytes], name: str) -> dict[str, bytes]:

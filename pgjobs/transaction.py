@@ -44,6 +44,7 @@ _WANTED = (
 CONNECTION_DEFAULTS: dict[str, Any] = {
     "application_name": "pgjobs",
     "client_encoding": "UTF8",
+    "connect_timeout": 10,
     "keepalives": 1,
     "keepalives_idle": 10,
     "keepalives_interval": 5,

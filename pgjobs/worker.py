@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from datetime import time as TimeOfDay
 from datetime import timedelta
 from queue import SimpleQueue
 from types import FrameType, TracebackType
@@ -32,6 +33,7 @@ from pgjobs.job import Job, JobState
 from pgjobs.listener import Listener
 from pgjobs.maintenance import Maintenance, MaintenanceThread
 from pgjobs.options import check_queue
+from pgjobs.reindex import MIDNIGHT, Reindex, check_time
 from pgjobs.store import CANCEL_NOTICE, AnyConnection
 from pgjobs.work_map import Handler, HandlerFunction, WorkMap, checked_handler
 
@@ -52,7 +54,8 @@ class WorkerPool:
     hold that many and two to spare (a pool that the client made grows by itself). `backoff` decides when a failed job
     runs again; left out, the client's does. `timeout` is how long an attempt may take, None for ever. `lease` is how
     long the job of a vanished worker waits, if its handler is detached. `keep_*` is how long jobs stay in the table
-    after their end, None for ever. `order="scheduled_at"` takes the oldest first, whatever the priorities.
+    after their end, None for ever. `reindex_at` is the time of the day, midnight UTC, at which the indexes of the job
+    table are rebuilt, None for never. `order="scheduled_at"` takes the oldest first, whatever the priorities.
 
     `unknown_kinds` says what becomes of a job whose kind the WorkMap lacks: "error" fails it, with backoff; "leave"
     does not touch it, so that other workers can; or a handler takes them all. `middleware` stands around every handler;
@@ -81,6 +84,7 @@ class WorkerPool:
         keep_completed: timedelta | None = timedelta(hours=24),
         keep_cancelled: timedelta | None = timedelta(hours=24),
         keep_discarded: timedelta | None = timedelta(days=7),
+        reindex_at: TimeOfDay | None = MIDNIGHT,
         listen: bool = True,
         listen_dsn: str | None = None,
     ) -> None:
@@ -104,6 +108,7 @@ class WorkerPool:
             JobState.CANCELLED: _check_keep("keep_cancelled", keep_cancelled),
             JobState.DISCARDED: _check_keep("keep_discarded", keep_discarded),
         }
+        self._reindex_at = check_time(reindex_at)
         if timeout is not None and timeout <= timedelta(0):
             raise InvalidSetting(f"timeout is longer than nothing, or None for ever; not {timeout!r}")
         self._lease = _check_lease(lease)
@@ -117,6 +122,7 @@ class WorkerPool:
             unknown_kinds=_check_unknown_kinds(unknown_kinds),
             lease=lease,
         )
+        self._any_kind = isinstance(claimer.unknown_kinds, Handler)
         self._finisher = Finisher(
             store=client.store,
             claimer=claimer,
@@ -143,6 +149,7 @@ class WorkerPool:
         self._room = 0  # connections that the source keeps for its threads
         self._stopper: threading.Thread | None = None  # who is in the middle of a stop
         self._maintenance: MaintenanceThread | None = None
+        self._reindex: Reindex | None = None
         self._listener: Listener | None = None
         self._extend_at = 0.0  # when the leases are next due, by the monotonic clock
 
@@ -172,12 +179,23 @@ class WorkerPool:
 
     def _start_threads(self) -> None:
         store, source = self._client.store, self._client.source
+        if self._reindex_at is not None:
+            self._reindex = Reindex(store.schema, source.connect, at=self._reindex_at, name=f"{self.name}/reindex")
         maintenance = MaintenanceThread(
-            Maintenance(store, keep=self._keep, wake=self._wake_for, rescued=self._on_rescued),
+            Maintenance(
+                store,
+                keep=self._keep,
+                wake=self._wake_for,
+                rescued=self._on_rescued,
+                kinds=self._kinds,
+                reindex=self._reindex,
+            ),
             source,
-            beside=self._look_after_attempts,
+            beside=self._look_beside,
+            at_end=self._leave,
             name=f"{self.name}/maintenance",
         )
+        self._client.registration.enter(self, self._describe)
         maintenance.start()
         self._maintenance = maintenance
         if self._listen:
@@ -224,10 +242,10 @@ class WorkerPool:
         if not clean:
             self._cut_off()
             self._wait_for_threads(AT_STOP.stuck + 0.3)
-        for helper in (self._maintenance, self._listener):
+        for helper in (self._maintenance, self._reindex, self._listener):
             if helper is not None:
                 helper.stop(0.4)
-        self._maintenance = self._listener = None
+        self._maintenance = self._reindex = self._listener = None
         self._watch.stop()
         self._stopper = None
         self._client.source.give_room_back(self._room)
@@ -391,6 +409,21 @@ class WorkerPool:
             kept = self._client.store.extend_leases(conn, detached, timedelta(seconds=self._lease))
             for token in set(detached) - kept:
                 self._watch.tell(token, JobCancelled("its lease ended before it did"), AFTER_TIMEOUT)
+
+    def _look_beside(self, conn: AnyConnection) -> None:
+        self._look_after_attempts(conn)
+        self._client.registration.refresh(conn)
+
+    def _leave(self) -> None:
+        with self._client.source.own_checkout() as held:
+            self._client.registration.leave(self, held.conn)
+
+    def _describe(self) -> tuple[dict[str, int], list[str]]:
+        return {queue: idle.threads for queue, idle in list(self._queues.items())}, list(self.work_map)
+
+    def _kinds(self) -> list[str] | None:
+        """The kinds that this pool has handlers for; None for every kind."""
+        return None if self._any_kind else list(self.work_map)
 
     def _on_rescued(self, job: Job[Any]) -> None:
         self._client.hooks("on_rescue", job)

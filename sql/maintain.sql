@@ -16,6 +16,10 @@ FOR NO KEY UPDATE SKIP LOCKED;
 UPDATE pgjobs.maintenance SET next_run_at = clock_timestamp() + %(after)s::interval WHERE duty = %(duty)s;
 COMMIT;
 
+-- name: current_time
+-- By the clock that decides when a duty is due.
+SELECT clock_timestamp();
+
 -- name: postpone_duty
 -- After a failure: moved on all the same, so that not every process tries again at once.
 UPDATE pgjobs.maintenance SET next_run_at = pg_catalog.clock_timestamp() + %(after)s::interval
@@ -45,15 +49,26 @@ SELECT min(scheduled_at) - clock_timestamp() FROM pgjobs.job WHERE state IN ('sc
 -- name: rescue
 -- Running rows that nobody works on: without a lease, old enough to have been locked, and not locked; or with a lease
 -- that is over. SKIP LOCKED is the proof of life: a worker holds its row's lock for as long as it lives. What somebody
--- wanted cancelled is cancelled, not retried.
+-- wanted cancelled is cancelled, not retried. A last attempt of a kind that this process does not know is left to one
+-- that does, for a day.
+-- Which of several jobs took the process down nobody can tell. So a job that had neighbours, and was never in trouble
+-- before, has its attempt given back; that is noted in its metadata, and done twice at most. Without a token, so
+-- that no late record of the attempt finds it.
 WITH vanished AS MATERIALIZED (
-    SELECT id, queue, token, (
-        SELECT count(*) FROM jsonb_array_elements(errors) AS entry WHERE entry ->> 'error' LIKE 'worker vanished%%'
-    ) AS times_before
+    SELECT id, queue, token, attempted_by[cardinality(attempted_by)] AS worker,
+        %(kinds)s::text[] IS NULL OR kind = ANY (%(kinds)s::text[]) AS known,
+        CASE WHEN jsonb_typeof(metadata -> 'given_back') = 'array' THEN metadata -> 'given_back' ELSE '[]' END AS given,
+        (
+            SELECT count(*) FROM jsonb_array_elements(errors) AS entry WHERE entry ->> 'error' LIKE 'worker vanished%%'
+        ) AS times_before
     FROM pgjobs.job
     WHERE state = 'running' AND CASE
         WHEN leased_until IS NULL THEN COALESCE(attempted_at, created_at) < clock_timestamp() - %(grace)s::interval
         ELSE leased_until < clock_timestamp() END
+        AND (attempt < max_attempts OR %(kinds)s::text[] IS NULL OR kind = ANY (%(kinds)s::text[])
+            OR COALESCE(attempted_at, created_at) < clock_timestamp() - interval '1 day'
+            OR EXISTS (SELECT FROM pgjobs.cancel_request WHERE job_id = job.id AND cancel_request.queue = job.queue
+                AND cancel_request.token IS NOT DISTINCT FROM job.token))
     ORDER BY id
     LIMIT %(batch)s
     FOR NO KEY UPDATE SKIP LOCKED
@@ -62,45 +77,73 @@ WITH vanished AS MATERIALIZED (
     WHERE cancel_request.job_id = vanished.id AND cancel_request.queue = vanished.queue
         AND cancel_request.token IS NOT DISTINCT FROM vanished.token
     RETURNING job_id, cancel_request.queue, reason, requested_at
+), crew AS MATERIALIZED (
+    SELECT attempted_by[cardinality(attempted_by)] AS worker FROM pgjobs.job
+    WHERE state = 'running' AND EXISTS (SELECT FROM vanished)
+    GROUP BY 1 HAVING count(*) > 1
+    UNION
+    SELECT worker.id FROM pgjobs.worker JOIN vanished ON vanished.worker = worker.id
+    WHERE lost_at > clock_timestamp() - interval '1 minute'
+), noted AS (
+    UPDATE pgjobs.worker SET lost_at = clock_timestamp()
+    WHERE id IN (
+        SELECT id FROM pgjobs.worker WHERE id IN (SELECT worker FROM vanished) FOR NO KEY UPDATE SKIP LOCKED)
 ), next AS (
-    SELECT vanished.id, vanished.queue, times_before, cancel, cancel IS NOT NULL AS cancelled
-    FROM vanished LEFT JOIN (
+    SELECT vanished.*, cancel, cancel IS NOT NULL AS cancelled,
+        cancel IS NULL AND attempt > 0 AND errors = '[]' AND jsonb_array_length(given) < 2
+            AND EXISTS (SELECT FROM crew WHERE crew.worker = vanished.worker) AS excused,
+        attempt >= max_attempts AS last
+    FROM vanished
+    JOIN pgjobs.job ON job.id = vanished.id AND job.queue = vanished.queue
+    LEFT JOIN (
         SELECT DISTINCT ON (job_id, queue) job_id, queue, jsonb_strip_nulls(
             jsonb_build_object('cancel_attempted_at', requested_at, 'cancel_reason', reason)) AS cancel
         FROM request ORDER BY job_id, queue, requested_at
     ) AS first_request ON first_request.job_id = vanished.id AND first_request.queue = vanished.queue
 )
 UPDATE pgjobs.job SET
-    state = CASE WHEN cancelled THEN 'cancelled' WHEN attempt >= max_attempts THEN 'discarded' ELSE 'retryable' END,
-    finalized_at = CASE WHEN cancelled OR attempt >= max_attempts THEN clock_timestamp() END,
-    metadata = CASE WHEN cancelled THEN metadata || cancel ELSE metadata END,
-    -- a delay of its own, 1 s doubling up to 60 s: the job is rarely to blame
-    scheduled_at = CASE WHEN cancelled OR attempt >= max_attempts THEN scheduled_at
+    state = CASE WHEN cancelled THEN 'cancelled' WHEN last AND NOT excused THEN 'discarded' ELSE 'retryable' END,
+    attempt = attempt - CASE WHEN excused THEN 1 ELSE 0 END,
+    token = CASE WHEN NOT excused THEN job.token END,
+    finalized_at = CASE WHEN cancelled OR last AND NOT excused THEN clock_timestamp() END,
+    metadata = CASE WHEN cancelled THEN metadata || cancel
+        WHEN excused THEN metadata || jsonb_build_object('given_back', given || jsonb_build_array(
+            jsonb_build_object('at', clock_timestamp(), 'worker', worker)))
+        ELSE metadata END,
+    -- a delay of its own, 1 s doubling up to 60 s: the job is rarely to blame. Those that had neighbours come back
+    -- apart from each other, so that the one that is to blame meets them less
+    scheduled_at = CASE
+        WHEN excused THEN clock_timestamp() + (1 + random()) * power(2, jsonb_array_length(given)) * interval '1 second'
+        WHEN cancelled OR last THEN scheduled_at
         ELSE clock_timestamp() + LEAST(power(2, LEAST(times_before, 6)), 60) * interval '1 second' END,
     leased_until = NULL,
-    errors = CASE WHEN jsonb_array_length(errors) >= 100 THEN errors - 50 ELSE errors END
+    errors = CASE WHEN excused THEN errors ELSE
+        CASE WHEN jsonb_array_length(errors) >= 100 THEN errors - 50 ELSE errors END
         || jsonb_build_array(jsonb_build_object(
             'attempt', attempt,
             'at', clock_timestamp(),
             -- what clients call themselves is clean; what somebody wrote by hand may not be
             'error', 'worker vanished: '
-                || COALESCE(regexp_replace(
-                    left(attempted_by[cardinality(attempted_by)], 255), '[\x01-\x1f\x7f-\x9f]', '?', 'g'), 'unknown')
-                || ' lost its connection or its process while it ran this attempt',
-            'trace', NULL))
+                || COALESCE(regexp_replace(left(worker, 255), '[\x01-\x1f\x7f-\x9f]', '?', 'g'), 'unknown')
+                || ' lost its connection or its process while it ran this attempt'
+                || CASE WHEN last AND NOT known AND NOT cancelled
+                    THEN '; for a day there was no process that knows this kind' ELSE '' END,
+            'trace', NULL)) END
 FROM next
 WHERE job.id = next.id AND job.queue = next.queue
+    AND state = 'running' AND job.token IS NOT DISTINCT FROM next.token
 RETURNING
     job.id, state, job.queue, kind, priority, attempt, max_attempts, args, metadata, errors, tags, scheduled_at, created_at,
-    attempted_at, finalized_at, attempted_by, token, leased_until, output;
+    attempted_at, finalized_at, attempted_by, job.token, leased_until, output;
 
 -- name: settle_requests
 -- Requests to cancel an attempt that no longer runs: it ended while the request was being committed. A job that waits is
--- cancelled now; one that is over, gone, or running under another token needs none any more. What somebody else holds
--- is left for the next time.
+-- cancelled now; of one that runs again the newer attempt is asked, for as long as it takes until the job is over; one
+-- that is over or gone needs none any more. What somebody else holds is left for the next time.
 WITH stale AS MATERIALIZED (
-    SELECT request.ctid, request.job_id, request.queue, request.requested_at, request.reason,
-        COALESCE(job.state IN ('available', 'scheduled', 'retryable', 'pending'), false) AS waits
+    SELECT request.ctid, request.job_id, request.queue, request.requested_at, request.reason, job.token,
+        COALESCE(job.state IN ('available', 'scheduled', 'retryable', 'pending'), false) AS waits,
+        COALESCE(job.state = 'running', false) AS runs
     FROM pgjobs.cancel_request AS request
     LEFT JOIN pgjobs.job ON job.id = request.job_id AND job.queue = request.queue
     WHERE job.id IS NULL OR job.state <> 'running' OR job.token IS DISTINCT FROM request.token
@@ -129,13 +172,17 @@ WITH stale AS MATERIALIZED (
         unique_states = CASE WHEN conflict THEN NULL ELSE unique_states END
     FROM first_request WHERE job.id = first_request.id AND job.queue = first_request.queue
     RETURNING job.id, job.queue
+), moved AS (
+    UPDATE pgjobs.cancel_request AS request SET token = stale.token
+    FROM stale WHERE request.ctid = stale.ctid AND runs
+    RETURNING request.job_id
 ), removed AS (
     DELETE FROM pgjobs.cancel_request AS request USING stale
-    WHERE request.ctid = stale.ctid
+    WHERE request.ctid = stale.ctid AND NOT runs
         AND (NOT waits OR EXISTS (SELECT FROM cancelled WHERE id = stale.job_id AND cancelled.queue = stale.queue))
     RETURNING request.job_id
 )
-SELECT (SELECT count(*) FROM cancelled), (SELECT count(*) FROM removed);
+SELECT (SELECT count(*) FROM cancelled), (SELECT count(*) FROM moved) + (SELECT count(*) FROM removed);
 
 -- name: clean
 -- Deletes what has been over for longer than it is kept, the oldest first, a batch at a time.

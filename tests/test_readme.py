@@ -27,6 +27,7 @@ import pytest
 import pgjobs
 from pgjobs import Client, Job, JobOptions, JobState, WorkerPool, WorkMap, cli
 from pgjobs.options import Options
+from pgjobs.reindex import MIDNIGHT
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parent.parent
@@ -174,7 +175,12 @@ def settings(names: str, defaults: str) -> Iterator[Setting]:
 
 
 UNITS = {"ms": "milliseconds", "s": "seconds", "min": "minutes", "h": "hours", "d": "days"}
-WORDS: dict[str, tuple[object, ...]] = {"none": (None, timedelta(0)), "now": (None,), "the pool's": (None,)}
+WORDS: dict[str, tuple[object, ...]] = {
+    "none": (None, timedelta(0)),
+    "now": (None,),
+    "the pool's": (None,),
+    "midnight UTC": (MIDNIGHT,),
+}
 # A signature cannot hold a mutable default: there None stands for what the README says.
 MEANT_BY_NONE = {("WorkerPool", "queues"): '`{"default": 10}`', ("WorkerPool", "backoff"): "`river()`"}
 

@@ -98,12 +98,13 @@ def test_a_scheduled_job_starts_by_itself_when_it_is_due(client: Client, stored:
 
 @pytest.fixture
 def vanished(sql: Rows) -> Callable[..., None]:
-    """Leaves jobs behind as a worker does that vanished two hours ago."""
+    """Leaves jobs behind, each as a worker does that vanished two hours ago."""
 
     def leave(count: int = 1, *, attempt: int = 1, max_attempts: int = 25, args: str = "{}") -> None:
         sql(
             """INSERT INTO pgjobs.job (kind, state, args, attempt, max_attempts, attempted_at, attempted_by, token)
-            SELECT 'thing', 'running', %s::jsonb, %s, %s, now() - interval '2 hours', '{the-host}', gen_random_uuid()
+            SELECT 'thing', 'running', %s::jsonb, %s, %s, now() - interval '2 hours',
+                ARRAY['the-host-' || gen_random_uuid()], gen_random_uuid()
             FROM generate_series(1, %s)""",
             args,
             attempt,
@@ -173,7 +174,7 @@ def test_more_vanished_jobs_than_a_batch_are_all_rescued_past_a_batch_that_canno
     vanished: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("pgjobs.maintenance.BATCH", 5)
+    monkeypatch.setattr("pgjobs.maintenance.LARGE_BATCH", 5)
     vanished(16)
     holder = connect()  # a whole batch of living workers stands in front
     holder.execute(f'SELECT id FROM "{client.schema}".job WHERE id <= 5 FOR NO KEY UPDATE')
@@ -352,7 +353,7 @@ def test_a_pool_cleans_by_its_settings(client: Client, sql: Rows) -> None:
 def test_jobs_are_cleaned_in_batches_the_oldest_first(
     client: Client, sql: Rows, server: Tx, duties: Maintenance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pgjobs.maintenance.BATCH", 2)
+    monkeypatch.setattr("pgjobs.maintenance.LARGE_BATCH", 2)
     sql(
         "INSERT INTO pgjobs.job (kind, state, finalized_at)"
         " SELECT 'old', 'completed', now() - interval '2 days' + n * interval '1 minute'"
@@ -393,7 +394,7 @@ def test_a_duty_that_was_just_done_is_not_due_for_another_process(
 ) -> None:
     assert duties.do(server, "clean") == timedelta(seconds=30)
     sql("INSERT INTO pgjobs.job (kind, state, finalized_at) VALUES ('old', 'completed', now() - interval '9 days')")
-    assert duties.do(connect(autocommit=True), "clean") == SECOND
+    assert 29 * SECOND < duties.do(connect(autocommit=True), "clean") < 30 * SECOND
     assert sql("SELECT count(*) FROM pgjobs.job") == [(1,)]
     sql("UPDATE pgjobs.maintenance SET next_run_at = clock_timestamp()")
     duties.do(server, "clean")

@@ -10,11 +10,20 @@ from pathlib import Path
 import pytest
 
 import pgjobs
-from pgjobs import InvalidSetting, job, migration_store, statements, store
+from pgjobs import InvalidSetting, index_store, job, migration_store, statements, store, worker_store
 
-FILES = ["enqueue.sql", "work.sql", "maintain.sql", "control.sql", "observe.sql", "migrate.sql"]
+FILES = [
+    "enqueue.sql",
+    "work.sql",
+    "maintain.sql",
+    "control.sql",
+    "observe.sql",
+    "migrate.sql",
+    "workers.sql",
+    "indexes.sql",
+]
 GIVE_JOBS = ["insert_job", "take", "rescue", "cancel", "retry", "delete", "update", "get_job"]
-STORES = [store, migration_store]
+STORES = [store, migration_store, worker_store, index_store]
 
 
 def everything(schema: str = "pgjobs") -> dict[str, str]:
@@ -122,10 +131,12 @@ def test_only_the_stores_and_the_migrations_load_statements_and_only_the_stores_
     assert {name for name, source in sources.items() if "statements.load(" in source} == {
         "store",
         "migration_store",
+        "worker_store",
+        "index_store",
         "migrate",
     }
     runs = {name for name, source in sources.items() if re.search(r"\b(cur|conn|cursor)\.execute", source)}
-    assert runs == {"store", "migration_store"}
+    assert runs == {"store", "migration_store", "worker_store", "index_store"}
 
 
 # --- the columns of a job

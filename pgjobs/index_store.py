@@ -1,0 +1,32 @@
+"""One method per statement of the upkeep of indexes, connection first."""
+
+from __future__ import annotations
+
+from psycopg import sql
+
+from pgjobs import statements
+from pgjobs.cursors import AnyConnection, literal_cursor
+
+
+class Indexes:
+    """The statements about the indexes of the job table of one schema."""
+
+    def __init__(self, schema: str) -> None:
+        self._schema = schema
+        self._sql = statements.load("indexes.sql", schema)
+
+    def job_indexes(self, conn: AnyConnection) -> dict[str, bool]:
+        """The indexes by name, and whether they are valid."""
+        with literal_cursor(conn) as cur:
+            cur.execute(self._sql["job_indexes"])
+            return dict(cur.fetchall())
+
+    def rebuild(self, conn: AnyConnection, name: str) -> None:
+        self._execute(conn, self._sql["rebuild_index"], name)
+
+    def drop(self, conn: AnyConnection, name: str) -> None:
+        self._execute(conn, self._sql["drop_index"], name)
+
+    def _execute(self, conn: AnyConnection, statement: bytes, name: str) -> None:
+        with literal_cursor(conn) as cur:
+            cur.execute(sql.SQL(statement.decode()).format(index=sql.Identifier(self._schema, name)))
