@@ -10,7 +10,7 @@ from typing import Any, Literal, Unpack, cast, get_args
 from zoneinfo import ZoneInfo
 
 from pgjobs.errors import InvalidSchedule
-from pgjobs.job import FIRST_INSTANT, LAST_INSTANT, JobOptions, NewJob, Options
+from pgjobs.options import FIRST_INSTANT, LAST_INSTANT, JobOptions, NewJob, Options
 from pgjobs.timetable import Own, Ticks, Timetable, parse, time_zone
 
 #: What becomes of ticks that nobody was there for: the last of them is made up, all are, or none is.
@@ -68,7 +68,7 @@ class Schedule:
         self.catch_up = check_catch_up(catch_up)
         self.window = check_window(window)
         self.run_on_start = run_on_start
-        if not isinstance(version, int) or isinstance(version, bool) or not 0 <= version < 2**31:
+        if type(version) is not int or not 0 <= version < 2**31:
             raise InvalidSchedule(f"schedule {name!r}: a version is a whole number from 0, not {version!r:.80}")
         self.version = version
         self.options = JobOptions(**options)

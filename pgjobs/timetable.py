@@ -26,7 +26,7 @@ from zoneinfo import ZoneInfo
 from croniter import CroniterBadCronError, CroniterBadDateError, croniter
 
 from pgjobs.errors import InvalidSchedule
-from pgjobs.job import FIRST_INSTANT
+from pgjobs.options import FIRST_INSTANT
 
 LONGEST_SPEC = 250  # characters
 _ALIASES = {
@@ -42,15 +42,18 @@ _MOST_STEPS = 10_000  # through the ticks of an object that can only say which t
 _MICROSECOND = timedelta(microseconds=1)
 _DAY = timedelta(days=1)
 _UNITS = {
-    "h": 3_600_000_000,
-    "m": 60_000_000,
-    "s": 1_000_000,
-    "ms": 1000,
-    "us": 1,
-    "µs": 1,
-    "μs": 1,
-    "ns": Decimal("0.001"),
-}
+    unit: Decimal(text)
+    for unit, text in (
+        ("h", "3600e6"),
+        ("m", "60e6"),
+        ("s", "1e6"),
+        ("ms", "1e3"),
+        ("us", "1"),
+        ("µs", "1"),
+        ("μs", "1"),
+        ("ns", "1e-3"),
+    )
+}  # microseconds; fmt: skip
 _DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(h|ms|m|s|us|µs|μs|ns)", re.ASCII)
 
 
@@ -68,8 +71,9 @@ class Every:
     interval: timedelta
 
     def __post_init__(self) -> None:
-        if not isinstance(self.interval, timedelta) or self.interval <= timedelta(0):
-            raise InvalidSchedule(f"an interval is a timedelta longer than nothing, not {self.interval!r}")
+        given: object = self.interval
+        if not isinstance(given, timedelta) or given <= timedelta(0):
+            raise InvalidSchedule(f"an interval is a timedelta longer than nothing, not {given!r:.80}")
 
     def next(self, after: datetime) -> datetime | None:
         return _plus(after, self.interval)
@@ -168,7 +172,7 @@ class Own:
     timetable: Timetable
 
     def next(self, after: datetime) -> datetime | None:
-        tick = self.timetable.next(after)
+        tick: object = self.timetable.next(after)
         if tick is None:
             return None
         if not isinstance(tick, datetime) or tick.utcoffset() is None:
@@ -234,8 +238,7 @@ def _parse_every(text: str) -> Every:
     duration = "".join(text[len("@every ") :].split())
     if not duration or _DURATION.sub("", duration) or len(duration) > LONGEST_SPEC:
         raise InvalidSchedule(f"{text[:80]!r}: write an interval as @every 1h30m, with h, m, s, ms or us")
-    parts = ((Decimal(number), _UNITS[unit]) for number, unit in _DURATION.findall(duration))
-    microseconds = sum(number * unit for number, unit in parts)
+    microseconds = sum((Decimal(number) * _UNITS[unit] for number, unit in _DURATION.findall(duration)), Decimal(0))
     try:
         interval = timedelta(microseconds=int(microseconds))
     except OverflowError:

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from queue import SimpleQueue
@@ -22,6 +22,8 @@ from pgjobs.attempt import AFTER_TIMEOUT, AT_STOP, Attempt, Watch
 from pgjobs.backoff import Backoff
 from pgjobs.claim import Claimer
 from pgjobs.client import Client
+from pgjobs.code_schedules import CodeSchedules
+from pgjobs.cron import Schedule
 from pgjobs.error_text import one_line
 from pgjobs.errors import InvalidSetting, JobCancelled, JobStopped, WorkerPoolError
 from pgjobs.executor import Executor
@@ -32,7 +34,9 @@ from pgjobs.job import Job, JobState
 from pgjobs.listener import Listener
 from pgjobs.maintenance import Maintenance, MaintenanceThread
 from pgjobs.options import check_queue
-from pgjobs.store import CANCEL_NOTICE, AnyConnection
+from pgjobs.schedule_store import SCHEDULE_NOTICE, ScheduleStore
+from pgjobs.store import CANCEL_NOTICE, DUE_NOTICE, AnyConnection
+from pgjobs.ticker import Asking, Ticker
 from pgjobs.work_map import Handler, HandlerFunction, WorkMap, checked_handler
 
 log = logging.getLogger("pgjobs.worker")
@@ -58,6 +62,8 @@ class WorkerPool:
     does not touch it, so that other workers can; or a handler takes them all. `middleware` stands around every handler;
     `error_handler` judges what they raise.
 
+    `cron` are the schedules of this code; `pool.schedules` adds and removes some while the pool runs.
+
     `listen=False` never LISTENs and finds jobs by polling every `poll_interval`; `listen_dsn` is where to LISTEN when
     the client is connected through a pooler.
     """
@@ -68,6 +74,7 @@ class WorkerPool:
         work_map: Mapping[Any, Handler | HandlerFunction],
         *,
         queues: Mapping[str, int] | None = None,
+        cron: Iterable[Schedule] = (),
         name: str = "pgjobs",
         order: Literal["priority", "scheduled_at"] = "priority",
         poll_interval: timedelta = timedelta(seconds=1),
@@ -124,6 +131,7 @@ class WorkerPool:
             error_handler=error_handler,
             hooks=client.hooks,
             events=client.events,
+            waits=lambda: self._hurry("promote"),
         )
         self._executor = Executor(
             claimer=claimer,
@@ -133,6 +141,8 @@ class WorkerPool:
             middleware=tuple(middleware),
             code_version=client.code_version,
         )
+        self._schedule_store = ScheduleStore(client.schema)
+        self.schedules = CodeSchedules(self._schedule_store, client.source, client._encoded, cron, worker=client.id)
         self._control = threading.Lock()  # start and stop, one at a time
         self._stopping = threading.Event()
         self._changed = threading.Condition()  # a thread has ended, or is stuck
@@ -163,8 +173,9 @@ class WorkerPool:
             self._client.events.worker_pool_started()
             self._stopping.clear()
             try:
+                self.schedules.start(lambda: self._hurry("tick"))
                 self._start_threads()
-            except BaseException:  # the system refuses more threads
+            except BaseException:  # a schedule cannot be stored, or the system refuses more threads
                 self._stop(timedelta(0))
                 raise
             log.info("%s: %d threads on %s", self.name, self.threads, ", ".join(self._queues))
@@ -172,10 +183,18 @@ class WorkerPool:
 
     def _start_threads(self) -> None:
         store, source = self._client.store, self._client.source
+        self._ticker = Ticker(
+            self._schedule_store,
+            lambda: self.schedules.by_name,
+            Asking(self._client._encoded, self._schedule_answered, name=self.name),
+            wake=lambda queue: self._wake_for(queue, 1),
+        )
         maintenance = MaintenanceThread(
             Maintenance(store, keep=self._keep, wake=self._wake_for, rescued=self._on_rescued),
             source,
             beside=self._look_after_attempts,
+            tick=self._tick,
+            at_end=self.schedules.sign_off(),
             name=f"{self.name}/maintenance",
         )
         maintenance.start()
@@ -229,6 +248,7 @@ class WorkerPool:
                 helper.stop(0.4)
         self._maintenance = self._listener = None
         self._watch.stop()
+        self.schedules.stop()
         self._stopper = None
         self._client.source.give_room_back(self._room)
         if self._started:
@@ -379,13 +399,31 @@ class WorkerPool:
     def _on_rescued(self, job: Job[Any]) -> None:
         self._client.hooks("on_rescue", job)
 
+    # --- schedules
+
+    def _tick(self, conn: AnyConnection) -> timedelta:
+        self.schedules.beat(conn)
+        return self._ticker.tick(conn)
+
+    def _schedule_answered(self, name: str) -> None:
+        self._ticker.answered(name)
+        self._hurry("tick")
+
+    def _hurry(self, act: str) -> None:
+        if self._maintenance is not None:
+            self._maintenance.hurry(act)
+
     # --- waking
 
     def _wake(self, queue: str | None) -> None:
         """Call a thread of the queue that a notification names; of every queue when it cannot name one. What cannot be
-        the name of a queue says that somebody cancels a job."""
+        the name of a queue says that somebody cancels a job, that one is due soon, or that a schedule has changed."""
         if queue == CANCEL_NOTICE and self._maintenance is not None:
             self._maintenance.call()
+        if queue in (DUE_NOTICE, None):
+            self._hurry("promote")
+        if queue in (SCHEDULE_NOTICE, None):
+            self._hurry("tick")
         for name, idle in self._queues.items():
             if queue in (name, None):
                 idle.wake()
