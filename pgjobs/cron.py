@@ -110,7 +110,8 @@ def _is_payload(args: object) -> bool:
 def check_name(name: object) -> str:
     if not isinstance(name, str) or not name or len(name) > 127 or not _NAME.fullmatch(name):
         raise InvalidSchedule(
-            f"the name of a schedule {name!r:.140}: use 1 to 127 ASCII letters, digits and - _ [ ] < > / . : +"
+            f"the name of a schedule {name!r:.140}: use 1 to 127 ASCII letters, digits and - _ [ ] < > / . : + "
+            "and begin with a letter, digit or underscore"
         )
     return name
 
