@@ -410,11 +410,11 @@ def test_the_next_tick_outlives_the_process(client: Client, process: Start, sql:
             hours * HOUR,
             name,
         )
-    before = dict(sql("SELECT name, next_tick_at FROM pgjobs.schedule"))
+    before: dict[str, datetime] = dict(sql("SELECT name, next_tick_at FROM pgjobs.schedule"))
     first.stop()
     second = process(*(Schedule(name, every(3 * HOUR), Report()) for name in ("one", "two", "new")))
     second.tick()
-    after = dict(sql("SELECT name, next_tick_at FROM pgjobs.schedule"))
+    after: dict[str, datetime] = dict(sql("SELECT name, next_tick_at FROM pgjobs.schedule"))
     assert {name: after.get(name) for name in before} == before
     ((in_three_hours,),) = sql(
         "SELECT %s BETWEEN now() + interval '2 h 59 min' AND now() + interval '3 h'", after["new"]
@@ -554,7 +554,7 @@ def test_change_leaves_what_is_not_given(client: Client) -> None:
     assert (after.window, after.catch_up, after.spec) == (None, "skip", "@every 3600s")
     for wrong in ({"spec": "nonsense"}, {"catch_up": "some"}, {"window": -HOUR}, {"zone": "Nowhere"}):
         with pytest.raises(InvalidSchedule):
-            client.schedules.change("report", **wrong)  # type: ignore[arg-type]
+            client.schedules.change("report", **wrong)
     assert client.schedules.get("report") == after
 
 

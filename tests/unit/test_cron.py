@@ -79,8 +79,8 @@ def test_args_may_come_in_each_of_their_forms() -> None:
         assert only(Schedule("x", "@daily", args).job()).args == Report()
     assert only(Schedule("x", "@daily", {"n": 1}, kind="the.kind").job()).kind == "the.kind"
     assert Schedule("x", "@daily", lambda: None).job() is None
-    for args in (Report(), NewJob(Report()), {}):
-        assert not Schedule("x", "@daily", args).computed
+    for fixed in (Report(), NewJob(Report()), {"n": 1}):
+        assert not Schedule("x", "@daily", fixed).computed
     for made in (Report, lambda: None):
         assert Schedule("x", "@daily", made).computed
 
