@@ -121,7 +121,8 @@ def _simulate(options: argparse.Namespace) -> int:
         if tick is None:
             print("never again")
             break
-        print(f"{tick.astimezone(zone):%a} {tick.astimezone(zone).isoformat(' ')}  {tick.astimezone(UTC):%F %T}Z")
+        local = tick.astimezone(zone)
+        print(f"{local:%a} {local.isoformat(' ')}  {tick.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z")
     return 0
 
 

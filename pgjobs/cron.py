@@ -86,6 +86,12 @@ class Schedule:
         """Whether the args are made anew for each tick."""
         return callable(self.args) and not _is_payload(self.args)
 
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """What the schedule itself says about the metadata of its jobs."""
+        own = self.args.options.metadata if isinstance(self.args, NewJob) else None
+        return dict((own if own is not None else self.options.metadata) or {})
+
     def next(self, after: datetime) -> datetime | None:
         """The first tick after an instant (aware); None when there is none any more."""
         if after.utcoffset() is None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -13,7 +14,7 @@ import psycopg
 
 from pgjobs import statements
 from pgjobs.cron import CatchUp, Schedule
-from pgjobs.cursors import AnyConnection, answers, bound_cursor, literal_cursor, one
+from pgjobs.cursors import AnyConnection, LiteralCursor, answers, bound_cursor, literal_cursor, one
 from pgjobs.error_text import clean
 from pgjobs.options import EncodedJob
 
@@ -93,17 +94,15 @@ class ScheduleStore:
 
     # --- ticks
 
-    def due(self, conn: AnyConnection, mine: Mapping[str, int], aside: Sequence[str], batch: int) -> list[DueSchedule]:
-        """What wants something now, of the schedules of the table and `mine`, which code has in these versions."""
-        with bound_cursor(conn) as cur:
-            cur.execute(self._sql["due"], {"mine": json.dumps(mine), "aside": list(aside), "batch": batch})
-            return [_due(row) for row in cur.fetchall()]
-
-    def next_tick(self, conn: AnyConnection, mine: Mapping[str, int], aside: Sequence[str]) -> timedelta | None:
-        with bound_cursor(conn) as cur:
-            cur.execute(self._sql["next_tick"], {"mine": json.dumps(mine), "aside": list(aside)})
-            wait: timedelta | None = one(cur)[0]
-            return wait
+    def look(
+        self, conn: AnyConnection, mine: Mapping[str, int], aside: Sequence[str], batch: int
+    ) -> tuple[list[DueSchedule], timedelta | None]:
+        """What wants something now, and how long until more does: of the schedules of the table, and of `mine`, which
+        code has in these versions."""
+        with _one_message(conn) as cur:
+            cur.execute(self._sql["look"], {"mine": json.dumps(mine), "aside": list(aside), "batch": batch})
+            rows, ((wait,),) = answers(cur)
+            return [_due(row) for row in rows], wait
 
     def move(self, conn: AnyConnection, seen: DueSchedule, move: Move) -> Moved | None:
         """Make the job and move on; None if the schedule is no longer as it was seen, or somebody else has it."""
@@ -127,13 +126,8 @@ class ScheduleStore:
             "error": move.error and clean(move.error, _ERROR_LIMIT),
             "channel": self._channel,
         }
-        with literal_cursor(conn) as cur:
-            try:
-                cur.execute(self._sql["tick"], parameters)
-            except psycopg.Error:
-                if not conn.closed:
-                    cur.execute(b"ROLLBACK")
-                raise
+        with _one_message(conn) as cur:
+            cur.execute(self._sql["tick"], parameters)
             (rows,) = answers(cur)
         return Moved(*rows[0][:2]) if rows else None
 
@@ -154,7 +148,7 @@ class ScheduleStore:
         self, conn: AnyConnection, schedule: Schedule, row: EncodedJob | None, next: datetime | None, scheduler: UUID
     ) -> None:
         """Write down what code says; `row` is None where it supplies the args at each tick."""
-        definition: dict[str, Any] = {
+        parameters = {
             "kind": row and row.kind,
             "spec": schedule.spec,
             "zone": schedule.zone,
@@ -162,10 +156,7 @@ class ScheduleStore:
             "options": row and options_json(row),
             "catch_up": schedule.catch_up,
             "window": schedule.window,
-        }
-        parameters = {
-            **definition,
-            "registered": json.dumps(definition, default=str),
+            "registered": _definition(schedule, row),
             "name": schedule.name,
             "version": schedule.version,
             "next": next,
@@ -183,13 +174,8 @@ class ScheduleStore:
     def beat(self, conn: AnyConnection, scheduler: UUID, worker: str, names: Iterable[str]) -> None:
         """Say that this process lives and has these schedules; forget those that no code has had for long."""
         parameters = {"scheduler": scheduler, "worker": worker, "names": sorted(names)}
-        with literal_cursor(conn) as cur:
-            try:
-                cur.execute(self._sql["beat"], {**parameters, "dead_after": DEAD_AFTER, "forget_after": FORGET_AFTER})
-            except psycopg.Error:
-                if not conn.closed:
-                    cur.execute(b"ROLLBACK")
-                raise
+        with _one_message(conn) as cur:
+            cur.execute(self._sql["beat"], {**parameters, "dead_after": DEAD_AFTER, "forget_after": FORGET_AFTER})
 
     def leave(self, conn: AnyConnection, scheduler: UUID) -> None:
         with literal_cursor(conn) as cur:
@@ -218,6 +204,18 @@ class ScheduleStore:
             return cur.fetchone() is not None
 
 
+@contextmanager
+def _one_message(conn: AnyConnection) -> Iterator[LiteralCursor]:
+    """A cursor for a message that begins its transaction itself; where that fails, it ends it too."""
+    with literal_cursor(conn) as cur:
+        try:
+            yield cur
+        except psycopg.Error:
+            if not conn.closed:
+                cur.execute(b"ROLLBACK")
+            raise
+
+
 def options_json(row: EncodedJob) -> str:
     """The options of a job as a schedule keeps them, which need no args class to be read."""
     options = {
@@ -230,6 +228,14 @@ def options_json(row: EncodedJob) -> str:
     if row.scheduled_at is not None:
         options["scheduled_at"] = row.scheduled_at.isoformat()
     return f'{json.dumps(options)[:-1]}, "metadata": {row.metadata}}}'
+
+
+def _definition(schedule: Schedule, row: EncodedJob | None) -> str:
+    """What the code says, to be compared with what it said before; without what a client adds to the metadata of every
+    job, which may be different in each process."""
+    options = row and {name: str(getattr(row, name)) for name in EncodedJob.__slots__ if name != "metadata"}
+    said = [schedule.spec, schedule.zone, schedule.catch_up, str(schedule.window), options, str(schedule.metadata)]
+    return json.dumps(said)
 
 
 def _due(row: Sequence[Any]) -> DueSchedule:

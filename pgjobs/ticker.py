@@ -8,6 +8,7 @@ own: a function that hangs holds up its own schedule in its own process, and not
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -72,13 +73,16 @@ class Ticker:
         mine = self._registered()
         self._call_back()
         versions = {name: schedule.version for name, schedule in mine.items()}
-        for seen in self._store.due(conn, versions, list(self._aside), BATCH):
+        due, wait = self._store.look(conn, versions, list(self._aside), BATCH)
+        for seen in due:
             try:
                 self._tick(conn, seen, mine.get(seen.name))
             except Exception as error:  # whatever is wrong with one holds up no other
                 self._set_aside(conn, seen.name, error)
-        wait = self._store.next_tick(conn, versions, list(self._aside))
-        return LOOK_EVERY if wait is None else max(_AGAIN, min(wait, LOOK_EVERY))
+        if due:
+            return _AGAIN
+        back = min(self._aside.values(), default=math.inf) - time.monotonic()
+        return max(_AGAIN, min(LOOK_EVERY if wait is None else wait, timedelta(seconds=min(back, _LONG)), LOOK_EVERY))
 
     def answered(self, name: str) -> None:
         """There is an answer for a schedule that waited for one. May be called from any thread."""

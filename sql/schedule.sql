@@ -1,30 +1,33 @@
 -- Durable cron. A schedule's row is its duty: whoever locks it while its tick is due makes the job and moves the next
 -- tick on, in one statement.
 
--- name: due
--- The schedules that this process may tick and that want something now: a tick, a run by hand, or a next tick computed.
--- What code supplies is for processes whose code has it, and not an older one. A schedule that was never planned is
--- known since it was made; one whose spec has changed begins now.
+-- name: look
+-- First the schedules that this process may tick and that want something now: a tick, a run by hand, or a next tick
+-- computed. What code supplies is for processes whose code has it, and not an older one. A schedule that was never
+-- planned is known since it was made; one whose spec has changed begins now. Then how long until one of those that want
+-- nothing now will; null when none ever does.
+BEGIN ISOLATION LEVEL READ COMMITTED;
+SET LOCAL idle_in_transaction_session_timeout = '5s';
+SET LOCAL statement_timeout = '30s';
+SET LOCAL lock_timeout = '5s';
+SET LOCAL search_path = pg_catalog, pg_temp;
+SET LOCAL DateStyle = ISO;
+SET LOCAL IntervalStyle = postgres;
 SELECT
     name, spec, zone, catch_up, "window", next_tick_at, run_now_at, paused_at IS NOT NULL, in_code AND args IS NULL,
     next_tick_at IS NOT NULL AND planned_for = COALESCE(spec, '') || ' ' || zone,
-    CASE WHEN planned_for IS NULL AND last_tick_at IS NULL THEN created_at ELSE pg_catalog.clock_timestamp() END,
-    pg_catalog.clock_timestamp()
+    CASE WHEN planned_for IS NULL AND last_tick_at IS NULL THEN created_at ELSE clock_timestamp() END,
+    clock_timestamp()
 FROM pgjobs.schedule
 WHERE (NOT in_code OR (%(mine)s::jsonb ->> name)::integer >= version) AND name <> ALL (%(aside)s::text[])
-    AND (next_tick_at IS NULL OR next_tick_at <= pg_catalog.clock_timestamp() OR run_now_at IS NOT NULL
+    AND (next_tick_at IS NULL OR next_tick_at <= clock_timestamp() OR run_now_at IS NOT NULL
         OR planned_for IS DISTINCT FROM COALESCE(spec, '') || ' ' || zone)
 ORDER BY LEAST(run_now_at, next_tick_at) NULLS FIRST
 LIMIT %(batch)s;
-
--- name: next_tick
--- How long until one of them wants something; null when none ever will.
-SELECT pg_catalog.min(CASE
-    WHEN next_tick_at IS NULL OR run_now_at IS NOT NULL OR planned_for IS DISTINCT FROM COALESCE(spec, '') || ' ' || zone
-        THEN '0'
-    ELSE next_tick_at - pg_catalog.clock_timestamp() END)
+SELECT min(next_tick_at) - clock_timestamp()
 FROM pgjobs.schedule
 WHERE (NOT in_code OR (%(mine)s::jsonb ->> name)::integer >= version) AND name <> ALL (%(aside)s::text[]);
+COMMIT;
 
 -- name: tick
 -- Makes the job of one tick, if one is to be made, and moves the schedule on: both or neither, and only while the row
@@ -120,7 +123,7 @@ WHERE name = %(name)s AND %(run_on_start)s AND run_now_at IS NULL AND version <=
         AND scheduler.seen_at > pg_catalog.clock_timestamp() - %(dead_after)s::interval);
 
 -- name: beat
--- This process lives, and has these schedules. What no code has had for long is forgotten.
+-- This process lives, and has these schedules. What was in some code and has been in none for long is forgotten.
 BEGIN ISOLATION LEVEL READ COMMITTED;
 SET LOCAL idle_in_transaction_session_timeout = '5s';
 SET LOCAL statement_timeout = '30s';
@@ -134,7 +137,7 @@ UPDATE pgjobs.schedule SET seen_at = pg_catalog.clock_timestamp() WHERE name IN 
     WHERE name = ANY (%(names)s::text[]) AND seen_at < pg_catalog.clock_timestamp() - interval '1 hour'
     FOR NO KEY UPDATE SKIP LOCKED);
 DELETE FROM pgjobs.schedule
-WHERE in_code AND seen_at < pg_catalog.clock_timestamp() - %(forget_after)s::interval AND NOT EXISTS (
+WHERE seen_at < pg_catalog.clock_timestamp() - %(forget_after)s::interval AND NOT EXISTS (
     SELECT FROM pgjobs.scheduler WHERE name = ANY (schedules)
         AND scheduler.seen_at > pg_catalog.clock_timestamp() - %(dead_after)s::interval);
 COMMIT;

@@ -90,17 +90,22 @@ def test_each_queue_that_got_jobs_is_notified_once_and_no_other(
     assert sorted(woken) == [("default", 1, 1), ("mail", 3, 3)], "and not before others can see the jobs"
 
 
-def test_promote_sleeps_until_exactly_the_next_due_instant(client: Client, server: Tx, duties: Maintenance) -> None:
-    """However near that is; but it does not turn hot for a due job that somebody holds."""
-    job = client.enqueue(None, Thing(), delay=SECOND / 5)
-    wait = duties.promote(server)
-    assert wait <= SECOND / 5
-    server.execute("SELECT pg_sleep_until(%s)", [job.scheduled_at - timedelta(milliseconds=5)])
-    assert duties.promote(server) <= timedelta(milliseconds=20)
-    with client.pool.connection() as holder:
-        holder.execute(f'SELECT id FROM "{client.schema}".job FOR NO KEY UPDATE')
-        server.execute("SELECT pg_sleep_until(%s)", [job.scheduled_at])
-        assert duties.promote(server) == timedelta(milliseconds=20)
+@pytest.mark.parametrize(
+    ("due", "wait"),
+    [
+        (SECOND / 300, SECOND / 300),
+        (SECOND / 2, SECOND / 2),
+        (timedelta(hours=1), SECOND),
+        (None, SECOND),
+        (-SECOND, SECOND / 50),  # due, and not promoted: somebody holds it
+    ],
+    ids=str,
+)
+def test_promote_sleeps_until_exactly_the_next_due_instant(
+    *, client: Client, server: Tx, duties: Maintenance, monkeypatch: pytest.MonkeyPatch, due: Any, wait: timedelta
+) -> None:
+    monkeypatch.setattr(client.store, "next_due", lambda conn: due)
+    assert duties.promote(server) == wait
 
 
 def test_a_job_that_is_due_sooner_than_promote_brings_it_forward(
@@ -114,7 +119,12 @@ def test_a_job_that_is_due_sooner_than_promote_brings_it_forward(
     duties.hurry(server)
     client.enqueue(None, Thing(), delay=timedelta(minutes=5))
     duties.hurry(server)
-    assert sql(at) == [(soon.scheduled_at,)], "never later"
+    assert sql(at) == [(soon.scheduled_at,)]
+    sql("UPDATE pgjobs.maintenance SET next_run_at = clock_timestamp() + interval '1 second'")
+    before = sql(at)
+    duties.hurry(server)
+    assert sql(at) == before, "never later"
+    sql("UPDATE pgjobs.maintenance SET next_run_at = clock_timestamp() + interval '1 hour' WHERE duty <> 'promote'")
     assert sql("SELECT count(*) FROM pgjobs.maintenance WHERE next_run_at > now() + interval '30 min'") == [(2,)]
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pgjobs import InvalidOption, InvalidSchedule, NewJob, Schedule, every
 from pgjobs.cron import CatchUp, Due, due
-from pgjobs.job import LAST_INSTANT
+from pgjobs.options import LAST_INSTANT
 from pgjobs.timetable import parse
 
 SECOND = timedelta(seconds=1)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pgjobs import InvalidSchedule, every
-from pgjobs.job import FIRST_INSTANT, LAST_INSTANT
+from pgjobs.options import FIRST_INSTANT, LAST_INSTANT
 from pgjobs.timetable import Cron, Every, Own, Ticks, parse, time_zone
 
 HOUR = timedelta(hours=1)
@@ -194,6 +194,13 @@ def test_a_time_of_day_ticks_once_on_each_day(zone: str, spec: str, start: str, 
 )
 def test_a_star_in_the_hour_follows_the_clock(zone: str, spec: str, start: str, end: str, expected: list[str]) -> None:
     assert ticks(spec, zone, start, end) == expected
+
+
+@pytest.mark.conformance(344)
+def test_a_time_of_day_that_comes_twice_is_over_when_it_comes_again() -> None:
+    again = datetime(2026, 11, 1, 1, 40, tzinfo=ZoneInfo("America/New_York"), fold=1).astimezone(UTC)
+    following = parse("45 1 * * *", zone="America/New_York").next(again)
+    assert following == datetime(2026, 11, 2, 6, 45, tzinfo=UTC)
 
 
 @pytest.mark.conformance(344)
