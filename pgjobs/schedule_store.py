@@ -64,6 +64,11 @@ class DueSchedule:
     since: datetime  # what the first tick comes after, when it is not planned
     now: datetime
 
+    @property
+    def state(self) -> tuple[object, ...]:
+        """What must be the same still when it is moved on."""
+        return (self.spec, self.zone, self.next_tick_at, self.run_now_at, self.paused)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Move:

@@ -65,6 +65,7 @@ class Ticker:
         self._ask = ask
         self._wake = wake
         self._aside: dict[str, float] = {}  # schedules that wait for an answer, are held, or failed: until when
+        self._asked: dict[str, tuple[DueSchedule, Move]] = {}  # what code has not answered yet
         self._answered: SimpleQueue[str] = SimpleQueue()  # filled by other threads
         self._ticks: dict[str, tuple[tuple[str, str], Ticks]] = {}  # parsed, by name
 
@@ -73,13 +74,13 @@ class Ticker:
         mine = self._registered()
         self._call_back()
         versions = {name: schedule.version for name, schedule in mine.items()}
-        due, wait = self._store.look(conn, versions, list(self._aside), BATCH)
-        for seen in due:
+        wanting, wait = self._store.look(conn, versions, list(self._aside), BATCH)
+        for seen in wanting:
             try:
                 self._tick(conn, seen, mine.get(seen.name))
             except Exception as error:  # whatever is wrong with one holds up no other
                 self._set_aside(conn, seen.name, error)
-        if due:
+        if wanting:
             return _AGAIN
         back = min(self._aside.values(), default=math.inf) - time.monotonic()
         return max(_AGAIN, min(LOOK_EVERY if wait is None else wait, timedelta(seconds=min(back, _LONG)), LOOK_EVERY))
@@ -97,28 +98,34 @@ class Ticker:
         self._aside = {name: until for name, until in self._aside.items() if until > now}
 
     def _tick(self, conn: AnyConnection, seen: DueSchedule, schedule: Schedule | None) -> None:
-        if seen.run_now_at is not None:
-            self._make(conn, seen, schedule, Move(tick=seen.run_now_at, next=seen.next_tick_at, ran_now=True))
-            return
-        ticks = self._ticks_of(seen, schedule)
-        if not seen.planned or seen.next_tick_at is None:
-            self._move(conn, seen, Move(tick=None, next=bounded(ticks.next(seen.since))))
-            return
-        what = due(ticks, seen.next_tick_at, seen.now, seen.catch_up, seen.window)
-        if what.missed and not seen.paused:
-            log.warning("schedule %s: ticks since %s that came too late are left out", seen.name, seen.next_tick_at)
-        tick = None if seen.paused else what.tick
-        self._make(conn, seen, schedule, Move(tick=tick, next=what.next, counted=tick))
-
-    def _make(self, conn: AnyConnection, seen: DueSchedule, schedule: Schedule | None, move: Move) -> None:
+        move = self._asked_for(seen) or self._decide(seen, schedule)
         if move.tick is not None and seen.needs_code:
             assert schedule is not None
             answer = self._ask(schedule, move.tick)
             if answer is None:
+                self._asked[seen.name] = (seen, move)
                 self._aside[seen.name] = time.monotonic() + _LONG
                 return
             move = _with_answer(seen, move, answer)
         self._move(conn, seen, move)
+
+    def _asked_for(self, seen: DueSchedule) -> Move | None:
+        """What code was asked for when the schedule stood as it does now: the answer is to that, whatever ticks have
+        come meanwhile."""
+        then, move = self._asked.pop(seen.name, (None, None))
+        return move if then is not None and then.state == seen.state else None
+
+    def _decide(self, seen: DueSchedule, schedule: Schedule | None) -> Move:
+        ticks = self._ticks_of(seen, schedule)
+        if not seen.planned or seen.next_tick_at is None:
+            return Move(tick=None, next=bounded(ticks.next(seen.since)))
+        if seen.run_now_at is not None:
+            return Move(tick=seen.run_now_at, next=seen.next_tick_at, ran_now=True)
+        what = due(ticks, seen.next_tick_at, seen.now, seen.catch_up, seen.window)
+        if what.missed and not seen.paused:
+            log.warning("schedule %s: ticks since %s that came too late are left out", seen.name, seen.next_tick_at)
+        tick = None if seen.paused else what.tick
+        return Move(tick=tick, next=what.next, counted=tick)
 
     def _move(self, conn: AnyConnection, seen: DueSchedule, move: Move) -> None:
         moved = self._store.move(conn, seen, move)

@@ -211,6 +211,32 @@ def test_r17_a_function_that_hangs_holds_up_its_own_schedule_in_its_own_process_
     assert sorted(table.numbers()) == [0, 1, 2, 2, 3], "its answer came too late, and the tick is not made twice"
 
 
+def test_r17_a_function_that_takes_longer_than_the_interval_is_not_asked_for_ever(table: Table) -> None:
+    """Its answer is to the tick that it was asked for, also when the next ones have come."""
+    later = "SELECT 1 FROM {schema}.schedule WHERE next_tick_at < clock_timestamp() - interval '200 ms'"
+
+    def slow() -> Report:
+        with psycopg.connect(str(table.client.pool.conninfo), autocommit=True) as conn:
+            wait_until(lambda: Table(table.client, conn, table.connect).query(later))
+        return Report(1)
+
+    cron = [Schedule("slow", every(SECOND / 20), slow)]
+    with WorkerPool(table.client, {Report: nothing}, queues={"none": 1}, cron=cron):
+        wait_until(lambda: len(table.numbers()) >= 3)
+
+
+def test_r17_a_run_by_hand_does_not_hide_a_change_of_spec(table: Table) -> None:
+    tick = table.process()
+    table.client.schedules.add(Schedule("report", "@yearly", Report(1)))
+    before = table.row("report").next_tick_at
+    table.client.schedules.change("report", spec="@hourly")
+    table.client.schedules.run_now("report")
+    for _ in range(3):
+        tick()
+    assert table.numbers() == [1]
+    assert table.row("report").next_tick_at != before
+
+
 def test_r17_a_process_without_the_code_never_takes_the_tick(table: Table) -> None:
     with_code = table.process(
         Schedule("code", every(HOUR), lambda: Report(1)), Schedule("fixed", every(HOUR), Report(2))
