@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -20,7 +19,6 @@ from pgjobs.store import AnyConnection
 from pgjobs.transaction import PoolSource
 
 _BEAT_EVERY = 10.0  # seconds
-_PATIENCE = timedelta(seconds=1)  # for a connection, when the pool stops
 
 
 class CodeSchedules:
@@ -75,8 +73,8 @@ class CodeSchedules:
             if len(after) == len(self._schedules):
                 return False
             if self._scheduler is not None:
-                with self._source.transaction() as conn:
-                    self._store.say_who_has_it(conn, self._scheduler, self._worker, after)
+                with self._source.own_checkout() as held:
+                    self._store.say_who_has_it(held.conn, self._scheduler, self._worker, after)
             self._schedules = after
         return True
 
@@ -121,7 +119,7 @@ class CodeSchedules:
 
         def leave() -> None:
             if scheduler is not None and self._schedules:
-                with suppress(psycopg.Error), self._source.checkout(_PATIENCE) as held:
+                with suppress(psycopg.Error), self._source.own_checkout() as held:
                     self._store.leave(held.conn, scheduler)
 
         return leave
@@ -142,7 +140,8 @@ class CodeSchedules:
     def _register(self, scheduler: UUID, all: Iterable[str], new: Iterable[Schedule]) -> None:
         # what the application's code may do wrong is done before anything is locked
         rows = {schedule.name: self._fixed(schedule) for schedule in new}
-        with self._source.transaction() as conn:
+        with self._source.own_checkout() as held, held.conn.transaction():
+            conn = held.conn
             now = self._store.begin_registration(conn)
             self._store.say_who_has_it(conn, scheduler, self._worker, all)
             for schedule in sorted(new, key=lambda schedule: schedule.name):  # everybody locks in this order
