@@ -2,6 +2,7 @@
 
 from pgjobs.backoff import Backoff, constant, exponential, never, only_for, river
 from pgjobs.client import Client, decode_args
+from pgjobs.cron import Schedule
 from pgjobs.errors import (
     AttemptLost,
     Cancel,
@@ -13,6 +14,7 @@ from pgjobs.errors import (
     InvalidJob,
     InvalidKind,
     InvalidOption,
+    InvalidSchedule,
     InvalidSetting,
     InvalidTransaction,
     JobCancelled,
@@ -28,6 +30,7 @@ from pgjobs.errors import (
     PoolTooSmall,
     RetryAfter,
     RetryAt,
+    ScheduleNotFound,
     SchemaMissing,
     SchemaOutdated,
     SchemaTooNew,
@@ -44,6 +47,8 @@ from pgjobs.hooks import EnqueueMiddleware, ErrorHandler, Hooks, Middleware
 from pgjobs.job import AttemptError, Job, JobState, current_job
 from pgjobs.migrate import schema_sql
 from pgjobs.options import EncodedJob, JobOptions, NewJob, job_options
+from pgjobs.schedule_store import ScheduleRow
+from pgjobs.timetable import every
 from pgjobs.work_map import Handler, WorkMap
 from pgjobs.worker import WorkerPool
 from pgjobs.worker_store import WorkerProcess
@@ -71,6 +76,7 @@ __all__ = [
     "InvalidJob",
     "InvalidKind",
     "InvalidOption",
+    "InvalidSchedule",
     "InvalidSetting",
     "InvalidTransaction",
     "Job",
@@ -92,6 +98,9 @@ __all__ = [
     "PoolTooSmall",
     "RetryAfter",
     "RetryAt",
+    "Schedule",
+    "ScheduleNotFound",
+    "ScheduleRow",
     "SchemaMissing",
     "SchemaOutdated",
     "SchemaTooNew",
@@ -109,6 +118,7 @@ __all__ = [
     "constant",
     "current_job",
     "decode_args",
+    "every",
     "exponential",
     "job_options",
     "never",

@@ -6,11 +6,12 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psycopg
 
-from pgjobs import demo, migrate
+from pgjobs import demo, migrate, timetable
 from pgjobs.client import Client
 from pgjobs.errors import PgjobsError
 
@@ -30,6 +31,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="pgjobs", description=__doc__ and "A job queue on Postgres.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_migrate(commands.add_parser("migrate", help="make the tables, or bring them to another version"))
+    _add_schedule(commands.add_parser("schedule", help="say when a schedule would tick"))
     _add_demo(commands.add_parser("demo", help="index the standard library with two workers, and kill one half way"))
     return parser
 
@@ -89,6 +91,39 @@ def _dsn(options: argparse.Namespace) -> str:
     if not dsn:
         raise PgjobsError("which database? give --dsn, or set DATABASE_URL")
     return dsn
+
+
+def _add_schedule(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Schedules: durable cron."
+    acts = parser.add_subparsers(required=True, metavar="ACT")
+    simulate = acts.add_parser("simulate", help="print the next ticks, also over a change of the clocks")
+    simulate.description = "Print when a schedule would tick: in its zone, and in UTC. Needs no database."
+    simulate.add_argument("spec", help="a cron text as '30 2 * * *', @daily, or '@every 1h30m'")
+    simulate.add_argument("--zone", default="UTC", help="its time zone (default: %(default)s)")
+    simulate.add_argument(
+        "--from", dest="start", metavar="WHEN", help="a date or an instant in that zone; default: now"
+    )
+    simulate.add_argument("--count", type=int, default=10, metavar="N", help="how many (default: %(default)s)")
+    simulate.add_argument("--name", default="", help="the schedule's name, from which fields with an H are drawn")
+    simulate.set_defaults(run=_simulate)
+
+
+def _simulate(options: argparse.Namespace) -> int:
+    zone = timetable.time_zone(options.zone)
+    ticks = timetable.parse(options.spec, zone=zone.key, name=options.name)
+    try:
+        start = datetime.fromisoformat(options.start) if options.start else datetime.now(UTC)
+    except ValueError:
+        raise PgjobsError(f"--from is a date or an instant as 2026-03-07T12:00, not {options.start!r}") from None
+    tick: datetime | None = (start if start.tzinfo else start.replace(tzinfo=zone)).astimezone(UTC)
+    for _ in range(options.count):
+        tick = tick and ticks.next(tick)
+        if tick is None:
+            print("never again")
+            break
+        local = tick.astimezone(zone)
+        print(f"{local:%a} {local.isoformat(' ')}  {tick.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z")
+    return 0
 
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:

@@ -38,6 +38,8 @@ from pgjobs.options import (
     options_of,
 )
 from pgjobs.registry import Registration
+from pgjobs.schedule_store import ScheduleStore
+from pgjobs.schedules import Schedules
 from pgjobs.statements import check_schema
 from pgjobs.store import AnyConnection, Store
 from pgjobs.transaction import Borrowable, PoolSource, borrow, defaults_for
@@ -57,7 +59,8 @@ class Client:
 
     `schema` holds the tables. `id` names this process in a job's `attempted_by`. With `work_map` only kinds that it
     handles can be enqueued; without it, any. `queue`, `priority` and `max_attempts` are the defaults of jobs that say
-    nothing themselves; `max_args_bytes` is the largest JSON text that args may have.
+    nothing themselves; `max_args_bytes` is the largest JSON text that args may have. `client.schedules` are the
+    schedules of the table, to be added, changed, paused, run and removed while everything runs.
 
     `backoff` decides when a failed job runs again, where its handler and the worker pool have none of their own.
     `context` is called at each enqueue that brings no context of its own, and what it gives (the id of the user, say)
@@ -97,6 +100,7 @@ class Client:
         self.events = Events()
         self._middleware = tuple(middleware)
         self.registration = Registration(self.schema, self.id, self.code_version)
+        self.schedules = Schedules(ScheduleStore(self.schema), self._transaction, self._encoded)
 
     # --- connections
 

@@ -6,6 +6,8 @@
     │   ├── InvalidArgs                  args that JSON or Postgres cannot hold; names the path
     │   ├── InvalidOption                an option out of its range
     │   └── NoJobs                       an empty list of jobs
+    ├── InvalidSchedule (ValueError)     a schedule whose spec, zone or name cannot be used
+    ├── ScheduleNotFound (LookupError)   no schedule with this name
     ├── InvalidHandler (ValueError)      a function that cannot be a handler
     │   └── DuplicateHandler             a second handler for one kind
     ├── InvalidSetting (ValueError)      a setting of Client or WorkerPool out of its range
@@ -67,6 +69,18 @@ class InvalidOption(InvalidJob):
 
 class NoJobs(InvalidJob):
     """`enqueue_many` was given no job: more often a mistake of the caller than a wish."""
+
+
+class InvalidSchedule(PgjobsError, ValueError):
+    """A schedule that can never tick, or not as it is written; or a second one of the same name."""
+
+
+class ScheduleNotFound(PgjobsError, LookupError):
+    """There is no schedule with this name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"there is no schedule {name!r}")
+        self.name = name
 
 
 class InvalidHandler(PgjobsError, ValueError):

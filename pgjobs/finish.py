@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -31,6 +32,7 @@ log = logging.getLogger("pgjobs.finish")
 _LATE_FINISH_TRIES = 3
 _LOCK_NOT_AVAILABLE = "55P03"
 _MOST_ERRORS = 100
+_SOON = timedelta(seconds=2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +45,7 @@ class Finisher:
     error_handler: ErrorHandler | None = None
     hooks: HookCalls
     events: Events
+    waits: Callable[[], None] = lambda: None  # called when a job is to run again sooner than maintenance might look
 
     def finish(self, held: Checkout, attempt: Attempt, error: BaseException | None, *, go_on: bool = False) -> None:
         """Write what became of an attempt whose handler returned, or raised `error`. `go_on` with the next job, if that
@@ -192,6 +195,8 @@ class Finisher:
         """Say in the log, to the hooks and to subscribers what was written."""
         if error is not None:
             _log(attempt.job, finished.state, outcome, error)
+        if outcome.at is not None or (outcome.delay is not None and outcome.delay < _SOON):
+            self.waits()
         if not self.hooks and not self.events:
             return
         job = _job_after(attempt, outcome, finished)

@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from functools import partial
+from queue import Empty, SimpleQueue
 from random import random
 from typing import Any
 
@@ -31,8 +33,8 @@ LARGE_BATCH = 10_000  # the same where each row costs little, until the database
 _TIMEOUTS = 3  # in a row
 # A claim and its lock leave in one message, so a running row this old without a lock has lost its worker.
 RESCUE_GRACE = timedelta(seconds=3)
-_PROMOTE_EVERY = timedelta(seconds=1)  # at the latest; sooner when a job is due sooner
-_PROMOTE_AGAIN = timedelta(milliseconds=20)
+PROMOTE_EVERY = timedelta(seconds=1)  # at the latest; an enqueue that is due within twice that tells, see enqueue.sql
+_PROMOTE_AGAIN = timedelta(milliseconds=20)  # for a job that is due still because somebody holds it
 _RESCUE_EVERY = timedelta(seconds=1)
 _CLEAN_EVERY = timedelta(seconds=30)
 # Who has done a rescue is late for the next one, by up to so much: what one process must leave, another may take.
@@ -90,6 +92,7 @@ class Maintenance:
         self._workers = Workers(store.schema)
         self._rescue_batches = Batches()
         self._clean_batches = Batches()
+        self._promoted: dict[str, int] = {}
         self.duties: dict[str, Callable[[AnyConnection], timedelta]] = {
             "promote": self.promote,
             "rescue": self.rescue,
@@ -102,15 +105,14 @@ class Maintenance:
             self.duties["indexes"] = self.rebuild_indexes
 
     def promote(self, conn: AnyConnection) -> timedelta:
-        """Make due jobs available, and wake threads for them."""
-        queues = self._store.promote(conn, BATCH)
-        for queue, jobs in queues.items():
-            self._wake(queue, jobs)
-        if sum(queues.values()) >= BATCH:
+        """Make due jobs available; until exactly the next one is due."""
+        self._promoted = self._store.promote(conn, BATCH)
+        if sum(self._promoted.values()) >= BATCH:
             return _SOON
         due = self._store.next_due(conn)
-        # one that is due still, though all were promoted, is locked by somebody: not hot for that
-        return _PROMOTE_EVERY if due is None else max(_PROMOTE_AGAIN, min(due, _PROMOTE_EVERY))
+        if due is None:
+            return PROMOTE_EVERY
+        return min(due, PROMOTE_EVERY) if due > _SOON else _PROMOTE_AGAIN
 
     def rescue(self, conn: AnyConnection) -> timedelta:
         """Finish the attempts of workers that vanished, and what is left of requests to cancel attempts that ended.
@@ -183,7 +185,17 @@ class Maintenance:
         self._store.end_duty(conn, duty, after)
         for act in self._afterwards:
             act()
+        self._wake_promoted()  # not before others can see them
         return after + _STAND_BACK * random() if duty == "rescue" else after
+
+    def _wake_promoted(self) -> None:
+        promoted, self._promoted = self._promoted, {}
+        for queue, jobs in promoted.items():
+            self._wake(queue, jobs)
+
+    def hurry(self, conn: AnyConnection) -> None:
+        """A job was enqueued that is due before the next promote was to be."""
+        self._store.hurry_promote(conn)
 
     def postpone(self, conn: AnyConnection, duty: str) -> None:
         """After a failure: move the duty's time on, so that not every process tries it hot."""
@@ -200,9 +212,15 @@ class MaintenanceThread:
         *,
         name: str,
         beside: Callable[[AnyConnection], None] = lambda conn: None,
+        tick: Callable[[AnyConnection], timedelta] = lambda conn: _AT_LEAST_EVERY,
         at_end: Callable[[], None] = lambda: None,
     ) -> None:
         self._maintenance = maintenance
+        self._acts: dict[str, Callable[[AnyConnection], timedelta]] = {
+            **{duty: partial(maintenance.do, duty=duty) for duty in maintenance.duties},
+            "tick": tick,  # no duty of one process: each looks after the schedules that it has
+        }
+        self._hurried: SimpleQueue[str] = SimpleQueue()
         self._source = source
         self._beside = beside  # what concerns this process alone; called every second, and when called for
         self._at_end = at_end
@@ -224,17 +242,37 @@ class MaintenanceThread:
         """Something is to be looked at now."""
         self._called.set()
 
+    def hurry(self, act: str) -> None:
+        """There may be something for this act before its time. May be called from any thread."""
+        self._hurried.put(act)
+        self._called.set()
+
     def _repeat(self) -> None:
-        due = dict.fromkeys(self._maintenance.duties, 0.0)
+        due = dict.fromkeys(self._acts, 0.0)
         while not self._stopping:
+            for act in self._taken_hurries():
+                due[act] = 0.0
             for duty, when in due.items():
                 if when <= time.monotonic() and not self._stopping:
-                    due[duty] = time.monotonic() + self._attempt(duty).total_seconds()
+                    due[duty] = time.monotonic() + self._attempt(duty, self._acts[duty]).total_seconds()
             self._look_beside()
             self._called.wait(max(0.0, min(*due.values(), time.monotonic() + _BESIDE_EVERY) - time.monotonic()))
             self._called.clear()
         with suppress(Exception):  # the rows of those who could not take their leave age out
             self._at_end()
+
+    def _taken_hurries(self) -> set[str]:
+        hurried = set()
+        with suppress(Empty):
+            while True:
+                hurried.add(self._hurried.get_nowait())
+        if "promote" in hurried:
+            self._attempt("promote", self._hurry_promote)
+        return hurried
+
+    def _hurry_promote(self, conn: AnyConnection) -> timedelta:
+        self._maintenance.hurry(conn)
+        return _SOON
 
     def _look_beside(self) -> None:
         try:
@@ -244,14 +282,16 @@ class MaintenanceThread:
             with suppress(Exception):
                 log.warning("could not look for jobs to cancel, or say that this process is there: %s", one_line(error))
 
-    def _attempt(self, duty: str) -> timedelta:
-        """Do one duty, whatever may come of it; when to try it again."""
+    def _attempt(self, duty: str, act: Callable[[AnyConnection], timedelta]) -> timedelta:
+        """Do one act, whatever may come of it; when to try it again."""
         try:
             with self._source.own_checkout() as held:
-                return self._maintenance.do(held.conn, duty)
+                return act(held.conn)
         except Exception as error:  # the thread outlives every error of the database
             with suppress(Exception):  # a handler of the log that fails
                 log.warning("duty %s failed and is tried again in %s: %s", duty, AFTER_FAILURE, one_line(error))
+        if duty not in self._maintenance.duties:
+            return AFTER_FAILURE
         try:
             with self._source.own_checkout() as held:
                 self._maintenance.postpone(held.conn, duty)

@@ -21,7 +21,9 @@ from pgjobs.outcome import NOTHING_KEPT, Kept, Outcome
 
 __all__ = ["AnyConnection", "Changes", "Finished", "Store", "Verdict"]
 
-CANCEL_NOTICE = " cancel"  # what a notification says that is not the name of a queue; see control.sql
+# what a notification says that is not the name of a queue
+CANCEL_NOTICE = " cancel"  # see control.sql
+DUE_NOTICE = " due"  # a job waits for a time that comes before the next promote; see enqueue.sql
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _ATTEMPT_LOST = "PJ001"  # raised by the function attempt_lost() of the schema
 
@@ -277,6 +279,11 @@ class Store:
     def postpone_duty(self, conn: AnyConnection, duty: str, after: timedelta) -> None:
         with literal_cursor(conn) as cur:
             cur.execute(self._maintain["postpone_duty"], {"duty": duty, "after": after})
+
+    def hurry_promote(self, conn: AnyConnection) -> None:
+        """Let the duty be done when the next job is due, if that is sooner than it was to be."""
+        with literal_cursor(conn) as cur:
+            cur.execute(self._maintain["hurry_promote"])
 
     def promote(self, conn: AnyConnection, batch: int) -> dict[str, int]:
         """Make due jobs available; how many per queue."""

@@ -9,10 +9,11 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import time as TimeOfDay
 from datetime import timedelta
+from functools import partial
 from queue import SimpleQueue
 from types import FrameType, TracebackType
 from typing import Any, Literal, Self
@@ -23,6 +24,8 @@ from pgjobs.attempt import AFTER_TIMEOUT, AT_STOP, Attempt, Watch
 from pgjobs.backoff import Backoff
 from pgjobs.claim import Claimer
 from pgjobs.client import Client
+from pgjobs.code_schedules import CodeSchedules
+from pgjobs.cron import Schedule
 from pgjobs.error_text import one_line
 from pgjobs.errors import InvalidSetting, JobCancelled, JobStopped, WorkerPoolError
 from pgjobs.executor import Executor
@@ -34,7 +37,9 @@ from pgjobs.listener import Listener
 from pgjobs.maintenance import Maintenance, MaintenanceThread
 from pgjobs.options import check_queue
 from pgjobs.reindex import MIDNIGHT, Reindex, check_time
-from pgjobs.store import CANCEL_NOTICE, AnyConnection
+from pgjobs.schedule_store import SCHEDULE_NOTICE, ScheduleStore
+from pgjobs.store import CANCEL_NOTICE, DUE_NOTICE, AnyConnection
+from pgjobs.ticker import Asking, Ticker
 from pgjobs.work_map import Handler, HandlerFunction, WorkMap, checked_handler
 
 log = logging.getLogger("pgjobs.worker")
@@ -61,6 +66,8 @@ class WorkerPool:
     does not touch it, so that other workers can; or a handler takes them all. `middleware` stands around every handler;
     `error_handler` judges what they raise.
 
+    `cron` are the schedules of this code; `pool.schedules` adds and removes some while the pool runs.
+
     `listen=False` never LISTENs and finds jobs by polling every `poll_interval`; `listen_dsn` is where to LISTEN when
     the client is connected through a pooler.
     """
@@ -71,6 +78,7 @@ class WorkerPool:
         work_map: Mapping[Any, Handler | HandlerFunction],
         *,
         queues: Mapping[str, int] | None = None,
+        cron: Iterable[Schedule] = (),
         name: str = "pgjobs",
         order: Literal["priority", "scheduled_at"] = "priority",
         poll_interval: timedelta = timedelta(seconds=1),
@@ -130,6 +138,7 @@ class WorkerPool:
             error_handler=error_handler,
             hooks=client.hooks,
             events=client.events,
+            waits=lambda: self._hurry("promote"),
         )
         self._executor = Executor(
             claimer=claimer,
@@ -139,6 +148,8 @@ class WorkerPool:
             middleware=tuple(middleware),
             code_version=client.code_version,
         )
+        self._schedule_store = ScheduleStore(client.schema)
+        self.schedules = CodeSchedules(self._schedule_store, client.source, client._encoded, cron, worker=client.id)
         self._control = threading.Lock()  # start and stop, one at a time
         self._stopping = threading.Event()
         self._changed = threading.Condition()  # a thread has ended, or is stuck
@@ -170,8 +181,9 @@ class WorkerPool:
             self._client.events.worker_pool_started()
             self._stopping.clear()
             try:
+                self.schedules.start(lambda: self._hurry("tick"))
                 self._start_threads()
-            except BaseException:  # the system refuses more threads
+            except BaseException:  # a schedule cannot be stored, or the system refuses more threads
                 self._stop(timedelta(0))
                 raise
             log.info("%s: %d threads on %s", self.name, self.threads, ", ".join(self._queues))
@@ -181,6 +193,12 @@ class WorkerPool:
         store, source = self._client.store, self._client.source
         if self._reindex_at is not None:
             self._reindex = Reindex(store.schema, source.connect, at=self._reindex_at, name=f"{self.name}/reindex")
+        self._ticker = Ticker(
+            self._schedule_store,
+            lambda: self.schedules.by_name,
+            Asking(self._client._encoded, self._schedule_answered, name=self.name),
+            wake=lambda queue: self._wake_for(queue, 1),
+        )
         maintenance = MaintenanceThread(
             Maintenance(
                 store,
@@ -192,7 +210,8 @@ class WorkerPool:
             ),
             source,
             beside=self._look_beside,
-            at_end=self._leave,
+            at_end=partial(self._leave, self.schedules.sign_off()),
+            tick=self._tick,
             name=f"{self.name}/maintenance",
         )
         self._client.registration.enter(self, self._describe)
@@ -247,6 +266,7 @@ class WorkerPool:
                 helper.stop(0.4)
         self._maintenance = self._reindex = self._listener = None
         self._watch.stop()
+        self.schedules.stop()
         self._stopper = None
         self._client.source.give_room_back(self._room)
         if self._started:
@@ -414,7 +434,9 @@ class WorkerPool:
         self._look_after_attempts(conn)
         self._client.registration.refresh(conn)
 
-    def _leave(self) -> None:
+    def _leave(self, sign_off: Callable[[], None]) -> None:
+        """Tell the other processes that this one has gone; they would notice by themselves."""
+        sign_off()
         with self._client.source.own_checkout() as held:
             self._client.registration.leave(self, held.conn)
 
@@ -428,13 +450,31 @@ class WorkerPool:
     def _on_rescued(self, job: Job[Any]) -> None:
         self._client.hooks("on_rescue", job)
 
+    # --- schedules
+
+    def _tick(self, conn: AnyConnection) -> timedelta:
+        self.schedules.beat(conn)
+        return self._ticker.tick(conn)
+
+    def _schedule_answered(self, name: str) -> None:
+        self._ticker.answered(name)
+        self._hurry("tick")
+
+    def _hurry(self, act: str) -> None:
+        if self._maintenance is not None:
+            self._maintenance.hurry(act)
+
     # --- waking
 
     def _wake(self, queue: str | None) -> None:
         """Call a thread of the queue that a notification names; of every queue when it cannot name one. What cannot be
-        the name of a queue says that somebody cancels a job."""
+        the name of a queue says that somebody cancels a job, that one is due soon, or that a schedule has changed."""
         if queue == CANCEL_NOTICE and self._maintenance is not None:
             self._maintenance.call()
+        if queue in (DUE_NOTICE, None):
+            self._hurry("promote")
+        if queue in (SCHEDULE_NOTICE, None):
+            self._hurry("tick")
         for name, idle in self._queues.items():
             if queue in (name, None):
                 idle.wake()

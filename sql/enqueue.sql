@@ -2,8 +2,9 @@
 
 -- name: insert_job
 -- The time of the statement, not of the transaction, so that a delay counts from the call. Only a job that can run now
--- wakes a worker; Postgres delivers the notification with the commit, once per queue and transaction. Functions are
--- named in full: the search_path is the application's.
+-- wakes a worker, and one that is due sooner than maintenance looks by itself wakes that; Postgres delivers the
+-- notification with the commit, once per queue and transaction. Functions are named in full: the search_path is the
+-- application's.
 WITH inserted AS (
     INSERT INTO pgjobs.job (state, queue, kind, priority, max_attempts, args, metadata, tags, scheduled_at)
     SELECT
@@ -17,5 +18,10 @@ WITH inserted AS (
 SELECT
     id, state, queue, kind, priority, attempt, max_attempts, args, metadata, errors, tags, scheduled_at, created_at,
     attempted_at, finalized_at, attempted_by, token, leased_until, output,
-    CASE WHEN %(notify)s AND state = 'available' THEN pg_catalog.pg_notify(%(channel)s, queue) END
+    CASE
+        WHEN NOT %(notify)s THEN NULL
+        WHEN state = 'available' THEN pg_catalog.pg_notify(%(channel)s, queue)
+        WHEN scheduled_at < pg_catalog.statement_timestamp() + interval '2 seconds'
+            THEN pg_catalog.pg_notify(%(channel)s, ' due')
+    END
 FROM inserted;

@@ -46,6 +46,18 @@ SELECT queue, jobs, pg_notify(%(channel)s, queue) FROM counted ORDER BY queue;
 -- How long until the next waiting job is due; null when none waits.
 SELECT min(scheduled_at) - clock_timestamp() FROM pgjobs.job WHERE state IN ('scheduled', 'retryable');
 
+-- name: hurry_promote
+-- A job has come that is due before the next promote. Waits for one that is under way, which may have looked too early.
+BEGIN ISOLATION LEVEL READ COMMITTED;
+SET LOCAL statement_timeout = '10s';
+SET LOCAL lock_timeout = '5s';
+UPDATE pgjobs.maintenance SET next_run_at = next.due
+FROM (
+    SELECT pg_catalog.min(scheduled_at) AS due FROM pgjobs.job WHERE state IN ('scheduled', 'retryable')
+) AS next
+WHERE duty = 'promote' AND next_run_at > next.due;
+COMMIT;
+
 -- name: rescue
 -- Running rows that nobody works on: without a lease, old enough to have been locked, and not locked; or with a lease
 -- that is over. SKIP LOCKED is the proof of life: a worker holds its row's lock for as long as it lives. What somebody

@@ -11,7 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from pgjobs import Client, Job, JobState, NewJob, Snooze, WorkerPool
+from pgjobs import Client, Job, JobState, NewJob, RetryAfter, Snooze, WorkerPool
 from pgjobs.maintenance import Maintenance, MaintenanceThread
 from tests.conformance.conftest import Rows
 from tests.conftest import Connect
@@ -64,16 +64,22 @@ def test_promote_comes_back_for_the_next_job_that_is_due(client: Client, server:
 def test_each_queue_that_got_jobs_is_notified_once_and_no_other(
     client: Client, sql: Rows, server: Tx, connect: Connect
 ) -> None:
-    woken: list[tuple[str, int]] = []
-    duties = Maintenance(client.store, keep={}, wake=lambda queue, jobs: woken.append((queue, jobs)))
+    woken: list[tuple[str, int, int]] = []
+
+    def wake(queue: str, jobs: int) -> None:
+        ((visible,),) = sql("SELECT count(*) FROM pgjobs.job WHERE state = 'available' AND queue = %s", queue)
+        woken.append((queue, jobs, visible))
+
+    duties = Maintenance(client.store, keep={}, wake=wake)
     listener = connect(autocommit=True)
     client.store.listen(listener)
     for queue, count in (("mail", 3), ("default", 1)):
         client.enqueue_many(None, [NewJob(Thing(), queue=queue, delay=timedelta(hours=1))] * count)
     make_due(sql)
     client.enqueue(None, Thing(), queue="later", delay=timedelta(hours=1))
-    duties.promote(server)
-    duties.promote(server)
+    for _ in range(2):
+        sql("UPDATE pgjobs.maintenance SET next_run_at = clock_timestamp()")
+        duties.do(server, "promote")
     server.execute("SELECT pg_notify(%s, 'sentinel')", [client.store.channel])
     heard = []
     for notification in listener.notifies(timeout=10):
@@ -81,7 +87,94 @@ def test_each_queue_that_got_jobs_is_notified_once_and_no_other(
             break
         heard.append(notification.payload)
     assert sorted(heard) == ["default", "mail"]
-    assert sorted(woken) == [("default", 1), ("mail", 3)]
+    assert sorted(woken) == [("default", 1, 1), ("mail", 3, 3)], "and not before others can see the jobs"
+
+
+@pytest.mark.parametrize(
+    ("due", "wait"),
+    [
+        (SECOND / 300, SECOND / 300),
+        (SECOND / 2, SECOND / 2),
+        (timedelta(hours=1), SECOND),
+        (None, SECOND),
+        (-SECOND, SECOND / 50),  # due, and not promoted: somebody holds it
+    ],
+    ids=str,
+)
+def test_promote_sleeps_until_exactly_the_next_due_instant(
+    *, client: Client, server: Tx, duties: Maintenance, monkeypatch: pytest.MonkeyPatch, due: Any, wait: timedelta
+) -> None:
+    monkeypatch.setattr(client.store, "next_due", lambda conn: due)
+    assert duties.promote(server) == wait
+
+
+def test_a_job_that_is_due_sooner_than_promote_brings_it_forward(
+    client: Client, sql: Rows, server: Tx, duties: Maintenance
+) -> None:
+    sql("UPDATE pgjobs.maintenance SET next_run_at = clock_timestamp() + interval '1 hour'")
+    soon = client.enqueue(None, Thing(), delay=timedelta(minutes=1))
+    duties.hurry(server)
+    at = "SELECT next_run_at FROM pgjobs.maintenance WHERE duty = 'promote'"
+    assert sql(at) == [(soon.scheduled_at,)]
+    duties.hurry(server)
+    client.enqueue(None, Thing(), delay=timedelta(minutes=5))
+    duties.hurry(server)
+    assert sql(at) == [(soon.scheduled_at,)]
+    sql("UPDATE pgjobs.maintenance SET next_run_at = clock_timestamp() + interval '1 second'")
+    before = sql(at)
+    duties.hurry(server)
+    assert sql(at) == before, "never later"
+    sql("UPDATE pgjobs.maintenance SET next_run_at = clock_timestamp() + interval '1 hour' WHERE duty <> 'promote'")
+    assert sql("SELECT count(*) FROM pgjobs.maintenance WHERE next_run_at > now() + interval '30 min'") == [(2,)]
+
+
+@pytest.fixture
+def sleepy_promote(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Promote sleeps for an hour unless it learns of a job that is due earlier."""
+    monkeypatch.setattr("pgjobs.maintenance.PROMOTE_EVERY", timedelta(hours=1))
+    monkeypatch.setattr("pgjobs.maintenance._AT_LEAST_EVERY", timedelta(hours=1))
+
+
+@pytest.mark.usefixtures("sleepy_promote")
+def test_a_job_with_a_short_delay_is_promoted_at_its_time_though_promote_sleeps(
+    client: Client, sql: Rows, stored: Stored
+) -> None:
+    """The enqueue tells, in whichever transaction and process; so does a change of the time by hand."""
+    with WorkerPool(client, {Thing: nothing}, queues={"default": 1}, poll_interval=timedelta(hours=1)):
+        asleep = "SELECT next_run_at > now() + interval '50 min' FROM pgjobs.maintenance WHERE duty = 'promote'"
+        wait_until(
+            lambda: sql("SELECT 1 FROM pg_stat_activity WHERE query LIKE %s", f'LISTEN "{client.store.channel}"%')
+        )
+        for delay in (SECOND / 2, SECOND / 50):
+            wait_until(lambda: sql(asleep) == [(True,)])
+            job = client.enqueue(None, Thing(), delay=delay)
+            wait_until(lambda job=job: stored(job).state == JobState.COMPLETED, timeout=5)  # type: ignore[misc]
+        later = client.enqueue(None, Thing(), delay=timedelta(hours=2))
+        wait_until(lambda: sql(asleep) == [(True,)])
+        (now,) = sql("SELECT clock_timestamp()")[0]
+        client.update(later.id, scheduled_at=now + SECOND / 2)
+        wait_until(lambda: stored(later).state == JobState.COMPLETED, timeout=5)
+
+
+@pytest.mark.usefixtures("sleepy_promote")
+@pytest.mark.parametrize("listen", [True, False])
+def test_a_job_that_is_retried_or_snoozed_for_a_moment_is_back_at_its_time(
+    client: Client, stored: Stored, listen: bool
+) -> None:
+    """Its own process knows, and needs no notification."""
+
+    def handler(tx: Tx, job: Job[Thing]) -> None:
+        runs.append(job.attempt)
+        if len(runs) == 1:
+            raise Snooze(SECOND / 10)
+        if len(runs) == 2:
+            raise RetryAfter(SECOND / 10)
+
+    runs: list[int] = []
+    job = client.enqueue(None, Thing())
+    with WorkerPool(client, {Thing: handler}, queues={"default": 1}, listen=listen, poll_interval=timedelta(hours=1)):
+        wait_until(lambda: stored(job).state == JobState.COMPLETED, timeout=5)
+    assert runs == [1, 1, 2]
 
 
 def test_a_scheduled_job_starts_by_itself_when_it_is_due(client: Client, stored: Stored) -> None:

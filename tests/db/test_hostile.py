@@ -38,6 +38,8 @@ from pgjobs import (
     WorkMap,
     constant,
 )
+from pgjobs.schedule_store import ScheduleStore
+from pgjobs.ticker import Ticker
 from tests.conftest import Connect
 from tests.waiting import wait_until
 
@@ -316,7 +318,7 @@ def test_rows_in_hostile_queues_are_promoted_and_rescued_as_data(
     maintenance = pgjobs.maintenance.Maintenance(
         table.client.store, keep={}, wake=lambda queue, jobs: woken.append(queue)
     )
-    maintenance.promote(table.conn)
+    maintenance.do(table.conn, "promote")
     maintenance.rescue(table.conn)
     assert woken == [text]
     assert table.job(due).state == JobState.AVAILABLE
@@ -761,7 +763,7 @@ def test_the_look_for_built_sql_finds_it() -> None:
 
 def test_only_the_stores_touch_a_cursor() -> None:
     for path in sorted(SOURCE.glob("*.py")):
-        if path.name in BUILT | {"store.py", "migration_store.py"}:
+        if path.name in BUILT | {"store.py", "migration_store.py", "schedule_store.py"}:
             continue
         calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
         names = [call.func.attr for call in calls if isinstance(call.func, ast.Attribute)]
@@ -805,6 +807,8 @@ TRAPPED_TABLES = [
     "maintenance",
     "migration",
     "queue",
+    "schedule",
+    "scheduler",
     "worker",
     "pg_settings",
     "pg_prepared_statements",
@@ -837,6 +841,30 @@ def test_the_trap_catches_what_is_not_qualified(table: Table, connect: Connect, 
         caught.execute("SELECT statement_timestamp()")
     with pytest.raises(psycopg.errors.UndefinedColumn):
         caught.execute("SELECT kind FROM job")
+
+
+def test_schedules_on_a_connection_with_a_hostile_search_path(table: Table, connect: Connect, trapped: str) -> None:
+    """By hand on the caller's; and ticked, whatever the pool's connections are like."""
+    tx = connect(options=trapped)
+    schedules = table.client.schedules
+    schedules.add(pgjobs.Schedule("by.hand", "@yearly", {}, kind="ab", run_on_start=True), tx)
+    schedules.change("by.hand", tx, spec="@monthly", args=NewJob({"n": 1}, kind="ab"))
+    for act in (schedules.pause, schedules.resume, schedules.run_now):
+        act("by.hand", tx)
+    assert [found.spec for found in schedules.list(tx)] == ["@monthly"]
+    tx.commit()
+
+    hostile = connect(options=trapped, autocommit=True)
+    store = ScheduleStore(table.client.schema)
+    ticker = Ticker(store, lambda: {}, lambda schedule, tick: None)
+    ticker.tick(hostile)
+    table.query("UPDATE {schema}.schedule SET next_tick_at = clock_timestamp()")
+    for _ in range(2):
+        ticker.tick(hostile)
+    store.beat(hostile, uuid4(), "worker", ["by.hand"])
+    assert table.query("SELECT args, schedule FROM {schema}.job") == [({"n": 1}, "by.hand")] * 2
+    assert schedules.remove("by.hand", tx)
+    tx.commit()
 
 
 def test_enqueue_and_get_on_a_connection_with_a_hostile_search_path(

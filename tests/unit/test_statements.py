@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import pgjobs
-from pgjobs import InvalidSetting, index_store, job, migration_store, statements, store, worker_store
+from pgjobs import InvalidSetting, index_store, job, migration_store, schedule_store, statements, store, worker_store
 
 FILES = [
     "enqueue.sql",
@@ -21,9 +21,10 @@ FILES = [
     "migrate.sql",
     "workers.sql",
     "indexes.sql",
+    "schedule.sql",
 ]
 GIVE_JOBS = ["insert_job", "take", "rescue", "cancel", "retry", "delete", "update", "get_job"]
-STORES = [store, migration_store, worker_store, index_store]
+STORES = [store, migration_store, worker_store, index_store, schedule_store]
 
 
 def everything(schema: str = "pgjobs") -> dict[str, str]:

@@ -1,0 +1,327 @@
+"""When a spec ticks: what it means, and the rule about clocks that are put forward and back. Pure: instants in,
+instants out.
+
+A spec is a cron text of five fields, an alias (`@hourly`), an interval (`every(timedelta)`, `@every 1h30m`), or any
+object with a method `next(after)`. The rule for cron texts in zones that put their clocks forward and back:
+
+- A time of day, which is one whose hour field has no star, ticks once on each day that the zone has. If the clock jumps
+  over it, it ticks at the first instant after the jump; if it comes twice, it ticks the first time. Several times that
+  one jump swallows are one tick.
+- With a star in the hour field it ticks whenever the clock shows a minute that fits: a minute that comes twice ticks
+  twice, one that is jumped over does not tick. So `*/15 * * * *` and `@hourly` go on evenly through a change of whole
+  hours.
+- An interval takes no notice of clocks: one tick is the interval after the one before.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from functools import cached_property
+from typing import Protocol, runtime_checkable
+from zoneinfo import ZoneInfo
+
+from croniter import CroniterBadCronError, CroniterBadDateError, croniter
+
+from pgjobs.errors import InvalidSchedule
+from pgjobs.options import FIRST_INSTANT
+
+LONGEST_SPEC = 250  # characters
+_ALIASES = {
+    "@yearly": "0 0 1 1 *",
+    "@annually": "0 0 1 1 *",
+    "@monthly": "0 0 1 * *",
+    "@weekly": "0 0 * * 0",
+    "@daily": "0 0 * * *",
+    "@midnight": "0 0 * * *",
+    "@hourly": "0 * * * *",
+}
+_MOST_STEPS = 10_000  # through the ticks of an object that can only say which tick is next
+_MICROSECOND = timedelta(microseconds=1)
+_DAY = timedelta(days=1)
+_UNITS = {
+    unit: Decimal(text)
+    for unit, text in (
+        ("h", "3600e6"),
+        ("m", "60e6"),
+        ("s", "1e6"),
+        ("ms", "1e3"),
+        ("us", "1"),
+        ("µs", "1"),
+        ("μs", "1"),
+        ("ns", "1e-3"),
+    )
+}  # microseconds; fmt: skip
+_DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(h|ms|m|s|us|µs|μs|ns)", re.ASCII)
+
+
+@runtime_checkable
+class Timetable(Protocol):
+    """What may stand for a spec: the first tick after an aware instant, or None when there is none any more."""
+
+    def next(self, after: datetime) -> datetime | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Every:
+    """Ticks an interval apart, by elapsed time, from when the schedule is first known."""
+
+    interval: timedelta
+
+    def __post_init__(self) -> None:
+        given: object = self.interval
+        if not isinstance(given, timedelta) or given <= timedelta(0):
+            raise InvalidSchedule(f"an interval is a timedelta longer than nothing, not {given!r:.80}")
+
+    def next(self, after: datetime) -> datetime | None:
+        return _plus(after, self.interval)
+
+    def last(self, tick: datetime, until: datetime) -> datetime:
+        return tick + (until - tick) // self.interval * self.interval
+
+    def first_from(self, tick: datetime, start: datetime) -> datetime | None:
+        return _plus(tick, -((tick - start) // self.interval) * self.interval) if tick < start else tick
+
+    def __str__(self) -> str:
+        seconds, rest = divmod(self.interval // _MICROSECOND, 1_000_000)
+        return f"@every {seconds}{f'.{rest:06}'.rstrip('0') if rest else ''}s"
+
+
+def every(interval: timedelta) -> Every:
+    """A spec: a tick each `interval`, by elapsed time, the first one interval from when the schedule is first known."""
+    return Every(interval)
+
+
+@dataclass(frozen=True)
+class Cron:
+    """A cron text in a time zone. `name` is what fields with an H are drawn from."""
+
+    text: str
+    zone: ZoneInfo
+    name: str
+
+    def next(self, after: datetime) -> datetime | None:
+        try:
+            return self._by_clock(after) if self._has_star else self._by_day(after)
+        except OverflowError:  # past the last year
+            return None
+
+    def last(self, tick: datetime, until: datetime) -> datetime:
+        """The latest tick up to `until`, from one that is; found by halving, however many lie between."""
+        low, high = tick, until
+        while (following := self.next(low)) is not None and following <= until:
+            low = following
+            middle = low + (high - low) / 2
+            later = self.next(middle)
+            if later is not None and later <= until:
+                low = later
+            else:
+                high = middle
+        return low
+
+    def first_from(self, tick: datetime, start: datetime) -> datetime | None:
+        return self.next(start - _MICROSECOND) if tick < start else tick
+
+    def __str__(self) -> str:
+        return self.text
+
+    @cached_property
+    def _fields(self) -> str:
+        return _ALIASES.get(self.text.lower(), self.text)
+
+    @cached_property
+    def _has_star(self) -> bool:
+        return "*" in self._fields.split()[1]
+
+    def _next_wall(self, wall: datetime) -> datetime | None:
+        """The next fit on a clock that nobody ever puts forward or back."""
+        # made anew each time: it has a state, and threads share a schedule
+        ticks = croniter(self._fields, wall, hash_id=self.name)
+        try:
+            found: datetime = ticks.get_next(datetime)
+        except (CroniterBadDateError, ValueError, OverflowError):  # no such date, or past the last year
+            return None
+        return found
+
+    def _by_day(self, after: datetime) -> datetime | None:
+        wall: datetime | None = _wall(self.zone, after)
+        while wall is not None and (wall := self._next_wall(wall)) is not None:
+            tick = _first_instant(self.zone, wall)
+            if tick is not None and tick > after:
+                return tick
+        return None
+
+    def _by_clock(self, after: datetime) -> datetime | None:
+        start, wall = after, _wall(self.zone, after)
+        while (fit := self._next_wall(wall)) is not None:
+            tick = fit.replace(tzinfo=UTC) - _offset(self.zone, start)
+            change = _next_change(self.zone, start, tick)
+            if change is None:
+                return tick
+            # the clock jumps before it shows that; it goes on from where it jumped to, that minute included
+            start, wall = change, _wall(self.zone, change) - _MICROSECOND
+        return None
+
+
+@dataclass(frozen=True)
+class Own:
+    """The application's own object with `next(after)`, held to what that must give."""
+
+    timetable: Timetable
+
+    def next(self, after: datetime) -> datetime | None:
+        tick: object = self.timetable.next(after)
+        if tick is None:
+            return None
+        if not isinstance(tick, datetime) or tick.utcoffset() is None:
+            raise InvalidSchedule(f"next(after) of a schedule gives an aware datetime or None, not {tick!r}")
+        if tick <= after:
+            raise InvalidSchedule(f"next(after) of a schedule gives a later instant: {tick} is not after {after}")
+        try:
+            return tick.astimezone(UTC)
+        except OverflowError:
+            return None
+
+    def last(self, tick: datetime, until: datetime) -> datetime:
+        for _ in range(_MOST_STEPS):
+            following = self.next(tick)
+            if following is None or following > until:
+                break
+            tick = following
+        return tick
+
+    def first_from(self, tick: datetime, start: datetime) -> datetime | None:
+        found: datetime | None = tick
+        for _ in range(_MOST_STEPS):
+            if found is None or found >= start:
+                break
+            found = self.next(found)
+        return found
+
+
+Ticks = Cron | Every | Own
+
+
+def parse(spec: object, *, zone: str = "UTC", name: str = "") -> Ticks:
+    """What a spec means; InvalidSchedule if it means nothing, or never comes."""
+    place = time_zone(zone)
+    if isinstance(spec, str):
+        text = spec.strip()
+        return _parse_every(text) if text.lower().startswith("@every ") else _parse_cron(text, place, name)
+    if isinstance(spec, Every):
+        return spec
+    if isinstance(spec, timedelta):
+        raise InvalidSchedule(f"a spec that is an interval is written every({spec!r})")
+    if isinstance(spec, Timetable) and not isinstance(spec, type):
+        return Own(spec)
+    raise InvalidSchedule(
+        f"a spec is a cron text, an alias as @daily, every(timedelta), or an object with next(after); not {spec!r:.80}"
+    )
+
+
+def time_zone(zone: object) -> ZoneInfo:
+    key = zone.key if isinstance(zone, ZoneInfo) else zone
+    if not isinstance(key, str) or not key:
+        raise InvalidSchedule(f"a zone is the name of a time zone as Europe/Berlin, not {zone!r:.80}")
+    try:
+        return ZoneInfo(key)
+    except (LookupError, ValueError, OSError):
+        raise InvalidSchedule(
+            f"there is no time zone {key[:80]!r} here: use a name as Europe/Berlin "
+            "(without a database of zones on this machine: pip install tzdata)"
+        ) from None
+
+
+def _parse_every(text: str) -> Every:
+    duration = "".join(text[len("@every ") :].split())
+    if not duration or _DURATION.sub("", duration) or len(duration) > LONGEST_SPEC:
+        raise InvalidSchedule(f"{text[:80]!r}: write an interval as @every 1h30m, with h, m, s, ms or us")
+    microseconds = sum((Decimal(number) * _UNITS[unit] for number, unit in _DURATION.findall(duration)), Decimal(0))
+    try:
+        interval = timedelta(microseconds=int(microseconds))
+    except OverflowError:
+        interval = timedelta.max
+    if not interval:
+        raise InvalidSchedule(f"{text[:80]!r}: an interval is at least a microsecond")
+    return Every(interval)
+
+
+def _parse_cron(text: str, zone: ZoneInfo, name: str) -> Cron:
+    cron = Cron(text, zone, name)
+    fields = cron._fields.split()
+    if text.startswith("@") and text.lower() not in _ALIASES:
+        raise InvalidSchedule(f"{text[:80]!r}: the aliases are {', '.join(_ALIASES)} and @every 1h30m")
+    if len(text) > LONGEST_SPEC or len(fields) != 5:
+        raise InvalidSchedule(
+            f"{text[:80]!r}: a cron text has five fields: minute, hour, day of month, month, day of week "
+            "(for seconds: every(timedelta(seconds=10)))"
+        )
+    if any(part.lower().startswith("r") for field in fields for part in field.split(",")):
+        raise InvalidSchedule(f"{text!r}: a field R is another at each start; H is drawn once, from the name")
+    try:
+        croniter(cron._fields, datetime(2000, 1, 1), hash_id=name)
+        if cron._next_wall(datetime(2000, 1, 1)) is None:
+            raise InvalidSchedule(f"{text!r}: there is no such date")
+    except CroniterBadCronError as error:
+        raise InvalidSchedule(f"{text!r} is no cron text: {error}") from None
+    except (ValueError, TypeError, LookupError, OverflowError) as error:
+        if isinstance(error, InvalidSchedule):
+            raise
+        raise InvalidSchedule(f"{text!r} is no cron text: {error}") from error
+    return cron
+
+
+# --- clocks
+
+
+def _plus(instant: datetime, interval: timedelta) -> datetime | None:
+    try:
+        return instant + interval
+    except OverflowError:
+        return None
+
+
+def _offset(zone: ZoneInfo, instant: datetime) -> timedelta:
+    offset = instant.astimezone(zone).utcoffset()
+    assert offset is not None
+    return offset
+
+
+def _wall(zone: ZoneInfo, instant: datetime) -> datetime:
+    """What the zone's clocks show."""
+    return instant.astimezone(zone).replace(tzinfo=None, fold=0)
+
+
+def _first_instant(zone: ZoneInfo, wall: datetime) -> datetime | None:
+    """When the clocks first show this; if they jump over it, when they have jumped; None on a day left out whole."""
+    instant = wall.replace(tzinfo=zone).astimezone(UTC)
+    if _wall(zone, instant) == wall:
+        return instant
+    before = wall.replace(tzinfo=zone, fold=1).astimezone(UTC)
+    return None if instant - before >= _DAY else _change(zone, before, instant)
+
+
+def _next_change(zone: ZoneInfo, start: datetime, until: datetime) -> datetime | None:
+    """When, after `start`, the clocks are first put forward or back; None if not up to `until`."""
+    offset = _offset(zone, start)
+    while start < until:
+        step = min(start + _DAY, until)
+        if _offset(zone, step) != offset:
+            return _change(zone, start, step)
+        start = step
+    return None
+
+
+def _change(zone: ZoneInfo, low: datetime, high: datetime) -> datetime:
+    """The instant of the one change after `low` and up to `high`; they are whole seconds."""
+    offset = _offset(zone, low)
+    first, last = int((low - FIRST_INSTANT).total_seconds()), -int((FIRST_INSTANT - high) // timedelta(seconds=1))
+    while last - first > 1:
+        middle = (first + last) // 2
+        if _offset(zone, FIRST_INSTANT + timedelta(seconds=middle)) == offset:
+            first = middle
+        else:
+            last = middle
+    return FIRST_INSTANT + timedelta(seconds=last)

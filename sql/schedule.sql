@@ -1,0 +1,207 @@
+-- Durable cron. A schedule's row is its duty: whoever locks it while its tick is due makes the job and moves the next
+-- tick on, in one statement.
+
+-- name: look
+-- First the schedules that this process may tick and that want something now: a tick, a run by hand, or a next tick
+-- computed. What code supplies is for processes whose code has it, and not an older one. A schedule that was never
+-- planned is known since it was made; one whose spec has changed begins now. Then how long until one of those that want
+-- nothing now will; null when none ever does.
+BEGIN ISOLATION LEVEL READ COMMITTED;
+SET LOCAL idle_in_transaction_session_timeout = '5s';
+SET LOCAL statement_timeout = '30s';
+SET LOCAL lock_timeout = '5s';
+SET LOCAL search_path = pg_catalog, pg_temp;
+SET LOCAL DateStyle = ISO;
+SET LOCAL IntervalStyle = postgres;
+SELECT
+    name, spec, zone, catch_up, "window", next_tick_at, run_now_at, paused_at IS NOT NULL, in_code AND args IS NULL,
+    next_tick_at IS NOT NULL AND planned_for = COALESCE(spec, '') || ' ' || zone,
+    CASE WHEN planned_for IS NULL AND last_tick_at IS NULL THEN created_at ELSE clock_timestamp() END,
+    clock_timestamp()
+FROM pgjobs.schedule
+WHERE (NOT in_code OR (%(mine)s::jsonb ->> name)::integer >= version) AND name <> ALL (%(aside)s::text[])
+    AND (next_tick_at IS NULL OR next_tick_at <= clock_timestamp() OR run_now_at IS NOT NULL
+        OR planned_for IS DISTINCT FROM COALESCE(spec, '') || ' ' || zone)
+ORDER BY LEAST(run_now_at, next_tick_at) NULLS FIRST
+LIMIT %(batch)s;
+SELECT min(next_tick_at) - clock_timestamp()
+FROM pgjobs.schedule
+WHERE (NOT in_code OR (%(mine)s::jsonb ->> name)::integer >= version) AND name <> ALL (%(aside)s::text[]);
+COMMIT;
+
+-- name: tick
+-- Makes the job of one tick, if one is to be made, and moves the schedule on: both or neither, and only while the row
+-- is as it was when that was decided, so that any number of processes may try. Nothing is held between two messages.
+-- What the row has itself is used where code supplied nothing. A job that has a twin is not made, and the tick is over.
+BEGIN ISOLATION LEVEL READ COMMITTED;
+SET LOCAL idle_in_transaction_session_timeout = '5s';
+SET LOCAL statement_timeout = '30s';
+SET LOCAL lock_timeout = '5s';
+SET LOCAL search_path = pg_catalog, pg_temp;
+SET LOCAL DateStyle = ISO;
+SET LOCAL IntervalStyle = postgres;
+WITH held AS MATERIALIZED (
+    SELECT name, COALESCE(%(kind)s, kind) AS kind, COALESCE(%(args)s::jsonb, args, '{}') AS args,
+        COALESCE(%(options)s::jsonb, options, '{}') AS options
+    FROM pgjobs.schedule
+    WHERE name = %(name)s AND next_tick_at IS NOT DISTINCT FROM %(seen_next)s::timestamptz
+        AND run_now_at IS NOT DISTINCT FROM %(seen_run_now)s::timestamptz
+        AND spec IS NOT DISTINCT FROM %(spec)s AND zone = %(zone)s AND (paused_at IS NOT NULL) = %(paused)s
+    FOR NO KEY UPDATE SKIP LOCKED
+), moved AS (
+    UPDATE pgjobs.schedule SET
+        next_tick_at = %(next)s::timestamptz,
+        planned_for = COALESCE(spec, '') || ' ' || zone,
+        last_tick_at = COALESCE(%(last)s::timestamptz, last_tick_at),
+        run_now_at = CASE WHEN %(ran_now)s THEN NULL ELSE run_now_at END,
+        error = %(error)s
+    FROM held WHERE schedule.name = held.name
+    RETURNING held.*
+), inserted AS (
+    INSERT INTO pgjobs.job (
+        state, queue, kind, priority, max_attempts, args, metadata, tags, scheduled_at, schedule, tick)
+    SELECT
+        CASE WHEN moment.due > statement_timestamp() THEN 'scheduled' ELSE 'available' END,
+        COALESCE(options ->> 'queue', 'default'),
+        kind,
+        COALESCE((options ->> 'priority')::smallint, 0),
+        COALESCE((options ->> 'max_attempts')::integer, 25),
+        args,
+        COALESCE(options -> 'metadata', '{}') || jsonb_build_object(
+            'periodic', true, 'schedule', name, 'tick', %(tick_text)s::text),
+        ARRAY(SELECT jsonb_array_elements_text(COALESCE(options -> 'tags', '[]'))),
+        moment.due,
+        name,
+        %(tick)s::timestamptz
+    FROM moved, LATERAL (SELECT COALESCE(
+        (options ->> 'scheduled_at')::timestamptz,
+        %(tick)s::timestamptz + COALESCE(options ->> 'delay', '0')::interval) AS due) AS moment
+    WHERE %(wanted)s
+    ON CONFLICT DO NOTHING
+    RETURNING id, queue, state
+)
+SELECT id, queue, CASE state
+    WHEN 'available' THEN pg_notify(%(channel)s, queue) WHEN 'scheduled' THEN pg_notify(%(channel)s, ' due') END
+FROM moved LEFT JOIN inserted ON true;
+COMMIT;
+
+-- name: note_error
+-- Why a schedule cannot tick, for who looks; written once.
+UPDATE pgjobs.schedule SET error = %(error)s WHERE name = %(name)s AND error IS DISTINCT FROM %(error)s;
+
+-- name: begin_registration
+-- The instant that new schedules count from. Each statement must see what others have committed meanwhile.
+SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+SET LOCAL lock_timeout = '10s';
+SET LOCAL idle_in_transaction_session_timeout = '10s';
+SELECT EXTRACT(epoch FROM pg_catalog.clock_timestamp())::float8;
+
+-- name: register
+-- Makes the row if there is none, and holds it. Who comes second sees below what the first has done.
+INSERT INTO pgjobs.schedule (
+    name, kind, spec, zone, args, options, catch_up, "window", in_code, version, registered, planned_for, next_tick_at,
+    seen_at)
+VALUES (
+    %(name)s, %(kind)s, %(spec)s, %(zone)s, %(args)s::jsonb, %(options)s::jsonb, %(catch_up)s, %(window)s::interval, true,
+    %(version)s, %(registered)s::jsonb, COALESCE(%(spec)s, '') || ' ' || %(zone)s, %(next)s::timestamptz,
+    pg_catalog.clock_timestamp())
+ON CONFLICT (name) DO UPDATE SET seen_at = pg_catalog.clock_timestamp();
+-- What a newer deploy says wins, and between equals what was not said before; an older one changes nothing.
+UPDATE pgjobs.schedule SET
+    kind = %(kind)s, spec = %(spec)s, zone = %(zone)s, args = %(args)s::jsonb, options = %(options)s::jsonb,
+    catch_up = %(catch_up)s, "window" = %(window)s::interval, in_code = true, version = %(version)s,
+    registered = %(registered)s::jsonb, planned_for = COALESCE(%(spec)s, '') || ' ' || %(zone)s, error = NULL,
+    next_tick_at = CASE WHEN spec = %(spec)s AND zone = %(zone)s THEN next_tick_at ELSE %(next)s::timestamptz END,
+    updated_at = pg_catalog.statement_timestamp()
+WHERE name = %(name)s AND (version < %(version)s
+    OR (version = %(version)s AND (NOT in_code OR registered IS DISTINCT FROM %(registered)s::jsonb)));
+-- The first live process that has it lets it run at once.
+UPDATE pgjobs.schedule SET run_now_at = pg_catalog.statement_timestamp()
+WHERE name = %(name)s AND %(run_on_start)s AND run_now_at IS NULL AND version <= %(version)s AND NOT EXISTS (
+    SELECT FROM pgjobs.scheduler
+    WHERE id <> %(scheduler)s AND name = ANY (schedules)
+        AND scheduler.seen_at > pg_catalog.clock_timestamp() - %(dead_after)s::interval);
+
+-- name: beat
+-- This process lives, and has these schedules. What was in some code and has been in none for long is forgotten.
+BEGIN ISOLATION LEVEL READ COMMITTED;
+SET LOCAL idle_in_transaction_session_timeout = '5s';
+SET LOCAL statement_timeout = '30s';
+SET LOCAL lock_timeout = '5s';
+INSERT INTO pgjobs.scheduler (id, worker, schedules, seen_at)
+VALUES (%(scheduler)s, %(worker)s, %(names)s::text[], pg_catalog.clock_timestamp())
+ON CONFLICT (id) DO UPDATE SET schedules = excluded.schedules, seen_at = excluded.seen_at;
+DELETE FROM pgjobs.scheduler WHERE seen_at < pg_catalog.clock_timestamp() - interval '1 day';
+UPDATE pgjobs.schedule SET seen_at = pg_catalog.clock_timestamp() WHERE name IN (
+    SELECT name FROM pgjobs.schedule
+    WHERE name = ANY (%(names)s::text[]) AND seen_at < pg_catalog.clock_timestamp() - interval '1 hour'
+    FOR NO KEY UPDATE SKIP LOCKED);
+DELETE FROM pgjobs.schedule
+WHERE seen_at < pg_catalog.clock_timestamp() - %(forget_after)s::interval AND NOT EXISTS (
+    SELECT FROM pgjobs.scheduler WHERE name = ANY (schedules)
+        AND scheduler.seen_at > pg_catalog.clock_timestamp() - %(dead_after)s::interval);
+COMMIT;
+
+-- name: say_who_has_it
+-- The first part of beat, inside the transaction that registers.
+INSERT INTO pgjobs.scheduler (id, worker, schedules, seen_at)
+VALUES (%(scheduler)s, %(worker)s, %(names)s::text[], pg_catalog.clock_timestamp())
+ON CONFLICT (id) DO UPDATE SET schedules = excluded.schedules, seen_at = excluded.seen_at;
+
+-- name: leave
+DELETE FROM pgjobs.scheduler WHERE id = %(scheduler)s;
+
+-- What people do to schedules by hand, on the caller's connection and inside its transaction.
+
+-- name: now
+SELECT pg_catalog.clock_timestamp();
+
+-- name: list
+SELECT
+    name, kind, spec, zone, args, options, catch_up, "window", paused_at, next_tick_at, last_tick_at, run_now_at, error,
+    in_code, version, created_at, updated_at
+FROM pgjobs.schedule WHERE %(name)s::text IS NULL OR name = %(name)s::text ORDER BY name;
+
+-- name: add
+INSERT INTO pgjobs.schedule (
+    name, kind, spec, zone, args, options, catch_up, "window", version, planned_for, next_tick_at, run_now_at)
+VALUES (
+    %(name)s::text, %(kind)s::text, %(spec)s::text, %(zone)s::text, %(args)s::jsonb, %(options)s::jsonb, %(catch_up)s::text,
+    %(window)s::interval, %(version)s::integer, %(spec)s::text || ' ' || %(zone)s::text, %(next)s::timestamptz,
+    CASE WHEN %(run_on_start)s::boolean THEN pg_catalog.statement_timestamp() END)
+ON CONFLICT (name) DO NOTHING
+RETURNING name;
+
+-- name: change
+-- What is null stays. Another spec or zone has another next tick, which who ticks next computes.
+UPDATE pgjobs.schedule SET
+    kind = COALESCE(%(kind)s::text, kind),
+    spec = COALESCE(%(spec)s::text, spec),
+    zone = COALESCE(%(zone)s::text, zone),
+    args = COALESCE(%(args)s::jsonb, args),
+    options = COALESCE(%(options)s::jsonb, options),
+    catch_up = COALESCE(%(catch_up)s::text, catch_up),
+    "window" = CASE WHEN %(set_window)s::boolean THEN %(window)s::interval ELSE "window" END,
+    error = NULL,
+    updated_at = pg_catalog.statement_timestamp()
+WHERE name = %(name)s::text
+RETURNING name;
+
+-- name: pause
+UPDATE pgjobs.schedule SET
+    paused_at = COALESCE(paused_at, pg_catalog.statement_timestamp()), updated_at = pg_catalog.statement_timestamp()
+WHERE name = %(name)s::text
+RETURNING name;
+
+-- name: resume
+UPDATE pgjobs.schedule SET paused_at = NULL, updated_at = pg_catalog.statement_timestamp()
+WHERE name = %(name)s::text
+RETURNING name;
+
+-- name: remove
+DELETE FROM pgjobs.schedule WHERE name = %(name)s::text RETURNING name;
+
+-- name: run_now
+UPDATE pgjobs.schedule SET run_now_at = COALESCE(run_now_at, pg_catalog.statement_timestamp())
+WHERE name = %(name)s::text
+RETURNING name;
