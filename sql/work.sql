@@ -2,10 +2,12 @@
 -- an error in one of them skips all that follow.
 
 -- name: next_by_priority
--- Which job the claim takes: the most urgent that is due, of kinds that this process handles if it leaves the others.
+-- Which job the claim takes: the most urgent that is due, of kinds that this process handles if it leaves the others. None
+-- once a pause of the queue is committed; that is asked once, not for each row.
 SELECT id FROM pgjobs.job
     WHERE state = 'available' AND queue = %(queue)s AND scheduled_at <= pg_catalog.statement_timestamp()
         AND (%(kinds)s::text[] IS NULL OR kind = ANY (%(kinds)s::text[]))
+        AND NOT EXISTS (SELECT FROM pgjobs.queue WHERE name = %(queue)s AND paused_at IS NOT NULL)
     ORDER BY priority, scheduled_at, id
     LIMIT 1
     FOR NO KEY UPDATE SKIP LOCKED;
@@ -15,6 +17,7 @@ SELECT id FROM pgjobs.job
 SELECT id FROM pgjobs.job
     WHERE state = 'available' AND queue = %(queue)s AND scheduled_at <= pg_catalog.statement_timestamp()
         AND (%(kinds)s::text[] IS NULL OR kind = ANY (%(kinds)s::text[]))
+        AND NOT EXISTS (SELECT FROM pgjobs.queue WHERE name = %(queue)s AND paused_at IS NOT NULL)
     ORDER BY scheduled_at, id
     LIMIT 1
     FOR NO KEY UPDATE SKIP LOCKED;
