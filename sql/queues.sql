@@ -12,19 +12,17 @@ WITH RECURSIVE line AS (
 SELECT name, paused_at, updated_at FROM named LEFT JOIN pgjobs.queue USING (name) ORDER BY name;
 
 -- name: queue_figures
--- Of the queues that are named, or of all. Every part reads the index of its state; how long the oldest has waited, that
--- of the fetch in one look per priority.
+-- Of the queues that are named, or of all. Every part reads the index of its state alone; those that wait are counted in
+-- that of the fetch, where the oldest of each priority stands first.
 WITH RECURSIVE line AS (
     {lines}
-), oldest AS (
-    SELECT line.queue, pg_catalog.min(first.scheduled_at) AS since
-    FROM line, LATERAL (
-        SELECT scheduled_at FROM pgjobs.job
-        WHERE state = 'available' AND job.queue = line.queue AND job.priority = line.priority
-        ORDER BY scheduled_at LIMIT 1) AS first
-    GROUP BY line.queue
 ), waiting AS (
-    SELECT queue, pg_catalog.count(*) AS jobs FROM pgjobs.job WHERE state = 'available' GROUP BY queue
+    SELECT line.queue, pg_catalog.sum(these.jobs)::bigint AS jobs, pg_catalog.min(these.since) AS since
+    FROM line, LATERAL (
+        SELECT pg_catalog.count(*) AS jobs, pg_catalog.min(scheduled_at) AS since FROM pgjobs.job
+        WHERE state = 'available' AND job.queue = line.queue AND job.priority = line.priority) AS these
+    WHERE %(names)s::text[] IS NULL OR line.queue = ANY (%(names)s::text[])
+    GROUP BY line.queue
 ), running AS (
     SELECT queue, pg_catalog.count(*) AS jobs FROM pgjobs.job WHERE state = 'running' GROUP BY queue
 ), ended AS (
@@ -46,8 +44,8 @@ SELECT
     COALESCE(waiting.jobs, 0),
     COALESCE(running.jobs, 0),
     -- one that is available before its time does not wait yet
-    CASE WHEN oldest.since IS NOT NULL
-        THEN GREATEST(pg_catalog.statement_timestamp() - oldest.since, interval '0') END,
+    CASE WHEN waiting.since IS NOT NULL
+        THEN GREATEST(pg_catalog.statement_timestamp() - waiting.since, interval '0') END,
     COALESCE(ended.done, 0),
     COALESCE(ended.failed, 0),
     (SELECT pg_catalog.count(*) FROM pgjobs.worker
@@ -57,7 +55,6 @@ FROM named
     LEFT JOIN pgjobs.queue USING (name)
     LEFT JOIN waiting ON waiting.queue = name
     LEFT JOIN running ON running.queue = name
-    LEFT JOIN oldest ON oldest.queue = name
     LEFT JOIN ended ON ended.queue = name
 ORDER BY name;
 
