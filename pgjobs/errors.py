@@ -31,7 +31,7 @@
     │   ├── SchemaMissing                there are no pgjobs tables in this schema
     │   ├── SchemaOutdated               the tables are older than this code
     │   └── SchemaTooNew                 the tables are newer than this code
-    ├── WorkerPoolError                  start and stop out of order
+    ├── WorkerPoolError                  start and stop out of order, a queue twice or one it does not work
     ├── TransactionBroken                the handler ended or broke the job's transaction
     └── AttemptLost                      the job was taken away from the attempt that wanted to finish it
 
@@ -218,7 +218,7 @@ class SchemaTooNew(MigrationError):
 
 
 class WorkerPoolError(PgjobsError):
-    """`start` on a running pool, or a pool that has nothing to work on."""
+    """`start` on a running pool, a pool that has nothing to work on, a queue added twice, one removed that is not there."""
 
 
 class TransactionBroken(PgjobsError):

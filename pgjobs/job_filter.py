@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 from pgjobs import codec
-from pgjobs.errors import EmptyFilter, InvalidArgs, InvalidFilter
+from pgjobs.errors import EmptyFilter, InvalidFilter, InvalidOption
 from pgjobs.job import Job, JobState
 from pgjobs.options import FIRST_INSTANT, LAST_INSTANT
 
@@ -17,7 +17,6 @@ Order = Literal["id", "time"]
 
 BIGGEST_ID = 2**63 - 1
 _MOST_JOBS = 10_000  # of one page
-_METADATA_LIMIT = 64 * 1024  # bytes
 _CURSOR = re.compile(r"(id|time)\.(up|down)\.(\d{1,19})(?:\.(-?\d{1,18}))?", re.ASCII)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -234,6 +233,6 @@ def _metadata_json(metadata: object) -> str:
     if not isinstance(metadata, Mapping):
         raise InvalidFilter(f"metadata is a mapping, not {metadata!r:.80}")
     try:
-        return codec.encode(metadata, max_bytes=_METADATA_LIMIT)
-    except InvalidArgs as error:
-        raise InvalidFilter(str(error).replace("args", "metadata", 1)) from error.__cause__
+        return codec.encode_metadata(metadata)
+    except InvalidOption as error:
+        raise InvalidFilter(str(error)) from error.__cause__
