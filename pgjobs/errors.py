@@ -218,7 +218,7 @@ class SchemaTooNew(MigrationError):
 
 
 class WorkerPoolError(PgjobsError):
-    """`start` on a running pool, a pool that has nothing to work on, a queue added twice, one removed that is not there."""
+    """`start` on a running pool, a pool with nothing to work on, a queue added twice or removed that is not there."""
 
 
 class TransactionBroken(PgjobsError):

@@ -10,11 +10,18 @@ from pathlib import Path
 import pytest
 
 import pgjobs
-from pgjobs import InvalidSetting, job, migration_store, statements, store
+from pgjobs import InvalidSetting, filter_store, job, migration_store, queue_store, statements, store
 
-FILES = ["enqueue.sql", "work.sql", "maintain.sql", "control.sql", "observe.sql", "migrate.sql"]
-GIVE_JOBS = ["insert_job", "claim", "rescue", "cancel", "retry", "delete", "update", "get_job"]
-STORES = [store, migration_store]
+FILES = [
+    *("enqueue.sql", "work.sql", "maintain.sql", "control.sql", "many.sql", "observe.sql", "queues.sql"),
+    "migrate.sql",
+]
+GIVE_JOBS = [
+    *("insert_job", "claim", "rescue", "cancel", "retry", "delete", "update", "get_job", "list_jobs"),
+    *("list_available", "cancel_many", "retry_many", "delete_many", "update_many"),
+]
+STORES = [store, filter_store, queue_store, migration_store]
+PARTS = "parts.sql"  # what statements of several files share
 
 
 def everything(schema: str = "pgjobs") -> dict[str, str]:
@@ -28,13 +35,24 @@ def code(statement: str) -> str:
 
 
 def test_no_file_and_no_name_is_forgotten_or_given_twice() -> None:
-    assert sorted(FILES) == sorted(path.name for path in statements.ROOT.glob("*.sql"))
+    assert sorted([*FILES, PARTS]) == sorted(path.name for path in statements.ROOT.glob("*.sql"))
     names = [
         name
         for path in FILES
         for name in re.findall(r"^-- name: (\w+)$", (statements.ROOT / path).read_text(), re.MULTILINE)
     ]
     assert sorted(names) == sorted(set(names)) == sorted(everything())
+
+
+def test_every_part_is_put_into_every_statement_that_names_it() -> None:
+    parts = re.findall(r"^-- part: (\w+)$", (statements.ROOT / PARTS).read_text(), re.MULTILINE)
+    assert len(parts) == len(set(parts)) > 0
+    assert "-- name:" not in (statements.ROOT / PARTS).read_text()
+    sources = {path: (statements.ROOT / path).read_text() for path in [*FILES, PARTS]}
+    for part in parts:
+        assert any(f"{{{part}}}" in source for source in sources.values()), f"{part} is of no use"
+        assert not [name for name, statement in everything().items() if f"{{{part}}}" in statement]
+    assert "job.metadata @> %(metadata)s" in everything()["list_jobs"]
 
 
 def test_a_statement_begins_with_its_name_so_that_the_server_shows_it() -> None:
@@ -121,11 +139,13 @@ def test_only_the_stores_and_the_migrations_load_statements_and_only_the_stores_
     sources = {path.stem: path.read_text() for path in package.rglob("*.py") if path.name not in apart}
     assert {name for name, source in sources.items() if "statements.load(" in source} == {
         "store",
+        "filter_store",
+        "queue_store",
         "migration_store",
         "migrate",
     }
     runs = {name for name, source in sources.items() if re.search(r"\b(cur|conn|cursor)\.execute", source)}
-    assert runs == {"store", "migration_store"}
+    assert runs == {"store", "filter_store", "queue_store", "migration_store"}
 
 
 # --- the columns of a job
