@@ -55,7 +55,7 @@ class Many:
     _done: dict[int, Job[Any]] = field(default_factory=dict)
     _skipped: dict[int, str] = field(default_factory=dict)
     _busy: set[int] = field(default_factory=set)
-    _patience: float = PATIENCE  # seconds that are left to wait, in all
+    _patience: float = field(default_factory=lambda: PATIENCE)  # seconds that are left to wait, in all
 
     def carry_out(self) -> ManyJobs:
         with self.transaction() as conn:
