@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -143,7 +144,7 @@ def test_what_is_enqueued_while_it_runs_is_not_meant(
     client: Client, call: Callable[..., ManyJobs], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(many_module, "BATCH", 2)
-    jobs = client.enqueue_many(None, [NewJob(Thing(n), delay=HOUR) for n in range(4)])
+    jobs = client.enqueue_many(None, [NewJob(Thing(n), delay=HOUR) for n in range(3)])
     sort = many_module.Many._sort
 
     def enqueue_one_more(self: Any, verdicts: Any) -> Any:
@@ -387,6 +388,37 @@ def test_a_job_that_no_longer_fits_when_it_comes_free_is_left_alone(
     assert (kept.state, kept.priority) == (JobState.SCHEDULED, 0)
 
 
+@any_call
+def test_a_job_that_is_changed_between_the_look_and_the_lock_is_left_alone(
+    client: Client, connect: Connect, call: Callable[..., ManyJobs], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, other = client.enqueue_many(None, [NewJob(Thing(n), delay=HOUR, tags=["meant"]) for n in range(2)])
+    meanwhile, watcher = connect(autocommit=True), connect(autocommit=True)
+    key = random.getrandbits(60)
+    meanwhile.execute("SELECT pg_advisory_lock(%s)", [key])
+    # what has been seen is locked only when this test lets it go on
+    look, lock = b"WHERE id = ANY (ARRAY(SELECT seen.id FROM seen))", f"(SELECT pg_advisory_xact_lock({key}))"
+    slowly = look.replace(b"WHERE", f"WHERE {lock} IS NOT NULL AND".encode())
+    statements = {name: statement.replace(look, slowly) for name, statement in client._filters._many.items()}
+    monkeypatch.setattr(client._filters, "_many", statements)
+    waits = "SELECT 1 FROM pg_stat_activity WHERE %s = ANY (pg_blocking_pids(pid))"
+
+    def change() -> None:
+        wait_until(lambda: watcher.execute(waits, [meanwhile.info.backend_pid]).fetchone())
+        meanwhile.execute(f"UPDATE \"{client.schema}\".job SET tags = '{{}}' WHERE id = %s", [job.id])
+        meanwhile.execute("SELECT pg_advisory_unlock(%s)", [key])
+
+    monkeypatch.setattr(many_module, "PATIENCE", 20.0)
+    changer = threading.Thread(target=change)
+    changer.start()
+    result = call(client, JobFilter(tags_any=["meant"]))
+    changer.join()
+    assert (done(result), result.skipped) == ([other.id], {})
+    kept = client.get(job.id)
+    assert kept is not None
+    assert (kept.state, kept.priority) == (JobState.SCHEDULED, 0)
+
+
 def test_a_job_that_a_worker_holds_is_running_not_locked(client: Client, server: Tx) -> None:
     waiting = client.enqueue(None, Thing())
     running = client.store.claim(server, queue="default", token=uuid4(), worker="tester")
@@ -430,26 +462,31 @@ def twins(client: Client, sql: Rows) -> Callable[..., list[int]]:
     return make
 
 
-def test_of_twins_in_one_batch_the_older_one_is_retried(client: Client, twins: Callable[..., list[int]]) -> None:
+def test_of_twins_in_one_batch_the_older_one_is_retried(
+    client: Client, twins: Callable[..., list[int]], tx: Tx | None
+) -> None:
     first, second, third = twins("discarded", "discarded", "discarded", covered=["available", "running"])
     alone = client.enqueue(None, Thing(9), delay=HOUR)
-    result = client.retry_many(ALL)
+    result = client.retry_many(ALL, tx)
     assert done(result) == [first, alone.id]
     assert result.skipped == {second: "conflict", third: "conflict"}
-    assert client.retry_many(JobFilter(ids=[third])).skipped == {third: "conflict"}
+    assert client.retry_many(JobFilter(ids=[third]), tx).skipped == {third: "conflict"}
 
 
-def test_of_twins_in_one_batch_the_older_one_gets_the_time(client: Client, twins: Callable[..., list[int]]) -> None:
+def test_of_twins_in_one_batch_the_older_one_gets_the_time(
+    client: Client, twins: Callable[..., list[int]], tx: Tx | None
+) -> None:
     first, second = twins("retryable", "retryable", covered=["available", "running"])
-    result = client.update_many(ALL, scheduled_at=datetime.now(UTC) - HOUR)
+    result = client.update_many(ALL, tx, scheduled_at=datetime.now(UTC) - HOUR)
     assert (done(result), result.skipped) == ([first], {second: "conflict"})
 
 
 def test_twins_are_all_cancelled_and_give_the_key_up(
-    client: Client, twins: Callable[..., list[int]], sql: Rows
+    client: Client, twins: Callable[..., list[int]], sql: Rows, tx: Tx | None
 ) -> None:
     ids = twins("retryable", "retryable", covered=["available", "cancelled"])
-    assert done(client.cancel_many(ALL)) == ids
+    assert done(client.cancel_many(ALL, tx)) == ids
+    commit(tx)
     assert sql("SELECT unique_key IS NULL, metadata ? 'unique_key_conflict' FROM pgjobs.job ORDER BY id") == [
         (False, False),
         (True, True),
