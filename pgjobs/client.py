@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import builtins
 import os
 import socket
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import is_dataclass
@@ -20,12 +23,15 @@ from pgjobs import codec, control, migrate
 from pgjobs.backoff import Backoff
 from pgjobs.claim import Claimer
 from pgjobs.error_text import ERROR_LIMIT, clean, one_line
-from pgjobs.errors import InvalidArgs, InvalidOption, InvalidSetting, JobNotFound, NoJobs, UnknownKind
+from pgjobs.errors import InvalidArgs, InvalidOption, InvalidSetting, JobNotFound, JobNotOver, NoJobs, UnknownKind
 from pgjobs.events import EventKind, Events, Subscription
 from pgjobs.executor import locked
+from pgjobs.filter_store import FilterStore, Turn
 from pgjobs.finish import Finisher
 from pgjobs.hooks import EnqueueMiddleware, HookCalls, Hooks, around_insert
 from pgjobs.job import Job
+from pgjobs.job_filter import JobCounts, JobFilter, JobPage, Order, check_limit, listing
+from pgjobs.many import Many, ManyJobs
 from pgjobs.options import (
     LONGEST_DELAY,
     EncodedJob,
@@ -37,16 +43,20 @@ from pgjobs.options import (
     kind_of,
     options_of,
 )
+from pgjobs.queues import Queues
 from pgjobs.registry import Registration
 from pgjobs.schedule_store import ScheduleStore
 from pgjobs.schedules import Schedules
 from pgjobs.statements import check_schema
-from pgjobs.store import AnyConnection, Store
+from pgjobs.store import AnyConnection, Store, Verdict
 from pgjobs.transaction import Borrowable, PoolSource, borrow, defaults_for
 from pgjobs.work_map import Handler, HandlerFunction, WorkMap
 from pgjobs.worker_store import WorkerProcess, Workers
 
 Args = TypeVar("Args")
+
+_FIRST_PAUSE = 0.05  # seconds between two looks at a job that is waited for; grows
+_LONGEST_PAUSE = 1.0
 
 
 class Client:
@@ -90,6 +100,8 @@ class Client:
         self.id = one_line(id or f"{socket.gethostname()}-{os.getpid()}-{token_hex(4)}", 255)
         self.store = Store(self.schema)
         self.source = _source(pool)
+        self.queues = Queues(self.store, self._transaction)
+        self._filters = FilterStore(self.schema)
         self._work_map = work_map if work_map is None or isinstance(work_map, WorkMap) else WorkMap(work_map)
         self._defaults = JobOptions(queue=queue, priority=priority, max_attempts=max_attempts)
         self._max_args_bytes = max_args_bytes
@@ -132,7 +144,7 @@ class Client:
         target: int | None = None,
         max_steps: int | None = None,
         dry_run: bool = False,
-    ) -> list[migrate.Step]:
+    ) -> builtins.list[migrate.Step]:
         """Make or change the tables; what was done, or with `dry_run` what would be.
 
         "up" goes to the newest version, "down" takes one step; `target` and `max_steps` say otherwise. Down to target 0
@@ -150,7 +162,7 @@ class Client:
                 borrowed=tx is not None,
             )
 
-    def missing_migrations(self) -> list[int]:
+    def missing_migrations(self) -> builtins.list[int]:
         """The versions that this code has and the tables have not; [] when all is well."""
         with self.source.first_connection() as conn:
             return migrate.missing(conn, self.schema)
@@ -216,7 +228,7 @@ class Client:
         jobs: Iterable[object],
         *,
         notify: bool = True,
-    ) -> list[Job[Any]]:
+    ) -> builtins.list[Job[Any]]:
         """Insert many jobs in the transaction `tx`, in one exchange with the server; they come back in their order.
 
         Each is an args instance, or `NewJob(args, **options)`. One that is invalid refuses all, before anything is
@@ -309,14 +321,15 @@ class Client:
         why = clean(reason, ERROR_LIMIT)
         return self._carry_out(tx, id, lambda conn: self.store.cancel(conn, id, reason=why), running=True)
 
-    def retry(self, id: int, tx: Borrowable | ConnectionPool[Any] | None = None) -> Job[Any]:
+    def retry(self, id: int, tx: Borrowable | ConnectionPool[Any] | None = None, *, reset: bool = False) -> Job[Any]:
         """Let the job run now, whatever its state, with one attempt more if it has used them all. A running one is
         left alone.
 
-        Raises UniqueConflict when another job has its unique key. On a `tx`, one that is being inserted in the same
-        moment is waited for, and if it is committed then aborts the transaction.
+        `reset` gives a discarded job all its attempts again, and any other is NotDiscarded; its errors stay. Raises
+        UniqueConflict when another job has its unique key. On a `tx`, one that is being inserted in the same moment is
+        waited for, and if it is committed then aborts the transaction.
         """
-        return self._carry_out(tx, id, lambda conn: self.store.retry(conn, id), running=True)
+        return self._carry_out(tx, id, lambda conn: self.store.retry(conn, id, reset=reset), running=True)
 
     def delete(self, id: int, tx: Borrowable | ConnectionPool[Any] | None = None) -> Job[Any]:
         """Delete the job, and return it as it was; JobRunning if it runs."""
@@ -362,6 +375,103 @@ class Client:
                 self.store.begin_control(conn)
             return control.carry_out(self.store, conn, id, act, running=running)
 
+    # --- control of many
+
+    def cancel_many(
+        self,
+        filter: JobFilter,
+        tx: Borrowable | ConnectionPool[Any] | None = None,
+        *,
+        reason: str = "",
+        limit: int | None = None,
+    ) -> ManyJobs:
+        """Do to the jobs that fit, the oldest first, what `cancel` does to one. Those that are over are not touched.
+
+        Without a `tx` it commits batch by batch. What somebody else holds is skipped after a second, of which there is
+        one for the whole call; the answer says what was done, and why not to what was skipped. What is enqueued while
+        it runs is not meant. The jobs are all in the answer: with very many, `limit` them and call again.
+        """
+        why = clean(reason, ERROR_LIMIT)
+        return self._carry_out_many(
+            tx,
+            filter,
+            limit,
+            lambda conn, turn: self._filters.cancel_many(conn, filter, turn, reason=why),
+            running=True,
+        )
+
+    def retry_many(
+        self,
+        filter: JobFilter,
+        tx: Borrowable | ConnectionPool[Any] | None = None,
+        *,
+        reset: bool = False,
+        limit: int | None = None,
+    ) -> ManyJobs:
+        """Do to the jobs that fit what `retry` does to one, also to those that are completed; see `cancel_many`."""
+        return self._carry_out_many(
+            tx, filter, limit, lambda conn, turn: self._filters.retry_many(conn, filter, turn, reset=reset)
+        )
+
+    def delete_many(
+        self, filter: JobFilter, tx: Borrowable | ConnectionPool[Any] | None = None, *, limit: int | None = None
+    ) -> ManyJobs:
+        """Delete the jobs that fit and do not run, and return them as they were; see `cancel_many`."""
+        return self._carry_out_many(tx, filter, limit, lambda conn, turn: self._filters.delete_many(conn, filter, turn))
+
+    def update_many(
+        self,
+        filter: JobFilter,
+        tx: Borrowable | ConnectionPool[Any] | None = None,
+        *,
+        metadata: Mapping[str, Any] | None = None,
+        output: object = ...,
+        priority: int | None = None,
+        scheduled_at: datetime | None = None,
+        max_attempts: int | None = None,
+        tags: Sequence[str] | None = None,
+        limit: int | None = None,
+    ) -> ManyJobs:
+        """Do to the jobs that fit what `update` does to one; see `cancel_many`. Nothing to change is refused."""
+        changes = control.changes(
+            metadata=metadata,
+            output=output,
+            priority=priority,
+            scheduled_at=scheduled_at,
+            max_attempts=max_attempts,
+            tags=tags,
+        )
+        if changes is None:
+            raise InvalidOption("an update of many jobs needs something to change")
+        return self._carry_out_many(
+            tx, filter, limit, lambda conn, turn: self._filters.update_many(conn, filter, turn, changes)
+        )
+
+    def _carry_out_many(
+        self,
+        tx: Borrowable | ConnectionPool[Any] | None,
+        filter: JobFilter,
+        limit: int | None,
+        act: Callable[[AnyConnection, Turn], builtins.list[Verdict]],
+        *,
+        running: bool = False,
+    ) -> ManyJobs:
+        filter.check_not_empty()
+        check_limit(limit)
+        own = tx is None or isinstance(tx, ConnectionPool)
+        with self._transaction(tx) as conn:
+            insist = own or not self.store.snapshot_is_kept(conn)
+        return Many(
+            self._filters,
+            filter,
+            act,
+            lambda: self._transaction(tx),
+            limit=limit,
+            borrowed=not own,
+            running=running,
+            insist=insist,
+        ).carry_out()
+
     @contextmanager
     def lock_job(self, *, queue: str = "default", id: int | None = None) -> Iterator[tuple[Any, Job[Any] | None]]:
         """Work one job here and now, without a worker pool: `with client.lock_job(queue="mail") as (tx, job):`
@@ -403,6 +513,53 @@ class Client:
         """The processes that work jobs, the oldest first. One that was killed stays listed for a minute or two."""
         with self._transaction(tx) as conn:
             return Workers(self.schema).workers(conn)
+
+    def list(
+        self,
+        filter: JobFilter | None = None,
+        tx: Borrowable | ConnectionPool[Any] | None = None,
+        *,
+        order: Order = "id",
+        descending: bool = False,
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> JobPage:
+        """A page of the jobs that fit, of all without a filter; its `next` is the `cursor` to the page behind it.
+
+        By their ids, or with `order="time"` by the time of their state, which the filter must name: of what is over its
+        end, of what runs its start, of what waits the time that it waits for; by their ids where that is the same.
+        A job that comes or goes between two pages moves no other. `limit` is 1 to 10,000.
+        """
+        which = filter or JobFilter()
+        wanted = listing(which, order, descending, limit, cursor)
+        with self._transaction(tx) as conn:
+            return wanted.page(self._filters.list_jobs(conn, which, wanted))
+
+    def count(self, filter: JobFilter | None = None, tx: Borrowable | ConnectionPool[Any] | None = None) -> JobCounts:
+        """How many jobs fit, by queue and state; of all without a filter. It looks at each: see `queues.figures`."""
+        with self._transaction(tx) as conn:
+            return JobCounts(self._filters.count_jobs(conn, filter or JobFilter()))
+
+    def wait(self, job: Job[Any] | int, *, timeout: timedelta | None = None) -> Job[Any]:
+        """Wait until the job is over, and return it as it is then; JobNotOver when that takes longer than `timeout`.
+
+        It looks every now and then, at most a second late, and holds no connection in between. The transaction that
+        enqueued the job must be committed: else it is JobNotFound.
+        """
+        id = job if isinstance(job, int) else job.id
+        give_up = time.monotonic() + (threading.TIMEOUT_MAX if timeout is None else timeout.total_seconds())
+        pause = _FIRST_PAUSE
+        while True:
+            found = self.get(id)
+            if found is None:
+                raise JobNotFound(id)
+            if found.state.final:
+                return found
+            left = give_up - time.monotonic()
+            if timeout is not None and left <= 0:
+                raise JobNotOver(id, found.state, timeout)
+            time.sleep(min(pause, left))
+            pause = min(1.5 * pause, _LONGEST_PAUSE)
 
 
 def decode_args(cls: type[Args], raw: str) -> Args:

@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 
 from pgjobs import codec
-from pgjobs.errors import InvalidOption, JobLocked, JobNotFound, JobRunning, UniqueConflict
+from pgjobs.errors import InvalidOption, JobLocked, JobNotFound, JobRunning, NotDiscarded, UniqueConflict
 from pgjobs.job import Job
 from pgjobs.options import JobOptions
 from pgjobs.store import AnyConnection, Changes, Store, Verdict
@@ -39,7 +39,7 @@ def carry_out(store: Store, conn: AnyConnection, id: int, act: Act, *, running: 
             case "conflict":
                 raise _conflict(id)
             case "unfit":
-                raise InvalidOption(f"max_attempts: job {id} has used {job.attempt} attempts already")
+                raise _unfit(job, retried=running)
             case "busy":
                 if time.monotonic() >= give_up or store.snapshot_is_kept(conn):
                     raise JobLocked(f"job {id} is held by somebody else at the moment: try again")
@@ -57,6 +57,12 @@ def _try(conn: AnyConnection, id: int, act: Act) -> Verdict | None:
         if error.diag.constraint_name != "job_unique":
             raise
         raise _conflict(id) from error
+
+
+def _unfit(job: Job[Any], *, retried: bool) -> NotDiscarded | InvalidOption:
+    if retried:
+        return NotDiscarded(f"job {job.id} is {job.state}: only a discarded one gets all its attempts again")
+    return InvalidOption(f"max_attempts: job {job.id} has used {job.attempt} attempts already")
 
 
 def _conflict(id: int) -> UniqueConflict:

@@ -10,6 +10,8 @@
     ├── ScheduleNotFound (LookupError)   no schedule with this name
     ├── InvalidHandler (ValueError)      a function that cannot be a handler
     │   └── DuplicateHandler             a second handler for one kind
+    ├── InvalidFilter (ValueError)       which jobs are meant, in which order: something no job can have
+    │   └── EmptyFilter                  a call that changes many jobs was not told which
     ├── InvalidSetting (ValueError)      a setting of Client or WorkerPool out of its range
     │   └── PoolTooSmall                 fewer connections than threads
     ├── InvalidTransaction (TypeError)   a `tx` that is nothing pgjobs can enqueue on
@@ -18,6 +20,10 @@
     ├── JobRunning                       a job that runs cannot be deleted or updated
     ├── JobLocked                        somebody else held the job's row for longer than a call waits
     ├── UniqueConflict                   a job cannot wait again: another one has its unique key
+    ├── NotDiscarded                     a job that is to begin anew is not discarded
+    ├── JobNotOver (TimeoutError)        a job had not ended after the time that was to be waited
+    ├── QueueNotFound (LookupError)      no worker and no job knows this queue
+    ├── QueueLocked                      somebody else held the queue's row for longer than a call waits
     ├── UndecodableArgs (ValueError)     stored args that do not fit the args class
     ├── JobTimedOut (TimeoutError)       recorded for an attempt whose time was up
     ├── JobCancelled                     recorded for an attempt that was cancelled by hand while it ran
@@ -27,7 +33,7 @@
     │   ├── SchemaMissing                there are no pgjobs tables in this schema
     │   ├── SchemaOutdated               the tables are older than this code
     │   └── SchemaTooNew                 the tables are newer than this code
-    ├── WorkerPoolError                  start and stop out of order
+    ├── WorkerPoolError                  start and stop out of order, a queue twice or one it does not work
     ├── TransactionBroken                the handler ended or broke the job's transaction
     └── AttemptLost                      the job was taken away from the attempt that wanted to finish it
 
@@ -91,6 +97,14 @@ class DuplicateHandler(InvalidHandler):
     """A kind that already has a handler was registered again."""
 
 
+class InvalidFilter(PgjobsError, ValueError):
+    """A filter, order, limit or cursor that cannot be. Nothing was sent; the transaction stays usable."""
+
+
+class EmptyFilter(InvalidFilter):
+    """A call that changes many jobs was given a filter that says nothing. `JobFilter.all()` means really all."""
+
+
 class InvalidSetting(PgjobsError, ValueError):
     """A setting of `Client` or `WorkerPool` out of its range."""
 
@@ -129,6 +143,35 @@ class JobLocked(PgjobsError):
 
 class UniqueConflict(PgjobsError):
     """The job was not moved: another job has its unique key in the state it would enter."""
+
+
+class NotDiscarded(PgjobsError):
+    """Only a discarded job can be given all its attempts again. The transaction stays usable."""
+
+
+class JobNotOver(PgjobsError, TimeoutError):
+    """A job had not ended when the time to wait for it was up."""
+
+    def __init__(self, id: int, state: str, timeout: timedelta) -> None:
+        super().__init__(id, state, timeout)
+        self.id = id
+        self.state = state
+        self.timeout = timeout
+
+    def __str__(self) -> str:
+        return f"job {self.id} is not over after {self.timeout.total_seconds():g} s: it is {self.state}"
+
+
+class QueueNotFound(PgjobsError, LookupError):
+    """There is no such queue: no worker has worked it lately, and no job waits in it."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"there is no queue {name!r}: no worker has worked it lately, and no job waits in it")
+        self.name = name
+
+
+class QueueLocked(PgjobsError):
+    """Another transaction held the queue's row for a second, so nothing was changed. The transaction stays usable."""
 
 
 class UndecodableArgs(PgjobsError, ValueError):
@@ -189,7 +232,7 @@ class SchemaTooNew(MigrationError):
 
 
 class WorkerPoolError(PgjobsError):
-    """`start` on a running pool, or a pool that has nothing to work on."""
+    """`start` on a running pool, a pool with nothing to work on, a queue added twice or removed that is not there."""
 
 
 class TransactionBroken(PgjobsError):

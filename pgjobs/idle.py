@@ -17,6 +17,7 @@ class IdleThreads:
         if not isinstance(threads, int) or isinstance(threads, bool) or not 1 <= threads <= _MOST_THREADS:
             raise InvalidSetting(f"a queue has 1 to {_MOST_THREADS} threads, not {threads!r}")
         self.threads = threads
+        self.closed = False  # no more jobs of this queue
         self.calls = 0  # how often it was called; a thread that missed a call looks again before it waits
         self._changed = threading.Condition()
         self._idle = 0  # threads that wait
@@ -36,6 +37,11 @@ class IdleThreads:
             self.calls += 1
             self._called = self._idle
             self._changed.notify_all()
+
+    def close(self) -> None:
+        """Let the threads end when they are done with their jobs."""
+        self.closed = True
+        self.wake_all()
 
     def wait(self, seen: int, poll_interval: float) -> None:
         """Wait for a call that came after `seen`; one of the idle threads no longer than the poll interval."""

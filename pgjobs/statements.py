@@ -31,15 +31,31 @@ def check_schema(schema: object) -> str:
 def load(path: str, schema: str) -> dict[str, bytes]:
     """Return the statements of sql/<path> by the name in their ``-- name:`` line, in the given schema.
 
-    The name stays in the text that is sent, so that it shows in pg_stat_activity and pg_stat_statements.
+    The name stays in the text that is sent, so that it shows in pg_stat_activity and pg_stat_statements. Where one says
+    `{matches}` the text of that part of sql/parts.sql is put.
     """
-    text = (ROOT / path).read_text(encoding="utf-8")
+    text = _with_parts((ROOT / path).read_text(encoding="utf-8"))
     blocks = re.split(r"^(?=-- name: )", text, flags=re.MULTILINE)[1:]
     quoted = f'"{check_schema(schema)}".'
     # The files write pgjobs.job, so that they paste into psql; only here does the schema get its real name.
     return {
         block.split(maxsplit=3)[2]: re.sub(r"\bpgjobs\.(?=[a-z])", quoted, block.strip()).encode() for block in blocks
     }
+
+
+def _with_parts(text: str) -> str:
+    """The text with what it has in common with others put in; a part may have parts itself that stand before it."""
+    parts: dict[str, str] = {}
+    for block in re.split(r"^-- part: ", (ROOT / "parts.sql").read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]:
+        name, body = block.split("\n", 1)
+        parts[name] = _filled(body, parts).strip()
+    return _filled(text, parts)
+
+
+def _filled(text: str, parts: dict[str, str]) -> str:
+    for name, part in parts.items():
+        text = text.replace(f"{{{name}}}", part)
+    return text
 
 
 def channel(schema: str) -> str:

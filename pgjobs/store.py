@@ -342,8 +342,8 @@ class Store:
     def cancel(self, conn: AnyConnection, id: int, *, reason: str) -> Verdict | None:
         return self._judged(conn, self._control["cancel"], {"id": id, "reason": reason})
 
-    def retry(self, conn: AnyConnection, id: int) -> Verdict | None:
-        return self._judged(conn, self._control["retry"], {"id": id})
+    def retry(self, conn: AnyConnection, id: int, *, reset: bool = False) -> Verdict | None:
+        return self._judged(conn, self._control["retry"], {"id": id, "reset": reset})
 
     def delete(self, conn: AnyConnection, id: int) -> Verdict | None:
         return self._judged(conn, self._control["delete"], {"id": id})

@@ -36,6 +36,7 @@ from pgjobs.job import Job, JobState
 from pgjobs.listener import Listener
 from pgjobs.maintenance import Maintenance, MaintenanceThread
 from pgjobs.options import check_queue
+from pgjobs.queue_store import QueueStore
 from pgjobs.reindex import MIDNIGHT, Reindex, check_time
 from pgjobs.schedule_store import SCHEDULE_NOTICE, ScheduleStore
 from pgjobs.store import CANCEL_NOTICE, DUE_NOTICE, AnyConnection
@@ -46,6 +47,7 @@ log = logging.getLogger("pgjobs.worker")
 
 _FIRST_PAUSE = 0.1  # seconds that a thread waits after an error of the database; doubles
 _LONGEST_PAUSE = 5.0
+_KEEP_QUEUES_EVERY = 60.0  # seconds between two words that this process works its queues
 
 
 class WorkerPool:
@@ -153,7 +155,7 @@ class WorkerPool:
         self._control = threading.Lock()  # start and stop, one at a time
         self._stopping = threading.Event()
         self._changed = threading.Condition()  # a thread has ended, or is stuck
-        self._working: dict[threading.Thread, str] = {}  # its queue
+        self._working: dict[threading.Thread, tuple[str, IdleThreads]] = {}  # its queue
         self._stuck: dict[threading.Thread, tuple[Job[Any], float]] = {}  # with its job, and since when
         self._started = False
         self._started_threads = 0
@@ -162,6 +164,9 @@ class WorkerPool:
         self._maintenance: MaintenanceThread | None = None
         self._reindex: Reindex | None = None
         self._listener: Listener | None = None
+        self._starts = 0
+        self._queue_store = QueueStore(client.schema)
+        self._keep_queues_at = 0.0  # when that is next due, by the monotonic clock
         self._extend_at = 0.0  # when the leases are next due, by the monotonic clock
 
     # --- start and stop
@@ -175,9 +180,13 @@ class WorkerPool:
             if not self.work_map:
                 raise WorkerPoolError("the WorkMap is empty: register a handler before start")
             self._client.check_schema()
+            with self._client.source.first_connection() as conn:
+                self._queue_store.keep_queues(conn, self._queues)
             self._client.source.make_room(self.threads)
             self._room = self.threads
             self._started = True
+            self._starts += 1
+            self._keep_queues_at = time.monotonic() + _KEEP_QUEUES_EVERY
             self._client.events.worker_pool_started()
             self._stopping.clear()
             try:
@@ -210,7 +219,7 @@ class WorkerPool:
             ),
             source,
             beside=self._look_beside,
-            at_end=partial(self._leave, self.schedules.sign_off()),
+            at_end=partial(self._sign_off, self.schedules.sign_off()),
             tick=self._tick,
             name=f"{self.name}/maintenance",
         )
@@ -227,15 +236,15 @@ class WorkerPool:
         self._started_threads = 0
         for queue, idle in self._queues.items():
             for _ in range(idle.threads):
-                self._start_thread(queue)
+                self._start_thread(queue, idle)
 
-    def _start_thread(self, queue: str) -> None:
+    def _start_thread(self, queue: str, idle: IdleThreads) -> None:
         with self._changed:
             name = f"{self.name}/worker-{self._started_threads}"
             self._started_threads += 1
-            thread = threading.Thread(target=self._work, args=(queue,), name=name, daemon=True)
+            thread = threading.Thread(target=self._work, args=(queue, idle), name=name, daemon=True)
             thread.start()
-            self._working[thread] = queue
+            self._working[thread] = (queue, idle)
 
     def stop(self, timeout: timedelta | None = None) -> bool:
         """Start no more jobs, wait for those that run, and end the threads.
@@ -292,6 +301,73 @@ class WorkerPool:
         with self._changed:
             return self._changed.wait_for(lambda: not self._working.keys() - self._stuck, timeout)
 
+    # --- queues
+
+    def add_queue(self, name: str, threads: int) -> None:
+        """Work this queue too, with so many threads, at once if the pool runs. Raises WorkerPoolError when it works the
+        queue already, and what `start` raises."""
+        idle = IdleThreads(threads)
+        with self._in_control():
+            if check_queue(name) in self._queues:
+                raise WorkerPoolError(f"worker pool {self.name!r} works queue {name!r} already")
+            if not self._started:
+                self._queues = {**self._queues, name: idle}
+                return
+            with self._client.source.first_connection() as conn:
+                self._queue_store.keep_queues(conn, [name])
+            self._client.source.make_room(threads)
+            self._room += threads
+            self._queues = {**self._queues, name: idle}  # a new dict: other threads look at it all the time
+            try:
+                for _ in range(threads):
+                    self._start_thread(name, idle)
+            except BaseException:  # the system refuses more threads
+                self._leave(name)
+                raise
+
+    def remove_queue(self, name: str, timeout: timedelta | None = None) -> bool:
+        """Work this queue no longer: start none of its jobs, and wait for those that run, for ever without `timeout`.
+
+        Says whether they have ended; else they end by themselves. What waits in the queue waits until somebody works it
+        again. Raises WorkerPoolError when the pool does not work the queue. A handler of the queue that calls it does
+        not wait for itself.
+        """
+        with self._in_control():
+            if check_queue(name) not in self._queues:
+                raise WorkerPoolError(f"worker pool {self.name!r} does not work queue {name!r}")
+            idle, starts = self._leave(name), self._starts
+        me = threading.current_thread()
+
+        def ended() -> bool:
+            busy = {thread for thread, (_, of) in self._working.items() if of is idle}
+            return not busy - self._stuck.keys() - {me}
+
+        with self._changed:
+            if not self._changed.wait_for(ended, None if timeout is None else timeout.total_seconds()):
+                return False
+        with suppress(WorkerPoolError), self._in_control():  # a stop gives all room back
+            if self._started and self._starts == starts:
+                self._client.source.give_room_back(idle.threads)
+                self._room -= idle.threads
+        return True
+
+    def _leave(self, name: str) -> IdleThreads:
+        idle = self._queues[name]
+        self._queues = {other: threads for other, threads in self._queues.items() if other != name}
+        idle.close()
+        return idle
+
+    @contextmanager
+    def _in_control(self) -> Iterator[None]:
+        """Nobody starts or stops meanwhile. Never waits for a stop: that may be waiting for the handler that asks."""
+        while not self._control.acquire(timeout=0.05):
+            if self._stopping.is_set():
+                raise WorkerPoolError(f"worker pool {self.name!r} is being stopped")
+        try:
+            yield
+        finally:
+            self._control.release()
+
     @property
     def running(self) -> bool:
         return self._started
@@ -336,10 +412,10 @@ class WorkerPool:
         with self._watch.running(), self._client.source.checkout() as held:
             return self._executor.run_next(held, queue) is not None
 
-    def _work(self, queue: str) -> None:
+    def _work(self, queue: str, idle: IdleThreads) -> None:
         """The life of one worker thread: work while there are jobs, else wait without a connection."""
-        idle, pause, me = self._queues[queue], _FIRST_PAUSE, threading.current_thread()
-        while not self._stopping.is_set() and me not in self._stuck:
+        pause, me = _FIRST_PAUSE, threading.current_thread()
+        while not self._ends(idle):
             try:
                 seen = self._work_while_jobs(queue, idle)
             except BaseException as error:  # whatever the database or a handler's leftovers do, the thread lives
@@ -350,7 +426,7 @@ class WorkerPool:
                 pause = min(2 * pause, _LONGEST_PAUSE)
             else:
                 pause = _FIRST_PAUSE
-                if not self._stopping.is_set():  # else `seen` may be younger than the call that ends all waiting
+                if not self._ends(idle):  # else `seen` may be younger than the call that ends all waiting
                     idle.wait(seen, self._poll_interval)
         with self._changed:
             stuck = self._stuck.pop(me, None)
@@ -363,31 +439,26 @@ class WorkerPool:
 
     def _work_while_jobs(self, queue: str, idle: IdleThreads) -> int:
         """Work until the queue is found empty; the call count from before that look."""
-        me = threading.current_thread()
 
-        def go_on() -> bool:
-            return not self._stopping.is_set() and me not in self._stuck
-
-        def at_once() -> bool:
-            return not self._cooldown and go_on()
+        def goes_on() -> bool:
+            return not (self._cooldown or self._ends(idle))
 
         with self._client.source.checkout() as held:
             try:
                 while True:
                     seen = idle.calls
-                    if not go_on():
+                    if self._ends(idle):
                         return seen
-                    if (
-                        self._executor.run_next(
-                            held, queue, claimed=idle.wake, go_on=lambda: not self._cooldown and go_on()
-                        )
-                        is None
-                    ):
+                    if self._executor.run_next(held, queue, claimed=idle.wake, go_on=goes_on) is None:
                         return seen
                     if self._cooldown:
                         self._stopping.wait(self._cooldown)
             finally:
                 self._executor.leave(held)
+
+    def _ends(self, idle: IdleThreads) -> bool:
+        """Whether this thread is to take no more jobs."""
+        return self._stopping.is_set() or idle.closed or threading.current_thread() in self._stuck
 
     # --- handlers that do not end
 
@@ -406,14 +477,23 @@ class WorkerPool:
                   attempt.job.id, one_line(attempt.job.kind), attempt.thread.name, stack)  # fmt: skip
         attempt.abandon()
         with self._changed:
-            queue = self._working.get(attempt.thread)
-            if queue is not None:
+            works = self._working.get(attempt.thread)
+            if works is not None:
                 self._stuck[attempt.thread] = (attempt.job, time.monotonic())
                 self._changed.notify_all()
             stuck = len(self._stuck)
         self._client.hooks("on_stuck", attempt.job, stack, stuck)
-        if queue is not None and not self._stopping.is_set():
-            self._start_thread(queue)
+        if works is not None and not self._stopping.is_set() and not works[1].closed:
+            self._start_thread(*works)
+
+    def _look_beside(self, conn: AnyConnection) -> None:
+        """What concerns this process alone, every second."""
+        self._look_after_attempts(conn)
+        self._client.registration.refresh(conn)
+        if time.monotonic() >= self._keep_queues_at:
+            self._keep_queues_at = time.monotonic() + _KEEP_QUEUES_EVERY
+            self._queue_store.keep_queues(conn, self._queues)
+            self._queue_store.forget_queues(conn)
 
     def _look_after_attempts(self, conn: AnyConnection) -> None:
         """Tell the handlers whose jobs somebody has cancelled, and extend the leases of the detached ones."""
@@ -430,11 +510,7 @@ class WorkerPool:
             for token in set(detached) - kept:
                 self._watch.tell(token, JobCancelled("its lease ended before it did"), AFTER_TIMEOUT)
 
-    def _look_beside(self, conn: AnyConnection) -> None:
-        self._look_after_attempts(conn)
-        self._client.registration.refresh(conn)
-
-    def _leave(self, sign_off: Callable[[], None]) -> None:
+    def _sign_off(self, sign_off: Callable[[], None]) -> None:
         """Tell the other processes that this one has gone; they would notice by themselves."""
         sign_off()
         with self._client.source.own_checkout() as held:
@@ -480,8 +556,9 @@ class WorkerPool:
                 idle.wake()
 
     def _wake_for(self, queue: str, jobs: int) -> None:
-        if queue in self._queues:
-            self._queues[queue].wake()
+        idle = self._queues.get(queue)
+        if idle is not None:
+            idle.wake()
 
 
 @contextmanager

@@ -59,14 +59,15 @@ FROM answer;
 -- name: retry
 -- Runs again from now on, but keeps its place in line where it has one. Requests to cancel it are forgotten; one
 -- that somebody else is dealing with at the moment would still reach the job, so that counts as busy. Without its token, no
--- late record of an old attempt finds it.
+-- late record of an old attempt finds it. With `reset` it begins anew, which only a discarded one may.
 WITH seen AS (
     SELECT * FROM pgjobs.job WHERE id = %(id)s
 ), free AS MATERIALIZED (
     SELECT id, queue, state <> ALL (unique_states) AND 'available' = ANY (unique_states) AND EXISTS (
         SELECT FROM pgjobs.job AS twin
         WHERE twin.unique_key = job.unique_key AND twin.state = ANY (twin.unique_states)
-            AND (twin.id, twin.queue) <> (job.id, job.queue)) AS conflict
+            AND (twin.id, twin.queue) <> (job.id, job.queue)) AS conflict,
+        %(reset)s::boolean AND state <> 'discarded' AS unfit
     FROM pgjobs.job
     WHERE id = %(id)s AND state <> 'running'
     FOR NO KEY UPDATE SKIP LOCKED
@@ -77,7 +78,8 @@ WITH seen AS (
 ), changed AS (
     UPDATE pgjobs.job SET
         state = 'available',
-        max_attempts = GREATEST(max_attempts, attempt + 1),
+        attempt = CASE WHEN %(reset)s::boolean THEN 0 ELSE attempt END,
+        max_attempts = CASE WHEN %(reset)s::boolean THEN max_attempts ELSE GREATEST(max_attempts, attempt + 1) END,
         scheduled_at = CASE WHEN state = 'available' THEN LEAST(scheduled_at, pg_catalog.statement_timestamp())
             ELSE pg_catalog.statement_timestamp() END,
         finalized_at = NULL,
@@ -85,7 +87,7 @@ WITH seen AS (
         metadata = metadata - '{cancel_attempted_at,cancel_reason}'::text[],
         token = NULL
     FROM free
-    WHERE job.id = free.id AND job.queue = free.queue AND free.conflict IS NOT TRUE
+    WHERE job.id = free.id AND job.queue = free.queue AND free.conflict IS NOT TRUE AND NOT free.unfit
         AND (SELECT pg_catalog.count(*) FROM requests)
             = (SELECT pg_catalog.count(*) FROM pgjobs.cancel_request WHERE job_id = %(id)s)
     RETURNING job.*
@@ -97,6 +99,7 @@ WITH seen AS (
     UNION ALL
     SELECT CASE
         WHEN state = 'running' THEN 'running'
+        WHEN EXISTS (SELECT FROM free WHERE unfit) THEN 'unfit'
         WHEN EXISTS (SELECT FROM free WHERE conflict) THEN 'conflict'
         ELSE 'busy' END, seen.*
     FROM seen WHERE NOT EXISTS (SELECT FROM changed)

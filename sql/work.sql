@@ -3,11 +3,12 @@
 
 -- name: next_by_priority
 -- Which job the claim takes: the most urgent that is due, of kinds that this process handles if it leaves the others.
--- The scan starts behind the mark, the job that this process claimed last: before it the index may be full of entries
+-- None once a pause of the queue is committed; that is asked once, not for each row. The scan starts behind the mark, the job that this process claimed last: before it the index may be full of entries
 -- that are dead and cannot be removed, because some old transaction might still want to see them.
 SELECT id FROM pgjobs.job
     WHERE state = 'available' AND queue = %(queue)s AND scheduled_at <= pg_catalog.statement_timestamp()
         AND (%(kinds)s::text[] IS NULL OR kind = ANY (%(kinds)s::text[]))
+        AND NOT EXISTS (SELECT FROM pgjobs.queue WHERE name = %(queue)s AND paused_at IS NOT NULL)
         AND (priority, scheduled_at, id) > ((%(mark_priority)s)::smallint, %(mark_time)s::timestamptz, (%(mark_id)s)::bigint)
     ORDER BY priority, scheduled_at, id
     LIMIT 1
@@ -18,6 +19,7 @@ SELECT id FROM pgjobs.job
 SELECT id FROM pgjobs.job
     WHERE state = 'available' AND queue = %(queue)s AND scheduled_at <= pg_catalog.statement_timestamp()
         AND (%(kinds)s::text[] IS NULL OR kind = ANY (%(kinds)s::text[]))
+        AND NOT EXISTS (SELECT FROM pgjobs.queue WHERE name = %(queue)s AND paused_at IS NOT NULL)
         AND (scheduled_at, id) > (%(mark_time)s::timestamptz, (%(mark_id)s)::bigint)
     ORDER BY scheduled_at, id
     LIMIT 1

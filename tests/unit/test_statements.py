@@ -10,21 +10,29 @@ from pathlib import Path
 import pytest
 
 import pgjobs
-from pgjobs import InvalidSetting, index_store, job, migration_store, schedule_store, statements, store, worker_store
+from pgjobs import (
+    InvalidSetting,
+    filter_store,
+    index_store,
+    job,
+    migration_store,
+    queue_store,
+    schedule_store,
+    statements,
+    store,
+    worker_store,
+)
 
 FILES = [
-    "enqueue.sql",
-    "work.sql",
-    "maintain.sql",
-    "control.sql",
-    "observe.sql",
-    "migrate.sql",
-    "workers.sql",
-    "indexes.sql",
-    "schedule.sql",
+    *("enqueue.sql", "work.sql", "maintain.sql", "control.sql", "many.sql", "observe.sql", "queues.sql"),
+    *("migrate.sql", "workers.sql", "indexes.sql", "schedule.sql"),
 ]
-GIVE_JOBS = ["insert_job", "take", "rescue", "cancel", "retry", "delete", "update", "get_job"]
-STORES = [store, migration_store, worker_store, index_store, schedule_store]
+GIVE_JOBS = [
+    *("insert_job", "take", "rescue", "cancel", "retry", "delete", "update", "get_job", "list_jobs"),
+    *("list_available", "cancel_many", "retry_many", "delete_many", "update_many"),
+]
+STORES = [store, filter_store, queue_store, migration_store, worker_store, index_store, schedule_store]
+PARTS = "parts.sql"  # what statements of several files share
 
 
 def everything(schema: str = "pgjobs") -> dict[str, str]:
@@ -38,13 +46,24 @@ def code(statement: str) -> str:
 
 
 def test_no_file_and_no_name_is_forgotten_or_given_twice() -> None:
-    assert sorted(FILES) == sorted(path.name for path in statements.ROOT.glob("*.sql"))
+    assert sorted([*FILES, PARTS]) == sorted(path.name for path in statements.ROOT.glob("*.sql"))
     names = [
         name
         for path in FILES
         for name in re.findall(r"^-- name: (\w+)$", (statements.ROOT / path).read_text(), re.MULTILINE)
     ]
     assert sorted(names) == sorted(set(names)) == sorted(everything())
+
+
+def test_every_part_is_put_into_every_statement_that_names_it() -> None:
+    parts = re.findall(r"^-- part: (\w+)$", (statements.ROOT / PARTS).read_text(), re.MULTILINE)
+    assert len(parts) == len(set(parts)) > 0
+    assert "-- name:" not in (statements.ROOT / PARTS).read_text()
+    sources = {path: (statements.ROOT / path).read_text() for path in [*FILES, PARTS]}
+    for part in parts:
+        assert any(f"{{{part}}}" in source for source in sources.values()), f"{part} is of no use"
+        assert not [name for name, statement in everything().items() if f"{{{part}}}" in statement]
+    assert "job.metadata @> %(metadata)s" in everything()["list_jobs"]
 
 
 def test_a_statement_begins_with_its_name_so_that_the_server_shows_it() -> None:
@@ -121,6 +140,8 @@ def test_every_statement_has_exactly_one_caller_in_the_stores() -> None:
     shared = {
         "create_migration_table": ["table_sql", "create_table"],
         "finish": ["__init__", "complete_within"],
+        # ScheduleStore.change is told which
+        **dict.fromkeys(("add", "change", "pause", "resume", "remove", "run_now"), []),
     }
     assert {name: functions for name, functions in callers.items() if len(functions) != 1} == shared
 
@@ -129,15 +150,10 @@ def test_only_the_stores_and_the_migrations_load_statements_and_only_the_stores_
     package = Path(pgjobs.__file__).parent
     apart = ("embedded.py", "demo.py")  # a server's own statements, and an application's
     sources = {path.stem: path.read_text() for path in package.rglob("*.py") if path.name not in apart}
-    assert {name for name, source in sources.items() if "statements.load(" in source} == {
-        "store",
-        "migration_store",
-        "worker_store",
-        "index_store",
-        "migrate",
-    }
+    of_stores = {store.__name__.rpartition(".")[2] for store in STORES}
+    assert {name for name, source in sources.items() if "statements.load(" in source} == {*of_stores, "migrate"}
     runs = {name for name, source in sources.items() if re.search(r"\b(cur|conn|cursor)\.execute", source)}
-    assert runs == {"store", "migration_store", "worker_store", "index_store"}
+    assert runs == of_stores
 
 
 # --- the columns of a job

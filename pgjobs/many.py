@@ -1,0 +1,129 @@
+"""What becomes of a call that changes many jobs: batch by batch, passing over what cannot be had."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import psycopg
+
+from pgjobs.control import PATIENCE
+from pgjobs.filter_store import FilterStore, Turn
+from pgjobs.job import Job
+from pgjobs.job_filter import JobFilter
+from pgjobs.store import AnyConnection, Verdict
+
+BATCH = 1000  # jobs of one statement, and of one transaction of our own
+_PAUSE = 0.02  # seconds between two tries of what somebody holds
+
+
+@dataclass(frozen=True, slots=True)
+class ManyJobs:
+    """What became of the jobs that fit: those it was done to, sorted by id, and by its id why one was left as it is.
+
+    - "running": a worker has it
+    - "locked": somebody else held its row for as long as the call waits
+    - "conflict": another job has its unique key
+    - "unfit": it is not discarded, or has used up as many attempts as it was to have
+    - "referenced": a row of the application's refers to it and forbids that it goes
+    """
+
+    done: tuple[Job[Any], ...]
+    skipped: Mapping[int, str]
+
+
+@dataclass
+class Many:
+    """One call that does `act` to the jobs that fit `filter`, the oldest first, but to no more than `limit`.
+
+    `transaction` gives the connection of a batch: one that commits behind it, or again and again the caller's, which is
+    `borrowed`. `running` says whether the act has an answer for a job that runs, `insist` whether a second look at what
+    somebody holds can show anything new.
+    """
+
+    store: FilterStore
+    filter: JobFilter
+    act: Callable[[AnyConnection, Turn], list[Verdict]]
+    transaction: Callable[[], AbstractContextManager[AnyConnection]]
+    limit: int | None
+    borrowed: bool
+    running: bool
+    insist: bool
+    _done: dict[int, Job[Any]] = field(default_factory=dict)
+    _skipped: dict[int, str] = field(default_factory=dict)
+    _busy: set[int] = field(default_factory=set)
+    _patience: float = field(default_factory=lambda: PATIENCE)  # seconds that are left to wait, in all
+
+    def carry_out(self) -> ManyJobs:
+        with self.transaction() as conn:
+            newest = self.store.newest_id(conn)
+        after = 0
+        while after < newest and (batch := self._batch()):
+            after = self._do(Turn(newest=newest, batch=batch, after=after))
+        self._try_busy_again(newest)
+        self._skipped.update(dict.fromkeys(self._busy, "locked"))
+        return ManyJobs(tuple(job for _, job in sorted(self._done.items())), dict(sorted(self._skipped.items())))
+
+    def _batch(self) -> int:
+        if self.limit is None:
+            return BATCH
+        return min(BATCH, self.limit - len(self._done) - len(self._busy))
+
+    def _do(self, turn: Turn) -> int:
+        """Do a batch; the id behind which the next one begins."""
+        try:
+            ids = self._sort(self._try(turn))
+        except (psycopg.errors.LockNotAvailable, psycopg.IntegrityError):
+            if self.borrowed:  # the caller's transaction is aborted
+                raise
+            ids = self._one_by_one(turn)
+        return ids[-1] if len(ids) == turn.batch else turn.newest
+
+    def _try(self, turn: Turn) -> list[Verdict]:
+        with self.transaction() as conn:
+            if not self.borrowed:
+                self.store.begin_many(conn, self._patience)
+            began = time.monotonic()
+            try:
+                return self.act(conn, turn)
+            except psycopg.errors.LockNotAvailable:
+                self._patience -= time.monotonic() - began
+                raise
+
+    def _one_by_one(self, turn: Turn) -> Sequence[int]:
+        """One of a batch would have to be waited for, or may not be what it shall be: only that one is left out."""
+        with self.transaction() as conn:
+            ids = self.store.ids_in_turn(conn, self.filter, turn)
+        for id in ids:
+            try:
+                self._sort(self._try(Turn(newest=turn.newest, batch=1, among=[id])))
+            except psycopg.errors.LockNotAvailable:
+                self._skipped[id] = "locked"
+            except psycopg.errors.UniqueViolation:  # a twin that was inserted in the same moment
+                self._skipped[id] = "conflict"
+            except psycopg.errors.ForeignKeyViolation:
+                self._skipped[id] = "referenced"
+        return ids
+
+    def _sort(self, verdicts: Sequence[Verdict]) -> Sequence[int]:
+        """Note what became of each; their ids."""
+        for job, verdict in verdicts:
+            if verdict == "done" or (verdict == "running" and self.running):
+                self._done[job.id] = job
+            elif verdict == "busy":
+                self._busy.add(job.id)
+            else:
+                self._skipped[job.id] = verdict
+        return [job.id for job, _ in verdicts]
+
+    def _try_busy_again(self, newest: int) -> None:
+        """What somebody held may be free now, for as long as there is patience."""
+        give_up = time.monotonic() + self._patience
+        while self.insist and self._busy and time.monotonic() < give_up:
+            time.sleep(_PAUSE)
+            among, self._busy = sorted(self._busy), set()
+            for first in range(0, len(among), BATCH):
+                self._do(Turn(newest=newest, batch=BATCH, among=among[first : first + BATCH]))

@@ -1,0 +1,77 @@
+"""client.queues: which queues there are, how they do, and pausing them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import psycopg
+from psycopg_pool import ConnectionPool
+
+from pgjobs.control import PATIENCE
+from pgjobs.errors import QueueLocked, QueueNotFound
+from pgjobs.options import check_queue
+from pgjobs.queue_store import Queue, QueueFigures, QueueStore
+from pgjobs.store import AnyConnection, Store
+from pgjobs.transaction import Borrowable
+
+_PAUSE = 0.02  # seconds between two tries of what somebody holds
+_ALL = "*"  # which no queue can be called
+Tx = Borrowable | ConnectionPool[Any] | None
+
+
+class Queues:
+    """What can be asked of queues, and done to them. Each call takes a `tx` like `enqueue`."""
+
+    def __init__(self, store: Store, transaction: Callable[[Tx], AbstractContextManager[AnyConnection]]) -> None:
+        self._store = store
+        self._queues = QueueStore(store.schema)
+        self._transaction = transaction
+
+    def list(self, tx: Tx = None) -> tuple[Queue, ...]:
+        """Every queue by its name: those that a worker works or has worked within the last day, those that are paused,
+        and those in which jobs are available or run."""
+        with self._transaction(tx) as conn:
+            return tuple(self._queues.list_queues(conn))
+
+    def figures(self, names: Iterable[str] | None = None, tx: Tx = None) -> dict[str, QueueFigures]:
+        """How each queue does, by its name: jobs waiting and running, how long the oldest has waited, ended per minute.
+
+        Of the queues that are named, whether there are such or not, or of all.
+        """
+        asked = None if names is None else [check_queue(name) for name in names]
+        with self._transaction(tx) as conn:
+            return {figures.name: figures for figures in self._queues.queue_figures(conn, asked)}
+
+    def pause(self, name: str, tx: Tx = None) -> tuple[Queue, ...]:
+        """Let no worker start a job of this queue; "*" is every queue there is. Jobs that run are not stopped.
+
+        It holds from the commit of `tx` on. A queue that is paused already stays paused since when it was. Raises
+        QueueNotFound, or QueueLocked when somebody else is pausing or resuming it for more than a second.
+        """
+        return self._set(name, tx, paused=True)
+
+    def resume(self, name: str, tx: Tx = None) -> tuple[Queue, ...]:
+        """Let the workers go on with this queue; "*" is every queue. Its idle workers are called at once."""
+        return self._set(name, tx, paused=False)
+
+    def _set(self, name: str, tx: Tx, *, paused: bool) -> tuple[Queue, ...]:
+        asked = None if name == _ALL else check_queue(name)
+        give_up = time.monotonic() + PATIENCE
+        with self._transaction(tx) as conn:
+            if tx is None or isinstance(tx, ConnectionPool):
+                self._store.begin_control(conn)
+            while True:
+                try:
+                    found = self._queues.pause_queues(conn, asked, paused=paused)
+                except psycopg.errors.LockNotAvailable as error:
+                    raise QueueLocked(f"queue {name!r} is being made by somebody else: try again") from error
+                if asked is not None and not found:
+                    raise QueueNotFound(name)
+                if None not in found:
+                    return tuple(queue for queue in found if queue is not None)
+                if time.monotonic() >= give_up or self._store.snapshot_is_kept(conn):
+                    raise QueueLocked(f"queue {name!r} is being paused or resumed by somebody else: try again")
+                time.sleep(_PAUSE)

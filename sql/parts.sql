@@ -1,0 +1,48 @@
+-- What several statements have in common: `{matches}` in one of them stands for the text of the part of that name.
+
+-- part: matches
+-- Whether a job fits a filter. The values are constants to the planner, which folds away what is not asked for; what is
+-- left stands there as if it had been written for this filter, so that the indexes serve it. One state is compared by
+-- equality, which keeps the order of an index behind it, and the index of what is over wants to be told that it is.
+(%(ids)s::bigint[] IS NULL OR job.id = ANY (%(ids)s::bigint[]))
+    AND (%(kinds)s::text[] IS NULL OR job.kind = ANY (%(kinds)s::text[]))
+    AND (%(queues)s::text[] IS NULL OR job.queue = ANY (%(queues)s::text[]))
+    AND CASE
+        WHEN %(states)s::text[] IS NULL THEN true
+        WHEN pg_catalog.cardinality(%(states)s::text[]) = 1 THEN job.state = (%(states)s::text[])[1]
+        ELSE job.state = ANY (%(states)s::text[]) END
+    AND CASE WHEN %(states)s::text[] <@ '{completed,cancelled,discarded}' THEN job.finalized_at IS NOT NULL ELSE true END
+    AND (%(priorities)s::smallint[] IS NULL OR job.priority = ANY (%(priorities)s::smallint[]))
+    AND (%(tags_any)s::text[] IS NULL OR job.tags && %(tags_any)s::text[])
+    AND (%(tags_all)s::text[] IS NULL OR job.tags @> %(tags_all)s::text[])
+    AND (%(metadata)s::jsonb IS NULL OR job.metadata @> %(metadata)s::jsonb)
+    AND (%(created_after)s::timestamptz IS NULL OR job.created_at >= %(created_after)s::timestamptz)
+    AND (%(created_before)s::timestamptz IS NULL OR job.created_at < %(created_before)s::timestamptz)
+    AND (%(scheduled_after)s::timestamptz IS NULL OR job.scheduled_at >= %(scheduled_after)s::timestamptz)
+    AND (%(scheduled_before)s::timestamptz IS NULL OR job.scheduled_at < %(scheduled_before)s::timestamptz)
+    AND (%(attempted_after)s::timestamptz IS NULL OR job.attempted_at >= %(attempted_after)s::timestamptz)
+    AND (%(attempted_before)s::timestamptz IS NULL OR job.attempted_at < %(attempted_before)s::timestamptz)
+    AND (%(finalized_after)s::timestamptz IS NULL OR job.finalized_at >= %(finalized_after)s::timestamptz)
+    AND (%(finalized_before)s::timestamptz IS NULL OR job.finalized_at < %(finalized_before)s::timestamptz)
+
+-- part: next_in_turn
+-- A batch of what a call that changes many jobs has still to look at: in the order of their ids, nothing that was
+-- enqueued after the call began, and nothing that is over where that does not matter.
+SELECT job.id, job.queue FROM pgjobs.job
+    WHERE {matches}
+        AND (%(over)s::boolean OR job.finalized_at IS NULL)
+        AND job.id > %(after)s::bigint AND job.id <= %(newest)s::bigint
+        AND (%(among)s::bigint[] IS NULL OR job.id = ANY (%(among)s::bigint[]))
+    ORDER BY job.id
+    LIMIT %(batch)s::integer
+
+-- part: lines
+-- Each queue and priority in which jobs are available, found by hopping from one to the next through the index, not past
+-- the jobs in between.
+SELECT queue, priority FROM (
+        SELECT queue, priority FROM pgjobs.job WHERE state = 'available' ORDER BY queue, priority LIMIT 1) AS first
+    UNION ALL
+    SELECT next.queue, next.priority FROM line, LATERAL (
+        SELECT job.queue, job.priority FROM pgjobs.job
+        WHERE job.state = 'available' AND (job.queue, job.priority) > (line.queue, line.priority)
+        ORDER BY job.queue, job.priority LIMIT 1) AS next

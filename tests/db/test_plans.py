@@ -1,0 +1,276 @@
+"""On a table of a million jobs: lists, figures and the claim read the part of an index that they need, not the table.
+
+Each test looks at the plan of the very statement that the library sends, with the values that it sends, and at how much
+of the table and its indexes that has read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import psycopg
+import pytest
+
+from pgjobs import Client, JobFilter, JobState, filter_store, queue_store
+from pgjobs.cursors import AnyConnection, BoundCursor, bound_cursor
+from pgjobs.store import CLAIM_DEFAULTS, Changes
+from tests.waiting import wait_until
+
+ROWS = 1_000_000
+A_PAGE = 600  # blocks: an entry of an index and its row for each job of a page, and the way down the index
+Plan = dict[str, Any]
+
+# Each state has its share all over the table, in each of 5 queues and 3 priorities, with 10 kinds and 1000 tags.
+FILL = """
+INSERT INTO test_plans.job (state, queue, kind, priority, tags, scheduled_at, created_at, attempted_at, finalized_at)
+SELECT state, 'queue.' || n %% 5, 'kind.' || n / 150 %% 10, n %% 3, ARRAY['tag-' || n / 150 %% 1000], at, at,
+    CASE WHEN final OR state = 'running' THEN at END, CASE WHEN final THEN at + interval '1 second' END
+FROM (
+    SELECT n, now() + (n - 2000000) * interval '10 ms' AS at, CASE
+        WHEN n %% 100000 = 77 THEN 'running'
+        ELSE (ARRAY['completed', 'completed', 'completed', 'discarded', 'cancelled',
+            'available', 'available', 'available', 'scheduled', 'retryable'])[1 + n / 15 %% 10] END AS state
+    FROM generate_series(1, %s) AS n
+) AS chosen, LATERAL (SELECT state IN ('completed', 'discarded', 'cancelled') AS final) AS ends
+"""
+
+
+@pytest.fixture(scope="module")
+def full(database: str) -> Iterator[Client]:
+    """A client on tables with a million jobs, vacuumed and analysed as the server does it by itself."""
+    with Client(database, schema="test_plans") as client:
+        client.migrate()
+        with psycopg.connect(database, autocommit=True) as conn:
+            conn.execute(FILL, [ROWS])
+            conn.execute("INSERT INTO test_plans.queue (name) SELECT 'queue.' || n FROM generate_series(0, 4) AS n")
+
+            def all_visible() -> bool:  # not while another session has an old snapshot
+                conn.execute("VACUUM (ANALYZE) test_plans.job, test_plans.queue")
+                query = "SELECT relallvisible >= relpages - 10 FROM pg_class WHERE oid = 'test_plans.job'::regclass"
+                return conn.execute(query).fetchone() == (True,)
+
+            wait_until(all_visible, timeout=60)
+        yield client
+        with client.pool.connection() as conn:
+            conn.execute("DROP SCHEMA test_plans CASCADE")
+
+
+class Explained(BoundCursor):
+    """Asks for the plan of each statement, and what it read, before it is sent."""
+
+    plans: list[Plan]
+
+    def execute(self, query: Any, params: Any = None, **options: Any) -> Any:
+        super().execute(b"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + query, params, **options)
+        rows: Any = self.fetchone()
+        self.plans.append(rows[0][0]["Plan"])
+        return super().execute(query, params, **options)
+
+
+@pytest.fixture
+def plans(monkeypatch: pytest.MonkeyPatch) -> list[Plan]:
+    """The plans of what is looked at in this test."""
+    plans: list[Plan] = []
+
+    def explained(conn: AnyConnection) -> Explained:
+        plain = bound_cursor(conn)
+        cursor = Explained(conn, row_factory=plain.row_factory)
+        cursor.format, cursor.plans = plain.format, plans
+        return cursor
+
+    for store in (filter_store, queue_store):
+        monkeypatch.setattr(store, "bound_cursor", explained)
+    return plans
+
+
+def nodes(plan: Plan) -> Iterator[Plan]:
+    yield plan
+    for below in plan.get("Plans", []):
+        yield from nodes(below)
+
+
+def blocks(plan: Plan) -> int:
+    """How many were read, of the table and its indexes."""
+    return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
+
+
+def indexes(plan: Plan) -> set[str]:
+    return {node["Index Name"] for node in nodes(plan) if "Index Name" in node}
+
+
+def assert_no_scan(plan: Plan) -> None:
+    assert [node for node in nodes(plan) if node["Node Type"] == "Seq Scan" and node["Relation Name"] == "job"] == []
+
+
+def sorted_rows(plan: Plan) -> float:
+    """How many rows went into the largest sort from nothing."""
+    sorts = [node["Plans"][0] for node in nodes(plan) if node["Node Type"] == "Sort"]
+    return max((node["Actual Rows"] * node["Actual Loops"] for node in sorts), default=0)
+
+
+# --- lists
+
+BY_INDEX = {
+    "available": "job_fetch",
+    "scheduled": "job_due",
+    "retryable": "job_due",
+    "running": "job_running",
+    "completed": "job_final",
+    "discarded": "job_final",
+    "cancelled": "job_final",
+}
+
+
+@pytest.mark.parametrize("descending", [False, True])
+@pytest.mark.parametrize(
+    "filter",
+    [JobFilter(), JobFilter.all(), JobFilter(queues=["queue.3"]), JobFilter(kinds=["kind.7"], states=["available"])],
+    ids=["nothing", "all", "queue", "kind and state"],
+)
+def test_pages_by_id_read_the_primary_key_from_the_cursor_on(
+    full: Client, plans: list[Plan], filter: JobFilter, descending: bool
+) -> None:
+    first = full.list(filter, descending=descending)
+    full.list(filter, descending=descending, cursor=first.next)
+    far = full.list(filter, descending=descending, cursor=f"id.{'down' if descending else 'up'}.{ROWS // 2}")
+    assert far.next is not None
+    for plan in plans:
+        assert_no_scan(plan)
+        assert indexes(plan) == {"job_pkey"}
+        assert sorted_rows(plan) == 0
+        assert blocks(plan) < A_PAGE
+
+
+@pytest.mark.parametrize("descending", [False, True])
+@pytest.mark.parametrize("state", BY_INDEX)
+def test_pages_by_time_read_the_index_of_their_state_from_the_cursor_on(
+    full: Client, plans: list[Plan], state: str, descending: bool
+) -> None:
+    filter = JobFilter(states=[state])
+    page, pages = full.list(filter, order="time", descending=descending), 1
+    while page.next is not None and pages < 3:
+        page, pages = full.list(filter, order="time", descending=descending, cursor=page.next), pages + 1
+    assert pages == (1 if state == "running" else 3)
+    for plan in plans:
+        assert_no_scan(plan)
+        assert indexes(plan) == {BY_INDEX[state]}
+        # of the 15 queues and priorities of what is available a page each
+        assert sorted_rows(plan) <= 15 * 101
+        assert blocks(plan) < (15 * A_PAGE if state == "available" else A_PAGE)
+
+
+@pytest.mark.parametrize("state", ["completed", "scheduled", "available"])
+def test_a_page_in_the_middle_is_as_cheap_as_the_first(full: Client, plans: list[Plan], state: str) -> None:
+    with full.pool.connection() as conn:
+        column = "finalized_at" if state == "completed" else "scheduled_at"
+        query = f"SELECT id, {column} FROM test_plans.job WHERE state = %s AND id >= %s ORDER BY id LIMIT 1"
+        row: Any = conn.execute(query, [state, ROWS // 2]).fetchone()
+    micros = (row[1] - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+    page = full.list(JobFilter(states=[state]), order="time", cursor=f"time.up.{row[0]}.{micros}")
+    assert page.jobs[0].id > ROWS // 2
+    assert blocks(plans[0]) < (15 * A_PAGE if state == "available" else A_PAGE)
+
+
+def test_what_runs_is_found_among_a_million_by_its_index(full: Client, plans: list[Plan]) -> None:
+    running = full.list(JobFilter(states=["running"])).jobs
+    assert len(running) == ROWS // 100_000
+    full.count(JobFilter(states=["running"]))
+    full.list(JobFilter(ids=[job.id for job in running]))
+    by_state, counted, by_id = plans
+    assert indexes(by_state) == indexes(counted) == {"job_running"}
+    assert indexes(by_id) == {"job_pkey"}
+    assert max(map(blocks, plans)) < 100
+
+
+def test_what_ended_lately_is_found_by_its_index(full: Client, plans: list[Plan]) -> None:
+    newest = full.list(JobFilter(states=["completed"]), order="time", descending=True, limit=1).jobs[0]
+    assert newest.finalized_at is not None
+    lately = newest.finalized_at - timedelta(seconds=1)
+    full.list(JobFilter(states=["completed"], finalized_after=lately))
+    full.list(JobFilter(states=["completed", "discarded"], finalized_after=lately))
+    for plan in plans:
+        assert indexes(plan) == {"job_final"}
+        assert blocks(plan) < A_PAGE
+
+
+# --- control of many
+
+
+ACTS: dict[str, dict[str, Any]] = {
+    "cancel_many": {"over": False, "reason": ""},
+    "retry_many": {"over": True, "reset": False},
+    "delete_many": {"over": True},
+    "update_many": {"over": True, **{f"new_{name}": None for name in Changes.__slots__}},
+}
+
+
+@pytest.mark.parametrize("name", ACTS)
+@pytest.mark.parametrize("filter", [JobFilter.all(), JobFilter(states=["available"])], ids=["all", "state"])
+def test_the_next_batch_is_read_from_where_the_last_one_ended(full: Client, name: str, filter: JobFilter) -> None:
+    turn = filter_store.Turn(newest=ROWS, batch=100, after=ROWS // 2)
+    values = {**filter_store._turn(turn), **ACTS[name], "channel": "nobody"}
+    with full.pool.connection() as conn, Explained(conn) as cursor:
+        cursor.plans = []
+        filter_store._rows(cursor, full._filters._many[name], filter, values)
+        conn.rollback()
+    (plan,) = cursor.plans
+    assert_no_scan(plan)
+    (seen,) = (node for node in nodes(plan) if node.get("Subplan Name") == "CTE seen")
+    assert indexes(seen) == {"job_pkey"}
+    assert seen["Actual Rows"] == 100
+    assert blocks(seen) < A_PAGE
+
+
+# --- queues
+
+
+def test_figures_read_the_index_of_each_state(full: Client, plans: list[Plan]) -> None:
+    figures = full.queues.figures()
+    one = full.queues.figures(["queue.2"])
+    assert len(figures) == 5
+    with full.pool.connection() as conn:
+        query = "SELECT queue, count(*) FROM test_plans.job WHERE state = 'available' GROUP BY queue ORDER BY queue"
+        assert [(name, each.waiting) for name, each in figures.items()] == conn.execute(query).fetchall()
+    assert one["queue.2"].waiting == figures["queue.2"].waiting
+    for plan in plans:
+        assert_no_scan(plan)
+        assert indexes(plan) == {"job_fetch", "job_running", "job_final"}
+    every, single = map(blocks, plans)
+    assert every < 10_000, "of the 40,000 that the table and its indexes have"
+    assert single < every / 2
+
+
+def test_the_list_of_queues_hops_over_the_jobs(full: Client, plans: list[Plan]) -> None:
+    assert len(full.queues.list()) == 5
+    full.queues.pause("queue.1")
+    full.queues.resume("*")
+    for plan in plans:
+        assert_no_scan(plan)
+        assert blocks(plan) < 300
+
+
+# --- the claim
+
+
+def test_the_claim_looks_once_whether_its_queue_is_paused(full: Client) -> None:
+    statement = full.store.work["next_by_priority"].decode()
+    with full.pool.connection() as conn, psycopg.ClientCursor(conn) as cursor:
+        for queue, rows in (("queue.1", 1), ("queue.2", 0)):
+            if not rows:
+                full.queues.pause(queue, conn)
+            cursor.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}", {**CLAIM_DEFAULTS, "queue": queue})
+            found: Any = cursor.fetchone()
+            plan: Plan = found[0][0]["Plan"]
+            assert plan["Actual Rows"] == rows
+            (looked,) = (node for node in nodes(plan) if node.get("Relation Name") == "queue")
+            assert looked["Actual Loops"] == 1
+            assert indexes(plan) - {"queue_pkey"} == {"job_fetch"}
+            assert blocks(plan) < 20
+        conn.rollback()
+
+
+def test_every_state_has_its_way(full: Client) -> None:
+    """No state is forgotten above but `pending`: no index knows it until something makes such jobs."""
+    assert BY_INDEX.keys() | {"pending"} == set(JobState)
