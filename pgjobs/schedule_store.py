@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from types import MappingProxyType
 from typing import Any
 from uuid import UUID
 
@@ -105,7 +106,7 @@ class ScheduleStore:
         """What wants something now, and how long until more does: of the schedules of the table, and of `mine`, which
         code has in these versions."""
         with _one_message(conn) as cur:
-            cur.execute(self._sql["look"], {"mine": json.dumps(mine), "aside": list(aside), "batch": batch})
+            cur.execute(self._sql["due_schedules"], {"mine": json.dumps(mine), "aside": list(aside), "batch": batch})
             rows, ((wait,),) = answers(cur)
             return [_due(row) for row in rows], wait
 
@@ -138,7 +139,7 @@ class ScheduleStore:
 
     def note_error(self, conn: AnyConnection, name: str, error: str) -> None:
         with literal_cursor(conn) as cur:
-            cur.execute(self._sql["note_error"], {"name": name, "error": clean(error, _ERROR_LIMIT)})
+            cur.execute(self._sql["note_schedule_error"], {"name": name, "error": clean(error, _ERROR_LIMIT)})
 
     # --- what code registers
 
@@ -170,42 +171,67 @@ class ScheduleStore:
             "dead_after": DEAD_AFTER,
         }
         with literal_cursor(conn) as cur:
-            cur.execute(self._sql["register"], parameters)
+            cur.execute(self._sql["register_schedule"], parameters)
 
     def say_who_has_it(self, conn: AnyConnection, scheduler: UUID, worker: str, names: Iterable[str]) -> None:
         with literal_cursor(conn) as cur:
-            cur.execute(self._sql["say_who_has_it"], {"scheduler": scheduler, "worker": worker, "names": sorted(names)})
+            cur.execute(
+                self._sql["write_scheduler"], {"scheduler": scheduler, "worker": worker, "names": sorted(names)}
+            )
 
     def beat(self, conn: AnyConnection, scheduler: UUID, worker: str, names: Iterable[str]) -> None:
         """Say that this process lives and has these schedules; forget those that no code has had for long."""
         parameters = {"scheduler": scheduler, "worker": worker, "names": sorted(names)}
         with _one_message(conn) as cur:
-            cur.execute(self._sql["beat"], {**parameters, "dead_after": DEAD_AFTER, "forget_after": FORGET_AFTER})
+            cur.execute(
+                self._sql["beat_scheduler"], {**parameters, "dead_after": DEAD_AFTER, "forget_after": FORGET_AFTER}
+            )
 
     def leave(self, conn: AnyConnection, scheduler: UUID) -> None:
         with literal_cursor(conn) as cur:
-            cur.execute(self._sql["leave"], {"scheduler": scheduler})
+            cur.execute(self._sql["remove_scheduler"], {"scheduler": scheduler})
 
     # --- by hand
 
     def now(self, conn: AnyConnection) -> datetime:
         with bound_cursor(conn) as cur:
-            cur.execute(self._sql["now"])
+            cur.execute(self._sql["schedules_now"])
             now: datetime = one(cur)[0]
             return now.astimezone(UTC)
 
     def rows(self, conn: AnyConnection, name: str | None = None) -> list[ScheduleRow]:
         with bound_cursor(conn) as cur:
-            cur.execute(self._sql["list"], {"name": name})
+            cur.execute(self._sql["list_schedules"], {"name": name})
             return [
                 ScheduleRow(*row[:8], *map(_utc, row[8:12]), *row[12:15], *map(_utc, row[15:]))
                 for row in cur.fetchall()
             ]
 
-    def change(self, conn: AnyConnection, statement: str, name: str, **parameters: Any) -> bool:
-        """One of add, change, pause, resume, remove, run_now. Says whether there was something to do it to."""
+    # each says whether there was something to do it to
+
+    def add(self, conn: AnyConnection, name: str, **columns: Any) -> bool:
+        return self._change(conn, self._sql["add_schedule"], name, columns)
+
+    def change(self, conn: AnyConnection, name: str, **columns: Any) -> bool:
+        return self._change(conn, self._sql["change_schedule"], name, columns)
+
+    def pause(self, conn: AnyConnection, name: str) -> bool:
+        return self._change(conn, self._sql["pause_schedule"], name)
+
+    def resume(self, conn: AnyConnection, name: str) -> bool:
+        return self._change(conn, self._sql["resume_schedule"], name)
+
+    def remove(self, conn: AnyConnection, name: str) -> bool:
+        return self._change(conn, self._sql["remove_schedule"], name)
+
+    def run_now(self, conn: AnyConnection, name: str) -> bool:
+        return self._change(conn, self._sql["run_schedule_now"], name)
+
+    def _change(
+        self, conn: AnyConnection, statement: bytes, name: str, columns: Mapping[str, Any] = MappingProxyType({})
+    ) -> bool:
         with bound_cursor(conn) as cur:
-            cur.execute(self._sql[statement], {"name": name, **parameters})
+            cur.execute(statement, {"name": name, **columns})
             return cur.fetchone() is not None
 
 

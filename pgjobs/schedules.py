@@ -56,9 +56,8 @@ class Schedules:
         assert job is not None
         row = self._encode(job)
         with self._transaction(tx) as conn:
-            added = self._store.change(
+            added = self._store.add(
                 conn,
-                "add",
                 schedule.name,
                 kind=row.kind,
                 spec=schedule.spec,
@@ -100,7 +99,6 @@ class Schedules:
             ticks = None if meant is None else parse(meant, zone=place, name=name)
             self._store.change(
                 conn,
-                "change",
                 name,
                 kind=row and row.kind,
                 spec=None if spec is None else str(ticks),
@@ -116,25 +114,25 @@ class Schedules:
 
     def pause(self, name: str, tx: Tx = None) -> None:
         """Let its ticks go by, until it is resumed. They are not made up then."""
-        self._must(name, tx, "pause")
+        self._must(name, tx, self._store.pause)
 
     def resume(self, name: str, tx: Tx = None) -> None:
         """Let it tick again."""
-        self._must(name, tx, "resume")
+        self._must(name, tx, self._store.resume)
 
     def run_now(self, name: str, tx: Tx = None) -> None:
         """Let it enqueue its job once more, at once, whenever its next tick is and also while it is paused. The worker
         pools do that, those whose code has it where code supplies the args. Asking twice before it has happened is
         asking once."""
-        self._must(name, tx, "run_now")
+        self._must(name, tx, self._store.run_now)
 
     def remove(self, name: str, tx: Tx = None) -> bool:
         """Remove it, for everybody; says whether there was one. What is in the code of a worker pool comes back when
         that starts again."""
         with self._transaction(tx) as conn:
-            return self._store.change(conn, "remove", name)
+            return self._store.remove(conn, name)
 
-    def _must(self, name: str, tx: Tx, statement: str) -> None:
+    def _must(self, name: str, tx: Tx, act: Callable[[AnyConnection, str], bool]) -> None:
         with self._transaction(tx) as conn:
-            if not self._store.change(conn, statement, name):
+            if not act(conn, name):
                 raise ScheduleNotFound(name)

@@ -1,7 +1,7 @@
 -- Durable cron. A schedule's row is its duty: whoever locks it while its tick is due makes the job and moves the next
 -- tick on, in one statement.
 
--- name: look
+-- name: due_schedules
 -- First the schedules that this process may tick and that want something now: a tick, a run by hand, or a next tick
 -- computed. What code supplies is for processes whose code has it, and not an older one. A schedule that was never
 -- planned is known since it was made; one whose spec has changed begins now. Then how long until one of those that want
@@ -85,7 +85,7 @@ SELECT id, queue, CASE state
 FROM moved LEFT JOIN inserted ON true;
 COMMIT;
 
--- name: note_error
+-- name: note_schedule_error
 -- Why a schedule cannot tick, for who looks; written once.
 UPDATE pgjobs.schedule SET error = %(error)s WHERE name = %(name)s AND error IS DISTINCT FROM %(error)s;
 
@@ -96,7 +96,7 @@ SET LOCAL lock_timeout = '10s';
 SET LOCAL idle_in_transaction_session_timeout = '10s';
 SELECT EXTRACT(epoch FROM pg_catalog.clock_timestamp())::float8;
 
--- name: register
+-- name: register_schedule
 -- Makes the row if there is none, and holds it. Who comes second sees below what the first has done.
 INSERT INTO pgjobs.schedule (
     name, kind, spec, zone, args, options, catch_up, "window", in_code, version, registered, planned_for, next_tick_at,
@@ -122,7 +122,7 @@ WHERE name = %(name)s AND %(run_on_start)s AND run_now_at IS NULL AND version <=
     WHERE id <> %(scheduler)s AND name = ANY (schedules)
         AND scheduler.seen_at > pg_catalog.clock_timestamp() - %(dead_after)s::interval);
 
--- name: beat
+-- name: beat_scheduler
 -- This process lives, and has these schedules. What was in some code and has been in none for long is forgotten.
 BEGIN ISOLATION LEVEL READ COMMITTED;
 SET LOCAL idle_in_transaction_session_timeout = '5s';
@@ -142,27 +142,31 @@ WHERE seen_at < pg_catalog.clock_timestamp() - %(forget_after)s::interval AND NO
         AND scheduler.seen_at > pg_catalog.clock_timestamp() - %(dead_after)s::interval);
 COMMIT;
 
--- name: say_who_has_it
--- The first part of beat, inside the transaction that registers.
+-- name: write_scheduler
+-- The first part of beat_scheduler, inside the transaction that registers.
 INSERT INTO pgjobs.scheduler (id, worker, schedules, seen_at)
 VALUES (%(scheduler)s, %(worker)s, %(names)s::text[], pg_catalog.clock_timestamp())
 ON CONFLICT (id) DO UPDATE SET schedules = excluded.schedules, seen_at = excluded.seen_at;
 
--- name: leave
+-- name: remove_scheduler
+-- A worker pool that stops has its schedules no more.
 DELETE FROM pgjobs.scheduler WHERE id = %(scheduler)s;
 
 -- What people do to schedules by hand, on the caller's connection and inside its transaction.
 
--- name: now
+-- name: schedules_now
+-- The instant that a schedule which is added by hand counts from.
 SELECT pg_catalog.clock_timestamp();
 
--- name: list
+-- name: list_schedules
+-- All, or the one of a name.
 SELECT
     name, kind, spec, zone, args, options, catch_up, "window", paused_at, next_tick_at, last_tick_at, run_now_at, error,
     in_code, version, created_at, updated_at
 FROM pgjobs.schedule WHERE %(name)s::text IS NULL OR name = %(name)s::text ORDER BY name;
 
--- name: add
+-- name: add_schedule
+-- Whoever is first has the name.
 INSERT INTO pgjobs.schedule (
     name, kind, spec, zone, args, options, catch_up, "window", version, planned_for, next_tick_at, run_now_at)
 VALUES (
@@ -172,7 +176,7 @@ VALUES (
 ON CONFLICT (name) DO NOTHING
 RETURNING name;
 
--- name: change
+-- name: change_schedule
 -- What is null stays. Another spec or zone has another next tick, which who ticks next computes.
 UPDATE pgjobs.schedule SET
     kind = COALESCE(%(kind)s::text, kind),
@@ -187,21 +191,25 @@ UPDATE pgjobs.schedule SET
 WHERE name = %(name)s::text
 RETURNING name;
 
--- name: pause
+-- name: pause_schedule
+-- It stays paused since when it was first.
 UPDATE pgjobs.schedule SET
     paused_at = COALESCE(paused_at, pg_catalog.statement_timestamp()), updated_at = pg_catalog.statement_timestamp()
 WHERE name = %(name)s::text
 RETURNING name;
 
--- name: resume
+-- name: resume_schedule
+-- Its ticks went by meanwhile: who ticks moved it on.
 UPDATE pgjobs.schedule SET paused_at = NULL, updated_at = pg_catalog.statement_timestamp()
 WHERE name = %(name)s::text
 RETURNING name;
 
--- name: remove
+-- name: remove_schedule
+-- Its jobs stay.
 DELETE FROM pgjobs.schedule WHERE name = %(name)s::text RETURNING name;
 
--- name: run_now
+-- name: run_schedule_now
+-- A wish, which who ticks next fulfils: also where code supplies the args. Twice before that is once.
 UPDATE pgjobs.schedule SET run_now_at = COALESCE(run_now_at, pg_catalog.statement_timestamp())
 WHERE name = %(name)s::text
 RETURNING name;
