@@ -362,6 +362,31 @@ def test_a_worker_keeps_the_rows_of_its_queues_fresh_and_old_ones_go(
         assert waiting == Queue("old.waiting", None, None), "it is known by its jobs alone"
 
 
+def test_processes_that_start_at_once_with_the_same_queues_in_any_order_do_not_deadlock(client: Client) -> None:
+    made = [f"q{n:02}" for n in range(40)]
+    ready = threading.Barrier(4)
+    failed: list[BaseException] = []
+
+    def keep() -> None:
+        with psycopg.connect(client.pool.conninfo, autocommit=True) as conn:  # type: ignore[arg-type]
+            ready.wait(20)
+            try:
+                QueueStore(client.schema).keep_queues(conn, random.sample(made, len(made)))
+            except psycopg.Error as error:
+                failed.append(error)
+
+    for _ in range(5):
+        with client.pool.connection() as tx:
+            tx.execute(f'TRUNCATE "{client.schema}".queue')
+        threads = [threading.Thread(target=keep) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+        assert failed == []
+        assert names(client) == made
+
+
 def test_a_pause_outlives_the_workers_and_a_new_start(client: Client, stored: Stored) -> None:
     with WorkerPool(client, {Thing: nothing}, queues={"a": 1}):
         client.queues.pause("a")
