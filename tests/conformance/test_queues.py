@@ -362,29 +362,20 @@ def test_a_worker_keeps_the_rows_of_its_queues_fresh_and_old_ones_go(
         assert waiting == Queue("old.waiting", None, None), "it is known by its jobs alone"
 
 
-def test_processes_that_start_at_once_with_the_same_queues_in_any_order_do_not_deadlock(client: Client) -> None:
-    made = [f"q{n:02}" for n in range(40)]
-    ready = threading.Barrier(4)
-    failed: list[BaseException] = []
-
-    def keep() -> None:
-        with psycopg.connect(client.pool.conninfo, autocommit=True) as conn:  # type: ignore[arg-type]
-            ready.wait(20)
-            try:
-                QueueStore(client.schema).keep_queues(conn, random.sample(made, len(made)))
-            except psycopg.Error as error:
-                failed.append(error)
-
-    for _ in range(5):
-        with client.pool.connection() as tx:
-            tx.execute(f'TRUNCATE "{client.schema}".queue')
-        threads = [threading.Thread(target=keep) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(20)
-        assert failed == []
-        assert names(client) == made
+def test_the_rows_of_new_queues_are_made_in_one_order_by_all_so_that_nobody_waits_in_a_circle(
+    client: Client, connect: Connect
+) -> None:
+    holder, third = connect(), connect(autocommit=True)
+    insert = f'INSERT INTO "{client.schema}".queue (name) VALUES (%s) ON CONFLICT DO NOTHING'
+    holder.execute(insert, ["b"])
+    waits = "SELECT 1 FROM pg_stat_activity WHERE %s = ANY (pg_blocking_pids(pid))"
+    with in_the_background(lambda: QueueStore(client.schema).keep_queues(connect(autocommit=True), ["b", "a"])):
+        wait_until(lambda: third.execute(waits, [holder.info.backend_pid]).fetchone())
+        third.execute("SET lock_timeout = '100ms'")
+        with pytest.raises(psycopg.errors.LockNotAvailable):  # it has made `a` before it waits for `b`
+            third.execute(insert, ["a"])
+        holder.rollback()
+    assert names(client) == ["a", "b"]
 
 
 def test_a_pause_outlives_the_workers_and_a_new_start(client: Client, stored: Stored) -> None:
