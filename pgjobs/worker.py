@@ -180,8 +180,7 @@ class WorkerPool:
             if not self.work_map:
                 raise WorkerPoolError("the WorkMap is empty: register a handler before start")
             self._client.check_schema()
-            with self._client.source.first_connection() as conn:
-                self._queue_store.keep_queues(conn, self._queues)
+            self._keep_queues(self._queues)
             self._client.source.make_room(self.threads)
             self._room = self.threads
             self._started = True
@@ -313,8 +312,7 @@ class WorkerPool:
             if not self._started:
                 self._queues = {**self._queues, name: idle}
                 return
-            with self._client.source.first_connection() as conn:
-                self._queue_store.keep_queues(conn, [name])
+            self._keep_queues([name])
             self._client.source.make_room(threads)
             self._room += threads
             self._queues = {**self._queues, name: idle}  # a new dict: other threads look at it all the time
@@ -350,6 +348,14 @@ class WorkerPool:
                 self._client.source.give_room_back(idle.threads)
                 self._room -= idle.threads
         return True
+
+    def _keep_queues(self, names: Iterable[str]) -> None:
+        """Say that this process works these queues, so that they are known at once. It is said again every minute."""
+        try:
+            with self._client.source.first_connection() as conn:
+                self._queue_store.keep_queues(conn, names)
+        except psycopg.Error as error:  # no reason not to work
+            log.warning("%s: its queues are not on record: %s", self.name, one_line(error))
 
     def _leave(self, name: str) -> IdleThreads:
         idle = self._queues[name]

@@ -83,6 +83,7 @@ WITH RECURSIVE line AS (
     INSERT INTO pgjobs.queue (name, paused_at)
     SELECT name, CASE WHEN %(paused)s::boolean THEN pg_catalog.statement_timestamp() END
     FROM seen WHERE name NOT IN (SELECT name FROM pgjobs.queue)
+    ORDER BY name
     ON CONFLICT DO NOTHING
     RETURNING name, paused_at, updated_at
 ), answer AS (
@@ -96,11 +97,13 @@ FROM seen LEFT JOIN answer USING (name)
 ORDER BY name;
 
 -- name: keep_queues
--- Said by a worker of the queues that it works. A row that somebody is just pausing is fresh enough.
+-- Said by a worker of the queues that it works. A row that somebody is just pausing is fresh enough; those who make the
+-- same rows make them in the same order, and so never wait for each other in a circle.
 WITH mine AS (
     SELECT name FROM pg_catalog.unnest(%(names)s::text[]) AS mine (name)
 ), made AS (
     INSERT INTO pgjobs.queue (name) SELECT name FROM mine WHERE name NOT IN (SELECT name FROM pgjobs.queue)
+    ORDER BY name
     ON CONFLICT DO NOTHING
 ), free AS MATERIALIZED (
     SELECT name FROM pgjobs.queue WHERE name IN (SELECT name FROM mine) FOR NO KEY UPDATE SKIP LOCKED

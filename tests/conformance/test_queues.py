@@ -362,6 +362,22 @@ def test_a_worker_keeps_the_rows_of_its_queues_fresh_and_old_ones_go(
         assert waiting == Queue("old.waiting", None, None), "it is known by its jobs alone"
 
 
+def test_the_rows_of_new_queues_are_made_in_one_order_by_all_so_that_nobody_waits_in_a_circle(
+    client: Client, connect: Connect
+) -> None:
+    holder, third = connect(), connect(autocommit=True)
+    insert = f'INSERT INTO "{client.schema}".queue (name) VALUES (%s) ON CONFLICT DO NOTHING'
+    holder.execute(insert, ["b"])
+    waits = "SELECT 1 FROM pg_stat_activity WHERE %s = ANY (pg_blocking_pids(pid))"
+    with in_the_background(lambda: QueueStore(client.schema).keep_queues(connect(autocommit=True), ["b", "a"])):
+        wait_until(lambda: third.execute(waits, [holder.info.backend_pid]).fetchone())
+        third.execute("SET lock_timeout = '100ms'")
+        with pytest.raises(psycopg.errors.LockNotAvailable):  # it has made `a` before it waits for `b`
+            third.execute(insert, ["a"])
+        holder.rollback()
+    assert names(client) == ["a", "b"]
+
+
 def test_a_pause_outlives_the_workers_and_a_new_start(client: Client, stored: Stored) -> None:
     with WorkerPool(client, {Thing: nothing}, queues={"a": 1}):
         client.queues.pause("a")
