@@ -44,7 +44,7 @@ def made(app: DjangoApp, fresh_database: str) -> Iterator[Trial]:
 @pytest.fixture(params=["connections", "pool"])
 def either(request: pytest.FixtureRequest, fresh_database: str) -> Iterator[Trial]:
     """With a connection of each thread's own, and with Django's pool."""
-    settings = POOL if request.param == "pool" else {}
+    settings: dict[str, Any] = POOL if request.param == "pool" else {"CONN_MAX_AGE": None}
     with trial(DjangoApp(fresh_database, "pgjobs", **settings), fresh_database) as made:
         yield made
 
