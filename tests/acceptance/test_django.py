@@ -21,7 +21,7 @@ from django.db import (
 from django.db.backends.signals import connection_created
 from django.db.transaction import TransactionManagementError
 
-from pgjobs import InvalidSetting, InvalidTransaction, Job, JobState, WorkerPool, WorkerPoolError
+from pgjobs import Handler, InvalidSetting, InvalidTransaction, Job, JobState, WorkerPool, WorkerPoolError
 from pgjobs.contrib.django import DjangoSource
 from tests.acceptance.frameworks import DjangoApp, DjangoEffect, Trial, trial
 from tests.waiting import wait_until
@@ -268,6 +268,21 @@ def test_a_handler_that_closes_its_connection_has_failed(either: Trial, end: Cal
     for conn in taken:
         assert conn.execute("SELECT 1").fetchone() == (1,)
         connections["default"].pool.putconn(conn)
+
+
+def test_a_block_that_a_detached_handler_leaves_open_is_closed(made: Trial) -> None:
+    def handler(_: None, job: Job[Any]) -> None:
+        transaction.atomic().__enter__()
+        write("half done")
+
+    job = made.enqueue()
+    pool = WorkerPool(made.client, {"test": Handler(handler, detached=True), "next": write_next})
+    assert pool.work_one()
+    assert made.job(job).state == JobState.COMPLETED
+    made.enqueue("next")
+    assert pool.work_one()
+    assert made.effects == ["next"]
+    assert state_of(connections["default"]) == OUTSIDE
 
 
 # --- its end

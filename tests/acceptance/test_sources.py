@@ -15,7 +15,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from pgjobs import Handler, Interrupted, Job, JobState, NewJob, PoolTooSmall, WorkerPool, constant
+from pgjobs import Client, Handler, Hooks, Interrupted, Job, JobState, NewJob, PoolTooSmall, WorkerPool, constant
 from pgjobs.attempt import Patience
 from tests.acceptance.frameworks import APPS, LATER, App, Trial, backend, raw, trial
 from tests.waiting import wait_until
@@ -206,6 +206,49 @@ def test_a_connection_that_is_lost_is_the_attempts_failure(made: Trial, app: App
     assert (job.state, job.error_count) == (JobState.RETRYABLE, 1)
     assert following.state == JobState.COMPLETED
     assert made.effects == ["next"]
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["left", "raised"])
+def test_a_job_locked_by_hand_commits_with_what_is_written_beside_it(made: Trial, app: App, fails: bool) -> None:
+    job = made.enqueue()
+    with suppress(KeyError), made.client.lock_job() as (tx, locked):
+        assert locked is not None
+        app.write(tx, "written")
+        made.client.enqueue(tx, NOTHING, kind="follow-up", queue="other")
+        if fails:
+            raise KeyError("no further")
+    assert made.job(job).state == (JobState.RETRYABLE if fails else JobState.COMPLETED)
+    assert (made.effects, made.jobs) == (([], ["test"]) if fails else (["written"], ["test", "follow-up"]))
+    with made.client.lock_job() as (_, locked):
+        assert locked is None
+
+
+def test_a_detached_handler_completes_its_job_in_a_transaction_of_the_application(made: Trial, app: App) -> None:
+    def handler(_: None, job: Job[Any]) -> None:
+        with app.transaction() as tx:
+            app.write(tx, "written")
+            job.complete(tx)
+            assert made.job(job).state == JobState.RUNNING
+
+    job = made.enqueue()
+    assert WorkerPool(made.client, {"test": Handler(handler, detached=True)}).work_one()
+    assert (made.job(job).state, made.job(job).last_error) == (JobState.COMPLETED, None)
+    assert made.effects == ["written"]
+
+
+def test_hooks_are_called_outside_of_the_jobs_transaction(made: Trial, app: App, source: str) -> None:
+    class Audit(Hooks):
+        def on_finish(self, job: Job[Any], error: BaseException | None) -> None:
+            with app.transaction() as tx:
+                app.write(tx, f"{job.state} by the hook")
+
+    made.client = app.client = Client(made.client.source, hooks=[Audit()])
+    made.run(lambda tx, job: app.write(tx, "one"), fail)
+    assert made.effects == ["one", "completed by the hook", "retryable by the hook"]
+
+
+def fail(tx: Any, job: Job[Any]) -> None:
+    raise ValueError("no further")
 
 
 # --- from job to job
