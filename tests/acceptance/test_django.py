@@ -366,6 +366,14 @@ def test_the_settings_decide_whether_an_idle_thread_keeps_its_connection(
         assert (connections["default"].connection is not None) == kept
 
 
+def test_a_thread_that_goes_to_work_checks_the_health_of_its_connection_where_django_would(fresh_database: str) -> None:
+    with trial(DjangoApp(fresh_database, "pgjobs", CONN_MAX_AGE=None, CONN_HEALTH_CHECKS=True), fresh_database) as made:
+        made.run(write_next)
+        made.query("SELECT pg_terminate_backend(%s)", connections["default"].connection.info.backend_pid)
+        (job,) = made.run(lambda tx, job: write("on a new one"))
+        assert job.state == JobState.COMPLETED
+
+
 def test_a_connection_that_is_too_old_is_changed_between_two_jobs(
     fresh_database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

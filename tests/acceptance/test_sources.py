@@ -318,11 +318,22 @@ def test_a_handler_past_its_timeout_is_ended_by_a_cancel_of_its_statement(made: 
     assert made.effects == ["next"]
 
 
-def test_a_handler_that_resists_is_cut_off_and_its_thread_replaced(
-    made: Trial, app: App, monkeypatch: pytest.MonkeyPatch
+ONE_CONNECTION: dict[str, tuple[str, dict[str, Any]]] = {
+    "psycopg": ("psycopg", {}),
+    "sqlalchemy": ("sqlalchemy", {"pool_size": 1, "max_overflow": 0}),
+    "django": ("django", {}),
+    "django with a pool": ("django", {"OPTIONS": {"pool": {"min_size": 1, "max_size": 1}}}),
+}
+
+
+@pytest.mark.parametrize("name", ONE_CONNECTION)
+def test_a_handler_that_resists_is_cut_off_and_its_thread_and_connection_replaced(
+    name: str, fresh_database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its connection is given up on its behalf; when it comes back, it writes nothing."""
+    """Its place in a pool is free for the next; and when it comes back, it writes nothing."""
     monkeypatch.setattr("pgjobs.attempt.AFTER_TIMEOUT", Patience(raised=0.2, severed=0.4, stuck=0.6))
+    source, settings = ONE_CONNECTION[name]
+    app: App = APPS[source](fresh_database, "pgjobs", **settings)
     release = threading.Event()
     threads: list[threading.Thread] = []
     failures: list[BaseException] = []
@@ -343,18 +354,19 @@ def test_a_handler_that_resists_is_cut_off_and_its_thread_replaced(
         "test": Handler(deaf, timeout=timedelta(seconds=0.3)),
         "next": Handler(lambda tx, job: app.write(tx, "next")),
     }
-    job, following = made.enqueue(), made.enqueue("next")
-    with WorkerPool(made.client, handlers, queues={"default": 1}, backoff=LATER):
-        try:
-            wait_until(lambda: made.job(following).state == JobState.COMPLETED)
-            assert made.job(job).last_error == "timed out after 0.3 s"
-        finally:
-            release.set()
-        threads[0].join(10)
-        assert not threads[0].is_alive()
-    assert len(failures) == 1
-    assert made.effects == ["next"]
-    assert no_transaction_is_open(made)
+    with trial(app, fresh_database) as made:
+        job, following = made.enqueue(), made.enqueue("next")
+        with WorkerPool(made.client, handlers, queues={"default": 1}, backoff=LATER):
+            try:
+                wait_until(lambda: made.job(following).state == JobState.COMPLETED)
+                assert made.job(job).last_error == "timed out after 0.3 s"
+            finally:
+                release.set()
+            threads[0].join(10)
+            assert not threads[0].is_alive()
+        assert len(failures) == 1
+        assert made.effects == ["next"]
+        assert no_transaction_is_open(made)
 
 
 # --- many threads, and processes that die
