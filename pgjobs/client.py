@@ -491,8 +491,8 @@ class Client:
         finisher = Finisher(
             store=self.store, claimer=claimer, backoff=self.backoff, hooks=self.hooks, events=self.events
         )
-        with self.source.checkout() as held, locked(claimer, finisher, held, queue, id) as job:
-            yield held.conn, job
+        with self.source.checkout() as held, locked(claimer, finisher, held, queue, id) as tx_and_job:
+            yield tx_and_job
 
     def subscribe(self, kinds: Iterable[EventKind | str] = (), *, size: int = 1000) -> Subscription:
         """Hear of every attempt that ends in a worker pool of this client: `for event in client.subscribe(...)`.

@@ -130,18 +130,19 @@ class Executor:
 @contextmanager
 def locked(
     claimer: Claimer, finisher: Finisher, held: Checkout, queue: str, id: int | None
-) -> Iterator[Job[Any] | None]:
+) -> Iterator[tuple[Any, Job[Any] | None]]:
     """The next job of the queue, or the one with this id, claimed and locked for as long as the block, which takes the
     place of the handler. What the block raises is recorded and raised, but for the signals."""
     job = claimer.claim(held, queue, id=id)
     if job is None:
-        yield None
+        yield held.conn, None
         return
     handler = claimer.handler_of(job.kind)
     attempt = Attempt(job, held, None, handler=handler)
     error: BaseException | None = None
     try:
-        yield replace(job, running=attempt, decode=handler.decode if handler else job.decode)
+        with held.handing_over() as tx:
+            yield tx, replace(job, running=attempt, decode=handler.decode if handler else job.decode)
     except BaseException as raised:
         error = raised
     finisher.finish(held, attempt, error)

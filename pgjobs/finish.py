@@ -51,20 +51,21 @@ class Finisher:
         """Write what became of an attempt whose handler returned, or raised `error`. `go_on` with the next job, if that
         can be claimed in the same round trip."""
         started, committed = time.monotonic(), False
+        finished: Finished | None = None
         try:
             outcome, finished, error = self._write(held, attempt, error, go_on)
             committed = error is None
         except AttemptLost as lost:
             log.warning("%s: its outcome stands already: it was finished for it, rescued, or changed", lost)
             held.spoiled = True
-        else:
-            if finished is not None:
-                self._tell(attempt, outcome, finished, error, time.monotonic() - started)
         finally:
+            took = time.monotonic() - started
             if attempt.held is not None:
                 held.settle(committed=committed)
             if held.usable and not held.spoiled:
                 held.restore()
+        if finished is not None:  # now that a framework knows that the transaction is over: a hook may use it
+            self._tell(attempt, outcome, finished, error, took)
 
     def record_severed(self, attempt: Attempt, held: Checkout) -> None:
         """Record the outcome of an attempt whose connection was shut down, whatever its handler still does: from here

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from datetime import timedelta
 from pathlib import Path
@@ -23,6 +23,9 @@ from typing import Any, NamedTuple
 
 import psycopg
 import pytest
+import sqlalchemy
+from psycopg.conninfo import conninfo_to_dict
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 import pgjobs
 from pgjobs import Client, Job, JobOptions, JobState, WorkerPool, WorkMap, cli
@@ -101,10 +104,23 @@ class Welcome:
     email: str
 
 
+class Base(DeclarativeBase):
+    pass
+
+
+class Account(Base):
+    __tablename__ = "account"
+    email: Mapped[str] = mapped_column(primary_key=True)
+    greeted: Mapped[bool | None]
+
+
 @contextmanager
 def surroundings(dsn: str) -> Iterator[dict[str, Any]]:
     """All that a block may ask for with `in:`."""
-    with Client(dsn) as client:
+    where = {name: str(value) for name, value in conninfo_to_dict(dsn).items()}
+    engine = sqlalchemy.create_engine(sqlalchemy.URL.create("postgresql+psycopg", query=where))
+    with ExitStack() as ending, Client(dsn) as client:
+        ending.callback(engine.dispose)
         client.migrate()
         with client.pool.connection() as tx:
             tx.execute("CREATE TABLE account (email text, greeted boolean)")
@@ -116,6 +132,8 @@ def surroundings(dsn: str) -> Iterator[dict[str, Any]]:
                 "Welcome": Welcome,
                 "Connection": psycopg.Connection,
                 "Job": Job,
+                "engine": engine,
+                "Account": Account,
             }
 
 

@@ -127,14 +127,13 @@ class _EngineCheckout(Checkout):
 
     def settle(self, *, committed: bool) -> None:
         session, self._session = self._session, None
-        if session is None:
-            return
-        untold = session.in_transaction()
+        untold = session is not None and session.in_transaction()
         try:
             self._end_transaction(committed)
-            if untold:
-                _tell(session, committed)
-            session.close()
+            if session is not None:
+                if untold:
+                    _tell(session, committed)
+                session.close()
         except Exception as error:
             log.warning("a Session could not be closed after its job: %s", one_line(error))
             self.spoiled = True

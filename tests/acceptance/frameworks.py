@@ -123,10 +123,8 @@ class DjangoApp:
     def __init__(self, dsn: str, schema: str, **settings: Any) -> None:
         connections["default"].close()
         del connections["default"]
-        connections.settings["default"].update(
-            {"NAME": "", "OPTIONS": conninfo_to_dict(dsn), "CONN_MAX_AGE": 0, "CONN_HEALTH_CHECKS": False}
-        )
         where = connections.settings["default"]
+        where.update(OPTIONS=conninfo_to_dict(dsn), CONN_MAX_AGE=0, CONN_HEALTH_CHECKS=False, AUTOCOMMIT=True)
         where["NAME"] = where["OPTIONS"].pop("dbname")
         where["OPTIONS"].update(settings.pop("OPTIONS", {}))
         where.update(settings)

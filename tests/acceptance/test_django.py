@@ -21,7 +21,7 @@ from django.db import (
 from django.db.backends.signals import connection_created
 from django.db.transaction import TransactionManagementError
 
-from pgjobs import InvalidSetting, InvalidTransaction, Job, JobState, WorkerPool, WorkerPoolError
+from pgjobs import Handler, InvalidSetting, InvalidTransaction, Job, JobState, WorkerPool, WorkerPoolError
 from pgjobs.contrib.django import DjangoSource
 from tests.acceptance.frameworks import DjangoApp, DjangoEffect, Trial, trial
 from tests.waiting import wait_until
@@ -44,7 +44,7 @@ def made(app: DjangoApp, fresh_database: str) -> Iterator[Trial]:
 @pytest.fixture(params=["connections", "pool"])
 def either(request: pytest.FixtureRequest, fresh_database: str) -> Iterator[Trial]:
     """With a connection of each thread's own, and with Django's pool."""
-    settings = POOL if request.param == "pool" else {}
+    settings: dict[str, Any] = POOL if request.param == "pool" else {"CONN_MAX_AGE": None}
     with trial(DjangoApp(fresh_database, "pgjobs", **settings), fresh_database) as made:
         yield made
 
@@ -270,6 +270,21 @@ def test_a_handler_that_closes_its_connection_has_failed(either: Trial, end: Cal
         connections["default"].pool.putconn(conn)
 
 
+def test_a_block_that_a_detached_handler_leaves_open_is_closed(made: Trial) -> None:
+    def handler(_: None, job: Job[Any]) -> None:
+        transaction.atomic().__enter__()
+        write("half done")
+
+    job = made.enqueue()
+    pool = WorkerPool(made.client, {"test": Handler(handler, detached=True), "next": write_next})
+    assert pool.work_one()
+    assert made.job(job).state == JobState.COMPLETED
+    made.enqueue("next")
+    assert pool.work_one()
+    assert made.effects == ["next"]
+    assert state_of(connections["default"]) == OUTSIDE
+
+
 # --- its end
 
 
@@ -349,6 +364,14 @@ def test_the_settings_decide_whether_an_idle_thread_keeps_its_connection(
     with trial(DjangoApp(fresh_database, "pgjobs", CONN_MAX_AGE=age), fresh_database) as made:
         made.run(write_next)
         assert (connections["default"].connection is not None) == kept
+
+
+def test_a_thread_that_goes_to_work_checks_the_health_of_its_connection_where_django_would(fresh_database: str) -> None:
+    with trial(DjangoApp(fresh_database, "pgjobs", CONN_MAX_AGE=None, CONN_HEALTH_CHECKS=True), fresh_database) as made:
+        made.run(write_next)
+        made.query("SELECT pg_terminate_backend(%s)", connections["default"].connection.info.backend_pid)
+        (job,) = made.run(lambda tx, job: write("on a new one"))
+        assert job.state == JobState.COMPLETED
 
 
 def test_a_connection_that_is_too_old_is_changed_between_two_jobs(

@@ -15,7 +15,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from pgjobs import Handler, Interrupted, Job, JobState, NewJob, PoolTooSmall, WorkerPool, constant
+from pgjobs import Client, Handler, Hooks, Interrupted, Job, JobState, NewJob, PoolTooSmall, WorkerPool, constant
 from pgjobs.attempt import Patience
 from tests.acceptance.frameworks import APPS, LATER, App, Trial, backend, raw, trial
 from tests.waiting import wait_until
@@ -208,6 +208,49 @@ def test_a_connection_that_is_lost_is_the_attempts_failure(made: Trial, app: App
     assert made.effects == ["next"]
 
 
+@pytest.mark.parametrize("fails", [False, True], ids=["left", "raised"])
+def test_a_job_locked_by_hand_commits_with_what_is_written_beside_it(made: Trial, app: App, fails: bool) -> None:
+    job = made.enqueue()
+    with suppress(KeyError), made.client.lock_job() as (tx, locked):
+        assert locked is not None
+        app.write(tx, "written")
+        made.client.enqueue(tx, NOTHING, kind="follow-up", queue="other")
+        if fails:
+            raise KeyError("no further")
+    assert made.job(job).state == (JobState.RETRYABLE if fails else JobState.COMPLETED)
+    assert (made.effects, made.jobs) == (([], ["test"]) if fails else (["written"], ["test", "follow-up"]))
+    with made.client.lock_job() as (_, locked):
+        assert locked is None
+
+
+def test_a_detached_handler_completes_its_job_in_a_transaction_of_the_application(made: Trial, app: App) -> None:
+    def handler(_: None, job: Job[Any]) -> None:
+        with app.transaction() as tx:
+            app.write(tx, "written")
+            job.complete(tx)
+            assert made.job(job).state == JobState.RUNNING
+
+    job = made.enqueue()
+    assert WorkerPool(made.client, {"test": Handler(handler, detached=True)}).work_one()
+    assert (made.job(job).state, made.job(job).last_error) == (JobState.COMPLETED, None)
+    assert made.effects == ["written"]
+
+
+def test_hooks_are_called_outside_of_the_jobs_transaction(made: Trial, app: App, source: str) -> None:
+    class Audit(Hooks):
+        def on_finish(self, job: Job[Any], error: BaseException | None) -> None:
+            with app.transaction() as tx:
+                app.write(tx, f"{job.state} by the hook")
+
+    made.client = app.client = Client(made.client.source, hooks=[Audit()])
+    made.run(lambda tx, job: app.write(tx, "one"), fail)
+    assert made.effects == ["one", "completed by the hook", "retryable by the hook"]
+
+
+def fail(tx: Any, job: Job[Any]) -> None:
+    raise ValueError("no further")
+
+
 # --- from job to job
 
 
@@ -275,11 +318,22 @@ def test_a_handler_past_its_timeout_is_ended_by_a_cancel_of_its_statement(made: 
     assert made.effects == ["next"]
 
 
-def test_a_handler_that_resists_is_cut_off_and_its_thread_replaced(
-    made: Trial, app: App, monkeypatch: pytest.MonkeyPatch
+ONE_CONNECTION: dict[str, tuple[str, dict[str, Any]]] = {
+    "psycopg": ("psycopg", {}),
+    "sqlalchemy": ("sqlalchemy", {"pool_size": 1, "max_overflow": 0}),
+    "django": ("django", {}),
+    "django with a pool": ("django", {"OPTIONS": {"pool": {"min_size": 1, "max_size": 1}}}),
+}
+
+
+@pytest.mark.parametrize("name", ONE_CONNECTION)
+def test_a_handler_that_resists_is_cut_off_and_its_thread_and_connection_replaced(
+    name: str, fresh_database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its connection is given up on its behalf; when it comes back, it writes nothing."""
+    """Its place in a pool is free for the next; and when it comes back, it writes nothing."""
     monkeypatch.setattr("pgjobs.attempt.AFTER_TIMEOUT", Patience(raised=0.2, severed=0.4, stuck=0.6))
+    source, settings = ONE_CONNECTION[name]
+    app: App = APPS[source](fresh_database, "pgjobs", **settings)
     release = threading.Event()
     threads: list[threading.Thread] = []
     failures: list[BaseException] = []
@@ -300,18 +354,19 @@ def test_a_handler_that_resists_is_cut_off_and_its_thread_replaced(
         "test": Handler(deaf, timeout=timedelta(seconds=0.3)),
         "next": Handler(lambda tx, job: app.write(tx, "next")),
     }
-    job, following = made.enqueue(), made.enqueue("next")
-    with WorkerPool(made.client, handlers, queues={"default": 1}, backoff=LATER):
-        try:
-            wait_until(lambda: made.job(following).state == JobState.COMPLETED)
-            assert made.job(job).last_error == "timed out after 0.3 s"
-        finally:
-            release.set()
-        threads[0].join(10)
-        assert not threads[0].is_alive()
-    assert len(failures) == 1
-    assert made.effects == ["next"]
-    assert no_transaction_is_open(made)
+    with trial(app, fresh_database) as made:
+        job, following = made.enqueue(), made.enqueue("next")
+        with WorkerPool(made.client, handlers, queues={"default": 1}, backoff=LATER):
+            try:
+                wait_until(lambda: made.job(following).state == JobState.COMPLETED)
+                assert made.job(job).last_error == "timed out after 0.3 s"
+            finally:
+                release.set()
+            threads[0].join(10)
+            assert not threads[0].is_alive()
+        assert len(failures) == 1
+        assert made.effects == ["next"]
+        assert no_transaction_is_open(made)
 
 
 # --- many threads, and processes that die

@@ -292,6 +292,22 @@ def test_the_applications_sessionmaker_makes_the_session(made: Trial, app: SQLAl
     assert made.effects == ["written"]
 
 
+def test_a_session_that_cannot_be_made_is_the_attempts_failure(made: Trial, app: SQLAlchemyApp) -> None:
+    made_before: list[Session] = []
+
+    def factory(**settings: Any) -> Session:
+        made_before.append(Session(**settings))
+        if len(made_before) == 1:
+            raise ValueError("not today")
+        return made_before[-1]
+
+    made.client = Client(SQLAlchemySource(app.engine, session=factory))
+    first, second = made.run(write_next, write_next)
+    made.client.close()
+    assert (first.state, first.last_error) == (JobState.RETRYABLE, "not today")
+    assert second.state == JobState.COMPLETED
+
+
 def test_a_cursor_of_the_server_works_in_the_handler(made: Trial) -> None:
     seen: list[int] = []
 
@@ -438,6 +454,7 @@ def test_an_engine_without_a_free_connection_is_waited_for(
         connection = app.engine.connect()
         with WorkerPool(made.client, {"test": write_next}, queues={"default": 1}):
             wait_until(lambda: "QueuePool limit" in caplog.text)
+            assert "Traceback" not in caplog.text, "it is taken for what it is"
             assert made.job(job).state == JobState.AVAILABLE
             connection.close()
             wait_until(lambda: made.job(job).state == JobState.COMPLETED)

@@ -92,6 +92,10 @@ class _AliasCheckout(Checkout):
         super().__init__()
 
     def _get(self) -> AnyConnection:
+        if self._wrapper.in_atomic_block:  # a detached handler has left it open
+            self._in_block = True
+            self._leave_block()
+            self._wrapper.close()
         with _driver_errors():
             self._wrapper.cursor().close()  # connects, after a health check if the settings want one
             if not self._wrapper.get_autocommit():
