@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -133,12 +134,15 @@ class Attempt:
     def _run(self, handler: Callable[[], object]) -> BaseException | None:
         error: BaseException | None = None
         started = time.monotonic()
+        process = os.getpid()
         try:
             with self._lock:
                 self._in_handler = True
             handler()
         except BaseException as raised:  # also SystemExit: a handler must not end the worker's thread
             error = raised
+        if os.getpid() != process:  # a child that the handler forked has come back out of it; nothing here is its own
+            os._exit(0 if error is None or (isinstance(error, SystemExit) and not error.code) else 1)
         self._close_window()
         self.run_time = timedelta(seconds=time.monotonic() - started)
         return error
