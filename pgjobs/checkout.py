@@ -239,6 +239,9 @@ def giving_back(held: Held) -> Iterator[Held]:
     """Give it back at the end of the block."""
     try:
         yield held
+    except psycopg.Error:  # perhaps of the session: of a server that has become a replica, say
+        held.spoiled = True
+        raise
     finally:
         held.give_back()
 

@@ -65,7 +65,7 @@ class Worker:
     @property
     def log(self) -> str:
         """What all workers of its nursery have logged."""
-        return self._log.read_text(errors="replace") if self._log.exists() else ""
+        return _read(self._log)
 
     @property
     def memory(self) -> int:
@@ -84,7 +84,7 @@ class Nursery:
     def __init__(
         self, directory: Path, *, prefix: Sequence[str] = (), env: Mapping[str, str] | None = None, root: Path = ROOT
     ) -> None:
-        self._directory = directory
+        self._log = directory / "workers.log"
         self._workers: list[Worker] = []
         self._process = subprocess.Popen(
             [*prefix, sys.executable, "-m", "tests.faults.child"],
@@ -99,14 +99,19 @@ class Nursery:
     def pid(self) -> int:
         return self._process.pid
 
+    @property
+    def log(self) -> str:
+        """What all its workers have logged."""
+        return _read(self._log)
+
     def start(self, *, dsn: str, queues: Mapping[str, int] | None = None, **config: Any) -> Worker:
         """A worker; see child.py for what it can be told. `ledger` is where it writes its starts, if not at `dsn`."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        log = self._directory / "workers.log"
-        wanted = {"dsn": dsn, "ledger": dsn, "schema": "pgjobs", "queues": queues or {"default": 1}, "log": str(log)}
-        print(json.dumps(wanted | config), file=self._process.stdin, flush=True)
-        worker = Worker(int(self._process.stdout.readline()), log)
+        wanted = {"dsn": dsn, "ledger": dsn, "schema": "pgjobs", "queues": queues or {"default": 1}}
+        config = wanted | {"log": str(self._log)} | config
+        print(json.dumps(config), file=self._process.stdin, flush=True)
+        worker = Worker(int(self._process.stdout.readline()), self._log)
         self._workers.append(worker)
         return worker
 
@@ -131,3 +136,7 @@ class Nursery:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _read(log: Path) -> str:
+    return log.read_text(errors="replace") if log.exists() else ""
