@@ -13,7 +13,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -67,11 +66,14 @@ def _work(
     listen: bool = True,
     listen_dsn: str | None = None,
     schedules: int = 0,
+    migrate: bool = False,
     **_: Any,
 ) -> None:
     if stop_at is not None:
         _stop_at(stop_at)
     client = Client(dsn, schema=schema)
+    if migrate:
+        client.migrate()
     handler = Handler(ledger, schema)
     WorkerPool(
         client,
@@ -121,14 +123,14 @@ def _stop_at(point: str) -> None:
             _freeze()
         return job
 
-    def freeze_and_complete(*args: Any, **kwargs: Any) -> bool:
+    def freeze_and_complete(*args: Any, **kwargs: Any) -> Any:
         _freeze()
         return complete(*args, **kwargs)
 
-    def complete_and_freeze(*args: Any, **kwargs: Any) -> bool:
-        clean = complete(*args, **kwargs)
+    def complete_and_freeze(*args: Any, **kwargs: Any) -> Any:
+        finished = complete(*args, **kwargs)
         _freeze()
-        return clean
+        return finished
 
     wrappers: dict[str, tuple[str, Callable[..., Any]]] = {
         "after_claim": ("claim", claim_and_freeze),
@@ -184,7 +186,7 @@ class Handler:
         pass
 
     def _sleep(self, tx: Any, value: str) -> None:
-        time.sleep(float(value))
+        threading.Event().wait(float(value))  # faketime breaks time.sleep()
 
     def _sql(self, tx: Any, value: str) -> None:
         """In a statement for so many seconds."""

@@ -72,6 +72,14 @@ INVARIANTS = {
     """,
 }
 
+# Of schedules that tick every second: a gap between two ticks, or two at less distance.
+TICKS = """
+    SELECT schedule, tick FROM (
+        SELECT schedule, tick, tick - lag(tick) OVER (PARTITION BY schedule ORDER BY tick) AS distance
+        FROM {schema}.job WHERE schedule IS NOT NULL) AS ticks
+    WHERE distance <> interval '1 s'
+"""
+
 Query = Callable[..., Sequence[tuple[Any, ...]]]
 
 

@@ -91,8 +91,8 @@ class Nursery:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            cwd=ROOT,
-            env=os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{ROOT}"} | dict(env or {}),
+            cwd=root,  # is the first place where Python looks for the library
+            env=os.environ | {"PYTHONPATH": str(ROOT)} | dict(env or {}),
         )
 
     @property
