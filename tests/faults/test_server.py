@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from itertools import count
 from pathlib import Path
 
 import psycopg
@@ -22,6 +21,8 @@ from tests.faults.workers import Nursery
 from tests.waiting import wait_until
 
 Tx = psycopg.Connection[object]
+
+_LISTENING = "SELECT 1 FROM pg_stat_activity WHERE query ~ '^(LISTEN|SELECT 1$)' AND datname = current_database()"
 
 
 @contextmanager
@@ -88,37 +89,44 @@ def test_f9_a_server_that_crashes_loses_nothing_and_the_worker_goes_on_by_itself
     ledger.wait_drained()
     ledger.check()
     assert set(certain) <= {id for (id,) in ledger.sql("SELECT id FROM {schema}.job")}
-    listening = "SELECT 1 FROM pg_stat_activity WHERE query ~ '^LISTEN' AND datname = current_database()"
-    wait_until(lambda: ledger.sql(listening), timeout=15)
+    wait_until(lambda: ledger.sql(_LISTENING), timeout=15)
     check_that_it_listens(ledger)
     check_the_log(worker.log[before:], down + 10)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(180)
 @pytest.mark.conformance(325)
-@pytest.mark.parametrize("seconds", [3.0, pytest.param(60.0, marks=[pytest.mark.slow, pytest.mark.timeout(180)])])
-def test_f10_whoever_ends_connections_all_along_stops_nothing(ledger: Ledger, nursery: Nursery, seconds: float) -> None:
+def test_f10_whoever_ends_connections_all_along_stops_nothing(ledger: Ledger, nursery: Nursery) -> None:
     """One after the other, those of listener and maintenance among them; a job may lose an attempt at most."""
     worker = nursery.start(dsn=ledger.dsn, queues={"default": 4}, poll=60)
-    victims = """
-        SELECT pg_terminate_backend(pid), query ~ '^LISTEN' FROM pg_stat_activity
+    victim = """
+        SELECT pg_terminate_backend(pid) FROM pg_stat_activity
         WHERE application_name = 'pgjobs' AND datname = current_database() ORDER BY random() LIMIT 1
     """
     with load(ledger):
         wait_for_more(ledger)
-        over = time.monotonic() + seconds
-        for _ in count():
-            ledger.sql(victims)
-            threading.Event().wait(0.1 if seconds < 10 else 0.5)
-            if time.monotonic() > over:
-                break
-        ledger.sql(victims.replace("random()", "2 DESC"))  # the listener, if it was not hit
+        for _ in range(120):
+            ledger.sql(victim)
+            threading.Event().wait(0.5)
         assert wait_for_more(ledger) < 10
     assert worker.alive
     ledger.wait_drained()
     ledger.check()
-    listening = "SELECT 1 FROM pg_stat_activity WHERE query ~ '^LISTEN' AND datname = current_database()"
-    wait_until(lambda: ledger.sql(listening), timeout=15)
+    wait_until(lambda: ledger.sql(_LISTENING), timeout=15)
     check_that_it_listens(ledger)
+
+
+@pytest.mark.conformance(325)
+def test_a_listener_whose_connection_is_ended_listens_again(ledger: Ledger, nursery: Nursery) -> None:
+    nursery.start(dsn=ledger.dsn, poll=60)
+    end = (
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'pgjobs' AND query ~ '^LISTEN'"
+    )
+    for _ in range(2):
+        wait_until(lambda: ledger.sql(end))
+        wait_until(lambda: ledger.sql(_LISTENING))
+        check_that_it_listens(ledger)
 
 
 @pytest.mark.conformance(325)
