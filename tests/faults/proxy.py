@@ -16,8 +16,7 @@ class Proxy:
 
     def __init__(self, port: int) -> None:
         self._server_port = port
-        self._open = threading.Event()
-        self._open.set()
+        self._open = _opened()
         self._trap: tuple[bytes, Literal["before", "after"]] | None = None
         self.sprung = threading.Event()  # the trap was hit
         self._sockets: set[socket.socket] = set()
@@ -33,6 +32,11 @@ class Proxy:
     def flow(self) -> None:
         """Forward again, what was held back first."""
         self._open.set()
+
+    def lose(self) -> None:
+        """The same for the connections there are, for ever; those that are made from now on are none the worse."""
+        self._open.clear()
+        self._open = _opened()
 
     def cut(self) -> None:
         """End every connection there is."""
@@ -72,13 +76,21 @@ class Proxy:
                 with self._lock:
                     self._sockets |= {client, server}
                 mute = threading.Event()  # the answer is not to be passed on
-                for args in ((client, server, mute, True), (server, client, mute, False)):
+                way = self._open
+                for args in ((client, server, way, mute, True), (server, client, way, mute, False)):
                     threading.Thread(target=self._pump, args=args, daemon=True).start()
 
-    def _pump(self, source: socket.socket, target: socket.socket, mute: threading.Event, requests: bool) -> None:
+    def _pump(
+        self,
+        source: socket.socket,
+        target: socket.socket,
+        way: threading.Event,
+        mute: threading.Event,
+        requests: bool,
+    ) -> None:
         with suppress(OSError):
             while data := source.recv(_CHUNK):
-                self._open.wait()
+                way.wait()
                 if requests and self._trap and self._trap[0] in data:
                     (_, cut), self._trap = self._trap, None
                     if cut == "before":
@@ -95,3 +107,9 @@ class Proxy:
         with self._lock:
             self._sockets -= {source}
         source.close()
+
+
+def _opened() -> threading.Event:
+    event = threading.Event()
+    event.set()
+    return event

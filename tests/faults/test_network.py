@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,23 @@ def test_f11_a_worker_whose_network_swallows_everything_is_replaced_and_cannot_c
     assert first.alive
     ledger.wait_drained()
     ledger.check()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_f11_a_worker_whose_connections_fall_silent_works_on_new_ones(
+    ledger: Ledger, nursery: Nursery, proxy: Proxy
+) -> None:
+    """Those of idle threads and of the maintenance too: an answer that is missing for too long ends the connection."""
+    worker = nursery.start(dsn=through(ledger.dsn, proxy.port), ledger=ledger.dsn, queues={"default": 3}, poll=0.2)
+    warm = [ledger.enqueue("sleep 0.2") for _ in range(6)]
+    ledger.wait_drained()
+    proxy.lose()
+    jobs = [ledger.enqueue(delay=timedelta(seconds=0.1)) for _ in range(3)]
+    ledger.wait_drained(timeout=90)
+    assert worker.alive
+    ledger.check()
+    assert [len(ledger.effects(job)) for job in warm + jobs] == [1] * 9
 
 
 @pytest.mark.slow
