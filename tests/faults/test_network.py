@@ -104,7 +104,7 @@ def test_f11_a_worker_whose_connections_fall_silent_works_on_new_ones(
     ledger.wait_drained()
     proxy.lose()
     jobs = [ledger.enqueue(delay=timedelta(seconds=0.1)) for _ in range(3)]
-    ledger.wait_drained(timeout=90)
+    ledger.wait_drained(timeout=120)
     assert worker.alive
     ledger.check()
     assert [len(ledger.effects(job)) for job in warm + jobs] == [1] * 9
