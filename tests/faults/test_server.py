@@ -219,3 +219,14 @@ def test_f13_a_database_that_is_read_only_for_a_while_is_worked_again_afterwards
         admin.execute(sql.SQL("ALTER DATABASE {} RESET default_transaction_read_only").format(name))
     wait_until(lambda: all(ledger.job(job).state == JobState.COMPLETED for job in jobs))
     ledger.check()
+
+
+def test_a_connection_that_met_an_error_is_not_used_again(ledger: Ledger) -> None:
+    """It may be the session's fault: of one that began while the database was read-only, or a replica."""
+    source = ledger.client.source
+    with pytest.raises(psycopg.errors.ReadOnlySqlTransaction), source.own_checkout() as held:
+        failed = held.conn.info.backend_pid
+        held.conn.execute("SET default_transaction_read_only = on")
+        held.conn.execute("CREATE TABLE forbidden ()")
+    with source.own_checkout() as held:
+        assert held.conn.info.backend_pid != failed
