@@ -281,7 +281,7 @@ class MaintenanceThread:
 
     @contextmanager
     def _connection(self, duty: str = "") -> Iterator[AnyConnection]:
-        within = _ANSWER_WITHIN if duty in ("", "promote", "rescue") else _SLOW_ANSWER_WITHIN
+        within = _ANSWER_WITHIN if duty in ("", "promote", "rescue", "tick") else _SLOW_ANSWER_WITHIN
         with self._source.own_checkout() as held, self._over(held), held.answered_within(within):
             yield held.conn
 
