@@ -240,7 +240,12 @@ def judge(storm: Storm, drained: float) -> Verdict:
     add("drained after the last fault, s", f"{drained:.1f}", drained <= DRAINED)
     late = sql(_LATEST, events.last_fault)[0][0]
     add("longest wait after it beyond its delay, s", f"{late:.2f}", late <= plan.late)
-    finished = [at for (at,) in sql("SELECT EXTRACT(epoch FROM finalized_at)::float8 FROM {schema}.job")]
+    finished = [
+        at
+        for (at,) in sql(
+            "SELECT EXTRACT(epoch FROM finalized_at)::float8 FROM {schema}.job WHERE finalized_at IS NOT NULL"
+        )
+    ]
     windows = list(_throughput(finished, events))
     if windows:
         add(f"fewest jobs completed in {WINDOW:g} s with a server", min(windows), min(windows) > 0)
