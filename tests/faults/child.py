@@ -1,7 +1,7 @@
 """The process that workers are forked from, so that the next one is there in milliseconds; and what a worker does.
 
 workers.py runs it as `python -m tests.faults.child`, writes one line of JSON for each worker it wants, and reads the
-process id of each. The stop points wrap the store's methods, here alone: the library knows nothing of them.
+process id of each. The stop points wrap the claimer's methods, here alone: the library knows nothing of them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import psycopg
 from psycopg import sql
 
 from pgjobs import Client, Job, WorkerPool
-from pgjobs.store import Store
+from pgjobs.claim import Claimer
 
 _PR_SET_PDEATHSIG = 1
 
@@ -93,7 +93,7 @@ def _schedules(number: int) -> dict[str, Any]:
         return {}
     import pgjobs
 
-    schedule, every = pgjobs.Schedule, pgjobs.every  # type: ignore[attr-defined]
+    schedule, every = pgjobs.Schedule, pgjobs.every
     names = [f"schedule-{each}" for each in range(number)]
     args = [{"schedule": name} for name in names]
     return {
@@ -115,7 +115,7 @@ def _freeze() -> None:
 
 def _stop_at(point: str) -> None:
     """Wrap what stands next to this point of an attempt."""
-    claim, complete = Store.claim, Store.complete
+    claim, complete = Claimer.claim, Claimer.complete
 
     def claim_and_freeze(*args: Any, **kwargs: Any) -> Any:
         job = claim(*args, **kwargs)
@@ -137,7 +137,7 @@ def _stop_at(point: str) -> None:
         "after_handler": ("complete", freeze_and_complete),
         "after_commit": ("complete", complete_and_freeze),
     }
-    setattr(Store, *wrappers[point])
+    setattr(Claimer, *wrappers[point])
 
 
 # --- the handler

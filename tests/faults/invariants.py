@@ -34,10 +34,12 @@ INVARIANTS = {
         SELECT relation::regclass, mode, pid, xact_start FROM pg_locks JOIN pg_stat_activity USING (pid)
         WHERE relation = '{schema}.job'::regclass AND xact_start < clock_timestamp() - interval '3 s'
     """,
-    "I4 no handler is started more often than the attempts are": """
-        SELECT id, job.attempt, max_attempts, count(*), array_agg(start.attempt) FROM {schema}.job
+    "I4 no handler is started more often than the attempts are, and those that were given back": """
+        SELECT id, job.attempt, max_attempts, metadata, count(*), array_agg(start.attempt) FROM {schema}.job
         JOIN {schema}.start ON start.job = id
-        GROUP BY id, job.attempt, max_attempts HAVING count(*) > job.attempt OR job.attempt > max_attempts
+        GROUP BY id, job.attempt, max_attempts, metadata
+        HAVING count(*) > job.attempt + COALESCE(jsonb_array_length(metadata -> 'given_back'), 0)
+            OR job.attempt > max_attempts
     """,
     "I4 each failed attempt has one error, numbered from 1": """
         SELECT id, state, job.attempt, numbers FROM {schema}.job, LATERAL (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 from contextlib import suppress
@@ -17,7 +18,7 @@ class Proxy:
     def __init__(self, port: int) -> None:
         self._server_port = port
         self._open = _opened()
-        self._trap: tuple[bytes, Literal["before", "after"]] | None = None
+        self._trap: tuple[re.Pattern[bytes], Literal["before", "after"]] | None = None
         self.sprung = threading.Event()  # the trap was hit
         self._sockets: set[socket.socket] = set()
         self._lock = threading.Lock()
@@ -45,8 +46,8 @@ class Proxy:
                 with suppress(OSError):
                     each.shutdown(socket.SHUT_RDWR)
 
-    def trap(self, request: bytes, cut: Literal["before", "after"]) -> None:
-        """Cut the connection of the next request with these bytes in it: before the server gets it, or after the
+    def trap(self, request: re.Pattern[bytes], cut: Literal["before", "after"]) -> None:
+        """Cut the connection of the next request that this is found in: before the server gets it, or after the
         server has answered, without a word of the answer."""
         self.sprung.clear()
         self._trap = (request, cut)
@@ -91,7 +92,7 @@ class Proxy:
         with suppress(OSError):
             while data := source.recv(_CHUNK):
                 way.wait()
-                if requests and self._trap and self._trap[0] in data:
+                if requests and self._trap and self._trap[0].search(data):
                     (_, cut), self._trap = self._trap, None
                     if cut == "before":
                         self.sprung.set()

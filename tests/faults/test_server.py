@@ -208,13 +208,17 @@ def test_f13_a_full_disk_stops_the_work_until_there_is_room(fault_server: Embedd
 def test_f13_a_database_that_is_read_only_for_a_while_is_worked_again_afterwards(
     ledger: Ledger, nursery: Nursery
 ) -> None:
-    name = sql.Identifier(str(conninfo_to_dict(ledger.dsn)["dbname"]))
     """Also by a worker whose sessions began while it was."""
-    jobs = [ledger.enqueue() for _ in range(3)]
+    name = sql.Identifier(str(conninfo_to_dict(ledger.dsn)["dbname"]))
+    worker = nursery.start(dsn=ledger.dsn)
+    ledger.enqueue()
+    ledger.wait_drained()
     said = nursery.log.count("cannot execute UPDATE in a read-only transaction")
     with psycopg.connect(ledger.dsn, autocommit=True) as admin:
         admin.execute(sql.SQL("ALTER DATABASE {} SET default_transaction_read_only = on").format(name))
-        worker = nursery.start(dsn=ledger.dsn)
+        ledger.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'pgjobs'")
+        with psycopg.connect(ledger.dsn, options="-c default_transaction_read_only=off") as tx:
+            jobs = [ledger.enqueue_in(tx) for _ in range(3)]
         wait_until(lambda: worker.log.count("cannot execute UPDATE in a read-only transaction") > said)
         admin.execute(sql.SQL("ALTER DATABASE {} RESET default_transaction_read_only").format(name))
     wait_until(lambda: all(ledger.job(job).state == JobState.COMPLETED for job in jobs))
