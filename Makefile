@@ -8,7 +8,7 @@ INTERPRETER = $(shell $(PYTHON) -c "" 2>/dev/null && echo $(PYTHON) \
 	|| echo env PYENV_VERSION=$$(pyenv whence $(PYTHON) 2>/dev/null | tail -n 1) $(PYTHON))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fix bench clean
+.PHONY: help demo test faults storm soak check fix bench bench-crash clean
 
 help: ## what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -18,6 +18,15 @@ demo: $(READY) ## index the standard library with two workers, and kill one of t
 
 test: $(READY) ## the whole test suite, on an embedded Postgres (or DATABASE_URL)
 	$(BIN)/pytest $(ARGS)
+
+faults: $(READY) ## the fault suite with its slow parts, under 15 minutes; as root on Linux it does all it can
+	$(BIN)/pytest -m "slow or not slow" tests/faults $(ARGS)
+
+storm: $(READY) ## kill workers and the server for five minutes, and print what came of it
+	$(BIN)/python -m tests.faults.storm $(ARGS)
+
+soak: $(READY) ## mild weather for MINUTES (30): memory and connections must not grow
+	$(BIN)/python -m tests.faults.storm --soak $(or $(MINUTES),30) $(ARGS)
 
 check: $(READY) ## format, lint, types, import layers
 	$(BIN)/ruff format --check .
@@ -31,6 +40,9 @@ fix: $(READY) ## format, and mend what the linter can mend
 
 bench: $(READY) ## drain rate beside the pgbench floor of the same statements
 	$(BIN)/python -m benchmarks.drain
+
+bench-crash: $(READY) ## kill -9 in mid-drain: effects without a finished job, for pgjobs and its peers
+	$(BIN)/python -m benchmarks.crash $(ARGS)
 
 clean: ## remove the virtual environments and caches
 	rm -rf .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

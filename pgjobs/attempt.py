@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -24,7 +25,7 @@ from typing import Any
 from uuid import UUID
 
 from pgjobs import codec
-from pgjobs.checkout import Checkout
+from pgjobs.checkout import NEVER, Checkout
 from pgjobs.errors import Interrupted, InvalidTransaction, JobCancelled, JobStopped, JobTimedOut
 from pgjobs.job import Job
 from pgjobs.outcome import Kept
@@ -32,7 +33,7 @@ from pgjobs.transaction import AnyConnection, borrow
 from pgjobs.work_map import Handler
 
 Reason = JobTimedOut | JobCancelled | JobStopped
-_NEVER = float("inf")
+_LOOK_EVERY = 5.0  # seconds between two looks for connections that wait in vain
 _CANCEL_AGAIN = 0.25  # seconds after which a handler that goes on with the next statement is cancelled again
 
 
@@ -71,7 +72,7 @@ class Attempt:
         self.run_time = timedelta(0)  # of the handler
         self.thread = threading.current_thread()
         self.deadline = None if timeout is None else datetime.now(UTC) + timeout
-        self.expires = _NEVER if timeout is None else time.monotonic() + timeout.total_seconds()
+        self.expires = NEVER if timeout is None else time.monotonic() + timeout.total_seconds()
         self.reason: Reason | None = None  # why it is to end
         self.tainted = False  # a cancel or an exception may still be on its way: its connection is not used again
         self.severed = False
@@ -81,7 +82,7 @@ class Attempt:
         self._metadata: dict[str, Any] = {}
         self._output: str | None = None
         self._timeout = timeout
-        self._told_at = _NEVER
+        self._told_at = NEVER
         self._patience = AFTER_TIMEOUT
         self._lock = threading.Lock()
         self._in_handler = False
@@ -133,12 +134,15 @@ class Attempt:
     def _run(self, handler: Callable[[], object]) -> BaseException | None:
         error: BaseException | None = None
         started = time.monotonic()
+        process = os.getpid()
         try:
             with self._lock:
                 self._in_handler = True
             handler()
         except BaseException as raised:  # also SystemExit: a handler must not end the worker's thread
             error = raised
+        if os.getpid() != process:  # a child that the handler forked has come back out of it; nothing here is its own
+            os._exit(0 if error is None or (isinstance(error, SystemExit) and not error.code) else 1)
         self._close_window()
         self.run_time = timedelta(seconds=time.monotonic() - started)
         return error
@@ -175,7 +179,7 @@ class Attempt:
             self.tell(JobTimedOut(self._timeout), AFTER_TIMEOUT)
         with self._lock:
             if self.over or self.stuck:
-                return _NEVER
+                return NEVER
             if self.reason is None:
                 return self.expires
             return self._told_at + self._step(now - self._told_at)
@@ -184,7 +188,7 @@ class Attempt:
         """The firmest step that is due after so many seconds; after how many to come again."""
         if waited >= self._patience.stuck:
             self.stuck = True
-            return _NEVER
+            return NEVER
         if waited >= self._patience.severed:
             if not self.severed:
                 self.severed = self.tainted = True
@@ -214,14 +218,21 @@ class Watch:
     that happens to the database or to a handler can hold it up."""
 
     def __init__(
-        self, *, on_severed: Callable[[Attempt], None], on_stuck: Callable[[Attempt], None], name: str
+        self,
+        *,
+        on_severed: Callable[[Attempt], None],
+        on_stuck: Callable[[Attempt], None],
+        on_silent: Callable[[], None],
+        name: str,
     ) -> None:
         self._on_severed = on_severed
         self._on_stuck = on_stuck
         self._name = name
+        self._on_silent = on_silent
         self._attempts: dict[Attempt, bool] = {}  # with whether its severing was reported
+        self._holds: set[Checkout] = set()
         self._changed = threading.Condition()
-        self._next = _NEVER
+        self._next = NEVER
         self._stopping = False
         self._thread: threading.Thread | None = None
 
@@ -260,6 +271,17 @@ class Watch:
         with self._changed:
             self._attempts.pop(attempt, None)
 
+    @contextmanager
+    def over(self, held: Checkout) -> Iterator[None]:
+        """For as long as the block, see to it that nobody waits on this connection for an answer that does not come."""
+        with self._changed:
+            self._holds.add(held)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._holds.discard(held)
+
     @property
     def tokens(self) -> list[UUID]:
         """Of the attempts that run now."""
@@ -293,9 +315,18 @@ class Watch:
         with self._changed:
             while not self._stopping:
                 now = time.monotonic()
-                self._next = min((attempt.press(now) for attempt in self._attempts), default=_NEVER)
+                self._next = min((attempt.press(now) for attempt in self._attempts), default=NEVER)
                 self._report()
-                self._changed.wait(None if self._next == _NEVER else max(0.0, self._next - time.monotonic()))
+                self._end_silence(now)
+                self._changed.wait(min(_LOOK_EVERY, max(0.0, self._next - time.monotonic())))
+
+    def _end_silence(self, now: float) -> None:
+        """Shut down the connections whose answer is overdue: the network may acknowledge all and pass nothing on."""
+        for held in self._holds:
+            if held.answer_due <= now:
+                held.answer_due = NEVER
+                held.shut_down(id(held.conn))
+                threading.Thread(target=self._on_silent, name="pgjobs/silent", daemon=True).start()
 
     def _report(self) -> None:
         """Hand on what was severed and what is stuck, each in a thread of its own: a report may take its time."""

@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -37,6 +38,9 @@ _PYTHON_STATE = (
 )
 
 
+NEVER = float("inf")
+
+
 class Checkout(ABC):
     """One thread's hold on a connection, for as long as the thread finds work.
 
@@ -48,6 +52,7 @@ class Checkout(ABC):
     hot_path: Any  # what the claimer keeps with the connection
     configures = True  # whether its owner has settings of his own, which a reset takes away
     can_prepare = False  # whether statements may be prepared on it, and jobs follow each other without a pause
+    answer_due = NEVER  # when, by the monotonic clock, the connection is given up that waits for an answer
 
     def __init__(self) -> None:
         self._take()
@@ -140,6 +145,15 @@ class Checkout(ABC):
         conn = self.conn
         if id(conn) == conn_id and self._ours:
             shut_down(conn)
+
+    @contextmanager
+    def answered_within(self, seconds: float) -> Iterator[None]:
+        """What is asked in the block has its answers by then, or the connection is shut down by whoever looks."""
+        self.answer_due = time.monotonic() + seconds
+        try:
+            yield
+        finally:
+            self.answer_due = NEVER
 
     # --- its end
 
@@ -239,6 +253,9 @@ def giving_back(held: Held) -> Iterator[Held]:
     """Give it back at the end of the block."""
     try:
         yield held
+    except psycopg.Error:  # perhaps of the session: of a server that has become a replica, say
+        held.spoiled = True
+        raise
     finally:
         held.give_back()
 

@@ -14,7 +14,7 @@ from uuid import uuid4
 import psycopg
 
 from pgjobs.attempt import SERVER_GRACE
-from pgjobs.checkout import Checkout
+from pgjobs.checkout import NEVER, Checkout
 from pgjobs.error_text import one_line
 from pgjobs.errors import AttemptLost
 from pgjobs.hot_path import HotPath, HotStatements, hot_path
@@ -29,6 +29,7 @@ log = logging.getLogger("pgjobs.claim")
 # must not take the count of its attempt with it.
 _CAUTIOUS = timedelta(minutes=5)
 _NOT_ASKED = float("inf")
+_ANSWER_WITHIN = 40.0  # seconds; the server gives a claim 30
 # A better job that appears before the mark waits no longer than this.
 _FULL_SCAN_EVERY = 0.1  # seconds
 
@@ -66,6 +67,13 @@ class Claimer:
 
     def claim(self, held: Checkout, queue: str, *, id: int | None = None) -> Job[Any] | None:
         """The next job, or the one with this id, locked in the transaction that is open now; None if there is none."""
+        held.answer_due = time.monotonic() + _ANSWER_WITHIN
+        try:
+            return self._claim_next(held, queue, id)
+        finally:
+            held.answer_due = NEVER
+
+    def _claim_next(self, held: Checkout, queue: str, id: int | None) -> Job[Any] | None:
         facts = self._facts or self._ask_server(held)
         hot = self._hot_path(held, facts)
         if hot is not None and hot.next is not None:  # came with the finish of the one before

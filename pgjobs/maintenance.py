@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -19,6 +19,7 @@ from typing import Any
 
 import psycopg
 
+from pgjobs.checkout import Checkout
 from pgjobs.error_text import one_line
 from pgjobs.job import Job, JobState
 from pgjobs.reindex import Reindex, is_time, next_time
@@ -48,6 +49,8 @@ _SELDOM = timedelta(seconds=30)  # the same for the others
 _SOON = timedelta(0)
 _ONE_BY_ONE = 50  # rows of a transaction that puts each behind a savepoint: more would overflow a cache of the server
 _BESIDE_EVERY = 1.0  # seconds
+_ANSWER_WITHIN = 40.0  # seconds for what is quick; the server gives each statement 30
+_SLOW_ANSWER_WITHIN = 600.0  # for duties of many statements
 
 
 class Batches:
@@ -214,6 +217,7 @@ class MaintenanceThread:
         beside: Callable[[AnyConnection], None] = lambda conn: None,
         tick: Callable[[AnyConnection], timedelta] = lambda conn: _AT_LEAST_EVERY,
         at_end: Callable[[], None] = lambda: None,
+        over: Callable[[Checkout], AbstractContextManager[object]] = lambda held: nullcontext(),
     ) -> None:
         self._maintenance = maintenance
         self._acts: dict[str, Callable[[AnyConnection], timedelta]] = {
@@ -224,6 +228,7 @@ class MaintenanceThread:
         self._source = source
         self._beside = beside  # what concerns this process alone; called every second, and when called for
         self._at_end = at_end
+        self._over = over  # watches over a connection
         self._called = threading.Event()
         self._stopping = False
         self._thread = threading.Thread(target=self._repeat, name=name, daemon=True)
@@ -274,10 +279,16 @@ class MaintenanceThread:
         self._maintenance.hurry(conn)
         return _SOON
 
+    @contextmanager
+    def _connection(self, duty: str = "") -> Iterator[AnyConnection]:
+        within = _ANSWER_WITHIN if duty in ("", "promote", "rescue", "tick") else _SLOW_ANSWER_WITHIN
+        with self._source.own_checkout() as held, self._over(held), held.answered_within(within):
+            yield held.conn
+
     def _look_beside(self) -> None:
         try:
-            with self._source.own_checkout() as held:
-                self._beside(held.conn)
+            with self._connection() as conn:
+                self._beside(conn)
         except Exception as error:
             with suppress(Exception):
                 log.warning("could not look for jobs to cancel, or say that this process is there: %s", one_line(error))
@@ -285,16 +296,16 @@ class MaintenanceThread:
     def _attempt(self, duty: str, act: Callable[[AnyConnection], timedelta]) -> timedelta:
         """Do one act, whatever may come of it; when to try it again."""
         try:
-            with self._source.own_checkout() as held:
-                return act(held.conn)
+            with self._connection(duty) as conn:
+                return act(conn)
         except Exception as error:  # the thread outlives every error of the database
             with suppress(Exception):  # a handler of the log that fails
                 log.warning("duty %s failed and is tried again in %s: %s", duty, AFTER_FAILURE, one_line(error))
         if duty not in self._maintenance.duties:
             return AFTER_FAILURE
         try:
-            with self._source.own_checkout() as held:
-                self._maintenance.postpone(held.conn, duty)
+            with self._connection() as conn:
+                self._maintenance.postpone(conn, duty)
         except psycopg.Error as error:
             log.debug("duty %s could not be postponed: %s", duty, one_line(error))
         return AFTER_FAILURE

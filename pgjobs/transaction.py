@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 from psycopg import Connection, Cursor, Transaction
@@ -181,6 +181,11 @@ class PoolSource:
         say why, when the server or the database is not there."""
         with self.connect() if self.owned else self.pool.connection() as conn:
             yield conn
+
+    def drop_idle(self) -> None:
+        """Some connection has fallen silent: let none that idles be used again, where the pool can do that."""
+        with suppress(AttributeError):  # before psycopg_pool 3.3
+            self.pool.drain()
 
     def close(self) -> None:
         if self._closed is not None:

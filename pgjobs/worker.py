@@ -122,7 +122,12 @@ class WorkerPool:
         if timeout is not None and timeout <= timedelta(0):
             raise InvalidSetting(f"timeout is longer than nothing, or None for ever; not {timeout!r}")
         self._lease = _check_lease(lease)
-        self._watch = Watch(on_severed=self._on_severed, on_stuck=self._on_stuck, name=f"{self.name}/watch")
+        self._watch = Watch(
+            on_severed=self._on_severed,
+            on_stuck=self._on_stuck,
+            on_silent=self._on_silent,
+            name=f"{self.name}/watch",
+        )
         claimer = Claimer(
             client.store,
             self.work_map,
@@ -220,6 +225,7 @@ class WorkerPool:
             beside=self._look_beside,
             at_end=partial(self._sign_off, self.schedules.sign_off()),
             tick=self._tick,
+            over=self._watch.over,
             name=f"{self.name}/maintenance",
         )
         self._client.registration.enter(self, self._describe)
@@ -415,7 +421,7 @@ class WorkerPool:
     def work_one(self, queue: str = "default") -> bool:
         """Run the next job of the queue to its end on this thread, without any workers. Says whether there was one."""
         check_queue(queue)
-        with self._watch.running(), self._client.source.checkout() as held:
+        with self._watch.running(), self._client.source.checkout() as held, self._watch.over(held):
             return self._executor.run_next(held, queue) is not None
 
     def _work(self, queue: str, idle: IdleThreads) -> None:
@@ -449,7 +455,7 @@ class WorkerPool:
         def goes_on() -> bool:
             return not (self._cooldown or self._ends(idle))
 
-        with self._client.source.checkout() as held:
+        with self._client.source.checkout() as held, self._watch.over(held):
             try:
                 while True:
                     seen = idle.calls
@@ -474,6 +480,10 @@ class WorkerPool:
                 self._finisher.record_severed(attempt, held)
         except Exception as error:  # the rescue will record it, as a worker that vanished
             log.error("job %d: its outcome could not be recorded: %s", attempt.job.id, one_line(error))
+
+    def _on_silent(self) -> None:
+        log.warning("%s: the server has not answered for too long; its connections are made anew", self.name)
+        self._client.source.drop_idle()
 
     def _on_stuck(self, attempt: Attempt) -> None:
         """Its row is free and its outcome recorded; what is left is a thread that does not come back."""

@@ -32,3 +32,29 @@ def test_the_drain_benchmark_prints_its_table_and_cleans_up(fresh_database: str)
     assert all(re.fullmatch(r" +\d+ +[\d,]+ +[\d,]+-[\d,]+ +[\d,]+ +[\d,]+ +\d+\.\d\d", row) for row in rows)
     with psycopg.connect(fresh_database) as conn:
         assert conn.execute("SELECT nspname FROM pg_namespace WHERE nspname ~ '^pgjobs'").fetchall() == []
+
+
+def test_the_crash_benchmark_finds_that_we_leave_no_effect_without_a_finished_job() -> None:
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "benchmarks.crash",
+            "--queues",
+            "pgjobs",
+            "--kills",
+            "2",
+            "--jobs",
+            "800",
+            "--again",
+            "0",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    row = done.stdout.splitlines()[1]
+    assert row.split()[:4] == ["pgjobs", "2", "0", "(0-0)"]

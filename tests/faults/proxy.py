@@ -1,0 +1,116 @@
+"""A TCP relay between workers and a server that can be told to misbehave."""
+
+from __future__ import annotations
+
+import re
+import socket
+import threading
+from contextlib import suppress
+from types import TracebackType
+from typing import Literal, Self
+
+_CHUNK = 65536
+
+
+class Proxy:
+    """Relays everything, until it is told otherwise. The workers connect to `port` of the loopback."""
+
+    def __init__(self, port: int) -> None:
+        self._server_port = port
+        self._open = _opened()
+        self._trap: tuple[re.Pattern[bytes], Literal["before", "after"]] | None = None
+        self.sprung = threading.Event()  # the trap was hit
+        self._sockets: set[socket.socket] = set()
+        self._lock = threading.Lock()
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listening.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def stall(self) -> None:
+        """Forward nothing more in either direction. The sockets stay open, and the kernel acknowledges what comes."""
+        self._open.clear()
+
+    def flow(self) -> None:
+        """Forward again, what was held back first."""
+        self._open.set()
+
+    def lose(self) -> None:
+        """The same for the connections there are, for ever; those that are made from now on are none the worse."""
+        self._open.clear()
+        self._open = _opened()
+
+    def cut(self) -> None:
+        """End every connection there is."""
+        with self._lock:
+            for each in self._sockets:
+                with suppress(OSError):
+                    each.shutdown(socket.SHUT_RDWR)
+
+    def trap(self, request: re.Pattern[bytes], cut: Literal["before", "after"]) -> None:
+        """Cut the connection of the next request that this is found in: before the server gets it, or after the
+        server has answered, without a word of the answer."""
+        self.sprung.clear()
+        self._trap = (request, cut)
+
+    def close(self) -> None:
+        self._listening.close()
+        self.cut()
+        self.flow()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):  # closed
+            while True:
+                client, _ = self._listening.accept()
+                try:
+                    server = socket.create_connection(("127.0.0.1", self._server_port))
+                except OSError:
+                    client.close()
+                    continue
+                with self._lock:
+                    self._sockets |= {client, server}
+                mute = threading.Event()  # the answer is not to be passed on
+                way = self._open
+                for args in ((client, server, way, mute, True), (server, client, way, mute, False)):
+                    threading.Thread(target=self._pump, args=args, daemon=True).start()
+
+    def _pump(
+        self,
+        source: socket.socket,
+        target: socket.socket,
+        way: threading.Event,
+        mute: threading.Event,
+        requests: bool,
+    ) -> None:
+        with suppress(OSError):
+            while data := source.recv(_CHUNK):
+                way.wait()
+                if requests and self._trap and self._trap[0].search(data):
+                    (_, cut), self._trap = self._trap, None
+                    if cut == "before":
+                        self.sprung.set()
+                        break
+                    mute.set()
+                if not requests and mute.is_set():
+                    self.sprung.set()
+                    break
+                target.sendall(data)
+        for each in (source, target):
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+        with self._lock:
+            self._sockets -= {source}
+        source.close()
+
+
+def _opened() -> threading.Event:
+    event = threading.Event()
+    event.set()
+    return event
