@@ -507,8 +507,7 @@ class WorkerPool:
         detached = self._watch.detached_tokens
         if detached:
             kept = self._client.store.extend_leases(conn, detached, timedelta(seconds=self._lease))
-            for token in set(detached) - kept:
-                self._watch.tell(token, JobCancelled("its lease ended before it did"), AFTER_TIMEOUT)
+            self._watch.tell_of_lost_leases(set(detached) - kept)
 
     def _sign_off(self, sign_off: Callable[[], None]) -> None:
         """Tell the other processes that this one has gone; they would notice by themselves."""
