@@ -27,7 +27,7 @@ from pgjobs import codec
 from pgjobs.checkout import Checkout
 from pgjobs.errors import Interrupted, InvalidTransaction, JobCancelled, JobStopped, JobTimedOut, NotRunning
 from pgjobs.job import Job
-from pgjobs.outcome import Kept
+from pgjobs.outcome import Kept, Outcome
 from pgjobs.transaction import AnyConnection, borrow
 from pgjobs.work_map import Handler
 
@@ -67,6 +67,8 @@ class Attempt:
         self.held = held  # None: detached, without a connection
         self.handler = handler  # None: nobody handles its kind
         self.started = False  # its handler was called
+        self.deciding = threading.Lock()
+        self.outcome: Outcome | None = None  # when it did not complete
         self.completed = False  # by job.complete(tx); whether that was committed is not known
         self.run_time = timedelta(0)  # of the handler
         self.thread = threading.current_thread()

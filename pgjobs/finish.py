@@ -110,8 +110,10 @@ class Finisher:
                 if error is not None:
                     log.warning("job %d had completed when its handler raised: %s", attempt.job.id, one_line(error))
                 return COMPLETED, ended, None
-            if error is None:
-                error = attempt.reason if attempt.severed and attempt.reason else ended
+            if error is None and attempt.severed and attempt.reason:
+                error = attempt.reason
+            elif error is None:
+                error = ended
                 self.hooks("on_undone", attempt.job, error)
         outcome = self._decide(attempt, error)
         return outcome, self._record(held, attempt, outcome), error
@@ -190,6 +192,13 @@ class Finisher:
     # --- decide
 
     def _decide(self, attempt: Attempt, error: BaseException) -> Outcome:
+        """Decided once: an attempt that was severed may end twice, and for its own thread it does."""
+        with attempt.deciding:
+            if attempt.outcome is None:
+                attempt.outcome = self._judge(attempt, error)
+            return attempt.outcome
+
+    def _judge(self, attempt: Attempt, error: BaseException) -> Outcome:
         policy = (attempt.handler and attempt.handler.backoff) or self.backoff
         try:
             outcome = decide(attempt.job, error, policy)

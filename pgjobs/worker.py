@@ -177,7 +177,7 @@ class WorkerPool:
         with self._control:
             if self._started:
                 raise WorkerPoolError(f"worker pool {self.name!r} is started already")
-            if not self.work_map:
+            if not self.work_map and not isinstance(self._executor.claimer.unknown_kinds, Handler):
                 raise WorkerPoolError("the WorkMap is empty: register a handler before start")
             self._client.check_schema()
             with self._client.source.first_connection() as conn:
@@ -426,7 +426,8 @@ class WorkerPool:
                 pause = min(2 * pause, _LONGEST_PAUSE)
             else:
                 pause = _FIRST_PAUSE
-                if not self._ends(idle):  # else `seen` may be younger than the call that ends all waiting
+                # else `seen` may be younger than the call that ends all waiting, or the call is for one who works on
+                if not self._ends(idle) and me not in self._stuck:
                     idle.wait(seen, self._poll_interval)
         with self._changed:
             stuck = self._stuck.pop(me, None)
