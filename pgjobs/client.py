@@ -492,6 +492,8 @@ class Client:
             store=self.store, claimer=claimer, backoff=self.backoff, hooks=self.hooks, events=self.events
         )
         with self.source.checkout() as held, locked(claimer, finisher, held, queue, id) as job:
+            if job is not None and self.code_version is not None:
+                job.set_metadata(code_version_processed=self.code_version)
             yield held.conn, job
 
     def subscribe(self, kinds: Iterable[EventKind | str] = (), *, size: int = 1000) -> Subscription:

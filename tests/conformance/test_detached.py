@@ -639,7 +639,7 @@ def test_a_stop_waits_for_a_detached_handler(client: Client, busy: Busy, stored:
     job = enqueue(client)
     pool = pool_of(client, busy).start()
     assert busy.started.wait(10)
-    stopped = threading.Thread(target=pool.stop)
+    stopped = threading.Thread(target=pool.stop, daemon=True)
     stopped.start()
     wait_until(pool._stopping.is_set)
     assert stored(job).state == JobState.RUNNING
