@@ -426,8 +426,7 @@ class WorkerPool:
                 pause = min(2 * pause, _LONGEST_PAUSE)
             else:
                 pause = _FIRST_PAUSE
-                # else `seen` may be younger than the call that ends all waiting, or the call is for one who works on
-                if not self._ends(idle) and me not in self._stuck:
+                if not self._ends(idle):  # else `seen` may be younger than the call that ends all waiting
                     idle.wait(seen, self._poll_interval)
         with self._changed:
             stuck = self._stuck.pop(me, None)

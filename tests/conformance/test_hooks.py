@@ -331,8 +331,8 @@ def test_a_hook_that_lacks_a_method_harms_nobody(client: Client, caplog: pytest.
 # --- middleware around the handler
 
 
-def noting(log: list[str], name: str) -> Callable[[Any, Job[Any], Callable[[], None]], None]:
-    def middleware(tx: Any, job: Job[Any], run: Callable[[], None]) -> None:
+def noting(log: list[str], name: str) -> Callable[[Any, Job[Any], Callable[[], object]], None]:
+    def middleware(tx: Any, job: Job[Any], run: Callable[[], object]) -> None:
         log.append(f"{name} begins")
         run()
         log.append(f"{name} ends")
@@ -373,7 +373,7 @@ def test_middleware_given_to_the_decorator_is_that_of_its_kind(client: Client) -
 def test_what_middleware_writes_commits_with_the_job_or_not_at_all(
     client: Client, effects: str, sql: Rows, stored: Stored, *, fails: bool
 ) -> None:
-    def audit(tx: Tx, job: Job[Any], run: Callable[[], None]) -> None:
+    def audit(tx: Tx, job: Job[Any], run: Callable[[], object]) -> None:
         tx.execute(f"INSERT INTO {effects} VALUES ('before')".encode())
         run()
         tx.execute(f"INSERT INTO {effects} VALUES ('after')".encode())
@@ -395,7 +395,7 @@ def test_middleware_that_swallows_the_error_makes_the_job_completed_with_no_erro
 ) -> None:
     """What hooks may do in River is for middleware here: hooks only look on."""
 
-    def forgiving(tx: Tx, job: Job[Any], run: Callable[[], None]) -> None:
+    def forgiving(tx: Tx, job: Job[Any], run: Callable[[], object]) -> None:
         with pytest.raises(ValueError, match="failed"):
             run()
 
@@ -406,7 +406,7 @@ def test_middleware_that_swallows_the_error_makes_the_job_completed_with_no_erro
 
 
 def test_middleware_may_change_the_error_into_an_outcome(client: Client, stored: Stored) -> None:
-    def busy_means_later(tx: Tx, job: Job[Any], run: Callable[[], None]) -> None:
+    def busy_means_later(tx: Tx, job: Job[Any], run: Callable[[], object]) -> None:
         try:
             run()
         except ConnectionError as error:
@@ -422,7 +422,7 @@ def test_middleware_runs_in_the_time_of_the_job(
 ) -> None:
     monkeypatch.setattr("pgjobs.attempt.AFTER_TIMEOUT", QUICK)
 
-    def slow(tx: Tx, job: Job[Any], run: Callable[[], None]) -> None:
+    def slow(tx: Tx, job: Job[Any], run: Callable[[], object]) -> None:
         while True:
             sum(range(100))
 
@@ -434,7 +434,7 @@ def test_middleware_runs_in_the_time_of_the_job(
 def test_middleware_of_a_detached_handler_is_given_no_transaction(client: Client, stored: Stored) -> None:
     given: list[Any] = []
 
-    def middleware(tx: Any, job: Job[Any], run: Callable[[], None]) -> None:
+    def middleware(tx: Any, job: Job[Any], run: Callable[[], object]) -> None:
         given.append(tx)
         run()
 

@@ -300,7 +300,7 @@ def test_each_thread_has_a_current_job_of_its_own(client: Client) -> None:
 def test_middleware_knows_the_current_job_too(client: Client) -> None:
     seen: list[bool] = []
 
-    def middleware(tx: Tx, job: Job[Any], run: Callable[[], None]) -> None:
+    def middleware(tx: Tx, job: Job[Any], run: Callable[[], object]) -> None:
         seen.append(current_job() == job)
         run()
 
