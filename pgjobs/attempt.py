@@ -26,9 +26,9 @@ from uuid import UUID
 
 from pgjobs import codec
 from pgjobs.checkout import NEVER, Checkout
-from pgjobs.errors import Interrupted, InvalidTransaction, JobCancelled, JobStopped, JobTimedOut
+from pgjobs.errors import Interrupted, InvalidTransaction, JobCancelled, JobStopped, JobTimedOut, NotRunning
 from pgjobs.job import Job
-from pgjobs.outcome import Kept
+from pgjobs.outcome import Kept, Outcome
 from pgjobs.transaction import AnyConnection, borrow
 from pgjobs.work_map import Handler
 
@@ -68,6 +68,8 @@ class Attempt:
         self.held = held  # None: detached, without a connection
         self.handler = handler  # None: nobody handles its kind
         self.started = False  # its handler was called
+        self.deciding = threading.Lock()
+        self.outcome: Outcome | None = None  # when it did not complete
         self.completed = False  # by job.complete(tx); whether that was committed is not known
         self.run_time = timedelta(0)  # of the handler
         self.thread = threading.current_thread()
@@ -96,20 +98,26 @@ class Attempt:
     # --- for the handler
 
     def set_metadata(self, values: Mapping[str, Any]) -> None:
-        merged = {**self._metadata, **values}
-        codec.encode_metadata(merged)
-        self._metadata = merged
+        self._check_running()
+        text = codec.encode_metadata({**self._metadata, **values})
+        self._metadata = json.loads(text)  # a copy: what the handler changes later is not checked any more
 
     def record_output(self, output: object) -> None:
+        self._check_running()
         self._output = codec.encode_output(output)
 
     def complete(self, tx: Any) -> Job[Any]:
+        self._check_running()
         conn = borrow(tx)
         if self._complete is not None:
             return self._complete(conn, self)
         if self.held is None or conn is not self.held.conn:
             raise InvalidTransaction(f"job {self.job.id} completes in its own transaction, when its handler returns")
         return self.job
+
+    def _check_running(self) -> None:
+        if self.over:
+            raise NotRunning(f"job {self.job.id} is not being run any more: this attempt is over")
 
     # --- for the worker's thread
 
@@ -301,6 +309,14 @@ class Watch:
             for attempt in self._attempts:
                 if attempt.job.token == token:
                     attempt.tell(reason, patience)
+            self._changed.notify()
+
+    def tell_of_lost_leases(self, tokens: set[UUID]) -> None:
+        """The leases of these attempts are over. Those that completed their jobs themselves need none any more."""
+        with self._changed:
+            for attempt in self._attempts:
+                if attempt.job.token in tokens and not attempt.completed:
+                    attempt.tell(JobCancelled("its lease ended before it did"), AFTER_TIMEOUT)
             self._changed.notify()
 
     def tell_all(self, reason: Callable[[], Reason], patience: Patience) -> int:

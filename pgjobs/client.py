@@ -491,8 +491,10 @@ class Client:
         finisher = Finisher(
             store=self.store, claimer=claimer, backoff=self.backoff, hooks=self.hooks, events=self.events
         )
-        with self.source.checkout() as held, locked(claimer, finisher, held, queue, id) as tx_and_job:
-            yield tx_and_job
+        with self.source.checkout() as held, locked(claimer, finisher, held, queue, id) as (tx, job):
+            if job is not None and self.code_version is not None:
+                job.set_metadata(code_version_processed=self.code_version)
+            yield tx, job
 
     def subscribe(self, kinds: Iterable[EventKind | str] = (), *, size: int = 1000) -> Subscription:
         """Hear of every attempt that ends in a worker pool of this client: `for event in client.subscribe(...)`.

@@ -145,7 +145,10 @@ def locked(
             yield tx, replace(job, running=attempt, decode=handler.decode if handler else job.decode)
     except BaseException as raised:
         error = raised
-    finisher.finish(held, attempt, error)
+    try:
+        error = finisher.finish(held, attempt, error)
+    finally:
+        attempt.end()
     if error is not None and not isinstance(error, Signal):
         raise error
 

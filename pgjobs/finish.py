@@ -14,6 +14,7 @@ from typing import Any
 
 import psycopg
 from psycopg.pq import TransactionStatus
+from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
 from pgjobs.attempt import Attempt
 from pgjobs.backoff import Backoff
@@ -30,6 +31,8 @@ from pgjobs.store import AnyConnection, Finished, Store
 log = logging.getLogger("pgjobs.finish")
 
 _LATE_FINISH_TRIES = 3
+_MOST_DEAD = 100  # connections that died with the server: each is handed out once, and is no try
+_NO_CONNECTION = (PoolTimeout, PoolClosed, TooManyRequests)
 _LOCK_NOT_AVAILABLE = "55P03"
 _MOST_ERRORS = 100
 _SOON = timedelta(seconds=2)
@@ -47,9 +50,11 @@ class Finisher:
     events: Events
     waits: Callable[[], None] = lambda: None  # called when a job is to run again sooner than maintenance might look
 
-    def finish(self, held: Checkout, attempt: Attempt, error: BaseException | None, *, go_on: bool = False) -> None:
+    def finish(
+        self, held: Checkout, attempt: Attempt, error: BaseException | None, *, go_on: bool = False
+    ) -> BaseException | None:
         """Write what became of an attempt whose handler returned, or raised `error`. `go_on` with the next job, if that
-        can be claimed in the same round trip."""
+        can be claimed in the same round trip. What the attempt failed for, in the end."""
         started, committed = time.monotonic(), False
         finished: Finished | None = None
         try:
@@ -58,6 +63,7 @@ class Finisher:
         except AttemptLost as lost:
             log.warning("%s: its outcome stands already: it was finished for it, rescued, or changed", lost)
             held.spoiled = True
+            error = error or lost
         finally:
             took = time.monotonic() - started
             if attempt.held is not None:
@@ -66,6 +72,7 @@ class Finisher:
                 held.restore()
         if finished is not None:  # now that a framework knows that the transaction is over: a hook may use it
             self._tell(attempt, outcome, finished, error, took)
+        return error
 
     def record_severed(self, attempt: Attempt, held: Checkout) -> None:
         """Record the outcome of an attempt whose connection was shut down, whatever its handler still does: from here
@@ -79,11 +86,16 @@ class Finisher:
 
     def complete_within(self, conn: AnyConnection, attempt: Attempt) -> Job[Any]:
         """Complete a detached job in a transaction of its handler's."""
-        if attempt.completed or attempt.over:
-            raise NotRunning(f"job {attempt.job.id} was completed already, or its attempt is over")
+        if attempt.completed and not self._runs(conn, attempt.job):
+            raise NotRunning(f"job {attempt.job.id} was completed already")
         finished = self.store.complete_within(conn, attempt.job, COMPLETED, attempt.kept)
         attempt.completed = True
         return _job_after(attempt, COMPLETED, finished)
+
+    def _runs(self, conn: AnyConnection, job: Job[Any]) -> bool:
+        """Whether this transaction sees the attempt run: then the one that completed the job was rolled back."""
+        found = self.store.get_job(conn, job.id)
+        return found is not None and found.state is JobState.RUNNING and found.token == job.token
 
     def rollback(self, held: Checkout) -> None:
         self.store.rollback(held.conn)
@@ -93,12 +105,17 @@ class Finisher:
     def _write(
         self, held: Checkout, attempt: Attempt, error: BaseException | None, go_on: bool
     ) -> tuple[Outcome, Finished | None, BaseException | None]:
-        if error is None:
+        if error is None or attempt.completed:
             ended = self._complete(held, attempt, go_on)
             if not isinstance(ended, BaseException):
+                if error is not None:
+                    log.warning("job %d had completed when its handler raised: %s", attempt.job.id, one_line(error))
                 return COMPLETED, ended, None
-            error = attempt.reason if attempt.severed and attempt.reason else ended
-            self.hooks("on_undone", attempt.job, error)
+            if error is None and attempt.severed and attempt.reason:
+                error = attempt.reason
+            elif error is None:
+                error = ended
+                self.hooks("on_undone", attempt.job, error)
         outcome = self._decide(attempt, error)
         return outcome, self._record(held, attempt, outcome), error
 
@@ -144,8 +161,8 @@ class Finisher:
 
     def _finish_late(self, held: Checkout, attempt: Attempt, outcome: Outcome) -> Finished | None:
         """The second path. What cannot be recorded now is left to the rescue, which counts the attempt too."""
-        lost = False
-        for left in reversed(range(_LATE_FINISH_TRIES)):
+        lost, left, dead = False, _LATE_FINISH_TRIES, _MOST_DEAD
+        while True:
             try:
                 if held.usable:
                     self.store.rollback(held.conn)
@@ -157,8 +174,12 @@ class Finisher:
                 finished = self.store.finish_late(held.conn, attempt.job, outcome, attempt.kept, after_loss=lost)
             except psycopg.Error as error:
                 held.spoiled = True
+                if held.conn.closed and not isinstance(error, _NO_CONNECTION):
+                    dead -= 1
+                else:
+                    left -= 1
                 # a row that is still locked is held by the dead connection, or by a rescue: not worth a thread's wait
-                if not left or error.sqlstate == _LOCK_NOT_AVAILABLE:
+                if not left or not dead or error.sqlstate == _LOCK_NOT_AVAILABLE:
                     log.error(
                         "job %d: its outcome could not be recorded, the rescue will: %s",
                         attempt.job.id,
@@ -168,11 +189,17 @@ class Finisher:
             else:
                 held.spoiled = not finished.clean
                 return finished
-        return None
 
     # --- decide
 
     def _decide(self, attempt: Attempt, error: BaseException) -> Outcome:
+        """Decided once: an attempt that was severed may end twice, and for its own thread it does."""
+        with attempt.deciding:
+            if attempt.outcome is None:
+                attempt.outcome = self._judge(attempt, error)
+            return attempt.outcome
+
+    def _judge(self, attempt: Attempt, error: BaseException) -> Outcome:
         policy = (attempt.handler and attempt.handler.backoff) or self.backoff
         try:
             outcome = decide(attempt.job, error, policy)

@@ -25,7 +25,7 @@ Insert = Callable[[Sequence[EncodedJob]], list[Job[Any]]]
 EnqueueMiddleware = Callable[[Any, Sequence[EncodedJob], Insert], list[Job[Any]]]
 #: `middleware(tx, job, run)` around a handler, in its transaction and its time. `run()` runs the handler and raises
 #: what it raises; what the middleware lets out is the attempt's error, and nothing is a success.
-Middleware = Callable[[Any, Job[Any], Callable[[], object]], object]
+Middleware = Callable[[Any, Job[Any], Callable[[], Any]], object]
 
 
 class Hooks:

@@ -182,7 +182,7 @@ class WorkerPool:
         with self._control:
             if self._started:
                 raise WorkerPoolError(f"worker pool {self.name!r} is started already")
-            if not self.work_map:
+            if not self.work_map and not isinstance(self._executor.claimer.unknown_kinds, Handler):
                 raise WorkerPoolError("the WorkMap is empty: register a handler before start")
             self._client.check_schema()
             self._keep_queues(self._queues)
@@ -523,8 +523,7 @@ class WorkerPool:
         detached = self._watch.detached_tokens
         if detached:
             kept = self._client.store.extend_leases(conn, detached, timedelta(seconds=self._lease))
-            for token in set(detached) - kept:
-                self._watch.tell(token, JobCancelled("its lease ended before it did"), AFTER_TIMEOUT)
+            self._watch.tell_of_lost_leases(set(detached) - kept)
 
     def _sign_off(self, sign_off: Callable[[], None]) -> None:
         """Tell the other processes that this one has gone; they would notice by themselves."""

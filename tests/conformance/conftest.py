@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -15,6 +17,12 @@ from pgjobs.maintenance import Maintenance
 from tests.conftest import Connect
 
 Rows = Callable[..., list[tuple[Any, ...]]]
+
+
+def facts(job: Job[Any]) -> tuple[Any, ...]:
+    """All that a job says, however its JSON is written."""
+    plain = replace(job, raw_args="", raw_errors="[]", raw_metadata="{}")
+    return plain, json.loads(job.raw_args), job.errors, dict(job.metadata), job.output
 
 
 @pytest.fixture

@@ -38,13 +38,6 @@ KNOWN = _numbers(
 
 #: What brings the subject of a line that has no test yet.
 LATER: dict[str, frozenset[int]] = {
-    "part 2: timeouts, control by hand, detached handlers, hooks, events, context": _numbers(
-        """
-        14 31 41 43 44 94 95
-        122 124
-        230 235 236 239 240 242 244 245 247 259
-        """
-    ),
     "part 3: schedules, rescue of detached jobs, registry of workers, upkeep of indexes": _numbers("158"),
     "part 4: unique jobs, bulk insert": _numbers("12 151 152 184 185 187 190 192-194 196-198"),
     "part 5: speed, batches": _numbers("74 142 226 272"),

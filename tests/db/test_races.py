@@ -20,6 +20,8 @@ import pytest
 from psycopg import Connection, sql
 
 from pgjobs import AttemptLost, Client, Job, JobLocked, JobState, NewJob, UniqueConflict, WorkerPool, constant
+from pgjobs.attempt import Attempt
+from pgjobs.checkout import shut_down
 from pgjobs.embedded import EmbeddedPostgres
 from pgjobs.outcome import COMPLETED, Outcome, decide
 from pgjobs.store import Store
@@ -665,6 +667,175 @@ def test_r9_an_open_insert_that_references_a_job_hides_it_neither_from_claim_nor
     table.query("UPDATE {schema}.job SET scheduled_at = now()")
     assert table.store.promote(table.conn, 10) == {"default": 1}
     application.rollback()
+
+
+# R11: a connection is ended by its socket, and one that was sent a cancel is not used again.
+
+
+def test_r11_a_connection_that_is_shut_down_frees_its_row_though_the_server_is_in_a_long_statement(
+    table: Table, client: Client
+) -> None:
+    """And its thread is not left waiting for the answer."""
+    started, ended = threading.Event(), threading.Event()
+    running: list[Attempt] = []
+
+    def handler(tx: AnyConnection, job: Job[Any]) -> None:
+        running.extend(pool._watch._attempts)
+        started.set()
+        try:
+            tx.execute("SELECT pg_sleep(60)")
+        finally:
+            ended.set()
+
+    table.enqueue()
+    pool = WorkerPool(client, {"any": handler}, backoff=LATER)
+    thread = in_thread(pool.work_one)
+    assert started.wait(10)
+    sleeping = "SELECT 1 FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(60)' AND state = 'active'"
+    wait_until(lambda: table.query(sleeping))
+    (attempt,) = running
+    assert attempt.held is not None
+    attempt.held.shut_down(attempt._conn_id)
+    assert ended.wait(5), "the thread has its error at once"
+    # by the server's look for its client, every half a second
+    wait_until(lambda: table.query("SELECT id FROM {schema}.job FOR UPDATE SKIP LOCKED"), timeout=5)
+    thread.join(10)
+    wait_until(lambda: table.query("SELECT state, attempt FROM {schema}.job") == [("retryable", 1)])
+    assert not table.query(sleeping)
+
+
+def test_r11_no_commit_can_start_on_a_connection_that_was_shut_down(table: Table, client: Client) -> None:
+    def handler(tx: AnyConnection, job: Job[Any]) -> None:
+        write(table, tx, job)
+        shut_down(tx)
+
+    job = table.enqueue()
+    assert WorkerPool(client, {"any": handler}, backoff=LATER).work_one()
+    found = table.job(job)
+    assert (found.state, found.attempt, found.error_count) == (JobState.RETRYABLE, 1, 1)
+    assert table.query("SELECT count(*) FROM {schema}.effect") == [(0,)]
+
+
+def test_r11_who_shuts_down_a_connection_that_was_renewed_meanwhile_hits_nobody(client: Client) -> None:
+    with client.source.checkout() as held:
+        before = id(held.conn)
+        old = held.conn  # kept, so that the new one has another id
+        held.renew()
+        held.shut_down(before)
+        assert held.conn.execute("SELECT 1").fetchone() == (1,)
+        assert old.closed
+
+
+def test_r11_a_connection_that_was_sent_a_cancel_is_not_used_for_the_next_job(table: Table, client: Client) -> None:
+    """The cancel may arrive late, and hit what runs by then."""
+    backends: list[int] = []
+
+    def handler(tx: AnyConnection, job: Job[Any]) -> None:
+        backends.append(tx.info.backend_pid)
+        if job.attempt == 1 and len(backends) == 1:
+            with suppress(psycopg.errors.QueryCanceled), tx.transaction():
+                tx.execute("SELECT pg_sleep(60)")
+
+    for _ in range(3):
+        table.enqueue()
+    pool = WorkerPool(client, {"any": handler}, queues={"default": 1}, timeout=timedelta(seconds=0.2))
+    with pool:
+        wait_until(lambda: table.query("SELECT count(*) FROM {schema}.job WHERE state = 'completed'") == [(3,)])
+    first, second, third = backends
+    assert first != second, "though its job has completed"
+    assert second == third, "others are"
+
+
+# R15: nothing writes the job's row between lock and finish.
+
+
+def test_r15_a_unique_twin_does_not_wait_for_a_job_that_wants_metadata_and_output_kept(
+    table: Table, connect: Connect
+) -> None:
+    twin = connect(autocommit=True)
+    twin.execute("SET statement_timeout = '5s'")
+    rows: list[Any] = []
+
+    def handler(tx: AnyConnection, job: Job[Any]) -> None:
+        job.set_metadata(rows=3)
+        job.record_output("much")
+        insert = (
+            "INSERT INTO {schema}.job (kind, unique_key, unique_states) SELECT kind, unique_key, unique_states "
+            "FROM {schema}.job ON CONFLICT DO NOTHING RETURNING id"
+        )
+        rows.append(twin.execute(table.sql(insert)).fetchall())
+
+    table.query(
+        "INSERT INTO {schema}.job (kind, unique_key, unique_states) VALUES ('any', 'key', '{{available,running}}')"
+    )
+    assert WorkerPool(table.client, {"any": handler}).work_one()
+    assert rows == [[]], "a duplicate, and no wait that the timeout would have ended"
+    assert table.query("SELECT state, metadata ->> 'rows', output FROM {schema}.job") == [("completed", "3", "much")]
+
+
+def test_r15_the_row_has_one_version_from_the_lock_to_the_finish(table: Table) -> None:
+    versions: list[Any] = []
+    look = "SELECT xmin::text, ctid::text FROM {schema}.job"
+
+    def handler(tx: AnyConnection, job: Job[Any]) -> None:
+        versions.append(table.query(look))
+        job.set_metadata(rows=3)
+        job.record_output("much")
+        versions.append(table.query(look))
+        versions.append(tx.execute(table.sql(look)).fetchall())
+
+    table.enqueue()
+    assert WorkerPool(table.client, {"any": handler}).work_one()
+    assert versions == [versions[0]] * 3
+    assert table.query(look) != versions[0]
+
+
+# R19: the second path does not wait for the dead connection's own lock.
+
+
+def lose_the_connection(table: Table, tx: AnyConnection, holder: AnyConnection) -> None:
+    """The connection dies, but its lock on the row does not: somebody else has it, as a backend that hangs would."""
+    table.query("SELECT pg_terminate_backend(%s)", tx.info.backend_pid)
+    holder.execute(table.sql("SELECT id FROM {schema}.job FOR UPDATE"))
+
+
+def test_r19_an_attempt_whose_row_is_still_locked_is_left_to_the_rescue(
+    table: Table, connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    holder = connect()
+
+    def handler(tx: AnyConnection, job: Job[Any]) -> None:
+        lose_the_connection(table, tx, holder)
+        raise ValueError("failed")
+
+    job = table.enqueue()
+    pool = WorkerPool(table.client, {"any": handler}, backoff=LATER)
+    thread = in_thread(pool.work_one)
+    thread.join(10)
+    assert not thread.is_alive(), "the thread is free again while the row is still locked"
+    assert "its outcome could not be recorded, the rescue will" in caplog.text
+    assert table.job(job).state == JobState.RUNNING
+    assert table.rescue() == []
+    holder.rollback()
+    assert [found.id for found in table.rescue()] == [job.id]
+    assert [error.error.partition(":")[0] for error in table.job(job).errors] == ["worker vanished"]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_r19_when_the_rescue_was_first_the_record_is_dropped(table: Table, fails: bool) -> None:
+    def handler(tx: AnyConnection, job: Job[Any]) -> None:
+        write(table, tx, job)
+        table.query("SELECT pg_terminate_backend(%s)", tx.info.backend_pid)
+        wait_until(table.rescue)
+        if fails:
+            raise ValueError("failed")
+
+    job = table.enqueue()
+    assert WorkerPool(table.client, {"any": handler}, backoff=AT_ONCE).work_one()
+    found = table.job(job)
+    assert (found.state, found.attempt) == (JobState.RETRYABLE, 1)
+    assert [error.error.partition(":")[0] for error in found.errors] == ["worker vanished"]
+    assert table.query("SELECT count(*) FROM {schema}.effect") == [(0,)]
 
 
 # R12: the isolation level of the surroundings is not ours.

@@ -140,8 +140,6 @@ def test_every_statement_has_exactly_one_caller_in_the_stores() -> None:
     shared = {
         "create_migration_table": ["table_sql", "create_table"],
         "finish": ["__init__", "complete_within"],
-        # ScheduleStore.change is told which
-        **{name: [] for name in ("add", "change", "pause", "resume", "remove", "run_now")},
     }
     assert {name: functions for name, functions in callers.items() if len(functions) != 1} == shared
 

@@ -1,0 +1,104 @@
+"""A connection that breaks around the COMMIT: the job is completed with its effect, or neither, and nothing doubles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from pgjobs import Client, Handler, Job, JobState, WorkerPool, constant
+from pgjobs.checkout import Checkout, shut_down
+from pgjobs.claim import Claimer
+from pgjobs.store import Store
+
+AnyConnection = psycopg.Connection[Any]
+
+
+class Line:
+    """Breaks the connection once, before the COMMIT reaches the server or after that has answered it."""
+
+    def __init__(self, when: str) -> None:
+        self.when = when
+        self.broken = 0
+
+    def across(self, commit: Callable[..., Any]) -> Callable[..., Any]:
+        """This method that commits, with the line between it and the server."""
+
+        def call(owner: object, given: Checkout | AnyConnection, *args: Any, **kwargs: Any) -> Any:
+            if self.broken:
+                return commit(owner, given, *args, **kwargs)
+            self.broken += 1
+            conn = given.conn if isinstance(given, Checkout) else given
+            if self.when == "before":
+                shut_down(conn)
+            answer = commit(owner, given, *args, **kwargs)
+            assert self.when == "after", "what was sent on a dead line was answered"
+            shut_down(conn)
+            raise psycopg.OperationalError(f"the line is dead, and the answer lost: {answer!r}")
+
+        return call
+
+
+@pytest.fixture
+def effects(client: Client) -> sql.Composed:
+    table = sql.SQL("{}.effect").format(sql.Identifier(client.schema))
+    with client.pool.connection() as conn:
+        conn.execute(sql.SQL("CREATE TABLE {} (job bigint, attempt integer)").format(table))
+    return table
+
+
+@pytest.mark.conformance(327)
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("error", [None, ValueError("failed")], ids=["succeeds", "fails"])
+def test_a_line_that_dies_around_the_commit_neither_loses_nor_doubles_an_effect(
+    *, client: Client, effects: sql.Composed, monkeypatch: pytest.MonkeyPatch, when: str, error: Exception | None
+) -> None:
+    line = Line(when)
+    monkeypatch.setattr(Claimer, "complete", line.across(Claimer.complete))
+    monkeypatch.setattr(Store, "fail", line.across(Store.fail))
+    starts: list[int] = []
+
+    def handler(tx: AnyConnection, job: Job[Any]) -> None:
+        starts.append(job.attempt)
+        tx.execute(sql.SQL("INSERT INTO {} VALUES (%s, %s)").format(effects), [job.id, job.attempt])
+        if error is not None and job.attempt == 1:
+            raise error
+
+    job: Job[Any] = client.enqueue(None, {}, kind="any")
+    pool = WorkerPool(client, {"any": handler}, backoff=constant(timedelta(0)))
+    assert pool.work_one()
+    runs_again = error is not None or when == "before"
+    assert pool.work_one() is runs_again
+    assert pool.work_one() is False
+    assert line.broken == 1
+    found = client.get(job.id)
+    assert found is not None
+    assert (found.state, found.attempt) == (JobState.COMPLETED, 1 + runs_again)
+    assert [entry.attempt for entry in found.errors] == [1] * runs_again
+    assert starts == [1, 2][: 1 + runs_again]
+    with client.pool.connection() as conn:
+        rows = conn.execute(sql.SQL("SELECT job, attempt FROM {}").format(effects)).fetchall()
+    assert rows == [(job.id, found.attempt)]
+
+
+@pytest.mark.conformance(327)
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_line_that_dies_around_the_record_of_a_detached_job_costs_it_no_second_run(
+    *, client: Client, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    line = Line(when)
+    monkeypatch.setattr(Store, "finish_late", line.across(Store.finish_late))
+    starts: list[int] = []
+    job: Job[Any] = client.enqueue(None, {}, kind="any")
+    pool = WorkerPool(client, {"any": Handler(lambda tx, job: starts.append(job.attempt), detached=True)})
+    assert pool.work_one()
+    assert pool.work_one() is False
+    assert line.broken == 1
+    found = client.get(job.id)
+    assert found is not None
+    assert (found.state, found.attempt, found.errors) == (JobState.COMPLETED, 1, ())
+    assert starts == [1]

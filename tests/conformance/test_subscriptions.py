@@ -1,0 +1,333 @@
+"""Subscriptions: every attempt that ends, as it ends, and never a worker slowed down."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import psycopg
+import pytest
+
+from pgjobs import (
+    Cancel,
+    Client,
+    Discard,
+    Event,
+    EventKind,
+    InvalidSetting,
+    Job,
+    JobState,
+    RetryAfter,
+    Snooze,
+    Subscription,
+    WorkerPool,
+    constant,
+)
+from pgjobs.attempt import Patience
+from tests.conformance.conftest import Rows, facts
+from tests.waiting import wait_until
+
+Stored = Callable[[Job[Any]], Job[Any]]
+Tx = psycopg.Connection[Any]
+SECOND = timedelta(seconds=1)
+ZERO = timedelta(0)
+LATER = constant(timedelta(hours=1))
+QUICK = Patience(raised=0.2, severed=0.4, stuck=0.6)  # the same steps as by default, sooner
+
+
+@dataclass
+class Thing:
+    n: int = 0
+
+
+def nothing(tx: Tx, job: Job[Any]) -> None: ...
+
+
+def waiting_in(subscription: Subscription) -> list[Event]:
+    """The events that wait to be read."""
+    events = [subscription.get(ZERO) for _ in range(len(subscription))]
+    return [event for event in events if event is not None]
+
+
+ENDINGS: list[tuple[BaseException | None, EventKind]] = [
+    (None, EventKind.COMPLETED),
+    (ValueError("failed"), EventKind.FAILED),
+    (SystemExit(1), EventKind.FAILED),
+    (RetryAfter(ZERO), EventKind.FAILED),
+    (RetryAfter(SECOND), EventKind.FAILED),
+    (Discard("why"), EventKind.FAILED),
+    (Cancel("why"), EventKind.CANCELLED),
+    (Snooze(ZERO), EventKind.SNOOZED),
+    (Snooze(SECOND), EventKind.SNOOZED),
+]
+
+
+@pytest.mark.parametrize(("error", "kind"), ENDINGS, ids=repr)
+def test_each_ending_is_an_event_with_the_job_as_it_is_then(
+    client: Client, stored: Stored, error: BaseException | None, kind: EventKind
+) -> None:
+    def handler(tx: Tx, job: Job[Thing]) -> None:
+        if error is not None:
+            raise error
+
+    job = client.enqueue(None, Thing(5))
+    with client.subscribe() as everything, client.subscribe([kind]) as of_its_kind:
+        with client.subscribe([other for other in EventKind if other != kind]) as of_others:
+            assert WorkerPool(client, {Thing: handler}).work_one()
+            assert waiting_in(of_others) == []
+        (event,) = waiting_in(everything)
+        assert waiting_in(of_its_kind) == [event]
+    assert event.kind == kind
+    assert facts(event.job) == facts(stored(job))
+    assert event.job.args == Thing(5)
+
+
+def test_unknown_kinds_and_undecodable_args_are_failures_too(client: Client) -> None:
+    client.enqueue(None, {}, kind="nobody.knows")
+    client.enqueue(None, {"n": "text"}, kind="thing")
+    pool = WorkerPool(client, {Thing: nothing})
+    with client.subscribe() as events:
+        assert pool.work_one()
+        assert pool.work_one()
+        assert [event.kind for event in waiting_in(events)] == [EventKind.FAILED] * 2
+
+
+def test_a_job_that_a_stop_cuts_off_is_interrupted_and_one_that_is_cancelled_by_hand_cancelled(
+    client: Client, stored: Stored
+) -> None:
+    started = threading.Semaphore(0)
+
+    def loop(tx: Tx, job: Job[Any]) -> None:
+        started.release()
+        while True:
+            sum(range(100))
+
+    cancelled, stopped = client.enqueue(None, Thing()), client.enqueue(None, Thing())
+    subscription = client.subscribe()
+    pool = WorkerPool(client, {Thing: loop}, queues={"default": 2}).start()
+    assert started.acquire(timeout=10)
+    assert started.acquire(timeout=10)
+    client.cancel(cancelled.id)
+    wait_until(lambda: len(subscription) == 1)
+    pool.stop(ZERO)
+    events = list(subscription)
+    assert [(event.kind, event.job.id) for event in events] == [
+        (EventKind.CANCELLED, cancelled.id),
+        (EventKind.INTERRUPTED, stopped.id),
+    ]
+    assert [event.job.state for event in events] == [JobState.CANCELLED, JobState.AVAILABLE]
+
+
+def test_a_handler_that_cannot_be_ended_is_one_event(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pgjobs.attempt.AFTER_TIMEOUT", QUICK)
+    release = threading.Event()
+
+    def deaf(tx: Tx, job: Job[Any]) -> None:
+        while not release.is_set():
+            try:
+                release.wait(0.05)
+            except BaseException:
+                continue
+
+    client.enqueue(None, Thing())
+    subscription = client.subscribe()
+    with WorkerPool(client, {Thing: deaf}, queues={"default": 1}, timeout=SECOND / 10, backoff=LATER):
+        wait_until(lambda: len(subscription) == 1)
+        release.set()
+    assert [event.kind for event in subscription] == [EventKind.FAILED]
+
+
+@pytest.mark.conformance(236)
+@pytest.mark.parametrize("detached", [False, True])
+def test_the_statistics_of_an_event_are_the_times_it_took(client: Client, sql: Rows, *, detached: bool) -> None:
+    from pgjobs import Handler
+
+    def handler(tx: Tx | None, job: Job[Any]) -> None:
+        until = time.monotonic() + 0.05
+        while time.monotonic() < until:
+            sum(range(100))
+
+    client.enqueue(None, Thing())
+    sql("UPDATE pgjobs.job SET scheduled_at = now() - interval '1 minute'")
+    with client.subscribe() as subscription:
+        assert WorkerPool(client, {Thing: Handler(handler, detached=detached)}).work_one()
+        (event,) = waiting_in(subscription)
+    assert 60 * SECOND <= event.stats.queue_wait < 90 * SECOND
+    assert SECOND / 20 <= event.stats.run < 30 * SECOND
+    assert ZERO < event.stats.finish < 30 * SECOND
+
+
+def test_a_job_that_was_asked_for_before_its_time_has_not_waited(client: Client) -> None:
+    job = client.enqueue(None, Thing(), delay=timedelta(hours=1))
+    with client.subscribe() as subscription:
+        with client.lock_job(id=job.id):
+            pass
+        (event,) = waiting_in(subscription)
+    assert event.stats.queue_wait == ZERO
+
+
+# --- bounded, and in nobody's way
+
+
+@pytest.mark.conformance(235)
+def test_a_subscriber_that_never_reads_slows_nobody_and_holds_so_many_events(client: Client, sql: Rows) -> None:
+    client.enqueue_many(None, [Thing(n) for n in range(101)])
+    subscription = client.subscribe(size=100)
+    with WorkerPool(client, {Thing: nothing}, queues={"default": 2}):
+        wait_until(lambda: sql("SELECT count(*) FROM pgjobs.job WHERE state = 'completed'") == [(101,)])
+        wait_until(lambda: subscription.dropped)
+    assert (len(subscription), subscription.dropped) == (100, 1)
+    assert len(list(subscription)) == 100
+
+
+def test_the_events_that_are_kept_are_the_first_ones(client: Client) -> None:
+    jobs = client.enqueue_many(None, [Thing(n) for n in range(4)])
+    pool = WorkerPool(client, {Thing: nothing})
+    with client.subscribe(size=2) as subscription:
+        for _ in range(3):
+            assert pool.work_one()
+        first = subscription.get(ZERO)
+        assert first is not None
+        assert first.job.id == jobs[0].id
+        assert pool.work_one()
+        assert [event.job.id for event in waiting_in(subscription)] == [jobs[1].id, jobs[3].id], "there was room again"
+        assert subscription.dropped == 1
+
+
+def test_a_thousand_are_kept_by_default(client: Client) -> None:
+    assert client.subscribe()._size == 1000
+
+
+def test_a_subscriber_may_wait_for_the_next_event(client: Client) -> None:
+    got: list[Event | None] = []
+    with client.subscribe() as subscription:
+        assert subscription.get(SECOND / 50) is None
+        reader = threading.Thread(target=lambda: got.append(subscription.get()), daemon=True)
+        reader.start()
+        client.enqueue(None, Thing())
+        assert WorkerPool(client, {Thing: nothing}).work_one()
+        reader.join(10)
+    assert [event.kind for event in got if event] == [EventKind.COMPLETED]
+
+
+@pytest.mark.conformance(230)
+def test_a_subscriber_that_fails_harms_nobody(client: Client, sql: Rows) -> None:
+    failed = threading.Event()
+
+    def read(subscription: Subscription) -> None:
+        try:
+            for event in subscription:
+                raise ValueError(event.kind)
+        except ValueError:
+            failed.set()
+
+    others = client.subscribe()
+    threading.Thread(target=read, args=(client.subscribe(),), daemon=True).start()
+    with WorkerPool(client, {Thing: nothing}, queues={"default": 1}):
+        client.enqueue(None, Thing())
+        assert failed.wait(10)
+        client.enqueue(None, Thing())
+        wait_until(lambda: len(others) == 2)
+    assert sql("SELECT DISTINCT state FROM pgjobs.job") == [("completed",)]
+
+
+# --- when it ends
+
+
+def test_a_subscription_ends_when_the_pool_stops_and_what_it_holds_can_be_read_then(client: Client) -> None:
+    seen: list[Event] = []
+    subscription = client.subscribe()
+    reader = threading.Thread(target=lambda: seen.extend(subscription), daemon=True)
+    client.enqueue_many(None, [Thing(), Thing()])
+    with WorkerPool(client, {Thing: nothing}, queues={"default": 1}):
+        wait_until(lambda: len(subscription) == 2)
+    reader.start()
+    reader.join(10)
+    assert not reader.is_alive()
+    assert len(seen) == 2
+    assert subscription.get() is None
+
+
+def test_a_subscriber_that_waits_is_let_go_when_the_pool_stops(client: Client) -> None:
+    seen: list[Event] = []
+    subscription = client.subscribe()
+    pool = WorkerPool(client, {Thing: nothing}, queues={"default": 1}).start()
+    reader = threading.Thread(target=lambda: seen.extend(subscription), daemon=True)
+    reader.start()
+    pool.stop()
+    reader.join(10)
+    assert not reader.is_alive()
+    assert seen == []
+
+
+def test_a_subscription_hears_two_pools_and_ends_with_the_last(client: Client) -> None:
+    first = WorkerPool(client, {Thing: nothing}, queues={"default": 1}, name="first").start()
+    second = WorkerPool(client, {Thing: nothing}, queues={"other": 1}, name="second").start()
+    subscription = client.subscribe()
+    client.enqueue(None, Thing(1))
+    client.enqueue(None, Thing(2), queue="other")
+    wait_until(lambda: len(subscription) == 2)
+    first.stop()
+    client.enqueue(None, Thing(3), queue="other")
+    wait_until(lambda: len(subscription) == 3)
+    second.stop()
+    assert sorted(event.job.args.n for event in subscription) == [1, 2, 3]
+
+
+def test_a_start_that_failed_and_a_stop_of_what_did_not_run_end_no_subscription(
+    client: Client, other_client: Client
+) -> None:
+    subscription = client.subscribe()
+    running = WorkerPool(client, {Thing: nothing}, queues={"default": 1}).start()
+    try:
+        WorkerPool(client, {Thing: nothing}, name="never started").stop()
+        client.enqueue(None, Thing())
+        wait_until(lambda: len(subscription) == 1)
+        other_client.enqueue(None, Thing())
+        with other_client.subscribe() as others:
+            assert WorkerPool(other_client, {Thing: nothing}).work_one()
+            assert len(waiting_in(others)) == 1
+        assert len(subscription) == 1, "another client's events are its own"
+        assert subscription._closed is False
+    finally:
+        running.stop()
+    assert subscription._closed is True
+
+
+def test_a_pool_that_is_started_again_is_heard_by_who_subscribes_again(client: Client) -> None:
+    pool = WorkerPool(client, {Thing: nothing}, queues={"default": 1})
+    for _ in range(2):
+        subscription = client.subscribe()
+        with pool:
+            client.enqueue(None, Thing())
+            wait_until(lambda: len(subscription) == 1)  # noqa: B023
+        assert len(list(subscription)) == 1
+
+
+def test_a_closed_subscription_hears_nothing_more(client: Client) -> None:
+    client.enqueue_many(None, [Thing(), Thing()])
+    pool = WorkerPool(client, {Thing: nothing})
+    with client.subscribe() as subscription:
+        assert pool.work_one()
+    assert pool.work_one()
+    assert len(list(subscription)) == 1
+    subscription.close()
+
+
+@pytest.mark.parametrize(
+    ("kinds", "size"), [("job_failed", 1), (["job_exploded"], 1), ([5], 1), ([], 0), ([], -1)], ids=repr
+)
+def test_what_nobody_can_subscribe_to_is_refused(client: Client, kinds: Any, size: int) -> None:
+    with pytest.raises(InvalidSetting):
+        client.subscribe(kinds, size=size)
+
+
+def test_kinds_may_be_named_by_their_strings(client: Client) -> None:
+    client.enqueue(None, Thing())
+    with client.subscribe(["job_completed"]) as completed, client.subscribe(["job_failed"]) as failed:
+        assert WorkerPool(client, {Thing: nothing}).work_one()
+        assert (len(completed), len(failed)) == (1, 0)
