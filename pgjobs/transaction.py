@@ -108,7 +108,8 @@ def _behind_django(tx: Any) -> object:
         return None
     if isinstance(tx, str):
         if tx not in db.connections:
-            raise InvalidTransaction(f"{tx!r} is none of Django's aliases: {', '.join(map(repr, db.connections))}")
+            aliases = ", ".join(map(repr, db.connections))
+            raise InvalidTransaction(f"{_WANTED}; {tx!r} is none of Django's aliases: {aliases}")
         tx = db.connections[tx]
     elif base is None or not isinstance(tx, (base.BaseDatabaseWrapper, type(db.connection))):
         return None

@@ -450,6 +450,7 @@ def test_settings_without_autocommit_work(fresh_database: str) -> None:
     with trial(DjangoApp(fresh_database, "pgjobs", AUTOCOMMIT=False, CONN_MAX_AGE=None), fresh_database) as made:
         jobs = made.run(write_next)
         assert [job.state for job in jobs] == [JobState.COMPLETED]
+        assert connections["default"].connection is not None, "it was kept"
         assert not connections["default"].get_autocommit()
         made.client.enqueue("default", NOTHING, kind="follow-up")
         assert "follow-up" not in made.jobs

@@ -340,6 +340,18 @@ def test_listeners_hear_of_the_end_when_it_is_certain(made: Trial, fails: bool) 
     assert heard == ([("rolled back", [])] if fails else [("committed", ["written"])])
 
 
+def test_listeners_do_not_hear_twice_of_what_the_handler_committed_itself(made: Trial) -> None:
+    heard: list[str] = []
+
+    def handler(session: Session, job: Job[Any]) -> None:
+        event.listen(session, "after_commit", lambda session: heard.append("committed"))
+        write(session, "written")
+        session.commit()
+
+    made.run(handler)
+    assert heard == ["committed"]
+
+
 def test_a_listener_that_fails_after_the_commit_changes_nothing(made: Trial, caplog: pytest.LogCaptureFixture) -> None:
     def handler(session: Session, job: Job[Any]) -> None:
         event.listen(session, "after_commit", lambda session: 1 / 0)
