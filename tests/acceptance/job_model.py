@@ -143,14 +143,13 @@ class Model:
         self.state, self.token, self.due = JobState.AVAILABLE, None, True
         self.max_attempts = max(self.max_attempts, self.attempt + 1)
 
-    def is_updated(self, *, ahead: bool, max_attempts: int | None) -> None:
-        """It is moved to an hour from now, or to an hour ago."""
-        self.max_attempts = max_attempts or self.max_attempts
+    def is_moved(self, *, ahead: bool) -> None:
+        """To an hour from now, or to an hour ago."""
         if self.state is JobState.AVAILABLE and ahead:
             self.state = JobState.SCHEDULED
         elif self.state in (JobState.SCHEDULED, JobState.RETRYABLE) and not ahead:
             self.state = JobState.AVAILABLE
         self.due, self.delay = not ahead, None
 
-    def can_have(self, max_attempts: int | None) -> bool:
-        return max_attempts is None or max_attempts >= self.attempt + (not self.state.final)
+    def can_have(self, max_attempts: int) -> bool:
+        return max_attempts >= self.attempt + (not self.state.final)
