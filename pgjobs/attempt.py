@@ -193,25 +193,27 @@ class Attempt:
             return self._told_at + self._step(now - self._told_at)
 
     def _step(self, waited: float) -> float:
-        """The firmest step that is due after so many seconds; after how many to come again."""
-        if waited >= self._patience.stuck:
-            self.stuck = True
-            return NEVER
+        """The steps that are due after so many seconds, in their order; after how many to come again. A watch that
+        comes late, on a busy machine, leaves none out."""
+        if self._in_handler and not self._raised and waited >= self._patience.raised:
+            self._raised = self.tainted = True
+            _raise_in(self.thread, Interrupted)
         if waited >= self._patience.severed:
-            if not self.severed:
-                self.severed = self.tainted = True
-                if self.held is not None:
-                    self.held.shut_down(self._conn_id)
-            return self._patience.stuck
-        if self._in_handler:
-            if waited >= self._patience.raised and not self._raised:
-                self._raised = self.tainted = True
-                _raise_in(self.thread, Interrupted)
-            if self.held is not None and self.held.in_statement:
-                self.tainted = True
-                # asking the server to cancel opens a connection, which may block: not in the thread of the watch
-                threading.Thread(target=self.held.cancel_statement, name="pgjobs/cancel", daemon=True).start()
-        return min(waited + _CANCEL_AGAIN, self._patience.severed)
+            return self._sever(waited)
+        if self._in_handler and self.held is not None and self.held.in_statement:
+            self.tainted = True
+            # asking the server to cancel opens a connection, which may block: not in the thread of the watch
+            threading.Thread(target=self.held.cancel_statement, name="pgjobs/cancel", daemon=True).start()
+        due = (self._patience.raised, self._patience.severed, waited + _CANCEL_AGAIN)
+        return min(later for later in due if later > waited)
+
+    def _sever(self, waited: float) -> float:
+        if not self.severed:
+            self.severed = self.tainted = True
+            if self.held is not None:
+                self.held.shut_down(self._conn_id)
+        self.stuck = waited >= self._patience.stuck
+        return NEVER if self.stuck else self._patience.stuck
 
 
 def _raise_in(thread: threading.Thread, exception: type[BaseException] | None) -> None:

@@ -31,6 +31,7 @@ from pgjobs import (
     constant,
 )
 from pgjobs.attempt import Attempt, Patience
+from pgjobs.errors import JobStopped
 from tests.waiting import wait_until
 
 AnyConnection = psycopg.Connection[Any]
@@ -316,6 +317,34 @@ def test_t19_what_has_not_arrived_when_the_handler_ends_is_taken_back(
     monkeypatch.setattr("pgjobs.attempt._raise_in", lambda thread, exception: raised.append(exception))
     assert attempt.run(lambda: tell_and_raise(attempt)) is None
     assert raised == [Interrupted, None]
+
+
+def test_a_watch_that_comes_late_leaves_no_step_out(
+    trial: Trial, attempt: Attempt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a while in which the machine was busy, or the process stopped, all of them are due at once."""
+    raised: list[object] = []
+    monkeypatch.setattr("pgjobs.attempt._raise_in", lambda thread, exception: raised.append(exception))
+    attempt.tell(JobStopped("stopped"), QUICK)
+    attempt.run(lambda: attempt.press(time.monotonic() + QUICK.stuck))
+    assert raised == [Interrupted, None]
+    assert attempt.severed
+    assert attempt.stuck
+
+
+def test_the_watch_comes_again_for_each_step_in_time(
+    trial: Trial, attempt: Attempt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pgjobs.attempt._raise_in", lambda thread, exception: None)
+    again: list[float] = []
+
+    def handler() -> None:
+        attempt.tell(JobStopped("stopped"), Patience(raised=0.01, severed=0.02, stuck=0.03))
+        for after in (0.0, 0.011, 0.021, 0.031):
+            again.append(attempt.press(attempt._told_at + after) - attempt._told_at)
+
+    attempt.run(handler)
+    assert again == pytest.approx([0.01, 0.02, 0.03, float("inf")])
 
 
 def test_a_severed_job_is_free_and_on_record_long_before_its_thread_is_given_up(
