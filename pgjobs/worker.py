@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from datetime import time as TimeOfDay
 from datetime import timedelta
 from functools import partial
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from types import FrameType, TracebackType
 from typing import Any, Literal, Self
 
@@ -45,6 +45,7 @@ from pgjobs.work_map import Handler, HandlerFunction, WorkMap, checked_handler
 
 log = logging.getLogger("pgjobs.worker")
 
+_LOOK_UP = 0.5  # seconds
 _FIRST_PAUSE = 0.1  # seconds that a thread waits after an error of the database; doubles
 _LONGEST_PAUSE = 5.0
 _KEEP_QUEUES_EVERY = 60.0  # seconds between two words that this process works its queues
@@ -397,14 +398,15 @@ class WorkerPool:
         """
         with _signals() as received:
             self.start()
-            received.get()
+            _next(received)
             stop = threading.Thread(target=lambda: received.put(None if self.stop() else 0), name=f"{self.name}/stop")
             stop.start()
-            second = received.get()
+            second = _next(received)
             if second:
                 log.warning("%s: the second signal, running handlers are cut off", self.name)
                 self._cut_off()
-            stop.join()
+            while stop.is_alive():
+                stop.join(_LOOK_UP)
         if second is not None:
             raise SystemExit(128 + second if second else 1)
 
@@ -594,6 +596,14 @@ def _signals() -> Iterator[SimpleQueue[int | None]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _next(received: SimpleQueue[int | None]) -> int | None:
+    """Wait for what the queue gets next. A signal that arrives in the moment before this thread falls asleep does not
+    wake it, and its handler runs on no other: so it looks up now and then."""
+    while True:
+        with suppress(Empty):
+            return received.get(timeout=_LOOK_UP)
 
 
 def _check_intervals(poll_interval: timedelta, fetch_cooldown: timedelta) -> None:

@@ -125,7 +125,8 @@ def test_a_job_that_is_due_sooner_than_promote_brings_it_forward(
     duties.hurry(server)
     assert sql(at) == before, "never later"
     sql("UPDATE pgjobs.maintenance SET next_run_at = clock_timestamp() + interval '1 hour' WHERE duty <> 'promote'")
-    assert sql("SELECT count(*) FROM pgjobs.maintenance WHERE next_run_at > now() + interval '30 min'") == [(2,)]
+    others = "SELECT 1 FROM pgjobs.maintenance WHERE duty <> 'promote' AND next_run_at < now() + interval '30 min'"
+    assert sql(others) == []
 
 
 @pytest.fixture
