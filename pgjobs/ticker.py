@@ -29,7 +29,7 @@ from pgjobs.timetable import Ticks, parse
 
 log = logging.getLogger("pgjobs.cron")
 
-BATCH = 100  # schedules that one look takes
+BATCH = 10  # schedules that one look takes: promote and a stop wait for no more
 LOOK_EVERY = timedelta(seconds=5)  # for changes that no notification told of
 _AGAIN = timedelta(milliseconds=1)
 _AFTER_FAILURE = 30.0  # seconds that a schedule which cannot tick is left alone
