@@ -17,9 +17,9 @@ from psycopg import sql
 
 from pgjobs import Cancel, Client, Discard, Interrupted, Job, JobRunning, JobState, NotRunning, RetryAfter, Snooze
 from pgjobs.attempt import Patience
+from pgjobs.checkout import shut_down
 from pgjobs.errors import AttemptLost
 from pgjobs.maintenance import RESCUE_GRACE
-from pgjobs.transaction import shut_down
 from tests.acceptance.job_model import HOUR, NOTHING, Model
 from tests.waiting import wait_until
 
@@ -365,7 +365,7 @@ def is_taken_over_and_locks_again(scene: Scene) -> None:
     is_taken_over(scene)
     scene.tx.execute("BEGIN")
     scene.tx.execute(scene.sql("SELECT FROM {s}.job WHERE id = %s FOR UPDATE"), [scene.job.id])
-    savepoint = re.search(rb"SAVEPOINT \w+", scene.client.store._work["claim"])
+    savepoint = re.search(rb"SAVEPOINT \w+", scene.client.store.work["claim"])
     assert savepoint is not None
     scene.tx.execute(savepoint[0])
     scene.effect(scene.tx)

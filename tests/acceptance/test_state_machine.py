@@ -29,10 +29,10 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from pgjobs import Client, Handler, InvalidOption, Job, JobRunning, JobState, WorkerPool, constant
+from pgjobs.checkout import shut_down
 from pgjobs.errors import AttemptLost, JobStopped
 from pgjobs.maintenance import Maintenance
 from pgjobs.outcome import decide
-from pgjobs.transaction import shut_down
 from tests.acceptance.behaviours import (
     AGAIN,
     DETACHED,
