@@ -365,7 +365,7 @@ def is_taken_over_and_locks_again(scene: Scene) -> None:
     is_taken_over(scene)
     scene.tx.execute("BEGIN")
     scene.tx.execute(scene.sql("SELECT FROM {s}.job WHERE id = %s FOR UPDATE"), [scene.job.id])
-    savepoint = re.search(rb"SAVEPOINT \w+", scene.client.store.work["claim"])
+    savepoint = re.search(rb"SAVEPOINT \w+", scene.client.store.work["savepoint"])
     assert savepoint is not None
     scene.tx.execute(savepoint[0])
     scene.effect(scene.tx)
