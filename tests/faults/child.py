@@ -145,7 +145,7 @@ def _stop_at(point: str) -> None:
 
 class Handler:
     """Writes what happens into two tables: `start` at once, through a connection of its own; `effect` through the
-    job's transaction. Then it does what the job's args ask for: `first` at the first attempt, `then` at others."""
+    job's transaction. Then it does what the job's args ask for: `first` at the first start, `then` at others."""
 
     def __init__(self, ledger: str, schema: str) -> None:
         self._dsn = ledger
@@ -161,7 +161,8 @@ class Handler:
         session = "concat_ws(' ', current_setting('search_path'), current_user, current_setting('statement_timeout'))"
         effect = "INSERT INTO {}.effect (job, attempt, pid, session) VALUES (%s, %s, %s, " + session + ")"
         tx.execute(sql.SQL(effect).format(self._schema), [job.id, job.attempt, os.getpid()])
-        command, _, value = job.args["first" if job.attempt == 1 else "then"].partition(" ")
+        first = job.attempt == 1 and "given_back" not in job.metadata
+        command, _, value = job.args["first" if first else "then"].partition(" ")
         getattr(self, f"_{command}")(tx, value)
 
     def tick(self, tx: psycopg.Connection[Any], job: Job[Any]) -> None:

@@ -84,6 +84,8 @@ class Ledger:
                 lost = self._conn is None or self._conn.closed
                 if not lost or time.monotonic() > deadline:
                     raise error
+                if self._conn is not None:
+                    self._conn.close()
                 time.sleep(0.05)
 
     def job(self, job: Job[Any]) -> Job[Any]:
@@ -110,8 +112,21 @@ class Ledger:
     def wait_drained(self, timeout: float = 20) -> float:
         """Wait until no job is left to do; how many seconds it took."""
         began = time.monotonic()
-        wait_until(lambda: self.unfinished() == 0, timeout)
+        try:
+            wait_until(lambda: self.unfinished() == 0, timeout)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self._situation()}") from None
         return time.monotonic() - began
+
+    def _situation(self) -> str:
+        """What is left to do, and who is connected."""
+        jobs = "SELECT id, state, attempt, scheduled_at, errors FROM {schema}.job WHERE finalized_at IS NULL LIMIT 5"
+        sessions = """
+            SELECT pid, application_name, state, wait_event, clock_timestamp() - xact_start, left(query, 80)
+            FROM pg_stat_activity WHERE datname = current_database()
+        """
+        duties = "SELECT duty, next_run_at - clock_timestamp() FROM {schema}.maintenance"
+        return "\n".join(str(row) for query in (jobs, sessions, duties) for row in self.sql(query))
 
     def check(self) -> None:
         """Raise unless every invariant holds. For a queue at rest: nothing may be at work."""
