@@ -11,7 +11,7 @@ import pytest
 from psycopg import sql
 
 from pgjobs import Client, Handler, Job, JobState, WorkerPool, constant
-from pgjobs.checkout import shut_down
+from pgjobs.checkout import Checkout, shut_down
 from pgjobs.claim import Claimer
 from pgjobs.store import Store
 

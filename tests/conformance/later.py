@@ -38,11 +38,6 @@ KNOWN = _numbers(
 
 #: What brings the subject of a line that has no test yet.
 LATER: dict[str, frozenset[int]] = {
-    "part 2: timeouts, control by hand, detached handlers, hooks, events, context": _numbers(
-        """
-        327
-        """
-    ),
     "part 3: schedules, rescue of detached jobs, registry of workers, upkeep of indexes": _numbers(
         "158 325 343 346 351"
     ),
