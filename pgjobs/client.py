@@ -15,7 +15,6 @@ from secrets import token_hex
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack, overload
 
-import psycopg
 from psycopg_pool import ConnectionPool
 
 from pgjobs import backoff as policies
@@ -479,7 +478,8 @@ class Client:
         The next job of the queue, or the one with this id if it waits, is claimed and locked for as long as the block,
         which takes the place of a handler: what it writes through `tx` commits with the job's completion when the
         block is left. What it raises drops its writes and is recorded as a handler's error would be, then raised
-        (`Snooze`, `Cancel` and the other signals are not). `job` is None when there is none. No timeout.
+        (`Snooze`, `Cancel` and the other signals are not); so is TransactionBroken, when its writes could not be
+        committed. `job` is None when there is none. No timeout.
         """
         check_queue(queue)
         if id is not None:
@@ -575,13 +575,6 @@ def _source(pool: object) -> PoolSource:
     if isinstance(pool, ConnectionPool):
         return PoolSource(pool, owned=False)
     if isinstance(pool, str) and pool:
-        try:
-            defaults = defaults_for(pool)
-        except psycopg.ProgrammingError:  # its text may repeat the password
-            raise InvalidSetting(
-                "the connection string cannot be read: write postgresql://user:password@host:port/database, "
-                "or pairs as in: host=... dbname=..."
-            ) from None
-        own = ConnectionPool(pool, kwargs=defaults, min_size=0, max_size=10, open=True, name="pgjobs")
+        own = ConnectionPool(pool, kwargs=defaults_for(pool), min_size=0, max_size=10, open=True, name="pgjobs")
         return PoolSource(own, owned=True)
     raise InvalidSetting(f"a client needs a connection string, a psycopg_pool.ConnectionPool or a source, not {pool!r}")

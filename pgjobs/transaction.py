@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
+import psycopg
 from psycopg import Connection, Cursor, Transaction
 from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import ConnectionPool
 
 from pgjobs.checkout import Checkout, PoolCheckout, giving_back
-from pgjobs.errors import InvalidTransaction, PoolTooSmall
+from pgjobs.errors import InvalidSetting, InvalidTransaction, PoolTooSmall
 
 AnyConnection = Connection[Any]
 
@@ -58,8 +59,14 @@ SPARE_CONNECTIONS = 2
 
 
 def defaults_for(dsn: str) -> dict[str, Any]:
-    """The settings of a connection that its connection string leaves open; raises what psycopg does if it is none."""
-    said = conninfo_to_dict(dsn)
+    """The settings of a connection that its connection string leaves open; InvalidSetting if it is none."""
+    try:
+        said = conninfo_to_dict(dsn)
+    except psycopg.ProgrammingError:  # its text may repeat the password
+        raise InvalidSetting(
+            "the connection string cannot be read: write postgresql://user:password@host:port/database, "
+            "or pairs as in: host=... dbname=..."
+        ) from None
     return {name: value for name, value in CONNECTION_DEFAULTS.items() if name not in said}
 
 

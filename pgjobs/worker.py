@@ -41,6 +41,7 @@ from pgjobs.reindex import MIDNIGHT, Reindex, check_time
 from pgjobs.schedule_store import SCHEDULE_NOTICE, ScheduleStore
 from pgjobs.store import CANCEL_NOTICE, DUE_NOTICE, AnyConnection
 from pgjobs.ticker import Asking, Ticker
+from pgjobs.transaction import defaults_for
 from pgjobs.work_map import Handler, HandlerFunction, WorkMap, checked_handler
 
 log = logging.getLogger("pgjobs.worker")
@@ -113,6 +114,8 @@ class WorkerPool:
         self._poll_interval = poll_interval.total_seconds()
         self._cooldown = fetch_cooldown.total_seconds()
         self._listen = listen
+        if listen_dsn is not None:
+            defaults_for(listen_dsn)  # refused here if it cannot be read, not in the listener's log
         self._listen_dsn = listen_dsn
         self._keep = {
             JobState.COMPLETED: _check_keep("keep_completed", keep_completed),

@@ -85,12 +85,13 @@ def _encode_option(name: str, value: object, max_bytes: int) -> str:
 
 
 def decode(cls: type[T], raw: str) -> T:
-    """An instance of the dataclass `cls`; `UndecodableArgs` names the field that does not fit."""
+    """An instance of the dataclass `cls`; `UndecodableArgs` names the field that does not fit, but not its value, which
+    may not belong into a log."""
     args_class: Any = cls
     try:
         args: T = _compiled(args_class).decode(read(raw))
     except (Refused, RecursionError) as error:
-        raise UndecodableArgs(f"args do not fit {cls.__qualname__}: {at(error)}") from error.__cause__
+        raise UndecodableArgs(f"args do not fit {cls.__qualname__}: {at(error).discreet}") from error.__cause__
     return args
 
 
@@ -99,7 +100,7 @@ def decode_dict(raw: str) -> dict[str, Any]:
     try:
         return instance(dict, read(raw), "an object")
     except (Refused, RecursionError) as error:
-        raise UndecodableArgs(f"args cannot be read: {at(error)}") from error.__cause__
+        raise UndecodableArgs(f"args cannot be read: {at(error).discreet}") from error.__cause__
 
 
 def check_class(cls: type) -> None:

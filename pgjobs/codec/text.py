@@ -25,13 +25,19 @@ JSONB_BYTES = 268_435_455  # the largest object or string that jsonb can hold
 class Refused(Exception):
     """What cannot be written or read. The path grows while the error rises through the levels of nesting."""
 
-    def __init__(self, problem: str, path: str = "") -> None:
+    def __init__(self, problem: str, path: str = "", *, discreet: str = "") -> None:
         super().__init__(problem)
         self.path = path
+        self.discreet_problem = discreet or problem  # without the value: what is recorded and logged must not show it
 
     def __str__(self) -> str:
         path = self.path if len(self.path) <= 120 else self.path[:120] + "…"
         return f"${path}: {self.args[0]}"
+
+    @property
+    def discreet(self) -> str:
+        """The same, without the value."""
+        return str(Refused(self.discreet_problem, self.path))
 
 
 def at(error: Exception, segment: str = "") -> Refused:
@@ -64,7 +70,9 @@ def found(value: object) -> str:
 
 
 def expected(wanted: str, value: object) -> Refused:
-    return Refused(f"expected {wanted}, found {found(value)}")
+    return Refused(
+        f"expected {wanted}, found {found(value)}", discreet=f"expected {wanted}, found {type(value).__qualname__}"
+    )
 
 
 def call(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
@@ -73,7 +81,8 @@ def call(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         return function(*args, **kwargs)
     except Exception as error:
         name = getattr(function, "__qualname__", "the function")
-        raise Refused(f"{name} raised {type(error).__qualname__}: {error}") from error
+        raised = f"{name} raised {type(error).__qualname__}"
+        raise Refused(f"{raised}: {error}", discreet=raised) from error
 
 
 def instance(tp: type[T], value: Any, wanted: str = "") -> T:
@@ -164,4 +173,5 @@ def read(raw: str) -> Any:
     try:
         return _DECODER.decode(instance(str, raw, "the text of a JSON object"))
     except ValueError as error:
-        raise Refused(f"no JSON that Python can read: {error}: {short(raw)}") from error
+        problem = "no JSON that Python can read"
+        raise Refused(f"{problem}: {error}: {short(raw)}", discreet=problem) from error

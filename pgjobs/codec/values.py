@@ -163,7 +163,8 @@ def _write_float(value: float) -> float:
 def _aware(value: datetime) -> datetime:
     if value.utcoffset() is not None:
         return value
-    raise Refused(f"naive datetime {value}: give it a time zone, as datetime.now(timezone.utc) has")
+    advice = "give it a time zone, as datetime.now(timezone.utc) has"
+    raise Refused(f"naive datetime {value}: {advice}", discreet=f"naive datetime: {advice}")
 
 
 def _write_time(value: time) -> str:
@@ -213,7 +214,8 @@ def _entries(values: Mapping[Any, Any], convert_key: Convert, convert: Convert) 
         for key, value in values.items():
             name = convert_key(key)
             if name in out:
-                raise Refused(f"two keys become {short(name)}: leave one of them out")
+                advice = "leave one of them out"
+                raise Refused(f"two keys become {short(name)}: {advice}", discreet=f"two keys become one: {advice}")
             out[name] = convert(value)
     except (Refused, RecursionError) as error:
         raise at(error, segment(key)) from error.__cause__
@@ -282,7 +284,10 @@ def _either(hints: tuple[Any, ...], members: list[Codec]) -> Codec:
         deepest = max(refusals, key=lambda refused: len(refused.path), default=expected(wanted, value))
         if deepest.path or not refusals:  # it was this member, and something inside it is wrong
             raise deepest
-        raise Refused("; ".join(refused.args[0] for refused in refusals))
+        raise Refused(
+            "; ".join(refused.args[0] for refused in refusals),
+            discreet="; ".join(refused.discreet_problem for refused in refusals),
+        )
 
     def read(raw: Any) -> tuple[Codec, Any]:
         return first(_DECODE, raw, [member for member in members if type(raw) in member.kinds])

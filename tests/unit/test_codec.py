@@ -721,41 +721,41 @@ def test_text_that_is_no_json_object_is_one_error(raw: Any) -> None:
 @pytest.mark.parametrize(
     ("hint", "raw", "problem"),
     [
-        (int, "null", "$.x: expected int, found NoneType None"),
-        (int, '"5"', "$.x: expected int, found str '5'"),
-        (int, "5.5", "$.x: expected int, found float 5.5"),
+        (int, "null", "$.x: expected int, found NoneType"),
+        (int, '"5"', "$.x: expected int, found str"),
+        (int, "5.5", "$.x: expected int, found float"),
         (int, "9007199254740994.0", "$.x: expected int"),
-        (int, "true", "$.x: expected int, found bool True"),
-        (bool, "1", "$.x: expected bool, found int 1"),
+        (int, "true", "$.x: expected int, found bool"),
+        (bool, "1", "$.x: expected bool, found int"),
         (float, "1" + "0" * 400, "$.x: expected float"),
-        (float, '"1"', "$.x: expected float, found str '1'"),
-        (str, "1", "$.x: expected str, found int 1"),
-        (Decimal, "0.1", "$.x: expected Decimal, found float 0.1"),
-        (Decimal, '"x"', "$.x: expected Decimal, found str 'x'"),
-        (UUID, '"x"', "$.x: expected UUID, found str 'x'"),
+        (float, '"1"', "$.x: expected float, found str"),
+        (str, "1", "$.x: expected str, found int"),
+        (Decimal, "0.1", "$.x: expected Decimal, found float"),
+        (Decimal, '"x"', "$.x: expected Decimal, found str"),
+        (UUID, '"x"', "$.x: expected UUID, found str"),
         (datetime, '"2024-01-01T00:00:00"', "$.x: naive datetime"),
         (datetime, "1700000000.5", "$.x: expected datetime, found float"),
         (date, '"2024-13-01"', "$.x: expected date, found str"),
         (timedelta, "1" + "0" * 30, "$.x: expected timedelta"),
         (bytes, "[256]", "$.x: expected bytes"),
-        (bytes, "5", "$.x: expected bytes, found int 5"),
-        (Color, '"blue"', "$.x: expected Color, found str 'blue'"),
-        (Level, "true", "$.x: expected Level, found bool True"),
-        (Literal["a"], '"b"', "$.x: expected 'a', found str 'b'"),
+        (bytes, "5", "$.x: expected bytes, found int"),
+        (Color, '"blue"', "$.x: expected Color, found str"),
+        (Level, "true", "$.x: expected Level, found bool"),
+        (Literal["a"], '"b"', "$.x: expected 'a', found str"),
         (list[int], '{"a":1}', "$.x: expected an array, found dict"),
-        (list[int], "[1,null]", "$.x[1]: expected int, found NoneType None"),
-        (tuple[int, int], "[1]", "$.x: expected a list of 2, found list [1]"),
+        (list[int], "[1,null]", "$.x[1]: expected int, found NoneType"),
+        (tuple[int, int], "[1]", "$.x: expected a list of 2, found list"),
         (set[Any], "[[1]]", "$.x: set raised TypeError"),
-        (dict[int, int], '{"07":1}', "$.x['07']: expected int, found str '07'"),
+        (dict[int, int], '{"07":1}', "$.x['07']: expected int, found str"),
         (dict[int, int], '{"a":1}', "$.x.a: int raised ValueError"),
         (dict[UUID, int], f'{{"{ID}":1,"{ID.hex}":2}}', "two keys become"),
-        (dict[str, int], "[]", "$.x: expected an object, found list []"),
+        (dict[str, int], "[]", "$.x: expected an object, found list"),
         (Point, '{"y":1}', "$.x.x: missing, and Point has no default for it"),
-        (Point, "[]", "$.x: expected an object with the fields of Point, found list []"),
-        (list[Point], '[{"x":1},{"x":"1"}]', "$.x[1].x: expected int, found str '1'"),
-        (int | UUID, '"a"', "$.x: expected UUID, found str 'a'"),
-        (int | UUID, "[]", "$.x: expected int | UUID, found list []"),
-        (Circle | Square, '{"radius":"a"}', "$.x.radius: expected float, found str 'a'"),
+        (Point, "[]", "$.x: expected an object with the fields of Point, found list"),
+        (list[Point], '[{"x":1},{"x":"1"}]', "$.x[1].x: expected int, found str"),
+        (int | UUID, '"a"', "$.x: expected UUID, found str"),
+        (int | UUID, "[]", "$.x: expected int | UUID, found list"),
+        (Circle | Square, '{"radius":"a"}', "$.x.radius: expected float, found str"),
     ],
     ids=str,
 )
@@ -763,6 +763,20 @@ def test_a_value_of_another_type_is_one_error_that_names_the_field(hint: Any, ra
     message = failure(holder(hint), f'{{"x":{raw}}}')
     assert message.startswith("args do not fit Holder: ")
     assert problem in message
+
+
+@pytest.mark.parametrize(
+    "hint",
+    [int, UUID, Decimal, datetime, Color, Literal["a"], list[int], tuple[int, int], dict[str, int], Point, int | UUID],
+    ids=str,
+)
+def test_the_error_of_a_value_that_does_not_fit_does_not_tell_it(hint: Any) -> None:
+    """It is recorded and logged; args are not."""
+    for raw in ('"m4rk3r"', '["m4rk3r"]', '{"x": "m4rk3r"}'):
+        message = failure(holder(hint), f'{{"x":{raw}}}')
+        assert "$.x" in message
+        assert "m4rk3r" not in message
+    assert "m4rk3r" not in failure(Point, "m4rk3r")
 
 
 @pytest.mark.parametrize(
@@ -794,7 +808,7 @@ def test_what_the_class_itself_refuses_is_one_error() -> None:
 
     assert decode(Positive, '{"x":1}') == Positive(1)
     message = failure(Positive, '{"x":0}')
-    assert "Positive raised KeyError: 0" in message
+    assert "Positive raised KeyError" in message
 
 
 def test_args_of_other_classes_by_name_are_only_data() -> None:
