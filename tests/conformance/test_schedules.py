@@ -79,7 +79,7 @@ def process(client: Client, connect: Connect) -> Start:
     """Starts a process with some schedules in its code."""
 
     def start(*schedules: Schedule) -> Process:
-        store, encode = ScheduleStore(client.schema), client._encoded
+        store, encode = ScheduleStore(client.schema), client._enqueuer.encoded
         code = CodeSchedules(store, client.source, encode, schedules, worker="by hand")
         ticker = Ticker(store, lambda: code.by_name, lambda schedule, tick: answer(schedule, encode))
         return Process(client, connect(autocommit=True), code, ticker).start()
@@ -472,7 +472,7 @@ def test_what_a_client_adds_to_every_job_is_no_change_of_the_schedule(
         with Client(database, schema=client.schema, code_version=code_version) as newer:
             store = ScheduleStore(client.schema)
             schedule = Schedule("report", "@daily", Report(1), **setting)
-            CodeSchedules(store, newer.source, newer._encoded, [schedule], worker=newer.id).start(lambda: None)
+            CodeSchedules(store, newer.source, newer._enqueuer.encoded, [schedule], worker=newer.id).start(lambda: None)
         return row(client, "report")
 
     deploy("one")
