@@ -46,9 +46,7 @@ LATER: dict[str, frozenset[int]] = {
         327
         """
     ),
-    "part 3: schedules, rescue of detached jobs, registry of workers, upkeep of indexes": _numbers(
-        "158 325 343 346 351"
-    ),
+    "part 3: schedules, rescue of detached jobs, registry of workers, upkeep of indexes": _numbers("325 343 346 351"),
     "part 5: speed, batches": _numbers("74 142 226 272"),
     "part 6: helpers for the tests of applications": _numbers("307 309 310 313-316"),
     "part 7: dashboard": _numbers("289 291"),
