@@ -27,6 +27,7 @@ import pytest
 import pgjobs
 from pgjobs import Client, Job, JobOptions, JobState, WorkerPool, WorkMap, cli
 from pgjobs.options import Options
+from pgjobs.unique import STATES, Unique
 from pgjobs.reindex import MIDNIGHT
 from tests.waiting import wait_until
 
@@ -180,6 +181,7 @@ WORDS: dict[str, tuple[object, ...]] = {
     "now": (None,),
     "the pool's": (None,),
     "midnight UTC": (MIDNIGHT,),
+    "all but cancelled and discarded": (tuple(sorted(set(STATES) - {"cancelled", "discarded"})),),
 }
 # A signature cannot hold a mutable default: there None stands for what the README says.
 MEANT_BY_NONE = {("WorkerPool", "queues"): '`{"default": 10}`', ("WorkerPool", "backoff"): "`river()`"}
@@ -210,6 +212,7 @@ EXPECTED: Mapping[str, tuple[str, Callable[[], dict[str, object]]]] = {
     "option": ("enqueue", options_of_a_job),
     "setting of `WorkerPool`": ("WorkerPool", lambda: defaults_of(WorkerPool)),
     "setting of `Client`": ("Client", lambda: defaults_of(Client)),
+    "field of `Unique`": ("Unique", lambda: defaults_of(Unique)),
 }
 
 
