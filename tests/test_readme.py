@@ -27,8 +27,8 @@ import pytest
 import pgjobs
 from pgjobs import Client, Job, JobOptions, JobState, WorkerPool, WorkMap, cli
 from pgjobs.options import Options
-from pgjobs.unique import STATES, Unique
 from pgjobs.reindex import MIDNIGHT
+from pgjobs.unique import STATES, Unique
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parent.parent
