@@ -58,6 +58,7 @@ from pgjobs.options import EncodedJob, JobOptions, NewJob, job_options
 from pgjobs.queue_store import Queue, QueueFigures
 from pgjobs.schedule_store import ScheduleRow
 from pgjobs.timetable import every
+from pgjobs.unique import Unique
 from pgjobs.work_map import Handler, WorkMap
 from pgjobs.worker import WorkerPool
 from pgjobs.worker_store import WorkerProcess
@@ -130,6 +131,7 @@ __all__ = [
     "Subscription",
     "TransactionBroken",
     "UndecodableArgs",
+    "Unique",
     "UniqueConflict",
     "UnknownKind",
     "WorkMap",

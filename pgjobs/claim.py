@@ -16,7 +16,7 @@ import psycopg
 from pgjobs.attempt import SERVER_GRACE
 from pgjobs.checkout import NEVER, Checkout
 from pgjobs.error_text import one_line
-from pgjobs.errors import AttemptLost
+from pgjobs.errors import AttemptLost, UniqueConflict
 from pgjobs.hot_path import HotPath, HotStatements, hot_path
 from pgjobs.job import Job
 from pgjobs.outcome import COMPLETED, Kept
@@ -161,6 +161,8 @@ class Claimer:
             self._take_back(held, values, error)
             if isinstance(error, AttemptLost):
                 return None
+            if isinstance(error, psycopg.errors.UniqueViolation):  # one that waits to be retried, claimed by its id
+                raise UniqueConflict(f"job {values['id']} cannot run now: another job has its unique key") from error
             raise
 
     def _take_back(self, held: Checkout, values: ClaimValues | None, error: Exception) -> None:

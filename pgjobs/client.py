@@ -9,11 +9,10 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import is_dataclass
 from datetime import datetime, timedelta
 from secrets import token_hex
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack, overload
+from typing import Any, Literal, Self, TypeVar, Unpack, overload
 
 from psycopg_pool import ConnectionPool
 
@@ -21,27 +20,19 @@ from pgjobs import backoff as policies
 from pgjobs import codec, control, migrate
 from pgjobs.backoff import Backoff
 from pgjobs.claim import Claimer
+from pgjobs.enqueue import Enqueuer
+from pgjobs.enqueue_store import EnqueueStore, can_copy
 from pgjobs.error_text import ERROR_LIMIT, clean, one_line
-from pgjobs.errors import InvalidArgs, InvalidOption, InvalidSetting, JobNotFound, JobNotOver, NoJobs, UnknownKind
+from pgjobs.errors import InvalidOption, InvalidSetting, JobNotFound, JobNotOver
 from pgjobs.events import EventKind, Events, Subscription
 from pgjobs.executor import locked
 from pgjobs.filter_store import FilterStore, Turn
 from pgjobs.finish import Finisher
-from pgjobs.hooks import EnqueueMiddleware, HookCalls, Hooks, around_insert
+from pgjobs.hooks import EnqueueMiddleware, HookCalls, Hooks
 from pgjobs.job import Job
 from pgjobs.job_filter import JobCounts, JobFilter, JobPage, Order, check_limit, listing
 from pgjobs.many import Many, ManyJobs
-from pgjobs.options import (
-    LONGEST_DELAY,
-    EncodedJob,
-    JobOptions,
-    NewJob,
-    Options,
-    check_kind,
-    check_queue,
-    kind_of,
-    options_of,
-)
+from pgjobs.options import JobOptions, NewJob, Options, check_queue
 from pgjobs.queues import Queues
 from pgjobs.registry import Registration
 from pgjobs.schedule_store import ScheduleStore
@@ -102,16 +93,22 @@ class Client:
         self.queues = Queues(self.store, self._transaction)
         self._filters = FilterStore(self.schema)
         self._work_map = work_map if work_map is None or isinstance(work_map, WorkMap) else WorkMap(work_map)
-        self._defaults = JobOptions(queue=queue, priority=priority, max_attempts=max_attempts)
-        self._max_args_bytes = max_args_bytes
         self.backoff = backoff or policies.river()
-        self._context = context
         self.code_version = None if code_version is None else clean(code_version, 255)
         self.hooks = HookCalls(hooks)
         self.events = Events()
-        self._middleware = tuple(middleware)
+        self._enqueuer = Enqueuer(
+            store=EnqueueStore(self.schema),
+            defaults=JobOptions(queue=queue, priority=priority, max_attempts=max_attempts),
+            max_args_bytes=max_args_bytes,
+            work_map=self._work_map,
+            context=context,
+            code_version=self.code_version,
+            hooks=self.hooks,
+            middleware=tuple(middleware),
+        )
         self.registration = Registration(self.schema, self.id, self.code_version)
-        self.schedules = Schedules(ScheduleStore(self.schema), self._transaction, self._encoded)
+        self.schedules = Schedules(ScheduleStore(self.schema), self._transaction, self._enqueuer.encoded)
 
     # --- connections
 
@@ -211,6 +208,12 @@ class Client:
           years): not before
         - `tags`: 3 to 255 letters, digits, - and _ each; `metadata`: a JSON object of at most 64 KiB beside the args
         - `context`: a small mapping that reaches the handler as `job.context`
+        - `unique=Unique(...)`: what may be there only once. If it is there already, that job is the answer, with
+          `duplicate` set, and the transaction goes on. While another transaction is inserting the same, this waits for
+          its end; who cannot wait sets `lock_timeout` in the transaction, and is raised `LockNotAvailable`
+        - `replace`: True, or what of a duplicate that still waits is replaced by what this call says: `args`,
+          `scheduled_at` (or the delay), `priority`, `max_attempts`, `tags`, `metadata`
+        - `pending=True`: does not run before `release`
 
         `notify=False` wakes no worker, which then finds the job by polling: for PREPARE TRANSACTION, which Postgres
         refuses after a notification. Raises InvalidJob (a ValueError) before anything is sent; errors of the database
@@ -218,8 +221,29 @@ class Client:
         """
         if isinstance(args, NewJob) and (kind is not None or options):
             raise InvalidOption("a NewJob brings its own kind and options: give them there")
-        job = self._encoded(args if isinstance(args, NewJob) else NewJob(args, kind=kind, **options))
-        return self._insert(tx, [job], notify)[0]
+        job = self._enqueuer.encoded(args if isinstance(args, NewJob) else NewJob(args, kind=kind, **options))
+        with self._transaction(tx) as conn:
+            return self._enqueuer.insert(conn, tx, [job], notify=notify)[0]
+
+    @overload
+    def enqueue_many(
+        self,
+        tx: Borrowable | ConnectionPool[Any] | None,
+        jobs: Iterable[object],
+        *,
+        notify: bool = True,
+        returning: Literal[True] = True,
+    ) -> builtins.list[Job[Any]]: ...
+
+    @overload
+    def enqueue_many(
+        self,
+        tx: Borrowable | ConnectionPool[Any] | None,
+        jobs: Iterable[object],
+        *,
+        notify: bool = True,
+        returning: Literal[False],
+    ) -> int: ...
 
     def enqueue_many(
         self,
@@ -227,76 +251,27 @@ class Client:
         jobs: Iterable[object],
         *,
         notify: bool = True,
-    ) -> builtins.list[Job[Any]]:
-        """Insert many jobs in the transaction `tx`, in one exchange with the server; they come back in their order.
+        returning: bool = True,
+    ) -> builtins.list[Job[Any]] | int:
+        """Insert many jobs in the transaction `tx`; they come back in their order, duplicates among them.
 
         Each is an args instance, or `NewJob(args, **options)`. One that is invalid refuses all, before anything is
-        sent, and is named by its position. An empty list is refused.
+        sent, and is named by its position. An empty list is refused. Large batches go by COPY; unique jobs in the order
+        of their keys, so that two such batches never wait for each other. On a connection in autocommit mode with no
+        transaction open, a batch may be more than one commit.
+
+        `returning=False` gives back how many were inserted, and is for batches of any size: `jobs` may be an iterator,
+        and the memory is bounded, but for unique jobs, hooks and middleware, which need them all. Row security forbids
+        the COPY that it uses.
         """
-        encoded = []
-        for position, job in enumerate(jobs):
-            try:
-                encoded.append(self._encoded(job if isinstance(job, NewJob) else NewJob(job)))
-            except Exception as error:
-                error.add_note(f"at position {position} of the jobs to enqueue")
-                raise
-        if not encoded:
-            raise NoJobs("there are no jobs to enqueue")
-        return self._insert(tx, encoded, notify)
-
-    def _insert(
-        self, tx: Borrowable | ConnectionPool[Any] | None, jobs: Sequence[EncodedJob], notify: bool
-    ) -> list[Job[Any]]:
-        with self._transaction(tx) as conn:
-
-            def insert(jobs: Sequence[EncodedJob]) -> list[Job[Any]]:
-                return self.store.insert_jobs(conn, jobs, notify=notify) if jobs else []
-
-            if self._middleware:
-                inserted = around_insert(self._middleware, conn if tx is None else tx, insert)(jobs)
-            else:
-                inserted = insert(jobs)
-            for job in inserted if self.hooks else ():
-                self.hooks("on_enqueue", job)
-            return inserted
-
-    def _encoded(self, new: NewJob[Any]) -> EncodedJob:
-        """Check and encode one job; raises before any SQL."""
-        kind = self._kind(new)
-        options = new.options.over(options_of(new.args)).over(self._defaults)
-        metadata = dict(options.metadata or {})
-        if is_dataclass(new.args):
-            metadata.setdefault("class", f"{type(new.args).__module__}.{type(new.args).__qualname__}")
-        context = options.context if options.context is not None or self._context is None else self._context()
-        if context is not None:
-            metadata["context"] = context
-        if self.code_version is not None:
-            metadata["code_version_enqueued"] = self.code_version
-        assert options.queue is not None
-        assert options.priority is not None
-        assert options.max_attempts is not None
-        return EncodedJob(
-            kind=kind,
-            queue=options.queue,
-            priority=options.priority,
-            max_attempts=options.max_attempts,
-            args=codec.encode(new.args, max_bytes=self._max_args_bytes),
-            metadata=codec.encode_metadata(metadata),
-            tags=list(options.tags or ()),
-            scheduled_at=options.scheduled_at,
-            delay=min(options.delay or timedelta(0), LONGEST_DELAY),
+        if returning:
+            encoded = list(self._enqueuer.all_encoded(jobs))
+            with self._transaction(tx) as conn:
+                return self._enqueuer.insert(conn, tx, encoded, notify=notify)
+        own = tx is None or isinstance(tx, ConnectionPool)
+        return self._enqueuer.insert_counted(
+            self._transaction(tx), tx, jobs, notify=notify, copy=own or can_copy(borrow(tx))
         )
-
-    def _kind(self, new: NewJob[Any]) -> str:
-        if isinstance(new.args, Mapping):
-            kind = check_kind(new.kind)
-        elif is_dataclass(new.args) and not isinstance(new.args, type):
-            kind = check_kind(new.kind) if new.kind is not None else kind_of(type(new.args))
-        else:
-            raise InvalidArgs(f"a job is a dataclass instance, or a dict with kind=; not {new.args!r:.80}")
-        if self._work_map is not None and kind not in self._work_map:
-            raise UnknownKind(kind)
-        return kind
 
     @contextmanager
     def _transaction(self, tx: Borrowable | ConnectionPool[Any] | None) -> Iterator[AnyConnection]:
@@ -319,6 +294,10 @@ class Client:
         """
         why = clean(reason, ERROR_LIMIT)
         return self._carry_out(tx, id, lambda conn: self.store.cancel(conn, id, reason=why), running=True)
+
+    def release(self, id: int, tx: Borrowable | ConnectionPool[Any] | None = None) -> Job[Any]:
+        """Let a job that was enqueued with `pending=True` run, at its time if it has one. Any other stays as it is."""
+        return self._carry_out(tx, id, lambda conn: self.store.release(conn, id), running=True)
 
     def retry(self, id: int, tx: Borrowable | ConnectionPool[Any] | None = None, *, reset: bool = False) -> Job[Any]:
         """Let the job run now, whatever its state, with one attempt more if it has used them all. A running one is

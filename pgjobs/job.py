@@ -87,6 +87,7 @@ class Job(Generic[Args]):
     token: UUID | None = field(repr=False, default=None)  # of the last claim; fences every later write
     leased_until: datetime | None = field(repr=False, default=None)  # of a detached attempt; None for all others
     raw_output: str | None = field(repr=False, default=None)  # the JSON text; not read by a claim
+    duplicate: bool = field(repr=False, compare=False, default=False)  # of the job that was to be enqueued: its twin
     decode: Callable[[str], Args] = field(repr=False, compare=False, default=json.loads)
     running: RunningAttempt | None = field(repr=False, compare=False, default=None)  # in the handler alone
 
@@ -149,8 +150,8 @@ class Job(Generic[Args]):
         that transaction commits with what else was written in it. The job as it is then.
 
         Raises AttemptLost, which aborts `tx`, when the job is no longer this attempt's. If `tx` is rolled back, this may
-        be called again in another; if the handler returns all the same, the attempt has failed. A transactional handler completes its job by returning:
-        there this changes nothing, and takes no other transaction than the job's own.
+        be called again in another; if the handler returns all the same, the attempt has failed. A transactional handler
+        completes its job by returning: there this changes nothing, and takes no other transaction than the job's own.
         """
         return self._attempt.complete(tx)
 

@@ -109,13 +109,28 @@ class Maintenance:
 
     def promote(self, conn: AnyConnection) -> timedelta:
         """Make due jobs available; until exactly the next one is due."""
-        self._promoted = self._store.promote(conn, BATCH)
-        if sum(self._promoted.values()) >= BATCH:
+        self._promoted, contested = self._store.promote(conn, BATCH)
+        for id, queue in contested[:_ONE_BY_ONE]:
+            self._promote_contested(conn, id, queue)
+        if sum(self._promoted.values()) + len(contested) >= BATCH or len(contested) > _ONE_BY_ONE:
             return _SOON
         due = self._store.next_due(conn)
         if due is None:
             return PROMOTE_EVERY
         return min(due, PROMOTE_EVERY) if due > _SOON else _PROMOTE_AGAIN
+
+    def _promote_contested(self, conn: AnyConnection, id: int, queue: str) -> None:
+        """Promote a job whose unique key a twin may have taken while it waited."""
+        try:
+            with conn.transaction():
+                state = self._store.settle_promotion(conn, id, queue)
+        except (psycopg.errors.UniqueViolation, psycopg.errors.LockNotAvailable):  # the twin is being inserted
+            self._store.postpone_promotion(conn, id, queue)
+            return
+        if state is JobState.AVAILABLE:
+            self._promoted[queue] = self._promoted.get(queue, 0) + 1
+        else:
+            log.info("job %d discarded: another job has its unique key", id)
 
     def rescue(self, conn: AnyConnection) -> timedelta:
         """Finish the attempts of workers that vanished, and what is left of requests to cancel attempts that ended.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Generic, TypedDict, TypeVar, Unpack
+from typing import Any, Generic, Literal, TypedDict, TypeVar, Unpack
 
 from pgjobs.errors import InvalidKind, InvalidOption
+from pgjobs.unique import Unique, checked_replace
 
 Args = TypeVar("Args", covariant=True)  # noqa: PLC0105  users read NewJob[Args]
 ArgsClass = TypeVar("ArgsClass", bound=type)
@@ -37,6 +38,9 @@ class JobOptions:
     tags: Sequence[str] | None = None
     metadata: Mapping[str, Any] | None = None
     context: Mapping[str, Any] | None = None
+    unique: Unique | Literal[False] | None = None
+    replace: bool | Collection[str] | None = None
+    pending: bool | None = None
 
     def __post_init__(self) -> None:
         if self.queue is not None:
@@ -51,23 +55,26 @@ class JobOptions:
             _check_delay(self.delay)
         if self.tags is not None:
             _check_tags(self.tags)
-        for name in ("metadata", "context"):
-            value = getattr(self, name)
-            if value is not None and not isinstance(value, Mapping):
-                raise InvalidOption(f"{name} is a mapping, not {_shown(value)}")
+        _check_type("metadata", self.metadata, Mapping, "a mapping")
+        _check_type("context", self.context, Mapping, "a mapping")
+        _check_type("unique", self.unique or None, Unique, "Unique(...) or False")
+        _check_type("pending", self.pending, bool, "True or False")
+        if self.replace is not None:
+            object.__setattr__(self, "replace", checked_replace(self.replace))
 
     def over(self, other: JobOptions) -> JobOptions:
         """These options, with `other` where they say nothing. A time counts as one option in both its forms."""
         has_time = self.scheduled_at is not None or self.delay is not None
-        chosen = {}
-        for name in (option.name for option in dataclasses.fields(self)):
+        joined = object.__new__(JobOptions)  # not JobOptions(...): both are checked already
+        for name in JobOptions.__slots__:
             value = getattr(self, name)
-            decided = value is not None or (has_time and name in ("scheduled_at", "delay"))
-            chosen[name] = value if decided else getattr(other, name)
-        return JobOptions(**chosen)
+            if value is None and not (has_time and name in ("scheduled_at", "delay")):
+                value = getattr(other, name)
+            object.__setattr__(joined, name, value)
+        return joined
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class EncodedJob:
     """A job as it is about to be inserted: checked, its args and metadata as JSON text."""
 
@@ -80,6 +87,15 @@ class EncodedJob:
     tags: Sequence[str]
     scheduled_at: datetime | None  # or, when that is None:
     delay: timedelta
+    unique: Unique | None = None  # its fields as they are called in JSON
+    replace: Sequence[str] = ()  # of a waiting twin
+    pending: bool = False
+
+    def with_args(self, args: str) -> EncodedJob:
+        """The same with other args. `dataclasses.replace` takes ten times as long, which counts for a million."""
+        job = object.__new__(EncodedJob)
+        vars(job).update(vars(self), args=args)
+        return job
 
 
 class Options(TypedDict, total=False):
@@ -93,6 +109,9 @@ class Options(TypedDict, total=False):
     tags: Sequence[str] | None
     metadata: Mapping[str, Any] | None
     context: Mapping[str, Any] | None
+    unique: Unique | Literal[False] | None
+    replace: bool | Collection[str] | None
+    pending: bool | None
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -106,7 +125,7 @@ class NewJob(Generic[Args]):
     def __init__(self, args: Args, *, kind: str | None = None, **options: Unpack[Options]) -> None:
         object.__setattr__(self, "args", args)
         object.__setattr__(self, "kind", kind)
-        object.__setattr__(self, "options", JobOptions(**options))
+        object.__setattr__(self, "options", JobOptions(**options) if options else NO_OPTIONS)
 
 
 def job_options(**options: Unpack[Options]) -> Callable[[ArgsClass], ArgsClass]:
@@ -127,7 +146,7 @@ def options_of(args: object) -> JobOptions:
     """The options that the class of `args` asks for."""
     method = None if isinstance(args, Mapping) else getattr(args, "job_options", None)
     if method is None:
-        return JobOptions()
+        return NO_OPTIONS
     options = method()
     if not isinstance(options, JobOptions):
         raise InvalidOption(f"{type(args).__name__}.job_options() gives {options!r}, not JobOptions")
@@ -167,6 +186,11 @@ def _shown(value: object) -> str:
         return f"<{type(value).__name__}>"
 
 
+def _check_type(name: str, value: object, tp: type, wanted: str) -> None:
+    if value is not None and not isinstance(value, tp):
+        raise InvalidOption(f"{name} is {wanted}, not {_shown(value)}")
+
+
 def _check_int(name: str, value: object, least: int, most: int) -> None:
     if value is None:
         return
@@ -198,3 +222,6 @@ def _check_tags(tags: object) -> None:
             raise InvalidOption(
                 f"tag {_shown(tag)}: use 3 to 255 ASCII letters, digits, - and _, not beginning or ending with -"
             )
+
+
+NO_OPTIONS = JobOptions()  # always the same one, so that what follows from it is worked out once

@@ -255,6 +255,8 @@ def options_json(row: EncodedJob) -> str:
         "max_attempts": row.max_attempts,
         "tags": row.tags,
         "delay": f"{row.delay // timedelta(microseconds=1)} microseconds",
+        "pending": row.pending,
+        "uniqueness": row.unique and json.loads(row.unique.to_json()),
     }
     if row.scheduled_at is not None:
         options["scheduled_at"] = row.scheduled_at.isoformat()
@@ -264,7 +266,7 @@ def options_json(row: EncodedJob) -> str:
 def _definition(schedule: Schedule, row: EncodedJob | None) -> str:
     """What the code says, to be compared with what it said before; without what a client adds to the metadata of every
     job, which may be different in each process."""
-    options = row and {name: str(getattr(row, name)) for name in EncodedJob.__slots__ if name != "metadata"}
+    options = row and {name: str(value) for name, value in vars(row).items() if name != "metadata"}
     said = [schedule.spec, schedule.zone, schedule.catch_up, str(schedule.window), options, str(schedule.metadata)]
     return json.dumps(said)
 

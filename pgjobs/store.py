@@ -16,7 +16,6 @@ from pgjobs import statements
 from pgjobs.cursors import AnyConnection, answers, bound_cursor, literal_cursor, one
 from pgjobs.errors import AttemptLost
 from pgjobs.job import Job, JobState
-from pgjobs.options import EncodedJob
 from pgjobs.outcome import NOTHING_KEPT, Kept, Outcome
 
 __all__ = ["AnyConnection", "Changes", "Finished", "Store", "Verdict"]
@@ -110,7 +109,6 @@ class Store:
         self.schema = schema
         self.channel = statements.channel(schema)
         self._control = statements.load("control.sql", schema)
-        self._enqueue = statements.load("enqueue.sql", schema)
         self._maintain = statements.load("maintain.sql", schema)
         self._observe = statements.load("observe.sql", schema)
         self.tag = f"pgjobs_{token_hex(4)}"  # of what has a name in a session, so that no handler hits it
@@ -131,25 +129,6 @@ class Store:
         self._fail = b"\n".join((work["drop_effects"], *kept, *recording))
         self._finish_late = b"\n".join((work["begin_late_finish"], *recording))
         self._finish_after_loss = b"\n".join((work["begin_late_finish"], work["restore_claim"], *recording))
-
-    # --- enqueue
-
-    def insert_jobs(self, conn: AnyConnection, jobs: Sequence[EncodedJob], *, notify: bool) -> list[Job[Any]]:
-        """The same statement for each job, all in one exchange with the server; the answers in their order."""
-        parameters = [self._insert_parameters(job, notify) for job in jobs]
-        with bound_cursor(conn) as cur:
-            if len(parameters) == 1:
-                cur.execute(self._enqueue["insert_job"], parameters[0])
-                return [as_job(one(cur))]
-            cur.executemany(self._enqueue["insert_job"], parameters, returning=True)
-            inserted = [as_job(one(cur))]
-            while cur.nextset():
-                inserted.append(as_job(one(cur)))
-            return inserted
-
-    def _insert_parameters(self, job: EncodedJob, notify: bool) -> dict[str, Any]:
-        parameters = {name: getattr(job, name) for name in EncodedJob.__slots__}
-        return {**parameters, "tags": list(job.tags), "notify": notify, "channel": self.channel}
 
     # --- work
 
@@ -285,11 +264,24 @@ class Store:
         with literal_cursor(conn) as cur:
             cur.execute(self._maintain["hurry_promote"])
 
-    def promote(self, conn: AnyConnection, batch: int) -> dict[str, int]:
-        """Make due jobs available; how many per queue."""
+    def promote(self, conn: AnyConnection, batch: int) -> tuple[dict[str, int], list[tuple[int, str]]]:
+        """Make due jobs available; how many per queue, and id and queue of those that a twin may be in the way of."""
         with literal_cursor(conn) as cur:
             cur.execute(self._maintain["promote"], {"batch": batch, "channel": self.channel})
-            return {queue: jobs for queue, jobs, _ in cur.fetchall()}
+            rows = cur.fetchall()
+        promoted = {queue: jobs for queue, jobs, id, *_ in rows if id is None}
+        return promoted, [(id, queue) for queue, _, id, *_ in rows if id is not None]
+
+    def settle_promotion(self, conn: AnyConnection, id: int, queue: str) -> JobState:
+        """Make one available, or discard it if its twin has its key; raises when that cannot be told yet."""
+        with literal_cursor(conn) as cur:
+            cur.execute(self._maintain["settle_promotion"], {"id": id, "queue": queue, "channel": self.channel})
+            [[(state, _)]] = answers(cur)
+            return JobState(state)
+
+    def postpone_promotion(self, conn: AnyConnection, id: int, queue: str) -> None:
+        with literal_cursor(conn) as cur:
+            cur.execute(self._maintain["postpone_promotion"], {"id": id, "queue": queue})
 
     def next_due(self, conn: AnyConnection) -> timedelta | None:
         """How long until the next waiting job is due."""
@@ -341,6 +333,9 @@ class Store:
 
     def cancel(self, conn: AnyConnection, id: int, *, reason: str) -> Verdict | None:
         return self._judged(conn, self._control["cancel"], {"id": id, "reason": reason})
+
+    def release(self, conn: AnyConnection, id: int) -> Verdict | None:
+        return self._judged(conn, self._control["release"], {"id": id})
 
     def retry(self, conn: AnyConnection, id: int, *, reset: bool = False) -> Verdict | None:
         return self._judged(conn, self._control["retry"], {"id": id, "reset": reset})

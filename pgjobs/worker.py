@@ -160,7 +160,9 @@ class WorkerPool:
             code_version=client.code_version,
         )
         self._schedule_store = ScheduleStore(client.schema)
-        self.schedules = CodeSchedules(self._schedule_store, client.source, client._encoded, cron, worker=client.id)
+        self.schedules = CodeSchedules(
+            self._schedule_store, client.source, client._enqueuer.encoded, cron, worker=client.id
+        )
         self._control = threading.Lock()  # start and stop, one at a time
         self._stopping = threading.Event()
         self._changed = threading.Condition()  # a thread has ended, or is stuck
@@ -213,7 +215,7 @@ class WorkerPool:
         self._ticker = Ticker(
             self._schedule_store,
             lambda: self.schedules.by_name,
-            Asking(self._client._encoded, self._schedule_answered, name=self.name),
+            Asking(self._client._enqueuer.encoded, self._schedule_answered, name=self.name),
             wake=lambda queue: self._wake_for(queue, 1),
         )
         maintenance = MaintenanceThread(

@@ -1,6 +1,6 @@
 -- What people do to a job by hand, on the caller's connection and inside its transaction. Each statement looks at the
 -- row, changes it if it may and can have its lock now, and says in `verdict` which it was: done, running, final,
--- conflict, unfit; or busy, when somebody else held the row or changed it meanwhile. So none waits for the lock of a
+-- conflict, unfit, not pending; or busy, when somebody else held the row or changed it meanwhile. So none waits for the lock of a
 -- job, and none fails where a failure would cost the caller's transaction. Functions are named in full: the search_path
 -- is the caller's.
 
@@ -54,6 +54,34 @@ SELECT
     id, state, queue, kind, priority, attempt, max_attempts, args, metadata, errors, tags, scheduled_at, created_at,
     attempted_at, finalized_at, attempted_by, token, leased_until, output, verdict,
     CASE WHEN verdict = 'running' THEN pg_catalog.pg_notify(%(channel)s, ' cancel') END
+FROM answer;
+
+-- name: release
+-- A pending job waits for its time from now on, or for a worker. Its key holds in all three states.
+WITH seen AS (
+    SELECT * FROM pgjobs.job WHERE id = %(id)s
+), free AS MATERIALIZED (
+    SELECT id, queue FROM pgjobs.job WHERE id = %(id)s AND state = 'pending' FOR NO KEY UPDATE SKIP LOCKED
+), changed AS (
+    UPDATE pgjobs.job SET
+        state = CASE WHEN scheduled_at > pg_catalog.statement_timestamp() THEN 'scheduled' ELSE 'available' END
+    FROM free WHERE job.id = free.id AND job.queue = free.queue
+    RETURNING job.*
+), answer AS (
+    SELECT 'done' AS verdict, changed.* FROM changed
+    UNION ALL
+    SELECT CASE WHEN state = 'pending' THEN 'busy' ELSE 'not pending' END, seen.*
+    FROM seen WHERE NOT EXISTS (SELECT FROM changed)
+)
+SELECT
+    id, state, queue, kind, priority, attempt, max_attempts, args, metadata, errors, tags, scheduled_at, created_at,
+    attempted_at, finalized_at, attempted_by, token, leased_until, output, verdict,
+    CASE
+        WHEN verdict <> 'done' THEN NULL
+        WHEN state = 'available' THEN pg_catalog.pg_notify(%(channel)s, queue)
+        WHEN scheduled_at < pg_catalog.statement_timestamp() + interval '2 seconds'
+            THEN pg_catalog.pg_notify(%(channel)s, ' due')
+    END
 FROM answer;
 
 -- name: retry

@@ -26,21 +26,51 @@ UPDATE pgjobs.maintenance SET next_run_at = pg_catalog.clock_timestamp() + %(aft
 WHERE duty = %(duty)s AND next_run_at <= pg_catalog.clock_timestamp();
 
 -- name: promote
--- Makes due jobs available and wakes their workers: one notification per queue, with the commit.
+-- Makes due jobs available and wakes their workers: one notification per queue, with the commit. A job whose key does
+-- not hold while it waits may have lost it to a twin, which the update of the whole batch would fail on: it is only
+-- named here, for settle_promotion.
 WITH due AS MATERIALIZED (
-    SELECT id, queue FROM pgjobs.job
+    SELECT id, queue, scheduled_at, COALESCE(state <> ALL (unique_states), false) AS contested FROM pgjobs.job
     WHERE state IN ('scheduled', 'retryable') AND scheduled_at <= statement_timestamp()
     ORDER BY scheduled_at
     LIMIT %(batch)s
     FOR NO KEY UPDATE SKIP LOCKED
 ), promoted AS (
     UPDATE pgjobs.job SET state = 'available'
-    FROM due WHERE job.id = due.id AND job.queue = due.queue
+    FROM due WHERE job.id = due.id AND job.queue = due.queue AND NOT contested
     RETURNING job.queue
 ), counted AS (
     SELECT queue, count(*) AS jobs FROM promoted GROUP BY queue
 )
-SELECT queue, jobs, pg_notify(%(channel)s, queue) FROM counted ORDER BY queue;
+SELECT queue, jobs, NULL::bigint AS id, pg_notify(%(channel)s, queue), NULL::timestamptz AS scheduled_at FROM counted
+UNION ALL
+SELECT queue, 1, id, NULL, scheduled_at FROM due WHERE contested
+ORDER BY scheduled_at NULLS FIRST, queue, id;
+
+-- name: settle_promotion
+-- One due job whose twin may have its key meanwhile: available, or discarded. For a twin that somebody is inserting it
+-- does not wait: then this fails, and postpone_promotion follows. A key that the state 'discarded' would share with the
+-- twin is given up.
+SET LOCAL lock_timeout = '50ms';
+UPDATE pgjobs.job SET
+    state = CASE WHEN lost THEN 'discarded' ELSE 'available' END,
+    finalized_at = CASE WHEN lost THEN clock_timestamp() END,
+    metadata = CASE WHEN lost THEN metadata || '{"unique_key_conflict": "scheduler_discarded"}' ELSE metadata END,
+    unique_key = CASE WHEN lost AND 'discarded' = ANY (unique_states) THEN NULL ELSE unique_key END,
+    unique_states = CASE WHEN lost AND 'discarded' = ANY (unique_states) THEN NULL ELSE unique_states END
+FROM (
+    SELECT EXISTS (
+        SELECT FROM pgjobs.job AS twin
+        WHERE twin.unique_key = contested.unique_key AND twin.state = ANY (twin.unique_states)) AS lost
+    FROM pgjobs.job AS contested WHERE id = %(id)s AND queue = %(queue)s
+) AS look
+WHERE id = %(id)s AND queue = %(queue)s AND state <> ALL (unique_states)
+RETURNING state, CASE WHEN state = 'available' THEN pg_notify(%(channel)s, queue) END;
+SET LOCAL lock_timeout = '5s';
+
+-- name: postpone_promotion
+-- Looked at again soon, and until then in nobody's way.
+UPDATE pgjobs.job SET scheduled_at = clock_timestamp() + interval '1 second' WHERE id = %(id)s AND queue = %(queue)s;
 
 -- name: next_due
 -- How long until the next waiting job is due; null when none waits.

@@ -46,3 +46,14 @@ SELECT queue, priority FROM (
         SELECT job.queue, job.priority FROM pgjobs.job
         WHERE job.state = 'available' AND (job.queue, job.priority) > (line.queue, line.priority)
         ORDER BY job.queue, job.priority LIMIT 1) AS next
+
+-- part: told
+-- Whom a job wakes that was inserted or changed: a worker of its queue if it can run now; maintenance if it is due sooner
+-- than that looks by itself. Postgres delivers it with the commit, once per queue and transaction.
+CASE
+        WHEN NOT %(notify)s THEN NULL
+        WHEN state = 'available' THEN pg_catalog.pg_notify(%(channel)s, queue)
+        WHEN state IN ('scheduled', 'retryable')
+            AND scheduled_at < pg_catalog.statement_timestamp() + interval '2 seconds'
+            THEN pg_catalog.pg_notify(%(channel)s, ' due')
+    END

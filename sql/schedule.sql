@@ -59,9 +59,11 @@ WITH held AS MATERIALIZED (
     RETURNING held.*
 ), inserted AS (
     INSERT INTO pgjobs.job (
-        state, queue, kind, priority, max_attempts, args, metadata, tags, scheduled_at, schedule, tick)
+        state, queue, kind, priority, max_attempts, args, metadata, tags, scheduled_at, schedule, tick, unique_key,
+        unique_states)
     SELECT
-        CASE WHEN moment.due > statement_timestamp() THEN 'scheduled' ELSE 'available' END,
+        CASE WHEN (options ->> 'pending')::boolean THEN 'pending'
+            WHEN moment.due > statement_timestamp() THEN 'scheduled' ELSE 'available' END,
         COALESCE(options ->> 'queue', 'default'),
         kind,
         COALESCE((options ->> 'priority')::smallint, 0),
@@ -72,7 +74,10 @@ WITH held AS MATERIALIZED (
         ARRAY(SELECT jsonb_array_elements_text(COALESCE(options -> 'tags', '[]'))),
         moment.due,
         name,
-        %(tick)s::timestamptz
+        %(tick)s::timestamptz,
+        CASE WHEN options ->> 'uniqueness' IS NOT NULL THEN pgjobs.unique_key(
+            kind, COALESCE(options ->> 'queue', 'default'), args, moment.due, options -> 'uniqueness') END,
+        CASE WHEN options ->> 'uniqueness' IS NOT NULL THEN pgjobs.unique_states(options -> 'uniqueness') END
     FROM moved, LATERAL (SELECT COALESCE(
         (options ->> 'scheduled_at')::timestamptz,
         %(tick)s::timestamptz + COALESCE(options ->> 'delay', '0')::interval) AS due) AS moment

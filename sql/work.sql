@@ -81,7 +81,7 @@ SAVEPOINT pgjobs;
 
 -- name: release_claim
 -- The claim of a worker that lives but never got the lock: nothing ran, so the attempt is given back, also when
--- a rescue has recorded it as vanished meanwhile.
+-- a rescue has recorded it as vanished meanwhile. A job whose key a twin has taken since stays as the rescue left it.
 UPDATE pgjobs.job SET
     state = 'available',
     attempt = attempt - 1,
@@ -91,7 +91,10 @@ UPDATE pgjobs.job SET
     finalized_at = NULL,
     errors = CASE WHEN state = 'running' THEN errors ELSE errors - (-1) END,
     token = NULL
-WHERE queue = %(queue)s AND token = %(token)s AND state IN ('running', 'retryable', 'discarded');
+WHERE queue = %(queue)s AND token = %(token)s AND state IN ('running', 'retryable', 'discarded')
+    AND (state <> ALL (unique_states) AND EXISTS (
+        SELECT FROM pgjobs.job AS twin
+        WHERE twin.unique_key = job.unique_key AND twin.state = ANY (twin.unique_states))) IS NOT TRUE;
 
 -- name: extend_leases
 -- Detached attempts that still run in this process. The answer is which of them are still theirs; one that somebody

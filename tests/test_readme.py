@@ -31,6 +31,7 @@ import pgjobs
 from pgjobs import Client, Job, JobOptions, JobState, WorkerPool, WorkMap, cli
 from pgjobs.options import Options
 from pgjobs.reindex import MIDNIGHT
+from pgjobs.unique import STATES, Unique
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parent.parent
@@ -198,6 +199,7 @@ WORDS: dict[str, tuple[object, ...]] = {
     "now": (None,),
     "the pool's": (None,),
     "midnight UTC": (MIDNIGHT,),
+    "all but cancelled and discarded": (tuple(sorted(set(STATES) - {"cancelled", "discarded"})),),
 }
 # A signature cannot hold a mutable default: there None stands for what the README says.
 MEANT_BY_NONE = {("WorkerPool", "queues"): '`{"default": 10}`', ("WorkerPool", "backoff"): "`river()`"}
@@ -228,6 +230,7 @@ EXPECTED: Mapping[str, tuple[str, Callable[[], dict[str, object]]]] = {
     "option": ("enqueue", options_of_a_job),
     "setting of `WorkerPool`": ("WorkerPool", lambda: defaults_of(WorkerPool)),
     "setting of `Client`": ("Client", lambda: defaults_of(Client)),
+    "field of `Unique`": ("Unique", lambda: defaults_of(Unique)),
 }
 
 

@@ -44,6 +44,7 @@ __all__ = [
     "encode",
     "encode_metadata",
     "encode_output",
+    "json_names",
 ]
 
 METADATA_LIMIT = 64 * 1024  # bytes
@@ -109,6 +110,11 @@ def check_class(cls: type) -> None:
         _compiled(cls)
     except (Refused, RecursionError) as error:
         raise InvalidArgs(f"{cls.__qualname__} cannot be a class of args: {at(error)}") from error.__cause__
+
+
+def json_names(cls: type) -> Mapping[str, str] | None:
+    """What each field of a dataclass is called in JSON; None for a class that writes its JSON itself."""
+    return _compiled(cls).names
 
 
 @lru_cache(maxsize=4096)

@@ -25,7 +25,7 @@ def compile_class(hint: Any, seen: dict[Any, Codec]) -> Codec:
     to_dict, from_dict = _own_method(record.cls, "to_dict"), _own_method(record.cls, "from_dict")
     encode = record.encode_own if to_dict else record.encode
     decode = record.decode_own if from_dict else record.decode
-    seen[hint] = Codec(encode, decode, (dict,))
+    seen[hint] = Codec(encode, decode, (dict,), names=None if to_dict else record.names)
     if not (to_dict and from_dict):
         record.add_fields(_hints(record.cls, hint), seen)
     return seen[hint]
@@ -85,6 +85,7 @@ class _Record:
         self.writers: list[tuple[str, str, type | None, Convert]] = []
         self.readers: list[tuple[str, str, type | None, Convert, bool]] = []
         self.keys: set[str] = set()
+        self.names: dict[str, str] = {}
         self.extra = ""  # the field that keeps what the class does not know
         self.strict = self.excludes = False
 
@@ -107,7 +108,7 @@ class _Record:
     def _add(self, field: Field[Any], hint: Any, config: dict[str, Any], seen: dict[Any, Codec]) -> None:
         encoder, decoder, exclude = config.get("encoder"), config.get("decoder"), config.get("exclude")
         free = (encoder and decoder) or exclude is Exclude.ALWAYS
-        encode, decode, _, same = ANY if free else codec_of(hint, partial(compile_class, seen=seen))
+        encode, decode, _, same, _ = ANY if free else codec_of(hint, partial(compile_class, seen=seen))
         if encoder:
             encode = _encode_with(encoder)
         if decoder:
@@ -118,6 +119,7 @@ class _Record:
         if key in self.keys:
             raise Refused(f"another field is called {key!r} in JSON too")
         self.keys.add(key)
+        self.names[field.name] = key
         self.writers.append((field.name, key, None if encoder or exclude else same, encode))
         if field.init:
             required = field.default is MISSING and field.default_factory is MISSING

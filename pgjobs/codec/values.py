@@ -24,6 +24,7 @@ class Codec(NamedTuple):
     decode: Convert
     kinds: tuple[type, ...]  # what JSON it is written as
     same: type | None = None  # values of exactly this type are their own JSON: saves a call for most fields
+    names: Mapping[str, str] | None = None  # of a dataclass: what each field is called in JSON
 
 
 def codec_of(hint: Any, compile_class: Callable[[Any], Codec]) -> Codec:
@@ -59,7 +60,7 @@ def _compound(origin: Any, hints: tuple[Any, ...], parts: list[Codec]) -> Codec:
     members = [part for hint, part in zip(hints, parts, strict=True) if hint is not NoneType]
     if len(members) > 1:
         return _either(hints, parts)
-    encode, decode, kinds, same = members[0]
+    encode, decode, kinds, same, _ = members[0]
     return Codec(
         lambda value: None if value is None else encode(value),
         lambda raw: None if raw is None else decode(raw),

@@ -38,8 +38,6 @@ KNOWN = _numbers(
 
 #: What brings the subject of a line that has no test yet.
 LATER: dict[str, frozenset[int]] = {
-    "part 3: schedules, rescue of detached jobs, registry of workers, upkeep of indexes": _numbers("158"),
-    "part 4: unique jobs, bulk insert": _numbers("12 151 152 184 185 187 190 192-194 196-198"),
     "part 5: speed, batches": _numbers("74 142 226 272"),
     "part 6: helpers for the tests of applications": _numbers("307 309 310 313-316"),
     "part 7: dashboard": _numbers("289 291"),

@@ -609,19 +609,19 @@ def twin(sql: Rows) -> Callable[[Job[Any], str], None]:
 def test_an_update_of_the_time_does_not_make_a_job_the_twin_of_another(
     client: Client, in_state: Call, stored: Stored, twin: Callable[[Job[Any], str], None], tx: Tx | None
 ) -> None:
-    job = in_state("scheduled", after=HOUR)
-    twin(job, "{available,running}")
+    job = in_state("retryable", after=HOUR)
+    twin(job, "{available,pending,running,scheduled}")
     with pytest.raises(UniqueConflict):
         client.update(job.id, tx, scheduled_at=datetime.now(UTC))
     assert stored(job) == job
-    assert client.update(job.id, tx, scheduled_at=datetime.now(UTC) + HOUR).state == JobState.SCHEDULED
+    assert client.update(job.id, tx, scheduled_at=datetime.now(UTC) + HOUR).state == JobState.RETRYABLE
 
 
 def test_to_cancel_succeeds_also_where_cancelled_jobs_are_unique(
     client: Client, in_state: Call, twin: Callable[[Job[Any], str], None], sql: Rows, tx: Tx | None
 ) -> None:
     job = in_state("retryable")
-    twin(job, "{available,cancelled}")
+    twin(job, "{available,cancelled,pending,running,scheduled}")
     cancelled = client.cancel(job.id, tx)
     assert cancelled.state == JobState.CANCELLED
     assert cancelled.metadata["unique_key_conflict"] is True

@@ -25,6 +25,7 @@ from pgjobs import (
     Schedule,
     ScheduleNotFound,
     ScheduleRow,
+    Unique,
     WorkerPool,
     every,
 )
@@ -79,7 +80,7 @@ def process(client: Client, connect: Connect) -> Start:
     """Starts a process with some schedules in its code."""
 
     def start(*schedules: Schedule) -> Process:
-        store, encode = ScheduleStore(client.schema), client._encoded
+        store, encode = ScheduleStore(client.schema), client._enqueuer.encoded
         code = CodeSchedules(store, client.source, encode, schedules, worker="by hand")
         ticker = Ticker(store, lambda: code.by_name, lambda schedule, tick: answer(schedule, encode))
         return Process(client, connect(autocommit=True), code, ticker).start()
@@ -134,6 +135,24 @@ def test_intervals_tick_from_the_start_each_in_its_beat(client: Client, sql: Row
     assert slow[0] - start == 1.5 * SECOND
     assert all(later - earlier == SECOND / 2 for earlier, later in pairwise(fast))
     assert sql("SELECT count(*) FROM pgjobs.job WHERE created_at < tick") == [(0,)]
+
+
+@pytest.mark.conformance(158)
+def test_a_unique_job_stays_one_row_over_three_ticks(client: Client, process: Start, sql: Rows, jobs: Jobs) -> None:
+    once = Unique(by_args=True)
+    code = process(Schedule("code", every(HOUR), NewJob(Report(1), unique=once)))
+    client.schedules.add(Schedule("table", every(HOUR), NewJob(Report(2), unique=once, pending=True)))
+    code.tick()
+    for _ in range(3):
+        for name in ("code", "table"):
+            tick = come(sql, name)
+            code.tick()
+            next_tick = row(client, name).next_tick_at
+            assert next_tick is not None
+            assert next_tick > tick, "the tick is over, with a job or without"
+    assert sorted(jobs()) == [1, 2]
+    assert sql("SELECT state FROM pgjobs.job WHERE schedule = 'table'") == [("pending",)]
+    assert client.enqueue(None, Report(1), unique=once).duplicate, "the key is that of an enqueue"
 
 
 @pytest.mark.conformance(159)
@@ -472,7 +491,7 @@ def test_what_a_client_adds_to_every_job_is_no_change_of_the_schedule(
         with Client(database, schema=client.schema, code_version=code_version) as newer:
             store = ScheduleStore(client.schema)
             schedule = Schedule("report", "@daily", Report(1), **setting)
-            CodeSchedules(store, newer.source, newer._encoded, [schedule], worker=newer.id).start(lambda: None)
+            CodeSchedules(store, newer.source, newer._enqueuer.encoded, [schedule], worker=newer.id).start(lambda: None)
         return row(client, "report")
 
     deploy("one")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -90,7 +91,8 @@ def catalog(dsn: str, schema: str) -> list[tuple[str, str, str]]:
         if conn.execute("SELECT to_regnamespace(%s)", [schema]).fetchone() == (None,):
             return []
         rows = conn.execute(CATALOG, {"schema": schema}).fetchall()
-    return sorted((what, name.replace(f"{schema}.", ""), text.replace(f"{schema}.", "")) for what, name, text in rows)
+    own = re.compile(rf'"?{schema}"?\.')
+    return sorted((what, own.sub("", name), own.sub("", text)) for what, name, text in rows)
 
 
 def rows_of(dsn: str, schema: str, table: str) -> list[tuple[Any, ...]]:

@@ -12,6 +12,7 @@ import pytest
 import pgjobs
 from pgjobs import (
     InvalidSetting,
+    enqueue_store,
     filter_store,
     index_store,
     job,
@@ -28,10 +29,11 @@ FILES = [
     *("migrate.sql", "workers.sql", "indexes.sql", "schedule.sql"),
 ]
 GIVE_JOBS = [
-    *("insert_job", "take", "rescue", "cancel", "retry", "delete", "update", "get_job", "list_jobs"),
+    *("insert_job", "insert_unique_job", "insert_jobs", "twins", "replace_twin", "release"),
+    *("take", "rescue", "cancel", "retry", "delete", "update", "get_job", "list_jobs"),
     *("list_available", "cancel_many", "retry_many", "delete_many", "update_many"),
 ]
-STORES = [store, filter_store, queue_store, migration_store, worker_store, index_store, schedule_store]
+STORES = [store, enqueue_store, filter_store, queue_store, migration_store, worker_store, index_store, schedule_store]
 PARTS = "parts.sql"  # what statements of several files share
 
 

@@ -1,0 +1,178 @@
+"""What `enqueue` does: check and encode, then insert. Nothing is sent before all is checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, is_dataclass, replace
+from datetime import timedelta
+from typing import Any
+
+from pgjobs import codec
+from pgjobs.enqueue_store import EnqueueStore
+from pgjobs.errors import InvalidArgs, InvalidOption, NoJobs, UnknownKind
+from pgjobs.hooks import EnqueueMiddleware, HookCalls, around_insert
+from pgjobs.job import Job
+from pgjobs.options import LONGEST_DELAY, NO_OPTIONS, EncodedJob, JobOptions, NewJob, check_kind, kind_of, options_of
+from pgjobs.spool import Spool
+from pgjobs.transaction import AnyConnection
+from pgjobs.unique import Unique, checked_replace
+from pgjobs.work_map import WorkMap
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Enqueuer:
+    """What the enqueues of one client share."""
+
+    store: EnqueueStore
+    defaults: JobOptions
+    max_args_bytes: int
+    work_map: WorkMap | None = None
+    context: Callable[[], Mapping[str, Any] | None] | None = None
+    code_version: str | None = None
+    hooks: HookCalls
+    middleware: Sequence[EnqueueMiddleware] = ()
+    _templates: dict[type, tuple[JobOptions, EncodedJob]] = field(default_factory=dict)
+
+    def encoded(self, job: object) -> EncodedJob:
+        """Check and encode one job, a `NewJob` or args; raises before any SQL."""
+        args = job.args if isinstance(job, NewJob) else job
+        template = None
+        if not isinstance(job, NewJob) or (job.options is NO_OPTIONS and job.kind is None):
+            template = self._kept_template(args)
+        if template is None:
+            template = self._template(job if isinstance(job, NewJob) else NewJob(job))
+        return template.with_args(codec.encode(args, max_bytes=self.max_args_bytes))
+
+    def all_encoded(self, jobs: Iterable[object]) -> Iterator[EncodedJob]:
+        """One after the other; what is wrong with one names its position."""
+        position = -1
+        for position, job in enumerate(jobs):
+            try:
+                yield self.encoded(job)
+            except Exception as error:
+                error.add_note(f"at position {position} of the jobs to enqueue")
+                raise
+        if position < 0:
+            raise NoJobs("there are no jobs to enqueue")
+
+    def insert(self, conn: AnyConnection, tx: object, jobs: Sequence[EncodedJob], *, notify: bool) -> list[Job[Any]]:
+        """Insert the jobs, middleware around it; they come back in their order. `tx` is what middleware gets."""
+
+        def insert(jobs: Sequence[EncodedJob]) -> list[Job[Any]]:
+            return self.store.insert(conn, jobs, notify=notify) if jobs else []
+
+        inserted = around_insert(self.middleware, conn if tx is None else tx, insert)(jobs)
+        for job in inserted if self.hooks else ():
+            if not job.duplicate:
+                self.hooks("on_enqueue", job)
+        return inserted
+
+    def insert_counted(
+        self,
+        transaction: AbstractContextManager[AnyConnection],
+        tx: object,
+        jobs: Iterable[object],
+        *,
+        notify: bool,
+        copy: bool,
+    ) -> int:
+        """Insert any number of jobs; how many were, without the duplicates. Where it can `copy`, and nobody wants to
+        see each, in bounded memory. The transaction begins when all are checked: until then the caller's iterator may
+        use it."""
+        apart = not copy or bool(self.hooks) or bool(self.middleware)
+        with Spool() as spool:
+            kept = []
+            for job in self.all_encoded(jobs):
+                if apart or job.unique is not None:
+                    kept.append(job)
+                else:
+                    spool.add(job)
+            with transaction as conn:
+                if spool.jobs:
+                    self.store.insert_spooled(conn, spool, notify=notify)
+                inserted = self.insert(conn, tx, kept, notify=notify) if kept else []
+            return spool.jobs + sum(not job.duplicate for job in inserted)
+
+    def _kept_template(self, args: object) -> EncodedJob | None:
+        """What an earlier job of the same class has left."""
+        asked, template = self._templates.get(type(args), (None, None))
+        if template is None or options_of(args) is not asked:
+            return None
+        if self.work_map is not None and template.kind not in self.work_map:
+            raise UnknownKind(template.kind)
+        return template
+
+    def _template(self, new: NewJob[Any]) -> EncodedJob:
+        """All of a job but its args; kept where it is the same for every instance of a class."""
+        kind = self._kind(new)
+        asked = options_of(new.args)
+        options = new.options.over(asked).over(self.defaults)
+        context = options.context if options.context is not None or self.context is None else self.context()
+        assert options.queue is not None
+        assert options.priority is not None
+        assert options.max_attempts is not None
+        template = EncodedJob(
+            kind=kind,
+            queue=options.queue,
+            priority=options.priority,
+            max_attempts=options.max_attempts,
+            args="{}",
+            metadata=codec.encode_metadata(self._metadata(new.args, options.metadata, context)),
+            tags=tuple(options.tags or ()),
+            scheduled_at=options.scheduled_at,
+            delay=min(options.delay or timedelta(0), LONGEST_DELAY),
+            unique=_unique(new.args, options.unique or None),
+            replace=_replaced(options),
+            pending=bool(options.pending),
+        )
+        always_so = self.context is None and options.context is None and asked.metadata is None
+        if always_so and new.options is NO_OPTIONS and new.kind is None and is_dataclass(new.args):
+            self._templates[type(new.args)] = (asked, template)
+        return template
+
+    def _metadata(
+        self, args: object, own: Mapping[str, Any] | None, context: Mapping[str, Any] | None
+    ) -> dict[str, Any]:
+        metadata = dict(own or {})
+        if is_dataclass(args):
+            metadata.setdefault("class", f"{type(args).__module__}.{type(args).__qualname__}")
+        if context is not None:
+            metadata["context"] = context
+        if self.code_version is not None:
+            metadata["code_version_enqueued"] = self.code_version
+        return metadata
+
+    def _kind(self, new: NewJob[Any]) -> str:
+        if isinstance(new.args, Mapping):
+            kind = check_kind(new.kind)
+        elif is_dataclass(new.args) and not isinstance(new.args, type):
+            kind = check_kind(new.kind) if new.kind is not None else kind_of(type(new.args))
+        else:
+            raise InvalidArgs(f"a job is a dataclass instance, or a dict with kind=; not {new.args!r:.80}")
+        if self.work_map is not None and kind not in self.work_map:
+            raise UnknownKind(kind)
+        return kind
+
+
+def _unique(args: object, unique: Unique | None) -> Unique | None:
+    """With the fields as they are called in JSON. One that is not there is refused: it would make all jobs the same."""
+    if unique is None or not isinstance(unique.by_args, tuple):
+        return unique
+    if isinstance(args, Mapping):
+        names: Mapping[str, str] | None = {str(key): str(key) for key in args}
+    else:
+        names = codec.json_names(type(args))
+    if names is None:
+        return unique
+    unknown = [name for name in unique.by_args if name not in names]
+    if unknown:
+        raise InvalidOption(f"by_args names {unknown[0]!r}, which the args do not have: they have {', '.join(names)}")
+    return replace(unique, by_args=[names[name] for name in unique.by_args])
+
+
+def _replaced(options: JobOptions) -> tuple[str, ...]:
+    what = checked_replace(options.replace or False)
+    if what and options.unique is None:
+        raise InvalidOption("replace is about the twin of a unique job: say unique=Unique(...) too")
+    return what if options.unique else ()

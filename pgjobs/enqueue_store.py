@@ -1,0 +1,258 @@
+"""One method per way to insert jobs, connection first: encoded jobs in, Jobs out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import MISSING, fields
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import psycopg
+from psycopg.pq import PipelineStatus
+
+from pgjobs import statements
+from pgjobs.copy_rows import HEADER, TRAILER, CopyRows, instant, microseconds
+from pgjobs.cursors import AnyConnection, bound_cursor, one
+from pgjobs.job import Job, JobState
+from pgjobs.options import EncodedJob
+from pgjobs.spool import Spool
+from pgjobs.store import DUE_NOTICE, as_job
+
+COPY_FROM = 20  # jobs: for fewer, the exchanges that a COPY needs take longer than an INSERT
+_PLACE = _IS_NEW = _TWIN_KEY = 19  # stand behind the columns of a job, each in another statement
+_KEY = 20
+_BLOCK = 128 * 1024  # bytes that are given to a COPY at once
+_TRIES = 100  # to insert a job whose twin is there, and gone, and there again
+_SOON = timedelta(seconds=2)  # as in sql/parts.sql
+_DEFAULTS = {field.name: field.default for field in fields(Job) if field.default is not MISSING}
+
+
+class EnqueueStore:
+    """The statements of one schema."""
+
+    def __init__(self, schema: str) -> None:
+        self._channel = statements.channel(schema)
+        self._enqueue = statements.load("enqueue.sql", schema)
+
+    def insert(self, conn: AnyConnection, jobs: Sequence[EncodedJob], *, notify: bool) -> list[Job[Any]]:
+        """Insert the jobs; they come back in their order. In place of one that has a twin, the twin, as a duplicate."""
+        if any(job.unique is not None for job in jobs):
+            return self._insert_unique(conn, jobs, notify)
+        if len(jobs) == 1:
+            return [self._insert_one(conn, jobs[0], notify)]
+        if len(jobs) >= COPY_FROM and can_copy(conn):
+            now, forbidden, ids = self._prepare_copy(conn, len(jobs))
+            if not forbidden:
+                return self._copy_with_ids(conn, jobs, notify, now, ids)
+        return [_present(job) for job, _, _ in self._insert_array(conn, jobs, notify)]
+
+    def _insert_one(self, conn: AnyConnection, job: EncodedJob, notify: bool) -> Job[Any]:
+        with bound_cursor(conn) as cur:
+            cur.execute(self._enqueue["insert_job"], self._parameters(job, notify))
+            return as_job(one(cur))
+
+    def _parameters(self, job: EncodedJob, notify: bool) -> dict[str, Any]:
+        return {**vars(job), **self._telling(notify), "tags": list(job.tags)}
+
+    def _telling(self, notify: bool) -> dict[str, Any]:
+        return {"notify": notify, "channel": self._channel}
+
+    # --- unique jobs
+
+    def _insert_unique(self, conn: AnyConnection, jobs: Sequence[EncodedJob], notify: bool) -> list[Job[Any]]:
+        """In turns: what has no twin is inserted, of the others the twin is looked up. One that has ended in between is
+        in nobody's way any more, so its job takes another turn."""
+        done: dict[int, Job[Any]] = {}
+        left = list(range(len(jobs)))
+        for _ in range(_TRIES):
+            twins: list[tuple[bytes, int]] = []
+            for job, place, key in self._insert_turn(conn, [jobs[at] for at in left], notify):
+                if job is None and key is not None:
+                    twins.append((key, left[place]))
+                else:
+                    done[left[place]] = _present(job)
+            done.update(self._replace_twins(conn, jobs, twins, notify))
+            done.update(self._find_twins(conn, [twin for twin in twins if twin[1] not in done]))
+            left = [at for at in left if at not in done]
+            if not left:
+                return [done[at] for at in range(len(jobs))]
+        raise psycopg.DataError(f"job {left[0]} of {len(jobs)}: its key is taken, but there is no job that holds it")
+
+    def _insert_turn(
+        self, conn: AnyConnection, jobs: Sequence[EncodedJob], notify: bool
+    ) -> Iterator[tuple[Job[Any] | None, int, bytes | None]]:
+        if len(jobs) > 1:
+            return self._insert_array(conn, jobs, notify)
+        (job,) = jobs
+        assert job.unique is not None
+        with bound_cursor(conn) as cur:
+            parameters = {**self._parameters(job, notify), "uniqueness": job.unique.to_json()}
+            cur.execute(self._enqueue["insert_unique_job"], parameters)
+            row = one(cur)
+        if row[_IS_NEW]:
+            return iter([(as_job(row), 0, row[_KEY])])
+        return iter([(None if row[0] is None or job.replace else _twin(row), 0, row[_KEY])])
+
+    def _insert_array(
+        self, conn: AnyConnection, jobs: Sequence[EncodedJob], notify: bool
+    ) -> Iterator[tuple[Job[Any] | None, int, bytes | None]]:
+        """Each job as it was inserted, None if it was not; its place, and its key."""
+        columns = {
+            "states": ["pending" if job.pending else None for job in jobs],
+            "queues": [job.queue for job in jobs],
+            "kinds": [job.kind for job in jobs],
+            "priorities": [job.priority for job in jobs],
+            "max_attempts": [job.max_attempts for job in jobs],
+            "args": [job.args for job in jobs],
+            "metadata": [job.metadata for job in jobs],
+            "tags": [_array_text(job.tags) for job in jobs],
+            "scheduled_at": [job.scheduled_at for job in jobs],
+            "delays": [job.delay for job in jobs],
+            "uniqueness": [None if job.unique is None else job.unique.to_json() for job in jobs],
+        }
+        with bound_cursor(conn) as cur:
+            cur.execute(self._enqueue["insert_jobs"], {**columns, **self._telling(notify)})
+            for row in cur.fetchall():
+                yield (None if row[0] is None else as_job(row), row[_PLACE] - 1, row[_KEY])
+
+    def _replace_twins(
+        self, conn: AnyConnection, jobs: Sequence[EncodedJob], twins: list[tuple[bytes, int]], notify: bool
+    ) -> dict[int, Job[Any]]:
+        """Those that replaced something in a twin that waits. In the order of the keys, as when they are inserted."""
+        replaced = {}
+        with bound_cursor(conn) as cur:
+            for key, place in sorted(twins):
+                job = jobs[place]
+                if not job.replace:
+                    continue
+                parameters = {**self._parameters(job, notify), "key": key, "replace": list(job.replace)}
+                cur.execute(self._enqueue["replace_twin"], parameters)
+                row = cur.fetchone()
+                if row is not None:
+                    replaced[place] = _twin(row)
+        return replaced
+
+    def _find_twins(self, conn: AnyConnection, twins: list[tuple[bytes, int]]) -> dict[int, Job[Any]]:
+        """Those whose twin is still there."""
+        if not twins:
+            return {}
+        with bound_cursor(conn) as cur:
+            cur.execute(self._enqueue["twins"], {"keys": list({key for key, _ in twins})})
+            found = {row[_TWIN_KEY]: _twin(row) for row in cur.fetchall()}
+        return {place: found[key] for key, place in twins if key in found}
+
+    # --- COPY
+
+    def _prepare_copy(self, conn: AnyConnection, jobs: int) -> tuple[datetime, bool, list[int]]:
+        with bound_cursor(conn) as cur:
+            cur.execute(self._enqueue["prepare_copy"], {"jobs": jobs})
+            now, forbidden, ids = one(cur)
+            return now.astimezone(UTC), forbidden, ids
+
+    def _copy_with_ids(
+        self, conn: AnyConnection, jobs: Sequence[EncodedJob], notify: bool, now: datetime, ids: Sequence[int]
+    ) -> list[Job[Any]]:
+        inserted = [_copied(job, id, now) for job, id in zip(jobs, ids, strict=True)]
+        self._copy(conn, self._enqueue["copy_with_ids"], _joined(_rows_with_ids(jobs, inserted, now)))
+        if notify:
+            waiting = [job.scheduled_at for job in inserted if job.state is JobState.SCHEDULED]
+            self._notify(conn, {job.queue for job in inserted if job.state is JobState.AVAILABLE}, now, waiting)
+        return inserted
+
+    def insert_spooled(self, conn: AnyConnection, spool: Spool, *, notify: bool) -> None:
+        """Insert all that is in the spool, and give nothing back."""
+        self._copy(conn, self._enqueue["copy_due_now"], spool.due_now())
+        now, _, _ = self._prepare_copy(conn, 0)
+        self._copy(conn, self._enqueue["copy_timed"], _joined(spool.timed(microseconds(now))))
+        if notify:
+            self._notify(conn, spool.awake, now, () if spool.earliest is None else [instant(spool.earliest)])
+
+    def _notify(self, conn: AnyConnection, awake: set[str], now: datetime, waiting: Sequence[datetime]) -> None:
+        """Wake the workers of these queues, and maintenance when one of these times is sooner than that looks."""
+        told = awake | ({DUE_NOTICE} if waiting and min(waiting) < now + _SOON else set())
+        if told:
+            with bound_cursor(conn) as cur:
+                cur.execute(self._enqueue["notify_queues"], {"channel": self._channel, "queues": sorted(told)})
+
+    def _copy(self, conn: AnyConnection, statement: bytes, blocks: Iterable[bytes]) -> None:
+        with bound_cursor(conn) as cur, cur.copy(statement) as copy:
+            copy.write(HEADER)
+            for block in blocks:
+                copy.write(block)
+            copy.write(TRAILER)
+
+
+def can_copy(conn: AnyConnection) -> bool:
+    """Whether the connection is in the mode for it: not in a pipeline of the application's."""
+    return conn.pgconn.pipeline_status == PipelineStatus.OFF
+
+
+def _twin(row: Sequence[Any]) -> Job[Any]:
+    job = as_job(row)
+    object.__setattr__(job, "duplicate", True)  # nobody has seen it yet
+    return job
+
+
+def _present(job: Job[Any] | None) -> Job[Any]:
+    if job is None:  # a trigger of the application's, for one
+        raise psycopg.DataError("the statement gave no row")
+    return job
+
+
+def _moment(job: EncodedJob, now: datetime) -> tuple[datetime, JobState]:
+    """When the job is due, and the state in which it begins."""
+    due = now + job.delay if job.scheduled_at is None else job.scheduled_at.astimezone(UTC)
+    if job.pending:
+        return due, JobState.PENDING
+    return due, JobState.SCHEDULED if due > now else JobState.AVAILABLE
+
+
+def _copied(job: EncodedJob, id: int, now: datetime) -> Job[Any]:
+    """The job that a COPY inserts. Its args are the text that was sent; Postgres writes the same with blanks in it."""
+    due, state = _moment(job, now)
+    made = object.__new__(Job)
+    # not Job(...), which takes half of all the time of a large batch
+    vars(made).update(
+        _DEFAULTS,
+        id=id,
+        state=state,
+        queue=job.queue,
+        kind=job.kind,
+        priority=job.priority,
+        attempt=0,
+        max_attempts=job.max_attempts,
+        raw_args=job.args,
+        raw_metadata=job.metadata,
+        tags=tuple(job.tags),
+        scheduled_at=due,
+        created_at=now,
+    )
+    return made
+
+
+def _rows_with_ids(jobs: Sequence[EncodedJob], inserted: Sequence[Job[Any]], now: datetime) -> Iterator[bytes]:
+    rows, created = CopyRows(), microseconds(now)
+    for job, made in zip(jobs, inserted, strict=True):
+        due = created if made.scheduled_at == now else microseconds(made.scheduled_at)
+        yield rows.with_id(job, made.id, made.state, due, created)
+
+
+def _joined(rows: Iterable[bytes]) -> Iterator[bytes]:
+    """The rows in blocks that are worth a call."""
+    block, size = [], 0
+    for row in rows:
+        block.append(row)
+        size += len(row)
+        if size >= _BLOCK:
+            yield b"".join(block)
+            block, size = [], 0
+    yield b"".join(block)
+
+
+def _array_text(tags: Sequence[str]) -> str:
+    """An array as Postgres reads it."""
+    return "{" + ",".join(map(_quoted, tags)) + "}"
+
+
+def _quoted(tag: str) -> str:
+    return '"' + tag.replace("\\", "\\\\").replace('"', '\\"') + '"'

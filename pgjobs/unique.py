@@ -1,0 +1,99 @@
+"""What makes a job the same as another one. A value and its checks; the key itself is computed by the database."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+from pgjobs.errors import InvalidOption
+
+STATES = ("available", "scheduled", "pending", "running", "retryable", "completed", "cancelled", "discarded")
+# A job passes through these without being asked, so its key must hold in all of them.
+REQUIRED = ("available", "pending", "running", "scheduled")
+#: What `replace=True` takes over from the newer call.
+REPLACEABLE = ("args", "scheduled_at", "priority", "max_attempts", "tags", "metadata")
+
+_DEFAULT_STATES = ("available", "completed", "pending", "retryable", "running", "scheduled")
+_MICROSECOND = timedelta(microseconds=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unique:
+    """At most one job of its kind at a time; or of its kind and what is named here.
+
+    - `by_args`: True for all args, or the names of some fields: jobs with other values in these are different
+    - `by_queue`: one per queue
+    - `by_period`: one per period, which are counted from midnight UTC of a Monday: by the job's time if it has one
+      (`scheduled_at`, `delay`), else by the database's clock. The key still holds no longer than `by_state` says
+    - `by_state`: the states in which an earlier job counts. Without `completed`, one may be enqueued again as soon as
+      the one before is done. `available`, `pending`, `running` and `scheduled` must be among them
+    - `exclude_kind`: other kinds count too; for several kinds that do one thing. Needs `by_args` or `by_queue`
+    """
+
+    by_args: bool | Sequence[str] = False
+    by_period: timedelta | None = None
+    by_queue: bool = False
+    by_state: Collection[str] = _DEFAULT_STATES
+    exclude_kind: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "by_args", _checked_args(self.by_args))
+        object.__setattr__(self, "by_state", _checked_states(self.by_state))
+        for name in ("by_queue", "exclude_kind"):
+            if not isinstance(getattr(self, name), bool):
+                raise InvalidOption(f"{name} is True or False, not {getattr(self, name)!r:.80}")
+        if self.by_period is not None:
+            _check_period(self.by_period)
+        if self.exclude_kind and not self.by_args and not self.by_queue:
+            raise InvalidOption("exclude_kind without by_args or by_queue would make all jobs one: name one of them")
+
+    def to_json(self) -> str:
+        """This, as the SQL functions `unique_key` and `enqueue` understand it."""
+        return json.dumps(
+            {
+                "by_args": self.by_args,
+                "by_period": self.by_period and f"{self.by_period // _MICROSECOND} microseconds",
+                "by_queue": self.by_queue,
+                "by_state": self.by_state,
+                "exclude_kind": self.exclude_kind,
+            }
+        )
+
+
+def checked_replace(replace: object) -> tuple[str, ...]:
+    """What of a waiting twin a new job replaces, in a fixed order; () is nothing."""
+    if isinstance(replace, bool):
+        return REPLACEABLE if replace else ()
+    if isinstance(replace, str) or not isinstance(replace, Collection) or not set(replace) <= set(REPLACEABLE):
+        raise InvalidOption(f"replace is True or some of {', '.join(REPLACEABLE)}; not {replace!r:.80}")
+    return tuple(name for name in REPLACEABLE if name in replace)
+
+
+def _checked_args(by_args: object) -> bool | tuple[str, ...]:
+    if isinstance(by_args, bool):
+        return by_args
+    fields = () if isinstance(by_args, str) or not isinstance(by_args, Sequence) else tuple(by_args)
+    if not fields or not all(isinstance(field, str) for field in fields):
+        raise InvalidOption(f"by_args is True, False, or a list of the names of fields; not {by_args!r:.80}")
+    return tuple(sorted(set(fields)))
+
+
+def _checked_states(by_state: object) -> tuple[str, ...]:
+    if isinstance(by_state, str) or not isinstance(by_state, Collection):
+        raise InvalidOption(f"by_state is a list of states, not {by_state!r:.80}")
+    for state in by_state:
+        if state not in STATES:
+            raise InvalidOption(f"by_state: {state!r:.40} is no state; there are {', '.join(STATES)}")
+    missing = [state for state in REQUIRED if state not in by_state]
+    if missing:
+        raise InvalidOption(f"by_state lacks {', '.join(missing)}: a job passes through these, and its key with it")
+    return tuple(sorted(str(state) for state in set(by_state)))
+
+
+def _check_period(period: object) -> None:
+    if not isinstance(period, timedelta):
+        raise InvalidOption(f"by_period is a timedelta, not {period!r:.80}")
+    if not timedelta(seconds=1) <= period <= timedelta(days=365_000):
+        raise InvalidOption(f"by_period is 1 second to 1000 years, not {period!r}")
