@@ -766,7 +766,8 @@ def test_r15_a_unique_twin_does_not_wait_for_a_job_that_wants_metadata_and_outpu
         rows.append(twin.execute(table.sql(insert)).fetchall())
 
     table.query(
-        "INSERT INTO {schema}.job (kind, unique_key, unique_states) VALUES ('any', 'key', '{{available,running}}')"
+        "INSERT INTO {schema}.job (kind, unique_key, unique_states) VALUES "
+        "('any', 'key', '{{available,pending,running,scheduled}}')"
     )
     assert WorkerPool(table.client, {"any": handler}).work_one()
     assert rows == [[]], "a duplicate, and no wait that the timeout would have ended"
