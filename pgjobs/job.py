@@ -149,9 +149,10 @@ class Job(Generic[Args]):
         """In a detached handler: complete the job in the transaction `tx`, so that it is completed when, and only when,
         that transaction commits with what else was written in it. The job as it is then.
 
-        Raises AttemptLost, which aborts `tx`, when the job is no longer this attempt's. If `tx` is rolled back, it may
-        be called again in another; if the handler returns all the same, the attempt has failed. A transactional handler
-        completes its job by returning: there this changes nothing, and takes no other transaction than the job's own.
+        Raises AttemptLost, which aborts `tx`, when the job is no longer this attempt's. If `tx` is rolled back, this
+        may be called again in another; if the handler returns all the same, the attempt has failed. A transactional
+        handler completes its job by returning: there this changes nothing, and takes no other transaction than the
+        job's own.
         """
         return self._attempt.complete(tx)
 

@@ -311,8 +311,8 @@ def test_s7_each_record_of_the_log_is_one_line_whatever_names_and_errors_hold(
     hostile = Client(client.pool, schema=client.schema, id=HOSTILE)
     rows(
         client,
-        "INSERT INTO {schema}.job (kind, queue, tags, attempted_by, max_attempts)"
-        " VALUES (%s, 'default', ARRAY[%s], ARRAY[%s], 3), ('card', 'default', '{{}}', '{{}}', 3)",
+        "INSERT INTO {schema}.job (kind, tags, attempted_by, args)"
+        """ VALUES (%s, ARRAY[%s], ARRAY[%s], '{{}}'), ('card', '{{}}', '{{}}', '{{"number": "1"}}')""",
         *(text, text, text),
     )
     rows(
