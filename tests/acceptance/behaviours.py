@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -16,9 +17,9 @@ import psycopg
 from psycopg import sql
 
 from pgjobs import Cancel, Client, Discard, Interrupted, Job, JobRunning, JobState, NotRunning, RetryAfter, Snooze
-from pgjobs.attempt import Patience
+from pgjobs.attempt import Patience, Reason
 from pgjobs.checkout import shut_down
-from pgjobs.errors import AttemptLost
+from pgjobs.errors import AttemptLost, JobStopped, JobTimedOut
 from pgjobs.maintenance import RESCUE_GRACE
 from tests.acceptance.job_model import HOUR, NOTHING, Model
 from tests.waiting import wait_until
@@ -26,7 +27,7 @@ from tests.waiting import wait_until
 AnyConnection = psycopg.Connection[Any]
 DETACHED = "detached"  # the kind
 AGAIN = timedelta(hours=2)  # a step of time: past every delay
-SHORT = timedelta(milliseconds=20)
+STOPPED, TIMED_OUT = partial(JobStopped, "stopped"), partial(JobTimedOut, HOUR)
 QUICK = Patience(raised=0.02, severed=0.1, stuck=60)
 ENDLESS = Patience(raised=600, severed=600, stuck=600)
 
@@ -39,7 +40,7 @@ class Scene:
     job: Job[Any]
     client: Client
     beside: AnyConnection  # commits at once
-    stop: Callable[[Patience], object]  # tells all handlers to end
+    tell: Callable[[Callable[[], Reason], Patience], object]  # all handlers to end
     looks: Callable[[], bool]  # another worker of the queue; says whether it found a job
     successor: UUID  # the token of whoever takes the job over
     line: str = "good"  # what the connection does when the outcome is written
@@ -93,7 +94,6 @@ class Behaviour:
     act: Act
     ends: Callable[[Model], None]
     settled: int = 0  # effects that it commits itself
-    timeout: timedelta | None = None
     raises: type[BaseException] | None = None  # what lock_job lets out; work_one only KeyboardInterrupt
     in_pool: bool = False  # needs somebody to watch over it
 
@@ -148,13 +148,13 @@ def cancels(scene: Scene) -> None:
 
 
 def heeds_a_stop(scene: Scene) -> None:
-    scene.stop(QUICK)
+    scene.tell(STOPPED, QUICK)
     assert scene.job.cancelled
     raise RuntimeError("told to end")
 
 
 def returns_though_stopped(scene: Scene) -> None:
-    scene.stop(ENDLESS)
+    scene.tell(STOPPED, ENDLESS)
 
 
 def until_interrupted() -> None:
@@ -163,16 +163,18 @@ def until_interrupted() -> None:
 
 
 def resists_a_stop(scene: Scene) -> None:
-    scene.stop(QUICK)
+    scene.tell(STOPPED, QUICK)
     until_interrupted()
 
 
 def heeds_its_timeout(scene: Scene) -> None:
-    wait_until(lambda: scene.job.cancelled)
+    scene.tell(TIMED_OUT, QUICK)
+    assert scene.job.cancelled
     raise RuntimeError("told to end")
 
 
 def resists_its_timeout(scene: Scene) -> None:
+    scene.tell(TIMED_OUT, QUICK)
     until_interrupted()
 
 
@@ -180,6 +182,7 @@ def is_severed(scene: Scene) -> None:
     """Nothing that can be caught makes it end, and it returns as if nothing had been."""
     pid = scene.tx.info.backend_pid
     gone = "SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = %s)"
+    scene.tell(TIMED_OUT, QUICK)
     while True:
         with suppress(Interrupted):
             wait_until(lambda: scene.beside.execute(gone, [pid]).fetchone() == (True,))
@@ -198,8 +201,8 @@ ANYWHERE = [
     Behaviour(cancels, Model.cancels),
     Behaviour(heeds_a_stop, Model.is_stopped, in_pool=True),
     Behaviour(resists_a_stop, Model.is_stopped, in_pool=True),
-    Behaviour(heeds_its_timeout, Model.fails, timeout=SHORT, in_pool=True),
-    Behaviour(resists_its_timeout, Model.fails, timeout=SHORT, in_pool=True),
+    Behaviour(heeds_its_timeout, Model.fails, in_pool=True),
+    Behaviour(resists_its_timeout, Model.fails, in_pool=True),
 ]
 
 
@@ -389,7 +392,7 @@ TRANSACTIONAL = [
     Behaviour(returns, Model.completes),
     Behaviour(completes_by_name, Model.completes),
     Behaviour(returns_though_stopped, Model.completes, in_pool=True),
-    Behaviour(is_severed, Model.fails, timeout=SHORT, in_pool=True),
+    Behaviour(is_severed, Model.fails, in_pool=True),
     Behaviour(nests_savepoints, Model.completes),
     Behaviour(swallows_an_sql_error, Model.fails),
     Behaviour(commits, Model.fails, settled=2),

@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 from uuid import uuid4
@@ -30,7 +30,7 @@ from psycopg.conninfo import make_conninfo
 
 from pgjobs import Client, Handler, InvalidOption, Job, JobRunning, JobState, WorkerPool, constant
 from pgjobs.checkout import shut_down
-from pgjobs.errors import AttemptLost, JobStopped
+from pgjobs.errors import AttemptLost
 from pgjobs.maintenance import Maintenance
 from pgjobs.outcome import decide
 from tests.acceptance.behaviours import (
@@ -38,7 +38,6 @@ from tests.acceptance.behaviours import (
     DETACHED,
     DETACHED_ONES,
     MEANWHILE,
-    QUICK,
     TRANSACTIONAL,
     Act,
     AnyConnection,
@@ -166,15 +165,12 @@ class Machine(RuleBasedStateMachine):
 
     def _pool(self) -> WorkerPool:
         handlers = {
-            PLAIN: Handler(self._handle, timeout=self._timeout),
-            DETACHED: Handler(self._handle, timeout=self._timeout, detached=True),
+            PLAIN: Handler(self._handle),
+            DETACHED: Handler(self._handle, detached=True),
         }
-        return WorkerPool(self.client, handlers, lease=HOUR)
+        return WorkerPool(self.client, handlers, lease=HOUR, timeout=None)
 
     # --- the handler
-
-    def _timeout(self, job: Job[Any]) -> timedelta | None:
-        return self.behaviour.timeout if self.behaviour else None
 
     def _handle(self, tx: Any, job: Job[Any] | None) -> None:
         assert self.behaviour is not None
@@ -190,7 +186,7 @@ class Machine(RuleBasedStateMachine):
             job=job,
             client=self.client,
             beside=self.beside,
-            stop=lambda patience: self.pool._watch.tell_all(lambda: JobStopped("stopped"), patience),
+            tell=self.pool._watch.tell_all,
             looks=lambda: self._pool().work_one(job.queue),
             successor=model.successor,
         )
@@ -512,7 +508,7 @@ class Machine(RuleBasedStateMachine):
                 "mark": (job.metadata.get("mark"), job.output),
             }
             right = {name: getattr(model, name) for name in said} | {"mark": (model.mark, model.mark)}
-            assert said == right, job.errors[-1:]
+            assert said == right, (self.behaviour, job.errors)
 
     def teardown(self) -> None:
         self.client.close()
@@ -523,9 +519,8 @@ class Machine(RuleBasedStateMachine):
 def machine(database: str) -> Iterator[Callable[[], Machine]]:
     """Makes machines on tables of this module's."""
     schema = f"test_{uuid4().hex[:12]}"
-    with Client(database, schema=schema) as client, pytest.MonkeyPatch.context() as patch:
+    with Client(database, schema=schema) as client:
         client.migrate()
-        patch.setattr("pgjobs.attempt.AFTER_TIMEOUT", QUICK)
         with client.pool.connection() as conn:
             conn.execute(sql.SQL(TABLES).format(s=sql.Identifier(schema)))
         yield lambda: Machine(database, schema)
