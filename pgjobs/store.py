@@ -198,6 +198,7 @@ class Store:
                         "queue": job.queue,
                         "token": job.token,
                         "attempt": job.attempt,
+                        "attempted_at": job.attempted_at,
                         "state": outcome.state,
                         "final": outcome.state.final,
                         "given_back": int(outcome.attempt_given_back),

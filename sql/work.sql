@@ -147,11 +147,13 @@ SET LOCAL lock_timeout = '1s';
 
 -- name: restore_claim
 -- A server that crashed may have lost the claim itself, which did not wait for the disk. The attempt did start, so it
--- counts: the row is brought to where the claim had left it. In every other case this matches nothing.
+-- counts: the row is brought to where the claim had left it. In every other case this matches nothing: the row of an
+-- attempt that was given back, and perhaps taken and given back again, says when it was last claimed.
 UPDATE pgjobs.job SET
     state = 'running', attempt = %(attempt)s, attempted_at = pg_catalog.statement_timestamp(), token = %(token)s
 WHERE queue = %(queue)s AND id = %(id)s AND token IS DISTINCT FROM %(token)s
-    AND state = 'available' AND attempt = %(attempt)s - 1;
+    AND state = 'available' AND attempt = %(attempt)s - 1
+    AND (attempted_at < %(attempted_at)s OR attempted_at IS NULL);
 
 -- name: finish
 -- Writes the outcome of one attempt, and what its handler wanted kept. Raises in the server when the attempt no longer owns the job, which skips the

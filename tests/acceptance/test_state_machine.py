@@ -556,6 +556,6 @@ def test_no_sequence_of_faults_breaks_an_invariant(machine: Any) -> None:
     run_state_machine(
         machine,
         settings=settings(
-            max_examples=int(wanted or 30), stateful_step_count=40, derandomize=not wanted, database=None, deadline=None
+            max_examples=int(wanted or 20), stateful_step_count=40, derandomize=not wanted, database=None, deadline=None
         ),
     )

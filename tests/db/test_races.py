@@ -140,6 +140,27 @@ def test_r1_a_snooze_between_two_attempts_makes_no_difference(table: Table, work
         table.store.complete(worker, old, COMPLETED)
 
 
+@pytest.mark.parametrize("since", ["retried by hand", "run again"])
+def test_r1_a_late_record_of_an_attempt_that_was_given_back_does_not_make_its_claim_good(
+    table: Table, worker: AnyConnection, since: str
+) -> None:
+    """The answer to its snooze was lost with the connection, so it records it again, as after a crash of the server."""
+    job = table.enqueue()
+    snoozed = Outcome(JobState.SCHEDULED, delay=NO_DELAY, attempt_given_back=True)
+    old = table.must_claim(worker)
+    table.store.fail(worker, old, snoozed)
+    if since == "retried by hand":
+        table.client.retry(job.id)
+    else:
+        table.store.fail(worker, table.must_claim(worker), snoozed)
+    before = table.query("SELECT job::text FROM {schema}.job AS job")
+    for outcome in (snoozed, failure(old)):
+        with pytest.raises(AttemptLost):
+            table.store.finish_late(worker, old, outcome, after_loss=True)
+        worker.execute("ROLLBACK")
+    assert table.query("SELECT job::text FROM {schema}.job AS job") == before
+
+
 # R2: a finish that matches nothing stops the COMMIT behind it.
 
 
