@@ -58,3 +58,19 @@ def test_the_crash_benchmark_finds_that_we_leave_no_effect_without_a_finished_jo
     assert done.returncode == 0, done.stderr
     row = done.stdout.splitlines()[1]
     assert row.split()[:4] == ["pgjobs", "2", "0", "(0-0)"]
+
+
+def test_the_bulk_benchmark_prints_its_table(fresh_database: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.bulk", "--jobs", "400", "--dsn", fresh_database],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    head, _, *rows = done.stdout.splitlines()
+    assert head.startswith("| way | jobs | jobs/s | client MB | notifications |")
+    assert [row.split(" | ")[:2] for row in rows] == [["| with ids", "40"], ["| without", "400"], ["| unique", "20"]]
+    assert [row.split(" | ")[4] for row in rows] == ["1"] * 3, "one notification, however many jobs"

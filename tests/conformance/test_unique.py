@@ -474,6 +474,8 @@ def test_a_newer_call_replaces_what_it_says_in_a_duplicate_that_waits(client: Cl
     assert all_of_it.state == JobState.AVAILABLE, "the new time is now"
     in_part = client.enqueue(None, Thing(1, "newer"), unique=by_n, replace=["scheduled_at"], delay=HOUR, priority=9)
     assert (in_part.state, in_part.priority, note(in_part)) == (JobState.SCHEDULED, 2, "new")
+    urgent = client.enqueue(None, Thing(1), unique=by_n, replace=["priority"], priority=-5)
+    assert (urgent.state, urgent.priority, urgent.scheduled_at) == (JobState.SCHEDULED, -5, in_part.scheduled_at)
     assert not client.enqueue(None, Thing(2), unique=by_n, replace=True).duplicate
 
 
