@@ -465,7 +465,9 @@ def twins(client: Client, sql: Rows) -> Callable[..., list[int]]:
 def test_of_twins_in_one_batch_the_older_one_is_retried(
     client: Client, twins: Callable[..., list[int]], tx: Tx | None
 ) -> None:
-    first, second, third = twins("discarded", "discarded", "discarded", covered=["available", "running"])
+    first, second, third = twins(
+        "discarded", "discarded", "discarded", covered=["available", "pending", "running", "scheduled"]
+    )
     alone = client.enqueue(None, Thing(9), delay=HOUR)
     result = client.retry_many(ALL, tx)
     assert done(result) == [first, alone.id]
@@ -476,7 +478,7 @@ def test_of_twins_in_one_batch_the_older_one_is_retried(
 def test_of_twins_in_one_batch_the_older_one_gets_the_time(
     client: Client, twins: Callable[..., list[int]], tx: Tx | None
 ) -> None:
-    first, second = twins("retryable", "retryable", covered=["available", "running"])
+    first, second = twins("retryable", "retryable", covered=["available", "pending", "running", "scheduled"])
     result = client.update_many(ALL, tx, scheduled_at=datetime.now(UTC) - HOUR)
     assert (done(result), result.skipped) == ([first], {second: "conflict"})
 
@@ -484,7 +486,7 @@ def test_of_twins_in_one_batch_the_older_one_gets_the_time(
 def test_twins_are_all_cancelled_and_give_the_key_up(
     client: Client, twins: Callable[..., list[int]], sql: Rows, tx: Tx | None
 ) -> None:
-    ids = twins("retryable", "retryable", covered=["available", "cancelled"])
+    ids = twins("retryable", "retryable", covered=["available", "cancelled", "pending", "running", "scheduled"])
     assert done(client.cancel_many(ALL, tx)) == ids
     commit(tx)
     assert sql("SELECT unique_key IS NULL, metadata ? 'unique_key_conflict' FROM pgjobs.job ORDER BY id") == [
@@ -504,12 +506,12 @@ def test_a_twin_that_is_being_inserted_costs_its_job_alone_and_a_second_at_most(
 ) -> None:
     if committed:
         monkeypatch.setattr(many_module, "PATIENCE", 20.0)
-    (first,) = twins("discarded", covered=["available", "running"])
+    (first,) = twins("discarded", covered=["available", "pending", "running", "scheduled"])
     rest = client.enqueue_many(None, [NewJob(Thing(n), delay=HOUR) for n in range(4)])
     inserter, watcher = connect(), connect(autocommit=True)
     inserter.execute(
         f"""INSERT INTO "{client.schema}".job (kind, unique_key, unique_states)
-        VALUES ('twin', 'k', '{{available,running}}')"""
+        VALUES ('twin', 'k', '{{available,pending,running,scheduled}}')"""
     )
     waits = "SELECT 1 FROM pg_stat_activity WHERE %s = ANY (pg_blocking_pids(pid))"
 
