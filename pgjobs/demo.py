@@ -25,7 +25,7 @@ import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -126,7 +126,10 @@ WORKERS = ("demo-1", "demo-2")
 VICTIM = WORKERS[0]
 _ENOUGH_FILES = 1200
 _MARK = "made by pgjobs demo, which drops it when it runs again"
-_VANISHED = f"worker vanished: {VICTIM} %"
+# A rescue leaves an error, or, as the victim ran several jobs, a note that the attempt was given back.
+_VANISHED = {"victim": VICTIM, "error": f"worker vanished: {VICTIM} %"}
+_RESCUED = "errors->0->>'error' LIKE %(error)s OR metadata->'given_back'->0->>'worker' = %(victim)s"
+_RESCUED_AT = "COALESCE(metadata->'given_back'->0->>'at', errors->0->>'at')::timestamptz"
 _STALLED = 60.0  # seconds without any progress
 
 # Five lines to look at the tables with, for psql.
@@ -296,14 +299,14 @@ def _work_off(client: Client, workers: dict[str, _Worker], total: int) -> dateti
     """Watch until all jobs are over; half way, kill the victim. When that was, by the database's clock."""
     query = f"""
         SELECT count(*) FILTER (WHERE state = 'completed'), count(*) FILTER (WHERE finalized_at IS NULL),
-            count(*) FILTER (WHERE errors->0->>'error' LIKE %s)
+            count(*) FILTER (WHERE {_RESCUED})
         FROM {client.schema}.job"""
     killed_at: datetime | None = None
     rescue_seen = False
     with _Progress("two workers", total) as progress:
         moved = _Stall()
         while True:
-            completed, still_open, rescued = _row(client, query, [_VANISHED])
+            completed, still_open, rescued = _row(client, query, _VANISHED)
             progress.show(completed)
             if killed_at is None and completed >= total // 2:
                 killed_at = _kill_inside_handlers(client, workers[VICTIM], progress)
@@ -354,9 +357,9 @@ class _Stall:
             raise DemoFailed(f"nothing has moved for {_STALLED:g} s: completed, open, rescued are {now}")
 
 
-def _row(client: Client, query: str, parameters: Iterable[object] = ()) -> tuple[Any, ...]:
+def _row(client: Client, query: str, parameters: Mapping[str, object] | Sequence[object]) -> tuple[Any, ...]:
     with client.pool.connection() as conn:
-        row: tuple[Any, ...] = conn.execute(query, list(parameters)).fetchone() or ()
+        row: tuple[Any, ...] = conn.execute(query, parameters).fetchone() or ()
         return row
 
 
@@ -416,15 +419,16 @@ def _figures(conn: Connection[Any], schema: str, killed_at: datetime) -> _Figure
         SELECT count(*) FILTER (WHERE state = 'completed'),
             count(*) FILTER (WHERE state <> 'completed'),
             count(*) FILTER (WHERE files = 1),
-            count(*) FILTER (WHERE jsonb_array_length(errors) > CASE WHEN vanished THEN 1 ELSE 0 END),
+            count(*) FILTER (WHERE jsonb_array_length(errors) >
+                CASE WHEN errors->0->>'error' LIKE %(error)s THEN 1 ELSE 0 END),
             extract(epoch FROM max(finalized_at) - min(attempted_at))::float,
             count(*) FILTER (WHERE vanished),
-            extract(epoch FROM min((errors->0->>'at')::timestamptz) FILTER (WHERE vanished) - %(killed_at)s)::float,
+            extract(epoch FROM min({_RESCUED_AT}) FILTER (WHERE vanished) - %(killed_at)s)::float,
             extract(epoch FROM max(finalized_at) FILTER (WHERE vanished) - %(killed_at)s)::float
         FROM {schema}.job
         LEFT JOIN (SELECT job_id, count(*) AS files FROM stdlib_index.file GROUP BY job_id) AS left_by ON job_id = id
-        CROSS JOIN LATERAL (SELECT errors->0->>'error' LIKE %(vanished)s AS vanished) AS told""",
-        {"killed_at": killed_at, "vanished": _VANISHED},
+        CROSS JOIN LATERAL (SELECT COALESCE({_RESCUED}, false) AS vanished) AS told""",
+        {"killed_at": killed_at, **_VANISHED},
     ).fetchone()
     assert row is not None
     return _Figures(*row)

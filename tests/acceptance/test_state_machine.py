@@ -29,7 +29,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from pgjobs import Client, Handler, InvalidOption, Job, JobRunning, JobState, WorkerPool, constant
-from pgjobs.checkout import shut_down
+from pgjobs.checkout import Checkout, shut_down
 from pgjobs.errors import AttemptLost
 from pgjobs.maintenance import Maintenance
 from pgjobs.outcome import decide
@@ -144,8 +144,7 @@ class Machine(RuleBasedStateMachine):
         self.dsn, self.name = dsn, f"machine-{uuid4().hex[:8]}"
         self.beside = psycopg.connect(dsn, autocommit=True)
         self.client = Client(make_conninfo(dsn, application_name=self.name), schema=schema, backoff=BACKOFF)
-        for statement in ("complete", "fail"):
-            setattr(self.client.store, statement, self._over_the_line(getattr(self.client.store, statement)))
+        self.client.store.fail = self._over_the_line(self.client.store.fail)
         self.pool = self._pool()
         self.duties = Maintenance(self.client.store, keep={})
         self.jobs: list[Model] = []
@@ -168,7 +167,10 @@ class Machine(RuleBasedStateMachine):
             PLAIN: Handler(self._handle),
             DETACHED: Handler(self._handle, detached=True),
         }
-        return WorkerPool(self.client, handlers, lease=HOUR, timeout=None)
+        pool = WorkerPool(self.client, handlers, lease=HOUR, timeout=None)
+        claimer = pool._executor.claimer
+        claimer.complete = self._over_the_line(claimer.complete)
+        return pool
 
     # --- the handler
 
@@ -207,10 +209,11 @@ class Machine(RuleBasedStateMachine):
     def _over_the_line(self, write: Callable[..., Any]) -> Callable[..., Any]:
         """The way to the server, that may fail before or after it has done what it was asked to."""
 
-        def over_the_line(conn: AnyConnection, *values: Any) -> Any:
+        def over_the_line(given: Checkout | AnyConnection, *values: Any, **options: Any) -> Any:
+            conn = given.conn if isinstance(given, Checkout) else given
             if self.line == "the request is lost":
                 shut_down(conn)
-            answer = write(conn, *values)
+            answer = write(given, *values, **options)
             if self.line == "the answer is lost":
                 conn.close()
                 raise psycopg.OperationalError("the answer is lost")
