@@ -144,7 +144,7 @@ class Machine(RuleBasedStateMachine):
         self.dsn, self.name = dsn, f"machine-{uuid4().hex[:8]}"
         self.beside = psycopg.connect(dsn, autocommit=True)
         self.client = Client(make_conninfo(dsn, application_name=self.name), schema=schema, backoff=BACKOFF)
-        self.client.store.fail = self._over_the_line(self.client.store.fail)
+        self.client.store.fail = self._over_the_line(self.client.store.fail)  # type: ignore[method-assign]
         self.pool = self._pool()
         self.duties = Maintenance(self.client.store, keep={})
         self.jobs: list[Model] = []
@@ -169,7 +169,7 @@ class Machine(RuleBasedStateMachine):
         }
         pool = WorkerPool(self.client, handlers, lease=HOUR, timeout=None)
         claimer = pool._executor.claimer
-        claimer.complete = self._over_the_line(claimer.complete)
+        claimer.complete = self._over_the_line(claimer.complete)  # type: ignore[method-assign]
         return pool
 
     # --- the handler
