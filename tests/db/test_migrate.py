@@ -53,7 +53,8 @@ SELECT 'table', relname::text, relkind::text || coalesce(array_to_string(relopti
 UNION ALL
 SELECT 'column', relname::text || '.' || attname::text,
         -- its place: what went down and up again has a higher number, though
-        row_number() OVER (PARTITION BY attrelid ORDER BY attnum) || ' ' || format_type(atttypid, atttypmod) || ' ' || attnotnull
+        row_number() OVER (PARTITION BY attrelid ORDER BY attnum) || ' ' ||
+        format_type(atttypid, atttypmod) || ' ' || attnotnull
         || ' ' || attidentity::text || ' ' || coalesce(pg_get_expr(adbin, adrelid), '')
     FROM pg_attribute JOIN pg_class ON pg_class.oid = attrelid
     LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
