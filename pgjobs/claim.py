@@ -59,6 +59,7 @@ class Claimer:
     _settings_of: int = -1
     _plain_kinds: set[str] = field(default_factory=set)
     _marks: dict[str, _Mark] = field(default_factory=dict)
+    _orphans: list[ClaimValues] = field(default_factory=list)  # claims whose answer never came
     _cautious_until: float = _NOT_ASKED
     _asking: threading.Lock = field(default_factory=threading.Lock)
 
@@ -79,6 +80,8 @@ class Claimer:
         if hot is not None and hot.next is not None:  # came with the finish of the one before
             following, hot.next = hot.next, None
             return following
+        while self._orphans:
+            self._take_back(held, self._orphans.pop(), "its answer never came")
         mark = self._mark(queue) if id is None else None
         try:
             job = self._claim(held, hot, self._values(queue, id, mark, facts))
@@ -106,7 +109,11 @@ class Claimer:
         except psycopg.errors.InvalidSqlStatementName:
             self._plain_kinds.add(job.kind)  # its handler deallocates what others have prepared
             raise
-        if problem is not None:  # with the next one; this one is finished
+        except psycopg.OperationalError:
+            if then is not None:
+                self._orphans.append(then)
+            raise
+        if problem is not None and then is not None:  # with the next one; this one is finished
             self._take_back(held, then, problem)
         elif hot.next is not None:
             self._note(job.queue, hot.next)
@@ -165,12 +172,15 @@ class Claimer:
                 raise UniqueConflict(f"job {values['id']} cannot run now: another job has its unique key") from error
             raise
 
-    def _take_back(self, held: Checkout, values: ClaimValues | None, error: Exception) -> None:
-        """After a claim that went wrong: if it was committed all the same, the attempt is given back."""
-        if held.usable and values is not None:
-            self.store.rollback(held.conn)
-            if self.store.release_claim(held.conn, queue=values["queue"], token=values["token"]):
-                log.warning("a claimed job could not be locked, its attempt is given back: %s", one_line(error))
+    def _take_back(self, held: Checkout, values: ClaimValues, why: object) -> None:
+        """After a claim that went wrong: if it was committed all the same, the attempt is given back, if need be on
+        the next connection."""
+        if not held.usable:
+            self._orphans.append(values)
+            return
+        self.store.rollback(held.conn)
+        if self.store.release_claim(held.conn, queue=values["queue"], token=values["token"]):
+            log.warning("a claimed job could not be locked, its attempt is given back: %s", one_line(why))
 
     def _values(self, queue: str, id: int | None, mark: _Mark | None, facts: ServerFacts) -> ClaimValues:
         if self._settings_of != self.work_map.changes:

@@ -1,0 +1,181 @@
+"""The finish of one job and the claim of the next in one round trip: what is peculiar to that."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.rows import dict_row
+from psycopg_pool import ConnectionPool
+
+from pgjobs import Client, Job, JobState, WorkerPool, constant
+from pgjobs.checkout import shut_down
+from pgjobs.hot_path import HotPath
+from tests.waiting import wait_until
+
+Tx = psycopg.Connection[Any]
+Answer = tuple[list[Any], psycopg.Error | None]
+
+
+def work(client: Client, handler: Callable[[Tx, Job[Any]], object], jobs: list[Job[Any]]) -> list[Job[Any]]:
+    """Run the handler on one thread until all of these are over; the jobs as they are then."""
+    with WorkerPool(client, {"any": handler}, queues={"default": 1}, backoff=constant(timedelta(0))):
+        wait_until(lambda: all(stored(client, job).state.final for job in jobs), 20)
+    return [stored(client, job) for job in jobs]
+
+
+def stored(client: Client, job: Job[Any]) -> Job[Any]:
+    found = client.get(job.id)
+    assert found is not None
+    return found
+
+
+def enqueue(client: Client, jobs: int) -> list[Job[Any]]:
+    return [client.enqueue(None, {"number": number}, kind="any") for number in range(jobs)]
+
+
+@pytest.fixture
+def round_trips(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many statements each round trip of the hot path had."""
+    sent: list[int] = []
+    send = HotPath._send
+
+    def counted(self: HotPath, steps: Any) -> Answer:
+        sent.append(len(steps))
+        return send(self, steps)
+
+    monkeypatch.setattr(HotPath, "_send", counted)
+    return sent
+
+
+def test_a_job_costs_one_round_trip(client: Client, round_trips: list[int]) -> None:
+    jobs = work(client, lambda tx, job: None, enqueue(client, 50))
+    assert {(job.state, job.attempt) for job in jobs} == {(JobState.COMPLETED, 1)}
+    full = [statements for statements in round_trips if statements == max(round_trips)]
+    assert len(full) >= 49, "each finish took the next claim with it"
+
+
+def test_what_a_handler_does_to_its_session_does_not_reach_the_job_that_was_claimed_with_its_finish(
+    client: Client, round_trips: list[int]
+) -> None:
+    seen: list[Any] = []
+
+    def handler(tx: Tx, job: Job[Any]) -> None:
+        seen.append(
+            tx.execute(
+                "SELECT current_setting('search_path'), current_setting('statement_timeout'), current_user,"
+                " (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()),"
+                " ARRAY(SELECT pg_listening_channels()), to_regclass('pg_temp.mine') IS NULL, pg_backend_pid()"
+            ).fetchone()
+        )
+        assert tx.row_factory is not dict_row
+        tx.execute("CREATE TEMP TABLE mine ()")
+        tx.execute("SET search_path = nowhere")
+        tx.execute("SET LOCAL statement_timeout = '1s'")
+        tx.execute("SELECT pg_advisory_lock(4711)")
+        tx.execute("LISTEN anything")
+        tx.row_factory = dict_row
+
+    jobs = work(client, handler, enqueue(client, 5))
+    assert {(job.state, job.attempt) for job in jobs} == {(JobState.COMPLETED, 1)}
+    assert len(seen) == 5
+    assert len(set(map(str, seen))) == 1, "the same clean session, on the same connection"
+    assert round_trips.count(max(round_trips)) == 5, "the session was made clean in the same round trip"
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["the request is lost", "the answer is lost"])
+def test_a_connection_lost_between_two_jobs_costs_neither_an_attempt(
+    client: Client, monkeypatch: pytest.MonkeyPatch, after: bool
+) -> None:
+    """With the answer, that of the claim is lost too: nothing ran, so the attempt is given back."""
+    broken: list[int] = []
+    ran: list[int] = []
+    receive = HotPath._receive
+
+    def lost(self: HotPath) -> Answer:
+        if not ran or broken:
+            return receive(self)
+        broken.append(1)
+        if after:
+            receive(self)
+        shut_down(self._conn)
+        raise psycopg.OperationalError("the line is dead")
+
+    def handler(tx: Tx, job: Job[Any]) -> None:
+        tx.execute(sql.SQL("INSERT INTO {}.effect VALUES (%s)").format(sql.Identifier(client.schema)), [job.id])
+        ran.append(job.id)
+
+    with client.pool.connection() as conn:
+        conn.execute(sql.SQL("CREATE TABLE {}.effect (job bigint)").format(sql.Identifier(client.schema)))
+    monkeypatch.setattr(HotPath, "_receive", lost)
+    first, second = work(client, handler, enqueue(client, 2))
+    assert broken
+    assert (second.state, second.attempt, second.error_count) == (JobState.COMPLETED, 1, 0)
+    assert first.state == JobState.COMPLETED
+    with client.pool.connection() as conn:
+        effects = sql.SQL("SELECT job, count(*) FROM {}.effect GROUP BY job ORDER BY job")
+        rows = conn.execute(effects.format(sql.Identifier(client.schema))).fetchall()
+    assert rows == [(first.id, 1), (second.id, 1)]
+
+
+def test_a_job_that_was_claimed_when_the_pool_stops_is_given_back(client: Client) -> None:
+    """The stop comes while the first finish, and the claim with it, is under way."""
+    jobs = enqueue(client, 3)
+    started: list[int] = []
+    pool = WorkerPool(client, {"any": lambda tx, job: started.append(job.id)}, queues={"default": 1})
+    claimer = pool._executor.claimer
+    complete = claimer.complete
+
+    def stopped_meanwhile(*args: Any, **options: Any) -> Any:
+        finished = complete(*args, **options)
+        pool._begin_stop()
+        return finished
+
+    claimer.complete = stopped_meanwhile  # type: ignore[method-assign]
+    with pool:
+        wait_until(lambda: not pool._working)
+    first, *others = (stored(client, job) for job in jobs)
+    assert first.state == JobState.COMPLETED
+    assert started == [first.id]
+    assert {(job.state, job.attempt, job.attempted_at) for job in others} == {(JobState.AVAILABLE, 0, None)}
+
+
+def test_an_urgent_job_waits_for_no_more_than_a_look_past_the_mark(client: Client) -> None:
+    order: list[int] = []
+    urgent: list[Job[Any]] = []
+    enough = threading.Event()
+
+    def handler(tx: Tx, job: Job[Any]) -> None:
+        order.append(job.id)
+        if len(order) == 20:
+            urgent.append(client.enqueue(None, {}, kind="any", priority=-5))
+        if urgent and job.id == urgent[0].id:
+            enough.set()
+        if len(order) > 20 and not enough.is_set():
+            enough.wait(0.01)  # the jobs in between take their time, so that there is no end of them before the look
+
+    jobs = enqueue(client, 60)
+    work(client, handler, jobs)
+    assert urgent[0].id in order
+    assert order.index(urgent[0].id) < len(order) - 5
+
+
+@pytest.mark.parametrize("settings", [{"prepare_threshold": None}, {}], ids=["plain", "prepared"])
+def test_a_pool_of_the_application_prepares_only_where_it_may(
+    database: str, client: Client, round_trips: list[int], settings: dict[str, Any]
+) -> None:
+    with ConnectionPool(database, min_size=3, max_size=3, kwargs=settings, open=True) as pool:
+        theirs = Client(pool, schema=client.schema)
+        jobs = work(theirs, lambda tx, job: None, enqueue(theirs, 5))
+    assert {(job.state, job.attempt) for job in jobs} == {(JobState.COMPLETED, 1)}
+    assert bool(round_trips) == (not settings)
+
+
+def test_kinds_whose_handlers_deallocate_run_on_the_plain_path_without_an_attempt_lost(client: Client) -> None:
+    jobs = work(client, lambda tx, job: tx.execute("DEALLOCATE ALL"), enqueue(client, 3))
+    assert {(job.state, job.attempt, job.error_count) for job in jobs} == {(JobState.COMPLETED, 1, 0)}
