@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import signal
 import sys
 import threading
 import time
@@ -14,12 +12,12 @@ from contextlib import contextmanager, suppress
 from datetime import time as TimeOfDay
 from datetime import timedelta
 from functools import partial
-from queue import Empty, SimpleQueue
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any, Literal, Self
 
 import psycopg
 
+from pgjobs import settings
 from pgjobs.attempt import AFTER_TIMEOUT, AT_STOP, Attempt, Watch
 from pgjobs.backoff import Backoff
 from pgjobs.claim import Claimer
@@ -39,14 +37,14 @@ from pgjobs.options import check_queue
 from pgjobs.queue_store import QueueStore
 from pgjobs.reindex import MIDNIGHT, Reindex, check_time
 from pgjobs.schedule_store import SCHEDULE_NOTICE, ScheduleStore
+from pgjobs.signals import LOOK_UP, next_signal, signals
 from pgjobs.store import CANCEL_NOTICE, DUE_NOTICE, AnyConnection
 from pgjobs.ticker import Asking, Ticker
 from pgjobs.transaction import defaults_for
-from pgjobs.work_map import Handler, HandlerFunction, WorkMap, checked_handler
+from pgjobs.work_map import Handler, HandlerFunction, WorkMap
 
 log = logging.getLogger("pgjobs.worker")
 
-_LOOK_UP = 0.5  # seconds
 _FIRST_PAUSE = 0.1  # seconds that a thread waits after an error of the database; doubles
 _LONGEST_PAUSE = 5.0
 _KEEP_QUEUES_EVERY = 60.0  # seconds between two words that this process works its queues
@@ -110,7 +108,7 @@ class WorkerPool:
         }
         if order not in ("priority", "scheduled_at"):
             raise InvalidSetting(f"order is 'priority' or 'scheduled_at', not {order!r}")
-        _check_intervals(poll_interval, fetch_cooldown)
+        settings.check_intervals(poll_interval, fetch_cooldown)
         self._poll_interval = poll_interval.total_seconds()
         self._cooldown = fetch_cooldown.total_seconds()
         self._listen = listen
@@ -118,14 +116,14 @@ class WorkerPool:
             defaults_for(listen_dsn)  # refused here if it cannot be read, not in the listener's log
         self._listen_dsn = listen_dsn
         self._keep = {
-            JobState.COMPLETED: _check_keep("keep_completed", keep_completed),
-            JobState.CANCELLED: _check_keep("keep_cancelled", keep_cancelled),
-            JobState.DISCARDED: _check_keep("keep_discarded", keep_discarded),
+            JobState.COMPLETED: settings.check_keep("keep_completed", keep_completed),
+            JobState.CANCELLED: settings.check_keep("keep_cancelled", keep_cancelled),
+            JobState.DISCARDED: settings.check_keep("keep_discarded", keep_discarded),
         }
         self._reindex_at = check_time(reindex_at)
         if timeout is not None and timeout <= timedelta(0):
             raise InvalidSetting(f"timeout is longer than nothing, or None for ever; not {timeout!r}")
-        self._lease = _check_lease(lease)
+        self._lease = settings.check_lease(lease)
         self._watch = Watch(
             on_severed=self._on_severed,
             on_stuck=self._on_stuck,
@@ -138,7 +136,7 @@ class WorkerPool:
             worker=client.id,
             order=order,
             timeout=timeout,
-            unknown_kinds=_check_unknown_kinds(unknown_kinds),
+            unknown_kinds=settings.check_unknown_kinds(unknown_kinds),
             lease=lease,
         )
         self._any_kind = isinstance(claimer.unknown_kinds, Handler)
@@ -401,17 +399,17 @@ class WorkerPool:
         A second signal cuts off the handlers that still run, as `stop_and_cancel` does, and ends with SystemExit; a
         third exits at once, and the jobs it cuts off come back by themselves.
         """
-        with _signals() as received:
+        with signals() as received:
             self.start()
-            _next(received)
+            next_signal(received)
             stop = threading.Thread(target=lambda: received.put(None if self.stop() else 0), name=f"{self.name}/stop")
             stop.start()
-            second = _next(received)
+            second = next_signal(received)
             if second:
                 log.warning("%s: the second signal, running handlers are cut off", self.name)
                 self._cut_off()
             while stop.is_alive():
-                stop.join(_LOOK_UP)
+                stop.join(LOOK_UP)
         if second is not None:
             raise SystemExit(128 + second if second else 1)
 
@@ -581,65 +579,3 @@ class WorkerPool:
         idle = self._queues.get(queue)
         if idle is not None:
             idle.wake()
-
-
-@contextmanager
-def _signals() -> Iterator[SimpleQueue[int | None]]:
-    """Give a queue that gets each SIGTERM and SIGINT; the third one exits the process."""
-    received: SimpleQueue[int | None] = SimpleQueue()  # its put() is safe in a signal handler, an Event's set() is not
-    seen: list[int] = []
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        seen.append(number)
-        if len(seen) > 2:
-            os._exit(128 + number)
-        received.put(number)
-
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _next(received: SimpleQueue[int | None]) -> int | None:
-    """Wait for what the queue gets next. A signal that arrives in the moment before this thread falls asleep does not
-    wake it, and its handler runs on no other: so it looks up now and then."""
-    while True:
-        with suppress(Empty):
-            return received.get(timeout=_LOOK_UP)
-
-
-def _check_intervals(poll_interval: timedelta, fetch_cooldown: timedelta) -> None:
-    if poll_interval < timedelta(milliseconds=1):
-        raise InvalidSetting(f"poll_interval is at least a millisecond, not {poll_interval!r}")
-    if fetch_cooldown and fetch_cooldown < timedelta(milliseconds=1):
-        raise InvalidSetting(f"fetch_cooldown is none or at least a millisecond, not {fetch_cooldown!r}")
-    if fetch_cooldown > poll_interval:
-        raise InvalidSetting(f"poll_interval {poll_interval!r} is shorter than fetch_cooldown {fetch_cooldown!r}")
-
-
-def _check_lease(lease: timedelta) -> float:
-    if lease < timedelta(seconds=5):
-        raise InvalidSetting(f"lease is 5 seconds or more, so that it can be extended in time; not {lease!r}")
-    return lease.total_seconds()
-
-
-def _check_unknown_kinds(
-    unknown: Literal["error", "leave"] | Handler | HandlerFunction,
-) -> Literal["error", "leave"] | Handler:
-    if unknown in ("error", "leave"):
-        return unknown
-    if isinstance(unknown, str):
-        raise InvalidSetting(f"unknown_kinds is 'error', 'leave' or a handler(tx, job), not {unknown!r}")
-    handler = checked_handler(unknown)
-    if handler.detached:
-        raise InvalidSetting("a handler of unknown kinds cannot be detached: name the kinds in the WorkMap")
-    return handler
-
-
-def _check_keep(name: str, keep: timedelta | None) -> timedelta | None:
-    if keep is not None and keep < timedelta(0):
-        raise InvalidSetting(f"{name} is a timedelta of zero or more, or None for ever; not {keep!r}")
-    return keep

@@ -1,0 +1,40 @@
+"""The signals that end a worker process: the first softly, the second hard, the third at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from queue import Empty, SimpleQueue
+from types import FrameType
+
+LOOK_UP = 0.5  # seconds
+
+
+@contextmanager
+def signals() -> Iterator[SimpleQueue[int | None]]:
+    """Give a queue that gets each SIGTERM and SIGINT; the third one exits the process."""
+    received: SimpleQueue[int | None] = SimpleQueue()  # its put() is safe in a signal handler, an Event's set() is not
+    seen: list[int] = []
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        seen.append(number)
+        if len(seen) > 2:
+            os._exit(128 + number)
+        received.put(number)
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def next_signal(received: SimpleQueue[int | None]) -> int | None:
+    """Wait for what the queue gets next. A signal that arrives in the moment before this thread falls asleep does not
+    wake it, and its handler runs on no other: so it looks up now and then."""
+    while True:
+        with suppress(Empty):
+            return received.get(timeout=LOOK_UP)
