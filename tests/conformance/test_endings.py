@@ -16,6 +16,7 @@ from pgjobs import Cancel, Client, Discard, Job, JobState, RetryAfter, RetryAt, 
 from pgjobs.error_text import ERROR_LIMIT, TRACE_LIMIT
 from pgjobs.store import Finished
 from tests.conformance.conftest import Rows
+from tests.waiting import wait_until
 
 Stored = Callable[[Job[Any]], Job[Any]]
 Tx = psycopg.Connection[Any]
@@ -432,3 +433,21 @@ def test_errors_are_pruned_by_count_in_the_middle(client: Client, sql: Rows, sto
     kept = [error.attempt for error in stored(job).errors]
     assert len(kept) == 100
     assert (kept[:40], kept[-40:]) == (list(range(1, 41)), list(range(62, 102)))
+
+
+@pytest.mark.conformance(74)
+def test_a_retry_with_a_short_delay_does_not_wait_for_the_next_look_at_what_is_due(
+    client: Client, stored: Stored, sql: Rows
+) -> None:
+    """It is retryable like any other, and brings the look forward: here that would else be an hour away. River makes
+    such a job available at once instead."""
+    handler = raising(ValueError("once"), None)
+
+    def late(tx: Tx, job: Job[Thing]) -> None:
+        sql("UPDATE pgjobs.maintenance SET next_run_at = clock_timestamp() + interval '1 hour' WHERE duty = 'promote'")
+        handler(tx, job)
+
+    with WorkerPool(client, {Thing: late}, queues={"default": 1}, backoff=constant(SECOND / 5)):
+        job = client.enqueue(None, Thing())
+        wait_until(lambda: stored(job).state is JobState.COMPLETED, 20)
+    assert (stored(job).attempt, stored(job).error_count) == (2, 1)
