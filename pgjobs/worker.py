@@ -424,7 +424,10 @@ class WorkerPool:
     # --- work
 
     def work_one(self, queue: str = "default") -> bool:
-        """Run the next job of the queue to its end on this thread, without any workers. Says whether there was one."""
+        """Run the next job of the queue to its end on this thread, without any workers. Says whether there was one.
+
+        Nobody extends the lease of a detached handler here: give the pool a `lease` longer than that takes.
+        """
         check_queue(queue)
         with self._watch.running(), self._client.source.checkout() as held, self._watch.over(held):
             return self._executor.run_next(held, queue) is not None
