@@ -135,7 +135,7 @@ _STALLED = 60.0  # seconds without any progress
 # Five lines to look at the tables with, for psql.
 LOOK = (
     "SELECT state, count(*) FROM pgjobs.job GROUP BY state;",
-    "SELECT id, attempt, attempted_by, metadata->'given_back' AS given_back FROM pgjobs.job WHERE attempted_by[2] <> '';",
+    "SELECT id, attempt, attempted_by, metadata->'given_back' AS back FROM pgjobs.job WHERE attempted_by[2] <> '';",
     "SELECT attempted_by[cardinality(attempted_by)] AS worker, count(*) FROM pgjobs.job GROUP BY worker;",
     "SELECT args->>'path' AS path, finalized_at - attempted_at AS took FROM pgjobs.job ORDER BY took DESC LIMIT 10;",
     "SELECT name, count(*) FROM stdlib_index.definition GROUP BY name ORDER BY count(*) DESC LIMIT 10;",
