@@ -26,6 +26,7 @@ from tests.waiting import wait_until
 
 AnyConnection = psycopg.Connection[Any]
 DETACHED = "detached"  # the kind
+LOST = "lost"  # the attribute of a store that says so
 AGAIN = timedelta(hours=2)  # a step of time: past every delay
 STOPPED, TIMED_OUT = partial(JobStopped, "stopped"), partial(JobTimedOut, HOUR)
 QUICK = Patience(raised=0.02, severed=0.1, stuck=60)
@@ -43,7 +44,10 @@ class Scene:
     tell: Callable[[Callable[[], Reason], Patience], object]  # all handlers to end
     looks: Callable[[], bool]  # another worker of the queue; says whether it found a job
     successor: UUID  # the token of whoever takes the job over
-    line: str = "good"  # what the connection does when the outcome is written
+
+    def lose(self, what: str) -> None:
+        """When the outcome is written; see `unreliable`."""
+        self.client.store.__dict__[LOST] = what
 
     def sql(self, text: str) -> sql.Composed:
         return sql.SQL(text).format(s=sql.Identifier(self.client.schema))
@@ -75,15 +79,42 @@ class Scene:
         self.rescue()
         back = "UPDATE {s}.job SET state = 'available', scheduled_at = scheduled_at - %s WHERE id = %s AND state = %s"
         self.beside.execute(self.sql(back), [AGAIN, self.job.id, JobState.RETRYABLE])
-        claim_and_vanish(self.client, self.beside, self.job.queue, self.successor)
+        claim_and_vanish(self.client, self.beside, self.job, self.successor)
         self.beside.execute("ROLLBACK")
         young = "UPDATE {s}.job SET attempted_at = attempted_at + %s WHERE token = %s"
         self.beside.execute(self.sql(young), [HOUR, self.successor])
 
 
-def claim_and_vanish(client: Client, conn: AnyConnection, queue: str, token: UUID) -> Job[Any] | None:
-    """What a worker does that then loses its connection, or its process: the caller sees to that."""
-    return client.store.claim(conn, queue=queue, token=token, worker="other", detached=[DETACHED], lease=HOUR)
+def claim_and_vanish(client: Client, conn: AnyConnection, job: Job[Any], token: UUID) -> Job[Any] | None:
+    """What a worker does that then loses its connection, or its process: the caller sees to that. It is a worker of its
+    own, without neighbours that the rescue would excuse."""
+    return client.store.claim(
+        conn,
+        which="id",
+        id=job.id,
+        queue=job.queue,
+        token=token,
+        worker=f"worker-{token}",
+        detached=[DETACHED],
+        lease=HOUR,
+    )
+
+
+def unreliable(write: Callable[..., Any]) -> Callable[..., Any]:
+    """The way to the server, which may fail before or after it has done what it was asked to."""
+
+    def over_the_line(sender: Any, to: Any, *values: Any, **options: Any) -> Any:
+        lost = getattr(sender, "store", sender).__dict__.get(LOST)
+        conn = getattr(to, "conn", to)
+        if lost == "request":
+            shut_down(conn)
+        answer = write(sender, to, *values, **options)
+        if lost == "answer":
+            conn.close()
+            raise psycopg.OperationalError("the answer is lost")
+        return answer
+
+    return over_the_line
 
 
 Act = Callable[[Scene], None]
@@ -320,20 +351,20 @@ def loses_its_network(scene: Scene) -> None:
 
 
 def loses_the_request(scene: Scene) -> None:
-    scene.line = "the request is lost"
+    scene.lose("request")
 
 
 def loses_the_answer(scene: Scene) -> None:
-    scene.line = "the answer is lost"
+    scene.lose("answer")
 
 
 def loses_the_answer_and_raises(scene: Scene) -> None:
-    scene.line = "the answer is lost"
+    scene.lose("answer")
     raise RuntimeError("failed")
 
 
 def loses_the_answer_and_snoozes(scene: Scene) -> None:
-    scene.line = "the answer is lost"
+    scene.lose("answer")
     raise Snooze(NOTHING)
 
 

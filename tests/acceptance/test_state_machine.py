@@ -13,7 +13,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -29,25 +30,29 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from pgjobs import Client, Handler, InvalidOption, Job, JobRunning, JobState, WorkerPool, constant
-from pgjobs.checkout import Checkout, shut_down
-from pgjobs.errors import AttemptLost
+from pgjobs.claim import Claimer
+from pgjobs.errors import AttemptLost, TransactionBroken
+from pgjobs.idle import IdleThreads
 from pgjobs.maintenance import Maintenance
 from pgjobs.outcome import decide
+from pgjobs.store import Store
 from tests.acceptance.behaviours import (
     AGAIN,
     DETACHED,
     DETACHED_ONES,
+    LOST,
     MEANWHILE,
     TRANSACTIONAL,
     Act,
-    AnyConnection,
     Behaviour,
     Scene,
     claim_and_vanish,
     completes,
     is_asked_to_end,
+    loses_the_answer,
     nothing,
     returns,
+    unreliable,
 )
 from tests.acceptance.job_model import HOUR, Model
 from tests.waiting import wait_until
@@ -144,15 +149,13 @@ class Machine(RuleBasedStateMachine):
         self.dsn, self.name = dsn, f"machine-{uuid4().hex[:8]}"
         self.beside = psycopg.connect(dsn, autocommit=True)
         self.client = Client(make_conninfo(dsn, application_name=self.name), schema=schema, backoff=BACKOFF)
-        self.client.store.fail = self._over_the_line(self.client.store.fail)  # type: ignore[method-assign]
         self.pool = self._pool()
         self.duties = Maintenance(self.client.store, keep={})
         self.jobs: list[Model] = []
         self.claims: list[Job[Any]] = []  # of all attempts that ever were
         self.unstarted: list[Job[Any]] = []  # of those whose handler was not reached
-        self.behaviour: Behaviour | None = None  # of the handler that runs
-        self.meanwhile: Act = nothing
-        self.line = Scene.line
+        self.plays: dict[int, tuple[Behaviour, Act]] = {}  # what is to come, by the job; else it succeeds
+        self.played: tuple[Model, Behaviour] | None = None  # the last one, of which the model does not know yet
         self.runs = 0
         self.sessions: set[Any] = set()
         for table in ("job", "cancel_request", "effect", "start"):
@@ -167,20 +170,19 @@ class Machine(RuleBasedStateMachine):
             PLAIN: Handler(self._handle),
             DETACHED: Handler(self._handle, detached=True),
         }
-        pool = WorkerPool(self.client, handlers, lease=HOUR, timeout=None)
-        claimer = pool._executor.claimer
-        claimer.complete = self._over_the_line(claimer.complete)  # type: ignore[method-assign]
-        return pool
+        return WorkerPool(self.client, handlers, lease=HOUR, timeout=None)
 
     # --- the handler
 
     def _handle(self, tx: Any, job: Job[Any] | None) -> None:
-        assert self.behaviour is not None
         assert job is not None
         assert job.token is not None
+        self._settle()
+        model = next(model for model in self.jobs if model.id == job.id)
+        behaviour, meanwhile = self.plays.pop(job.id, (SUCCESS[model.kind], nothing))
+        self.played = model, behaviour
         self.query("INSERT INTO {s}.start VALUES (%s, %s)", job.id, job.attempt)
         self.claims.append(job)
-        model = self._model(job.id)
         model.starts += 1
         model.claimed(job.token, self.runs)
         scene = Scene(
@@ -198,33 +200,21 @@ class Machine(RuleBasedStateMachine):
             scene.effect(tx)
         job.set_metadata(mark=self.runs)
         job.record_output(self.runs)
-        self.meanwhile(scene)
-        if self.meanwhile is is_asked_to_end:
+        meanwhile(scene)
+        if meanwhile is is_asked_to_end:
             model.is_cancelled()
-        try:
-            self.behaviour.act(scene)
-        finally:
-            self.line = scene.line
+        behaviour.act(scene)
 
-    def _over_the_line(self, write: Callable[..., Any]) -> Callable[..., Any]:
-        """The way to the server, that may fail before or after it has done what it was asked to."""
-
-        def over_the_line(given: Checkout | AnyConnection, *values: Any, **options: Any) -> Any:
-            conn = given.conn if isinstance(given, Checkout) else given
-            if self.line == "the request is lost":
-                shut_down(conn)
-            answer = write(given, *values, **options)
-            if self.line == "the answer is lost":
-                conn.close()
-                raise psycopg.OperationalError("the answer is lost")
-            return answer
-
-        return over_the_line
+    def _settle(self) -> None:
+        """The job that ran last is over: the model is where its behaviour leads."""
+        if self.played is not None:
+            model, behaviour = self.played
+            model.settled += behaviour.settled
+            behaviour.ends(model)
+        self.played = None
+        self.client.store.__dict__.pop(LOST, None)
 
     # --- which job
-
-    def _model(self, id: int) -> Model:
-        return next(model for model in self.jobs if model.id == id)
 
     def _pick(self, number: int, *states: JobState) -> Model | None:
         fitting = [model for model in self.jobs if not states or model.state in states]
@@ -252,12 +242,16 @@ class Machine(RuleBasedStateMachine):
     def enqueue(self, detached: bool, max_attempts: int) -> None:
         if len(self.jobs) == 3 and (over := self._pick(0, JobState.COMPLETED, JobState.CANCELLED, JobState.DISCARDED)):
             self.delete(over, 0)
-        kind, queue = DETACHED if detached else PLAIN, f"queue-{uuid4().hex[:8]}"
+        self._enqueue(DETACHED if detached else PLAIN, f"queue-{uuid4().hex[:8]}", max_attempts)
+
+    def _enqueue(self, kind: str, queue: str, max_attempts: int) -> Model:
         with self.client.pool.connection() as tx:
             self.client.enqueue(tx, {}, kind=kind, queue=queue, max_attempts=max_attempts)
             tx.rollback()  # this one never was
             job: Job[Any] = self.client.enqueue(tx, {}, kind=kind, queue=queue, max_attempts=max_attempts)
-        self.jobs.append(Model(job.id, queue, kind, max_attempts))
+        model = Model(job.id, queue, kind, max_attempts)
+        self.jobs.append(model)
+        return model
 
     # --- run
 
@@ -282,27 +276,47 @@ class Machine(RuleBasedStateMachine):
     def lock_job(self, number: int, behaviour: Behaviour, meanwhile: Act) -> None:
         model = self._pick(number, JobState.AVAILABLE, JobState.SCHEDULED, JobState.RETRYABLE)
         assert model is not None
-        with self._playing(model, behaviour, meanwhile):
-            try:
-                with self.client.lock_job(id=model.id) as (tx, job):
-                    self._handle(tx, job)
-            except BaseException as error:
-                if behaviour.raises is None or not isinstance(error, behaviour.raises):
-                    raise
+        # what kept its writes from being committed is raised, and what it raised itself
+        let_out = (TransactionBroken, AttemptLost, behaviour.raises or TransactionBroken)
+        with (
+            self._playing(model, behaviour, meanwhile),
+            suppress(*let_out),
+            self.client.lock_job(id=model.id) as (tx, job),
+        ):
+            self._handle(tx, job)
+
+    @rule(number=which, behaviour=st.sampled_from(TRANSACTIONAL), meanwhile=st.sampled_from(MEANWHILE[:-1]))
+    def run_in_a_row(self, number: int, behaviour: Behaviour, meanwhile: Act) -> None:
+        """As a worker's thread does: until the queue is empty, the next job claimed with the finish of the last."""
+        model = self._ready(number, PLAIN)
+        following = self._enqueue(PLAIN, model.queue, 2)
+        with self.pool._watch.running(), self._playing(model, behaviour, meanwhile):
+            while not self._worked_until_empty(model.queue):
+                continue
+        if not following.starts:  # claimed with a finish whose answer was lost
+            assert behaviour.act is loses_the_answer
+            job = self.client.get(following.id)
+            assert job is not None
+            self._vanished(following, job, starts=0)
+            self.time_passes()
+            self.rescue()
+        self.the_table_says_what_the_model_says()
+        self.delete(following, 0)
+
+    def _worked_until_empty(self, queue: str) -> bool:
+        with suppress(KeyboardInterrupt):
+            self.pool._work_while_jobs(queue, IdleThreads(1))
+            return True
+        return False
 
     @contextmanager
     def _playing(self, model: Model, behaviour: Behaviour, meanwhile: Act) -> Iterator[None]:
-        """While the job runs; then the model is where the behaviour leads."""
-        self.behaviour, self.meanwhile, self.line = behaviour, meanwhile, Scene.line
+        self.plays = {model.id: (behaviour, meanwhile)}
         self.runs += 1
-        model.successor, starts = uuid4(), model.starts
-        try:
-            yield
-        finally:
-            self.behaviour = None
-        assert model.starts == starts + 1, "the handler was not reached, or more than once"
-        model.settled += behaviour.settled
-        behaviour.ends(model)
+        model.successor = uuid4()
+        yield
+        assert not self.plays, "the handler was not reached"
+        self._settle()
 
     # --- workers that vanish
 
@@ -311,7 +325,9 @@ class Machine(RuleBasedStateMachine):
         """A worker loses its connection for good, in the handler or before."""
         model = self._ready(number, kind)
         with closing(psycopg.connect(self.dsn, autocommit=True)) as conn:  # without a commit
-            job = claim_and_vanish(self.client, conn, model.queue, uuid4())
+            found = self.client.get(model.id)
+            assert found is not None
+            job = claim_and_vanish(self.client, conn, found, uuid4())
             assert job is not None
             if reached:
                 self.query("INSERT INTO {s}.start VALUES (%s, %s)", job.id, job.attempt)
@@ -372,7 +388,7 @@ class Machine(RuleBasedStateMachine):
         gives = model is not None and model.state in (JobState.RUNNING, JobState.RETRYABLE, JobState.DISCARDED)
         assert self.client.store.release_claim(self.beside, queue=job.queue, token=job.token) == gives
         if gives and model is not None:
-            self.claims.remove(job)
+            self.claims = [claim for claim in self.claims if claim.token != job.token]
             model.claim_is_given_back()
             self.client.store.settle_requests(self.beside, 10)
 
@@ -386,6 +402,9 @@ class Machine(RuleBasedStateMachine):
         )
         for model in self.jobs:
             model.ages(AGAIN)
+        self.claims = [
+            replace(job, attempted_at=(job.attempted_at or datetime.now(UTC)) - AGAIN) for job in self.claims
+        ]
 
     def promote(self) -> None:
         self.duties.promote(self.beside)
@@ -511,7 +530,7 @@ class Machine(RuleBasedStateMachine):
                 "mark": (job.metadata.get("mark"), job.output),
             }
             right = {name: getattr(model, name) for name in said} | {"mark": (model.mark, model.mark)}
-            assert said == right, (self.behaviour, job.errors)
+            assert said == right, job.errors
 
     def teardown(self) -> None:
         self.client.close()
@@ -522,8 +541,10 @@ class Machine(RuleBasedStateMachine):
 def machine(database: str) -> Iterator[Callable[[], Machine]]:
     """Makes machines on tables of this module's."""
     schema = f"test_{uuid4().hex[:12]}"
-    with Client(database, schema=schema) as client:
+    with Client(database, schema=schema) as client, pytest.MonkeyPatch.context() as patch:
         client.migrate()
+        patch.setattr(Claimer, "complete", unreliable(Claimer.complete))
+        patch.setattr(Store, "fail", unreliable(Store.fail))
         with client.pool.connection() as conn:
             conn.execute(sql.SQL(TABLES).format(s=sql.Identifier(schema)))
         yield lambda: Machine(database, schema)
@@ -546,6 +567,8 @@ def test_each_way_to_behave_leads_where_the_model_says(
             driven.play(driven.jobs[-1], behaviour, asked)
             driven.the_invariants_hold()
             driven.the_table_says_what_the_model_says()
+        if kind == PLAIN:
+            driven.run_in_a_row(0, behaviour, nothing)
         driven.enqueue(detached=False, max_attempts=2)
         driven.drain()
         driven.the_invariants_hold()
