@@ -25,8 +25,9 @@ from tests.acceptance.job_model import HOUR, NOTHING, Model
 from tests.waiting import wait_until
 
 AnyConnection = psycopg.Connection[Any]
+OnTheLine = Callable[[AnyConnection], None]
 DETACHED = "detached"  # the kind
-LOST = "lost"  # the attribute of a store that says so
+ON_THE_LINE = "on_the_line"  # the attribute of a store that says what happens there; see `unreliable`
 AGAIN = timedelta(hours=2)  # a step of time: past every delay
 STOPPED, TIMED_OUT = partial(JobStopped, "stopped"), partial(JobTimedOut, HOUR)
 QUICK = Patience(raised=0.02, severed=0.1, stuck=60)
@@ -45,9 +46,9 @@ class Scene:
     looks: Callable[[], bool]  # another worker of the queue; says whether it found a job
     successor: UUID  # the token of whoever takes the job over
 
-    def lose(self, what: str) -> None:
-        """When the outcome is written; see `unreliable`."""
-        self.client.store.__dict__[LOST] = what
+    def when_written(self, *, before: OnTheLine | None = None, after: OnTheLine | None = None) -> None:
+        """What is to happen before the outcome is sent, or before its answer arrives."""
+        self.client.store.__dict__[ON_THE_LINE] = (before or nothing_happens, after or nothing_happens)
 
     def sql(self, text: str) -> sql.Composed:
         return sql.SQL(text).format(s=sql.Identifier(self.client.schema))
@@ -101,20 +102,25 @@ def claim_and_vanish(client: Client, conn: AnyConnection, job: Job[Any], token: 
 
 
 def unreliable(write: Callable[..., Any]) -> Callable[..., Any]:
-    """The way to the server, which may fail before or after it has done what it was asked to."""
+    """The way to the server, on which something may happen before and after what is written there."""
 
     def over_the_line(sender: Any, to: Any, *values: Any, **options: Any) -> Any:
-        lost = getattr(sender, "store", sender).__dict__.get(LOST)
-        conn = getattr(to, "conn", to)
-        if lost == "request":
-            shut_down(conn)
+        store, conn = getattr(sender, "store", sender), getattr(to, "conn", to)
+        before, after = store.__dict__.get(ON_THE_LINE, (nothing_happens, nothing_happens))
+        before(conn)
         answer = write(sender, to, *values, **options)
-        if lost == "answer":
-            conn.close()
-            raise psycopg.OperationalError("the answer is lost")
+        after(conn)
         return answer
 
     return over_the_line
+
+
+def nothing_happens(conn: AnyConnection) -> None: ...
+
+
+def lose_the_answer(conn: AnyConnection) -> None:
+    conn.close()
+    raise psycopg.OperationalError("the answer is lost")
 
 
 Act = Callable[[Scene], None]
@@ -186,6 +192,21 @@ def heeds_a_stop(scene: Scene) -> None:
 
 def returns_though_stopped(scene: Scene) -> None:
     scene.tell(STOPPED, ENDLESS)
+
+
+def is_told_when_it_is_over(scene: Scene) -> None:
+    """What is raised in a handler must not land in the library, which is writing its outcome by then."""
+
+    def tell(conn: AnyConnection) -> None:
+        scene.tell(STOPPED, Patience(raised=0.001, severed=600, stuck=600))
+        threading.Event().wait(0.05)
+
+    scene.when_written(before=tell)
+
+
+def is_told_when_it_has_failed(scene: Scene) -> None:
+    is_told_when_it_is_over(scene)
+    raise RuntimeError("failed")
 
 
 def until_interrupted() -> None:
@@ -324,6 +345,11 @@ def sets_session_state_and_raises(scene: Scene) -> None:
     raise RuntimeError("after that")
 
 
+def prepares_a_statement(scene: Scene) -> None:
+    """Nobody knows its name: the connection is given up, and what was claimed on it already."""
+    scene.tx.execute("PREPARE mine AS SELECT 1")
+
+
 def violates_at_commit(scene: Scene) -> None:
     scene.tx.execute(scene.sql("INSERT INTO {s}.at_commit VALUES ('raise')"))
 
@@ -351,20 +377,20 @@ def loses_its_network(scene: Scene) -> None:
 
 
 def loses_the_request(scene: Scene) -> None:
-    scene.lose("request")
+    scene.when_written(before=shut_down)
 
 
 def loses_the_answer(scene: Scene) -> None:
-    scene.lose("answer")
+    scene.when_written(after=lose_the_answer)
 
 
 def loses_the_answer_and_raises(scene: Scene) -> None:
-    scene.lose("answer")
+    scene.when_written(after=lose_the_answer)
     raise RuntimeError("failed")
 
 
 def loses_the_answer_and_snoozes(scene: Scene) -> None:
-    scene.lose("answer")
+    scene.when_written(after=lose_the_answer)
     raise Snooze(NOTHING)
 
 
@@ -423,6 +449,8 @@ TRANSACTIONAL = [
     Behaviour(returns, Model.completes),
     Behaviour(completes_by_name, Model.completes),
     Behaviour(returns_though_stopped, Model.completes, in_pool=True),
+    Behaviour(is_told_when_it_is_over, Model.completes, in_pool=True),
+    Behaviour(is_told_when_it_has_failed, Model.fails, raises=RuntimeError, in_pool=True),
     Behaviour(is_severed, Model.fails, in_pool=True),
     Behaviour(nests_savepoints, Model.completes),
     Behaviour(swallows_an_sql_error, Model.fails),
@@ -440,6 +468,7 @@ TRANSACTIONAL = [
     Behaviour(moves_its_own_row_and_raises, Model.fails, raises=Exception),
     Behaviour(sets_session_state, Model.completes),
     Behaviour(sets_session_state_and_raises, Model.fails, raises=RuntimeError),
+    Behaviour(prepares_a_statement, Model.completes),
     Behaviour(violates_at_commit, Model.fails),
     Behaviour(dies_at_commit, Model.fails),
     Behaviour(dies_and_returns, Model.fails),

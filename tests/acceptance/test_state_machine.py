@@ -40,8 +40,8 @@ from tests.acceptance.behaviours import (
     AGAIN,
     DETACHED,
     DETACHED_ONES,
-    LOST,
     MEANWHILE,
+    ON_THE_LINE,
     TRANSACTIONAL,
     Act,
     Behaviour,
@@ -212,7 +212,7 @@ class Machine(RuleBasedStateMachine):
             model.settled += behaviour.settled
             behaviour.ends(model)
         self.played = None
-        self.client.store.__dict__.pop(LOST, None)
+        self.client.store.__dict__.pop(ON_THE_LINE, None)
 
     # --- which job
 
@@ -582,6 +582,6 @@ def test_no_sequence_of_faults_breaks_an_invariant(machine: Any) -> None:
     run_state_machine(
         machine,
         settings=settings(
-            max_examples=int(wanted or 20), stateful_step_count=40, derandomize=not wanted, database=None, deadline=None
+            max_examples=int(wanted or 15), stateful_step_count=40, derandomize=not wanted, database=None, deadline=None
         ),
     )
