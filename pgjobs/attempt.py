@@ -250,10 +250,12 @@ class Watch:
         self._changed = threading.Condition()
         self._next = NEVER
         self._stopping = False
+        self._all_end: tuple[Callable[[], Reason], Patience] | None = None  # also those that begin after that was said
+        self.cut_off = 0  # so many attempts since the start, because all were to end
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        self._stopping = False
+        self._stopping, self._all_end, self.cut_off = False, None, 0
         self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
         self._thread.start()
 
@@ -280,7 +282,9 @@ class Watch:
         """Watch over an attempt until it is removed."""
         with self._changed:
             self._attempts[attempt] = False
-            if attempt.expires < self._next:
+            if self._all_end is not None:
+                self._cut_off(attempt, *self._all_end)
+            elif attempt.expires < self._next:
                 self._changed.notify()
 
     def remove(self, attempt: Attempt) -> None:
@@ -327,13 +331,18 @@ class Watch:
                     attempt.tell(JobCancelled("its lease ended before it did"), AFTER_TIMEOUT)
             self._changed.notify()
 
-    def tell_all(self, reason: Callable[[], Reason], patience: Patience) -> int:
-        """Tell every attempt that runs to end; how many there are."""
+    def tell_all(self, reason: Callable[[], Reason], patience: Patience) -> None:
+        """Tell every attempt that runs to end, and from now on those that begin: one that was claimed in this moment
+        is not on the list yet."""
         with self._changed:
+            self._all_end = reason, patience
             for attempt in self._attempts:
-                attempt.tell(reason(), patience)
-            self._changed.notify()
-            return len(self._attempts)
+                self._cut_off(attempt, reason, patience)
+
+    def _cut_off(self, attempt: Attempt, reason: Callable[[], Reason], patience: Patience) -> None:
+        self.cut_off += 1
+        attempt.tell(reason(), patience)
+        self._changed.notify()
 
     def _run(self) -> None:
         with self._changed:

@@ -259,9 +259,10 @@ class WorkerPool:
         """Start no more jobs, wait for those that run, and end the threads.
 
         After `timeout` the handlers that still run are told to end (`job.cancelled`), then made to: their writes are
-        dropped, their attempts given back, and it returns within two seconds more, whatever they do. Says whether
-        nothing was cut off. A handler that calls it gets False at once, and the pool stops when it can. Calling it on
-        a pool that does not run is no error; a stopped pool may be started again.
+        dropped, their attempts given back, and it returns within two seconds more, whatever they do; also when another
+        call, which would wait for longer, is under way. Says whether nothing was cut off. A handler that calls it gets
+        False at once, and the pool stops when it can. Calling it on a pool that does not run is no error; a stopped
+        pool may be started again.
         """
         self._begin_stop()
         if threading.current_thread() in self._working:  # a handler asks: it would wait for itself
@@ -269,16 +270,21 @@ class WorkerPool:
             return False
         if self._stopper is threading.current_thread():  # a signal's handler, in the middle of a stop
             return False
-        with self._control:
+        if not self._control.acquire(timeout=-1 if timeout is None else timeout.total_seconds()):
+            self._cut_off()
+            self._control.acquire()
+        try:
             return self._stop(timeout)
+        finally:
+            self._control.release()
 
     def _stop(self, timeout: timedelta | None) -> bool:
         self._begin_stop()
         self._stopper = threading.current_thread()
-        clean = self._wait_for_threads(None if timeout is None else timeout.total_seconds())
-        if not clean:
+        ended = self._wait_for_threads(None if timeout is None else timeout.total_seconds())
+        if not ended:
             self._cut_off()
-            self._wait_for_threads(AT_STOP.stuck + 0.3)
+            ended = self._wait_for_threads(AT_STOP.stuck + 0.3)
         for helper in (self._maintenance, self._reindex, self._listener):
             if helper is not None:
                 helper.stop(0.4)
@@ -291,7 +297,7 @@ class WorkerPool:
             self._client.events.worker_pool_stopped()
         self._room = 0
         self._started = False
-        return clean and not self._stuck
+        return ended and not self._watch.cut_off and not self._stuck
 
     def stop_and_cancel(self) -> bool:
         """Stop without waiting: `stop` with no time at all."""

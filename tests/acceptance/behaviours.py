@@ -42,7 +42,7 @@ class Scene:
     job: Job[Any]
     client: Client
     beside: AnyConnection  # commits at once
-    tell: Callable[[Callable[[], Reason], Patience], object]  # all handlers to end
+    tell: Callable[[Callable[[], Reason], Patience], object]  # this attempt to end
     looks: Callable[[], bool]  # another worker of the queue; says whether it found a job
     successor: UUID  # the token of whoever takes the job over
 

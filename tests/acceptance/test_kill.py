@@ -271,6 +271,48 @@ def test_a_second_signal_cuts_the_job_off_and_it_runs_again(table: Table, connec
     assert runs == [job.id]
 
 
+# Its handler heeds nothing, and it says when it has heard the first signal.
+DEAF = """
+import sys, threading
+from pgjobs import Client, WorkerPool
+
+def handler(tx, job):
+    print("started", flush=True)
+    while True:
+        try:
+            threading.Event().wait(60)
+        except BaseException:
+            continue
+
+pool = WorkerPool(Client(sys.argv[1], schema=sys.argv[2]), {"job": handler})
+threading.Thread(target=lambda: (pool._stopping.wait(), print("stopping", flush=True)), daemon=True).start()
+pool.run()
+"""
+
+
+@pytest.mark.conformance(320)
+def test_a_third_signal_ends_the_process_at_once_and_the_job_comes_back_by_itself(table: Table) -> None:
+    """The second and the third come together, so that nothing of what the second begins can have been done."""
+    job = table.enqueue("return")
+    arguments = [sys.executable, "-c", DEAF, table.dsn, table.client.schema]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, cwd=ROOT) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"started\n"
+            process.send_signal(signal.SIGTERM)
+            assert process.stdout.readline() == b"stopping\n"
+            for number in (signal.SIGSTOP, signal.SIGINT, signal.SIGTERM, signal.SIGCONT):
+                process.send_signal(number)
+            assert process.wait(10) in (128 + signal.SIGINT, 128 + signal.SIGTERM)
+        finally:
+            process.kill()
+    assert (table.job(job).state, table.job(job).attempt) == (JobState.RUNNING, 1), "nobody gave it back"
+    table.query("UPDATE {schema}.job SET attempted_at = attempted_at - interval '1 hour'")
+    with table.worker():
+        wait_until(lambda: table.job(job).state == JobState.COMPLETED)
+    assert [error.attempt for error in table.job(job).errors] == [1]
+
+
 def test_the_row_of_a_worker_killed_in_a_long_statement_is_free_within_two_seconds(table: Table) -> None:
     """The server looks for its client while it works for it."""
     job = table.enqueue("wait in sql")

@@ -190,7 +190,7 @@ class Machine(RuleBasedStateMachine):
             job=job,
             client=self.client,
             beside=self.beside,
-            tell=self.pool._watch.tell_all,
+            tell=lambda reason, patience: self.pool._watch.tell(model.token or uuid4(), reason(), patience),
             looks=lambda: self._pool().work_one(job.queue),
             successor=model.successor,
         )

@@ -24,6 +24,7 @@ from psycopg_pool import ConnectionPool
 
 from pgjobs import (
     Client,
+    Hooks,
     InvalidOption,
     InvalidSetting,
     Job,
@@ -38,6 +39,7 @@ from pgjobs import (
     constant,
 )
 from pgjobs.claim import Claimer
+from pgjobs.hooks import HookCalls
 from pgjobs.listener import Listener
 from tests.conformance.conftest import Rows
 from tests.conftest import Connect
@@ -634,6 +636,61 @@ def test_two_stops_at_once_both_return(client: Client, gate: Gate) -> None:
     for stop in stops:
         stop.join(10)
         assert not stop.is_alive()
+
+
+@pytest.mark.conformance(252)
+@pytest.mark.parametrize("patience", [SECOND * 0, SECOND / 10])
+def test_a_stop_that_is_less_patient_than_the_one_under_way_cuts_off(
+    client: Client, stored: Stored, patience: timedelta
+) -> None:
+    entered, free = threading.Event(), threading.Event()
+
+    def handler(tx: Tx, job: Job[Thing]) -> None:
+        entered.set()
+        wait_until(lambda: free.is_set() or job.cancelled)
+        assert not job.cancelled
+
+    job = client.enqueue(None, Thing())
+    pool = WorkerPool(client, {Thing: handler}, queues={"default": 1}).start()
+    assert entered.wait(10)
+    answers: list[bool] = []
+    with in_the_background(lambda: answers.append(pool.stop())):
+        wait_until(pool._control.locked)
+        assert pool.stop(patience) is False
+    assert answers == [False], "neither of them let all handlers end"
+    assert (stored(job).state, stored(job).attempt) == (JobState.AVAILABLE, 0)
+    free.set()
+    pool.start()
+    wait_until(lambda: stored(job).state == JobState.COMPLETED)
+    assert pool.stop() is True, "that is forgotten with the next start"
+
+
+def test_a_stop_without_any_patience_cuts_nothing_off_where_nothing_runs(client: Client) -> None:
+    pool = WorkerPool(client, {Thing: nothing}, queues={"default": 3}).start()
+    assert pool.stop_and_cancel() is True
+
+
+def test_a_job_that_was_claimed_in_the_moment_of_a_stop_is_told_to_end_like_all_others(
+    client: Client, stored: Stored
+) -> None:
+    class Slow(Hooks):
+        def on_claim(self, job: Job[Any] | None, error: BaseException | None) -> None:
+            claimed.set()
+            wait_until(lambda: pool._watch._all_end)
+
+    claimed, seen = threading.Event(), list[bool]()
+    client.hooks = HookCalls([Slow()])
+
+    def handler(tx: Tx, job: Job[Thing]) -> None:
+        seen.append(job.cancelled)
+        raise RuntimeError("told to end")
+
+    job = client.enqueue(None, Thing())
+    pool = WorkerPool(client, {Thing: handler}, queues={"default": 1}).start()
+    assert claimed.wait(10)
+    assert pool.stop_and_cancel() is False
+    assert seen == [True]
+    assert (stored(job).state, stored(job).attempt) == (JobState.AVAILABLE, 0)
 
 
 def test_two_handlers_may_stop_their_pool(client: Client, stored: Stored) -> None:
