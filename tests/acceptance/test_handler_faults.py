@@ -329,6 +329,7 @@ def check(trial: Trial, fault: Fault, job: Job[Any]) -> None:
 @pytest.mark.conformance(332)
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_a_handler_that_soils_its_connection_loses_nothing_and_harms_nobody(trial: Trial, fault: Fault) -> None:
+    """T1 to T4, F16."""
     job = trial.run(fault.act)
     check(trial, fault, job)
     before, after = trial.sessions
@@ -382,11 +383,13 @@ def test_a_statement_timeout_of_a_millisecond_ends_in_an_outcome(trial: Trial) -
 
 
 def test_a_deferred_constraint_that_fails_at_commit_is_the_attempts_failure(trial: Trial) -> None:
+    """T15."""
     job = trial.run(lambda tx: tx.execute(trial.sql("INSERT INTO {schema}.child VALUES (4711)")))
     check(trial, Fault("deferred constraint", lambda tx: None, AGAIN, "23503"), job)
 
 
 def test_a_serialization_failure_at_commit_is_the_attempts_failure(trial: Trial) -> None:
+    """T15, F15."""
     job = trial.run(lambda tx: tx.execute(trial.sql("INSERT INTO {schema}.contended VALUES (1)")))
     check(trial, Fault("40001 at COMMIT", lambda tx: None, AGAIN, "40001"), job)
 
@@ -431,6 +434,7 @@ def test_a_connection_in_the_middle_of_a_threads_statement_is_given_up(trial: Tr
 def test_a_thread_that_keeps_the_connection_cannot_write_into_the_next_job(
     trial: Trial, through: str, fails: bool
 ) -> None:
+    """F16."""
     next_job, tried = threading.Event(), threading.Event()
     results: list[str] = []
     threads: list[threading.Thread] = []
@@ -529,6 +533,8 @@ ZOO: list[tuple[str, Callable[[], BaseException], str]] = [
 def test_whatever_a_handler_raises_is_one_failed_attempt(
     trial: Trial, make: Callable[[], BaseException], says: str
 ) -> None:
+    """T16, F4: no thread dies of it."""
+
     def act(tx: AnyConnection) -> None:
         raise make()
 
@@ -767,7 +773,8 @@ def restricted(fresh_database: str) -> Iterator[Callable[[str], Client]]:
     ],
 )
 def test_settings_of_the_administrator_do_not_stop_the_work(restricted: Callable[[str], Client], setting: str) -> None:
-    """The handler thinks for 0.1 s between two statements and fails for a reason of its own: that is recorded."""
+    """T10, F14, F15. The handler thinks for 0.1 s between two statements, and fails for a reason of its own: that is
+    recorded."""
     trial = Trial(restricted(setting))
 
     def act(tx: AnyConnection) -> None:
@@ -801,6 +808,7 @@ def test_a_role_that_the_administrator_has_set_is_there_for_every_job(
 def test_a_statement_timeout_of_the_administrator_is_the_handlers_failure(
     restricted: Callable[[str], Client],
 ) -> None:
+    """F14."""
     trial = Trial(restricted("statement_timeout = '100ms'"))
     job = trial.run(execute("SELECT pg_sleep(10)"))
     check(trial, Fault("statement_timeout", lambda tx: None, AGAIN, "57014"), job)

@@ -152,7 +152,7 @@ def test_the_job_of_a_killed_worker_is_run_by_another_within_ten_seconds(table: 
 @pytest.mark.conformance(318)
 @pytest.mark.parametrize("then", ["exit", "kill"])
 def test_a_job_that_kills_its_process_kills_no_more_than_its_attempts_and_is_discarded(table: Table, then: str) -> None:
-    """While other jobs are worked. The rows are made older by hand, which saves the waiting."""
+    """T7, F3. While other jobs are worked. The rows are made older by hand, which saves the waiting."""
     job = table.enqueue(then, max_attempts=2)
     dead: list[int] = []
     for attempt in (1, 2):
@@ -225,6 +225,7 @@ def test_a_slow_job_of_a_live_worker_is_left_to_it(table: Table, connect: Connec
 def test_a_signal_lets_the_job_end_and_the_process_exit_with_0(
     table: Table, connect: Connect, number: signal.Signals
 ) -> None:
+    """F7."""
     with gate(connect) as (locked, open_gate), table.worker() as process:
         job, waiting = table.enqueue("wait for the gate", gate=locked), table.enqueue("return")
         wait_until(lambda: table.started(job))
@@ -314,7 +315,7 @@ def test_a_third_signal_ends_the_process_at_once_and_the_job_comes_back_by_itsel
 
 
 def test_the_row_of_a_worker_killed_in_a_long_statement_is_free_within_two_seconds(table: Table) -> None:
-    """The server looks for its client while it works for it."""
+    """T13. The server looks for its client while it works for it."""
     job = table.enqueue("wait in sql")
     with table.worker() as process:
         wait_until(lambda: table.started(job))

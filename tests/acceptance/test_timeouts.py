@@ -245,6 +245,7 @@ def test_the_timeout_of_the_handler_wins_over_that_of_the_pool(
 
 @pytest.mark.conformance(120)
 def test_the_default_timeout_is_a_minute(client: Client) -> None:
+    """T11: so that no job holds the vacuum of the whole database up for long unless it says so."""
     seen: list[timedelta] = []
 
     def handler(tx: AnyConnection, job: Job[Any]) -> None:

@@ -325,6 +325,7 @@ def test_a_job_that_does_not_run_is_returned_and_gone(
 def test_a_job_that_runs_is_neither_deleted_nor_updated_and_nobody_waits(
     client: Client, running: Job[Any], stored: Stored, tx: Tx | None
 ) -> None:
+    """T9."""
     calls: list[Call] = [client.delete, lambda id, tx: client.update(id, tx, scheduled_at=datetime.now(UTC))]
     for call in calls:
         started = time.monotonic()

@@ -141,6 +141,7 @@ def test_no_job_is_started_after_stop_was_called(client: Client, gate: Gate, sto
 
 @pytest.mark.conformance(249)
 def test_stop_under_continual_insertion_leaves_no_job_running(client: Client, sql: Rows) -> None:
+    """F8."""
     over = threading.Event()
 
     def insert() -> None:
@@ -280,6 +281,7 @@ def test_a_server_that_is_not_there_is_an_error_of_the_driver() -> None:
 
 
 def test_a_connection_pool_that_is_too_small_is_refused_with_the_numbers(client: Client, database: str) -> None:
+    """T12."""
     with ConnectionPool(database, min_size=0, max_size=6, open=True) as connections:
         own = Client(connections, schema=client.schema)
         with pytest.raises(PoolTooSmall, match=r"5 .*7 .*6"):

@@ -176,6 +176,8 @@ def test_what_a_handler_writes_is_seen_by_itself_at_once_and_by_others_with_the_
 def test_a_handler_that_writes_and_raises_leaves_no_writes_and_one_failed_attempt(
     client: Client, sql: Rows, stored: Stored, effects: str
 ) -> None:
+    """T6."""
+
     def handler(tx: Tx, job: Job[Thing]) -> None:
         tx.execute(f"INSERT INTO {effects} VALUES ('half done')")
         client.enqueue(tx, Thing(2), queue="follow-up")

@@ -381,6 +381,7 @@ MISFITS = [
 
 @pytest.mark.parametrize("args", MISFITS, ids=repr)
 def test_args_that_do_not_fit_fail_the_attempt_without_calling_the_handler(table: Table, args: dict[str, Any]) -> None:
+    """F24."""
     called: list[Any] = []
     id = table.insert(kind="order", args=Jsonb(args), max_attempts=2)
     work_map = {Order: lambda tx, job: called.append(job.args)}
@@ -452,6 +453,7 @@ REFUSED: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("columns", REFUSED, ids=lambda columns: repr(columns)[:50])
 def test_the_table_refuses_rows_that_mean_nothing(table: Table, columns: dict[str, Any]) -> None:
+    """F25."""
     with pytest.raises((psycopg.IntegrityError, psycopg.DataError)):
         table.insert(**{"kind": "ab", **columns})
     assert table.count() == 0
@@ -486,7 +488,7 @@ READABLE: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("row", READABLE)
 def test_a_row_that_the_table_takes_can_be_fetched_and_finished(table: Table, row: str) -> None:
-    """And the one behind it too; whether the handler can read what is in it is the attempt's own affair."""
+    """T17, F25. And the one behind it too; whether the handler can read what is in it is the attempt's own affair."""
     columns = READABLE[row]
     odd = table.insert(**{"kind": "ab", "priority": -1, **columns})
     plain = table.insert(kind="ab", priority=0)

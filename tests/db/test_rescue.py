@@ -225,7 +225,7 @@ def test_r24_a_pool_that_takes_every_kind_knows_every_kind(
 def test_r18_a_jobs_transaction_makes_the_server_watch_its_client_and_leaves_the_session_alone(
     client: Client, database: str
 ) -> None:
-    """Behind a pooler that watches the pooler; so it belongs to the transaction, and to no session."""
+    """T14. Behind a pooler that watches the pooler; so it belongs to the transaction, and to no session."""
     names = ("client_connection_check_interval", "tcp_keepalives_idle", "tcp_keepalives_count", "tcp_user_timeout")
     seen: list[dict[str, str]] = []
 
