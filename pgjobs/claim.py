@@ -149,7 +149,7 @@ class Claimer:
             return handler.timeout
         try:
             return handler.timeout(replace(job, decode=handler.decode))
-        except Exception as error:  # the user's code, and args that may not fit
+        except BaseException as error:  # the user's code, whose sys.exit() must not cost the attempt; and args
             log.warning("job %d: its timeout cannot be told, the pool's holds: %s", job.id, one_line(error))
             return self.timeout
 

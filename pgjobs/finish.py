@@ -111,7 +111,8 @@ class Finisher:
                 if error is not None:
                     log.warning("job %d had completed when its handler raised: %s", attempt.job.id, one_line(error))
                 return COMPLETED, ended, None
-            if error is None and attempt.severed and attempt.reason:
+            if error is None and attempt.reason is not None:  # what made it end may be to blame
+                attempt.reason.__cause__ = ended
                 error = attempt.reason
             elif error is None:
                 error = ended

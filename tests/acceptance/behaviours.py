@@ -230,6 +230,13 @@ def resists_its_timeout(scene: Scene) -> None:
     until_interrupted()
 
 
+def swallows_what_a_stop_did_to_its_statement(scene: Scene) -> None:
+    """It returns from an aborted transaction, but the stop is to blame for that."""
+    scene.tell(STOPPED, ENDLESS)
+    with suppress(psycopg.errors.QueryCanceled):
+        scene.tx.execute("SELECT pg_sleep(20)")
+
+
 def is_severed(scene: Scene) -> None:
     """Nothing that can be caught makes it end, and it returns as if nothing had been."""
     pid = scene.tx.info.backend_pid
@@ -451,6 +458,7 @@ TRANSACTIONAL = [
     Behaviour(returns_though_stopped, Model.completes, in_pool=True),
     Behaviour(is_told_when_it_is_over, Model.completes, in_pool=True),
     Behaviour(is_told_when_it_has_failed, Model.fails, raises=RuntimeError, in_pool=True),
+    Behaviour(swallows_what_a_stop_did_to_its_statement, Model.is_stopped, in_pool=True),
     Behaviour(is_severed, Model.fails, in_pool=True),
     Behaviour(nests_savepoints, Model.completes),
     Behaviour(swallows_an_sql_error, Model.fails),

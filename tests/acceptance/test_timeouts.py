@@ -265,11 +265,12 @@ def test_a_timeout_of_nothing_is_refused(client: Client, timeout: timedelta) -> 
         Handler(print, timeout=timeout)
 
 
-def test_a_timeout_that_cannot_be_told_is_the_pools(client: Client) -> None:
+@pytest.mark.parametrize("error", [KeyError("n"), SystemExit(1)], ids=repr)
+def test_a_timeout_that_cannot_be_told_is_the_pools(client: Client, error: BaseException) -> None:
     seen: list[object] = []
 
     def broken(job: Job[Any]) -> timedelta:
-        raise KeyError("n")
+        raise error
 
     client.enqueue(None, NOTHING, kind="timed")
     handler = Handler(lambda tx, job: seen.append(job.deadline), timeout=broken)
