@@ -258,6 +258,11 @@ class MaintenanceThread:
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
+    @property
+    def is_current(self) -> bool:
+        """Whether this is asked on the thread itself, by a hook."""
+        return self._thread is threading.current_thread()
+
     def call(self) -> None:
         """Something is to be looked at now."""
         self._called.set()

@@ -260,12 +260,12 @@ class WorkerPool:
 
         After `timeout` the handlers that still run are told to end (`job.cancelled`), then made to: their writes are
         dropped, their attempts given back, and it returns within two seconds more, whatever they do; also when another
-        call, which would wait for longer, is under way. Says whether nothing was cut off. A handler that calls it gets
-        False at once, and the pool stops when it can. Calling it on a pool that does not run is no error; a stopped
-        pool may be started again.
+        call, which would wait for longer, is under way. Says whether nothing was cut off. A handler or a hook that
+        calls it gets False at once, and the pool stops when it can. Calling it on a pool that does not run is no error;
+        a stopped pool may be started again.
         """
         self._begin_stop()
-        if threading.current_thread() in self._working:  # a handler asks: it would wait for itself
+        if self._is_one_of_its_threads():  # a handler or a hook asks: it would wait for itself
             threading.Thread(target=self.stop, args=(timeout,), name=f"{self.name}/stop").start()
             return False
         if self._stopper is threading.current_thread():  # a signal's handler, in the middle of a stop
@@ -277,6 +277,11 @@ class WorkerPool:
             return self._stop(timeout)
         finally:
             self._control.release()
+
+    def _is_one_of_its_threads(self) -> bool:
+        if threading.current_thread() in self._working:
+            return True
+        return self._maintenance is not None and self._maintenance.is_current
 
     def _stop(self, timeout: timedelta | None) -> bool:
         self._begin_stop()

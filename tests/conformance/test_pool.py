@@ -15,6 +15,7 @@ from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -665,6 +666,24 @@ def test_a_stop_that_is_less_patient_than_the_one_under_way_cuts_off(
     pool.start()
     wait_until(lambda: stored(job).state == JobState.COMPLETED)
     assert pool.stop() is True, "that is forgotten with the next start"
+
+
+def test_a_hook_of_the_maintenance_may_stop_its_pool(database: str, client: Client, server: Tx) -> None:
+    answers: list[bool] = []
+
+    class Stopping(Hooks):
+        def on_rescue(self, job: Job[Any]) -> None:
+            answers.append(pool.stop())
+
+    client.enqueue(None, Thing())
+    client.store.claim(server, queue="default", token=uuid4(), worker="vanished")
+    server.execute("ROLLBACK")
+    server.execute(f"""UPDATE "{client.schema}".job SET attempted_at = now() - interval '1 hour'""")
+    with Client(database, schema=client.schema, hooks=[Stopping()]) as hooked:
+        pool = WorkerPool(hooked, {Thing: nothing}).start()
+        wait_until(lambda: not pool.running)
+        wait_until(lambda: not threads_of(pool))
+    assert answers == [False]
 
 
 def test_a_stop_without_any_patience_cuts_nothing_off_where_nothing_runs(client: Client) -> None:
