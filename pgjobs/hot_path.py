@@ -31,6 +31,7 @@ from pgjobs.outcome import Kept
 from pgjobs.store import Finished, Store, as_job, lost_or
 
 _BINARY = 1
+_MOST_ON_A_CONNECTION = 8  # clients
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,10 +229,13 @@ class HotPath:
                 return result
 
 
-def hot_path(conn: AnyConnection, statements: HotStatements) -> HotPath:
-    """The hot path of a connection, which lasts as long as that."""
+def hot_path(conn: AnyConnection, statements: HotStatements) -> HotPath | None:
+    """The hot path of a connection, which lasts as long as that; None when others have made too many on it: each is
+    a layer around its `wait`, and a dozen statements that the server keeps."""
     known: dict[str, HotPath] = conn.__dict__.setdefault("_pgjobs_hot_paths", {})
     if statements.tag not in known:
+        if len(known) >= _MOST_ON_A_CONNECTION:
+            return None
         known[statements.tag] = HotPath(conn, statements)
     return known[statements.tag]
 

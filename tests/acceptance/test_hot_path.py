@@ -179,3 +179,20 @@ def test_a_pool_of_the_application_prepares_only_where_it_may(
 def test_kinds_whose_handlers_deallocate_run_on_the_plain_path_without_an_attempt_lost(client: Client) -> None:
     jobs = work(client, lambda tx, job: tx.execute("DEALLOCATE ALL"), enqueue(client, 3))
     assert {(job.state, job.attempt, job.error_count) for job in jobs} == {(JobState.COMPLETED, 1, 0)}
+
+
+def test_many_clients_on_one_connection_do_not_pile_up_on_it(database: str, client: Client) -> None:
+    """As in an application that makes a client for each request."""
+    prepared: list[int] = []
+    with ConnectionPool(database, min_size=1, max_size=1, open=True) as pool:
+        for _ in range(20):
+            theirs = Client(pool, schema=client.schema)
+            job: Job[Any] = theirs.enqueue(None, {}, kind="any")
+            assert WorkerPool(theirs, {"any": lambda tx, job: None}).work_one()
+            assert stored(theirs, job).state == JobState.COMPLETED
+            with pool.connection() as conn:
+                row = conn.execute("SELECT count(*) FROM pg_prepared_statements WHERE name LIKE 'pgjobs%'").fetchone()
+                assert row is not None
+                prepared.append(row[0])
+    assert prepared[0] < prepared[1]
+    assert len(set(prepared[10:])) == 1
