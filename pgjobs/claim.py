@@ -6,6 +6,7 @@ import json
 import logging
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, Literal
@@ -20,7 +21,7 @@ from pgjobs.errors import AttemptLost, UniqueConflict
 from pgjobs.hot_path import HotPath, HotStatements, hot_path
 from pgjobs.job import Job
 from pgjobs.outcome import COMPLETED, Kept
-from pgjobs.store import CLAIM_DEFAULTS, ClaimValues, Finished, ServerFacts, Store
+from pgjobs.store import CLAIM_DEFAULTS, AnyConnection, ClaimValues, Finished, ServerFacts, Store
 from pgjobs.work_map import Handler, WorkMap
 
 log = logging.getLogger("pgjobs.claim")
@@ -29,6 +30,7 @@ log = logging.getLogger("pgjobs.claim")
 # must not take the count of its attempt with it.
 _CAUTIOUS = timedelta(minutes=5)
 _NOT_ASKED = float("inf")
+_ORPHANED_FOR = 30.0  # seconds: longer than a server takes to notice
 _ANSWER_WITHIN = 40.0  # seconds; the server gives a claim 30
 # A better job that appears before the mark waits no longer than this.
 _FULL_SCAN_EVERY = 0.1  # seconds
@@ -59,7 +61,9 @@ class Claimer:
     _settings_of: int = -1
     _plain_kinds: set[str] = field(default_factory=set)
     _marks: dict[str, _Mark] = field(default_factory=dict)
-    _orphans: list[ClaimValues] = field(default_factory=list)  # claims whose answer never came
+    _orphans: list[tuple[ClaimValues, float]] = field(
+        default_factory=list
+    )  # claims whose answer never came, until when
     _cautious_until: float = _NOT_ASKED
     _asking: threading.Lock = field(default_factory=threading.Lock)
 
@@ -80,8 +84,7 @@ class Claimer:
         if hot is not None and hot.next is not None:  # came with the finish of the one before
             following, hot.next = hot.next, None
             return following
-        while self._orphans:
-            self._take_back(held, self._orphans.pop(), "its answer never came")
+        self.take_back_orphans(held.conn)
         mark = self._mark(queue) if id is None else None
         try:
             job = self._claim(held, hot, self._values(queue, id, mark, facts))
@@ -111,7 +114,7 @@ class Claimer:
             raise
         except psycopg.OperationalError:
             if then is not None:
-                self._orphans.append(then)
+                self._orphan(then)
             raise
         if problem is not None and then is not None:  # with the next one; this one is finished
             self._take_back(held, then, problem)
@@ -176,11 +179,26 @@ class Claimer:
         """After a claim that went wrong: if it was committed all the same, the attempt is given back, if need be on
         the next connection."""
         if not held.usable:
-            self._orphans.append(values)
+            self._orphan(values)
             return
         self.store.rollback(held.conn)
         if self.store.release_claim(held.conn, queue=values["queue"], token=values["token"]):
             log.warning("a claimed job could not be locked, its attempt is given back: %s", one_line(why))
+
+    def _orphan(self, values: ClaimValues) -> None:
+        self._orphans.append((values, time.monotonic() + _ORPHANED_FOR))
+
+    def take_back_orphans(self, conn: AnyConnection) -> None:
+        """Give back the attempts of claims whose answer never came. The server may still be at work on them, so it is
+        called again, until each was found or it is too late for that."""
+        for orphan in list(self._orphans):
+            values, until = orphan
+            found = self.store.release_claim(conn, queue=values["queue"], token=values["token"])
+            if found or time.monotonic() > until:
+                with suppress(ValueError):  # another thread was faster
+                    self._orphans.remove(orphan)
+            if found:
+                log.warning("a job was claimed on a connection that was lost, its attempt is given back")
 
     def _values(self, queue: str, id: int | None, mark: _Mark | None, facts: ServerFacts) -> ClaimValues:
         if self._settings_of != self.work_map.changes:

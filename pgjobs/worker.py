@@ -532,6 +532,7 @@ class WorkerPool:
 
     def _look_after_attempts(self, conn: AnyConnection) -> None:
         """Tell the handlers whose jobs somebody has cancelled, and extend the leases of the detached ones."""
+        self._executor.claimer.take_back_orphans(conn)
         tokens = self._watch.tokens
         if tokens:
             for token, reason in self._client.store.cancelled_tokens(conn, tokens).items():
