@@ -132,7 +132,8 @@ class Claimer:
             held.renew()
         self.store.rollback(held.conn)
         assert job.token is not None
-        self.store.release_claim(held.conn, queue=job.queue, token=job.token)
+        if not self.store.release_claim(held.conn, queue=job.queue, token=job.token):
+            self._orphan({"queue": job.queue, "token": job.token})
 
     def be_cautious(self) -> None:
         """A connection was lost: let claims wait for the disk for a while."""

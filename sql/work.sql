@@ -81,7 +81,8 @@ SAVEPOINT pgjobs;
 
 -- name: release_claim
 -- The claim of a worker that lives but never got the lock: nothing ran, so the attempt is given back, also when
--- a rescue has recorded it as vanished meanwhile. A job whose key a twin has taken since stays as the rescue left it.
+-- a rescue has recorded it as vanished meanwhile. A job whose key a twin has taken since stays as the rescue left it; and so
+-- does one whose row is held still: nobody waits for the end of a lost connection.
 UPDATE pgjobs.job SET
     state = 'available',
     attempt = attempt - 1,
@@ -91,7 +92,10 @@ UPDATE pgjobs.job SET
     finalized_at = NULL,
     errors = CASE WHEN state = 'running' THEN errors ELSE errors - (-1) END,
     token = NULL
-WHERE queue = %(queue)s AND token = %(token)s AND state IN ('running', 'retryable', 'discarded')
+WHERE (id, queue) IN (
+        SELECT id, queue FROM pgjobs.job
+        WHERE queue = %(queue)s AND token = %(token)s AND state IN ('running', 'retryable', 'discarded')
+        FOR NO KEY UPDATE SKIP LOCKED)
     AND (state <> ALL (unique_states) AND EXISTS (
         SELECT FROM pgjobs.job AS twin
         WHERE twin.unique_key = job.unique_key AND twin.state = ANY (twin.unique_states))) IS NOT TRUE;
