@@ -73,7 +73,7 @@ class Attempt:
         self.completed = False  # by job.complete(tx); whether that was committed is not known
         self.run_time = timedelta(0)  # of the handler
         self.thread = threading.current_thread()
-        self.deadline = None if timeout is None else datetime.now(UTC) + timeout
+        self._began = time.time()
         self.expires = NEVER if timeout is None else time.monotonic() + timeout.total_seconds()
         self.reason: Reason | None = None  # why it is to end
         self.tainted = False  # a cancel or an exception may still be on its way: its connection is not used again
@@ -94,6 +94,10 @@ class Attempt:
     @property
     def cancelled(self) -> bool:
         return self.reason is not None
+
+    @property
+    def deadline(self) -> datetime | None:
+        return None if self._timeout is None else datetime.fromtimestamp(self._began, UTC) + self._timeout
 
     # --- for the handler
 

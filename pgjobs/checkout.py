@@ -10,12 +10,13 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from operator import attrgetter
 from typing import Any, TypeVar
 
 import psycopg
 from psycopg import Connection
-from psycopg.pq import PipelineStatus, TransactionStatus
+from psycopg.pq import ConnStatus, PipelineStatus, TransactionStatus
 from psycopg_pool import ConnectionPool
 
 from pgjobs.error_text import one_line
@@ -36,7 +37,8 @@ _PYTHON_STATE = (
     "read_only",
     "deferrable",
 )
-
+_python_state = attrgetter(*_PYTHON_STATE)
+_BUSY = (TransactionStatus.UNKNOWN, TransactionStatus.ACTIVE)
 
 NEVER = float("inf")
 
@@ -79,9 +81,10 @@ class Checkout(ABC):
         self._gone = False
         self.spoiled = False
         self.hot_path = None
-        self._kept = {name: getattr(self.conn, name) for name in _PYTHON_STATE}
+        self._kept = _python_state(self.conn)
         self._callbacks = (list(self.conn._notice_handlers), list(self.conn._notify_handlers))
-        if not self._kept["autocommit"]:
+        self._wanted = (True, *self._kept[1:])
+        if not self.conn.autocommit:
             self.conn.autocommit = True
 
     # --- for the handler
@@ -111,18 +114,18 @@ class Checkout(ABC):
         """Whether another statement may be sent: connected, and not in the middle of something."""
         if self._gone:
             return False
-        status = self.conn.info.transaction_status
+        pgconn = self.conn.pgconn
         return (
             self._ours
-            and not self.conn.closed
-            and status not in (TransactionStatus.UNKNOWN, TransactionStatus.ACTIVE)
-            and self.conn.pgconn.pipeline_status == PipelineStatus.OFF
+            and pgconn.status == ConnStatus.OK
+            and pgconn.transaction_status not in _BUSY
+            and pgconn.pipeline_status == PipelineStatus.OFF
             and not self.conn.lock.locked()
         )
 
     @property
     def in_transaction(self) -> bool:
-        return bool(self.conn.info.transaction_status == TransactionStatus.INTRANS)
+        return bool(self.conn.pgconn.transaction_status == TransactionStatus.INTRANS)
 
     @property
     def in_block(self) -> bool:
@@ -180,8 +183,9 @@ class Checkout(ABC):
     def forget_python_state(self) -> None:
         """Undo what a handler, or configuring anew, set on the connection object."""
         self.conn._notice_handlers[:], self.conn._notify_handlers[:] = self._callbacks
-        for name, value in self._kept.items():
-            wanted = True if name == "autocommit" else value
+        if _python_state(self.conn) == self._wanted:
+            return
+        for name, wanted in zip(_PYTHON_STATE, self._wanted, strict=True):
             if getattr(self.conn, name) != wanted:
                 setattr(self.conn, name, wanted)
 
@@ -203,7 +207,7 @@ class Checkout(ABC):
             self._discard(self.conn)
             return
         self.forget_python_state()
-        if not self._kept["autocommit"]:
+        if not self._kept[0]:
             self.conn.autocommit = False
         self._put(self.conn)
 
@@ -237,9 +241,8 @@ class PoolCheckout(Checkout):
         if self._configure_anew is not None:
             self._configure_anew(self.conn)
 
-    @contextmanager
-    def handing_over(self) -> Iterator[AnyConnection]:
-        yield self.conn
+    def handing_over(self) -> AbstractContextManager[AnyConnection]:
+        return nullcontext(self.conn)
 
     def settle(self, *, committed: bool) -> None:
         pass

@@ -19,9 +19,9 @@ from pgjobs.checkout import NEVER, Checkout
 from pgjobs.error_text import one_line
 from pgjobs.errors import AttemptLost, UniqueConflict
 from pgjobs.hot_path import HotPath, HotStatements, hot_path
-from pgjobs.job import Job
+from pgjobs.job import Job, changed
 from pgjobs.outcome import COMPLETED, Kept
-from pgjobs.store import CLAIM_DEFAULTS, AnyConnection, ClaimValues, Finished, ServerFacts, Store
+from pgjobs.store import CLAIM_DEFAULTS, AnyConnection, ClaimRequest, ClaimValues, Finished, ServerFacts, Store
 from pgjobs.work_map import Handler, WorkMap
 
 log = logging.getLogger("pgjobs.claim")
@@ -57,7 +57,7 @@ class Claimer:
     unknown_kinds: Literal["error", "leave"] | Handler = "error"
     lease: timedelta = timedelta(minutes=1)
     _facts: ServerFacts | None = None
-    _settings: ClaimValues = field(default_factory=ClaimValues)
+    _settings: tuple[ClaimValues, ClaimValues] = ({}, {})
     _settings_of: int = -1
     _plain_kinds: set[str] = field(default_factory=set)
     _marks: dict[str, _Mark] = field(default_factory=dict)
@@ -87,10 +87,10 @@ class Claimer:
         self.take_back_orphans(held.conn)
         mark = self._mark(queue) if id is None else None
         try:
-            job = self._claim(held, hot, self._values(queue, id, mark, facts))
+            job = self._claim(held, hot, self._request(queue, id, mark, facts))
             if job is None and mark is not None:  # there may be some before the mark
                 self._look_at_all(queue)
-                job = self._claim(held, hot, self._values(queue, id, None, facts))
+                job = self._claim(held, hot, self._request(queue, id, None, facts))
         except psycopg.OperationalError:
             self.be_cautious()
             raise
@@ -106,7 +106,7 @@ class Claimer:
         if hot.used and held.configures:
             go_on = False  # its owner's settings come first
         assert self._facts is not None
-        then = self._values(job.queue, None, self._mark(job.queue), self._facts) if go_on else None
+        then = self._request(job.queue, None, self._mark(job.queue), self._facts) if go_on else None
         try:
             finished, problem = hot.complete(job, kept, self.order, then)
         except psycopg.errors.InvalidSqlStatementName:
@@ -114,10 +114,10 @@ class Claimer:
             raise
         except psycopg.OperationalError:
             if then is not None:
-                self._orphan(then)
+                self._orphan(then.own)
             raise
         if problem is not None and then is not None:  # with the next one; this one is finished
-            self._take_back(held, then, problem)
+            self._take_back(held, then.own, problem)
         elif hot.next is not None:
             self._note(job.queue, hot.next)
         return finished
@@ -144,36 +144,38 @@ class Claimer:
         handler: Handler | None = self.work_map.get(kind)
         return self.unknown_kinds if handler is None and isinstance(self.unknown_kinds, Handler) else handler
 
-    def timeout_of(self, job: Job[Any]) -> timedelta | None:
+    def timeout_of(self, job: Job[Any], handler: Handler | None) -> timedelta | None:
         """How long an attempt at the job may take."""
-        handler = self.handler_of(job.kind)
         if handler is None or handler.timeout == "inherit":
             return self.timeout
         if not callable(handler.timeout):
             return handler.timeout
         try:
-            return handler.timeout(replace(job, decode=handler.decode))
+            return handler.timeout(changed(job, decode=handler.decode))
         except BaseException as error:  # the user's code, whose sys.exit() must not cost the attempt; and args
             log.warning("job %d: its timeout cannot be told, the pool's holds: %s", job.id, one_line(error))
             return self.timeout
 
-    def _claim(self, held: Checkout, hot: HotPath | None, values: ClaimValues) -> Job[Any] | None:
-        which = self.order if values["id"] is None else "id"
+    def _claim(self, held: Checkout, hot: HotPath | None, request: ClaimRequest) -> Job[Any] | None:
+        id = request.own.get("id")
+        which = self.order if id is None else "id"
         try:
             try:
-                return self.store.claim(held.conn, which=which, **values) if hot is None else hot.claim(which, values)
+                if hot is None:
+                    return self.store.claim(held.conn, which=which, **request.values)
+                return hot.claim(which, request)
             except psycopg.errors.InvalidSqlStatementName:
                 if hot is None:
                     raise
                 hot.forget()
                 self.store.rollback(held.conn)
-                return hot.claim(which, values)
+                return hot.claim(which, request)
         except (AttemptLost, psycopg.Error) as error:
-            self._take_back(held, values, error)
+            self._take_back(held, request.own, error)
             if isinstance(error, AttemptLost):
                 return None
             if isinstance(error, psycopg.errors.UniqueViolation):  # one that waits to be retried, claimed by its id
-                raise UniqueConflict(f"job {values['id']} cannot run now: another job has its unique key") from error
+                raise UniqueConflict(f"job {id} cannot run now: another job has its unique key") from error
             raise
 
     def _take_back(self, held: Checkout, values: ClaimValues, why: object) -> None:
@@ -201,19 +203,21 @@ class Claimer:
             if found:
                 log.warning("a job was claimed on a connection that was lost, its attempt is given back")
 
-    def _values(self, queue: str, id: int | None, mark: _Mark | None, facts: ServerFacts) -> ClaimValues:
+    def _request(self, queue: str, id: int | None, mark: _Mark | None, facts: ServerFacts) -> ClaimRequest:
         if self._settings_of != self.work_map.changes:
             self._settings_of, self._settings = self.work_map.changes, self._current_settings(facts)
-        values: ClaimValues = {**self._settings, "queue": queue, "token": uuid4(), "id": id}
-        values["synchronous_commit"] = time.monotonic() < self._cautious_until
+        cautious = time.monotonic() < self._cautious_until
+        own: ClaimValues = {"queue": queue, "token": uuid4()}
+        if id is not None:
+            own["id"] = id
         if mark is not None:
-            values.update(mark.values)
-        return values
+            own.update(mark.values)
+        return ClaimRequest(self._settings[cautious], own)
 
-    def _current_settings(self, facts: ServerFacts) -> ClaimValues:
-        """What is the same for all claims, until the WorkMap changes."""
+    def _current_settings(self, facts: ServerFacts) -> tuple[ClaimValues, ClaimValues]:
+        """What is the same for all claims, until the WorkMap changes: for usual times, and for cautious ones."""
         kinds = list(self.work_map)
-        return {
+        settings: ClaimValues = {
             **CLAIM_DEFAULTS,
             "worker": self.worker,
             "kinds": kinds if self.unknown_kinds == "leave" else None,
@@ -224,6 +228,7 @@ class Claimer:
             "bound": _milliseconds(self._bound_of(self.unknown_kinds)),
             "bounds": self._bounds(),
         }
+        return {**settings, "synchronous_commit": False}, {**settings, "synchronous_commit": True}
 
     def _hot_path(self, held: Checkout, facts: ServerFacts) -> HotPath | None:
         """The hot path of this connection; None where it cannot be used."""

@@ -222,7 +222,8 @@ class Client:
         if isinstance(args, NewJob) and (kind is not None or options):
             raise InvalidOption("a NewJob brings its own kind and options: give them there")
         job = self._enqueuer.encoded(args if isinstance(args, NewJob) else NewJob(args, kind=kind, **options))
-        with self._transaction(tx) as conn:
+        alone = tx is None and self._enqueuer.needs_one_statement(job)
+        with self.source.autocommit() if alone else self._transaction(tx) as conn:
             return self._enqueuer.insert(conn, tx, [job], notify=notify)[0]
 
     @overload

@@ -10,7 +10,7 @@ from psycopg import ClientCursor, Connection, Cursor, postgres
 from psycopg.adapt import AdaptersMap, Loader
 from psycopg.pq import ExecStatus, Format
 from psycopg.rows import TupleRow, tuple_row
-from psycopg.types.string import TextLoader
+from psycopg.types.string import ByteaBinaryLoader, TextLoader
 
 AnyConnection = Connection[Any]
 
@@ -44,6 +44,13 @@ _ADAPTERS.register_loader("timestamptz", _IsoInstant)
 
 class BoundCursor(Cursor[TupleRow]):
     adapters = _ADAPTERS
+
+
+class ClaimCursor(BoundCursor):
+    """For the columns of a claim, of which the token is known."""
+
+    adapters = AdaptersMap(_ADAPTERS)
+    adapters.register_loader("uuid", ByteaBinaryLoader)
 
 
 class LiteralCursor(ClientCursor[TupleRow]):

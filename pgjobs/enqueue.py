@@ -56,6 +56,10 @@ class Enqueuer:
         if position < 0:
             raise NoJobs("there are no jobs to enqueue")
 
+    def needs_one_statement(self, job: EncodedJob) -> bool:
+        """Whether nothing but one statement will be sent for it, which is a transaction by itself."""
+        return job.unique is None and not self.middleware
+
     def insert(self, conn: AnyConnection, tx: object, jobs: Sequence[EncodedJob], *, notify: bool) -> list[Job[Any]]:
         """Insert the jobs, middleware around it; they come back in their order. `tx` is what middleware gets."""
 

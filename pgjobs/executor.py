@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from pgjobs.attempt import Attempt, Watch
@@ -15,7 +15,7 @@ from pgjobs.claim import Claimer
 from pgjobs.errors import Signal, UnknownKind
 from pgjobs.finish import Finisher
 from pgjobs.hooks import HookCalls, Middleware, around
-from pgjobs.job import Job, being_current
+from pgjobs.job import Job, being_current, changed, no_longer_current
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +70,7 @@ class Executor:
 
     def _attempt(self, held: Checkout, job: Job[Any]) -> Attempt:
         handler = self.claimer.handler_of(job.kind)
-        timeout = self.claimer.timeout_of(job)
+        timeout = self.claimer.timeout_of(job, handler)
         if handler is not None and handler.detached and job.leased_until is not None:
             attempt = Attempt(job, None, timeout, handler=handler, complete=self.finisher.complete_within)
         else:
@@ -114,15 +114,22 @@ class Executor:
         if handler is None:
             self.hooks("on_unknown_kind", attempt.job)
             raise UnknownKind(attempt.job.kind)
-        attempt.job = replace(attempt.job, decode=handler.decode)
-        job = replace(attempt.job, running=attempt)
-        job.args  # noqa: B018  decoded here, before the handler
+        attempt.job = changed(attempt.job, decode=handler.decode)
+        job = changed(attempt.job, running=attempt)
+        job.decode_args()  # here, before the handler
         held = None if handler.detached else attempt.held
         middleware = (*self.middleware, *handler.middleware)
 
         def call() -> None:
-            with being_current(job), nullcontext() if held is None else held.handing_over() as tx:
-                around(middleware, tx, job, handler.function)()
+            before = being_current(job)
+            try:
+                if held is None:
+                    around(middleware, None, job, handler.function)()
+                    return
+                with held.handing_over() as tx:
+                    around(middleware, tx, job, handler.function)()
+            finally:
+                no_longer_current(before)
 
         return call
 
@@ -142,7 +149,7 @@ def locked(
     error: BaseException | None = None
     try:
         with held.handing_over() as tx:
-            yield tx, replace(job, running=attempt, decode=handler.decode if handler else job.decode)
+            yield tx, changed(job, running=attempt, decode=handler.decode if handler else job.decode)
     except BaseException as raised:
         error = raised
     try:

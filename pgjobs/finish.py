@@ -24,9 +24,9 @@ from pgjobs.error_text import one_line
 from pgjobs.errors import AttemptLost, Cancel, Discard, JobCancelled, JobStopped, NotRunning, TransactionBroken
 from pgjobs.events import Event, EventKind, Events, JobStats
 from pgjobs.hooks import ErrorHandler, HookCalls
-from pgjobs.job import Job, JobState
+from pgjobs.job import Job, JobState, changed
 from pgjobs.outcome import COMPLETED, Outcome, decide
-from pgjobs.store import AnyConnection, Finished, Store
+from pgjobs.store import AnyConnection, Finished, Store, microseconds
 
 log = logging.getLogger("pgjobs.finish")
 
@@ -146,7 +146,7 @@ class Finisher:
         if job is None or job.token != attempt.job.token:
             raise AttemptLost(f"job {attempt.job.id} no longer runs under attempt {attempt.job.attempt}")
         if job.state is JobState.COMPLETED and job.finalized_at is not None:
-            return Finished(job.state, job.finalized_at, True)
+            return Finished(job.state, microseconds(job.finalized_at), True)
         return TransactionBroken("the transaction of job.complete(tx) was not committed")
 
     def _record(self, held: Checkout, attempt: Attempt, outcome: Outcome) -> Finished | None:
@@ -267,7 +267,7 @@ def _job_after(attempt: Attempt, outcome: Outcome, finished: Finished) -> Job[An
     with suppress(ValueError, RecursionError):  # written by hand, and more than Python reads
         metadata, errors = _merged(metadata, kept.metadata), _with_entry(errors, job.attempt, outcome, finished)
     due = outcome.at or (None if outcome.delay is None else finished.at + outcome.delay)
-    return replace(
+    return changed(
         job,
         state=finished.state,
         attempt=job.attempt - int(outcome.attempt_given_back),

@@ -23,18 +23,19 @@ from psycopg.adapt import Transformer
 from psycopg.errors import error_from_result
 from psycopg.pq import ConnStatus, ExecStatus
 from psycopg.pq.abc import PGresult
+from psycopg.rows import tuple_row
 
-from pgjobs.cursors import AnyConnection, bound_cursor
+from pgjobs.cursors import AnyConnection, ClaimCursor
 from pgjobs.errors import AttemptLost
-from pgjobs.job import Job
+from pgjobs.job import Job, JobState
 from pgjobs.outcome import Kept
-from pgjobs.store import Finished, Store, as_job, lost_or
+from pgjobs.store import ClaimRequest, ClaimValues, Finished, Store, as_job, lost_or
 
 _BINARY = 1
 _MOST_ON_A_CONNECTION = 8  # clients
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Prepared:
     """A statement as libpq takes it, and the parameters it takes in their order."""
 
@@ -67,25 +68,27 @@ class HotStatements:
         def one(name: str) -> Prepared:
             return prepared(f"{tag}_{name}", work[name])
 
-        begin, commit = one("begin"), one("commit")
+        begin, commit, again = one("begin"), one("commit"), one("commit_and_begin")
+        complete, release = one("complete"), one("release_savepoint")
+        self.begin = begin
+        self.bound = one("claim_bound")
         self.takes = {order: prepared(f"{tag}_take_{order}", sql) for order, sql in store.takes.items()}
-        self.before_take = (begin, one("claim_bounds"))
-        self.after_take = (commit, begin, one("lock"), one("savepoint"))
-        self.finish: tuple[Prepared, ...] = (one("release_savepoint"), one("complete"), commit)
-        self.finish_used: tuple[Prepared, ...] = (
-            one("release_savepoint"),
-            one("no_statement_timeout"),
-            one("complete"),
-            commit,
-        )
+        self.after_take = (again, one("lock"), one("savepoint"))
+        self.commit, self.commit_and_begin = commit, again
+        # by whether the handler has sent anything, and by whether it wants something kept
+        self.complete: dict[tuple[bool, bool], tuple[Prepared, ...]] = {
+            (False, False): (one("complete_untouched"),),
+            (False, True): (complete,),
+            (True, False): (release, one("no_statement_timeout"), complete),
+        }
+        self.complete[True, True] = self.complete[True, False]
         parts = work["reset_session"].rstrip(b"; ").split(b";\n")
         self.rollback = prepared(f"{tag}_rollback", b"ROLLBACK")
-        self.reset: tuple[Prepared, ...] = tuple(
-            prepared(f"{tag}_reset_{number}", part) for number, part in enumerate(parts)
-        )
+        self.reset = tuple(prepared(f"{tag}_reset_{number}", part) for number, part in enumerate(parts))
 
 
-Step = tuple[Prepared, Mapping[str, Any]]
+Step = tuple[Prepared, Mapping[str, bytes | None]]
+_NO_VALUES: Mapping[str, bytes | None] = {}
 
 
 class HotPath:
@@ -94,9 +97,11 @@ class HotPath:
     def __init__(self, conn: AnyConnection, statements: HotStatements) -> None:
         self._statements = statements
         self._conn = conn
-        self._prepared: set[bytes] = set()
+        self._names: dict[Prepared, bytes] = {}  # of what is prepared
         self._generation = 0
-        self._transformer = Transformer(bound_cursor(conn))
+        self._settings: ClaimValues | None = None
+        self._encoded_settings: Mapping[str, bytes | None] = {}
+        self._transformer = Transformer(ClaimCursor(conn, row_factory=tuple_row))
         self._socket = select.poll()
         self._socket.register(conn.fileno(), select.POLLIN)
         self.next: Job[Any] | None = None  # claimed and locked together with the last finish
@@ -110,57 +115,76 @@ class HotPath:
 
     # --- what the store does, in fewer round trips
 
-    def claim(self, which: str, values: Mapping[str, Any]) -> Job[Any] | None:
+    def claim(self, which: str, claim: ClaimRequest) -> Job[Any] | None:
         """As `Store.claim`."""
-        steps = self._claim_steps(which, values)
+        steps = [(self._statements.begin, _NO_VALUES), *self._claim_steps(which, claim)]
         results, error = self._send(steps)
         if error is not None:
             raise error
-        return self._locked(results)
+        return self._locked(results[1:], claim)
 
     def complete(
-        self, job: Job[Any], kept: Kept, which: str, then: Mapping[str, Any] | None
+        self, job: Job[Any], kept: Kept, which: str, then: ClaimRequest | None
     ) -> tuple[Finished, Exception | None]:
         """As `Store.complete`; and with `then`, claim and lock the next job too, which stands in `next`. What went
         wrong with that is given back, what went wrong before is raised."""
+        known, used = self._statements, self.used
+        assert job.token is not None
         values = {
-            "id": job.id,
-            "queue": job.queue,
-            "token": job.token,
-            "metadata": kept.metadata,
-            "output": kept.output,
+            "id": b"%d" % job.id,
+            "queue": job.queue.encode(),
+            "token": job.token.hex.encode(),
+            "metadata": _encoded(kept.metadata),
+            "output": _encoded(kept.output),
         }
-        finish, reset = self._statements.finish, self._statements.reset if self.used else ()
-        if self.used:
-            finish = self._statements.finish_used
-        steps = [(statement, values) for statement in (*finish, *reset)]
-        claim = [] if then is None else self._claim_steps(which, then)
-        results, error = self._send([*steps, *claim])
-        if len(results) < len(finish):
+        complete = known.complete[used, kept.metadata is not None or kept.output is not None]
+        steps: list[Step] = [(statement, values) for statement in complete]
+        if used:
+            steps += [(statement, _NO_VALUES) for statement in (known.commit, *known.reset)]
+            if then is not None:
+                steps.append((known.begin, _NO_VALUES))
+        else:
+            steps.append((known.commit if then is None else known.commit_and_begin, _NO_VALUES))
+        finish = len(steps)
+        if then is not None:
+            steps += self._claim_steps(which, then)
+        results, error = self._send(steps)
+        if len(results) <= len(complete):
             assert error is not None
             raise lost_or(error, job)
-        answer = results[len(finish) - 2]
-        clean = not reset or (len(results) >= len(steps) and _integer(results[len(steps) - 1], 1) == 0)
-        done = Finished.of(_text(answer, 0), _integer(answer, 1), clean)
-        if error is None and claim:
+        answer = results[len(complete) - 1]
+        if not answer.ntuples:
+            raise AttemptLost(f"job {job.id} no longer runs under attempt {job.attempt}")
+        clean = not used or (
+            len(results) > len(complete) + len(known.reset)
+            and _integer(results[len(complete) + len(known.reset)], 1) == 0
+        )
+        done = Finished(JobState.COMPLETED, _integer(answer, 1), clean)
+        if error is None and then is not None:
             try:
-                self.next = self._locked(results[len(steps) :])
+                self.next = self._locked(results[finish:], then)
             except AttemptLost as lost:
                 return done, lost
         return done, error
 
-    def _claim_steps(self, which: str, values: Mapping[str, Any]) -> list[Step]:
+    def _claim_steps(self, which: str, claim: ClaimRequest) -> list[Step]:
+        if claim.settings is not self._settings:
+            self._encoded_settings = {name: _encoded(value) for name, value in claim.settings.items()}
+            self._settings = claim.settings
+        values = {**self._encoded_settings, **{name: _encoded(value) for name, value in claim.own.items()}}
         known = self._statements
-        return [(step, values) for step in (*known.before_take, known.takes[which], *known.after_take)]
+        return [(step, values) for step in (known.bound, known.takes[which], *known.after_take)]
 
-    def _locked(self, results: Sequence[PGresult]) -> Job[Any] | None:
+    def _locked(self, results: Sequence[PGresult], claim: ClaimRequest) -> Job[Any] | None:
         """The job that was claimed and locked; leaves no transaction open when there is none."""
         self.used = False
-        taken, lock = results[len(self._statements.before_take)], results[-2]
+        taken, lock = results[1], results[-2]
         if taken.ntuples and lock.ntuples:
             self._transformer.set_pgresult(taken)
-            return as_job(self._transformer.load_row(0, tuple))
-        self._send([(self._statements.rollback, {})])
+            job: Job[Any] = as_job(self._transformer.load_row(0, tuple))
+            vars(job)["token"] = claim.own["token"]  # nobody has seen it yet
+            return job
+        self._send([(self._statements.rollback, _NO_VALUES)])
         if taken.ntuples:
             raise AttemptLost(f"job {_integer(taken, 0)} was claimed but taken away before it was locked")
         return None
@@ -169,31 +193,38 @@ class HotPath:
 
     def forget(self) -> None:
         """Somebody deallocated what was prepared here: prepare it again, under other names."""
-        self._prepared.clear()
+        self._names.clear()
         self._generation += 1
 
     def _send(self, steps: Sequence[Step]) -> tuple[list[PGresult], psycopg.Error | None]:
         """Send all in one message, prepared where they are not yet. The results up to the first that failed, and why
         that did."""
-        pgconn, expected = self._conn.pgconn, list[bytes | None]()
+        pgconn, names, new = self._conn.pgconn, self._names, dict[int, Prepared]()
         with self._conn.lock:
             pgconn.enter_pipeline_mode()
             try:
+                sent = 0
                 for statement, values in steps:
-                    name = statement.name % self._generation
-                    if name not in self._prepared and name not in expected:
+                    name = names.get(statement)
+                    if name is None:
+                        name = names[statement] = statement.name % self._generation
                         pgconn.send_prepare(name, statement.sql)
-                        expected.append(name)
-                    parameters = [_encoded(values[parameter]) for parameter in statement.parameters]
+                        new[sent] = statement
+                        sent += 1
+                    parameters = [values[parameter] for parameter in statement.parameters]
                     pgconn.send_query_prepared(name, parameters, result_format=_BINARY)
-                    expected.append(None)
+                    sent += 1
                 pgconn.pipeline_sync()
                 results, error = self._receive()
             finally:
                 with suppress(psycopg.Error):  # a connection that broke is found out by the next who asks
                     pgconn.exit_pipeline_mode()
-        self._prepared.update(name for name, _ in zip(expected, results, strict=False) if name is not None)
-        return [result for name, result in zip(expected, results, strict=False) if name is None], error
+        if not new:
+            return results, error
+        for place, statement in new.items():
+            if place >= len(results):
+                del names[statement]
+        return [result for place, result in enumerate(results) if place not in new], error
 
     def _receive(self) -> tuple[list[PGresult], psycopg.Error | None]:
         results, error = list[PGresult](), None
@@ -223,10 +254,11 @@ class HotPath:
                 self._socket.poll()  # without the interpreter's lock
                 pgconn.consume_input()
             result = pgconn.get_result()
+            if result is not None:
+                return result
+            # None stands between the results of two statements, and for those that do not come any more
             if pgconn.status == ConnStatus.BAD:
                 raise psycopg.OperationalError(pgconn.get_error_message())
-            if result is not None:  # None stands between the results of two statements
-                return result
 
 
 def hot_path(conn: AnyConnection, statements: HotStatements) -> HotPath | None:
@@ -259,10 +291,6 @@ def _encoded(value: Any) -> bytes | None:
 def _array(texts: list[str]) -> bytes:
     quoted = (text.replace("\\", "\\\\").replace('"', '\\"') for text in texts)
     return ("{" + ",".join(f'"{text}"' for text in quoted) + "}").encode()
-
-
-def _text(result: PGresult, column: int) -> str:
-    return (result.get_value(0, column) or b"").decode()
 
 
 def _integer(result: PGresult, column: int) -> int:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar, Token
+from dataclasses import MISSING, dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import cached_property
@@ -96,6 +96,10 @@ class Job(Generic[Args]):
         """The payload: an instance of the args class, or a dict. Raises UndecodableArgs when it does not fit."""
         return self.decode(self.raw_args)
 
+    def decode_args(self) -> None:
+        """Raise what `args` would raise, now. It stands ready then, without the lock of a cached_property."""
+        vars(self)["args"] = self.decode(self.raw_args)
+
     @cached_property
     def metadata(self) -> Mapping[str, Any]:
         """What was stored beside the args."""
@@ -171,6 +175,27 @@ class Job(Generic[Args]):
         return self.errors[-1].error if self.errors else None
 
 
+def job_of(**values: Any) -> Job[Any]:
+    """`Job(...)`, in a quarter of the time: a frozen dataclass sets its fields one by one."""
+    made: Job[Any] = object.__new__(Job)
+    vars(made).update(_DEFAULTS, **values)
+    return made
+
+
+def changed(job: Job[Args], **values: Any) -> Job[Args]:
+    """The job with other values: `dataclasses.replace`, in a fifth of the time."""
+    made = object.__new__(Job)
+    fields = vars(made)
+    fields.update(vars(job), **values)
+    for name in _DECODED:
+        fields.pop(name, None)
+    return made
+
+
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(Job) if field.default is not MISSING}
+_DECODED = [name for name, value in vars(Job).items() if isinstance(value, cached_property)]
+
+
 _current: ContextVar[Job[Any] | None] = ContextVar("pgjobs.current_job", default=None)
 
 
@@ -179,14 +204,13 @@ def current_job() -> Job[Any] | None:
     return _current.get()
 
 
-@contextmanager
-def being_current(job: Job[Any]) -> Iterator[None]:
-    """Make this the current job for as long as the block."""
-    before = _current.set(job)
-    try:
-        yield
-    finally:
-        _current.reset(before)
+def being_current(job: Job[Any]) -> Token[Job[Any] | None]:
+    """Make this the current job, until the answer is given to `no_longer_current`."""
+    return _current.set(job)
+
+
+def no_longer_current(before: Token[Job[Any] | None]) -> None:
+    _current.reset(before)
 
 
 def _attempt_error(entry: Any) -> AttemptError:

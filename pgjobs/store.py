@@ -15,7 +15,7 @@ import psycopg
 from pgjobs import statements
 from pgjobs.cursors import AnyConnection, answers, bound_cursor, literal_cursor, one
 from pgjobs.errors import AttemptLost
-from pgjobs.job import Job, JobState
+from pgjobs.job import Job, JobState, job_of
 from pgjobs.outcome import NOTHING_KEPT, Kept, Outcome
 
 __all__ = ["AnyConnection", "Changes", "Finished", "Store", "Verdict"]
@@ -32,12 +32,16 @@ class Finished:
     """What became of the job when its outcome was written."""
 
     state: JobState
-    at: datetime  # by the database's clock
+    microseconds: int  # since 1970, by the database's clock
     clean: bool  # whether nothing of the handler's is left in the session
 
-    @classmethod
-    def of(cls, state: str, microseconds: int, clean: bool) -> Finished:
-        return cls(JobState(state), _EPOCH + timedelta(microseconds=microseconds), clean)
+    @property
+    def at(self) -> datetime:
+        return _EPOCH + timedelta(microseconds=self.microseconds)
+
+
+def microseconds(at: datetime) -> int:
+    return (at - _EPOCH) // timedelta(microseconds=1)
 
 
 class ClaimValues(TypedDict, total=False):
@@ -58,6 +62,18 @@ class ClaimValues(TypedDict, total=False):
     bounded_by: str
     bound: str
     bounds: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimRequest:
+    """The values of one claim: what is the same for many, one object for all of them, and what is its own."""
+
+    settings: ClaimValues
+    own: ClaimValues
+
+    @property
+    def values(self) -> ClaimValues:
+        return {**self.settings, **self.own}
 
 
 CLAIM_DEFAULTS: ClaimValues = {
@@ -216,7 +232,7 @@ class Store:
             for (answer, *_), *_ in filter(None, others[:-1]):
                 state = answer
             clean = not others or others[-1][0][-1] == 0
-            return Finished.of(state, now, clean)
+            return Finished(JobState(state), now, clean)
 
     def rollback(self, conn: AnyConnection) -> None:
         with literal_cursor(conn) as cur:
@@ -398,9 +414,9 @@ def lost_or(error: psycopg.Error, job: Job[Any]) -> Exception:
 
 def as_job(row: Sequence[Any]) -> Job[Any]:
     """A Job from the columns that every statement lists in this order; instants in UTC."""
-    return Job(
+    return job_of(
         id=row[0],
-        state=JobState(row[1]),
+        state=_STATES[row[1]],
         queue=row[2],
         kind=row[3],
         priority=row[4],
@@ -419,3 +435,6 @@ def as_job(row: Sequence[Any]) -> Job[Any]:
         leased_until=row[17] and row[17].astimezone(UTC),
         raw_output=row[18],
     )
+
+
+_STATES = {state.value: state for state in JobState}

@@ -174,6 +174,18 @@ class PoolSource:
         with self.pool.connection() as conn, conn.transaction():
             yield conn
 
+    @contextmanager
+    def autocommit(self) -> Iterator[AnyConnection]:
+        """A connection on which each statement is a transaction: one round trip in place of three."""
+        with self.pool.connection() as conn:
+            before = conn.autocommit
+            conn.autocommit = True
+            try:
+                yield conn
+            finally:
+                if not conn.closed:
+                    conn.autocommit = before
+
     def connect(self, dsn: str | None = None) -> AnyConnection:
         """A connection beside the pool, in autocommit mode, for one who keeps it for long."""
         if dsn is not None:

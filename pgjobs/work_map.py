@@ -89,7 +89,7 @@ class WorkMap(dict[str, Handler]):
         return super().__contains__(_kind(key) if isinstance(key, type) else key)
 
     def get(self, key: Any, default: Any = None) -> Any:
-        return self[key] if key in self else default  # noqa: SIM401  this is that method
+        return super().get(_kind(key) if isinstance(key, type) else key, default)
 
     # dict's own would pass by the checks above
     update = MutableMapping.update

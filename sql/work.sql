@@ -41,6 +41,10 @@ SELECT
     pg_catalog.set_config('lock_timeout', '10s', true),
     pg_catalog.set_config('DateStyle', 'ISO', true);
 
+-- name: claim_bound
+-- Where values go and come in the binary form, the time alone: it bounds the waiting for locks as well.
+SET LOCAL statement_timeout = '30s';
+
 -- name: take
 -- The claim, in a transaction of its own: it counts the attempt and makes it visible, and is committed before the handler
 -- starts, so that a job that kills its process is counted too. That commit need not wait for the disk: a crash that
@@ -137,6 +141,15 @@ SELECT pg_catalog.min(state), (EXTRACT(epoch FROM pg_catalog.statement_timestamp
     CASE WHEN pg_catalog.count(*) = 1 THEN true ELSE pgjobs.attempt_lost() END
 FROM finished;
 
+-- name: complete_untouched
+-- The same after a handler that sent nothing: the row was locked all the while, so nobody can have changed it.
+UPDATE pgjobs.job SET
+    state = 'completed',
+    finalized_at = pg_catalog.statement_timestamp(),
+    leased_until = NULL
+WHERE queue = %(queue)s AND id = %(id)s AND token = %(token)s AND state = 'running'
+RETURNING state, (EXTRACT(epoch FROM finalized_at) * 1000000)::bigint;
+
 -- name: drop_effects
 -- The handler's writes go, the row's lock stays. The savepoint is released before the record is written: a row written by two
 -- subtransactions of its locker would need a MultiXact.
@@ -209,6 +222,10 @@ RETURNING state;
 
 -- name: commit
 COMMIT;
+
+-- name: commit_and_begin
+-- The next transaction is like the one before. For those in which no handler has run, which can make it another.
+COMMIT AND CHAIN;
 
 -- name: reset_session
 -- Whatever a handler left in the session is gone before the next job. The answer is how many named statements it

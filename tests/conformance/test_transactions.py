@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -296,3 +297,29 @@ def test_a_handler_that_changes_its_own_job_is_not_committed(
     found = stored(job)
     assert (found.state, found.error_count) == (JobState.RETRYABLE, 1)
     assert "row of its own job" in found.errors[0].error
+
+
+def test_a_job_by_itself_is_one_statement_which_commits_itself_and_leaves_the_connection_as_it_was(
+    database: str, client: Client, sql: Rows, tmp_path: Path
+) -> None:
+    with (
+        ConnectionPool(database, min_size=1, max_size=1, open=True) as pool,
+        (tmp_path / "trace").open("w+b") as trace,
+    ):
+        theirs = Client(pool, schema=client.schema)
+        with pool.connection() as conn:
+            conn.pgconn.trace(trace.fileno())
+        theirs.enqueue(None, Thing())
+        conn.pgconn.untrace()
+        trace.seek(0)
+        asked = [line for line in trace.read().splitlines() if line.split(b"\t")[1:2] == [b"F"]]
+        assert sum(b"\tQuery\t" in line or b"\tSync" in line for line in asked) == 1, asked
+        assert sql("SELECT count(*) FROM pgjobs.job") == [(1,)]
+        with client.pool.connection() as operator:
+            operator.execute(f"ALTER TABLE {client.schema}.job ADD CHECK (priority <> 77)".encode())
+        with pytest.raises(psycopg.errors.CheckViolation):
+            theirs.enqueue(None, Thing(), priority=77)
+        with pool.connection() as again:
+            assert again is conn
+            assert not conn.autocommit
+            assert conn.info.transaction_status == TransactionStatus.IDLE
