@@ -145,24 +145,31 @@ def test_a_job_that_was_claimed_when_the_pool_stops_is_given_back(client: Client
     assert {(job.state, job.attempt, job.attempted_at) for job in others} == {(JobState.AVAILABLE, 0, None)}
 
 
-def test_an_urgent_job_waits_for_no_more_than_a_look_past_the_mark(client: Client) -> None:
+@pytest.mark.parametrize("late", ["more urgent", "committed late"])
+def test_what_appears_before_the_mark_waits_for_no_more_than_a_look_past_it(
+    client: Client, conn: Tx, late: str
+) -> None:
+    """R21: the queue is never found empty meanwhile, which would end the mark."""
     order: list[int] = []
-    urgent: list[Job[Any]] = []
-    enough = threading.Event()
+    awaited: list[int] = []
+    found = threading.Event()
+    if late == "committed late":
+        awaited.append(client.enqueue(conn, {}, kind="any").id)  # older than all the others, and not there yet
 
     def handler(tx: Tx, job: Job[Any]) -> None:
         order.append(job.id)
-        if len(order) == 20:
-            urgent.append(client.enqueue(None, {}, kind="any", priority=-5))
-        if urgent and job.id == urgent[0].id:
-            enough.set()
-        if len(order) > 20 and not enough.is_set():
-            enough.wait(0.01)  # the jobs in between take their time, so that there is no end of them before the look
+        if len(order) == 20 and late == "committed late":
+            conn.commit()
+        elif len(order) == 20:
+            awaited.append(client.enqueue(None, {}, kind="any", priority=-5).id)
+        if job.id in awaited:
+            found.set()
+        if len(order) > 20 and not found.is_set():
+            found.wait(0.01)  # the jobs in between take their time, so that there is no end of them before the look
 
-    jobs = enqueue(client, 60)
-    work(client, handler, jobs)
-    assert urgent[0].id in order
-    assert order.index(urgent[0].id) < len(order) - 5
+    work(client, handler, enqueue(client, 60))
+    assert awaited[0] in order
+    assert order.index(awaited[0]) < len(order) - 5
 
 
 @pytest.mark.parametrize("settings", [{"prepare_threshold": None}, {}], ids=["plain", "prepared"])
