@@ -28,7 +28,7 @@ from pgjobs import codec
 from pgjobs.checkout import NEVER, Checkout
 from pgjobs.errors import Interrupted, InvalidTransaction, JobCancelled, JobStopped, JobTimedOut, NotRunning
 from pgjobs.job import Job
-from pgjobs.outcome import Kept, Outcome
+from pgjobs.outcome import NOTHING_KEPT, Kept, Outcome
 from pgjobs.transaction import AnyConnection, borrow
 from pgjobs.work_map import Handler
 
@@ -128,6 +128,8 @@ class Attempt:
     @property
     def kept(self) -> Kept:
         """What is to be written with the outcome."""
+        if not self._metadata and self._output is None:
+            return NOTHING_KEPT
         return Kept(json.dumps(self._metadata) if self._metadata else None, self._output)
 
     def run(self, handler: Callable[[], object]) -> BaseException | None:

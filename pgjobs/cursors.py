@@ -10,7 +10,7 @@ from psycopg import ClientCursor, Connection, Cursor, postgres
 from psycopg.adapt import AdaptersMap, Loader
 from psycopg.pq import ExecStatus, Format
 from psycopg.rows import TupleRow, tuple_row
-from psycopg.types.string import ByteaBinaryLoader, TextLoader
+from psycopg.types.string import TextLoader
 
 AnyConnection = Connection[Any]
 
@@ -46,15 +46,16 @@ class BoundCursor(Cursor[TupleRow]):
     adapters = _ADAPTERS
 
 
-class ClaimCursor(BoundCursor):
-    """For the columns of a claim, of which the token is known."""
-
-    adapters = AdaptersMap(_ADAPTERS)
-    adapters.register_loader("uuid", ByteaBinaryLoader)
-
-
 class LiteralCursor(ClientCursor[TupleRow]):
     adapters = _ADAPTERS
+
+
+class ClaimCursor(LiteralCursor):
+    """For the columns of a claim, of which the token is known; with as little Python as can be."""
+
+    adapters = AdaptersMap(_ADAPTERS)
+    adapters.register_loader("uuid", TextLoader)
+    adapters.register_loader("jsonb", TextLoader)
 
 
 def bound_cursor(conn: AnyConnection) -> BoundCursor:

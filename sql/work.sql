@@ -42,8 +42,12 @@ SELECT
     pg_catalog.set_config('DateStyle', 'ISO', true);
 
 -- name: claim_bound
--- Where values go and come in the binary form, the time alone: it bounds the waiting for locks as well.
+-- The time alone: it bounds the waiting for locks as well.
 SET LOCAL statement_timeout = '30s';
+
+-- name: iso_dates
+-- As instants are read, where the session says otherwise or might.
+SET LOCAL DateStyle = 'ISO';
 
 -- name: take
 -- The claim, in a transaction of its own: it counts the attempt and makes it visible, and is committed before the handler
