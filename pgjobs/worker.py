@@ -29,7 +29,7 @@ from pgjobs.errors import InvalidSetting, JobCancelled, JobStopped, WorkerPoolEr
 from pgjobs.executor import Executor
 from pgjobs.finish import Finisher
 from pgjobs.hooks import ErrorHandler, Middleware
-from pgjobs.idle import IdleThreads
+from pgjobs.idle import IdleThreads, Post
 from pgjobs.job import Job, JobState
 from pgjobs.listener import Listener
 from pgjobs.maintenance import Maintenance, MaintenanceThread
@@ -236,8 +236,14 @@ class WorkerPool:
         maintenance.start()
         self._maintenance = maintenance
         if self._listen:
+            for idle in self._queues.values():
+                idle.post = Post()
             listener = Listener(
-                store, lambda: source.connect(self._listen_dsn), wake=self._wake, name=f"{self.name}/listener"
+                store,
+                lambda: source.connect(self._listen_dsn),
+                wake=self._wake,
+                name=f"{self.name}/listener",
+                leaves_jobs=self._executor.claimer.unknown_kinds == "leave",
             )
             listener.start()
             self._listener = listener
@@ -382,6 +388,8 @@ class WorkerPool:
         idle = self._queues[name]
         self._queues = {other: threads for other, threads in self._queues.items() if other != name}
         idle.close()
+        if self._listener is not None:
+            self._listener.call(idle, name)
         return idle
 
     @contextmanager
@@ -458,6 +466,7 @@ class WorkerPool:
             else:
                 pause = _FIRST_PAUSE
                 if not self._ends(idle):  # else `seen` may be younger than the call that ends all waiting
+                    self._ask_to_be_woken(queue, idle, seen)
                     idle.wait(seen, self._poll_interval)
         with self._changed:
             stuck = self._stuck.pop(me, None)
@@ -467,6 +476,11 @@ class WorkerPool:
             job, since = stuck
             log.warning("%s: no longer stuck; another thread has taken its place", me.name)
             self._client.hooks("on_unstuck", job, timedelta(seconds=time.monotonic() - since))
+
+    def _ask_to_be_woken(self, queue: str, idle: IdleThreads, seen: int) -> None:
+        listener = self._listener
+        if listener is not None and idle.found_nothing(seen):
+            listener.call(idle, queue)
 
     def _work_while_jobs(self, queue: str, idle: IdleThreads) -> int:
         """Work until the queue is found empty; the call count from before that look."""
@@ -480,7 +494,7 @@ class WorkerPool:
                     seen = idle.calls
                     if self._ends(idle):
                         return seen
-                    if self._executor.run_next(held, queue, claimed=idle.wake, go_on=goes_on) is None:
+                    if self._executor.run_next(held, queue, claimed=idle.claimed, go_on=goes_on) is None:
                         return seen
                     if self._cooldown:
                         self._stopping.wait(self._cooldown)
