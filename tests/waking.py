@@ -11,6 +11,9 @@ from pgjobs import Client
 
 Conn = psycopg.Connection[Any]
 
+#: What the connection of a listener has said last, as a condition on pg_stat_activity.
+LISTENS = "query ~ '^LISTEN|^-- name: (probe|listener_facts|take_posts|disarm|leave_posts)'"
+
 
 def _composed(client: Client, query: str) -> sql.Composed:
     return sql.SQL(query).format(advisory_class=sql.SQL("{}.advisory_class()").format(sql.Identifier(client.schema)))

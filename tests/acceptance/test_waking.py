@@ -77,13 +77,13 @@ def storm(dsn: str, schema: str, *, rounds: int, pools: int, threads: int, enque
             own = stack.enter_context(Client(dsn, schema=schema))
             made.append(WorkerPool(own, {"thing": handler}, queues={"default": threads}, poll_interval=HOUR))
             stack.enter_context(made[-1])
+        unfinished = f"""SELECT count(*) FROM "{schema}".job WHERE state <> 'completed'"""
         for _ in range(rounds):
             callers = [threading.Thread(target=enqueue_some, args=(client, jobs)) for _ in range(enqueuers)]
             for caller in callers:
                 caller.start()
             for caller in callers:
                 caller.join()
-            unfinished = f"""SELECT count(*) FROM "{schema}".job WHERE state <> 'completed'"""
             try:
                 wait_until(lambda: conn.execute(unfinished).fetchall() == [(0,)], timeout=20)
             except AssertionError:

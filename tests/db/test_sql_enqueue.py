@@ -16,6 +16,7 @@ from pgjobs import Client, InvalidJob, Job, JobState, Unique
 from pgjobs.options import JobOptions
 from tests.conftest import Connect
 from tests.db.test_races import Table, table
+from tests.waking import sleep_on
 
 __all__ = ["table"]  # a fixture
 
@@ -198,7 +199,8 @@ def test_what_is_left_out_of_uniqueness_has_the_same_default(client: Client, tab
 
 def test_it_notifies_like_the_client(client: Client, table: Table, call: Call, connect: Connect) -> None:
     listening = connect(autocommit=True)
-    client.store.listen(listening)
+    sleep_on(listening, client, "mail", "quiet", "later", "pending", "over")
+    call(queue="nobody-sleeps-here")
     call(queue="mail")
     call(queue="quiet", notify=False)
     call(queue="later", delay=timedelta(hours=1))
