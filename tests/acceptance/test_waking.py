@@ -135,6 +135,21 @@ def test_nothing_is_overlooked_that_others_leave(client: Client, database: str, 
         Storm(database, client.schema, 4, 2, ["first", "second"]).blow(rounds=3, enqueuers=4, jobs=12)
 
 
+@pytest.mark.parametrize(("pools", "threads"), [(1, 1), (1, 2), (2, 1)])
+def test_a_job_that_comes_soon_after_another_is_not_overlooked(
+    client: Client, server: Tx, pool_of: Callable[..., WorkerPool], pools: int, threads: int
+) -> None:
+    """Whatever the sleepers are about to do at that moment."""
+    for _ in range(pools):
+        pool_of(queues={"default": threads})
+    with delays(0.2):
+        for _ in range(60):
+            thing(client, server)
+            time.sleep(random.uniform(0, 0.02))
+            job = thing(client, server)
+            wait_until(lambda job=job: done(client, job), timeout=5)  # type: ignore[misc]
+
+
 # --- one after the other
 
 
@@ -149,10 +164,12 @@ def pool_of(client: Client, database: str) -> Iterator[Callable[..., WorkerPool]
     """Starts pools that never poll, each with a client of its own."""
     with ExitStack() as stack:
 
-        def start(handler: Callable[..., None] = nothing, **options: Any) -> WorkerPool:
+        def start(
+            handler: Callable[..., None] = nothing, kinds: Sequence[str] = ("thing",), **options: Any
+        ) -> WorkerPool:
             own = stack.enter_context(Client(database, schema=client.schema))
             settings: dict[str, Any] = {"queues": {"default": 1}, "poll_interval": HOUR} | options
-            return stack.enter_context(WorkerPool(own, {"thing": handler}, **settings))
+            return stack.enter_context(WorkerPool(own, dict.fromkeys(kinds, handler), **settings))
 
         yield start
 
@@ -192,10 +209,11 @@ def pending(client: Client) -> Job[Any]:
 
 
 def ticked(client: Client, server: Tx) -> Job[Any] | None:
+    before = max((job.id for job in client.list(JobFilter.all()).jobs), default=0)
     client.schedules.remove("yearly")
     client.schedules.add(Schedule("yearly", "@yearly", {}, kind="thing", run_on_start=True))
-    query = "SELECT id FROM pgjobs.job WHERE schedule = 'yearly' AND state <> 'completed'"
-    return wait_until(lambda: raw(client, server, query))  # type: ignore[return-value]
+    newer = f"SELECT id FROM pgjobs.job WHERE id > {before}"
+    return wait_until(lambda: raw(client, server, newer))  # type: ignore[return-value]
 
 
 WAYS: dict[str, Callable[[Client, Tx], Job[Any] | None]] = {
@@ -323,6 +341,47 @@ def test_a_listener_that_comes_back_arms_anew(client: Client, server: Tx, pool_o
                        " (SELECT oid FROM pg_database WHERE datname = current_database())")  # fmt: skip
         job = thing(client)
         wait_until(lambda job=job: done(client, job), timeout=10)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("what", ["take", "disarm", "leave"])
+def test_what_is_committed_around_a_change_of_the_sleepers_is_found(
+    *,
+    client: Client,
+    server: Tx,
+    pool_of: Callable[..., WorkerPool],
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+    moment: str,
+) -> None:
+    """Before a sleeper is armed nobody notifies; when its threads are at work another process is to know."""
+    entered, free = threading.Semaphore(0), threading.Event()
+
+    def handler(tx: Tx, job: Job[Any]) -> None:
+        entered.release()
+        assert free.wait(20)
+
+    pool_of(handler, kinds=["thing", "other"])
+    wait_until(lambda: armed(server, client) == ["default"])
+    second = pool_of(handler, kinds=["other"], unknown_kinds="leave")
+    wait_until(lambda: second._queues["default"]._idle == 1 and not second._queues["default"].post.kept)
+    jobs: list[Job[Any]] = []
+    change = getattr(PostStore, what)
+
+    def changed(*args: Any, **options: Any) -> Any:
+        if moment == "before" and not jobs:
+            jobs.append(client.enqueue(None, {}, kind="other"))
+        result = change(*args, **options)
+        if moment == "after" and not jobs:
+            jobs.append(client.enqueue(None, {}, kind="other"))
+        return result
+
+    monkeypatch.setattr(PostStore, what, changed)
+    thing(client)
+    assert entered.acquire(timeout=5)
+    assert entered.acquire(timeout=5), "by the second process, while the first is at work"
+    free.set()
+    wait_until(lambda: not client.list(UNFINISHED).jobs, timeout=5)
 
 
 # R13: a transaction that has enqueued stays open.
