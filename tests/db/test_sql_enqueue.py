@@ -241,6 +241,8 @@ def test_a_search_path_that_is_somebody_else_s_changes_nothing(client: Client, t
         "unique_key(text, text, jsonb, timestamptz, jsonb) RETURNS bytea",
         "pg_notify(text, text) RETURNS void",
         "length(text) RETURNS integer",
+        "hashtext(text) RETURNS integer",
+        "pg_try_advisory_xact_lock_shared(integer, integer) RETURNS boolean",
     )
     table.query(f"CREATE SCHEMA {trap}")
     try:
