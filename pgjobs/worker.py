@@ -40,6 +40,7 @@ from pgjobs.schedule_store import SCHEDULE_NOTICE, ScheduleStore
 from pgjobs.signals import LOOK_UP, next_signal, signals
 from pgjobs.store import CANCEL_NOTICE, DUE_NOTICE, AnyConnection
 from pgjobs.ticker import Asking, Ticker
+from pgjobs.time_index import TimeIndex
 from pgjobs.transaction import defaults_for
 from pgjobs.work_map import Handler, HandlerFunction, WorkMap
 
@@ -172,6 +173,7 @@ class WorkerPool:
         self._stopper: threading.Thread | None = None  # who is in the middle of a stop
         self._maintenance: MaintenanceThread | None = None
         self._reindex: Reindex | None = None
+        self._time_index: TimeIndex | None = None
         self._listener: Listener | None = None
         self._starts = 0
         self._queue_store = QueueStore(client.schema)
@@ -210,6 +212,9 @@ class WorkerPool:
         store, source = self._client.store, self._client.source
         if self._reindex_at is not None:
             self._reindex = Reindex(store.schema, source.connect, at=self._reindex_at, name=f"{self.name}/reindex")
+        if self._executor.claimer.order == "scheduled_at":
+            self._time_index = TimeIndex(store.schema, source.connect, name=f"{self.name}/time-index")
+            self._time_index.start()
         self._ticker = Ticker(
             self._schedule_store,
             lambda: self.schedules.by_name,
@@ -296,10 +301,10 @@ class WorkerPool:
         if not ended:
             self._cut_off()
             ended = self._wait_for_threads(AT_STOP.stuck + 0.3)
-        for helper in (self._maintenance, self._reindex, self._listener):
+        for helper in (self._maintenance, self._reindex, self._time_index, self._listener):
             if helper is not None:
                 helper.stop(0.4)
-        self._maintenance = self._reindex = self._listener = None
+        self._maintenance = self._reindex = self._time_index = self._listener = None
         self._watch.stop()
         self.schedules.stop()
         self._stopper = None
