@@ -87,9 +87,10 @@ def probing(client: Client) -> Iterator[list[float]]:
 
 
 def notifications(dsn: str, act: Any) -> int:
-    """How many notifications of the queue of the large batch are delivered while `act` runs."""
+    """How many notifications of the queue of the large batch are delivered while `act` runs, and somebody sleeps."""
     with psycopg.connect(dsn, autocommit=True) as listening, psycopg.connect(dsn, autocommit=True) as last:
         listening.execute(f'LISTEN "pgjobs:{SCHEMA}"'.encode())
+        listening.execute(f"""SELECT pg_advisory_lock("{SCHEMA}".advisory_class(), hashtext('default'))""".encode())
         act()
         last.execute(f"SELECT pg_notify('pgjobs:{SCHEMA}', 'over')".encode())
         heard = 0

@@ -5,7 +5,9 @@ from __future__ import annotations
 from psycopg import sql
 
 from pgjobs import statements
-from pgjobs.cursors import AnyConnection, literal_cursor
+from pgjobs.cursors import AnyConnection, answers, literal_cursor
+
+TIME_INDEX = "job_by_time"
 
 
 class Indexes:
@@ -26,6 +28,22 @@ class Indexes:
 
     def drop(self, conn: AnyConnection, name: str) -> None:
         self._execute(conn, self._sql["drop_index"], name)
+
+    def begin_making(self, conn: AnyConnection) -> bool:
+        """In a transaction, whose end ends it: whether nobody else is at it."""
+        with literal_cursor(conn) as cur:
+            cur.execute(self._sql["begin_making"])
+            (rows,) = answers(cur)
+            return bool(rows)
+
+    @property
+    def making_time_index(self) -> str:
+        """The statement, for who must run it by hand."""
+        return " ".join(line for line in self._sql["make_time_index"].decode().split("\n") if line[:2] != "--")
+
+    def make_time_index(self, conn: AnyConnection) -> None:
+        with literal_cursor(conn) as cur:
+            cur.execute(self._sql["make_time_index"])
 
     def _execute(self, conn: AnyConnection, statement: bytes, name: str) -> None:
         with literal_cursor(conn) as cur:

@@ -13,13 +13,17 @@ import logging
 import os
 import selectors
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 import psycopg
 
-from pgjobs.checkout import shut_down
+from pgjobs.checkout import NEVER, shut_down
 from pgjobs.error_text import one_line
+from pgjobs.idle import IdleThreads
+from pgjobs.post_store import PostStore
+from pgjobs.posts import Posts
 from pgjobs.store import AnyConnection, Store
 
 log = logging.getLogger("pgjobs.listener")
@@ -32,7 +36,11 @@ _ANSWER = 5.0  # seconds that it has to answer
 
 
 class Listener:
-    """The listening thread. Calls `wake(queue)` for each notification, `wake(None)` when some may have been missed."""
+    """The listening thread. Calls `wake(queue)` for each notification, `wake(None)` when some may have been missed.
+
+    For the idle threads that say so by `call` it also sees to it that those who enqueue notify; see posts.py.
+    `leaves_jobs` says that some of the jobs are left to other processes.
+    """
 
     def __init__(
         self,
@@ -41,14 +49,22 @@ class Listener:
         *,
         wake: Callable[[str | None], None],
         name: str,
+        leaves_jobs: bool = False,
     ) -> None:
         self._store = store
+        self._posts = Posts(PostStore(store.schema), leaves_jobs=leaves_jobs)
+        self._called: dict[IdleThreads, str] = {}
+        self._calling = threading.Lock()
         self._connect = connect
         self._wake = wake
-        self._stop_read, self._stop_write = os.pipe()  # a wait on a socket can only be ended through a descriptor
+        self._call_read, self._call_write = os.pipe()  # a wait on a socket can only be ended through a descriptor
+        os.set_blocking(self._call_read, False)
+        os.set_blocking(self._call_write, False)
+        self._warned = False
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._conn: AnyConnection | None = None
+        self._answers: _Answers | None = None
         self._listening = False
         self._pause = _FIRST_PAUSE
 
@@ -58,11 +74,27 @@ class Listener:
     def stop(self, timeout: float = 2.0) -> None:
         """End the thread and its connection. One that hangs in a connect is left behind; it ends when that does."""
         self._stopping.set()
-        os.write(self._stop_write, b"x")
+        self._interrupt()
         self._thread.join(timeout)
         if not self._thread.is_alive():
-            os.close(self._stop_read)
-            os.close(self._stop_write)
+            with self._calling:
+                os.close(self._call_read)
+                os.close(self._call_write)
+                self._call_write = -1
+
+    def call(self, idle: IdleThreads, queue: str) -> None:
+        """The threads of this queue have found nothing to do, or are to do nothing more. From any thread."""
+        with self._calling:
+            silent = not self._called
+            self._called[idle] = queue
+        if silent:
+            self._interrupt()
+
+    def _interrupt(self) -> None:
+        """End the wait of the thread, now or the next."""
+        with self._calling, suppress(BlockingIOError):  # a full pipe will do
+            if self._call_write >= 0:
+                os.write(self._call_write, b"x")
 
     @property
     def listening(self) -> bool:
@@ -82,38 +114,102 @@ class Listener:
 
     def _listen(self) -> None:
         """Listen until it is time to stop; raises when the connection is lost."""
-        conn = self._connect()
-        self._conn = conn
-        with _answer_in_time(conn):
+        self._conn = conn = self._connect()
+        self._answers = answers = _Answers(conn, f"{self._thread.name}-answers")
+        with answers.in_time():
             self._store.listen(conn)
+            direct = self._posts.begin(conn)
+        if not direct and not self._warned:
+            self._warned = True
+            log.warning("connected through a pooler, so nobody notifies this process: it finds jobs by polling; give "
+                        "listen_dsn=, a direct connection, or listen=False")  # fmt: skip
         self._listening = True
         self._wake(None)  # for what was enqueued while nobody listened
         self._pause = _FIRST_PAUSE
         with selectors.DefaultSelector() as selector:
-            selector.register(self._stop_read, selectors.EVENT_READ)
+            selector.register(self._call_read, selectors.EVENT_READ)
             selector.register(conn.fileno(), selectors.EVENT_READ)
             while not self._stopping.is_set():
-                if not selector.select(_SILENCE):
-                    with _answer_in_time(conn):
+                self._hear(conn, answers)
+                rest = self._tend(conn, answers)
+                silence = answers.silence
+                if silence >= _SILENCE:
+                    with answers.in_time():
                         self._store.probe(conn)
-                for notification in conn.notifies(timeout=0):
-                    self._wake(notification.payload)
+                    answers.have_come()
+                    continue  # a notification may have come with the answer
+                for key, _ in selector.select(min(rest, _SILENCE - silence)):
+                    if key.fd == self._call_read:
+                        os.read(self._call_read, 4096)
+        with answers.in_time(), suppress(psycopg.Error):
+            self._posts.leave_all(conn)
+
+    def _hear(self, conn: AnyConnection, answers: _Answers) -> None:
+        """Wake those whom the notifications are for."""
+        me, disarmed = conn.info.backend_pid, []
+        for notification in conn.notifies(timeout=0):
+            answers.have_come()
+            if notification.pid == me:  # for the other processes
+                continue
+            if self._posts.send(notification.payload):
+                disarmed.append(notification.payload)
+            else:
+                self._wake(notification.payload)
+        if disarmed:
+            with answers.in_time():
+                self._posts.disarm(conn, disarmed)
+
+    def _tend(self, conn: AnyConnection, answers: _Answers) -> float:
+        """What those who have called need, and who was waiting; how long until there is more to do."""
+        with self._calling:
+            called, self._called = self._called, {}
+        with answers.in_time():
+            return self._posts.tend(conn, called)
 
     def _hang_up(self) -> None:
         self._listening = False
+        self._posts.lose()
+        if self._answers is not None:
+            self._answers.end()
+            self._answers = None
         if self._conn is not None:
             with suppress(psycopg.Error):
                 self._conn.close()
             self._conn = None
 
 
-@contextmanager
-def _answer_in_time(conn: AnyConnection) -> Iterator[None]:
-    """Shut the connection down when the block takes too long: what waits in it for an answer then raises."""
-    timer = threading.Timer(_ANSWER, shut_down, [conn])
-    timer.daemon = True
-    timer.start()
-    try:
+class _Answers:
+    """Sees to it that answers come: when one is late the connection is shut down, and what waits for it raises."""
+
+    def __init__(self, conn: AnyConnection, name: str) -> None:
+        self._conn = conn
+        self._due = NEVER
+        self._last = time.monotonic()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name=name, daemon=True)
+        self._thread.start()
+
+    @property
+    def silence(self) -> float:
+        """Seconds for which nothing has come."""
+        return time.monotonic() - self._last
+
+    def have_come(self) -> None:
+        self._last = time.monotonic()
+
+    @contextmanager
+    def in_time(self) -> Iterator[None]:
+        """What is asked in the block is answered by its end."""
+        self._due = time.monotonic() + _ANSWER
         yield
-    finally:
-        timer.cancel()
+        self._due = NEVER
+
+    def end(self) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(min(_ANSWER, max(0.0, self._due - time.monotonic()))):
+            if time.monotonic() >= self._due:
+                shut_down(self._conn)
+                return

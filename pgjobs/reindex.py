@@ -56,6 +56,46 @@ def leftovers(name: str, indexes: Iterable[str]) -> list[str]:
     return [index for index in indexes if pattern.fullmatch(index)]
 
 
+class Bounds:
+    """Bounds statements that the server cannot bound: a setting of the session would stay behind in a pooler, and one
+    of a transaction is not to be had."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self.stopping = False
+        self._enough = threading.Event()  # for the statement under way
+
+    def stop(self) -> None:
+        """Cut off the statement under way, and all that follow."""
+        self.stopping = True
+        self._enough.set()
+
+    @contextmanager
+    def bounded(self, conn: AnyConnection, seconds: float, *, also_when_stopping: bool = False) -> Iterator[None]:
+        """Cancel the statement when its time is up, or when the pool stops."""
+        enough, finished = threading.Event(), threading.Event()
+
+        def watch() -> None:
+            enough.wait(seconds)
+            with suppress(psycopg.Error):
+                while not finished.is_set() and not conn.closed:  # again: the first may come before the statement
+                    conn.cancel_safe(timeout=2)
+                    finished.wait(0.1)
+
+        if not also_when_stopping:
+            self._enough = enough
+            if self.stopping:
+                enough.set()
+        watcher = threading.Thread(target=watch, name=f"{self._name}-watch", daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            finished.set()
+            enough.set()
+            watcher.join()
+
+
 class Reindex:
     """Rebuilds the indexes of the job table, one after the other."""
 
@@ -65,8 +105,7 @@ class Reindex:
         self._connect = connect
         self._name = name
         self._thread: threading.Thread | None = None
-        self._stopping = False
-        self._enough = threading.Event()  # for the statement under way
+        self._bounds = Bounds(name)
 
     def start(self) -> None:
         """Rebuild them in a thread, if that is not being done."""
@@ -76,8 +115,7 @@ class Reindex:
 
     def stop(self, timeout: float) -> None:
         """Cut a rebuild off. What it leaves is removed, also when that takes longer than this waits."""
-        self._stopping = True
-        self._enough.set()
+        self._bounds.stop()
         if self._thread is not None:
             self._thread.join(timeout)
 
@@ -86,7 +124,7 @@ class Reindex:
         with self._connect() as conn:
             names = list(self._indexes.job_indexes(conn))
         left = {index for name in names for index in leftovers(name, names)}
-        return [name for name in names if name not in left and not self._stopping and self._rebuild(name)]
+        return [name for name in names if name not in left and not self._bounds.stopping and self._rebuild(name)]
 
     def _run(self) -> None:
         try:
@@ -107,7 +145,7 @@ class Reindex:
                 )
                 return False
             try:
-                with self._bounded(conn, _TIMEOUT):
+                with self._bounds.bounded(conn, _TIMEOUT):
                     self._indexes.rebuild(conn, name)
                 return True
             except psycopg.Error as error:
@@ -122,33 +160,10 @@ class Reindex:
         for index in leftovers(name, indexes):
             if not indexes[index]:
                 try:
-                    with self._connect() as conn, self._bounded(conn, _CLEARING_TIMEOUT, also_when_stopping=True):
+                    with (
+                        self._connect() as conn,
+                        self._bounds.bounded(conn, _CLEARING_TIMEOUT, also_when_stopping=True),
+                    ):
                         self._indexes.drop(conn, index)
                 except psycopg.Error as error:
                     log.warning("index %s could not be removed, do so by hand: %s", index, one_line(error))
-
-    @contextmanager
-    def _bounded(self, conn: AnyConnection, seconds: float, *, also_when_stopping: bool = False) -> Iterator[None]:
-        """Cancel the statement when its time is up, or when the pool stops. On the client's side: a setting of the
-        session would stay behind in a pooler, and one of a transaction is not to be had."""
-        enough, finished = threading.Event(), threading.Event()
-
-        def watch() -> None:
-            enough.wait(seconds)
-            with suppress(psycopg.Error):
-                while not finished.is_set() and not conn.closed:  # again: the first may come before the statement
-                    conn.cancel_safe(timeout=2)
-                    finished.wait(0.1)
-
-        if not also_when_stopping:
-            self._enough = enough
-            if self._stopping:
-                enough.set()
-        watcher = threading.Thread(target=watch, name=f"{self._name}-watch", daemon=True)
-        watcher.start()
-        try:
-            yield
-        finally:
-            finished.set()
-            enough.set()
-            watcher.join()

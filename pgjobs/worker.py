@@ -29,7 +29,7 @@ from pgjobs.errors import InvalidSetting, JobCancelled, JobStopped, WorkerPoolEr
 from pgjobs.executor import Executor
 from pgjobs.finish import Finisher
 from pgjobs.hooks import ErrorHandler, Middleware
-from pgjobs.idle import IdleThreads
+from pgjobs.idle import IdleThreads, Post
 from pgjobs.job import Job, JobState
 from pgjobs.listener import Listener
 from pgjobs.maintenance import Maintenance, MaintenanceThread
@@ -40,6 +40,7 @@ from pgjobs.schedule_store import SCHEDULE_NOTICE, ScheduleStore
 from pgjobs.signals import LOOK_UP, next_signal, signals
 from pgjobs.store import CANCEL_NOTICE, DUE_NOTICE, AnyConnection
 from pgjobs.ticker import Asking, Ticker
+from pgjobs.time_index import TimeIndex
 from pgjobs.transaction import defaults_for
 from pgjobs.work_map import Handler, HandlerFunction, WorkMap
 
@@ -172,6 +173,7 @@ class WorkerPool:
         self._stopper: threading.Thread | None = None  # who is in the middle of a stop
         self._maintenance: MaintenanceThread | None = None
         self._reindex: Reindex | None = None
+        self._time_index: TimeIndex | None = None
         self._listener: Listener | None = None
         self._starts = 0
         self._queue_store = QueueStore(client.schema)
@@ -210,6 +212,9 @@ class WorkerPool:
         store, source = self._client.store, self._client.source
         if self._reindex_at is not None:
             self._reindex = Reindex(store.schema, source.connect, at=self._reindex_at, name=f"{self.name}/reindex")
+        if self._executor.claimer.order == "scheduled_at":
+            self._time_index = TimeIndex(store.schema, source.connect, name=f"{self.name}/time-index")
+            self._time_index.start()
         self._ticker = Ticker(
             self._schedule_store,
             lambda: self.schedules.by_name,
@@ -236,8 +241,14 @@ class WorkerPool:
         maintenance.start()
         self._maintenance = maintenance
         if self._listen:
+            for idle in self._queues.values():
+                idle.post = Post()
             listener = Listener(
-                store, lambda: source.connect(self._listen_dsn), wake=self._wake, name=f"{self.name}/listener"
+                store,
+                lambda: source.connect(self._listen_dsn),
+                wake=self._wake,
+                name=f"{self.name}/listener",
+                leaves_jobs=self._executor.claimer.unknown_kinds == "leave",
             )
             listener.start()
             self._listener = listener
@@ -290,10 +301,10 @@ class WorkerPool:
         if not ended:
             self._cut_off()
             ended = self._wait_for_threads(AT_STOP.stuck + 0.3)
-        for helper in (self._maintenance, self._reindex, self._listener):
+        for helper in (self._maintenance, self._reindex, self._time_index, self._listener):
             if helper is not None:
                 helper.stop(0.4)
-        self._maintenance = self._reindex = self._listener = None
+        self._maintenance = self._reindex = self._time_index = self._listener = None
         self._watch.stop()
         self.schedules.stop()
         self._stopper = None
@@ -382,6 +393,8 @@ class WorkerPool:
         idle = self._queues[name]
         self._queues = {other: threads for other, threads in self._queues.items() if other != name}
         idle.close()
+        if self._listener is not None:
+            self._listener.call(idle, name)
         return idle
 
     @contextmanager
@@ -458,6 +471,7 @@ class WorkerPool:
             else:
                 pause = _FIRST_PAUSE
                 if not self._ends(idle):  # else `seen` may be younger than the call that ends all waiting
+                    self._ask_to_be_woken(queue, idle, seen)
                     idle.wait(seen, self._poll_interval)
         with self._changed:
             stuck = self._stuck.pop(me, None)
@@ -467,6 +481,11 @@ class WorkerPool:
             job, since = stuck
             log.warning("%s: no longer stuck; another thread has taken its place", me.name)
             self._client.hooks("on_unstuck", job, timedelta(seconds=time.monotonic() - since))
+
+    def _ask_to_be_woken(self, queue: str, idle: IdleThreads, seen: int) -> None:
+        listener = self._listener
+        if listener is not None and idle.found_nothing(seen):
+            listener.call(idle, queue)
 
     def _work_while_jobs(self, queue: str, idle: IdleThreads) -> int:
         """Work until the queue is found empty; the call count from before that look."""
@@ -480,7 +499,7 @@ class WorkerPool:
                     seen = idle.calls
                     if self._ends(idle):
                         return seen
-                    if self._executor.run_next(held, queue, claimed=idle.wake, go_on=goes_on) is None:
+                    if self._executor.run_next(held, queue, claimed=idle.claimed, go_on=goes_on) is None:
                         return seen
                     if self._cooldown:
                         self._stopping.wait(self._cooldown)

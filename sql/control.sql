@@ -78,7 +78,7 @@ SELECT
     attempted_at, finalized_at, attempted_by, token, leased_until, output, verdict,
     CASE
         WHEN verdict <> 'done' THEN NULL
-        WHEN state = 'available' THEN pg_catalog.pg_notify(%(channel)s, queue)
+        WHEN state = 'available' THEN {called}
         WHEN scheduled_at < pg_catalog.statement_timestamp() + interval '2 seconds'
             THEN pg_catalog.pg_notify(%(channel)s, ' due')
     END
@@ -135,7 +135,7 @@ WITH seen AS (
 SELECT
     id, state, queue, kind, priority, attempt, max_attempts, args, metadata, errors, tags, scheduled_at, created_at,
     attempted_at, finalized_at, attempted_by, token, leased_until, output, verdict,
-    CASE WHEN verdict = 'done' THEN pg_catalog.pg_notify(%(channel)s, queue) END
+    CASE WHEN verdict = 'done' THEN {called} END
 FROM answer;
 
 -- name: delete
@@ -209,7 +209,7 @@ SELECT
     attempted_at, finalized_at, attempted_by, token, leased_until, output, verdict,
     CASE
         WHEN verdict <> 'done' THEN NULL
-        WHEN state = 'available' THEN pg_catalog.pg_notify(%(channel)s, queue)
+        WHEN state = 'available' THEN {called}
         WHEN state IN ('scheduled', 'retryable')
             AND scheduled_at < pg_catalog.statement_timestamp() + interval '2 seconds'
             THEN pg_catalog.pg_notify(%(channel)s, ' due')

@@ -154,5 +154,10 @@ COPY pgjobs.job (
 ) FROM STDIN (FORMAT binary);
 
 -- name: notify_queues
--- After a COPY, which cannot: one notification for each queue.
-SELECT pg_catalog.pg_notify(%(channel)s, queue) FROM pg_catalog.unnest(%(queues)s::text[]) AS queue;
+-- After a COPY, which cannot: each queue, or maintenance. Of very many queues each is notified: the server has not room
+-- for as many locks.
+SELECT CASE
+        WHEN queue = ' due' OR pg_catalog.cardinality(%(queues)s::text[]) > 100
+            THEN pg_catalog.pg_notify(%(channel)s, queue)
+        ELSE {called} END
+FROM pg_catalog.unnest(%(queues)s::text[]) AS queue;

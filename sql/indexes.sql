@@ -12,3 +12,14 @@ REINDEX INDEX CONCURRENTLY {index};
 
 -- name: drop_index
 DROP INDEX CONCURRENTLY IF EXISTS {index};
+
+-- name: begin_making
+-- One process at a time makes the index: two that do it on the same table would wait for each other. It waits for all
+-- snapshots that are older, so this transaction must have none.
+SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+SET LOCAL idle_in_transaction_session_timeout = 0;
+SELECT duty FROM pgjobs.maintenance WHERE duty = 'indexes' FOR NO KEY UPDATE SKIP LOCKED;
+
+-- name: make_time_index
+-- For those who take the oldest first, whatever the priorities. Who never asks for that order does not pay for it.
+CREATE INDEX CONCURRENTLY IF NOT EXISTS job_by_time ON pgjobs.job (queue, scheduled_at, id) WHERE state = 'available';

@@ -26,7 +26,7 @@ UPDATE pgjobs.maintenance SET next_run_at = pg_catalog.clock_timestamp() + %(aft
 WHERE duty = %(duty)s AND next_run_at <= pg_catalog.clock_timestamp();
 
 -- name: promote
--- Makes due jobs available and wakes their workers: one notification per queue, with the commit. A job whose key does
+-- Makes due jobs available and wakes their workers: at most one notification per queue, with the commit. A job whose key does
 -- not hold while it waits may have lost it to a twin, which the update of the whole batch would fail on: it is only
 -- named here, for settle_promotion.
 WITH due AS MATERIALIZED (
@@ -42,7 +42,7 @@ WITH due AS MATERIALIZED (
 ), counted AS (
     SELECT queue, count(*) AS jobs FROM promoted GROUP BY queue
 )
-SELECT queue, jobs, NULL::bigint AS id, pg_notify(%(channel)s, queue), NULL::timestamptz AS scheduled_at FROM counted
+SELECT queue, jobs, NULL::bigint AS id, {called}, NULL::timestamptz AS scheduled_at FROM counted
 UNION ALL
 SELECT queue, 1, id, NULL, scheduled_at FROM due WHERE contested
 ORDER BY scheduled_at NULLS FIRST, queue, id;
@@ -65,7 +65,7 @@ FROM (
     FROM pgjobs.job AS contested WHERE id = %(id)s AND queue = %(queue)s
 ) AS look
 WHERE id = %(id)s AND queue = %(queue)s AND state <> ALL (unique_states)
-RETURNING state, CASE WHEN state = 'available' THEN pg_notify(%(channel)s, queue) END;
+RETURNING state, CASE WHEN state = 'available' THEN {called} END;
 SET LOCAL lock_timeout = '5s';
 
 -- name: postpone_promotion

@@ -47,12 +47,19 @@ SELECT queue, priority FROM (
         WHERE job.state = 'available' AND (job.queue, job.priority) > (line.queue, line.priority)
         ORDER BY job.queue, job.priority LIMIT 1) AS next
 
+-- part: called
+-- Wakes a worker of the queue, if one sleeps: the sleepers hold the lock of their queue, so that it cannot be had. If it
+-- can, there is nobody to be woken, and no notification, which would let all commits of the server wait for each other.
+-- It is then held to the end of the transaction, and nobody falls asleep who has not seen what that has done.
+CASE WHEN NOT pg_catalog.pg_try_advisory_xact_lock_shared(pgjobs.advisory_class(), pg_catalog.hashtext(queue))
+        THEN pg_catalog.pg_notify(%(channel)s, queue) END
+
 -- part: told
 -- Whom a job wakes that was inserted or changed: a worker of its queue if it can run now; maintenance if it is due sooner
 -- than that looks by itself. Postgres delivers it with the commit, once per queue and transaction.
 CASE
         WHEN NOT %(notify)s THEN NULL
-        WHEN state = 'available' THEN pg_catalog.pg_notify(%(channel)s, queue)
+        WHEN state = 'available' THEN {called}
         WHEN state IN ('scheduled', 'retryable')
             AND scheduled_at < pg_catalog.statement_timestamp() + interval '2 seconds'
             THEN pg_catalog.pg_notify(%(channel)s, ' due')

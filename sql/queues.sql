@@ -92,8 +92,8 @@ WITH RECURSIVE line AS (
     SELECT * FROM made
 )
 SELECT name, answer.paused_at, answer.updated_at, answer.name IS NULL AS busy,
-    CASE WHEN NOT %(paused)s::boolean AND answer.name IS NOT NULL THEN pg_catalog.pg_notify(%(channel)s, name) END
-FROM seen LEFT JOIN answer USING (name)
+    CASE WHEN NOT %(paused)s::boolean AND answer.name IS NOT NULL THEN {called} END
+FROM seen LEFT JOIN answer USING (name), LATERAL (SELECT name AS queue) AS resumed
 ORDER BY name;
 
 -- name: keep_queues

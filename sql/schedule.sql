@@ -86,7 +86,7 @@ WITH held AS MATERIALIZED (
     RETURNING id, queue, state
 )
 SELECT id, queue, CASE state
-    WHEN 'available' THEN pg_notify(%(channel)s, queue) WHEN 'scheduled' THEN pg_notify(%(channel)s, ' due') END
+    WHEN 'available' THEN {called} WHEN 'scheduled' THEN pg_notify(%(channel)s, ' due') END
 FROM moved LEFT JOIN inserted ON true;
 COMMIT;
 

@@ -74,3 +74,21 @@ def test_the_bulk_benchmark_prints_its_table(fresh_database: str) -> None:
     assert head.startswith("| way | jobs | jobs/s | client MB | notifications |")
     assert [row.split(" | ")[:2] for row in rows] == [["| with ids", "40"], ["| without", "400"], ["| unique", "20"]]
     assert [row.split(" | ")[4] for row in rows] == ["1"] * 3, "one notification, however many jobs"
+
+
+def test_the_waking_benchmark_prints_its_tables(fresh_database: str) -> None:
+    small = ["--clients", "2", "3", "--seconds", "1", "--rounds", "1", "--jobs", "10"]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.wake", *small],
+        cwd=ROOT,
+        env=os.environ | {"DATABASE_URL": fresh_database},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    commits, pickup = done.stdout.split("\n\n")
+    assert [row.split()[0] for row in commits.splitlines()[2:]] == ["2", "3"]
+    assert all(re.fullmatch(r" +\d+( +[\d,]+ \d+\.\d\d +){4}", row + " ") for row in commits.splitlines()[2:])
+    assert [row.split()[:2] for row in pickup.splitlines()[2:]] == [["sparse", "10"], ["dense", "10"]]

@@ -29,6 +29,7 @@ from pgjobs.maintenance import Maintenance
 from pgjobs.outcome import COMPLETED, decide
 from tests.conformance.conftest import Rows
 from tests.conftest import Connect
+from tests.waking import sleep_on
 
 Stored = Callable[[Job[Any]], Job[Any]]
 Call = Callable[..., Job[Any]]
@@ -107,7 +108,7 @@ def heard(listener: Tx, client: Client) -> list[str]:
 @pytest.fixture
 def listener(client: Client, connect: Connect) -> Tx:
     conn = connect(autocommit=True)
-    client.store.listen(conn)
+    sleep_on(conn, client, "default")
     return conn
 
 

@@ -32,6 +32,7 @@ from pgjobs import many as many_module
 from tests.conformance.conftest import Rows
 from tests.conftest import Connect
 from tests.waiting import wait_until
+from tests.waking import sleep_on
 
 Stored = Callable[[Job[Any]], Job[Any]]
 Tx = psycopg.Connection[Any]
@@ -327,7 +328,7 @@ def test_each_queue_that_has_work_is_called_with_the_commit(
 ) -> None:
     client.enqueue_many(None, [NewJob(Thing(), queue=queue, delay=HOUR) for queue in ("default", "mail")])
     listener = connect(autocommit=True)
-    client.store.listen(listener)
+    sleep_on(listener, client, "default", "mail")
     with client.pool.connection() as tx:
         act(client, tx)
         tx.execute("SELECT pg_notify(%s, 'sentinel')", [client.store.channel])

@@ -45,6 +45,7 @@ from pgjobs.listener import Listener
 from tests.conformance.conftest import Rows
 from tests.conftest import Connect
 from tests.waiting import wait_until
+from tests.waking import armed, sleep_on, sleepers
 
 Stored = Callable[[Job[Any]], Job[Any]]
 Tx = psycopg.Connection[Any]
@@ -445,6 +446,7 @@ def test_all_threads_of_a_pool_work_and_none_is_left_after_it(client: Client) ->
             "two/worker-1",
             "two/maintenance",
             "two/listener",
+            "two/listener-answers",
             "two/watch",
         }
     assert set(names) == {"two/worker-0", "two/worker-1"}, "a handler knows its thread by this name"
@@ -490,15 +492,9 @@ def test_the_name_of_the_pool_is_in_its_log_lines(
 # --- waking
 
 
-def listening(sql: Rows, client: Client) -> int:
-    """How many connections listen to this client's channel."""
-    query = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE %s"
-    return int(sql(query, f'LISTEN "{client.store.channel}"%')[0][0])
-
-
 @pytest.mark.conformance(225)
 def test_only_a_job_that_can_run_now_notifies(client: Client, server: Tx) -> None:
-    client.store.listen(server)
+    sleep_on(server, client, "default", "later", "silent", "last")
     client.enqueue(None, Thing(), queue="later", delay=HOUR)
     client.enqueue(None, Thing(), queue="silent", notify=False)
     client.enqueue_many(None, [Thing(), Thing()])
@@ -512,29 +508,31 @@ def test_only_a_job_that_can_run_now_notifies(client: Client, server: Tx) -> Non
 
 
 @pytest.mark.conformance(225)
-def test_a_notification_wakes_a_pool_that_would_not_poll_for_an_hour(client: Client, stored: Stored, sql: Rows) -> None:
+def test_a_notification_wakes_a_pool_that_would_not_poll_for_an_hour(
+    client: Client, stored: Stored, server: Tx
+) -> None:
     with WorkerPool(client, {Thing: nothing}, queues={"default": 2, "mail": 1}, poll_interval=HOUR):
-        wait_until(lambda: listening(sql, client) == 1)
+        wait_until(lambda: armed(server, client) == ["default", "mail"])
         for queue in ("default", "mail", "default"):
             job = client.enqueue(None, Thing(), queue=queue)
             wait_until(lambda job=job: stored(job).state == JobState.COMPLETED, timeout=5)  # type: ignore[misc]
 
 
 @pytest.mark.conformance(225)
-def test_one_notification_is_enough_for_many_jobs_and_many_threads(client: Client, sql: Rows) -> None:
+def test_one_notification_is_enough_for_many_jobs_and_many_threads(client: Client, sql: Rows, server: Tx) -> None:
     met = threading.Barrier(5, timeout=10)
 
     def handler(tx: Tx, job: Job[Thing]) -> None:
         met.wait()
 
     with WorkerPool(client, {Thing: handler}, queues={"default": 5}, poll_interval=HOUR):
-        wait_until(lambda: listening(sql, client) == 1)
+        wait_until(lambda: armed(server, client) == ["default"])
         client.enqueue_many(None, [Thing(n) for n in range(5)])
         wait_until(lambda: sql("SELECT DISTINCT state FROM pgjobs.job") == [("completed",)])
 
 
 @pytest.mark.conformance(227)
-def test_a_pool_that_only_polls_does_everything_a_listening_one_does(client: Client, sql: Rows) -> None:
+def test_a_pool_that_only_polls_does_everything_a_listening_one_does(client: Client, sql: Rows, server: Tx) -> None:
     def handler(tx: Tx, job: Job[Thing]) -> None:
         if job.args.n == 1 and job.attempt == 1:
             raise ValueError("once")
@@ -545,19 +543,20 @@ def test_a_pool_that_only_polls_does_everything_a_listening_one_does(client: Cli
         client.enqueue(None, Thing(2), delay=SECOND / 20)
         sql("INSERT INTO pgjobs.job (kind, args) VALUES ('thing', '{\"n\": 3}')")
         wait_until(lambda: sql("SELECT state, count(*) FROM pgjobs.job GROUP BY state") == [("completed", 4)])
-        assert listening(sql, client) == 0
+        assert sleepers(server, client) == 0
 
 
 @pytest.mark.conformance(229)
-def test_one_connection_listens_for_all_queues_and_is_gone_after_stop(client: Client, sql: Rows) -> None:
+def test_one_connection_listens_for_all_queues_and_is_gone_after_stop(client: Client, sql: Rows, server: Tx) -> None:
     queues = {f"queue-{n}": 1 for n in range(5)}
     with WorkerPool(client, {Thing: nothing}, queues=queues):
-        wait_until(lambda: listening(sql, client) == 1)
+        wait_until(lambda: armed(server, client) == [*queues])
         for queue in queues:
             client.enqueue(None, Thing(), queue=queue)
         wait_until(lambda: sql("SELECT count(*) FROM pgjobs.job WHERE state = 'completed'") == [(5,)])
-        assert listening(sql, client) == 1
-    wait_until(lambda: listening(sql, client) == 0)
+        wait_until(lambda: armed(server, client) == [*queues])
+        assert sleepers(server, client) == 1
+    assert sleepers(server, client) == 0
 
 
 @pytest.mark.conformance(233)
@@ -606,6 +605,7 @@ def test_a_listener_that_cannot_connect_tries_again_and_then_hears(
         assert len(tries) == 3
         assert tries[2] - tries[1] > tries[1] - tries[0] > 0.09, "the pauses grow"
         wait_until(lambda: woken == [None])  # what was enqueued while nobody listened
+        sleep_on(server, client, "mail")
         client.enqueue(None, Thing(), queue="mail")
         wait_until(lambda: woken == [None, "mail"])
     assert sum("not listening" in record.getMessage() for record in caplog.records) == 2

@@ -35,6 +35,7 @@ from pgjobs.ticker import LOOK_EVERY, Ticker, answer
 from tests.conformance.conftest import Rows
 from tests.conftest import Connect
 from tests.waiting import wait_until
+from tests.waking import sleepers
 
 Tx = psycopg.Connection[Any]
 SECOND = timedelta(seconds=1)
@@ -662,12 +663,12 @@ def test_a_name_that_no_schedule_has_is_not_found(client: Client) -> None:
 
 @pytest.mark.parametrize("how", ["code", "sql"])
 def test_a_running_pool_learns_at_once_of_what_is_done_by_hand(
-    client: Client, sql: Rows, jobs: Jobs, how: str, monkeypatch: pytest.MonkeyPatch
+    *, client: Client, sql: Rows, jobs: Jobs, conn: Tx, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pgjobs.ticker.LOOK_EVERY", HOUR)
-    listening = f'LISTEN "{client.store.channel}"%'
+    conn.autocommit = True
     with pool_of(client):
-        wait_until(lambda: sql("SELECT 1 FROM pg_stat_activity WHERE query LIKE %s", listening))
+        wait_until(lambda: sleepers(conn, client) == 1)
         client.schedules.add(Schedule("slow", "@yearly", Report(2)))
         for times in (1, 2, 3):  # the first may come of the look at the start
             if how == "code":

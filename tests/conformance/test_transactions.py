@@ -17,6 +17,7 @@ from psycopg_pool import ConnectionPool
 from pgjobs import Client, InvalidTransaction, Job, JobState, WorkerPool
 from tests.conformance.conftest import Rows
 from tests.conftest import Connect
+from tests.waking import sleep_on
 
 Stored = Callable[[Job[Any]], Job[Any]]
 Tx = psycopg.Connection[Any]
@@ -130,7 +131,7 @@ def test_a_notification_goes_out_with_the_commit_and_never_with_a_rollback(
 ) -> None:
     listener, sentinel = connect(autocommit=True), connect(autocommit=True)
     channel = client.store.channel
-    client.store.listen(listener)
+    sleep_on(listener, client, "mail")
 
     def heard() -> list[str]:
         """What has arrived up to the sentinel, which was sent last."""

@@ -16,6 +16,7 @@ from pgjobs.maintenance import Maintenance, MaintenanceThread
 from tests.conformance.conftest import Rows
 from tests.conftest import Connect
 from tests.waiting import wait_until
+from tests.waking import sleep_on, sleepers
 
 Stored = Callable[[Job[Any]], Job[Any]]
 Tx = psycopg.Connection[Any]
@@ -72,7 +73,7 @@ def test_each_queue_that_got_jobs_is_notified_once_and_no_other(
 
     duties = Maintenance(client.store, keep={}, wake=wake)
     listener = connect(autocommit=True)
-    client.store.listen(listener)
+    sleep_on(listener, client, "default", "mail", "later")
     for queue, count in (("mail", 3), ("default", 1)):
         client.enqueue_many(None, [NewJob(Thing(), queue=queue, delay=timedelta(hours=1))] * count)
     make_due(sql)
@@ -138,14 +139,12 @@ def sleepy_promote(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("sleepy_promote")
 def test_a_job_with_a_short_delay_is_promoted_at_its_time_though_promote_sleeps(
-    client: Client, sql: Rows, stored: Stored
+    client: Client, sql: Rows, stored: Stored, server: Tx
 ) -> None:
     """The enqueue tells, in whichever transaction and process; so does a change of the time by hand."""
     with WorkerPool(client, {Thing: nothing}, queues={"default": 1}, poll_interval=timedelta(hours=1)):
         asleep = "SELECT next_run_at > now() + interval '50 min' FROM pgjobs.maintenance WHERE duty = 'promote'"
-        wait_until(
-            lambda: sql("SELECT 1 FROM pg_stat_activity WHERE query LIKE %s", f'LISTEN "{client.store.channel}"%')
-        )
+        wait_until(lambda: sleepers(server, client) == 1)
         for delay in (SECOND / 2, SECOND / 50):
             wait_until(lambda: sql(asleep) == [(True,)])
             job = client.enqueue(None, Thing(), delay=delay)

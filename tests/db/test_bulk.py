@@ -16,6 +16,7 @@ from psycopg.pq import TransactionStatus
 from pgjobs import Client, EncodedJob, Hooks, InvalidArgs, InvalidJob, Job, NewJob, NoJobs, Unique
 from tests.conftest import Connect
 from tests.db.test_races import Table, table
+from tests.waking import sleep_on
 
 __all__ = ["table"]  # a fixture
 
@@ -205,7 +206,7 @@ def test_a_batch_sends_one_notification_for_each_queue_that_has_a_job_to_run(
     client: Client, connect: Connect, size: int, returning: bool
 ) -> None:
     listening = connect(autocommit=True)
-    client.store.listen(listening)
+    sleep_on(listening, client, "mail", "reports", "later", "pending", "unique")
     jobs = [NewJob(Thing(n), queue=queue) for n in range(size) for queue in ("mail", "reports")]
     jobs += [NewJob(Thing(n), queue="later", delay=HOUR) for n in range(size)]
     jobs += [NewJob(Thing(n), queue="pending", pending=True) for n in range(size)]

@@ -27,6 +27,7 @@ from pgjobs.outcome import COMPLETED, Outcome, decide
 from pgjobs.store import Store
 from tests.conftest import Connect
 from tests.waiting import wait_until
+from tests.waking import sleep_on
 
 AnyConnection = Connection[Any]
 NO_DELAY = timedelta(0)
@@ -1016,6 +1017,19 @@ def test_r25_no_outcome_makes_a_multixact(table: Table, worker: AnyConnection, f
 
 
 def test_r25_a_job_enqueued_without_a_notification_can_be_prepared(crash_client: Client) -> None:
+    """With one that is asked for it depends on whether somebody sleeps just then."""
+    args: dict[str, Any] = {}
+    conninfo: Any = crash_client.pool.conninfo
+    with psycopg.connect(conninfo, autocommit=True) as sleeper, crash_client.pool.connection() as tx:
+        crash_client.enqueue(tx, args, kind="loud")
+        tx.execute("PREPARE TRANSACTION 'heard by nobody'")
+        with psycopg.connect(conninfo, autocommit=True) as end:
+            end.execute("ROLLBACK PREPARED 'heard by nobody'")
+        sleep_on(sleeper, crash_client, "default")
+        check_preparing(crash_client)
+
+
+def check_preparing(crash_client: Client) -> None:
     args: dict[str, Any] = {}
     with crash_client.pool.connection() as tx:
         silent = crash_client.enqueue(tx, args, kind="silent", notify=False)

@@ -16,6 +16,7 @@ from pgjobs import Client, InvalidJob, Job, JobState, Unique
 from pgjobs.options import JobOptions
 from tests.conftest import Connect
 from tests.db.test_races import Table, table
+from tests.waking import sleep_on
 
 __all__ = ["table"]  # a fixture
 
@@ -198,7 +199,8 @@ def test_what_is_left_out_of_uniqueness_has_the_same_default(client: Client, tab
 
 def test_it_notifies_like_the_client(client: Client, table: Table, call: Call, connect: Connect) -> None:
     listening = connect(autocommit=True)
-    client.store.listen(listening)
+    sleep_on(listening, client, "mail", "quiet", "later", "pending", "over")
+    call(queue="nobody-sleeps-here")
     call(queue="mail")
     call(queue="quiet", notify=False)
     call(queue="later", delay=timedelta(hours=1))
@@ -239,6 +241,8 @@ def test_a_search_path_that_is_somebody_else_s_changes_nothing(client: Client, t
         "unique_key(text, text, jsonb, timestamptz, jsonb) RETURNS bytea",
         "pg_notify(text, text) RETURNS void",
         "length(text) RETURNS integer",
+        "hashtext(text) RETURNS integer",
+        "pg_try_advisory_xact_lock_shared(integer, integer) RETURNS boolean",
     )
     table.query(f"CREATE SCHEMA {trap}")
     try:

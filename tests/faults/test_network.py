@@ -19,6 +19,7 @@ from tests.faults.proxy import Proxy
 from tests.faults.servers import ROOT_ON_LINUX, Network, in_a_network_of_its_own, port_of, socket_dsn, through
 from tests.faults.workers import Nursery
 from tests.waiting import wait_until
+from tests.waking import LISTENS
 
 # The statement that commits a job, in whatever message it leaves.
 _COMPLETION = re.compile(rb"(?i)release.savepoint")
@@ -66,7 +67,7 @@ def test_a_listener_whose_peer_falls_silent_finds_out_and_listens_again(
             wait_until(lambda: not ear.listening)
             proxy.flow()
             wait_until(lambda: ear.listening)
-            wait_until(lambda: ledger.sql("SELECT 1 FROM pg_stat_activity WHERE query ~ '^LISTEN|probe'"))
+            wait_until(lambda: ledger.sql(f"SELECT 1 FROM pg_stat_activity WHERE {LISTENS}"))
 
 
 @pytest.mark.slow

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 
+import psycopg
 import pytest
 
 from pgjobs import JobState
 from tests.faults.ledger import Ledger
 from tests.faults.workers import Nursery, Worker
 from tests.waiting import wait_until
+from tests.waking import LISTENS, armed
 
 _COMMITS = 4711  # the lock that a held COMMIT waits for
 
@@ -130,4 +132,30 @@ def test_f5_a_call_that_keeps_the_interpreter_to_itself_delays_nobody_else(ledge
     ledger.wait_drained(timeout=40)
     assert ledger.effects(job) == [2]
     hanging.kill()
+    ledger.check()
+
+
+def test_when_the_process_that_is_called_first_is_killed_another_one_takes_over_at_its_next_poll(
+    ledger: Ledger, nursery: Nursery
+) -> None:
+    poll = 3
+    listeners = f"SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgjobs' AND {LISTENS}"
+    with psycopg.connect(ledger.dsn, autocommit=True) as conn:
+        first = nursery.start(dsn=ledger.dsn, poll=poll)
+        wait_until(lambda: armed(conn, ledger.client) == ["default"])
+        for _ in range(2):
+            nursery.start(dsn=ledger.dsn, poll=poll)
+        wait_until(lambda: ledger.sql(listeners) == [(3,)])
+        first.kill()
+        job = ledger.enqueue()
+        began = time.monotonic()
+        wait_until(lambda: ledger.effects(job) == [1])
+        assert time.monotonic() - began < poll + 2
+        wait_until(lambda: armed(conn, ledger.client) == ["default"])
+        began = time.monotonic()
+        for _ in range(10):
+            job = ledger.enqueue()
+            wait_until(lambda job=job: ledger.effects(job) == [1])  # type: ignore[misc]
+        assert time.monotonic() - began < 5, "by polling alone it would be 15 s or so"
+    ledger.wait_drained()
     ledger.check()

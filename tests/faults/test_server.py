@@ -19,10 +19,11 @@ from tests.faults.ledger import Ledger
 from tests.faults.servers import ROOT_ON_LINUX, small_disk
 from tests.faults.workers import Nursery
 from tests.waiting import wait_until
+from tests.waking import LISTENS
 
 Tx = psycopg.Connection[object]
 
-_LISTENING = "SELECT 1 FROM pg_stat_activity WHERE query ~ '^(LISTEN|SELECT 1$)' AND datname = current_database()"
+_LISTENING = f"SELECT 1 FROM pg_stat_activity WHERE {LISTENS} AND datname = current_database()"
 
 
 @contextmanager
@@ -120,9 +121,7 @@ def test_f10_whoever_ends_connections_all_along_stops_nothing(ledger: Ledger, nu
 @pytest.mark.conformance(325)
 def test_a_listener_whose_connection_is_ended_listens_again(ledger: Ledger, nursery: Nursery) -> None:
     nursery.start(dsn=ledger.dsn, poll=60)
-    end = (
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'pgjobs' AND query ~ '^LISTEN'"
-    )
+    end = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'pgjobs' AND {LISTENS}"
     for _ in range(2):
         wait_until(lambda: ledger.sql(end))
         wait_until(lambda: ledger.sql(_LISTENING))

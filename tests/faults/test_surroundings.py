@@ -50,6 +50,7 @@ def test_f17_jobs_retries_and_rescues_work_through_a_pooler_in_transaction_mode(
     wait_until(lambda: ledger.effects(later) == [1], timeout=5)
     assert worker.alive
     assert "prepared statement" not in nursery.log
+    assert nursery.log.count("connected through a pooler") == (listen == "through it"), "said once, where it matters"
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from pgjobs import (
     index_store,
     job,
     migration_store,
+    post_store,
     queue_store,
     schedule_store,
     statements,
@@ -27,14 +28,17 @@ from pgjobs import (
 
 FILES = [
     *("enqueue.sql", "work.sql", "maintain.sql", "control.sql", "many.sql", "observe.sql", "queues.sql"),
-    *("migrate.sql", "workers.sql", "indexes.sql", "schedule.sql"),
+    *("migrate.sql", "workers.sql", "indexes.sql", "schedule.sql", "posts.sql"),
 ]
 GIVE_JOBS = [
     *("insert_job", "insert_unique_job", "insert_jobs", "twins", "replace_twin", "release"),
     *("take", "rescue", "cancel", "retry", "delete", "update", "get_job", "list_jobs"),
     *("list_available", "cancel_many", "retry_many", "delete_many", "update_many"),
 ]
-STORES = [store, enqueue_store, filter_store, queue_store, migration_store, worker_store, index_store, schedule_store]
+STORES = [
+    *(store, enqueue_store, filter_store, queue_store, migration_store, worker_store, index_store, schedule_store),
+    post_store,
+]
 PARTS = "parts.sql"  # what statements of several files share
 
 
@@ -145,6 +149,7 @@ def test_every_statement_has_exactly_one_caller_in_the_stores() -> None:
     shared = {
         "create_migration_table": ["table_sql", "create_table"],
         "finish": ["__init__", "complete_within"],
+        "make_time_index": ["making_time_index", "make_time_index"],
     }
     assert {name: functions for name, functions in callers.items() if len(functions) != 1} == shared
 
