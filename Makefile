@@ -38,8 +38,11 @@ fix: $(READY) ## format, and mend what the linter can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(READY) ## drain rate beside the pgbench floor of the same statements
-	$(BIN)/python -m benchmarks.drain
+bench: $(READY) ## how fast it is, beside the pgbench floor of the same statements; under 10 minutes
+	$(BIN)/python -m benchmarks.bench $(ARGS)
+
+bench-growth: $(READY) ## whether it stays so fast with a million rows, dead entries, slow disks; 30 minutes
+	$(BIN)/python -m benchmarks.growth $(ARGS)
 
 bench-profile: $(READY) ## where the microseconds of one job go, in the client and in the server
 	$(BIN)/python -m benchmarks.profile $(ARGS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -13,23 +14,34 @@ import psycopg
 ROOT = Path(__file__).parent.parent.parent
 
 
-def test_the_drain_benchmark_prints_its_table_and_cleans_up(fresh_database: str) -> None:
+def run(*arguments: str, database: str | None = None) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.drain", "--jobs", "24", "--rounds", "1", "--threads", "1", "3"],
+        [sys.executable, "-m", *arguments],
         cwd=ROOT,
-        env=os.environ | {"DATABASE_URL": fresh_database},
+        env=os.environ | ({} if database is None else {"DATABASE_URL": database}),
         capture_output=True,
         text=True,
         timeout=100,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    assert re.match(r"Postgres \d+.*, fsync o", done.stdout)
-    head, *rows = done.stdout.split("\n\n")[1].splitlines()
-    assert head.split() == ["threads", "jobs/s", "min-max", "floor", "prepared", "floor", "simple", "ratio"]
-    assert [row.split()[0] for row in rows] == ["1", "3"]
-    assert all(re.fullmatch(r" +\d+ +[\d,]+ +[\d,]+-[\d,]+ +[\d,]+ +[\d,]+ +\d+\.\d\d", row) for row in rows)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def test_the_benchmark_prints_its_tables_and_cleans_up(fresh_database: str, tmp_path: Path) -> None:
+    sizes = ["--jobs", "24", "--rounds", "1", "--threads", "1", "3", "--results", str(tmp_path)]
+    parts = ["--parts", "drain", "batch", "insert", "waits", "enqueue", "process"]
+    said = run("benchmarks.bench", *sizes, *parts, database=fresh_database)
+    assert re.match(r"Postgres \d+.*, fsync o", said)
+    _, *tables = said.split("\n\n")
+    assert [table.splitlines()[1].split() for table in tables[:1]] == [["median", "min", "max", "ratio"]]
+    drains = [row for row in tables[0].splitlines() if row.startswith("pgjobs")]
+    assert [row.split(",")[1].split()[:2] for row in drains] == [["1", "threads"], ["3", "threads"]]
+    assert all(re.search(r" [\d,.]+ +[\d,.]+ +[\d,.]+ +\d+\.\d\d$", row) for row in drains)
+    answers = json.loads((tmp_path / "bench.json").read_text())["questions"]
+    assert list(answers) == ["drain", "batch", "insert", "pickup", "scheduled", "enqueue", "enqueue_many", "memory"]
+    assert answers["pickup"]["arms"][0]["of"] == 24
+    assert (tmp_path / "bench.svg").exists()
     with psycopg.connect(fresh_database) as conn:
         assert conn.execute("SELECT nspname FROM pg_namespace WHERE nspname ~ '^pgjobs'").fetchall() == []
 
