@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -46,7 +46,7 @@ class Bench:
 
     def sized(self, factor: float) -> Table:
         """The same table with more jobs or fewer, a multiple of every number of threads."""
-        return replace(self.table, jobs=max(1, round(self.table.jobs * factor / 8)) * 8)
+        return self.table.sized(max(1, round(self.table.jobs * factor / 24)) * 24)
 
 
 def drain(bench: Bench) -> list[Question]:
@@ -148,9 +148,9 @@ def idle(bench: Bench) -> list[Question]:
         return [question]
     with table(server.dsn, "pgjobs", 1):
         pass
-    found = memory.idle(server.dsn, "pgjobs", 200, 10.0)
-    for name, figure in found.items():
-        question.tell(name, figure)
+    with memory.IdleProcess(server.dsn, "pgjobs", 200) as process:
+        for name, figure in process.rates(10.0).items():
+            question.tell(name, figure)
     return [question]
 
 

@@ -21,9 +21,9 @@ Handling = Literal["noop", "insert"]
 class Drain:
     """A worker pool on a full queue; called, it drains it once and says how fast.
 
-    `handling` is what the handler does: nothing, or insert one row through its `tx`. `wanted` is how many of the jobs
-    are worked, all of them without; `load` fills the queue in another way than `Table.load`. Other options are those
-    of the pool.
+    `handling` is what the handler does: nothing, or insert one row through its `tx`. `load` fills the queue in another
+    way than `Table.load`. `wanted` is how many of the jobs are worked, all of them without it; fewer, when the patience
+    ends before. Other options are those of the pool.
     """
 
     def __init__(
@@ -34,20 +34,22 @@ class Drain:
         *,
         handling: Handling = "noop",
         wanted: int | None = None,
+        patience: float = DEADLINE,
+        kind: str = "noop",
         load: Callable[[], None] | None = None,
         noted: Callable[[int], None] = lambda started: None,
         pool: type[WorkerPool] = WorkerPool,
         **options: Any,
     ) -> None:
         self._table, self._load, self._noted = table, load or table.load, noted
-        self._wanted = wanted
+        self._wanted, self._patience = wanted, patience
         self._handling = handling
         self._insert = sql.SQL("INSERT INTO {} (job) VALUES (%s)").format(sql.Identifier(table.schema, "effect"))
         self._started: list[int] = []  # job ids; appending is one step under the interpreter's lock
         self._last = Event()
         handler = self._note if handling == "noop" else self._write
         options.setdefault("queues", {"default": threads})
-        self.pool = pool(client, WorkMap({"noop": handler}), **options)
+        self.pool = pool(client, WorkMap({kind: handler}), **options)
 
     def _write(self, tx: psycopg.Connection[Any], job: Job[Any]) -> None:
         tx.execute(self._insert, [job.id])
@@ -65,14 +67,14 @@ class Drain:
         self._started.clear()
         self._last.clear()
         with steady(self.pool):
-            self._last.wait(DEADLINE)
+            self._last.wait(self._patience)
         return self._checked()
 
     def _checked(self) -> float:
         started = len(self._started)
         twice = [job for job, starts in Counter(self._started).items() if starts > 1]
-        complete = started == self._goal if self._wanted is None else started >= self._goal
-        if not complete or twice:
+        enough = started > 0 if self._wanted is not None else started == self._goal
+        if twice or not enough:
             raise WrongResult(f"{started} starts for {self._goal} jobs, more than one for {twice}")
         if self._handling == "insert":
             self._table.check_effects(started)

@@ -8,7 +8,8 @@ import platform
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from secrets import token_hex
 from typing import Any
 
@@ -26,6 +27,25 @@ class WrongResult(Exception):
     """A run did not do what it was measured for."""
 
 
+@dataclass(frozen=True)
+class Size:
+    """How much `make bench-growth` measures."""
+
+    rows: int  # of a backlog
+    jobs: int  # that one run works, one by one
+    rounds: int
+
+    @property
+    def modes(self) -> list[tuple[str, int, dict[str, Any]]]:
+        """The ways in which jobs are worked: the name, how many in one run, the options of the pool."""
+        single = ("one by one", self.jobs, dict[str, Any]())
+        return [single, ("in batches", 5 * self.jobs, {"batch_size": 100})] if BATCHES else [single]
+
+
+# For a server with hundreds of connections, and with a checkpoint seldom enough for a load of a million rows.
+LARGE = {"max_connections": "300", "max_wal_size": "8GB", "checkpoint_timeout": "30min"}
+
+
 @dataclass
 class Table:
     """The jobs of the benchmark, and the effects of their handlers, looked at from outside."""
@@ -33,11 +53,16 @@ class Table:
     conn: psycopg.Connection[Any]
     schema: str
     jobs: int
+    _began: datetime | None = None  # of the run, by the server's clock
+
+    def sized(self, jobs: int) -> Table:
+        """The same with more jobs or fewer."""
+        return replace(self, jobs=jobs)
 
     def load(self) -> None:
         """Fill the queue, and see to it that every run begins with the same table."""
         self.empty()
-        self.execute("INSERT INTO {job} (kind, args) SELECT 'noop', '{{}}' FROM generate_series(1, %s)", self.jobs)
+        self.fill(self.jobs)
         self.settle()
 
     def empty(self) -> None:
@@ -45,10 +70,17 @@ class Table:
         self.execute("CREATE TABLE IF NOT EXISTS {effect} (job bigint NOT NULL)")
         self.execute("TRUNCATE {effect}")
 
+    def fill(self, rows: int, **columns: str) -> None:
+        """So many rows more; each column that is not the default is an expression of `n`, which counts them."""
+        given = {"kind": "'noop'", "args": "'{{}}'", **columns}
+        names, values = ", ".join(given), ", ".join(given.values())
+        self.execute(f"INSERT INTO {{job}} ({names}) SELECT {values} FROM generate_series(1, %s) AS n", rows)
+
     def settle(self) -> None:
-        """After a load: what vacuum and the disk still owe is not the run's."""
+        """Before a run: what vacuum and the disk still owe is not the run's, nor what was worked before."""
         self.execute("VACUUM (ANALYZE) {job}")
         self.execute("CHECKPOINT")
+        self._began = self.value("SELECT clock_timestamp()")
 
     def rate(self) -> float:
         """Jobs a second, after it is clear that each was done, and done once."""
@@ -59,10 +91,11 @@ class Table:
 
     def rate_of(self, started: int) -> float:
         """The same where only some of the jobs were worked: those that were started are completed, the others wait."""
-        done = self.value("SELECT count(*) FROM {job} WHERE kind = 'noop' AND state = 'completed' AND attempt = 1")
-        touched = self.value("SELECT count(*) FROM {job} WHERE kind = 'noop' AND (attempt > 0 OR state = 'running')")
-        if not done == touched == started:
-            raise WrongResult(f"{started} jobs were started, {touched} touched, {done} completed at attempt 1")
+        states = self.execute(
+            "SELECT state, attempt, count(*) FROM {job} WHERE attempted_at >= %s GROUP BY 1, 2", self._began
+        ).fetchall()
+        if states != [("completed", 1, started)]:
+            raise WrongResult(f"{started} jobs should be completed at attempt 1, but there are {states}")
         return started / self._seconds()
 
     def check_effects(self, expected: int) -> None:
@@ -80,8 +113,8 @@ class Table:
         return self.jobs / float(self.value(query))
 
     def _seconds(self) -> float:
-        query = "SELECT EXTRACT(epoch FROM max(finalized_at) - min(attempted_at)) FROM {job} WHERE kind = 'noop'"
-        return float(self.value(query))
+        query = "SELECT EXTRACT(epoch FROM max(finalized_at) - min(attempted_at)) FROM {job} WHERE attempted_at >= %s"
+        return float(self.value(query, self._began))
 
     def value(self, query: str, *parameters: object) -> Any:
         return self.execute(query, *parameters).fetchall()[0][0]

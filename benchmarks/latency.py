@@ -82,6 +82,34 @@ def scheduled(dsn: str, table: Table, probes: int) -> list[float]:
     return late
 
 
+def same_instant(dsn: str, table: Table, threads: int, jobs: int) -> list[float]:
+    """In ms, from the instant that all these jobs are scheduled at to the start of each."""
+    late: list[float] = []
+    over = threading.Event()
+    at = 0.0
+
+    def pick_up(tx: psycopg.Connection[Any], job: Job[Any]) -> None:
+        late.append(1000 * (time.time() - at))
+        if len(late) >= jobs:
+            over.set()
+
+    table.empty()
+    table.settle()
+    with Client(dsn, schema=table.schema) as client:
+        pool = WorkerPool(client, {"noop": pick_up}, queues={"default": threads})
+        at = time.time() + 5
+        instant = datetime.fromtimestamp(at, UTC) + timedelta(seconds=_ahead(table.conn))
+        table.fill(jobs, state="'scheduled'", scheduled_at=f"'{instant}'")
+        with steady(pool):
+            over.wait(DEADLINE)
+    if len(late) != jobs or min(late) < -1:
+        raise WrongResult(
+            f"{len(late)} starts for {jobs} jobs, the first {min(late, default=0):.1f} ms after the instant"
+        )
+    table.rate_of(jobs)
+    return late
+
+
 def _ahead(conn: psycopg.Connection[Any]) -> float:
     """By how many seconds the server's clock is ahead of ours: as the quickest of some answers says."""
     answers: list[tuple[float, float]] = []

@@ -11,10 +11,9 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -24,6 +23,7 @@ from benchmarks.ground import DEADLINE, table
 from pgjobs import Client, WorkerPool
 
 STATEMENTS = "pg_stat_statements"
+_CALLS = f"SELECT COALESCE(sum(calls), 0) FROM {STATEMENTS} JOIN pg_database ON oid = dbid WHERE datname = %s"
 _SETTLE = 12.0  # seconds until a pool that has just started is idle, and the server has counted what it did until then
 
 
@@ -52,29 +52,64 @@ def _drain(dsn: str, schema: str, threads: int, jobs: int, **options: Any) -> No
 # --- nothing to do
 
 
-def idle(dsn: str, schema: str, threads: int, seconds: float) -> dict[str, float]:
-    """What a process with so many idle threads costs, each second but for the connections; asked from another database
-    of a server that was started with pg_stat_statements, so that the question does not count itself."""
-    beside = make_conninfo(dsn, dbname="template1")
-    with _idle_pool(dsn, schema, threads) as child, psycopg.connect(beside, autocommit=True) as conn:
-        conn.execute(f"CREATE EXTENSION IF NOT EXISTS {STATEMENTS}")
-        database = str(conninfo_to_dict(dsn)["dbname"])
-        first, began = _counts(conn, database, child.pid), time.monotonic()
+class IdleProcess:
+    """A process with so many idle threads, looked at from another database of its server, so that looking does not
+    count itself. The server was started with pg_stat_statements."""
+
+    def __init__(self, dsn: str, schema: str, threads: int) -> None:
+        self._command = [sys.executable, "-m", "benchmarks.memory", "idle", dsn, schema, str(threads), "0"]
+        self._database = str(conninfo_to_dict(dsn)["dbname"])
+        self._beside = make_conninfo(dsn, dbname="template1")
+
+    def __enter__(self) -> Self:
+        self._conn = psycopg.connect(self._beside, autocommit=True)
+        self._conn.execute(f"CREATE EXTENSION IF NOT EXISTS {STATEMENTS}")
+        self._child = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self._child.stdout is not None
+        self._child.stdout.readline()  # it is idle now
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        with self._child:
+            assert self._child.stdin is not None
+            self._child.stdin.close()
+        self._conn.close()
+
+    def rates(self, seconds: float) -> dict[str, float]:
+        """What it costs in a second; and its connections."""
+        first, began = self._counts(), time.monotonic()
         time.sleep(seconds)
-        last, took = _counts(conn, database, child.pid), time.monotonic() - began
-    rates = {name: (last[name] - first[name]) / took for name in first if name != "connections"}
-    return {"connections": last["connections"], **rates}
+        last, took = self._counts(), time.monotonic() - began
+        connections = self._one("SELECT numbackends FROM pg_stat_database WHERE datname = %s")
+        return {"connections": connections, **{name: (last[name] - first[name]) / took for name in first}}
+
+    def claims(self, seconds: float, act: Callable[[], object]) -> float:
+        """How often its threads look for a job within so many seconds from an act."""
+        query = f"{_CALLS} AND query LIKE 'UPDATE%%attempt = attempt + %%'"
+        before = self._one(query)
+        act()
+        time.sleep(seconds)
+        return self._one(query) - before
+
+    def _counts(self) -> dict[str, float]:
+        self._conn.execute("SELECT pg_stat_clear_snapshot()")
+        return {
+            "transactions": self._one("SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = %s"),
+            "statements": self._one(_CALLS),
+            "processor, ms": 1000 * _processor_seconds(self._child.pid),
+        }
+
+    def _one(self, query: str) -> float:
+        return float(self._conn.execute(query, [self._database]).fetchall()[0][0])
 
 
-@contextmanager
-def _idle_pool(dsn: str, schema: str, threads: int) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-m", "benchmarks.memory", "idle", dsn, schema, str(threads), "0"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
-        assert child.stdout is not None
-        child.stdout.readline()  # it is idle now
-        yield child
-        assert child.stdin is not None
-        child.stdin.close()
+def _processor_seconds(pid: int) -> float:
+    """Of another process, with all its threads, so far."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _be_idle(dsn: str, schema: str, threads: int) -> None:
@@ -86,30 +121,6 @@ def _be_idle(dsn: str, schema: str, threads: int) -> None:
 
 def _noop(tx: object, job: object) -> None:
     pass
-
-
-def _counts(conn: psycopg.Connection[Any], database: str, pid: int) -> dict[str, float]:
-    """Connections now; transactions, statements and the processor's time so far."""
-    conn.execute("SELECT pg_stat_clear_snapshot()")
-    connections, transactions = conn.execute(
-        "SELECT numbackends, xact_commit + xact_rollback FROM pg_stat_database WHERE datname = %s", [database]
-    ).fetchall()[0]
-    query = f"SELECT sum(calls)::float8 FROM {STATEMENTS} JOIN pg_database ON oid = dbid WHERE datname = %s"
-    return {
-        "connections": connections,
-        "transactions": transactions,
-        "statements": conn.execute(query, [database]).fetchall()[0][0],
-        "processor, ms": 1000 * _processor_seconds(pid),
-    }
-
-
-def _processor_seconds(pid: int) -> float:
-    """Of another process, with all its threads, so far."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0.0
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def main() -> None:

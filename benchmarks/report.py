@@ -39,13 +39,14 @@ class Question:
     arms: list[Arm] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     waits: bool = False  # what is asked for are percentiles of all runs
+    points: list[tuple[str, float, float]] = field(default_factory=list)  # for a chart: the line, x and y
 
     def add(self, name: str, run: Callable[[], float | Sequence[float]], *, over: Iterable[str] = ()) -> None:
         self.arms.append(Arm(name, run, tuple(over)))
 
-    def tell(self, name: str, figure: float, *, over: Iterable[str] = ()) -> None:
+    def tell(self, name: str, *figures: float) -> None:
         """Something that was measured already."""
-        self.arms.append(Arm(name, None, tuple(over), [figure]))
+        self.arms.append(Arm(name, None, figures=list(figures)))
 
     def measure(self, rounds: int) -> None:
         for round in range(rounds):

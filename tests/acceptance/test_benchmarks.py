@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +45,19 @@ def test_the_benchmark_prints_its_tables_and_cleans_up(fresh_database: str, tmp_
     assert (tmp_path / "bench.svg").exists()
     with psycopg.connect(fresh_database) as conn:
         assert conn.execute("SELECT nspname FROM pg_namespace WHERE nspname ~ '^pgjobs'").fetchall() == []
+
+
+def test_the_benchmark_of_growth_prints_its_tables(tmp_path: Path) -> None:
+    sizes = ["--rows", "200", "--jobs", "40", "--rounds", "1", "--results", str(tmp_path)]
+    parts = ["backlog", "plan", "one_transaction", *(["threads"] if shutil.which("cc") else [])]
+    said = run("benchmarks.growth", *sizes, "--parts", *parts)
+    assert "200 waiting: job_fetch; " in said
+    questions = json.loads((tmp_path / "growth.json").read_text())["questions"]
+    assert [len(questions["200 " + name]["arms"]) % 2 for name in ("waiting", "future", "completed")] == [0, 0, 0]
+    assert (tmp_path / "growth-backlog.svg").exists()
+    assert [name for name in questions if name.startswith("threads, ")] == (
+        ["threads, this disk", "threads, +1 ms per flush"] if "threads" in parts else []
+    )
 
 
 def test_the_crash_benchmark_finds_that_we_leave_no_effect_without_a_finished_job() -> None:
