@@ -130,9 +130,11 @@ class Claimer:
         job, hot.next = hot.next, None
         if not held.usable or held.spoiled:
             held.renew()
-        self.store.rollback(held.conn)
         assert job.token is not None
-        if not self.store.release_claim(held.conn, queue=job.queue, token=job.token):
+        # In the transaction that holds the row: another claim, which saw the job as available, may wait to hold it.
+        released = self.store.release_claim(held.conn, queue=job.queue, token=job.token)
+        self.store.commit(held.conn)
+        if not released:
             self._orphan({"queue": job.queue, "token": job.token})
 
     def be_cautious(self) -> None:
