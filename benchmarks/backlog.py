@@ -5,6 +5,7 @@ Both take turns, in two schemas of one database.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -16,9 +17,11 @@ import psycopg
 from benchmarks.drain import Drain
 from benchmarks.ground import BATCHES, LARGE, Size, Table, table
 from benchmarks.report import Question
+from pgjobs import Client, WorkerPool
 from pgjobs.embedded import EmbeddedPostgres
 
 _THREADS = 8
+_MADE_WITHIN = 10.0  # seconds
 _PATIENCE = 30.0  # seconds for one run: a rate that is lower than that is known by then
 _IN_FRONT = "statement_timestamp() - interval '1 hour'"
 _FUTURE = "statement_timestamp() + interval '1 day'"
@@ -94,6 +97,17 @@ def measure(size: Size) -> Iterator[Question]:
                 yield _measured(size, server.dsn, backlog, round(share * size.rows))
 
 
+def _be_ready(client: Client, table: Table, options: dict[str, Any]) -> None:
+    """Let a pool make the index that it makes when it is first started with this order, where it does."""
+    if options.get("order") != "scheduled_at":
+        return
+    ends, given_up = "%(queue, scheduled_at, id)%", time.monotonic() + _MADE_WITHIN
+    query = "SELECT count(*) FROM pg_indexes WHERE schemaname = %s AND indexdef LIKE %s"
+    with WorkerPool(client, {"noop": lambda tx, job: None}, queues={"default": 1}, **options):
+        while not table.value(query, client.schema, ends) and time.monotonic() < given_up:
+            time.sleep(0.1)
+
+
 def _measured(size: Size, dsn: str, backlog: Backlog, rows: int) -> Question:
     question = Question(f"{rows} {backlog.name}", f"Drain by {_THREADS} threads, {rows:,} {backlog.name}", "jobs/s")
     needed = sum(2 * size.rounds * wanted for _, wanted, _ in size.modes)
@@ -101,6 +115,8 @@ def _measured(size: Size, dsn: str, backlog: Backlog, rows: int) -> Question:
         client, without = stack.enter_context(table(dsn, "without", 0))
         grown_client, grown = stack.enter_context(table(dsn, "grown", 0))
         grown.empty()
+        for made in (client, grown_client):
+            _be_ready(made, grown, backlog.pool)
         stack.enter_context(old_snapshot(dsn) if backlog.pinned else nullcontext())
         backlog.load(grown, needed, rows)
         for name, wanted, options in size.modes:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from benchmarks import enqueuing, latency, memory
+from benchmarks import enqueuing, latency, memory, waking
 from benchmarks.chart import bars
 from benchmarks.drain import Drain, Handling
 from benchmarks.floors import CHAIN, ENQUEUE, PROTOCOLS, Pgbench
@@ -129,6 +129,11 @@ def enqueue(bench: Bench) -> list[Question]:
     return [single, many]
 
 
+def wake(bench: Bench) -> list[Question]:
+    """What waking costs those who enqueue."""
+    return [waking.commits(bench.dsn, bench.table.schema, (8, 16), bench.rounds, "this disk")]
+
+
 def process(bench: Bench) -> list[Question]:
     """What a worker process needs."""
     size = Question("memory", "Memory of a worker process with 8 threads, while it drains", "MB at most")
@@ -160,6 +165,7 @@ PARTS: dict[str, Callable[[Bench], list[Question]]] = {
     "insert": insert,
     "waits": waits,
     "enqueue": enqueue,
+    "wake": wake,
     "process": process,
     "idle": idle,
 }

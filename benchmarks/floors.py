@@ -47,7 +47,7 @@ class Pgbench:
         each, rest = divmod(table.jobs, clients)
         if rest:
             raise SystemExit(f"--jobs must be a multiple of every number of threads, so of {clients}")
-        self._command = [_pgbench(), "--no-vacuum", f"--protocol={protocol}", f"--client={clients}"]
+        self._command = [pgbench(), "--no-vacuum", f"--protocol={protocol}", f"--client={clients}"]
         self._command += [f"--jobs={min(clients, os.cpu_count() or 1)}", f"--transactions={each}"]
         self._dsn = dsn
 
@@ -70,7 +70,7 @@ class Pgbench:
         return self._table.rate()
 
 
-def _pgbench() -> str:
+def pgbench() -> str:
     """The program beside the server's, if there is one, else that of the PATH."""
     try:
         beside = shutil.which(find_bindir() / "pgbench")

@@ -18,16 +18,25 @@ from pathlib import Path
 
 import psycopg
 
-from benchmarks import backlog, crowd, many_threads, one_transaction, plans
+from benchmarks import backlog, crowd, many_threads, one_transaction, plans, waking
 from benchmarks.chart import lines
-from benchmarks.ground import Size, configuration, progress
+from benchmarks.ground import LARGE, Size, configuration, progress, table
 from benchmarks.report import RESULTS, Question, write_json
+from benchmarks.slow_disk import slow_disk
 from pgjobs.embedded import EmbeddedPostgres
+
+
+def wake(size: Size) -> Iterator[Question]:
+    """What waking costs those who enqueue, where commits must share flushes."""
+    with slow_disk(LARGE) as server, table(server.dsn, "pgjobs", 0):
+        yield waking.commits(server.dsn, "pgjobs", (16,), size.rounds, "+1 ms per flush")
+
 
 PARTS: dict[str, Callable[[Size], Iterator[Question]]] = {
     "backlog": backlog.measure,
     "plan": plans.measure,
     "threads": many_threads.measure,
+    "wake": wake,
     "crowd": crowd.measure,
     "one_transaction": one_transaction.measure,
 }

@@ -44,9 +44,9 @@ class Question:
     def add(self, name: str, run: Callable[[], float | Sequence[float]], *, over: Iterable[str] = ()) -> None:
         self.arms.append(Arm(name, run, tuple(over)))
 
-    def tell(self, name: str, *figures: float) -> None:
+    def tell(self, name: str, *figures: float, over: Iterable[str] = ()) -> None:
         """Something that was measured already."""
-        self.arms.append(Arm(name, None, figures=list(figures)))
+        self.arms.append(Arm(name, None, tuple(over), list(figures)))
 
     def measure(self, rounds: int) -> None:
         for round in range(rounds):
