@@ -8,7 +8,7 @@ INTERPRETER = $(shell $(PYTHON) -c "" 2>/dev/null && echo $(PYTHON) \
 	|| echo env PYENV_VERSION=$$(pyenv whence $(PYTHON) 2>/dev/null | tail -n 1) $(PYTHON))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults storm soak check fix bench bench-crash clean
+.PHONY: help demo test faults storm soak check fix bench bench-growth bench-profile bench-crash clean
 
 help: ## what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,8 +38,14 @@ fix: $(READY) ## format, and mend what the linter can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(READY) ## drain rate beside the pgbench floor of the same statements
-	$(BIN)/python -m benchmarks.drain
+bench: $(READY) ## how fast it is, beside the pgbench floor of the same statements; under 10 minutes
+	$(BIN)/python -m benchmarks.bench $(ARGS)
+
+bench-growth: $(READY) ## whether it stays so fast with a million rows, dead entries, slow disks; 30 minutes
+	$(BIN)/python -m benchmarks.growth $(ARGS)
+
+bench-profile: $(READY) ## where the microseconds of one job go, in the client and in the server
+	$(BIN)/python -m benchmarks.profile $(ARGS)
 
 bench-crash: $(READY) ## kill -9 in mid-drain: effects without a finished job, for pgjobs and its peers
 	$(BIN)/python -m benchmarks.crash $(ARGS)

@@ -9,7 +9,6 @@ of another queue is given a job every 20 ms; its pickup is the time from before 
 from __future__ import annotations
 
 import argparse
-import resource
 import subprocess
 import sys
 import threading
@@ -22,6 +21,7 @@ from typing import Any
 
 import psycopg
 
+from benchmarks.memory import peak
 from pgjobs import Client, Job, NewJob, Unique, WorkerPool
 from pgjobs.embedded import EmbeddedPostgres
 
@@ -62,7 +62,7 @@ def enqueue(dsn: str, way: str, number: int) -> None:
         started = time.perf_counter()
         WAYS[way](client, tx, number)
         tx.commit()
-        print(time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        print(time.perf_counter() - started, peak())
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 --
 --   pgbench -n -M prepared -f benchmarks/floor.sql -c 4 -j 2 -t 1000
 --
--- benchmarks/drain.py also runs it with `\;` between the statements, for the simple protocol.
+-- benchmarks/floors.py also runs it with `\;` between the statements, for the simple protocol.
 \set token random(1, 9223372036854775806)
 \startpipeline
 BEGIN ISOLATION LEVEL READ COMMITTED;

@@ -29,7 +29,8 @@ from typing import Any
 
 import psycopg
 
-from benchmarks.drain import WrongResult, _pgbench, database, progress
+from benchmarks.floors import pgbench
+from benchmarks.ground import WrongResult, database, progress
 from pgjobs import Client, Job, WorkerPool, statements
 
 NOTHING, BUSY, IDLE, ALWAYS = "no NOTIFY", "all at work", "some idle", "NOTIFY always"
@@ -130,7 +131,7 @@ def commits(dsn: str, schema: str, arm: str, clients: int, seconds: float) -> fl
         _empty(conn, schema)
         path = Path(directory, "enqueue.sql")
         path.write_text(script(conn, schema, arm).rstrip().rstrip(";") + ";\n")
-        command = [_pgbench(), "--no-vacuum", "--protocol=prepared", f"--file={path}", f"--client={clients}"]
+        command = [pgbench(), "--no-vacuum", "--protocol=prepared", f"--file={path}", f"--client={clients}"]
         with others(dsn, schema, arm):
             command += ["--jobs=2", f"--time={seconds:.0f}", dsn]
             done = subprocess.run(command, capture_output=True, text=True, check=False)

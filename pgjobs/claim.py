@@ -32,8 +32,11 @@ _CAUTIOUS = timedelta(minutes=5)
 _NOT_ASKED = float("inf")
 _ORPHANED_FOR = 30.0  # seconds: longer than a server takes to notice
 _ANSWER_WITHIN = 40.0  # seconds; the server gives a claim 30
-# A better job that appears before the mark waits no longer than this.
+# A better job that appears before the mark waits no longer than the first of these where a look at all costs little;
+# where it costs much, it is done for no more than a part of the time, but no less often than the second says.
 _FULL_SCAN_EVERY = 0.1  # seconds
+_FULL_SCAN_AT_LEAST_EVERY = 1.0
+_PAUSE_PER_SCAN = 10  # times as long as it took
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,7 @@ class Claimer:
     _settings_of: int = -1
     _plain_kinds: set[str] = field(default_factory=set)
     _marks: dict[str, _Mark] = field(default_factory=dict)
+    _look: threading.local = field(default_factory=threading.local)  # the one that this thread does: when it began
     _orphans: list[tuple[ClaimValues, float]] = field(
         default_factory=list
     )  # claims whose answer never came, until when
@@ -130,9 +134,11 @@ class Claimer:
         job, hot.next = hot.next, None
         if not held.usable or held.spoiled:
             held.renew()
-        self.store.rollback(held.conn)
         assert job.token is not None
-        if not self.store.release_claim(held.conn, queue=job.queue, token=job.token):
+        # In the transaction that holds the row: another claim, which saw the job as available, may wait to hold it.
+        released = self.store.release_claim(held.conn, queue=job.queue, token=job.token)
+        self.store.commit(held.conn)
+        if not released:
             self._orphan({"queue": job.queue, "token": job.token})
 
     def be_cautious(self) -> None:
@@ -249,21 +255,29 @@ class Claimer:
 
     def _look_at_all(self, queue: str) -> None:
         """This thread does, this time; the others meanwhile go by the mark."""
-        mark = self._marks.get(queue)
+        now, mark = time.monotonic(), self._marks.get(queue)
+        self._look.began = now
         if mark is not None:
-            self._marks[queue] = replace(mark, until=time.monotonic() + _FULL_SCAN_EVERY)
+            self._marks[queue] = replace(mark, until=now + _FULL_SCAN_AT_LEAST_EVERY)
 
     def _note(self, queue: str, job: Job[Any] | None) -> None:
+        """What this thread has claimed, with or without a look at all."""
+        now, mark = time.monotonic(), self._marks.get(queue)
+        began, self._look.began = getattr(self._look, "began", None), None
         if job is None:
             self._marks.pop(queue, None)
             return
-        mark = self._marks.get(queue)
+        if began is not None or mark is None:
+            pause = _PAUSE_PER_SCAN * (now - (began or now))
+            until = now + min(max(pause, _FULL_SCAN_EVERY), _FULL_SCAN_AT_LEAST_EVERY)
+        else:
+            until = mark.until
         values: ClaimValues = {
             "mark_priority": job.priority,
             "mark_time": job.scheduled_at.isoformat(),
             "mark_id": job.id,
         }
-        self._marks[queue] = _Mark(values, time.monotonic() + _FULL_SCAN_EVERY if mark is None else mark.until)
+        self._marks[queue] = _Mark(values, until)
 
     def _bounds(self) -> str:
         """How long the server lets a job hold its transaction, by kind, as JSON. A timeout that depends on the job is

@@ -117,7 +117,9 @@ class Maintenance:
         due = self._store.next_due(conn)
         if due is None:
             return PROMOTE_EVERY
-        return min(due, PROMOTE_EVERY) if due > _SOON else _PROMOTE_AGAIN
+        if due > _SOON:
+            return min(due, PROMOTE_EVERY)
+        return _PROMOTE_AGAIN if -due > _PROMOTE_AGAIN else _SOON  # due since a moment ago, or held by somebody
 
     def _promote_contested(self, conn: AnyConnection, id: int, queue: str) -> None:
         """Promote a job whose unique key a twin may have taken while it waited."""

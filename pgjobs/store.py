@@ -234,6 +234,10 @@ class Store:
             clean = not others or others[-1][0][-1] == 0
             return Finished(JobState(state), now, clean)
 
+    def commit(self, conn: AnyConnection) -> None:
+        with literal_cursor(conn) as cur:
+            cur.execute(b"COMMIT")
+
     def rollback(self, conn: AnyConnection) -> None:
         with literal_cursor(conn) as cur:
             cur.execute(b"ROLLBACK")

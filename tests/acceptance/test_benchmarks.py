@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,25 +15,49 @@ import psycopg
 ROOT = Path(__file__).parent.parent.parent
 
 
-def test_the_drain_benchmark_prints_its_table_and_cleans_up(fresh_database: str) -> None:
+def run(*arguments: str, database: str | None = None) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.drain", "--jobs", "24", "--rounds", "1", "--threads", "1", "3"],
+        [sys.executable, "-m", *arguments],
         cwd=ROOT,
-        env=os.environ | {"DATABASE_URL": fresh_database},
+        env=os.environ | ({} if database is None else {"DATABASE_URL": database}),
         capture_output=True,
         text=True,
         timeout=100,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    assert re.match(r"Postgres \d+.*, fsync o", done.stdout)
-    head, *rows = done.stdout.split("\n\n")[1].splitlines()
-    assert head.split() == ["threads", "jobs/s", "min-max", "floor", "prepared", "floor", "simple", "ratio"]
-    assert [row.split()[0] for row in rows] == ["1", "3"]
-    assert all(re.fullmatch(r" +\d+ +[\d,]+ +[\d,]+-[\d,]+ +[\d,]+ +[\d,]+ +\d+\.\d\d", row) for row in rows)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def test_the_benchmark_prints_its_tables_and_cleans_up(fresh_database: str, tmp_path: Path) -> None:
+    sizes = ["--jobs", "24", "--rounds", "1", "--threads", "1", "3", "--results", str(tmp_path)]
+    parts = ["--parts", "drain", "batch", "insert", "waits", "enqueue", "process"]
+    said = run("benchmarks.bench", *sizes, *parts, database=fresh_database)
+    assert re.match(r"Postgres \d+.*, fsync o", said)
+    _, *tables = said.split("\n\n")
+    assert [table.splitlines()[1].split() for table in tables[:1]] == [["median", "min", "max", "ratio"]]
+    drains = [row for row in tables[0].splitlines() if row.startswith("pgjobs")]
+    assert [row.split(",")[1].split()[:2] for row in drains] == [["1", "threads"], ["3", "threads"]]
+    assert all(re.search(r" [\d,.]+ +[\d,.]+ +[\d,.]+ +\d+\.\d\d$", row) for row in drains)
+    answers = json.loads((tmp_path / "bench.json").read_text())["questions"]
+    assert list(answers) == ["drain", "batch", "insert", "pickup", "scheduled", "enqueue", "enqueue_many", "memory"]
+    assert answers["pickup"]["arms"][0]["of"] == 24
+    assert (tmp_path / "bench.svg").exists()
     with psycopg.connect(fresh_database) as conn:
         assert conn.execute("SELECT nspname FROM pg_namespace WHERE nspname ~ '^pgjobs'").fetchall() == []
+
+
+def test_the_benchmark_of_growth_prints_its_tables(tmp_path: Path) -> None:
+    sizes = ["--rows", "200", "--jobs", "40", "--rounds", "1", "--results", str(tmp_path)]
+    parts = ["backlog", "plan", "one_transaction", *(["threads"] if shutil.which("cc") else [])]
+    said = run("benchmarks.growth", *sizes, "--parts", *parts)
+    assert "200 waiting: job_fetch; " in said
+    questions = json.loads((tmp_path / "growth.json").read_text())["questions"]
+    assert [len(questions["200 " + name]["arms"]) % 2 for name in ("waiting", "future", "completed")] == [0, 0, 0]
+    assert (tmp_path / "growth-backlog.svg").exists()
+    assert [name for name in questions if name.startswith("threads, ")] == (
+        ["threads, this disk", "threads, +1 ms per flush"] if "threads" in parts else []
+    )
 
 
 def test_the_crash_benchmark_finds_that_we_leave_no_effect_without_a_finished_job() -> None:

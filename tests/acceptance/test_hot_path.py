@@ -16,6 +16,7 @@ from psycopg_pool import ConnectionPool
 from pgjobs import Client, Job, JobState, WorkerPool, constant
 from pgjobs.checkout import shut_down
 from pgjobs.hot_path import HotPath
+from pgjobs.store import Store
 from tests.waiting import wait_until
 
 Tx = psycopg.Connection[Any]
@@ -143,6 +144,32 @@ def test_a_job_that_was_claimed_when_the_pool_stops_is_given_back(client: Client
     assert first.state == JobState.COMPLETED
     assert started == [first.id]
     assert {(job.state, job.attempt, job.attempted_at) for job in others} == {(JobState.AVAILABLE, 0, None)}
+
+
+def test_nobody_comes_between_a_claim_and_its_being_given_back(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another claim that is under way still sees the job as available: it locks the row as soon as that is free, finds
+    that it is taken, and holds the lock to its end. The stop must not meet that lock."""
+    first, second, *_ = enqueue(client, 3)
+    pool = WorkerPool(client, {"any": lambda tx, job: pool._begin_stop()}, queues={"default": 1})
+    claimer, release = pool._executor.claimer, Store.release_claim
+    complete = claimer.complete
+    monkeypatch.setattr(claimer, "complete", lambda held, job, kept, *, go_on: complete(held, job, kept, go_on=True))
+    in_its_way: list[int] = []
+    with client.source.connect() as other:
+
+        def meanwhile(self: Store, *args: Any, **options: Any) -> bool:
+            query = sql.SQL("SELECT id FROM {}.job WHERE state = 'running' FOR NO KEY UPDATE SKIP LOCKED")
+            other.execute("BEGIN")
+            in_its_way.extend(id for (id,) in other.execute(query.format(sql.Identifier(client.schema))).fetchall())
+            return release(self, *args, **options)
+
+        monkeypatch.setattr(Store, "release_claim", meanwhile)
+        with pool:
+            wait_until(lambda: not pool._working, 20)
+        other.execute("ROLLBACK")
+    assert stored(client, first).state == JobState.COMPLETED
+    assert (stored(client, second).state, stored(client, second).attempt) == (JobState.AVAILABLE, 0)
+    assert in_its_way == []
 
 
 @pytest.mark.parametrize("late", ["more urgent", "committed late"])
