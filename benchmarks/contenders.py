@@ -95,6 +95,8 @@ def _pgjobs_drains() -> dict[str, Drain]:
 _GRAPHILE = {"concurrentJobs": 24, "maxPoolSize": 25}
 _BURST = {"batchSize": 1000, "burstWhenBatchFull": True}
 
+_ONE_BY_ONE = {"batchSize": 1, "transactional": True, "localConcurrency": 8, "burstWhenReadyExceeds": 1}
+
 PGJOBS = Contender(
     "pgjobs",
     pgjobs_itself,
@@ -138,7 +140,7 @@ PEERS = (
             "transactional": Drain(
                 12_000, {"work": {"batchSize": 100, "burstWhenBatchFull": True, "transactional": True}}
             ),
-            "transactional, one by one": Drain(3_000, {"work": {"batchSize": 1, "transactional": True}}),
+            "transactional, one by one": Drain(4_000, {"work": _ONE_BY_ONE}),
         },
         pickup={"boss": {"useListenNotify": True}, "work": {"batchSize": 1}},
         setup={"queue": {}},

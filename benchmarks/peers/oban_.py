@@ -36,9 +36,11 @@ class Effect:
 async def work(pool: Any, url: str, options: dict[str, Any]) -> None:
     global meter, effects  # noqa: PLW0603 (a worker is made from its class's name alone)
     meter = Meter(options)
-    async with psycopg_pool.AsyncConnectionPool(url, min_size=1, max_size=POOL, kwargs={"autocommit": True}) as effects:
-        async with Oban(pool=pool, queues={"default": options["limit"]}):
-            await asyncio.Event().wait()
+    async with (
+        psycopg_pool.AsyncConnectionPool(url, min_size=1, max_size=POOL, kwargs={"autocommit": True}) as effects,
+        Oban(pool=pool, queues={"default": options["limit"]}),
+    ):
+        await asyncio.Event().wait()
 
 
 async def main(command: str, url: str, options: dict[str, Any]) -> None:

@@ -37,6 +37,8 @@ if (command === "work") {
         await boss.insert("job", chunk.map((data) => ({ data })), { returnId: options.ids ?? false });
       }
     });
+    // the counts of a queue are looked at once a minute, and decide whether a worker fetches without a pause
+    if (command === "fill") await boss.supervise("job");
   }
   await boss.stop({ graceful: false });
   process.exit(0);
