@@ -84,7 +84,7 @@ class Figures:
             lines.append(f"{name} {self.versions[name]}")
             for way, drain in contender.drains.items():
                 lines.append(f"    {way or 'drain'}: {json.dumps(drain.options)}, {drain.jobs:,} jobs")
-            lines.append(f"    pickup: {json.dumps(contender.pickup | (contender.setup_pickup or {}))}")
+            lines.append(f"    pickup: {json.dumps({**contender.pickup, **(contender.setup_pickup or {})})}")
             for kind, bulk in contender.bulk.items():
                 lines.append(f"    bulk, {kind}: {json.dumps(bulk.options)}, {bulk.jobs:,} jobs")
         return "\n".join([*lines, *(f"{name}: not measured, {reason}" for name, reason in self.absent.items())])

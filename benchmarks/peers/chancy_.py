@@ -20,11 +20,11 @@ effects: Any
 
 
 async def noop(**args: Any) -> None:
-    meter.start(args)
+    meter.start(**args)
 
 
 async def effect(**args: Any) -> None:
-    meter.start(args)
+    meter.start(**args)
     async with effects.connection() as conn:
         await conn.execute("INSERT INTO effect (n) VALUES (%s)", [args["n"]])
 

@@ -20,12 +20,12 @@ effects: Any
 
 @huey.task()  # type: ignore[untyped-decorator]
 def noop(**args: Any) -> None:
-    meter.start(args)
+    meter.start(**args)
 
 
 @huey.task()  # type: ignore[untyped-decorator]
 def effect(**args: Any) -> None:
-    meter.start(args)
+    meter.start(**args)
     with effects.connection() as conn:
         conn.execute("INSERT INTO effect (n) VALUES (%s)", [args["n"]])
 

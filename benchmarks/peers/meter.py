@@ -38,11 +38,11 @@ class Meter:
         self._waits: list[tuple[int, float]] = []
         threading.Thread(target=self._report, daemon=True).start()
 
-    def start(self, args: dict[str, Any]) -> None:
-        """What a handler does first."""
-        if "sent" in args:
-            self._waits.append((args["n"], time.monotonic() - args["sent"]))
-        self._seen[args["n"]] += 1
+    def start(self, n: int, sent: float | None = None) -> None:
+        """What a handler does first, with the args of its job."""
+        if sent is not None:
+            self._waits.append((n, time.monotonic() - sent))
+        self._seen[n] += 1
         self._starts = number = next(self._count)
         if number == 1:
             say(first=True)

@@ -22,13 +22,13 @@ effects: Any
 @worker(queue="default")
 class Noop:
     async def process(self, job: Any) -> None:
-        meter.start(job.args)
+        meter.start(**job.args)
 
 
 @worker(queue="default")
 class Effect:
     async def process(self, job: Any) -> None:
-        meter.start(job.args)
+        meter.start(**job.args)
         async with effects.connection() as conn:
             await conn.execute("INSERT INTO effect (n) VALUES (%s)", [job.args["n"]])
 

@@ -3,25 +3,40 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.peers.meter import Meter, Stopwatch, arguments, beats
-from pgjobs import Client, Job, NewJob, WorkerPool
+from pgjobs import Client, Job, WorkerPool, WorkMap
+
+
+@dataclass
+class Args:
+    n: int
+
+
+@dataclass
+class Probe:
+    n: int
+    sent: float
 
 
 def work(client: Client, options: dict[str, Any]) -> None:
     meter = Meter(options)
 
-    def noop(tx: Any, job: Job[Any]) -> None:
-        meter.start(job.args)
+    def noop(tx: Any, job: Job[Args]) -> None:
+        meter.start(job.args.n)
 
-    def effect(tx: Any, job: Job[Any]) -> None:
-        meter.start(job.args)
-        tx.execute("INSERT INTO effect (n) VALUES (%s)", [job.args["n"]])
+    def effect(tx: Any, job: Job[Args]) -> None:
+        meter.start(job.args.n)
+        tx.execute("INSERT INTO effect (n) VALUES (%s)", [job.args.n])
 
-    handler = effect if options["handler"] == "effect" else noop
+    def probe(tx: Any, job: Job[Probe]) -> None:
+        meter.start(job.args.n, job.args.sent)
+
+    work_map = WorkMap({Args: effect if options["handler"] == "effect" else noop, Probe: probe})
     batch = {"batch_size": options["batch_size"]} if "batch_size" in options else {}
-    pool = WorkerPool(client, {"job": handler}, queues={"default": options["threads"]}, **batch)
+    pool = WorkerPool(client, work_map, queues={"default": options["threads"]}, **batch)
     # On a server that has just started, claims wait for the disk for some minutes. Here the steady state counts.
     pool._executor.claimer._cautious_until = 0.0
     pool.run()
@@ -36,15 +51,15 @@ def main(command: str, url: str, options: dict[str, Any]) -> None:
         elif command == "send":
             for n, pause in beats(options):
                 time.sleep(pause)
-                client.enqueue(None, {"n": n, "sent": time.monotonic()}, kind="job")
+                client.enqueue(None, Probe(n, time.monotonic()))
         elif command == "one":
             with client.pool.connection() as tx, Stopwatch():
                 for n in range(options["jobs"]):
-                    client.enqueue(tx, {"n": n}, kind="job")
+                    client.enqueue(tx, Args(n))
                     tx.commit()
         else:
             with Stopwatch():
-                jobs = (NewJob({"n": n}, kind="job") for n in range(options["jobs"]))
+                jobs = (Args(n) for n in range(options["jobs"]))
                 if options.get("ids", True):
                     client.enqueue_many(None, jobs)
                 else:

@@ -20,11 +20,11 @@ async def work(pool: Any, driver: Any, options: dict[str, Any]) -> None:
     meter, queuer = Meter(options), PgQueuer(driver)
 
     async def noop(job: Any) -> None:
-        meter.start(json.loads(job.payload))
+        meter.start(**json.loads(job.payload))
 
     async def effect(job: Any) -> None:
         args = json.loads(job.payload)
-        meter.start(args)
+        meter.start(**args)
         await pool.execute("INSERT INTO effect (n) VALUES ($1)", args["n"])
 
     queuer.entrypoint("job")(effect if options["handler"] == "effect" else noop)

@@ -33,10 +33,10 @@ def work(url: str, options: dict[str, Any]) -> None:
     meter = Meter(options)
 
     def noop(cursor: Any, args: dict[str, Any]) -> None:
-        meter.start(args)
+        meter.start(**args)
 
     def effect(cursor: Any, args: dict[str, Any]) -> None:
-        meter.start(args)
+        meter.start(**args)
         cursor.execute("INSERT INTO effect (n) VALUES (%s)", [args["n"]])
 
     loop = in_transaction if options["transactional"] else waiting

@@ -17,10 +17,10 @@ async def work(app: procrastinate.App, effects: Any, options: dict[str, Any]) ->
     meter = Meter(options)
 
     async def noop(**args: Any) -> None:
-        meter.start(args)
+        meter.start(**args)
 
     async def effect(**args: Any) -> None:
-        meter.start(args)
+        meter.start(**args)
         async with effects.connection() as conn:
             await conn.execute("INSERT INTO effect (n) VALUES (%s)", [args["n"]])
 
