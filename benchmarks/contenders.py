@@ -162,7 +162,7 @@ PEERS = (
         python_library("oban_.py", "oban", minimum=(3, 12)),
         "oban_jobs",
         "state = 'completed'",
-        {"": Drain(12_000, {"limit": 500})},
+        {"": Drain(12_000, {"limit": 1000})},
         pickup={"limit": 10},
         bulk={"ids": Drain(5_000, {})},
     ),

@@ -16,7 +16,7 @@ from pgqueuer.queries import Queries
 from benchmarks.peers.meter import Meter, Stopwatch, arguments, beats
 
 
-async def work(pool: Any, driver: Any, options: dict[str, Any]) -> None:
+async def work(effects: Any, driver: Any, options: dict[str, Any]) -> None:
     meter, queuer = Meter(options), PgQueuer(driver)
 
     async def noop(job: Any) -> None:
@@ -25,20 +25,23 @@ async def work(pool: Any, driver: Any, options: dict[str, Any]) -> None:
     async def effect(job: Any) -> None:
         args = json.loads(job.payload)
         meter.start(**args)
-        await pool.execute("INSERT INTO effect (n) VALUES ($1)", args["n"])
+        await effects.execute("INSERT INTO effect (n) VALUES ($1)", args["n"])
 
     queuer.entrypoint("job")(effect if options["handler"] == "effect" else noop)
     await queuer.run(batch_size=options["batch_size"])
 
 
 async def main(command: str, url: str, options: dict[str, Any]) -> None:
-    async with asyncpg.create_pool(url, min_size=2, max_size=20) as pool:
+    async with (
+        asyncpg.create_pool(url, min_size=2, max_size=20) as pool,
+        asyncpg.create_pool(url, min_size=1, max_size=20) as effects,
+    ):
         driver = AsyncpgPoolDriver(pool)
         queries = Queries(driver)
         if command == "setup":
             await queries.install()
         elif command == "work":
-            await work(pool, driver, options)
+            await work(effects, driver, options)
         elif command == "send":
             for n, pause in beats(options):
                 await asyncio.sleep(pause)
