@@ -24,6 +24,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from queue import Empty, Queue
 from statistics import quantiles
@@ -34,7 +36,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from benchmarks.compare_report import Figures, write
-from benchmarks.contenders import CONTENDERS, Contender, Drain, Installed
+from benchmarks.contenders import CONTENDERS, Contender, Installed, Way
 from benchmarks.install import CannotInstall
 from pgjobs.embedded import EmbeddedPostgres
 
@@ -43,6 +45,7 @@ RESULTS = Path(__file__).with_name("results")
 SETTINGS = {"max_connections": "200", "shared_buffers": "512MB", "max_wal_size": "4GB"}
 ROWS = ("noop", "effect", "pickup", "one", "bulk")
 _PICKUPS, _WARM_UP = 200, 10
+_ONE = Way(1_000, {})  # jobs that are enqueued one per transaction
 _DEADLINE = 120.0  # seconds that one run may take
 
 
@@ -63,7 +66,8 @@ class Process:
             env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"},
         )
         self._lines: Queue[tuple[float, dict[str, Any]] | None] = Queue()
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def _read(self) -> None:
         assert self._process.stdout is not None
@@ -89,8 +93,10 @@ class Process:
 
     def tell(self) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.write(b"\n")
-        self._process.stdin.flush()
+        try:
+            os.write(self._process.stdin.fileno(), b"\n")
+        except BrokenPipeError:
+            raise Refused(f"the process ended: {self._last_words()}") from None
 
     def finish(self) -> None:
         """Wait for the end of one that ends by itself."""
@@ -104,7 +110,8 @@ class Process:
 
     def kill(self) -> None:
         self._process.kill()
-        self._process.wait()
+        with self._process:  # which closes its pipes, and waits
+            self._reader.join()
         self._stderr.close()
 
     def _last_words(self) -> str:
@@ -129,7 +136,7 @@ class Bench:
 
     # --- what is measured
 
-    def drain(self, handler: str, way: Drain) -> dict[str, float]:
+    def drain(self, handler: str, way: Way) -> dict[str, float]:
         """Work a full queue."""
         options = {"handler": handler, "chunk": 1_000, **way.options, "jobs": way.jobs}
         with self._database(self._name) as (conn, name):
@@ -145,9 +152,9 @@ class Bench:
                 self._check(conn, worker, handler, way.jobs)
         return {handler: way.jobs / seconds} | ({"memory": max(sizes)} if handler == "noop" else {})
 
-    def pickup(self) -> dict[str, float]:
+    def pickup(self, jobs: int) -> dict[str, float]:
         """One job now and then, from before it is enqueued to the start of its handler."""
-        jobs = _PICKUPS + _WARM_UP
+        jobs += _WARM_UP
         options = {"handler": "noop", **self._contender.pickup, "jobs": jobs, "warm_up": _WARM_UP}
         different = self._contender.setup_pickup is not None
         with (
@@ -163,20 +170,15 @@ class Bench:
             waits = [1000 * wait for n, wait in self._check(conn, worker, "noop", jobs) if n >= _WARM_UP]
         return {"p50": quantiles(waits, n=100)[49], "p99": quantiles(waits, n=100)[98]}
 
-    def one(self) -> dict[str, float]:
-        return {"one": self._enqueue("one", self._contender.one, {})}
-
-    def bulk(self, kind: str) -> dict[str, float]:
-        way = self._contender.bulk[kind]
-        return {kind: self._enqueue("bulk", way.jobs, way.options)}
-
-    def _enqueue(self, command: str, jobs: int, options: Mapping[str, Any]) -> float:
+    def enqueue(self, row: str, way: Way) -> dict[str, float]:
+        """Each in a transaction of its own, or in bulk."""
+        command = "one" if row == "one" else "bulk"
         with self._database(self._name) as (conn, name):
             conn.execute("CHECKPOINT")
-            seconds = self._call(command, name, {"handler": "noop", **options, "jobs": jobs})
-            if (there := _count(conn, self._contender.unfinished)) != jobs:
-                raise Refused(f"{jobs} jobs were enqueued, and {there} are there")
-        return jobs / seconds
+            seconds = self._call(command, name, {"handler": "noop", **way.options, "jobs": way.jobs})
+            if (there := _count(conn, self._contender.unfinished)) != way.jobs:
+                raise Refused(f"{way.jobs} jobs were enqueued, and {there} are there")
+        return {row: way.jobs / seconds}
 
     # --- what came of it
 
@@ -246,21 +248,32 @@ def _count(conn: psycopg.Connection[Any], query: str) -> int:
 
 # --- all of it
 
-Arm = tuple[str, str, tuple[str, ...], Callable[[], dict[str, float]]]  # contender, way, rows, how
+
+@dataclass(frozen=True)
+class Arm:
+    """What takes its turn in every round."""
+
+    name: str
+    way: str
+    rows: tuple[str, ...]  # that it gives figures for
+    run: Callable[[], dict[str, float]]
 
 
 def arms(bench: Bench, contender: Contender, rows: Sequence[str], jobs: int | None) -> Iterator[Arm]:
-    for handler in ("noop", "effect"):
-        for way, drain in contender.drains.items() if handler in rows else ():
-            sized = Drain(jobs or drain.jobs, drain.options)
-            names = ("noop", "memory") if handler == "noop" else ("effect",)
-            yield contender.name, way, names, lambda handler=handler, sized=sized: bench.drain(handler, sized)  # type: ignore[misc]
+    def sized(way: Way) -> Way:
+        return Way(jobs or way.jobs, way.options)
+
+    for way, drain in contender.drains.items():
+        if "noop" in rows:
+            yield Arm(contender.name, way, ("noop", "memory"), partial(bench.drain, "noop", sized(drain)))
+        if "effect" in rows:
+            yield Arm(contender.name, way, ("effect",), partial(bench.drain, "effect", sized(drain)))
     if "pickup" in rows:
-        yield contender.name, "", ("p50", "p99"), bench.pickup
+        yield Arm(contender.name, "", ("p50", "p99"), partial(bench.pickup, jobs or _PICKUPS))
     if "one" in rows:
-        yield contender.name, "", ("one",), bench.one
-    for kind in contender.bulk if "bulk" in rows else ():
-        yield contender.name, "", (kind,), lambda kind=kind: bench.bulk(kind)  # type: ignore[misc]
+        yield Arm(contender.name, "", ("one",), partial(bench.enqueue, "one", sized(_ONE)))
+    for kind, bulk in contender.bulk.items() if "bulk" in rows else ():
+        yield Arm(contender.name, "", (kind,), partial(bench.enqueue, kind, sized(bulk)))
 
 
 def prepare(names: Sequence[str], server: EmbeddedPostgres, figures: Figures) -> dict[str, Bench]:
@@ -281,17 +294,19 @@ def prepare(names: Sequence[str], server: EmbeddedPostgres, figures: Figures) ->
 
 def measure(benches: Mapping[str, Bench], figures: Figures, rows: Sequence[str], rounds: int, jobs: int | None) -> None:
     runs = [arm for name, bench in benches.items() for arm in arms(bench, CONTENDERS[name], rows, jobs)]
-    runs.sort(key=lambda arm: list(figures.rows).index(arm[2][0]))  # those of one row after each other
+    runs.sort(key=lambda arm: list(figures.rows).index(arm.rows[0]))  # those of one row after each other
     for round in range(rounds):
-        for number, (name, way, names, run) in enumerate(runs):
-            progress(f"run {round * len(runs) + number + 1} of {rounds * len(runs)}: {name} {way} {names[0]}")
-            if figures.refused(names[0], name, way):
+        for number, arm in enumerate(runs):
+            progress(
+                f"run {round * len(runs) + number + 1} of {rounds * len(runs)}: {arm.name} {arm.way} {arm.rows[0]}"
+            )
+            if figures.refused(arm.rows[0], arm.name, arm.way):
                 continue
             try:
-                for row, value in run().items():
-                    figures.add(row, name, way, value)
+                for row, value in arm.run().items():
+                    figures.add(row, arm.name, arm.way, value)
             except Refused as error:
-                figures.refuse(names, name, way, str(error))
+                figures.refuse(arm.rows, arm.name, arm.way, str(error))
     progress("")
 
 
@@ -305,7 +320,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--queues", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), help="default: all")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="default: all")
-    parser.add_argument("--jobs", type=int, help="of every drain (default: what takes each some two seconds)")
+    parser.add_argument("--jobs", type=int, help="of every run (default: what takes each some two seconds)")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each kind (default: %(default)s)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where to write (default: benchmarks/results)")
     options = parser.parse_args()

@@ -29,8 +29,8 @@ class Installed:
 
 
 @dataclass(frozen=True)
-class Drain:
-    """One way to work a full queue: how many jobs one run has, which is some two seconds, and the options."""
+class Way:
+    """One way to work a full queue, or to fill it: the jobs of a run, some two seconds of them, and the options."""
 
     jobs: int
     options: Options
@@ -44,12 +44,11 @@ class Contender:
     install: Callable[[], Installed]
     table: str
     finished: str | None  # the condition that a job of the table is done; None: its row is gone then
-    drains: Mapping[str, Drain]  # by what it is called; "" is the tuned one
+    drains: Mapping[str, Way]  # by what it is called; "" is the tuned one
     pickup: Options
     setup: Options = field(default_factory=dict)  # of the tables that are drained
     setup_pickup: Options | None = None  # of those that are picked up from, if that is different
-    one: int = 1_000  # jobs that are enqueued one per transaction
-    bulk: Mapping[str, Drain] = field(default_factory=dict)  # "ids" and "no ids", if there is such a thing
+    bulk: Mapping[str, Way] = field(default_factory=dict)  # "ids" and "no ids", if there is such a thing
     recorded: str | None = None  # counts the finished jobs where the library records them elsewhere
 
     @property
@@ -85,10 +84,10 @@ def pgjobs_itself() -> Installed:
     return Installed([sys.executable, str(SCRIPTS / "pgjobs_.py")], python_version(Path(sys.executable), "pgjobs"))
 
 
-def _pgjobs_drains() -> dict[str, Drain]:
-    drains = {"": Drain(14_000, {"threads": 8})}
+def _pgjobs_drains() -> dict[str, Way]:
+    drains = {"": Way(14_000, {"threads": 8})}
     if "batch_size" in inspect.signature(WorkerPool).parameters:
-        drains["batch"] = Drain(120_000, {"threads": 4, "batch_size": 100})
+        drains["batch"] = Way(120_000, {"threads": 4, "batch_size": 100})
     return drains
 
 
@@ -104,7 +103,7 @@ PGJOBS = Contender(
     "state = 'completed'",
     _pgjobs_drains(),
     pickup={"threads": 8},
-    bulk={"ids": Drain(100_000, {"ids": True}), "no ids": Drain(200_000, {"ids": False})},
+    bulk={"ids": Way(100_000, {"ids": True}), "no ids": Way(200_000, {"ids": False})},
 )
 
 PEERS = (
@@ -114,7 +113,7 @@ PEERS = (
         "graphile_worker._private_jobs",
         None,
         {
-            "": Drain(
+            "": Way(
                 80_000,
                 {
                     "worker": {
@@ -125,10 +124,10 @@ PEERS = (
                     }
                 },
             ),
-            "unbatched": Drain(8_000, {"worker": _GRAPHILE}),
+            "unbatched": Way(8_000, {"worker": _GRAPHILE}),
         },
         pickup={"worker": _GRAPHILE},
-        bulk={"ids": Drain(50_000, {"chunk": 5_000})},
+        bulk={"ids": Way(50_000, {"chunk": 5_000})},
     ),
     Contender(
         "pg-boss",
@@ -136,25 +135,25 @@ PEERS = (
         "pgboss.job",
         "state = 'completed'",
         {
-            "": Drain(60_000, {"work": _BURST}),
-            "transactional": Drain(
+            "": Way(60_000, {"work": _BURST}),
+            "transactional": Way(
                 12_000, {"work": {"batchSize": 100, "burstWhenBatchFull": True, "transactional": True}}
             ),
-            "transactional, one by one": Drain(4_000, {"work": _ONE_BY_ONE}),
+            "transactional, one by one": Way(4_000, {"work": _ONE_BY_ONE}),
         },
         pickup={"boss": {"useListenNotify": True}, "work": {"batchSize": 1}},
         setup={"queue": {}},
         setup_pickup={"queue": {"notify": True}},
-        bulk={"ids": Drain(50_000, {"chunk": 5_000, "ids": True}), "no ids": Drain(50_000, {"chunk": 5_000})},
+        bulk={"ids": Way(50_000, {"chunk": 5_000, "ids": True}), "no ids": Way(50_000, {"chunk": 5_000})},
     ),
     Contender(
         "PgQueuer",
         python_library("pgqueuer_.py", "pgqueuer", "uvloop", extra="[asyncpg]"),
         "pgqueuer",
         None,
-        {"": Drain(40_000, {"batch_size": 1000})},
+        {"": Way(40_000, {"batch_size": 1000})},
         pickup={"batch_size": 10},
-        bulk={"ids": Drain(50_000, {"chunk": 5_000})},
+        bulk={"ids": Way(50_000, {"chunk": 5_000})},
         recorded="SELECT count(*) FROM pgqueuer_log WHERE status = 'successful'",
     ),
     Contender(
@@ -162,25 +161,25 @@ PEERS = (
         python_library("oban_.py", "oban", minimum=(3, 12)),
         "oban_jobs",
         "state = 'completed'",
-        {"": Drain(12_000, {"limit": 1000})},
+        {"": Way(12_000, {"limit": 1000})},
         pickup={"limit": 10},
-        bulk={"ids": Drain(5_000, {})},
+        bulk={"ids": Way(5_000, {})},
     ),
     Contender(
         "chancy",
         python_library("chancy_.py", "chancy", "psycopg[binary,pool]", "uvloop"),
         "chancy_jobs",
         "state = 'succeeded'",
-        {"": Drain(8_000, {"concurrency": 1000, "send_outgoing_interval": 0.1})},
+        {"": Way(8_000, {"concurrency": 1000, "send_outgoing_interval": 0.1})},
         pickup={"concurrency": 1000, "send_outgoing_interval": 0.1},
-        bulk={"ids": Drain(5_000, {"chunk": 1_000})},
+        bulk={"ids": Way(5_000, {"chunk": 1_000})},
     ),
     Contender(
         "huey",
         python_library("huey_.py", "huey", "psycopg[binary,pool]"),
         "huey_task",
         None,
-        {"": Drain(6_000, {"workers": 1})},
+        {"": Way(6_000, {"workers": 1})},
         pickup={"workers": 1},
     ),
     Contender(
@@ -188,7 +187,7 @@ PEERS = (
         python_library("pq_.py", "pq", "psycopg2-binary"),
         "queue",
         "dequeued_at IS NOT NULL",
-        {"in transaction": Drain(3_000, {"threads": 8, "transactional": True})},
+        {"in transaction": Way(3_000, {"threads": 8, "transactional": True})},
         pickup={"threads": 1, "transactional": False},
     ),
     Contender(
@@ -196,9 +195,9 @@ PEERS = (
         python_library("procrastinate_.py", "procrastinate", "psycopg[binary,pool]", "uvloop"),
         "procrastinate_jobs",
         "status = 'succeeded'",
-        {"": Drain(1_600, {"concurrency": 30})},
+        {"": Way(1_600, {"concurrency": 30})},
         pickup={"concurrency": 30},
-        bulk={"ids": Drain(20_000, {"chunk": 1_000})},
+        bulk={"ids": Way(20_000, {"chunk": 1_000})},
     ),
 )
 

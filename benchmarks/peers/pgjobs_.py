@@ -53,10 +53,9 @@ def main(command: str, url: str, options: dict[str, Any]) -> None:
                 time.sleep(pause)
                 client.enqueue(None, Probe(n, time.monotonic()))
         elif command == "one":
-            with client.pool.connection() as tx, Stopwatch():
+            with Stopwatch():
                 for n in range(options["jobs"]):
-                    client.enqueue(tx, Args(n))
-                    tx.commit()
+                    client.enqueue(None, Args(n))
         else:
             with Stopwatch():
                 jobs = (Args(n) for n in range(options["jobs"]))
