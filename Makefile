@@ -8,7 +8,7 @@ INTERPRETER = $(shell $(PYTHON) -c "" 2>/dev/null && echo $(PYTHON) \
 	|| echo env PYENV_VERSION=$$(pyenv whence $(PYTHON) 2>/dev/null | tail -n 1) $(PYTHON))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults storm soak check fix bench bench-growth bench-profile bench-crash clean
+.PHONY: help demo test faults storm soak check fix bench bench-growth bench-profile bench-crash bench-peers clean
 
 help: ## what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -49,6 +49,9 @@ bench-profile: $(READY) ## where the microseconds of one job go, in the client a
 
 bench-crash: $(READY) ## kill -9 in mid-drain: effects without a finished job, for pgjobs and its peers
 	$(BIN)/python -m benchmarks.crash $(ARGS)
+
+bench-peers: $(READY) ## pgjobs beside the newest of its peers: drain, pickup, enqueue, memory; 25 minutes
+	$(BIN)/python -m benchmarks.compare $(ARGS)
 
 clean: ## remove the virtual environments and caches
 	rm -rf .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -15,7 +15,6 @@ The server is embedded, with fsync on.
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import shutil
 import statistics
@@ -31,10 +30,10 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
+from benchmarks.install import CannotInstall, node_home, python_home
 from pgjobs.embedded import EmbeddedPostgres
 
 SCRIPTS = Path(__file__).with_name("peers")
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pgjobs-benchmarks"
 
 
 @dataclass(frozen=True)
@@ -52,28 +51,15 @@ def ours() -> list[str]:
 
 
 def python_peer(script: str, *packages: str) -> Callable[[], list[str]]:
-    def install() -> list[str]:
-        home = CACHE / script.removesuffix(".py")
-        python = home / "bin" / "python"
-        if not (home / "installed").exists():
-            subprocess.run([sys.executable, "-m", "venv", home], check=True)
-            subprocess.run([python, "-m", "pip", "install", "-qq", *packages], check=True)
-            (home / "installed").touch()
-        return [str(python), str(SCRIPTS / script)]
-
-    return install
+    return lambda: [str(python_home(script.removesuffix(".py"), *packages)), str(SCRIPTS / script)]
 
 
 def node_peer(script: str, *packages: str) -> Callable[[], list[str]]:
     def install() -> list[str]:
-        node, npm = shutil.which("node"), shutil.which("npm")
-        if node is None or npm is None:
-            raise SystemExit(f"{packages[0]} needs node and npm; leave it out with --queues")
-        home = CACHE / script.removesuffix(".mjs")
-        if not (home / "installed").exists():
-            home.mkdir(parents=True, exist_ok=True)
-            subprocess.run([npm, "install", "--silent", "--no-fund", "--no-audit", *packages], cwd=home, check=True)
-            (home / "installed").touch()
+        try:
+            node, home = node_home(script.removesuffix(".mjs"), *packages)
+        except CannotInstall as error:
+            raise SystemExit(f"{packages[0]}: {error}; leave it out with --queues") from None
         shutil.copy(SCRIPTS / script, home)  # node looks for packages beside the script
         return [node, str(home / script)]
 
