@@ -39,7 +39,7 @@ from pgjobs.schedule_store import ScheduleStore
 from pgjobs.schedules import Schedules
 from pgjobs.statements import check_schema
 from pgjobs.store import AnyConnection, Store, Verdict
-from pgjobs.transaction import Borrowable, PoolSource, borrow, defaults_for
+from pgjobs.transaction import MAX_IDLE, Borrowable, PoolSource, borrow, defaults_for
 from pgjobs.work_map import Handler, HandlerFunction, WorkMap
 from pgjobs.worker_store import WorkerProcess, Workers
 
@@ -555,6 +555,8 @@ def _source(pool: object) -> PoolSource:
     if isinstance(pool, ConnectionPool):
         return PoolSource(pool, owned=False)
     if isinstance(pool, str) and pool:
-        own = ConnectionPool(pool, kwargs=defaults_for(pool), min_size=0, max_size=10, open=True, name="pgjobs")
+        own = ConnectionPool(
+            pool, kwargs=defaults_for(pool), min_size=0, max_size=10, max_idle=MAX_IDLE, open=True, name="pgjobs"
+        )
         return PoolSource(own, owned=True)
     raise InvalidSetting(f"a client needs a connection string, a psycopg_pool.ConnectionPool or a source, not {pool!r}")

@@ -101,7 +101,7 @@ class HotPath:
     def __init__(self, conn: AnyConnection, statements: HotStatements) -> None:
         self._statements = statements
         self._conn = conn
-        self._names: dict[Prepared, bytes] = {}  # of what is prepared
+        self._names: dict[bytes, bytes] = {}  # of what is prepared
         self._generation = 0
         self._settings: ClaimValues | None = None
         self._claims: dict[tuple[str, ...], bytes] = {}  # the messages, with places for what is each claim's own
@@ -215,7 +215,7 @@ class HotPath:
             if statement.command:
                 parts.append(statement.sql)
                 continue
-            name = names.get(statement) or self._prepare(statement)
+            name = names.get(statement.name) or self._prepare(statement)
             given = b",".join([values[each] for each in statement.parameters])
             parts.append(b"EXECUTE %b(%b)" % (name, given) if given else b"EXECUTE " + name)
         return b";".join(parts)
@@ -231,7 +231,7 @@ class HotPath:
         result = self._conn.pgconn.prepare(name, statement.sql)
         if result.status != ExecStatus.COMMAND_OK:
             raise error_from_result(result, encoding="utf-8")
-        self._names[statement] = name
+        self._names[statement.name] = name
         return name
 
     def _receive(self) -> tuple[list[PGresult], psycopg.Error | None]:

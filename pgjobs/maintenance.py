@@ -213,6 +213,10 @@ class Maintenance:
         for queue, jobs in promoted.items():
             self._wake(queue, jobs)
 
+    def glance(self, conn: AnyConnection) -> set[str]:
+        """Those of the duties of every second that would find anything."""
+        return self._store.glance(conn, 2 * PROMOTE_EVERY)
+
     def hurry(self, conn: AnyConnection) -> None:
         """A job was enqueued that is due before the next promote was to be."""
         self._store.hurry_promote(conn)
@@ -277,16 +281,31 @@ class MaintenanceThread:
     def _repeat(self) -> None:
         due = dict.fromkeys(self._acts, 0.0)
         while not self._stopping:
-            for act in self._taken_hurries():
-                due[act] = 0.0
-            for duty, when in due.items():
-                if when <= time.monotonic() and not self._stopping:
+            hurried = self._taken_hurries()
+            due.update(dict.fromkeys(hurried, 0.0))
+            ready = [duty for duty, when in due.items() if when <= time.monotonic()]
+            in_vain = self._in_vain(set(ready) - hurried)
+            for duty in ready:
+                if duty in in_vain:
+                    due[duty] = time.monotonic() + _AT_LEAST_EVERY.total_seconds()
+                elif not self._stopping:
                     due[duty] = time.monotonic() + self._attempt(duty, self._acts[duty]).total_seconds()
             self._look_beside()
             self._called.wait(max(0.0, min(*due.values(), time.monotonic() + _BESIDE_EVERY) - time.monotonic()))
             self._called.clear()
         with suppress(Exception):  # the rows of those who could not take their leave age out
             self._at_end()
+
+    def _in_vain(self, ready: set[str]) -> set[str]:
+        """Those of the acts that would find nothing, so that an idle queue costs one look in a second."""
+        often = ready.intersection(_HURRIED)
+        if not often:
+            return often
+        try:
+            with self._connection() as conn:
+                return often - self._maintenance.glance(conn)
+        except psycopg.Error:  # the acts will say what is wrong
+            return set()
 
     def _taken_hurries(self) -> set[str]:
         hurried = set()

@@ -280,6 +280,13 @@ class Store:
         with literal_cursor(conn) as cur:
             cur.execute(self._maintain["postpone_duty"], {"duty": duty, "after": after})
 
+    def glance(self, conn: AnyConnection, soon: timedelta) -> set[str]:
+        """Whether `promote` and `rescue` would find anything."""
+        with literal_cursor(conn) as cur:
+            cur.execute(self._maintain["glance"], {"soon": soon})
+            promote, rescue = one(cur)
+            return {duty for duty, wanted in (("promote", promote), ("rescue", rescue)) if wanted}
+
     def hurry_promote(self, conn: AnyConnection) -> None:
         """Let the duty be done when the next job is due, if that is sooner than it was to be."""
         with literal_cursor(conn) as cur:

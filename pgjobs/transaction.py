@@ -40,6 +40,9 @@ _WANTED = (
     "connection or alias; or None for a transaction of its own"
 )
 
+# Seconds after which a pool of our own gives up one connection that nobody needs, and then the next.
+MAX_IDLE = 10.0
+
 # Where the connection string says nothing else. A dead peer is noticed within half a minute, not after the two hours of
 # the operating system.
 CONNECTION_DEFAULTS: dict[str, Any] = {
@@ -222,7 +225,7 @@ def own_pool(connect: Callable[[], AnyConnection]) -> ConnectionPool[Any]:
             conn.autocommit = autocommit
             return conn
 
-    return ConnectionPool(connection_class=Made, min_size=0, max_size=10, open=True, name="pgjobs")
+    return ConnectionPool(connection_class=Made, min_size=0, max_size=10, max_idle=MAX_IDLE, open=True, name="pgjobs")
 
 
 def _value(setting: Any) -> Any:

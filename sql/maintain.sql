@@ -12,6 +12,14 @@ SET LOCAL IntervalStyle = postgres;
 SELECT next_run_at - clock_timestamp() FROM pgjobs.maintenance WHERE duty = %(duty)s
 FOR NO KEY UPDATE SKIP LOCKED;
 
+-- name: glance
+-- Whether there is anything that will be due soon, or may have to be rescued or settled: without, one look takes the place
+-- of the transactions of both duties.
+SELECT
+    EXISTS (SELECT FROM pgjobs.job WHERE state IN ('scheduled', 'retryable')
+        AND scheduled_at < pg_catalog.clock_timestamp() + %(soon)s::interval),
+    EXISTS (SELECT FROM pgjobs.job WHERE state = 'running') OR EXISTS (SELECT FROM pgjobs.cancel_request);
+
 -- name: end_duty
 UPDATE pgjobs.maintenance SET next_run_at = clock_timestamp() + %(after)s::interval WHERE duty = %(duty)s;
 COMMIT;

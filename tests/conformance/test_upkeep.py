@@ -511,6 +511,8 @@ def test_a_duty_that_fails_is_moved_on_and_does_not_stop_the_others(
     client: Client, sql: Rows, monkeypatch: pytest.MonkeyPatch, stored: Stored
 ) -> None:
     job = a_due_job(client, sql)
+    vanished = client.enqueue(None, Thing())
+    sql(f"UPDATE pgjobs.job SET state = 'running', attempt = 1 WHERE id = {vanished.id}")
 
     def broken(*args: Any) -> list[Job[Any]]:
         raise psycopg.OperationalError("no rescue today")
@@ -520,6 +522,37 @@ def test_a_duty_that_fails_is_moved_on_and_does_not_stop_the_others(
         wait_until(lambda: stored(job).state == JobState.AVAILABLE)
         later = "SELECT next_run_at > clock_timestamp() + interval '3 s' FROM pgjobs.maintenance WHERE duty = 'rescue'"
         wait_until(lambda: sql(later) == [(True,)])
+
+
+def test_an_idle_queue_costs_no_transaction_of_a_duty_that_would_find_nothing(
+    client: Client, sql: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    glances: list[set[str]] = []
+    begin, glance = client.store.begin_duty, client.store.glance
+
+    def begun(conn: Tx, duty: str) -> timedelta | None:
+        done.append(duty)
+        return begin(conn, duty)
+
+    def glanced(conn: Tx, soon: timedelta) -> set[str]:
+        glances.append(glance(conn, soon))
+        return glances[-1]
+
+    monkeypatch.setattr(client.store, "begin_duty", begun)
+    monkeypatch.setattr(client.store, "glance", glanced)
+    with WorkerPool(client, {Thing: nothing}, queues={"idle": 1}):
+        wait_until(lambda: glances, 20)
+        done.clear()  # what was done because the listener had not listened before
+        before = len(glances)
+        wait_until(lambda: len(glances) > before + 1, 20)
+        assert not {"promote", "rescue"} & set(done)
+        client.enqueue(None, Thing(), delay=timedelta(hours=1))
+        sql("UPDATE pgjobs.job SET scheduled_at = now()")  # behind the back of all who would tell
+        wait_until(lambda: "promote" in done, 20)
+        sql("UPDATE pgjobs.job SET state = 'running', attempt = 1")
+        wait_until(lambda: "rescue" in done, 20)
+        assert {"promote"} in glances
 
 
 def test_a_snoozed_job_comes_back(client: Client, stored: Stored) -> None:
