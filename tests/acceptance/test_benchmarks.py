@@ -9,8 +9,10 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import psycopg
+import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -47,17 +49,34 @@ def test_the_benchmark_prints_its_tables_and_cleans_up(fresh_database: str, tmp_
         assert conn.execute("SELECT nspname FROM pg_namespace WHERE nspname ~ '^pgjobs'").fetchall() == []
 
 
-def test_the_benchmark_of_growth_prints_its_tables(tmp_path: Path) -> None:
-    sizes = ["--rows", "200", "--jobs", "40", "--rounds", "1", "--results", str(tmp_path)]
-    parts = ["backlog", "plan", "one_transaction", *(["threads"] if shutil.which("cc") else [])]
+def grown(results: Path, *parts: str) -> dict[str, Any]:
+    """The questions that `make bench-growth` answers, in small."""
+    sizes = ["--rows", "200", "--jobs", "40", "--rounds", "1", "--results", str(results)]
     said = run("benchmarks.growth", *sizes, "--parts", *parts)
-    assert "200 waiting: job_fetch; " in said
-    questions = json.loads((tmp_path / "growth.json").read_text())["questions"]
-    assert [len(questions["200 " + name]["arms"]) % 2 for name in ("waiting", "future", "completed")] == [0, 0, 0]
+    questions: dict[str, Any] = json.loads((results / "growth.json").read_text())["questions"]
+    assert all(question["title"] in said for question in questions.values())
+    return questions
+
+
+def test_growth_beside_a_backlog(tmp_path: Path) -> None:
+    questions = grown(tmp_path, "backlog")
+    assert {"200 waiting", "200 future", "200 completed"} < questions.keys()
+    for question in questions.values():
+        without, beside, *_ = question["arms"]
+        assert beside["over"] == [without["name"]]
     assert (tmp_path / "growth-backlog.svg").exists()
-    assert [name for name in questions if name.startswith("threads, ")] == (
-        ["threads, this disk", "threads, +1 ms per flush"] if "threads" in parts else []
-    )
+
+
+def test_growth_by_plans_and_in_one_transaction(tmp_path: Path) -> None:
+    questions = grown(tmp_path, "plan", "one_transaction")
+    assert questions["plan"]["notes"][1].startswith("200 waiting: job_fetch; ")
+    assert questions["worked off"]["arms"][0]["median"] > 0
+
+
+@pytest.mark.skipif(not shutil.which("cc"), reason="the slow disk is a program in C")
+def test_growth_by_threads_and_on_a_slow_disk(tmp_path: Path) -> None:
+    assert list(grown(tmp_path, "threads")) == ["threads, this disk", "threads, +1 ms per flush"]
+    assert (tmp_path / "growth-threads.svg").exists()
 
 
 def test_the_crash_benchmark_finds_that_we_leave_no_effect_without_a_finished_job() -> None:
