@@ -1,7 +1,7 @@
 """pgjobs and its peers, measured side by side: drain rates, pickup, enqueue, memory.
 
     python -m benchmarks.compare                                         # about twenty minutes
-    python -m benchmarks.compare --rows noop effect --queues pgjobs pg-boss --rounds 1
+    python -m benchmarks.compare --rows noop effect --queues pgjobs oban-python --rounds 1
 
 The newest release of each peer is installed into a directory of the user's cache and tuned for what is measured
 (contenders.py). One embedded server with fsync on; a database of its own for every run; the libraries take turns, so
@@ -57,7 +57,7 @@ class Process:
     """A script at work, and the lines that it says."""
 
     def __init__(self, installed: Installed, command: str, url: str, options: Mapping[str, Any]) -> None:
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
+        self._stderr = tempfile.TemporaryFile("a+b")  # noqa: SIM115 (closed with the process)
         self._process = subprocess.Popen(
             [*installed.command, command, url, json.dumps(options)],
             stdin=subprocess.PIPE,
@@ -100,7 +100,11 @@ class Process:
 
     def finish(self) -> None:
         """Wait for the end of one that ends by itself."""
-        if self._process.wait(_DEADLINE) != 0:
+        try:
+            code = self._process.wait(_DEADLINE)
+        except subprocess.TimeoutExpired:
+            raise Refused(f"not done within {_DEADLINE:g} s") from None
+        if code != 0:
             raise Refused(self._last_words())
 
     def memory(self) -> float:
@@ -284,7 +288,7 @@ def prepare(names: Sequence[str], server: EmbeddedPostgres, figures: Figures) ->
         contender = CONTENDERS[name]
         try:
             installed = contender.install()
-            figures.versions[name] = installed.version + (f" ({installed.note})" if installed.note else "")
+            figures.versions[name] = installed.version
             benches[name] = Bench(server, contender, installed)
         except (CannotInstall, Refused) as error:
             figures.absent[name] = str(error)
