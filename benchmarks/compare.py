@@ -332,7 +332,7 @@ def main() -> None:
     with EmbeddedPostgres(tcp=True, settings=SETTINGS) as server:
         figures.describe(server.dsn, SETTINGS)
         benches = prepare(options.queues, server, figures)
-        print(figures.configuration({name: CONTENDERS[name] for name in benches}), flush=True)
+        print(figures.configuration({name: CONTENDERS[name] for name in benches}, options.jobs), flush=True)
         measure(benches, figures, options.rows, options.rounds, options.jobs)
     print("", figures, sep="\n")
     write(figures, options.results)
