@@ -1,7 +1,7 @@
 """pgjobs and its peers, measured side by side: drain rates, pickup, enqueue, memory.
 
     python -m benchmarks.compare                                         # about twenty minutes
-    python -m benchmarks.compare --rows noop effect --queues pgjobs pg-boss --rounds 1
+    python -m benchmarks.compare --rows noop effect --queues pgjobs oban-python --rounds 1
 
 The newest release of each peer is installed into a directory of the user's cache and tuned for what is measured
 (contenders.py). One embedded server with fsync on; a database of its own for every run; the libraries take turns, so
@@ -9,7 +9,7 @@ that the ratios mean something on a machine that others use too. A drain is time
 until the last job is recorded as finished. After each run all jobs and effects are counted: where something is missing
 or there twice, there is no figure but the reason.
 
-Prints one table, and writes the figures and the charts of the README to benchmarks/results.
+Prints one table; a run of all of it writes the figures and the charts of the README to benchmarks/results.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import argparse
 import json
 import os
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -37,11 +36,12 @@ from psycopg.conninfo import make_conninfo
 
 from benchmarks.compare_report import Figures, write
 from benchmarks.contenders import CONTENDERS, Contender, Installed, Way
+from benchmarks.ground import progress
 from benchmarks.install import CannotInstall
+from benchmarks.report import RESULTS
 from pgjobs.embedded import EmbeddedPostgres
 
 ROOT = Path(__file__).parent.parent
-RESULTS = Path(__file__).with_name("results")
 SETTINGS = {"max_connections": "200", "shared_buffers": "512MB", "max_wal_size": "4GB"}
 ROWS = ("noop", "effect", "pickup", "one", "bulk")
 _PICKUPS, _WARM_UP = 200, 10
@@ -57,7 +57,7 @@ class Process:
     """A script at work, and the lines that it says."""
 
     def __init__(self, installed: Installed, command: str, url: str, options: Mapping[str, Any]) -> None:
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
+        self._stderr = tempfile.TemporaryFile("a+b")  # noqa: SIM115 (closed with the process)
         self._process = subprocess.Popen(
             [*installed.command, command, url, json.dumps(options)],
             stdin=subprocess.PIPE,
@@ -100,7 +100,11 @@ class Process:
 
     def finish(self) -> None:
         """Wait for the end of one that ends by itself."""
-        if self._process.wait(_DEADLINE) != 0:
+        try:
+            code = self._process.wait(_DEADLINE)
+        except subprocess.TimeoutExpired:
+            raise Refused(f"not done within {_DEADLINE:g} s") from None
+        if code != 0:
             raise Refused(self._last_words())
 
     def memory(self) -> float:
@@ -284,7 +288,7 @@ def prepare(names: Sequence[str], server: EmbeddedPostgres, figures: Figures) ->
         contender = CONTENDERS[name]
         try:
             installed = contender.install()
-            figures.versions[name] = installed.version + (f" ({installed.note})" if installed.note else "")
+            figures.versions[name] = installed.version
             benches[name] = Bench(server, contender, installed)
         except (CannotInstall, Refused) as error:
             figures.absent[name] = str(error)
@@ -310,28 +314,28 @@ def measure(benches: Mapping[str, Bench], figures: Figures, rows: Sequence[str],
     progress("")
 
 
-def progress(text: str) -> None:
-    """Say how far it is, to who watches; a file gets the table alone."""
-    if sys.stderr.isatty():
-        print(f"\r{text:<78}\r", end="", file=sys.stderr, flush=True)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--queues", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), help="default: all")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="default: all")
     parser.add_argument("--jobs", type=int, help="of every run (default: what takes each some two seconds)")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each kind (default: %(default)s)")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="where to write (default: benchmarks/results)")
+    parser.add_argument("--results", type=Path, help="where to write (default: benchmarks/results, if it is all of it)")
     options = parser.parse_args()
     figures = Figures()
     with EmbeddedPostgres(tcp=True, settings=SETTINGS) as server:
         figures.describe(server.dsn, SETTINGS)
         benches = prepare(options.queues, server, figures)
-        print(figures.configuration({name: CONTENDERS[name] for name in benches}), flush=True)
-        measure(benches, figures, options.rows, options.rounds, options.jobs)
+        print(figures.configuration({name: CONTENDERS[name] for name in benches}, options.jobs), flush=True)
+        try:
+            measure(benches, figures, options.rows, options.rounds, options.jobs)
+        except KeyboardInterrupt:
+            print("", figures, "", "interrupted: nothing was written", sep="\n")
+            raise SystemExit(1) from None
     print("", figures, sep="\n")
-    write(figures, options.results)
+    whole = options.jobs is None and len(options.queues) == len(CONTENDERS) and len(options.rows) == len(ROWS)
+    if options.results or whole:
+        write(figures, options.results or RESULTS)
 
 
 if __name__ == "__main__":

@@ -77,16 +77,16 @@ class Figures:
             "CPUs, shared with the server": str(os.cpu_count()),
         }
 
-    def configuration(self, contenders: Mapping[str, Contender]) -> str:
-        """What the figures depend on."""
+    def configuration(self, contenders: Mapping[str, Contender], jobs: int | None) -> str:
+        """What the figures depend on; `jobs` are those of every run, if they are the same for all."""
         lines = [", ".join(f"{name} {value}" for name, value in self.machine.items()), ""]
         for name, contender in contenders.items():
             lines.append(f"{name} {self.versions[name]}")
             for way, drain in contender.drains.items():
-                lines.append(f"    {way or 'drain'}: {json.dumps(drain.options)}, {drain.jobs:,} jobs")
+                lines.append(f"    {way or 'drain'}: {json.dumps(drain.options)}, {jobs or drain.jobs:,} jobs")
             lines.append(f"    pickup: {json.dumps({**contender.pickup, **(contender.setup_pickup or {})})}")
             for kind, bulk in contender.bulk.items():
-                lines.append(f"    bulk, {kind}: {json.dumps(bulk.options)}, {bulk.jobs:,} jobs")
+                lines.append(f"    bulk, {kind}: {json.dumps(bulk.options)}, {jobs or bulk.jobs:,} jobs")
         return "\n".join([*lines, *(f"{name}: not measured, {reason}" for name, reason in self.absent.items())])
 
     def __str__(self) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.install import newest_node_home, package_version, python_home, python_version
+from benchmarks.install import interpreter, newest_node_home, package_version, python_home, python_version
 from pgjobs import WorkerPool
 
 SCRIPTS = Path(__file__).with_name("peers")
@@ -25,7 +25,6 @@ Options = Mapping[str, Any]
 class Installed:
     command: list[str]
     version: str
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,8 @@ def python_library(
 ) -> Callable[[], Installed]:
     def install() -> Installed:
         python = python_home(f"newest-{package}", package + extra, *others, minimum=minimum, upgrade=True)
-        return Installed([str(python), str(SCRIPTS / script)], python_version(python, package))
+        version = f"{python_version(python, package)} on {interpreter(python)}"
+        return Installed([str(python), str(SCRIPTS / script)], version)
 
     return install
 
@@ -75,13 +75,16 @@ def node_library(script: str, package: str) -> Callable[[], Installed]:
         node, home, note = newest_node_home(f"newest-{package}", package)
         for name in (script, "meter.mjs"):
             shutil.copy(SCRIPTS / name, home)  # node looks for packages beside the script
-        return Installed([node, str(home / script)], package_version(home, package) or "?", note)
+        version = f"{package_version(home, package)} on {interpreter(node)}"
+        return Installed([node, str(home / script)], version + (f" ({note})" if note else ""))
 
     return install
 
 
 def pgjobs_itself() -> Installed:
-    return Installed([sys.executable, str(SCRIPTS / "pgjobs_.py")], python_version(Path(sys.executable), "pgjobs"))
+    python = Path(sys.executable)
+    version = f"{python_version(python, 'pgjobs')} on {interpreter(python)}"
+    return Installed([sys.executable, str(SCRIPTS / "pgjobs_.py")], version)
 
 
 def _pgjobs_drains() -> dict[str, Way]:
@@ -147,7 +150,7 @@ PEERS = (
         bulk={"ids": Way(50_000, {"chunk": 5_000, "ids": True}), "no ids": Way(50_000, {"chunk": 5_000})},
     ),
     Contender(
-        "PgQueuer",
+        "pgqueuer",
         python_library("pgqueuer_.py", "pgqueuer", "uvloop", extra="[asyncpg]"),
         "pgqueuer",
         None,
@@ -157,7 +160,7 @@ PEERS = (
         recorded="SELECT count(*) FROM pgqueuer_log WHERE status = 'successful'",
     ),
     Contender(
-        "Oban for Python",
+        "oban-python",
         python_library("oban_.py", "oban", minimum=(3, 12)),
         "oban_jobs",
         "state = 'completed'",

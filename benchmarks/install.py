@@ -85,6 +85,12 @@ def python_version(python: Path, package: str) -> str:
     return _run([str(python), "-c", f"import importlib.metadata as m; print(m.version({package!r}))"]).strip()
 
 
+def interpreter(program: str | Path) -> str:
+    """What it calls itself: Python 3.13.0, or node v26.10.0."""
+    said = _run([str(program), "--version"]).strip()
+    return f"node {said}" if said.startswith("v") else said
+
+
 def _interpreter(minimum: tuple[int, int]) -> list[str]:
     """This one if it is new enough, else one that the PATH has; a version manager's shim is told which to run."""
     if sys.version_info >= minimum:

@@ -34,7 +34,6 @@ class Meter:
         self._jobs = int(options["jobs"])
         self._count = count(1)  # next() is one step under the interpreter's lock
         self._seen = bytearray(self._jobs)
-        self._starts = 0
         self._waits: list[tuple[int, float]] = []
         threading.Thread(target=self._report, daemon=True).start()
 
@@ -43,7 +42,7 @@ class Meter:
         if sent is not None:
             self._waits.append((n, time.monotonic() - sent))
         self._seen[n] += 1
-        self._starts = number = next(self._count)
+        number = next(self._count)
         if number == 1:
             say(first=True)
         if number == self._jobs:
@@ -51,7 +50,7 @@ class Meter:
 
     def _report(self) -> None:
         sys.stdin.readline()
-        say(starts=self._starts, distinct=sum(map(bool, self._seen)), waits=self._waits)
+        say(starts=next(self._count) - 1, distinct=sum(map(bool, self._seen)), waits=self._waits)
 
 
 def beats(options: dict[str, Any]) -> Iterator[tuple[int, float]]:
