@@ -57,6 +57,7 @@ from pgjobs.migrate import schema_sql
 from pgjobs.options import EncodedJob, JobOptions, NewJob, job_options
 from pgjobs.queue_store import Queue, QueueFigures
 from pgjobs.schedule_store import ScheduleRow
+from pgjobs.threads import Threads
 from pgjobs.timetable import every
 from pgjobs.unique import Unique
 from pgjobs.work_map import Handler, WorkMap
@@ -129,6 +130,7 @@ __all__ = [
     "Signal",
     "Snooze",
     "Subscription",
+    "Threads",
     "TransactionBroken",
     "UndecodableArgs",
     "Unique",

@@ -76,6 +76,7 @@ class Attempt:
         self._began = time.time()
         self.expires = NEVER if timeout is None else time.monotonic() + timeout.total_seconds()
         self.reason: Reason | None = None  # why it is to end
+        self.on_severed: Callable[[Checkout], None] | None = None  # what its connection was also for
         self.tainted = False  # a cancel or an exception may still be on its way: its connection is not used again
         self.severed = False
         self.stuck = False
@@ -208,6 +209,7 @@ class Attempt:
             return self._sever(waited)
         if self._in_handler and self.held is not None and self.held.in_statement:
             self.tainted = True
+            self.held.cancels_begin()
             # asking the server to cancel opens a connection, which may block: not in the thread of the watch
             threading.Thread(target=self.held.cancel_statement, name="pgjobs/cancel", daemon=True).start()
         due = (self._patience.raised, self._patience.severed, waited + _CANCEL_AGAIN)
@@ -284,9 +286,11 @@ class Watch:
         finally:
             self.stop()
 
-    def add(self, attempt: Attempt) -> None:
+    def add(self, attempt: Attempt, *, instead_of: Attempt | None = None) -> None:
         """Watch over an attempt until it is removed."""
         with self._changed:
+            if instead_of is not None:
+                self._attempts.pop(instead_of, None)
             self._attempts[attempt] = False
             if self._all_end is not None:
                 self._cut_off(attempt, *self._all_end)
@@ -321,11 +325,11 @@ class Watch:
             detached = [attempt.job for attempt in self._attempts if attempt.held is None and not attempt.severed]
             return [job.token for job in detached if job.token is not None]
 
-    def tell(self, token: UUID, reason: Reason, patience: Patience) -> None:
-        """Tell the attempt with this token to end, if it still runs."""
+    def tell(self, token: UUID, reason: Reason, patience: Patience, *, id: int | None = None) -> None:
+        """Tell the attempt with this token, at the job with this id if one is given, to end, if it still runs."""
         with self._changed:
             for attempt in self._attempts:
-                if attempt.job.token == token:
+                if attempt.job.token == token and id in (None, attempt.job.id):
                     attempt.tell(reason, patience)
             self._changed.notify()
 

@@ -57,6 +57,8 @@ class Checkout(ABC):
     answer_due = NEVER  # when, by the monotonic clock, the connection is given up that waits for an answer
 
     def __init__(self) -> None:
+        self._cancels = 0  # that the server is being asked for
+        self._cancels_changed = threading.Condition()
         self._take()
 
     @abstractmethod
@@ -138,10 +140,25 @@ class Checkout(ABC):
         return self._ours and bool(self.conn.info.transaction_status == TransactionStatus.ACTIVE)
 
     def cancel_statement(self) -> None:
-        """Ask the server to cancel the statement under way. May be called from any thread."""
-        if self._ours:
-            with suppress(psycopg.Error):
-                self.conn.cancel_safe(timeout=2)
+        """Ask the server to cancel the statement under way, after `cancels_begin`. May be called from any thread."""
+        try:
+            if self._ours:
+                with suppress(psycopg.Error):
+                    self.conn.cancel_safe(timeout=2)
+        finally:
+            with self._cancels_changed:
+                self._cancels -= 1
+                self._cancels_changed.notify_all()
+
+    def cancels_begin(self) -> None:
+        """A `cancel_statement` follows, in another thread."""
+        with self._cancels_changed:
+            self._cancels += 1
+
+    def wait_for_cancels(self) -> None:
+        """Wait until the server was asked for the last cancel that was begun."""
+        with self._cancels_changed:
+            self._cancels_changed.wait_for(lambda: self._cancels <= 0, 3)
 
     def shut_down(self, conn_id: int) -> None:
         """End the conversation on this connection, unless it has been renewed meanwhile. Never blocks."""

@@ -59,6 +59,7 @@ class Claimer:
     timeout: timedelta | None = None
     unknown_kinds: Literal["error", "leave"] | Handler = "error"
     lease: timedelta = timedelta(minutes=1)
+    relaxed: set[str] = field(default_factory=set)  # queues whose finishes do not wait for the disk
     _facts: ServerFacts | None = None
     _settings: tuple[ClaimValues, ClaimValues] = ({}, {})
     _settings_of: int = -1
@@ -106,13 +107,13 @@ class Claimer:
         job claimed and locked in the same round trip, for the `claim` that follows."""
         hot: HotPath | None = held.hot_path
         if hot is None or job.kind in self._plain_kinds:
-            return self.store.complete(held.conn, job, COMPLETED, kept)
+            return self.store.complete(held.conn, job, COMPLETED, kept, relaxed=self.is_relaxed(job))
         if hot.used and held.configures:
             go_on = False  # its owner's settings come first
         assert self._facts is not None
         then = self._request(job.queue, None, self._mark(job.queue), self._facts) if go_on else None
         try:
-            finished, problem = hot.complete(job, kept, self.order, then)
+            finished, problem = hot.complete(job, kept, self.order, then, relaxed=self.is_relaxed(job))
         except psycopg.errors.InvalidSqlStatementName:
             self._plain_kinds.add(job.kind)  # its handler deallocates what others have prepared
             raise
@@ -144,6 +145,9 @@ class Claimer:
     def be_cautious(self) -> None:
         """A connection was lost: let claims wait for the disk for a while."""
         self._cautious_until = time.monotonic() + _CAUTIOUS.total_seconds()
+
+    def is_relaxed(self, job: Job[Any]) -> bool:
+        return job.queue in self.relaxed
 
     def handler_of(self, kind: str) -> Handler | None:
         """The handler of a kind, or what stands in for it."""

@@ -95,7 +95,7 @@ class Executor:
             attempt.end()
             self.watch.remove(attempt)
             held.spoiled = held.spoiled or (attempt.tainted and attempt.held is not None)
-        _forget(error)
+        forget(error)
         if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
             raise error  # somebody pressed Ctrl-C at a work_one()
 
@@ -160,7 +160,7 @@ def locked(
         raise error
 
 
-def _forget(error: BaseException | None) -> None:
+def forget(error: BaseException | None) -> None:
     """Let go of what the frames of a recorded error hold, the connection among it."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:  # a chain of causes may be a ring

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg.pq import TransactionStatus
@@ -36,6 +36,7 @@ _NO_CONNECTION = (PoolTimeout, PoolClosed, TooManyRequests)
 _LOCK_NOT_AVAILABLE = "55P03"
 _MOST_ERRORS = 100
 _SOON = timedelta(seconds=2)
+W = TypeVar("W")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,7 +153,9 @@ class Finisher:
     def _record(self, held: Checkout, attempt: Attempt, outcome: Outcome) -> Finished | None:
         if held.usable and held.conn.info.transaction_status != TransactionStatus.IDLE:
             try:
-                finished = self.store.fail(held.conn, attempt.job, outcome, attempt.kept)
+                finished = self.store.fail(
+                    held.conn, attempt.job, outcome, attempt.kept, relaxed=self.claimer.is_relaxed(attempt.job)
+                )
             except (psycopg.Error, AttemptLost):  # the savepoint is gone, or the connection, or the row was changed
                 log.debug("job %d: its transaction is gone; recording the outcome in a new one", attempt.job.id)
             else:
@@ -160,19 +163,42 @@ class Finisher:
                 return finished
         return self._finish_late(held, attempt, outcome)
 
-    def _finish_late(self, held: Checkout, attempt: Attempt, outcome: Outcome) -> Finished | None:
-        """The second path. What cannot be recorded now is left to the rescue, which counts the attempt too."""
+    def _finish_late(
+        self, held: Checkout, attempt: Attempt, outcome: Outcome, *, after_loss: bool = False
+    ) -> Finished | None:
+        """The second path. What cannot be recorded now is left to the rescue, which counts the attempt too.
+        `after_loss` of a connection that has been replaced already."""
+
+        def write(conn: AnyConnection, lost: bool) -> Finished:
+            return self.store.finish_late(
+                conn,
+                attempt.job,
+                outcome,
+                attempt.kept,
+                after_loss=after_loss or (lost and attempt.held is not None),
+                relaxed=self.claimer.is_relaxed(attempt.job),
+            )
+
+        finished = self.write_late(held, write, f"job {attempt.job.id}", transactional=attempt.held is not None)
+        if finished is not None:
+            held.spoiled = not finished.clean
+        return finished
+
+    def write_late(
+        self, held: Checkout, write: Callable[[AnyConnection, bool], W], what: str, *, transactional: bool = True
+    ) -> W | None:
+        """Call `write(conn, lost)` on this connection, else, if that is lost, on the next; None when it cannot be."""
         lost, left, dead = False, _LATE_FINISH_TRIES, _MOST_DEAD
         while True:
             try:
                 if held.usable:
                     self.store.rollback(held.conn)
                 else:
-                    lost = attempt.held is not None
-                    if lost:
+                    lost = True
+                    if transactional:
                         self.claimer.be_cautious()
                     held.renew()
-                finished = self.store.finish_late(held.conn, attempt.job, outcome, attempt.kept, after_loss=lost)
+                return write(held.conn, lost)
             except psycopg.Error as error:
                 held.spoiled = True
                 if held.conn.closed and not isinstance(error, _NO_CONNECTION):
@@ -181,15 +207,8 @@ class Finisher:
                     left -= 1
                 # a row that is still locked is held by the dead connection, or by a rescue: not worth a thread's wait
                 if not left or not dead or error.sqlstate == _LOCK_NOT_AVAILABLE:
-                    log.error(
-                        "job %d: its outcome could not be recorded, the rescue will: %s",
-                        attempt.job.id,
-                        one_line(error),
-                    )
+                    log.error("%s: its outcome could not be recorded, the rescue will: %s", what, one_line(error))
                     return None
-            else:
-                held.spoiled = not finished.clean
-                return finished
 
     # --- decide
 

@@ -78,13 +78,17 @@ class HotStatements:
         self.takes = {order: prepared(f"{tag}_take_{order}", sql) for order, sql in store.takes.items()}
         self.after_take = (again, one("lock"), one("savepoint"))
         self.commit_and_begin = again
-        # by whether the handler has sent anything, and by whether it wants something kept
-        self.complete: dict[tuple[bool, bool], tuple[Prepared, ...]] = {
+        used = (release, one("no_statement_timeout"), complete)
+        finishes: dict[tuple[bool, bool], tuple[Prepared, ...]] = {
             (False, False): (one("complete_untouched"),),
             (False, True): (complete,),
-            (True, False): (release, one("no_statement_timeout"), complete),
+            (True, False): used,
+            (True, True): used,
         }
-        self.complete[True, True] = self.complete[True, False]
+        # by whether the handler has sent anything, wants something kept, and the commit is not to wait for the disk
+        self.complete = {(*key, False): steps for key, steps in finishes.items()}
+        relax = one("relax")
+        self.complete |= {(*key, True): (relax, *steps) for key, steps in finishes.items()}
         parts = work["reset_session"].rstrip(b"; ").split(b";\n")
         self.rollback = prepared(f"{tag}_rollback", b"ROLLBACK")
         self.reset = tuple(prepared(f"{tag}_reset_{number}", part) for number, part in enumerate(parts))
@@ -129,12 +133,12 @@ class HotPath:
         return self._locked(results, claim)
 
     def complete(
-        self, job: Job[Any], kept: Kept, which: str, then: ClaimRequest | None
+        self, job: Job[Any], kept: Kept, which: str, then: ClaimRequest | None, *, relaxed: bool = False
     ) -> tuple[Finished, Exception | None]:
         """As `Store.complete`; and with `then`, claim and lock the next job too, which stands in `next`. What went
         wrong with that is given back, what went wrong before is raised."""
         known, used = self._statements, self.used
-        complete = known.complete[used, kept is not NOTHING_KEPT]
+        complete = known.complete[used, kept is not NOTHING_KEPT, relaxed]
         message = self._finish_message(complete, job, kept, then is not None)
         if then is not None:
             message = b"%b;%b" % (message, self._claim_message(which, then))
@@ -201,6 +205,10 @@ class HotPath:
         return None
 
     # --- the conversation
+
+    def rows(self, result: PGresult) -> list[tuple[Any, ...]]:
+        self._transformer.set_pgresult(result)
+        return self._transformer.load_rows(0, result.ntuples, tuple)
 
     def forget(self) -> None:
         """Somebody deallocated what was prepared here: prepare it again, under other names."""

@@ -24,7 +24,7 @@ __all__ = ["AnyConnection", "Changes", "Finished", "Store", "Verdict"]
 CANCEL_NOTICE = " cancel"  # see control.sql
 DUE_NOTICE = " due"  # a job waits for a time that comes before the next promote; see enqueue.sql
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_ATTEMPT_LOST = "PJ001"  # raised by the function attempt_lost() of the schema
+ATTEMPT_LOST = "PJ001"  # raised by the function attempt_lost() of the schema
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,10 +141,17 @@ class Store:
         kept = (work["release_savepoint"], work["no_statement_timeout"])
         ending = (work["commit"], work["reset_session"])
         recording = (work["finish"], work["cancel_if_asked"], *ending)
-        self._complete = b"\n".join((*kept, work["complete"], *ending))
-        self._fail = b"\n".join((work["drop_effects"], *kept, *recording))
-        self._finish_late = b"\n".join((work["begin_late_finish"], *recording))
-        self._finish_after_loss = b"\n".join((work["begin_late_finish"], work["restore_claim"], *recording))
+        late = work["begin_late_finish"]
+        # each as it is, and for queues whose finishes need not wait for the disk
+        self._complete, self._fail, self._finish_late, self._finish_after_loss = (
+            tuple(b"\n".join((*before, *relax, *after)) for relax in ((), (work["relax"],)))
+            for before, after in (
+                (kept, (work["complete"], *ending)),
+                ((work["drop_effects"], *kept), recording),
+                ((late,), recording),
+                ((late,), (work["restore_claim"], *recording)),
+            )
+        )
 
     # --- work
 
@@ -176,9 +183,11 @@ class Store:
             cur.execute(self.work["extend_leases"], {"tokens": list(tokens), "lease": lease})
             return {token for (token,) in cur.fetchall()}
 
-    def complete(self, conn: AnyConnection, job: Job[Any], outcome: Outcome, kept: Kept = NOTHING_KEPT) -> Finished:
-        """Commit the handler's writes together with the outcome."""
-        return self._finish(conn, self._complete, job, outcome, kept)
+    def complete(
+        self, conn: AnyConnection, job: Job[Any], outcome: Outcome, kept: Kept = NOTHING_KEPT, *, relaxed: bool = False
+    ) -> Finished:
+        """Commit the handler's writes together with the outcome; `relaxed` does not wait for the disk."""
+        return self._finish(conn, self._complete[relaxed], job, outcome, kept)
 
     def complete_within(
         self, conn: AnyConnection, job: Job[Any], outcome: Outcome, kept: Kept = NOTHING_KEPT
@@ -186,9 +195,11 @@ class Store:
         """Write the outcome in the transaction that is open, and leave that open."""
         return self._finish(conn, self.work["finish"], job, outcome, kept)
 
-    def fail(self, conn: AnyConnection, job: Job[Any], outcome: Outcome, kept: Kept = NOTHING_KEPT) -> Finished:
+    def fail(
+        self, conn: AnyConnection, job: Job[Any], outcome: Outcome, kept: Kept = NOTHING_KEPT, *, relaxed: bool = False
+    ) -> Finished:
         """Drop the handler's writes, keep the lock, commit the outcome."""
-        return self._finish(conn, self._fail, job, outcome, kept)
+        return self._finish(conn, self._fail[relaxed], job, outcome, kept)
 
     def finish_late(
         self,
@@ -198,33 +209,17 @@ class Store:
         kept: Kept = NOTHING_KEPT,
         *,
         after_loss: bool = False,
+        relaxed: bool = False,
     ) -> Finished:
         """Record the outcome in a transaction of its own, guarded by the token alone. `after_loss` of a connection the
         server may have lost the claim too; it is then made good."""
-        return self._finish(conn, self._finish_after_loss if after_loss else self._finish_late, job, outcome, kept)
+        statements = self._finish_after_loss if after_loss else self._finish_late
+        return self._finish(conn, statements[relaxed], job, outcome, kept)
 
     def _finish(self, conn: AnyConnection, statement: bytes, job: Job[Any], outcome: Outcome, kept: Kept) -> Finished:
-        waiting = not outcome.state.final
         with literal_cursor(conn) as cur:
             try:
-                cur.execute(
-                    statement,
-                    {
-                        "id": job.id,
-                        "queue": job.queue,
-                        "token": job.token,
-                        "attempt": job.attempt,
-                        "attempted_at": job.attempted_at,
-                        "state": outcome.state,
-                        "final": outcome.state.final,
-                        "given_back": int(outcome.attempt_given_back),
-                        "at": outcome.at,
-                        "delay": outcome.delay if waiting else None,
-                        "error": outcome.error_json(job.attempt),
-                        "metadata": kept.metadata,
-                        "output": kept.output,
-                    },
-                )
+                cur.execute(statement, finish_values(job, outcome, kept))
             except psycopg.Error as error:
                 raise lost_or(error, job) from error
             [(state, now, _), *_], *others = answers(cur)
@@ -387,11 +382,11 @@ class Store:
             cur.execute(self._control["snapshot_is_kept"])
             return bool(one(cur)[0])
 
-    def cancelled_tokens(self, conn: AnyConnection, tokens: Sequence[UUID]) -> dict[UUID, str]:
-        """Which of these attempts somebody wants cancelled, and why."""
+    def cancelled_attempts(self, conn: AnyConnection, tokens: Sequence[UUID]) -> dict[tuple[int, UUID], str]:
+        """Of which jobs, by id and token, somebody wants the attempt cancelled, and why."""
         with literal_cursor(conn) as cur:
-            cur.execute(self._control["cancelled_tokens"], {"tokens": list(tokens)})
-            return {token: reason for token, reason in cur.fetchall()}
+            cur.execute(self._control["cancelled_attempts"], {"tokens": list(tokens)})
+            return {(id, token): reason for id, token, reason in cur.fetchall()}
 
     # --- observe
 
@@ -416,9 +411,28 @@ def _with_savepoint(work: Mapping[str, bytes], name: str) -> dict[str, bytes]:
     return {key: sql.replace(b"SAVEPOINT pgjobs", f"SAVEPOINT {name}".encode()) for key, sql in work.items()}
 
 
+def finish_values(job: Job[Any], outcome: Outcome, kept: Kept) -> dict[str, Any]:
+    """What the statement that writes the outcome of one attempt needs."""
+    return {
+        "id": job.id,
+        "queue": job.queue,
+        "token": job.token,
+        "attempt": job.attempt,
+        "attempted_at": job.attempted_at,
+        "state": outcome.state,
+        "final": outcome.state.final,
+        "given_back": int(outcome.attempt_given_back),
+        "at": outcome.at,
+        "delay": None if outcome.state.final else outcome.delay,
+        "error": outcome.error_json(job.attempt),
+        "metadata": kept.metadata,
+        "output": kept.output,
+    }
+
+
 def lost_or(error: psycopg.Error, job: Job[Any]) -> Exception:
     """The error of a finish; AttemptLost if it says that the job was no longer the attempt's."""
-    if error.sqlstate == _ATTEMPT_LOST:
+    if error.sqlstate == ATTEMPT_LOST:
         return AttemptLost(f"job {job.id} no longer runs under attempt {job.attempt}")
     return error
 

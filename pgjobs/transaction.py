@@ -132,6 +132,8 @@ def _behind_django(tx: Any) -> object:
 class PoolSource:
     """Connections of a `psycopg_pool.ConnectionPool`."""
 
+    batches = True  # whether several handlers may share a transaction
+
     def __init__(self, pool: ConnectionPool[Any], *, owned: bool) -> None:
         self.pool = pool
         self.owned = owned

@@ -20,6 +20,8 @@ import psycopg
 from pgjobs import settings
 from pgjobs.attempt import AFTER_TIMEOUT, AT_STOP, Attempt, Watch
 from pgjobs.backoff import Backoff
+from pgjobs.batch import Batches
+from pgjobs.checkout import Checkout
 from pgjobs.claim import Claimer
 from pgjobs.client import Client
 from pgjobs.code_schedules import CodeSchedules
@@ -39,6 +41,7 @@ from pgjobs.reindex import MIDNIGHT, Reindex, check_time
 from pgjobs.schedule_store import SCHEDULE_NOTICE, ScheduleStore
 from pgjobs.signals import LOOK_UP, next_signal, signals
 from pgjobs.store import CANCEL_NOTICE, DUE_NOTICE, AnyConnection
+from pgjobs.threads import Durability, Threads, Way, number, way
 from pgjobs.ticker import Asking, Ticker
 from pgjobs.time_index import TimeIndex
 from pgjobs.transaction import defaults_for
@@ -69,6 +72,14 @@ class WorkerPool:
     does not touch it, so that other workers can; or a handler takes them all. `middleware` stands around every handler;
     `error_handler` judges what they raise.
 
+    `batch_size` more than 1 lets a thread run that many jobs in one transaction, which is faster: the first attempts
+    of jobs are claimed together, run one after the other, each behind a savepoint, and committed together, after
+    `batch_time` at the latest for what is not started by then. A failed attempt runs again by itself. `durability`
+    "relaxed" does not wait for the disk when jobs are finished: a crash of the *server* (not of a worker) may then lose
+    what was finished in the last fraction of a second, the effects and the completion together, and those jobs run
+    again; what their handlers did outside of the database is then done twice. Both hold for all queues but those that
+    say otherwise: `queues={"logs": Threads(4, batch_size=50, durability="relaxed")}`.
+
     `cron` are the schedules of this code; `pool.schedules` adds and removes some while the pool runs.
 
     `listen=False` never LISTENs and finds jobs by polling every `poll_interval`; `listen_dsn` is where to LISTEN when
@@ -80,7 +91,7 @@ class WorkerPool:
         client: Client,
         work_map: Mapping[Any, Handler | HandlerFunction],
         *,
-        queues: Mapping[str, int] | None = None,
+        queues: Mapping[str, int | Threads] | None = None,
         cron: Iterable[Schedule] = (),
         name: str = "pgjobs",
         order: Literal["priority", "scheduled_at"] = "priority",
@@ -96,6 +107,9 @@ class WorkerPool:
         keep_cancelled: timedelta | None = timedelta(hours=24),
         keep_discarded: timedelta | None = timedelta(days=7),
         reindex_at: TimeOfDay | None = MIDNIGHT,
+        batch_size: int = 1,
+        batch_time: timedelta = timedelta(seconds=1),
+        durability: Durability = "full",
         listen: bool = True,
         listen_dsn: str | None = None,
     ) -> None:
@@ -104,9 +118,9 @@ class WorkerPool:
         self._client = client
         if queues is not None and not queues:
             raise InvalidSetting("there are no queues to work: give queues={name: threads}")
-        self._queues = {
-            check_queue(queue): IdleThreads(threads) for queue, threads in (queues or {"default": 10}).items()
-        }
+        wanted = queues or {"default": 10}
+        self._queues = {check_queue(queue): IdleThreads(number(threads)) for queue, threads in wanted.items()}
+        self._way = way(batch_size, batch_time, durability)
         if order not in ("priority", "scheduled_at"):
             raise InvalidSetting(f"order is 'priority' or 'scheduled_at', not {order!r}")
         settings.check_intervals(poll_interval, fetch_cooldown)
@@ -131,7 +145,7 @@ class WorkerPool:
             on_silent=self._on_silent,
             name=f"{self.name}/watch",
         )
-        claimer = Claimer(
+        claimer = self._claimer = Claimer(
             client.store,
             self.work_map,
             worker=client.id,
@@ -140,6 +154,8 @@ class WorkerPool:
             unknown_kinds=settings.check_unknown_kinds(unknown_kinds),
             lease=lease,
         )
+        self._ways: dict[str, Way] = {}
+        self._set_ways(wanted)
         self._any_kind = isinstance(claimer.unknown_kinds, Handler)
         self._finisher = Finisher(
             store=client.store,
@@ -158,6 +174,7 @@ class WorkerPool:
             middleware=tuple(middleware),
             code_version=client.code_version,
         )
+        self._batches = Batches(self._executor)
         self._schedule_store = ScheduleStore(client.schema)
         self.schedules = CodeSchedules(
             self._schedule_store, client.source, client._enqueuer.encoded, cron, worker=client.id
@@ -334,22 +351,25 @@ class WorkerPool:
 
     # --- queues
 
-    def add_queue(self, name: str, threads: int) -> None:
+    def add_queue(self, name: str, threads: int | Threads) -> None:
         """Work this queue too, with so many threads, at once if the pool runs. Raises WorkerPoolError when it works the
         queue already, and what `start` raises."""
-        idle = IdleThreads(threads)
+        idle, own = IdleThreads(number(threads)), self._way.of(threads)
+        self._check_way(own)
         with self._in_control():
             if check_queue(name) in self._queues:
                 raise WorkerPoolError(f"worker pool {self.name!r} works queue {name!r} already")
             if not self._started:
+                self._set_way(name, own)
                 self._queues = {**self._queues, name: idle}
                 return
             self._keep_queues([name])
-            self._client.source.make_room(threads)
-            self._room += threads
+            self._client.source.make_room(idle.threads)
+            self._room += idle.threads
+            self._set_way(name, own)
             self._queues = {**self._queues, name: idle}  # a new dict: other threads look at it all the time
             try:
-                for _ in range(threads):
+                for _ in range(idle.threads):
                     self._start_thread(name, idle)
             except BaseException:  # the system refuses more threads
                 self._leave(name)
@@ -388,6 +408,22 @@ class WorkerPool:
                 self._queue_store.keep_queues(conn, names)
         except psycopg.Error as error:  # no reason not to work
             log.warning("%s: its queues are not on record: %s", self.name, one_line(error))
+
+    def _set_ways(self, queues: Mapping[str, int | Threads]) -> None:
+        for name, threads in queues.items():
+            self._check_way(self._way.of(threads))
+            self._set_way(name, self._way.of(threads))
+
+    def _set_way(self, name: str, own: Way) -> None:
+        self._ways = {**self._ways, name: own}
+        (self._claimer.relaxed.add if own.relaxed else self._claimer.relaxed.discard)(name)
+
+    def _check_way(self, own: Way) -> None:
+        if own.batch_size > 1 and not self._client.source.batches:
+            raise InvalidSetting(
+                f"batch_size is 1 with a {type(self._client.source).__name__}, not {own.batch_size}: a framework ends "
+                "its transaction with each job"
+            )
 
     def _leave(self, name: str) -> IdleThreads:
         idle = self._queues[name]
@@ -499,12 +535,19 @@ class WorkerPool:
                     seen = idle.calls
                     if self._ends(idle):
                         return seen
-                    if self._executor.run_next(held, queue, claimed=idle.claimed, go_on=goes_on) is None:
+                    if not self._run_next(held, queue, idle, goes_on):
                         return seen
                     if self._cooldown:
                         self._stopping.wait(self._cooldown)
             finally:
                 self._executor.leave(held)
+
+    def _run_next(self, held: Checkout, queue: str, idle: IdleThreads, goes_on: Callable[[], bool]) -> bool:
+        """Run the next job, or the next batch; says whether there was any."""
+        own = self._ways[queue]
+        if own.batch_size > 1:
+            return self._batches.run_next(held, queue, own, claimed=idle.claimed, ends=partial(self._ends, idle))
+        return self._executor.run_next(held, queue, claimed=idle.claimed, go_on=goes_on) is not None
 
     def _ends(self, idle: IdleThreads) -> bool:
         """Whether this thread is to take no more jobs."""
@@ -516,6 +559,8 @@ class WorkerPool:
         try:
             with self._client.source.own_checkout() as held:
                 self._finisher.record_severed(attempt, held)
+                if attempt.on_severed is not None:
+                    attempt.on_severed(held)
         except Exception as error:  # the rescue will record it, as a worker that vanished
             log.error("job %d: its outcome could not be recorded: %s", attempt.job.id, one_line(error))
 
@@ -554,8 +599,8 @@ class WorkerPool:
         self._executor.claimer.take_back_orphans(conn)
         tokens = self._watch.tokens
         if tokens:
-            for token, reason in self._client.store.cancelled_tokens(conn, tokens).items():
-                self._watch.tell(token, JobCancelled(reason), AFTER_TIMEOUT)
+            for (id, token), reason in self._client.store.cancelled_attempts(conn, tokens).items():
+                self._watch.tell(token, JobCancelled(reason), AFTER_TIMEOUT, id=id)
         if time.monotonic() < self._extend_at:
             return
         self._extend_at = time.monotonic() + self._lease / 4

@@ -220,8 +220,8 @@ FROM answer;
 -- Whether a further try would see nothing new.
 SELECT pg_catalog.current_setting('transaction_isolation') IN ('repeatable read', 'serializable');
 
--- name: cancelled_tokens
--- Which of these attempts somebody wants cancelled.
-SELECT DISTINCT ON (token) token, COALESCE(reason, '') FROM pgjobs.cancel_request
+-- name: cancelled_attempts
+-- Which of these attempts somebody wants cancelled. Those of a batch share their token.
+SELECT DISTINCT ON (job_id, token) job_id, token, COALESCE(reason, '') FROM pgjobs.cancel_request
 WHERE token = ANY (%(tokens)s::uuid[])
-ORDER BY token, requested_at;
+ORDER BY job_id, token, requested_at;

@@ -129,6 +129,10 @@ RELEASE SAVEPOINT pgjobs;
 -- What the handler has set is for its own statements.
 SET LOCAL statement_timeout = 0;
 
+-- name: relax
+-- The finish of a queue that need not wait for the disk.
+SET LOCAL synchronous_commit = off;
+
 -- name: complete
 -- What `finish` would write, for the outcome that most attempts have.
 WITH finished AS (

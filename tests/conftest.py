@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, settings
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from pgjobs import Client
+from pgjobs import Client, WorkerPool
 from pgjobs.embedded import EmbeddedPostgres
 
 # the machine that runs the tests may be busy with others
@@ -22,6 +22,23 @@ settings.register_profile("suite", deadline=None, suppress_health_check=[HealthC
 settings.load_profile("suite")
 
 Connect = Callable[..., psycopg.Connection[Any]]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def batches() -> Iterator[None]:
+    """PGJOBS_TEST_BATCH=20 lets worker pools run batches of that many jobs where a test says nothing of them."""
+    size = int(os.environ.get("PGJOBS_TEST_BATCH") or 1)
+    init = WorkerPool.__init__
+
+    def batched(self: WorkerPool, client: Client, *args: Any, **options: Any) -> None:
+        if client.source.batches:
+            options.setdefault("batch_size", size)
+        init(self, client, *args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        if size > 1:
+            patch.setattr(WorkerPool, "__init__", batched)
+        yield
 
 
 @pytest.fixture(scope="session")

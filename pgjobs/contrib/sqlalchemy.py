@@ -43,6 +43,8 @@ class SQLAlchemySource(PoolSource):
     connections of its own, made as the engine makes them.
     """
 
+    batches = False  # a Session is told of one end of its transaction, which is that of one job
+
     def __init__(self, engine: Engine, *, session: Callable[..., Session] = Session) -> None:
         if not isinstance(engine, Engine):
             raise InvalidSetting(f"a SQLAlchemySource needs an Engine of SQLAlchemy, not {engine!r}")

@@ -15,7 +15,20 @@ from typing import Any
 import psycopg
 import pytest
 
-from pgjobs import Client, Handler, Hooks, Interrupted, Job, JobState, NewJob, PoolTooSmall, WorkerPool, constant
+from pgjobs import (
+    Client,
+    Handler,
+    Hooks,
+    Interrupted,
+    InvalidSetting,
+    Job,
+    JobState,
+    NewJob,
+    PoolTooSmall,
+    Threads,
+    WorkerPool,
+    constant,
+)
 from pgjobs.attempt import Patience
 from tests.acceptance.frameworks import APPS, LATER, App, Trial, backend, raw, trial
 from tests.waiting import wait_until
@@ -54,6 +67,21 @@ def test_a_job_and_the_writes_beside_it_are_committed_together(made: Trial, app:
     assert made.jobs == ["test", "other", "other"]
     assert sorted(made.effects) == ["after", "before"]
     assert made.job(job).state == JobState.AVAILABLE
+
+
+def test_batches_are_refused_where_a_framework_ends_the_transaction(made: Trial, source: str) -> None:
+    work_map = {"test": lambda tx, job: None}
+    if source == "psycopg":
+        WorkerPool(made.client, work_map, batch_size=2)
+        return
+    with pytest.raises(InvalidSetting, match=r"batch_size is 1 with a \w+Source, not 2"):
+        WorkerPool(made.client, work_map, batch_size=2)
+    with pytest.raises(InvalidSetting, match="not 3"):
+        WorkerPool(made.client, work_map, queues={"default": 1, "many": Threads(1, batch_size=3)})
+    pool = WorkerPool(made.client, work_map)
+    with pytest.raises(InvalidSetting, match="not 4"):
+        pool.add_queue("many", Threads(1, batch_size=4))
+    assert pool.threads == 10
 
 
 def job_of(kind: str) -> NewJob[Any]:

@@ -179,12 +179,15 @@ def test_an_attempt_can_be_asked_whether_it_shall_be_cancelled(
 ) -> None:
     assert running.token is not None
     other = connect(autocommit=True)
-    assert client.store.cancelled_tokens(other, [running.token]) == {}
+    assert client.store.cancelled_attempts(other, [running.token]) == {}
     client.cancel(running.id, reason="not needed")
-    assert client.store.cancelled_tokens(other, [uuid4(), running.token]) == {running.token: "not needed"}
-    assert client.store.cancelled_tokens(server, [running.token]) == {running.token: "not needed"}, "who holds it, too"
-    assert client.store.cancelled_tokens(other, [uuid4()]) == {}
-    assert client.store.cancelled_tokens(other, []) == {}
+    wanted = {(running.id, running.token): "not needed"}
+    assert client.store.cancelled_attempts(other, [uuid4(), running.token]) == {
+        (running.id, running.token): "not needed"
+    }
+    assert client.store.cancelled_attempts(server, [running.token]) == wanted, "who holds it, too"
+    assert client.store.cancelled_attempts(other, [uuid4()]) == {}
+    assert client.store.cancelled_attempts(other, []) == {}
 
 
 def test_a_reason_of_any_characters_can_be_given(client: Client, in_state: Call, stored: Stored) -> None:

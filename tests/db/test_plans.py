@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import uuid4
 
 import psycopg
 import pytest
+from psycopg import sql
 
-from pgjobs import Client, JobFilter, JobState, filter_store, queue_store
+from pgjobs import Client, JobFilter, JobState, filter_store, queue_store, statements
 from pgjobs.cursors import AnyConnection, BoundCursor, bound_cursor
+from pgjobs.hot_path import prepared
 from pgjobs.store import CLAIM_DEFAULTS, Changes
 from tests.waiting import wait_until
 
@@ -268,6 +271,35 @@ def test_the_claim_looks_once_whether_its_queue_is_paused(full: Client) -> None:
             assert looked["Actual Loops"] == 1
             assert indexes(plan) - {"queue_pkey"} == {"job_fetch"}
             assert blocks(plan) < 20
+        conn.rollback()
+
+
+@pytest.mark.parametrize("stale", [False, True], ids=["analysed", "never analysed"])
+def test_the_claim_and_the_finish_of_a_batch_read_by_the_indexes(full: Client, stale: bool) -> None:
+    """By the plans that prepared statements get, which know none of the values, whatever the statistics say."""
+    batch = statements.load("batch.sql", full.schema)
+    take = batch["take_batch"].replace(b"{next}", batch["next_batch_by_priority"])
+    ids = "{" + ",".join(map(str, range(1, 101))) + "}"
+    token = str(uuid4())
+    values = {**CLAIM_DEFAULTS, "queue": "queue.1", "worker": "me", "token": token, "limit": 100, "batch_time": 1}
+    values |= {"ids": ids, "rest": ids, "kept_ids": ids, "metadata": "{}", "output": "{}"}
+    wanted = {"take": take} | {name: batch[name] for name in ("lock_batch", "keep_of_batch", "release_batch")}
+    wanted["complete"] = batch["complete_batch"].split(b"WITH finished AS (")[1].split(b")\nSELECT")[0]
+    with full.pool.connection() as conn:
+        conn.execute("SET LOCAL plan_cache_mode = force_generic_plan")
+        if stale:
+            conn.execute("DELETE FROM pg_statistic WHERE starelid = 'test_plans.job'::regclass")
+            conn.execute("UPDATE pg_class SET reltuples = -1 WHERE oid = 'test_plans.job'::regclass")
+        for name, statement in wanted.items():
+            known = prepared(name, statement)
+            conn.execute(b"PREPARE %b AS %b" % (name.encode(), known.sql))
+            given = sql.SQL(", ").join(sql.Literal(values[parameter]) for parameter in known.parameters)
+            explain = sql.SQL("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE {} ({})")
+            found: Any = conn.execute(explain.format(sql.Identifier(name), given)).fetchone()
+            plan: Plan = found[0][0]["Plan"]
+            assert_no_scan(plan)
+            assert blocks(plan) < 3000, name
+        conn.execute("DEALLOCATE ALL")
         conn.rollback()
 
 

@@ -477,7 +477,8 @@ def test_r8_a_request_for_an_earlier_attempt_is_handed_on_until_the_job_is_over(
     table.query(late, old.id, new.token)
     assert table.store.settle_requests(table.conn, 10) == (0, 2)
     assert requests(table) == [(old.id, newest.token)] * 2
-    assert table.store.cancelled_tokens(table.conn, [newest.token or uuid4()]) == {newest.token: "late"}
+    found = table.store.cancelled_attempts(table.conn, [newest.token or uuid4()])
+    assert found == {(newest.id, newest.token): "late"}
     assert table.store.settle_requests(table.conn, 10) == (0, 0)
     table.store.fail(worker, newest, failure(newest))
     assert table.job(newest).state == JobState.CANCELLED

@@ -67,6 +67,7 @@ def _work(
     listen_dsn: str | None = None,
     schedules: int = 0,
     migrate: bool = False,
+    batch_size: int = 1,
     **_: Any,
 ) -> None:
     if stop_at is not None:
@@ -83,6 +84,7 @@ def _work(
         poll_interval=timedelta(seconds=poll),
         listen=listen,
         listen_dsn=listen_dsn,
+        batch_size=batch_size,
         **_schedules(schedules),
     ).run()
 

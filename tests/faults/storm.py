@@ -2,6 +2,7 @@
 
     python -m tests.faults.storm                 # five minutes, as `make storm`
     python -m tests.faults.storm --seconds 20 --jobs 1000 --restarts 1
+    python -m tests.faults.storm --batch-size 20         # the jobs run in batches
     python -m tests.faults.storm --soak 30       # minutes of mild weather: memory and connections must stay flat
 
 Jobs that each write one effect are enqueued all along. Prints a table; the exit code is 1 if a promise was broken.
@@ -48,6 +49,7 @@ class Plan:
     restarts: int = 3
     schedules: int = 10
     steady: int = 0  # processes more that are never killed, whose memory is looked at
+    batch_size: int = 1
     late: float = 2.0  # seconds that a job may wait beyond its own delay, after the last fault
     seed: int = 1
 
@@ -111,7 +113,10 @@ class Storm:
 
     def _start_worker(self) -> Worker:
         return self._nursery.start(
-            dsn=self.ledger.dsn, queues={"default": self.plan.threads}, schedules=self.plan.schedules
+            dsn=self.ledger.dsn,
+            queues={"default": self.plan.threads},
+            schedules=self.plan.schedules,
+            batch_size=self.plan.batch_size,
         )
 
     def _guarded(self, part: Callable[[], None]) -> None:
@@ -330,6 +335,7 @@ def main() -> None:
     for name, kind in (("seconds", float), ("jobs", int), ("processes", int), ("threads", int), ("restarts", int)):
         parser.add_argument(f"--{name}", type=kind, default=getattr(Plan, name), help="default: %(default)s")
     parser.add_argument("--kill-every", type=float, default=Plan.kill_every, help="seconds; default: %(default)s")
+    parser.add_argument("--batch-size", type=int, default=Plan.batch_size, help="default: %(default)s")
     parser.add_argument("--schedules", type=int, default=Plan.schedules if hasattr(pgjobs, "Schedule") else 0)
     parser.add_argument("--soak", type=float, metavar="MINUTES", help="mild weather for so long")
     given = vars(parser.parse_args())

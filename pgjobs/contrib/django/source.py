@@ -42,6 +42,8 @@ class DjangoSource(PoolSource):
     Django makes them.
     """
 
+    batches = False  # on_commit hooks and the end of atomic() belong to one job
+
     def __init__(self, alias: str = "default") -> None:
         if alias not in connections:
             raise InvalidSetting(f"settings.DATABASES has no {alias!r}, but {', '.join(map(repr, connections))}")

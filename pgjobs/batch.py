@@ -1,0 +1,459 @@
+"""Runs many jobs in one transaction: one claim, the handlers one after the other, one finish."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import psycopg
+
+from pgjobs.attempt import Attempt
+from pgjobs.batch_store import ALONE, BatchStore, Claimed, Record, milliseconds, must_run_alone
+from pgjobs.checkout import Checkout
+from pgjobs.claim import Claimer
+from pgjobs.error_text import one_line
+from pgjobs.errors import AttemptLost, TransactionBroken
+from pgjobs.executor import Executor, forget
+from pgjobs.finish import _why_not_committed
+from pgjobs.hot_path import HotPath
+from pgjobs.job import Job, JobState, being_current, no_longer_current
+from pgjobs.outcome import COMPLETED, Outcome
+from pgjobs.savepoints import MOST, Savepoints
+from pgjobs.store import AnyConnection, Finished
+from pgjobs.threads import Way
+from pgjobs.work_map import Handler, HandlerFunction
+
+log = logging.getLogger("pgjobs.batch")
+
+_ANSWER_WITHIN = 40.0  # seconds; the server gives a claim 30
+
+
+class Batches:
+    """What the threads of one process share to run jobs in batches."""
+
+    def __init__(self, executor: Executor) -> None:
+        self.executor = executor
+        self.store = BatchStore(executor.claimer.store)
+        # How many jobs to ask for, by queue: after one that must run alone there may be more of them, and what a claim
+        # locks and does not take is in the way of others.
+        self._asks: dict[str, int] = {}
+        self._plans: dict[str, _Plan | None] = {}  # by kind
+        self._planned = -1  # for so many changes of the WorkMap
+
+    def run_next(
+        self, held: Checkout, queue: str, way: Way, *, claimed: Callable[[], None], ends: Callable[[], bool]
+    ) -> bool:
+        """Claim the next jobs of the queue and run them to their end; says whether there were any.
+
+        `claimed` is called before the first handler: where these jobs were, there may be more. `ends` says whether to
+        start no more of them. Raises only what the connection raises before or after.
+        """
+        ask = self._asks.get(queue, way.batch_size)
+        if ask > 1:
+            found = self._claim(held, queue, way, ask)
+            if found is None:
+                return False
+            if found is not ALONE:
+                claimed()
+                if len(found.jobs) + found.missed == ask:
+                    self._asks[queue] = min(way.batch_size, 2 * ask)
+                Batch(self, held, queue, way, found).run(ends)
+                return True
+        job = self.executor.run_next(held, queue, claimed=claimed)
+        self._asks[queue] = 1 if job is not None and must_run_alone(job) else min(way.batch_size, 2 * ask)
+        return job is not None
+
+    def plan(self, kind: str) -> _Plan | None:
+        """How to run this kind; None when the executor must look at each job."""
+        changes = self.executor.claimer.work_map.changes
+        if self._planned != changes:
+            self._planned, self._plans = changes, {}
+        try:
+            return self._plans[kind]
+        except KeyError:
+            made = self._plans[kind] = self._make_plan(kind)
+            return made
+
+    def _make_plan(self, kind: str) -> _Plan | None:
+        executor = self.executor
+        handler = executor.claimer.handler_of(kind)
+        if handler is None or executor.middleware or handler.middleware or executor.code_version is not None:
+            return None
+        if handler.timeout == "inherit":
+            return _Plan(handler, executor.claimer.timeout)
+        return None if callable(handler.timeout) else _Plan(handler, handler.timeout)
+
+    # --- claim
+
+    def _claim(self, held: Checkout, queue: str, way: Way, ask: int) -> Claimed | None:
+        hooks = self.executor.hooks
+        try:
+            with held.answered_within(_ANSWER_WITHIN):
+                found = self._look(held, queue, way, ask)
+        except Exception as error:
+            hooks("on_claim", None, error)
+            raise
+        if hooks and found is not None:
+            for job in found.jobs:
+                hooks("on_claim", job, None)
+        return found
+
+    def _look(self, held: Checkout, queue: str, way: Way, ask: int) -> Claimed | None:
+        """Behind the mark first, as the claim of one does."""
+        claimer = self.executor.claimer
+        facts = claimer._facts or claimer._ask_server(held)
+        hot = claimer._hot_path(held, facts)
+        claimer.take_back_orphans(held.conn)
+        mark = claimer._mark(queue)
+        more = {"limit": ask, "batch_time": milliseconds(way.batch_time)}
+        try:
+            found = self._take(claimer, held, hot, {**claimer._request(queue, None, mark, facts).values, **more})
+            if found is None and mark is not None:
+                claimer._look_at_all(queue)
+                found = self._take(claimer, held, hot, {**claimer._request(queue, None, None, facts).values, **more})
+        except psycopg.OperationalError:
+            claimer.be_cautious()
+            raise
+        if found is not ALONE:
+            claimer._note(queue, found.jobs[-1] if found else None)
+        return found
+
+    def _take(self, claimer: Claimer, held: Checkout, hot: HotPath | None, values: Any) -> Claimed | None:
+        for again in (True, False):
+            try:
+                return self.store.claim(held.conn, hot, claimer.order, values)
+            except (AttemptLost, psycopg.Error) as error:
+                deallocated = isinstance(error, psycopg.errors.InvalidSqlStatementName)
+                if hot is not None and again and deallocated:  # a handler did, of an earlier job
+                    hot.forget()
+                    claimer.store.rollback(held.conn)
+                    continue
+                claimer._take_back(held, values, error)
+                if isinstance(error, AttemptLost):
+                    return None
+                raise
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """How a kind is run for which the executor would do nothing special."""
+
+    handler: Handler
+    timeout: timedelta | None
+
+
+@dataclass(slots=True)
+class _Call:
+    """The call of a handler. It has no reference to the connection: an error that is kept keeps its callers."""
+
+    function: HandlerFunction
+    held: Checkout
+    job: Job[Any]
+
+    def __call__(self) -> None:
+        before = being_current(self.job)
+        try:
+            self.function(self.held.conn, self.job)
+        finally:
+            no_longer_current(before)
+
+
+@dataclass
+class Batch:
+    """The jobs of one claim, and what has become of them."""
+
+    batches: Batches
+    held: Checkout
+    queue: str
+    way: Way
+    found: Claimed
+    ran: list[Attempt] = field(default_factory=list)  # whose handlers are over
+    errors: dict[int, BaseException] = field(default_factory=dict)  # of those that did not complete, by job
+    started: int = 0  # of the jobs, in their order
+    _watched: Attempt | None = None  # the last one, until the batch is finished
+    _clean: bytes | None = None  # the message that makes the session clean
+    _lost: bool = False  # whether the connection was lost, and with it perhaps the server and the claim
+    _kept: bool = False  # whether somebody has kept the connection
+    _tainted: bool = False
+    _over: bool = False  # whether something is on record for each
+    _ending: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self.executor = self.batches.executor
+        self.finisher = self.executor.finisher
+        self.jobs = self.found.jobs
+        self._severed = self._on_severed
+
+    def run(self, ends: Callable[[], bool]) -> None:
+        """Run the jobs and finish them. The connection is then one for the next batch."""
+        held = self.held
+        began = time.monotonic()
+        try:
+            savepoints = Savepoints(held.conn, self.executor.claimer.store.tag, self._between)
+            try:
+                self._run_jobs(savepoints, ends)
+                self._kept = self._kept or savepoints.block_left_open
+            finally:
+                savepoints.detach()
+            finishing = time.monotonic()
+            problem = self._commit(savepoints, finishing)
+            if problem is not None:
+                self._fall_back(held, problem, self._culprit(savepoints, problem), finishing)
+            self._unwatch()
+            held.spoiled = held.spoiled or self._tainted
+            if held.usable and not held.spoiled:
+                held.restore()
+        except BaseException:
+            held.spoiled = True  # whatever state it is in: not for the next batch
+            raise
+        finally:
+            self._unwatch()
+        log.debug("%s: %d jobs in %.3f s", self.queue, len(self.ran), time.monotonic() - began)
+        if held.spoiled or self._kept:
+            held.renew()
+
+    # --- the handlers
+
+    def _run_jobs(self, savepoints: Savepoints, ends: Callable[[], bool]) -> None:
+        held = self.held
+        references = held.references()
+        # what the application sets up in its sessions cannot be made again within a transaction
+        most = 1 if held.configures else MOST
+        last_start = time.monotonic() + self.way.batch_time.total_seconds()
+        for job in self.jobs:
+            if ends():
+                return
+            before = self._watched
+            if before is not None:
+                if time.monotonic() >= last_start or savepoints.used >= most:
+                    return
+                before.end()  # nothing will be done to it any more, or to its connection
+                if before.tainted:
+                    return
+            attempt = self._run_job(job, savepoints, before)
+            # a cancel or an exception may still be on its way, or somebody may write into the next job
+            self._kept = held.references() > references or savepoints.block_left_open
+            if savepoints.broken or attempt.tainted or self._kept:
+                return
+
+    def _run_job(self, job: Job[Any], savepoints: Savepoints, before: Attempt | None) -> Attempt:
+        executor, plan = self.executor, self.batches.plan(job.kind)
+        if plan is None:
+            attempt = executor._attempt(self.held, job)
+        else:
+            attempt = Attempt(job, self.held, plan.timeout, handler=plan.handler)
+        attempt.on_severed = self._severed
+        self._watched = attempt
+        self.started += 1
+        savepoints.start(job.id)
+        executor.watch.add(attempt, instead_of=before)
+        error = executor._start(attempt) if plan is None else self._start(attempt, plan.handler)
+        if attempt.tainted:
+            self.held.wait_for_cancels()  # so that none hits what is sent next
+        ended = savepoints.end(error)
+        if ended is not error and attempt.reason is not None:  # what made it end may be to blame
+            attempt.reason.__cause__ = ended
+            ended = attempt.reason
+        self.ran.append(attempt)
+        if ended is not None and savepoints.culprit is None:
+            self.errors[job.id] = ended
+            self.finisher._decide(attempt, ended)
+            forget(ended)
+        self.held.forget_python_state()
+        return attempt
+
+    def _start(self, attempt: Attempt, handler: Handler) -> BaseException | None:
+        """What the executor does for an attempt at a kind that needs nothing special, at less cost."""
+        given = vars(attempt.job)
+        given["decode"] = handler.decode
+        try:
+            args = handler.decode(attempt.job.raw_args)
+        except BaseException as error:  # args that do not fit are this attempt's failure
+            return error
+        job: Job[Any] = object.__new__(Job)
+        object.__setattr__(job, "__dict__", {**given, "running": attempt, "args": args})
+        if self.executor.hooks:
+            self.executor.hooks("on_start", attempt.job)
+        attempt.started = True
+        return attempt.run(_Call(handler.function, self.held, job))
+
+    def _unwatch(self) -> None:
+        """Nothing will be done any more to the attempt that was the last, or to its connection."""
+        attempt, self._watched = self._watched, None
+        if attempt is not None:
+            attempt.end()
+            self.executor.watch.remove(attempt)
+            self._tainted = attempt.tainted
+
+    def _between(self) -> bytes:
+        if self._clean is None:
+            values, _ = self.executor.claimer._settings
+            self._clean = self.batches.store.between_jobs(
+                self.held.conn,
+                values["check_interval"],
+                values["bounded_by"],
+                self.found.bound,
+            )
+        return self._clean
+
+    # --- the end
+
+    def _commit(self, savepoints: Savepoints, finishing: float) -> Exception | None:
+        """Commit the batch, or say why it cannot be."""
+        held, store = self.held, self.batches.store
+        if savepoints.broken or (self._watched is not None and self._watched.severed):
+            return TransactionBroken("another job of its batch has ended or broken their transaction")
+        record = self._record(self.ran, self.jobs[self.started :])
+        try:
+            if held.hot_path is not None and not savepoints.used and not record.failed and not record.keeps:
+                written, clean = store.finish_hot(held.hot_path, record), True
+            else:
+                written, clean = store.finish(held.conn, record, savepoints.release)
+        except (psycopg.Error, AttemptLost) as error:
+            return error
+        self._over = True
+        held.spoiled = not clean
+        self._tell_all(written.completed, written.failed, time.monotonic() - finishing)
+        return None
+
+    def _record(self, ran: Sequence[Attempt], rest: Sequence[Job[Any]]) -> Record:
+        token = self.jobs[0].token
+        assert token is not None
+        record = Record(self.queue, token, self.way.relaxed, rest=[job.id for job in rest])
+        for attempt in ran:
+            if attempt.job.id not in self.errors:
+                record.done.append((attempt.job.id, attempt.kept))
+            else:
+                assert attempt.outcome is not None
+                record.failed.append((attempt.job, attempt.outcome, attempt.kept))
+        return record
+
+    def _tell_all(self, completed: Finished, failed: Sequence[Finished], took: float) -> None:
+        finisher, others = self.finisher, iter(failed)
+        if not self.errors and not finisher.hooks and not finisher.events:
+            return
+        for attempt in self.ran:
+            error = self.errors.get(attempt.job.id)
+            if error is None:
+                finisher._tell(attempt, COMPLETED, completed, None, took)
+            elif attempt.outcome is not None:
+                finisher._tell(attempt, attempt.outcome, next(others), error, took)
+
+    # --- when nothing of it is committed
+
+    def _culprit(self, savepoints: Savepoints, problem: Exception) -> Attempt | None:
+        """The job that the batch could not be committed for, if that can be told."""
+        by_id = {attempt.job.id: attempt for attempt in self.ran}
+        ended = isinstance(problem, psycopg.Error) and problem.sqlstate in ("25P01", "3B001")
+        culprit = savepoints.culprit if savepoints.broken else savepoints.last if ended else None
+        if culprit is not None:
+            return by_id[culprit]
+        return self.ran[0] if len(self.ran) == 1 else None
+
+    def _fall_back(self, held: Checkout, problem: Exception, culprit: Attempt | None, finishing: float) -> None:
+        """Record what can be told of each job: once, by whoever is first, the thread of the handlers or the one that
+        reports that their connection was shut down."""
+        with self._ending:
+            if self._over:
+                return
+            if culprit is not None and culprit.job.id not in self.errors:
+                self._blame(culprit, problem)
+            took = time.monotonic() - finishing
+            self._lost = held is not self.held or not held.usable
+            if self._committed(held):
+                self._complete_late(held, culprit, took)
+            self._record_failed(held, took)
+            self._over = self._undo(held, problem, took)
+
+    def _blame(self, culprit: Attempt, problem: Exception) -> None:
+        """Make what has become of the batch the failure of this one."""
+        error: BaseException
+        if isinstance(problem, AttemptLost):
+            error = TransactionBroken("the handler changed the row of its own job, or gave up the lock on it")
+        elif isinstance(problem, psycopg.Error):
+            error = _why_not_committed(problem)
+        else:
+            error = TransactionBroken("the handler ended its transaction itself (COMMIT or ROLLBACK); only pgjobs may")
+        if culprit.reason is not None:
+            culprit.reason.__cause__ = error
+            error = culprit.reason
+        else:
+            self.executor.hooks("on_undone", culprit.job, error)
+        self.errors[culprit.job.id] = error
+        self.finisher._decide(culprit, error)
+
+    def _committed(self, held: Checkout) -> bool:
+        """Whether a handler has committed the transaction that was not its own."""
+        xid = self.found.xid
+        if xid is None or len(self.ran) < 2:
+            return False
+
+        def look(conn: AnyConnection, lost: bool) -> bool:
+            return self.batches.store.was_committed(conn, xid)
+
+        return bool(self.finisher.write_late(held, look, f"a batch of {self.queue!r}"))
+
+    def _complete_late(self, held: Checkout, culprit: Attempt | None, took: float) -> None:
+        """The writes of the jobs before the one that committed are there, so these jobs are done."""
+        before = self.ran if culprit is None else self.ran[: self.ran.index(culprit)]
+        early = [attempt for attempt in before if attempt.job.id not in self.errors]
+        record = self._record(early, [])
+
+        def write(conn: AnyConnection, lost: bool) -> dict[int, Finished]:
+            return self.batches.store.complete_late(conn, record)
+
+        finished = self.finisher.write_late(held, write, f"{len(early)} jobs of {self.queue!r}") or {}
+        for attempt in early:
+            if attempt.job.id in finished:
+                self.finisher._tell(attempt, COMPLETED, finished[attempt.job.id], None, took)
+        self.ran = [attempt for attempt in self.ran if attempt.job.id not in finished]
+
+    def _record_failed(self, held: Checkout, took: float) -> None:
+        """What failed by itself did so whatever has become of the others."""
+        for attempt in self.ran:
+            error = self.errors.get(attempt.job.id)
+            if error is None or attempt.outcome is None:
+                continue
+            with suppress(AttemptLost):  # it was severed, and that is on record
+                finished = self.finisher._finish_late(held, attempt, attempt.outcome, after_loss=self._lost)
+                if finished is not None:
+                    self.finisher._tell(attempt, attempt.outcome, finished, error, took)
+
+    def _undo(self, held: Checkout, problem: Exception, took: float) -> bool:
+        """Give back what was not started; let the others run again, each by itself. Says whether that is on record."""
+        done = [attempt for attempt in self.ran if attempt.job.id not in self.errors]
+        record = self._record(done, self.jobs[self.started :])
+        why = f"the batch of {self.started} jobs that it ran in could not be committed; it runs again, alone: "
+        state = problem.sqlstate if isinstance(problem, psycopg.Error) else None
+        error = TransactionBroken(why + one_line(problem) + (f" [{state}]" if state else ""))
+
+        def write(conn: AnyConnection, lost: bool) -> tuple[dict[int, Finished], dict[int, Finished]]:
+            claimed_at = self.jobs[0].attempted_at if lost or self._lost else None
+            return self.batches.store.undo(conn, record, str(error), restore_before=claimed_at)
+
+        written = self.finisher.write_late(held, write, f"{len(done)} jobs of {self.queue!r}")
+        if written is None:
+            return False
+        undone, completed = written
+        again = Outcome(JobState.AVAILABLE, delay=timedelta(0), error=str(error))
+        for attempt in done:
+            id = attempt.job.id
+            if id in undone:
+                self.executor.hooks("on_undone", attempt.job, error)
+                self.finisher._tell(attempt, again, undone[id], error, took)
+            elif id in completed:  # the answer to the COMMIT was lost
+                self.finisher._tell(attempt, COMPLETED, completed[id], None, took)
+        return True
+
+    def _on_severed(self, held: Checkout) -> None:
+        """The connection was shut down under a handler, whose outcome is on record. The thread of that may never come
+        back; the other jobs do not wait for it."""
+        problem = TransactionBroken("the connection was shut down under another job of its batch, which did not end")
+        self._fall_back(held, problem, None, time.monotonic())

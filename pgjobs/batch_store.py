@@ -1,0 +1,305 @@
+"""The statements of batches, as store.py has those of one attempt; prepared where the hot path can be used."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from operator import itemgetter
+from typing import Any
+from uuid import UUID
+
+import psycopg
+
+from pgjobs import statements
+from pgjobs.cursors import AnyConnection, answers, literal_cursor, one
+from pgjobs.errors import AttemptLost
+from pgjobs.hot_path import HotPath, Prepared, prepared
+from pgjobs.job import Job, JobState
+from pgjobs.outcome import NOTHING_KEPT, Kept, Outcome
+from pgjobs.store import ATTEMPT_LOST, CLAIM_DEFAULTS, Finished, Store, finish_values
+
+_RUNNING = JobState.RUNNING
+# of the rows of a claim, in the order in which claims of one would take them
+_ORDERS = {"priority": itemgetter(2, 8, 0), "scheduled_at": itemgetter(8, 0)}
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """What a claim of many gave: jobs, locked in the transaction that is open now; or none of them, because the first
+    one must run alone."""
+
+    jobs: list[Job[Any]]
+    alone: bool
+    xid: str | None = None  # the transaction
+    bound: str = "0"  # of it, in milliseconds
+    missed: int = 0  # that were claimed, and taken away before they were locked
+
+
+ALONE = Claimed([], alone=True)
+
+
+@dataclass(slots=True)
+class Record:
+    """What is to be written at the end of a batch."""
+
+    queue: str
+    token: UUID
+    relaxed: bool
+    done: list[tuple[int, Kept]] = field(default_factory=list)
+    failed: list[tuple[Job[Any], Outcome, Kept]] = field(default_factory=list)
+    rest: list[int] = field(default_factory=list)  # not started
+
+    @property
+    def keeps(self) -> bool:
+        """Whether one that completed wants something kept."""
+        return any(kept is not NOTHING_KEPT for _, kept in self.done)
+
+    def values(self) -> dict[str, Any]:
+        kept = [(id, kept) for id, kept in self.done if kept is not NOTHING_KEPT]
+        return {
+            "queue": self.queue,
+            "token": self.token,
+            "ids": _ids(id for id, _ in self.done),
+            "rest": _ids(self.rest),
+            "kept_ids": _ids(id for id, _ in kept),
+            "metadata": [each.metadata for _, each in kept],
+            "output": [each.output for _, each in kept],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What became of the jobs of a batch."""
+
+    completed: Finished
+    failed: list[Finished]  # in the order of the record
+
+
+class BatchStore:
+    """The statements of one schema that are for batches."""
+
+    def __init__(self, store: Store) -> None:
+        work, tag = store.work, store.tag
+        batch = self._batch = statements.load("batch.sql", store.schema)
+        self._work = work
+        orders = {"priority": batch["next_batch_by_priority"], "scheduled_at": batch["next_batch_by_time"]}
+        takes = {order: batch["take_batch"].replace(b"{next}", sql) for order, sql in orders.items()}
+        before, after = (work["begin"], batch["batch_bounds"]), (work["commit"], work["begin"], batch["lock_batch"])
+        self._claims = {order: b"\n".join((*before, take, *after)) for order, take in takes.items()}
+
+        def hot(name: str, sql: bytes) -> Prepared:
+            return prepared(f"{tag}_batch_{name}", sql)
+
+        begin, commit, lock = (
+            hot("begin", work["begin"]),
+            hot("commit", work["commit"]),
+            hot("lock", batch["lock_batch"]),
+        )
+        bounds = hot("bounds", batch["batch_bounds"])
+        self._hot_claims = {
+            order: (begin, bounds, hot(f"take_{order}", take), commit, begin, lock) for order, take in takes.items()
+        }
+        self._hot_relax = hot("relax", work["relax"])
+        self._hot_complete = hot("complete", batch["complete_batch"])
+        self._hot_release = hot("release", batch["release_batch"])
+        self._hot_commit = commit
+
+    # --- claim
+
+    def claim(self, conn: AnyConnection, hot: HotPath | None, order: str, values: Mapping[str, Any]) -> Claimed | None:
+        """Claim many jobs, and lock them in the transaction that is then open. None: nothing to claim. Without jobs no
+        transaction is open. Raises AttemptLost when all were taken away before they could be locked."""
+        if hot is not None:
+            taken, locked = self._claim_hot(hot, order, values)
+        else:
+            with literal_cursor(conn) as cur:
+                cur.execute(self._claims[order], {**CLAIM_DEFAULTS, **values})
+                _, taken, locked = answers(cur)
+        if not locked:
+            with literal_cursor(conn) as cur:
+                cur.execute(b"ROLLBACK")
+            if not taken:
+                return None
+            if taken[0][1] is None:
+                return ALONE
+            raise AttemptLost(f"{len(taken)} jobs were claimed but taken away before they were locked")
+        [(number, ids, xid, bound, *_)] = locked
+        claimed = len(taken)
+        if number < claimed:
+            still = {int(id) for id in ids.split(",")}
+            taken = [row for row in taken if row[0] in still]
+        taken.sort(key=_ORDERS[order])
+        queue, token = values["queue"], values["token"]
+        jobs = [_as_job(row, queue, token) for row in taken]
+        return Claimed(jobs, alone=False, xid=xid, bound=bound, missed=claimed - number)
+
+    def _claim_hot(self, hot: HotPath, order: str, values: Mapping[str, Any]) -> tuple[list[Any], list[Any]]:
+        literals = hot.literals(values)
+        results, error = hot.send(hot.message([(step, literals) for step in self._hot_claims[order]]))
+        if error is not None:
+            raise error
+        hot.used = False
+        return hot.rows(results[2]), hot.rows(results[5])
+
+    # --- between two jobs
+
+    def between_jobs(self, conn: AnyConnection, check_interval: str, bounded_by: str, bound: str) -> bytes:
+        """What makes the session clean for the next handler, as one message."""
+        with literal_cursor(conn) as cur:
+            values = {"check_interval": check_interval, "bounded_by": bounded_by, "bound": bound}
+            statements = re.sub(rb"^--.*\n", b"", self._batch["between_jobs"], flags=re.MULTILINE)
+            return cur.mogrify(statements, values).encode()
+
+    # --- finish
+
+    def finish(self, conn: AnyConnection, record: Record, release: bytes) -> tuple[Written, bool]:
+        """Commit the writes of all handlers together with their outcomes; whether the session is clean then. `release`
+        is the savepoint of the handler that was the last to use the connection, as a message."""
+        with literal_cursor(conn) as cur:
+            parts = [release, self._work["no_statement_timeout"], *self._recording(cur, record)]
+            parts += [self._work["commit"], self._work["reset_session"]]
+            written, others = self._execute(cur, record, parts)
+            return written, others[-1][0][-1] == 0
+
+    def finish_hot(self, hot: HotPath, record: Record) -> Written:
+        """As `finish`, for a batch whose handlers have sent nothing, where none failed or wants anything kept."""
+        literals = hot.literals(record.values())
+        steps = [self._hot_relax] if record.relaxed else []
+        steps += [self._hot_complete, *([self._hot_release] if record.rest else []), self._hot_commit]
+        results, error = hot.send(hot.message([(step, literals) for step in steps]))
+        if len(results) < len(steps):
+            raise _lost_or(error or psycopg.OperationalError("the answer is lost"), record)
+        [(now, _)] = hot.rows(results[1 if record.relaxed else 0])
+        return Written(Finished(JobState.COMPLETED, now, True), [])
+
+    def _recording(self, cur: psycopg.ClientCursor[Any], record: Record) -> list[bytes]:
+        """The statements that write all outcomes."""
+        values = record.values()
+        parts = [self._work["relax"]] if record.relaxed else []
+        for job, outcome, kept in record.failed:
+            each = finish_values(job, outcome, kept)
+            parts += [cur.mogrify(self._work[name], each).encode() for name in ("finish", "cancel_if_asked")]
+        wanted = {"complete_batch": record.done, "keep_of_batch": values["metadata"], "release_batch": record.rest}
+        parts += [cur.mogrify(self._batch[name], values).encode() for name, some in wanted.items() if some]
+        return parts
+
+    def _execute(
+        self, cur: psycopg.ClientCursor[Any], record: Record, parts: Sequence[bytes]
+    ) -> tuple[Written, list[list[Any]]]:
+        try:
+            cur.execute(b"\n".join(parts))
+        except psycopg.Error as error:
+            raise _lost_or(error, record) from error
+        rows = answers(cur)[
+            -(2 * len(record.failed) + bool(record.done) + 1) :
+        ]  # before them, what cleaned the session
+        failed, rows = rows[: 2 * len(record.failed)], rows[2 * len(record.failed) :]
+        finished = []
+        for [(state, now, _)], cancelled in zip(failed[::2], failed[1::2], strict=True):
+            finished.append(Finished(JobState(cancelled[0][0] if cancelled else state), now, True))
+        now = rows[0][0][0] if record.done else 0
+        return Written(Finished(JobState.COMPLETED, now, True), finished), rows
+
+    # --- when that could not be
+
+    def undo(
+        self, conn: AnyConnection, record: Record, error: str, *, restore_before: datetime | None
+    ) -> tuple[dict[int, Finished], dict[int, Finished]]:
+        """Give those back that were not started, and make those available again whose writes are lost; which they
+        were, and which were completed after all. In a transaction of its own, guarded by the token. `restore_before`:
+        after the loss of a connection the claim may be lost too, which was made then."""
+        values = {
+            **record.values(), "error": error, "attempted_at": restore_before,
+            "started": _ids([*(id for id, _ in record.done), *(job.id for job, _, _ in record.failed)]),
+        }  # fmt: skip
+        parts = [self._work["begin_late_finish"]] + ([self._work["relax"]] if record.relaxed else [])
+        parts += [self._batch["restore_batch"]] if restore_before is not None else []
+        parts += [self._batch["release_batch"], self._batch["undo_batch"], self._batch["completed_of_batch"]]
+        with literal_cursor(conn) as cur:
+            cur.execute(b"\n".join((*parts, self._work["commit"])), values)
+            undone, completed = answers(cur)
+        return _all(JobState.AVAILABLE, undone), _all(JobState.COMPLETED, completed)
+
+    def complete_late(self, conn: AnyConnection, record: Record) -> dict[int, Finished]:
+        """Complete those whose writes were committed by the handler that ended their transaction."""
+        parts = [self._work["begin_late_finish"]] + ([self._work["relax"]] if record.relaxed else [])
+        values = record.values()
+        parts += [self._batch["keep_of_batch"]] if values["metadata"] else []
+        parts += [self._batch["complete_batch_late"], self._work["commit"]]
+        with literal_cursor(conn) as cur:
+            cur.execute(b"\n".join(parts), values)
+            (completed,) = answers(cur)
+        return _all(JobState.COMPLETED, completed)
+
+    def was_committed(self, conn: AnyConnection, xid: str) -> bool:
+        with literal_cursor(conn) as cur:
+            try:
+                cur.execute(self._batch["was_committed"], {"xid": xid})
+            except psycopg.errors.InvalidParameterValue:  # the server has crashed, and knows of no such transaction
+                return False
+            return bool(one(cur)[0])
+
+
+def must_run_alone(job: Job[Any]) -> bool:
+    """Whether a claimed job is one that no batch may have."""
+    return job.attempt > 1 or job.max_attempts == 1 or job.leased_until is not None or "given_back" in _metadata(job)
+
+
+def _metadata(job: Job[Any]) -> Mapping[str, Any]:
+    return {} if job.raw_metadata == "{}" else job.metadata
+
+
+def _as_job(row: Sequence[Any], queue: str, token: UUID) -> Job[Any]:
+    """A job of a batch, whose claim says only what is not the same for all."""
+    id, kind, priority, most, args, metadata, errors, tags, scheduled_at, created_at, attempted_at, attempted_by = row
+    columns = {
+        "id": id,
+        "state": _RUNNING,
+        "queue": queue,
+        "kind": kind,
+        "priority": priority,
+        "attempt": 1,
+        "max_attempts": most,
+        "raw_args": args,
+        "raw_metadata": metadata,
+        "raw_errors": errors,
+        "tags": tuple(tags),
+        "scheduled_at": scheduled_at.astimezone(UTC),
+        "created_at": created_at.astimezone(UTC),
+        "attempted_at": attempted_at.astimezone(UTC),
+        "finalized_at": None,
+        "attempted_by": tuple(attempted_by),
+        "token": token,
+        "leased_until": None,
+        "raw_output": None,
+        "duplicate": False,
+        "decode": json.loads,
+        "running": None,
+    }
+    job: Job[Any] = object.__new__(Job)
+    object.__setattr__(job, "__dict__", columns)
+    return job
+
+
+def _ids(ids: Iterable[int]) -> str:
+    return "{" + ",".join(map(str, ids)) + "}"
+
+
+def _all(state: JobState, rows: Iterable[tuple[int, int]]) -> dict[int, Finished]:
+    return {id: Finished(state, now, True) for id, now in rows}
+
+
+def _lost_or(error: Exception, record: Record) -> Exception:
+    if isinstance(error, psycopg.Error) and error.sqlstate == ATTEMPT_LOST:
+        return AttemptLost(f"a job of the batch of {len(record.done)} no longer runs under this attempt")
+    return error
+
+
+_LONGEST = timedelta(milliseconds=2**31 - 1)
+
+
+def milliseconds(time: timedelta) -> int:
+    return int(min(time, _LONGEST) / timedelta(milliseconds=1))

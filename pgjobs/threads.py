@@ -1,0 +1,59 @@
+"""How a worker pool works one queue: with how many threads, whether in batches, and how durably."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+from datetime import timedelta
+from typing import Any, Literal
+
+from pgjobs.errors import InvalidSetting
+
+Durability = Literal["full", "relaxed"]
+_MOST_IN_A_BATCH = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Threads:
+    """The threads of one queue, with settings of its own: `queues={"logs": Threads(4, batch_size=50)}`. What is left
+    out is as the worker pool has it."""
+
+    threads: int
+    _: KW_ONLY
+    batch_size: int | None = None
+    batch_time: timedelta | None = None
+    durability: Durability | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How the jobs of a queue are run."""
+
+    batch_size: int
+    batch_time: timedelta
+    relaxed: bool
+
+    def of(self, threads: int | Threads) -> Way:
+        """The way of one queue, where this is the pool's."""
+        if not isinstance(threads, Threads):
+            return self
+        return way(
+            self.batch_size if threads.batch_size is None else threads.batch_size,
+            self.batch_time if threads.batch_time is None else threads.batch_time,
+            ("relaxed" if self.relaxed else "full") if threads.durability is None else threads.durability,
+        )
+
+
+def way(batch_size: Any, batch_time: Any, durability: Any) -> Way:
+    """How jobs are run, checked."""
+    if not isinstance(batch_size, int) or isinstance(batch_size, bool) or not 1 <= batch_size <= _MOST_IN_A_BATCH:
+        raise InvalidSetting(f"batch_size is 1 to {_MOST_IN_A_BATCH} jobs, not {batch_size!r}")
+    if not isinstance(batch_time, timedelta) or batch_time <= timedelta(0):
+        raise InvalidSetting(f"batch_time is a timedelta longer than nothing, not {batch_time!r}")
+    if durability not in ("full", "relaxed"):
+        raise InvalidSetting(f"durability is 'full' or 'relaxed', not {durability!r}")
+    return Way(batch_size, batch_time, durability == "relaxed")
+
+
+def number(threads: int | Threads) -> int:
+    """How many threads there are."""
+    return threads.threads if isinstance(threads, Threads) else threads

@@ -1,0 +1,173 @@
+-- Many attempts in one transaction. A claim gives all its jobs one token, so that the lock finds them by one look into the
+-- index; what is written to one of them names its id beside it.
+
+-- name: next_batch_by_priority
+-- Which jobs the claim takes: those that claims of one would take one after the other. A job that must run alone ends
+-- the batch before it: one that was in trouble before, perhaps because of its neighbours, perhaps they because of it; one
+-- that has no second attempt; and one that is kept by a lease.
+SELECT id, attempt > 0 OR max_attempts = 1 OR metadata ? 'given_back' OR kind = ANY (%(detached)s::text[]) AS alone
+    FROM pgjobs.job
+    WHERE state = 'available' AND queue = %(queue)s AND scheduled_at <= pg_catalog.statement_timestamp()
+        AND (%(kinds)s::text[] IS NULL OR kind = ANY (%(kinds)s::text[]))
+        AND NOT EXISTS (SELECT FROM pgjobs.queue WHERE name = %(queue)s AND paused_at IS NOT NULL)
+        AND (priority, scheduled_at, id) > ((%(mark_priority)s)::smallint, %(mark_time)s::timestamptz, (%(mark_id)s)::bigint)
+    ORDER BY priority, scheduled_at, id
+    LIMIT %(limit)s
+    FOR NO KEY UPDATE SKIP LOCKED
+
+-- name: next_batch_by_time
+-- The oldest that are due, whatever the priorities.
+SELECT id, attempt > 0 OR max_attempts = 1 OR metadata ? 'given_back' OR kind = ANY (%(detached)s::text[]) AS alone
+    FROM pgjobs.job
+    WHERE state = 'available' AND queue = %(queue)s AND scheduled_at <= pg_catalog.statement_timestamp()
+        AND (%(kinds)s::text[] IS NULL OR kind = ANY (%(kinds)s::text[]))
+        AND NOT EXISTS (SELECT FROM pgjobs.queue WHERE name = %(queue)s AND paused_at IS NOT NULL)
+        AND (scheduled_at, id) > (%(mark_time)s::timestamptz, (%(mark_id)s)::bigint)
+    ORDER BY scheduled_at, id
+    LIMIT %(limit)s
+    FOR NO KEY UPDATE SKIP LOCKED
+
+-- name: batch_bounds
+-- As those of a claim of one. No attempt in here outlives a crash of the server.
+SELECT
+    pg_catalog.set_config('statement_timeout', '30s', true),
+    pg_catalog.set_config('lock_timeout', '10s', true),
+    pg_catalog.set_config('DateStyle', 'ISO', true),
+    pg_catalog.set_config('synchronous_commit', %(synchronous_commit)s::text, true);
+
+-- name: take_batch
+-- The claim, in a transaction of its own. When the first job must run alone nothing is claimed: the answer is its id,
+-- without anything else. Found by an array, which every plan reads by the index.
+WITH next AS MATERIALIZED (
+    {next}
+), placed AS MATERIALIZED (
+    SELECT id, alone, pg_catalog.row_number() OVER () AS place FROM next
+), taken AS (
+    UPDATE pgjobs.job SET
+        state = 'running',
+        attempt = attempt + 1,
+        attempted_at = pg_catalog.statement_timestamp(),
+        attempted_by = (attempted_by || %(worker)s::text)[GREATEST(pg_catalog.cardinality(attempted_by) - 98, 1):],
+        token = %(token)s
+    WHERE queue = %(queue)s AND id = ANY (ARRAY(
+        SELECT id FROM placed WHERE place < COALESCE((SELECT pg_catalog.min(place) FROM placed WHERE alone), 32767)))
+    RETURNING
+        id, kind, priority, max_attempts, args::text, metadata::text, errors::text, tags, scheduled_at, created_at,
+        attempted_at, attempted_by
+)
+SELECT * FROM taken
+UNION ALL
+SELECT id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL FROM placed WHERE place = 1 AND alone;
+
+-- name: lock_batch
+-- The transaction of all handlers, with the bounds of a single one. The server ends it when the last job that may be started
+-- in it has had all its time. The rows are locked in one order, whoever locks them. The answer: how many there are, which,
+-- the transaction, and its bound.
+WITH locked AS MATERIALIZED (
+    SELECT id, kind FROM pgjobs.job
+    WHERE queue = %(queue)s AND token = %(token)s AND state = 'running'
+    ORDER BY id
+    FOR NO KEY UPDATE
+), bounded AS (
+    SELECT pg_catalog.count(*) AS jobs, pg_catalog.string_agg(id::text, ',') AS ids,
+        CASE WHEN pg_catalog.bool_or(bound = 0) THEN '0'
+            ELSE LEAST(pg_catalog.max(bound) + %(batch_time)s::bigint, 2147483647)::text END AS bound
+    FROM (SELECT id, COALESCE(%(bounds)s::jsonb ->> kind, %(bound)s::text)::bigint AS bound FROM locked) AS each
+)
+SELECT jobs, ids, pg_catalog.pg_current_xact_id_if_assigned()::text, bound,
+    pg_catalog.set_config('idle_in_transaction_session_timeout', '0', true),
+    pg_catalog.set_config('client_connection_check_interval', %(check_interval)s::text, true),
+    pg_catalog.set_config('tcp_keepalives_idle', '10', true),
+    pg_catalog.set_config('tcp_keepalives_interval', '5', true),
+    pg_catalog.set_config('tcp_keepalives_count', '3', true),
+    pg_catalog.set_config('tcp_user_timeout', '25s', true),
+    pg_catalog.set_config(%(bounded_by)s::text, bound, true)
+FROM bounded WHERE jobs > 0;
+
+-- name: between_jobs
+-- What a handler has left in the session is gone before the next one of its batch; what bounds the transaction is there
+-- again.
+RESET SESSION AUTHORIZATION;
+RESET ALL;
+UNLISTEN *;
+CLOSE ALL;
+DISCARD TEMP;
+SELECT pg_catalog.pg_advisory_unlock_all(),
+    pg_catalog.set_config('idle_in_transaction_session_timeout', '0', true),
+    pg_catalog.set_config('client_connection_check_interval', %(check_interval)s::text, true),
+    pg_catalog.set_config('tcp_keepalives_idle', '10', true),
+    pg_catalog.set_config('tcp_keepalives_interval', '5', true),
+    pg_catalog.set_config('tcp_keepalives_count', '3', true),
+    pg_catalog.set_config('tcp_user_timeout', '25s', true),
+    pg_catalog.set_config(%(bounded_by)s::text, %(bound)s::text, true);
+
+-- name: complete_batch
+-- All that completed and left nothing else behind. Raises in the server when one of them is no longer this attempt's,
+-- which skips the COMMIT behind it.
+WITH finished AS (
+    UPDATE pgjobs.job SET
+        state = 'completed',
+        finalized_at = pg_catalog.statement_timestamp(),
+        leased_until = NULL
+    WHERE queue = %(queue)s AND id = ANY (%(ids)s::bigint[]) AND token = %(token)s AND state = 'running'
+    RETURNING id
+)
+SELECT (EXTRACT(epoch FROM pg_catalog.statement_timestamp()) * 1000000)::bigint,
+    CASE WHEN pg_catalog.count(*) = pg_catalog.cardinality(%(ids)s::bigint[]) THEN true ELSE pgjobs.attempt_lost() END
+FROM finished;
+
+-- name: keep_of_batch
+-- What the handlers of those wanted kept.
+UPDATE pgjobs.job SET
+    metadata = CASE WHEN kept.metadata IS NULL THEN job.metadata ELSE job.metadata || kept.metadata END,
+    output = COALESCE(kept.output, job.output)
+FROM ROWS FROM (
+    pg_catalog.unnest(%(kept_ids)s::bigint[]), pg_catalog.unnest(%(metadata)s::jsonb[]), pg_catalog.unnest(%(output)s::jsonb[])
+) AS kept (id, metadata, output)
+WHERE job.queue = %(queue)s AND job.id = ANY (%(kept_ids)s::bigint[]) AND job.id = kept.id AND token = %(token)s;
+
+-- name: release_batch
+-- Those whose handlers were not started: nothing ran, so the attempt is given back.
+UPDATE pgjobs.job SET
+    state = 'available',
+    attempt = attempt - 1,
+    attempted_at = NULL,
+    token = NULL
+WHERE queue = %(queue)s AND id = ANY (%(rest)s::bigint[]) AND token = %(token)s AND state = 'running';
+
+-- name: undo_batch
+-- Those whose handlers ran, and whose transaction was not committed: ready to run again, each by itself now that an
+-- attempt is counted. The answer is which they are.
+UPDATE pgjobs.job SET
+    state = 'available',
+    errors = CASE WHEN pg_catalog.jsonb_array_length(errors) >= 100 THEN errors - 50 ELSE errors END
+        || pg_catalog.jsonb_build_array(pg_catalog.jsonb_build_object(
+            'attempt', attempt, 'at', pg_catalog.statement_timestamp(), 'error', %(error)s::text, 'trace', NULL))
+WHERE queue = %(queue)s AND id = ANY (%(ids)s::bigint[]) AND token = %(token)s AND state = 'running'
+RETURNING id, (EXTRACT(epoch FROM pg_catalog.statement_timestamp()) * 1000000)::bigint;
+
+-- name: restore_batch
+-- What restore_claim does, for those that were started.
+UPDATE pgjobs.job SET
+    state = 'running', attempt = 1, attempted_at = pg_catalog.statement_timestamp(), token = %(token)s
+WHERE queue = %(queue)s AND id = ANY (%(started)s::bigint[]) AND token IS DISTINCT FROM %(token)s
+    AND state = 'available' AND attempt = 0
+    AND (attempted_at < %(attempted_at)s OR attempted_at IS NULL);
+
+-- name: completed_of_batch
+-- Which of these were completed after all, and when: the answer to their COMMIT was lost.
+SELECT id, (EXTRACT(epoch FROM finalized_at) * 1000000)::bigint FROM pgjobs.job
+WHERE queue = %(queue)s AND id = ANY (%(ids)s::bigint[]) AND token = %(token)s AND state = 'completed';
+
+-- name: complete_batch_late
+-- A handler has committed the transaction of its batch itself, and with it the writes of these: they are done.
+UPDATE pgjobs.job SET
+    state = 'completed',
+    finalized_at = pg_catalog.statement_timestamp(),
+    leased_until = NULL
+WHERE queue = %(queue)s AND id = ANY (%(ids)s::bigint[]) AND token = %(token)s AND state = 'running'
+RETURNING id, (EXTRACT(epoch FROM pg_catalog.statement_timestamp()) * 1000000)::bigint;
+
+-- name: was_committed
+-- What became of a transaction.
+SELECT pg_catalog.pg_xact_status(%(xid)s::text::xid8) = 'committed';
