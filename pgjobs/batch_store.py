@@ -86,7 +86,7 @@ class BatchStore:
         batch = self._batch = statements.load("batch.sql", store.schema)
         self._work = work
         orders = {"priority": batch["next_batch_by_priority"], "scheduled_at": batch["next_batch_by_time"]}
-        takes = {order: batch["take_batch"].replace(b"{next}", sql) for order, sql in orders.items()}
+        takes = {order: batch["take_batch"].replace(b"{next}", sql.rstrip(b";")) for order, sql in orders.items()}
         before, after = (work["begin"], batch["batch_bounds"]), (work["commit"], work["begin"], batch["lock_batch"])
         self._claims = {order: b"\n".join((*before, take, *after)) for order, take in takes.items()}
 
@@ -181,10 +181,12 @@ class BatchStore:
         parts = [self._work["relax"]] if record.relaxed else []
         for job, outcome, kept in record.failed:
             each = finish_values(job, outcome, kept)
-            parts += [cur.mogrify(self._work[name], each).encode() for name in ("finish", "cancel_if_asked")]
-        wanted = {"complete_batch": record.done, "keep_of_batch": values["metadata"], "release_batch": record.rest}
-        parts += [cur.mogrify(self._batch[name], values).encode() for name, some in wanted.items() if some]
-        return parts
+            both = (self._work["finish"], self._work["cancel_if_asked"])
+            parts += [cur.mogrify(statement, each).encode() for statement in both]
+        wanted = [self._batch["complete_batch"]] if record.done else []
+        wanted += [self._batch["keep_of_batch"]] if values["metadata"] else []
+        wanted += [self._batch["release_batch"]] if record.rest else []
+        return parts + [cur.mogrify(statement, values).encode() for statement in wanted]
 
     def _execute(
         self, cur: psycopg.ClientCursor[Any], record: Record, parts: Sequence[bytes]

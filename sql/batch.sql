@@ -13,7 +13,7 @@ SELECT id, attempt > 0 OR max_attempts = 1 OR metadata ? 'given_back' OR kind = 
         AND (priority, scheduled_at, id) > ((%(mark_priority)s)::smallint, %(mark_time)s::timestamptz, (%(mark_id)s)::bigint)
     ORDER BY priority, scheduled_at, id
     LIMIT %(limit)s
-    FOR NO KEY UPDATE SKIP LOCKED
+    FOR NO KEY UPDATE SKIP LOCKED;
 
 -- name: next_batch_by_time
 -- The oldest that are due, whatever the priorities.
@@ -25,7 +25,7 @@ SELECT id, attempt > 0 OR max_attempts = 1 OR metadata ? 'given_back' OR kind = 
         AND (scheduled_at, id) > (%(mark_time)s::timestamptz, (%(mark_id)s)::bigint)
     ORDER BY scheduled_at, id
     LIMIT %(limit)s
-    FOR NO KEY UPDATE SKIP LOCKED
+    FOR NO KEY UPDATE SKIP LOCKED;
 
 -- name: batch_bounds
 -- As those of a claim of one. No attempt in here outlives a crash of the server.

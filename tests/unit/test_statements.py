@@ -12,6 +12,7 @@ import pytest
 import pgjobs
 from pgjobs import (
     InvalidSetting,
+    batch_store,
     enqueue_store,
     filter_store,
     hot_path,
@@ -28,7 +29,7 @@ from pgjobs import (
 
 FILES = [
     *("enqueue.sql", "work.sql", "maintain.sql", "control.sql", "many.sql", "observe.sql", "queues.sql"),
-    *("migrate.sql", "workers.sql", "indexes.sql", "schedule.sql", "posts.sql"),
+    *("batch.sql", "migrate.sql", "workers.sql", "indexes.sql", "schedule.sql", "posts.sql"),
 ]
 GIVE_JOBS = [
     *("insert_job", "insert_unique_job", "insert_jobs", "twins", "replace_twin", "release"),
@@ -37,7 +38,7 @@ GIVE_JOBS = [
 ]
 STORES = [
     *(store, enqueue_store, filter_store, queue_store, migration_store, worker_store, index_store, schedule_store),
-    post_store,
+    *(post_store, batch_store),
 ]
 PARTS = "parts.sql"  # what statements of several files share
 
@@ -137,18 +138,30 @@ def named_in(function: ast.AST) -> set[str]:
     }
 
 
+def again(module: object, function: str) -> set[str]:
+    """What a batch sends as a single attempt does, and what it prepares of its own."""
+    if module is not batch_store:
+        return set()
+    own = set(statements.load("batch.sql", "pgjobs"))
+    return set(everything()) if function == "__init__" else set(everything()) - own
+
+
 def test_every_statement_has_exactly_one_caller_in_the_stores() -> None:
     callers: dict[str, list[str]] = {name: [] for name in everything()}
     for module in STORES:
         for function in ast.walk(ast.parse(inspect.getsource(module))):
             if isinstance(function, ast.FunctionDef):
-                for name in named_in(function):
+                for name in named_in(function) - again(module, function.name):
                     callers[name].append(function.name)
+    for name in named_in(ast.parse(inspect.getsource(batch_store))):
+        callers[name] = callers[name] or ["__init__"]
     for name in re.findall(r'one\("(\w+)"\)', inspect.getsource(hot_path)):
         callers[name] = callers[name] or ["HotStatements"]  # it prepares what the store sends as well
     shared = {
         "create_migration_table": ["table_sql", "create_table"],
         "finish": ["__init__", "complete_within"],
+        "keep_of_batch": ["_recording", "complete_late"],
+        "release_batch": ["_recording", "undo"],
         "make_time_index": ["making_time_index", "make_time_index"],
     }
     assert {name: functions for name, functions in callers.items() if len(functions) != 1} == shared
