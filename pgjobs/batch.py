@@ -206,6 +206,7 @@ class Batch:
             problem = self._commit(savepoints, finishing)
             if problem is not None:
                 self._fall_back(held, problem, self._culprit(savepoints, problem), finishing)
+                held.spoiled = True  # what outlives a rollback in the session, or was committed with it, is still there
             self._unwatch()
             held.spoiled = held.spoiled or self._tainted
             if held.usable and not held.spoiled:

@@ -339,6 +339,41 @@ def test_a_handler_that_ends_the_transaction_harms_no_other_job(desk: Desk, ends
         assert states(done[:when]) == [("completed", 1)] * when
 
 
+def test_what_outlives_a_rollback_is_gone_with_a_batch_that_cannot_be_committed(desk: Desk) -> None:
+    held: list[Any] = []
+
+    def locks(tx: Tx, job: Job[Any]) -> None:
+        query = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
+        held.append(tx.execute(query).fetchone())
+        if job.attempt == 1:
+            tx.execute("SELECT pg_advisory_lock(4711)")
+
+    locks.always = True  # type: ignore[attr-defined]
+    jobs = desk.enqueue(2, max_attempts=2)
+    desk.does = {0: locks}
+    desk.sql("INSERT INTO {schema}.impossible VALUES (%s)", jobs[1].id)
+    assert states(desk.work(jobs)) == [("completed", 2), ("discarded", 2)]
+    assert held == [(0,), (0,)]
+
+
+def test_what_a_handler_has_committed_of_its_session_is_gone_with_the_batch(desk: Desk) -> None:
+    seen: list[Any] = []
+
+    def look(tx: Tx, job: Job[Any]) -> None:
+        seen.append(tx.execute("SELECT current_setting('search_path'), current_setting('work_mem')").fetchone())
+
+    def soils(tx: Tx, job: Job[Any]) -> None:
+        look(tx, job)
+        tx.execute("SET search_path = nowhere; SET work_mem = '1MB'; COMMIT")
+
+    look.always = True  # type: ignore[attr-defined]
+    desk.does = {0: look, 1: soils, 2: look, 3: look}
+    jobs = desk.enqueue(4)
+    assert {job.state for job in desk.work(jobs)} == {JobState.COMPLETED}
+    assert len(seen) >= 4
+    assert len(set(seen)) == 1
+
+
 @pytest.mark.parametrize("ends", ["commit", "rollback"])
 def test_the_methods_that_end_a_transaction_are_refused(desk: Desk, ends: str) -> None:
     desk.does = {1: lambda tx, job: getattr(tx, ends)()}
