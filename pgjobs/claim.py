@@ -194,8 +194,13 @@ class Claimer:
         if not held.usable:
             self._orphan(values)
             return
-        self.store.rollback(held.conn)
-        if self.store.release_claim(held.conn, queue=values["queue"], token=values["token"]):
+        try:
+            self.store.rollback(held.conn)
+            released = self.store.release_claim(held.conn, queue=values["queue"], token=values["token"])
+        except psycopg.OperationalError:
+            self._orphan(values)
+            raise
+        if released:
             log.warning("a claimed job could not be locked, its attempt is given back: %s", one_line(why))
 
     def _orphan(self, values: ClaimValues) -> None:

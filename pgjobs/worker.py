@@ -544,7 +544,7 @@ class WorkerPool:
 
     def _run_next(self, held: Checkout, queue: str, idle: IdleThreads, goes_on: Callable[[], bool]) -> bool:
         """Run the next job, or the next batch; says whether there was any."""
-        own = self._ways[queue]
+        own = self._ways.get(queue, self._way)  # it may have been removed
         if own.batch_size > 1:
             return self._batches.run_next(held, queue, own, claimed=idle.claimed, ends=partial(self._ends, idle))
         return self._executor.run_next(held, queue, claimed=idle.claimed, go_on=goes_on) is not None
