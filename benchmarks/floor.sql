@@ -23,8 +23,7 @@ WHERE queue = 'default' AND id = (
 RETURNING
     id, state, queue, kind, priority, attempt, max_attempts, args, metadata, errors, tags, scheduled_at, created_at,
     attempted_at, finalized_at, attempted_by, token;
-COMMIT;
-BEGIN ISOLATION LEVEL READ COMMITTED;
+COMMIT AND CHAIN;
 SELECT id FROM pgjobs.job
 WHERE queue = 'default' AND token = lpad(to_hex(:token::bigint), 32, '0')::uuid AND state = 'running'
 FOR NO KEY UPDATE;

@@ -19,9 +19,11 @@ from typing import Any
 
 import psycopg
 from psycopg import sql
+from psycopg_pool import ConnectionPool
 
 from pgjobs import Client, Job, WorkerPool
 from pgjobs.claim import Claimer
+from pgjobs.transaction import borrow
 
 _PR_SET_PDEATHSIG = 1
 
@@ -30,9 +32,12 @@ def main() -> None:
     """Fork a worker for each line of the standard input, until that ends."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them here
     for line in sys.stdin:
+        config = json.loads(line)
+        if config.get("source") in ("sqlalchemy", "django"):
+            from tests.acceptance import frameworks  # noqa: F401  once, before the fork: it takes a second
         pid = os.fork()
         if pid == 0:
-            _become_worker(json.loads(line))
+            _become_worker(config)
         print(pid, flush=True)
 
 
@@ -68,11 +73,12 @@ def _work(
     schedules: int = 0,
     migrate: bool = False,
     batch_size: int = 1,
+    source: str = "own",
     **_: Any,
 ) -> None:
     if stop_at is not None:
         _stop_at(stop_at)
-    client = Client(dsn, schema=schema)
+    client = _client(source, dsn, schema, sum(queues.values()))
     if migrate:
         client.migrate()
     handler = Handler(ledger, schema)
@@ -87,6 +93,20 @@ def _work(
         batch_size=batch_size,
         **_schedules(schedules),
     ).run()
+
+
+def _client(source: str, dsn: str, schema: str, threads: int) -> Client:
+    """On connections of this kind: `own` ones, `plain` ones of a pool that prepares nothing, or a framework's."""
+    if source == "own":
+        return Client(dsn, schema=schema)
+    if source == "plain":
+        kwargs = {"prepare_threshold": None}
+        return Client(ConnectionPool(dsn, kwargs=kwargs, min_size=0, max_size=threads + 4, open=True), schema=schema)
+    from tests.acceptance import frameworks
+
+    if source == "sqlalchemy":
+        return frameworks.SQLAlchemyApp(dsn, schema, pool_size=threads).client
+    return frameworks.DjangoApp(dsn, schema).client
 
 
 def _schedules(number: int) -> dict[str, Any]:
@@ -155,21 +175,22 @@ class Handler:
         self._conn: psycopg.Connection[Any] | None = None
         self._lock = threading.Lock()
 
-    def __call__(self, tx: psycopg.Connection[Any], job: Job[Any]) -> None:
+    def __call__(self, tx: Any, job: Job[Any]) -> None:
         self._note(
             "INSERT INTO {}.start (job, attempt, pid, due) VALUES (%s, %s, %s, %s)",
             [job.id, job.attempt, os.getpid(), job.scheduled_at],
         )
         session = "concat_ws(' ', current_setting('search_path'), current_user, current_setting('statement_timeout'))"
         effect = "INSERT INTO {}.effect (job, attempt, pid, session) VALUES (%s, %s, %s, " + session + ")"
+        tx = borrow(tx)
         tx.execute(sql.SQL(effect).format(self._schema), [job.id, job.attempt, os.getpid()])
         first = job.attempt == 1 and "given_back" not in job.metadata
         command, _, value = job.args["first" if first else "then"].partition(" ")
         getattr(self, f"_{command}")(tx, value)
 
-    def tick(self, tx: psycopg.Connection[Any], job: Job[Any]) -> None:
+    def tick(self, tx: Any, job: Job[Any]) -> None:
         statement = sql.SQL("INSERT INTO {}.tick_effect (job, schedule) VALUES (%s, %s)").format(self._schema)
-        tx.execute(statement, [job.id, job.args["schedule"]])
+        borrow(tx).execute(statement, [job.id, job.args["schedule"]])
 
     def _note(self, statement: str, values: list[Any]) -> None:
         """Once more on a new connection when the old one has died with the server."""

@@ -50,6 +50,7 @@ class Plan:
     schedules: int = 10
     steady: int = 0  # processes more that are never killed, whose memory is looked at
     batch_size: int = 1
+    source: str = "own"  # of connections; see child.py
     late: float = 2.0  # seconds that a job may wait beyond its own delay, after the last fault
     seed: int = 1
 
@@ -117,6 +118,7 @@ class Storm:
             queues={"default": self.plan.threads},
             schedules=self.plan.schedules,
             batch_size=self.plan.batch_size,
+            source=self.plan.source,
         )
 
     def _guarded(self, part: Callable[[], None]) -> None:
@@ -335,6 +337,8 @@ def main() -> None:
     for name, kind in (("seconds", float), ("jobs", int), ("processes", int), ("threads", int), ("restarts", int)):
         parser.add_argument(f"--{name}", type=kind, default=getattr(Plan, name), help="default: %(default)s")
     parser.add_argument("--kill-every", type=float, default=Plan.kill_every, help="seconds; default: %(default)s")
+    sources = ("own", "plain", "sqlalchemy", "django")
+    parser.add_argument("--source", choices=sources, default=Plan.source, help="of connections; default: %(default)s")
     parser.add_argument("--batch-size", type=int, default=Plan.batch_size, help="default: %(default)s")
     parser.add_argument("--schedules", type=int, default=Plan.schedules if hasattr(pgjobs, "Schedule") else 0)
     parser.add_argument("--soak", type=float, metavar="MINUTES", help="mild weather for so long")
