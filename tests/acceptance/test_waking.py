@@ -251,7 +251,12 @@ def test_one_notification_until_the_sleeper_is_armed_again(client: Client, conne
 
     def heard() -> list[str]:
         server.execute("SELECT pg_notify(%s, 'sentinel')", [client.store.channel])
-        return list(iter(lambda: next(sleeper.notifies(timeout=10)).payload, "sentinel"))
+        found: list[str] = []
+        for notification in sleeper.notifies(timeout=10):
+            if notification.payload == "sentinel":
+                return found
+            found.append(notification.payload)
+        raise AssertionError("the sentinel was not heard")
 
     sleep_on(sleeper, client, "default", "mail")
     thing(client, commits)

@@ -130,6 +130,9 @@ def test_a_listener_whose_connection_is_ended_listens_again(ledger: Ledger, nurs
 
 @pytest.mark.conformance(325)
 def test_the_duties_go_on_when_their_connection_is_ended(ledger: Ledger, nursery: Nursery) -> None:
+    # one that runs and is not to be rescued: without, nobody would look
+    running = "INSERT INTO {schema}.job (kind, state, attempt, leased_until) VALUES ('job', 'running', 1, '9999-01-01')"
+    ledger.sql(running + " RETURNING id")
     nursery.start(dsn=ledger.dsn)
     duty = "SELECT next_run_at FROM {schema}.maintenance WHERE duty = 'rescue'"
     end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'pgjobs' AND query ~ 'duty'"
