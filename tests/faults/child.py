@@ -19,6 +19,7 @@ from typing import Any
 
 import psycopg
 from psycopg import sql
+from psycopg.conninfo import make_conninfo
 from psycopg_pool import ConnectionPool
 
 from pgjobs import Client, Job, WorkerPool
@@ -99,6 +100,7 @@ def _client(source: str, dsn: str, schema: str, threads: int) -> Client:
     """On connections of this kind: `own` ones, `plain` ones of a pool that prepares nothing, or a framework's."""
     if source == "own":
         return Client(dsn, schema=schema)
+    dsn = make_conninfo(dsn, application_name="pgjobs")  # by which the storm knows them
     if source == "plain":
         kwargs = {"prepare_threshold": None}
         return Client(ConnectionPool(dsn, kwargs=kwargs, min_size=0, max_size=threads + 4, open=True), schema=schema)
