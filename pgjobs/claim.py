@@ -149,6 +149,10 @@ class Claimer:
     def is_relaxed(self, job: Job[Any]) -> bool:
         return job.queue in self.relaxed
 
+    def look_again(self, queue: str) -> None:
+        """A job that stands before the mark is available again: let the next claim find it."""
+        self._marks.pop(queue, None)
+
     def handler_of(self, kind: str) -> Handler | None:
         """The handler of a kind, or what stands in for it."""
         handler: Handler | None = self.work_map.get(kind)

@@ -71,6 +71,8 @@ class Finisher:
                 held.settle(committed=committed)
             if held.usable and not held.spoiled:
                 held.restore()
+        if finished is not None and finished.state is JobState.AVAILABLE:
+            self.claimer.look_again(attempt.job.queue)
         if finished is not None:  # now that a framework knows that the transaction is over: a hook may use it
             self._tell(attempt, outcome, finished, error, took)
         return error
