@@ -134,7 +134,7 @@ class Batches:
                     hot.forget()
                     claimer.store.rollback(held.conn)
                     continue
-                claimer._take_back(held, values, error)
+                claimer._take_back(held, values["queue"], values["token"], error)
                 if isinstance(error, AttemptLost):
                     return None
                 raise

@@ -7,10 +7,10 @@ import logging
 import threading
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Literal
-from uuid import uuid4
+from typing import Any, Literal, NamedTuple
+from uuid import UUID, uuid4
 
 import psycopg
 
@@ -21,7 +21,7 @@ from pgjobs.errors import AttemptLost, UniqueConflict
 from pgjobs.hot_path import HotPath, HotStatements, hot_path
 from pgjobs.job import Job, changed
 from pgjobs.outcome import COMPLETED, Kept
-from pgjobs.store import CLAIM_DEFAULTS, AnyConnection, ClaimRequest, ClaimValues, Finished, ServerFacts, Store
+from pgjobs.store import CLAIM_DEFAULTS, AnyConnection, ClaimRequest, ClaimValues, Finished, Mark, ServerFacts, Store
 from pgjobs.work_map import Handler, WorkMap
 
 log = logging.getLogger("pgjobs.claim")
@@ -39,12 +39,19 @@ _FULL_SCAN_AT_LEAST_EVERY = 1.0
 _PAUSE_PER_SCAN = 10  # times as long as it took
 
 
-@dataclass(frozen=True, slots=True)
-class _Mark:
+class _Marked(NamedTuple):
     """The job of a queue that was claimed last: what stands before it in the index is most likely dead."""
 
-    values: ClaimValues
+    mark: Mark
     until: float  # when to look at all again, by the monotonic clock
+
+
+class _Orphan(NamedTuple):
+    """A claim whose answer never came."""
+
+    queue: str
+    token: UUID
+    until: float  # when it is too late for it, by the monotonic clock
 
 
 @dataclass
@@ -64,11 +71,9 @@ class Claimer:
     _settings: tuple[ClaimValues, ClaimValues] = ({}, {})
     _settings_of: int = -1
     _plain_kinds: set[str] = field(default_factory=set)
-    _marks: dict[str, _Mark] = field(default_factory=dict)
+    _marks: dict[str, _Marked] = field(default_factory=dict)
     _look: threading.local = field(default_factory=threading.local)  # the one that this thread does: when it began
-    _orphans: list[tuple[ClaimValues, float]] = field(
-        default_factory=list
-    )  # claims whose answer never came, until when
+    _orphans: list[_Orphan] = field(default_factory=list)
     _cautious_until: float = _NOT_ASKED
     _asking: threading.Lock = field(default_factory=threading.Lock)
 
@@ -77,6 +82,10 @@ class Claimer:
 
     def claim(self, held: Checkout, queue: str, *, id: int | None = None) -> Job[Any] | None:
         """The next job, or the one with this id, locked in the transaction that is open now; None if there is none."""
+        hot: HotPath | None = held.hot_path
+        if hot is not None and hot.next is not None:  # came with the finish of the one before
+            following, hot.next = hot.next, None
+            return following
         held.answer_due = time.monotonic() + _ANSWER_WITHIN
         try:
             return self._claim_next(held, queue, id)
@@ -86,9 +95,6 @@ class Claimer:
     def _claim_next(self, held: Checkout, queue: str, id: int | None) -> Job[Any] | None:
         facts = self._facts or self._ask_server(held)
         hot = self._hot_path(held, facts)
-        if hot is not None and hot.next is not None:  # came with the finish of the one before
-            following, hot.next = hot.next, None
-            return following
         self.take_back_orphans(held.conn)
         mark = self._mark(queue) if id is None else None
         try:
@@ -119,10 +125,10 @@ class Claimer:
             raise
         except psycopg.OperationalError:
             if then is not None:
-                self._orphan(then.own)
+                self._orphan(then.queue, then.token)
             raise
         if problem is not None and then is not None:  # with the next one; this one is finished
-            self._take_back(held, then.own, problem)
+            self._take_back(held, then.queue, then.token, problem)
         elif hot.next is not None:
             self._note(job.queue, hot.next)
         return finished
@@ -140,7 +146,7 @@ class Claimer:
         released = self.store.release_claim(held.conn, queue=job.queue, token=job.token)
         self.store.commit(held.conn)
         if not released:
-            self._orphan({"queue": job.queue, "token": job.token})
+            self._orphan(job.queue, job.token)
 
     def be_cautious(self) -> None:
         """A connection was lost: let claims wait for the disk for a while."""
@@ -171,8 +177,7 @@ class Claimer:
             return self.timeout
 
     def _claim(self, held: Checkout, hot: HotPath | None, request: ClaimRequest) -> Job[Any] | None:
-        id = request.own.get("id")
-        which = self.order if id is None else "id"
+        which = self.order if request.id is None else "id"
         try:
             try:
                 if hot is None:
@@ -185,53 +190,47 @@ class Claimer:
                 self.store.rollback(held.conn)
                 return hot.claim(which, request)
         except (AttemptLost, psycopg.Error) as error:
-            self._take_back(held, request.own, error)
+            self._take_back(held, request.queue, request.token, error)
             if isinstance(error, AttemptLost):
                 return None
             if isinstance(error, psycopg.errors.UniqueViolation):  # one that waits to be retried, claimed by its id
-                raise UniqueConflict(f"job {id} cannot run now: another job has its unique key") from error
+                raise UniqueConflict(f"job {request.id} cannot run now: another job has its unique key") from error
             raise
 
-    def _take_back(self, held: Checkout, values: ClaimValues, why: object) -> None:
+    def _take_back(self, held: Checkout, queue: str, token: UUID, why: object) -> None:
         """After a claim that went wrong: if it was committed all the same, the attempt is given back, if need be on
         the next connection."""
         if not held.usable:
-            self._orphan(values)
+            self._orphan(queue, token)
             return
         try:
             self.store.rollback(held.conn)
-            released = self.store.release_claim(held.conn, queue=values["queue"], token=values["token"])
+            released = self.store.release_claim(held.conn, queue=queue, token=token)
         except psycopg.OperationalError:
-            self._orphan(values)
+            self._orphan(queue, token)
             raise
         if released:
             log.warning("a claimed job could not be locked, its attempt is given back: %s", one_line(why))
 
-    def _orphan(self, values: ClaimValues) -> None:
-        self._orphans.append((values, time.monotonic() + _ORPHANED_FOR))
+    def _orphan(self, queue: str, token: UUID) -> None:
+        self._orphans.append(_Orphan(queue, token, time.monotonic() + _ORPHANED_FOR))
 
     def take_back_orphans(self, conn: AnyConnection) -> None:
         """Give back the attempts of claims whose answer never came. The server may still be at work on them, so it is
         called again, until each was found or it is too late for that."""
         for orphan in list(self._orphans):
-            values, until = orphan
-            found = self.store.release_claim(conn, queue=values["queue"], token=values["token"])
-            if found or time.monotonic() > until:
+            found = self.store.release_claim(conn, queue=orphan.queue, token=orphan.token)
+            if found or time.monotonic() > orphan.until:
                 with suppress(ValueError):  # another thread was faster
                     self._orphans.remove(orphan)
             if found:
                 log.warning("a job was claimed on a connection that was lost, its attempt is given back")
 
-    def _request(self, queue: str, id: int | None, mark: _Mark | None, facts: ServerFacts) -> ClaimRequest:
+    def _request(self, queue: str, id: int | None, mark: Mark | None, facts: ServerFacts) -> ClaimRequest:
         if self._settings_of != self.work_map.changes:
             self._settings_of, self._settings = self.work_map.changes, self._current_settings(facts)
         cautious = time.monotonic() < self._cautious_until
-        own: ClaimValues = {"queue": queue, "token": uuid4()}
-        if id is not None:
-            own["id"] = id
-        if mark is not None:
-            own.update(mark.values)
-        return ClaimRequest(self._settings[cautious], own)
+        return ClaimRequest(self._settings[cautious], queue, uuid4(), id, mark)
 
     def _current_settings(self, facts: ServerFacts) -> tuple[ClaimValues, ClaimValues]:
         """What is the same for all claims, until the WorkMap changes: for usual times, and for cautious ones."""
@@ -258,39 +257,35 @@ class Claimer:
 
     # --- the low-water mark
 
-    def _mark(self, queue: str) -> _Mark | None:
+    def _mark(self, queue: str) -> Mark | None:
         """Where to start looking: behind the job that was claimed last, or, now and then, at the beginning."""
-        mark = self._marks.get(queue)
-        if mark is None or time.monotonic() >= mark.until:
+        marked = self._marks.get(queue)
+        if marked is None or time.monotonic() >= marked.until:
             self._look_at_all(queue)
             return None
-        return mark
+        return marked.mark
 
     def _look_at_all(self, queue: str) -> None:
         """This thread does, this time; the others meanwhile go by the mark."""
-        now, mark = time.monotonic(), self._marks.get(queue)
+        now, marked = time.monotonic(), self._marks.get(queue)
         self._look.began = now
-        if mark is not None:
-            self._marks[queue] = replace(mark, until=now + _FULL_SCAN_AT_LEAST_EVERY)
+        if marked is not None:
+            self._marks[queue] = _Marked(marked.mark, now + _FULL_SCAN_AT_LEAST_EVERY)
 
     def _note(self, queue: str, job: Job[Any] | None) -> None:
         """What this thread has claimed, with or without a look at all."""
-        now, mark = time.monotonic(), self._marks.get(queue)
+        marked = self._marks.get(queue)
         began, self._look.began = getattr(self._look, "began", None), None
         if job is None:
             self._marks.pop(queue, None)
             return
-        if began is not None or mark is None:
+        if began is not None or marked is None:
+            now = time.monotonic()
             pause = _PAUSE_PER_SCAN * (now - (began or now))
             until = now + min(max(pause, _FULL_SCAN_EVERY), _FULL_SCAN_AT_LEAST_EVERY)
         else:
-            until = mark.until
-        values: ClaimValues = {
-            "mark_priority": job.priority,
-            "mark_time": job.scheduled_at.isoformat(),
-            "mark_id": job.id,
-        }
-        self._marks[queue] = _Mark(values, until)
+            until = marked.until
+        self._marks[queue] = _Marked(Mark(job.priority, job.scheduled_at, job.id), until)
 
     def _bounds(self) -> str:
         """How long the server lets a job hold its transaction, by kind, as JSON. A timeout that depends on the job is

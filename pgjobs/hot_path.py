@@ -34,6 +34,13 @@ from pgjobs.outcome import NOTHING_KEPT, Kept
 from pgjobs.store import ClaimRequest, ClaimValues, Finished, Store, as_job, lost_or
 
 _MOST_ON_A_CONNECTION = 8  # clients
+_MOST_PREPARED = 100  # statements on a connection: each WorkMap that is changed needs its own
+_AT_ONCE = 8192  # bytes, which every socket takes at once
+_GOOD = (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK)
+
+
+Literals = Mapping[str, bytes]
+_NO_VALUES: Literals = {}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,29 +48,35 @@ class Prepared:
     """A statement as it is prepared, and the parameters it takes in their order; or a command like COMMIT, which cannot
     be prepared and takes none."""
 
-    name: bytes  # with a place for the generation
+    name: bytes  # the first part of it
     sql: bytes
     parameters: tuple[str, ...]
     command: bool
 
 
-def prepared(name: str, statement: bytes) -> Prepared:
-    """A statement of the files."""
+def prepared(name: str, statement: bytes, fixed: Literals = _NO_VALUES) -> Prepared:
+    """A statement of the files. The values that are `fixed` stand in it: each that is sent anew costs the server two or
+    three microseconds."""
     parameters: list[str] = []
 
-    def numbered(match: re.Match[str]) -> str:
-        if match[1] not in parameters:
-            parameters.append(match[1])
-        return f"${parameters.index(match[1]) + 1}"
+    def numbered(match: re.Match[bytes]) -> bytes:
+        if not match[1]:
+            return b"%"
+        parameter = match[1].decode()
+        if parameter in fixed:
+            return fixed[parameter]
+        if parameter not in parameters:
+            parameters.append(parameter)
+        return b"$%d" % (parameters.index(parameter) + 1)
 
-    text = re.sub(r"^ *--.*\n", "", statement.decode(), flags=re.MULTILINE).strip().rstrip(";")
-    sql = re.sub(r"%\((\w+)\)s", numbered, text).replace("%%", "%")
-    command = re.match(r"SELECT|WITH|UPDATE|INSERT|DELETE", sql) is None
-    return Prepared(f"{name}_%d".encode(), sql.encode(), tuple(parameters), command)
+    text = re.sub(rb"^ *--.*\n", b"", statement, flags=re.MULTILINE).strip().rstrip(b";")
+    sql = re.sub(rb"%%|%\((\w+)\)s", numbered, text)
+    command = re.match(rb"SELECT|WITH|UPDATE|INSERT|DELETE", sql) is None
+    return Prepared(name.encode(), sql, tuple(parameters), command)
 
 
 class HotStatements:
-    """The prepared statements of one schema."""
+    """The statements of one schema, for any connection."""
 
     def __init__(self, store: Store) -> None:
         work, tag = store.work, store.tag
@@ -72,12 +85,10 @@ class HotStatements:
         def one(name: str) -> Prepared:
             return prepared(f"{tag}_{name}", work[name])
 
-        again, complete, release = one("commit_and_begin"), one("complete"), one("release_savepoint")
-        self.begin, self.commit = one("begin"), one("commit")
-        self.bound, self.iso_dates = one("claim_bound"), one("iso_dates")
-        self.takes = {order: prepared(f"{tag}_take_{order}", sql) for order, sql in store.takes.items()}
-        self.after_take = (again, one("lock"), one("savepoint"))
-        self.commit_and_begin = again
+        complete, release = one("complete"), one("release_savepoint")
+        self.begin, self.commit, self.commit_and_begin = one("begin"), one("commit"), one("commit_and_begin")
+        self.bound, self.iso_dates, self.savepoint = one("claim_bound"), one("iso_dates"), one("savepoint")
+        self.takes, self.lock = store.takes, work["lock"]
         used = (release, one("no_statement_timeout"), complete)
         finishes: dict[tuple[bool, bool], tuple[Prepared, ...]] = {
             (False, False): (one("complete_untouched"),),
@@ -94,9 +105,19 @@ class HotStatements:
         self.reset = tuple(prepared(f"{tag}_reset_{number}", part) for number, part in enumerate(parts))
 
 
-Literals = Mapping[str, bytes]
 Step = tuple[Prepared, Literals]
-_NO_VALUES: Literals = {}
+# What is a claim's own; the other values are the same for so many that they stand in the statements.
+_OWN = ("queue", "token", "id", "mark_priority", "mark_time", "mark_id")
+# Where it stands in a message that is kept; see `_template`.
+_PLACES: Literals = {
+    "token": b"'%(token)b'",
+    "id": b"%(id)d",
+    "mark_priority": b"%(mark_priority)d",
+    "mark_time": b"'%(mark_time)b'",
+    "mark_id": b"%(mark_id)d",
+    "metadata": b"%(metadata)b",
+    "output": b"%(output)b",
+}
 
 
 class HotPath:
@@ -105,10 +126,11 @@ class HotPath:
     def __init__(self, conn: AnyConnection, statements: HotStatements) -> None:
         self._statements = statements
         self._conn = conn
-        self._names: dict[bytes, bytes] = {}  # of what is prepared
-        self._generation = 0
-        self._settings: ClaimValues | None = None
-        self._claims: dict[tuple[str, ...], bytes] = {}  # the messages, with places for what is each claim's own
+        self._names: dict[bytes, bytes] = {}  # of what is prepared, by its text
+        self._stale: list[bytes] = []  # names of what is prepared and not used any more
+        self._made = 0  # names
+        self._messages: dict[Any, bytes] = {}  # the messages of claims and finishes, with places for the values
+        self._settings: ClaimValues | None = None  # those of the claims among them
         self._transformer = Transformer(ClaimCursor(conn, row_factory=tuple_row))
         self._escaping = Escaping(conn.pgconn)
         self._socket = select.poll()
@@ -126,8 +148,9 @@ class HotPath:
 
     def claim(self, which: str, claim: ClaimRequest) -> Job[Any] | None:
         """As `Store.claim`."""
-        begin = self.message([(self._statements.begin, _NO_VALUES)])
-        results, error = self.send(begin + b";" + self._claim_message(which, claim))
+        while self._stale:
+            self._conn.pgconn.exec_(b"DEALLOCATE " + self._stale.pop())  # a handler may have done it before
+        results, error = self.send(self._statements.begin.sql + b";" + self._claim_message(which, claim))
         if error is not None:
             raise error
         return self._locked(results, claim)
@@ -161,30 +184,64 @@ class HotPath:
 
     def _finish_message(self, complete: Sequence[Prepared], job: Job[Any], kept: Kept, going_on: bool) -> bytes:
         """The finish, and what makes the session clean; `going_on` ends with a transaction for the next claim."""
+        template = self._messages.get((complete, job.queue, self.used, going_on))
+        if template is None:
+            template = self._finish_template(complete, job.queue, going_on)
+        assert job.token is not None
+        values: dict[bytes, Any] = {b"id": job.id, b"token": job.token.hex.encode()}
+        if kept is not NOTHING_KEPT:
+            values |= {b"metadata": self._literal(kept.metadata), b"output": self._literal(kept.output)}
+        elif self.used:
+            values |= {b"metadata": b"NULL", b"output": b"NULL"}
+        return template % values
+
+    def _finish_template(self, complete: Sequence[Prepared], queue: str, going_on: bool) -> bytes:
         known = self._statements
-        values = {"id": b"%d" % job.id, "queue": self._literal(job.queue), "token": self._literal(job.token)}
-        values.update(metadata=self._literal(kept.metadata), output=self._literal(kept.output))
-        steps: list[Step] = [(statement, values) for statement in complete]
-        if not self.used:
-            return self.message([*steps, (known.commit_and_begin if going_on else known.commit, _NO_VALUES)])
-        begin = [known.begin] if going_on else []
-        return self.message([*steps, *((each, _NO_VALUES) for each in (known.commit, *known.reset, *begin))])
+        after: tuple[Prepared, ...] = (known.commit_and_begin if going_on else known.commit,)
+        if self.used:
+            after = (known.commit, *known.reset, *((known.begin,) if going_on else ()))
+        template = self._template([*complete, *after], queue, _PLACES)
+        self._messages[complete, queue, self.used, going_on] = template
+        return template
 
     def _claim_message(self, which: str, claim: ClaimRequest) -> bytes:
-        if claim.settings is not self._settings:
-            self._settings = claim.settings
-            self._claims.clear()
-        known, own = self._statements, claim.own
-        template = self._claims.get((which, *own))
+        settings, queue, token, id, mark = claim
+        if settings is not self._settings:
+            self._settings = settings
+            self._messages.clear()
+        template = self._messages.get((which, queue, mark is None))
         if template is None:
-            values = {name: self._literal(value).replace(b"%", b"%%") for name, value in claim.settings.items()}
-            values.update({name: b"%%(%b)b" % name.encode() for name in own})
-            steps = [(step, values) for step in (known.bound, known.takes[which], *known.after_take)]
-            template = self._claims[which, *own] = self.message(steps)
-        message = template % {name.encode(): self._literal(value) for name, value in own.items()}
+            template = self._claim_template(which, queue, mark is not None)
+        values: dict[bytes, Any] = {b"token": token.hex.encode(), b"id": id}
+        if mark is not None:
+            values[b"mark_priority"], time, values[b"mark_id"] = mark
+            values[b"mark_time"] = time.isoformat().encode()
+        message = template % values
         if self.used or not self._dates_are_iso:
-            message = b"%b;%b" % (known.iso_dates.sql, message)
+            message = b"%b;%b" % (self._statements.iso_dates.sql, message)
         return message
+
+    def _claim_template(self, which: str, queue: str, marked: bool) -> bytes:
+        known, settings = self._statements, self._settings or {}
+        if len(self._names) >= _MOST_PREPARED:
+            self._stale += self._names.values()
+            self.forget()
+        fixed = {name: self._literal(value) for name, value in settings.items() if name not in _OWN}
+        take = prepared(f"{known.tag}_take_{which}", known.takes[which], fixed)
+        lock = prepared(f"{known.tag}_lock", known.lock, fixed)
+        steps = [known.bound, take, known.commit_and_begin, lock, known.savepoint]
+        places = _PLACES if marked else {**_PLACES, **self._beginning(settings)}
+        template = self._messages[which, queue, not marked] = self._template(steps, queue, places)
+        return template
+
+    def _beginning(self, settings: ClaimValues) -> Literals:
+        """In the place of a mark: nothing comes before this."""
+        return {name: self._literal(settings.get(name)) for name in ("mark_priority", "mark_time", "mark_id")}
+
+    def _template(self, steps: Iterable[Prepared], queue: str, places: Literals) -> bytes:
+        """A message to be filled by `%`."""
+        values = {**places, "queue": self._literal(queue).replace(b"%", b"%%")}
+        return self.message([(step, values) for step in steps])
 
     @property
     def _dates_are_iso(self) -> bool:
@@ -197,7 +254,7 @@ class HotPath:
         if taken.ntuples and lock.ntuples:
             self._transformer.set_pgresult(taken)
             job: Job[Any] = as_job(self._transformer.load_row(0, tuple))
-            vars(job)["token"] = claim.own["token"]  # nobody has seen it yet
+            vars(job)["token"] = claim.token  # nobody has seen it yet
             return job
         self.send(self._statements.rollback.sql)
         if taken.ntuples:
@@ -213,8 +270,7 @@ class HotPath:
     def forget(self) -> None:
         """Somebody deallocated what was prepared here: prepare it again, under other names."""
         self._names.clear()
-        self._claims.clear()
-        self._generation += 1
+        self._messages.clear()
 
     def message(self, steps: Iterable[Step]) -> bytes:
         """Statements with their values, prepared where they are not yet."""
@@ -223,7 +279,7 @@ class HotPath:
             if statement.command:
                 parts.append(statement.sql)
                 continue
-            name = names.get(statement.name) or self._prepare(statement)
+            name = names.get(statement.sql) or self._prepare(statement)
             given = b",".join([values[each] for each in statement.parameters])
             parts.append(b"EXECUTE %b(%b)" % (name, given) if given else b"EXECUTE " + name)
         return b";".join(parts)
@@ -232,30 +288,28 @@ class HotPath:
         """The results up to the first that failed, and why that did."""
         with self._conn.lock:
             self._conn.pgconn.send_query(message)
-            return self._receive()
+            return self._receive(len(message))
 
     def _prepare(self, statement: Prepared) -> bytes:
-        name = statement.name % self._generation
+        name = b"%b_%d" % (statement.name, self._made)
+        self._made += 1
         result = self._conn.pgconn.prepare(name, statement.sql)
         if result.status != ExecStatus.COMMAND_OK:
             raise error_from_result(result, encoding="utf-8")
-        self._names[statement.name] = name
+        self._names[statement.sql] = name
         return name
 
-    def _receive(self) -> tuple[list[PGresult], psycopg.Error | None]:
+    def _receive(self, sent: int) -> tuple[list[PGresult], psycopg.Error | None]:
         pgconn, results, error = self._conn.pgconn, list[PGresult](), None
-        self._flush()
-        while True:
-            while pgconn.is_busy():
-                self._socket.poll()  # without the interpreter's lock
-                pgconn.consume_input()
-            result = pgconn.get_result()
-            if result is None:
-                break
-            if result.status == ExecStatus.FATAL_ERROR:
-                error = error or error_from_result(result, encoding="utf-8")
-            elif error is None:
+        if sent > _AT_ONCE:
+            self._flush()
+        self._socket.poll()  # without the interpreter's lock
+        pgconn.consume_input()
+        while (result := pgconn.get_result()) is not None:
+            if error is None and result.status in _GOOD:
                 results.append(result)
+            else:
+                error = error or error_from_result(result, encoding="utf-8")
         if pgconn.status == ConnStatus.BAD:
             raise psycopg.OperationalError(pgconn.get_error_message())
         return results, error

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from secrets import token_hex
-from typing import Any, TypedDict, Unpack
+from typing import Any, NamedTuple, TypedDict, Unpack
 from uuid import UUID
 
 import psycopg
@@ -64,16 +64,30 @@ class ClaimValues(TypedDict, total=False):
     bounds: str
 
 
-@dataclass(frozen=True, slots=True)
-class ClaimRequest:
+class Mark(NamedTuple):
+    """A place in the order of a queue: the claim looks behind it."""
+
+    priority: int
+    scheduled_at: datetime
+    id: int
+
+
+class ClaimRequest(NamedTuple):
     """The values of one claim: what is the same for many, one object for all of them, and what is its own."""
 
     settings: ClaimValues
-    own: ClaimValues
+    queue: str
+    token: UUID
+    id: int | None = None
+    mark: Mark | None = None
 
     @property
     def values(self) -> ClaimValues:
-        return {**self.settings, **self.own}
+        values: ClaimValues = {**self.settings, "queue": self.queue, "token": self.token, "id": self.id}
+        if self.mark is not None:
+            values["mark_priority"], time, values["mark_id"] = self.mark
+            values["mark_time"] = time.isoformat()
+        return values
 
 
 CLAIM_DEFAULTS: ClaimValues = {

@@ -98,12 +98,12 @@ def test_a_connection_lost_between_two_jobs_costs_neither_an_attempt(
     ran: list[int] = []
     receive = HotPath._receive
 
-    def lost(self: HotPath) -> Answer:
+    def lost(self: HotPath, sent: int) -> Answer:
         if not ran or broken:
-            return receive(self)
+            return receive(self, sent)
         broken.append(1)
         if after:
-            receive(self)
+            receive(self, sent)
         shut_down(self._conn)
         raise psycopg.OperationalError("the line is dead")
 
