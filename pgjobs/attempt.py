@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from types import MappingProxyType
 from typing import Any
 from uuid import UUID
 
@@ -55,6 +56,24 @@ SERVER_GRACE = timedelta(seconds=AFTER_TIMEOUT.stuck)
 class Attempt:
     """One start of a handler in this process. The worker's thread runs it; the watch may end it."""
 
+    # as it begins: there is one for each job, and most end without having changed any of these
+    started = False  # its handler was called
+    outcome: Outcome | None = None  # when it did not complete
+    completed = False  # by job.complete(tx); whether that was committed is not known
+    run_time = timedelta(0)  # of the handler
+    reason: Reason | None = None  # why it is to end
+    on_severed: Callable[[Checkout], None] | None = None  # what its connection was also for
+    tainted = False  # a cancel or an exception may still be on its way: its connection is not used again
+    severed = False
+    stuck = False
+    over = False
+    _metadata: Mapping[str, Any] = MappingProxyType({})
+    _output: str | None = None
+    _told_at = NEVER
+    _patience = AFTER_TIMEOUT
+    _in_handler = False
+    _raised = False
+
     def __init__(
         self,
         job: Job[Any],
@@ -67,30 +86,14 @@ class Attempt:
         self.job = job
         self.held = held  # None: detached, without a connection
         self.handler = handler  # None: nobody handles its kind
-        self.started = False  # its handler was called
         self.deciding = threading.Lock()
-        self.outcome: Outcome | None = None  # when it did not complete
-        self.completed = False  # by job.complete(tx); whether that was committed is not known
-        self.run_time = timedelta(0)  # of the handler
         self.thread = threading.current_thread()
         self._began = time.time()
         self.expires = NEVER if timeout is None else time.monotonic() + timeout.total_seconds()
-        self.reason: Reason | None = None  # why it is to end
-        self.on_severed: Callable[[Checkout], None] | None = None  # what its connection was also for
-        self.tainted = False  # a cancel or an exception may still be on its way: its connection is not used again
-        self.severed = False
-        self.stuck = False
         self._conn_id = id(held.conn) if held else 0  # no reference: who holds one is what the executor looks for
         self._complete = complete
-        self._metadata: dict[str, Any] = {}
-        self._output: str | None = None
         self._timeout = timeout
-        self._told_at = NEVER
-        self._patience = AFTER_TIMEOUT
         self._lock = threading.Lock()
-        self._in_handler = False
-        self._raised = False
-        self.over = False
 
     @property
     def cancelled(self) -> bool:
@@ -131,7 +134,7 @@ class Attempt:
         """What is to be written with the outcome."""
         if not self._metadata and self._output is None:
             return NOTHING_KEPT
-        return Kept(json.dumps(self._metadata) if self._metadata else None, self._output)
+        return Kept(json.dumps(dict(self._metadata)) if self._metadata else None, self._output)
 
     def run(self, handler: Callable[[], object]) -> BaseException | None:
         """Call the handler; what it raised, or why it was told to end if it raised for that. When this returns, no
@@ -255,7 +258,8 @@ class Watch:
         self._on_silent = on_silent
         self._attempts: dict[Attempt, bool] = {}  # with whether its severing was reported
         self._holds: set[Checkout] = set()
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._next = NEVER
         self._stopping = False
         self._all_end: tuple[Callable[[], Reason], Patience] | None = None  # also those that begin after that was said
@@ -268,7 +272,7 @@ class Watch:
         self._thread.start()
 
     def stop(self) -> None:
-        with self._changed:
+        with self._lock:
             self._stopping = True
             self._changed.notify()
         if self._thread is not None:
@@ -288,7 +292,7 @@ class Watch:
 
     def add(self, attempt: Attempt, *, instead_of: Attempt | None = None) -> None:
         """Watch over an attempt until it is removed."""
-        with self._changed:
+        with self._lock:
             if instead_of is not None:
                 self._attempts.pop(instead_of, None)
             self._attempts[attempt] = False
@@ -298,36 +302,36 @@ class Watch:
                 self._changed.notify()
 
     def remove(self, attempt: Attempt) -> None:
-        with self._changed:
+        with self._lock:
             self._attempts.pop(attempt, None)
 
     @contextmanager
     def over(self, held: Checkout) -> Iterator[None]:
         """For as long as the block, see to it that nobody waits on this connection for an answer that does not come."""
-        with self._changed:
+        with self._lock:
             self._holds.add(held)
         try:
             yield
         finally:
-            with self._changed:
+            with self._lock:
                 self._holds.discard(held)
 
     @property
     def tokens(self) -> list[UUID]:
         """Of the attempts that run now."""
-        with self._changed:
+        with self._lock:
             return [attempt.job.token for attempt in self._attempts if attempt.job.token is not None]
 
     @property
     def detached_tokens(self) -> list[UUID]:
         """Of those that hold no connection, and live by a lease."""
-        with self._changed:
+        with self._lock:
             detached = [attempt.job for attempt in self._attempts if attempt.held is None and not attempt.severed]
             return [job.token for job in detached if job.token is not None]
 
     def tell(self, token: UUID, reason: Reason, patience: Patience, *, id: int | None = None) -> None:
         """Tell the attempt with this token, at the job with this id if one is given, to end, if it still runs."""
-        with self._changed:
+        with self._lock:
             for attempt in self._attempts:
                 if attempt.job.token == token and id in (None, attempt.job.id):
                     attempt.tell(reason, patience)
@@ -335,7 +339,7 @@ class Watch:
 
     def tell_of_lost_leases(self, tokens: set[UUID]) -> None:
         """The leases of these attempts are over. Those that completed their jobs themselves need none any more."""
-        with self._changed:
+        with self._lock:
             for attempt in self._attempts:
                 if attempt.job.token in tokens and not attempt.completed:
                     attempt.tell(JobCancelled("its lease ended before it did"), AFTER_TIMEOUT)
@@ -344,7 +348,7 @@ class Watch:
     def tell_all(self, reason: Callable[[], Reason], patience: Patience) -> None:
         """Tell every attempt that runs to end, and from now on those that begin: one that was claimed in this moment
         is not on the list yet."""
-        with self._changed:
+        with self._lock:
             self._all_end = reason, patience
             for attempt in self._attempts:
                 self._cut_off(attempt, reason, patience)
@@ -355,7 +359,7 @@ class Watch:
         self._changed.notify()
 
     def _run(self) -> None:
-        with self._changed:
+        with self._lock:
             while not self._stopping:
                 now = time.monotonic()
                 self._next = min((attempt.press(now) for attempt in self._attempts), default=NEVER)

@@ -83,9 +83,19 @@ class Claimer:
     def claim(self, held: Checkout, queue: str, *, id: int | None = None) -> Job[Any] | None:
         """The next job, or the one with this id, locked in the transaction that is open now; None if there is none."""
         hot: HotPath | None = held.hot_path
-        if hot is not None and hot.next is not None:  # came with the finish of the one before
-            following, hot.next = hot.next, None
-            return following
+        if hot is not None and hot.next is not None:
+            job, hot.next = hot.next, None  # came with the finish of the one before
+        else:
+            found = self._claim_in_time(held, queue, id)
+            if found is None:
+                return None
+            job = found
+        handler = self.handler_of(job.kind)
+        if handler is not None:
+            vars(job)["decode"] = handler.decode  # nobody has seen it yet
+        return job
+
+    def _claim_in_time(self, held: Checkout, queue: str, id: int | None) -> Job[Any] | None:
         held.answer_due = time.monotonic() + _ANSWER_WITHIN
         try:
             return self._claim_next(held, queue, id)

@@ -209,18 +209,20 @@ def _copied(job: EncodedJob, id: int, now: datetime) -> Job[Any]:
     """The job that a COPY inserts. Its args are the text that was sent; Postgres writes the same with blanks in it."""
     due, state = _moment(job, now)
     return job_of(
-        id=id,
-        state=state,
-        queue=job.queue,
-        kind=job.kind,
-        priority=job.priority,
-        attempt=0,
-        max_attempts=job.max_attempts,
-        raw_args=job.args,
-        raw_metadata=job.metadata,
-        tags=tuple(job.tags),
-        scheduled_at=due,
-        created_at=now,
+        {
+            "id": id,
+            "state": state,
+            "queue": job.queue,
+            "kind": job.kind,
+            "priority": job.priority,
+            "attempt": 0,
+            "max_attempts": job.max_attempts,
+            "raw_args": job.args,
+            "raw_metadata": job.metadata,
+            "tags": tuple(job.tags),
+            "scheduled_at": due,
+            "created_at": now,
+        }
     )
 
 

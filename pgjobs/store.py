@@ -453,27 +453,20 @@ def lost_or(error: psycopg.Error, job: Job[Any]) -> Exception:
 
 def as_job(row: Sequence[Any]) -> Job[Any]:
     """A Job from the columns that every statement lists in this order; instants in UTC."""
-    return job_of(
-        id=row[0],
-        state=_STATES[row[1]],
-        queue=row[2],
-        kind=row[3],
-        priority=row[4],
-        attempt=row[5],
-        max_attempts=row[6],
-        raw_args=row[7],
-        raw_metadata=row[8],
-        raw_errors=row[9],
-        tags=tuple(row[10]),
-        scheduled_at=row[11].astimezone(UTC),
-        created_at=row[12].astimezone(UTC),
-        attempted_at=row[13] and row[13].astimezone(UTC),
-        finalized_at=row[14] and row[14].astimezone(UTC),
-        attempted_by=tuple(row[15]),
-        token=row[16],
-        leased_until=row[17] and row[17].astimezone(UTC),
-        raw_output=row[18],
-    )
+    values = dict(zip(_COLUMNS, row, strict=False))  # a statement may give more
+    values["state"] = _STATES[values["state"]]
+    values["tags"] = tuple(values["tags"])
+    values["attempted_by"] = tuple(values["attempted_by"])
+    for name in _INSTANTS:
+        if values[name] is not None:
+            values[name] = values[name].astimezone(UTC)
+    return job_of(values)
 
 
+_COLUMNS = (
+    "id", "state", "queue", "kind", "priority", "attempt", "max_attempts", "raw_args", "raw_metadata", "raw_errors",
+    "tags", "scheduled_at", "created_at", "attempted_at", "finalized_at", "attempted_by", "token", "leased_until",
+    "raw_output",
+)  # fmt: skip
+_INSTANTS = ("scheduled_at", "created_at", "attempted_at", "finalized_at", "leased_until")
 _STATES = {state.value: state for state in JobState}

@@ -551,7 +551,9 @@ class WorkerPool:
 
     def _ends(self, idle: IdleThreads) -> bool:
         """Whether this thread is to take no more jobs."""
-        return self._stopping.is_set() or idle.closed or threading.current_thread() in self._stuck
+        if self._stopping.is_set() or idle.closed:
+            return True
+        return bool(self._stuck) and threading.current_thread() in self._stuck
 
     # --- handlers that do not end
 

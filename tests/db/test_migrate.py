@@ -870,3 +870,72 @@ def test_an_applications_pool_migrates_whatever_its_connections_are_like(fresh_d
             assert len(client.migrate()) == NEWEST
             client.check_schema()
             assert client.migrate() == []
+
+
+# --- what is special in one of them
+
+FINAL = "finalized_at = now()"
+WAITING = ("available", "scheduled", "pending", "retryable")
+
+
+@pytest.mark.parametrize("version", [5, NEWEST], ids=["as CHECKs of the table", "as domains"])
+@pytest.mark.parametrize(
+    ("changes", "rule"),
+    [
+        ("state = 'lost'", "job_state"),
+        ("state = 'completed'", "job_finalized"),
+        ("state = 'cancelled'", "job_finalized"),
+        ("state = 'discarded'", "job_finalized"),
+        *((f"state = '{state}', {FINAL}", "job_finalized") for state in WAITING),
+        (f"state = 'running', {FINAL}", "job_finalized"),
+        ("attempt = -1", "job_attempt"),
+        ("max_attempts = 0", "job_"),  # breaks more than one
+        (f"attempt = 26, state = 'completed', {FINAL}", "job_"),
+        ("attempt = 26, state = 'running'", "job_"),
+        *((f"attempt = 25, state = '{state}'", "job_has") for state in WAITING),
+        ("queue = ''", "job_names"),
+        ("queue = repeat('q', 65)", "job_names"),
+        ("kind = ''", "job_names"),
+        ("kind = repeat('k', 129)", "job_names"),
+        *((f"{column} = '[]'", "job_json") for column in ("args", "metadata")),
+        ("errors = '{}'", "job_json"),
+        *((f"{column} = '{{NULL}}'", "job_arrays") for column in ("tags", "attempted_by")),
+        *((f"{column} = 'infinity'", "job_times") for column in ("scheduled_at", "created_at", "attempted_at")),
+        ("leased_until = '9999-12-31 UTC'", "job_times"),
+        ("state = 'completed', finalized_at = '0001-01-01 BC'", "job_times"),
+        ("unique_key = 'x'", "job_unique_states"),
+        ("unique_key = 'x', unique_states = '{available}'", "job_unique_covers"),
+    ],
+)  # fmt: skip
+def test_a_row_that_cannot_be_is_refused(
+    empty: Client, fresh_database: str, version: int, changes: str, rule: str
+) -> None:
+    empty.migrate(target=version)
+    with psycopg.connect(fresh_database, autocommit=True) as conn:
+        conn.execute(sql.SQL("SET search_path = {}").format(sql.Identifier(empty.schema)))
+        conn.execute("INSERT INTO job (kind) VALUES ('thing')")
+        conn.execute("UPDATE job SET state = 'running', attempt = 25")
+        conn.execute("UPDATE job SET state = 'discarded', finalized_at = now()")
+        conn.execute("UPDATE job SET state = 'available', attempt = 0, finalized_at = NULL")
+        with pytest.raises(psycopg.errors.CheckViolation, match=rule):
+            conn.execute(f"UPDATE job SET {changes}".encode())
+
+
+def test_the_rules_move_to_the_types_of_the_columns_without_writing_a_row_anew(
+    empty: Client, fresh_database: str
+) -> None:
+    """A table of a million jobs is not to be copied for it; and an UPDATE reads every CHECK that the table has."""
+    file = "SELECT relfilenode, (SELECT count(*) FROM pg_constraint WHERE conrelid = pg_class.oid AND contype = 'c')"
+    empty.migrate(target=5)
+    with psycopg.connect(fresh_database, autocommit=True) as conn:
+        conn.execute(sql.SQL("INSERT INTO {} (kind) VALUES ('thing')").format(sql.Identifier(empty.schema, "job")))
+
+        def look() -> Any:
+            query = file + " FROM pg_class WHERE relname = 'job' AND relnamespace = %s::regnamespace"
+            return conn.execute(query, [empty.schema]).fetchall()[0]
+
+        before, checks = look()
+        empty.migrate(target=6)
+        assert look() == (before, 3)
+        empty.migrate(direction="down", target=5)
+        assert look() == (before, checks)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +19,6 @@ from pgjobs import (
     filter_store,
     hot_path,
     index_store,
-    job,
     migration_store,
     post_store,
     queue_store,
@@ -196,26 +197,14 @@ def test_all_statements_that_give_jobs_list_the_same_columns_in_the_same_order()
 
 
 def test_a_row_becomes_a_job_column_by_column() -> None:
-    (function,) = (
-        node
-        for node in ast.parse(inspect.getsource(store)).body
-        if isinstance(node, ast.FunctionDef) and node.name == "as_job"
-    )
-    (call,) = (
-        node
-        for node in ast.walk(function)
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "job_of"
-    )
-    taken: dict[int, str] = {}
-    for keyword in call.keywords:
-        (position,) = {
-            node.slice.value
-            for node in ast.walk(keyword.value)
-            if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant)
-        }
-        assert isinstance(position, int)
-        taken[position] = str(keyword.arg).removeprefix("raw_")
-    assert [taken[position] for position in range(len(taken))] == columns(everything()["take"])
-    assert {
-        f"raw_{name}" if name in ("args", "metadata", "errors", "output") else name for name in taken.values()
-    } <= set(job.Job.__dataclass_fields__)
+    names = columns(everything()["take"])
+    row: dict[str, Any] = {name: f"the {name}" for name in names}
+    row |= {name: [name] for name in ("tags", "attempted_by")}
+    instants = [name for name in names if name.endswith("_at") or name == "leased_until"]
+    row |= {name: datetime(2026, 1, 1, hour, tzinfo=UTC) for hour, name in enumerate(instants)}
+    row["state"] = "running"
+    made = store.as_job([*row.values(), "more that a statement gives"])
+    for name, value in row.items():
+        field = f"raw_{name}" if name in ("args", "metadata", "errors", "output") else name
+        assert getattr(made, field) == (tuple(value) if isinstance(value, list) else value)
+    assert store.as_job([*({**row, **dict.fromkeys(instants[2:])}).values()]).leased_until is None
