@@ -303,9 +303,13 @@ class HotPath:
         pgconn, results, error = self._conn.pgconn, list[PGresult](), None
         if sent > _AT_ONCE:
             self._flush()
-        self._socket.poll()  # without the interpreter's lock
-        pgconn.consume_input()
-        while (result := pgconn.get_result()) is not None:
+        self._read()
+        while True:
+            while pgconn.is_busy():  # else to get the result would wait for it, and keep the interpreter's lock
+                self._read()
+            result = pgconn.get_result()
+            if result is None:
+                break
             if error is None and result.status in _GOOD:
                 results.append(result)
             else:
@@ -313,6 +317,10 @@ class HotPath:
         if pgconn.status == ConnStatus.BAD:
             raise psycopg.OperationalError(pgconn.get_error_message())
         return results, error
+
+    def _read(self) -> None:
+        self._socket.poll()  # without the interpreter's lock
+        self._conn.pgconn.consume_input()
 
     def _flush(self) -> None:
         """Send what is too long for the socket's buffer bit by bit, reading what comes meanwhile."""

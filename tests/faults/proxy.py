@@ -10,6 +10,8 @@ from types import TracebackType
 from typing import Literal, Self
 
 _CHUNK = 65536
+_A_FEW_WORDS = 1000  # bytes
+Cut = Literal["before", "after", "within"]
 
 
 class Proxy:
@@ -18,8 +20,9 @@ class Proxy:
     def __init__(self, port: int) -> None:
         self._server_port = port
         self._open = _opened()
-        self._trap: tuple[re.Pattern[bytes], Literal["before", "after"]] | None = None
+        self._trap: tuple[re.Pattern[bytes], Cut] | None = None
         self.sprung = threading.Event()  # the trap was hit
+        self._closed = threading.Event()
         self._sockets: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._listening = socket.create_server(("127.0.0.1", 0))
@@ -46,13 +49,15 @@ class Proxy:
                 with suppress(OSError):
                     each.shutdown(socket.SHUT_RDWR)
 
-    def trap(self, request: re.Pattern[bytes], cut: Literal["before", "after"]) -> None:
+    def trap(self, request: re.Pattern[bytes], cut: Cut) -> None:
         """Cut the connection of the next request that this is found in: before the server gets it, or after the
-        server has answered, without a word of the answer."""
+        server has answered, without a word of the answer. Within the answer it is not cut, but stands still for ever
+        after a few words."""
         self.sprung.clear()
         self._trap = (request, cut)
 
     def close(self) -> None:
+        self._closed.set()
         self._listening.close()
         self.cut()
         self.flow()
@@ -76,9 +81,9 @@ class Proxy:
                     continue
                 with self._lock:
                     self._sockets |= {client, server}
-                mute = threading.Event()  # the answer is not to be passed on
+                sprung: list[Cut] = []  # what is to become of the answer, if not to be passed on
                 way = self._open
-                for args in ((client, server, way, mute, True), (server, client, way, mute, False)):
+                for args in ((client, server, way, sprung, True), (server, client, way, sprung, False)):
                     threading.Thread(target=self._pump, args=args, daemon=True).start()
 
     def _pump(
@@ -86,7 +91,7 @@ class Proxy:
         source: socket.socket,
         target: socket.socket,
         way: threading.Event,
-        mute: threading.Event,
+        sprung: list[Cut],
         requests: bool,
     ) -> None:
         with suppress(OSError):
@@ -97,9 +102,12 @@ class Proxy:
                     if cut == "before":
                         self.sprung.set()
                         break
-                    mute.set()
-                if not requests and mute.is_set():
+                    sprung.append(cut)
+                if not requests and sprung:
+                    target.sendall(data[:_A_FEW_WORDS] if sprung == ["within"] else b"")
                     self.sprung.set()
+                    if sprung == ["within"]:
+                        self._closed.wait()
                     break
                 target.sendall(data)
         for each in (source, target):

@@ -23,6 +23,7 @@ from tests.waking import LISTENS
 
 # The statement that commits a job, in whatever message it leaves.
 _COMPLETION = re.compile(rb"(?i)release.savepoint")
+_CLAIM = re.compile(rb"EXECUTE \w+_take_")
 
 
 @pytest.fixture
@@ -48,6 +49,19 @@ def test_a_connection_that_breaks_around_the_commit_neither_loses_nor_doubles(
     assert ledger.effects(job) == ([1] if cut == "after" else [2])
     assert ledger.starts(job) == ([1] if cut == "after" else [1, 2])
     assert len(ledger.job(job).errors) == (0 if cut == "after" else 1)
+
+
+def test_an_answer_that_stops_in_the_middle_keeps_no_other_thread_from_its_work(
+    ledger: Ledger, nursery: Nursery, proxy: Proxy
+) -> None:
+    """Who waits for the rest of it does so without the interpreter's lock."""
+    job = ledger.enqueue(metadata={"long": "x" * 60_000})
+    proxy.trap(_CLAIM, "within")
+    nursery.start(dsn=through(ledger.dsn, proxy.port), ledger=ledger.dsn, queues={"default": 2})
+    assert proxy.sprung.wait(10)
+    other = ledger.enqueue()
+    wait_until(lambda: ledger.job(other).state == JobState.COMPLETED)
+    assert ledger.starts(job) == []
 
 
 @pytest.mark.conformance(326)
