@@ -38,6 +38,7 @@ _PYTHON_STATE = (
     "deferrable",
 )
 _python_state = attrgetter(*_PYTHON_STATE)
+PREPARE_AFTER = 5  # times that a statement was sent; as psycopg has it where nobody says otherwise
 _BUSY = (TransactionStatus.UNKNOWN, TransactionStatus.ACTIVE)
 
 NEVER = float("inf")
@@ -84,10 +85,13 @@ class Checkout(ABC):
         self.spoiled = False
         self.hot_path = None
         self._kept = _python_state(self.conn)
-        self._callbacks = (list(self.conn._notice_handlers), list(self.conn._notify_handlers))
         self._wanted = (True, *self._kept[1:])
+        self._callbacks = (list(self.conn._notice_handlers), list(self.conn._notify_handlers))
         if not self.conn.autocommit:
             self.conn.autocommit = True
+
+    def found_direct(self) -> None:  # noqa: B027  most connections are not our own
+        """No pooler stands in between: on a connection of our own, what is sent often may be prepared."""
 
     # --- for the handler
 
@@ -257,6 +261,11 @@ class PoolCheckout(Checkout):
     def _configure(self) -> None:
         if self._configure_anew is not None:
             self._configure_anew(self.conn)
+
+    def found_direct(self) -> None:
+        if self._may_prepare and self.conn.prepare_threshold is None:
+            self.conn.prepare_threshold = PREPARE_AFTER
+            self._wanted = _python_state(self.conn)
 
     def handing_over(self) -> AbstractContextManager[AnyConnection]:
         return nullcontext(self.conn)

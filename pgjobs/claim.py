@@ -261,6 +261,7 @@ class Claimer:
     def _hot_path(self, held: Checkout, facts: ServerFacts) -> HotPath | None:
         """The hot path of this connection; None where it cannot be used."""
         if held.hot_path is None and held.can_prepare and not facts.pooled:
+            held.found_direct()
             held.hot_path = hot_path(held.conn, self._hot_statements)
         hot: HotPath | None = held.hot_path
         return hot

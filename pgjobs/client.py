@@ -19,6 +19,7 @@ from psycopg_pool import ConnectionPool
 from pgjobs import backoff as policies
 from pgjobs import codec, control, migrate
 from pgjobs.backoff import Backoff
+from pgjobs.checkout import PREPARE_AFTER
 from pgjobs.claim import Claimer
 from pgjobs.enqueue import Enqueuer
 from pgjobs.enqueue_store import EnqueueStore, can_copy
@@ -89,6 +90,7 @@ class Client:
         self.schema = check_schema(schema)
         self.id = one_line(id or f"{socket.gethostname()}-{os.getpid()}-{token_hex(4)}", 255)
         self.store = Store(self.schema)
+        self._direct: bool | None = None  # whether its own connections lead to the server itself; not asked yet
         self.source = _source(pool)
         self.queues = Queues(self.store, self._transaction)
         self._filters = FilterStore(self.schema)
@@ -224,6 +226,8 @@ class Client:
         job = self._enqueuer.encoded(args if isinstance(args, NewJob) else NewJob(args, kind=kind, **options))
         alone = tx is None and self._enqueuer.needs_one_statement(job)
         with self.source.autocommit() if alone else self._transaction(tx) as conn:
+            if alone and self.source.owned and conn.prepare_threshold is None and self._is_direct(conn):
+                conn.prepare_threshold = PREPARE_AFTER  # for as long as the connection lives, which is ours
             return self._enqueuer.insert(conn, tx, [job], notify=notify)[0]
 
     @overload
@@ -273,6 +277,12 @@ class Client:
         return self._enqueuer.insert_counted(
             self._transaction(tx), tx, jobs, notify=notify, copy=own or can_copy(borrow(tx))
         )
+
+    def _is_direct(self, conn: AnyConnection) -> bool:
+        """Whether no pooler stands between this process and the server. Asked once."""
+        if self._direct is None:
+            self._direct = not self.store.server_facts(conn).pooled
+        return self._direct
 
     @contextmanager
     def _transaction(self, tx: Borrowable | ConnectionPool[Any] | None) -> Iterator[AnyConnection]:
