@@ -130,11 +130,10 @@ class Batches:
                 return self.store.claim(held.conn, hot, claimer.order, values)
             except (AttemptLost, psycopg.Error) as error:
                 deallocated = isinstance(error, psycopg.errors.InvalidSqlStatementName)
+                claimer._take_back(held, values["queue"], values["token"], error)
                 if hot is not None and again and deallocated:  # a handler did, of an earlier job
                     hot.forget()
-                    claimer.store.rollback(held.conn)
                     continue
-                claimer._take_back(held, values["queue"], values["token"], error)
                 if isinstance(error, AttemptLost):
                     return None
                 raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
 import sys
 import threading
@@ -11,6 +12,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import partial
 from operator import attrgetter
 from typing import Any, TypeVar
 
@@ -38,7 +40,9 @@ _PYTHON_STATE = (
     "deferrable",
 )
 _python_state = attrgetter(*_PYTHON_STATE)
-PREPARE_AFTER = 5  # times that a statement was sent; as psycopg has it where nobody says otherwise
+_PREPARE_AFTER = 5  # times that a statement was sent; as psycopg has it where nobody says otherwise
+# What deallocates, and tables that are gone with the job: the next may make them with other columns.
+_ENDS_WHAT_IS_PREPARED = re.compile(rb"\b(?:DEALLOCATE|DISCARD\s+ALL|TEMP(?:ORARY)?\s+TABLE)\b")
 _BUSY = (TransactionStatus.UNKNOWN, TransactionStatus.ACTIVE)
 
 NEVER = float("inf")
@@ -264,7 +268,7 @@ class PoolCheckout(Checkout):
 
     def found_direct(self) -> None:
         if self._may_prepare and self.conn.prepare_threshold is None:
-            self.conn.prepare_threshold = PREPARE_AFTER
+            let_prepare(self.conn)
             self._wanted = _python_state(self.conn)
 
     def handing_over(self) -> AbstractContextManager[AnyConnection]:
@@ -287,6 +291,26 @@ def giving_back(held: Held) -> Iterator[Held]:
         raise
     finally:
         held.give_back()
+
+
+def let_prepare(conn: AnyConnection) -> None:
+    """Let psycopg prepare what is sent often on a connection of our own, which leads to the server itself."""
+    conn.prepare_threshold = _PREPARE_AFTER
+    prepared = conn._prepared
+    if "maybe_add_to_cache" not in vars(prepared):
+        add = partial(_add_to_prepared, conn, prepared.maybe_add_to_cache)
+        prepared.maybe_add_to_cache = add  # type: ignore[method-assign]
+
+
+def _add_to_prepared(conn: AnyConnection, add: Callable[..., Any], query: Any, prepare: Any, name: bytes) -> Any:
+    """Psycopg is about to send this. By itself it notices a DEALLOCATE only where that is sent for the first time, and
+    would go on with what is gone."""
+    if name or _ENDS_WHAT_IS_PREPARED.search(query.query.upper()) is None:
+        return add(query, prepare, name)
+    conn._prepared.clear()  # behind the statement psycopg deallocates what is still there
+    for hot in vars(conn).get("_pgjobs_hot_paths", {}).values():
+        hot.forget()
+    return None
 
 
 def shut_down(conn: AnyConnection) -> None:

@@ -193,11 +193,11 @@ class Claimer:
                 if hot is None:
                     return self.store.claim(held.conn, which=which, **request.values)
                 return hot.claim(which, request)
-            except psycopg.errors.InvalidSqlStatementName:
+            except psycopg.errors.InvalidSqlStatementName as error:
                 if hot is None:
                     raise
                 hot.forget()
-                self.store.rollback(held.conn)
+                self._take_back(held, request.queue, request.token, error)  # if the lock alone was not there
                 return hot.claim(which, request)
         except (AttemptLost, psycopg.Error) as error:
             self._take_back(held, request.queue, request.token, error)

@@ -19,7 +19,7 @@ from psycopg_pool import ConnectionPool
 from pgjobs import backoff as policies
 from pgjobs import codec, control, migrate
 from pgjobs.backoff import Backoff
-from pgjobs.checkout import PREPARE_AFTER
+from pgjobs.checkout import let_prepare
 from pgjobs.claim import Claimer
 from pgjobs.enqueue import Enqueuer
 from pgjobs.enqueue_store import EnqueueStore, can_copy
@@ -227,7 +227,7 @@ class Client:
         alone = tx is None and self._enqueuer.needs_one_statement(job)
         with self.source.autocommit() if alone else self._transaction(tx) as conn:
             if alone and self.source.owned and conn.prepare_threshold is None and self._is_direct(conn):
-                conn.prepare_threshold = PREPARE_AFTER  # for as long as the connection lives, which is ours
+                let_prepare(conn)  # for as long as the connection lives, which is ours
             return self._enqueuer.insert(conn, tx, [job], notify=notify)[0]
 
     @overload

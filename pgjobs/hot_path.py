@@ -139,10 +139,17 @@ class HotPath:
         self.used = False  # whether somebody else has sent anything since the last claim
         # all that psycopg sends goes through here
         conn.wait = partial(self._wait, conn.wait)  # type: ignore[method-assign]
+        conn._deallocate = partial(self._deallocate, conn._deallocate)  # type: ignore[method-assign]
 
     def _wait(self, wait: Callable[..., Any], *args: Any, **options: Any) -> Any:
         self.used = True
         return wait(*args, **options)
+
+    def _deallocate(self, deallocate: Callable[..., Any], name: bytes | None) -> Any:
+        """Psycopg deallocates: all that there is, behind a ROLLBACK or DROP, if it has prepared anything itself."""
+        if name is None:
+            self.forget()
+        return deallocate(name)
 
     # --- what the store does, in fewer round trips
 

@@ -130,6 +130,7 @@ class Savepoints:
                 if self._conn.pgconn.transaction_status != TransactionStatus.INERROR:
                     return False
             else:
+                self._conn._prepared.clear()  # as psycopg does: what was prepared may be about what is gone
                 return True
         return False
 
