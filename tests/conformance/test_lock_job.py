@@ -13,6 +13,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg_pool import ConnectionPool
 
 from pgjobs import (
     Cancel,
@@ -104,6 +105,24 @@ def test_the_block_holds_the_lock_on_the_jobs_row(client: Client, sql: Rows) -> 
             assert other is None
         assert WorkerPool(client, {Thing: nothing}).work_one() is False
     assert sql(skip) == [(1,)]
+
+
+def test_a_claim_by_id_reaches_its_job_on_a_connection_whose_pool_discards_what_was_prepared(
+    client: Client, stored: Stored, database: str
+) -> None:
+    """The claim of a certain job is prepared there anew, and goes through; the lock that belongs to it is gone."""
+    first, second = client.enqueue(None, Thing(1)), client.enqueue(None, Thing(2))
+    settings = {"autocommit": True}
+    with ConnectionPool(
+        database, kwargs=settings, min_size=1, max_size=1, reset=lambda conn: conn.execute("DISCARD ALL") and None
+    ) as pool:
+        theirs = Client(pool, schema=client.schema)
+        with theirs.lock_job() as (_, job):
+            assert job is not None
+        with theirs.lock_job(id=second.id) as (_, job):
+            assert job is not None
+            assert (job.id, job.attempt) == (second.id, 1)
+    assert [stored(job).state for job in (first, second)] == [JobState.COMPLETED] * 2
 
 
 def test_the_next_job_is_the_one_that_a_worker_would_take(client: Client) -> None:

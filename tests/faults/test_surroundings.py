@@ -7,10 +7,12 @@ import shutil
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 
+from pgjobs import Client, Job, WorkerPool
 from pgjobs.embedded import EmbeddedPostgres
 from tests.conftest import new_database
 from tests.faults.ledger import Ledger
@@ -67,6 +69,27 @@ def test_f17_a_worker_that_is_killed_behind_a_pooler_frees_its_jobs(
     ledger.wait_drained(timeout=40)
     ledger.check()
     assert [len(ledger.starts(job)) for job in jobs] == [2, 2]
+
+
+@pytest.mark.skipif(PGBOUNCER is None, reason="there is no pgbouncer here")
+def test_f17_nothing_is_prepared_behind_a_pooler(ledger: Ledger, pooler: str) -> None:
+    """Neither by psycopg nor for pgjobs itself: statements that are sent often, for enqueues and by handlers."""
+    seen: list[Any] = []
+
+    def handler(tx: psycopg.Connection[Any], job: Job[Any]) -> None:
+        row = tx.execute("SELECT count(*) FROM pg_prepared_statements").fetchone()
+        seen.append((tx.prepare_threshold, row))
+
+    with Client(pooler, schema="apart") as client:
+        client.migrate()
+        for _ in range(20):
+            client.enqueue(None, {}, kind="any")
+        with WorkerPool(client, {"any": handler}, queues={"default": 1}):
+            wait_until(lambda: len(seen) == 20)
+        with client.source.autocommit() as conn:
+            assert conn.prepare_threshold is None
+            conn.execute("DROP SCHEMA apart CASCADE")
+    assert set(seen) == {(None, (0,))}
 
 
 @pytest.mark.conformance(346)
