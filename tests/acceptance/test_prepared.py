@@ -160,6 +160,21 @@ def test_a_rollback_on_a_pool_that_prepares_deallocates_and_costs_no_job_another
     Trial(theirs(prepare_threshold=0), now_and_then(act)).none_was_disturbed()
 
 
+@WAYS
+def test_a_claim_whose_lock_alone_was_deallocated_is_made_again(
+    theirs: Callable[..., Client], options: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+
+    def act(tx: Tx, number: int) -> None:
+        if number % 10 == 0:
+            names = tx.execute("SELECT name FROM pg_prepared_statements WHERE name LIKE 'pgjobs%lock%'").fetchall()
+            for (name,) in names:
+                tx.execute(sql.SQL("DEALLOCATE {}").format(sql.Identifier(name)))
+
+    Trial(theirs(), act, **options).none_was_disturbed()
+    assert "vanished" not in caplog.text, "nothing waited for a rescue"
+
+
 def test_an_enqueue_is_prepared_also_after_a_handler_has_deallocated(ready: Client) -> None:
     """On the very connection of the handler."""
     ready.pool.resize(0, 1)

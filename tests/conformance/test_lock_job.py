@@ -113,9 +113,11 @@ def test_a_claim_by_id_reaches_its_job_on_a_connection_whose_pool_discards_what_
     """The claim of a certain job is prepared there anew, and goes through; the lock that belongs to it is gone."""
     first, second = client.enqueue(None, Thing(1)), client.enqueue(None, Thing(2))
     settings = {"autocommit": True}
-    with ConnectionPool(
-        database, kwargs=settings, min_size=1, max_size=1, reset=lambda conn: conn.execute("DISCARD ALL") and None
-    ) as pool:
+
+    def discard(conn: Tx) -> None:
+        conn.execute("DISCARD ALL")
+
+    with ConnectionPool(database, kwargs=settings, min_size=1, max_size=1, reset=discard, open=True) as pool:
         theirs = Client(pool, schema=client.schema)
         with theirs.lock_job() as (_, job):
             assert job is not None
