@@ -7,23 +7,22 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from operator import itemgetter
 from typing import Any
 from uuid import UUID
 
 import psycopg
+from psycopg.adapt import Transformer
+from psycopg.pq.abc import PGresult
+from psycopg.rows import TupleRow, tuple_row
 
 from pgjobs import statements
-from pgjobs.cursors import AnyConnection, answers, literal_cursor, one
+from pgjobs.cursors import AnyConnection, BatchCursor, answers, literal_cursor, one
 from pgjobs.errors import AttemptLost
 from pgjobs.hot_path import HotPath, Prepared, prepared
 from pgjobs.job import Job, JobState
 from pgjobs.outcome import NOTHING_KEPT, Kept, Outcome
 from pgjobs.store import ATTEMPT_LOST, CLAIM_DEFAULTS, Finished, Store, finish_values
 
-_RUNNING = JobState.RUNNING
-# of the rows of a claim, in the order in which claims of one would take them
-_ORDERS = {"priority": itemgetter(2, 8, 0), "scheduled_at": itemgetter(8, 0)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +85,9 @@ class BatchStore:
         batch = self._batch = statements.load("batch.sql", store.schema)
         self._work = work
         orders = {"priority": batch["next_batch_by_priority"], "scheduled_at": batch["next_batch_by_time"]}
-        takes = {order: batch["take_batch"].replace(b"{next}", sql.rstrip(b";")) for order, sql in orders.items()}
+        self._takes = {order: _take(batch["take_batch"], sql.rstrip(b";")) for order, sql in orders.items()}
         before, after = (work["begin"], batch["batch_bounds"]), (work["commit"], work["begin"], batch["lock_batch"])
-        self._claims = {order: b"\n".join((*before, take, *after)) for order, take in takes.items()}
+        self._claims = {order: b"\n".join((*before, take, *after)) for order, take in self._takes.items()}
 
         def hot(name: str, sql: bytes) -> Prepared:
             return prepared(f"{tag}_batch_{name}", sql)
@@ -99,9 +98,9 @@ class BatchStore:
             hot("lock", batch["lock_batch"]),
         )
         bounds = hot("bounds", batch["batch_bounds"])
-        self._hot_claims = {
-            order: (begin, bounds, hot(f"take_{order}", take), commit, begin, lock) for order, take in takes.items()
-        }
+        self._around_take = (begin, bounds), (commit, begin, lock)
+        self._hot_takes: dict[tuple[str, int], Prepared] = {}
+        self._prepared = hot
         self._hot_relax = hot("relax", work["relax"])
         self._hot_complete = hot("complete", batch["complete_batch"])
         self._hot_release = hot("release", batch["release_batch"])
@@ -113,9 +112,9 @@ class BatchStore:
         """Claim many jobs, and lock them in the transaction that is then open. None: nothing to claim. Without jobs no
         transaction is open. Raises AttemptLost when all were taken away before they could be locked."""
         if hot is not None:
-            taken, locked = self._claim_hot(hot, order, values)
+            taken, locked = self._claim_hot(conn, hot, order, values)
         else:
-            with literal_cursor(conn) as cur:
+            with BatchCursor(conn, row_factory=tuple_row) as cur:
                 cur.execute(self._claims[order], {**CLAIM_DEFAULTS, **values})
                 _, taken, locked = answers(cur)
         if not locked:
@@ -126,23 +125,34 @@ class BatchStore:
             if taken[0][1] is None:
                 return ALONE
             raise AttemptLost(f"{len(taken)} jobs were claimed but taken away before they were locked")
-        [(number, ids, xid, bound, *_)] = locked
+        [(number, ids, attempted_at, xid, bound, *_)] = locked
         claimed = len(taken)
         if number < claimed:
             still = {int(id) for id in ids.split(",")}
             taken = [row for row in taken if row[0] in still]
-        taken.sort(key=_ORDERS[order])
-        queue, token = values["queue"], values["token"]
-        jobs = [_as_job(row, queue, token) for row in taken]
+        jobs = _as_jobs(taken, values["queue"], values["token"], values["worker"], _instant(attempted_at))
         return Claimed(jobs, alone=False, xid=xid, bound=bound, missed=claimed - number)
 
-    def _claim_hot(self, hot: HotPath, order: str, values: Mapping[str, Any]) -> tuple[list[Any], list[Any]]:
+    def _claim_hot(
+        self, conn: AnyConnection, hot: HotPath, order: str, values: Mapping[str, Any]
+    ) -> tuple[list[Any], list[Any]]:
         literals = hot.literals(values)
-        results, error = hot.send(hot.message([(step, literals) for step in self._hot_claims[order]]))
+        before, after = self._around_take
+        steps = (*before, self._hot_take(order, values["limit"]), *after)
+        results, error = hot.send(hot.message([(step, literals) for step in steps]))
         if error is not None:
             raise error
         hot.used = False
-        return hot.rows(results[2]), hot.rows(results[5])
+        return _rows(conn, results[2]), _rows(conn, results[5])
+
+    def _hot_take(self, order: str, limit: int) -> Prepared:
+        """The claim of so many. The limit stands in the text: a plan for any limit would be one for a part of the table."""
+        try:
+            return self._hot_takes[order, limit]
+        except KeyError:
+            take = self._takes[order].replace(b"%(limit)s", b"%d" % limit)
+            made = self._hot_takes[order, limit] = self._prepared(f"take_{order}_{limit}", take)
+            return made
 
     # --- between two jobs
 
@@ -254,26 +264,26 @@ def _metadata(job: Job[Any]) -> Mapping[str, Any]:
     return {} if job.raw_metadata == "{}" else job.metadata
 
 
-def _as_job(row: Sequence[Any], queue: str, token: UUID) -> Job[Any]:
-    """A job of a batch, whose claim says only what is not the same for all."""
-    id, kind, priority, most, args, metadata, errors, tags, scheduled_at, created_at, attempted_at, attempted_by = row
-    columns = {
-        "id": id,
-        "state": _RUNNING,
+def _take(take: bytes, next: bytes) -> bytes:
+    """The claim whose jobs are the `next` ones, in the same order."""
+    order = re.findall(rb"ORDER BY .*", next)[-1]
+    return take.replace(b"{next}", next).replace(b"{order}", order)
+
+
+def _rows(conn: AnyConnection, result: PGresult) -> list[TupleRow]:
+    transformer = Transformer(BatchCursor(conn, row_factory=tuple_row))
+    transformer.set_pgresult(result)
+    return transformer.load_rows(0, result.ntuples, tuple)
+
+
+def _as_jobs(rows: Iterable[TupleRow], queue: str, token: UUID, worker: str, attempted_at: datetime) -> list[Job[Any]]:
+    """The jobs of a claim, which says only what is not the same for all."""
+    same = {
+        "state": JobState.RUNNING,
         "queue": queue,
-        "kind": kind,
-        "priority": priority,
         "attempt": 1,
-        "max_attempts": most,
-        "raw_args": args,
-        "raw_metadata": metadata,
-        "raw_errors": errors,
-        "tags": tuple(tags),
-        "scheduled_at": scheduled_at.astimezone(UTC),
-        "created_at": created_at.astimezone(UTC),
-        "attempted_at": attempted_at.astimezone(UTC),
+        "attempted_at": attempted_at,
         "finalized_at": None,
-        "attempted_by": tuple(attempted_by),
         "token": token,
         "leased_until": None,
         "raw_output": None,
@@ -281,9 +291,32 @@ def _as_job(row: Sequence[Any], queue: str, token: UUID) -> Job[Any]:
         "decode": json.loads,
         "running": None,
     }
-    job: Job[Any] = object.__new__(Job)
-    object.__setattr__(job, "__dict__", columns)
-    return job
+    jobs = []
+    me = (worker,)
+    for id, kind, priority, most, args, metadata, errors, tags, scheduled_at, created_at, attempted_by in rows:
+        job: Job[Any] = object.__new__(Job)
+        columns = {
+            **same,
+            "id": id,
+            "kind": kind,
+            "priority": priority,
+            "max_attempts": most,
+            "raw_args": args,
+            "raw_metadata": metadata,
+            "raw_errors": errors,
+            "tags": tuple(tags) if tags else (),
+            "scheduled_at": _instant(scheduled_at),
+            "created_at": _instant(created_at),
+            "attempted_by": tuple(attempted_by) if attempted_by else me,
+        }
+        object.__setattr__(job, "__dict__", columns)
+        jobs.append(job)
+    return jobs
+
+
+def _instant(text: str) -> datetime:
+    at = datetime.fromisoformat(text)
+    return at if at.tzinfo is UTC else at.astimezone(UTC)
 
 
 def _ids(ids: Iterable[int]) -> str:

@@ -58,6 +58,13 @@ class ClaimCursor(LiteralCursor):
     adapters.register_loader("jsonb", TextLoader)
 
 
+class BatchCursor(ClaimCursor):
+    """For the columns of a claim of many: instants are left as ISO text too."""
+
+    adapters = AdaptersMap(ClaimCursor.adapters)
+    adapters.register_loader("timestamptz", TextLoader)
+
+
 def bound_cursor(conn: AnyConnection) -> BoundCursor:
     """A plain cursor of our own, whatever factories the application has set; values are bound by the server. They come
     back in the binary form, which no setting of the session changes."""

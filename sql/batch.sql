@@ -28,16 +28,22 @@ SELECT id, attempt > 0 OR max_attempts = 1 OR metadata ? 'given_back' OR kind = 
     FOR NO KEY UPDATE SKIP LOCKED;
 
 -- name: batch_bounds
--- As those of a claim of one. No attempt in here outlives a crash of the server.
+-- As those of a claim of one. No attempt in here outlives a crash of the server. The claim is planned once for each
+-- connection, not each time: that takes longer than to claim a hundred jobs. A plan that is kept must hold for a table of
+-- any size, so it goes by the index.
 SELECT
     pg_catalog.set_config('statement_timeout', '30s', true),
     pg_catalog.set_config('lock_timeout', '10s', true),
     pg_catalog.set_config('DateStyle', 'ISO', true),
-    pg_catalog.set_config('synchronous_commit', %(synchronous_commit)s::text, true);
+    pg_catalog.set_config('synchronous_commit', %(synchronous_commit)s::text, true),
+    pg_catalog.set_config('plan_cache_mode', 'force_generic_plan', true),
+    pg_catalog.set_config('enable_seqscan', 'off', true),
+    pg_catalog.set_config('enable_bitmapscan', 'off', true);
 
 -- name: take_batch
 -- The claim, in a transaction of its own. When the first job must run alone nothing is claimed: the answer is its id,
--- without anything else. Found by an array, which every plan reads by the index.
+-- without anything else. Found by an array, which every plan reads by the index. What is the same for all is not said for
+-- each: all have the same instant, and most were never claimed before.
 WITH next AS MATERIALIZED (
     {next}
 ), placed AS MATERIALIZED (
@@ -52,29 +58,35 @@ WITH next AS MATERIALIZED (
     WHERE queue = %(queue)s AND id = ANY (ARRAY(
         SELECT id FROM placed WHERE place < COALESCE((SELECT pg_catalog.min(place) FROM placed WHERE alone), 32767)))
     RETURNING
-        id, kind, priority, max_attempts, args::text, metadata::text, errors::text, tags, scheduled_at, created_at,
-        attempted_at, attempted_by
+        id, kind, priority, max_attempts, args, metadata, errors,
+        CASE WHEN pg_catalog.cardinality(tags) > 0 THEN tags END AS tags,
+        scheduled_at, created_at,
+        CASE WHEN pg_catalog.cardinality(attempted_by) > 1 THEN attempted_by END AS attempted_by
 )
 SELECT * FROM taken
 UNION ALL
-SELECT id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL FROM placed WHERE place = 1 AND alone;
+SELECT id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL FROM placed WHERE place = 1 AND alone
+{order};
 
 -- name: lock_batch
 -- The transaction of all handlers, with the bounds of a single one. The server ends it when the last job that may be started
 -- in it has had all its time. The rows are locked in one order, whoever locks them. The answer: how many there are, which,
--- the transaction, and its bound.
+-- when they were claimed, the transaction, and its bound.
 WITH locked AS MATERIALIZED (
-    SELECT id, kind FROM pgjobs.job
+    SELECT id, kind, attempted_at FROM pgjobs.job
     WHERE queue = %(queue)s AND token = %(token)s AND state = 'running'
     ORDER BY id
     FOR NO KEY UPDATE
 ), bounded AS (
     SELECT pg_catalog.count(*) AS jobs, pg_catalog.string_agg(id::text, ',') AS ids,
+        pg_catalog.max(attempted_at) AS attempted_at,
         CASE WHEN pg_catalog.bool_or(bound = 0) THEN '0'
             ELSE LEAST(pg_catalog.max(bound) + %(batch_time)s::bigint, 2147483647)::text END AS bound
-    FROM (SELECT id, COALESCE(%(bounds)s::jsonb ->> kind, %(bound)s::text)::bigint AS bound FROM locked) AS each
+    FROM (
+        SELECT id, attempted_at, COALESCE(%(bounds)s::jsonb ->> kind, %(bound)s::text)::bigint AS bound FROM locked
+    ) AS each
 )
-SELECT jobs, ids, pg_catalog.pg_current_xact_id_if_assigned()::text, bound,
+SELECT jobs, ids, attempted_at, pg_catalog.pg_current_xact_id_if_assigned()::text, bound,
     pg_catalog.set_config('idle_in_transaction_session_timeout', '0', true),
     pg_catalog.set_config('client_connection_check_interval', %(check_interval)s::text, true),
     pg_catalog.set_config('tcp_keepalives_idle', '10', true),
