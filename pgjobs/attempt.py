@@ -154,8 +154,7 @@ class Attempt:
         started = time.monotonic()
         process = os.getpid()
         try:
-            with self._lock:
-                self._in_handler = True
+            self._in_handler = True  # without the lock: the watch may find it a moment later
             handler()
         except BaseException as raised:  # also SystemExit: a handler must not end the worker's thread
             error = raised

@@ -22,7 +22,7 @@ from pgjobs.errors import AttemptLost, TransactionBroken
 from pgjobs.executor import Executor, forget
 from pgjobs.finish import _why_not_committed
 from pgjobs.hot_path import HotPath
-from pgjobs.job import Job, JobState, being_current, no_longer_current
+from pgjobs.job import Job, JobState, being_current, no_longer_current, with_values
 from pgjobs.outcome import COMPLETED, Outcome
 from pgjobs.savepoints import MOST, Savepoints
 from pgjobs.store import AnyConnection, Finished
@@ -43,7 +43,7 @@ class Batches:
         # How many jobs to ask for, by queue: after one that must run alone there may be more of them, and what a claim
         # locks and does not take is in the way of others.
         self._asks: dict[str, int] = {}
-        self._plans: dict[str, _Plan | None] = {}  # by kind
+        self._plans = _Plans(self.plan)
         self._planned = -1  # for so many changes of the WorkMap
 
     def run_next(
@@ -69,18 +69,15 @@ class Batches:
         self._asks[queue] = 1 if job is not None and must_run_alone(job) else min(way.batch_size, 2 * ask)
         return job is not None
 
-    def plan(self, kind: str) -> _Plan | None:
-        """How to run this kind; None when the executor must look at each job."""
+    def plans(self) -> _Plans:
+        """How to run each kind, as the WorkMap is now."""
         changes = self.executor.claimer.work_map.changes
         if self._planned != changes:
-            self._planned, self._plans = changes, {}
-        try:
-            return self._plans[kind]
-        except KeyError:
-            made = self._plans[kind] = self._make_plan(kind)
-            return made
+            self._planned, self._plans = changes, _Plans(self.plan)
+        return self._plans
 
-    def _make_plan(self, kind: str) -> _Plan | None:
+    def plan(self, kind: str) -> _Plan | None:
+        """How to run this kind; None when the executor must look at each job."""
         executor = self.executor
         handler = executor.claimer.handler_of(kind)
         if handler is None or executor.middleware or handler.middleware or executor.code_version is not None:
@@ -148,18 +145,35 @@ class _Plan:
     timeout: timedelta | None
 
 
-@dataclass(slots=True)
+class _Plans(dict[str, _Plan | None]):
+    """By kind; each is made when it is first asked for."""
+
+    def __init__(self, make: Callable[[str], _Plan | None]) -> None:
+        super().__init__()
+        self._make = make
+
+    def __missing__(self, kind: str) -> _Plan | None:
+        made = self[kind] = self._make(kind)
+        return made
+
+
 class _Call:
-    """The call of a handler. It has no reference to the connection: an error that is kept keeps its callers."""
+    """The call of one handler after the other. It has no reference to the connection: an error that is kept keeps its
+    callers."""
+
+    __slots__ = ("function", "held", "job")
 
     function: HandlerFunction
-    held: Checkout
     job: Job[Any]
 
+    def __init__(self, held: Checkout) -> None:
+        self.held = held
+
     def __call__(self) -> None:
-        before = being_current(self.job)
+        job = self.job
+        before = being_current(job)
         try:
-            self.function(self.held.conn, self.job)
+            self.function(self.held.conn, job)
         finally:
             no_longer_current(before)
 
@@ -188,6 +202,9 @@ class Batch:
         self.executor = self.batches.executor
         self.finisher = self.executor.finisher
         self.jobs = self.found.jobs
+        self._plans = self.batches.plans()
+        self._call = _Call(self.held)
+        self._on_start = self.executor.hooks if self.executor.hooks else None
         self._severed = self._on_severed
 
     def run(self, ends: Callable[[], bool]) -> None:
@@ -244,7 +261,7 @@ class Batch:
                 return
 
     def _run_job(self, job: Job[Any], savepoints: Savepoints, before: Attempt | None) -> Attempt:
-        executor, plan = self.executor, self.batches.plan(job.kind)
+        executor, plan = self.executor, self._plans[job.kind]
         if plan is None:
             attempt = executor._attempt(self.held, job)
         else:
@@ -266,23 +283,23 @@ class Batch:
             self.errors[job.id] = ended
             self.finisher._decide(attempt, ended)
             forget(ended)
-        self.held.forget_python_state()
+        self.held.forget_state_in_transaction()
         return attempt
 
     def _start(self, attempt: Attempt, handler: Handler) -> BaseException | None:
         """What the executor does for an attempt at a kind that needs nothing special, at less cost."""
         given = vars(attempt.job)
-        given["decode"] = handler.decode
+        decode = given["decode"] = handler.decode
         try:
-            args = handler.decode(attempt.job.raw_args)
+            args = decode(given["raw_args"])
         except BaseException as error:  # args that do not fit are this attempt's failure
             return error
-        job: Job[Any] = object.__new__(Job)
-        object.__setattr__(job, "__dict__", {**given, "running": attempt, "args": args})
-        if self.executor.hooks:
-            self.executor.hooks("on_start", attempt.job)
+        call = self._call
+        call.function, call.job = handler.function, with_values({**given, "running": attempt, "args": args})
+        if self._on_start is not None:
+            self._on_start("on_start", attempt.job)
         attempt.started = True
-        return attempt.run(_Call(handler.function, self.held, job))
+        return attempt.run(call)
 
     def _unwatch(self) -> None:
         """Nothing will be done any more to the attempt that was the last, or to its connection."""

@@ -19,7 +19,7 @@ from pgjobs import statements
 from pgjobs.cursors import AnyConnection, BatchCursor, answers, literal_cursor, one
 from pgjobs.errors import AttemptLost
 from pgjobs.hot_path import HotPath, Prepared, prepared
-from pgjobs.job import Job, JobState
+from pgjobs.job import Job, JobState, with_values
 from pgjobs.outcome import NOTHING_KEPT, Kept, Outcome
 from pgjobs.store import ATTEMPT_LOST, CLAIM_DEFAULTS, Finished, Store, finish_values
 
@@ -294,7 +294,6 @@ def _as_jobs(rows: Iterable[TupleRow], queue: str, token: UUID, worker: str, att
     jobs = []
     me = (worker,)
     for id, kind, priority, most, args, metadata, errors, tags, scheduled_at, created_at, attempted_by in rows:
-        job: Job[Any] = object.__new__(Job)
         columns = {
             **same,
             "id": id,
@@ -309,8 +308,7 @@ def _as_jobs(rows: Iterable[TupleRow], queue: str, token: UUID, worker: str, att
             "created_at": _instant(created_at),
             "attempted_by": tuple(attempted_by) if attempted_by else me,
         }
-        object.__setattr__(job, "__dict__", columns)
-        jobs.append(job)
+        jobs.append(with_values(columns))
     return jobs
 
 

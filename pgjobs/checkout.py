@@ -43,6 +43,16 @@ _python_state = attrgetter(*_PYTHON_STATE)
 _PREPARE_AFTER = 5  # times that a statement was sent; as psycopg has it where nobody says otherwise
 # What deallocates, and tables that are gone with the job: the next may make them with other columns.
 _ENDS_WHAT_IS_PREPARED = re.compile(rb"\b(?:DEALLOCATE|DISCARD\s+ALL|TEMP(?:ORARY)?\s+TABLE)\b")
+# Those that psycopg lets nobody change within a transaction need not be looked at in one.
+_state_in_transaction = attrgetter(
+    "row_factory",
+    "cursor_factory",
+    "server_cursor_factory",
+    "prepare_threshold",
+    "prepared_max",
+    "_notice_handlers",
+    "_notify_handlers",
+)
 _BUSY = (TransactionStatus.UNKNOWN, TransactionStatus.ACTIVE)
 
 NEVER = float("inf")
@@ -91,6 +101,7 @@ class Checkout(ABC):
         self._kept = _python_state(self.conn)
         self._wanted = (True, *self._kept[1:])
         self._callbacks = (list(self.conn._notice_handlers), list(self.conn._notify_handlers))
+        self._clean_state: tuple[Any, ...] = ()  # what no handler has changed looks like
         if not self.conn.autocommit:
             self.conn.autocommit = True
 
@@ -213,6 +224,14 @@ class Checkout(ABC):
         for name, wanted in zip(_PYTHON_STATE, self._wanted, strict=True):
             if getattr(self.conn, name) != wanted:
                 setattr(self.conn, name, wanted)
+
+    def forget_state_in_transaction(self) -> None:
+        """The same between two handlers of one transaction, which is still open."""
+        if _state_in_transaction(self.conn) == self._clean_state:
+            return
+        self.forget_python_state()
+        *values, notices, notifies = _state_in_transaction(self.conn)
+        self._clean_state = (*values, list(notices), list(notifies))
 
     def renew(self) -> None:
         """Give this connection up for good and hold another one."""

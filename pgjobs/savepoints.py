@@ -16,6 +16,8 @@ from pgjobs.errors import TransactionBroken
 # The server keeps 64 subtransactions of a backend at hand; with more of them, everybody's snapshots get slow.
 MOST = 60
 
+_IN_TRANSACTION = TransactionStatus.INTRANS  # to ask the enum for it takes longer than to compare
+
 _OVER = "the transaction of the batch is over: the handler of another job of the batch has ended it"
 
 
@@ -71,7 +73,7 @@ class Savepoints:
         transaction cannot go on."""
         job, self._job = self._job, None
         status = self._conn.pgconn.transaction_status
-        if not self._begun and status == TransactionStatus.INTRANS:
+        if not self._begun and status == _IN_TRANSACTION:
             return error
         if self._conn.closed or status in (TransactionStatus.UNKNOWN, TransactionStatus.ACTIVE) or self._busy:
             self.broken = True

@@ -53,7 +53,8 @@ WITH next AS MATERIALIZED (
         state = 'running',
         attempt = attempt + 1,
         attempted_at = pg_catalog.statement_timestamp(),
-        attempted_by = (attempted_by || %(worker)s::text)[GREATEST(pg_catalog.cardinality(attempted_by) - 98, 1):],
+        attempted_by = CASE WHEN pg_catalog.cardinality(attempted_by) < 100 THEN attempted_by || %(worker)s::text
+            ELSE (attempted_by || %(worker)s::text)[pg_catalog.cardinality(attempted_by) - 98:] END,
         token = %(token)s
     WHERE queue = %(queue)s AND id = ANY (ARRAY(
         SELECT id FROM placed WHERE place < COALESCE((SELECT pg_catalog.min(place) FROM placed WHERE alone), 32767)))

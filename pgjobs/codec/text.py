@@ -167,9 +167,16 @@ def _finite(text: str) -> float:
 
 
 _DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_finite)
+_scan = _DECODER.scan_once  # what `decode` calls, between two searches for white space around the text
 
 
 def read(raw: str) -> Any:
+    try:
+        tree, end = _scan(raw, 0)
+        if end == len(raw):
+            return tree
+    except Exception:  # `decode` says better what is wrong, if it is
+        pass
     try:
         return _DECODER.decode(instance(str, raw, "the text of a JSON object"))
     except ValueError as error:
