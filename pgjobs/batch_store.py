@@ -24,7 +24,6 @@ from pgjobs.outcome import NOTHING_KEPT, Kept, Outcome
 from pgjobs.store import ATTEMPT_LOST, CLAIM_DEFAULTS, Finished, Store, finish_values
 
 
-
 @dataclass(frozen=True, slots=True)
 class Claimed:
     """What a claim of many gave: jobs, locked in the transaction that is open now; or none of them, because the first
@@ -146,7 +145,7 @@ class BatchStore:
         return _rows(conn, results[2]), _rows(conn, results[5])
 
     def _hot_take(self, order: str, limit: int) -> Prepared:
-        """The claim of so many. The limit stands in the text: a plan for any limit would be one for a part of the table."""
+        """The claim of so many. The limit stands in the text: a plan for any is one for a tenth of the table."""
         try:
             return self._hot_takes[order, limit]
         except KeyError:

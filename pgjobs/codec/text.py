@@ -167,7 +167,8 @@ def _finite(text: str) -> float:
 
 
 _DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_finite)
-_scan = _DECODER.scan_once  # what `decode` calls, between two searches for white space around the text
+# what `decode` calls, between two searches for white space around the text
+_scan: Callable[[str, int], tuple[Any, int]] = vars(_DECODER)["scan_once"]
 
 
 def read(raw: str) -> Any:
