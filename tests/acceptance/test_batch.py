@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
@@ -36,7 +36,7 @@ from pgjobs import (
 from pgjobs.attempt import Patience
 from pgjobs.batch_store import BatchStore
 from pgjobs.checkout import shut_down
-from pgjobs.hot_path import HotPath
+from pgjobs.hot_path import HotPath, prepared
 from pgjobs.store import Store
 from tests.waiting import wait_until
 
@@ -200,6 +200,60 @@ def test_handlers_that_send_nothing_cost_two_round_trips_for_a_batch(
         wait_until(lambda: len(desk.starts) == 200)
         wait_until(lambda: {job.state for job in desk.stored(jobs)} == {JobState.COMPLETED})
     assert len(sent) <= 2 * 4 + 4, "and some looks into an empty queue"
+
+
+def test_a_claim_of_many_is_not_planned_anew_each_time(client: Client) -> None:
+    desk, plans = Desk(client, writes=False), list[tuple[int, int]]()
+
+    def look(tx: Tx, job: Job[Any]) -> None:
+        found = tx.execute(
+            "SELECT custom_plans, generic_plans FROM pg_prepared_statements WHERE name LIKE '%batch_take%'"
+        )
+        plans[:] = found.fetchall()
+
+    desk.does[39] = look
+    desk.work(desk.enqueue(40), batch_size=4)
+    assert max(generic for _, generic in plans) >= 9
+    assert {custom for custom, _ in plans} == {0}
+
+
+def test_the_plan_of_a_claim_of_many_goes_by_the_index_whatever_is_known_of_the_table(client: Client) -> None:
+    store = BatchStore(client.store)
+    with client.pool.connection() as conn:
+        conn.execute(store._batch["batch_bounds"].replace(b"%(synchronous_commit)s", b"'off'"))
+        for order in ("priority", "scheduled_at"):
+            take = prepared("look", store._takes[order].replace(b"%(limit)s", b"100"))
+            conn.execute(b"PREPARE look AS " + take.sql)
+            nulls = ", ".join(["NULL"] * len(take.parameters))
+            plan = "\n".join(line for (line,) in conn.execute(f"EXPLAIN EXECUTE look ({nulls})".encode()))
+            conn.execute("DEALLOCATE look")
+            assert "Index Scan using job_fetch" in plan
+            assert "Seq Scan on job" not in plan
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Asia/Kolkata"])
+@pytest.mark.parametrize("threshold", [5, None], ids=["prepared", "plain"])
+def test_a_job_of_a_batch_is_what_its_row_says(client: Client, database: str, threshold: int | None, zone: str) -> None:
+    seen: list[tuple[Job[Any], Job[Any] | None]] = []
+
+    def look(tx: Tx, job: Job[Any]) -> None:
+        seen.append((job, client.get(job.id)))
+
+    settings = {"options": f"-c TimeZone={zone}", "prepare_threshold": threshold}
+    with ConnectionPool(database, min_size=4, max_size=8, kwargs=settings, open=True) as pool:
+        desk = Desk(Client(pool, schema=client.schema), dict.fromkeys(range(3), look), writes=False)
+        jobs = desk.enqueue(1)
+        jobs += [client.enqueue(None, {"number": 1}, kind="any", tags=["one", "two"], metadata={"x": 1})]
+        jobs += [client.enqueue(None, {"number": 2}, kind="any", priority=3, max_attempts=3)]
+        desk.sql("UPDATE {schema}.job SET attempted_by = array_fill('a'::text, '{{100}}') WHERE id = %s", jobs[0].id)
+        desk.sql("UPDATE {schema}.job SET attempted_by = %s WHERE id = %s", ["a,", '"b '], jobs[2].id)
+        desk.work(jobs)
+    assert [job.id for job, _ in seen] == [job.id for job in jobs]
+    for job, row in seen:
+        assert job == row
+        assert {at.tzinfo for at in (job.scheduled_at, job.created_at, job.attempted_at) if at} == {UTC}
+    mine = seen[1][0].attempted_by
+    assert [job.attempted_by for job, _ in seen] == [("a",) * 99 + mine, mine, ("a,", '"b ', *mine)]
 
 
 def test_jobs_that_must_run_alone_do(desk: Desk) -> None:
