@@ -217,8 +217,10 @@ def test_a_claim_of_many_is_not_planned_anew_each_time(client: Client) -> None:
     assert {custom for custom, _ in plans} == {0}
 
 
-def test_the_plan_of_a_claim_of_many_goes_by_the_index_whatever_is_known_of_the_table(client: Client) -> None:
-    store = BatchStore(client.store)
+def test_the_plan_of_a_claim_of_many_goes_by_the_index_though_the_table_was_small(client: Client) -> None:
+    store, desk = BatchStore(client.store), Desk(client)
+    desk.enqueue(5)
+    desk.sql("ANALYZE {schema}.job")
     with client.pool.connection() as conn:
         conn.execute(store._batch["batch_bounds"].replace(b"%(synchronous_commit)s", b"'off'"))
         for order in ("priority", "scheduled_at"):
