@@ -6,6 +6,7 @@ import threading
 import time
 from typing import Any
 
+from pgjobs.checkout import NEVER
 from pgjobs.errors import InvalidSetting
 
 _MOST_THREADS = 10_000
@@ -23,12 +24,14 @@ class Post:
         self.looked = False  # a thread has found nothing, not earlier than it was asked to look
         self.since = 0  # the call that asked it to
         self.deadline = 0.0  # when the post is left if nobody has looked
+        self.disarm_at = NEVER  # when it is disarmed, if nobody has looked; once it was notified
         self.pause = 0.0  # between two tries to arm
         self.due = 0.0  # when the next one is
 
     def lose(self) -> None:
         self.held = self.armed = self.looked = False
         self.pause = self.due = 0.0
+        self.disarm_at = NEVER
 
     @property
     def sleeps(self) -> bool:
@@ -48,11 +51,15 @@ class Post:
         """Whether all its threads are at work, for all that can be told."""
         return self.held and not self.looked and now >= self.deadline
 
+    def is_spent(self, now: float) -> bool:
+        """Whether it is to be disarmed: it was notified, and nobody has found nothing since."""
+        return self.armed and not self.looked and now >= self.disarm_at
+
     def rest(self, now: float, look_up: float) -> float:
         """Seconds until something is to be done. Its threads say when they have found nothing, not when they stay."""
         if self.looked:
             return max(0.0, self.due - now)
-        return min(max(0.0, self.deadline - now), look_up)
+        return min(max(0.0, min(self.deadline, self.disarm_at) - now), look_up)
 
 
 class IdleThreads:

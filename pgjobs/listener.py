@@ -146,18 +146,13 @@ class Listener:
 
     def _hear(self, conn: AnyConnection, answers: _Answers) -> None:
         """Wake those whom the notifications are for."""
-        me, disarmed = conn.info.backend_pid, []
+        me = conn.info.backend_pid
         for notification in conn.notifies(timeout=0):
             answers.have_come()
             if notification.pid == me:  # for the other processes
                 continue
-            if self._posts.send(notification.payload):
-                disarmed.append(notification.payload)
-            else:
+            if not self._posts.send(notification.payload):
                 self._wake(notification.payload)
-        if disarmed:
-            with answers.in_time():
-                self._posts.disarm(conn, disarmed)
 
     def _tend(self, conn: AnyConnection, answers: _Answers) -> float:
         """What those who have called need, and who was waiting; how long until there is more to do."""

@@ -4,8 +4,10 @@ A notification in every commit would let all commits of the server wait for each
 when somebody sleeps: when they cannot have the lock of the queue, because a sleeper holds it. One process of all has
 the post of a queue. When its threads have found nothing more to do it arms itself, which is to take that lock, and lets
 one of them look again, for what was committed in between. A notification reaches all processes that listen. The one at
-the post then disarms itself, so that there is no second one, until a thread finds nothing again. When its threads are
-all at work it leaves the post, and calls the others, one of which takes it.
+the post sends a thread to look. If that, or the next, soon finds nothing more, it was a single job, and all is as it
+was before: whatever else is enqueued notifies. But when there are more of them, which a second notification tells or
+that nobody has found nothing yet, it disarms itself, so that there are no further ones, until a thread finds nothing
+again. When its threads are all at work it leaves the post, and calls the others, one of which takes it.
 
 None of this waits for a lock. What cannot be had, because a transaction is open that has enqueued, is tried again
 after a pause that grows, and a thread looks each time. A process that dies loses its locks, and the others take over
@@ -24,6 +26,7 @@ from pgjobs.post_store import PostStore
 
 _FIRST_PAUSE = 0.001  # seconds until what could not be armed is tried again; doubles
 _LONGEST_PAUSE = 0.05
+_LINGER = 0.005  # how long a post that was notified stays armed, unless it is notified again or all is done
 _LOOK_UP = 0.01  # how often to see what has become of a thread that was called
 
 
@@ -53,17 +56,16 @@ class Posts:
         self._class = None
 
     def send(self, queue: str) -> bool:
-        """A notification of the queue has come: if it is armed, send a thread to look. It must then be disarmed."""
+        """A notification of the queue has come: if it is armed, send a thread to look. Says whether one was."""
         for idle, name in self._kept.items():
             if name == queue and idle.post.armed:
-                idle.post.pause = idle.post.due = 0.0
-                idle.send(armed=False, now=self._clock())
+                post, now = idle.post, self._clock()
+                again = post.disarm_at < NEVER and not post.looked
+                post.disarm_at = now if again else now + _LINGER
+                post.pause = post.due = 0.0
+                idle.send(armed=True, now=now)
                 return True
         return False
-
-    def disarm(self, conn: AnyConnection, queues: Sequence[str]) -> None:
-        assert self._class is not None
-        self._store.disarm(conn, self._class, queues)
 
     def tend(self, conn: AnyConnection, called: Mapping[IdleThreads, str]) -> float:
         """Arm what is to be armed, leave what is to be left: of those who have called now, and earlier ones. How many
@@ -73,6 +75,9 @@ class Posts:
             self.lose()
             return NEVER
         now = self._clock()
+        spent = [idle for idle in self._kept if idle.post.is_spent(now)]
+        if spent:
+            self._disarm(conn, spent)
         leave = [idle for idle in self._kept if idle.post.held and (idle.closed or idle.post.is_over(now))]
         if leave:
             self._leave(conn, leave)
@@ -81,7 +86,7 @@ class Posts:
             self._arm(conn, arm)
         for idle in [idle for idle in self._kept if idle.closed or not idle.post.kept]:
             del self._kept[idle]
-        if leave or arm:
+        if spent or leave or arm:
             return 0.0  # a notification may have come with the answers
         return min((idle.post.rest(now, _LOOK_UP) for idle in self._kept if not idle.post.sleeps), default=NEVER)
 
@@ -89,6 +94,13 @@ class Posts:
         held = [idle for idle in self._kept if idle.post.held]
         if held:
             self._leave(conn, held)
+
+    def _disarm(self, conn: AnyConnection, spent: Sequence[IdleThreads]) -> None:
+        assert self._class is not None
+        for idle in spent:  # first: a thread that finds nothing from here on says so
+            idle.post.armed = False
+            idle.post.disarm_at = NEVER
+        self._store.disarm(conn, self._class, [self._kept[idle] for idle in spent])
 
     def _leave(self, conn: AnyConnection, leave: list[IdleThreads]) -> None:
         assert self._class is not None
@@ -106,6 +118,7 @@ class Posts:
             post.held = held
             if armed:
                 post.pause = 0.0
+                post.disarm_at = NEVER
                 idle.send(armed=True, now=now)
             elif not held:
                 post.looked = False  # another process wakes us

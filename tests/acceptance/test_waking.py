@@ -51,7 +51,7 @@ def delays(chance: float) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         for owner, names in (
-            (Posts, ("_arm", "_leave", "disarm", "send", "tend")),
+            (Posts, ("_arm", "_leave", "_disarm", "send", "tend")),
             (WorkerPool, ("_ask_to_be_woken", "_work_while_jobs")),
         ):
             for name in names:
