@@ -62,8 +62,35 @@ class Post:
         return min(max(0.0, min(self.deadline, self.disarm_at) - now), look_up)
 
 
+class _Sleeper:
+    """One thread that waits."""
+
+    def __init__(self) -> None:
+        self._bell = threading.Lock()
+        self._bell.acquire()
+        self.called = False
+        self.watches = False  # the clock
+
+    def call(self) -> None:
+        self.called = True
+        self.ring()
+
+    def ring(self) -> None:
+        """One at a time: under the lock of all."""
+        if self._bell.locked():  # else it rings already
+            self._bell.release()
+
+    def sleep(self, poll_interval: float) -> bool:
+        """Until it is rung, or the poll interval is over; says whether it was rung."""
+        return self._bell.acquire(timeout=min(poll_interval, threading.TIMEOUT_MAX) if self.watches else -1)
+
+
 class IdleThreads:
-    """The threads of one queue, and how the idle ones wait."""
+    """The threads of one queue, and how the idle ones wait.
+
+    The one that came last is called first: what it needs is still in the caches of the processor. So of many threads a
+    few do what little there is to do. One of the others watches the clock for all, the one that is called last.
+    """
 
     def __init__(self, threads: Any) -> None:
         if not isinstance(threads, int) or isinstance(threads, bool) or not 1 <= threads <= _MOST_THREADS:
@@ -72,58 +99,60 @@ class IdleThreads:
         self.closed = False  # no more jobs of this queue
         self.calls = 0  # how often it was called; a thread that missed a call looks again before it waits
         self.post = Post()
-        self._changed = threading.Condition()
+        self._changing = threading.RLock()
         self._idle = 0  # threads that wait
-        self._called = 0  # of them, those that were called and have not woken up yet
-        self._clock_watched = False  # one idle thread waits no longer than the poll interval
+        self._sleepers: list[_Sleeper] = []  # of them, those that were not called; from the end
+        self._watcher: _Sleeper | None = None  # the first of them, that waits no longer than the poll interval
 
     def wake(self) -> bool:
         """Call one idle thread. When it finds a job it calls the next: many jobs wake many threads, one job one. Says
         whether there is one that will look."""
-        with self._changed:
+        with self._changing:
             self.calls += 1
-            if self._called < self._idle:
-                self._called += 1
-                self._changed.notify()
-            return self._called > 0
+            if self._sleepers:
+                self._sleepers.pop().call()
+            return self._idle > len(self._sleepers)
 
     def send(self, *, armed: bool, now: float) -> None:
         """Have a thread look, later than now, at what may have been enqueued without a notification."""
         post = self.post
-        post.armed = armed
-        post.since = self.calls + 1
-        post.looked = False
-        post.deadline = now + _SLOW  # before anybody is called, who may know better
-        if not self.wake():
-            post.deadline = now + _SOON
+        with self._changing:
+            post.armed = armed
+            post.since = self.calls + 1
+            post.looked = False
+            post.deadline = now + _SLOW  # before anybody is called, who may know better
+            if not self.wake():
+                post.deadline = now + _SOON
 
     def claimed(self) -> None:
         """A thread has found a job: call the next."""
         post = self.post
-        if post.sleeps or not post.kept:
-            self.wake()
-            return
-        now = time.monotonic()
-        post.looked = False
-        post.pause = post.due = 0.0
-        post.deadline = now + _SLOW
-        if not self.wake():
-            post.deadline = now + _SOON
+        with self._changing:
+            if post.sleeps or not post.kept:
+                self.wake()
+                return
+            now = time.monotonic()
+            post.looked = False
+            post.pause = post.due = 0.0
+            post.deadline = now + _SLOW
+            if not self.wake():
+                post.deadline = now + _SOON
 
     def found_nothing(self, seen: int) -> bool:
         """A thread has found no job, in a look that began when `seen` was the count of calls. Says whether the listener
         has to know."""
         post = self.post
-        if post.looked or seen < post.since:
-            return False
-        post.looked = True
-        return not post.armed
+        with self._changing:
+            if post.looked or seen < post.since:
+                return False
+            post.looked = True
+            return not post.armed
 
     def wake_all(self) -> None:
-        with self._changed:
+        with self._changing:
             self.calls += 1
-            self._called = self._idle
-            self._changed.notify_all()
+            while self._sleepers:
+                self._sleepers.pop().call()
 
     def close(self) -> None:
         """Let the threads end when they are done with their jobs."""
@@ -132,25 +161,27 @@ class IdleThreads:
 
     def wait(self, seen: int, poll_interval: float) -> None:
         """Wait for a call that came after `seen`; one of the idle threads no longer than the poll interval."""
-        with self._changed:
+        me = _Sleeper()
+        with self._changing:
             if self.calls != seen:
                 return
             self._idle += 1
-            if not self._wait_for_call(poll_interval):
-                self._called -= 1
+            self._sleepers.append(me)
+            self._watch_clock()
+        rung = True
+        while rung and not me.called:  # rung, but not called, to watch the clock
+            rung = me.sleep(poll_interval)
+        with self._changing:
             self._idle -= 1
-            if self._idle and not self._clock_watched:
-                self._changed.notify()  # somebody else must watch the clock now
+            if not me.called:
+                self._sleepers.remove(me)
+            if self._watcher is me:
+                self._watcher = None
+                self._watch_clock()
 
-    def _wait_for_call(self, poll_interval: float) -> bool:
-        """Says whether the poll interval was over, rather than a call received."""
-        while not self._called:
-            if self._clock_watched:
-                self._changed.wait()
-                continue
-            self._clock_watched = True
-            called = self._changed.wait(poll_interval)
-            self._clock_watched = False
-            if not called:
-                return not self._called
-        return False
+    def _watch_clock(self) -> None:
+        """See to it that some idle thread does."""
+        if self._watcher is None and self._sleepers:
+            self._watcher = self._sleepers[0]
+            self._watcher.watches = True
+            self._watcher.ring()
