@@ -159,12 +159,13 @@ class IdleThreads:
         self.closed = True
         self.wake_all()
 
-    def wait(self, seen: int, poll_interval: float) -> None:
-        """Wait for a call that came after `seen`; one of the idle threads no longer than the poll interval."""
+    def wait(self, seen: int, poll_interval: float) -> bool:
+        """Wait for a call that came after `seen`; one of the idle threads no longer than the poll interval. Says
+        whether that was over."""
         me = _Sleeper()
         with self._changing:
             if self.calls != seen:
-                return
+                return False
             self._idle += 1
             self._sleepers.append(me)
             self._watch_clock()
@@ -178,6 +179,7 @@ class IdleThreads:
             if self._watcher is me:
                 self._watcher = None
                 self._watch_clock()
+            return not me.called
 
     def _watch_clock(self) -> None:
         """See to it that some idle thread does."""

@@ -75,7 +75,8 @@ class Listener:
         """End the thread and its connection. One that hangs in a connect is left behind; it ends when that does."""
         self._stopping.set()
         self._interrupt()
-        self._thread.join(timeout)
+        if self._thread.is_alive():  # else it was not even started
+            self._thread.join(timeout)
         if not self._thread.is_alive():
             with self._calling:
                 os.close(self._call_read)

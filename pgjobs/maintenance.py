@@ -284,11 +284,10 @@ class MaintenanceThread:
             hurried = self._taken_hurries()
             due.update(dict.fromkeys(hurried, 0.0))
             ready = [duty for duty, when in due.items() if when <= time.monotonic()]
-            in_vain = self._in_vain(set(ready) - hurried)
+            in_vain = self._in_vain(set(ready) - hurried) - hurried
+            due.update(dict.fromkeys(in_vain, time.monotonic() + _AT_LEAST_EVERY.total_seconds()))
             for duty in ready:
-                if duty in in_vain:
-                    due[duty] = time.monotonic() + _AT_LEAST_EVERY.total_seconds()
-                elif not self._stopping:
+                if duty not in in_vain and not self._stopping:
                     due[duty] = time.monotonic() + self._attempt(duty, self._acts[duty]).total_seconds()
             self._look_beside()
             self._called.wait(max(0.0, min(*due.values(), time.monotonic() + _BESIDE_EVERY) - time.monotonic()))
@@ -297,13 +296,12 @@ class MaintenanceThread:
             self._at_end()
 
     def _in_vain(self, ready: set[str]) -> set[str]:
-        """Those of the acts that would find nothing, so that an idle queue costs one look in a second."""
-        often = ready.intersection(_HURRIED)
-        if not often:
-            return often
+        """Those of the acts that would find nothing, ready or not, so that an idle queue costs one look in a second."""
+        if not ready.intersection(_HURRIED):
+            return set()
         try:
             with self._connection() as conn:
-                return often - self._maintenance.glance(conn)
+                return set(_HURRIED) - self._maintenance.glance(conn)
         except psycopg.Error:  # the acts will say what is wrong
             return set()
 

@@ -37,6 +37,13 @@ class PostStore:
             cur.execute(self._sql["take_posts"], values)
             return [(post, armed) for post, armed, _ in cur.fetchall()]
 
+    def sees_any(self, conn: AnyConnection, queue: str, kinds: Sequence[str] | None) -> bool:
+        """Whether the queue has a job that can be claimed now, of these kinds if they are given."""
+        with literal_cursor(conn) as cur:
+            cur.execute(self._sql["sees_any"], {"queue": queue, "kinds": None if kinds is None else list(kinds)})
+            found: bool = one(cur)[0]
+            return found
+
     def disarm(self, conn: AnyConnection, advisory_class: int, queues: Sequence[str]) -> None:
         with literal_cursor(conn) as cur:
             cur.execute(self._sql["disarm"], {"class": advisory_class, "queues": list(queues)})

@@ -36,6 +36,7 @@ from pgjobs.job import Job, JobState
 from pgjobs.listener import Listener
 from pgjobs.maintenance import Maintenance, MaintenanceThread
 from pgjobs.options import check_queue
+from pgjobs.post_store import PostStore
 from pgjobs.queue_store import QueueStore
 from pgjobs.reindex import MIDNIGHT, Reindex, check_time
 from pgjobs.schedule_store import SCHEDULE_NOTICE, ScheduleStore
@@ -51,6 +52,7 @@ log = logging.getLogger("pgjobs.worker")
 
 _FIRST_PAUSE = 0.1  # seconds that a thread waits after an error of the database; doubles
 _LONGEST_PAUSE = 5.0
+_LOOK_WITHIN = 40.0  # seconds for the answer to a look; as for a claim
 _KEEP_QUEUES_EVERY = 60.0  # seconds between two words that this process works its queues
 
 
@@ -194,6 +196,7 @@ class WorkerPool:
         self._listener: Listener | None = None
         self._starts = 0
         self._queue_store = QueueStore(client.schema)
+        self._post_store = PostStore(client.schema)
         self._keep_queues_at = 0.0  # when that is next due, by the monotonic clock
         self._extend_at = 0.0  # when the leases are next due, by the monotonic clock
 
@@ -267,19 +270,26 @@ class WorkerPool:
                 name=f"{self.name}/listener",
                 leaves_jobs=self._executor.claimer.unknown_kinds == "leave",
             )
-            listener.start()
             self._listener = listener
         self._watch.start()
         self._started_threads = 0
         for queue, idle in self._queues.items():
-            for _ in range(idle.threads):
-                self._start_thread(queue, idle)
+            self._start_threads_of(queue, idle)
+        if self._listener is not None:
+            self._listener.start()
 
-    def _start_thread(self, queue: str, idle: IdleThreads) -> None:
+    def _start_threads_of(self, queue: str, idle: IdleThreads) -> None:
+        """One looks whether there is work, and calls the others if there is: they need no connections for nothing."""
+        seen = idle.calls
+        for nth in range(idle.threads):
+            self._start_thread(queue, idle, seen if nth else None)
+
+    def _start_thread(self, queue: str, idle: IdleThreads, seen: int | None = None) -> None:
+        """A thread that looks for work first; or waits first, for a call after `seen`."""
         with self._changed:
             name = f"{self.name}/worker-{self._started_threads}"
             self._started_threads += 1
-            thread = threading.Thread(target=self._work, args=(queue, idle), name=name, daemon=True)
+            thread = threading.Thread(target=self._work, args=(queue, idle, seen), name=name, daemon=True)
             thread.start()
             self._working[thread] = (queue, idle)
 
@@ -369,8 +379,7 @@ class WorkerPool:
             self._set_way(name, own)
             self._queues = {**self._queues, name: idle}  # a new dict: other threads look at it all the time
             try:
-                for _ in range(idle.threads):
-                    self._start_thread(name, idle)
+                self._start_threads_of(name, idle)
             except BaseException:  # the system refuses more threads
                 self._leave(name)
                 raise
@@ -492,23 +501,25 @@ class WorkerPool:
         with self._watch.running(), self._client.source.checkout() as held, self._watch.over(held):
             return self._executor.run_next(held, queue) is not None
 
-    def _work(self, queue: str, idle: IdleThreads) -> None:
+    def _work(self, queue: str, idle: IdleThreads, seen: int | None) -> None:
         """The life of one worker thread: work while there are jobs, else wait without a connection."""
-        pause, me = _FIRST_PAUSE, threading.current_thread()
+        pause, me, polls = _FIRST_PAUSE, threading.current_thread(), False
+        if seen is not None and not self._ends(idle):
+            polls = idle.wait(seen, self._poll_interval)
         while not self._ends(idle):
             try:
-                seen = self._work_while_jobs(queue, idle)
+                seen = self._work_while_jobs(queue, idle, polls=polls)
             except BaseException as error:  # whatever the database or a handler's leftovers do, the thread lives
                 known = isinstance(error, psycopg.Error)
                 with suppress(Exception):  # a handler of the log that fails
                     log.warning("%s: next claim in %.1f s: %s", queue, pause, one_line(error), exc_info=not known)
                 self._stopping.wait(pause)
-                pause = min(2 * pause, _LONGEST_PAUSE)
+                pause, polls = min(2 * pause, _LONGEST_PAUSE), False
             else:
                 pause = _FIRST_PAUSE
                 if not self._ends(idle):  # else `seen` may be younger than the call that ends all waiting
                     self._ask_to_be_woken(queue, idle, seen)
-                    idle.wait(seen, self._poll_interval)
+                    polls = idle.wait(seen, self._poll_interval)
         with self._changed:
             stuck = self._stuck.pop(me, None)
             del self._working[me]
@@ -523,14 +534,18 @@ class WorkerPool:
         if listener is not None and idle.found_nothing(seen):
             listener.call(idle, queue)
 
-    def _work_while_jobs(self, queue: str, idle: IdleThreads) -> int:
-        """Work until the queue is found empty; the call count from before that look."""
+    def _work_while_jobs(self, queue: str, idle: IdleThreads, *, polls: bool) -> int:
+        """Work until the queue is found empty; the call count from before that look. One that `polls` was not called,
+        so there is hardly anything: it looks first, which costs less than a claim."""
 
         def goes_on() -> bool:
             return not (self._cooldown or self._ends(idle))
 
         with self._client.source.checkout() as held, self._watch.over(held):
             try:
+                seen = idle.calls
+                if polls and not self._sees_any(held, queue):
+                    return seen
                 while True:
                     seen = idle.calls
                     if self._ends(idle):
@@ -541,6 +556,18 @@ class WorkerPool:
                         self._stopping.wait(self._cooldown)
             finally:
                 self._executor.leave(held)
+
+    def _sees_any(self, held: Checkout, queue: str) -> bool:
+        """Whether there is anything to claim."""
+        kinds = list(self.work_map) if self._executor.claimer.unknown_kinds == "leave" else None
+        try:
+            with held.answered_within(_LOOK_WITHIN):
+                return self._post_store.sees_any(held.conn, queue, kinds)
+        except Exception as error:
+            if isinstance(error, psycopg.OperationalError):
+                self._executor.claimer.be_cautious()
+            self._client.hooks("on_claim", None, error)
+            raise
 
     def _run_next(self, held: Checkout, queue: str, idle: IdleThreads, goes_on: Callable[[], bool]) -> bool:
         """Run the next job, or the next batch; says whether there was any."""

@@ -1,4 +1,5 @@
--- How sleepers see to it that they are woken: session locks, on the connection of the listener alone. Nothing here waits.
+-- How sleepers see to it that they are woken: session locks, on the connection of the listener alone; and what those ask
+-- who poll. Nothing here waits.
 
 -- name: listener_facts
 -- Who is at the other end, and the first number of the locks.
@@ -34,3 +35,11 @@ SELECT
     pg_catalog.pg_notify(%(channel)s, queue)
 FROM ROWS FROM (
     pg_catalog.unnest(%(queues)s::text[]), pg_catalog.unnest(%(armed)s::boolean[])) AS mine (queue, armed);
+
+-- name: sees_any
+-- Whether a claim would find anything, or might: one that polls asks this first, as there is hardly ever anything.
+SELECT EXISTS (
+    SELECT FROM pgjobs.job
+    WHERE state = 'available' AND queue = %(queue)s AND scheduled_at <= pg_catalog.statement_timestamp()
+        AND (%(kinds)s::text[] IS NULL OR kind = ANY (%(kinds)s::text[]))
+) AND NOT EXISTS (SELECT FROM pgjobs.queue WHERE name = %(queue)s AND paused_at IS NOT NULL);

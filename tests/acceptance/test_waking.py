@@ -452,10 +452,12 @@ def test_an_idle_process_of_200_threads_asks_no_more_than_one_of_two(
     wait_until(lambda: all(idle._idle == idle.threads for idle in pool._queues.values()))
     wait_until(lambda: armed(server, client) == ["default", "mail"])
     with pytest.MonkeyPatch.context() as patch:
-        looks, tries = count(patch, Claimer, "claim"), count(patch, PostStore, "take")
+        looks, tries = count(patch, PostStore, "sees_any"), count(patch, PostStore, "take")
+        claims = count(patch, Claimer, "claim")
         began = time.monotonic()
         wait_until(lambda: len(looks) >= 8)
         assert time.monotonic() - began >= 2.9, "each queue looks every second, whatever its threads"
+    assert claims == [], "nothing is claimed where nothing is seen"
     assert tries == [], "and who is armed stays so"
 
 
