@@ -47,6 +47,7 @@ _AT_LEAST_EVERY = timedelta(seconds=1)  # look whether somebody else's duty is d
 _HURRIED = ("promote", "rescue")  # the duties that somebody may be waiting for
 _SELDOM = timedelta(seconds=30)  # the same for the others
 _SOON = timedelta(0)
+_EARLY = timedelta(milliseconds=1)  # by which the row says sooner: not to find it too early at the moment itself
 _ONE_BY_ONE = 50  # rows of a transaction that puts each behind a savepoint: more would overflow a cache of the server
 _BESIDE_EVERY = 1.0  # seconds
 _ANSWER_WITHIN = 40.0  # seconds for what is quick; the server gives each statement 30
@@ -199,13 +200,16 @@ class Maintenance:
         if remaining is None:  # somebody else is at it
             return _AT_LEAST_EVERY
         if remaining > _SOON:
-            return min(remaining, _AT_LEAST_EVERY if duty in _HURRIED else _SELDOM)
+            return min(remaining + _EARLY, _AT_LEAST_EVERY if duty in _HURRIED else _SELDOM)
         self._afterwards.clear()
         after = self.duties[duty](conn)
-        self._store.end_duty(conn, duty, after)
+        said, exact = time.monotonic(), _SOON < after < _AT_LEAST_EVERY
+        self._store.end_duty(conn, duty, max(_SOON, after - _EARLY) if exact else after)
         for act in self._afterwards:
             act()
         self._wake_promoted()  # not before others can see them
+        if exact:
+            after = max(_SOON, after - timedelta(seconds=time.monotonic() - said))
         return after + _STAND_BACK * random() if duty == "rescue" else after
 
     def _wake_promoted(self) -> None:
@@ -246,6 +250,7 @@ class MaintenanceThread:
             "tick": tick,  # no duty of one process: each looks after the schedules that it has
         }
         self._hurried: SimpleQueue[str] = SimpleQueue()
+        self._exact: set[str] = set()  # acts that have said for which moment there is something to do
         self._source = source
         self._beside = beside  # what concerns this process alone; called every second, and when called for
         self._at_end = at_end
@@ -284,16 +289,23 @@ class MaintenanceThread:
             hurried = self._taken_hurries()
             due.update(dict.fromkeys(hurried, 0.0))
             ready = [duty for duty, when in due.items() if when <= time.monotonic()]
-            in_vain = self._in_vain(set(ready) - hurried) - hurried
+            sure = hurried | self._exact  # for these a look would only take time
+            in_vain = self._in_vain(set(ready) - sure) - sure
             due.update(dict.fromkeys(in_vain, time.monotonic() + _AT_LEAST_EVERY.total_seconds()))
             for duty in ready:
                 if duty not in in_vain and not self._stopping:
-                    due[duty] = time.monotonic() + self._attempt(duty, self._acts[duty]).total_seconds()
+                    due[duty] = time.monotonic() + self._next(duty).total_seconds()
             self._look_beside()
             self._called.wait(max(0.0, min(*due.values(), time.monotonic() + _BESIDE_EVERY) - time.monotonic()))
             self._called.clear()
         with suppress(Exception):  # the rows of those who could not take their leave age out
             self._at_end()
+
+    def _next(self, duty: str) -> timedelta:
+        """Do an act; when to do it again."""
+        after = self._attempt(duty, self._acts[duty])
+        (self._exact.add if after < _AT_LEAST_EVERY else self._exact.discard)(duty)
+        return after
 
     def _in_vain(self, ready: set[str]) -> set[str]:
         """Those of the acts that would find nothing, ready or not, so that an idle queue costs one look in a second."""

@@ -305,7 +305,7 @@ class Store:
         """Make due jobs available; how many per queue, and id and queue of those that a twin may be in the way of."""
         with literal_cursor(conn) as cur:
             cur.execute(self._maintain["promote"], {"batch": batch, "channel": self.channel})
-            rows = cur.fetchall()
+            (rows,) = answers(cur)
         promoted = {queue: jobs for queue, jobs, id, *_ in rows if id is None}
         return promoted, [(id, queue) for queue, _, id, *_ in rows if id is not None]
 

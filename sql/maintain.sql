@@ -36,7 +36,9 @@ WHERE duty = %(duty)s AND next_run_at <= pg_catalog.clock_timestamp();
 -- name: promote
 -- Makes due jobs available and wakes their workers: at most one notification per queue, with the commit. A job whose key does
 -- not hold while it waits may have lost it to a twin, which the update of the whole batch would fail on: it is only
--- named here, for settle_promotion.
+-- named here, for settle_promotion. Nobody waits for the disk: what a crash of the server takes back is done again, and
+-- who commits what a promoted job has done waits for this too.
+SET LOCAL synchronous_commit = off;
 WITH due AS MATERIALIZED (
     SELECT id, queue, scheduled_at, COALESCE(state <> ALL (unique_states), false) AS contested FROM pgjobs.job
     WHERE state IN ('scheduled', 'retryable') AND scheduled_at <= statement_timestamp()

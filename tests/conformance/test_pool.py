@@ -39,9 +39,9 @@ from pgjobs import (
     WorkMap,
     constant,
 )
-from pgjobs.claim import Claimer
 from pgjobs.hooks import HookCalls
 from pgjobs.listener import Listener
+from pgjobs.post_store import PostStore
 from tests.conformance.conftest import Rows
 from tests.conftest import Connect
 from tests.waiting import wait_until
@@ -557,13 +557,13 @@ def test_one_connection_listens_for_all_queues_and_is_gone_after_stop(client: Cl
 def test_the_poll_interval_is_a_second_unless_it_is_set(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     assert inspect.signature(WorkerPool).parameters["poll_interval"].default == SECOND
     looks: list[float] = []
-    claim = Claimer.claim
+    look = PostStore.sees_any
 
-    def noted_claim(*args: Any, **options: Any) -> Job[Any] | None:
+    def noted_look(*args: Any, **options: Any) -> bool:
         looks.append(time.monotonic())
-        return claim(*args, **options)
+        return look(*args, **options)
 
-    monkeypatch.setattr(Claimer, "claim", noted_claim)
+    monkeypatch.setattr(PostStore, "sees_any", noted_look)
     with WorkerPool(client, {Thing: nothing}, queues={"default": 1}, listen=False, poll_interval=SECOND / 20):
         wait_until(lambda: len(looks) >= 5)
     gaps = [later - earlier for earlier, later in pairwise(looks)]
