@@ -65,6 +65,7 @@ class Listener:
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._conn: AnyConnection | None = None
         self._answers: _Answers | None = None
+        self._heard: list[tuple[int, str]] = []  # notifications, with who has sent them
         self._listening = False
         self._pause = _FIRST_PAUSE
 
@@ -116,6 +117,8 @@ class Listener:
     def _listen(self) -> None:
         """Listen until it is time to stop; raises when the connection is lost."""
         self._conn = conn = self._connect()
+        self._heard.clear()
+        conn.add_notify_handler(lambda came: self._heard.append((came.pid, came.payload)))  # beside an answer
         self._answers = answers = _Answers(conn, f"{self._thread.name}-answers")
         with answers.in_time():
             self._store.listen(conn)
@@ -147,13 +150,17 @@ class Listener:
 
     def _hear(self, conn: AnyConnection, answers: _Answers) -> None:
         """Wake those whom the notifications are for."""
-        me = conn.info.backend_pid
-        for notification in conn.notifies(timeout=0):
+        with conn.lock:  # psycopg's own generator takes longer than all the rest
+            conn.pgconn.consume_input()
+            while (read := conn.pgconn.notifies()) is not None:
+                self._heard.append((read.be_pid, read.extra.decode(errors="replace")))
+        heard, self._heard = self._heard, []
+        for pid, payload in heard:
             answers.have_come()
-            if notification.pid == me:  # for the other processes
+            if pid == conn.pgconn.backend_pid:  # for the other processes
                 continue
-            if not self._posts.send(notification.payload):
-                self._wake(notification.payload)
+            if not self._posts.send(payload):
+                self._wake(payload)
 
     def _tend(self, conn: AnyConnection, answers: _Answers) -> float:
         """What those who have called need, and who was waiting; how long until there is more to do."""

@@ -534,7 +534,7 @@ class WorkerPool:
         if listener is not None and idle.found_nothing(seen):
             listener.call(idle, queue)
 
-    def _work_while_jobs(self, queue: str, idle: IdleThreads, *, polls: bool) -> int:
+    def _work_while_jobs(self, queue: str, idle: IdleThreads, *, polls: bool = False) -> int:
         """Work until the queue is found empty; the call count from before that look. One that `polls` was not called,
         so there is hardly anything: it looks first, which costs less than a claim."""
 

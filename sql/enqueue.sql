@@ -3,22 +3,19 @@
 -- from the call.
 
 -- name: insert_job
--- One job that nothing is unique about.
-WITH inserted AS (
-    INSERT INTO pgjobs.job (state, queue, kind, priority, max_attempts, args, metadata, tags, scheduled_at)
-    SELECT
-        CASE WHEN %(pending)s THEN 'pending' WHEN due > pg_catalog.statement_timestamp() THEN 'scheduled' ELSE 'available' END,
-        %(queue)s, %(kind)s, %(priority)s, %(max_attempts)s, %(args)s::jsonb, %(metadata)s::jsonb, %(tags)s::text[], due
-    FROM (
-        SELECT COALESCE(%(scheduled_at)s::timestamptz, pg_catalog.statement_timestamp() + %(delay)s::interval) AS due
-    ) AS moment
-    RETURNING *
-)
-SELECT
+-- One job that nothing is unique about. Said without a subquery: it is planned each time.
+INSERT INTO pgjobs.job (state, queue, kind, priority, max_attempts, args, metadata, tags, scheduled_at)
+VALUES (
+    CASE WHEN %(pending)s THEN 'pending'
+        WHEN COALESCE(%(scheduled_at)s::timestamptz, pg_catalog.statement_timestamp() + %(delay)s::interval)
+            > pg_catalog.statement_timestamp() THEN 'scheduled'
+        ELSE 'available' END,
+    %(queue)s, %(kind)s, %(priority)s, %(max_attempts)s, %(args)s::jsonb, %(metadata)s::jsonb, %(tags)s::text[],
+    COALESCE(%(scheduled_at)s::timestamptz, pg_catalog.statement_timestamp() + %(delay)s::interval))
+RETURNING
     id, state, queue, kind, priority, attempt, max_attempts, args, metadata, errors, tags, scheduled_at, created_at,
     attempted_at, finalized_at, attempted_by, token, leased_until, output,
-    {told}
-FROM inserted;
+    {told};
 
 -- name: insert_unique_job
 -- One job with a key. If it is not inserted, its twin is the answer where the statement can see it, else the key alone.
