@@ -461,6 +461,67 @@ def test_an_idle_process_of_200_threads_asks_no_more_than_one_of_two(
     assert tries == [], "and who is armed stays so"
 
 
+def test_a_process_that_starts_looks_once_for_each_queue(
+    client: Client, pool_of: Callable[..., WorkerPool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = count(monkeypatch, Claimer, "claim")
+    pool = pool_of(queues={"default": 100, "mail": 20}, listen=False)
+    wait_until(lambda: all(idle._idle == idle.threads for idle in pool._queues.values()))
+    assert len(looks) == 2
+
+
+def test_what_waits_at_the_start_is_worked_by_all_threads(client: Client, pool_of: Callable[..., WorkerPool]) -> None:
+    for _ in range(10):
+        together = threading.Barrier(8)
+        client.enqueue_many(None, [NewJob({}, kind="thing")] * 8)
+        pool = pool_of(lambda tx, job, all=together: all.wait(20) and None, queues={"default": 8}, listen=False)
+        wait_until(lambda: not client.list(UNFINISHED).jobs, timeout=20)
+        pool.stop()
+
+
+# --- a single job
+
+
+def test_a_sleeper_that_was_called_for_a_single_job_stays_armed(
+    client: Client, server: Tx, pool_of: Callable[..., WorkerPool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pgjobs.posts._LINGER", 60.0)
+    pool = pool_of(queues={"default": 3})
+    idle = pool._queues["default"]
+    wait_until(lambda: idle.post.sleeps and idle._idle == 3)
+    changes = [count(monkeypatch, PostStore, what) for what in ("take", "disarm", "leave")]
+    for _ in range(5):
+        job = thing(client)
+        wait_until(lambda job=job: done(client, job), timeout=5)  # type: ignore[misc]
+        wait_until(lambda: idle.post.sleeps and idle._idle == 3)
+    assert changes == [[], [], []]
+    assert armed(server, client) == ["default"]
+
+
+def test_a_second_notification_disarms_a_sleeper_while_nobody_has_found_nothing(
+    client: Client, server: Tx, pool_of: Callable[..., WorkerPool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pgjobs.posts._LINGER", 60.0)
+    monkeypatch.setattr("pgjobs.idle._SOON", 60.0)
+    entered, free = threading.Semaphore(0), threading.Event()
+
+    def hold(tx: Tx, job: Job[Any]) -> None:
+        entered.release()
+        free.wait(20)
+
+    pool = pool_of(hold)
+    idle = pool._queues["default"]
+    wait_until(lambda: idle.post.sleeps)
+    thing(client)
+    assert entered.acquire(timeout=5)
+    assert armed(server, client) == ["default"]
+    thing(client)
+    wait_until(lambda: armed(server, client) == [])
+    free.set()
+    wait_until(lambda: not client.list(UNFINISHED).jobs)
+    wait_until(lambda: armed(server, client) == ["default"])
+
+
 # --- what else holds
 
 

@@ -524,6 +524,12 @@ def test_a_duty_that_fails_is_moved_on_and_does_not_stop_the_others(
         wait_until(lambda: sql(later) == [(True,)])
 
 
+def test_a_promote_does_not_wait_for_the_disk(client: Client, server: Tx, duties: Maintenance) -> None:
+    with server.transaction():
+        duties.promote(server)
+        assert server.execute("SHOW synchronous_commit").fetchall() == [("off",)]
+
+
 def test_an_idle_queue_costs_no_transaction_of_a_duty_that_would_find_nothing(
     client: Client, sql: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
