@@ -17,6 +17,7 @@ import pytest
 
 from pgjobs import Client, Job, JobFilter, JobState, NewJob, Schedule, Unique, WorkerPool
 from pgjobs.claim import Claimer
+from pgjobs.idle import IdleThreads
 from pgjobs.post_store import PostStore
 from pgjobs.posts import Posts
 from tests.conftest import Connect
@@ -470,13 +471,26 @@ def test_a_process_that_starts_looks_once_for_each_queue(
     assert len(looks) == 2
 
 
-def test_what_waits_at_the_start_is_worked_by_all_threads(client: Client, pool_of: Callable[..., WorkerPool]) -> None:
-    for _ in range(10):
-        together = threading.Barrier(8)
-        client.enqueue_many(None, [NewJob({}, kind="thing")] * 8)
-        pool = pool_of(lambda tx, job, all=together: all.wait(20) and None, queues={"default": 8}, listen=False)
-        wait_until(lambda: not client.list(UNFINISHED).jobs, timeout=20)
-        pool.stop()
+@pytest.mark.parametrize("pause", [0, 0.03])
+def test_what_waits_at_the_start_is_worked_by_all_threads(
+    client: Client, pool_of: Callable[..., WorkerPool], monkeypatch: pytest.MonkeyPatch, pause: float
+) -> None:
+    """Though the first of them may call the others before those have begun to wait."""
+    work = WorkerPool._work
+
+    def late(self: WorkerPool, queue: str, idle: IdleThreads, seen: int | None) -> None:
+        time.sleep(pause if seen is not None else 0)
+        work(self, queue, idle, seen)
+
+    monkeypatch.setattr(WorkerPool, "_work", late)
+    together = threading.Barrier(8)
+    client.enqueue_many(None, [NewJob({}, kind="thing")] * 8)
+
+    def meet(tx: Tx, job: Job[Any]) -> None:
+        together.wait(20)
+
+    pool_of(meet, queues={"default": 8}, listen=False)
+    wait_until(lambda: not client.list(UNFINISHED).jobs, timeout=20)
 
 
 # --- a single job
