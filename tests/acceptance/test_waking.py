@@ -450,8 +450,9 @@ def test_an_idle_process_of_200_threads_asks_no_more_than_one_of_two(
 ) -> None:
     queues = {"default": 150, "mail": 50}
     pool = pool_of(queues=queues, poll_interval=timedelta(seconds=1))
-    wait_until(lambda: all(idle._idle == idle.threads for idle in pool._queues.values()))
     wait_until(lambda: armed(server, client) == ["default", "mail"])
+    # each has also looked once more, as one does that has just been armed
+    wait_until(lambda: all(idle.post.sleeps and idle._idle == idle.threads for idle in pool._queues.values()))
     with pytest.MonkeyPatch.context() as patch:
         looks, tries = count(patch, PostStore, "sees_any"), count(patch, PostStore, "take")
         claims = count(patch, Claimer, "claim")
