@@ -117,9 +117,9 @@ class IdleThreads:
         """Have a thread look, later than now, at what may have been enqueued without a notification."""
         post = self.post
         with self._changing:
-            post.armed = armed
             post.since = self.calls + 1
             post.looked = False
+            post.armed = armed
             post.deadline = now + _SLOW  # before anybody is called, who may know better
             if not self.wake():
                 post.deadline = now + _SOON
