@@ -15,7 +15,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from pgjobs import Client, JobFilter, JobState, filter_store, queue_store, statements
+from pgjobs import Client, JobFilter, JobState, batch_store, filter_store, queue_store, statements
 from pgjobs.cursors import AnyConnection, BoundCursor, bound_cursor
 from pgjobs.hot_path import prepared
 from pgjobs.store import CLAIM_DEFAULTS, Changes
@@ -278,10 +278,10 @@ def test_the_claim_looks_once_whether_its_queue_is_paused(full: Client) -> None:
 def test_the_claim_and_the_finish_of_a_batch_read_by_the_indexes(full: Client, stale: bool) -> None:
     """By the plans that prepared statements get, which know none of the values, whatever the statistics say."""
     batch = statements.load("batch.sql", full.schema)
-    take = batch["take_batch"].replace(b"{next}", batch["next_batch_by_priority"].rstrip(b";"))
+    take = batch_store.BatchStore(full.store)._takes["priority"].replace(b"%(limit)s", b"100")
     ids = "{" + ",".join(map(str, range(1, 101))) + "}"
     token = str(uuid4())
-    values = {**CLAIM_DEFAULTS, "queue": "queue.1", "worker": "me", "token": token, "limit": 100, "batch_time": 1}
+    values = {**CLAIM_DEFAULTS, "queue": "queue.1", "worker": "me", "token": token, "batch_time": 1}
     values |= {"ids": ids, "rest": ids, "kept_ids": ids, "metadata": "{}", "output": "{}"}
     wanted = {"take": take} | {name: batch[name] for name in ("lock_batch", "keep_of_batch", "release_batch")}
     wanted["complete"] = batch["complete_batch"].split(b"WITH finished AS (")[1].split(b")\nSELECT")[0]
