@@ -41,7 +41,7 @@ fix: $(READY) ## format, and mend what the linter can mend
 bench: $(READY) ## how fast it is, beside the pgbench floor of the same statements; under 10 minutes
 	$(BIN)/python -m benchmarks.bench $(ARGS)
 
-bench-growth: $(READY) ## whether it stays so fast with a million rows, dead entries, slow disks; 30 minutes
+bench-growth: $(READY) ## whether it stays so fast with a million rows, dead entries, slow disks; a quarter of an hour
 	$(BIN)/python -m benchmarks.growth $(ARGS)
 
 bench-profile: $(READY) ## where the microseconds of one job go, in the client and in the server
