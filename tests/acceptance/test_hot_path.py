@@ -13,7 +13,7 @@ from psycopg import sql
 from psycopg.rows import dict_row
 from psycopg_pool import ConnectionPool
 
-from pgjobs import Client, Job, JobState, WorkerPool, constant
+from pgjobs import Client, Handler, Job, JobState, WorkerPool, constant, hot_path
 from pgjobs.checkout import shut_down
 from pgjobs.hot_path import HotPath
 from pgjobs.store import Store
@@ -230,3 +230,24 @@ def test_many_clients_on_one_connection_do_not_pile_up_on_it(database: str, clie
                 prepared.append(row[0])
     assert prepared[0] < prepared[1]
     assert len(set(prepared[10:])) == 1
+
+
+def test_what_a_changed_work_map_no_longer_needs_is_deallocated(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its timeouts stand in the statements; a process that changes them for years does not fill the server."""
+    monkeypatch.setattr(hot_path, "_MOST_PREPARED", 4)
+    prepared: list[tuple[int, int]] = []
+
+    def handler(tx: Tx, job: Job[Any]) -> None:
+        query = "SELECT pg_backend_pid(), count(*) FROM pg_prepared_statements WHERE name LIKE 'pgjobs%'"
+        prepared.extend(tx.execute(query).fetchall())
+
+    jobs = enqueue(client, 20)
+    pool = WorkerPool(client, {"any": handler})
+    for number in range(len(jobs)):
+        pool.work_map[f"other.{number}"] = Handler(handler, timeout=timedelta(seconds=number + 1))
+        assert pool.work_one()
+    assert {(stored(client, job).state, stored(client, job).attempt) for job in jobs} == {(JobState.COMPLETED, 1)}
+    assert len({pid for pid, _ in prepared}) == 1, "all on one connection"
+    assert max(number for _, number in prepared) < 10

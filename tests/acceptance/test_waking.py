@@ -472,15 +472,16 @@ def test_a_process_that_starts_looks_once_for_each_queue(
     assert len(looks) == 2
 
 
-@pytest.mark.parametrize("pause", [0, 0.03])
+@pytest.mark.parametrize("called_before", [False, True])
 def test_what_waits_at_the_start_is_worked_by_all_threads(
-    client: Client, pool_of: Callable[..., WorkerPool], monkeypatch: pytest.MonkeyPatch, pause: float
+    client: Client, pool_of: Callable[..., WorkerPool], monkeypatch: pytest.MonkeyPatch, called_before: bool
 ) -> None:
     """Though the first of them may call the others before those have begun to wait."""
     work = WorkerPool._work
 
     def late(self: WorkerPool, queue: str, idle: IdleThreads, seen: int | None) -> None:
-        time.sleep(pause if seen is not None else 0)
+        if called_before and seen is not None:
+            wait_until(lambda: idle.calls > seen)
         work(self, queue, idle, seen)
 
     monkeypatch.setattr(WorkerPool, "_work", late)
