@@ -110,12 +110,13 @@ class Maintenance:
 
     def promote(self, conn: AnyConnection) -> timedelta:
         """Make due jobs available; until exactly the next one is due."""
-        self._promoted, contested = self._store.promote(conn, BATCH)
+        self._promoted, contested, due = self._store.promote(conn, BATCH)
         for id, queue in contested[:_ONE_BY_ONE]:
             self._promote_contested(conn, id, queue)
         if sum(self._promoted.values()) + len(contested) >= BATCH or len(contested) > _ONE_BY_ONE:
             return _SOON
-        due = self._store.next_due(conn)
+        if contested:  # which are due no longer
+            due = self._store.next_due(conn)
         if due is None:
             return PROMOTE_EVERY
         if due > _SOON:

@@ -301,13 +301,14 @@ class Store:
         with literal_cursor(conn) as cur:
             cur.execute(self._maintain["hurry_promote"])
 
-    def promote(self, conn: AnyConnection, batch: int) -> tuple[dict[str, int], list[tuple[int, str]]]:
-        """Make due jobs available; how many per queue, and id and queue of those that a twin may be in the way of."""
+    def promote(self, conn: AnyConnection, batch: int) -> tuple[dict[str, int], list[tuple[int, str]], timedelta | None]:
+        """Make due jobs available; how many per queue, id and queue of those that a twin may be in the way of, and how
+        long until the next waiting job is due."""
         with literal_cursor(conn) as cur:
             cur.execute(self._maintain["promote"], {"batch": batch, "channel": self.channel})
-            (rows,) = answers(cur)
+            rows, [(due,)] = answers(cur)
         promoted = {queue: jobs for queue, jobs, id, *_ in rows if id is None}
-        return promoted, [(id, queue) for queue, _, id, *_ in rows if id is not None]
+        return promoted, [(id, queue) for queue, _, id, *_ in rows if id is not None], due
 
     def settle_promotion(self, conn: AnyConnection, id: int, queue: str) -> JobState:
         """Make one available, or discard it if its twin has its key; raises when that cannot be told yet."""

@@ -37,7 +37,8 @@ WHERE duty = %(duty)s AND next_run_at <= pg_catalog.clock_timestamp();
 -- Makes due jobs available and wakes their workers: at most one notification per queue, with the commit. A job whose key does
 -- not hold while it waits may have lost it to a twin, which the update of the whole batch would fail on: it is only
 -- named here, for settle_promotion. Nobody waits for the disk: what a crash of the server takes back is done again, and
--- who commits what a promoted job has done waits for this too.
+-- who commits what a promoted job has done waits for this too. Then how long until the next one is due; null when none
+-- waits.
 SET LOCAL synchronous_commit = off;
 WITH due AS MATERIALIZED (
     SELECT id, queue, scheduled_at, COALESCE(state <> ALL (unique_states), false) AS contested FROM pgjobs.job
@@ -56,6 +57,7 @@ SELECT queue, jobs, NULL::bigint AS id, {called}, NULL::timestamptz AS scheduled
 UNION ALL
 SELECT queue, 1, id, NULL, scheduled_at FROM due WHERE contested
 ORDER BY scheduled_at NULLS FIRST, queue, id;
+SELECT min(scheduled_at) - clock_timestamp() FROM pgjobs.job WHERE state IN ('scheduled', 'retryable');
 
 -- name: settle_promotion
 -- One due job whose twin may have its key meanwhile: available, or discarded. For a twin that somebody is inserting it

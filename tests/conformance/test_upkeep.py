@@ -105,7 +105,7 @@ def test_each_queue_that_got_jobs_is_notified_once_and_no_other(
 def test_promote_sleeps_until_exactly_the_next_due_instant(
     *, client: Client, server: Tx, duties: Maintenance, monkeypatch: pytest.MonkeyPatch, due: Any, wait: timedelta
 ) -> None:
-    monkeypatch.setattr(client.store, "next_due", lambda conn: due)
+    monkeypatch.setattr(client.store, "promote", lambda conn, batch: ({}, [], due))
     assert duties.promote(server) == wait
 
 

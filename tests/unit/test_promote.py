@@ -24,7 +24,6 @@ from pgjobs.store import Store
 def test_a_job_that_has_just_become_due_does_not_wait_for_another_look(due: float, again: float) -> None:
     store = Mock(Store)
     store.schema = "pgjobs"
-    store.promote.return_value = ({}, [])
-    store.next_due.return_value = timedelta(milliseconds=due)
+    store.promote.return_value = ({}, [], timedelta(milliseconds=due))
     conn: Any = None
     assert Maintenance(store, keep={}).promote(conn) == timedelta(milliseconds=again)
