@@ -38,7 +38,6 @@ class Drain:
         kind: str = "noop",
         load: Callable[[], None] | None = None,
         noted: Callable[[int], None] = lambda started: None,
-        pool: type[WorkerPool] = WorkerPool,
         **options: Any,
     ) -> None:
         self._table, self._load, self._noted = table, load or table.load, noted
@@ -49,7 +48,7 @@ class Drain:
         self._last = Event()
         handler = self._note if handling == "noop" else self._write
         options.setdefault("queues", {"default": threads})
-        self.pool = pool(client, WorkMap({kind: handler}), **options)
+        self.pool = WorkerPool(client, WorkMap({kind: handler}), **options)
 
     def _write(self, tx: psycopg.Connection[Any], job: Job[Any]) -> None:
         tx.execute(self._insert, [job.id])

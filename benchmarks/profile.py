@@ -22,15 +22,17 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import psycopg
 
 from benchmarks.drain import Drain, Handling
 from benchmarks.floors import Pgbench
 from benchmarks.ground import BATCHES, Table, configuration, table
-from pgjobs import Client, WorkerPool
+from pgjobs import Client
 from pgjobs.embedded import EmbeddedPostgres
 
 _STATEMENTS = "pg_stat_statements"
@@ -134,27 +136,14 @@ def processor_time(server: EmbeddedPostgres, client: Client, table: Table, way: 
 # --- functions of the client
 
 
-class _Profiled(WorkerPool):
-    """Watches its first worker thread. Only one at a time can be watched in Python 3.12 and later."""
-
-    profiler: cProfile.Profile | None = None
-
-    def _work(self, *args: Any) -> None:
-        if self.profiler is not None:
-            super()._work(*args)
-            return
-        self.profiler = cProfile.Profile(time.thread_time)
-        self.profiler.runcall(super()._work, *args)
-
-
 def functions(client: Client, table: Table, way: Way, cost: float, top: int) -> None:
     started: list[int] = []
-    drain = Drain(client, table, 1, handling=way.handling, pool=_Profiled, noted=started.append, **way.options)
-    drain()
-    pool = drain.pool
-    assert isinstance(pool, _Profiled)
-    assert pool.profiler is not None
-    stats: dict[Any, Any] = pstats.Stats(pool.profiler).stats  # type: ignore[attr-defined]
+    drain = Drain(client, table, 1, handling=way.handling, noted=started.append, **way.options)
+    profiler, crew = cProfile.Profile(time.thread_time), drain.pool._crew
+    work: Any = crew._work
+    with patch.object(crew, "_work", partial(profiler.runcall, work)):
+        drain()
+    stats: dict[Any, Any] = pstats.Stats(profiler).stats  # type: ignore[attr-defined]
     files: dict[str, float] = defaultdict(float)
     lines: list[tuple[float, float, float, str]] = []
     per_job = cost / sum(own for _, _, own, _, _ in stats.values())

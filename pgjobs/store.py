@@ -301,7 +301,9 @@ class Store:
         with literal_cursor(conn) as cur:
             cur.execute(self._maintain["hurry_promote"])
 
-    def promote(self, conn: AnyConnection, batch: int) -> tuple[dict[str, int], list[tuple[int, str]], timedelta | None]:
+    def promote(
+        self, conn: AnyConnection, batch: int
+    ) -> tuple[dict[str, int], list[tuple[int, str]], timedelta | None]:
         """Make due jobs available; how many per queue, id and queue of those that a twin may be in the way of, and how
         long until the next waiting job is due."""
         with literal_cursor(conn) as cur:

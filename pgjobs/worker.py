@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import logging
-import sys
 import threading
-import time
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import time as TimeOfDay
@@ -18,16 +15,15 @@ from typing import Any, Literal, Self
 import psycopg
 
 from pgjobs import settings
-from pgjobs.attempt import AFTER_TIMEOUT, AT_STOP, Attempt, Watch
+from pgjobs.attempt import AT_STOP, Attempt, Watch
 from pgjobs.backoff import Backoff
-from pgjobs.batch import Batches
-from pgjobs.checkout import Checkout
 from pgjobs.claim import Claimer
 from pgjobs.client import Client
 from pgjobs.code_schedules import CodeSchedules
+from pgjobs.crew import Crew, Place
 from pgjobs.cron import Schedule
 from pgjobs.error_text import one_line
-from pgjobs.errors import InvalidSetting, JobCancelled, JobStopped, WorkerPoolError
+from pgjobs.errors import InvalidSetting, JobStopped, WorkerPoolError
 from pgjobs.executor import Executor
 from pgjobs.finish import Finisher
 from pgjobs.hooks import ErrorHandler, Middleware
@@ -36,13 +32,13 @@ from pgjobs.job import Job, JobState
 from pgjobs.listener import Listener
 from pgjobs.maintenance import Maintenance, MaintenanceThread
 from pgjobs.options import check_queue
-from pgjobs.post_store import PostStore
+from pgjobs.process_duties import ProcessDuties
 from pgjobs.queue_store import QueueStore
 from pgjobs.reindex import MIDNIGHT, Reindex, check_time
 from pgjobs.schedule_store import SCHEDULE_NOTICE, ScheduleStore
 from pgjobs.signals import LOOK_UP, next_signal, signals
 from pgjobs.store import CANCEL_NOTICE, DUE_NOTICE, AnyConnection
-from pgjobs.threads import Durability, Threads, Way, number, way
+from pgjobs.threads import Durability, Threads, number, way
 from pgjobs.ticker import Asking, Ticker
 from pgjobs.time_index import TimeIndex
 from pgjobs.transaction import defaults_for
@@ -121,13 +117,11 @@ class WorkerPool:
         if queues is not None and not queues:
             raise InvalidSetting("there are no queues to work: give queues={name: threads}")
         wanted = queues or {"default": 10}
-        self._queues = {check_queue(queue): IdleThreads(number(threads)) for queue, threads in wanted.items()}
         self._way = way(batch_size, batch_time, durability)
+        self._places = {queue: self._place(queue, threads) for queue, threads in wanted.items()}
         if order not in ("priority", "scheduled_at"):
             raise InvalidSetting(f"order is 'priority' or 'scheduled_at', not {order!r}")
         settings.check_intervals(poll_interval, fetch_cooldown)
-        self._poll_interval = poll_interval.total_seconds()
-        self._cooldown = fetch_cooldown.total_seconds()
         self._listen = listen
         if listen_dsn is not None:
             defaults_for(listen_dsn)  # refused here if it cannot be read, not in the listener's log
@@ -140,7 +134,7 @@ class WorkerPool:
         self._reindex_at = check_time(reindex_at)
         if timeout is not None and timeout <= timedelta(0):
             raise InvalidSetting(f"timeout is longer than nothing, or None for ever; not {timeout!r}")
-        self._lease = settings.check_lease(lease)
+        settings.check_lease(lease)
         self._watch = Watch(
             on_severed=self._on_severed,
             on_stuck=self._on_stuck,
@@ -156,8 +150,8 @@ class WorkerPool:
             unknown_kinds=settings.check_unknown_kinds(unknown_kinds),
             lease=lease,
         )
-        self._ways: dict[str, Way] = {}
-        self._set_ways(wanted)
+        for place in self._places.values():
+            self._set_durability(place)
         self._any_kind = isinstance(claimer.unknown_kinds, Handler)
         self._finisher = Finisher(
             store=client.store,
@@ -176,18 +170,20 @@ class WorkerPool:
             middleware=tuple(middleware),
             code_version=client.code_version,
         )
-        self._batches = Batches(self._executor)
+        self._crew = Crew(
+            self.name, client.source, self._executor, poll_interval=poll_interval, fetch_cooldown=fetch_cooldown
+        )
+        self._stopping = self._crew.stopping
+        self._queue_store = QueueStore(client.schema)
+        self._process_duties = ProcessDuties(
+            claimer, self._watch, client.registration, self._queue_store, queues=lambda: self._places, lease=lease
+        )
         self._schedule_store = ScheduleStore(client.schema)
         self.schedules = CodeSchedules(
             self._schedule_store, client.source, client._enqueuer.encoded, cron, worker=client.id
         )
         self._control = threading.Lock()  # start and stop, one at a time
-        self._stopping = threading.Event()
-        self._changed = threading.Condition()  # a thread has ended, or is stuck
-        self._working: dict[threading.Thread, tuple[str, IdleThreads]] = {}  # its queue
-        self._stuck: dict[threading.Thread, tuple[Job[Any], float]] = {}  # with its job, and since when
         self._started = False
-        self._started_threads = 0
         self._room = 0  # connections that the source keeps for its threads
         self._stopper: threading.Thread | None = None  # who is in the middle of a stop
         self._maintenance: MaintenanceThread | None = None
@@ -195,10 +191,6 @@ class WorkerPool:
         self._time_index: TimeIndex | None = None
         self._listener: Listener | None = None
         self._starts = 0
-        self._queue_store = QueueStore(client.schema)
-        self._post_store = PostStore(client.schema)
-        self._keep_queues_at = 0.0  # when that is next due, by the monotonic clock
-        self._extend_at = 0.0  # when the leases are next due, by the monotonic clock
 
     # --- start and stop
 
@@ -211,21 +203,21 @@ class WorkerPool:
             if not self.work_map and not isinstance(self._executor.claimer.unknown_kinds, Handler):
                 raise WorkerPoolError("the WorkMap is empty: register a handler before start")
             self._client.check_schema()
-            self._keep_queues(self._queues)
+            self._keep_queues(self._places)
             self._client.source.make_room(self.threads)
             self._room = self.threads
             self._started = True
             self._starts += 1
-            self._keep_queues_at = time.monotonic() + _KEEP_QUEUES_EVERY
+            self._process_duties.begin()
             self._client.events.worker_pool_started()
-            self._stopping.clear()
+            self._crew.muster()
             try:
                 self.schedules.start(lambda: self._hurry("tick"))
                 self._start_threads()
             except BaseException:  # a schedule cannot be stored, or the system refuses more threads
                 self._stop(timedelta(0))
                 raise
-            log.info("%s: %d threads on %s", self.name, self.threads, ", ".join(self._queues))
+            log.info("%s: %d threads on %s", self.name, self.threads, ", ".join(self._places))
         return self
 
     def _start_threads(self) -> None:
@@ -251,7 +243,7 @@ class WorkerPool:
                 reindex=self._reindex,
             ),
             source,
-            beside=self._look_beside,
+            beside=self._process_duties.do,
             at_end=partial(self._sign_off, self.schedules.sign_off()),
             tick=self._tick,
             over=self._watch.over,
@@ -261,8 +253,8 @@ class WorkerPool:
         maintenance.start()
         self._maintenance = maintenance
         if self._listen:
-            for idle in self._queues.values():
-                idle.post = Post()
+            for place in self._places.values():
+                place.idle.post = Post()
             listener = Listener(
                 store,
                 lambda: source.connect(self._listen_dsn),
@@ -270,28 +262,12 @@ class WorkerPool:
                 name=f"{self.name}/listener",
                 leaves_jobs=self._executor.claimer.unknown_kinds == "leave",
             )
-            self._listener = listener
+            self._listener = self._crew.listener = listener
         self._watch.start()
-        self._started_threads = 0
-        for queue, idle in self._queues.items():
-            self._start_threads_of(queue, idle)
+        for place in self._places.values():
+            self._crew.start(place)
         if self._listener is not None:
             self._listener.start()
-
-    def _start_threads_of(self, queue: str, idle: IdleThreads) -> None:
-        """One looks whether there is work, and calls the others if there is: they need no connections for nothing."""
-        seen = idle.calls
-        for nth in range(idle.threads):
-            self._start_thread(queue, idle, seen if nth else None)
-
-    def _start_thread(self, queue: str, idle: IdleThreads, seen: int | None = None) -> None:
-        """A thread that looks for work first; or waits first, for a call after `seen`."""
-        with self._changed:
-            name = f"{self.name}/worker-{self._started_threads}"
-            self._started_threads += 1
-            thread = threading.Thread(target=self._work, args=(queue, idle, seen), name=name, daemon=True)
-            thread.start()
-            self._working[thread] = (queue, idle)
 
     def stop(self, timeout: timedelta | None = None) -> bool:
         """Start no more jobs, wait for those that run, and end the threads.
@@ -317,21 +293,21 @@ class WorkerPool:
             self._control.release()
 
     def _is_one_of_its_threads(self) -> bool:
-        if threading.current_thread() in self._working:
+        if self._crew.includes_me:
             return True
         return self._maintenance is not None and self._maintenance.is_current
 
     def _stop(self, timeout: timedelta | None) -> bool:
         self._begin_stop()
         self._stopper = threading.current_thread()
-        ended = self._wait_for_threads(None if timeout is None else timeout.total_seconds())
+        ended = self._crew.wait(None if timeout is None else timeout.total_seconds())
         if not ended:
             self._cut_off()
-            ended = self._wait_for_threads(AT_STOP.stuck + 0.3)
+            ended = self._crew.wait(AT_STOP.stuck + 0.3)
         for helper in (self._maintenance, self._reindex, self._time_index, self._listener):
             if helper is not None:
                 helper.stop(0.4)
-        self._maintenance = self._reindex = self._time_index = self._listener = None
+        self._maintenance = self._reindex = self._time_index = self._listener = self._crew.listener = None
         self._watch.stop()
         self.schedules.stop()
         self._stopper = None
@@ -340,7 +316,7 @@ class WorkerPool:
             self._client.events.worker_pool_stopped()
         self._room = 0
         self._started = False
-        return ended and not self._watch.cut_off and not self._stuck
+        return ended and not self._watch.cut_off and not self._crew.any_stuck
 
     def stop_and_cancel(self) -> bool:
         """Stop without waiting: `stop` with no time at all."""
@@ -348,41 +324,33 @@ class WorkerPool:
 
     def _begin_stop(self) -> None:
         self._stopping.set()
-        for idle in self._queues.values():
-            idle.wake_all()
+        for place in self._places.values():
+            place.idle.wake_all()
 
     def _cut_off(self) -> None:
         self._watch.tell_all(lambda: JobStopped("the worker pool stopped"), AT_STOP)
-
-    def _wait_for_threads(self, timeout: float | None) -> bool:
-        """Wait until every thread has ended or is stuck; says whether that is so."""
-        with self._changed:
-            return self._changed.wait_for(lambda: not self._working.keys() - self._stuck, timeout)
 
     # --- queues
 
     def add_queue(self, name: str, threads: int | Threads) -> None:
         """Work this queue too, with so many threads, at once if the pool runs. Raises WorkerPoolError when it works the
         queue already, and what `start` raises."""
-        idle, own = IdleThreads(number(threads)), self._way.of(threads)
-        self._check_way(own)
+        place = self._place(name, threads)
         with self._in_control():
-            if check_queue(name) in self._queues:
+            if name in self._places:
                 raise WorkerPoolError(f"worker pool {self.name!r} works queue {name!r} already")
-            if not self._started:
-                self._set_way(name, own)
-                self._queues = {**self._queues, name: idle}
-                return
-            self._keep_queues([name])
-            self._client.source.make_room(idle.threads)
-            self._room += idle.threads
-            self._set_way(name, own)
-            self._queues = {**self._queues, name: idle}  # a new dict: other threads look at it all the time
-            try:
-                self._start_threads_of(name, idle)
-            except BaseException:  # the system refuses more threads
-                self._leave(name)
-                raise
+            if self._started:
+                self._keep_queues([name])
+                self._client.source.make_room(place.idle.threads)
+                self._room += place.idle.threads
+            self._set_durability(place)
+            self._places = {**self._places, name: place}  # a new dict: other threads look at it all the time
+            if self._started:
+                try:
+                    self._crew.start(place)
+                except BaseException:  # the system refuses more threads
+                    self._leave(name)
+                    raise
 
     def remove_queue(self, name: str, timeout: timedelta | None = None) -> bool:
         """Work this queue no longer: start none of its jobs, and wait for those that run, for ever without `timeout`.
@@ -392,22 +360,15 @@ class WorkerPool:
         not wait for itself.
         """
         with self._in_control():
-            if check_queue(name) not in self._queues:
+            if check_queue(name) not in self._places:
                 raise WorkerPoolError(f"worker pool {self.name!r} does not work queue {name!r}")
-            idle, starts = self._leave(name), self._starts
-        me = threading.current_thread()
-
-        def ended() -> bool:
-            busy = {thread for thread, (_, of) in self._working.items() if of is idle}
-            return not busy - self._stuck.keys() - {me}
-
-        with self._changed:
-            if not self._changed.wait_for(ended, None if timeout is None else timeout.total_seconds()):
-                return False
+            place, starts = self._leave(name), self._starts
+        if not self._crew.wait(None if timeout is None else timeout.total_seconds(), of=place):
+            return False
         with suppress(WorkerPoolError), self._in_control():  # a stop gives all room back
             if self._started and self._starts == starts:
-                self._client.source.give_room_back(idle.threads)
-                self._room -= idle.threads
+                self._client.source.give_room_back(place.idle.threads)
+                self._room -= place.idle.threads
         return True
 
     def _keep_queues(self, names: Iterable[str]) -> None:
@@ -418,29 +379,26 @@ class WorkerPool:
         except psycopg.Error as error:  # no reason not to work
             log.warning("%s: its queues are not on record: %s", self.name, one_line(error))
 
-    def _set_ways(self, queues: Mapping[str, int | Threads]) -> None:
-        for name, threads in queues.items():
-            self._check_way(self._way.of(threads))
-            self._set_way(name, self._way.of(threads))
-
-    def _set_way(self, name: str, own: Way) -> None:
-        self._ways = {**self._ways, name: own}
-        (self._claimer.relaxed.add if own.relaxed else self._claimer.relaxed.discard)(name)
-
-    def _check_way(self, own: Way) -> None:
-        if own.batch_size > 1 and not self._client.source.batches:
+    def _place(self, queue: str, threads: int | Threads) -> Place:
+        """What the threads of a queue are there for, checked."""
+        place = Place(check_queue(queue), IdleThreads(number(threads)), self._way.of(threads))
+        if place.way.batch_size > 1 and not self._client.source.batches:
             raise InvalidSetting(
-                f"batch_size is 1 with a {type(self._client.source).__name__}, not {own.batch_size}: a framework ends "
-                "its transaction with each job"
+                f"batch_size is 1 with a {type(self._client.source).__name__}, not {place.way.batch_size}: a framework "
+                "ends its transaction with each job"
             )
+        return place
 
-    def _leave(self, name: str) -> IdleThreads:
-        idle = self._queues[name]
-        self._queues = {other: threads for other, threads in self._queues.items() if other != name}
-        idle.close()
+    def _set_durability(self, place: Place) -> None:
+        (self._claimer.relaxed.add if place.way.relaxed else self._claimer.relaxed.discard)(place.queue)
+
+    def _leave(self, name: str) -> Place:
+        place = self._places[name]
+        self._places = {other: kept for other, kept in self._places.items() if other != name}
+        place.idle.close()
         if self._listener is not None:
-            self._listener.call(idle, name)
-        return idle
+            self._listener.call(place.idle, name)
+        return place
 
     @contextmanager
     def _in_control(self) -> Iterator[None]:
@@ -460,7 +418,7 @@ class WorkerPool:
     @property
     def threads(self) -> int:
         """How many worker threads the pool has while it runs."""
-        return sum(idle.threads for idle in self._queues.values())
+        return sum(place.idle.threads for place in self._places.values())
 
     def run(self) -> None:
         """Work until SIGTERM or SIGINT, then stop gracefully. Call it on the main thread.
@@ -501,89 +459,6 @@ class WorkerPool:
         with self._watch.running(), self._client.source.checkout() as held, self._watch.over(held):
             return self._executor.run_next(held, queue) is not None
 
-    def _work(self, queue: str, idle: IdleThreads, seen: int | None) -> None:
-        """The life of one worker thread: work while there are jobs, else wait without a connection."""
-        pause, me, polls = _FIRST_PAUSE, threading.current_thread(), False
-        if seen is not None and not self._ends(idle):
-            polls = idle.wait(seen, self._poll_interval)
-        while not self._ends(idle):
-            try:
-                seen = self._work_while_jobs(queue, idle, polls=polls)
-            except BaseException as error:  # whatever the database or a handler's leftovers do, the thread lives
-                known = isinstance(error, psycopg.Error)
-                with suppress(Exception):  # a handler of the log that fails
-                    log.warning("%s: next claim in %.1f s: %s", queue, pause, one_line(error), exc_info=not known)
-                self._stopping.wait(pause)
-                pause, polls = min(2 * pause, _LONGEST_PAUSE), False
-            else:
-                pause = _FIRST_PAUSE
-                if not self._ends(idle):  # else `seen` may be younger than the call that ends all waiting
-                    self._ask_to_be_woken(queue, idle, seen)
-                    polls = idle.wait(seen, self._poll_interval)
-        with self._changed:
-            stuck = self._stuck.pop(me, None)
-            del self._working[me]
-            self._changed.notify_all()
-        if stuck is not None:
-            job, since = stuck
-            log.warning("%s: no longer stuck; another thread has taken its place", me.name)
-            self._client.hooks("on_unstuck", job, timedelta(seconds=time.monotonic() - since))
-
-    def _ask_to_be_woken(self, queue: str, idle: IdleThreads, seen: int) -> None:
-        listener = self._listener
-        if listener is not None and idle.found_nothing(seen):
-            listener.call(idle, queue)
-
-    def _work_while_jobs(self, queue: str, idle: IdleThreads, *, polls: bool = False) -> int:
-        """Work until the queue is found empty; the call count from before that look. One that `polls` was not called,
-        so there is hardly anything: it looks first, which costs less than a claim."""
-
-        def goes_on() -> bool:
-            return not (self._cooldown or self._ends(idle))
-
-        with self._client.source.checkout() as held, self._watch.over(held):
-            try:
-                seen = idle.calls
-                if polls and not self._sees_any(held, queue):
-                    return seen
-                while True:
-                    seen = idle.calls
-                    if self._ends(idle):
-                        return seen
-                    if not self._run_next(held, queue, idle, goes_on):
-                        return seen
-                    if self._cooldown:
-                        self._stopping.wait(self._cooldown)
-            finally:
-                self._executor.leave(held)
-
-    def _sees_any(self, held: Checkout, queue: str) -> bool:
-        """Whether there is anything to claim."""
-        kinds = list(self.work_map) if self._executor.claimer.unknown_kinds == "leave" else None
-        try:
-            with held.answered_within(_LOOK_WITHIN):
-                return self._post_store.sees_any(held.conn, queue, kinds)
-        except Exception as error:
-            if isinstance(error, psycopg.OperationalError):
-                self._executor.claimer.be_cautious()
-            self._client.hooks("on_claim", None, error)
-            raise
-
-    def _run_next(self, held: Checkout, queue: str, idle: IdleThreads, goes_on: Callable[[], bool]) -> bool:
-        """Run the next job, or the next batch; says whether there was any."""
-        own = self._ways.get(queue, self._way)  # it may have been removed
-        if own.batch_size > 1:
-            return self._batches.run_next(held, queue, own, claimed=idle.claimed, ends=partial(self._ends, idle))
-        return self._executor.run_next(held, queue, claimed=idle.claimed, go_on=goes_on) is not None
-
-    def _ends(self, idle: IdleThreads) -> bool:
-        """Whether this thread is to take no more jobs."""
-        if self._stopping.is_set() or idle.closed:
-            return True
-        return bool(self._stuck) and threading.current_thread() in self._stuck
-
-    # --- handlers that do not end
-
     def _on_severed(self, attempt: Attempt) -> None:
         try:
             with self._client.source.own_checkout() as held:
@@ -593,50 +468,12 @@ class WorkerPool:
         except Exception as error:  # the rescue will record it, as a worker that vanished
             log.error("job %d: its outcome could not be recorded: %s", attempt.job.id, one_line(error))
 
+    def _on_stuck(self, attempt: Attempt) -> None:
+        self._crew.on_stuck(attempt)
+
     def _on_silent(self) -> None:
         log.warning("%s: the server has not answered for too long; its connections are made anew", self.name)
         self._client.source.drop_idle()
-
-    def _on_stuck(self, attempt: Attempt) -> None:
-        """Its row is free and its outcome recorded; what is left is a thread that does not come back."""
-        frame = sys._current_frames().get(attempt.thread.ident or 0)
-        stack = "".join(traceback.format_stack(frame)) if frame else "it has just ended\n"
-        log.error("job %d (%s): its handler ignores that it is to end; %s is stuck at:\n%s",
-                  attempt.job.id, one_line(attempt.job.kind), attempt.thread.name, stack)  # fmt: skip
-        attempt.abandon()
-        with self._changed:
-            works = self._working.get(attempt.thread)
-            if works is not None:
-                self._stuck[attempt.thread] = (attempt.job, time.monotonic())
-                self._changed.notify_all()
-            stuck = len(self._stuck)
-        self._client.hooks("on_stuck", attempt.job, stack, stuck)
-        if works is not None and not self._stopping.is_set() and not works[1].closed:
-            self._start_thread(*works)
-
-    def _look_beside(self, conn: AnyConnection) -> None:
-        """What concerns this process alone, every second."""
-        self._look_after_attempts(conn)
-        self._client.registration.refresh(conn)
-        if time.monotonic() >= self._keep_queues_at:
-            self._keep_queues_at = time.monotonic() + _KEEP_QUEUES_EVERY
-            self._queue_store.keep_queues(conn, self._queues)
-            self._queue_store.forget_queues(conn)
-
-    def _look_after_attempts(self, conn: AnyConnection) -> None:
-        """Tell the handlers whose jobs somebody has cancelled, and extend the leases of the detached ones."""
-        self._executor.claimer.take_back_orphans(conn)
-        tokens = self._watch.tokens
-        if tokens:
-            for (id, token), reason in self._client.store.cancelled_attempts(conn, tokens).items():
-                self._watch.tell(token, JobCancelled(reason), AFTER_TIMEOUT, id=id)
-        if time.monotonic() < self._extend_at:
-            return
-        self._extend_at = time.monotonic() + self._lease / 4
-        detached = self._watch.detached_tokens
-        if detached:
-            kept = self._client.store.extend_leases(conn, detached, timedelta(seconds=self._lease))
-            self._watch.tell_of_lost_leases(set(detached) - kept)
 
     def _sign_off(self, sign_off: Callable[[], None]) -> None:
         """Tell the other processes that this one has gone; they would notice by themselves."""
@@ -645,7 +482,7 @@ class WorkerPool:
             self._client.registration.leave(self, held.conn)
 
     def _describe(self) -> tuple[dict[str, int], list[str]]:
-        return {queue: idle.threads for queue, idle in list(self._queues.items())}, list(self.work_map)
+        return {queue: place.idle.threads for queue, place in self._places.items()}, list(self.work_map)
 
     def _kinds(self) -> list[str] | None:
         """The kinds that this pool has handlers for; None for every kind."""
@@ -679,11 +516,11 @@ class WorkerPool:
             self._hurry("promote")
         if queue in (SCHEDULE_NOTICE, None):
             self._hurry("tick")
-        for name, idle in self._queues.items():
+        for name, place in self._places.items():
             if queue in (name, None):
-                idle.wake()
+                place.idle.wake()
 
     def _wake_for(self, queue: str, jobs: int) -> None:
-        idle = self._queues.get(queue)
-        if idle is not None:
-            idle.wake()
+        place = self._places.get(queue)
+        if place is not None:
+            place.idle.wake()

@@ -139,7 +139,7 @@ def test_a_job_that_was_claimed_when_the_pool_stops_is_given_back(client: Client
 
     claimer.complete = stopped_meanwhile  # type: ignore[method-assign]
     with pool:
-        wait_until(lambda: not pool._working)
+        wait_until(lambda: not pool._crew._working)
     first, *others = (stored(client, job) for job in jobs)
     assert first.state == JobState.COMPLETED
     assert started == [first.id]
@@ -165,7 +165,7 @@ def test_nobody_comes_between_a_claim_and_its_being_given_back(client: Client, m
 
         monkeypatch.setattr(Store, "release_claim", meanwhile)
         with pool:
-            wait_until(lambda: not pool._working, 20)
+            wait_until(lambda: not pool._crew._working, 20)
         other.execute("ROLLBACK")
     assert stored(client, first).state == JobState.COMPLETED
     assert (stored(client, second).state, stored(client, second).attempt) == (JobState.AVAILABLE, 0)

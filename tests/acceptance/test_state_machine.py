@@ -32,7 +32,6 @@ from psycopg.conninfo import make_conninfo
 from pgjobs import Client, Handler, InvalidOption, Job, JobRunning, JobState, WorkerPool, constant
 from pgjobs.claim import Claimer
 from pgjobs.errors import AttemptLost, TransactionBroken
-from pgjobs.idle import IdleThreads
 from pgjobs.maintenance import Maintenance
 from pgjobs.outcome import decide
 from pgjobs.store import Store
@@ -305,7 +304,7 @@ class Machine(RuleBasedStateMachine):
 
     def _worked_until_empty(self, queue: str) -> bool:
         with suppress(KeyboardInterrupt):
-            self.pool._work_while_jobs(queue, IdleThreads(1))
+            self.pool._crew.work_while_jobs(self.pool._place(queue, 1))
             return True
         return False
 

@@ -17,7 +17,7 @@ import pytest
 
 from pgjobs import Client, Job, JobFilter, JobState, NewJob, Schedule, Unique, WorkerPool
 from pgjobs.claim import Claimer
-from pgjobs.idle import IdleThreads
+from pgjobs.crew import Crew, Place
 from pgjobs.post_store import PostStore
 from pgjobs.posts import Posts
 from tests.conftest import Connect
@@ -53,7 +53,7 @@ def delays(chance: float) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for owner, names in (
             (Posts, ("_arm", "_leave", "_disarm", "send", "tend")),
-            (WorkerPool, ("_ask_to_be_woken", "_work_while_jobs")),
+            (Crew, ("_ask_to_be_woken", "work_while_jobs")),
         ):
             for name in names:
                 patch.setattr(owner, name, delayed(getattr(owner, name)))
@@ -117,7 +117,7 @@ class Storm:
         try:
             wait_until(lambda: not client.list(UNFINISHED, limit=1).jobs, timeout=20)
         except AssertionError:
-            posts = [vars(pool._queues["default"].post) for pool in pools]
+            posts = [vars(pool._places["default"].idle.post) for pool in pools]
             raise AssertionError(f"overlooked: {client.list(UNFINISHED).jobs}; {posts}") from None
 
 
@@ -370,7 +370,7 @@ def test_what_is_committed_around_a_change_of_the_sleepers_is_found(
     pool_of(handler, kinds=["thing", "other"])
     wait_until(lambda: armed(server, client) == ["default"])
     second = pool_of(handler, kinds=["other"], unknown_kinds="leave")
-    wait_until(lambda: second._queues["default"]._idle == 1 and not second._queues["default"].post.kept)
+    wait_until(lambda: second._places["default"].idle._idle == 1 and not second._places["default"].idle.post.kept)
     jobs: list[Job[Any]] = []
     change = getattr(PostStore, what)
 
@@ -452,7 +452,7 @@ def test_an_idle_process_of_200_threads_asks_no_more_than_one_of_two(
     pool = pool_of(queues=queues, poll_interval=timedelta(seconds=1))
     wait_until(lambda: armed(server, client) == ["default", "mail"])
     # each has also looked once more, as one does that has just been armed
-    wait_until(lambda: all(idle.post.sleeps and idle._idle == idle.threads for idle in pool._queues.values()))
+    wait_until(lambda: all(p.idle.post.sleeps and p.idle._idle == p.idle.threads for p in pool._places.values()))
     with pytest.MonkeyPatch.context() as patch:
         looks, tries = count(patch, PostStore, "sees_any"), count(patch, PostStore, "take")
         claims = count(patch, Claimer, "claim")
@@ -468,7 +468,7 @@ def test_a_process_that_starts_looks_once_for_each_queue(
 ) -> None:
     looks = count(monkeypatch, Claimer, "claim")
     pool = pool_of(queues={"default": 100, "mail": 20}, listen=False)
-    wait_until(lambda: all(idle._idle == idle.threads for idle in pool._queues.values()))
+    wait_until(lambda: all(p.idle._idle == p.idle.threads for p in pool._places.values()))
     assert len(looks) == 2
 
 
@@ -477,14 +477,14 @@ def test_what_waits_at_the_start_is_worked_by_all_threads(
     client: Client, pool_of: Callable[..., WorkerPool], monkeypatch: pytest.MonkeyPatch, called_before: bool
 ) -> None:
     """Though the first of them may call the others before those have begun to wait."""
-    work = WorkerPool._work
+    work = Crew._work
 
-    def late(self: WorkerPool, queue: str, idle: IdleThreads, seen: int | None) -> None:
+    def late(self: Crew, place: Place, seen: int | None) -> None:
         if called_before and seen is not None:
-            wait_until(lambda: idle.calls > seen)
-        work(self, queue, idle, seen)
+            wait_until(lambda: place.idle.calls > seen)
+        work(self, place, seen)
 
-    monkeypatch.setattr(WorkerPool, "_work", late)
+    monkeypatch.setattr(Crew, "_work", late)
     together = threading.Barrier(8)
     client.enqueue_many(None, [NewJob({}, kind="thing")] * 8)
 
@@ -503,7 +503,7 @@ def test_a_sleeper_that_was_called_for_a_single_job_stays_armed(
 ) -> None:
     monkeypatch.setattr("pgjobs.posts._LINGER", 60.0)
     pool = pool_of(queues={"default": 3})
-    idle = pool._queues["default"]
+    idle = pool._places["default"].idle
     wait_until(lambda: idle.post.sleeps and idle._idle == 3)
     changes = [count(monkeypatch, PostStore, what) for what in ("take", "disarm", "leave")]
     for _ in range(5):
@@ -526,7 +526,7 @@ def test_a_second_notification_disarms_a_sleeper_while_nobody_has_found_nothing(
         free.wait(20)
 
     pool = pool_of(hold)
-    idle = pool._queues["default"]
+    idle = pool._places["default"].idle
     wait_until(lambda: idle.post.sleeps)
     thing(client)
     assert entered.acquire(timeout=5)

@@ -322,8 +322,8 @@ def test_a_handler_whose_lease_was_lost_is_told_and_its_result_changes_nothing(
     with at_work(pool, busy):
         # as the rescue leaves it
         sql("UPDATE pgjobs.job SET state = 'retryable', leased_until = NULL, scheduled_at = now() + interval '1 hour'")
-        pool._extend_at = 0.0
-        pool._look_after_attempts(server)
+        pool._process_duties.extend_at = 0.0
+        pool._process_duties.look_after_attempts(server)
         assert told.wait(10)
     found = stored(job)
     assert (found.state, found.attempt, found.errors) == (JobState.RETRYABLE, 1, ())
@@ -513,8 +513,8 @@ def test_a_handler_that_goes_on_after_its_job_was_completed_is_left_alone(
     job = enqueue(client)
     pool = pool_of(client, handler)
     with at_work(pool, busy):
-        pool._extend_at = 0.0
-        pool._look_after_attempts(server)
+        pool._process_duties.extend_at = 0.0
+        pool._process_duties.look_after_attempts(server)
     assert saw == [False]
     assert stored(job).state == JobState.COMPLETED
 
