@@ -31,6 +31,8 @@ log = logging.getLogger("pgjobs.claim")
 _CAUTIOUS = timedelta(minutes=5)
 _NOT_ASKED = float("inf")
 _ORPHANED_FOR = 30.0  # seconds: longer than a server takes to notice
+_FIRST_LOOK = 0.05  # seconds until a claim is looked for again whose answer never came; doubles
+_LONGEST_LOOK = 1.0
 _ANSWER_WITHIN = 40.0  # seconds; the server gives a claim 30
 # A better job that appears before the mark waits no longer than the first of these where a look at all costs little;
 # where it costs much, it is done for no more than a part of the time, but no less often than the second says.
@@ -46,12 +48,15 @@ class _Marked(NamedTuple):
     until: float  # when to look at all again, by the monotonic clock
 
 
-class _Orphan(NamedTuple):
+@dataclass(slots=True, eq=False)
+class _Orphan:
     """A claim whose answer never came."""
 
     queue: str
     token: UUID
     until: float  # when it is too late for it, by the monotonic clock
+    due: float = 0.0  # when to look for it again
+    pause: float = _FIRST_LOOK
 
 
 @dataclass
@@ -226,11 +231,16 @@ class Claimer:
         self._orphans.append(_Orphan(queue, token, time.monotonic() + _ORPHANED_FOR))
 
     def take_back_orphans(self, conn: AnyConnection) -> None:
-        """Give back the attempts of claims whose answer never came. The server may still be at work on them, so it is
-        called again, until each was found or it is too late for that."""
+        """Give back the attempts of claims whose answer never came. The server may still be at work on them, so each is
+        looked for again, after a pause that grows, until it was found or it is too late for that."""
         for orphan in list(self._orphans):
+            now = time.monotonic()
+            if now < orphan.due:
+                continue
+            orphan.due = now + orphan.pause
+            orphan.pause = min(2 * orphan.pause, _LONGEST_LOOK)
             found = self.store.release_claim(conn, queue=orphan.queue, token=orphan.token)
-            if found or time.monotonic() > orphan.until:
+            if found or now > orphan.until:
                 with suppress(ValueError):  # another thread was faster
                     self._orphans.remove(orphan)
             if found:

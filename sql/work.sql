@@ -90,7 +90,9 @@ SAVEPOINT pgjobs;
 -- name: release_claim
 -- The claim of a worker that lives but never got the lock: nothing ran, so the attempt is given back, also when
 -- a rescue has recorded it as vanished meanwhile. A job whose key a twin has taken since stays as the rescue left it; and so
--- does one whose row is held still: nobody waits for the end of a lost connection.
+-- does one whose row is held still: nobody waits for the end of a lost connection. Only running jobs are found by their
+-- token. Those that were rescued since the claim, which is not long ago, are found by when that was; without, each look
+-- would read the whole table.
 UPDATE pgjobs.job SET
     state = 'available',
     attempt = attempt - 1,
@@ -103,6 +105,17 @@ UPDATE pgjobs.job SET
 WHERE (id, queue) IN (
         SELECT id, queue FROM pgjobs.job
         WHERE queue = %(queue)s AND token = %(token)s AND state IN ('running', 'retryable', 'discarded')
+            AND id = ANY (ARRAY(
+                SELECT id FROM pgjobs.job WHERE state = 'running' AND token = %(token)s
+                UNION ALL
+                SELECT id FROM pgjobs.job
+                WHERE state IN ('scheduled', 'retryable') AND token = %(token)s
+                    AND scheduled_at > pg_catalog.statement_timestamp() - interval '1 minute'
+                    AND scheduled_at < pg_catalog.statement_timestamp() + interval '2 minutes'
+                UNION ALL
+                SELECT id FROM pgjobs.job
+                WHERE state = 'discarded' AND token = %(token)s
+                    AND finalized_at > pg_catalog.statement_timestamp() - interval '1 minute'))
         FOR NO KEY UPDATE SKIP LOCKED)
     AND (state <> ALL (unique_states) AND EXISTS (
         SELECT FROM pgjobs.job AS twin

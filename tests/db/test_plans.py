@@ -303,6 +303,17 @@ def test_the_claim_and_the_finish_of_a_batch_read_by_the_indexes(full: Client, s
         conn.rollback()
 
 
+def test_a_claim_whose_answer_was_lost_is_found_by_the_indexes(full: Client) -> None:
+    statement = full.store.work["release_claim"].decode()
+    with full.pool.connection() as conn, psycopg.ClientCursor(conn) as cursor:
+        cursor.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}", {"queue": "queue.1", "token": uuid4()})
+        found: Any = cursor.fetchone()
+        plan: Plan = found[0][0]["Plan"]
+        assert_no_scan(plan)
+        assert blocks(plan) < 20
+        conn.rollback()
+
+
 def test_every_state_has_its_way(full: Client) -> None:
     """No state is forgotten above but `pending`: no index knows it until something makes such jobs."""
     assert BY_INDEX.keys() | {"pending"} == set(JobState)
