@@ -357,7 +357,7 @@ def steal_between_claim_and_lock(table: Table, theft: str) -> None:
 
 
 RESCUED = """
-    UPDATE {schema}.job SET state = 'retryable', scheduled_at = now() + interval '1 hour', max_attempts = 2,
+    UPDATE {schema}.job SET state = 'retryable', scheduled_at = now() + interval '1 minute', max_attempts = 2,
         errors = errors || '[{{"attempt": 1, "error": "worker vanished: early", "trace": null}}]' WHERE id = NEW.id;
 """
 DISCARDED = """
