@@ -22,7 +22,7 @@ from pgjobs.backoff import Backoff
 from pgjobs.checkout import let_prepare
 from pgjobs.claim import Claimer
 from pgjobs.enqueue import Enqueuer
-from pgjobs.enqueue_store import EnqueueStore, can_copy
+from pgjobs.enqueue_store import EnqueueStore, can_copy, is_plain
 from pgjobs.error_text import ERROR_LIMIT, clean, one_line
 from pgjobs.errors import InvalidOption, InvalidSetting, JobNotFound, JobNotOver
 from pgjobs.events import EventKind, Events, Subscription
@@ -33,14 +33,14 @@ from pgjobs.hooks import EnqueueMiddleware, HookCalls, Hooks
 from pgjobs.job import Job
 from pgjobs.job_filter import JobCounts, JobFilter, JobPage, Order, check_limit, listing
 from pgjobs.many import Many, ManyJobs
-from pgjobs.options import JobOptions, NewJob, Options, check_queue
+from pgjobs.options import EncodedJob, JobOptions, NewJob, Options, check_queue
 from pgjobs.queues import Queues
 from pgjobs.registry import Registration
 from pgjobs.schedule_store import ScheduleStore
 from pgjobs.schedules import Schedules
 from pgjobs.statements import check_schema
 from pgjobs.store import AnyConnection, Store, Verdict
-from pgjobs.transaction import MAX_IDLE, Borrowable, PoolSource, borrow, defaults_for
+from pgjobs.transaction import MAX_IDLE, Borrowable, PoolSource, borrow, defaults_for, in_autocommit
 from pgjobs.work_map import Handler, HandlerFunction, WorkMap
 from pgjobs.worker_store import WorkerProcess, Workers
 
@@ -224,11 +224,23 @@ class Client:
         if isinstance(args, NewJob) and (kind is not None or options):
             raise InvalidOption("a NewJob brings its own kind and options: give them there")
         job = self._enqueuer.encoded(args if isinstance(args, NewJob) else NewJob(args, kind=kind, **options))
-        alone = tx is None and self._enqueuer.needs_one_statement(job)
-        with self.source.autocommit() if alone else self._transaction(tx) as conn:
-            if alone and self.source.owned and conn.prepare_threshold is None and self._is_direct(conn):
-                let_prepare(conn)  # for as long as the connection lives, which is ours
+        if tx is None and self._enqueuer.needs_one_statement(job):
+            return self._insert_alone(job, notify)
+        with self._transaction(tx) as conn:
             return self._enqueuer.insert(conn, tx, [job], notify=notify)[0]
+
+    def _insert_alone(self, job: EncodedJob, notify: bool) -> Job[Any]:
+        """Insert it in a transaction of its own, which is one statement."""
+        pool = self.source.pool
+        conn = pool.getconn()  # and no more: what its `connection()` does costs as much again
+        try:
+            self._let_prepare(conn)
+            if notify and is_plain(job) and conn.prepare_threshold is not None and self._is_direct(conn):
+                return self._enqueuer.insert_hot(conn, job)
+            with in_autocommit(conn):
+                return self._enqueuer.insert(conn, None, [job], notify=notify)[0]
+        finally:
+            pool.putconn(conn)
 
     @overload
     def enqueue_many(
@@ -278,10 +290,17 @@ class Client:
             self._transaction(tx), tx, jobs, notify=notify, copy=own or can_copy(borrow(tx))
         )
 
+    def _let_prepare(self, conn: AnyConnection) -> None:
+        """Let psycopg prepare what is sent often, if the connection is of our own pool and leads to the server itself;
+        for as long as it lives."""
+        if conn.prepare_threshold is None and self.source.owned and self._is_direct(conn):
+            let_prepare(conn)
+
     def _is_direct(self, conn: AnyConnection) -> bool:
         """Whether no pooler stands between this process and the server. Asked once."""
         if self._direct is None:
-            self._direct = not self.store.server_facts(conn).pooled
+            with in_autocommit(conn):
+                self._direct = not self.store.server_facts(conn).pooled
         return self._direct
 
     @contextmanager

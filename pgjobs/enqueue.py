@@ -60,6 +60,12 @@ class Enqueuer:
         """Whether nothing but one statement will be sent for it, which is a transaction by itself."""
         return job.unique is None and not self.middleware
 
+    def insert_hot(self, conn: AnyConnection, job: EncodedJob) -> Job[Any]:
+        """As `insert`, of one that `is_plain` and needs one statement; see `EnqueueStore.insert_hot`."""
+        inserted = self.store.insert_hot(conn, job)
+        self.hooks("on_enqueue", inserted)
+        return inserted
+
     def insert(self, conn: AnyConnection, tx: object, jobs: Sequence[EncodedJob], *, notify: bool) -> list[Job[Any]]:
         """Insert the jobs, middleware around it; they come back in their order. `tx` is what middleware gets."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg.pq import PipelineStatus
@@ -12,10 +12,14 @@ from psycopg.pq import PipelineStatus
 from pgjobs import statements
 from pgjobs.copy_rows import HEADER, TRAILER, CopyRows, instant, microseconds
 from pgjobs.cursors import AnyConnection, bound_cursor, one
+from pgjobs.hot_insert import hot_insert
+from pgjobs.hot_path import prepared
 from pgjobs.job import Job, JobState, job_of
 from pgjobs.options import EncodedJob
 from pgjobs.spool import Spool
 from pgjobs.store import DUE_NOTICE, as_job
+
+Answer = TypeVar("Answer")
 
 COPY_FROM = 20  # jobs: for fewer, the exchanges that a COPY needs take longer than an INSERT
 _PLACE = _IS_NEW = _TWIN_KEY = 19  # stand behind the columns of a job, each in another statement
@@ -31,6 +35,10 @@ class EnqueueStore:
     def __init__(self, schema: str) -> None:
         self._channel = statements.channel(schema)
         self._enqueue = statements.load("enqueue.sql", schema)
+        # a name of ours may stand in a statement, where it costs nothing
+        channel = {"channel": f"'{self._channel}'".encode()}
+        self._hot = prepared(f"pgjobs_insert_{schema}", self._enqueue["insert_plain_job"], channel)
+        self._plain = self._enqueue["insert_plain_job"].replace(b"%(channel)s", channel["channel"])
 
     def insert(self, conn: AnyConnection, jobs: Sequence[EncodedJob], *, notify: bool) -> list[Job[Any]]:
         """Insert the jobs; they come back in their order. In place of one that has a twin, the twin, as a duplicate."""
@@ -44,8 +52,36 @@ class EnqueueStore:
                 return self._copy_with_ids(conn, jobs, notify, now, ids)
         return [_present(job) for job, _, _ in self._insert_array(conn, jobs, notify)]
 
+    def insert_hot(self, conn: AnyConnection, job: EncodedJob) -> Job[Any]:
+        """As `insert`, of one that is plain, in a transaction of its own: on a connection that is in none, and that
+        leads to the server itself, for the statement is prepared on it."""
+        codec = conn.info.encoding
+        row = hot_insert(conn, self._hot).row([str(vars(job)[name]).encode(codec) for name in self._hot.parameters])
+        id, state, args, metadata, scheduled_at, created_at, *_ = _present(row)
+        return _inserted(
+            job,
+            id=int.from_bytes(id),
+            state=JobState(state.decode()),
+            raw_args=args[1:].decode(codec),  # the version of the format stands before the text
+            raw_metadata=metadata[1:].decode(codec),
+            scheduled_at=instant(int.from_bytes(scheduled_at, signed=True)),
+            created_at=instant(int.from_bytes(created_at, signed=True)),
+        )
+
     def _insert_one(self, conn: AnyConnection, job: EncodedJob, notify: bool) -> Job[Any]:
         with bound_cursor(conn) as cur:
+            if notify and is_plain(job):
+                cur.execute(self._plain, vars(job))
+                id, state, args, metadata, scheduled_at, created_at, _ = one(cur)
+                return _inserted(
+                    job,
+                    id=id,
+                    state=JobState(state),
+                    raw_args=args,
+                    raw_metadata=metadata,
+                    scheduled_at=scheduled_at.astimezone(UTC),
+                    created_at=created_at.astimezone(UTC),
+                )
             cur.execute(self._enqueue["insert_job"], self._parameters(job, notify))
             return as_job(one(cur))
 
@@ -185,16 +221,21 @@ def can_copy(conn: AnyConnection) -> bool:
     return conn.pgconn.pipeline_status == PipelineStatus.OFF
 
 
+def is_plain(job: EncodedJob) -> bool:
+    """Whether it is to run now, and has nothing that most jobs have not."""
+    return not (job.unique or job.tags or job.pending or job.delay or job.scheduled_at)
+
+
 def _twin(row: Sequence[Any]) -> Job[Any]:
     job = as_job(row)
     object.__setattr__(job, "duplicate", True)  # nobody has seen it yet
     return job
 
 
-def _present(job: Job[Any] | None) -> Job[Any]:
-    if job is None:  # a trigger of the application's, for one
+def _present(answer: Answer | None) -> Answer:
+    if answer is None:  # a trigger of the application's, for one
         raise psycopg.DataError("the statement gave no row")
-    return job
+    return answer
 
 
 def _moment(job: EncodedJob, now: datetime) -> tuple[datetime, JobState]:
@@ -208,20 +249,22 @@ def _moment(job: EncodedJob, now: datetime) -> tuple[datetime, JobState]:
 def _copied(job: EncodedJob, id: int, now: datetime) -> Job[Any]:
     """The job that a COPY inserts. Its args are the text that was sent; Postgres writes the same with blanks in it."""
     due, state = _moment(job, now)
+    return _inserted(
+        job, id=id, state=state, raw_args=job.args, raw_metadata=job.metadata, scheduled_at=due, created_at=now
+    )
+
+
+def _inserted(job: EncodedJob, **known: Any) -> Job[Any]:
+    """The job as it stands in the table; `known` is what may differ from what was sent."""
     return job_of(
         {
-            "id": id,
-            "state": state,
             "queue": job.queue,
             "kind": job.kind,
             "priority": job.priority,
             "attempt": 0,
             "max_attempts": job.max_attempts,
-            "raw_args": job.args,
-            "raw_metadata": job.metadata,
             "tags": tuple(job.tags),
-            "scheduled_at": due,
-            "created_at": now,
+            **known,
         }
     )
 

@@ -182,14 +182,8 @@ class PoolSource:
     @contextmanager
     def autocommit(self) -> Iterator[AnyConnection]:
         """A connection on which each statement is a transaction: one round trip in place of three."""
-        with self.pool.connection() as conn:
-            before = conn.autocommit
-            conn.autocommit = True
-            try:
-                yield conn
-            finally:
-                if not conn.closed:
-                    conn.autocommit = before
+        with self.pool.connection() as conn, in_autocommit(conn):
+            yield conn
 
     def connect(self, dsn: str | None = None) -> AnyConnection:
         """A connection beside the pool, in autocommit mode, for one who keeps it for long."""
@@ -215,6 +209,18 @@ class PoolSource:
     def close(self) -> None:
         if self._closed is not None:
             self._closed()
+
+
+@contextmanager
+def in_autocommit(conn: AnyConnection) -> Iterator[None]:
+    """For as long as the block, each statement is a transaction."""
+    before = conn.autocommit
+    conn.autocommit = True
+    try:
+        yield
+    finally:
+        if not conn.closed:
+            conn.autocommit = before
 
 
 def own_pool(connect: Callable[[], AnyConnection]) -> ConnectionPool[Any]:

@@ -17,6 +17,15 @@ RETURNING
     attempted_at, finalized_at, attempted_by, token, leased_until, output,
     {told};
 
+-- name: insert_plain_job
+-- One job that is to run now and says nothing unusual: what is not named here has its default, and what comes back is
+-- what the caller cannot know. Values that say nothing are the larger part of what the statement above costs.
+INSERT INTO pgjobs.job (queue, kind, priority, max_attempts, args, metadata)
+VALUES (%(queue)s, %(kind)s, %(priority)s, %(max_attempts)s, %(args)s::jsonb, %(metadata)s::jsonb)
+RETURNING
+    id, state, args, metadata, scheduled_at, created_at,
+    {called};
+
 -- name: insert_unique_job
 -- One job with a key. If it is not inserted, its twin is the answer where the statement can see it, else the key alone.
 WITH given AS MATERIALIZED (

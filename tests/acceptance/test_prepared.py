@@ -17,7 +17,10 @@ from tests.waiting import wait_until
 Tx = psycopg.Connection[Any]
 Act = Callable[[Tx, int], object]
 JOBS = 20  # statements are prepared from the sixth time on
-PREPARED = "SELECT count(*) FROM pg_prepared_statements WHERE name LIKE '\\_pg3%%' AND statement ILIKE %s"
+PREPARED = (
+    "SELECT count(*) FROM pg_prepared_statements "
+    "WHERE (name LIKE '\\_pg3%%' OR name LIKE 'pgjobs\\_insert%%') AND statement ILIKE %s"
+)
 
 
 class Trial:
@@ -63,7 +66,7 @@ class Trial:
 
 
 def prepared(conn: Tx, table: str) -> int:
-    """How many statements psycopg has prepared that insert into the table."""
+    """How many statements have been prepared, by psycopg or for an enqueue, that insert into the table."""
     row = conn.execute(PREPARED, [f"%INSERT INTO%{table}%"], prepare=False).fetchone()
     assert row is not None
     return int(row[0])
