@@ -227,6 +227,7 @@ class Client:
         if tx is None and self._enqueuer.needs_one_statement(job):
             return self._insert_alone(job, notify)
         with self._transaction(tx) as conn:
+            self._let_prepare(conn)
             return self._enqueuer.insert(conn, tx, [job], notify=notify)[0]
 
     def _insert_alone(self, job: EncodedJob, notify: bool) -> Job[Any]:
@@ -234,10 +235,11 @@ class Client:
         pool = self.source.pool
         conn = pool.getconn()  # and no more: what its `connection()` does costs as much again
         try:
-            self._let_prepare(conn)
-            if notify and is_plain(job) and conn.prepare_threshold is not None and self._is_direct(conn):
-                return self._enqueuer.insert_hot(conn, job)
+            if notify and is_plain(job):
+                may_prepare = self.source.owned or conn.prepare_threshold is not None
+                return self._enqueuer.insert_hot(conn, job, may_prepare=may_prepare)
             with in_autocommit(conn):
+                self._let_prepare(conn)
                 return self._enqueuer.insert(conn, None, [job], notify=notify)[0]
         finally:
             pool.putconn(conn)
@@ -293,14 +295,14 @@ class Client:
     def _let_prepare(self, conn: AnyConnection) -> None:
         """Let psycopg prepare what is sent often, if the connection is of our own pool and leads to the server itself;
         for as long as it lives."""
-        if conn.prepare_threshold is None and self.source.owned and self._is_direct(conn):
+        ours = self.source.owned and conn._pool is self.source.pool
+        if ours and conn.prepare_threshold is None and can_copy(conn) and self._is_direct(conn):
             let_prepare(conn)
 
     def _is_direct(self, conn: AnyConnection) -> bool:
         """Whether no pooler stands between this process and the server. Asked once."""
         if self._direct is None:
-            with in_autocommit(conn):
-                self._direct = not self.store.server_facts(conn).pooled
+            self._direct = not self.store.server_facts(conn).pooled
         return self._direct
 
     @contextmanager

@@ -60,9 +60,9 @@ class Enqueuer:
         """Whether nothing but one statement will be sent for it, which is a transaction by itself."""
         return job.unique is None and not self.middleware
 
-    def insert_hot(self, conn: AnyConnection, job: EncodedJob) -> Job[Any]:
+    def insert_hot(self, conn: AnyConnection, job: EncodedJob, *, may_prepare: bool) -> Job[Any]:
         """As `insert`, of one that `is_plain` and needs one statement; see `EnqueueStore.insert_hot`."""
-        inserted = self.store.insert_hot(conn, job)
+        inserted = self.store.insert_hot(conn, job, may_prepare=may_prepare)
         self.hooks("on_enqueue", inserted)
         return inserted
 

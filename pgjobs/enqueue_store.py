@@ -52,11 +52,11 @@ class EnqueueStore:
                 return self._copy_with_ids(conn, jobs, notify, now, ids)
         return [_present(job) for job, _, _ in self._insert_array(conn, jobs, notify)]
 
-    def insert_hot(self, conn: AnyConnection, job: EncodedJob) -> Job[Any]:
-        """As `insert`, of one that is plain, in a transaction of its own: on a connection that is in none, and that
-        leads to the server itself, for the statement is prepared on it."""
+    def insert_hot(self, conn: AnyConnection, job: EncodedJob, *, may_prepare: bool) -> Job[Any]:
+        """As `insert`, of one that is plain, in a transaction of its own, on a connection that is in none."""
         codec = conn.info.encoding
-        row = hot_insert(conn, self._hot).row([str(vars(job)[name]).encode(codec) for name in self._hot.parameters])
+        values = [str(vars(job)[name]).encode(codec) for name in self._hot.parameters]
+        row = hot_insert(conn, self._hot).row(values, may_prepare=may_prepare)
         id, state, args, metadata, scheduled_at, created_at, *_ = _present(row)
         return _inserted(
             job,
@@ -72,7 +72,7 @@ class EnqueueStore:
         with bound_cursor(conn) as cur:
             if notify and is_plain(job):
                 cur.execute(self._plain, vars(job))
-                id, state, args, metadata, scheduled_at, created_at, _ = one(cur)
+                id, state, args, metadata, scheduled_at, created_at, *_ = one(cur)
                 return _inserted(
                     job,
                     id=id,

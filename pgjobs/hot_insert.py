@@ -18,7 +18,7 @@ from psycopg.waiting import Ready, Wait
 from pgjobs.cursors import AnyConnection
 from pgjobs.hot_path import Prepared
 
-_FROM = 2  # the time that it is sent from which on it is prepared
+_BACKEND_PID = 6  # the column that says who has answered
 
 
 class HotInsert:
@@ -27,30 +27,32 @@ class HotInsert:
     def __init__(self, conn: AnyConnection, statement: Prepared) -> None:
         self._conn = conn
         self._statement = statement
-        self._sent = 0  # times, since nothing was prepared
+        self._direct = False  # whether no pooler stands between this process and the server, for all that is known
         self._prepared = False
 
-    def row(self, values: Sequence[bytes]) -> list[bytes] | None:
+    def row(self, values: Sequence[bytes], *, may_prepare: bool) -> list[bytes] | None:
         """Send the values of its parameters; the row that comes back, in the binary form, if there is one. A null is
-        an empty value."""
+        an empty value. From the second time on it is prepared, if it may be and the connection leads to the server
+        itself."""
         with self._conn.lock:
             try:
-                result = self._send(values)
+                result = self._send(values, may_prepare and self._direct)
             except InvalidSqlStatementName:  # somebody deallocated what others have prepared; nothing was done
-                self._prepared, self._sent = False, 0
-                result = self._send(values)
+                self._prepared = False
+                result = self._send(values, False)
         if not result.ntuples:
             return None
-        return [result.get_value(0, column) or b"" for column in range(result.nfields)]
+        row = [result.get_value(0, column) or b"" for column in range(result.nfields)]
+        self._direct = int.from_bytes(row[_BACKEND_PID]) == self._conn.pgconn.backend_pid
+        return row
 
-    def _send(self, values: Sequence[bytes]) -> PGresult:
+    def _send(self, values: Sequence[bytes], prepare: bool) -> PGresult:
         pgconn, statement = self._conn.pgconn, self._statement
-        self._sent += 1
-        if not self._prepared and self._sent >= _FROM:
+        if prepare and not self._prepared:
             pgconn.send_prepare(statement.name, statement.sql)
             self._answer()
             self._prepared = True
-        if self._prepared:
+        if prepare:
             pgconn.send_query_prepared(statement.name, values, result_format=Format.BINARY)
         else:
             pgconn.send_query_params(statement.sql, values, result_format=Format.BINARY)
