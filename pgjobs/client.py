@@ -221,9 +221,10 @@ class Client:
         refuses after a notification. Raises InvalidJob (a ValueError) before anything is sent; errors of the database
         pass through. Nothing is committed on a `tx` that was given.
         """
-        if isinstance(args, NewJob) and (kind is not None or options):
+        said = kind is not None or bool(options)
+        if said and isinstance(args, NewJob):
             raise InvalidOption("a NewJob brings its own kind and options: give them there")
-        job = self._enqueuer.encoded(args if isinstance(args, NewJob) else NewJob(args, kind=kind, **options))
+        job = self._enqueuer.encoded(NewJob(args, kind=kind, **options) if said else args)
         if tx is None and self._enqueuer.needs_one_statement(job):
             return self._insert_alone(job, notify)
         with self._transaction(tx) as conn:

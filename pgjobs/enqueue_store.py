@@ -37,7 +37,7 @@ class EnqueueStore:
         self._enqueue = statements.load("enqueue.sql", schema)
         # a name of ours may stand in a statement, where it costs nothing
         channel = {"channel": f"'{self._channel}'".encode()}
-        self._hot = prepared(f"pgjobs_insert_{schema}", self._enqueue["insert_plain_job"], channel)
+        self._hot = prepared(f"pgjobs_in_{schema}", self._enqueue["insert_plain_job"], channel)
         self._plain = self._enqueue["insert_plain_job"].replace(b"%(channel)s", channel["channel"])
 
     def insert(self, conn: AnyConnection, jobs: Sequence[EncodedJob], *, notify: bool) -> list[Job[Any]]:
@@ -56,14 +56,14 @@ class EnqueueStore:
         """As `insert`, of one that is plain, in a transaction of its own, on a connection that is in none."""
         codec = conn.info.encoding
         values = [str(vars(job)[name]).encode(codec) for name in self._hot.parameters]
-        row = hot_insert(conn, self._hot).row(values, may_prepare=may_prepare)
+        row = hot_insert(conn, self._hot).row(conn, self._hot, values, may_prepare=may_prepare)
         id, state, args, metadata, scheduled_at, created_at, *_ = _present(row)
         return _inserted(
             job,
             id=int.from_bytes(id),
             state=JobState(state.decode()),
-            raw_args=args[1:].decode(codec),  # the version of the format stands before the text
-            raw_metadata=metadata[1:].decode(codec),
+            raw_args=args.decode(codec),
+            raw_metadata=metadata.decode(codec),
             scheduled_at=instant(int.from_bytes(scheduled_at, signed=True)),
             created_at=instant(int.from_bytes(created_at, signed=True)),
         )

@@ -12,7 +12,7 @@ from collections.abc import Generator, Sequence
 import psycopg
 from psycopg.errors import InvalidSqlStatementName, error_from_result
 from psycopg.pq import DiagnosticField, ExecStatus, Format
-from psycopg.pq.abc import PGresult
+from psycopg.pq.abc import PGconn, PGresult
 from psycopg.waiting import Ready, Wait
 
 from pgjobs.cursors import AnyConnection
@@ -22,70 +22,75 @@ _BACKEND_PID = 6  # the column that says who has answered
 
 
 class HotInsert:
-    """What one connection knows of the statement."""
+    """What is known of the statement on one connection, and lasts as long as that."""
 
-    def __init__(self, conn: AnyConnection, statement: Prepared) -> None:
-        self._conn = conn
-        self._statement = statement
+    def __init__(self) -> None:
         self._direct = False  # whether no pooler stands between this process and the server, for all that is known
-        self._prepared = False
+        self._name = b""  # under which it is prepared now
+        self._names = 0  # never one twice: who is interrupted does not know what has become of it
 
-    def row(self, values: Sequence[bytes], *, may_prepare: bool) -> list[bytes] | None:
+    def row(
+        self, conn: AnyConnection, statement: Prepared, values: Sequence[bytes], *, may_prepare: bool
+    ) -> list[bytes] | None:
         """Send the values of its parameters; the row that comes back, in the binary form, if there is one. A null is
         an empty value. From the second time on it is prepared, if it may be and the connection leads to the server
         itself."""
-        with self._conn.lock:
+        with conn.lock:
             try:
-                result = self._send(values, may_prepare and self._direct)
+                result = self._send(conn, statement, values, may_prepare and self._direct)
             except InvalidSqlStatementName:  # somebody deallocated what others have prepared; nothing was done
-                self._prepared = False
-                result = self._send(values, False)
+                self._name = b""
+                result = self._send(conn, statement, values, False)
         if not result.ntuples:
             return None
         row = [result.get_value(0, column) or b"" for column in range(result.nfields)]
-        self._direct = int.from_bytes(row[_BACKEND_PID]) == self._conn.pgconn.backend_pid
+        self._direct = int.from_bytes(row[_BACKEND_PID]) == conn.pgconn.backend_pid
         return row
 
-    def _send(self, values: Sequence[bytes], prepare: bool) -> PGresult:
-        pgconn, statement = self._conn.pgconn, self._statement
-        if prepare and not self._prepared:
-            pgconn.send_prepare(statement.name, statement.sql)
-            self._answer()
-            self._prepared = True
-        if prepare:
-            pgconn.send_query_prepared(statement.name, values, result_format=Format.BINARY)
-        else:
+    def _send(self, conn: AnyConnection, statement: Prepared, values: Sequence[bytes], prepare: bool) -> PGresult:
+        pgconn = conn.pgconn
+        if not prepare:
             pgconn.send_query_params(statement.sql, values, result_format=Format.BINARY)
-        return self._answer()
+            return _answer(conn)
+        if not self._name:
+            self._names += 1
+            name = b"%b_%d" % (statement.name, self._names)
+            pgconn.send_prepare(name, statement.sql)
+            _answer(conn)
+            self._name = name
+        pgconn.send_query_prepared(self._name, values, result_format=Format.BINARY)
+        return _answer(conn)
 
-    def _answer(self) -> PGresult:
-        result = self._conn.wait(self._results())
-        if result is not None and result.status in (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK):
-            return result
-        if result is None or result.error_field(DiagnosticField.SQLSTATE) is None:  # it is not the server that says so
-            raise psycopg.OperationalError(self._conn.pgconn.get_error_message())
-        raise error_from_result(result, encoding=self._conn.info.encoding)
 
-    def _results(self) -> Generator[Wait, Ready | int, PGresult | None]:
-        """The first of the results, when there are no more. To be given to `Connection.wait`."""
-        pgconn, first = self._conn.pgconn, None
-        while pgconn.flush():  # more than the socket takes at once
-            if (yield Wait.RW) & Ready.R:
-                pgconn.consume_input()
-        while True:
-            while pgconn.is_busy():
-                yield Wait.R
-                pgconn.consume_input()
-            result = pgconn.get_result()
-            if result is None:
-                return first
-            first = first or result
+def _answer(conn: AnyConnection) -> PGresult:
+    result = conn.wait(_results(conn.pgconn))
+    if result is not None and result.status in (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK):
+        return result
+    if result is None or result.error_field(DiagnosticField.SQLSTATE) is None:  # it is not the server that says so
+        raise psycopg.OperationalError(conn.pgconn.get_error_message())
+    raise error_from_result(result, encoding=conn.info.encoding)
+
+
+def _results(pgconn: PGconn) -> Generator[Wait, Ready | int, PGresult | None]:
+    """The first of the results, when there are no more. To be given to `Connection.wait`."""
+    first = None
+    while pgconn.flush():  # more than the socket takes at once
+        if (yield Wait.RW) & Ready.R:
+            pgconn.consume_input()
+    while True:
+        while pgconn.is_busy():
+            yield Wait.R
+            pgconn.consume_input()
+        result = pgconn.get_result()
+        if result is None:
+            return first
+        first = first or result
 
 
 def hot_insert(conn: AnyConnection, statement: Prepared) -> HotInsert:
-    """That of the connection, which lasts as long as that. Who enqueues into the same schema shares it."""
+    """That of the connection; those who enqueue into the same schema share it."""
     known: dict[bytes, HotInsert] = conn.__dict__.setdefault("_pgjobs_inserts", {})
     found = known.get(statement.name)
     if found is None:
-        found = known[statement.name] = HotInsert(conn, statement)
+        found = known[statement.name] = HotInsert()
     return found

@@ -24,7 +24,7 @@ RETURNING
 INSERT INTO pgjobs.job (queue, kind, priority, max_attempts, args, metadata)
 VALUES (%(queue)s, %(kind)s, %(priority)s, %(max_attempts)s, %(args)s::jsonb, %(metadata)s::jsonb)
 RETURNING
-    id, state, args, metadata, scheduled_at, created_at,
+    id, state, args::text, metadata::text, scheduled_at, created_at,
     pg_catalog.pg_backend_pid(),
     {called};
 

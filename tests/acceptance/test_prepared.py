@@ -19,7 +19,7 @@ Act = Callable[[Tx, int], object]
 JOBS = 20  # statements are prepared from the sixth time on
 PREPARED = (
     "SELECT count(*) FROM pg_prepared_statements "
-    "WHERE (name LIKE '\\_pg3%%' OR name LIKE 'pgjobs\\_insert%%') AND statement ILIKE %s"
+    "WHERE (name LIKE '\\_pg3%%' OR name LIKE 'pgjobs\\_in\\_%%') AND statement ILIKE %s"
 )
 
 
