@@ -296,7 +296,7 @@ class Client:
     def _let_prepare(self, conn: AnyConnection) -> None:
         """Let psycopg prepare what is sent often, if the connection is of our own pool and leads to the server itself;
         for as long as it lives."""
-        ours = self.source.owned and conn._pool is self.source.pool
+        ours = self.source.owned and getattr(conn, "_pool", None) is self.source.pool
         if ours and conn.prepare_threshold is None and can_copy(conn) and self._is_direct(conn):
             let_prepare(conn)
 

@@ -75,8 +75,8 @@ def _results(pgconn: PGconn) -> Generator[Wait, Ready | int, PGresult | None]:
     """The first of the results, when there are no more. To be given to `Connection.wait`."""
     first = None
     while pgconn.flush():  # more than the socket takes at once
-        if (yield Wait.RW) & Ready.R:
-            pgconn.consume_input()
+        yield Wait.RW
+        pgconn.consume_input()  # it does not wait
     while True:
         while pgconn.is_busy():
             yield Wait.R
