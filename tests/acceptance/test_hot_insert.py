@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from psycopg import sql
 from psycopg.pq import TransactionStatus
 from psycopg_pool import ConnectionPool
 
-from pgjobs import Client, EnqueueMiddleware, Hooks, Job, JobState, decode_args
+from pgjobs import Client, EnqueueMiddleware, Hooks, Job, JobState, decode_args, hot_insert
 from tests.conftest import Connect
 from tests.waiting import wait_until
 
@@ -293,3 +294,23 @@ def test_hooks_are_told_and_middleware_stands_around_it(database: str, client: C
         with Client(database, schema=client.schema, hooks=[Told()], middleware=each) as other:
             told.clear()
             assert [other.enqueue(None, Letter("x")).id for _ in range(3)] == told
+
+
+def test_who_is_interrupted_while_it_is_prepared_leaves_the_connection_in_order(
+    own: Client, query: Query, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer, calls = hot_insert._answer, count(1)
+
+    def interrupted(conn: psycopg.Connection[Any]) -> Any:
+        result = answer(conn)
+        if next(calls) == 2:  # the first insert was the first
+            raise KeyboardInterrupt
+        return result
+
+    monkeypatch.setattr(hot_insert, "_answer", interrupted)
+    own.enqueue(None, Letter("x"))
+    with pytest.raises(KeyboardInterrupt):
+        own.enqueue(None, Letter("x"))
+    for _ in range(3):
+        own.enqueue(None, Letter("x"))
+    assert query("SELECT count(*) FROM {s}.job") == [(4,)]
