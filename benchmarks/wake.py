@@ -41,16 +41,12 @@ _CALLED = re.compile(
     r"CASE WHEN NOT pg_catalog\.pg_try_advisory.*?(pg_catalog\.pg_notify\(%\(channel\)s, queue\)) END", re.DOTALL
 )
 _VALUES: dict[str, Any] = {
-    "pending": False,
     "queue": "default",
     "kind": "noop",
     "priority": 0,
     "max_attempts": 25,
     "args": '{"n": 1, "address": "ada@example.com"}',
     "metadata": "{}",
-    "tags": [],
-    "scheduled_at": None,
-    "delay": timedelta(0),
 }
 
 
@@ -86,12 +82,12 @@ class Pickup:
 
 def script(conn: psycopg.Connection[Any], schema: str, arm: str) -> str:
     """The statement of `enqueue` with its values in it."""
-    text = statements.load("enqueue.sql", schema)["insert_job"].decode()
-    if arm == ALWAYS:
-        text, found = _CALLED.subn(r"\1", text)
+    text = statements.load("enqueue.sql", schema)["insert_plain_job"].decode()
+    if arm in (NOTHING, ALWAYS):
+        text, found = _CALLED.subn(r"\1" if arm == ALWAYS else "NULL", text)
         if not found:
             raise WrongResult("the statement of enqueue has changed, and with it what is compared here")
-    values = {**_VALUES, "notify": arm != NOTHING, "channel": statements.channel(schema)}
+    values = {**_VALUES, "channel": statements.channel(schema)}
     composed = psycopg.ClientCursor(conn).mogrify(text.encode(), values)
     return composed.replace("'pgjobs:", "'pgjobs' || ':' || '")  # what follows a colon is a variable to pgbench
 
