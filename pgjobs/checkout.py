@@ -316,9 +316,14 @@ def let_prepare(conn: AnyConnection) -> None:
     """Let psycopg prepare what is sent often on a connection of our own, which leads to the server itself."""
     conn.prepare_threshold = _PREPARE_AFTER
     prepared = conn._prepared
-    if "maybe_add_to_cache" not in vars(prepared):
+    if not was_let_prepare(conn):
         add = partial(_add_to_prepared, conn, prepared.maybe_add_to_cache)
         prepared.maybe_add_to_cache = add  # type: ignore[method-assign]
+
+
+def was_let_prepare(conn: AnyConnection) -> bool:
+    """Whether that was done on this connection, if perhaps somebody has set it back since."""
+    return "maybe_add_to_cache" in vars(conn._prepared)
 
 
 def _add_to_prepared(conn: AnyConnection, add: Callable[..., Any], query: Any, prepare: Any, name: bytes) -> Any:

@@ -19,7 +19,7 @@ from psycopg_pool import ConnectionPool
 from pgjobs import backoff as policies
 from pgjobs import codec, control, migrate
 from pgjobs.backoff import Backoff
-from pgjobs.checkout import let_prepare
+from pgjobs.checkout import let_prepare, was_let_prepare
 from pgjobs.claim import Claimer
 from pgjobs.enqueue import Enqueuer
 from pgjobs.enqueue_store import EnqueueStore, can_copy, is_plain
@@ -295,9 +295,10 @@ class Client:
 
     def _let_prepare(self, conn: AnyConnection) -> None:
         """Let psycopg prepare what is sent often, if the connection is of our own pool and leads to the server itself;
-        for as long as it lives."""
+        for as long as it lives, unless somebody wants it otherwise later."""
         ours = self.source.owned and getattr(conn, "_pool", None) is self.source.pool
-        if ours and conn.prepare_threshold is None and can_copy(conn) and self._is_direct(conn):
+        wanted = ours and conn.prepare_threshold is None and not was_let_prepare(conn)
+        if wanted and can_copy(conn) and self._is_direct(conn):
             let_prepare(conn)
 
     def _is_direct(self, conn: AnyConnection) -> bool:

@@ -179,12 +179,6 @@ class PoolSource:
         with self.pool.connection() as conn, conn.transaction():
             yield conn
 
-    @contextmanager
-    def autocommit(self) -> Iterator[AnyConnection]:
-        """A connection on which each statement is a transaction: one round trip in place of three."""
-        with self.pool.connection() as conn, in_autocommit(conn):
-            yield conn
-
     def connect(self, dsn: str | None = None) -> AnyConnection:
         """A connection beside the pool, in autocommit mode, for one who keeps it for long."""
         if dsn is not None:
@@ -213,7 +207,7 @@ class PoolSource:
 
 @contextmanager
 def in_autocommit(conn: AnyConnection) -> Iterator[None]:
-    """For as long as the block, each statement is a transaction."""
+    """For as long as the block, each statement is a transaction: one round trip in place of three."""
     before = conn.autocommit
     conn.autocommit = True
     try:

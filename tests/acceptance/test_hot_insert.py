@@ -192,6 +192,15 @@ def test_an_enqueue_on_a_connection_of_the_clients_own_pool_is_prepared(own: Cli
     assert len(prepared(own)) == 1
 
 
+def test_who_wants_nothing_prepared_on_a_connection_of_that_pool_is_left_alone(own: Client) -> None:
+    for _ in range(2):
+        own.enqueue(None, Letter("x"), delay=timedelta(hours=1))
+        with own.pool.connection() as tx:
+            tx.prepare_threshold = None
+            own.enqueue(tx, Letter("x"))
+            assert tx.prepare_threshold is None
+
+
 def test_what_the_database_refuses_is_raised_and_the_next_one_is_inserted(own: Client, query: Query) -> None:
     query("ALTER TABLE {s}.job ADD CHECK (priority <> 77)")
     for _ in range(3):

@@ -12,6 +12,7 @@ from psycopg import sql
 from psycopg_pool import ConnectionPool
 
 from pgjobs import Client, Job, JobState, Threads, WorkerPool, constant
+from pgjobs.transaction import in_autocommit
 from tests.waiting import wait_until
 
 Tx = psycopg.Connection[Any]
@@ -191,7 +192,7 @@ def test_an_enqueue_is_prepared_also_after_a_handler_has_deallocated(ready: Clie
             tx.execute("DEALLOCATE ALL")
             assert prepared(tx, "job") == 0
     for statement in ("DISCARD ALL", "DISCARD ALL"):
-        with ready.source.autocommit() as conn:
+        with ready.pool.connection() as conn, in_autocommit(conn):
             conn.execute(statement)
         for number in range(10):
             ready.enqueue(None, {"number": number}, kind="any")

@@ -14,6 +14,7 @@ import pytest
 
 from pgjobs import Client, Job, WorkerPool
 from pgjobs.embedded import EmbeddedPostgres
+from pgjobs.transaction import in_autocommit
 from tests.conftest import new_database
 from tests.faults.ledger import Ledger
 from tests.faults.servers import FAKETIME, PGBOUNCER, pgbouncer, through
@@ -86,7 +87,7 @@ def test_f17_nothing_is_prepared_behind_a_pooler(ledger: Ledger, pooler: str) ->
             client.enqueue(None, {}, kind="any")
         with WorkerPool(client, {"any": handler}, queues={"default": 1}):
             wait_until(lambda: len(seen) == 20)
-        with client.source.autocommit() as conn:
+        with client.pool.connection() as conn, in_autocommit(conn):
             assert conn.prepare_threshold is None
             conn.execute("DROP SCHEMA apart CASCADE")
     assert set(seen) == {(None, (0,))}
