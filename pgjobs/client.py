@@ -225,19 +225,18 @@ class Client:
         if said and isinstance(args, NewJob):
             raise InvalidOption("a NewJob brings its own kind and options: give them there")
         job = self._enqueuer.encoded(NewJob(args, kind=kind, **options) if said else args)
-        if tx is None and self._enqueuer.needs_one_statement(job):
-            return self._insert_alone(job, notify)
+        if (tx is None or isinstance(tx, ConnectionPool)) and self._enqueuer.needs_one_statement(job):
+            return self._insert_alone(tx or self.source.pool, job, notify)
         with self._transaction(tx) as conn:
             self._let_prepare(conn)
             return self._enqueuer.insert(conn, tx, [job], notify=notify)[0]
 
-    def _insert_alone(self, job: EncodedJob, notify: bool) -> Job[Any]:
+    def _insert_alone(self, pool: ConnectionPool[Any], job: EncodedJob, notify: bool) -> Job[Any]:
         """Insert it in a transaction of its own, which is one statement."""
-        pool = self.source.pool
         conn = pool.getconn()  # and no more: what its `connection()` does costs as much again
         try:
             if notify and is_plain(job):
-                may_prepare = self.source.owned or conn.prepare_threshold is not None
+                may_prepare = self._is_ours(conn) or conn.prepare_threshold is not None
                 return self._enqueuer.insert_hot(conn, job, may_prepare=may_prepare)
             with in_autocommit(conn):
                 self._let_prepare(conn)
@@ -296,10 +295,13 @@ class Client:
     def _let_prepare(self, conn: AnyConnection) -> None:
         """Let psycopg prepare what is sent often, if the connection is of our own pool and leads to the server itself;
         for as long as it lives, unless somebody wants it otherwise later."""
-        ours = self.source.owned and getattr(conn, "_pool", None) is self.source.pool
-        wanted = ours and conn.prepare_threshold is None and not was_let_prepare(conn)
+        wanted = self._is_ours(conn) and conn.prepare_threshold is None and not was_let_prepare(conn)
         if wanted and can_copy(conn) and self._is_direct(conn):
             let_prepare(conn)
+
+    def _is_ours(self, conn: AnyConnection) -> bool:
+        """Whether it belongs to the pool that the client made."""
+        return self.source.owned and getattr(conn, "_pool", None) is self.source.pool
 
     def _is_direct(self, conn: AnyConnection) -> bool:
         """Whether no pooler stands between this process and the server. Asked once."""

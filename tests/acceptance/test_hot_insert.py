@@ -145,6 +145,18 @@ def test_it_is_one_exchange_and_is_prepared_the_second_time(own: Client, tmp_pat
     assert len(prepared(own)) == 1
 
 
+@pytest.mark.parametrize("threshold", [None, 5])
+def test_with_a_pool_in_place_of_a_tx_it_is_one_exchange_too(
+    client: Client, theirs: Callable[..., Client], tmp_path: Path, threshold: int | None
+) -> None:
+    """On connections of that pool, which are prepared only if they are anyhow."""
+    other = theirs(prepare_threshold=threshold)
+    exchange = ["Bind", "Describe", "Execute", "Sync"]
+    rounds = [sent(other, lambda: client.enqueue(other.pool, Letter("x")), tmp_path / "trace") for _ in range(3)]
+    assert rounds[0] == ["Parse", *exchange]
+    assert rounds[2] == (exchange if threshold is not None else ["Parse", *exchange])
+
+
 def test_two_clients_of_a_pool_and_a_schema_share_what_is_prepared(theirs: Callable[..., Client]) -> None:
     one = theirs()
     other = Client(one.pool, schema=one.schema)
