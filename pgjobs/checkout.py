@@ -207,7 +207,7 @@ class Checkout(ABC):
         it; and the attributes of the object. Spoiled, if that cannot be done."""
         try:
             if self.in_transaction:  # the next job is there already, and the session was looked after
-                self.forget_python_state()
+                self.forget_state_in_transaction()
                 return
             self._configure()
             self.conn.rollback()  # sends nothing, but fails when a transaction() block was left open
@@ -226,7 +226,7 @@ class Checkout(ABC):
                 setattr(self.conn, name, wanted)
 
     def forget_state_in_transaction(self) -> None:
-        """The same between two handlers of one transaction, which is still open."""
+        """The same where a transaction is open, and was all the time or has followed another at once."""
         if _state_in_transaction(self.conn) == self._clean_state:
             return
         self.forget_python_state()

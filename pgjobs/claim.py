@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Literal, NamedTuple
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import psycopg
 
@@ -39,6 +40,7 @@ _ANSWER_WITHIN = 40.0  # seconds; the server gives a claim 30
 _FULL_SCAN_EVERY = 0.1  # seconds
 _FULL_SCAN_AT_LEAST_EVERY = 1.0
 _PAUSE_PER_SCAN = 10  # times as long as it took
+_TOKENS_AT_ONCE = 32
 
 
 class _Marked(NamedTuple):
@@ -144,8 +146,8 @@ class Claimer:
             raise
         if problem is not None and then is not None:  # with the next one; this one is finished
             self._take_back(held, then.queue, then.token, problem)
-        elif hot.next is not None:
-            self._note(job.queue, hot.next)
+        elif problem is None and then is not None:
+            self._note_next(then, hot.next)
         return finished
 
     def leave(self, held: Checkout) -> None:
@@ -176,7 +178,7 @@ class Claimer:
 
     def handler_of(self, kind: str) -> Handler | None:
         """The handler of a kind, or what stands in for it."""
-        handler: Handler | None = self.work_map.get(kind)
+        handler: Handler | None = dict.get(self.work_map, kind)  # the map's own takes classes too, and some time
         return self.unknown_kinds if handler is None and isinstance(self.unknown_kinds, Handler) else handler
 
     def timeout_of(self, job: Job[Any], handler: Handler | None) -> timedelta | None:
@@ -250,7 +252,7 @@ class Claimer:
         if self._settings_of != self.work_map.changes:
             self._settings_of, self._settings = self.work_map.changes, self._current_settings(facts)
         cautious = time.monotonic() < self._cautious_until
-        return ClaimRequest(self._settings[cautious], queue, uuid4(), id, mark)
+        return ClaimRequest(self._settings[cautious], queue, new_token(), id, mark)
 
     def _current_settings(self, facts: ServerFacts) -> tuple[ClaimValues, ClaimValues]:
         """What is the same for all claims, until the WorkMap changes: for usual times, and for cautious ones."""
@@ -280,8 +282,8 @@ class Claimer:
 
     def _mark(self, queue: str) -> Mark | None:
         """Where to start looking: behind the job that was claimed last, or, now and then, at the beginning."""
-        marked = self._marks.get(queue)
-        if marked is None or time.monotonic() >= marked.until:
+        marked, look = self._marks.get(queue), vars(self._look)
+        if marked is None or time.monotonic() >= marked.until or look.pop("nothing_behind", None) == marked.mark:
             self._look_at_all(queue)
             return None
         return marked.mark
@@ -308,6 +310,14 @@ class Claimer:
             until = marked.until
         self._marks[queue] = _Marked(Mark(job.priority, job.scheduled_at, job.id), until)
 
+    def _note_next(self, claim: ClaimRequest, job: Job[Any] | None) -> None:
+        """What came of a claim that went with a finish. Where there was nothing behind the mark, the claim that follows
+        need not look there again."""
+        if job is not None or claim.mark is None:
+            self._note(claim.queue, job)
+        else:
+            self._look.nothing_behind = claim.mark
+
     def _bounds(self) -> str:
         """How long the server lets a job hold its transaction, by kind, as JSON. A timeout that depends on the job is
         known too late for a bound."""
@@ -329,6 +339,23 @@ class Claimer:
             if self._cautious_until == _NOT_ASKED:
                 self._cautious_until = time.monotonic() + (_CAUTIOUS - facts.uptime).total_seconds()
             return facts
+
+
+_unused_tokens: list[bytes] = []
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_unused_tokens.clear)  # they are the parent's
+
+
+def new_token() -> UUID:
+    """What uuid4() gives. To ask the system for each by itself takes as long as to send a message: it lets go of the
+    interpreter's lock."""
+    try:
+        token = _unused_tokens.pop()
+    except IndexError:
+        random = os.urandom(16 * _TOKENS_AT_ONCE)
+        token, *others = (random[start : start + 16] for start in range(0, len(random), 16))
+        _unused_tokens.extend(others)
+    return UUID(bytes=token, version=4)
 
 
 def _milliseconds(timeout: timedelta | None) -> str:

@@ -31,7 +31,7 @@ from pgjobs.cursors import AnyConnection, ClaimCursor
 from pgjobs.errors import AttemptLost
 from pgjobs.job import Job, JobState
 from pgjobs.outcome import NOTHING_KEPT, Kept
-from pgjobs.store import ClaimRequest, ClaimValues, Finished, Store, as_job, lost_or
+from pgjobs.store import ClaimRequest, ClaimValues, Finished, Store, attempt_lost, claimed_job, lost_or
 
 _MOST_ON_A_CONNECTION = 8  # clients
 _MOST_PREPARED = 100  # statements on a connection: each WorkMap that is changed needs its own
@@ -89,12 +89,12 @@ class HotStatements:
         self.begin, self.commit, self.commit_and_begin = one("begin"), one("commit"), one("commit_and_begin")
         self.bound, self.iso_dates, self.savepoint = one("claim_bound"), one("iso_dates"), one("savepoint")
         self.takes, self.lock = store.takes, work["lock"]
-        used = (release, one("no_statement_timeout"), complete)
+        used = (release, one("no_statement_timeout"))
         finishes: dict[tuple[bool, bool], tuple[Prepared, ...]] = {
             (False, False): (one("complete_untouched"),),
             (False, True): (complete,),
-            (True, False): used,
-            (True, True): used,
+            (True, False): (*used, one("complete_used")),
+            (True, True): (*used, complete),
         }
         # by whether the handler has sent anything, wants something kept, and the commit is not to wait for the disk
         self.complete = {(*key, False): steps for key, steps in finishes.items()}
@@ -178,7 +178,7 @@ class HotPath:
             raise lost_or(error, job)
         answer = results[len(complete) - 1]
         if not answer.ntuples:
-            raise AttemptLost(f"job {job.id} no longer runs under attempt {job.attempt}")
+            raise attempt_lost(job)
         reset = len(complete) + len(known.reset)
         clean = not used or (len(results) > reset and _integer(results[reset], 1) == 0)
         done = Finished(JobState.COMPLETED, _integer(answer, 1), clean)
@@ -198,8 +198,6 @@ class HotPath:
         values: dict[bytes, Any] = {b"id": job.id, b"token": job.token.hex.encode()}
         if kept is not NOTHING_KEPT:
             values |= {b"metadata": self._literal(kept.metadata), b"output": self._literal(kept.output)}
-        elif self.used:
-            values |= {b"metadata": b"NULL", b"output": b"NULL"}
         return template % values
 
     def _finish_template(self, complete: Sequence[Prepared], queue: str, going_on: bool) -> bytes:
@@ -260,9 +258,7 @@ class HotPath:
         taken, lock = results[-4], results[-2]
         if taken.ntuples and lock.ntuples:
             self._transformer.set_pgresult(taken)
-            job: Job[Any] = as_job(self._transformer.load_row(0, tuple))
-            vars(job)["token"] = claim.token  # nobody has seen it yet
-            return job
+            return claimed_job(self._transformer.load_row(0, tuple), claim.queue, claim.token)
         self.send(self._statements.rollback.sql)
         if taken.ntuples:
             raise AttemptLost(f"job {_integer(taken, 0)} was claimed but taken away before it was locked")

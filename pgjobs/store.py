@@ -179,7 +179,7 @@ class Store:
             cur.execute(self._claims[which], {**CLAIM_DEFAULTS, **values})
             _, claimed, locked = answers(cur)
         if claimed and locked:
-            return as_job(claimed[0])
+            return claimed_job(claimed[0], values["queue"], values["token"])
         self.rollback(conn)
         if claimed:
             raise AttemptLost(f"job {claimed[0][0]} was claimed but taken away before it was locked")
@@ -236,7 +236,10 @@ class Store:
                 cur.execute(statement, finish_values(job, outcome, kept))
             except psycopg.Error as error:
                 raise lost_or(error, job) from error
-            [(state, now, _), *_], *others = answers(cur)
+            rows, *others = answers(cur)
+            if not rows:
+                raise attempt_lost(job)
+            state, now, *_ = rows[0]
             # behind it come the state that a request to cancel made of it, and what is left in the session
             for (answer, *_), *_ in filter(None, others[:-1]):
                 state = answer
@@ -449,18 +452,33 @@ def finish_values(job: Job[Any], outcome: Outcome, kept: Kept) -> dict[str, Any]
 
 def lost_or(error: psycopg.Error, job: Job[Any]) -> Exception:
     """The error of a finish; AttemptLost if it says that the job was no longer the attempt's."""
-    if error.sqlstate == ATTEMPT_LOST:
-        return AttemptLost(f"job {job.id} no longer runs under attempt {job.attempt}")
-    return error
+    return attempt_lost(job) if error.sqlstate == ATTEMPT_LOST else error
+
+
+def attempt_lost(job: Job[Any]) -> AttemptLost:
+    return AttemptLost(f"job {job.id} no longer runs under attempt {job.attempt}")
 
 
 def as_job(row: Sequence[Any]) -> Job[Any]:
     """A Job from the columns that every statement lists in this order; instants in UTC."""
     values = dict(zip(_COLUMNS, row, strict=False))  # a statement may give more
     values["state"] = _STATES[values["state"]]
+    return _job(values, _INSTANTS)
+
+
+def claimed_job(row: Sequence[Any], queue: str, token: UUID) -> Job[Any]:
+    """The Job of a claim, which gives only the columns that its claimer does not know."""
+    values = dict(zip(_CLAIMED_COLUMNS, row, strict=False))
+    values["state"] = JobState.RUNNING
+    values["queue"] = queue
+    values["token"] = token
+    return _job(values, _CLAIMED_INSTANTS)
+
+
+def _job(values: dict[str, Any], instants: Sequence[str]) -> Job[Any]:
     values["tags"] = tuple(values["tags"])
     values["attempted_by"] = tuple(values["attempted_by"])
-    for name in _INSTANTS:
+    for name in instants:
         if values[name] is not None:
             values[name] = values[name].astimezone(UTC)
     return job_of(values)
@@ -471,5 +489,10 @@ _COLUMNS = (
     "tags", "scheduled_at", "created_at", "attempted_at", "finalized_at", "attempted_by", "token", "leased_until",
     "raw_output",
 )  # fmt: skip
+_CLAIMED_COLUMNS = (
+    "id", "kind", "priority", "attempt", "max_attempts", "raw_args", "raw_metadata", "raw_errors", "tags",
+    "scheduled_at", "created_at", "attempted_at", "attempted_by", "leased_until",
+)  # fmt: skip
 _INSTANTS = ("scheduled_at", "created_at", "attempted_at", "finalized_at", "leased_until")
+_CLAIMED_INSTANTS = ("scheduled_at", "created_at", "attempted_at", "leased_until")
 _STATES = {state.value: state for state in JobState}

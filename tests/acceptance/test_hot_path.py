@@ -13,10 +13,11 @@ from psycopg import sql
 from psycopg.rows import dict_row
 from psycopg_pool import ConnectionPool
 
-from pgjobs import Client, Handler, Job, JobState, WorkerPool, constant, hot_path
+from pgjobs import Client, Handler, Job, JobState, WorkerPool, claim, constant, hot_path
 from pgjobs.checkout import shut_down
+from pgjobs.claim import Claimer
 from pgjobs.hot_path import HotPath
-from pgjobs.store import Store
+from pgjobs.store import ClaimRequest, Mark, ServerFacts, Store
 from tests.waiting import wait_until
 
 Tx = psycopg.Connection[Any]
@@ -170,6 +171,28 @@ def test_nobody_comes_between_a_claim_and_its_being_given_back(client: Client, m
     assert stored(client, first).state == JobState.COMPLETED
     assert (stored(client, second).state, stored(client, second).attempt) == (JobState.AVAILABLE, 0)
     assert in_its_way == []
+
+
+def test_where_a_finish_has_found_nothing_the_claim_that_follows_does_not_look_again(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[int | None] = []  # behind which job
+    request = Claimer._request
+
+    def noted(self: Claimer, queue: str, id: int | None, mark: Mark | None, facts: ServerFacts) -> ClaimRequest:
+        looks.append(None if mark is None else mark.id)
+        return request(self, queue, id, mark, facts)
+
+    monkeypatch.setattr(Claimer, "_request", noted)
+    monkeypatch.setattr(claim, "_FULL_SCAN_EVERY", 60.0)
+    monkeypatch.setattr(claim, "_FULL_SCAN_AT_LEAST_EVERY", 60.0)
+    first, second = enqueue(client, 2)
+    pool = WorkerPool(
+        client, {"any": lambda tx, job: None}, queues={"default": 1}, listen=False, poll_interval=timedelta(minutes=1)
+    )
+    with pool:
+        wait_until(lambda: len(looks) > 1 and looks[-1] is None)
+    assert looks == [None, first.id, second.id, None]
 
 
 @pytest.mark.parametrize("late", ["more urgent", "committed late"])

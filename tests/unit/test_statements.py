@@ -8,12 +8,14 @@ import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
 import pgjobs
 from pgjobs import (
     InvalidSetting,
+    JobState,
     batch_store,
     enqueue_store,
     filter_store,
@@ -34,7 +36,7 @@ FILES = [
 ]
 GIVE_JOBS = [
     *("insert_job", "insert_unique_job", "insert_jobs", "twins", "replace_twin", "release"),
-    *("take", "rescue", "cancel", "retry", "delete", "update", "get_job", "list_jobs"),
+    *("rescue", "cancel", "retry", "delete", "update", "get_job", "list_jobs"),
     *("list_available", "cancel_many", "retry_many", "delete_many", "update_many"),
 ]
 STORES = [
@@ -182,22 +184,32 @@ def test_only_the_stores_and_the_migrations_load_statements_and_only_the_stores_
 
 
 def columns(statement: str) -> list[str]:
-    """What a statement that gives a job lists, from `id` to `output`, which a claim does not read."""
+    """What a statement that gives a job lists, from `id` to `output`."""
     found = re.findall(r"(?:SELECT|RETURNING)\s+((?:job\.)?id, (?:job\.)?state,[^;]*?\boutput)\b", code(statement))
     assert len(found) == 1
     return [column.strip().removeprefix("job.").removeprefix("NULL::jsonb AS ") for column in found[0].split(",")]
 
 
+def claimed_columns() -> list[str]:
+    """What a claim lists, from `id` to what is no column."""
+    found = re.findall(r"RETURNING\s+(id, [^;]*?),\s*pg_catalog", code(everything()["take"]))
+    assert len(found) == 1
+    return [column.strip() for column in found[0].split(",")]
+
+
 def test_all_statements_that_give_jobs_list_the_same_columns_in_the_same_order() -> None:
     listed = {name: columns(everything()[name]) for name in GIVE_JOBS}
-    assert len(listed["take"]) == 19
-    assert all(names == listed["take"] for names in listed.values()), listed
+    first = next(iter(listed.values()))
+    assert len(first) == 19
+    assert all(names == first for names in listed.values()), listed
     others = set(everything()) - set(GIVE_JOBS)
     assert not [name for name in others if "attempted_by, token" in code(everything()[name])], "and there are no others"
+    known = ["state", "queue", "finalized_at", "token", "output"]  # to who claims
+    assert claimed_columns() == [name for name in first if name not in known]
 
 
 def test_a_row_becomes_a_job_column_by_column() -> None:
-    names = columns(everything()["take"])
+    names = columns(everything()["get_job"])
     row: dict[str, Any] = {name: f"the {name}" for name in names}
     row |= {name: [name] for name in ("tags", "attempted_by")}
     instants = [name for name in names if name.endswith("_at") or name == "leased_until"]
@@ -208,3 +220,18 @@ def test_a_row_becomes_a_job_column_by_column() -> None:
         field = f"raw_{name}" if name in ("args", "metadata", "errors", "output") else name
         assert getattr(made, field) == (tuple(value) if isinstance(value, list) else value)
     assert store.as_job([*({**row, **dict.fromkeys(instants[2:])}).values()]).leased_until is None
+
+
+def test_a_row_of_a_claim_becomes_the_running_job_of_its_claimer() -> None:
+    names, token = claimed_columns(), uuid4()
+    row: dict[str, Any] = {name: f"the {name}" for name in names}
+    row |= {name: [name] for name in ("tags", "attempted_by")}
+    instants = [name for name in names if name.endswith("_at") or name == "leased_until"]
+    row |= {name: datetime(2026, 1, 1, hour, tzinfo=UTC) for hour, name in enumerate(instants)}
+    made = store.claimed_job([*row.values(), "more that a statement gives"], "mail", token)
+    assert (made.state, made.queue, made.token, made.finalized_at, made.raw_output) == (
+        JobState.RUNNING, "mail", token, None, None,
+    )  # fmt: skip
+    for name, value in row.items():
+        field = f"raw_{name}" if name in ("args", "metadata", "errors") else name
+        assert getattr(made, field) == (tuple(value) if isinstance(value, list) else value)
