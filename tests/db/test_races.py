@@ -172,19 +172,22 @@ def test_r1_a_late_record_of_an_attempt_that_was_given_back_does_not_make_its_cl
         "UPDATE {schema}.job SET state = 'available', token = NULL",
         "UPDATE {schema}.job SET state = 'cancelled', finalized_at = now()",
         "UPDATE {schema}.job SET token = '00000000-0000-0000-0000-000000000000'",
+        "UPDATE {schema}.job SET queue = 'other'",
         "DELETE FROM {schema}.job",
     ],
 )
-@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("then", ["returns", "wants something kept", "fails"])
 def test_r2_what_a_handler_wrote_is_not_committed_when_its_job_is_no_longer_its_own(
-    table: Table, change: str, fails: bool
+    table: Table, change: str, then: str
 ) -> None:
     """The handler changes the row itself: it holds the lock, nobody else could."""
 
     def handler(tx: AnyConnection, job: Job[Any]) -> None:
         write(table, tx, job)
         tx.execute(table.sql(change))
-        if fails:
+        if then == "wants something kept":
+            job.set_metadata(seen=True)
+        if then == "fails":
             raise ValueError("after the change")
 
     job = table.enqueue()
