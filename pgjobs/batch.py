@@ -14,7 +14,7 @@ from typing import Any
 import psycopg
 
 from pgjobs.attempt import Attempt
-from pgjobs.batch_store import ALONE, BatchStore, Claimed, Record, milliseconds, must_run_alone
+from pgjobs.batch_store import BatchStore, Claimed, Record, milliseconds, must_run_alone
 from pgjobs.checkout import Checkout
 from pgjobs.claim import Claimer
 from pgjobs.error_text import one_line
@@ -57,15 +57,13 @@ class Batches:
         ask = self._asks.get(queue, way.batch_size)
         if ask > 1:
             found = self._claim(held, queue, way, ask)
-            if found is None:
-                return False
-            if found is not ALONE:
+            if found is not None:
                 claimed()
                 if len(found.jobs) + found.missed == ask:
                     self._asks[queue] = min(way.batch_size, 2 * ask)
                 Batch(self, held, queue, way, found).run(ends)
                 return True
-        job = self.executor.run_next(held, queue, claimed=claimed)
+        job = self.executor.run_next(held, queue, claimed=claimed)  # it must run alone, if there is any
         self._asks[queue] = 1 if job is not None and must_run_alone(job) else min(way.batch_size, 2 * ask)
         return job is not None
 
@@ -117,8 +115,7 @@ class Batches:
         except psycopg.OperationalError:
             claimer.be_cautious()
             raise
-        if found is not ALONE:
-            claimer._note(queue, found.jobs[-1] if found else None)
+        claimer._note(queue, found.jobs[-1] if found else None)
         return found
 
     def _take(self, claimer: Claimer, held: Checkout, hot: HotPath | None, values: Any) -> Claimed | None:

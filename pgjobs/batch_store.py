@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from operator import attrgetter
 from typing import Any
 from uuid import UUID
 
 import psycopg
-from psycopg.adapt import Transformer
-from psycopg.pq.abc import PGresult
 from psycopg.rows import TupleRow, tuple_row
 
 from pgjobs import statements
@@ -23,20 +23,21 @@ from pgjobs.job import Job, JobState, with_values
 from pgjobs.outcome import NOTHING_KEPT, Kept, Outcome
 from pgjobs.store import ATTEMPT_LOST, CLAIM_DEFAULTS, Finished, Store, finish_values
 
+# Those that claims of one would take one after the other.
+_ORDERS: dict[str, Callable[[Any], Any]] = {
+    "priority": attrgetter("priority", "scheduled_at", "id"),
+    "scheduled_at": attrgetter("scheduled_at", "id"),
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """What a claim of many gave: jobs, locked in the transaction that is open now; or none of them, because the first
-    one must run alone."""
+    """What a claim of many gave: jobs, locked in the transaction that is open now."""
 
     jobs: list[Job[Any]]
-    alone: bool
-    xid: str | None = None  # the transaction
-    bound: str = "0"  # of it, in milliseconds
-    missed: int = 0  # that were claimed, and taken away before they were locked
-
-
-ALONE = Claimed([], alone=True)
+    xid: str | None  # the transaction
+    bound: str  # of it, in milliseconds
+    missed: int  # that were claimed, and taken away before they were locked
 
 
 @dataclass(slots=True)
@@ -84,7 +85,9 @@ class BatchStore:
         batch = self._batch = statements.load("batch.sql", store.schema)
         self._work = work
         orders = {"priority": batch["next_batch_by_priority"], "scheduled_at": batch["next_batch_by_time"]}
-        self._takes = {order: _take(batch["take_batch"], sql.rstrip(b";")) for order, sql in orders.items()}
+        self._takes = {
+            order: batch["take_batch"].replace(b"{next}", next.rstrip(b";")) for order, next in orders.items()
+        }
         before, after = (work["begin"], batch["batch_bounds"]), (work["commit"], work["begin"], batch["lock_batch"])
         self._claims = {order: b"\n".join((*before, take, *after)) for order, take in self._takes.items()}
 
@@ -101,17 +104,17 @@ class BatchStore:
         self._hot_takes: dict[tuple[str, int], Prepared] = {}
         self._prepared = hot
         self._hot_relax = hot("relax", work["relax"])
-        self._hot_complete = hot("complete", batch["complete_batch"])
+        self._hot_finish = (hot("complete", batch["complete_claim"]), hot("completed_at", batch["completed_at"]), commit)
         self._hot_release = hot("release", batch["release_batch"])
-        self._hot_commit = commit
 
     # --- claim
 
     def claim(self, conn: AnyConnection, hot: HotPath | None, order: str, values: Mapping[str, Any]) -> Claimed | None:
-        """Claim many jobs, and lock them in the transaction that is then open. None: nothing to claim. Without jobs no
-        transaction is open. Raises AttemptLost when all were taken away before they could be locked."""
+        """Claim many jobs, and lock them in the transaction that is then open. None: there is nothing to claim, or the
+        first job must run alone, and no transaction is open. Raises AttemptLost when all were taken away before they
+        could be locked."""
         if hot is not None:
-            taken, locked = self._claim_hot(conn, hot, order, values)
+            taken, locked = self._claim_hot(hot, order, values)
         else:
             with BatchCursor(conn, row_factory=tuple_row) as cur:
                 cur.execute(self._claims[order], {**CLAIM_DEFAULTS, **values})
@@ -121,20 +124,17 @@ class BatchStore:
                 cur.execute(b"ROLLBACK")
             if not taken:
                 return None
-            if taken[0][1] is None:
-                return ALONE
             raise AttemptLost(f"{len(taken)} jobs were claimed but taken away before they were locked")
-        [(number, ids, attempted_at, xid, bound, *_)] = locked
-        claimed = len(taken)
-        if number < claimed:
-            still = {int(id) for id in ids.split(",")}
+        [(number, attempted_at, xid, bound, *_)] = locked
+        missed = len(taken) - number
+        if missed:
+            still = self._locked_ids(conn, values)
             taken = [row for row in taken if row[0] in still]
         jobs = _as_jobs(taken, values["queue"], values["token"], values["worker"], _instant(attempted_at))
-        return Claimed(jobs, alone=False, xid=xid, bound=bound, missed=claimed - number)
+        jobs.sort(key=_ORDERS[order])
+        return Claimed(jobs, xid, bound, missed)
 
-    def _claim_hot(
-        self, conn: AnyConnection, hot: HotPath, order: str, values: Mapping[str, Any]
-    ) -> tuple[list[Any], list[Any]]:
+    def _claim_hot(self, hot: HotPath, order: str, values: Mapping[str, Any]) -> tuple[list[Any], list[Any]]:
         literals = hot.literals(values)
         before, after = self._around_take
         steps = (*before, self._hot_take(order, values["limit"]), *after)
@@ -142,7 +142,12 @@ class BatchStore:
         if error is not None:
             raise error
         hot.used = False
-        return _rows(conn, results[2]), _rows(conn, results[5])
+        return hot.rows(results[2]), hot.rows(results[5])
+
+    def _locked_ids(self, conn: AnyConnection, values: Mapping[str, Any]) -> set[int]:
+        with literal_cursor(conn) as cur:
+            cur.execute(self._batch["ids_of_batch"], values)
+            return {id for (id,) in cur.fetchall()}
 
     def _hot_take(self, order: str, limit: int) -> Prepared:
         """The claim of so many. The limit stands in the text: a plan for any is one for a tenth of the table."""
@@ -176,12 +181,16 @@ class BatchStore:
     def finish_hot(self, hot: HotPath, record: Record) -> Written:
         """As `finish`, for a batch whose handlers have sent nothing, where none failed or wants anything kept."""
         literals = hot.literals(record.values())
-        steps = [self._hot_relax] if record.relaxed else []
-        steps += [self._hot_complete, *([self._hot_release] if record.rest else []), self._hot_commit]
+        before = [self._hot_relax] if record.relaxed else []
+        before += [self._hot_release] if record.rest else []
+        steps = (*before, *self._hot_finish)
         results, error = hot.send(hot.message([(step, literals) for step in steps]))
         if len(results) < len(steps):
             raise _lost_or(error or psycopg.OperationalError("the answer is lost"), record)
-        [(now, _)] = hot.rows(results[1 if record.relaxed else 0])
+        completed, at = results[len(before) : len(before) + 2]
+        if completed.command_tuples != len(record.done):
+            raise AttemptLost(f"of {len(record.done)} jobs of the batch, {completed.command_tuples} were still its own")
+        [(now,)] = hot.rows(at)
         return Written(Finished(JobState.COMPLETED, now, True), [])
 
     def _recording(self, cur: psycopg.ClientCursor[Any], record: Record) -> list[bytes]:
@@ -263,52 +272,41 @@ def _metadata(job: Job[Any]) -> Mapping[str, Any]:
     return {} if job.raw_metadata == "{}" else job.metadata
 
 
-def _take(take: bytes, next: bytes) -> bytes:
-    """The claim whose jobs are the `next` ones, in the same order."""
-    order = re.findall(rb"ORDER BY .*", next)[-1]
-    return take.replace(b"{next}", next).replace(b"{order}", order)
-
-
-def _rows(conn: AnyConnection, result: PGresult) -> list[TupleRow]:
-    transformer = Transformer(BatchCursor(conn, row_factory=tuple_row))
-    transformer.set_pgresult(result)
-    return transformer.load_rows(0, result.ntuples, tuple)
-
-
 def _as_jobs(rows: Iterable[TupleRow], queue: str, token: UUID, worker: str, attempted_at: datetime) -> list[Job[Any]]:
     """The jobs of a claim, which says only what is not the same for all."""
-    same = {
+    same = dict.fromkeys(field.name for field in dataclasses.fields(Job)) | {
         "state": JobState.RUNNING,
         "queue": queue,
         "attempt": 1,
         "attempted_at": attempted_at,
-        "finalized_at": None,
         "token": token,
-        "leased_until": None,
-        "raw_output": None,
         "duplicate": False,
         "decode": json.loads,
-        "running": None,
     }
-    jobs = []
-    me = (worker,)
+    jobs, me, instants = list[Job[Any]](), (worker,), _Instants()
     for id, kind, priority, most, args, metadata, errors, tags, scheduled_at, created_at, attempted_by in rows:
-        columns = {
-            **same,
-            "id": id,
-            "kind": kind,
-            "priority": priority,
-            "max_attempts": most,
-            "raw_args": args,
-            "raw_metadata": metadata,
-            "raw_errors": errors,
-            "tags": tuple(tags) if tags else (),
-            "scheduled_at": _instant(scheduled_at),
-            "created_at": _instant(created_at),
-            "attempted_by": tuple(attempted_by) if attempted_by else me,
-        }
-        jobs.append(with_values(columns))
+        values = same.copy()  # with a place for each: faster than to put them together
+        values["id"] = id
+        values["kind"] = kind
+        values["priority"] = priority
+        values["max_attempts"] = most
+        values["raw_args"] = args
+        values["raw_metadata"] = metadata
+        values["raw_errors"] = errors
+        values["tags"] = tuple(tags) if tags else ()
+        values["scheduled_at"] = instants[scheduled_at]
+        values["created_at"] = instants[created_at]
+        values["attempted_by"] = tuple(attempted_by) if attempted_by else me
+        jobs.append(with_values(values))
     return jobs
+
+
+class _Instants(dict[str, datetime]):
+    """By their text: jobs that were enqueued together have the same, and most are due when they are created."""
+
+    def __missing__(self, text: str) -> datetime:
+        made = self[text] = _instant(text)
+        return made
 
 
 def _instant(text: str) -> datetime:

@@ -27,7 +27,7 @@ from psycopg.pq import ConnStatus, Escaping, ExecStatus
 from psycopg.pq.abc import PGresult
 from psycopg.rows import tuple_row
 
-from pgjobs.cursors import AnyConnection, ClaimCursor
+from pgjobs.cursors import AnyConnection, BatchCursor, ClaimCursor
 from pgjobs.errors import AttemptLost
 from pgjobs.job import Job, JobState
 from pgjobs.outcome import NOTHING_KEPT, Kept
@@ -132,6 +132,7 @@ class HotPath:
         self._messages: dict[Any, bytes] = {}  # the messages of claims and finishes, with places for the values
         self._settings: ClaimValues | None = None  # those of the claims among them
         self._transformer = Transformer(ClaimCursor(conn, row_factory=tuple_row))
+        self._texts = Transformer(BatchCursor(conn, row_factory=tuple_row))
         self._escaping = Escaping(conn.pgconn)
         self._socket = select.poll()
         self._socket.register(conn.fileno(), select.POLLIN)
@@ -267,8 +268,9 @@ class HotPath:
     # --- the conversation
 
     def rows(self, result: PGresult) -> list[tuple[Any, ...]]:
-        self._transformer.set_pgresult(result)
-        return self._transformer.load_rows(0, result.ntuples, tuple)
+        """With instants as text."""
+        self._texts.set_pgresult(result)
+        return self._texts.load_rows(0, result.ntuples, tuple)
 
     def forget(self) -> None:
         """Somebody deallocated what was prepared here: prepare it again, under other names."""

@@ -41,53 +41,47 @@ SELECT
     pg_catalog.set_config('enable_bitmapscan', 'off', true);
 
 -- name: take_batch
--- The claim, in a transaction of its own. When the first job must run alone nothing is claimed: the answer is its id,
--- without anything else. Found by an array, which every plan reads by the index. What is the same for all is not said for
--- each: all have the same instant, and most were never claimed before.
+-- The claim, in a transaction of its own. When the first job must run alone nothing is claimed. Found by an array, which
+-- every plan reads by the index; the jobs come in any order. What is the same for all is not said for each: all have the
+-- same instant, and most were never claimed before.
 WITH next AS MATERIALIZED (
     {next}
 ), placed AS MATERIALIZED (
     SELECT id, alone, pg_catalog.row_number() OVER () AS place FROM next
-), taken AS (
-    UPDATE pgjobs.job SET
-        state = 'running',
-        attempt = attempt + 1,
-        attempted_at = pg_catalog.statement_timestamp(),
-        attempted_by = CASE WHEN pg_catalog.cardinality(attempted_by) < 100 THEN attempted_by || %(worker)s::text
-            ELSE (attempted_by || %(worker)s::text)[pg_catalog.cardinality(attempted_by) - 98:] END,
-        token = %(token)s
-    WHERE queue = %(queue)s AND id = ANY (ARRAY(
-        SELECT id FROM placed WHERE place < COALESCE((SELECT pg_catalog.min(place) FROM placed WHERE alone), 32767)))
-    RETURNING
-        id, kind, priority, max_attempts, args, metadata, errors,
-        CASE WHEN pg_catalog.cardinality(tags) > 0 THEN tags END AS tags,
-        scheduled_at, created_at,
-        CASE WHEN pg_catalog.cardinality(attempted_by) > 1 THEN attempted_by END AS attempted_by
 )
-SELECT * FROM taken
-UNION ALL
-SELECT id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL FROM placed WHERE place = 1 AND alone
-{order};
+UPDATE pgjobs.job SET
+    state = 'running',
+    attempt = attempt + 1,
+    attempted_at = pg_catalog.statement_timestamp(),
+    attempted_by = CASE WHEN pg_catalog.cardinality(attempted_by) < 100 THEN attempted_by || %(worker)s::text
+        ELSE (attempted_by || %(worker)s::text)[pg_catalog.cardinality(attempted_by) - 98:] END,
+    token = %(token)s
+WHERE queue = %(queue)s AND id = ANY (ARRAY(
+    SELECT id FROM placed WHERE place < COALESCE((SELECT pg_catalog.min(place) FROM placed WHERE alone), 32767)))
+RETURNING
+    id, kind, priority, max_attempts, args, metadata, errors,
+    CASE WHEN pg_catalog.cardinality(tags) > 0 THEN tags END,
+    scheduled_at, created_at,
+    CASE WHEN pg_catalog.cardinality(attempted_by) > 1 THEN attempted_by END;
 
 -- name: lock_batch
 -- The transaction of all handlers, with the bounds of a single one. The server ends it when the last job that may be started
--- in it has had all its time. The rows are locked in one order, whoever locks them. The answer: how many there are, which,
--- when they were claimed, the transaction, and its bound.
+-- in it has had all its time. The rows are locked in one order, whoever locks them. The answer: how many there are, when
+-- they were claimed, the transaction, and its bound.
 WITH locked AS MATERIALIZED (
-    SELECT id, kind, attempted_at FROM pgjobs.job
+    SELECT kind, attempted_at FROM pgjobs.job
     WHERE queue = %(queue)s AND token = %(token)s AND state = 'running'
     ORDER BY id
     FOR NO KEY UPDATE
 ), bounded AS (
-    SELECT pg_catalog.count(*) AS jobs, pg_catalog.string_agg(id::text, ',') AS ids,
-        pg_catalog.max(attempted_at) AS attempted_at,
+    SELECT pg_catalog.count(*) AS jobs, pg_catalog.max(attempted_at) AS attempted_at,
         CASE WHEN pg_catalog.bool_or(bound = 0) THEN '0'
             ELSE LEAST(pg_catalog.max(bound) + %(batch_time)s::bigint, 2147483647)::text END AS bound
     FROM (
-        SELECT id, attempted_at, COALESCE(%(bounds)s::jsonb ->> kind, %(bound)s::text)::bigint AS bound FROM locked
+        SELECT attempted_at, COALESCE(%(bounds)s::jsonb ->> kind, %(bound)s::text)::bigint AS bound FROM locked
     ) AS each
 )
-SELECT jobs, ids, attempted_at, pg_catalog.pg_current_xact_id_if_assigned()::text, bound,
+SELECT jobs, attempted_at, pg_catalog.pg_current_xact_id_if_assigned()::text, bound,
     pg_catalog.set_config('idle_in_transaction_session_timeout', '0', true),
     pg_catalog.set_config('client_connection_check_interval', %(check_interval)s::text, true),
     pg_catalog.set_config('tcp_keepalives_idle', '10', true),
@@ -96,6 +90,10 @@ SELECT jobs, ids, attempted_at, pg_catalog.pg_current_xact_id_if_assigned()::tex
     pg_catalog.set_config('tcp_user_timeout', '25s', true),
     pg_catalog.set_config(%(bounded_by)s::text, bound, true)
 FROM bounded WHERE jobs > 0;
+
+-- name: ids_of_batch
+-- Which of a claim are locked, when it is not all of them.
+SELECT id FROM pgjobs.job WHERE queue = %(queue)s AND token = %(token)s AND state = 'running';
 
 -- name: between_jobs
 -- What a handler has left in the session is gone before the next one of its batch; what bounds the transaction is there
@@ -128,6 +126,19 @@ WITH finished AS (
 SELECT (EXTRACT(epoch FROM pg_catalog.statement_timestamp()) * 1000000)::bigint,
     CASE WHEN pg_catalog.count(*) = pg_catalog.cardinality(%(ids)s::bigint[]) THEN true ELSE pgjobs.attempt_lost() END
 FROM finished;
+
+-- name: complete_claim
+-- All that still run of a claim whose handlers have sent nothing: the rows were locked all the while, so nobody can have
+-- changed them. They are found by the token.
+UPDATE pgjobs.job SET
+    state = 'completed',
+    finalized_at = pg_catalog.statement_timestamp(),
+    leased_until = NULL
+WHERE queue = %(queue)s AND token = %(token)s AND state = 'running';
+
+-- name: completed_at
+-- The time of the message, which is that of its statements.
+SELECT (EXTRACT(epoch FROM pg_catalog.statement_timestamp()) * 1000000)::bigint;
 
 -- name: keep_of_batch
 -- What the handlers of those wanted kept.
