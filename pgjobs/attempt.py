@@ -60,7 +60,7 @@ class Attempt:
     started = False  # its handler was called
     outcome: Outcome | None = None  # when it did not complete
     completed = False  # by job.complete(tx); whether that was committed is not known
-    run_time = timedelta(0)  # of the handler
+    run_seconds = 0.0  # of the handler
     reason: Reason | None = None  # why it is to end
     on_severed: Callable[[Checkout], None] | None = None  # what its connection was also for
     tainted = False  # a cancel or an exception may still be on its way: its connection is not used again
@@ -94,6 +94,25 @@ class Attempt:
         self._complete = complete
         self._timeout = timeout
         self._lock = threading.Lock()
+        self._process = os.getpid()
+
+    def followed_by(self, job: Job[Any], timeout: timedelta | None, handler: Handler) -> Attempt:
+        """The attempt at the next job of a batch, in the same thread and on the same connection; this one is over. What
+        is made for both costs as much as all the rest of an attempt."""
+        made: Attempt = object.__new__(Attempt)
+        made.job = job
+        made.held = self.held
+        made.handler = handler
+        made.deciding = self.deciding
+        made.thread = self.thread
+        made._began = time.time()
+        made.expires = NEVER if timeout is None else time.monotonic() + timeout.total_seconds()
+        made._conn_id = self._conn_id
+        made._complete = None
+        made._timeout = timeout
+        made._lock = self._lock
+        made._process = self._process
+        return made
 
     @property
     def cancelled(self) -> bool:
@@ -139,29 +158,24 @@ class Attempt:
     def run(self, handler: Callable[[], object]) -> BaseException | None:
         """Call the handler; what it raised, or why it was told to end if it raised for that. When this returns, no
         exception from outside can arrive any more."""
+        error: BaseException | None = None
+        started = time.monotonic()
         try:
-            error = self._run(handler)
+            try:
+                self._in_handler = True  # without the lock: the watch may find it a moment later
+                handler()
+            except BaseException as raised:  # also SystemExit: a handler must not end the worker's thread
+                error = raised
+            if os.getpid() != self._process:  # a child that the handler forked has come back out of it
+                os._exit(0 if error is None or (isinstance(error, SystemExit) and not error.code) else 1)
+            self._close_window()
         except Interrupted as late:  # it arrived between the handler's end and the end of the window
             self._close_window()
             error = late
+        self.run_seconds = time.monotonic() - started
         if error is not None and self.reason is not None:
             self.reason.__cause__ = error
             return self.reason
-        return error
-
-    def _run(self, handler: Callable[[], object]) -> BaseException | None:
-        error: BaseException | None = None
-        started = time.monotonic()
-        process = os.getpid()
-        try:
-            self._in_handler = True  # without the lock: the watch may find it a moment later
-            handler()
-        except BaseException as raised:  # also SystemExit: a handler must not end the worker's thread
-            error = raised
-        if os.getpid() != process:  # a child that the handler forked has come back out of it; nothing here is its own
-            os._exit(0 if error is None or (isinstance(error, SystemExit) and not error.code) else 1)
-        self._close_window()
-        self.run_time = timedelta(seconds=time.monotonic() - started)
         return error
 
     def _close_window(self) -> None:
@@ -179,6 +193,8 @@ class Attempt:
         """It is finished: nothing will be done to it or its connection any more."""
         with self._lock:
             self.over = True
+            if not self.severed:
+                self.on_severed = None  # a job that the handler keeps does not keep all its neighbours
 
     # --- for the watch; nothing in here blocks
 

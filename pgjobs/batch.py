@@ -202,7 +202,6 @@ class Batch:
         self._plans = self.batches.plans()
         self._call = _Call(self.held)
         self._on_start = self.executor.hooks if self.executor.hooks else None
-        self._severed = self._on_severed
 
     def run(self, ends: Callable[[], bool]) -> None:
         """Run the jobs and finish them. The connection is then one for the next batch."""
@@ -262,8 +261,12 @@ class Batch:
         if plan is None:
             attempt = executor._attempt(self.held, job)
         else:
-            attempt = Attempt(job, self.held, plan.timeout, handler=plan.handler)
-        attempt.on_severed = self._severed
+            attempt = (
+                Attempt(job, self.held, plan.timeout, handler=plan.handler)
+                if before is None
+                else before.followed_by(job, plan.timeout, plan.handler)
+            )
+        attempt.on_severed = self._on_severed
         self._watched = attempt
         self.started += 1
         savepoints.start(job.id)
@@ -287,12 +290,14 @@ class Batch:
         """What the executor does for an attempt at a kind that needs nothing special, at less cost."""
         given = vars(attempt.job)
         decode = given["decode"] = handler.decode
+        values = given.copy()
         try:
-            args = decode(given["raw_args"])
+            values["args"] = decode(given["raw_args"])
         except BaseException as error:  # args that do not fit are this attempt's failure
             return error
+        values["running"] = attempt
         call = self._call
-        call.function, call.job = handler.function, with_values({**given, "running": attempt, "args": args})
+        call.function, call.job = handler.function, with_values(values)
         if self._on_start is not None:
             self._on_start("on_start", attempt.job)
         attempt.started = True

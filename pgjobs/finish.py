@@ -253,7 +253,7 @@ class Finisher:
         if attempt.started:
             self.hooks("on_finish", job, error)
         waited = (attempt.job.attempted_at or job.scheduled_at) - attempt.job.scheduled_at
-        stats = JobStats(max(waited, timedelta(0)), attempt.run_time, timedelta(seconds=took))
+        stats = JobStats(max(waited, timedelta(0)), timedelta(seconds=attempt.run_seconds), timedelta(seconds=took))
         self.events.publish(Event(_event_kind(job, outcome), job, stats))
 
 
