@@ -222,7 +222,10 @@ class Batch:
             self._unwatch()
             held.spoiled = held.spoiled or self._tainted
             if held.usable and not held.spoiled:
-                held.restore()
+                if savepoints.used:
+                    held.restore()
+                else:
+                    held.forget_python_state()  # nobody has sent anything
         except BaseException:
             held.spoiled = True  # whatever state it is in: not for the next batch
             raise

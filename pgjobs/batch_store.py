@@ -30,6 +30,18 @@ _ORDERS: dict[str, Callable[[Any], Any]] = {
 }
 
 
+# What all jobs of a claim have in common, or most; with a place for everything, which is not made job by job.
+_SAME = dict.fromkeys(field.name for field in dataclasses.fields(Job)) | {
+    "state": JobState.RUNNING,
+    "attempt": 1,
+    "raw_metadata": "{}",
+    "raw_errors": "[]",
+    "tags": (),
+    "duplicate": False,
+    "decode": json.loads,
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Claimed:
     """What a claim of many gave: jobs, locked in the transaction that is open now."""
@@ -180,7 +192,7 @@ class BatchStore:
 
     def finish_hot(self, hot: HotPath, record: Record) -> Written:
         """As `finish`, for a batch whose handlers have sent nothing, where none failed or wants anything kept."""
-        literals = hot.literals(record.values())
+        literals = hot.literals({"queue": record.queue, "token": record.token, "rest": _ids(record.rest)})
         before = [self._hot_relax] if record.relaxed else []
         before += [self._hot_release] if record.rest else []
         steps = (*before, *self._hot_finish)
@@ -274,35 +286,34 @@ def _metadata(job: Job[Any]) -> Mapping[str, Any]:
 
 def _as_jobs(rows: Iterable[TupleRow], queue: str, token: UUID, worker: str, attempted_at: datetime) -> list[Job[Any]]:
     """The jobs of a claim, which says only what is not the same for all."""
-    same = dict.fromkeys(field.name for field in dataclasses.fields(Job)) | {
-        "state": JobState.RUNNING,
-        "queue": queue,
-        "attempt": 1,
-        "attempted_at": attempted_at,
-        "token": token,
-        "duplicate": False,
-        "decode": json.loads,
-    }
-    jobs, me, instants = list[Job[Any]](), (worker,), _Instants()
-    for id, kind, priority, most, args, metadata, errors, tags, scheduled_at, created_at, attempted_by in rows:
-        values = same.copy()  # with a place for each: faster than to put them together
+    same = {
+        **_SAME, "queue": queue, "attempted_at": attempted_at, "token": token, "attempted_by": (worker,),
+    }  # fmt: skip
+    jobs, instants = list[Job[Any]](), _Instants()
+    for id, kind, priority, most, args, scheduled_at, created_at, metadata, errors, tags, attempted_by in rows:
+        values = same.copy()
         values["id"] = id
         values["kind"] = kind
         values["priority"] = priority
         values["max_attempts"] = most
         values["raw_args"] = args
-        values["raw_metadata"] = metadata
-        values["raw_errors"] = errors
-        values["tags"] = tuple(tags) if tags else ()
-        values["scheduled_at"] = instants[scheduled_at]
-        values["created_at"] = instants[created_at]
-        values["attempted_by"] = tuple(attempted_by) if attempted_by else me
+        values["scheduled_at"] = values["created_at"] = instants[scheduled_at]
+        if created_at is not None:
+            values["created_at"] = instants[created_at]
+        if metadata is not None:
+            values["raw_metadata"] = metadata
+        if errors is not None:
+            values["raw_errors"] = errors
+        if tags is not None:
+            values["tags"] = tuple(tags)
+        if attempted_by is not None:
+            values["attempted_by"] = tuple(attempted_by)
         jobs.append(with_values(values))
     return jobs
 
 
 class _Instants(dict[str, datetime]):
-    """By their text: jobs that were enqueued together have the same, and most are due when they are created."""
+    """By their text: jobs that were enqueued together have the same."""
 
     def __missing__(self, text: str) -> datetime:
         made = self[text] = _instant(text)

@@ -42,8 +42,8 @@ SELECT
 
 -- name: take_batch
 -- The claim, in a transaction of its own. When the first job must run alone nothing is claimed. Found by an array, which
--- every plan reads by the index; the jobs come in any order. What is the same for all is not said for each: all have the
--- same instant, and most were never claimed before.
+-- every plan reads by the index; the jobs come in any order. What is the same for all is not said for each, nor what most
+-- have: all have the same instant, and most no tags and no errors.
 WITH next AS MATERIALIZED (
     {next}
 ), placed AS MATERIALIZED (
@@ -59,9 +59,11 @@ UPDATE pgjobs.job SET
 WHERE queue = %(queue)s AND id = ANY (ARRAY(
     SELECT id FROM placed WHERE place < COALESCE((SELECT pg_catalog.min(place) FROM placed WHERE alone), 32767)))
 RETURNING
-    id, kind, priority, max_attempts, args, metadata, errors,
+    id, kind, priority, max_attempts, args, scheduled_at,
+    CASE WHEN created_at <> scheduled_at THEN created_at END,
+    CASE WHEN metadata <> '{}' THEN metadata END,
+    CASE WHEN errors <> '[]' THEN errors END,
     CASE WHEN pg_catalog.cardinality(tags) > 0 THEN tags END,
-    scheduled_at, created_at,
     CASE WHEN pg_catalog.cardinality(attempted_by) > 1 THEN attempted_by END;
 
 -- name: lock_batch
