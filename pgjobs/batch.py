@@ -12,6 +12,7 @@ from datetime import timedelta
 from typing import Any
 
 import psycopg
+from psycopg.pq import PipelineStatus
 
 from pgjobs.attempt import Attempt
 from pgjobs.batch_store import BatchStore, Claimed, Record, milliseconds, must_run_alone
@@ -26,7 +27,7 @@ from pgjobs.job import Job, JobState, being_current, no_longer_current, with_val
 from pgjobs.outcome import COMPLETED, Outcome
 from pgjobs.savepoints import MOST, Savepoints
 from pgjobs.store import AnyConnection, Finished
-from pgjobs.threads import Way
+from pgjobs.threads import MOST_IN_A_BATCH, Way
 from pgjobs.work_map import Handler, HandlerFunction
 
 log = logging.getLogger("pgjobs.batch")
@@ -59,9 +60,10 @@ class Batches:
             found = self._claim(held, queue, way, ask)
             if found is not None:
                 claimed()
-                if len(found.jobs) + found.missed == ask:
-                    self._asks[queue] = min(way.batch_size, 2 * ask)
-                Batch(self, held, queue, way, found).run(ends)
+                batch = Batch(self, held, queue, way, found)
+                batch.run(ends)
+                there_are_more = len(found.jobs) + found.missed == ask
+                self._asks[queue] = min(way.batch_size, 2 * ask if there_are_more else ask, batch.room)
                 return True
         job = self.executor.run_next(held, queue, claimed=claimed)  # it must run alone, if there is any
         self._asks[queue] = 1 if job is not None and must_run_alone(job) else min(way.batch_size, 2 * ask)
@@ -187,8 +189,10 @@ class Batch:
     ran: list[Attempt] = field(default_factory=list)  # whose handlers are over
     errors: dict[int, BaseException] = field(default_factory=dict)  # of those that did not complete, by job
     started: int = 0  # of the jobs, in their order
+    room: int = MOST_IN_A_BATCH  # how many jobs like these a transaction has savepoints for
     _watched: Attempt | None = None  # the last one, until the batch is finished
     _clean: bytes | None = None  # the message that makes the session clean
+    _clean_until: int = 0  # the hot path forgets what is prepared, for so many times
     _lost: bool = False  # whether the connection was lost, and with it perhaps the server and the claim
     _kept: bool = False  # whether somebody has kept the connection
     _tainted: bool = False
@@ -207,10 +211,14 @@ class Batch:
         """Run the jobs and finish them. The connection is then one for the next batch."""
         held = self.held
         began = time.monotonic()
+        # what the application sets up in its sessions cannot be made again within a transaction
+        most = 1 if held.configures else MOST
         try:
             savepoints = Savepoints(held.conn, self.executor.claimer.store.tag, self._between)
             try:
-                self._run_jobs(savepoints, ends)
+                self._run_jobs(savepoints, most, ends)
+                if savepoints.used:
+                    self.room = most * self.started // savepoints.used
                 self._kept = self._kept or savepoints.block_left_open
             finally:
                 savepoints.detach()
@@ -237,11 +245,9 @@ class Batch:
 
     # --- the handlers
 
-    def _run_jobs(self, savepoints: Savepoints, ends: Callable[[], bool]) -> None:
+    def _run_jobs(self, savepoints: Savepoints, most: int, ends: Callable[[], bool]) -> None:
         held = self.held
         references = held.references()
-        # what the application sets up in its sessions cannot be made again within a transaction
-        most = 1 if held.configures else MOST
         last_start = time.monotonic() + self.way.batch_time.total_seconds()
         for job in self.jobs:
             if ends():
@@ -315,13 +321,14 @@ class Batch:
             self._tainted = attempt.tainted
 
     def _between(self) -> bytes:
-        if self._clean is None:
+        pipelined = self.held.conn.pgconn.pipeline_status != PipelineStatus.OFF  # nothing can be prepared in one
+        hot: HotPath | None = None if pipelined else self.held.hot_path
+        forgotten = hot.forgotten if hot is not None else 0
+        if self._clean is None or self._clean_until != forgotten:
             values, _ = self.executor.claimer._settings
+            self._clean_until = forgotten
             self._clean = self.batches.store.between_jobs(
-                self.held.conn,
-                values["check_interval"],
-                values["bounded_by"],
-                self.found.bound,
+                self.held.conn, hot, values["check_interval"], values["bounded_by"], self.found.bound
             )
         return self._clean
 
@@ -334,8 +341,9 @@ class Batch:
             return TransactionBroken("another job of its batch has ended or broken their transaction")
         record = self._record(self.ran, self.jobs[self.started :])
         try:
-            if held.hot_path is not None and not savepoints.used and not record.failed and not record.keeps:
-                written, clean = store.finish_hot(held.hot_path, record), True
+            if held.hot_path is not None and not record.failed and not record.keeps:
+                release = savepoints.release if savepoints.used else None
+                written, clean = store.finish_hot(held.hot_path, record, release)
             else:
                 written, clean = store.finish(held.conn, record, savepoints.release)
         except (psycopg.Error, AttemptLost) as error:

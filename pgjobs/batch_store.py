@@ -106,18 +106,25 @@ class BatchStore:
         def hot(name: str, sql: bytes) -> Prepared:
             return prepared(f"{tag}_batch_{name}", sql)
 
+        def parts(name: str, sql: bytes) -> tuple[Prepared, ...]:
+            return tuple(hot(f"{name}_{number}", part) for number, part in enumerate(sql.rstrip(b"; \n").split(b";\n")))
+
         begin, commit, lock = (
             hot("begin", work["begin"]),
             hot("commit", work["commit"]),
             hot("lock", batch["lock_batch"]),
         )
-        bounds = hot("bounds", batch["batch_bounds"])
-        self._around_take = (begin, bounds), (commit, begin, lock)
+        self._around_take = (begin, hot("bounds", batch["batch_bounds"])), (commit, begin, lock)
         self._hot_takes: dict[tuple[str, int], Prepared] = {}
         self._prepared = hot
+        self._hot_between = parts("between", batch["between_jobs"])
         self._hot_relax = hot("relax", work["relax"])
-        self._hot_finish = (hot("complete", batch["complete_claim"]), hot("completed_at", batch["completed_at"]), commit)
         self._hot_release = hot("release", batch["release_batch"])
+        self._hot_no_timeout = hot("no_statement_timeout", work["no_statement_timeout"])
+        complete, at = hot("complete_claim", batch["complete_claim"]), hot("completed_at", batch["completed_at"])
+        self._hot_untouched: tuple[Prepared, ...] = (complete, at, commit)
+        self._hot_used = (hot("complete", batch["complete_batch"]), commit, *parts("reset", work["reset_session"]))
+        self._hot_commit = commit
 
     # --- claim
 
@@ -172,10 +179,15 @@ class BatchStore:
 
     # --- between two jobs
 
-    def between_jobs(self, conn: AnyConnection, check_interval: str, bounded_by: str, bound: str) -> bytes:
+    def between_jobs(
+        self, conn: AnyConnection, hot: HotPath | None, check_interval: str, bounded_by: str, bound: str
+    ) -> bytes:
         """What makes the session clean for the next handler, as one message."""
+        values = {"check_interval": check_interval, "bounded_by": bounded_by, "bound": bound}
+        if hot is not None:
+            literals = hot.literals(values)
+            return hot.message([(step, literals) for step in self._hot_between]) + b";"
         with literal_cursor(conn) as cur:
-            values = {"check_interval": check_interval, "bounded_by": bounded_by, "bound": bound}
             statements = re.sub(rb"^--.*\n", b"", self._batch["between_jobs"], flags=re.MULTILINE)
             return cur.mogrify(statements, values).encode()
 
@@ -190,20 +202,31 @@ class BatchStore:
             written, others = self._execute(cur, record, parts)
             return written, others[-1][0][-1] == 0
 
-    def finish_hot(self, hot: HotPath, record: Record) -> Written:
-        """As `finish`, for a batch whose handlers have sent nothing, where none failed or wants anything kept."""
-        literals = hot.literals({"queue": record.queue, "token": record.token, "rest": _ids(record.rest)})
-        before = [self._hot_relax] if record.relaxed else []
+    def finish_hot(self, hot: HotPath, record: Record, release: bytes | None) -> tuple[Written, bool]:
+        """As `finish`, for a batch in which none failed or wants anything kept. Without a `release` its handlers have
+        sent nothing."""
+        before, after = list[Prepared](), self._hot_untouched
+        if release is not None:
+            before, after = [self._hot_no_timeout], self._hot_used
+            _, error = hot.send(release)
+            if error is not None:
+                raise error
+        before += [self._hot_relax] if record.relaxed else []
         before += [self._hot_release] if record.rest else []
-        steps = (*before, *self._hot_finish)
-        results, error = hot.send(hot.message([(step, literals) for step in steps]))
-        if len(results) < len(steps):
+        literals = hot.literals(record.values())
+        results, error = hot.send(hot.message([(step, literals) for step in (*before, *after)]))
+        results = results[len(before) :]
+        if len(results) <= after.index(self._hot_commit):
             raise _lost_or(error or psycopg.OperationalError("the answer is lost"), record)
-        completed, at = results[len(before) : len(before) + 2]
-        if completed.command_tuples != len(record.done):
-            raise AttemptLost(f"of {len(record.done)} jobs of the batch, {completed.command_tuples} were still its own")
-        [(now,)] = hot.rows(at)
-        return Written(Finished(JobState.COMPLETED, now, True), [])
+        if release is not None:
+            clean = len(results) == len(after) and hot.rows(results[-1])[0][1] == 0
+            return self._completed(hot.rows(results[0])), clean
+        if results[0].command_tuples != len(record.done):
+            raise AttemptLost(f"of {len(record.done)} jobs of a batch {results[0].command_tuples} were still its own")
+        return self._completed(hot.rows(results[1])), True
+
+    def _completed(self, rows: Sequence[TupleRow]) -> Written:
+        return Written(Finished(JobState.COMPLETED, rows[0][0], True), [])
 
     def _recording(self, cur: psycopg.ClientCursor[Any], record: Record) -> list[bytes]:
         """The statements that write all outcomes."""

@@ -129,6 +129,7 @@ class HotPath:
         self._names: dict[bytes, bytes] = {}  # of what is prepared, by its text
         self._stale: list[bytes] = []  # names of what is prepared and not used any more
         self._made = 0  # names
+        self.forgotten = 0  # how often that was forgotten
         self._messages: dict[Any, bytes] = {}  # the messages of claims and finishes, with places for the values
         self._settings: ClaimValues | None = None  # those of the claims among them
         self._transformer = Transformer(ClaimCursor(conn, row_factory=tuple_row))
@@ -274,6 +275,7 @@ class HotPath:
 
     def forget(self) -> None:
         """Somebody deallocated what was prepared here: prepare it again, under other names."""
+        self.forgotten += 1
         self._names.clear()
         self._messages.clear()
 

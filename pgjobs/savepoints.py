@@ -116,7 +116,8 @@ class Savepoints:
             self.broken = True
             if self._conn.pgconn.status == ConnStatus.BAD:
                 raise
-            self.culprit = self.last
+            if not isinstance(error, psycopg.errors.InvalidSqlStatementName):  # else somebody has deallocated ours
+                self.culprit = self.last
             raise TransactionBroken(_OVER) from error
         self.last = None
         self.used += 1

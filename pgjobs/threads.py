@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pgjobs.errors import InvalidSetting
 
 Durability = Literal["full", "relaxed"]
-_MOST_IN_A_BATCH = 1_000
+MOST_IN_A_BATCH = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +45,8 @@ class Way:
 
 def way(batch_size: Any, batch_time: Any, durability: Any) -> Way:
     """How jobs are run, checked."""
-    if not isinstance(batch_size, int) or isinstance(batch_size, bool) or not 1 <= batch_size <= _MOST_IN_A_BATCH:
-        raise InvalidSetting(f"batch_size is 1 to {_MOST_IN_A_BATCH} jobs, not {batch_size!r}")
+    if not isinstance(batch_size, int) or isinstance(batch_size, bool) or not 1 <= batch_size <= MOST_IN_A_BATCH:
+        raise InvalidSetting(f"batch_size is 1 to {MOST_IN_A_BATCH} jobs, not {batch_size!r}")
     if not isinstance(batch_time, timedelta) or batch_time <= timedelta(0):
         raise InvalidSetting(f"batch_time is a timedelta longer than nothing, not {batch_time!r}")
     if durability not in ("full", "relaxed"):
