@@ -197,6 +197,7 @@ class Batch:
     _kept: bool = False  # whether somebody has kept the connection
     _tainted: bool = False
     _over: bool = False  # whether something is on record for each
+    _fault: str = ""  # what the job did that has ended the transaction
     _ending: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
@@ -338,6 +339,7 @@ class Batch:
         """Commit the batch, or say why it cannot be."""
         held, store = self.held, self.batches.store
         if savepoints.broken or (self._watched is not None and self._watched.severed):
+            self._fault = savepoints.fault
             return TransactionBroken("another job of its batch has ended or broken their transaction")
         record = self._record(self.ran, self.jobs[self.started :])
         try:
@@ -410,7 +412,7 @@ class Batch:
         elif isinstance(problem, psycopg.Error):
             error = _why_not_committed(problem)
         else:
-            error = TransactionBroken("the handler ended its transaction itself (COMMIT or ROLLBACK); only pgjobs may")
+            error = TransactionBroken(self._fault)
         if culprit.reason is not None:
             culprit.reason.__cause__ = error
             error = culprit.reason

@@ -18,6 +18,7 @@ MOST = 60
 
 _IN_TRANSACTION = TransactionStatus.INTRANS  # to ask the enum for it takes longer than to compare
 
+_ENDED = "the handler ended its transaction itself (COMMIT or ROLLBACK); only pgjobs may"
 _OVER = "the transaction of the batch is over: the handler of another job of the batch has ended it"
 
 
@@ -34,6 +35,7 @@ class Savepoints:
         self.broken = False  # whether the transaction was found ended, or what it is cannot be told
         self.last: int | None = None  # the job that was the last to send something and ended well; not released yet
         self.culprit: int | None = None  # the job that has ended the transaction, if that was found out too late
+        self.fault = _ENDED  # what it did
         self._name = name.encode()
         self._between = between
         self._conn = conn
@@ -80,9 +82,7 @@ class Savepoints:
             return error or TransactionBroken("the handler left its connection closed, or in the middle of a command")
         if not self._set or status == TransactionStatus.IDLE:
             self.broken = True
-            return error or TransactionBroken(
-                "the handler ended its transaction itself (COMMIT or ROLLBACK); only pgjobs may"
-            )
+            return error or TransactionBroken(_ENDED)
         if error is None and status == TransactionStatus.INERROR:
             error = TransactionBroken(
                 "an SQL error in the handler was swallowed, so its transaction was aborted [25P02]"
@@ -116,8 +116,9 @@ class Savepoints:
             self.broken = True
             if self._conn.pgconn.status == ConnStatus.BAD:
                 raise
-            if not isinstance(error, psycopg.errors.InvalidSqlStatementName):  # else somebody has deallocated ours
-                self.culprit = self.last
+            self.culprit = self.last
+            if isinstance(error, psycopg.errors.InvalidSqlStatementName):
+                self.fault = "the handler deallocated what pgjobs had prepared"
             raise TransactionBroken(_OVER) from error
         self.last = None
         self.used += 1

@@ -315,6 +315,35 @@ def test_no_batch_has_more_savepoints_than_the_server_keeps_at_hand(desk: Desk) 
     assert len(desk.starts) == 130
 
 
+def test_no_more_jobs_are_claimed_than_there_are_savepoints_for(desk: Desk) -> None:
+    jobs = desk.enqueue(250)
+    desk.work(jobs, batch_size=100)
+    given_back = "SELECT count(*) FROM {schema}.job WHERE pg_catalog.cardinality(attempted_by) > 1"
+    assert desk.sql(given_back) == [(40,)], "of the first claim, which could not know"
+
+
+def test_a_job_that_is_taken_away_between_claim_and_lock_is_left_out_of_its_batch(desk: Desk) -> None:
+    """By what the application does in the COMMIT of the claim, say."""
+    desk.sql(
+        """
+        CREATE FUNCTION {schema}.take_away() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            EXECUTE format('UPDATE %I.job SET state = ''available'', attempt = 0, token = NULL WHERE id = $1',
+                TG_TABLE_SCHEMA) USING NEW.id;
+            RETURN NULL;
+        END $$;
+        CREATE CONSTRAINT TRIGGER take_away AFTER UPDATE ON {schema}.job DEFERRABLE INITIALLY DEFERRED FOR EACH ROW
+            WHEN (NEW.state = 'running' AND cardinality(NEW.attempted_by) = 1 AND NEW.args ->> 'number' = '1')
+            EXECUTE FUNCTION {schema}.take_away();
+        """
+    )
+    jobs = desk.enqueue(4)
+    done = desk.work(jobs)
+    assert states(done) == [("completed", 1)] * 4
+    first, second, *others = (job.id for job in jobs)
+    assert desk.together() == [[first, *others], [second]]
+    desk.check(jobs)
+
+
 # --- one job and its neighbours
 
 
@@ -910,6 +939,23 @@ def test_kinds_whose_handlers_deallocate_are_run_in_batches_all_the_same(desk: D
     done = desk.work(jobs)
     assert states(done) == [("completed", 1)] * 6
     desk.check(jobs)
+
+
+@pytest.mark.parametrize("number", [2, 5])
+def test_what_is_deallocated_behind_the_back_of_psycopg_costs_the_neighbours_no_effect(
+    client: Client, number: int
+) -> None:
+    """The next handler, or the finish, finds out."""
+    desk = Desk(client)
+    desk.sql(TABLES)
+    desk.does[number] = lambda tx, job: tx.execute("DO $$ BEGIN EXECUTE 'DEALLO' || 'CATE ALL'; END $$")
+    jobs = desk.enqueue(6)
+    done = desk.work(jobs)
+    assert {job.state for job in done} == {JobState.COMPLETED}
+    assert max(job.attempt for job in done) == 2
+    desk.check(jobs)
+    to_blame = [job.args["number"] for job in done if "deallocated" in (job.last_error or "")]
+    assert to_blame == ([number] if number == 2 else [])
 
 
 # --- durability
