@@ -326,11 +326,8 @@ class Batch:
         hot: HotPath | None = None if pipelined else self.held.hot_path
         forgotten = hot.forgotten if hot is not None else 0
         if self._clean is None or self._clean_until != forgotten:
-            values, _ = self.executor.claimer._settings
             self._clean_until = forgotten
-            self._clean = self.batches.store.between_jobs(
-                self.held.conn, hot, values["check_interval"], values["bounded_by"], self.found.bound
-            )
+            self._clean = self.batches.store.between_jobs(self.held.conn, hot, self.found.bounds)
         return self._clean
 
     # --- the end

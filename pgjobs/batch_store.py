@@ -48,7 +48,7 @@ class Claimed:
 
     jobs: list[Job[Any]]
     xid: str | None  # the transaction
-    bound: str  # of it, in milliseconds
+    bounds: dict[str, str]  # what it is bounded by
     missed: int  # that were claimed, and taken away before they were locked
 
 
@@ -151,7 +151,8 @@ class BatchStore:
             taken = [row for row in taken if row[0] in still]
         jobs = _as_jobs(taken, values["queue"], values["token"], values["worker"], _instant(attempted_at))
         jobs.sort(key=_ORDERS[order])
-        return Claimed(jobs, xid, bound, missed)
+        bounds = {"check_interval": values["check_interval"], "bounded_by": values["bounded_by"], "bound": bound}
+        return Claimed(jobs, xid, bounds, missed)
 
     def _claim_hot(self, hot: HotPath, order: str, values: Mapping[str, Any]) -> tuple[list[Any], list[Any]]:
         literals = hot.literals(values)
@@ -179,17 +180,14 @@ class BatchStore:
 
     # --- between two jobs
 
-    def between_jobs(
-        self, conn: AnyConnection, hot: HotPath | None, check_interval: str, bounded_by: str, bound: str
-    ) -> bytes:
+    def between_jobs(self, conn: AnyConnection, hot: HotPath | None, bounds: Mapping[str, str]) -> bytes:
         """What makes the session clean for the next handler, as one message."""
-        values = {"check_interval": check_interval, "bounded_by": bounded_by, "bound": bound}
         if hot is not None:
-            literals = hot.literals(values)
+            literals = hot.literals(bounds)
             return hot.message([(step, literals) for step in self._hot_between]) + b";"
         with literal_cursor(conn) as cur:
             statements = re.sub(rb"^--.*\n", b"", self._batch["between_jobs"], flags=re.MULTILINE)
-            return cur.mogrify(statements, values).encode()
+            return cur.mogrify(statements, bounds).encode()
 
     # --- finish
 
