@@ -24,7 +24,7 @@ from pgjobs.executor import Executor, forget
 from pgjobs.finish import _why_not_committed
 from pgjobs.hot_path import HotPath
 from pgjobs.job import Job, JobState, being_current, no_longer_current, with_values
-from pgjobs.outcome import COMPLETED, Outcome
+from pgjobs.outcome import COMPLETED, NOTHING_KEPT, Outcome
 from pgjobs.savepoints import MOST, Savepoints
 from pgjobs.store import AnyConnection, Finished
 from pgjobs.threads import MOST_IN_A_BATCH, Way
@@ -340,7 +340,7 @@ class Batch:
             return TransactionBroken("another job of its batch has ended or broken their transaction")
         record = self._record(self.ran, self.jobs[self.started :])
         try:
-            if held.hot_path is not None and not record.failed and not record.keeps:
+            if held.hot_path is not None and not record.failed and not record.kept:
                 release = savepoints.release if savepoints.used else None
                 written, clean = store.finish_hot(held.hot_path, record, release)
             else:
@@ -357,11 +357,14 @@ class Batch:
         assert token is not None
         record = Record(self.queue, token, self.way.relaxed, rest=[job.id for job in rest])
         for attempt in ran:
-            if attempt.job.id not in self.errors:
-                record.done.append((attempt.job.id, attempt.kept))
+            id, kept = attempt.job.id, attempt.kept
+            if id not in self.errors:
+                record.done.append(id)
+                if kept is not NOTHING_KEPT:
+                    record.kept.append((id, kept))
             else:
                 assert attempt.outcome is not None
-                record.failed.append((attempt.job, attempt.outcome, attempt.kept))
+                record.failed.append((attempt.job, attempt.outcome, kept))
         return record
 
     def _tell_all(self, completed: Finished, failed: Sequence[Finished], took: float) -> None:

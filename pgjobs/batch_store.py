@@ -20,7 +20,7 @@ from pgjobs.cursors import AnyConnection, BatchCursor, answers, literal_cursor, 
 from pgjobs.errors import AttemptLost
 from pgjobs.hot_path import HotPath, Prepared, prepared
 from pgjobs.job import Job, JobState, with_values
-from pgjobs.outcome import NOTHING_KEPT, Kept, Outcome
+from pgjobs.outcome import Kept, Outcome
 from pgjobs.store import ATTEMPT_LOST, CLAIM_DEFAULTS, Finished, Store, finish_values
 
 # Those that claims of one would take one after the other.
@@ -59,26 +59,23 @@ class Record:
     queue: str
     token: UUID
     relaxed: bool
-    done: list[tuple[int, Kept]] = field(default_factory=list)
+    done: list[int] = field(default_factory=list)
+    kept: list[tuple[int, Kept]] = field(default_factory=list)  # of those of them that want something kept
     failed: list[tuple[Job[Any], Outcome, Kept]] = field(default_factory=list)
     rest: list[int] = field(default_factory=list)  # not started
 
-    @property
-    def keeps(self) -> bool:
-        """Whether one that completed wants something kept."""
-        return any(kept is not NOTHING_KEPT for _, kept in self.done)
-
     def values(self) -> dict[str, Any]:
-        kept = [(id, kept) for id, kept in self.done if kept is not NOTHING_KEPT]
         return {
-            "queue": self.queue,
-            "token": self.token,
-            "ids": _ids(id for id, _ in self.done),
-            "rest": _ids(self.rest),
-            "kept_ids": _ids(id for id, _ in kept),
-            "metadata": [each.metadata for _, each in kept],
-            "output": [each.output for _, each in kept],
+            **self.values_of_claim(),
+            "ids": _ids(self.done),
+            "kept_ids": _ids(id for id, _ in self.kept),
+            "metadata": [each.metadata for _, each in self.kept],
+            "output": [each.output for _, each in self.kept],
         }
+
+    def values_of_claim(self) -> dict[str, Any]:
+        """Where all were done that are not given back."""
+        return {"queue": self.queue, "token": self.token, "rest": _ids(self.rest)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +208,7 @@ class BatchStore:
                 raise error
         before += [self._hot_relax] if record.relaxed else []
         before += [self._hot_release] if record.rest else []
-        literals = hot.literals(record.values())
+        literals = hot.literals(record.values_of_claim() if release is None else record.values())
         results, error = hot.send(hot.message([(step, literals) for step in (*before, *after)]))
         results = results[len(before) :]
         if len(results) <= after.index(self._hot_commit):
@@ -266,7 +263,7 @@ class BatchStore:
         after the loss of a connection the claim may be lost too, which was made then."""
         values = {
             **record.values(), "error": error, "attempted_at": restore_before,
-            "started": _ids([*(id for id, _ in record.done), *(job.id for job, _, _ in record.failed)]),
+            "started": _ids([*record.done, *(job.id for job, _, _ in record.failed)]),
         }  # fmt: skip
         parts = [self._work["begin_late_finish"]] + ([self._work["relax"]] if record.relaxed else [])
         parts += [self._batch["restore_batch"]] if restore_before is not None else []
