@@ -21,7 +21,7 @@ from pgjobs.claim import Claimer
 from pgjobs.error_text import one_line
 from pgjobs.errors import AttemptLost, TransactionBroken
 from pgjobs.executor import Executor, forget
-from pgjobs.finish import _why_not_committed
+from pgjobs.finish import why_not_committed
 from pgjobs.hot_path import HotPath
 from pgjobs.job import Job, JobState, being_current, no_longer_current, with_values
 from pgjobs.outcome import COMPLETED, NOTHING_KEPT, Outcome
@@ -104,20 +104,20 @@ class Batches:
     def _look(self, held: Checkout, queue: str, way: Way, ask: int) -> Claimed | None:
         """Behind the mark first, as the claim of one does."""
         claimer = self.executor.claimer
-        facts = claimer._facts or claimer._ask_server(held)
-        hot = claimer._hot_path(held, facts)
+        facts = claimer.facts(held)
+        hot = claimer.hot_path_of(held, facts)
         claimer.take_back_orphans(held.conn)
-        mark = claimer._mark(queue)
+        mark = claimer.mark(queue)
         more = {"limit": ask, "batch_time": milliseconds(way.batch_time)}
         try:
-            found = self._take(claimer, held, hot, {**claimer._request(queue, None, mark, facts).values, **more})
+            found = self._take(claimer, held, hot, {**claimer.request(queue, None, mark, facts).values, **more})
             if found is None and mark is not None:
-                claimer._look_at_all(queue)
-                found = self._take(claimer, held, hot, {**claimer._request(queue, None, None, facts).values, **more})
+                claimer.look_at_all(queue)
+                found = self._take(claimer, held, hot, {**claimer.request(queue, None, None, facts).values, **more})
         except psycopg.OperationalError:
             claimer.be_cautious()
             raise
-        claimer._note(queue, found.jobs[-1] if found else None)
+        claimer.note(queue, found.jobs[-1] if found else None)
         return found
 
     def _take(self, claimer: Claimer, held: Checkout, hot: HotPath | None, values: Any) -> Claimed | None:
@@ -126,7 +126,7 @@ class Batches:
                 return self.store.claim(held.conn, hot, claimer.order, values)
             except (AttemptLost, psycopg.Error) as error:
                 deallocated = isinstance(error, psycopg.errors.InvalidSqlStatementName)
-                claimer._take_back(held, values["queue"], values["token"], error)
+                claimer.take_back(held, values["queue"], values["token"], error)
                 if hot is not None and again and deallocated:  # a handler did, of an earlier job
                     hot.forget()
                     continue
@@ -269,7 +269,7 @@ class Batch:
     def _run_job(self, job: Job[Any], savepoints: Savepoints, before: Attempt | None) -> Attempt:
         executor, plan = self.executor, self._plans[job.kind]
         if plan is None:
-            attempt = executor._attempt(self.held, job)
+            attempt = executor.attempt(self.held, job)
         else:
             attempt = (
                 Attempt(job, self.held, plan.timeout, handler=plan.handler)
@@ -281,7 +281,7 @@ class Batch:
         self.started += 1
         savepoints.start(job.id)
         executor.watch.add(attempt, instead_of=before)
-        error = executor._start(attempt) if plan is None else self._start(attempt, plan.handler)
+        error = executor.start(attempt) if plan is None else self._start(attempt, plan.handler)
         if attempt.tainted:
             self.held.wait_for_cancels()  # so that none hits what is sent next
         ended = savepoints.end(error)
@@ -291,7 +291,7 @@ class Batch:
         self.ran.append(attempt)
         if ended is not None and savepoints.culprit is None:
             self.errors[job.id] = ended
-            self.finisher._decide(attempt, ended)
+            self.finisher.decide(attempt, ended)
             forget(ended)
         self.held.forget_state_in_transaction()
         return attempt
@@ -374,9 +374,9 @@ class Batch:
         for attempt in self.ran:
             error = self.errors.get(attempt.job.id)
             if error is None:
-                finisher._tell(attempt, COMPLETED, completed, None, took)
+                finisher.tell(attempt, COMPLETED, completed, None, took)
             elif attempt.outcome is not None:
-                finisher._tell(attempt, attempt.outcome, next(others), error, took)
+                finisher.tell(attempt, attempt.outcome, next(others), error, took)
 
     # --- when nothing of it is committed
 
@@ -410,7 +410,7 @@ class Batch:
         if isinstance(problem, AttemptLost):
             error = TransactionBroken("the handler changed the row of its own job, or gave up the lock on it")
         elif isinstance(problem, psycopg.Error):
-            error = _why_not_committed(problem)
+            error = why_not_committed(problem)
         else:
             error = TransactionBroken(self._fault)
         if culprit.reason is not None:
@@ -419,7 +419,7 @@ class Batch:
         else:
             self.executor.hooks("on_undone", culprit.job, error)
         self.errors[culprit.job.id] = error
-        self.finisher._decide(culprit, error)
+        self.finisher.decide(culprit, error)
 
     def _committed(self, held: Checkout) -> bool:
         """Whether a handler has committed the transaction that was not its own."""
@@ -444,7 +444,7 @@ class Batch:
         finished = self.finisher.write_late(held, write, f"{len(early)} jobs of {self.queue!r}") or {}
         for attempt in early:
             if attempt.job.id in finished:
-                self.finisher._tell(attempt, COMPLETED, finished[attempt.job.id], None, took)
+                self.finisher.tell(attempt, COMPLETED, finished[attempt.job.id], None, took)
         self.ran = [attempt for attempt in self.ran if attempt.job.id not in finished]
 
     def _record_failed(self, held: Checkout, took: float) -> None:
@@ -454,9 +454,9 @@ class Batch:
             if error is None or attempt.outcome is None:
                 continue
             with suppress(AttemptLost):  # it was severed, and that is on record
-                finished = self.finisher._finish_late(held, attempt, attempt.outcome, after_loss=self._lost)
+                finished = self.finisher.finish_late(held, attempt, attempt.outcome, after_loss=self._lost)
                 if finished is not None:
-                    self.finisher._tell(attempt, attempt.outcome, finished, error, took)
+                    self.finisher.tell(attempt, attempt.outcome, finished, error, took)
 
     def _undo(self, held: Checkout, problem: Exception, took: float) -> bool:
         """Give back what was not started; let the others run again, each by itself. Says whether that is on record."""
@@ -479,9 +479,9 @@ class Batch:
             id = attempt.job.id
             if id in undone:
                 self.executor.hooks("on_undone", attempt.job, error)
-                self.finisher._tell(attempt, again, undone[id], error, took)
+                self.finisher.tell(attempt, again, undone[id], error, took)
             elif id in completed:  # the answer to the COMMIT was lost
-                self.finisher._tell(attempt, COMPLETED, completed[id], None, took)
+                self.finisher.tell(attempt, COMPLETED, completed[id], None, took)
         return True
 
     def _on_severed(self, held: Checkout) -> None:

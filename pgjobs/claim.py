@@ -110,19 +110,19 @@ class Claimer:
             held.answer_due = NEVER
 
     def _claim_next(self, held: Checkout, queue: str, id: int | None) -> Job[Any] | None:
-        facts = self._facts or self._ask_server(held)
-        hot = self._hot_path(held, facts)
+        facts = self.facts(held)
+        hot = self.hot_path_of(held, facts)
         self.take_back_orphans(held.conn)
-        mark = self._mark(queue) if id is None else None
+        mark = self.mark(queue) if id is None else None
         try:
-            job = self._claim(held, hot, self._request(queue, id, mark, facts))
+            job = self._claim(held, hot, self.request(queue, id, mark, facts))
             if job is None and mark is not None:  # there may be some before the mark
-                self._look_at_all(queue)
-                job = self._claim(held, hot, self._request(queue, id, None, facts))
+                self.look_at_all(queue)
+                job = self._claim(held, hot, self.request(queue, id, None, facts))
         except psycopg.OperationalError:
             self.be_cautious()
             raise
-        self._note(queue, job)
+        self.note(queue, job)
         return job
 
     def complete(self, held: Checkout, job: Job[Any], kept: Kept, *, go_on: bool) -> Finished:
@@ -134,7 +134,7 @@ class Claimer:
         if hot.used and held.configures:
             go_on = False  # its owner's settings come first
         assert self._facts is not None
-        then = self._request(job.queue, None, self._mark(job.queue), self._facts) if go_on else None
+        then = self.request(job.queue, None, self.mark(job.queue), self._facts) if go_on else None
         try:
             finished, problem = hot.complete(job, kept, self.order, then, relaxed=self.is_relaxed(job))
         except psycopg.errors.InvalidSqlStatementName:
@@ -145,7 +145,7 @@ class Claimer:
                 self._orphan(then.queue, then.token)
             raise
         if problem is not None and then is not None:  # with the next one; this one is finished
-            self._take_back(held, then.queue, then.token, problem)
+            self.take_back(held, then.queue, then.token, problem)
         elif problem is None and then is not None:
             self._note_next(then, hot.next)
         return finished
@@ -204,17 +204,17 @@ class Claimer:
                 if hot is None:
                     raise
                 hot.forget()
-                self._take_back(held, request.queue, request.token, error)  # if the lock alone was not there
+                self.take_back(held, request.queue, request.token, error)  # if the lock alone was not there
                 return hot.claim(which, request)
         except (AttemptLost, psycopg.Error) as error:
-            self._take_back(held, request.queue, request.token, error)
+            self.take_back(held, request.queue, request.token, error)
             if isinstance(error, AttemptLost):
                 return None
             if isinstance(error, psycopg.errors.UniqueViolation):  # one that waits to be retried, claimed by its id
                 raise UniqueConflict(f"job {request.id} cannot run now: another job has its unique key") from error
             raise
 
-    def _take_back(self, held: Checkout, queue: str, token: UUID, why: object) -> None:
+    def take_back(self, held: Checkout, queue: str, token: UUID, why: object) -> None:
         """After a claim that went wrong: if it was committed all the same, the attempt is given back, if need be on
         the next connection."""
         if not held.usable:
@@ -248,7 +248,8 @@ class Claimer:
             if found:
                 log.warning("a job was claimed on a connection that was lost, its attempt is given back")
 
-    def _request(self, queue: str, id: int | None, mark: Mark | None, facts: ServerFacts) -> ClaimRequest:
+    def request(self, queue: str, id: int | None, mark: Mark | None, facts: ServerFacts) -> ClaimRequest:
+        """The next claim of this queue, by a token of its own."""
         if self._settings_of != self.work_map.changes:
             self._settings_of, self._settings = self.work_map.changes, self._current_settings(facts)
         cautious = time.monotonic() < self._cautious_until
@@ -270,7 +271,11 @@ class Claimer:
         }
         return {**settings, "synchronous_commit": False}, {**settings, "synchronous_commit": True}
 
-    def _hot_path(self, held: Checkout, facts: ServerFacts) -> HotPath | None:
+    def facts(self, held: Checkout) -> ServerFacts:
+        """What the way to claim depends on; the server is asked once."""
+        return self._facts or self._ask_server(held)
+
+    def hot_path_of(self, held: Checkout, facts: ServerFacts) -> HotPath | None:
         """The hot path of this connection; None where it cannot be used."""
         if held.hot_path is None and held.can_prepare and not facts.pooled:
             held.found_direct()
@@ -280,22 +285,22 @@ class Claimer:
 
     # --- the low-water mark
 
-    def _mark(self, queue: str) -> Mark | None:
+    def mark(self, queue: str) -> Mark | None:
         """Where to start looking: behind the job that was claimed last, or, now and then, at the beginning."""
         marked, look = self._marks.get(queue), vars(self._look)
         if marked is None or time.monotonic() >= marked.until or look.pop("nothing_behind", None) == marked.mark:
-            self._look_at_all(queue)
+            self.look_at_all(queue)
             return None
         return marked.mark
 
-    def _look_at_all(self, queue: str) -> None:
+    def look_at_all(self, queue: str) -> None:
         """This thread does, this time; the others meanwhile go by the mark."""
         now, marked = time.monotonic(), self._marks.get(queue)
         self._look.began = now
         if marked is not None:
             self._marks[queue] = _Marked(marked.mark, now + _FULL_SCAN_AT_LEAST_EVERY)
 
-    def _note(self, queue: str, job: Job[Any] | None) -> None:
+    def note(self, queue: str, job: Job[Any] | None) -> None:
         """What this thread has claimed, with or without a look at all."""
         marked = self._marks.get(queue)
         began, self._look.began = getattr(self._look, "began", None), None
@@ -314,7 +319,7 @@ class Claimer:
         """What came of a claim that went with a finish. Where there was nothing behind the mark, the claim that follows
         need not look there again."""
         if job is not None or claim.mark is None:
-            self._note(claim.queue, job)
+            self.note(claim.queue, job)
         else:
             self._look.nothing_behind = claim.mark
 

@@ -48,7 +48,7 @@ class Executor:
             return None
         claimed()
         references = held.references()
-        self._run(held, self._attempt(held, job), lambda: held.references() <= references and go_on())
+        self._run(held, self.attempt(held, job), lambda: held.references() <= references and go_on())
         if held.spoiled or held.references() > references:
             self.claimer.leave(held)
             held.renew()
@@ -68,7 +68,7 @@ class Executor:
             self.hooks("on_claim", job, None)
         return job
 
-    def _attempt(self, held: Checkout, job: Job[Any]) -> Attempt:
+    def attempt(self, held: Checkout, job: Job[Any]) -> Attempt:
         handler = self.claimer.handler_of(job.kind)
         timeout = self.claimer.timeout_of(job, handler)
         if handler is not None and handler.detached and job.leased_until is not None:
@@ -85,7 +85,7 @@ class Executor:
             if attempt.held is None:
                 self.finisher.rollback(held)  # the lease holds the job from here on
                 held.let_go()
-            error = self._start(attempt)
+            error = self.start(attempt)
             going_on = error is None and not attempt.tainted and not held.in_block and go_on()
             self.finisher.finish(held, attempt, error, go_on=going_on)
         except BaseException:
@@ -99,7 +99,7 @@ class Executor:
         if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
             raise error  # somebody pressed Ctrl-C at a work_one()
 
-    def _start(self, attempt: Attempt) -> BaseException | None:
+    def start(self, attempt: Attempt) -> BaseException | None:
         """Call the handler; what it raised, or why it could not be called."""
         try:
             run = self._prepare(attempt)

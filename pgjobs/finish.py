@@ -74,18 +74,18 @@ class Finisher:
         if finished is not None and finished.state is JobState.AVAILABLE:
             self.claimer.look_again(attempt.job.queue)
         if finished is not None:  # now that a framework knows that the transaction is over: a hook may use it
-            self._tell(attempt, outcome, finished, error, took)
+            self.tell(attempt, outcome, finished, error, took)
         return error
 
     def record_severed(self, attempt: Attempt, held: Checkout) -> None:
         """Record the outcome of an attempt whose connection was shut down, whatever its handler still does: from here
         on its row is free, and it must not look as if its worker had vanished."""
         assert attempt.reason is not None
-        outcome = self._decide(attempt, attempt.reason)
+        outcome = self.decide(attempt, attempt.reason)
         with suppress(AttemptLost):  # it was finished, or rescued, in this very moment
-            finished = self._finish_late(held, attempt, outcome)
+            finished = self.finish_late(held, attempt, outcome)
             if finished is not None:
-                self._tell(attempt, outcome, finished, attempt.reason, 0.0)
+                self.tell(attempt, outcome, finished, attempt.reason, 0.0)
 
     def complete_within(self, conn: AnyConnection, attempt: Attempt) -> Job[Any]:
         """Complete a detached job in a transaction of its handler's."""
@@ -120,7 +120,7 @@ class Finisher:
             elif error is None:
                 error = ended
                 self.hooks("on_undone", attempt.job, error)
-        outcome = self._decide(attempt, error)
+        outcome = self.decide(attempt, error)
         return outcome, self._record(held, attempt, outcome), error
 
     def _complete(self, held: Checkout, attempt: Attempt, go_on: bool) -> Finished | BaseException | None:
@@ -136,13 +136,13 @@ class Finisher:
         except psycopg.errors.InvalidSqlStatementName:
             return JobStopped("the handler deallocated what pgjobs had prepared; it runs again, without that")
         except psycopg.Error as error:
-            return _why_not_committed(error)
+            return why_not_committed(error)
         held.spoiled = not finished.clean
         return finished
 
     def _complete_detached(self, held: Checkout, attempt: Attempt) -> Finished | BaseException | None:
         if not attempt.completed:
-            return self._finish_late(held, attempt, COMPLETED)
+            return self.finish_late(held, attempt, COMPLETED)
         if not held.usable:
             held.renew()
         job = self.store.get_job(held.conn, attempt.job.id)
@@ -163,9 +163,9 @@ class Finisher:
             else:
                 held.spoiled = not finished.clean
                 return finished
-        return self._finish_late(held, attempt, outcome)
+        return self.finish_late(held, attempt, outcome)
 
-    def _finish_late(
+    def finish_late(
         self, held: Checkout, attempt: Attempt, outcome: Outcome, *, after_loss: bool = False
     ) -> Finished | None:
         """The second path. What cannot be recorded now is left to the rescue, which counts the attempt too.
@@ -214,7 +214,7 @@ class Finisher:
 
     # --- decide
 
-    def _decide(self, attempt: Attempt, error: BaseException) -> Outcome:
+    def decide(self, attempt: Attempt, error: BaseException) -> Outcome:
         """Decided once: an attempt that was severed may end twice, and for its own thread it does."""
         with attempt.deciding:
             if attempt.outcome is None:
@@ -239,7 +239,7 @@ class Finisher:
 
     # --- tell
 
-    def _tell(
+    def tell(
         self, attempt: Attempt, outcome: Outcome, finished: Finished, error: BaseException | None, took: float
     ) -> None:
         """Say in the log, to the hooks and to subscribers what was written."""
@@ -315,7 +315,7 @@ def _with_entry(errors: str, attempt: int, outcome: Outcome, finished: Finished)
     return json.dumps([*entries, {**json.loads(entry), "at": finished.at.isoformat()}])
 
 
-def _why_not_committed(error: psycopg.Error) -> TransactionBroken:
+def why_not_committed(error: psycopg.Error) -> TransactionBroken:
     match error.sqlstate:
         case "25P02":
             why = "an SQL error in the handler was swallowed, so its transaction was aborted"

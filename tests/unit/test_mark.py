@@ -32,11 +32,11 @@ class Looks:
 
     def at_all(self) -> bool:
         """Whether the claim that begins now looks at all."""
-        return self.claimer._mark("q") is None
+        return self.claimer.mark("q") is None
 
     def claimed(self, took: float) -> None:
         self.now += took
-        self.claimer._note("q", JOB)
+        self.claimer.note("q", JOB)
 
 
 @pytest.mark.parametrize(("took", "pause"), [(0.0001, 0.1), (0.03, 0.3), (0.5, 1.0), (20.0, 1.0)])
