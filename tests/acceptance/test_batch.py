@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -342,6 +343,22 @@ def test_a_job_that_is_taken_away_between_claim_and_lock_is_left_out_of_its_batc
     first, second, *others = (job.id for job in jobs)
     assert desk.together() == [[first, *others], [second]]
     desk.check(jobs)
+
+
+def test_a_job_that_is_kept_does_not_keep_its_batch(desk: Desk) -> None:
+    kept, attempts = list[Job[Any]](), list[weakref.ref[Any]]()
+
+    def keeps(tx: Tx, job: Job[Any]) -> None:
+        if job.args["number"] == 2:
+            kept.append(job)
+        else:
+            attempts.append(weakref.ref(job.running))
+
+    jobs = desk.enqueue(5)
+    with desk.pool({"any": keeps}):
+        wait_until(lambda: {job.state for job in desk.stored(jobs)} == {JobState.COMPLETED})
+        wait_until(lambda: [attempt() for attempt in attempts] == [None] * 4)
+    assert not kept[0].cancelled
 
 
 # --- one job and its neighbours
