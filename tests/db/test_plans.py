@@ -283,7 +283,8 @@ def test_the_claim_and_the_finish_of_a_batch_read_by_the_indexes(full: Client, s
     token = str(uuid4())
     values = {**CLAIM_DEFAULTS, "queue": "queue.1", "worker": "me", "token": token, "batch_time": 1}
     values |= {"ids": ids, "rest": ids, "kept_ids": ids, "metadata": "{}", "output": "{}"}
-    wanted = {"take": take} | {name: batch[name] for name in ("lock_batch", "keep_of_batch", "release_batch")}
+    names = ("lock_batch", "ids_of_batch", "keep_of_batch", "release_batch", "complete_claim")
+    wanted = {"take": take} | {name: batch[name] for name in names}
     wanted["complete"] = batch["complete_batch"].split(b"WITH finished AS (")[1].split(b")\nSELECT")[0]
     with full.pool.connection() as conn:
         conn.execute("SET LOCAL plan_cache_mode = force_generic_plan")
