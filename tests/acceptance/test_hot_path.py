@@ -177,13 +177,13 @@ def test_where_a_finish_has_found_nothing_the_claim_that_follows_does_not_look_a
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks: list[int | None] = []  # behind which job
-    request = Claimer._request
+    request = Claimer.request
 
     def noted(self: Claimer, queue: str, id: int | None, mark: Mark | None, facts: ServerFacts) -> ClaimRequest:
         looks.append(None if mark is None else mark.id)
         return request(self, queue, id, mark, facts)
 
-    monkeypatch.setattr(Claimer, "_request", noted)
+    monkeypatch.setattr(Claimer, "request", noted)
     monkeypatch.setattr(claim, "_FULL_SCAN_EVERY", 60.0)
     monkeypatch.setattr(claim, "_FULL_SCAN_AT_LEAST_EVERY", 60.0)
     first, second = enqueue(client, 2)
