@@ -90,7 +90,7 @@ def pgjobs_itself() -> Installed:
 def _pgjobs_drains() -> dict[str, Way]:
     drains = {"": Way(14_000, {"threads": 8})}
     if "batch_size" in inspect.signature(WorkerPool).parameters:
-        drains["batch"] = Way(120_000, {"threads": 4, "batch_size": 100})
+        drains["batch"] = Way(120_000, {"threads": 4, "batch_size": 250})
     return drains
 
 
