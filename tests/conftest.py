@@ -14,8 +14,9 @@ from hypothesis import HealthCheck, settings
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from pgjobs import Client, WorkerPool
+from pgjobs import Client
 from pgjobs.embedded import EmbeddedPostgres
+from tests import modes
 
 # the machine that runs the tests may be busy with others
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -24,21 +25,15 @@ settings.load_profile("suite")
 Connect = Callable[..., psycopg.Connection[Any]]
 
 
-@pytest.fixture(scope="session", autouse=True)
-def batches() -> Iterator[None]:
-    """PGJOBS_TEST_BATCH=20 lets worker pools run batches of that many jobs where a test says nothing of them."""
-    size = int(os.environ.get("PGJOBS_TEST_BATCH") or 1)
-    init = WorkerPool.__init__
+modes.install()
 
-    def batched(self: WorkerPool, client: Client, *args: Any, **options: Any) -> None:
-        if client.source.batches:
-            options.setdefault("batch_size", size)
-        init(self, client, *args, **options)
 
-    with pytest.MonkeyPatch.context() as patch:
-        if size > 1:
-            patch.setattr(WorkerPool, "__init__", batched)
-        yield
+@pytest.fixture(autouse=True)
+def mode(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that the environment asks for, unless a mark says why this test cannot be run in it."""
+    for mark, variable in modes.MARKS.items():
+        if request.node.get_closest_marker(mark):
+            monkeypatch.delenv(variable, raising=False)
 
 
 @pytest.fixture(scope="session")

@@ -32,7 +32,9 @@ import os, signal, sys, threading, time
 from datetime import timedelta
 import psycopg
 from pgjobs import Client, WorkerPool, constant
+from tests import modes
 
+modes.install()
 dsn, schema, threads = sys.argv[1], sys.argv[2], int(sys.argv[3])
 beside = psycopg.connect(dsn, autocommit=True)
 told = threading.Lock()

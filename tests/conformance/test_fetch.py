@@ -108,6 +108,7 @@ def test_attempted_by_keeps_the_last_hundred(client: Client, ran: Ran, sql: Rows
 
 
 @pytest.mark.conformance(53)
+@pytest.mark.one_by_one("two handlers wait for each other")
 def test_free_threads_go_on_while_others_still_work_and_never_are_more_than_there_are(client: Client) -> None:
     release, both = threading.Event(), threading.Barrier(2, timeout=10)
     at_work: Counter[str] = Counter()
@@ -290,9 +291,9 @@ def test_workers_of_both_orders_on_one_table_run_each_job_once(client: Client, s
 
         return handler
 
-    jobs = client.enqueue_many(None, [NewJob(Thing(n), priority=-n) for n in range(20)])
+    jobs = client.enqueue_many(None, [NewJob(Thing(n), priority=-n) for n in range(60)])
     old = WorkerPool(client, {Thing: handler_of("old")}, order="priority", queues={"default": 1}, name="old")
     new = WorkerPool(client, {Thing: handler_of("new")}, order="scheduled_at", queues={"default": 1}, name="new")
     with old, new:
-        wait_until(lambda: sql("SELECT count(*) FROM pgjobs.job WHERE state = 'completed'") == [(20,)])
+        wait_until(lambda: sql("SELECT count(*) FROM pgjobs.job WHERE state = 'completed'") == [(60,)])
     assert started == Counter({job.id: 1 for job in jobs})

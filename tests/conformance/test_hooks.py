@@ -636,6 +636,7 @@ def test_the_error_handler_is_asked_once_about_a_timeout(
     assert stored(job).last_error == "timed out after 0.1 s"
 
 
+@pytest.mark.one_by_one("two handlers are at work at the same time")
 def test_the_error_handler_is_not_asked_about_what_a_stop_or_a_cancel_cut_off(client: Client, stored: Stored) -> None:
     judge = Judge(Discard("the judge"))
     started = threading.Semaphore(0)

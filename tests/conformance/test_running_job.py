@@ -278,6 +278,7 @@ def test_a_handler_can_tell_its_job_without_being_given_it(client: Client, run: 
 
 
 @pytest.mark.conformance(247)
+@pytest.mark.one_by_one("the handlers wait for each other")
 def test_each_thread_has_a_current_job_of_its_own(client: Client) -> None:
     together = threading.Barrier(3)
     seen: list[bool] = []

@@ -1,7 +1,7 @@
 """The process that workers are forked from, so that the next one is there in milliseconds; and what a worker does.
 
 workers.py runs it as `python -m tests.faults.child`, writes one line of JSON for each worker it wants, and reads the
-process id of each. The stop points wrap the claimer's methods, here alone: the library knows nothing of them.
+process id of each. The stop points wrap methods, here alone: the library knows nothing of them.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from psycopg.conninfo import make_conninfo
 from psycopg_pool import ConnectionPool
 
 from pgjobs import Client, Job, WorkerPool
+from pgjobs.batch import Batch, Batches
+from pgjobs.batch_store import ALONE
 from pgjobs.claim import Claimer
 from pgjobs.transaction import borrow
 
@@ -138,30 +140,26 @@ def _freeze() -> None:
 
 
 def _stop_at(point: str) -> None:
-    """Wrap what stands next to this point of an attempt."""
-    claim, complete = Claimer.claim, Claimer.complete
-
-    def claim_and_freeze(*args: Any, **kwargs: Any) -> Any:
-        job = claim(*args, **kwargs)
-        if job is not None:
-            _freeze()
-        return job
-
-    def freeze_and_complete(*args: Any, **kwargs: Any) -> Any:
-        _freeze()
-        return complete(*args, **kwargs)
-
-    def complete_and_freeze(*args: Any, **kwargs: Any) -> Any:
-        finished = complete(*args, **kwargs)
-        _freeze()
-        return finished
-
-    wrappers: dict[str, tuple[str, Callable[..., Any]]] = {
-        "after_claim": ("claim", claim_and_freeze),
-        "after_handler": ("complete", freeze_and_complete),
-        "after_commit": ("complete", complete_and_freeze),
+    """Wrap what stands next to this point of an attempt, and of a batch."""
+    points = {
+        "after_claim": [(Claimer, "claim"), (Batches, "_look")],
+        "after_handler": [(Claimer, "complete"), (Batch, "_commit")],
+        "after_commit": [(Claimer, "complete"), (Batch, "_commit")],
     }
-    setattr(Claimer, *wrappers[point])
+    for owner, name in points[point]:
+        setattr(owner, name, _freezing(getattr(owner, name), point))
+
+
+def _freezing(call: Callable[..., Any], point: str) -> Callable[..., Any]:
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        if point == "after_handler":
+            _freeze()
+        done = call(*args, **kwargs)
+        if point == "after_commit" or (point == "after_claim" and done is not None and done is not ALONE):
+            _freeze()
+        return done
+
+    return wrapped
 
 
 # --- the handler

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from tests import modes
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -109,7 +110,8 @@ class Nursery:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         wanted = {"dsn": dsn, "ledger": dsn, "schema": "pgjobs", "queues": queues or {"default": 1}}
-        config = wanted | {"log": str(self._log)} | config
+        mode = {"batch_size": modes.batch_size(), "source": "plain" if modes.plain() else "own"}
+        config = wanted | mode | {"log": str(self._log)} | config
         print(json.dumps(config), file=self._process.stdin, flush=True)
         worker = Worker(int(self._process.stdout.readline()), self._log)
         self._workers.append(worker)
