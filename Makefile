@@ -7,8 +7,10 @@ READY  := $(VENV)/.ready
 INTERPRETER = $(shell $(PYTHON) -c "" 2>/dev/null && echo $(PYTHON) \
 	|| echo env PYENV_VERSION=$$(pyenv whence $(PYTHON) 2>/dev/null | tail -n 1) $(PYTHON))
 
+POOL_TESTS = $(shell grep -rlE 'WorkerPool\(|nursery' --include 'test_*.py' tests/acceptance tests/conformance tests/db tests/faults)
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults storm soak check fix bench bench-growth bench-profile bench-crash bench-peers clean
+.PHONY: help demo test modes faults storm soak check fix bench bench-growth bench-profile bench-crash bench-peers clean
 
 help: ## what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -18,6 +20,10 @@ demo: $(READY) ## index the standard library with two workers, and kill one of t
 
 test: $(READY) ## the whole test suite, on an embedded Postgres (or DATABASE_URL)
 	$(BIN)/pytest $(ARGS)
+
+modes: $(READY) ## the tests that start worker pools, in batches, and on the plain path without anything prepared
+	PGJOBS_TEST_BATCH=20 $(BIN)/pytest $(POOL_TESTS) $(ARGS)
+	PGJOBS_TEST_PLAIN=1 $(BIN)/pytest $(POOL_TESTS) $(ARGS)
 
 faults: $(READY) ## the fault suite with its slow parts, under 15 minutes; as root on Linux it does all it can
 	$(BIN)/pytest -m "slow or not slow" tests/faults $(ARGS)

@@ -69,14 +69,14 @@ RETURNING
 -- name: lock_batch
 -- The transaction of all handlers, with the bounds of a single one. The server ends it when the last job that may be started
 -- in it has had all its time. The rows are locked in one order, whoever locks them. The answer: how many there are, when
--- they were claimed, the transaction, and its bound.
+-- they were claimed (as JSON has it, for the DateStyle is the session's again), the transaction, and its bound.
 WITH locked AS MATERIALIZED (
     SELECT kind, attempted_at FROM pgjobs.job
     WHERE queue = %(queue)s AND token = %(token)s AND state = 'running'
     ORDER BY id
     FOR NO KEY UPDATE
 ), bounded AS (
-    SELECT pg_catalog.count(*) AS jobs, pg_catalog.max(attempted_at) AS attempted_at,
+    SELECT pg_catalog.count(*) AS jobs, pg_catalog.to_json(pg_catalog.max(attempted_at)) #>> '{}' AS attempted_at,
         CASE WHEN pg_catalog.bool_or(bound = 0) THEN '0'
             ELSE LEAST(pg_catalog.max(bound) + %(batch_time)s::bigint, 2147483647)::text END AS bound
     FROM (

@@ -234,15 +234,17 @@ def test_the_plan_of_a_claim_of_many_goes_by_the_index_though_the_table_was_smal
             assert "Seq Scan on job" not in plan
 
 
-@pytest.mark.parametrize("zone", ["UTC", "Asia/Kolkata"])
+@pytest.mark.parametrize("setting", ["TimeZone=UTC", "TimeZone=Asia/Kolkata", "DateStyle=SQL,DMY", "DateStyle=German"])
 @pytest.mark.parametrize("threshold", [5, None], ids=["prepared", "plain"])
-def test_a_job_of_a_batch_is_what_its_row_says(client: Client, database: str, threshold: int | None, zone: str) -> None:
+def test_a_job_of_a_batch_is_what_its_row_says(
+    client: Client, database: str, threshold: int | None, setting: str
+) -> None:
     seen: list[tuple[Job[Any], Job[Any] | None]] = []
 
     def look(tx: Tx, job: Job[Any]) -> None:
         seen.append((job, client.get(job.id)))
 
-    settings = {"options": f"-c TimeZone={zone}", "prepare_threshold": threshold}
+    settings = {"options": f"-c {setting}", "prepare_threshold": threshold}
     with ConnectionPool(database, min_size=4, max_size=8, kwargs=settings, open=True) as pool:
         desk = Desk(Client(pool, schema=client.schema), dict.fromkeys(range(3), look), writes=False)
         jobs = desk.enqueue(1)

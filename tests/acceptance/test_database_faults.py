@@ -161,8 +161,8 @@ def test_f15_of_two_handlers_in_a_deadlock_one_fails_and_runs_again(
             met.wait()
         tx.execute(add, [3 - first])
 
-    jobs = [client.enqueue(None, {"first": first}, kind="any") for first in (1, 2)]
-    with WorkerPool(client, {"any": handler}, queues={"default": 2}, backoff=SOON):
+    jobs = [client.enqueue(None, {"first": first}, kind="any", queue=f"queue-{first}") for first in (1, 2)]
+    with WorkerPool(client, {"any": handler}, queues={"queue-1": 1, "queue-2": 1}, backoff=SOON):
         wait_until(lambda: all(stored(client, job).state == JobState.COMPLETED for job in jobs), timeout=30)
     [error] = [error for job in jobs for error in stored(client, job).errors]
     assert "40P01" in error.error
@@ -206,8 +206,8 @@ def test_f15_with_serializable_for_a_default_neither_claims_nor_handlers_fail_fo
 
     options = "-c default_transaction_isolation=serializable"
     with Client(make_conninfo(database, options=options), schema=client.schema) as strict:
-        jobs = [strict.enqueue(None, {"id": id}, kind="any") for id in (1, 2)]
-        with WorkerPool(strict, {"any": handler}, queues={"default": 2}):
+        jobs = [strict.enqueue(None, {"id": id}, kind="any", queue=f"queue-{id}") for id in (1, 2)]
+        with WorkerPool(strict, {"any": handler}, queues={"queue-1": 1, "queue-2": 1}):
             wait_until(lambda: all(stored(client, job).state == JobState.COMPLETED for job in jobs))
     assert [stored(client, job).errors for job in jobs] == [(), ()]
     assert levels == ["read committed"] * 2

@@ -711,7 +711,6 @@ def test_a_job_that_was_claimed_in_the_moment_of_a_stop_is_told_to_end_like_all_
     assert (stored(job).state, stored(job).attempt) == (JobState.AVAILABLE, 0)
 
 
-@pytest.mark.one_by_one("the handlers wait for each other")
 def test_two_handlers_may_stop_their_pool(client: Client, stored: Stored) -> None:
     pools: list[WorkerPool] = []
     met = threading.Barrier(2, timeout=10)
@@ -720,8 +719,8 @@ def test_two_handlers_may_stop_their_pool(client: Client, stored: Stored) -> Non
         met.wait()
         assert pools[0].stop() is False
 
-    jobs = client.enqueue_many(None, [Thing(), Thing()])
-    pools.append(WorkerPool(client, {Thing: handler}, queues={"default": 2}).start())
+    jobs = [client.enqueue(None, Thing(), queue=queue) for queue in ("a", "b")]
+    pools.append(WorkerPool(client, {Thing: handler}, queues={"a": 1, "b": 1}).start())
     wait_until(lambda: not pools[0].running)
     assert [stored(job).state for job in jobs] == [JobState.COMPLETED] * 2
 

@@ -278,7 +278,6 @@ def test_a_handler_can_tell_its_job_without_being_given_it(client: Client, run: 
 
 
 @pytest.mark.conformance(247)
-@pytest.mark.one_by_one("the handlers wait for each other")
 def test_each_thread_has_a_current_job_of_its_own(client: Client) -> None:
     together = threading.Barrier(3)
     seen: list[bool] = []
@@ -292,8 +291,9 @@ def test_each_thread_has_a_current_job_of_its_own(client: Client) -> None:
         seen.append(contextvars.copy_context().run(current_job) == job)  # as a thread gets it that is given the context
         together.wait(20)
 
-    client.enqueue_many(None, [Thing(n) for n in range(3)])
-    with WorkerPool(client, {Thing: handler}, queues={"default": 3}):
+    queues = ["a", "b", "c"]
+    client.enqueue_many(None, [NewJob(Thing(), queue=queue) for queue in queues])
+    with WorkerPool(client, {Thing: handler}, queues=dict.fromkeys(queues, 1)):
         wait_until(lambda: len(seen) == 9)
     assert seen == [True] * 9
 

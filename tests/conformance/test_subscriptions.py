@@ -106,9 +106,9 @@ def test_a_job_that_a_stop_cuts_off_is_interrupted_and_one_that_is_cancelled_by_
         while True:
             sum(range(100))
 
-    cancelled, stopped = client.enqueue(None, Thing()), client.enqueue(None, Thing())
+    cancelled, stopped = client.enqueue(None, Thing()), client.enqueue(None, Thing(), queue="other")
     subscription = client.subscribe()
-    pool = WorkerPool(client, {Thing: loop}, queues={"default": 2}).start()
+    pool = WorkerPool(client, {Thing: loop}, queues={"default": 1, "other": 1}).start()
     assert started.acquire(timeout=10)
     assert started.acquire(timeout=10)
     client.cancel(cancelled.id)
