@@ -28,12 +28,11 @@ Connect = Callable[..., psycopg.Connection[Any]]
 modes.install()
 
 
-@pytest.fixture(autouse=True)
-def mode(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The one that the environment asks for, unless a mark says why this test cannot be run in it."""
-    for mark, variable in modes.MARKS.items():
-        if request.node.get_closest_marker(mark):
-            monkeypatch.delenv(variable, raising=False)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for name, left_out in modes.LEFT_OUT.items():
+        mark = item.get_closest_marker(name)
+        if left_out and mark is not None:
+            pytest.skip(f"{name}: {mark.args[0]}")
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@
 PGJOBS_TEST_BATCH=20    pools run batches of that many jobs, where a test says nothing of them
 PGJOBS_TEST_PLAIN=1     no pool has a hot path: nothing is prepared, as behind a pooler
 
-A test of what cannot be in such a mode says so with a mark, and why: `one_by_one("...")`, `prepared("...")`.
+A test of what cannot be so in a mode says why with a mark, `one_by_one("...")` or `prepared("...")`, and is left out.
 """
 
 from __future__ import annotations
@@ -13,40 +13,24 @@ from functools import wraps
 from typing import Any
 
 from pgjobs import Client, WorkerPool
-from pgjobs.checkout import Checkout
 from pgjobs.claim import Claimer
-from pgjobs.hot_path import HotPath
-from pgjobs.store import ServerFacts
 
-BATCH, PLAIN = "PGJOBS_TEST_BATCH", "PGJOBS_TEST_PLAIN"
-MARKS = {"one_by_one": BATCH, "prepared": PLAIN}
-
-
-def batch_size() -> int:
-    return int(os.environ.get(BATCH) or 1)
-
-
-def plain() -> bool:
-    return bool(os.environ.get(PLAIN))
+BATCH_SIZE = int(os.environ.get("PGJOBS_TEST_BATCH") or 1)
+PLAIN = bool(os.environ.get("PGJOBS_TEST_PLAIN"))
+LEFT_OUT = {"one_by_one": BATCH_SIZE > 1, "prepared": PLAIN}  # by the mark
 
 
 def install() -> None:
-    """For this process. A mode that is taken out of the environment later is over, for what starts then."""
-    if batch_size() > 1:
+    """Let this process be in the mode that it was started in."""
+    if BATCH_SIZE > 1:
         init = WorkerPool.__init__
 
         @wraps(init)
         def batched(self: WorkerPool, client: Client, *args: Any, **options: Any) -> None:
             if client.source.batches:
-                options.setdefault("batch_size", batch_size())
+                options.setdefault("batch_size", BATCH_SIZE)
             init(self, client, *args, **options)
 
         WorkerPool.__init__ = batched  # type: ignore[method-assign]
-    if plain():
-        hot_path = Claimer._hot_path
-
-        @wraps(hot_path)
-        def none(self: Claimer, held: Checkout, facts: ServerFacts) -> HotPath | None:
-            return None if plain() else hot_path(self, held, facts)
-
-        Claimer._hot_path = none  # type: ignore[method-assign]
+    if PLAIN:
+        Claimer._hot_path = lambda *_: None  # type: ignore[method-assign]

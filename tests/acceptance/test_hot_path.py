@@ -55,6 +55,8 @@ def round_trips(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return sent
 
 
+@pytest.mark.one_by_one("two round trips are for the whole of a batch")
+@pytest.mark.prepared("counts its round trips")
 def test_a_job_costs_one_round_trip(client: Client, round_trips: list[int]) -> None:
     jobs = work(client, lambda tx, job: None, enqueue(client, 50))
     assert {(job.state, job.attempt) for job in jobs} == {(JobState.COMPLETED, 1)}
@@ -62,6 +64,8 @@ def test_a_job_costs_one_round_trip(client: Client, round_trips: list[int]) -> N
     assert len(full) >= 49, "each finish took the next claim with it"
 
 
+@pytest.mark.one_by_one("no job is claimed with the finish of another")
+@pytest.mark.prepared("counts its round trips")
 def test_what_a_handler_does_to_its_session_does_not_reach_the_job_that_was_claimed_with_its_finish(
     client: Client, round_trips: list[int]
 ) -> None:
@@ -125,6 +129,7 @@ def test_a_connection_lost_between_two_jobs_costs_neither_an_attempt(
     assert rows == [(first.id, 1), (second.id, 1)]
 
 
+@pytest.mark.one_by_one("no job is claimed with the finish of another")
 def test_a_job_that_was_claimed_when_the_pool_stops_is_given_back(client: Client) -> None:
     """The stop comes while the first finish, and the claim with it, is under way."""
     jobs = enqueue(client, 3)

@@ -140,6 +140,7 @@ def test_a_handlers_statements_are_prepared_and_cost_no_connection(ready: Client
     assert len(trial.backends) == 1, "what psycopg prepared is not what a handler left behind"
 
 
+@pytest.mark.one_by_one("it is there to the end of its batch")
 def test_a_statement_that_a_handler_prepares_by_name_costs_the_connection(ready: Client) -> None:
     trial = Trial(ready, lambda tx, number: tx.execute(f"PREPARE mine_{number} AS SELECT 1".encode()))
     trial.none_was_disturbed()

@@ -56,6 +56,8 @@ from tests.acceptance.behaviours import (
 from tests.acceptance.job_model import HOUR, Model
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.one_by_one("the model is of a job that shares its transaction with no other")
+
 PLAIN = "plain"  # the kind
 BACKOFF = constant(HOUR)
 SUCCESS = {PLAIN: Behaviour(returns, Model.completes), DETACHED: Behaviour(completes, Model.completes)}

@@ -110,7 +110,7 @@ class Nursery:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         wanted = {"dsn": dsn, "ledger": dsn, "schema": "pgjobs", "queues": queues or {"default": 1}}
-        mode = {"batch_size": modes.batch_size(), "source": "plain" if modes.plain() else "own"}
+        mode = {"batch_size": modes.BATCH_SIZE, "source": "plain" if modes.PLAIN else "own"}
         config = wanted | mode | {"log": str(self._log)} | config
         print(json.dumps(config), file=self._process.stdin, flush=True)
         worker = Worker(int(self._process.stdout.readline()), self._log)
