@@ -16,7 +16,6 @@ import psycopg
 import pytest
 
 from pgjobs import Client, Job, JobFilter, JobState, NewJob, Schedule, Unique, WorkerPool
-from pgjobs.claim import Claimer
 from pgjobs.crew import Crew, Place
 from pgjobs.post_store import PostStore
 from pgjobs.posts import Posts
@@ -396,7 +395,7 @@ def test_what_is_committed_around_a_change_of_the_sleepers_is_found(
 def test_r13_a_sleeper_that_cannot_arm_hears_all_the_same_and_looks_now_and_then(
     client: Client, connect: Connect, server: Tx, pool_of: Callable[..., WorkerPool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tries, looks = count(monkeypatch, PostStore, "take"), count(monkeypatch, Claimer, "claim")
+    tries, looks = count(monkeypatch, PostStore, "take"), count(monkeypatch, Crew, "_run_next")
     tx = connect()
     late = thing(client, tx)
     pool = pool_of(queues={"default": 200})
@@ -423,7 +422,7 @@ def test_r13_a_sleeper_that_cannot_arm_hears_all_the_same_and_looks_now_and_then
 def test_r13_the_pauses_between_two_tries_grow_to_50_ms(
     client: Client, connect: Connect, pool_of: Callable[..., WorkerPool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tries, looks = count(monkeypatch, PostStore, "take"), count(monkeypatch, Claimer, "claim")
+    tries, looks = count(monkeypatch, PostStore, "take"), count(monkeypatch, Crew, "_run_next")
     thing(client, connect())
     pool_of(queues={"default": 3})
     wait_until(lambda: len(tries) >= 30)
@@ -455,7 +454,7 @@ def test_an_idle_process_of_200_threads_asks_no_more_than_one_of_two(
     wait_until(lambda: all(p.idle.post.sleeps and p.idle._idle == p.idle.threads for p in pool._places.values()))
     with pytest.MonkeyPatch.context() as patch:
         looks, tries = count(patch, PostStore, "sees_any"), count(patch, PostStore, "take")
-        claims = count(patch, Claimer, "claim")
+        claims = count(patch, Crew, "_run_next")
         began = time.monotonic()
         wait_until(lambda: len(looks) >= 8)
         assert time.monotonic() - began >= 2.9, "each queue looks every second, whatever its threads"
@@ -466,12 +465,13 @@ def test_an_idle_process_of_200_threads_asks_no_more_than_one_of_two(
 def test_a_process_that_starts_looks_once_for_each_queue(
     client: Client, pool_of: Callable[..., WorkerPool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looks = count(monkeypatch, Claimer, "claim")
+    looks = count(monkeypatch, Crew, "_run_next")
     pool = pool_of(queues={"default": 100, "mail": 20}, listen=False)
     wait_until(lambda: all(p.idle._idle == p.idle.threads for p in pool._places.values()))
     assert len(looks) == 2
 
 
+@pytest.mark.one_by_one("the handlers wait for each other")
 @pytest.mark.parametrize("called_before", [False, True])
 def test_what_waits_at_the_start_is_worked_by_all_threads(
     client: Client, pool_of: Callable[..., WorkerPool], monkeypatch: pytest.MonkeyPatch, called_before: bool
