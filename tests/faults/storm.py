@@ -32,7 +32,6 @@ from tests.faults.ledger import Ledger
 from tests.faults.workers import Nursery, Worker
 from tests.waiting import wait_until
 
-WINDOW = 5.0  # seconds in which some job must be completed, while there is a server
 DRAINED = 60.0  # seconds after the last fault
 
 
@@ -51,6 +50,7 @@ class Plan:
     steady: int = 0  # processes more that are never killed, whose memory is looked at
     batch_size: int = 1
     source: str = "own"  # of connections; see child.py
+    window: float = 5.0  # seconds in which some job must be completed, while there is a server
     late: float = 2.0  # seconds that a job may wait beyond its own delay, after the last fault
     seed: int = 1
 
@@ -255,9 +255,9 @@ def judge(storm: Storm, drained: float) -> Verdict:
             "SELECT EXTRACT(epoch FROM finalized_at)::float8 FROM {schema}.job WHERE finalized_at IS NOT NULL"
         )
     ]
-    windows = list(_throughput(finished, events))
+    windows = list(_throughput(finished, events, plan.window))
     if windows:
-        add(f"fewest jobs completed in {WINDOW:g} s with a server", min(windows), min(windows) > 0)
+        add(f"fewest jobs completed in {plan.window:g} s with a server", min(windows), min(windows) > 0)
     if events.memory:
         _judge_growth(events, verdict)
     for name, rows in violations(sql).items():
@@ -271,11 +271,11 @@ _LATEST = """
 """
 
 
-def _throughput(finished: Sequence[float], events: Events) -> Iterator[int]:
+def _throughput(finished: Sequence[float], events: Events, window: float) -> Iterator[int]:
     """Jobs completed in each window of the storm in which there was a server all along."""
     begin = events.began + 1  # the first workers start
-    while begin + WINDOW <= events.last_fault:
-        end = begin + WINDOW
+    while begin + window <= events.last_fault:
+        end = begin + window
         down = next((until for since, until in events.down if since < end and until > begin), None)
         if down is None:
             yield sum(begin <= at < end for at in finished)

@@ -31,6 +31,7 @@ def test_f2_a_storm_of_kills_and_crashes_loses_and_doubles_nothing(
         jobs=jobs,
         restarts=restarts,
         schedules=SCHEDULES,
+        window=10,
         late=20,
         batch_size=batch_size,
         source=source,
