@@ -94,6 +94,7 @@ def test_what_a_handler_does_to_its_session_does_not_reach_the_job_that_was_clai
     assert round_trips.count(max(round_trips)) == 5, "the session was made clean in the same round trip"
 
 
+@pytest.mark.prepared("the connection is lost in a round trip of its own kind")
 @pytest.mark.parametrize("after", [False, True], ids=["the request is lost", "the answer is lost"])
 def test_a_connection_lost_between_two_jobs_costs_neither_an_attempt(
     client: Client, monkeypatch: pytest.MonkeyPatch, after: bool
@@ -227,6 +228,7 @@ def test_what_appears_before_the_mark_waits_for_no_more_than_a_look_past_it(
     assert order.index(awaited[0]) < len(order) - 5
 
 
+@pytest.mark.prepared("looks at what is prepared")
 @pytest.mark.parametrize("settings", [{"prepare_threshold": None}, {}], ids=["plain", "prepared"])
 def test_a_pool_of_the_application_prepares_only_where_it_may(
     database: str, client: Client, round_trips: list[int], settings: dict[str, Any]
@@ -243,6 +245,7 @@ def test_kinds_whose_handlers_deallocate_run_on_the_plain_path_without_an_attemp
     assert {(job.state, job.attempt, job.error_count) for job in jobs} == {(JobState.COMPLETED, 1, 0)}
 
 
+@pytest.mark.prepared("looks at what is prepared")
 def test_many_clients_on_one_connection_do_not_pile_up_on_it(database: str, client: Client) -> None:
     """As in an application that makes a client for each request."""
     prepared: list[int] = []
