@@ -1,7 +1,7 @@
 """The other ways to run the tests that start worker pools, chosen by the environment: see `make modes`.
 
 PGJOBS_TEST_BATCH=20    pools run batches of that many jobs, where a test says nothing of them
-PGJOBS_TEST_PLAIN=1     no pool has a hot path: nothing is prepared, as behind a pooler
+PGJOBS_TEST_PLAIN=1     there is no hot path, and nothing of pgjobs' own accord is prepared, as behind a pooler
 
 A test of what cannot be so in a mode says why with a mark, `one_by_one("...")` or `prepared("...")`, and is left out.
 """
@@ -34,3 +34,4 @@ def install() -> None:
         WorkerPool.__init__ = batched  # type: ignore[method-assign]
     if PLAIN:
         Claimer._hot_path = lambda *_: None  # type: ignore[method-assign]
+        Client._is_direct = lambda *_: False  # type: ignore[method-assign]

@@ -131,6 +131,7 @@ def theirs(ready: Client, database: str) -> Iterator[Callable[..., Client]]:
 WAYS = pytest.mark.parametrize("options", [{}, {"batch_size": 10}], ids=["one by one", "batches"])
 
 
+@pytest.mark.prepared("looks at what is prepared")
 @WAYS
 def test_a_handlers_statements_are_prepared_and_cost_no_connection(ready: Client, options: dict[str, Any]) -> None:
     trial = Trial(ready, nothing, **options)
@@ -180,6 +181,7 @@ def test_a_claim_whose_lock_alone_was_deallocated_is_made_again(
     assert "vanished" not in caplog.text, "nothing waited for a rescue"
 
 
+@pytest.mark.prepared("looks at what is prepared")
 def test_an_enqueue_is_prepared_also_after_a_handler_has_deallocated(ready: Client) -> None:
     """On the very connection of the handler."""
     ready.pool.resize(0, 1)
@@ -228,6 +230,7 @@ def test_a_pool_of_the_application_prepares_as_it_did(theirs: Callable[..., Clie
         client.pool.putconn(conn)
 
 
+@pytest.mark.prepared("looks at what is prepared")
 def test_a_handler_may_do_without_and_the_next_one_has_it_again(ready: Client) -> None:
     def act(tx: Tx, number: int) -> None:
         trial.errors.append(repr(tx.prepare_threshold))
