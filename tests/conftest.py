@@ -28,11 +28,13 @@ Connect = Callable[..., psycopg.Connection[Any]]
 modes.install()
 
 
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    for name, left_out in modes.LEFT_OUT.items():
-        mark = item.get_closest_marker(name)
-        if left_out and mark is not None:
-            pytest.skip(f"{name}: {mark.args[0]}")
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The summary lists what the mode leaves out, each with its reason."""
+    for item in items:
+        for name, left_out in modes.LEFT_OUT.items():
+            mark = item.get_closest_marker(name)
+            if left_out and mark is not None:
+                item.add_marker(pytest.mark.skip(reason=f"{name}: {mark.args[0]}"))
 
 
 @pytest.fixture(scope="session")

@@ -280,10 +280,11 @@ class Fault:
 
 
 DONE, AGAIN = JobState.COMPLETED, JobState.RETRYABLE
-RESET = "it is undone before the batch is finished"
+RAISES = "commit() and rollback() raise there"
+RESET = "a role without rights is undone before the end"
 FAULTS = [
-    Fault("commit()", commit, AGAIN, "ended its transaction itself", writes=1, in_batch="it raises"),
-    Fault("rollback()", rollback, AGAIN, "ended its transaction itself", in_batch="it raises"),
+    Fault("commit()", commit, AGAIN, "ended its transaction itself", writes=1, in_batch=RAISES),
+    Fault("rollback()", rollback, AGAIN, "ended its transaction itself", in_batch=RAISES),
     Fault("COMMIT", execute("COMMIT"), AGAIN, "ended its transaction itself", writes=1),
     Fault("ROLLBACK", execute("ROLLBACK"), AGAIN, "ended its transaction itself"),
     Fault("COMMIT; BEGIN", execute("COMMIT; BEGIN"), AGAIN, "ended its transaction itself", writes=1),
@@ -323,7 +324,7 @@ FAULTS = [
     Fault("pg_advisory_lock", execute("SELECT pg_advisory_lock(4711)"), DONE),
     Fault("LISTEN", execute("LISTEN anything"), DONE),
     Fault("temp table", execute("CREATE TEMP TABLE job AS SELECT 1 AS id"), DONE),
-    Fault("PREPARE", execute("PREPARE mine AS SELECT 1"), DONE, in_batch="it is there to the end of that"),
+    Fault("PREPARE", execute("PREPARE mine AS SELECT 1"), DONE, in_batch="what is prepared stays to its end"),
     Fault("DEALLOCATE ALL", execute("DEALLOCATE ALL"), DONE),
     Fault("DECLARE CURSOR", execute("DECLARE mine CURSOR FOR SELECT 1"), DONE),
     Fault("DECLARE CURSOR WITH HOLD", execute("DECLARE mine CURSOR WITH HOLD FOR SELECT 1"), DONE),
