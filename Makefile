@@ -7,7 +7,7 @@ READY  := $(VENV)/.ready
 INTERPRETER = $(shell $(PYTHON) -c "" 2>/dev/null && echo $(PYTHON) \
 	|| echo env PYENV_VERSION=$$(pyenv whence $(PYTHON) 2>/dev/null | tail -n 1) $(PYTHON))
 
-POOL_TESTS = $(shell grep -rlE 'WorkerPool\(|nursery' --include 'test_*.py' tests/acceptance tests/conformance tests/db tests/faults)
+POOL_TESTS = $(shell grep -rlE 'WorkerPool|nursery' --include 'test_*.py' tests/acceptance tests/conformance tests/db tests/faults)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test modes faults storm soak check fix bench bench-growth bench-profile bench-crash bench-peers clean
