@@ -199,8 +199,8 @@ def test_cancel_many_reaches_the_handlers_that_run(client: Client) -> None:
             time.sleep(0.01)
         raise RuntimeError("told" if job.cancelled else "never told")
 
-    with WorkerPool(client, {Thing: until_told}, queues={"default": 2}):
-        jobs = client.enqueue_many(None, [Thing(1), Thing(2)])
+    with WorkerPool(client, {Thing: until_told}, queues={"a": 1, "b": 1}):
+        jobs = client.enqueue_many(None, [NewJob(Thing(), queue=queue) for queue in ("a", "b")])
         for _ in jobs:
             assert entered.acquire(timeout=20)
         assert len(client.cancel_many(JobFilter(kinds=["thing"]), reason="enough").done) == 2
