@@ -21,7 +21,7 @@ demo: $(READY) ## index the standard library with two workers, and kill one of t
 test: $(READY) ## the whole test suite, on an embedded Postgres (or DATABASE_URL)
 	$(BIN)/pytest $(ARGS)
 
-modes: $(READY) ## the tests that start worker pools, in batches, and on the plain path without anything prepared
+modes: $(READY) ## the tests that start worker pools, in batches, and on the plain path; twice ten minutes or more
 	PGJOBS_TEST_BATCH=20 $(BIN)/pytest $(POOL_TESTS) $(ARGS)
 	PGJOBS_TEST_PLAIN=1 $(BIN)/pytest $(POOL_TESTS) $(ARGS)
 
