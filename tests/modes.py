@@ -12,8 +12,11 @@ import os
 from functools import wraps
 from typing import Any
 
-from pgjobs import Client, WorkerPool
+from pgjobs import Client, Job, WorkerPool
 from pgjobs.claim import Claimer
+from pgjobs.cursors import AnyConnection
+from pgjobs.enqueue_store import EnqueueStore
+from pgjobs.options import EncodedJob
 
 BATCH_SIZE = int(os.environ.get("PGJOBS_TEST_BATCH") or 1)
 PLAIN = bool(os.environ.get("PGJOBS_TEST_PLAIN"))
@@ -33,5 +36,11 @@ def install() -> None:
 
         WorkerPool.__init__ = batched  # type: ignore[method-assign]
     if PLAIN:
-        Claimer._hot_path = lambda *_: None  # type: ignore[method-assign]
+        Claimer.hot_path_of = lambda *_: None  # type: ignore[method-assign]
         Client._is_direct = lambda *_: False  # type: ignore[method-assign]
+        insert = EnqueueStore.insert_hot
+
+        def unprepared(self: EnqueueStore, conn: AnyConnection, job: EncodedJob, *, may_prepare: bool) -> Job[Any]:
+            return insert(self, conn, job, may_prepare=False)
+
+        EnqueueStore.insert_hot = unprepared  # type: ignore[method-assign]

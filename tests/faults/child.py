@@ -24,7 +24,6 @@ from psycopg_pool import ConnectionPool
 
 from pgjobs import Client, Job, WorkerPool
 from pgjobs.batch import Batch, Batches
-from pgjobs.batch_store import ALONE
 from pgjobs.claim import Claimer
 from pgjobs.transaction import borrow
 
@@ -155,7 +154,7 @@ def _freezing(call: Callable[..., Any], point: str) -> Callable[..., Any]:
         if point == "after_handler":
             _freeze()
         done = call(*args, **kwargs)
-        if point == "after_commit" or (point == "after_claim" and done is not None and done is not ALONE):
+        if point == "after_commit" or (point == "after_claim" and done is not None):
             _freeze()
         return done
 
