@@ -96,6 +96,7 @@ def test_what_a_handler_does_to_its_session_does_not_reach_the_job_that_was_clai
 
 @pytest.mark.prepared("the connection is lost in a round trip of its own kind")
 @pytest.mark.parametrize("after", [False, True], ids=["the request is lost", "the answer is lost"])
+@pytest.mark.one_by_one("no job is claimed with the finish of another")
 def test_a_connection_lost_between_two_jobs_costs_neither_an_attempt(
     client: Client, monkeypatch: pytest.MonkeyPatch, after: bool
 ) -> None:
@@ -179,6 +180,7 @@ def test_nobody_comes_between_a_claim_and_its_being_given_back(client: Client, m
     assert in_its_way == []
 
 
+@pytest.mark.one_by_one("no job is claimed with the finish of another")
 def test_where_a_finish_has_found_nothing_the_claim_that_follows_does_not_look_again(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
