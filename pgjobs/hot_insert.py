@@ -7,7 +7,8 @@ that Ctrl-C cancels it, and it may be called from any code of the application.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from functools import partial
 
 import psycopg
 from psycopg.errors import InvalidSqlStatementName, error_from_result
@@ -50,20 +51,17 @@ class HotInsert:
     def _send(self, conn: AnyConnection, statement: Prepared, values: Sequence[bytes], prepare: bool) -> PGresult:
         pgconn = conn.pgconn
         if not prepare:
-            pgconn.send_query_params(statement.sql, values, result_format=Format.BINARY)
-            return _answer(conn)
+            return _answer(conn, partial(pgconn.send_query_params, statement.sql, values, result_format=Format.BINARY))
         if not self._name:
             self._names += 1
             name = b"%b_%d" % (statement.name, self._names)
-            pgconn.send_prepare(name, statement.sql)
-            _answer(conn)
+            _answer(conn, partial(pgconn.send_prepare, name, statement.sql))
             self._name = name
-        pgconn.send_query_prepared(self._name, values, result_format=Format.BINARY)
-        return _answer(conn)
+        return _answer(conn, partial(pgconn.send_query_prepared, self._name, values, result_format=Format.BINARY))
 
 
-def _answer(conn: AnyConnection) -> PGresult:
-    result = conn.wait(_results(conn.pgconn))
+def _answer(conn: AnyConnection, send: Callable[[], None]) -> PGresult:
+    result = conn.wait(_results(conn.pgconn, send))
     if result is not None and result.status in (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK):
         return result
     if result is None or result.error_field(DiagnosticField.SQLSTATE) is None:  # it is not the server that says so
@@ -71,9 +69,11 @@ def _answer(conn: AnyConnection) -> PGresult:
     raise error_from_result(result, encoding=conn.info.encoding)
 
 
-def _results(pgconn: PGconn) -> Generator[Wait, Ready | int, PGresult | None]:
-    """The first of the results, when there are no more. To be given to `Connection.wait`."""
+def _results(pgconn: PGconn, send: Callable[[], None]) -> Generator[Wait, Ready | int, PGresult | None]:
+    """The first of the results, when there are no more. To be given to `Connection.wait`, which cancels what was sent
+    in here when Ctrl-C comes."""
     first = None
+    send()
     while pgconn.flush():  # more than the socket takes at once
         yield Wait.RW
         pgconn.consume_input()  # it does not wait

@@ -244,6 +244,15 @@ def test_a_connection_that_was_lost_is_an_operational_error_and_the_next_one_is_
     assert query("SELECT count(*) FROM {s}.job") == [(4,)]
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """It raises, though the background job of a shell ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("before", [0, 1, 3])
 def test_ctrl_c_cancels_one_that_waits_for_a_lock(own: Client, connect: Connect, query: Query, before: int) -> None:
     """Nothing of it comes later, when the lock is gone, and the connection can be used."""
@@ -322,8 +331,8 @@ def test_who_is_interrupted_while_it_is_prepared_leaves_the_connection_in_order(
 ) -> None:
     answer, calls = hot_insert._answer, count(1)
 
-    def interrupted(conn: psycopg.Connection[Any]) -> Any:
-        result = answer(conn)
+    def interrupted(conn: psycopg.Connection[Any], send: Callable[[], None]) -> Any:
+        result = answer(conn, send)
         if next(calls) == 2:  # the first insert was the first
             raise KeyboardInterrupt
         return result
