@@ -300,7 +300,7 @@ class Batch:
         """What the executor does for an attempt at a kind that needs nothing special, at less cost."""
         given = vars(attempt.job)
         decode = given["decode"] = handler.decode
-        values = given.copy()
+        values = dict(given)
         try:
             values["args"] = decode(given["raw_args"])
         except BaseException as error:  # args that do not fit are this attempt's failure
