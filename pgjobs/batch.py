@@ -41,9 +41,11 @@ class Batches:
     def __init__(self, executor: Executor) -> None:
         self.executor = executor
         self.store = BatchStore(executor.claimer.store)
-        # How many jobs to ask for, by queue: after one that must run alone there may be more of them, and what a claim
-        # locks and does not take is in the way of others.
-        self._asks: dict[str, int] = {}
+        # How many jobs to ask for, by queue: the batch size, halved so often, and no more than there is room for. After
+        # one that must run alone there may be more of them, and what a claim locks and does not take is in the way of
+        # others. Each number has a statement of its own, so there are only few.
+        self._halved: dict[str, int] = {}
+        self._room: dict[str, int] = {}
         self._plans = _Plans(self.plan)
         self._planned = -1  # for so many changes of the WorkMap
 
@@ -55,18 +57,21 @@ class Batches:
         `claimed` is called before the first handler: where these jobs were, there may be more. `ends` says whether to
         start no more of them. Raises only what the connection raises before or after.
         """
-        ask = self._asks.get(queue, way.batch_size)
+        halved = self._halved.get(queue, 0)
+        ask = max(1, min(way.batch_size >> halved, self._room.get(queue, MOST_IN_A_BATCH)))
         if ask > 1:
             found = self._claim(held, queue, way, ask)
             if found is not None:
                 claimed()
                 batch = Batch(self, held, queue, way, found)
                 batch.run(ends)
-                there_are_more = len(found.jobs) + found.missed == ask
-                self._asks[queue] = min(way.batch_size, 2 * ask if there_are_more else ask, batch.room)
+                if len(found.jobs) + found.missed == ask:  # there are more
+                    self._halved[queue] = max(0, halved - 1)
+                self._room[queue] = batch.room
                 return True
         job = self.executor.run_next(held, queue, claimed=claimed)  # it must run alone, if there is any
-        self._asks[queue] = 1 if job is not None and must_run_alone(job) else min(way.batch_size, 2 * ask)
+        alone = job is not None and must_run_alone(job)
+        self._halved[queue] = way.batch_size.bit_length() - 1 if alone else max(0, halved - 1)
         return job is not None
 
     def plans(self) -> _Plans:
@@ -177,6 +182,11 @@ class _Call:
             no_longer_current(before)
 
 
+def _rounded(room: int) -> int:
+    """Down to one of a few numbers."""
+    return MOST << (room // MOST).bit_length() - 1 if room >= MOST else 1 << room.bit_length() - 1
+
+
 @dataclass
 class Batch:
     """The jobs of one claim, and what has become of them."""
@@ -219,7 +229,7 @@ class Batch:
             try:
                 self._run_jobs(savepoints, most, ends)
                 if savepoints.used:
-                    self.room = most * self.started // savepoints.used
+                    self.room = _rounded(most * self.started // savepoints.used)
                 self._kept = self._kept or savepoints.block_left_open
             finally:
                 savepoints.detach()

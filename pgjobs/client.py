@@ -14,6 +14,7 @@ from secrets import token_hex
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, Unpack, overload
 
+from psycopg.pq import TransactionStatus
 from psycopg_pool import ConnectionPool
 
 from pgjobs import backoff as policies
@@ -226,15 +227,21 @@ class Client:
             raise InvalidOption("a NewJob brings its own kind and options: give them there")
         job = self._enqueuer.encoded(NewJob(args, kind=kind, **options) if said else args)
         if (tx is None or isinstance(tx, ConnectionPool)) and self._enqueuer.needs_one_statement(job):
-            return self._insert_alone(tx or self.source.pool, job, notify)
+            inserted = self._insert_alone(self.source.pool if tx is None else tx, job, notify)
+            if inserted is not None:
+                return inserted
         with self._transaction(tx) as conn:
             self._let_prepare(conn)
             return self._enqueuer.insert(conn, tx, [job], notify=notify)[0]
 
-    def _insert_alone(self, pool: ConnectionPool[Any], job: EncodedJob, notify: bool) -> Job[Any]:
-        """Insert it in a transaction of its own, which is one statement."""
-        conn = pool.getconn()  # and no more: what its `connection()` does costs as much again
+    def _insert_alone(self, pool: ConnectionPool[Any], job: EncodedJob, notify: bool) -> Job[Any] | None:
+        """Insert it in a transaction of its own, which is one statement; None where that cannot be."""
+        if type(pool).connection is not ConnectionPool.connection:  # who has his own wants it to be called
+            return None
+        conn = pool.getconn()  # and no more: what `connection()` does costs as much again
         try:
+            if conn.pgconn.transaction_status != TransactionStatus.IDLE:  # the pool's check has begun one
+                return None
             if notify and is_plain(job):
                 may_prepare = self._is_ours(conn) or conn.prepare_threshold is not None
                 return self._enqueuer.insert_hot(conn, job, may_prepare=may_prepare)

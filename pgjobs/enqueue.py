@@ -123,10 +123,11 @@ class Enqueuer:
         assert options.priority is not None
         assert options.max_attempts is not None
         template = EncodedJob(
-            kind=kind,
-            queue=options.queue,
-            priority=options.priority,
-            max_attempts=options.max_attempts,
+            # the plain values, where somebody's enumeration has others as their text
+            kind=str.__str__(kind),
+            queue=str.__str__(options.queue),
+            priority=int(options.priority),
+            max_attempts=int(options.max_attempts),
             args="{}",
             metadata=codec.encode_metadata(self._metadata(new.args, options.metadata, context)),
             tags=tuple(options.tags or ()),

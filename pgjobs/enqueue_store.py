@@ -57,7 +57,7 @@ class EnqueueStore:
         codec = conn.info.encoding
         values = [str(vars(job)[name]).encode(codec) for name in self._hot.parameters]
         row = hot_insert(conn, self._hot).row(conn, self._hot, values, may_prepare=may_prepare)
-        id, state, args, metadata, scheduled_at, created_at, *_ = _present(row)
+        id, state, args, metadata, scheduled_at, created_at, queue, kind, priority, most, *_ = _present(row)
         return _inserted(
             job,
             id=int.from_bytes(id),
@@ -66,13 +66,17 @@ class EnqueueStore:
             raw_metadata=metadata.decode(codec),
             scheduled_at=instant(int.from_bytes(scheduled_at, signed=True)),
             created_at=instant(int.from_bytes(created_at, signed=True)),
+            queue=queue.decode(codec),
+            kind=kind.decode(codec),
+            priority=int.from_bytes(priority, signed=True),
+            max_attempts=int.from_bytes(most),
         )
 
     def _insert_one(self, conn: AnyConnection, job: EncodedJob, notify: bool) -> Job[Any]:
         with bound_cursor(conn) as cur:
             if notify and is_plain(job):
                 cur.execute(self._plain, vars(job))
-                id, state, args, metadata, scheduled_at, created_at, *_ = one(cur)
+                id, state, args, metadata, scheduled_at, created_at, queue, kind, priority, most, *_ = one(cur)
                 return _inserted(
                     job,
                     id=id,
@@ -81,6 +85,10 @@ class EnqueueStore:
                     raw_metadata=metadata,
                     scheduled_at=scheduled_at.astimezone(UTC),
                     created_at=created_at.astimezone(UTC),
+                    queue=queue,
+                    kind=kind,
+                    priority=priority,
+                    max_attempts=most,
                 )
             cur.execute(self._enqueue["insert_job"], self._parameters(job, notify))
             return as_job(one(cur))
@@ -255,7 +263,7 @@ def _copied(job: EncodedJob, id: int, now: datetime) -> Job[Any]:
 
 
 def _inserted(job: EncodedJob, **known: Any) -> Job[Any]:
-    """The job as it stands in the table; `known` is what may differ from what was sent."""
+    """The job as it stands in the table, for all that is `known` of that; the rest is as it was sent."""
     return job_of(
         {
             "queue": job.queue,

@@ -1,5 +1,5 @@
-"""The insert of a single job on a connection of ours, where that is the whole transaction: one message to the server,
-and one back.
+"""The insert of a single job on a connection that a pool has given us, where that is the whole transaction: one message
+to the server, and one back.
 
 As hot_path.py does, it speaks to libpq by what psycopg documents of `psycopg.pq`; but it waits as psycopg waits, so
 that Ctrl-C cancels it, and it may be called from any code of the application.
@@ -19,7 +19,9 @@ from psycopg.waiting import Ready, Wait
 from pgjobs.cursors import AnyConnection
 from pgjobs.hot_path import Prepared
 
-_BACKEND_PID = 6  # the column that says who has answered
+_BACKEND_PID = 10  # the column that says who has answered
+_MOST_LOSSES = 3  # then it is prepared no more: a pool's reset may be DISCARD ALL, and each loss is an error in the log
+_GOOD = (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK)
 
 
 class HotInsert:
@@ -27,6 +29,7 @@ class HotInsert:
 
     def __init__(self) -> None:
         self._direct = False  # whether no pooler stands between this process and the server, for all that is known
+        self._losses = 0  # how often it was found deallocated
         self._name = b""  # under which it is prepared now
         self._names = 0  # never one twice: who is interrupted does not know what has become of it
 
@@ -38,9 +41,12 @@ class HotInsert:
         itself."""
         with conn.lock:
             try:
-                result = self._send(conn, statement, values, may_prepare and self._direct)
-            except InvalidSqlStatementName:  # somebody deallocated what others have prepared; nothing was done
+                result = self._send(
+                    conn, statement, values, may_prepare and self._direct and self._losses < _MOST_LOSSES
+                )
+            except InvalidSqlStatementName:  # somebody has deallocated what others have prepared; nothing was done
                 self._name = b""
+                self._losses += 1
                 result = self._send(conn, statement, values, False)
         if not result.ntuples:
             return None
@@ -62,7 +68,7 @@ class HotInsert:
 
 def _answer(conn: AnyConnection, send: Callable[[], None]) -> PGresult:
     result = conn.wait(_results(conn.pgconn, send))
-    if result is not None and result.status in (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK):
+    if result is not None and result.status in _GOOD:
         return result
     if result is None or result.error_field(DiagnosticField.SQLSTATE) is None:  # it is not the server that says so
         raise psycopg.OperationalError(conn.pgconn.get_error_message())
@@ -70,9 +76,9 @@ def _answer(conn: AnyConnection, send: Callable[[], None]) -> PGresult:
 
 
 def _results(pgconn: PGconn, send: Callable[[], None]) -> Generator[Wait, Ready | int, PGresult | None]:
-    """The first of the results, when there are no more. To be given to `Connection.wait`, which cancels what was sent
-    in here when Ctrl-C comes."""
-    first = None
+    """What became of it: the result, unless a bad one follows, since it is committed behind its rows. To be given to
+    `Connection.wait`, which cancels what was sent in here when Ctrl-C comes."""
+    found = None
     send()
     while pgconn.flush():  # more than the socket takes at once
         yield Wait.RW
@@ -83,8 +89,9 @@ def _results(pgconn: PGconn, send: Callable[[], None]) -> Generator[Wait, Ready 
             pgconn.consume_input()
         result = pgconn.get_result()
         if result is None:
-            return first
-        first = first or result
+            return found
+        if found is None or result.status not in _GOOD:
+            found = result
 
 
 def hot_insert(conn: AnyConnection, statement: Prepared) -> HotInsert:

@@ -109,9 +109,8 @@ class Savepoints:
             self.broken = True
             raise TransactionBroken(_OVER)
         self._begun = True
-        before = self.release
         try:
-            self._send(before + b"SAVEPOINT %s" % self._name)
+            self._send(self.release + b"SAVEPOINT %s" % self._name)
         except Exception as error:
             self.broken = True
             if self._conn.pgconn.status == ConnStatus.BAD:

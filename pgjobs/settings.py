@@ -18,10 +18,9 @@ def check_intervals(poll_interval: timedelta, fetch_cooldown: timedelta) -> None
         raise InvalidSetting(f"poll_interval {poll_interval!r} is shorter than fetch_cooldown {fetch_cooldown!r}")
 
 
-def check_lease(lease: timedelta) -> float:
+def check_lease(lease: timedelta) -> None:
     if lease < timedelta(seconds=5):
         raise InvalidSetting(f"lease is 5 seconds or more, so that it can be extended in time; not {lease!r}")
-    return lease.total_seconds()
 
 
 def check_unknown_kinds(

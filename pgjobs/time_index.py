@@ -21,6 +21,7 @@ log = logging.getLogger("pgjobs.time_index")
 
 _TIMEOUT = 600.0  # seconds: it waits for every transaction that is open, so for handlers too
 _CLEARING_TIMEOUT = 15.0  # for the removal of what it left
+_SOON = 0.5  # seconds until the next try: the upkeep of the indexes has the same lock, for a moment; doubles
 _AGAIN = 60.0  # seconds until the next try
 
 
@@ -44,6 +45,7 @@ class TimeIndex:
         self._thread.join(timeout)
 
     def _run(self) -> None:
+        pause = _SOON
         while not self._stopping.is_set():
             try:
                 if self._settle():
@@ -51,7 +53,8 @@ class TimeIndex:
             except Exception as error:  # no connection
                 with suppress(Exception):
                     log.warning("the index %s could not be made: %s", TIME_INDEX, one_line(error))
-            self._stopping.wait(_AGAIN)
+            self._stopping.wait(min(pause, _AGAIN))
+            pause *= 2
 
     def _settle(self) -> bool:
         """Make it if that is to be done. False when it may be necessary to try again."""

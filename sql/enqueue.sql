@@ -19,12 +19,12 @@ RETURNING
 
 -- name: insert_plain_job
 -- One job that is to run now and says nothing unusual: what is not named here has its default, and what comes back is
--- what the caller cannot know, and who is at the other end. Values that say nothing are the larger part of what the
+-- what was said here, which a trigger may have changed, what the caller cannot know, and who is at the other end. Values that say nothing are the larger part of what the
 -- statement above costs.
 INSERT INTO pgjobs.job (queue, kind, priority, max_attempts, args, metadata)
 VALUES (%(queue)s, %(kind)s, %(priority)s, %(max_attempts)s, %(args)s::jsonb, %(metadata)s::jsonb)
 RETURNING
-    id, state, args::text, metadata::text, scheduled_at, created_at,
+    id, state, args::text, metadata::text, scheduled_at, created_at, queue, kind, priority, max_attempts,
     pg_catalog.pg_backend_pid(),
     {called};
 

@@ -148,35 +148,39 @@ SET LOCAL statement_timeout = 0;
 SET LOCAL synchronous_commit = off;
 
 -- name: complete
--- What `finish` would write, for the outcome that most attempts have, in a transaction that has locked the row. The handler may have
--- changed or deleted it all the same. So it is looked up first, in a SELECT that names no column of the UPDATE: that is
--- asked once, whatever the plan, and before there is a row to update. To count what was updated, as `finish` does, costs more.
-UPDATE pgjobs.job SET
-    state = 'completed',
-    finalized_at = pg_catalog.statement_timestamp(),
-    leased_until = NULL,
-    metadata = CASE WHEN %(metadata)s::jsonb IS NULL THEN metadata ELSE metadata || %(metadata)s::jsonb END,
-    output = COALESCE(%(output)s::jsonb, output)
-WHERE queue = %(queue)s AND id = %(id)s AND token = %(token)s AND state = 'running'
-    AND (SELECT COALESCE(
-        (SELECT true FROM pgjobs.job WHERE queue = %(queue)s AND id = %(id)s AND token = %(token)s AND state = 'running'),
-        pgjobs.attempt_lost()))
-RETURNING state, (EXTRACT(epoch FROM finalized_at) * 1000000)::bigint;
+-- What `finish` would write, for the outcome that most attempts have.
+WITH finished AS (
+    UPDATE pgjobs.job SET
+        state = 'completed',
+        finalized_at = pg_catalog.statement_timestamp(),
+        leased_until = NULL,
+        metadata = CASE WHEN %(metadata)s::jsonb IS NULL THEN metadata ELSE metadata || %(metadata)s::jsonb END,
+        output = COALESCE(%(output)s::jsonb, output)
+    WHERE queue = %(queue)s AND id = %(id)s AND token = %(token)s AND state = 'running'
+    RETURNING state
+)
+SELECT pg_catalog.min(state), (EXTRACT(epoch FROM pg_catalog.statement_timestamp()) * 1000000)::bigint,
+    CASE WHEN pg_catalog.count(*) = 1 THEN true ELSE pgjobs.attempt_lost() END
+FROM finished;
 
 -- name: complete_used
--- The same where the handler wanted nothing kept.
-UPDATE pgjobs.job SET
-    state = 'completed',
-    finalized_at = pg_catalog.statement_timestamp(),
-    leased_until = NULL
-WHERE queue = %(queue)s AND id = %(id)s AND token = %(token)s AND state = 'running'
-    AND (SELECT COALESCE(
-        (SELECT true FROM pgjobs.job WHERE queue = %(queue)s AND id = %(id)s AND token = %(token)s AND state = 'running'),
-        pgjobs.attempt_lost()))
-RETURNING state, (EXTRACT(epoch FROM finalized_at) * 1000000)::bigint;
+-- The same where the handler wanted nothing kept. It may have changed or deleted the row that it locks, so what was
+-- updated is counted before the COMMIT behind it.
+WITH finished AS (
+    UPDATE pgjobs.job SET
+        state = 'completed',
+        finalized_at = pg_catalog.statement_timestamp(),
+        leased_until = NULL
+    WHERE queue = %(queue)s AND id = %(id)s AND token = %(token)s AND state = 'running'
+    RETURNING state
+)
+SELECT pg_catalog.min(state), (EXTRACT(epoch FROM pg_catalog.statement_timestamp()) * 1000000)::bigint,
+    CASE WHEN pg_catalog.count(*) = 1 THEN true ELSE pgjobs.attempt_lost() END
+FROM finished;
 
 -- name: complete_untouched
--- The same after a handler that sent nothing and wanted nothing kept: the row was locked all the while, so nobody can have changed it.
+-- The same after a handler that sent nothing and wanted nothing kept: the row was locked all the while, so nobody can
+-- have changed it, and there are no effects that could stay without it.
 UPDATE pgjobs.job SET
     state = 'completed',
     finalized_at = pg_catalog.statement_timestamp(),

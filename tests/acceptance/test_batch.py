@@ -34,6 +34,7 @@ from pgjobs import (
     constant,
     current_job,
 )
+from pgjobs import batch as batches
 from pgjobs.attempt import Patience
 from pgjobs.batch_store import BatchStore
 from pgjobs.checkout import shut_down
@@ -203,6 +204,7 @@ def test_handlers_that_send_nothing_cost_two_round_trips_for_a_batch(
     assert len(sent) <= 2 * 4 + 4, "and some looks into an empty queue"
 
 
+@pytest.mark.prepared("it looks at the plans of what is prepared")
 def test_a_claim_of_many_is_not_planned_anew_each_time(client: Client) -> None:
     desk, plans = Desk(client, writes=False), list[tuple[int, int]]()
 
@@ -323,6 +325,16 @@ def test_no_more_jobs_are_claimed_than_there_are_savepoints_for(desk: Desk) -> N
     desk.work(jobs, batch_size=100)
     given_back = "SELECT count(*) FROM {schema}.job WHERE pg_catalog.cardinality(attempted_by) > 1"
     assert desk.sql(given_back) == [(40,)], "of the first claim, which could not know"
+
+
+def test_claims_are_of_few_sizes_whatever_part_of_the_handlers_needs_a_savepoint() -> None:
+    """Each has a statement of its own."""
+    sizes = {
+        batches._rounded(60 * started // used) for started in range(1, 1001) for used in range(1, 61) if used <= started
+    }
+    assert len(sizes) <= 16
+    assert {60, 120, 480} <= sizes
+    assert all(batches._rounded(room) <= room < 2 * batches._rounded(room) for room in range(1, 10_000))
 
 
 def test_a_job_that_is_taken_away_between_claim_and_lock_is_left_out_of_its_batch(desk: Desk) -> None:
@@ -960,6 +972,7 @@ def test_kinds_whose_handlers_deallocate_are_run_in_batches_all_the_same(desk: D
     desk.check(jobs)
 
 
+@pytest.mark.prepared("nothing is prepared that could be deallocated")
 @pytest.mark.parametrize("number", [2, 5])
 def test_what_is_deallocated_behind_the_back_of_psycopg_costs_the_neighbours_no_effect(
     client: Client, number: int

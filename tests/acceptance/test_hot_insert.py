@@ -6,8 +6,10 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from enum import Enum
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -17,7 +19,7 @@ import psycopg
 import pytest
 from psycopg import sql
 from psycopg.pq import TransactionStatus
-from psycopg_pool import ConnectionPool
+from psycopg_pool import ConnectionPool, NullConnectionPool
 
 from pgjobs import Client, EnqueueMiddleware, Hooks, Job, JobState, decode_args, hot_insert
 from tests.conftest import Connect
@@ -344,3 +346,120 @@ def test_who_is_interrupted_while_it_is_prepared_leaves_the_connection_in_order(
     for _ in range(3):
         own.enqueue(None, Letter("x"))
     assert query("SELECT count(*) FROM {s}.job") == [(4,)]
+
+
+# --- what an application makes of its pools, its table and its types
+
+
+class Queue(str, Enum):  # noqa: UP042  (whose str() is not its value)
+    MAIL = "mail"
+
+
+class Level(int, Enum):
+    URGENT = -5
+
+
+def test_a_member_of_an_enumeration_is_stored_as_its_value(own: Client) -> None:
+    for _ in range(3):
+        job: Job[Any] = own.enqueue(None, {}, kind=Queue.MAIL, queue=Queue.MAIL, priority=Level.URGENT)
+        stored = own.get(job.id)
+        assert stored == job
+        assert (repr(stored.queue), repr(stored.kind), repr(stored.priority)) == ("'mail'", "'mail'", "-5")
+        assert type(job.queue) is str
+
+
+@pytest.mark.parametrize("through", ["prepared", "unprepared"])
+def test_what_fails_at_the_commit_is_raised(
+    client: Client, own: Client, theirs: Callable[..., Client], query: Query, through: str
+) -> None:
+    """The server has sent the row by then."""
+    query(
+        """
+        CREATE FUNCTION {s}.refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            RAISE EXCEPTION 'refused' USING ERRCODE = '23514'; END $$;
+        CREATE CONSTRAINT TRIGGER refuse AFTER INSERT ON {s}.job DEFERRABLE INITIALLY DEFERRED
+            FOR EACH ROW WHEN (NEW.kind = 'refused') EXECUTE FUNCTION {s}.refuse()
+        """
+    )
+    sender = own if through == "prepared" else theirs(prepare_threshold=None)
+    for _ in range(3):
+        with pytest.raises(psycopg.errors.CheckViolation, match="refused"):
+            sender.enqueue(None, {}, kind="refused")
+        assert sender.enqueue(None, Letter("x")).state == JobState.AVAILABLE
+    assert query("SELECT count(*) FROM {s}.job") == [(3,)]
+
+
+@pytest.mark.parametrize("kind", [ConnectionPool, NullConnectionPool])
+@pytest.mark.parametrize("options", [{}, {"tags": ["red"]}], ids=["plain", "with a tag"])
+@pytest.mark.parametrize("given", ["to the client", "to the call"])
+def test_a_check_of_the_pool_that_begins_a_transaction_takes_no_job_with_it(
+    client: Client, database: str, *, kind: type[ConnectionPool[Any]], options: Any, given: str
+) -> None:
+    def check(conn: psycopg.Connection[Any]) -> None:
+        conn.execute("SELECT 1")
+
+    with kind(database, min_size=0, max_size=1, check=check, open=True) as pool:
+        sender, tx = (Client(pool, schema=client.schema), None) if given == "to the client" else (client, pool)
+        for _ in range(3):
+            job = sender.enqueue(tx, Letter("x"), **options)
+            assert client.get(job.id) == job
+
+
+def test_a_pool_that_has_its_own_way_to_give_connections_is_asked_for_them(
+    client: Client, database: str, query: Query
+) -> None:
+    query("ALTER TABLE {s}.job ADD COLUMN tenant text DEFAULT current_setting('app.tenant', true)")
+
+    class OfTenant(ConnectionPool[Any]):
+        @contextmanager
+        def connection(self, timeout: float | None = None) -> Iterator[psycopg.Connection[Any]]:
+            with super().connection(timeout) as conn:
+                conn.execute("SELECT set_config('app.tenant', 'blue', true)")
+                yield conn
+
+    with OfTenant(database, min_size=1, max_size=1, open=True) as pool:
+        client.enqueue(pool, Letter("x"))
+        Client(pool, schema=client.schema).enqueue(None, Letter("x"))
+    assert query("SELECT tenant FROM {s}.job") == [("blue",), ("blue",)]
+
+
+def test_what_is_deallocated_whenever_the_connection_comes_back_is_prepared_no_more(
+    client: Client, database: str
+) -> None:
+    def reset(conn: psycopg.Connection[Any]) -> None:
+        conn.execute("DISCARD ALL", prepare=False)
+
+    with ConnectionPool(database, min_size=1, max_size=1, reset=reset, kwargs={"autocommit": True}, open=True) as pool:
+        sender = Client(pool, schema=client.schema)
+        notices: list[str] = []
+        send = hot_insert.HotInsert._send
+
+        def noted(self: hot_insert.HotInsert, *args: Any) -> Any:
+            try:
+                return send(self, *args)
+            except psycopg.errors.InvalidSqlStatementName as error:
+                notices.append(str(error))
+                raise
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(hot_insert.HotInsert, "_send", noted)
+            jobs = [sender.enqueue(None, Letter("x")) for _ in range(12)]
+        assert len({job.id for job in jobs}) == 12
+        assert len(notices) == 3, "each is an error in the server's log"
+
+
+def test_what_a_trigger_makes_of_a_job_comes_back(own: Client, query: Query) -> None:
+    query(
+        """
+        CREATE FUNCTION {s}.move() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            NEW.queue := 'moved'; NEW.priority := 7; NEW.max_attempts := 3; RETURN NEW; END $$;
+        CREATE TRIGGER move BEFORE INSERT ON {s}.job FOR EACH ROW EXECUTE FUNCTION {s}.move()
+        """
+    )
+    for tx in (None, None, None, own.pool):
+        job = own.enqueue(tx, Letter("x"))
+        assert job == own.get(job.id)
+        assert (job.queue, job.priority, job.max_attempts) == ("moved", 7, 3)
+    with own.pool.connection() as conn:
+        job = own.enqueue(conn, Letter("x"))
+    assert job == own.get(job.id)

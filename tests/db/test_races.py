@@ -198,6 +198,27 @@ def test_r2_what_a_handler_wrote_is_not_committed_when_its_job_is_no_longer_its_
     assert found.token is not None
 
 
+@pytest.mark.parametrize("keeps", [False, True])
+def test_r2_what_a_handler_wrote_is_not_committed_when_a_trigger_swallows_the_finish(table: Table, keeps: bool) -> None:
+    table.query(
+        """
+        CREATE FUNCTION {schema}.swallow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
+        CREATE TRIGGER swallow BEFORE UPDATE ON {schema}.job FOR EACH ROW
+            WHEN (NEW.state = 'completed') EXECUTE FUNCTION {schema}.swallow();
+        """
+    )
+
+    def handler(tx: AnyConnection, job: Job[Any]) -> None:
+        write(table, tx, job)
+        if keeps:
+            job.set_metadata(seen=True)
+
+    job = table.enqueue()
+    assert WorkerPool(table.client, {"any": handler}, backoff=LATER).work_one()
+    assert table.query("SELECT * FROM {schema}.effect") == []
+    assert table.job(job).state == JobState.RETRYABLE
+
+
 def test_r2_a_finish_without_its_row_raises_in_the_server_and_leaves_the_transaction_aborted(
     table: Table, worker: AnyConnection
 ) -> None:
