@@ -20,7 +20,7 @@ from pgjobs.cursors import AnyConnection
 from pgjobs.hot_path import Prepared
 
 _BACKEND_PID = 10  # the column that says who has answered
-_MOST_LOSSES = 3  # then it is prepared no more: a pool's reset may be DISCARD ALL, and each loss is an error in the log
+_MOST_LOSSES = 10  # then no more: a pool's reset may be DISCARD ALL, and each loss is an error in the server's log
 _GOOD = (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK)
 
 
