@@ -28,7 +28,8 @@ AnyConnection = Connection[Any]
 Act = Callable[[AnyConnection], object]
 LATER = constant(timedelta(hours=1))
 
-# What a session may carry from one job into the next.
+# What a session may carry from one job into the next. What psycopg prepares by itself it also keeps the account of:
+# another connection of the pool may have statements of ours, sent often by the test that waits.
 SESSION = """
     SELECT current_setting('search_path'), current_user::text, session_user::text, current_setting('TimeZone'),
         current_setting('statement_timeout'), current_setting('lock_timeout'),
@@ -36,7 +37,7 @@ SESSION = """
         current_setting('transaction_read_only'), current_setting('transaction_isolation'),
         NULLIF(current_setting('app.tenant', true), ''),
         ARRAY(SELECT pg_listening_channels()),
-        ARRAY(SELECT name FROM pg_prepared_statements WHERE name NOT LIKE 'pgjobs_%'),
+        ARRAY(SELECT name FROM pg_prepared_statements WHERE name !~ '^(pgjobs|_pg3)_'),
         ARRAY(SELECT name FROM pg_cursors),
         ARRAY(SELECT relname::text FROM pg_class WHERE relnamespace = pg_my_temp_schema()),
         (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid())
@@ -366,7 +367,7 @@ def test_a_handler_that_soils_its_connection_loses_nothing_and_harms_nobody(tria
     """T1 to T4, F16."""
     job = trial.run(fault.act)
     check(trial, fault, job)
-    assert trial.began_clean
+    assert trial.began_clean, trial.sessions
 
 
 def test_loaders_that_a_handler_registers_are_not_those_of_the_library(trial: Trial) -> None:
@@ -378,7 +379,7 @@ def test_copy_in_left_open_is_a_failure(trial: Trial) -> None:
     statement = trial.sql("COPY {schema}.effect FROM STDIN")
     job = trial.run(enter(lambda tx: tx.cursor().copy(statement)))
     check(trial, Fault("COPY in left open", lambda tx: None, AGAIN, "middle of a command"), job)
-    assert trial.began_clean
+    assert trial.began_clean, trial.sessions
 
 
 def test_a_pipeline_with_unsent_writes_is_a_failure_and_none_of_them_stays(trial: Trial) -> None:
@@ -404,7 +405,7 @@ def test_a_statement_timeout_of_the_handler_is_not_the_librarys(trial: Trial) ->
         conn.execute(trial.sql("CREATE TRIGGER slow BEFORE UPDATE ON {schema}.job EXECUTE FUNCTION {schema}.slow()"))
     act = execute("SET LOCAL statement_timeout = '50ms'")
     check(trial, Fault("SET LOCAL statement_timeout", act, DONE), trial.run(act))
-    assert trial.began_clean
+    assert trial.began_clean, trial.sessions
 
 
 def test_a_statement_timeout_of_a_millisecond_ends_in_an_outcome(trial: Trial) -> None:
@@ -412,7 +413,7 @@ def test_a_statement_timeout_of_a_millisecond_ends_in_an_outcome(trial: Trial) -
     job = trial.run(execute("SET LOCAL statement_timeout = '1ms'"))
     assert trial.effects(job) == (job.state == DONE)
     assert job.state == DONE or "57014" in (job.last_error or "")
-    assert trial.began_clean
+    assert trial.began_clean, trial.sessions
 
 
 @pytest.mark.one_by_one("nobody can tell which job of a batch it was, so that one fails again, alone")
@@ -461,7 +462,7 @@ def test_a_connection_in_the_middle_of_a_threads_statement_is_given_up(trial: Tr
     assert not threads[0].is_alive()
     assert isinstance(ended[0], psycopg.Error)
     check(trial, Fault("thread", act, AGAIN, "middle of a command"), job)
-    assert trial.began_clean
+    assert trial.began_clean, trial.sessions
 
 
 @pytest.mark.parametrize("through", ["connection", "cursor"])
@@ -499,7 +500,7 @@ def test_a_thread_that_keeps_the_connection_cannot_write_into_the_next_job(
     assert results == ["OperationalError"]
     assert job.state == (AGAIN if fails else DONE)
     assert trial.effects(job) == (not fails)
-    assert trial.began_clean
+    assert trial.began_clean, trial.sessions
 
 
 class WithBrokenText(Exception):
@@ -578,7 +579,7 @@ def test_whatever_a_handler_raises_is_one_failed_attempt(
     assert job.finalized_at is None
     assert len(job.errors[0].error) <= 8192
     assert "in act" in (job.errors[0].trace or ""), "the trace begins in the handler"
-    assert trial.began_clean
+    assert trial.began_clean, trial.sessions
 
 
 def test_a_recursion_without_end_is_one_failed_attempt(trial: Trial) -> None:
