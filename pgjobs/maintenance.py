@@ -45,6 +45,9 @@ _FORGET_AFTER = timedelta(minutes=1)
 AFTER_FAILURE = timedelta(seconds=5)
 _AT_LEAST_EVERY = timedelta(seconds=1)  # look whether somebody else's duty is due
 _HURRIED = ("promote", "rescue")  # the duties that somebody may be waiting for
+# Looked at again when a look found nothing for them: a job that starts now is rescued after RESCUE_GRACE at the
+# earliest, and one that is due within two seconds tells when it is enqueued.
+_GLANCE_EVERY = timedelta(seconds=1.75)
 _SELDOM = timedelta(seconds=30)  # the same for the others
 _SOON = timedelta(0)
 _EARLY = timedelta(milliseconds=1)  # by which the row says sooner: not to find it too early at the moment itself
@@ -220,7 +223,7 @@ class Maintenance:
 
     def glance(self, conn: AnyConnection) -> set[str]:
         """Those of the duties of every second that would find anything."""
-        return self._store.glance(conn, 2 * PROMOTE_EVERY)
+        return self._store.glance(conn, _GLANCE_EVERY + PROMOTE_EVERY)
 
     def hurry(self, conn: AnyConnection) -> None:
         """A job was enqueued that is due before the next promote was to be."""
@@ -292,7 +295,7 @@ class MaintenanceThread:
             ready = [duty for duty, when in due.items() if when <= time.monotonic()]
             sure = hurried | self._exact  # for these a look would only take time
             in_vain = self._in_vain(set(ready) - sure) - sure
-            due.update(dict.fromkeys(in_vain, time.monotonic() + _AT_LEAST_EVERY.total_seconds()))
+            due.update(dict.fromkeys(in_vain, time.monotonic() + _GLANCE_EVERY.total_seconds()))
             for duty in ready:
                 if duty not in in_vain and not self._stopping:
                     due[duty] = time.monotonic() + self._next(duty).total_seconds()
@@ -309,7 +312,7 @@ class MaintenanceThread:
         return after
 
     def _in_vain(self, ready: set[str]) -> set[str]:
-        """Those of the acts that would find nothing, ready or not, so that an idle queue costs one look in a second."""
+        """Those of the acts that would find nothing, ready or not, so that an idle queue costs one look."""
         if not ready.intersection(_HURRIED):
             return set()
         try:

@@ -135,6 +135,7 @@ def sleepy_promote(monkeypatch: pytest.MonkeyPatch) -> None:
     """Promote sleeps for an hour unless it learns of a job that is due earlier."""
     monkeypatch.setattr("pgjobs.maintenance.PROMOTE_EVERY", timedelta(hours=1))
     monkeypatch.setattr("pgjobs.maintenance._AT_LEAST_EVERY", timedelta(hours=1))
+    monkeypatch.setattr("pgjobs.maintenance._GLANCE_EVERY", timedelta(hours=1))
 
 
 @pytest.mark.usefixtures("sleepy_promote")
