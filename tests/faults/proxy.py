@@ -51,8 +51,8 @@ class Proxy:
 
     def trap(self, request: re.Pattern[bytes], cut: Cut) -> None:
         """Cut the connection of the next request that this is found in: before the server gets it, or after the
-        server has answered, without a word of the answer. Within the answer it is not cut, but stands still for ever
-        after a few words."""
+        server has answered, without a word of the answer. Within the next answer of more than a few words it is not cut,
+        but stands still for ever after these."""
         self.sprung.clear()
         self._trap = (request, cut)
 
@@ -98,16 +98,21 @@ class Proxy:
             while data := source.recv(_CHUNK):
                 way.wait()
                 if requests and self._trap and self._trap[0].search(data):
-                    (_, cut), self._trap = self._trap, None
+                    cut = self._trap[1]
+                    if cut != "within":
+                        self._trap = None
                     if cut == "before":
                         self.sprung.set()
                         break
-                    sprung.append(cut)
-                if not requests and sprung:
-                    target.sendall(data[:_A_FEW_WORDS] if sprung == ["within"] else b"")
+                    sprung[:] = [cut]
+                if not requests and sprung == ["within"] and self._trap and len(data) > _A_FEW_WORDS:
+                    self._trap = None
+                    target.sendall(data[:_A_FEW_WORDS])
                     self.sprung.set()
-                    if sprung == ["within"]:
-                        self._closed.wait()
+                    self._closed.wait()
+                    break
+                if not requests and sprung == ["after"]:
+                    self.sprung.set()
                     break
                 target.sendall(data)
         for each in (source, target):
