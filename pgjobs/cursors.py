@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import psycopg
 from psycopg import ClientCursor, Connection, Cursor, postgres
-from psycopg.adapt import AdaptersMap, Loader
+from psycopg.adapt import AdaptersMap, Dumper, Loader
 from psycopg.pq import ExecStatus, Format
 from psycopg.rows import TupleRow, tuple_row
 from psycopg.types.string import TextLoader
+
+from pgjobs.interval import interval_text
 
 AnyConnection = Connection[Any]
 
@@ -34,12 +36,20 @@ class _IsoInstant(Loader):
         return datetime.fromisoformat(str(data, "ascii"))
 
 
+class _Interval(Dumper):
+    oid = postgres.types["interval"].oid
+
+    def dump(self, obj: timedelta) -> bytes:
+        return interval_text(obj).encode()
+
+
 # psycopg's own, whatever loaders and dumpers the application has registered for itself.
 _ADAPTERS = AdaptersMap(psycopg.adapters)
 postgres.register_default_adapters(_ADAPTERS)
 _ADAPTERS.register_loader("jsonb", _RawJson)
 _ADAPTERS.register_loader("jsonb", _RawJsonBinary)
 _ADAPTERS.register_loader("timestamptz", _IsoInstant)
+_ADAPTERS.register_dumper(timedelta, _Interval)
 
 
 class BoundCursor(Cursor[TupleRow]):

@@ -29,6 +29,7 @@ from psycopg.rows import tuple_row
 
 from pgjobs.cursors import AnyConnection, BatchCursor, ClaimCursor
 from pgjobs.errors import AttemptLost
+from pgjobs.interval import interval_text
 from pgjobs.job import Job, JobState
 from pgjobs.outcome import NOTHING_KEPT, Kept
 from pgjobs.store import ClaimRequest, ClaimValues, Finished, Store, attempt_lost, claimed_job, lost_or
@@ -359,7 +360,7 @@ class HotPath:
             case int():
                 return b"%d" % value
             case timedelta():
-                return b"'%d microseconds'" % (value // timedelta(microseconds=1))
+                return b"'%b'" % interval_text(value).encode()
         return self._literal(_array(value))
 
 

@@ -17,6 +17,7 @@ from pgjobs import statements
 from pgjobs.cron import CatchUp, Schedule
 from pgjobs.cursors import AnyConnection, LiteralCursor, answers, bound_cursor, literal_cursor, one
 from pgjobs.error_text import clean
+from pgjobs.interval import interval_text
 from pgjobs.options import EncodedJob
 
 SCHEDULE_NOTICE = " schedule"  # what a notification says when a schedule was changed; see 0002_schedules.sql
@@ -254,7 +255,7 @@ def options_json(row: EncodedJob) -> str:
         "priority": row.priority,
         "max_attempts": row.max_attempts,
         "tags": row.tags,
-        "delay": f"{row.delay // timedelta(microseconds=1)} microseconds",
+        "delay": interval_text(row.delay),
         "pending": row.pending,
         "uniqueness": row.unique and json.loads(row.unique.to_json()),
     }

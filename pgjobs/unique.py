@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from pgjobs.errors import InvalidOption
+from pgjobs.interval import interval_text
 
 STATES = ("available", "scheduled", "pending", "running", "retryable", "completed", "cancelled", "discarded")
 # A job passes through these without being asked, so its key must hold in all of them.
@@ -16,7 +17,6 @@ REQUIRED = ("available", "pending", "running", "scheduled")
 REPLACEABLE = ("args", "scheduled_at", "priority", "max_attempts", "tags", "metadata")
 
 _DEFAULT_STATES = ("available", "completed", "pending", "retryable", "running", "scheduled")
-_MICROSECOND = timedelta(microseconds=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +54,7 @@ class Unique:
         return json.dumps(
             {
                 "by_args": self.by_args,
-                "by_period": self.by_period and f"{self.by_period // _MICROSECOND} microseconds",
+                "by_period": self.by_period and interval_text(self.by_period),
                 "by_queue": self.by_queue,
                 "by_state": self.by_state,
                 "exclude_kind": self.exclude_kind,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import select
 import sys
 import threading
 from collections.abc import Callable
@@ -239,13 +240,13 @@ def swallows_what_a_stop_did_to_its_statement(scene: Scene) -> None:
 
 def is_severed(scene: Scene) -> None:
     """Nothing that can be caught makes it end, and it returns as if nothing had been."""
-    pid = scene.tx.info.backend_pid
-    gone = "SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = %s)"
+    wire = select.poll()  # for its end only; no other connection, in whose midst the interrupt could come
+    wire.register(scene.tx.fileno(), 0)
     scene.tell(TIMED_OUT, QUICK)
     while True:
         with suppress(Interrupted):
-            wait_until(lambda: scene.beside.execute(gone, [pid]).fetchone() == (True,))
-            return
+            if wire.poll(1):
+                return
 
 
 ANYWHERE = [

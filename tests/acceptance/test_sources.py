@@ -303,13 +303,13 @@ def test_what_a_handler_sets_in_the_session_is_not_there_for_the_next(made: Tria
 
     def soil(tx: Any, job: Job[Any]) -> None:
         app.run(tx, "SET search_path = pg_catalog")
-        app.run(tx, "SET statement_timeout = '1ms'")
+        app.run(tx, "SET statement_timeout = '17min'")
         app.run(tx, "SET TIME ZONE 'Pacific/Chatham'")
         app.run(tx, "SELECT pg_advisory_lock(7)")
 
     def look(tx: Any, job: Job[Any]) -> None:
         seen.append([app.run(tx, f"SHOW {name}") for name in ("search_path", "statement_timeout", "timezone")])
-        seen.append(app.run(tx, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"))
+        seen.append(app.run(tx, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"))
 
     jobs = made.run(look, soil, look)
     assert [job.last_error for job in jobs] == [None] * 3

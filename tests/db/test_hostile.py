@@ -34,6 +34,7 @@ from pgjobs import (
     NewJob,
     RetryAfter,
     Snooze,
+    Unique,
     WorkerPool,
     WorkMap,
     constant,
@@ -548,6 +549,21 @@ def test_instants_are_the_same_in_every_zone_of_the_server(table: Table, connect
     early = table.client.store.claim(claimed, queue="default", token=uuid4(), worker="x")
     assert early is not None
     assert early.scheduled_at == datetime.fromisoformat(EARLY)
+
+
+@pytest.mark.parametrize("days", [60, 120, 180, 240, 300])  # some of them past the next change of the clocks
+@pytest.mark.parametrize("style", ["postgres", "sql_standard"])
+def test_a_day_of_delay_has_24_hours_wherever_the_session_is(
+    table: Table, connect: Connect, days: int, style: str
+) -> None:
+    moved = connect(options=f"-c TimeZone=Europe/Berlin -c IntervalStyle={style}")
+    delay = timedelta(days=days, microseconds=7)
+    one = table.client.enqueue(moved, {"n": 1}, kind="ab", delay=delay)
+    many = table.client.enqueue_many(moved, [NewJob({"n": n}, kind="ab", delay=delay) for n in range(3)])
+    unique = table.client.enqueue(moved, {"n": 4}, kind="ab", delay=delay, unique=Unique(by_args=True))
+    moved.commit()
+    for job in (one, *many, unique):
+        assert abs(job.scheduled_at - job.created_at - delay) < timedelta(minutes=1)
 
 
 @pytest.mark.parametrize(

@@ -51,8 +51,8 @@ class Proxy:
 
     def trap(self, request: re.Pattern[bytes], cut: Cut) -> None:
         """Cut the connection of the next request that this is found in: before the server gets it, or after the
-        server has answered, without a word of the answer. Within the next answer of more than a few words it is not cut,
-        but stands still for ever after these."""
+        server has answered, without a word of the answer. Within the next answer of more than a few words it is not
+        cut, but stands still for ever after these."""
         self.sprung.clear()
         self._trap = (request, cut)
 
