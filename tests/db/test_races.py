@@ -667,7 +667,7 @@ def test_r10_a_twin_that_is_being_inserted_is_not_waited_for_long(table: Table, 
     started = time.monotonic()
     with pytest.raises(JobLocked):
         table.client.retry(job.id)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 4
 
     committing = threading.Timer(0.3, inserter.commit)
     committing.start()
