@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import logging
 import os
 import threading
 import time
@@ -21,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 from uuid import UUID
@@ -32,6 +34,8 @@ from pgjobs.job import Job
 from pgjobs.outcome import NOTHING_KEPT, Kept, Outcome
 from pgjobs.transaction import AnyConnection, borrow
 from pgjobs.work_map import Handler
+
+log = logging.getLogger("pgjobs.watch")
 
 Reason = JobTimedOut | JobCancelled | JobStopped
 _LOOK_EVERY = 5.0  # seconds between two looks for connections that wait in vain
@@ -229,7 +233,8 @@ class Attempt:
             self.tainted = True
             self.held.cancels_begin()
             # asking the server to cancel opens a connection, which may block: not in the thread of the watch
-            threading.Thread(target=self.held.cancel_statement, name="pgjobs/cancel", daemon=True).start()
+            if not _started(self.held.cancel_statement, name="pgjobs/cancel"):
+                self.held.cancel_ends()
         due = (self._patience.raised, self._patience.severed, waited + _CANCEL_AGAIN)
         return min(later for later in due if later > waited)
 
@@ -245,6 +250,16 @@ class Attempt:
 def _raise_in(thread: threading.Thread, exception: type[BaseException]) -> None:
     """Let the thread raise this when it next runs Python code."""
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(exception))
+
+
+def _started(act: Callable[[], object], *, name: str) -> bool:
+    """Whether it has a thread of its own now: the system may refuse that for a while, by a limit on processes."""
+    try:
+        threading.Thread(target=act, name=name, daemon=True).start()
+    except (RuntimeError, MemoryError) as error:
+        log.error("%s: no thread for it: %s", name, error)
+        return False
+    return True
 
 
 def _let_arrive() -> None:
@@ -280,6 +295,8 @@ class Watch:
         self._all_end: tuple[Callable[[], Reason], Patience] | None = None  # also those that begin after that was said
         self.cut_off = 0  # so many attempts since the start, because all were to end
         self._thread: threading.Thread | None = None
+        self._guests = 0  # who need it to run while they are there
+        self._for_guests = False  # it was started for them alone
 
     def start(self) -> None:
         self._stopping, self._all_end, self.cut_off = False, None, 0
@@ -296,14 +313,20 @@ class Watch:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Run for as long as the block, if it does not run already."""
-        if self._thread is not None and self._thread.is_alive():
-            yield
-            return
-        self.start()
+        with self._lock:
+            if not self._guests and (self._thread is None or not self._thread.is_alive()):
+                self.start()
+                self._for_guests = True
+            self._guests += 1
         try:
             yield
         finally:
-            self.stop()
+            with self._lock:
+                self._guests -= 1
+                last = self._for_guests and not self._guests
+            if last:
+                self._for_guests = False
+                self.stop()
 
     def add(self, attempt: Attempt, *, instead_of: Attempt | None = None) -> None:
         """Watch over an attempt until it is removed."""
@@ -388,14 +411,12 @@ class Watch:
             if held.answer_due <= now:
                 held.answer_due = NEVER
                 held.shut_down(id(held.conn))
-                threading.Thread(target=self._on_silent, name="pgjobs/silent", daemon=True).start()
+                _started(self._on_silent, name="pgjobs/silent")
 
     def _report(self) -> None:
         """Hand on what was severed and what is stuck, each in a thread of its own: a report may take its time."""
         for attempt, reported in list(self._attempts.items()):
             if attempt.severed and not reported:
-                self._attempts[attempt] = True
-                threading.Thread(target=self._on_severed, args=(attempt,), name="pgjobs/severed", daemon=True).start()
-            if attempt.stuck:
+                self._attempts[attempt] = _started(partial(self._on_severed, attempt), name="pgjobs/severed")
+            if attempt.stuck and _started(partial(self._on_stuck, attempt), name="pgjobs/stuck"):
                 del self._attempts[attempt]
-                threading.Thread(target=self._on_stuck, args=(attempt,), name="pgjobs/stuck", daemon=True).start()

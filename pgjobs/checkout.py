@@ -103,7 +103,14 @@ class Checkout(ABC):
         self._callbacks = (list(self.conn._notice_handlers), list(self.conn._notify_handlers))
         self._clean_state: tuple[Any, ...] = ()  # what no handler has changed looks like
         if not self.conn.autocommit:
-            self.conn.autocommit = True
+            try:
+                if self.conn.pgconn.transaction_status != TransactionStatus.IDLE:  # the check of a pool has begun one
+                    self.conn.rollback()
+                self.conn.autocommit = True
+            except BaseException:
+                self._put(self.conn)
+                self._gone = True
+                raise
 
     def found_direct(self) -> None:  # noqa: B027  most connections are not our own
         """No pooler stands in between: on a connection of our own, what is sent often may be prepared."""
@@ -165,14 +172,18 @@ class Checkout(ABC):
                 with suppress(psycopg.Error):
                     self.conn.cancel_safe(timeout=2)
         finally:
-            with self._cancels_changed:
-                self._cancels -= 1
-                self._cancels_changed.notify_all()
+            self.cancel_ends()
 
     def cancels_begin(self) -> None:
         """A `cancel_statement` follows, in another thread."""
         with self._cancels_changed:
             self._cancels += 1
+
+    def cancel_ends(self) -> None:
+        """The server was asked for it, or will not be."""
+        with self._cancels_changed:
+            self._cancels -= 1
+            self._cancels_changed.notify_all()
 
     def wait_for_cancels(self) -> None:
         """Wait until the server was asked for the last cancel that was begun."""

@@ -13,6 +13,7 @@ import psycopg
 import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
+from psycopg_pool import ConnectionPool
 
 from pgjobs import Client, Job, JobState, WorkerPool, constant
 from tests.conftest import Connect
@@ -52,6 +53,20 @@ def test_t8_that_a_job_runs_and_who_runs_it_is_there_for_everybody_to_see(
     client.enqueue(None, NOTHING, kind="any")
     assert WorkerPool(client, {"any": handler}).work_one()
     assert seen == [("running", 1, [client.id], True)]
+
+
+def test_a_pool_whose_check_begins_a_transaction_is_worked_with_and_gets_its_connections_back(
+    database: str, client: Client
+) -> None:
+    def check(conn: AnyConnection) -> None:
+        conn.execute("SELECT 1")
+
+    with ConnectionPool(database, min_size=4, max_size=4, check=check, open=True, timeout=3) as connections:
+        theirs = Client(connections, schema=client.schema)
+        job = theirs.enqueue(None, NOTHING, kind="any")
+        with WorkerPool(theirs, {"any": lambda tx, job: None}, queues={"default": 1}):
+            wait_until(lambda: stored(client, job).state == JobState.COMPLETED)
+        wait_until(lambda: connections.get_stats()["pool_available"] == 4)
 
 
 def test_t14_a_client_asks_the_network_whether_a_silent_server_is_there(client: Client) -> None:

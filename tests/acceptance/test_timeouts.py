@@ -31,6 +31,7 @@ from pgjobs import (
     constant,
 )
 from pgjobs.attempt import Attempt, Patience, _raise_in
+from pgjobs.checkout import Checkout
 from pgjobs.errors import JobStopped
 from tests.waiting import wait_until
 
@@ -381,6 +382,59 @@ def test_the_watch_comes_again_for_each_step_in_time(
 
     attempt.run(handler)
     assert again == pytest.approx([0.01, 0.02, 0.03, float("inf")])
+
+
+@pytest.mark.parametrize("name", ["pgjobs/cancel", "pgjobs/severed", "pgjobs/stuck"])
+def test_the_watch_outlives_a_system_that_refuses_a_thread(
+    trial: Trial, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A limit on processes counts threads. What was to be done in one is done when there is one again."""
+    monkeypatch.setattr("pgjobs.attempt._LOOK_EVERY", 0.05)
+    start, refused = threading.Thread.start, list[str]()
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == name and not refused:
+            refused.append(thread.name)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    job, behind = trial.enqueue(), trial.enqueue("next")
+    resist = deaf(trial) if name == "pgjobs/stuck" else lambda tx, job: tx.execute("SELECT pg_sleep(60)")
+    if name == "pgjobs/severed":
+        monkeypatch.setattr("pgjobs.checkout.Checkout.cancel_statement", Checkout.cancel_ends)
+    pool = trial.pool(resist).start()
+    wait_until(lambda: trial.job(job).state == JobState.RETRYABLE)
+    wait_until(lambda: trial.job(behind).state == JobState.COMPLETED)
+    assert refused
+    trial.release.set()
+    pool.stop()
+
+
+def test_the_time_of_a_job_that_one_thread_runs_by_itself_does_not_depend_on_another_thread(trial: Trial) -> None:
+    """The one that is done first does not end the watch over the other."""
+    first, both = threading.Event(), threading.Event()
+
+    def slow(tx: AnyConnection, job: Job[Any]) -> None:
+        first.set()
+        assert both.wait(20)
+
+    def slower(tx: AnyConnection, job: Job[Any]) -> None:
+        both.set()
+        other.join(20)
+        tx.execute("SELECT pg_sleep(10)")
+
+    trial.enqueue("slow", queue="slow")
+    job = trial.enqueue("slower")
+    kinds = {"slow": Handler(slow, timeout=None), "slower": Handler(slower, timeout=timedelta(seconds=2))}
+    pool = WorkerPool(trial.client, kinds, backoff=LATER)
+    other = threading.Thread(target=pool.work_one, args=("slow",))
+    other.start()
+    assert first.wait(20)
+    assert pool.work_one()
+    assert not other.is_alive()
+    assert trial.job(job).state == JobState.RETRYABLE
+    assert pool._watch._thread is None or not pool._watch._thread.is_alive()
 
 
 def test_a_severed_job_is_free_and_on_record_long_before_its_thread_is_given_up(
