@@ -248,7 +248,7 @@ class BatchStore:
         ]  # before them, what cleaned the session
         failed, rows = rows[: 2 * len(record.failed)], rows[2 * len(record.failed) :]
         finished = []
-        for [(state, now, _)], cancelled in zip(failed[::2], failed[1::2], strict=True):
+        for [(state, now, *_)], cancelled in zip(failed[::2], failed[1::2], strict=True):
             finished.append(Finished(JobState(cancelled[0][0] if cancelled else state), now, True))
         now = rows[0][0][0] if record.done else 0
         return Written(Finished(JobState.COMPLETED, now, True), finished), rows

@@ -12,6 +12,7 @@ from psycopg.pq import PipelineStatus
 from pgjobs import statements
 from pgjobs.copy_rows import HEADER, TRAILER, CopyRows, instant, microseconds
 from pgjobs.cursors import AnyConnection, bound_cursor, one
+from pgjobs.errors import InvalidTransaction
 from pgjobs.hot_insert import hot_insert
 from pgjobs.hot_path import prepared
 from pgjobs.job import Job, JobState, job_of
@@ -42,6 +43,7 @@ class EnqueueStore:
 
     def insert(self, conn: AnyConnection, jobs: Sequence[EncodedJob], *, notify: bool) -> list[Job[Any]]:
         """Insert the jobs; they come back in their order. In place of one that has a twin, the twin, as a duplicate."""
+        check_encoding(conn)
         if any(job.unique is not None for job in jobs):
             return self._insert_unique(conn, jobs, notify)
         if len(jobs) == 1:
@@ -54,7 +56,7 @@ class EnqueueStore:
 
     def insert_hot(self, conn: AnyConnection, job: EncodedJob, *, may_prepare: bool) -> Job[Any]:
         """As `insert`, of one that is plain, in a transaction of its own, on a connection that is in none."""
-        codec = conn.info.encoding
+        codec = check_encoding(conn)
         values = [str(vars(job)[name]).encode(codec) for name in self._hot.parameters]
         row = hot_insert(conn, self._hot).row(conn, self._hot, values, may_prepare=may_prepare)
         id, state, args, metadata, scheduled_at, created_at, queue, kind, priority, most, *_ = _present(row)
@@ -203,6 +205,8 @@ class EnqueueStore:
 
     def insert_spooled(self, conn: AnyConnection, spool: Spool, *, notify: bool) -> None:
         """Insert all that is in the spool, and give nothing back."""
+        if not can_copy(conn):
+            raise InvalidTransaction("jobs in any number go to a connection with client_encoding UTF8, in no pipeline")
         self._copy(conn, self._enqueue["copy_due_now"], spool.due_now())
         now, _, _ = self._prepare_copy(conn, 0)
         self._copy(conn, self._enqueue["copy_timed"], _joined(spool.timed(microseconds(now))))
@@ -225,8 +229,20 @@ class EnqueueStore:
 
 
 def can_copy(conn: AnyConnection) -> bool:
-    """Whether the connection is in the mode for it: not in a pipeline of the application's."""
-    return conn.pgconn.pipeline_status == PipelineStatus.OFF
+    """Whether the connection is in the mode for it: not in a pipeline of the application's, and with the encoding in
+    which the rows are made."""
+    return (
+        conn.pgconn.pipeline_status == PipelineStatus.OFF
+        and conn.pgconn.parameter_status(b"client_encoding") == b"UTF8"
+    )
+
+
+def check_encoding(conn: AnyConnection) -> str:
+    """The codec of the connection's text; refuses a connection that has none."""
+    codec = conn.info.encoding
+    if codec == "ascii":
+        raise InvalidTransaction("client_encoding is SQL_ASCII, which says of no text what it is: connect with UTF8")
+    return codec
 
 
 def is_plain(job: EncodedJob) -> bool:

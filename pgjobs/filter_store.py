@@ -94,7 +94,7 @@ class FilterStore:
         self, conn: AnyConnection, statement: bytes, filter: JobFilter, turn: Turn, values: Mapping[str, Any]
     ) -> list[Verdict]:
         with bound_cursor(conn) as cur:
-            rows = _rows(cur, statement, filter, {**_turn(turn), **values, "channel": self._channel})
+            rows = _rows(cur, statement, filter, {**_turn(turn), **values, "notify": True, "channel": self._channel})
             return [(as_job(row), row[_VERDICT]) for row in rows]
 
 

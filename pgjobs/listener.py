@@ -67,6 +67,7 @@ class Listener:
         self._answers: _Answers | None = None
         self._heard: list[tuple[int, str]] = []  # notifications, with who has sent them
         self._listening = False
+        self._direct = False  # whether no pooler stands between
         self._pause = _FIRST_PAUSE
 
     def start(self) -> None:
@@ -100,8 +101,13 @@ class Listener:
 
     @property
     def listening(self) -> bool:
-        """Whether notifications arrive now, as far as is known."""
+        """Whether it has a connection on which it listens now."""
         return self._listening
+
+    @property
+    def hears(self) -> bool:
+        """Whether notifications arrive now, as far as is known: behind a pooler none does."""
+        return self._listening and self._direct
 
     def _run(self) -> None:
         while not self._stopping.is_set():
@@ -122,8 +128,8 @@ class Listener:
         self._answers = answers = _Answers(conn, f"{self._thread.name}-answers")
         with answers.in_time():
             self._store.listen(conn)
-            direct = self._posts.begin(conn)
-        if not direct and not self._warned:
+            self._direct = self._posts.begin(conn)
+        if not self._direct and not self._warned:
             self._warned = True
             log.warning("connected through a pooler, so nobody notifies this process: it finds jobs by polling; give "
                         "listen_dsn=, a direct connection, or listen=False")  # fmt: skip

@@ -45,8 +45,8 @@ _FORGET_AFTER = timedelta(minutes=1)
 AFTER_FAILURE = timedelta(seconds=5)
 _AT_LEAST_EVERY = timedelta(seconds=1)  # look whether somebody else's duty is due
 _HURRIED = ("promote", "rescue")  # the duties that somebody may be waiting for
-# Looked at again when a look found nothing for them: a job that starts now is rescued after RESCUE_GRACE at the
-# earliest, and one that is due within two seconds tells when it is enqueued.
+# When to look again after a look that found nothing for them: a job that starts now is rescued after RESCUE_GRACE at
+# the earliest, and one that is due within two seconds tells when it is enqueued, where that is heard.
 _GLANCE_EVERY = timedelta(seconds=1.75)
 _SELDOM = timedelta(seconds=30)  # the same for the others
 _SOON = timedelta(0)
@@ -247,6 +247,7 @@ class MaintenanceThread:
         tick: Callable[[AnyConnection], timedelta] = lambda conn: _AT_LEAST_EVERY,
         at_end: Callable[[], None] = lambda: None,
         over: Callable[[Checkout], AbstractContextManager[object]] = lambda held: nullcontext(),
+        is_told: Callable[[], bool] = lambda: True,
     ) -> None:
         self._maintenance = maintenance
         self._acts: dict[str, Callable[[AnyConnection], timedelta]] = {
@@ -259,6 +260,7 @@ class MaintenanceThread:
         self._beside = beside  # what concerns this process alone; called every second, and when called for
         self._at_end = at_end
         self._over = over  # watches over a connection
+        self._is_told = is_told  # whether it hears of jobs that are due soon
         self._called = threading.Event()
         self._stopping = False
         self._thread = threading.Thread(target=self._repeat, name=name, daemon=True)
@@ -295,7 +297,8 @@ class MaintenanceThread:
             ready = [duty for duty, when in due.items() if when <= time.monotonic()]
             sure = hurried | self._exact  # for these a look would only take time
             in_vain = self._in_vain(set(ready) - sure) - sure
-            due.update(dict.fromkeys(in_vain, time.monotonic() + _GLANCE_EVERY.total_seconds()))
+            pause = _GLANCE_EVERY if self._is_told() else _AT_LEAST_EVERY
+            due.update(dict.fromkeys(in_vain, time.monotonic() + pause.total_seconds()))
             for duty in ready:
                 if duty not in in_vain and not self._stopping:
                     due[duty] = time.monotonic() + self._next(duty).total_seconds()

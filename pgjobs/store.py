@@ -142,7 +142,7 @@ class Store:
         self._maintain = statements.load("maintain.sql", schema)
         self._observe = statements.load("observe.sql", schema)
         self.tag = f"pgjobs_{token_hex(4)}"  # of what has a name in a session, so that no handler hits it
-        work = self.work = _with_savepoint(statements.load("work.sql", schema), self.tag)
+        work = self.work = _named(statements.load("work.sql", schema), self.tag, self.channel)
         orders = {
             "priority": work["next_by_priority"],
             "scheduled_at": work["next_by_time"],
@@ -426,9 +426,11 @@ class Store:
             cur.execute(self._observe["probe"])
 
 
-def _with_savepoint(work: Mapping[str, bytes], name: str) -> dict[str, bytes]:
-    """The statements with another name for the savepoint, so that no handler hits it with one of its own."""
-    return {key: sql.replace(b"SAVEPOINT pgjobs", f"SAVEPOINT {name}".encode()) for key, sql in work.items()}
+def _named(work: Mapping[str, bytes], savepoint: str, channel: str) -> dict[str, bytes]:
+    """The statements with another name for the savepoint, so that no handler hits it with one of its own, and with that
+    of the channel."""
+    own, text = f"SAVEPOINT {savepoint}".encode(), f"'{channel}'".encode()
+    return {key: sql.replace(b"SAVEPOINT pgjobs", own).replace(b"%(channel)s", text) for key, sql in work.items()}
 
 
 def finish_values(job: Job[Any], outcome: Outcome, kept: Kept) -> dict[str, Any]:

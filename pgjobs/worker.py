@@ -247,6 +247,7 @@ class WorkerPool:
             at_end=partial(self._sign_off, self.schedules.sign_off()),
             tick=self._tick,
             over=self._watch.over,
+            is_told=lambda: self._listener is not None and self._listener.hears,
             name=f"{self.name}/maintenance",
         )
         self._client.registration.enter(self, self._describe)
@@ -489,6 +490,8 @@ class WorkerPool:
         return None if self._any_kind else list(self.work_map)
 
     def _on_rescued(self, job: Job[Any]) -> None:
+        if job.state is JobState.RETRYABLE:
+            self._hurry("promote")  # it is due in a moment
         self._client.hooks("on_rescue", job)
 
     # --- schedules

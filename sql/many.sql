@@ -196,5 +196,5 @@ WITH seen AS MATERIALIZED (
 SELECT
     id, state, queue, kind, priority, attempt, max_attempts, args, metadata, errors, tags, scheduled_at, created_at,
     attempted_at, finalized_at, attempted_by, token, leased_until, output, verdict,
-    CASE WHEN verdict = 'done' AND state = 'available' THEN {called} END
+    CASE WHEN verdict = 'done' THEN {told} END
 FROM answer ORDER BY id;

@@ -94,33 +94,37 @@ SAVEPOINT pgjobs;
 -- does one whose row is held still: nobody waits for the end of a lost connection. Only running jobs are found by their
 -- token. Those that were rescued since the claim, which is not long ago, are found by when that was; without, each look
 -- would read the whole table.
-UPDATE pgjobs.job SET
-    state = 'available',
-    attempt = attempt - 1,
-    scheduled_at = LEAST(scheduled_at, pg_catalog.statement_timestamp()),
-    attempted_at = NULL,
-    leased_until = NULL,
-    finalized_at = NULL,
-    errors = CASE WHEN state = 'running' THEN errors ELSE errors - (-1) END,
-    token = NULL
-WHERE (id, queue) IN (
-        SELECT id, queue FROM pgjobs.job
-        WHERE queue = %(queue)s AND token = %(token)s AND state IN ('running', 'retryable', 'discarded')
-            AND id = ANY (ARRAY(
-                SELECT id FROM pgjobs.job WHERE state = 'running' AND token = %(token)s
-                UNION ALL
-                SELECT id FROM pgjobs.job
-                WHERE state IN ('scheduled', 'retryable') AND token = %(token)s
-                    AND scheduled_at > pg_catalog.statement_timestamp() - interval '1 minute'
-                    AND scheduled_at < pg_catalog.statement_timestamp() + interval '2 minutes'
-                UNION ALL
-                SELECT id FROM pgjobs.job
-                WHERE state = 'discarded' AND token = %(token)s
-                    AND finalized_at > pg_catalog.statement_timestamp() - interval '1 minute'))
-        FOR NO KEY UPDATE SKIP LOCKED)
-    AND (state <> ALL (unique_states) AND EXISTS (
-        SELECT FROM pgjobs.job AS twin
-        WHERE twin.unique_key = job.unique_key AND twin.state = ANY (twin.unique_states))) IS NOT TRUE;
+WITH released AS (
+    UPDATE pgjobs.job SET
+        state = 'available',
+        attempt = attempt - 1,
+        scheduled_at = LEAST(scheduled_at, pg_catalog.statement_timestamp()),
+        attempted_at = NULL,
+        leased_until = NULL,
+        finalized_at = NULL,
+        errors = CASE WHEN state = 'running' THEN errors ELSE errors - (-1) END,
+        token = NULL
+    WHERE (id, queue) IN (
+            SELECT id, queue FROM pgjobs.job
+            WHERE queue = %(queue)s AND token = %(token)s AND state IN ('running', 'retryable', 'discarded')
+                AND id = ANY (ARRAY(
+                    SELECT id FROM pgjobs.job WHERE state = 'running' AND token = %(token)s
+                    UNION ALL
+                    SELECT id FROM pgjobs.job
+                    WHERE state IN ('scheduled', 'retryable') AND token = %(token)s
+                        AND scheduled_at > pg_catalog.statement_timestamp() - interval '1 minute'
+                        AND scheduled_at < pg_catalog.statement_timestamp() + interval '2 minutes'
+                    UNION ALL
+                    SELECT id FROM pgjobs.job
+                    WHERE state = 'discarded' AND token = %(token)s
+                        AND finalized_at > pg_catalog.statement_timestamp() - interval '1 minute'))
+            FOR NO KEY UPDATE SKIP LOCKED)
+        AND (state <> ALL (unique_states) AND EXISTS (
+            SELECT FROM pgjobs.job AS twin
+            WHERE twin.unique_key = job.unique_key AND twin.state = ANY (twin.unique_states))) IS NOT TRUE
+    RETURNING queue
+)
+SELECT {called} FROM released;
 
 -- name: extend_leases
 -- Detached attempts that still run in this process. The answer is which of them are still theirs; one that somebody
@@ -232,11 +236,12 @@ WITH finished AS (
         COALESCE(%(at)s::timestamptz, pg_catalog.statement_timestamp() + %(delay)s::interval) AS due,
         %(error)s::jsonb AS error) AS next
     WHERE queue = %(queue)s AND id = %(id)s AND token = %(token)s AND state = 'running'
-    RETURNING state
+    RETURNING state, queue
 )
 -- The time in microseconds: no setting of the handler's changes how a number is written.
 SELECT pg_catalog.min(state), (EXTRACT(epoch FROM pg_catalog.statement_timestamp()) * 1000000)::bigint,
-    CASE WHEN pg_catalog.count(*) = 1 THEN true ELSE pgjobs.attempt_lost() END
+    CASE WHEN pg_catalog.count(*) = 1 THEN true ELSE pgjobs.attempt_lost() END,
+    (SELECT {called} FROM finished WHERE state = 'available')
 FROM finished;
 
 -- name: cancel_if_asked

@@ -338,6 +338,28 @@ def test_a_process_that_stops_or_gives_its_queue_up_leaves_the_post_to_another(
     wait_until(lambda: armed(server, client) == ["default", "extra", "mail"])
 
 
+@pytest.mark.parametrize("batch_size", [1, 10])
+def test_an_attempt_that_a_stop_gives_back_wakes_another_process(
+    client: Client, server: Tx, pool_of: Callable[..., WorkerPool], batch_size: int
+) -> None:
+    starts: list[Job[Any]] = []
+
+    def handler(tx: Tx, job: Job[Any]) -> None:
+        starts.append(job)
+        if len(starts) == 1:
+            tx.execute("SELECT pg_sleep(60)")
+
+    first = pool_of(handler, batch_size=batch_size)
+    wait_until(lambda: armed(server, client) == ["default"])
+    jobs = client.enqueue_many(None, [NewJob({}, kind="thing") for _ in range(batch_size)])
+    wait_until(lambda: starts)
+    wait_until(lambda: armed(server, client) == [])
+    pool_of(handler)
+    wait_until(lambda: armed(server, client) == ["default"])
+    assert first.stop_and_cancel() is False
+    wait_until(lambda: all(done(client, job) for job in jobs))
+
+
 def test_a_listener_that_comes_back_arms_anew(client: Client, server: Tx, pool_of: Callable[..., WorkerPool]) -> None:
     pool_of(queues={"default": 2})
     for _ in range(2):

@@ -11,7 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from pgjobs import Client, Job, JobState, NewJob, RetryAfter, Snooze, WorkerPool
+from pgjobs import Client, Job, JobFilter, JobState, NewJob, RetryAfter, Snooze, WorkerPool
 from pgjobs.maintenance import Maintenance, MaintenanceThread
 from tests.conformance.conftest import Rows
 from tests.conftest import Connect
@@ -155,6 +155,12 @@ def test_a_job_with_a_short_delay_is_promoted_at_its_time_though_promote_sleeps(
         (now,) = sql("SELECT clock_timestamp()")[0]
         client.update(later.id, scheduled_at=now + SECOND / 2)
         wait_until(lambda: stored(later).state == JobState.COMPLETED, timeout=5)
+        for n in range(2):  # one by itself, and as one of many
+            last = client.enqueue(None, Thing(n), delay=timedelta(hours=2))
+            wait_until(lambda: sql(asleep) == [(True,)])
+            (now,) = sql("SELECT clock_timestamp()")[0]
+            client.update_many(JobFilter(ids=[last.id]), scheduled_at=now + SECOND / 2)
+            wait_until(lambda last=last: stored(last).state == JobState.COMPLETED, timeout=5)  # type: ignore[misc]
 
 
 @pytest.mark.usefixtures("sleepy_promote")
@@ -560,6 +566,44 @@ def test_an_idle_queue_costs_no_transaction_of_a_duty_that_would_find_nothing(
         sql("UPDATE pgjobs.job SET state = 'running', attempt = 1")
         wait_until(lambda: "rescue" in done, 20)
         assert {"promote"} in glances
+
+
+@pytest.mark.parametrize("listen", [True, False])
+def test_an_idle_process_that_hears_of_nothing_looks_every_second(
+    client: Client, stored: Stored, monkeypatch: pytest.MonkeyPatch, listen: bool
+) -> None:
+    """Else a job with a short delay would wait for a look that is further away."""
+    monkeypatch.setattr("pgjobs.maintenance._GLANCE_EVERY", timedelta(hours=1))
+    glance, glances = client.store.glance, list[set[str]]()
+
+    def glanced(conn: Tx, soon: timedelta) -> set[str]:
+        glances.append(glance(conn, soon))
+        return glances[-1]
+
+    monkeypatch.setattr(client.store, "glance", glanced)
+    with WorkerPool(client, {Thing: nothing}, queues={"default": 1}, listen=listen, poll_interval=SECOND / 20) as pool:
+        wait_until(lambda: glances and glances[-1] == set())
+        if listen:
+            wait_until(lambda: pool._listener is not None and pool._listener.hears)
+        job = client.enqueue(None, Thing(), delay=SECOND / 3)
+        wait_until(lambda: stored(job).state == JobState.COMPLETED)
+
+
+def test_a_rescued_job_starts_at_its_time_though_nobody_looks_for_what_is_due(
+    client: Client, sql: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pgjobs.maintenance._GLANCE_EVERY", timedelta(hours=1))
+    maintenance = "pgjobs.maintenance.Maintenance.glance"
+    monkeypatch.setattr(maintenance, lambda *args: {"rescue"})  # all that was to be seen when it looked
+    with WorkerPool(client, {"thing": nothing}, queues={"default": 1}, poll_interval=timedelta(hours=1)):
+        wait_until(lambda: sql("SELECT 1 FROM pgjobs.maintenance WHERE duty = 'promote' AND next_run_at > now()"))
+        sql(
+            "INSERT INTO pgjobs.job (kind, state, attempt, attempted_at, attempted_by, token) "
+            "SELECT kind, 'running', 1, now() - interval '1 hour', '{x}', gen_random_uuid() "
+            "FROM (VALUES (%s)) AS of(kind)",
+            "thing",
+        )
+        wait_until(lambda: sql("SELECT 1 FROM pgjobs.job WHERE state = 'completed'"), timeout=20)
 
 
 def test_a_snoozed_job_comes_back(client: Client, stored: Stored) -> None:

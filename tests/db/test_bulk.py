@@ -12,8 +12,9 @@ import psycopg
 import pytest
 from psycopg import Connection
 from psycopg.pq import TransactionStatus
+from psycopg_pool import ConnectionPool
 
-from pgjobs import Client, EncodedJob, Hooks, InvalidArgs, InvalidJob, Job, NewJob, NoJobs, Unique
+from pgjobs import Client, EncodedJob, Hooks, InvalidArgs, InvalidJob, InvalidTransaction, Job, NewJob, NoJobs, Unique
 from tests.conftest import Connect
 from tests.db.test_races import Table, table
 from tests.waking import sleep_on
@@ -136,6 +137,40 @@ def test_whatever_the_connection_is_like(
         there = table.job(job)
         assert (there.scheduled_at, there.state, there.tags) == (job.scheduled_at, job.state, ("abc",))
     assert count(table) == 82
+
+
+@pytest.mark.parametrize("jobs", [1, 25])
+@pytest.mark.parametrize("returning", [True, False])
+def test_text_is_stored_as_given_whatever_the_encoding_of_the_connection(
+    client: Client, connect: Connect, jobs: int, returning: bool
+) -> None:
+    with connect(client_encoding="LATIN1") as tx:
+        batch = [NewJob({"x": "é"}, kind="thing", metadata={"y": "ü"})] * jobs
+        client.enqueue_many(tx, batch, returning=returning)  # type: ignore[call-overload]
+    for job in client.list().jobs:
+        assert (job.args, job.metadata) == ({"x": "é"}, {"y": "ü"})
+
+
+def test_jobs_in_any_number_are_refused_where_they_cannot_be_copied(
+    client: Client, table: Table, database: str
+) -> None:
+    with ConnectionPool(database, min_size=1, kwargs={"client_encoding": "LATIN1"}, open=True) as pool:
+        theirs = Client(pool, schema=client.schema)
+        with pytest.raises(InvalidTransaction, match="UTF8"):
+            theirs.enqueue_many(None, [NewJob({"x": "é"}, kind="thing")], returning=False)
+    assert count(table) == 0
+
+
+@pytest.mark.parametrize("options", [{}, {"delay": HOUR}, {"unique": BY_N}], ids=str)
+@pytest.mark.parametrize("tx", [True, False])
+def test_a_connection_that_says_of_no_text_what_it_is_is_refused_before_anything_is_sent(
+    client: Client, table: Table, database: str, options: dict[str, Any], tx: bool
+) -> None:
+    with ConnectionPool(database, min_size=2, kwargs={"client_encoding": "SQL_ASCII"}, open=True) as pool:
+        theirs = Client(pool, schema=client.schema)
+        with pool.connection() as conn, pytest.raises(InvalidTransaction, match="SQL_ASCII"):
+            theirs.enqueue(conn if tx else None, {"n": "é"}, kind="thing", **options)
+    assert count(table) == 0
 
 
 def test_row_security_allows_an_insert_where_it_forbids_a_copy(client: Client, table: Table, connect: Connect) -> None:
