@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -31,6 +31,7 @@ from pgjobs import (
     Snooze,
     Threads,
     WorkerPool,
+    WorkMap,
     constant,
     current_job,
 )
@@ -92,8 +93,9 @@ class Desk:
         statement = sql.SQL("INSERT INTO {}.effect (job, attempt) VALUES (%s, %s)")
         tx.execute(statement.format(sql.Identifier(self.client.schema)), [job.id, job.attempt])
 
-    def pool(self, handlers: dict[str, Any] | None = None, **options: Any) -> WorkerPool:
-        wanted = {"queues": {"default": 1}, "batch_size": 50, "backoff": NO_DELAY, **self.options, **options}
+    def pool(self, handlers: Mapping[str, Any] | None = None, **options: Any) -> WorkerPool:
+        usual = {"queues": {"default": 1}, "batch_size": 50, "batch_time": timedelta(minutes=1), "backoff": NO_DELAY}
+        wanted = {**usual, **self.options, **options}
         return WorkerPool(self.client, handlers or {"any": self.handler}, **wanted)
 
     def work(self, jobs: Sequence[Job[Any]], **options: Any) -> list[Job[Any]]:
@@ -749,10 +751,30 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pgjobs.attempt, "AFTER_TIMEOUT", Patience(raised=0.2, severed=0.6, stuck=1.2))
 
 
+def short_of_time(desk: Desk, first: Do) -> WorkMap:
+    """Only the first attempt at a job of kind "slow", which is `first`, has 0.3 s; the others have time."""
+
+    def slow(tx: Tx, job: Job[Any]) -> None:
+        del handlers["slow"]
+        handlers["slow"] = desk.handler
+        desk.starts.append(job.id)
+        first(tx, job)
+
+    handlers = WorkMap({"any": desk.handler, "slow": Handler(slow, timeout=timedelta(seconds=0.3))})
+    return handlers
+
+
+def enqueue_around_a_slow_one(desk: Desk) -> list[Job[Any]]:
+    return [*desk.enqueue(2), desk.client.enqueue(None, {"number": 2}, kind="slow"), *desk.enqueue(2)]
+
+
 def test_a_statement_that_takes_too_long_is_the_failure_of_its_job_alone(desk: Desk) -> None:
-    desk.does = {2: lambda tx, job: tx.execute("SELECT pg_sleep(30)")}
-    jobs = desk.enqueue(5)
-    done = desk.work(jobs, timeout=timedelta(seconds=0.5))
+    def sleeps(tx: Tx, job: Job[Any]) -> None:
+        desk.write(tx, job)
+        tx.execute("SELECT pg_sleep(30)")
+
+    jobs = enqueue_around_a_slow_one(desk)
+    done = desk.work(jobs, handlers=short_of_time(desk, sleeps))
     assert states(done) == [("completed", 1), ("completed", 1), ("completed", 2), ("completed", 1), ("completed", 1)]
     assert done[2].errors[0].error.startswith("timed out")
     assert desk.together()[0] == [job.id for job in jobs[:2]], "the batch has ended with it"
@@ -775,14 +797,17 @@ def test_the_time_of_each_job_begins_when_it_starts(desk: Desk) -> None:
     assert deadlines == sorted(set(deadlines))
 
 
-def ignores(gone: threading.Event) -> Do:
-    """A handler that goes on, whatever it is told, until `gone` is set or a minute is over."""
+def ignores(desk: Desk, gone: threading.Event) -> Do:
+    """A handler that writes and goes on, whatever it is told and when, until `gone` is set or a minute is over."""
 
     def do(tx: Tx, job: Job[Any]) -> None:
         until = time.monotonic() + 60
-        while not gone.is_set() and time.monotonic() < until:
-            with suppress(Interrupted):
+        with suppress(Interrupted):  # raised once
+            with suppress(psycopg.errors.QueryCanceled):
+                desk.write(tx, job)
+            while not gone.is_set() and time.monotonic() < until:
                 gone.wait(0.05)
+        gone.wait(60)
 
     return do
 
@@ -791,9 +816,8 @@ def ignores(gone: threading.Event) -> Do:
 @pytest.mark.parametrize("returns", [True, False], ids=["returns", "is stuck"])
 def test_a_handler_whose_connection_must_be_shut_down_lets_its_neighbours_run_again(desk: Desk, returns: bool) -> None:
     gone = threading.Event()
-    desk.does = {2: ignores(gone)}
-    jobs = desk.enqueue(5)
-    handlers = {"any": Handler(desk.handler, timeout=timedelta(seconds=0.3))}
+    jobs = enqueue_around_a_slow_one(desk)
+    handlers = short_of_time(desk, ignores(desk, gone))
 
     def first_batch_over() -> bool:
         return all(job.state != JobState.RUNNING or job.attempt > 1 for job in desk.stored(jobs))
