@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,6 +56,7 @@ def handler(tx, job):
 
 client = Client(dsn, schema=schema)
 pool = WorkerPool(client, {"job": handler}, queues={"default": threads}, backoff=constant(timedelta(0)))
+threading.Thread(target=lambda: (pool._stopping.wait(), print("stopping", flush=True)), daemon=True).start()
 print("ready", flush=True)
 pool.run()
 """
@@ -102,11 +102,15 @@ class Table:
             cwd=ROOT,
         ) as process:
             try:
-                assert process.stdout is not None
-                assert process.stdout.readline() == b"ready\n"
+                assert next_line(process) == b"ready\n"
                 yield process
             finally:
                 process.kill()
+
+
+def next_line(process: subprocess.Popen[bytes]) -> bytes:
+    assert process.stdout is not None
+    return process.stdout.readline()
 
 
 @pytest.fixture
@@ -134,15 +138,12 @@ def test_the_job_of_a_killed_worker_is_run_by_another_within_ten_seconds(table: 
     job = table.enqueue(then)
     with table.worker() as first:
         wait_until(lambda: table.started(job))
-        first.kill()
-        killed = time.monotonic()
-        first.wait()
-    with table.worker() as second:
-        wait_until(lambda: table.job(job).state == JobState.COMPLETED, timeout=10)
-        assert time.monotonic() - killed < 10
-        pid = second.pid
+        with table.worker() as second:  # to start Python takes time, too
+            first.kill()
+            first.wait()
+            wait_until(lambda: table.job(job).state == JobState.COMPLETED, timeout=10)
     assert table.effects(job) == [2], "the first one's write is gone, the second one's is there once"
-    assert table.starts(job) == [(1, first.pid), (2, pid)]
+    assert table.starts(job) == [(1, first.pid), (2, second.pid)]
     done = table.job(job)
     assert done.attempt == 2
     assert [error.attempt for error in done.errors] == [1]
@@ -232,6 +233,7 @@ def test_a_signal_lets_the_job_end_and_the_process_exit_with_0(
         job, waiting = table.enqueue("wait for the gate", gate=locked), table.enqueue("return")
         wait_until(lambda: table.started(job))
         process.send_signal(number)
+        assert next_line(process) == b"stopping\n"
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(0.3)
         assert table.job(job).state == JobState.RUNNING
@@ -260,10 +262,11 @@ def test_a_second_signal_cuts_the_job_off_and_it_runs_again(table: Table, connec
         with table.worker() as process:
             wait_until(lambda: table.started(job))
             process.send_signal(signal.SIGTERM)
+            assert next_line(process) == b"stopping\n"  # two that come at once are one
             with pytest.raises(subprocess.TimeoutExpired):
                 process.wait(0.3)
             process.send_signal(signal.SIGTERM)
-            assert process.wait(5) == 128 + signal.SIGTERM
+            assert process.wait(20) == 128 + signal.SIGTERM
         assert table.effects(job) == [], "half a handler is never committed"
         open_gate()
     table.query("UPDATE {schema}.job SET attempted_at = attempted_at - interval '1 hour' WHERE state = 'running'")
@@ -300,10 +303,9 @@ def test_a_third_signal_ends_the_process_at_once_and_the_job_comes_back_by_itsel
     arguments = [sys.executable, "-c", DEAF, table.dsn, table.client.schema]
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, cwd=ROOT) as process:
         try:
-            assert process.stdout is not None
-            assert process.stdout.readline() == b"started\n"
+            assert next_line(process) == b"started\n"
             process.send_signal(signal.SIGTERM)
-            assert process.stdout.readline() == b"stopping\n"
+            assert next_line(process) == b"stopping\n"
             for number in (signal.SIGSTOP, signal.SIGINT, signal.SIGTERM, signal.SIGCONT):
                 process.send_signal(number)
             assert process.wait(10) in (128 + signal.SIGINT, 128 + signal.SIGTERM)
