@@ -82,7 +82,7 @@ def test_what_a_handler_does_to_its_session_does_not_reach_the_job_that_was_clai
         assert tx.row_factory is not dict_row
         tx.execute("CREATE TEMP TABLE mine ()")
         tx.execute("SET search_path = nowhere")
-        tx.execute("SET LOCAL statement_timeout = '1s'")
+        tx.execute("SET LOCAL statement_timeout = '1min'")
         tx.execute("SELECT pg_advisory_lock(4711)")
         tx.execute("LISTEN anything")
         tx.row_factory = dict_row
@@ -225,7 +225,7 @@ def test_what_appears_before_the_mark_waits_for_no_more_than_a_look_past_it(
         if len(order) > 20 and not found.is_set():
             found.wait(0.01)  # the jobs in between take their time, so that there is no end of them before the look
 
-    work(client, handler, enqueue(client, 60))
+    work(client, handler, enqueue(client, 200))  # two seconds, and a look that took long lets one pass to the next
     assert awaited[0] in order
     assert order.index(awaited[0]) < len(order) - 5
 
@@ -270,6 +270,7 @@ def test_what_a_changed_work_map_no_longer_needs_is_deallocated(
 ) -> None:
     """Its timeouts stand in the statements; a process that changes them for years does not fill the server."""
     monkeypatch.setattr(hot_path, "_MOST_PREPARED", 4)
+    client.pool.resize(0, 1)
     prepared: list[tuple[int, int]] = []
 
     def handler(tx: Tx, job: Job[Any]) -> None:
