@@ -78,12 +78,17 @@ class Trial:
     client: Client
     backoff: Backoff = LATER
     sessions: list[Session] = field(default_factory=list)
+    beside: Client | None = None  # enqueues and looks, where what is set for `client` would not let it take its time
 
     def sql(self, text: str) -> sql.Composed:
         return sql.SQL(text).format(schema=sql.Identifier(self.client.schema))
 
+    @property
+    def own(self) -> Client:
+        return self.beside or self.client
+
     def prepare(self) -> None:
-        with self.client.pool.connection() as conn:
+        with self.own.pool.connection() as conn:
             conn.execute(self.sql("CREATE TABLE {schema}.effect (job bigint)"))
             conn.execute(self.sql("CREATE TABLE {schema}.parent (id bigint PRIMARY KEY)"))
             conn.execute(
@@ -130,10 +135,10 @@ class Trial:
             poll_interval=timedelta(milliseconds=50),
             backoff=self.backoff,
         )
-        with self.client.pool.connection() as tx:
-            first = self.client.enqueue(tx, {"after": False}, kind="clean")
-            under_test = self.client.enqueue(tx, {"after": False}, kind="faulty", max_attempts=max_attempts)
-            last = self.client.enqueue(tx, {"after": True}, kind="clean")
+        with self.own.pool.connection() as tx:
+            first = self.own.enqueue(tx, {"after": False}, kind="clean")
+            under_test = self.own.enqueue(tx, {"after": False}, kind="faulty", max_attempts=max_attempts)
+            last = self.own.enqueue(tx, {"after": True}, kind="clean")
         with pool:
             threads = [thread for thread in threading.enumerate() if "/worker-" in thread.name]
             wait_until(lambda: self.job(last).state == JobState.COMPLETED, timeout=20)
@@ -150,12 +155,12 @@ class Trial:
         return len(self.sessions) >= 2 and all(session == self.sessions[0] for session in self.sessions)
 
     def job(self, job: Job[Any]) -> Job[Any]:
-        found = self.client.get(job.id)
+        found = self.own.get(job.id)
         assert found is not None
         return found
 
     def effects(self, job: Job[Any]) -> int:
-        with self.client.pool.connection() as conn:
+        with self.own.pool.connection() as conn:
             row = conn.execute(self.sql("SELECT count(*) FROM {schema}.effect WHERE job = %s"), [job.id]).fetchone()
         assert row is not None
         return int(row[0])
@@ -399,11 +404,16 @@ def test_a_statement_timeout_of_the_handler_is_not_the_librarys(trial: Trial) ->
         conn.execute(
             trial.sql(
                 "CREATE FUNCTION {schema}.slow() RETURNS trigger LANGUAGE plpgsql AS "
-                "$$ BEGIN PERFORM pg_sleep(0.1); RETURN NULL; END $$"
+                "$$ BEGIN PERFORM pg_sleep(1.2); RETURN NEW; END $$"
             )
         )
-        conn.execute(trial.sql("CREATE TRIGGER slow BEFORE UPDATE ON {schema}.job EXECUTE FUNCTION {schema}.slow()"))
-    act = execute("SET LOCAL statement_timeout = '50ms'")
+        conn.execute(
+            trial.sql(
+                "CREATE TRIGGER slow BEFORE UPDATE ON {schema}.job FOR EACH ROW "
+                "WHEN (NEW.kind = 'faulty' AND NEW.state <> 'running') EXECUTE FUNCTION {schema}.slow()"
+            )
+        )
+    act = execute("SET LOCAL statement_timeout = '1s'")
     check(trial, Fault("SET LOCAL statement_timeout", act, DONE), trial.run(act))
     assert trial.began_clean, trial.sessions
 
@@ -786,14 +796,22 @@ def restricted(fresh_database: str) -> Iterator[Callable[[str], Client]]:
         client.close()
 
 
+@pytest.fixture
+def unbounded(fresh_database: str) -> Iterator[Client]:
+    """A client of the same database which may take its time."""
+    bounds = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout", "idle_session_timeout")
+    with Client(make_conninfo(fresh_database, options=" ".join(f"-c {name}=0" for name in bounds))) as client:
+        yield client
+
+
 @pytest.mark.conformance(335)
 @pytest.mark.parametrize(
     "setting",
     [
-        "statement_timeout = '200ms'",
+        "statement_timeout = '1s'",
         "lock_timeout = '1ms'",
-        "idle_in_transaction_session_timeout = '50ms'",
-        "idle_session_timeout = '50ms'",
+        "idle_in_transaction_session_timeout = '1s'",
+        "idle_session_timeout = '1s'",
         "default_transaction_isolation = 'serializable'",
         "default_transaction_deferrable = on",
         "synchronous_commit = off",
@@ -808,13 +826,15 @@ def restricted(fresh_database: str) -> Iterator[Callable[[str], Client]]:
         "client_encoding = 'LATIN1'",
     ],
 )
-def test_settings_of_the_administrator_do_not_stop_the_work(restricted: Callable[[str], Client], setting: str) -> None:
-    """T10, F14, F15. The handler thinks for 0.1 s between two statements, and fails for a reason of its own: that is
-    recorded."""
-    trial = Trial(restricted(setting))
+def test_settings_of_the_administrator_do_not_stop_the_work(
+    restricted: Callable[[str], Client], unbounded: Client, setting: str
+) -> None:
+    """T10, F14, F15. The handler thinks between two statements, for longer than a session may be idle, and fails for a
+    reason of its own: that is recorded."""
+    trial = Trial(restricted(setting), beside=unbounded)
 
     def act(tx: AnyConnection) -> None:
-        threading.Event().wait(0.1)
+        threading.Event().wait(1.5 if setting.startswith("idle") else 0.1)
         tx.execute("SELECT 1/0")
 
     job = trial.run(act)
@@ -842,10 +862,10 @@ def test_a_role_that_the_administrator_has_set_is_there_for_every_job(
 
 @pytest.mark.conformance(335)
 def test_a_statement_timeout_of_the_administrator_is_the_handlers_failure(
-    restricted: Callable[[str], Client],
+    restricted: Callable[[str], Client], unbounded: Client
 ) -> None:
     """F14."""
-    trial = Trial(restricted("statement_timeout = '100ms'"))
+    trial = Trial(restricted("statement_timeout = '1s'"), beside=unbounded)
     job = trial.run(execute("SELECT pg_sleep(10)"))
     check(trial, Fault("statement_timeout", lambda tx: None, AGAIN, "57014"), job)
 
