@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, Literal, NamedTuple
 from uuid import UUID
@@ -145,7 +145,11 @@ class Claimer:
                 self._orphan(then.queue, then.token)
             raise
         if problem is not None and then is not None:  # with the next one; this one is finished
-            self.take_back(held, then.queue, then.token, problem)
+            try:
+                self.take_back(held, then.queue, then.token, problem)
+            except psycopg.Error as error:
+                log.debug("the connection is given up: %s", one_line(error))
+                finished = replace(finished, clean=False)
         elif problem is None and then is not None:
             self._note_next(then, hot.next)
         return finished
@@ -223,7 +227,7 @@ class Claimer:
         try:
             self.store.rollback(held.conn)
             released = self.store.release_claim(held.conn, queue=queue, token=token)
-        except psycopg.OperationalError:
+        except psycopg.Error:
             self._orphan(queue, token)
             raise
         if released:

@@ -183,7 +183,8 @@ class HotPath:
         if not answer.ntuples:
             raise attempt_lost(job)
         reset = len(complete) + len(known.reset)
-        clean = not used or (len(results) > reset and _integer(results[reset], 1) == 0)
+        # an error of the claim behind it does not undo the reset: that was committed by then
+        clean = not used or (len(results) > reset + 1 and _integer(results[reset], 1) == 0)
         done = Finished(JobState.COMPLETED, _integer(answer, 1), clean)
         if error is None and then is not None:
             try:
@@ -206,11 +207,9 @@ class HotPath:
     def _finish_template(self, complete: Sequence[Prepared], queue: str, going_on: bool) -> bytes:
         known = self._statements
         after: tuple[Prepared, ...] = (known.commit_and_begin if going_on else known.commit,)
-        if self.used:
-            after = (known.commit, *known.reset, *((known.begin,) if going_on else ()))
-        template = self._template([*complete, *after], queue, _PLACES)
-        self._messages[complete, queue, self.used, going_on] = template
-        return template
+        if self.used:  # a transaction of its own, which nothing behind it can roll back
+            after = (known.commit_and_begin, *known.reset, *after)
+        return self._template([*complete, *after], queue, _PLACES)
 
     def _claim_message(self, which: str, claim: ClaimRequest) -> bytes:
         settings, queue, token, id, mark = claim

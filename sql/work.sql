@@ -267,7 +267,8 @@ RETURNING state;
 COMMIT;
 
 -- name: commit_and_begin
--- The next transaction is like the one before. For those in which no handler has run, which can make it another.
+-- The next transaction is like the one before, which no default of the session is asked for. A handler cannot have made
+-- that another: it runs behind a savepoint.
 COMMIT AND CHAIN;
 
 -- name: reset_session
