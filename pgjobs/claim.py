@@ -159,15 +159,18 @@ class Claimer:
         hot: HotPath | None = held.hot_path
         if hot is None or hot.next is None:
             return
-        job, hot.next = hot.next, None
-        if not held.usable or held.spoiled:
-            held.renew()
+        (job, hot.next), released = (hot.next, None), False
         assert job.token is not None
-        # In the transaction that holds the row: another claim, which saw the job as available, may wait to hold it.
-        released = self.store.release_claim(held.conn, queue=job.queue, token=job.token)
-        self.store.commit(held.conn)
-        if not released:
-            self._orphan(job.queue, job.token)
+        try:
+            if not held.usable or held.spoiled:
+                held.renew()
+            # In the transaction that holds the row: another claim, which saw the job as available, may wait to hold it.
+            found = self.store.release_claim(held.conn, queue=job.queue, token=job.token)
+            self.store.commit(held.conn)
+            released = found
+        finally:
+            if not released:
+                self._orphan(job.queue, job.token)
 
     def be_cautious(self) -> None:
         """A connection was lost: let claims wait for the disk for a while."""
@@ -236,12 +239,13 @@ class Claimer:
     def _orphan(self, queue: str, token: UUID) -> None:
         self._orphans.append(_Orphan(queue, token, time.monotonic() + _ORPHANED_FOR))
 
-    def take_back_orphans(self, conn: AnyConnection) -> None:
+    def take_back_orphans(self, conn: AnyConnection, *, at_once: bool = False) -> None:
         """Give back the attempts of claims whose answer never came. The server may still be at work on them, so each is
-        looked for again, after a pause that grows, until it was found or it is too late for that."""
+        looked for again, after a pause that grows, until it was found or it is too late for that. `at_once` looks for
+        all, whatever pause is left."""
         for orphan in list(self._orphans):
             now = time.monotonic()
-            if now < orphan.due:
+            if now < orphan.due and not at_once:
                 continue
             orphan.due = now + orphan.pause
             orphan.pause = min(2 * orphan.pause, _LONGEST_LOOK)

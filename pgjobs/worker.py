@@ -477,9 +477,11 @@ class WorkerPool:
         self._client.source.drop_idle()
 
     def _sign_off(self, sign_off: Callable[[], None]) -> None:
-        """Tell the other processes that this one has gone; they would notice by themselves."""
+        """Give back what was claimed in vain, and tell the other processes that this one has gone; they would notice by
+        themselves."""
         sign_off()
         with self._client.source.own_checkout() as held:
+            self._claimer.take_back_orphans(held.conn, at_once=True)
             self._client.registration.leave(self, held.conn)
 
     def _describe(self) -> tuple[dict[str, int], list[str]]:
