@@ -18,7 +18,7 @@ import psycopg
 from pgjobs.attempt import SERVER_GRACE
 from pgjobs.checkout import NEVER, Checkout
 from pgjobs.error_text import one_line
-from pgjobs.errors import AttemptLost, UniqueConflict
+from pgjobs.errors import AttemptLost, JobStopped, UniqueConflict
 from pgjobs.hot_path import HotPath, HotStatements, hot_path
 from pgjobs.job import Job, changed
 from pgjobs.outcome import COMPLETED, Kept
@@ -137,12 +137,8 @@ class Claimer:
         then = self.request(job.queue, None, self.mark(job.queue), self._facts) if go_on else None
         try:
             finished, problem = hot.complete(job, kept, self.order, then, relaxed=self.is_relaxed(job))
-        except psycopg.errors.InvalidSqlStatementName:
-            self._plain_kinds.add(job.kind)  # its handler deallocates what others have prepared
-            raise
-        except psycopg.OperationalError:
-            if then is not None:
-                self._orphan(then.queue, then.token)
+        except psycopg.Error as error:
+            self._not_finished(job, then, error)
             raise
         if problem is not None and then is not None:  # with the next one; this one is finished
             try:
@@ -153,6 +149,13 @@ class Claimer:
         elif problem is None and then is not None:
             self._note_next(then, hot.next)
         return finished
+
+    def _not_finished(self, job: Job[Any], then: ClaimRequest | None, error: psycopg.Error) -> None:
+        if isinstance(error, psycopg.OperationalError) and then is not None:
+            self._orphan(then.queue, then.token)
+        if isinstance(error, psycopg.errors.InvalidSqlStatementName) and self.store.tag in str(error):
+            self._plain_kinds.add(job.kind)  # its handler deallocates what others have prepared
+            raise JobStopped("the handler deallocated what pgjobs had prepared; it runs again, without that") from error
 
     def leave(self, held: Checkout) -> None:
         """Nothing is claimed any more: give back what came with the last finish and is not to be started."""

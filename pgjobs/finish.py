@@ -133,9 +133,9 @@ class Finisher:
             finished = self.claimer.complete(held, attempt.job, attempt.kept, go_on=go_on)
         except AttemptLost:
             return TransactionBroken("the handler changed the row of its own job, or gave up the lock on it")
-        except psycopg.errors.InvalidSqlStatementName:
-            return JobStopped("the handler deallocated what pgjobs had prepared; it runs again, without that")
-        except psycopg.Error as error:
+        except JobStopped as stopped:
+            return stopped
+        except (psycopg.Error, UnicodeEncodeError) as error:
             return why_not_committed(error)
         held.spoiled = not finished.clean
         return finished
@@ -158,7 +158,8 @@ class Finisher:
                 finished = self.store.fail(
                     held.conn, attempt.job, outcome, attempt.kept, relaxed=self.claimer.is_relaxed(attempt.job)
                 )
-            except (psycopg.Error, AttemptLost):  # the savepoint is gone, or the connection, or the row was changed
+            except (psycopg.Error, AttemptLost, UnicodeEncodeError):
+                # the savepoint is gone, or the connection, or the row was changed, or the session speaks another tongue
                 log.debug("job %d: its transaction is gone; recording the outcome in a new one", attempt.job.id)
             else:
                 held.spoiled = not finished.clean
@@ -315,14 +316,15 @@ def _with_entry(errors: str, attempt: int, outcome: Outcome, finished: Finished)
     return json.dumps([*entries, {**json.loads(entry), "at": finished.at.isoformat()}])
 
 
-def why_not_committed(error: psycopg.Error) -> TransactionBroken:
-    match error.sqlstate:
+def why_not_committed(error: psycopg.Error | UnicodeEncodeError) -> TransactionBroken:
+    sqlstate = None if isinstance(error, UnicodeEncodeError) else error.sqlstate
+    match sqlstate:
         case "25P02":
             why = "an SQL error in the handler was swallowed, so its transaction was aborted"
         case "25P01" | "3B001":
             why = "the handler ended its transaction itself (COMMIT or ROLLBACK); only pgjobs may"
         case _:
             why = f"the handler's writes could not be committed: {error}"
-    broken = TransactionBroken(why + (f" [{error.sqlstate}]" if error.sqlstate else ""))
+    broken = TransactionBroken(why + (f" [{sqlstate}]" if sqlstate else ""))
     broken.__cause__ = error
     return broken

@@ -195,12 +195,14 @@ class HotPath:
 
     def _finish_message(self, complete: Sequence[Prepared], job: Job[Any], kept: Kept, going_on: bool) -> bytes:
         """The finish, and what makes the session clean; `going_on` ends with a transaction for the next claim."""
-        template = self._messages.get((complete, job.queue, self.used, going_on))
+        key = (complete, self._spelled(job.queue), self.used, going_on)
+        template = self._messages.get(key)
         if template is None:
-            template = self._finish_template(complete, job.queue, going_on)
+            template = self._messages[key] = self._finish_template(complete, job.queue, going_on)
         assert job.token is not None
         values: dict[bytes, Any] = {b"id": job.id, b"token": job.token.hex.encode()}
         if kept is not NOTHING_KEPT:
+            kept = kept.written_in(self._conn.info.encoding)
             values |= {b"metadata": self._literal(kept.metadata), b"output": self._literal(kept.output)}
         return template % values
 
@@ -216,9 +218,11 @@ class HotPath:
         if settings is not self._settings:
             self._settings = settings
             self._messages.clear()
-        template = self._messages.get((which, queue, mark is None))
+        key = (which, self._spelled(queue), mark is None)
+        template = self._messages.get(key)
         if template is None:
             template = self._claim_template(which, queue, mark is not None)
+            self._messages[key] = template
         values: dict[bytes, Any] = {b"token": token.hex.encode(), b"id": id}
         if mark is not None:
             values[b"mark_priority"], time, values[b"mark_id"] = mark
@@ -238,12 +242,15 @@ class HotPath:
         lock = prepared(f"{known.tag}_lock", known.lock, fixed)
         steps = [known.bound, take, known.commit_and_begin, lock, known.savepoint]
         places = _PLACES if marked else {**_PLACES, **self._beginning(settings)}
-        template = self._messages[which, queue, not marked] = self._template(steps, queue, places)
-        return template
+        return self._template(steps, queue, places)
 
     def _beginning(self, settings: ClaimValues) -> Literals:
         """In the place of a mark: nothing comes before this."""
         return {name: self._literal(settings.get(name)) for name in ("mark_priority", "mark_time", "mark_id")}
+
+    def _spelled(self, queue: str) -> object:
+        """What tells messages with this queue apart: how it is written hangs on the session's encoding, if it does."""
+        return queue if queue.isascii() else (queue, self._conn.info.encoding)
 
     def _template(self, steps: Iterable[Prepared], queue: str, places: Literals) -> bytes:
         """A message to be filled by `%`."""

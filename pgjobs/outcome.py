@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -12,6 +13,8 @@ from pgjobs.error_text import error_text, error_trace, without_pgjobs
 from pgjobs.errors import Cancel, Discard, JobCancelled, JobStopped, RetryAfter, RetryAt, Snooze
 from pgjobs.job import Job, JobState
 from pgjobs.options import FIRST_INSTANT, LAST_INSTANT, LONGEST_DELAY
+
+_NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +39,14 @@ class Outcome:
 class Kept:
     """What an attempt leaves behind beside its outcome, as JSON texts; None for nothing."""
 
-    metadata: str | None = None
+    metadata: str | None = None  # in ASCII
     output: str | None = None
+
+    def written_in(self, encoding: str) -> Kept:
+        """The same for a session with this encoding, which a handler may have changed: what it may lack is escaped."""
+        if self.output is None or self.output.isascii() or encoding == "utf-8":
+            return self
+        return replace(self, output=_NOT_ASCII.sub(lambda found: json.dumps(found[0])[1:-1], self.output))
 
 
 NOTHING_KEPT = Kept()

@@ -19,7 +19,7 @@ from psycopg.rows import dict_row
 from psycopg.types.string import TextLoader
 from psycopg_pool import ConnectionPool
 
-from pgjobs import Client, Job, JobState, RetryAt, Snooze, WorkerPool, constant
+from pgjobs import Client, Discard, Job, JobState, RetryAt, Snooze, WorkerPool, constant
 from pgjobs.backoff import Backoff
 from tests import modes
 from tests.waiting import wait_until
@@ -858,6 +858,39 @@ def test_a_role_that_the_administrator_has_set_is_there_for_every_job(
     finally:
         with psycopg.connect(fresh_database, autocommit=True, options="-c role=none") as conn:
             conn.execute(sql.SQL("DROP OWNED BY {0}; DROP ROLE {0}").format(sql.Identifier(role)))
+
+
+@pytest.mark.one_by_one("a batch writes what is kept by itself")
+@pytest.mark.parametrize("output", ["caf\xe9", "\N{EURO SIGN} \N{GRINNING FACE}"], ids=["fits", "does not fit"])
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("threshold", [5, None], ids=["prepared", "plain"])
+def test_an_output_is_kept_as_it_is_whatever_encoding_the_handler_has_set(
+    *, database: str, client: Client, output: str, fails: bool, threshold: int | None
+) -> None:
+    def handler(tx: AnyConnection, job: Job[Any]) -> None:
+        tx.execute("SET client_encoding = 'LATIN1'")
+        job.record_output([output, "\\\\u0041"])
+        if fails:
+            raise Discard(output)
+
+    job: Job[Any] = client.enqueue(None, {}, kind="any")
+    with ConnectionPool(database, min_size=1, max_size=1, kwargs={"prepare_threshold": threshold}, open=True) as pool:
+        assert WorkerPool(Client(pool, schema=client.schema), {"any": handler}).work_one()
+    found = client.get(job.id)
+    assert found is not None
+    assert found.state == (JobState.DISCARDED if fails else JobState.COMPLETED)
+    assert found.output == [output, "\\\\u0041"]
+    assert [error.error for error in found.errors] == [output] * fails
+
+
+def test_a_queue_that_the_encoding_a_handler_has_set_does_not_know_is_the_attempts_failure(client: Client) -> None:
+    queue = "a\N{MIDDLE DOT}b"
+    job: Job[Any] = client.enqueue(None, {}, kind="any", queue=queue)
+    pool = WorkerPool(client, {"any": lambda tx, job: tx.execute("SET client_encoding = 'LATIN2'")}, backoff=LATER)
+    assert pool.work_one(queue)
+    found = client.get(job.id)
+    assert found is not None
+    assert (found.state, found.error_count) == (JobState.RETRYABLE, 1)
 
 
 @pytest.mark.conformance(335)
