@@ -108,20 +108,27 @@ class Finisher:
     def _write(
         self, held: Checkout, attempt: Attempt, error: BaseException | None, go_on: bool
     ) -> tuple[Outcome, Finished | None, BaseException | None]:
+        ended: Finished | BaseException | None = None
         if error is None or attempt.completed:
             ended = self._complete(held, attempt, go_on)
             if not isinstance(ended, BaseException):
                 if error is not None:
                     log.warning("job %d had completed when its handler raised: %s", attempt.job.id, one_line(error))
                 return COMPLETED, ended, None
-            if error is None and attempt.reason is not None:  # what made it end may be to blame
-                attempt.reason.__cause__ = ended
-                error = attempt.reason
-            elif error is None:
-                error = ended
+            if error is None:
+                error = _blamed(attempt, ended)
+        outcome, undone = self.decide(attempt, error), error is ended
+        try:
+            return outcome, self._record(held, attempt, outcome), error
+        except AttemptLost:
+            completed = self._find_completed(held, attempt) if _unanswered(ended) else None
+            if completed is None:
+                raise
+            undone = False
+            return COMPLETED, completed, None
+        finally:
+            if undone:
                 self.hooks("on_undone", attempt.job, error)
-        outcome = self.decide(attempt, error)
-        return outcome, self._record(held, attempt, outcome), error
 
     def _complete(self, held: Checkout, attempt: Attempt, go_on: bool) -> Finished | BaseException | None:
         """Commit the handler's writes and the completion together, or say why they cannot be."""
@@ -142,15 +149,27 @@ class Finisher:
 
     def _complete_detached(self, held: Checkout, attempt: Attempt) -> Finished | BaseException | None:
         if not attempt.completed:
-            return self.finish_late(held, attempt, COMPLETED)
+            try:
+                return self.finish_late(held, attempt, COMPLETED)
+            except AttemptLost:
+                completed = self._find_completed(held, attempt)
+                if completed is None:
+                    raise
+                return completed
         if not held.usable:
             held.renew()
         job = self.store.get_job(held.conn, attempt.job.id)
         if job is None or job.token != attempt.job.token:
             raise AttemptLost(f"job {attempt.job.id} no longer runs under attempt {attempt.job.attempt}")
-        if job.state is JobState.COMPLETED and job.finalized_at is not None:
-            return Finished(job.state, microseconds(job.finalized_at), True)
-        return TransactionBroken("the transaction of job.complete(tx) was not committed")
+        return _completed(job) or TransactionBroken("the transaction of job.complete(tx) was not committed")
+
+    def _find_completed(self, held: Checkout, attempt: Attempt) -> Finished | None:
+        """Whether a COMMIT whose answer was lost has completed the job after all."""
+        job = self.write_late(
+            held, lambda conn, lost: self.store.get_job(conn, attempt.job.id), f"job {attempt.job.id}"
+        )
+        held.spoiled = True  # nothing has made the session clean
+        return None if job is None or job.token != attempt.job.token else _completed(job)
 
     def _record(self, held: Checkout, attempt: Attempt, outcome: Outcome) -> Finished | None:
         if held.usable and held.conn.info.transaction_status != TransactionStatus.IDLE:
@@ -300,6 +319,26 @@ def _job_after(attempt: Attempt, outcome: Outcome, finished: Finished) -> Job[An
         raw_metadata=metadata,
         raw_output=kept.output,
     )
+
+
+def _blamed(attempt: Attempt, ended: BaseException) -> BaseException:
+    """What an attempt has failed for that could not be completed: what made it end may be to blame."""
+    if attempt.reason is None:
+        return ended
+    attempt.reason.__cause__ = ended
+    return attempt.reason
+
+
+def _unanswered(ended: Finished | BaseException | None) -> bool:
+    """Whether that may have been the answer to a COMMIT which was lost."""
+    return isinstance(ended, BaseException) and isinstance(ended.__cause__, psycopg.OperationalError)
+
+
+def _completed(job: Job[Any]) -> Finished | None:
+    """As the finish would have told it, if the job is completed."""
+    if job.state is not JobState.COMPLETED or job.finalized_at is None:
+        return None
+    return Finished(job.state, microseconds(job.finalized_at), True)
 
 
 def _merged(metadata: str, kept: str | None) -> str:

@@ -52,7 +52,7 @@ class Hooks:
         """A job was claimed for which there is no handler. Neither on_start nor on_finish follow."""
 
     def on_undone(self, job: Job[Any], error: BaseException) -> None:
-        """The handler returned, but its writes could not be committed; the failure is recorded next."""
+        """The handler returned, but its writes could not be committed."""
 
     def on_rescue(self, job: Job[Any]) -> None:
         """A job whose worker vanished was finished on its behalf: the job as it is now."""

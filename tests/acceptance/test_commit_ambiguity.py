@@ -10,9 +10,10 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from pgjobs import Client, Handler, Job, JobState, WorkerPool, constant
+from pgjobs import Client, EventKind, Handler, Hooks, Job, JobState, WorkerPool, constant
 from pgjobs.checkout import Checkout, shut_down
 from pgjobs.claim import Claimer
+from pgjobs.hooks import HookCalls
 from pgjobs.store import Store
 
 AnyConnection = psycopg.Connection[Any]
@@ -102,3 +103,33 @@ def test_a_line_that_dies_around_the_record_of_a_detached_job_costs_it_no_second
     assert found is not None
     assert (found.state, found.attempt, found.errors) == (JobState.COMPLETED, 1, ())
     assert starts == [1]
+
+
+class Told(Hooks):
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def on_undone(self, job: Job[Any], error: BaseException) -> None:
+        self.calls.append("undone")
+
+    def on_finish(self, job: Job[Any], error: BaseException | None) -> None:
+        self.calls.append(f"{job.state}, {error}")
+
+
+@pytest.mark.parametrize("detached", [False, True])
+def test_a_completion_whose_answer_is_lost_is_told_as_one(
+    *, client: Client, monkeypatch: pytest.MonkeyPatch, detached: bool
+) -> None:
+    line, told = Line("after"), Told()
+    client.hooks = HookCalls([told])
+    owner, commit = (Store, "finish_late") if detached else (Claimer, "complete")
+    monkeypatch.setattr(owner, commit, line.across(getattr(owner, commit)))
+    job: Job[Any] = client.enqueue(None, {}, kind="any")
+    pool = WorkerPool(client, {"any": Handler(lambda tx, job: None, detached=detached)})
+    with client.subscribe() as events:
+        assert pool.work_one()
+    assert line.broken == 1
+    assert told.calls == ["completed, None"]
+    assert [(event.kind, event.job.id, event.job.state) for event in events] == [
+        (EventKind.COMPLETED, job.id, JobState.COMPLETED)
+    ]

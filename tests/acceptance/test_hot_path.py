@@ -5,19 +5,22 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, LiteralString
 
 import psycopg
 import pytest
 from psycopg import sql
+from psycopg.conninfo import make_conninfo
 from psycopg.rows import dict_row
 from psycopg_pool import ConnectionPool
 
-from pgjobs import Client, Handler, Job, JobState, WorkerPool, claim, constant, hot_path
-from pgjobs.checkout import shut_down
+from pgjobs import Client, Discard, Handler, Hooks, Job, JobState, WorkerPool, claim, constant, hot_path
+from pgjobs.checkout import Checkout, shut_down
 from pgjobs.claim import Claimer
+from pgjobs.hooks import HookCalls
 from pgjobs.hot_path import HotPath
 from pgjobs.store import ClaimRequest, Mark, ServerFacts, Store
+from tests import modes
 from tests.waiting import wait_until
 
 Tx = psycopg.Connection[Any]
@@ -94,6 +97,131 @@ def test_what_a_handler_does_to_its_session_does_not_reach_the_job_that_was_clai
     assert round_trips.count(max(round_trips)) == 5, "the session was made clean in the same round trip"
 
 
+def look_and_soil(seen: list[Any], *also: LiteralString) -> Callable[[Tx, Job[Any]], None]:
+    """A handler that notes its session, and in the first job leaves one behind that nobody should see."""
+
+    def handler(tx: Tx, job: Job[Any]) -> None:
+        seen.append(
+            tx.execute(
+                "SELECT COALESCE(current_setting('app.tenant', true), ''), current_setting('search_path'),"
+                " current_setting('transaction_isolation'), ARRAY(SELECT pg_listening_channels()),"
+                " to_regclass('pg_temp.mine') IS NULL"
+            ).fetchone()
+        )
+        if job.args["number"] == 0:
+            for statement in ("SET app.tenant = 'somebody'", "SET search_path = nowhere", "LISTEN anything", *also):
+                tx.execute(statement)
+            tx.execute("CREATE TEMP TABLE mine ()")
+
+    return handler
+
+
+@pytest.mark.parametrize("level", ["serializable", "repeatable read"])
+def test_with_another_isolation_for_a_default_the_next_job_finds_a_clean_session_as_fast(
+    database: str, client: Client, round_trips: list[int], level: str
+) -> None:
+    seen: list[Any] = []
+    options = "-c default_transaction_isolation=" + level.replace(" ", "\\ ")
+    with Client(make_conninfo(database, options=options), schema=client.schema) as strict:
+        jobs = work(strict, look_and_soil(seen), enqueue(client, 5))
+    assert {(job.state, job.attempt) for job in jobs} == {(JobState.COMPLETED, 1)}
+    assert [row[0] for row in seen] == [""] * 5
+    assert len(set(map(str, seen))) == 1
+    if modes.BATCH_SIZE == 1 and not modes.PLAIN:
+        assert round_trips.count(max(round_trips)) == 5, "each finish took the next claim with it"
+
+
+@pytest.mark.parametrize("also", ["ISOLATION LEVEL SERIALIZABLE", "READ ONLY"])
+def test_a_handler_that_changes_the_default_of_transactions_leaves_a_clean_session(
+    client: Client, caplog: pytest.LogCaptureFixture, also: LiteralString
+) -> None:
+    seen: list[Any] = []
+    told = Undone()
+    client.hooks = HookCalls([told])
+    jobs = work(client, look_and_soil(seen, "SET SESSION CHARACTERISTICS AS TRANSACTION " + also), enqueue(client, 3))
+    assert {(job.state, job.attempt) for job in jobs} == {(JobState.COMPLETED, 1)}
+    assert [row[0] for row in seen] == [""] * 3
+    assert len(set(map(str, seen))) == 1
+    assert (told.errors, "could not be locked" in caplog.text) == ([], False)
+
+
+@pytest.mark.one_by_one("no job is claimed with the finish of another")
+def test_a_claim_that_fails_behind_a_finish_does_not_bring_the_session_back(client: Client) -> None:
+    """What made the session clean is not undone with it."""
+    refuse_once(client)
+    seen: list[Any] = []
+    jobs = work(client, look_and_soil(seen), enqueue(client, 3))
+    assert {(job.state, job.attempt) for job in jobs} == {(JobState.COMPLETED, 1)}
+    assert [row[0] for row in seen] == [""] * 3
+    assert len(set(map(str, seen))) == 1
+
+
+@pytest.mark.one_by_one("no job is claimed with the finish of another")
+@pytest.mark.prepared("no job is claimed with the finish of another")
+def test_a_claim_behind_a_finish_that_cannot_be_taken_back_is_no_fault_of_the_finish(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a session that has become one of a replica."""
+    refuse_once(client)
+    told = Undone()
+    client.hooks = HookCalls([told])
+    refused: list[int] = []
+    release = Store.release_claim
+
+    def refuse(self: Store, conn: Tx, **options: Any) -> bool:
+        if not refused:
+            refused.append(conn.info.backend_pid)
+            raise psycopg.errors.ReadOnlySqlTransaction("cannot execute UPDATE in a read-only transaction")
+        return release(self, conn, **options)
+
+    monkeypatch.setattr(Store, "release_claim", refuse)
+    pids: list[int] = []
+    jobs = work(client, lambda tx, job: pids.append(tx.info.backend_pid), enqueue(client, 3))
+    assert {(job.state, job.attempt, job.error_count) for job in jobs} == {(JobState.COMPLETED, 1, 0)}
+    assert told.errors == []
+    assert refused == pids[:1]
+    assert not set(refused) & set(pids[1:]), "that connection is not used again"
+
+
+def refuse_once(client: Client) -> None:
+    """Let the first claim of the second job fail."""
+    script = """
+        CREATE SEQUENCE {schema}.tries;
+        CREATE FUNCTION {schema}.refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            IF nextval(TG_TABLE_SCHEMA || '.tries') = 1 THEN RAISE EXCEPTION 'not yet'; END IF;
+            RETURN NEW;
+        END $$;
+        CREATE TRIGGER refuse BEFORE UPDATE ON {schema}.job FOR EACH ROW
+            WHEN (NEW.state = 'running' AND OLD.args ->> 'number' = '1') EXECUTE FUNCTION {schema}.refuse();
+    """
+    with client.pool.connection() as conn:
+        conn.execute(sql.SQL(script).format(schema=sql.Identifier(client.schema)))
+
+
+class Undone(Hooks):
+    def __init__(self) -> None:
+        self.errors: list[str] = []
+
+    def on_undone(self, job: Job[Any], error: BaseException) -> None:
+        self.errors.append(str(error))
+
+
+@pytest.mark.one_by_one("a batch reads and writes its rows by itself")
+def test_a_handler_that_changes_the_encoding_does_not_harm_the_jobs_behind_it(client: Client) -> None:
+    """The messages of a queue are kept, and its name is written in the encoding that holds."""
+    queue = "a\N{MIDDLE DOT}b"
+    encodings = ["UTF8", "LATIN1", "UTF8", "LATIN1", "UTF8"]
+
+    def handler(tx: Tx, job: Job[Any]) -> None:
+        tx.execute("SELECT set_config('client_encoding', %s, false)", [encodings[job.args["number"]]])
+
+    jobs = [client.enqueue(None, {"number": number}, kind="any", queue=queue) for number in range(len(encodings))]
+    with WorkerPool(client, {"any": handler}, queues={queue: 1}, backoff=constant(timedelta(0))):
+        wait_until(lambda: all(stored(client, job).state.final for job in jobs))
+    done = [stored(client, job) for job in jobs]
+    assert {(job.state, job.attempt, job.error_count) for job in done} == {(JobState.COMPLETED, 1, 0)}
+
+
 @pytest.mark.prepared("the connection is lost in a round trip of its own kind")
 @pytest.mark.parametrize("after", [False, True], ids=["the request is lost", "the answer is lost"])
 @pytest.mark.one_by_one("no job is claimed with the finish of another")
@@ -152,6 +280,30 @@ def test_a_job_that_was_claimed_when_the_pool_stops_is_given_back(client: Client
     assert first.state == JobState.COMPLETED
     assert started == [first.id]
     assert {(job.state, job.attempt, job.attempted_at) for job in others} == {(JobState.AVAILABLE, 0, None)}
+
+
+@pytest.mark.one_by_one("no job is claimed with the finish of another")
+@pytest.mark.prepared("no job is claimed with the finish of another")
+def test_a_job_that_was_never_started_has_no_attempt_counted_when_its_connection_dies_at_a_stop(client: Client) -> None:
+    first, second = enqueue(client, 2)
+    started: list[int] = []
+    pool = WorkerPool(client, {"any": lambda tx, job: started.append(job.id)}, queues={"default": 1})
+    claimer = pool._executor.claimer
+    complete = claimer.complete
+
+    def lost_meanwhile(held: Checkout, *args: Any, **options: Any) -> Any:
+        finished = complete(held, *args, **options)
+        pool._begin_stop()
+        with client.pool.connection() as conn:
+            conn.execute("SELECT pg_terminate_backend(%s, 5000)", [held.conn.info.backend_pid])
+        return finished
+
+    claimer.complete = lost_meanwhile  # type: ignore[method-assign]
+    with pool:
+        wait_until(lambda: not pool._crew._working)
+    wait_until(lambda: stored(client, second).state == JobState.AVAILABLE)
+    assert started == [first.id]
+    assert (stored(client, first).state, stored(client, second).attempt) == (JobState.COMPLETED, 0)
 
 
 def test_nobody_comes_between_a_claim_and_its_being_given_back(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,6 +397,40 @@ def test_a_pool_of_the_application_prepares_only_where_it_may(
 def test_kinds_whose_handlers_deallocate_run_on_the_plain_path_without_an_attempt_lost(client: Client) -> None:
     jobs = work(client, lambda tx, job: tx.execute("DEALLOCATE ALL"), enqueue(client, 3))
     assert {(job.state, job.attempt, job.error_count) for job in jobs} == {(JobState.COMPLETED, 1, 0)}
+
+
+@pytest.mark.parametrize("threshold", [5, None], ids=["prepared", "plain"])
+def test_a_commit_that_misses_a_statement_of_the_applications_is_the_attempts_failure(
+    database: str, client: Client, threshold: int | None
+) -> None:
+    """What is missing is not ours: the handler would be started again for ever, were that not counted."""
+    script = """
+        CREATE TABLE {schema}.audited (id bigint);
+        CREATE FUNCTION {schema}.audit() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            EXECUTE 'EXECUTE audit_statement';
+            RETURN NULL;
+        END $$;
+        CREATE CONSTRAINT TRIGGER audit AFTER INSERT ON {schema}.audited DEFERRABLE INITIALLY DEFERRED
+            FOR EACH ROW EXECUTE FUNCTION {schema}.audit();
+    """
+    with client.pool.connection() as conn:
+        conn.execute(sql.SQL(script).format(schema=sql.Identifier(client.schema)))
+    starts: list[int] = []
+
+    def handler(tx: Tx, job: Job[Any]) -> None:
+        starts.append(job.attempt)
+        if len(starts) > 9:
+            raise Discard("started without end")
+        tx.execute(sql.SQL("INSERT INTO {}.audited VALUES (1)").format(sql.Identifier(client.schema)))
+
+    with ConnectionPool(database, min_size=4, max_size=4, kwargs={"prepare_threshold": threshold}, open=True) as pool:
+        (job,) = work(
+            Client(pool, schema=client.schema), handler, [client.enqueue(None, {}, kind="any", max_attempts=3)]
+        )
+    assert starts == [1, 2, 3]
+    assert (job.state, job.attempt) == (JobState.DISCARDED, 3)
+    assert job.last_error is not None
+    assert "audit_statement" in job.last_error
 
 
 @pytest.mark.prepared("looks at what is prepared")
