@@ -7,6 +7,7 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
+from pgjobs import settings
 from pgjobs.job import Job
 from pgjobs.options import LONGEST_DELAY
 
@@ -29,6 +30,8 @@ def exponential(
     jitter: float = 0.2,
 ) -> Backoff:
     """`base` times `factor` for each attempt after the first, at most `maximum`, +-`jitter`."""
+    settings.check_duration("base", base)
+    settings.check_duration("maximum", maximum)
     if base < timedelta(0) or factor < 1 or maximum < timedelta(0):
         raise ValueError(f"exponential: a delay cannot be negative, nor shrink: {base}, {factor=}, {maximum=}")
     _check_jitter(jitter)
@@ -45,6 +48,7 @@ def exponential(
 
 def constant(delay: timedelta) -> Backoff:
     """The same delay before every attempt."""
+    settings.check_duration("delay", delay)
     if delay < timedelta(0):
         raise ValueError(f"a delay cannot be negative: {delay!r}")
     return lambda job, error: delay

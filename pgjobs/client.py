@@ -18,7 +18,7 @@ from psycopg.pq import TransactionStatus
 from psycopg_pool import ConnectionPool
 
 from pgjobs import backoff as policies
-from pgjobs import codec, control, migrate
+from pgjobs import codec, control, migrate, settings
 from pgjobs.backoff import Backoff
 from pgjobs.checkout import let_prepare, was_let_prepare
 from pgjobs.claim import Claimer
@@ -32,7 +32,7 @@ from pgjobs.filter_store import FilterStore, Turn
 from pgjobs.finish import Finisher
 from pgjobs.hooks import EnqueueMiddleware, HookCalls, Hooks
 from pgjobs.job import Job
-from pgjobs.job_filter import JobCounts, JobFilter, JobPage, Order, check_limit, listing
+from pgjobs.job_filter import JobCounts, JobFilter, JobPage, Order, check_id, check_limit, listing
 from pgjobs.many import Many, ManyJobs
 from pgjobs.options import EncodedJob, JobOptions, NewJob, Options, check_queue
 from pgjobs.queues import Queues
@@ -96,9 +96,13 @@ class Client:
         self.queues = Queues(self.store, self._transaction)
         self._filters = FilterStore(self.schema)
         self._work_map = work_map if work_map is None or isinstance(work_map, WorkMap) else WorkMap(work_map)
+        settings.check_function("backoff", backoff, settings.A_BACKOFF)
         self.backoff = backoff or policies.river()
+        settings.check_function("context", context, "a function that gives a mapping or None")
+        if code_version is not None and not isinstance(code_version, str):
+            raise InvalidSetting(f"code_version is a text, not {code_version!r:.80}: give str(...) of it")
         self.code_version = None if code_version is None else clean(code_version, 255)
-        self.hooks = HookCalls(hooks)
+        self.hooks = HookCalls(settings.several("hooks", hooks, "Hooks"))
         self.events = Events()
         self._enqueuer = Enqueuer(
             store=EnqueueStore(self.schema),
@@ -108,7 +112,7 @@ class Client:
             context=context,
             code_version=self.code_version,
             hooks=self.hooks,
-            middleware=tuple(middleware),
+            middleware=settings.functions("middleware", middleware, "functions of (tx, jobs, insert)"),
         )
         self.registration = Registration(self.schema, self.id, self.code_version)
         self.schedules = Schedules(ScheduleStore(self.schema), self._transaction, self._enqueuer.encoded)
@@ -391,6 +395,7 @@ class Client:
     def _carry_out(
         self, tx: Borrowable | ConnectionPool[Any] | None, id: int, act: control.Act, *, running: bool
     ) -> Job[Any]:
+        check_id(id)
         with self._transaction(tx) as conn:
             if tx is None or isinstance(tx, ConnectionPool):
                 self.store.begin_control(conn)
@@ -530,6 +535,7 @@ class Client:
 
     def get(self, id: int, tx: Borrowable | ConnectionPool[Any] | None = None) -> Job[Any] | None:
         """The job with this id as it is now, or None."""
+        check_id(id)
         with self._transaction(tx) as conn:
             return self.store.get_job(conn, id)
 
@@ -570,8 +576,9 @@ class Client:
         It looks every now and then, at most a second late, and holds no connection in between. The transaction that
         enqueued the job must be committed: else it is JobNotFound.
         """
-        id = job if isinstance(job, int) else job.id
-        give_up = time.monotonic() + (threading.TIMEOUT_MAX if timeout is None else timeout.total_seconds())
+        id = job.id if isinstance(job, Job) else job
+        seconds = settings.patience(timeout)
+        give_up = time.monotonic() + (threading.TIMEOUT_MAX if seconds is None else seconds)
         pause = _FIRST_PAUSE
         while True:
             found = self.get(id)

@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 
 import psycopg
 
+from pgjobs import settings
 from pgjobs.cron import Schedule, bounded
 from pgjobs.errors import InvalidSchedule
 from pgjobs.options import EncodedJob, NewJob
@@ -48,7 +49,7 @@ class CodeSchedules:
         self._scheduler: UUID | None = None  # while the pool runs
         self._changed: Callable[[], None] = lambda: None
         self._next_beat = 0.0
-        self.add(*schedules)
+        self.add(*settings.several("cron", schedules, "Schedule(...)", error=InvalidSchedule))
 
     def add(self, *schedules: Schedule) -> None:
         """Have these schedules too, from now on; all or none. InvalidSchedule if there is one of the name already."""

@@ -10,7 +10,7 @@ from typing import Any, Literal, Unpack, cast, get_args
 from zoneinfo import ZoneInfo
 
 from pgjobs.errors import InvalidSchedule
-from pgjobs.options import FIRST_INSTANT, LAST_INSTANT, JobOptions, NewJob, Options
+from pgjobs.options import FIRST_INSTANT, LAST_INSTANT, JobOptions, NewJob, Options, options_given
 from pgjobs.timetable import Own, Ticks, Timetable, parse, time_zone
 
 #: What becomes of ticks that nobody was there for: the last of them is made up, all are, or none is.
@@ -71,7 +71,7 @@ class Schedule:
         if type(version) is not int or not 0 <= version < 2**31:
             raise InvalidSchedule(f"schedule {name!r}: a version is a whole number from 0, not {version!r:.80}")
         self.version = version
-        self.options = JobOptions(**options)
+        self.options = options_given(options)
 
     def __repr__(self) -> str:
         return f"Schedule({self.name!r}, {self.spec or 'of its own'!r}, zone={self.zone!r})"

@@ -47,7 +47,13 @@ class Enqueuer:
     def all_encoded(self, jobs: Iterable[object]) -> Iterator[EncodedJob]:
         """One after the other; what is wrong with one names its position."""
         position = -1
-        for position, job in enumerate(jobs):
+        try:
+            numbered = enumerate(jobs)
+        except TypeError as error:
+            raise InvalidArgs(
+                f"enqueue_many takes a list of jobs, not {jobs!r:.80}: one job goes to enqueue"
+            ) from error
+        for position, job in numbered:
             try:
                 yield self.encoded(job)
             except Exception as error:

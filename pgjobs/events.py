@@ -13,6 +13,7 @@ from enum import StrEnum
 from types import TracebackType
 from typing import Any, Self
 
+from pgjobs import settings
 from pgjobs.errors import InvalidSetting
 from pgjobs.job import Job
 
@@ -62,7 +63,8 @@ class Subscription:
 
     def get(self, timeout: timedelta | None = None) -> Event | None:
         """The next event; None when there was none for `timeout`, or when it is closed and all is read."""
-        give_up = None if timeout is None else time.monotonic() + timeout.total_seconds()
+        seconds = settings.patience(timeout)
+        give_up = None if seconds is None else time.monotonic() + seconds
         with self._changed:
             while not self._waiting and not self._closed:
                 left = None if give_up is None else give_up - time.monotonic()

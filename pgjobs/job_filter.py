@@ -153,6 +153,13 @@ def listing(filter: JobFilter, order: str, descending: bool, limit: object, curs
     return wanted if cursor is None else _after(wanted, cursor)
 
 
+def check_id(id: object) -> None:
+    """Of a call that is about one job."""
+    if isinstance(id, bool) or not hasattr(type(id), "__index__"):
+        given = "a job: give its job.id" if isinstance(id, Job) else f"{id!r:.80}: give job.id"
+        raise InvalidFilter(f"the id of a job is a whole number, not {given}")
+
+
 def check_limit(limit: object) -> None:
     """Of a call that changes many jobs; None is no limit."""
     if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):

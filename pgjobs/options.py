@@ -125,7 +125,11 @@ class NewJob(Generic[Args]):
     def __init__(self, args: Args, *, kind: str | None = None, **options: Unpack[Options]) -> None:
         object.__setattr__(self, "args", args)
         object.__setattr__(self, "kind", kind)
-        object.__setattr__(self, "options", JobOptions(**options) if options else NO_OPTIONS)
+        try:
+            object.__setattr__(self, "options", JobOptions(**options) if options else NO_OPTIONS)
+        except TypeError:
+            _check_names(options)
+            raise
 
 
 def job_options(**options: Unpack[Options]) -> Callable[[ArgsClass], ArgsClass]:
@@ -133,13 +137,19 @@ def job_options(**options: Unpack[Options]) -> Callable[[ArgsClass], ArgsClass]:
 
     A class whose options depend on its args defines a method `job_options(self) -> JobOptions` instead.
     """
-    chosen = JobOptions(**options)
+    chosen = options_given(options)
 
     def decorate(cls: ArgsClass) -> ArgsClass:
         cls.job_options = lambda self: chosen  # type: ignore[attr-defined]
         return cls
 
     return decorate
+
+
+def options_given(options: Options) -> JobOptions:
+    """The options of a call by their names; InvalidOption for a name that there is not."""
+    _check_names(options)
+    return JobOptions(**options)
 
 
 def options_of(args: object) -> JobOptions:
@@ -186,6 +196,14 @@ def _shown(value: object) -> str:
         return f"<{type(value).__name__}>"
 
 
+def _check_names(options: Mapping[str, object]) -> None:
+    for name in options:
+        if name not in JobOptions.__slots__:
+            raise InvalidOption(
+                f"there is no option {name!r:.80}: there are {', '.join(JobOptions.__slots__)}"
+            ) from None
+
+
 def _check_type(name: str, value: object, tp: type, wanted: str) -> None:
     if value is not None and not isinstance(value, tp):
         raise InvalidOption(f"{name} is {wanted}, not {_shown(value)}")
@@ -209,7 +227,7 @@ def _check_instant(when: object) -> None:
 
 def _check_delay(delay: object) -> None:
     if not isinstance(delay, timedelta):
-        raise InvalidOption(f"delay is a timedelta, not {_shown(delay)}")
+        raise InvalidOption(f"delay is a timedelta, as in timedelta(seconds=60), not {_shown(delay)}")
     if delay < timedelta(0):
         raise InvalidOption(f"delay cannot be negative: {delay!r}")
 

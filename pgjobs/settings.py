@@ -1,15 +1,35 @@
-"""The settings of a worker pool, checked: each error says what was given and what would do."""
+"""What clients and worker pools are told, checked: each error says what was given and what would do."""
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable, Iterable
 from datetime import timedelta
-from typing import Literal
+from typing import Any, TypeVar
 
-from pgjobs.errors import InvalidSetting
-from pgjobs.work_map import Handler, HandlerFunction, checked_handler
+from pgjobs.errors import InvalidSetting, PgjobsError
+
+T = TypeVar("T")
+Error = Callable[[str], PgjobsError]
+
+#: What a `backoff` is, for the message of `check_function`.
+A_BACKOFF = "a function of (job, error), as is constant(timedelta(seconds=5))"
+
+
+def check_duration(
+    name: str, value: object, *, or_none: bool = False, unit: str = "seconds", error: Error = InvalidSetting
+) -> None:
+    """A number in place of a timedelta is what is given most by mistake: the message says it as it should be."""
+    if isinstance(value, timedelta) or (value is None and or_none):
+        return
+    number = value if isinstance(value, int | float) and not isinstance(value, bool) else 1
+    wanted = "a timedelta or None" if or_none else "a timedelta"
+    raise error(f"{name} is {wanted}, not {value!r:.80}: give timedelta({unit}={number!r:.20})")
 
 
 def check_intervals(poll_interval: timedelta, fetch_cooldown: timedelta) -> None:
+    check_duration("poll_interval", poll_interval)
+    check_duration("fetch_cooldown", fetch_cooldown)
     if poll_interval < timedelta(milliseconds=1):
         raise InvalidSetting(f"poll_interval is at least a millisecond, not {poll_interval!r}")
     if fetch_cooldown and fetch_cooldown < timedelta(milliseconds=1):
@@ -19,24 +39,48 @@ def check_intervals(poll_interval: timedelta, fetch_cooldown: timedelta) -> None
 
 
 def check_lease(lease: timedelta) -> None:
+    check_duration("lease", lease)
     if lease < timedelta(seconds=5):
         raise InvalidSetting(f"lease is 5 seconds or more, so that it can be extended in time; not {lease!r}")
 
 
-def check_unknown_kinds(
-    unknown: Literal["error", "leave"] | Handler | HandlerFunction,
-) -> Literal["error", "leave"] | Handler:
-    if unknown in ("error", "leave"):
-        return unknown
-    if isinstance(unknown, str):
-        raise InvalidSetting(f"unknown_kinds is 'error', 'leave' or a handler(tx, job), not {unknown!r}")
-    handler = checked_handler(unknown)
-    if handler.detached:
-        raise InvalidSetting("a handler of unknown kinds cannot be detached: name the kinds in the WorkMap")
-    return handler
+def check_timeout(timeout: timedelta | None, *, error: Error = InvalidSetting) -> None:
+    """Of an attempt."""
+    check_duration("timeout", timeout, or_none=True, error=error)
+    if timeout is not None and timeout <= timedelta(0):
+        raise error(f"a timeout is longer than nothing, or None for ever; not {timeout!r}")
 
 
 def check_keep(name: str, keep: timedelta | None) -> timedelta | None:
+    check_duration(name, keep, or_none=True, unit="hours")
     if keep is not None and keep < timedelta(0):
         raise InvalidSetting(f"{name} is a timedelta of zero or more, or None for ever; not {keep!r}")
     return keep
+
+
+def patience(timeout: timedelta | None) -> float | None:
+    """The seconds that a call waits, as a lock takes them; None for ever. What is over already is no time at all."""
+    check_duration("timeout", timeout, or_none=True)
+    return None if timeout is None else min(max(timeout.total_seconds(), 0.0), threading.TIMEOUT_MAX)
+
+
+def check_function(name: str, value: object, wanted: str, *, error: Error = InvalidSetting) -> None:
+    """Of what may be left out."""
+    if value is not None and not callable(value):
+        raise error(f"{name} is {wanted}, not {value!r:.80}")
+
+
+def several(name: str, values: Iterable[T], wanted: str, *, error: Error = InvalidSetting) -> tuple[T, ...]:
+    """All of what may be given more than once; one alone, without the list around it, is refused."""
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise error(f"{name} is a list of {wanted}, not {values!r:.80}: give {name}=[...]")
+    return tuple(values)
+
+
+def functions(name: str, values: Iterable[T], wanted: str, *, error: Error = InvalidSetting) -> tuple[T, ...]:
+    """The same, of functions."""
+    given: tuple[Any, ...] = several(name, values, wanted, error=error)
+    for value in given:
+        if not callable(value):
+            raise error(f"{name} is a list of {wanted}, not of {value!r:.80}")
+    return given

@@ -10,9 +10,9 @@ from datetime import timedelta
 from functools import partial
 from typing import Any, Literal, Self, TypeVar
 
-from pgjobs import codec
+from pgjobs import codec, settings
 from pgjobs.backoff import Backoff
-from pgjobs.errors import DuplicateHandler, InvalidHandler, UnknownKind
+from pgjobs.errors import DuplicateHandler, InvalidHandler, InvalidSetting, UnknownKind
 from pgjobs.hooks import Middleware
 from pgjobs.job import Job
 from pgjobs.options import check_kind, kind_of
@@ -46,8 +46,13 @@ class Handler:
     decode: Callable[[str], Any] = codec.decode_dict
 
     def __post_init__(self) -> None:
-        if isinstance(self.timeout, timedelta) and self.timeout <= timedelta(0):
-            raise InvalidHandler(f"a timeout is longer than nothing, or None for ever; not {self.timeout!r}")
+        if self.timeout != "inherit" and not callable(self.timeout):
+            settings.check_timeout(self.timeout, error=InvalidHandler)
+        settings.check_function("backoff", self.backoff, settings.A_BACKOFF, error=InvalidHandler)
+        middleware = settings.functions(
+            "middleware", self.middleware, "functions of (tx, job, run)", error=InvalidHandler
+        )
+        object.__setattr__(self, "middleware", middleware)
 
 
 class WorkMap(dict[str, Handler]):
@@ -66,7 +71,14 @@ class WorkMap(dict[str, Handler]):
     def __init__(self, handlers: Mapping[Any, Handler | HandlerFunction] | None = None) -> None:
         super().__init__()
         self.changes = 0  # how often it was changed
-        self.update(handlers or {})
+        try:
+            self.update(handlers or {})
+        except TypeError as error:
+            if isinstance(handlers, Mapping):
+                raise
+            raise InvalidHandler(
+                f"a WorkMap is made of a mapping, as in {{Welcome: welcome}}, not {handlers!r:.80}"
+            ) from error
 
     def __setitem__(self, key: str | type, handler: Handler | HandlerFunction) -> None:
         kind = _kind(key)
@@ -129,6 +141,20 @@ def checked_handler(handler: Handler | HandlerFunction) -> Handler:
     given = handler if isinstance(handler, Handler) else Handler(handler)
     _check_signature(given.function)
     return given
+
+
+def check_unknown_kinds(
+    unknown: Literal["error", "leave"] | Handler | HandlerFunction,
+) -> Literal["error", "leave"] | Handler:
+    """What a worker pool does with a kind that has no handler."""
+    if unknown in ("error", "leave"):
+        return unknown
+    if isinstance(unknown, str):
+        raise InvalidSetting(f"unknown_kinds is 'error', 'leave' or a handler(tx, job), not {unknown!r}")
+    handler = checked_handler(unknown)
+    if handler.detached:
+        raise InvalidSetting("a handler of unknown kinds cannot be detached: name the kinds in the WorkMap")
+    return handler
 
 
 def _kind(key: object) -> str:

@@ -42,7 +42,7 @@ from pgjobs.threads import Durability, Threads, number, way
 from pgjobs.ticker import Asking, Ticker
 from pgjobs.time_index import TimeIndex
 from pgjobs.transaction import defaults_for
-from pgjobs.work_map import Handler, HandlerFunction, WorkMap
+from pgjobs.work_map import Handler, HandlerFunction, WorkMap, check_unknown_kinds
 
 log = logging.getLogger("pgjobs.worker")
 
@@ -116,6 +116,10 @@ class WorkerPool:
         self._client = client
         if queues is not None and not queues:
             raise InvalidSetting("there are no queues to work: give queues={name: threads}")
+        if queues is not None and not isinstance(queues, Mapping):
+            raise InvalidSetting(
+                f"queues is a mapping from name to threads, as in {{'default': 10}}, not {queues!r:.80}"
+            )
         wanted = queues or {"default": 10}
         self._way = way(batch_size, batch_time, durability)
         self._places = {queue: self._place(queue, threads) for queue, threads in wanted.items()}
@@ -124,6 +128,8 @@ class WorkerPool:
         settings.check_intervals(poll_interval, fetch_cooldown)
         self._listen = listen
         if listen_dsn is not None:
+            if not isinstance(listen_dsn, str):  # of what type it is and no more: a URL has the password in it
+                raise InvalidSetting(f"listen_dsn is a connection string, not of type {type(listen_dsn).__name__}")
             defaults_for(listen_dsn)  # refused here if it cannot be read, not in the listener's log
         self._listen_dsn = listen_dsn
         self._keep = {
@@ -132,9 +138,11 @@ class WorkerPool:
             JobState.DISCARDED: settings.check_keep("keep_discarded", keep_discarded),
         }
         self._reindex_at = check_time(reindex_at)
-        if timeout is not None and timeout <= timedelta(0):
-            raise InvalidSetting(f"timeout is longer than nothing, or None for ever; not {timeout!r}")
+        settings.check_timeout(timeout)
         settings.check_lease(lease)
+        settings.check_function("backoff", backoff, settings.A_BACKOFF)
+        if error_handler is not None and not isinstance(error_handler, ErrorHandler):
+            raise InvalidSetting(f"error_handler is an object of a class of ErrorHandler, not {error_handler!r:.80}")
         self._watch = Watch(
             on_severed=self._on_severed,
             on_stuck=self._on_stuck,
@@ -147,7 +155,7 @@ class WorkerPool:
             worker=client.id,
             order=order,
             timeout=timeout,
-            unknown_kinds=settings.check_unknown_kinds(unknown_kinds),
+            unknown_kinds=check_unknown_kinds(unknown_kinds),
             lease=lease,
         )
         for place in self._places.values():
@@ -167,7 +175,7 @@ class WorkerPool:
             finisher=self._finisher,
             watch=self._watch,
             hooks=client.hooks,
-            middleware=tuple(middleware),
+            middleware=settings.functions("middleware", middleware, "functions of (tx, job, run)"),
             code_version=client.code_version,
         )
         self._crew = Crew(
@@ -215,7 +223,7 @@ class WorkerPool:
                 self.schedules.start(lambda: self._hurry("tick"))
                 self._start_threads()
             except BaseException:  # a schedule cannot be stored, or the system refuses more threads
-                self._stop(timedelta(0))
+                self._stop(0.0)
                 raise
             log.info("%s: %d threads on %s", self.name, self.threads, ", ".join(self._places))
         return self
@@ -279,17 +287,18 @@ class WorkerPool:
         calls it gets False at once, and the pool stops when it can. Calling it on a pool that does not run is no error;
         a stopped pool may be started again.
         """
+        seconds = settings.patience(timeout)  # refused, if it is none, before anybody is told to end
         self._begin_stop()
         if self._is_one_of_its_threads():  # a handler or a hook asks: it would wait for itself
             threading.Thread(target=self.stop, args=(timeout,), name=f"{self.name}/stop").start()
             return False
         if self._stopper is threading.current_thread():  # a signal's handler, in the middle of a stop
             return False
-        if not self._control.acquire(timeout=-1 if timeout is None else timeout.total_seconds()):
+        if not self._control.acquire(timeout=-1 if seconds is None else seconds):
             self._cut_off()
             self._control.acquire()
         try:
-            return self._stop(timeout)
+            return self._stop(seconds)
         finally:
             self._control.release()
 
@@ -298,10 +307,10 @@ class WorkerPool:
             return True
         return self._maintenance is not None and self._maintenance.is_current
 
-    def _stop(self, timeout: timedelta | None) -> bool:
+    def _stop(self, seconds: float | None) -> bool:
         self._begin_stop()
         self._stopper = threading.current_thread()
-        ended = self._crew.wait(None if timeout is None else timeout.total_seconds())
+        ended = self._crew.wait(seconds)
         if not ended:
             self._cut_off()
             ended = self._crew.wait(AT_STOP.stuck + 0.3)
@@ -360,11 +369,12 @@ class WorkerPool:
         again. Raises WorkerPoolError when the pool does not work the queue. A handler of the queue that calls it does
         not wait for itself.
         """
+        seconds = settings.patience(timeout)
         with self._in_control():
             if check_queue(name) not in self._places:
                 raise WorkerPoolError(f"worker pool {self.name!r} does not work queue {name!r}")
             place, starts = self._leave(name), self._starts
-        if not self._crew.wait(None if timeout is None else timeout.total_seconds(), of=place):
+        if not self._crew.wait(seconds, of=place):
             return False
         with suppress(WorkerPoolError), self._in_control():  # a stop gives all room back
             if self._started and self._starts == starts:

@@ -181,6 +181,33 @@ def test_stop_before_any_start_is_no_error(client: Client) -> None:
     assert WorkerPool(client, {Thing: nothing}).stop() is True
 
 
+@pytest.mark.parametrize("timeout", [5, "5"], ids=repr)
+def test_a_stop_that_is_refused_tells_nobody_to_end(client: Client, stored: Stored, timeout: Any) -> None:
+    with WorkerPool(client, {Thing: nothing}, queues={"default": 1}) as pool:
+        with pytest.raises(InvalidSetting, match=r"timeout is a timedelta or None, not '?5"):
+            pool.stop(timeout)
+        with pytest.raises(InvalidSetting, match=r"timeout is a timedelta or None, not '?5"):
+            pool.remove_queue("default", timeout)
+        job = client.enqueue(None, Thing())
+        wait_until(lambda: stored(job).state == JobState.COMPLETED)
+        assert pool.running
+
+
+@pytest.mark.parametrize("timeout", [-5 * SECOND, timedelta.min], ids=repr)
+def test_a_stop_whose_time_is_over_already_cuts_off(client: Client, gate: Gate, timeout: timedelta) -> None:
+    client.enqueue(None, Thing())
+    pool = WorkerPool(client, {Thing: gate}, queues={"default": 1}).start()
+    assert gate.entered.acquire(timeout=10)
+    assert not pool.stop(timeout)
+    assert not pool.running
+
+
+def test_the_longest_timeout_is_for_ever(client: Client) -> None:
+    pool = WorkerPool(client, {Thing: nothing}, queues={"default": 1, "other": 1}).start()
+    assert pool.remove_queue("other", timedelta.max)
+    assert pool.stop(timedelta.max)
+
+
 @pytest.mark.conformance(267)
 def test_a_pool_that_runs_cannot_be_started_again_and_one_that_was_stopped_can(client: Client, stored: Stored) -> None:
     """A stopped pool may be started again, and a handler may be added at any time: so says the design."""
