@@ -74,6 +74,13 @@ def running(client: Client, server: Tx) -> Job[Any]:
     return job
 
 
+@pytest.fixture
+def patience(monkeypatch: pytest.MonkeyPatch) -> float:
+    """Seconds: so many that who waits for a row is told from one who does not on a busy machine, too."""
+    monkeypatch.setattr("pgjobs.control.PATIENCE", 60.0)
+    return 60.0
+
+
 @pytest.fixture(params=["own", "borrowed"])
 def tx(request: pytest.FixtureRequest, client: Client) -> Iterator[Tx | None]:
     """Each way to call: in a transaction of its own, and in the caller's, which must be usable to the end."""
@@ -327,7 +334,7 @@ def test_a_job_that_does_not_run_is_returned_and_gone(
 
 @pytest.mark.conformance(208, 350)
 def test_a_job_that_runs_is_neither_deleted_nor_updated_and_nobody_waits(
-    client: Client, running: Job[Any], stored: Stored, tx: Tx | None
+    client: Client, running: Job[Any], stored: Stored, tx: Tx | None, patience: float
 ) -> None:
     """T9."""
     calls: list[Call] = [client.delete, lambda id, tx: client.update(id, tx, scheduled_at=datetime.now(UTC))]
@@ -335,7 +342,7 @@ def test_a_job_that_runs_is_neither_deleted_nor_updated_and_nobody_waits(
         started = time.monotonic()
         with pytest.raises(JobRunning):
             call(running.id, tx)
-        assert time.monotonic() - started < 0.9
+        assert time.monotonic() - started < patience / 2
     assert stored(running) == running
 
 
@@ -542,7 +549,7 @@ def test_a_claim_in_flight_is_waited_for_and_then_seen(
 @pytest.mark.conformance(350)
 @pytest.mark.parametrize("call", CALLS)
 def test_a_transaction_that_would_see_nothing_new_does_not_wait(
-    client: Client, in_state: Call, connect: Connect, call: str
+    client: Client, in_state: Call, connect: Connect, patience: float, call: str
 ) -> None:
     job, holder = in_state("pending"), connect()
     holder.execute(f'SELECT FROM "{client.schema}".job FOR NO KEY UPDATE')
@@ -551,7 +558,7 @@ def test_a_transaction_that_would_see_nothing_new_does_not_wait(
         started = time.monotonic()
         with pytest.raises(JobLocked):
             CALLS[call](client, job.id, tx)
-        assert time.monotonic() - started < 0.9
+        assert time.monotonic() - started < patience / 2
         holder.rollback()
         CALLS[call](client, job.id, tx)
 
@@ -588,14 +595,15 @@ def test_a_job_that_an_open_insert_references_cannot_be_deleted_now(
 
 @pytest.mark.conformance(350)
 def test_a_request_to_cancel_does_not_wait_for_the_handler_of_the_job(
-    client: Client, running: Job[Any], server: Tx, tx: Tx | None
+    client: Client, running: Job[Any], server: Tx, tx: Tx | None, patience: float
 ) -> None:
     started = time.monotonic()
     client.cancel(running.id, tx)
-    assert time.monotonic() - started < 0.9
+    assert time.monotonic() - started < patience / 2
+    server.execute(f"SET LOCAL lock_timeout = '{patience:g}s'")
     started = time.monotonic()
     client.store.complete(server, running, COMPLETED)  # nor the handler for the one who asks
-    assert time.monotonic() - started < 0.9
+    assert time.monotonic() - started < patience / 2
 
 
 # --- unique twins

@@ -19,7 +19,7 @@ import psycopg
 import pytest
 from psycopg import Connection, sql
 
-from pgjobs import AttemptLost, Client, Job, JobLocked, JobState, NewJob, UniqueConflict, WorkerPool, constant
+from pgjobs import AttemptLost, Client, Handler, Job, JobLocked, JobState, NewJob, UniqueConflict, WorkerPool, constant
 from pgjobs.attempt import Attempt
 from pgjobs.checkout import shut_down
 from pgjobs.embedded import EmbeddedPostgres
@@ -783,10 +783,9 @@ def test_r11_a_connection_that_was_sent_a_cancel_is_not_used_for_the_next_job(ta
             with suppress(psycopg.errors.QueryCanceled), tx.transaction():
                 tx.execute("SELECT pg_sleep(60)")
 
-    for _ in range(3):
-        table.enqueue()
-    pool = WorkerPool(client, {"any": handler}, queues={"default": 1}, timeout=timedelta(seconds=0.2))
-    with pool:
+    slow, *_ = [table.enqueue() for _ in range(3)]
+    timed = Handler(handler, timeout=lambda job: timedelta(seconds=0.2) if job.id == slow.id else None)
+    with WorkerPool(client, {"any": timed}, queues={"default": 1}):
         wait_until(lambda: table.query("SELECT count(*) FROM {schema}.job WHERE state = 'completed'") == [(3,)])
     first, second, third = backends
     assert first != second, "though its job has completed"

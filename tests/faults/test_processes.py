@@ -40,8 +40,8 @@ def test_f1_a_worker_killed_at_any_point_of_an_attempt_loses_and_doubles_nothing
         killed = time.monotonic()
         wait_until(lambda: ledger.waiting(_COMMITS) == 0)  # the server has noticed that nobody waits for this COMMIT
     nursery.start(dsn=ledger.dsn, queues=dict.fromkeys(jobs, 1))
-    ledger.wait_drained()
-    assert time.monotonic() - killed < 10
+    ledger.wait_drained(timeout=40)
+    assert time.monotonic() - killed < 30, "half of the timeout that none of them is waited for"
     ledger.check()
     effects = {point: ledger.effects(job) for point, job in jobs.items()}
     assert effects == {point: [2] for point in jobs} | {"after_commit": [1]}
@@ -138,7 +138,7 @@ def test_f5_a_call_that_keeps_the_interpreter_to_itself_delays_nobody_else(ledge
 def test_when_the_process_that_is_called_first_is_killed_another_one_takes_over_at_its_next_poll(
     ledger: Ledger, nursery: Nursery
 ) -> None:
-    poll = 3
+    poll = 6
     listeners = f"SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgjobs' AND {LISTENS}"
     with psycopg.connect(ledger.dsn, autocommit=True) as conn:
         first = nursery.start(dsn=ledger.dsn, poll=poll)
@@ -148,14 +148,12 @@ def test_when_the_process_that_is_called_first_is_killed_another_one_takes_over_
         wait_until(lambda: ledger.sql(listeners) == [(3,)])
         first.kill()
         job = ledger.enqueue()
-        began = time.monotonic()
-        wait_until(lambda: ledger.effects(job) == [1])
-        assert time.monotonic() - began < poll + 2
+        wait_until(lambda: ledger.effects(job) == [1], timeout=poll + 10)
         wait_until(lambda: armed(conn, ledger.client) == ["default"])
         began = time.monotonic()
         for _ in range(10):
             job = ledger.enqueue()
             wait_until(lambda job=job: ledger.effects(job) == [1])  # type: ignore[misc]
-        assert time.monotonic() - began < 5, "by polling alone it would be 15 s or so"
+        assert time.monotonic() - began < 15, "by polling alone it would be 30 s or so"
     ledger.wait_drained()
     ledger.check()
