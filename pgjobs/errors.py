@@ -4,7 +4,7 @@
     ├── InvalidJob (ValueError)          what was given to enqueue cannot become a job; nothing was sent
     │   ├── InvalidKind                  a kind that is missing, too long or of other characters
     │   ├── InvalidArgs                  args that JSON or Postgres cannot hold; names the path
-    │   ├── InvalidOption                an option out of its range
+    │   ├── InvalidOption                an option out of its range, or one that there is not
     │   └── NoJobs                       an empty list of jobs
     ├── InvalidSchedule (ValueError)     a schedule whose spec, zone or name cannot be used
     ├── ScheduleNotFound (LookupError)   no schedule with this name
@@ -12,7 +12,7 @@
     │   └── DuplicateHandler             a second handler for one kind
     ├── InvalidFilter (ValueError)       which jobs are meant, in which order: something no job can have
     │   └── EmptyFilter                  a call that changes many jobs was not told which
-    ├── InvalidSetting (ValueError)      a setting of Client or WorkerPool out of its range
+    ├── InvalidSetting (ValueError)      a setting of Client or WorkerPool out of its range or type
     │   └── PoolTooSmall                 fewer connections than threads
     ├── InvalidTransaction (TypeError)   a `tx` that is nothing pgjobs can enqueue on
     ├── UnknownKind (LookupError)        no handler for a kind
@@ -70,7 +70,7 @@ class InvalidArgs(InvalidJob):
 
 
 class InvalidOption(InvalidJob):
-    """An option of a job out of its range."""
+    """An option of a job out of its range, or one that there is not."""
 
 
 class NoJobs(InvalidJob):
@@ -98,7 +98,7 @@ class DuplicateHandler(InvalidHandler):
 
 
 class InvalidFilter(PgjobsError, ValueError):
-    """A filter, order, limit or cursor that cannot be. Nothing was sent; the transaction stays usable."""
+    """An id, filter, order, limit or cursor that cannot be. Nothing was sent; the transaction stays usable."""
 
 
 class EmptyFilter(InvalidFilter):
@@ -106,7 +106,7 @@ class EmptyFilter(InvalidFilter):
 
 
 class InvalidSetting(PgjobsError, ValueError):
-    """A setting of `Client` or `WorkerPool` out of its range."""
+    """A setting of `Client` or `WorkerPool`, or a time to wait, out of its range or of another type."""
 
 
 class PoolTooSmall(InvalidSetting):
