@@ -409,8 +409,7 @@ class Batch:
                 self._blame(culprit, problem)
             took = time.monotonic() - finishing
             self._lost = held is not self.held or not held.usable
-            if self._committed(held):
-                self._complete_late(held, culprit, took)
+            self._complete_late(held, culprit, took)
             self._record_failed(held, took)
             self._over = self._undo(held, problem, took)
 
@@ -431,25 +430,20 @@ class Batch:
         self.errors[culprit.job.id] = error
         self.finisher.decide(culprit, error)
 
-    def _committed(self, held: Checkout) -> bool:
-        """Whether a handler has committed the transaction that was not its own."""
-        xid = self.found.xid
-        if xid is None or len(self.ran) < 2:
-            return False
-
-        def look(conn: AnyConnection, lost: bool) -> bool:
-            return self.batches.store.was_committed(conn, xid)
-
-        return bool(self.finisher.write_late(held, look, f"a batch of {self.queue!r}"))
-
     def _complete_late(self, held: Checkout, culprit: Attempt | None, took: float) -> None:
-        """The writes of the jobs before the one that committed are there, so these jobs are done."""
+        """If a handler has committed the transaction that was not its own, the writes of the jobs before it are there,
+        so these jobs are done."""
+        xid, store = self.found.xid, self.batches.store
         before = self.ran if culprit is None else self.ran[: self.ran.index(culprit)]
         early = [attempt for attempt in before if attempt.job.id not in self.errors]
+        if xid is None or not early:
+            return
         record = self._record(early, [])
 
         def write(conn: AnyConnection, lost: bool) -> dict[int, Finished]:
-            return self.batches.store.complete_late(conn, record)
+            if not store.was_committed(conn, record, xid, lost=lost or self._lost):
+                return {}
+            return store.complete_late(conn, record)
 
         finished = self.finisher.write_late(held, write, f"{len(early)} jobs of {self.queue!r}") or {}
         for attempt in early:

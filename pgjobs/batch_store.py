@@ -284,10 +284,11 @@ class BatchStore:
             (completed,) = answers(cur)
         return _all(JobState.COMPLETED, completed)
 
-    def was_committed(self, conn: AnyConnection, xid: str) -> bool:
+    def was_committed(self, conn: AnyConnection, record: Record, xid: str, *, lost: bool) -> bool:
+        """Whether the transaction of the batch was; `lost` says that this is not the connection it ran on."""
         with literal_cursor(conn) as cur:
             try:
-                cur.execute(self._batch["was_committed"], {"xid": xid})
+                cur.execute(self._batch["was_committed"], {**record.values_of_claim(), "xid": xid, "lost": lost})
             except psycopg.errors.InvalidParameterValue:  # the server has crashed, and knows of no such transaction
                 return False
             return bool(one(cur)[0])

@@ -195,5 +195,9 @@ WHERE queue = %(queue)s AND id = ANY (%(ids)s::bigint[]) AND token = %(token)s A
 RETURNING id, (EXTRACT(epoch FROM pg_catalog.statement_timestamp()) * 1000000)::bigint;
 
 -- name: was_committed
--- What became of a transaction.
-SELECT pg_catalog.pg_xact_status(%(xid)s::text::xid8) = 'committed';
+-- Whether the transaction of a batch was committed. A server that has crashed since may have lost it, and given its number
+-- to another; so when the connection was lost, a row must still tell that this number has locked it: what was written
+-- then was lost or kept together with the commit.
+SELECT pg_catalog.pg_xact_status(%(xid)s::text::xid8) = 'committed' AND (NOT %(lost)s OR EXISTS (
+    SELECT FROM pgjobs.job
+    WHERE queue = %(queue)s AND token = %(token)s AND state = 'running' AND xmax = %(xid)s::text::xid8::xid));

@@ -695,6 +695,35 @@ def test_a_line_that_dies_around_the_commit_of_a_batch_neither_loses_nor_doubles
         desk.check(jobs)
 
 
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("stuck", [False, True], ids=["dies", "is stuck"])
+def test_what_a_handler_has_committed_before_its_connection_is_lost_is_not_done_again(
+    *, desk: Desk, stuck: bool
+) -> None:
+    gone = threading.Event()
+
+    def commits(tx: Tx, job: Job[Any]) -> None:
+        tx.execute("COMMIT")
+        if stuck:
+            gone.wait(60)  # whatever it is told
+        else:
+            shut_down(tx)
+
+    def timeout(job: Job[Any]) -> timedelta | None:
+        return timedelta(seconds=0.3) if stuck and (job.args["number"], job.attempt) == (1, 1) else None
+
+    desk.does = {1: commits}
+    jobs = desk.enqueue(3)
+    try:
+        done = desk.work(
+            jobs, handlers={"any": Handler(desk.handler, timeout=timeout)}, batch_time=timedelta(minutes=1)
+        )
+    finally:
+        gone.set()
+    assert states(done) == [("completed", 1), ("completed", 2), ("completed", 1)]
+    assert desk.effects()[jobs[0].id] == [1]
+
+
 def test_a_claim_that_the_server_has_lost_in_a_crash_is_counted_all_the_same(desk: Desk) -> None:
     """It did not wait for the disk. But the handlers have started."""
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any
+
+import psycopg
 import pytest
 
-from pgjobs import JobState
+from pgjobs import Client, Job, JobState, WorkerPool, constant
 from pgjobs.embedded import EmbeddedPostgres
+from pgjobs.threads import Way
 from tests.faults.ledger import Ledger
 from tests.faults.test_server import load, wait_for_more
 from tests.faults.workers import Nursery
@@ -71,6 +77,35 @@ def test_a_server_that_crashes_under_batches_loses_and_doubles_nothing(
     assert worker.alive
     ledger.wait_drained(60)
     ledger.check()
+
+
+def test_a_batch_whose_number_another_transaction_has_after_a_crash_is_not_completed() -> None:
+    """Nothing of the batch had reached the disk, so that the server knows nothing of it: not even that its number is
+    used."""
+    settings = {"wal_writer_delay": "10s", "autovacuum": "off"}
+    with EmbeddedPostgres(fsync=True, settings=settings) as server, Client(server.dsn) as client:
+        client.migrate()
+        with client.pool.connection() as conn:
+            conn.execute("CREATE TABLE effect (job bigint)")
+        jobs = [client.enqueue(None, {"number": number}, kind="any") for number in range(4)]
+
+        def handler(tx: psycopg.Connection[Any], job: Job[Any]) -> None:
+            tx.execute("INSERT INTO effect VALUES (%s)", [job.id])
+            if job.args["number"] == 2:
+                server.restart("immediate")
+                with psycopg.connect(server.dsn, autocommit=True) as other:
+                    for _ in range(20):
+                        other.execute("SELECT pg_current_xact_id()")
+
+        pool = WorkerPool(client, {"any": handler}, batch_size=10, backoff=constant(timedelta(0)))
+        with suppress(psycopg.Error), pool._watch.running(), client.source.checkout() as held:
+            way = Way(10, timedelta(minutes=1), False)
+            pool._crew._batches.run_next(held, "default", way, claimed=lambda: None, ends=lambda: False)
+        with client.pool.connection() as conn:
+            effects = {job for (job,) in conn.execute("SELECT job FROM effect")}
+        found = [client.get(job.id) for job in jobs]
+        assert effects == set()
+        assert [(job.state.value, job.attempt) for job in found if job] == [("available", 1)] * 4
 
 
 @pytest.mark.slow
