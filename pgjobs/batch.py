@@ -359,6 +359,8 @@ class Batch:
             return error
         self._over = True
         held.spoiled = not clean
+        if record.rest or any(each.state is JobState.AVAILABLE for each in written.failed):
+            self.executor.claimer.look_again(self.queue)
         self._tell_all(written.completed, written.failed, time.monotonic() - finishing)
         return None
 
@@ -412,6 +414,7 @@ class Batch:
             self._complete_late(held, culprit, took)
             self._record_failed(held, took)
             self._over = self._undo(held, problem, took)
+            self.executor.claimer.look_again(self.queue)
 
     def _blame(self, culprit: Attempt, problem: Exception) -> None:
         """Make what has become of the batch the failure of this one."""

@@ -28,6 +28,7 @@ from pgjobs import (
     InvalidSetting,
     Job,
     JobState,
+    RetryAfter,
     Snooze,
     Threads,
     WorkerPool,
@@ -313,6 +314,28 @@ def test_after_its_time_a_batch_starts_no_more(desk: Desk) -> None:
     assert states(done) == [("completed", 1)] * 6
     assert desk.together() == [[job.id] for job in jobs]
     assert sorted(desk.starts) == desk.starts, "what was given back keeps its place"
+
+
+def test_what_a_batch_gives_back_runs_before_what_stands_behind_it(desk: Desk) -> None:
+    jobs = desk.enqueue(30)
+    desk.does = dict.fromkeys(range(30), lambda tx, job: threading.Event().wait(0.002))
+    desk.work(jobs, batch_size=5, batch_time=timedelta(milliseconds=1), listen=False)
+    assert desk.starts == [job.id for job in jobs]
+
+
+@pytest.mark.parametrize("ends", ["a retry", "a rollback"])
+def test_what_is_to_run_again_at_once_runs_before_what_stands_behind_its_batch(desk: Desk, ends: str) -> None:
+    def again(tx: Tx, job: Job[Any]) -> None:
+        if ends == "a rollback":
+            tx.execute("ROLLBACK")
+        raise RetryAfter(timedelta(0))
+
+    desk.does = {60: again}
+    jobs = desk.enqueue(60)
+    urgent = desk.client.enqueue(None, {"number": 60}, kind="any", priority=-1)
+    desk.work([*jobs, urgent], batch_size=10, batch_time=timedelta(minutes=1), listen=False)
+    ids, first = [job.id for job in jobs], 9 if ends == "a retry" else 0
+    assert desk.starts == [urgent.id, *ids[:first], urgent.id, *ids[first:]]
 
 
 def test_no_batch_has_more_savepoints_than_the_server_keeps_at_hand(desk: Desk) -> None:
