@@ -99,13 +99,13 @@ SELECT id FROM pgjobs.job WHERE queue = %(queue)s AND token = %(token)s AND stat
 
 -- name: between_jobs
 -- What a handler has left in the session is gone before the next one of its batch; what bounds the transaction is there
--- again.
+-- again. Its advisory locks stay until its writes are committed: what they guard, nobody else sees before.
 RESET SESSION AUTHORIZATION;
 RESET ALL;
 UNLISTEN *;
 CLOSE ALL;
 DISCARD TEMP;
-SELECT pg_catalog.pg_advisory_unlock_all(),
+SELECT
     pg_catalog.set_config('idle_in_transaction_session_timeout', '0', true),
     pg_catalog.set_config('client_connection_check_interval', %(check_interval)s::text, true),
     pg_catalog.set_config('tcp_keepalives_idle', '10', true),

@@ -575,7 +575,6 @@ def test_what_a_handler_does_to_its_session_does_not_reach_the_next_one_of_its_b
         seen.append(
             tx.execute(
                 "SELECT current_user, ARRAY(SELECT current_setting(name) FROM unnest(%s::text[]) AS name),"
-                " (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()),"
                 " ARRAY(SELECT pg_listening_channels()), to_regclass('pg_temp.mine') IS NULL, pg_backend_pid()",
                 [names],
             ).fetchone()
@@ -584,7 +583,6 @@ def test_what_a_handler_does_to_its_session_does_not_reach_the_next_one_of_its_b
         tx.execute("SET search_path = nowhere")
         tx.execute("SET LOCAL statement_timeout = '20s'")
         tx.execute("SET LOCAL idle_in_transaction_session_timeout = '7s'")
-        tx.execute("SELECT pg_advisory_lock(4711)")
         tx.execute("LISTEN anything")
         tx.row_factory = dict_row
         if job.args["number"] == 2:
@@ -597,6 +595,24 @@ def test_what_a_handler_does_to_its_session_does_not_reach_the_next_one_of_its_b
     assert len(seen) == 5
     assert len(set(map(str, seen))) == 1, "the same clean session, on the same connection"
     desk.check(jobs)
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["all complete", "one fails"])
+def test_an_advisory_lock_is_held_until_the_writes_of_its_batch_are_committed(desk: Desk, fails: bool) -> None:
+    """As of a job by itself: what it guards is not for others before they see what was done to it."""
+    held: list[Any] = []
+    locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 4711"
+
+    def look(tx: Tx, job: Job[Any]) -> None:
+        held.append((job.args["number"], desk.sql(locks)[0][0]))
+        if fails:
+            raise ValueError
+
+    desk.does = {0: lambda tx, job: tx.execute("SELECT pg_advisory_lock(4711)"), 1: look, 2: look}
+    jobs = desk.enqueue(3)
+    desk.work(jobs, batch_time=timedelta(minutes=1))
+    assert held == [(1, 1), (2, 1)]
+    assert desk.sql(locks) == [(0,)]
 
 
 def test_the_last_handler_of_a_batch_may_leave_its_session_without_any_rights(desk: Desk) -> None:

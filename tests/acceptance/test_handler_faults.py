@@ -327,7 +327,7 @@ FAULTS = [
     Fault("SET DateStyle", execute("SET DateStyle = German", "SET IntervalStyle = sql_standard"), DONE),
     Fault("SET standard_conforming_strings", execute("SET standard_conforming_strings = off"), DONE),
     Fault("RESET ALL", execute("RESET ALL"), DONE),
-    Fault("pg_advisory_lock", execute("SELECT pg_advisory_lock(4711)"), DONE),
+    Fault("pg_advisory_lock", execute("SELECT pg_advisory_lock(4711)"), DONE, in_batch="it is held to the end of it"),
     Fault("LISTEN", execute("LISTEN anything"), DONE),
     Fault("temp table", execute("CREATE TEMP TABLE job AS SELECT 1 AS id"), DONE),
     Fault("PREPARE", execute("PREPARE mine AS SELECT 1"), DONE, in_batch="what is prepared stays to its end"),
