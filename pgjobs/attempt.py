@@ -16,6 +16,7 @@ import ctypes
 import json
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -40,6 +41,7 @@ log = logging.getLogger("pgjobs.watch")
 Reason = JobTimedOut | JobCancelled | JobStopped
 _LOOK_EVERY = 5.0  # seconds between two looks for connections that wait in vain
 _CANCEL_AGAIN = 0.25  # seconds after which a handler that goes on with the next statement is cancelled again
+_NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +137,9 @@ class Attempt:
 
     def record_output(self, output: object) -> None:
         self._check_running()
-        self._output = codec.encode_output(output)
+        text = codec.encode_output(output)
+        # in ASCII, as metadata is: whatever encoding the handler leaves its session in
+        self._output = text if text.isascii() else _NOT_ASCII.sub(lambda found: json.dumps(found[0])[1:-1], text)
 
     def complete(self, tx: Any) -> Job[Any]:
         self._check_running()

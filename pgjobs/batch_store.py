@@ -192,6 +192,9 @@ class BatchStore:
         """Commit the writes of all handlers together with their outcomes; whether the session is clean then. `release`
         is the savepoint of the handler that was the last to use the connection, as a message."""
         with literal_cursor(conn) as cur:
+            if release and conn.info.encoding != "utf-8":  # as a handler wants it: this undoes it first
+                cur.execute(release)
+                release = b""
             parts = [release, self._work["no_statement_timeout"], *self._recording(cur, record)]
             parts += [self._work["commit"], self._work["reset_session"]]
             written, others = self._execute(cur, record, parts)

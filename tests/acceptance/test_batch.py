@@ -622,6 +622,33 @@ def test_the_last_handler_of_a_batch_may_leave_its_session_without_any_rights(de
     assert desk.together() == [[job.id for job in jobs]]
 
 
+@pytest.mark.parametrize("batch_size", [1, 50], ids=["one by one", "batches"])
+@pytest.mark.parametrize("output", ["caf\xe9", "caf\xe9 \N{EURO SIGN} \N{GRINNING FACE}"], ids=["fits", "does not fit"])
+def test_an_output_survives_a_handler_that_changes_the_encoding(desk: Desk, batch_size: int, output: str) -> None:
+    def sets(tx: Tx, job: Job[Any]) -> None:
+        tx.execute("SET client_encoding = 'LATIN1'")
+        job.record_output(output)
+
+    desk.does = {2: sets}
+    done = desk.work(desk.enqueue(3), batch_size=batch_size)
+    assert states(done) == [("completed", 1)] * 3
+    assert [job.output for job in done] == [None, None, output]
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "LATIN2"])
+def test_a_handler_that_changes_the_encoding_does_not_hide_its_batch(desk: Desk, encoding: str) -> None:
+    """The name of the queue is sent in the encoding of the moment, in which it may not even have a place."""
+
+    def fails(tx: Tx, job: Job[Any]) -> None:
+        raise ValueError
+
+    desk.does = {1: fails, 3: lambda tx, job: tx.execute(f"SET client_encoding = '{encoding}'")}
+    jobs = desk.enqueue(4, queue="a\N{MIDDLE DOT}b")
+    done = desk.work(jobs, queues={"a\N{MIDDLE DOT}b": 1})
+    assert states(done) == [("completed", 1), ("completed", 2), ("completed", 1), ("completed", 1)]
+    desk.check(jobs)
+
+
 def test_what_the_application_has_set_up_in_its_sessions_is_there_for_each_job(database: str, desk: Desk) -> None:
     def configure(conn: Tx) -> None:
         conn.execute("SET app.tenant = 'theirs'")
