@@ -298,6 +298,7 @@ class Watch:
         self._stopping = False
         self._all_end: tuple[Callable[[], Reason], Patience] | None = None  # also those that begin after that was said
         self.cut_off = 0  # so many attempts since the start, because all were to end
+        self.unwanted: dict[tuple[int, UUID | None], JobCancelled] = {}  # a batch starts none of these any more
         self._thread: threading.Thread | None = None
         self._guests = 0  # who need it to run while they are there
         self._for_guests = False  # it was started for them alone

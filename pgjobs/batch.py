@@ -291,7 +291,11 @@ class Batch:
         self.started += 1
         savepoints.start(job.id)
         executor.watch.add(attempt, instead_of=before)
-        error = executor.start(attempt) if plan is None else self._start(attempt, plan.handler)
+        error: BaseException | None = None
+        if executor.watch.unwanted:
+            error = executor.watch.unwanted.get((job.id, job.token))  # cancelled since the claim
+        if error is None:
+            error = executor.start(attempt) if plan is None else self._start(attempt, plan.handler)
         if attempt.tainted:
             self.held.wait_for_cancels()  # so that none hits what is sent next
         ended = savepoints.end(error)

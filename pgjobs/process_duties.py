@@ -55,9 +55,11 @@ class ProcessDuties:
         """Tell the handlers whose jobs somebody has cancelled, and extend the leases of the detached ones."""
         self._claimer.take_back_orphans(conn)
         store, tokens = self._claimer.store, self._watch.tokens
-        if tokens:
-            for (id, token), reason in store.cancelled_attempts(conn, tokens).items():
-                self._watch.tell(token, JobCancelled(reason), AFTER_TIMEOUT, id=id)
+        wanted = store.cancelled_attempts(conn, tokens) if tokens else {}
+        # first: a job that begins now is watched before it looks here
+        self._watch.unwanted = {(id, token): JobCancelled(reason) for (id, token), reason in wanted.items()}
+        for (id, token), reason in wanted.items():
+            self._watch.tell(token, JobCancelled(reason), AFTER_TIMEOUT, id=id)
         if time.monotonic() < self.extend_at:
             return
         self.extend_at = time.monotonic() + self._lease.total_seconds() / 4

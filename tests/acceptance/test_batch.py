@@ -979,7 +979,11 @@ def test_a_job_of_a_batch_can_be_cancelled_while_it_runs(desk: Desk) -> None:
     desk.check(jobs[:3])
 
 
-def test_a_request_to_cancel_one_job_of_a_batch_is_not_for_another(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("last", [False, True], ids=["in the middle", "the last"])
+def test_a_job_of_a_batch_that_is_cancelled_before_it_starts_is_not_started(
+    *, desk: Desk, monkeypatch: pytest.MonkeyPatch, last: bool
+) -> None:
+    """And no other one is told, though they share a token."""
     found: list[object] = []
     look = Store.cancelled_attempts
 
@@ -992,15 +996,21 @@ def test_a_request_to_cancel_one_job_of_a_batch_is_not_for_another(desk: Desk, m
     told: list[bool] = []
 
     def waits(tx: Tx, job: Job[Any]) -> None:
-        desk.client.cancel(job.id + 2)
+        desk.client.cancel(job.id + 2, reason="not needed")
         wait_until(lambda: len(found) >= 2)  # what was found first has been passed on
         told.append(job.cancelled)
 
     desk.does = {1: waits}
-    jobs = desk.enqueue(4)
+    jobs = desk.enqueue(4 if last else 6)
     done = desk.work(jobs, batch_time=timedelta(minutes=1))
     assert told == [False]
-    assert states(done[:3]) == [("completed", 1)] * 3
+    cancelled = done.pop(3)
+    assert states(done) == [("completed", 1)] * len(done)
+    assert states([cancelled]) == [("cancelled", 1)]
+    assert cancelled.metadata["cancel_reason"] == "not needed"
+    assert cancelled.id not in desk.starts
+    assert len(desk.together()) == 1
+    desk.check(jobs)
 
 
 # --- as for a single job
