@@ -236,6 +236,9 @@ class Batch:
             finishing = time.monotonic()
             problem = self._commit(savepoints, finishing)
             if problem is not None:
+                if held.usable:
+                    with suppress(psycopg.Error):  # then what is written now says so too
+                        self.batches.store.forget_session(held.conn)
                 self._fall_back(held, problem, self._culprit(savepoints, problem), finishing)
                 held.spoiled = True  # what outlives a rollback in the session, or was committed with it, is still there
             self._unwatch()

@@ -258,6 +258,12 @@ class BatchStore:
 
     # --- when that could not be
 
+    def forget_session(self, conn: AnyConnection) -> None:
+        """Roll back. What a handler has committed of its session, a role or an encoding, must not stand in the way of
+        what is recorded next."""
+        with literal_cursor(conn) as cur:
+            cur.execute(b"ROLLBACK;\n" + self._work["reset_session"])
+
     def undo(
         self, conn: AnyConnection, record: Record, error: str, *, restore_before: datetime | None
     ) -> tuple[dict[int, Finished], dict[int, Finished]]:

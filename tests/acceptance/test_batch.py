@@ -516,6 +516,16 @@ def test_what_a_handler_has_committed_of_its_session_is_gone_with_the_batch(desk
     assert len(set(seen)) == 1
 
 
+@pytest.mark.parametrize("soils", ["SET ROLE pg_monitor", "SET client_encoding = 'LATIN2'"])
+def test_what_a_handler_has_committed_of_its_session_hides_no_outcome(desk: Desk, soils: str) -> None:
+    desk.does = {2: lambda tx, job: tx.execute(f"{soils}; COMMIT")}
+    jobs = desk.enqueue(4, queue="a\N{MIDDLE DOT}b")
+    done = desk.work(jobs, queues={"a\N{MIDDLE DOT}b": 1})
+    assert states(done) == [("completed", 1)] * 2 + [("completed", 2), ("completed", 1)]
+    assert "ended its transaction" in done[2].errors[0].error
+    assert [desk.effects()[job.id] for job in done] == [[1], [1], [1, 2], [1]]
+
+
 @pytest.mark.parametrize("ends", ["commit", "rollback"])
 def test_the_methods_that_end_a_transaction_are_refused(desk: Desk, ends: str) -> None:
     desk.does = {1: lambda tx, job: getattr(tx, ends)()}
