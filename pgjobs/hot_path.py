@@ -202,7 +202,6 @@ class HotPath:
         assert job.token is not None
         values: dict[bytes, Any] = {b"id": job.id, b"token": job.token.hex.encode()}
         if kept is not NOTHING_KEPT:
-            kept = kept.written_in(self._conn.info.encoding)
             values |= {b"metadata": self._literal(kept.metadata), b"output": self._literal(kept.output)}
         return template % values
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -13,8 +12,6 @@ from pgjobs.error_text import error_text, error_trace, without_pgjobs
 from pgjobs.errors import Cancel, Discard, JobCancelled, JobStopped, RetryAfter, RetryAt, Snooze
 from pgjobs.job import Job, JobState
 from pgjobs.options import FIRST_INSTANT, LAST_INSTANT, LONGEST_DELAY
-
-_NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +34,10 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What an attempt leaves behind beside its outcome, as JSON texts; None for nothing."""
+    """What an attempt leaves behind beside its outcome, as JSON texts in ASCII; None for nothing."""
 
-    metadata: str | None = None  # in ASCII
+    metadata: str | None = None
     output: str | None = None
-
-    def written_in(self, encoding: str) -> Kept:
-        """The same for a session with this encoding, which a handler may have changed: what it may lack is escaped."""
-        if self.output is None or self.output.isascii() or encoding == "utf-8":
-            return self
-        return replace(self, output=_NOT_ASCII.sub(lambda found: json.dumps(found[0])[1:-1], self.output))
 
 
 NOTHING_KEPT = Kept()

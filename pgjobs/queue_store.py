@@ -69,6 +69,11 @@ class QueueStore:
         with literal_cursor(conn) as cur:
             cur.execute(self._queues["keep_queues"], {"names": list(names)})
 
+    def leave_queues(self, conn: AnyConnection, names: Iterable[str]) -> None:
+        """A worker works these queues no more: wake another."""
+        with literal_cursor(conn) as cur:
+            cur.execute(self._queues["leave_queues"], {"names": list(names), "channel": self._channel})
+
     def forget_queues(self, conn: AnyConnection) -> None:
         with literal_cursor(conn) as cur:
             cur.execute(self._queues["forget_queues"])

@@ -233,7 +233,7 @@ class Store:
     def _finish(self, conn: AnyConnection, statement: bytes, job: Job[Any], outcome: Outcome, kept: Kept) -> Finished:
         with literal_cursor(conn) as cur:
             try:
-                cur.execute(statement, finish_values(job, outcome, kept.written_in(conn.info.encoding)))
+                cur.execute(statement, finish_values(job, outcome, kept))
             except psycopg.Error as error:
                 raise lost_or(error, job) from error
             rows, *others = answers(cur)

@@ -117,3 +117,7 @@ DELETE FROM pgjobs.queue WHERE name IN (
     SELECT name FROM pgjobs.queue
     WHERE paused_at IS NULL AND updated_at < pg_catalog.statement_timestamp() - interval '1 day'
     FOR UPDATE SKIP LOCKED);
+
+-- name: leave_queues
+-- Who leaves them may have given jobs back, for which somebody else is to look.
+SELECT {called} FROM pg_catalog.unnest(%(names)s::text[]) AS queue;

@@ -338,16 +338,18 @@ def test_a_process_that_stops_or_gives_its_queue_up_leaves_the_post_to_another(
     wait_until(lambda: armed(server, client) == ["default", "extra", "mail"])
 
 
-@pytest.mark.parametrize("batch_size", [1, 10])
+@pytest.mark.parametrize(("batch_size", "hard"), [(1, True), (10, True), (10, False)])
 def test_an_attempt_that_a_stop_gives_back_wakes_another_process(
-    client: Client, server: Tx, pool_of: Callable[..., WorkerPool], batch_size: int
+    client: Client, server: Tx, pool_of: Callable[..., WorkerPool], batch_size: int, hard: bool
 ) -> None:
     starts: list[Job[Any]] = []
 
     def handler(tx: Tx, job: Job[Any]) -> None:
         starts.append(job)
         if len(starts) == 1:
-            tx.execute("SELECT pg_sleep(60)")
+            assert first._stopping.wait(20)
+            if hard:
+                tx.execute("SELECT pg_sleep(60)")
 
     first = pool_of(handler, batch_size=batch_size)
     wait_until(lambda: armed(server, client) == ["default"])
@@ -356,7 +358,7 @@ def test_an_attempt_that_a_stop_gives_back_wakes_another_process(
     wait_until(lambda: armed(server, client) == [])
     pool_of(handler)
     wait_until(lambda: armed(server, client) == ["default"])
-    assert first.stop_and_cancel() is False
+    assert first.stop(timedelta(0) if hard else None) is not hard
     wait_until(lambda: all(done(client, job) for job in jobs))
 
 
