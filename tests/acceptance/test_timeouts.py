@@ -144,6 +144,8 @@ def test_a_handler_past_its_timeout_is_ended_and_the_attempt_has_failed(
     assert (found.state, found.attempt) == (JobState.RETRYABLE, 1)
     assert [error.error for error in found.errors] == ["timed out after 0.3 s"]
     assert trial.effects() == [following.id], "what it wrote is gone, the next job on the thread is not disturbed"
+    if resist is loop:
+        assert trial.saw == [Interrupted], "and its connection need not be shut down for that"
 
 
 def c_call(trial: Trial) -> Callable[[AnyConnection, Job[Any]], object]:

@@ -19,7 +19,7 @@ INVARIANTS = {
             OR bool_or(effect.attempt <> job.attempt)
     """,
     "I1 no effect is without its job": """
-        SELECT job, attempt FROM {schema}.effect WHERE job NOT IN (SELECT id FROM {schema}.job)
+        SELECT job, attempt FROM {schema}.effect WHERE NOT EXISTS (SELECT FROM {schema}.job WHERE id = effect.job)
     """,
     "I2 the jobs are those that were promised": """
         (SELECT 'lost', job FROM {schema}.promised EXCEPT SELECT 'lost', id FROM {schema}.job)

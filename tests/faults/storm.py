@@ -231,6 +231,7 @@ def judge(storm: Storm, drained: float) -> Verdict:
     plan, events, sql = storm.plan, storm.events, storm.ledger.sql
     verdict = Verdict()
     add = verdict.add
+    sql("ANALYZE {schema}.job, {schema}.effect, {schema}.start")  # an hour's jobs are too many to look at by a bad plan
     promised = sql("SELECT count(*) FROM {schema}.promised")[0][0]
     effects, jobs_with_effects = sql("SELECT count(*), count(DISTINCT job) FROM {schema}.effect")[0]
     starts = sql("SELECT count(*) FROM {schema}.start")[0][0]
