@@ -295,43 +295,59 @@ class Watch:
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._next = NEVER
-        self._stopping = False
         self._all_end: tuple[Callable[[], Reason], Patience] | None = None  # also those that begin after that was said
         self.cut_off = 0  # so many attempts since the start, because all were to end
         self.unwanted: dict[tuple[int, UUID | None], JobCancelled] = {}  # a batch starts none of these any more
-        self._thread: threading.Thread | None = None
-        self._guests = 0  # who need it to run while they are there
-        self._for_guests = False  # it was started for them alone
+        self._started = False  # by the pool
+        self._users = 0  # the pool, and those who run a job on a thread of their own
+        self._thread: threading.Thread | None = None  # while there are any
 
     def start(self) -> None:
-        self._stopping, self._all_end, self.cut_off = False, None, 0
-        self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-        self._thread.start()
+        """The pool starts."""
+        with self._lock:
+            self._all_end, self.cut_off = None, 0
+            self._enter()
+            self._started = True
 
     def stop(self) -> None:
+        """The pool has stopped."""
         with self._lock:
-            self._stopping = True
-            self._changed.notify()
-        if self._thread is not None:
-            self._thread.join()
+            started, self._started = self._started, False
+            thread = self._leave() if started else None
+        if thread is not None:
+            thread.join()
+
+    def _enter(self) -> None:
+        self._users += 1
+        if self._users == 1:
+            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            try:
+                self._thread.start()
+            except BaseException:
+                self._users = 0
+                raise
+
+    def _leave(self) -> threading.Thread | None:
+        """The thread that ends, if that was the last user."""
+        self._users -= 1
+        if self._users:
+            return None
+        thread, self._thread, self._all_end = self._thread, None, None
+        self._changed.notify()
+        return thread
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """Run for as long as the block, if it does not run already."""
         with self._lock:
-            if not self._guests and (self._thread is None or not self._thread.is_alive()):
-                self.start()
-                self._for_guests = True
-            self._guests += 1
+            self._enter()
         try:
             yield
         finally:
             with self._lock:
-                self._guests -= 1
-                last = self._for_guests and not self._guests
-            if last:
-                self._for_guests = False
-                self.stop()
+                thread = self._leave()
+            if thread is not None:
+                thread.join()
 
     def add(self, attempt: Attempt, *, instead_of: Attempt | None = None) -> None:
         """Watch over an attempt until it is removed."""
@@ -403,7 +419,7 @@ class Watch:
 
     def _run(self) -> None:
         with self._lock:
-            while not self._stopping:
+            while self._thread is threading.current_thread():
                 now = time.monotonic()
                 self._next = min((attempt.press(now) for attempt in self._attempts), default=NEVER)
                 self._report()

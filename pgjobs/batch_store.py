@@ -298,8 +298,8 @@ class BatchStore:
         with literal_cursor(conn) as cur:
             try:
                 cur.execute(self._batch["was_committed"], {**record.values_of_claim(), "xid": xid, "lost": lost})
-            except psycopg.errors.InvalidParameterValue:  # the server has crashed, and knows of no such transaction
-                return False
+            except (psycopg.errors.InvalidParameterValue, psycopg.errors.InternalError_):
+                return False  # the server has crashed, and knows of no such transaction
             return bool(one(cur)[0])
 
 

@@ -154,7 +154,9 @@ def listing(filter: JobFilter, order: str, descending: bool, limit: object, curs
 
 
 def check_id(id: object) -> None:
-    """Of a call that is about one job."""
+    """Of a call that is about one job. Digits will do, as an address of the web has them."""
+    if isinstance(id, str) and id.isascii() and id.isdigit():
+        return
     if isinstance(id, bool) or not hasattr(type(id), "__index__"):
         given = "a job: give its job.id" if isinstance(id, Job) else f"{id!r:.80}: give job.id"
         raise InvalidFilter(f"the id of a job is a whole number, not {given}")

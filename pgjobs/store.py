@@ -429,7 +429,7 @@ class Store:
 def _named(work: Mapping[str, bytes], savepoint: str, channel: str) -> dict[str, bytes]:
     """The statements with another name for the savepoint, so that no handler hits it with one of its own, and with that
     of the channel."""
-    own, text = f"SAVEPOINT {savepoint}".encode(), f"'{channel}'".encode()
+    own, text = b"SAVEPOINT " + savepoint.encode(), f"'{channel}'".encode()
     return {key: sql.replace(b"SAVEPOINT pgjobs", own).replace(b"%(channel)s", text) for key, sql in work.items()}
 
 

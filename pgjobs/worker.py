@@ -491,8 +491,10 @@ class WorkerPool:
         themselves."""
         sign_off()
         with self._client.source.own_checkout() as held:
-            self._claimer.take_back_orphans(held.conn, at_once=True)
-            self._queue_store.leave_queues(held.conn, self._places)
+            with suppress(psycopg.Error):  # the rescue will
+                self._claimer.take_back_orphans(held.conn, at_once=True)
+            with suppress(psycopg.Error):
+                self._queue_store.leave_queues(held.conn, self._places)
             self._client.registration.leave(self, held.conn)
 
     def _describe(self) -> tuple[dict[str, int], list[str]]:

@@ -196,8 +196,16 @@ RETURNING id, (EXTRACT(epoch FROM pg_catalog.statement_timestamp()) * 1000000)::
 
 -- name: was_committed
 -- Whether the transaction of a batch was committed. A server that has crashed since may have lost it, and given its number
--- to another; so when the connection was lost, a row must still tell that this number has locked it: what was written
--- then was lost or kept together with the commit.
-SELECT pg_catalog.pg_xact_status(%(xid)s::text::xid8) = 'committed' AND (NOT %(lost)s OR EXISTS (
-    SELECT FROM pgjobs.job
-    WHERE queue = %(queue)s AND token = %(token)s AND state = 'running' AND xmax = %(xid)s::text::xid8::xid));
+-- to another; so when the connection was lost, a row must still tell that this number has locked it, by itself or with
+-- others (a foreign key's insert): what was written then was lost or kept together with the commit. There is no other
+-- way to tell a number of several lockers than to ask for them, which fails for any other number.
+SELECT pg_catalog.pg_xact_status(%(xid)s::text::xid8) = 'committed' AND CASE
+    WHEN NOT %(lost)s THEN true
+    WHEN EXISTS (
+        SELECT FROM pgjobs.job WHERE queue = %(queue)s AND token = %(token)s AND state = 'running'
+            AND xmax = %(xid)s::text::xid8::xid) THEN true
+    ELSE EXISTS (
+        SELECT FROM pgjobs.job, LATERAL pg_catalog.pg_get_multixact_members(xmax) AS locker (id, mode)
+        WHERE queue = %(queue)s AND token = %(token)s AND state = 'running' AND xmax::text <> '0'
+            AND locker.id = %(xid)s::text::xid8::xid)
+    END;

@@ -773,12 +773,15 @@ def test_a_line_that_dies_around_the_commit_of_a_batch_neither_loses_nor_doubles
 
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("stuck", [False, True], ids=["dies", "is stuck"])
+@pytest.mark.parametrize("shared", [False, True], ids=["locked by itself", "locked with others"])
 def test_what_a_handler_has_committed_before_its_connection_is_lost_is_not_done_again(
-    *, desk: Desk, stuck: bool
+    *, desk: Desk, stuck: bool, shared: bool
 ) -> None:
     gone = threading.Event()
 
     def commits(tx: Tx, job: Job[Any]) -> None:
+        if shared:  # as an insert does whose foreign key refers to a job
+            assert len(desk.sql("SELECT id FROM {schema}.job FOR KEY SHARE")) == 3
         tx.execute("COMMIT")
         if stuck:
             gone.wait(60)  # whatever it is told

@@ -446,7 +446,30 @@ def test_the_time_of_a_job_that_one_thread_runs_by_itself_does_not_depend_on_ano
     assert pool.work_one()
     assert not other.is_alive()
     assert trial.job(job).state == JobState.RETRYABLE
-    assert pool._watch._thread is None or not pool._watch._thread.is_alive()
+    assert pool._watch._thread is None, "nobody needs it any more"
+
+
+def test_a_pool_that_starts_while_a_thread_runs_a_job_by_itself_watches_over_its_own_when_that_is_over(
+    trial: Trial,
+) -> None:
+    free, runs = threading.Event(), threading.Event()
+
+    def wait(tx: AnyConnection, job: Job[Any]) -> None:
+        runs.set()
+        assert free.wait(20)
+
+    trial.enqueue("wait", queue="other")
+    kinds: dict[str, Any] = {"wait": Handler(wait, timeout=None), "slow": trial.handler(statement)}
+    pool = WorkerPool(trial.client, kinds, queues={"default": 1}, backoff=LATER, timeout=SOON)
+    alone = threading.Thread(target=pool.work_one, args=("other",))
+    alone.start()
+    assert runs.wait(20)
+    with pool:
+        free.set()
+        alone.join(20)
+        job = trial.enqueue()
+        wait_until(lambda: trial.job(job).state == JobState.RETRYABLE)
+    assert pool._watch._thread is None
 
 
 def test_a_severed_job_is_free_and_on_record_long_before_its_thread_is_given_up(

@@ -22,3 +22,14 @@ from pgjobs.interval import interval_text
 )
 def test_in_hours_and_seconds(duration: timedelta, text: str) -> None:
     assert interval_text(duration) == text
+
+
+class Own(timedelta):
+    """As libraries of dates have one."""
+
+    def __floordiv__(self, other: object) -> int:  # type: ignore[override]
+        raise AttributeError("divides only by its own kind")
+
+
+def test_of_a_class_of_the_applications() -> None:
+    assert interval_text(Own(minutes=90)) == "1 hours 1800.000000 seconds"

@@ -221,7 +221,7 @@ CALLS: dict[str, Callable[[Client, Any], object]] = {
 
 
 @pytest.mark.parametrize("call", CALLS)
-@pytest.mark.parametrize("id", ["x", "5", 5.0, True, NewJob(Thing())], ids=repr)
+@pytest.mark.parametrize("id", ["x", "5.0", 5.0, True, NewJob(Thing())], ids=repr)
 def test_what_is_no_id_is_told_to_be_one(client: Client, call: str, id: Any) -> None:
     with pytest.raises(InvalidFilter, match=r"the id of a job is a whole number, not .*give job\.id"):
         CALLS[call](client, id)
