@@ -372,6 +372,7 @@ def test_a_listener_that_comes_back_arms_anew(client: Client, server: Tx, pool_o
         wait_until(lambda job=job: done(client, job), timeout=10)  # type: ignore[misc]
 
 
+@pytest.mark.one_by_one("the first process may take both jobs into one batch")
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize("what", ["take", "disarm", "leave"])
 def test_what_is_committed_around_a_change_of_the_sleepers_is_found(
