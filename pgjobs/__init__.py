@@ -55,9 +55,9 @@ from pgjobs.job_filter import JobCounts, JobFilter, JobPage
 from pgjobs.many import ManyJobs
 from pgjobs.migrate import schema_sql
 from pgjobs.options import EncodedJob, JobOptions, NewJob, job_options
+from pgjobs.queue_settings import QueueSettings
 from pgjobs.queue_store import Queue, QueueFigures
 from pgjobs.schedule_store import ScheduleRow
-from pgjobs.threads import Threads
 from pgjobs.timetable import every
 from pgjobs.unique import Unique
 from pgjobs.work_map import Handler, WorkMap
@@ -119,6 +119,7 @@ __all__ = [
     "QueueFigures",
     "QueueLocked",
     "QueueNotFound",
+    "QueueSettings",
     "RetryAfter",
     "RetryAt",
     "Schedule",
@@ -130,7 +131,6 @@ __all__ = [
     "Signal",
     "Snooze",
     "Subscription",
-    "Threads",
     "TransactionBroken",
     "UndecodableArgs",
     "Unique",

@@ -25,9 +25,9 @@ from pgjobs.finish import why_not_committed
 from pgjobs.hot_path import HotPath
 from pgjobs.job import Job, JobState, being_current, no_longer_current, with_values
 from pgjobs.outcome import COMPLETED, NOTHING_KEPT, Outcome
+from pgjobs.queue_settings import MOST_IN_A_BATCH, Way
 from pgjobs.savepoints import MOST, Savepoints
 from pgjobs.store import AnyConnection, Finished
-from pgjobs.threads import MOST_IN_A_BATCH, Way
 from pgjobs.work_map import Handler, HandlerFunction
 
 log = logging.getLogger("pgjobs.batch")

@@ -25,7 +25,7 @@ from pgjobs.idle import IdleThreads
 from pgjobs.job import Job
 from pgjobs.listener import Listener
 from pgjobs.post_store import PostStore
-from pgjobs.threads import Way
+from pgjobs.queue_settings import Way
 from pgjobs.transaction import PoolSource
 
 log = logging.getLogger("pgjobs.worker")

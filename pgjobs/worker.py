@@ -33,12 +33,12 @@ from pgjobs.listener import Listener
 from pgjobs.maintenance import Maintenance, MaintenanceThread
 from pgjobs.options import check_queue
 from pgjobs.process_duties import ProcessDuties
+from pgjobs.queue_settings import Durability, QueueSettings, number, way
 from pgjobs.queue_store import QueueStore
 from pgjobs.reindex import MIDNIGHT, Reindex, check_time
 from pgjobs.schedule_store import SCHEDULE_NOTICE, ScheduleStore
 from pgjobs.signals import LOOK_UP, next_signal, signals
 from pgjobs.store import CANCEL_NOTICE, DUE_NOTICE, AnyConnection
-from pgjobs.threads import Durability, Threads, number, way
 from pgjobs.ticker import Asking, Ticker
 from pgjobs.time_index import TimeIndex
 from pgjobs.transaction import defaults_for
@@ -76,7 +76,7 @@ class WorkerPool:
     "relaxed" does not wait for the disk when jobs are finished: a crash of the *server* (not of a worker) may then lose
     what was finished in the last fraction of a second, the effects and the completion together, and those jobs run
     again; what their handlers did outside of the database is then done twice. Both hold for all queues but those that
-    say otherwise: `queues={"logs": Threads(4, batch_size=50, durability="relaxed")}`.
+    say otherwise: `queues={"logs": QueueSettings(4, batch_size=50, durability="relaxed")}`.
 
     `cron` are the schedules of this code; `pool.schedules` adds and removes some while the pool runs.
 
@@ -89,7 +89,7 @@ class WorkerPool:
         client: Client,
         work_map: Mapping[Any, Handler | HandlerFunction],
         *,
-        queues: Mapping[str, int | Threads] | None = None,
+        queues: Mapping[str, int | QueueSettings] | None = None,
         cron: Iterable[Schedule] = (),
         name: str = "pgjobs",
         order: Literal["priority", "scheduled_at"] = "priority",
@@ -342,7 +342,7 @@ class WorkerPool:
 
     # --- queues
 
-    def add_queue(self, name: str, threads: int | Threads) -> None:
+    def add_queue(self, name: str, threads: int | QueueSettings) -> None:
         """Work this queue too, with so many threads, at once if the pool runs. Raises WorkerPoolError when it works the
         queue already, and what `start` raises."""
         place = self._place(name, threads)
@@ -390,7 +390,7 @@ class WorkerPool:
         except psycopg.Error as error:  # no reason not to work
             log.warning("%s: its queues are not on record: %s", self.name, one_line(error))
 
-    def _place(self, queue: str, threads: int | Threads) -> Place:
+    def _place(self, queue: str, threads: int | QueueSettings) -> Place:
         """What the threads of a queue are there for, checked."""
         place = Place(check_queue(queue), IdleThreads(number(threads)), self._way.of(threads))
         if place.way.batch_size > 1 and not self._client.source.batches:

@@ -28,9 +28,9 @@ from pgjobs import (
     InvalidSetting,
     Job,
     JobState,
+    QueueSettings,
     RetryAfter,
     Snooze,
-    Threads,
     WorkerPool,
     WorkMap,
     constant,
@@ -159,10 +159,10 @@ def states(jobs: Sequence[Job[Any]]) -> list[tuple[str, int]]:
         ({"batch_time": timedelta(0)}, "batch_time is a timedelta longer than nothing"),
         ({"batch_time": 1}, "batch_time is a timedelta longer than nothing, not 1"),
         ({"durability": "none"}, "durability is 'full' or 'relaxed', not 'none'"),
-        ({"queues": {"default": Threads(1, batch_size=5000)}}, "not 5000"),
-        ({"queues": {"default": Threads(1, batch_time=timedelta(-1))}}, "batch_time"),
-        ({"queues": {"default": Threads(1, durability="")}}, "durability is 'full' or 'relaxed', not ''"),  # type: ignore[arg-type]
-        ({"queues": {"default": Threads(0)}}, "1 to 10000 threads, not 0"),
+        ({"queues": {"default": QueueSettings(1, batch_size=5000)}}, "not 5000"),
+        ({"queues": {"default": QueueSettings(1, batch_time=timedelta(-1))}}, "batch_time"),
+        ({"queues": {"default": QueueSettings(1, durability="")}}, "durability is 'full' or 'relaxed', not ''"),  # type: ignore[arg-type]
+        ({"queues": {"default": QueueSettings(0)}}, "1 to 10000 threads, not 0"),
     ],
 )
 def test_settings_out_of_their_range_are_refused(client: Client, settings: dict[str, Any], problem: str) -> None:
@@ -183,7 +183,7 @@ def test_the_jobs_of_a_batch_run_in_their_order_in_one_transaction(desk: Desk) -
 def test_a_queue_may_be_worked_in_batches_beside_one_that_is_not(desk: Desk) -> None:
     single, many = desk.enqueue(4), desk.enqueue(4, queue="many")
     with desk.pool(batch_size=1) as pool:
-        pool.add_queue("many", Threads(1, batch_size=10))
+        pool.add_queue("many", QueueSettings(1, batch_size=10))
         wait_until(lambda: all(job.state.final for job in desk.stored([*single, *many])))
     assert desk.together() == [*([job.id] for job in single), [job.id for job in many]]
 
@@ -1082,7 +1082,7 @@ def test_a_batch_is_no_longer_than_what_the_claims_of_one_would_take(desk: Desk)
     foreign = desk.client.enqueue(None, {"number": 9}, kind="foreign")
     paused = desk.enqueue(1, queue="paused")
     desk.client.queues.pause("paused")
-    queues = {"default": 1, "paused": Threads(1, batch_size=5)}
+    queues = {"default": 1, "paused": QueueSettings(1, batch_size=5)}
     done = desk.work(jobs, queues=queues, unknown_kinds="leave")
     assert states(done) == [("completed", 1)] * 3
     others = desk.stored([*later, foreign, *paused])
@@ -1163,7 +1163,7 @@ def test_relaxed_finishes_do_not_wait_for_the_disk_and_no_others(
         desk = Desk(Client(pool, schema=client.schema), writes=False)
         desk.does = {1: lambda tx, job: tx.execute("SELECT 1"), 2: fails, 3: lambda tx, job: tx.execute("ROLLBACK")}
         relaxed, full = desk.enqueue(4, queue="relaxed"), desk.enqueue(4)
-        queues = {"relaxed": Threads(1, durability="relaxed"), "default": 1}
+        queues = {"relaxed": QueueSettings(1, durability="relaxed"), "default": 1}
         desk.work([*relaxed, *full], queues=queues, batch_size=batch_size)
         found = desk.sql("SELECT DISTINCT queue, setting FROM {schema}.finish ORDER BY 1")
     assert found == [("default", "local"), ("relaxed", "off")]

@@ -11,7 +11,7 @@ import pytest
 from psycopg import sql
 from psycopg_pool import ConnectionPool
 
-from pgjobs import Client, Job, JobState, Threads, WorkerPool, constant
+from pgjobs import Client, Job, JobState, QueueSettings, WorkerPool, constant
 from pgjobs.transaction import in_autocommit
 from tests.waiting import wait_until
 
@@ -47,7 +47,7 @@ class Trial:
 
     def run(self) -> list[Job[Any]]:
         jobs = [self.client.enqueue(None, {"number": number}, kind="any") for number in range(JOBS)]
-        threads: dict[str, Any] = {"default": Threads(1, **self.options)}
+        threads: dict[str, Any] = {"default": QueueSettings(1, **self.options)}
         with WorkerPool(self.client, {"any": self.handler}, queues=threads, backoff=constant(timedelta(0))):
             wait_until(lambda: all(job.state.final for job in self.stored(jobs)), 30)
         return self.stored(jobs)

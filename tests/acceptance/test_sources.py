@@ -25,7 +25,7 @@ from pgjobs import (
     JobState,
     NewJob,
     PoolTooSmall,
-    Threads,
+    QueueSettings,
     WorkerPool,
     constant,
 )
@@ -77,10 +77,10 @@ def test_batches_are_refused_where_a_framework_ends_the_transaction(made: Trial,
     with pytest.raises(InvalidSetting, match=r"batch_size is 1 with a \w+Source, not 2"):
         WorkerPool(made.client, work_map, batch_size=2)
     with pytest.raises(InvalidSetting, match="not 3"):
-        WorkerPool(made.client, work_map, queues={"default": 1, "many": Threads(1, batch_size=3)})
+        WorkerPool(made.client, work_map, queues={"default": 1, "many": QueueSettings(1, batch_size=3)})
     pool = WorkerPool(made.client, work_map)
     with pytest.raises(InvalidSetting, match="not 4"):
-        pool.add_queue("many", Threads(1, batch_size=4))
+        pool.add_queue("many", QueueSettings(1, batch_size=4))
     assert pool.threads == 10
 
 

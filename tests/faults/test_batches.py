@@ -11,7 +11,7 @@ import pytest
 
 from pgjobs import Client, Job, JobState, WorkerPool, constant
 from pgjobs.embedded import EmbeddedPostgres
-from pgjobs.threads import Way
+from pgjobs.queue_settings import Way
 from tests.faults.ledger import Ledger
 from tests.faults.test_server import load, wait_for_more
 from tests.faults.workers import Nursery

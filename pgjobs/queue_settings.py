@@ -13,9 +13,11 @@ MOST_IN_A_BATCH = 1_000
 
 
 @dataclass(frozen=True, slots=True)
-class Threads:
-    """The threads of one queue, with settings of its own: `queues={"logs": Threads(4, batch_size=50)}`. What is left
-    out is as the worker pool has it."""
+class QueueSettings:
+    """The threads of one queue, with settings of its own: `queues={"logs": QueueSettings(4, batch_size=50)}`.
+
+    What is left out is as the worker pool has it.
+    """
 
     threads: int
     _: KW_ONLY
@@ -32,9 +34,9 @@ class Way:
     batch_time: timedelta
     relaxed: bool
 
-    def of(self, threads: int | Threads) -> Way:
+    def of(self, threads: int | QueueSettings) -> Way:
         """The way of one queue, where this is the pool's."""
-        if not isinstance(threads, Threads):
+        if not isinstance(threads, QueueSettings):
             return self
         return way(
             self.batch_size if threads.batch_size is None else threads.batch_size,
@@ -54,6 +56,6 @@ def way(batch_size: Any, batch_time: Any, durability: Any) -> Way:
     return Way(batch_size, batch_time, durability == "relaxed")
 
 
-def number(threads: int | Threads) -> int:
+def number(threads: int | QueueSettings) -> int:
     """How many threads there are."""
-    return threads.threads if isinstance(threads, Threads) else threads
+    return threads.threads if isinstance(threads, QueueSettings) else threads

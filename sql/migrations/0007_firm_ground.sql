@@ -1,0 +1,30 @@
+-- What a database does to the tables that are not its own: publishes them, restores them without their rows, gives their
+-- types to everybody.
+
+-- name: up
+-- A table of a publication needs a key, or nothing can be deleted from it. Still none on the job and token: two requests
+-- for one attempt must not wait for each other.
+ALTER TABLE pgjobs.cancel_request ADD COLUMN id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY;
+
+-- How long the jobs of a queue are kept when they are over; null is what the worker pool says. It stands here because
+-- cleaning is the duty of any process.
+ALTER TABLE pgjobs.queue
+    DROP COLUMN settings,
+    ADD COLUMN keep_completed interval,
+    ADD COLUMN keep_cancelled interval,
+    ADD COLUMN keep_discarded interval;
+
+-- Who may use a type may make operators for it, which a search_path can put before those that are meant.
+REVOKE USAGE ON DOMAIN pgjobs.job_state, pgjobs.queue_name, pgjobs.kind_name, pgjobs.instant, pgjobs.attempts,
+    pgjobs.attempt_limit, pgjobs.texts, pgjobs.covered_states, pgjobs.json_object, pgjobs.json_array FROM PUBLIC;
+
+-- name: down
+GRANT USAGE ON DOMAIN pgjobs.job_state, pgjobs.queue_name, pgjobs.kind_name, pgjobs.instant, pgjobs.attempts,
+    pgjobs.attempt_limit, pgjobs.texts, pgjobs.covered_states, pgjobs.json_object, pgjobs.json_array TO PUBLIC;
+ALTER TABLE pgjobs.queue
+    DROP COLUMN keep_completed,
+    DROP COLUMN keep_cancelled,
+    DROP COLUMN keep_discarded,
+    ADD COLUMN settings jsonb NOT NULL DEFAULT '{}',
+    ADD CONSTRAINT queue_settings CHECK (pg_catalog.jsonb_typeof(settings) = 'object');
+ALTER TABLE pgjobs.cancel_request DROP COLUMN id;
