@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -50,6 +51,17 @@ _ADAPTERS.register_loader("jsonb", _RawJson)
 _ADAPTERS.register_loader("jsonb", _RawJsonBinary)
 _ADAPTERS.register_loader("timestamptz", _IsoInstant)
 _ADAPTERS.register_dumper(timedelta, _Interval)
+
+
+def _name_types_in_full(adapters: AdaptersMap) -> None:
+    """A literal is sent with its type, as '...'::uuid, for which the search_path may find another."""
+    for known in {info.oid: info for info in postgres.types}.values():
+        in_full = copy(known)
+        in_full.name = f"pg_catalog.{known.name}"
+        adapters.types.add(in_full)
+
+
+_name_types_in_full(_ADAPTERS)
 
 
 class BoundCursor(Cursor[TupleRow]):

@@ -133,7 +133,7 @@ def schema_sql(schema: str = "pgjobs", *, start: int = 0, target: int | None = N
     parts = [migrations.table_sql] if start == 0 else []
     for step in _plan(schema, have, direction, goal):
         parts.append(f"{step.sql}\n{migrations.bookkeeping_sql(step.version, step.name, direction)}")
-    return "\n\n".join(["BEGIN;", *parts, "COMMIT;"]) + "\n"
+    return "\n\n".join(["BEGIN;", migrations.under_own_path("\n\n".join(parts)), "COMMIT;"]) + "\n"
 
 
 def _check_version(version: int | None) -> None:
@@ -173,6 +173,14 @@ def _advance(
     migrations.lock(conn)
     if bounded:
         migrations.bound_lock_waits(conn)
+    with migrations.own_path(conn):
+        return _take_next(conn, migrations, schema, direction, target)
+
+
+def _take_next(
+    conn: AnyConnection, migrations: Migrations, schema: str, direction: Direction, target: int | None
+) -> Step | None:
+    """Take the next step, if there is one, under the lock and the search_path for it."""
     # IF NOT EXISTS alone would ask for the right to create, also from a role that has nothing to create
     if not migrations.table_exists(conn):
         migrations.create_table(conn)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from psycopg.pq import TransactionStatus
+
 from pgjobs import statements
 from pgjobs.cursors import AnyConnection, literal_cursor, one
 
@@ -17,6 +22,27 @@ class Migrations:
     def table_sql(self) -> str:
         """What makes the schema and the table of migrations."""
         return f'CREATE SCHEMA IF NOT EXISTS "{self._schema}";\n{self._sql["create_migration_table"].decode()}'
+
+    @property
+    def _own_path_sql(self) -> tuple[str, str]:
+        """What makes the search_path our own in a transaction, and what makes it the caller's again."""
+        return self._sql["own_search_path"].decode(), self._sql["search_path_of_caller"].decode()
+
+    def under_own_path(self, sql: str) -> str:
+        """The text of a transaction with a search_path of its own around it."""
+        own, callers = self._own_path_sql
+        return f"{own}\n\n{sql}\n\n{callers}"
+
+    @contextmanager
+    def own_path(self, conn: AnyConnection) -> Iterator[None]:
+        """Inside the block the search_path of the open transaction is our own."""
+        own, callers = self._own_path_sql
+        self.execute(conn, own)
+        try:
+            yield
+        finally:
+            if conn.info.transaction_status == TransactionStatus.INTRANS:  # else a rollback does it
+                self.execute(conn, callers)
 
     def bookkeeping_sql(self, version: int, name: str, direction: str) -> str:
         """What records a step; version and name come from the files of this package."""

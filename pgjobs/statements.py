@@ -1,4 +1,4 @@
-"""Finds the .sql files, splits them into named statements, and puts them into a schema."""
+"""Finds the .sql files, splits them into named statements, and puts these into a schema and under no search_path."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from functools import cache
 from pathlib import Path
 
 from pgjobs.errors import InvalidSetting
+from pgjobs.qualify import qualify
 
 _PACKAGED = Path(__file__).parent / "sql"  # inside an installed wheel
 _CHECKOUT = Path(__file__).parent.parent / "sql"  # beside the package, in a checkout
 ROOT = _PACKAGED if _PACKAGED.is_dir() else _CHECKOUT
 
+_OUR_SCHEMA = re.compile(r"\bpgjobs\.(?=[a-z])")
 # Lower case only, so that the name means the same with and without quotes, in psql too. At most 46 characters, so that
 # names derived from it stay within the 63 bytes of an identifier.
 _SCHEMA = re.compile(r"[a-z_][a-z0-9_]{0,45}")
@@ -34,22 +36,40 @@ def load(path: str, schema: str) -> dict[str, bytes]:
     The name stays in the text that is sent, so that it shows in pg_stat_activity and pg_stat_statements. Where one says
     `{matches}` the text of that part of sql/parts.sql is put.
     """
-    text = _with_parts((ROOT / path).read_text(encoding="utf-8"))
-    blocks = re.split(r"^(?=-- name: )", text, flags=re.MULTILINE)[1:]
     quoted = f'"{check_schema(schema)}".'
     # The files write pgjobs.job, so that they paste into psql; only here does the schema get its real name.
+    return {name: _OUR_SCHEMA.sub(quoted, statement).encode() for name, statement in templates(path).items()}
+
+
+@cache
+def templates(path: str) -> dict[str, str]:
+    """The statements of a file, each of which means the same under any search_path.
+
+    But migrations are as they are written: they run under a search_path of their own.
+    """
+    known, is_migration = parts(), path.startswith("migrations/")
+    texts = _blocks(path, "name")
     return {
-        block.split(maxsplit=3)[2]: re.sub(r"\bpgjobs\.(?=[a-z])", quoted, block.strip()).encode() for block in blocks
+        name: _filled(text if is_migration else qualify(text, f"sql/{path}, statement {name}"), known).strip()
+        for name, text in texts.items()
     }
 
 
-def _with_parts(text: str) -> str:
-    """The text with what it has in common with others put in; a part may have parts itself that stand before it."""
+@cache
+def parts() -> dict[str, str]:
+    """What statements have in common, by name; a part may have parts itself that stand before it."""
     parts: dict[str, str] = {}
-    for block in re.split(r"^-- part: ", (ROOT / "parts.sql").read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]:
-        name, body = block.split("\n", 1)
-        parts[name] = _filled(body, parts).strip()
-    return _filled(text, parts)
+    for name, text in _blocks("parts.sql", "part").items():
+        body = text.split("\n", 1)[1]
+        parts[name] = _filled(qualify(body, f"sql/parts.sql, part {name}"), parts).strip()
+    return parts
+
+
+def _blocks(path: str, word: str) -> dict[str, str]:
+    """The text of a file by the names in its ``-- name:`` lines, which are the first lines of the texts."""
+    text = (ROOT / path).read_text(encoding="utf-8")
+    blocks = re.split(rf"^(?=-- {word}: )", text, flags=re.MULTILINE)[1:]
+    return {block.split(maxsplit=3)[2]: block for block in blocks}
 
 
 def _filled(text: str, parts: dict[str, str]) -> str:

@@ -176,7 +176,7 @@ RETURNING id, (EXTRACT(epoch FROM pg_catalog.statement_timestamp()) * 1000000)::
 -- What restore_claim does, for those that were started.
 UPDATE pgjobs.job SET
     state = 'running', attempt = 1, attempted_at = pg_catalog.statement_timestamp(), token = %(token)s
-WHERE queue = %(queue)s AND id = ANY (%(started)s::bigint[]) AND token IS DISTINCT FROM %(token)s
+WHERE queue = %(queue)s AND id = ANY (%(started)s::bigint[]) AND (token <> %(token)s OR token IS NULL)
     AND state = 'available' AND attempt = 0
     AND (attempted_at < %(attempted_at)s OR attempted_at IS NULL);
 

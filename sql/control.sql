@@ -18,7 +18,7 @@ WITH free AS MATERIALIZED (
         WHERE twin.unique_key = job.unique_key AND twin.state = ANY (twin.unique_states)
             AND (twin.id, twin.queue) <> (job.id, job.queue)) AS conflict
     FROM pgjobs.job
-    WHERE id = %(id)s AND state IN ('available', 'scheduled', 'retryable', 'pending')
+    WHERE id = %(id)s AND state = ANY ('{available,scheduled,retryable,pending}')
     FOR NO KEY UPDATE SKIP LOCKED
 ), changed AS (
     UPDATE pgjobs.job SET
@@ -26,15 +26,15 @@ WITH free AS MATERIALIZED (
         finalized_at = pg_catalog.statement_timestamp(),
         metadata = metadata || pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
             'cancel_attempted_at', pg_catalog.statement_timestamp(),
-            'cancel_reason', NULLIF(%(reason)s::text, ''),
-            'unique_key_conflict', NULLIF(free.conflict, false))),
+            'cancel_reason', CASE WHEN %(reason)s::text <> '' THEN %(reason)s::text END,
+            'unique_key_conflict', CASE WHEN free.conflict THEN true END)),
         unique_key = CASE WHEN free.conflict THEN NULL ELSE job.unique_key END,
         unique_states = CASE WHEN free.conflict THEN NULL ELSE unique_states END
     FROM free WHERE job.id = free.id AND job.queue = free.queue
     RETURNING job.*
 ), requested AS (
     INSERT INTO pgjobs.cancel_request (job_id, queue, token, reason)
-    SELECT id, queue, token, NULLIF(%(reason)s::text, '') FROM pgjobs.job
+    SELECT id, queue, token, CASE WHEN %(reason)s::text <> '' THEN %(reason)s::text END FROM pgjobs.job
     WHERE id = %(id)s AND state = 'running' AND NOT EXISTS (
         SELECT FROM pgjobs.cancel_request AS earlier WHERE earlier.job_id = job.id AND earlier.token = job.token)
 ), answer AS (
@@ -79,7 +79,7 @@ SELECT
     CASE
         WHEN verdict <> 'done' THEN NULL
         WHEN state = 'available' THEN {called}
-        WHEN scheduled_at < pg_catalog.statement_timestamp() + interval '2 seconds'
+        WHEN scheduled_at < (pg_catalog.statement_timestamp() + interval '2 seconds')
             THEN pg_catalog.pg_notify(%(channel)s, ' due')
     END
 FROM answer;
@@ -168,7 +168,7 @@ WITH seen AS (
     SELECT * FROM pgjobs.job WHERE id = %(id)s
 ), free AS MATERIALIZED (
     SELECT id, queue, next.state,
-        %(max_attempts)s::integer < attempt + CASE WHEN job.finalized_at IS NULL THEN 1 ELSE 0 END AS unfit,
+        %(max_attempts)s::integer < (attempt + CASE WHEN job.finalized_at IS NULL THEN 1 ELSE 0 END) AS unfit,
         job.state <> ALL (unique_states) AND next.state = ANY (unique_states) AND EXISTS (
             SELECT FROM pgjobs.job AS twin
             WHERE twin.unique_key = job.unique_key AND twin.state = ANY (twin.unique_states)
@@ -177,7 +177,7 @@ WITH seen AS (
         SELECT CASE
             WHEN job.state = 'available' AND %(scheduled_at)s::timestamptz > pg_catalog.statement_timestamp()
                 THEN 'scheduled'
-            WHEN job.state IN ('scheduled', 'retryable')
+            WHEN job.state = ANY ('{scheduled,retryable}')
                 AND %(scheduled_at)s::timestamptz <= pg_catalog.statement_timestamp() THEN 'available'
             ELSE job.state END AS state) AS next
     WHERE id = %(id)s AND job.state <> 'running'
@@ -210,15 +210,15 @@ SELECT
     CASE
         WHEN verdict <> 'done' THEN NULL
         WHEN state = 'available' THEN {called}
-        WHEN state IN ('scheduled', 'retryable')
-            AND scheduled_at < pg_catalog.statement_timestamp() + interval '2 seconds'
+        WHEN state = ANY ('{scheduled,retryable}')
+            AND scheduled_at < (pg_catalog.statement_timestamp() + interval '2 seconds')
             THEN pg_catalog.pg_notify(%(channel)s, ' due')
     END
 FROM answer;
 
 -- name: snapshot_is_kept
 -- Whether a further try would see nothing new.
-SELECT pg_catalog.current_setting('transaction_isolation') IN ('repeatable read', 'serializable');
+SELECT pg_catalog.current_setting('transaction_isolation') = ANY ('{repeatable read,serializable}');
 
 -- name: cancelled_attempts
 -- Which of these attempts somebody wants cancelled. Those of a batch share their token.

@@ -130,7 +130,7 @@ WITH moment AS (
             ELSE state END
     FROM moment
     WHERE unique_key = %(key)b AND state = ANY (unique_states)
-        AND state IN ('available', 'scheduled', 'pending', 'retryable')
+        AND state = ANY ('{available,scheduled,pending,retryable}')
     RETURNING job.*
 )
 SELECT

@@ -6,27 +6,26 @@ BEGIN ISOLATION LEVEL READ COMMITTED;
 SET LOCAL idle_in_transaction_session_timeout = '5s';
 SET LOCAL statement_timeout = '30s';
 SET LOCAL lock_timeout = '5s';
-SET LOCAL search_path = pg_catalog, pg_temp;
 SET LOCAL DateStyle = ISO;
 SET LOCAL IntervalStyle = postgres;
-SELECT next_run_at - clock_timestamp() FROM pgjobs.maintenance WHERE duty = %(duty)s
+SELECT next_run_at - pg_catalog.clock_timestamp() FROM pgjobs.maintenance WHERE duty = %(duty)s
 FOR NO KEY UPDATE SKIP LOCKED;
 
 -- name: glance
 -- Whether there is anything that will be due soon, or may have to be rescued or settled: without, one look takes the place
 -- of the transactions of both duties.
 SELECT
-    EXISTS (SELECT FROM pgjobs.job WHERE state IN ('scheduled', 'retryable')
-        AND scheduled_at < pg_catalog.clock_timestamp() + %(soon)s::interval),
+    EXISTS (SELECT FROM pgjobs.job WHERE state = ANY ('{scheduled,retryable}')
+        AND scheduled_at < (pg_catalog.clock_timestamp() + %(soon)s::interval)),
     EXISTS (SELECT FROM pgjobs.job WHERE state = 'running') OR EXISTS (SELECT FROM pgjobs.cancel_request);
 
 -- name: end_duty
-UPDATE pgjobs.maintenance SET next_run_at = clock_timestamp() + %(after)s::interval WHERE duty = %(duty)s;
+UPDATE pgjobs.maintenance SET next_run_at = pg_catalog.clock_timestamp() + %(after)s::interval WHERE duty = %(duty)s;
 COMMIT;
 
 -- name: current_time
 -- By the clock that decides when a duty is due.
-SELECT clock_timestamp();
+SELECT pg_catalog.clock_timestamp();
 
 -- name: postpone_duty
 -- After a failure: moved on all the same, so that not every process tries again at once.
@@ -42,7 +41,7 @@ WHERE duty = %(duty)s AND next_run_at <= pg_catalog.clock_timestamp();
 SET LOCAL synchronous_commit = off;
 WITH due AS MATERIALIZED (
     SELECT id, queue, scheduled_at, COALESCE(state <> ALL (unique_states), false) AS contested FROM pgjobs.job
-    WHERE state IN ('scheduled', 'retryable') AND scheduled_at <= statement_timestamp()
+    WHERE state = ANY ('{scheduled,retryable}') AND scheduled_at <= pg_catalog.statement_timestamp()
     ORDER BY scheduled_at
     LIMIT %(batch)s
     FOR NO KEY UPDATE SKIP LOCKED
@@ -51,13 +50,14 @@ WITH due AS MATERIALIZED (
     FROM due WHERE job.id = due.id AND job.queue = due.queue AND NOT contested
     RETURNING job.queue
 ), counted AS (
-    SELECT queue, count(*) AS jobs FROM promoted GROUP BY queue
+    SELECT queue, pg_catalog.count(*) AS jobs FROM promoted GROUP BY queue
 )
 SELECT queue, jobs, NULL::bigint AS id, {called}, NULL::timestamptz AS scheduled_at FROM counted
 UNION ALL
 SELECT queue, 1, id, NULL, scheduled_at FROM due WHERE contested
 ORDER BY scheduled_at NULLS FIRST, queue, id;
-SELECT min(scheduled_at) - clock_timestamp() FROM pgjobs.job WHERE state IN ('scheduled', 'retryable');
+SELECT pg_catalog.min(scheduled_at) - pg_catalog.clock_timestamp() FROM pgjobs.job
+WHERE state = ANY ('{scheduled,retryable}');
 
 -- name: settle_promotion
 -- One due job whose twin may have its key meanwhile: available, or discarded. For a twin that somebody is inserting it
@@ -66,7 +66,7 @@ SELECT min(scheduled_at) - clock_timestamp() FROM pgjobs.job WHERE state IN ('sc
 SET LOCAL lock_timeout = '50ms';
 UPDATE pgjobs.job SET
     state = CASE WHEN lost THEN 'discarded' ELSE 'available' END,
-    finalized_at = CASE WHEN lost THEN clock_timestamp() END,
+    finalized_at = CASE WHEN lost THEN pg_catalog.clock_timestamp() END,
     metadata = CASE WHEN lost THEN metadata || '{"unique_key_conflict": "scheduler_discarded"}' ELSE metadata END,
     unique_key = CASE WHEN lost AND 'discarded' = ANY (unique_states) THEN NULL ELSE unique_key END,
     unique_states = CASE WHEN lost AND 'discarded' = ANY (unique_states) THEN NULL ELSE unique_states END
@@ -82,11 +82,13 @@ SET LOCAL lock_timeout = '5s';
 
 -- name: postpone_promotion
 -- Looked at again soon, and until then in nobody's way.
-UPDATE pgjobs.job SET scheduled_at = clock_timestamp() + interval '1 second' WHERE id = %(id)s AND queue = %(queue)s;
+UPDATE pgjobs.job SET scheduled_at = pg_catalog.clock_timestamp() + interval '1 second'
+WHERE id = %(id)s AND queue = %(queue)s;
 
 -- name: next_due
 -- How long until the next waiting job is due; null when none waits.
-SELECT min(scheduled_at) - clock_timestamp() FROM pgjobs.job WHERE state IN ('scheduled', 'retryable');
+SELECT pg_catalog.min(scheduled_at) - pg_catalog.clock_timestamp() FROM pgjobs.job
+WHERE state = ANY ('{scheduled,retryable}');
 
 -- name: hurry_promote
 -- A job has come that is due before the next promote. Waits for one that is under way, which may have looked too early.
@@ -95,7 +97,7 @@ SET LOCAL statement_timeout = '10s';
 SET LOCAL lock_timeout = '5s';
 UPDATE pgjobs.maintenance SET next_run_at = next.due
 FROM (
-    SELECT pg_catalog.min(scheduled_at) AS due FROM pgjobs.job WHERE state IN ('scheduled', 'retryable')
+    SELECT pg_catalog.min(scheduled_at) AS due FROM pgjobs.job WHERE state = ANY ('{scheduled,retryable}')
 ) AS next
 WHERE duty = 'promote' AND next_run_at > next.due;
 COMMIT;
@@ -109,49 +111,52 @@ COMMIT;
 -- before, has its attempt given back; that is noted in its metadata, and done twice at most. Without a token, so
 -- that no late record of the attempt finds it.
 WITH vanished AS MATERIALIZED (
-    SELECT id, queue, token, attempted_by[cardinality(attempted_by)] AS worker,
+    SELECT id, queue, token, attempted_by[pg_catalog.cardinality(attempted_by)] AS worker,
         %(kinds)s::text[] IS NULL OR kind = ANY (%(kinds)s::text[]) AS known,
-        CASE WHEN jsonb_typeof(metadata -> 'given_back') = 'array' THEN metadata -> 'given_back' ELSE '[]' END AS given,
+        CASE WHEN pg_catalog.jsonb_typeof(metadata -> 'given_back') = 'array'
+            THEN metadata -> 'given_back' ELSE '[]' END AS given,
         (
-            SELECT count(*) FROM jsonb_array_elements(errors) AS entry WHERE entry ->> 'error' LIKE 'worker vanished%%'
+            SELECT pg_catalog.count(*) FROM pg_catalog.jsonb_array_elements(errors) AS entry
+            WHERE pg_catalog.starts_with(entry ->> 'error', 'worker vanished')
         ) AS times_before
     FROM pgjobs.job
     WHERE state = 'running' AND CASE
-        WHEN leased_until IS NULL THEN COALESCE(attempted_at, created_at) < clock_timestamp() - %(grace)s::interval
-        ELSE leased_until < clock_timestamp() END
+        WHEN leased_until IS NULL
+            THEN COALESCE(attempted_at, created_at) < (pg_catalog.clock_timestamp() - %(grace)s::interval)
+        ELSE leased_until < pg_catalog.clock_timestamp() END
         AND (attempt < max_attempts OR %(kinds)s::text[] IS NULL OR kind = ANY (%(kinds)s::text[])
-            OR COALESCE(attempted_at, created_at) < clock_timestamp() - interval '1 day'
+            OR COALESCE(attempted_at, created_at) < (pg_catalog.clock_timestamp() - interval '1 day')
             OR EXISTS (SELECT FROM pgjobs.cancel_request WHERE job_id = job.id AND cancel_request.queue = job.queue
-                AND cancel_request.token IS NOT DISTINCT FROM job.token))
+                AND (cancel_request.token = job.token OR (cancel_request.token IS NULL AND job.token IS NULL))))
     ORDER BY id
     LIMIT %(batch)s
     FOR NO KEY UPDATE SKIP LOCKED
 ), request AS (
     DELETE FROM pgjobs.cancel_request USING vanished
     WHERE cancel_request.job_id = vanished.id AND cancel_request.queue = vanished.queue
-        AND cancel_request.token IS NOT DISTINCT FROM vanished.token
+        AND (cancel_request.token = vanished.token OR (cancel_request.token IS NULL AND vanished.token IS NULL))
     RETURNING job_id, cancel_request.queue, reason, requested_at
 ), crew AS MATERIALIZED (
-    SELECT attempted_by[cardinality(attempted_by)] AS worker FROM pgjobs.job
+    SELECT attempted_by[pg_catalog.cardinality(attempted_by)] AS worker FROM pgjobs.job
     WHERE state = 'running' AND EXISTS (SELECT FROM vanished)
-    GROUP BY 1 HAVING count(*) > 1
+    GROUP BY 1 HAVING pg_catalog.count(*) > 1
     UNION
     SELECT worker.id FROM pgjobs.worker JOIN vanished ON vanished.worker = worker.id
-    WHERE lost_at > clock_timestamp() - interval '1 minute'
+    WHERE lost_at > (pg_catalog.clock_timestamp() - interval '1 minute')
 ), noted AS (
-    UPDATE pgjobs.worker SET lost_at = clock_timestamp()
-    WHERE id IN (
-        SELECT id FROM pgjobs.worker WHERE id IN (SELECT worker FROM vanished) FOR NO KEY UPDATE SKIP LOCKED)
+    UPDATE pgjobs.worker SET lost_at = pg_catalog.clock_timestamp()
+    WHERE id = ANY (
+        SELECT id FROM pgjobs.worker WHERE id = ANY (SELECT worker FROM vanished) FOR NO KEY UPDATE SKIP LOCKED)
 ), next AS (
     SELECT vanished.*, cancel, cancel IS NOT NULL AS cancelled,
-        cancel IS NULL AND attempt > 0 AND errors = '[]' AND jsonb_array_length(given) < 2
+        cancel IS NULL AND attempt > 0 AND errors = '[]' AND pg_catalog.jsonb_array_length(given) < 2
             AND EXISTS (SELECT FROM crew WHERE crew.worker = vanished.worker) AS excused,
         attempt >= max_attempts AS last
     FROM vanished
     JOIN pgjobs.job ON job.id = vanished.id AND job.queue = vanished.queue
     LEFT JOIN (
-        SELECT DISTINCT ON (job_id, queue) job_id, queue, jsonb_strip_nulls(
-            jsonb_build_object('cancel_attempted_at', requested_at, 'cancel_reason', reason)) AS cancel
+        SELECT DISTINCT ON (job_id, queue) job_id, queue, pg_catalog.jsonb_strip_nulls(
+            pg_catalog.jsonb_build_object('cancel_attempted_at', requested_at, 'cancel_reason', reason)) AS cancel
         FROM request ORDER BY job_id, queue, requested_at
     ) AS first_request ON first_request.job_id = vanished.id AND first_request.queue = vanished.queue
 )
@@ -159,33 +164,37 @@ UPDATE pgjobs.job SET
     state = CASE WHEN cancelled THEN 'cancelled' WHEN last AND NOT excused THEN 'discarded' ELSE 'retryable' END,
     attempt = attempt - CASE WHEN excused THEN 1 ELSE 0 END,
     token = CASE WHEN NOT excused THEN job.token END,
-    finalized_at = CASE WHEN cancelled OR last AND NOT excused THEN clock_timestamp() END,
+    finalized_at = CASE WHEN cancelled OR last AND NOT excused THEN pg_catalog.clock_timestamp() END,
     metadata = CASE WHEN cancelled THEN metadata || cancel
-        WHEN excused THEN metadata || jsonb_build_object('given_back', given || jsonb_build_array(
-            jsonb_build_object('at', clock_timestamp(), 'worker', worker)))
+        WHEN excused THEN metadata || pg_catalog.jsonb_build_object('given_back', given || pg_catalog.jsonb_build_array(
+            pg_catalog.jsonb_build_object('at', pg_catalog.clock_timestamp(), 'worker', worker)))
         ELSE metadata END,
     -- a delay of its own, 1 s doubling up to 60 s: the job is rarely to blame. Those that had neighbours come back
     -- apart from each other, so that the one that is to blame meets them less
     scheduled_at = CASE
-        WHEN excused THEN clock_timestamp() + (1 + random()) * power(2, jsonb_array_length(given)) * interval '1 second'
+        WHEN excused THEN pg_catalog.clock_timestamp()
+            + ((1 + pg_catalog.random()) * pg_catalog.power(2, pg_catalog.jsonb_array_length(given))
+                * interval '1 second')
         WHEN cancelled OR last THEN scheduled_at
-        ELSE clock_timestamp() + LEAST(power(2, LEAST(times_before, 6)), 60) * interval '1 second' END,
+        ELSE pg_catalog.clock_timestamp()
+            + (LEAST(pg_catalog.power(2, LEAST(times_before, 6)), 60) * interval '1 second') END,
     leased_until = NULL,
     errors = CASE WHEN excused THEN errors ELSE
-        CASE WHEN jsonb_array_length(errors) >= 100 THEN errors - 50 ELSE errors END
-        || jsonb_build_array(jsonb_build_object(
+        CASE WHEN pg_catalog.jsonb_array_length(errors) >= 100 THEN errors - 50 ELSE errors END
+        || pg_catalog.jsonb_build_array(pg_catalog.jsonb_build_object(
             'attempt', attempt,
-            'at', clock_timestamp(),
+            'at', pg_catalog.clock_timestamp(),
             -- what clients call themselves is clean; what somebody wrote by hand may not be
             'error', 'worker vanished: '
-                || COALESCE(regexp_replace(left(worker, 255), '[\x01-\x1f\x7f-\x9f]', '?', 'g'), 'unknown')
+                || COALESCE(pg_catalog.regexp_replace(
+                    pg_catalog.left(worker, 255), '[\x01-\x1f\x7f-\x9f]', '?', 'g'), 'unknown')
                 || ' lost its connection or its process while it ran this attempt'
                 || CASE WHEN last AND NOT known AND NOT cancelled
                     THEN '; for a day there was no process that knows this kind' ELSE '' END,
             'trace', NULL)) END
 FROM next
 WHERE job.id = next.id AND job.queue = next.queue
-    AND state = 'running' AND job.token IS NOT DISTINCT FROM next.token
+    AND state = 'running' AND (job.token = next.token OR (job.token IS NULL AND next.token IS NULL))
 RETURNING
     job.id, state, job.queue, kind, priority, attempt, max_attempts, args, metadata, errors, tags, scheduled_at, created_at,
     attempted_at, finalized_at, attempted_by, job.token, leased_until, output;
@@ -196,11 +205,12 @@ RETURNING
 -- that is over or gone needs none any more. What somebody else holds is left for the next time.
 WITH stale AS MATERIALIZED (
     SELECT request.ctid, request.job_id, request.queue, request.requested_at, request.reason, job.token,
-        COALESCE(job.state IN ('available', 'scheduled', 'retryable', 'pending'), false) AS waits,
+        COALESCE(job.state = ANY ('{available,scheduled,retryable,pending}'), false) AS waits,
         COALESCE(job.state = 'running', false) AS runs
     FROM pgjobs.cancel_request AS request
     LEFT JOIN pgjobs.job ON job.id = request.job_id AND job.queue = request.queue
-    WHERE job.id IS NULL OR job.state <> 'running' OR job.token IS DISTINCT FROM request.token
+    WHERE job.id IS NULL OR job.state <> 'running' OR job.token <> request.token
+        OR (job.token IS NULL) <> (request.token IS NULL)
     LIMIT %(batch)s
     FOR UPDATE OF request SKIP LOCKED
 ), free AS MATERIALIZED (
@@ -209,8 +219,8 @@ WITH stale AS MATERIALIZED (
         WHERE twin.unique_key = job.unique_key AND twin.state = ANY (twin.unique_states)
             AND (twin.id, twin.queue) <> (job.id, job.queue)) AS conflict
     FROM pgjobs.job
-    WHERE (id, queue) IN (SELECT job_id, stale.queue FROM stale WHERE waits)
-        AND state IN ('available', 'scheduled', 'retryable', 'pending')
+    WHERE (id, queue) = ANY (SELECT job_id, stale.queue FROM stale WHERE waits)
+        AND state = ANY ('{available,scheduled,retryable,pending}')
     FOR NO KEY UPDATE SKIP LOCKED
 ), first_request AS (
     SELECT DISTINCT ON (id, free.queue) id, free.queue, conflict, requested_at, reason
@@ -219,9 +229,10 @@ WITH stale AS MATERIALIZED (
 ), cancelled AS (
     UPDATE pgjobs.job SET
         state = 'cancelled',
-        finalized_at = clock_timestamp(),
-        metadata = metadata || jsonb_strip_nulls(jsonb_build_object(
-            'cancel_attempted_at', requested_at, 'cancel_reason', reason, 'unique_key_conflict', NULLIF(conflict, false))),
+        finalized_at = pg_catalog.clock_timestamp(),
+        metadata = metadata || pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
+            'cancel_attempted_at', requested_at, 'cancel_reason', reason,
+            'unique_key_conflict', CASE WHEN conflict THEN true END)),
         unique_key = CASE WHEN conflict THEN NULL ELSE unique_key END,
         unique_states = CASE WHEN conflict THEN NULL ELSE unique_states END
     FROM first_request WHERE job.id = first_request.id AND job.queue = first_request.queue
@@ -236,27 +247,28 @@ WITH stale AS MATERIALIZED (
         AND (NOT waits OR EXISTS (SELECT FROM cancelled WHERE id = stale.job_id AND cancelled.queue = stale.queue))
     RETURNING request.job_id
 )
-SELECT (SELECT count(*) FROM cancelled), (SELECT count(*) FROM moved) + (SELECT count(*) FROM removed);
+SELECT (SELECT pg_catalog.count(*) FROM cancelled),
+    (SELECT pg_catalog.count(*) FROM moved) + (SELECT pg_catalog.count(*) FROM removed);
 
 -- name: clean
 -- Deletes what has been over for longer than it is kept, the oldest first, a batch at a time.
 WITH old AS MATERIALIZED (
     SELECT id, queue FROM pgjobs.job
-    WHERE state = %(state)s AND finalized_at < clock_timestamp() - %(keep)s::interval
+    WHERE state = %(state)s AND finalized_at < (pg_catalog.clock_timestamp() - %(keep)s::interval)
     ORDER BY finalized_at
     LIMIT %(batch)s
     FOR UPDATE SKIP LOCKED
 ), deleted AS (
     DELETE FROM pgjobs.job USING old WHERE job.id = old.id AND job.queue = old.queue RETURNING job.id
 )
-SELECT count(*) FROM deleted;
+SELECT pg_catalog.count(*) FROM deleted;
 
 -- name: some_old_jobs
 -- When one of a batch is referenced by a row of the application, and may not go: some, in no order, so that those that
 -- must stay do not hide the others for ever.
 SELECT id, queue FROM pgjobs.job
-WHERE state = %(state)s AND finalized_at < clock_timestamp() - %(keep)s::interval
-ORDER BY random()
+WHERE state = %(state)s AND finalized_at < (pg_catalog.clock_timestamp() - %(keep)s::interval)
+ORDER BY pg_catalog.random()
 LIMIT %(batch)s;
 
 -- name: clean_one

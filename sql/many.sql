@@ -21,7 +21,7 @@ WITH seen AS MATERIALIZED (
             AND (twin.id, twin.queue) <> (job.id, job.queue)) AS taken
     FROM pgjobs.job
     WHERE id = ANY (ARRAY(SELECT seen.id FROM seen)) AND {matches}
-        AND state IN ('available', 'scheduled', 'retryable', 'pending')
+        AND state = ANY ('{available,scheduled,retryable,pending}')
     FOR NO KEY UPDATE SKIP LOCKED
 ), judged AS (
     SELECT id, queue, covered AND (
@@ -33,15 +33,15 @@ WITH seen AS MATERIALIZED (
         finalized_at = pg_catalog.statement_timestamp(),
         metadata = metadata || pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
             'cancel_attempted_at', pg_catalog.statement_timestamp(),
-            'cancel_reason', NULLIF(%(reason)s::text, ''),
-            'unique_key_conflict', NULLIF(judged.conflict, false))),
+            'cancel_reason', CASE WHEN %(reason)s::text <> '' THEN %(reason)s::text END,
+            'unique_key_conflict', CASE WHEN judged.conflict THEN true END)),
         unique_key = CASE WHEN judged.conflict THEN NULL ELSE job.unique_key END,
         unique_states = CASE WHEN judged.conflict THEN NULL ELSE unique_states END
     FROM judged WHERE job.id = judged.id AND job.queue = judged.queue
     RETURNING job.*
 ), requested AS (
     INSERT INTO pgjobs.cancel_request (job_id, queue, token, reason)
-    SELECT job.id, job.queue, token, NULLIF(%(reason)s::text, '')
+    SELECT job.id, job.queue, token, CASE WHEN %(reason)s::text <> '' THEN %(reason)s::text END
     FROM seen JOIN pgjobs.job ON job.id = seen.id AND job.queue = seen.queue
     WHERE state = 'running' AND NOT EXISTS (
         SELECT FROM pgjobs.cancel_request AS earlier WHERE earlier.job_id = job.id AND earlier.token = job.token)
@@ -151,7 +151,7 @@ WITH seen AS MATERIALIZED (
     {next_in_turn}
 ), free AS MATERIALIZED (
     SELECT id, queue, unique_key, next.state,
-        %(new_max_attempts)s::integer < attempt + CASE WHEN job.finalized_at IS NULL THEN 1 ELSE 0 END AS unfit,
+        %(new_max_attempts)s::integer < (attempt + CASE WHEN job.finalized_at IS NULL THEN 1 ELSE 0 END) AS unfit,
         job.state <> ALL (unique_states) AND next.state = ANY (unique_states) AS covered, EXISTS (
             SELECT FROM pgjobs.job AS twin
             WHERE twin.unique_key = job.unique_key AND twin.state = ANY (twin.unique_states)
@@ -160,7 +160,7 @@ WITH seen AS MATERIALIZED (
         SELECT CASE
             WHEN job.state = 'available' AND %(new_scheduled_at)s::timestamptz > pg_catalog.statement_timestamp()
                 THEN 'scheduled'
-            WHEN job.state IN ('scheduled', 'retryable')
+            WHEN job.state = ANY ('{scheduled,retryable}')
                 AND %(new_scheduled_at)s::timestamptz <= pg_catalog.statement_timestamp() THEN 'available'
             ELSE job.state END AS state) AS next
     WHERE id = ANY (ARRAY(SELECT seen.id FROM seen)) AND {matches} AND job.state <> 'running'

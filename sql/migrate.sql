@@ -19,6 +19,16 @@ SET LOCAL lock_timeout = 0;
 -- One migrator at a time per schema; gone with the transaction, so it is safe behind a pooler.
 SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('pgjobs.migrate ' || %(schema)s::text, 0));
 
+-- name: own_search_path
+-- What a migration makes keeps the operators, functions and types that it was made with: those of pg_catalog, whatever
+-- the caller's search_path would have found. That is kept in a setting, and ends with the transaction.
+SELECT
+    pg_catalog.set_config('pgjobs_caller.search_path', pg_catalog.current_setting('search_path'), true),
+    pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+
+-- name: search_path_of_caller
+SELECT pg_catalog.set_config('search_path', pg_catalog.current_setting('pgjobs_caller.search_path'), true);
+
 -- name: bound_lock_waits
 -- Asking for a lock on a table makes everybody else queue behind the request: not for long, then. For the migration's
 -- own statements only; the wait for another migrator is before it.

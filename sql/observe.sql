@@ -41,8 +41,8 @@ ORDER BY
     CASE WHEN %(order)s::text = 'finalized_at down' THEN finalized_at END DESC,
     CASE WHEN %(order)s::text = 'attempted_at up' THEN COALESCE(attempted_at, created_at) END,
     CASE WHEN %(order)s::text = 'attempted_at down' THEN COALESCE(attempted_at, created_at) END DESC,
-    CASE WHEN %(order)s::text LIKE '%% up' THEN id END,
-    CASE WHEN %(order)s::text LIKE '%% down' THEN id END DESC
+    CASE WHEN pg_catalog.right(%(order)s::text, 3) = ' up' THEN id END,
+    CASE WHEN pg_catalog.right(%(order)s::text, 5) = ' down' THEN id END DESC
 LIMIT %(limit)s::integer;
 
 -- name: list_available

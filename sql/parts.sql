@@ -60,7 +60,7 @@ CASE WHEN NOT pg_catalog.pg_try_advisory_xact_lock_shared(pgjobs.advisory_class(
 CASE
         WHEN NOT %(notify)s THEN NULL
         WHEN state = 'available' THEN {called}
-        WHEN state IN ('scheduled', 'retryable')
-            AND scheduled_at < pg_catalog.statement_timestamp() + interval '2 seconds'
+        WHEN state = ANY ('{scheduled,retryable}')
+            AND scheduled_at < (pg_catalog.statement_timestamp() + interval '2 seconds')
             THEN pg_catalog.pg_notify(%(channel)s, ' due')
     END

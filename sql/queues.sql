@@ -9,7 +9,8 @@ WITH RECURSIVE line AS (
     UNION SELECT queue FROM line
     UNION SELECT queue FROM pgjobs.job WHERE state = 'running'
 )
-SELECT name, paused_at, updated_at FROM named LEFT JOIN pgjobs.queue USING (name) ORDER BY name;
+SELECT named.name, paused_at, updated_at FROM named LEFT JOIN pgjobs.queue ON queue.name = named.name
+ORDER BY named.name;
 
 -- name: queue_figures
 -- Of the queues that are named, or of all. Every part reads the index of its state alone; those that wait are counted in
@@ -30,7 +31,8 @@ WITH RECURSIVE line AS (
         pg_catalog.count(*) FILTER (WHERE state = 'completed') AS done,
         pg_catalog.count(*) FILTER (WHERE state = 'discarded') AS failed
     FROM pgjobs.job
-    WHERE state IN ('completed', 'discarded') AND finalized_at > pg_catalog.statement_timestamp() - interval '1 minute'
+    WHERE state = ANY ('{completed,discarded}')
+        AND finalized_at > (pg_catalog.statement_timestamp() - interval '1 minute')
     GROUP BY queue
 ), named AS (
     SELECT name FROM pgjobs.queue WHERE %(names)s::text[] IS NULL
@@ -39,7 +41,7 @@ WITH RECURSIVE line AS (
     UNION SELECT name FROM pg_catalog.unnest(%(names)s::text[]) AS asked (name)
 )
 SELECT
-    name,
+    named.name,
     paused_at,
     COALESCE(waiting.jobs, 0),
     COALESCE(running.jobs, 0),
@@ -49,14 +51,14 @@ SELECT
     COALESCE(ended.done, 0),
     COALESCE(ended.failed, 0),
     (SELECT pg_catalog.count(*) FROM pgjobs.worker
-        WHERE pg_catalog.jsonb_exists(queues, name)
-            AND seen_at > pg_catalog.statement_timestamp() - interval '2 minutes')
+        WHERE pg_catalog.jsonb_exists(queues, named.name)
+            AND seen_at > (pg_catalog.statement_timestamp() - interval '2 minutes'))
 FROM named
-    LEFT JOIN pgjobs.queue USING (name)
-    LEFT JOIN waiting ON waiting.queue = name
-    LEFT JOIN running ON running.queue = name
-    LEFT JOIN ended ON ended.queue = name
-ORDER BY name;
+    LEFT JOIN pgjobs.queue ON queue.name = named.name
+    LEFT JOIN waiting ON waiting.queue = named.name
+    LEFT JOIN running ON running.queue = named.name
+    LEFT JOIN ended ON ended.queue = named.name
+ORDER BY named.name;
 
 -- name: pause_queues
 -- Whether they are paused or not from now on: the claims that begin after the commit see it. The row of a queue that only
@@ -82,7 +84,7 @@ WITH RECURSIVE line AS (
 ), made AS (
     INSERT INTO pgjobs.queue (name, paused_at)
     SELECT name, CASE WHEN %(paused)s::boolean THEN pg_catalog.statement_timestamp() END
-    FROM seen WHERE name NOT IN (SELECT name FROM pgjobs.queue)
+    FROM seen WHERE NOT (name = ANY (SELECT name FROM pgjobs.queue))
     ORDER BY name
     ON CONFLICT DO NOTHING
     RETURNING name, paused_at, updated_at
@@ -91,10 +93,10 @@ WITH RECURSIVE line AS (
     UNION ALL
     SELECT * FROM made
 )
-SELECT name, answer.paused_at, answer.updated_at, answer.name IS NULL AS busy,
+SELECT seen.name, answer.paused_at, answer.updated_at, answer.name IS NULL AS busy,
     CASE WHEN NOT %(paused)s::boolean AND answer.name IS NOT NULL THEN {called} END
-FROM seen LEFT JOIN answer USING (name), LATERAL (SELECT name AS queue) AS resumed
-ORDER BY name;
+FROM seen LEFT JOIN answer ON answer.name = seen.name, LATERAL (SELECT seen.name AS queue) AS resumed
+ORDER BY seen.name;
 
 -- name: keep_queues
 -- Said by a worker of the queues that it works. A row that somebody is just pausing is fresh enough; those who make the
@@ -102,20 +104,20 @@ ORDER BY name;
 WITH mine AS (
     SELECT name FROM pg_catalog.unnest(%(names)s::text[]) AS mine (name)
 ), made AS (
-    INSERT INTO pgjobs.queue (name) SELECT name FROM mine WHERE name NOT IN (SELECT name FROM pgjobs.queue)
+    INSERT INTO pgjobs.queue (name) SELECT name FROM mine WHERE NOT (name = ANY (SELECT name FROM pgjobs.queue))
     ORDER BY name
     ON CONFLICT DO NOTHING
 ), free AS MATERIALIZED (
-    SELECT name FROM pgjobs.queue WHERE name IN (SELECT name FROM mine) FOR NO KEY UPDATE SKIP LOCKED
+    SELECT name FROM pgjobs.queue WHERE name = ANY (SELECT name FROM mine) FOR NO KEY UPDATE SKIP LOCKED
 )
 UPDATE pgjobs.queue SET updated_at = pg_catalog.statement_timestamp()
 FROM free WHERE queue.name = free.name;
 
 -- name: forget_queues
 -- Those that no worker has worked for a day; what is paused stays so. Where jobs wait the queue is still known by them.
-DELETE FROM pgjobs.queue WHERE name IN (
+DELETE FROM pgjobs.queue WHERE name = ANY (
     SELECT name FROM pgjobs.queue
-    WHERE paused_at IS NULL AND updated_at < pg_catalog.statement_timestamp() - interval '1 day'
+    WHERE paused_at IS NULL AND updated_at < (pg_catalog.statement_timestamp() - interval '1 day')
     FOR UPDATE SKIP LOCKED);
 
 -- name: leave_queues

@@ -10,21 +10,20 @@ BEGIN ISOLATION LEVEL READ COMMITTED;
 SET LOCAL idle_in_transaction_session_timeout = '5s';
 SET LOCAL statement_timeout = '30s';
 SET LOCAL lock_timeout = '5s';
-SET LOCAL search_path = pg_catalog, pg_temp;
 SET LOCAL DateStyle = ISO;
 SET LOCAL IntervalStyle = postgres;
 SELECT
     name, spec, zone, catch_up, "window", next_tick_at, run_now_at, paused_at IS NOT NULL, in_code AND args IS NULL,
-    next_tick_at IS NOT NULL AND planned_for = COALESCE(spec, '') || ' ' || zone,
-    CASE WHEN planned_for IS NULL AND last_tick_at IS NULL THEN created_at ELSE clock_timestamp() END,
-    clock_timestamp()
+    next_tick_at IS NOT NULL AND planned_for = (COALESCE(spec, '') || ' ' || zone),
+    CASE WHEN planned_for IS NULL AND last_tick_at IS NULL THEN created_at ELSE pg_catalog.clock_timestamp() END,
+    pg_catalog.clock_timestamp()
 FROM pgjobs.schedule
 WHERE (NOT in_code OR (%(mine)s::jsonb ->> name)::integer >= version) AND name <> ALL (%(aside)s::text[])
-    AND (next_tick_at IS NULL OR next_tick_at <= clock_timestamp() OR run_now_at IS NOT NULL
-        OR planned_for IS DISTINCT FROM COALESCE(spec, '') || ' ' || zone)
+    AND (next_tick_at IS NULL OR next_tick_at <= pg_catalog.clock_timestamp() OR run_now_at IS NOT NULL
+        OR planned_for <> (COALESCE(spec, '') || ' ' || zone) OR planned_for IS NULL)
 ORDER BY LEAST(run_now_at, next_tick_at) NULLS FIRST
 LIMIT %(batch)s;
-SELECT min(next_tick_at) - clock_timestamp()
+SELECT pg_catalog.min(next_tick_at) - pg_catalog.clock_timestamp()
 FROM pgjobs.schedule
 WHERE (NOT in_code OR (%(mine)s::jsonb ->> name)::integer >= version) AND name <> ALL (%(aside)s::text[]);
 COMMIT;
@@ -37,16 +36,18 @@ BEGIN ISOLATION LEVEL READ COMMITTED;
 SET LOCAL idle_in_transaction_session_timeout = '5s';
 SET LOCAL statement_timeout = '30s';
 SET LOCAL lock_timeout = '5s';
-SET LOCAL search_path = pg_catalog, pg_temp;
 SET LOCAL DateStyle = ISO;
 SET LOCAL IntervalStyle = postgres;
 WITH held AS MATERIALIZED (
     SELECT name, COALESCE(%(kind)s, kind) AS kind, COALESCE(%(args)s::jsonb, args, '{}') AS args,
         COALESCE(%(options)s::jsonb, options, '{}') AS options
     FROM pgjobs.schedule
-    WHERE name = %(name)s AND next_tick_at IS NOT DISTINCT FROM %(seen_next)s::timestamptz
-        AND run_now_at IS NOT DISTINCT FROM %(seen_run_now)s::timestamptz
-        AND spec IS NOT DISTINCT FROM %(spec)s AND zone = %(zone)s AND (paused_at IS NOT NULL) = %(paused)s
+    WHERE name = %(name)s AND (next_tick_at = %(seen_next)s::timestamptz
+            OR (next_tick_at IS NULL AND %(seen_next)s::timestamptz IS NULL))
+        AND (run_now_at = %(seen_run_now)s::timestamptz
+            OR (run_now_at IS NULL AND %(seen_run_now)s::timestamptz IS NULL))
+        AND (spec = %(spec)s::text OR (spec IS NULL AND %(spec)s::text IS NULL))
+        AND zone = %(zone)s AND (paused_at IS NOT NULL) = %(paused)s
     FOR NO KEY UPDATE SKIP LOCKED
 ), moved AS (
     UPDATE pgjobs.schedule SET
@@ -63,15 +64,15 @@ WITH held AS MATERIALIZED (
         unique_states)
     SELECT
         CASE WHEN (options ->> 'pending')::boolean THEN 'pending'
-            WHEN moment.due > statement_timestamp() THEN 'scheduled' ELSE 'available' END,
+            WHEN moment.due > pg_catalog.statement_timestamp() THEN 'scheduled' ELSE 'available' END,
         COALESCE(options ->> 'queue', 'default'),
         kind,
         COALESCE((options ->> 'priority')::smallint, 0),
         COALESCE((options ->> 'max_attempts')::integer, 25),
         args,
-        COALESCE(options -> 'metadata', '{}') || jsonb_build_object(
+        COALESCE(options -> 'metadata', '{}') || pg_catalog.jsonb_build_object(
             'periodic', true, 'schedule', name, 'tick', %(tick_text)s::text),
-        ARRAY(SELECT jsonb_array_elements_text(COALESCE(options -> 'tags', '[]'))),
+        ARRAY(SELECT pg_catalog.jsonb_array_elements_text(COALESCE(options -> 'tags', '[]'))),
         moment.due,
         name,
         %(tick)s::timestamptz,
@@ -85,14 +86,15 @@ WITH held AS MATERIALIZED (
     ON CONFLICT DO NOTHING
     RETURNING id, queue, state
 )
-SELECT id, queue, CASE state
-    WHEN 'available' THEN {called} WHEN 'scheduled' THEN pg_notify(%(channel)s, ' due') END
+SELECT id, queue, CASE
+    WHEN state = 'available' THEN {called}
+    WHEN state = 'scheduled' THEN pg_catalog.pg_notify(%(channel)s, ' due') END
 FROM moved LEFT JOIN inserted ON true;
 COMMIT;
 
 -- name: note_schedule_error
 -- Why a schedule cannot tick, for who looks; written once.
-UPDATE pgjobs.schedule SET error = %(error)s WHERE name = %(name)s AND error IS DISTINCT FROM %(error)s;
+UPDATE pgjobs.schedule SET error = %(error)s WHERE name = %(name)s AND (error <> %(error)s OR error IS NULL);
 
 -- name: begin_registration
 -- The instant that new schedules count from. Each statement must see what others have committed meanwhile.
@@ -119,13 +121,13 @@ UPDATE pgjobs.schedule SET
     next_tick_at = CASE WHEN spec = %(spec)s AND zone = %(zone)s THEN next_tick_at ELSE %(next)s::timestamptz END,
     updated_at = pg_catalog.statement_timestamp()
 WHERE name = %(name)s AND (version < %(version)s
-    OR (version = %(version)s AND (NOT in_code OR registered IS DISTINCT FROM %(registered)s::jsonb)));
+    OR (version = %(version)s AND (NOT in_code OR registered <> %(registered)s::jsonb OR registered IS NULL)));
 -- The first live process that has it lets it run at once.
 UPDATE pgjobs.schedule SET run_now_at = pg_catalog.statement_timestamp()
 WHERE name = %(name)s AND %(run_on_start)s AND run_now_at IS NULL AND version <= %(version)s AND NOT EXISTS (
     SELECT FROM pgjobs.scheduler
     WHERE id <> %(scheduler)s AND name = ANY (schedules)
-        AND scheduler.seen_at > pg_catalog.clock_timestamp() - %(dead_after)s::interval);
+        AND scheduler.seen_at > (pg_catalog.clock_timestamp() - %(dead_after)s::interval));
 
 -- name: beat_scheduler
 -- This process lives, and has these schedules. What was in some code and has been in none for long is forgotten.
@@ -136,15 +138,15 @@ SET LOCAL lock_timeout = '5s';
 INSERT INTO pgjobs.scheduler (id, worker, schedules, seen_at)
 VALUES (%(scheduler)s, %(worker)s, %(names)s::text[], pg_catalog.clock_timestamp())
 ON CONFLICT (id) DO UPDATE SET schedules = excluded.schedules, seen_at = excluded.seen_at;
-DELETE FROM pgjobs.scheduler WHERE seen_at < pg_catalog.clock_timestamp() - interval '1 day';
-UPDATE pgjobs.schedule SET seen_at = pg_catalog.clock_timestamp() WHERE name IN (
+DELETE FROM pgjobs.scheduler WHERE seen_at < (pg_catalog.clock_timestamp() - interval '1 day');
+UPDATE pgjobs.schedule SET seen_at = pg_catalog.clock_timestamp() WHERE name = ANY (
     SELECT name FROM pgjobs.schedule
-    WHERE name = ANY (%(names)s::text[]) AND seen_at < pg_catalog.clock_timestamp() - interval '1 hour'
+    WHERE name = ANY (%(names)s::text[]) AND seen_at < (pg_catalog.clock_timestamp() - interval '1 hour')
     FOR NO KEY UPDATE SKIP LOCKED);
 DELETE FROM pgjobs.schedule
-WHERE seen_at < pg_catalog.clock_timestamp() - %(forget_after)s::interval AND NOT EXISTS (
+WHERE seen_at < (pg_catalog.clock_timestamp() - %(forget_after)s::interval) AND NOT EXISTS (
     SELECT FROM pgjobs.scheduler WHERE name = ANY (schedules)
-        AND scheduler.seen_at > pg_catalog.clock_timestamp() - %(dead_after)s::interval);
+        AND scheduler.seen_at > (pg_catalog.clock_timestamp() - %(dead_after)s::interval));
 COMMIT;
 
 -- name: write_scheduler

@@ -28,7 +28,7 @@ SELECT id FROM pgjobs.job
 -- name: next_by_id
 -- A certain one that waits, before its time if need be.
 SELECT id FROM pgjobs.job
-    WHERE id = %(id)s AND queue = %(queue)s AND state IN ('available', 'scheduled', 'retryable')
+    WHERE id = %(id)s AND queue = %(queue)s AND state = ANY ('{available,scheduled,retryable}')
     FOR NO KEY UPDATE SKIP LOCKED;
 
 -- name: begin
@@ -104,20 +104,20 @@ WITH released AS (
         finalized_at = NULL,
         errors = CASE WHEN state = 'running' THEN errors ELSE errors - (-1) END,
         token = NULL
-    WHERE (id, queue) IN (
+    WHERE (id, queue) = ANY (
             SELECT id, queue FROM pgjobs.job
-            WHERE queue = %(queue)s AND token = %(token)s AND state IN ('running', 'retryable', 'discarded')
+            WHERE queue = %(queue)s AND token = %(token)s AND state = ANY ('{running,retryable,discarded}')
                 AND id = ANY (ARRAY(
                     SELECT id FROM pgjobs.job WHERE state = 'running' AND token = %(token)s
                     UNION ALL
                     SELECT id FROM pgjobs.job
-                    WHERE state IN ('scheduled', 'retryable') AND token = %(token)s
-                        AND scheduled_at > pg_catalog.statement_timestamp() - interval '1 minute'
-                        AND scheduled_at < pg_catalog.statement_timestamp() + interval '2 minutes'
+                    WHERE state = ANY ('{scheduled,retryable}') AND token = %(token)s
+                        AND scheduled_at > (pg_catalog.statement_timestamp() - interval '1 minute')
+                        AND scheduled_at < (pg_catalog.statement_timestamp() + interval '2 minutes')
                     UNION ALL
                     SELECT id FROM pgjobs.job
                     WHERE state = 'discarded' AND token = %(token)s
-                        AND finalized_at > pg_catalog.statement_timestamp() - interval '1 minute'))
+                        AND finalized_at > (pg_catalog.statement_timestamp() - interval '1 minute')))
             FOR NO KEY UPDATE SKIP LOCKED)
         AND (state <> ALL (unique_states) AND EXISTS (
             SELECT FROM pgjobs.job AS twin
@@ -210,8 +210,8 @@ SET LOCAL lock_timeout = '1s';
 -- attempt that was given back, and perhaps taken and given back again, says when it was last claimed.
 UPDATE pgjobs.job SET
     state = 'running', attempt = %(attempt)s, attempted_at = pg_catalog.statement_timestamp(), token = %(token)s
-WHERE queue = %(queue)s AND id = %(id)s AND token IS DISTINCT FROM %(token)s
-    AND state = 'available' AND attempt = %(attempt)s - 1
+WHERE queue = %(queue)s AND id = %(id)s AND (token <> %(token)s OR token IS NULL)
+    AND state = 'available' AND attempt = (%(attempt)s - 1)
     AND (attempted_at < %(attempted_at)s OR attempted_at IS NULL);
 
 -- name: finish

@@ -31,7 +31,7 @@ COMMIT;
 -- name: age_out
 -- Of processes that did not take their leave. One whose jobs are being rescued is remembered a little longer.
 DELETE FROM pgjobs.worker
-WHERE GREATEST(seen_at, lost_at) < pg_catalog.clock_timestamp() - %(after)s::interval
+WHERE GREATEST(seen_at, lost_at) < (pg_catalog.clock_timestamp() - %(after)s::interval)
 RETURNING id;
 
 -- name: workers

@@ -398,7 +398,10 @@ def test_a_job_that_is_changed_between_the_look_and_the_lock_is_left_alone(
     key = random.getrandbits(60)
     meanwhile.execute("SELECT pg_advisory_lock(%s)", [key])
     # what has been seen is locked only when this test lets it go on
-    look, lock = b"WHERE id = ANY (ARRAY(SELECT seen.id FROM seen))", f"(SELECT pg_advisory_xact_lock({key}))"
+    look, lock = (
+        b"WHERE id OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT seen.id FROM seen))",
+        f"(SELECT pg_advisory_xact_lock({key}))",
+    )
     slowly = look.replace(b"WHERE", f"WHERE {lock} IS NOT NULL AND".encode())
     statements = {name: statement.replace(look, slowly) for name, statement in client._filters._many.items()}
     monkeypatch.setattr(client._filters, "_many", statements)

@@ -74,7 +74,7 @@ def test_every_part_is_put_into_every_statement_that_names_it() -> None:
     for part in parts:
         assert any(f"{{{part}}}" in source for source in sources.values()), f"{part} is of no use"
         assert not [name for name, statement in everything().items() if f"{{{part}}}" in statement]
-    assert "job.metadata @> %(metadata)s" in everything()["list_jobs"]
+    assert "job.metadata OPERATOR(pg_catalog.@>) %(metadata)s" in everything()["list_jobs"]
 
 
 def test_a_statement_begins_with_its_name_so_that_the_server_shows_it() -> None:

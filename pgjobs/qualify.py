@@ -1,0 +1,263 @@
+"""Makes a statement mean the same under any search_path.
+
+Postgres looks up an operator, a function or a type without a schema by the search_path of the session, and prefers one
+of another schema that fits the arguments better to its own: so a role that may create operators in a schema of that
+path could let a worker run its code. The files of sql/ are written as one reads them; here each operator becomes
+`OPERATOR(pg_catalog.=)` and each type of a cast `pg_catalog.text`. What cannot be made safe is refused: functions
+without a schema, and the forms for which Postgres looks up an operator by itself, as `IN` does for `=`.
+
+All operators written like that bind equally strongly, from left to right: a statement that this would change is refused
+too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+_TOKEN = re.compile(
+    r"""
+    (?P<space> \s+ | --[^\n]* )
+    | (?P<text> [eE]'(?:[^'\\]|''|\\.)*' | '(?:[^']|'')*' | \$\$.*?\$\$ )
+    | (?P<parameter> %\(\w+\)[sb] | \{\w+\} | \$\d+ )
+    | (?P<number> \d+(?:\.\d+)? )
+    | (?P<word> \w+ | "(?:[^"]|"")+" )
+    | (?P<cast> :: )
+    | (?P<mark> [.,;:()[\]] )
+    | (?P<operator>
+        ->> | -> | \#>> | \#> | \#- | @> | <@ | \?\| | \?& | \? | \|\| | && | !~\* | !~ | ~\* | ~
+        | <> | != | <= | >= | < | > | = | %% | [-+*/^] )
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# Statements without an expression, and those with some; each by its first word.
+_WITHOUT = _words("BEGIN COMMIT ROLLBACK SAVEPOINT RELEASE SET RESET CLOSE UNLISTEN DISCARD COPY REINDEX DROP")
+_WITH = _words("SELECT WITH INSERT UPDATE DELETE CREATE")
+
+_SCHEMAS = _words("pg_catalog pgjobs")
+_GRAMMAR_TYPES = _words("bigint boolean integer interval smallint")  # all others are looked up by the search_path
+# Words before a parenthesis that no function can have as its name, or that the grammar gives to pg_catalog's.
+_BEFORE_PARENTHESIS = _words(
+    """ALL AND ANY ARRAY AS BY COALESCE CONFLICT ELSE EXISTS EXTRACT FILTER FROM GREATEST HAVING JOIN KEY LATERAL LEAST
+    LIMIT MATERIALIZED NOT ON OR OVER SELECT SET THEN UNION VALUES WHEN WHERE"""
+)
+# Words with which an expression ends; behind every other word of the grammar one may begin.
+_OPERANDS = _words("NULL TRUE FALSE END ANY ALL ARRAY EXISTS COALESCE EXTRACT GREATEST LEAST INTERVAL")
+_REFUSED = {
+    "IN": "= ANY ('{a,b}'), = ANY (SELECT ...), or NOT (a = ANY (...))",
+    "BETWEEN": "a >= b AND a <= c",
+    "LIKE": "pg_catalog.starts_with(a, b) or ~",
+    "ILIKE": "~*",
+    "SIMILAR": "~",
+    "NULLIF": "CASE WHEN a <> b THEN a END",
+    "CAST": "a::type",
+    "NATURAL": "JOIN ... ON",
+}
+_STRENGTH = {"^": 5, "*": 4, "/": 4, "%%": 4, "+": 3, "-": 3}
+_STRENGTH |= dict.fromkeys(("<>", "!=", "<=", ">=", "<", ">", "="), 1)
+_OTHERS = 2  # the strength of all other operators, and of those with a schema
+_STRONGEST = 9
+
+
+class UnsafeStatement(ValueError):
+    """A statement that would mean something else under another search_path."""
+
+
+class _Token(NamedTuple):
+    sort: str
+    text: str
+    upper: str
+
+
+_NONE = _Token("", "", "")
+
+
+@dataclass(slots=True)
+class _Level:
+    """What stands between two parentheses, brackets, or CASE and END."""
+
+    assigns: bool = False  # inside the SET of an UPDATE
+    target: bool = False  # the next = assigns
+    names: bool = False  # of columns, without their types
+    strength: int = _STRONGEST  # of the last operator of the expression
+
+
+def qualify(sql: str, where: str) -> str:
+    """The text of one or several statements, or of a part of one, with everything in it named in full.
+
+    `where` tells file and statement, for the UnsafeStatement that is raised if that cannot be done.
+    """
+    return "".join(_Qualifier(where).qualified(sql))
+
+
+class _Qualifier:
+    def __init__(self, where: str) -> None:
+        self._where = where
+        self._begin()
+
+    def _begin(self) -> None:
+        """A statement begins."""
+        self._plain: bool | None = None  # whether it has no expressions
+        self._levels = [_Level()]
+        self._seen = (_NONE, _NONE, _NONE)  # the last tokens
+
+    def qualified(self, sql: str) -> Iterator[str]:
+        at = 0
+        for match in _TOKEN.finditer(sql):
+            if match.start() != at:
+                raise self._unknown(sql[at:])
+            at = match.end()
+            sort, text = match.lastgroup or "", match[0]
+            if sort == "space":
+                yield text
+            elif text == ";":
+                yield text
+                self._begin()
+            else:
+                yield self._next(_Token(sort, text, text.upper()))
+        if at != len(sql):
+            raise self._unknown(sql[at:])
+
+    def _next(self, token: _Token) -> str:
+        if self._plain is None:
+            self._plain = self._is_plain(token)
+        text = token.text if self._plain else self._in_expression(token)
+        self._seen = (self._seen[1], self._seen[2], token)
+        return text
+
+    def _is_plain(self, first: _Token) -> bool:
+        if first.upper in _WITHOUT:
+            return True
+        if first.sort == "word" and first.upper not in _WITH and first.upper != "CASE":
+            raise self._unsafe(f"a statement that begins with {first.text}", "one that pgjobs/qualify.py knows")
+        return False
+
+    def _unsafe(self, form: str, instead: str) -> UnsafeStatement:
+        return UnsafeStatement(f"{self._where}: {form}: its meaning depends on the search_path; write {instead}")
+
+    def _unknown(self, rest: str) -> UnsafeStatement:
+        return self._unsafe(f"{rest[:10]!r} is not known here", "another form, or teach pgjobs/qualify.py")
+
+    # --- one token
+
+    def _in_expression(self, token: _Token) -> str:
+        match token.sort:
+            case "operator":
+                return self._operator(token)
+            case "word":
+                return self._word(token)
+            case "mark":
+                self._mark(token)
+            case "text":
+                self._constant(token)
+        return token.text
+
+    @property
+    def _last(self) -> _Token:
+        return self._seen[-1]
+
+    @property
+    def _operand_expected(self) -> bool:
+        """Whether an expression may begin here, so that * is every column and - a sign."""
+        last = self._last
+        if last.sort == "word":
+            return last.text.isupper() and last.upper not in _OPERANDS
+        return last.sort in ("operator", "") or last.text in ("(", "[", ",", ":", ".")
+
+    def _operator(self, token: _Token) -> str:
+        level, text = self._levels[-1], token.text
+        if level.target and text == "=":
+            level.target = False
+            level.strength = _STRONGEST
+            return text
+        if self._operand_expected:
+            if text in ("*", "-", "+"):  # every column; or the sign of a number, which the grammar makes part of it
+                return text
+            raise self._unsafe(f"{text} without a left side", "a function")
+        strength = _STRENGTH.get(text, _OTHERS)
+        if strength > level.strength:
+            raise self._unsafe(f"{text} behind an operator that binds less strongly", "parentheses around its operands")
+        level.strength = strength
+        return f"OPERATOR(pg_catalog.{text})"
+
+    def _word(self, token: _Token) -> str:
+        if self._last.sort == "cast":
+            known = token.text in _GRAMMAR_TYPES or token.text in _SCHEMAS
+            return token.text if known else f"pg_catalog.{token.text}"
+        if self._last.text == ".":
+            return token.text
+        self._check_word(token)
+        if token.text.isupper():
+            self._keyword(token.upper)
+        return token.text
+
+    def _check_word(self, token: _Token) -> None:
+        last = self._last
+        if token.upper in _REFUSED:
+            raise self._unsafe(token.text, _REFUSED[token.upper])
+        if last.upper == "CASE" and token.upper != "WHEN":
+            raise self._unsafe("CASE a WHEN b", "CASE WHEN a = b")
+        if last.upper == "DISTINCT" and token.upper == "FROM":
+            raise self._unsafe("IS DISTINCT FROM", "(a <> b OR a IS NULL), or (a = b OR (a IS NULL AND b IS NULL))")
+        if last.upper == "COLLATE" and token.text != "pg_catalog":
+            raise self._unsafe(f"COLLATE {token.text}", f"COLLATE pg_catalog.{token.text}")
+        if self._levels[-1].names and last.sort == "word":
+            raise self._unsafe(f"AS name ({last.text} {token.text})", "no column types there")
+
+    def _keyword(self, word: str) -> None:
+        if word == "CASE":
+            self._levels.append(_Level())
+        elif word == "END":
+            self._end_level()
+        elif word not in _OPERANDS:
+            level = self._levels[-1]
+            level.strength = _STRONGEST
+            if word == "SET":
+                level.assigns = level.target = True
+            elif word in ("FROM", "WHERE", "RETURNING"):
+                level.assigns = level.target = False
+
+    def _mark(self, token: _Token) -> None:
+        match token.text:
+            case "(":
+                self._levels.append(_Level(names=self._opens_names()))
+            case "[":
+                self._levels.append(_Level())
+            case ")" | "]":
+                self._end_level()
+            case "," | ":":
+                level = self._levels[-1]
+                level.strength = _STRONGEST
+                level.target = level.assigns
+
+    def _end_level(self) -> None:
+        if len(self._levels) == 1:
+            raise self._unsafe("more is closed than was opened", "balanced parentheses, and END for each CASE")
+        self._levels.pop()
+
+    def _opens_names(self) -> bool:
+        """A parenthesis opens: whether the names of columns follow. What stands before it must not be a function that
+        the search_path finds."""
+        schema, before, name = self._seen
+        if name.sort != "word" or name.upper in _BEFORE_PARENTHESIS:
+            return False
+        if before.upper == "AS":
+            return True
+        if name.upper == "USING":
+            raise self._unsafe("USING (column)", "ON a.column = b.column")
+        if before.text != "." or schema.text not in _SCHEMAS:
+            raise self._unsafe(f"{name.text}(...)", f"pg_catalog.{name.text}(...) or pgjobs.{name.text}(...)")
+        return False
+
+    def _constant(self, token: _Token) -> None:
+        last = self._last
+        if last.sort == "word" and not last.text.isupper() and last.text not in _GRAMMAR_TYPES:
+            raise self._unsafe(f"{last.text} {token.text}", f"{token.text}::{last.text}")
