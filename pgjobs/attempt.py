@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-import logging
 import os
 import re
 import threading
@@ -32,11 +31,12 @@ from pgjobs import codec
 from pgjobs.checkout import NEVER, Checkout
 from pgjobs.errors import Interrupted, InvalidTransaction, JobCancelled, JobStopped, JobTimedOut, NotRunning
 from pgjobs.job import Job
+from pgjobs.log_lines import get_logger
 from pgjobs.outcome import NOTHING_KEPT, Kept, Outcome
 from pgjobs.transaction import AnyConnection, borrow
 from pgjobs.work_map import Handler
 
-log = logging.getLogger("pgjobs.watch")
+log = get_logger("pgjobs.watch")
 
 Reason = JobTimedOut | JobCancelled | JobStopped
 _LOOK_EVERY = 5.0  # seconds between two looks for connections that wait in vain

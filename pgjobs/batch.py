@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -24,13 +23,14 @@ from pgjobs.executor import Executor, forget
 from pgjobs.finish import why_not_committed
 from pgjobs.hot_path import HotPath
 from pgjobs.job import Job, JobState, being_current, no_longer_current, with_values
+from pgjobs.log_lines import get_logger
 from pgjobs.outcome import COMPLETED, NOTHING_KEPT, Outcome
 from pgjobs.queue_settings import MOST_IN_A_BATCH, Way
 from pgjobs.savepoints import MOST, Savepoints
 from pgjobs.store import AnyConnection, Finished
 from pgjobs.work_map import Handler, HandlerFunction
 
-log = logging.getLogger("pgjobs.batch")
+log = get_logger("pgjobs.batch")
 
 _ANSWER_WITHIN = 40.0  # seconds; the server gives a claim 30
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import socket
@@ -22,8 +21,9 @@ from psycopg.pq import ConnStatus, PipelineStatus, TransactionStatus
 from psycopg_pool import ConnectionPool
 
 from pgjobs.error_text import one_line
+from pgjobs.log_lines import get_logger
 
-log = logging.getLogger("pgjobs.checkout")
+log = get_logger("pgjobs.checkout")
 
 AnyConnection = Connection[Any]
 

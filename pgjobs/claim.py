@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import threading
 import time
@@ -21,11 +20,12 @@ from pgjobs.error_text import one_line
 from pgjobs.errors import AttemptLost, JobStopped, UniqueConflict
 from pgjobs.hot_path import HotPath, HotStatements, hot_path
 from pgjobs.job import Job, changed
+from pgjobs.log_lines import get_logger
 from pgjobs.outcome import COMPLETED, Kept
 from pgjobs.store import CLAIM_DEFAULTS, AnyConnection, ClaimRequest, ClaimValues, Finished, Mark, ServerFacts, Store
 from pgjobs.work_map import Handler, WorkMap
 
-log = logging.getLogger("pgjobs.claim")
+log = get_logger("pgjobs.claim")
 
 # After a lost connection or a server start, claims wait for the disk for so long: a job that crashes the server
 # must not take the count of its attempt with it.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import threading
 import time
@@ -24,11 +23,12 @@ from pgjobs.executor import Executor
 from pgjobs.idle import IdleThreads
 from pgjobs.job import Job
 from pgjobs.listener import Listener
+from pgjobs.log_lines import Lines, get_logger
 from pgjobs.post_store import PostStore
 from pgjobs.queue_settings import Way
 from pgjobs.transaction import PoolSource
 
-log = logging.getLogger("pgjobs.worker")
+log = get_logger("pgjobs.worker")
 
 _FIRST_PAUSE = 0.1  # seconds that a thread waits after an error of the database; doubles
 _LONGEST_PAUSE = 5.0
@@ -197,7 +197,7 @@ class Crew:
         frame = sys._current_frames().get(attempt.thread.ident or 0)
         stack = "".join(traceback.format_stack(frame)) if frame else "it has just ended\n"
         log.error("job %d (%s): its handler ignores that it is to end; %s is stuck at:\n%s",
-                  attempt.job.id, one_line(attempt.job.kind), attempt.thread.name, stack)  # fmt: skip
+                  attempt.job.id, one_line(attempt.job.kind), attempt.thread.name, Lines(stack))  # fmt: skip
         attempt.abandon()
         with self._changed:
             place = self._working.get(attempt.thread)

@@ -25,10 +25,11 @@ from pgjobs.errors import AttemptLost, Cancel, Discard, JobCancelled, JobStopped
 from pgjobs.events import Event, EventKind, Events, JobStats
 from pgjobs.hooks import ErrorHandler, HookCalls
 from pgjobs.job import Job, JobState, changed
+from pgjobs.log_lines import get_logger
 from pgjobs.outcome import COMPLETED, Outcome, decide
 from pgjobs.store import AnyConnection, Finished, Store, microseconds
 
-log = logging.getLogger("pgjobs.finish")
+log = get_logger("pgjobs.finish")
 
 _LATE_FINISH_TRIES = 3
 _MOST_DEAD = 100  # connections that died with the server: each is handed out once, and is no try

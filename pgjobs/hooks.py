@@ -6,7 +6,6 @@ decorator, and what it raises counts. The error handler judges what a handler ra
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,9 +14,10 @@ from typing import Any
 
 from pgjobs.errors import Cancel, Discard
 from pgjobs.job import Job
+from pgjobs.log_lines import get_logger
 from pgjobs.options import EncodedJob
 
-log = logging.getLogger("pgjobs.hooks")
+log = get_logger("pgjobs.hooks")
 
 Insert = Callable[[Sequence[EncodedJob]], list[Job[Any]]]
 #: `middleware(tx, jobs, insert)` around an insert: once for each `enqueue` or `enqueue_many`. Gives what `insert(jobs)`

@@ -9,7 +9,6 @@ need ever tell them apart. So after a while of silence the listener asks somethi
 
 from __future__ import annotations
 
-import logging
 import os
 import selectors
 import threading
@@ -22,11 +21,12 @@ import psycopg
 from pgjobs.checkout import NEVER, shut_down
 from pgjobs.error_text import one_line
 from pgjobs.idle import IdleThreads
+from pgjobs.log_lines import get_logger
 from pgjobs.post_store import PostStore
 from pgjobs.posts import Posts
 from pgjobs.store import AnyConnection, Store
 
-log = logging.getLogger("pgjobs.listener")
+log = get_logger("pgjobs.listener")
 
 _FIRST_PAUSE = 0.1  # seconds before LISTEN is tried again; doubles
 _LONGEST_PAUSE = 10.0

@@ -6,7 +6,6 @@ transactions that the server bounds, and moves the time on. So a process that di
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -22,12 +21,13 @@ import psycopg
 from pgjobs.checkout import Checkout
 from pgjobs.error_text import one_line
 from pgjobs.job import Job, JobState
+from pgjobs.log_lines import get_logger
 from pgjobs.reindex import Reindex, is_time, next_time
 from pgjobs.store import AnyConnection, Store
 from pgjobs.transaction import PoolSource
 from pgjobs.worker_store import Workers
 
-log = logging.getLogger("pgjobs.maintenance")
+log = get_logger("pgjobs.maintenance")
 
 BATCH = 1000  # rows that one statement of a duty touches at most
 LARGE_BATCH = 10_000  # the same where each row costs little, until the database proves too slow for that

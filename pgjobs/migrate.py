@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from dataclasses import dataclass, field
 from functools import cache
@@ -13,10 +12,11 @@ from psycopg.pq import TransactionStatus
 
 from pgjobs import statements
 from pgjobs.errors import MigrationError, SchemaMissing, SchemaOutdated, SchemaTooNew
+from pgjobs.log_lines import get_logger
 from pgjobs.migration_store import Migrations
 from pgjobs.store import AnyConnection
 
-log = logging.getLogger("pgjobs.migrate")
+log = get_logger("pgjobs.migrate")
 
 _LOCK_TRIES = 5  # of 2 s each: longer, and everybody else would queue behind the migration's lock request
 Direction = Literal["up", "down"]

@@ -6,7 +6,6 @@ interrupted rebuild leaves behind is an invalid index that costs every write and
 
 from __future__ import annotations
 
-import logging
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -19,8 +18,9 @@ from pgjobs.cursors import AnyConnection
 from pgjobs.error_text import one_line
 from pgjobs.errors import InvalidSetting
 from pgjobs.index_store import Indexes
+from pgjobs.log_lines import get_logger
 
-log = logging.getLogger("pgjobs.reindex")
+log = get_logger("pgjobs.reindex")
 
 MIDNIGHT = time(0, tzinfo=UTC)
 _TIMEOUT = 60.0  # seconds that the rebuild of one index may take

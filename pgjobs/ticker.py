@@ -7,7 +7,6 @@ own: a function that hangs holds up its own schedule in its own process, and not
 
 from __future__ import annotations
 
-import logging
 import math
 import threading
 import time
@@ -22,12 +21,13 @@ import psycopg
 
 from pgjobs.cron import Schedule, bounded, due
 from pgjobs.error_text import error_text, one_line
+from pgjobs.log_lines import get_logger
 from pgjobs.options import EncodedJob, NewJob
 from pgjobs.schedule_store import DueSchedule, Move, ScheduleStore
 from pgjobs.store import AnyConnection
 from pgjobs.timetable import Ticks, parse
 
-log = logging.getLogger("pgjobs.cron")
+log = get_logger("pgjobs.cron")
 
 BATCH = 10  # schedules that one look takes: promote and a stop wait for no more
 LOOK_EVERY = timedelta(seconds=5)  # for changes that no notification told of

@@ -5,7 +5,6 @@ Until it is there the claims work too, only slower the more jobs wait.
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,9 +14,10 @@ import psycopg
 from pgjobs.cursors import AnyConnection
 from pgjobs.error_text import one_line
 from pgjobs.index_store import TIME_INDEX, Indexes
+from pgjobs.log_lines import get_logger
 from pgjobs.reindex import Bounds
 
-log = logging.getLogger("pgjobs.time_index")
+log = get_logger("pgjobs.time_index")
 
 _TIMEOUT = 600.0  # seconds: it waits for every transaction that is open, so for handlers too
 _CLEARING_TIMEOUT = 15.0  # for the removal of what it left

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -30,6 +29,7 @@ from pgjobs.hooks import ErrorHandler, Middleware
 from pgjobs.idle import IdleThreads, Post
 from pgjobs.job import Job, JobState
 from pgjobs.listener import Listener
+from pgjobs.log_lines import get_logger
 from pgjobs.maintenance import Maintenance, MaintenanceThread
 from pgjobs.options import check_queue
 from pgjobs.process_duties import ProcessDuties
@@ -44,7 +44,7 @@ from pgjobs.time_index import TimeIndex
 from pgjobs.transaction import defaults_for
 from pgjobs.work_map import Handler, HandlerFunction, WorkMap, check_unknown_kinds
 
-log = logging.getLogger("pgjobs.worker")
+log = get_logger("pgjobs.worker")
 
 _FIRST_PAUSE = 0.1  # seconds that a thread waits after an error of the database; doubles
 _LONGEST_PAUSE = 5.0

@@ -11,7 +11,6 @@ What is pending in the Session when the handler returns is flushed, and committe
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from sys import getrefcount
@@ -26,9 +25,10 @@ from sqlalchemy.orm import Session
 from pgjobs.checkout import AnyConnection, Checkout, giving_back
 from pgjobs.error_text import one_line
 from pgjobs.errors import InvalidSetting, PoolTooSmall, TransactionBroken
+from pgjobs.log_lines import get_logger
 from pgjobs.transaction import PoolSource, own_pool
 
-log = logging.getLogger("pgjobs.contrib.sqlalchemy")
+log = get_logger("pgjobs.contrib.sqlalchemy")
 
 _MOST_FLUSHES = 100  # in a row, each of which leaves something new to flush; as many as SQLAlchemy's commit allows
 

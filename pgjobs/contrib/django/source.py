@@ -10,7 +10,6 @@ What the handler does through the ORM on that alias is committed together with t
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -26,9 +25,10 @@ from psycopg.pq import TransactionStatus
 from pgjobs.checkout import AnyConnection, Checkout, giving_back
 from pgjobs.error_text import one_line
 from pgjobs.errors import InvalidSetting, PoolTooSmall, TransactionBroken, WorkerPoolError
+from pgjobs.log_lines import get_logger
 from pgjobs.transaction import CONNECTION_DEFAULTS, PoolSource, own_pool
 
-log = logging.getLogger("pgjobs.contrib.django")
+log = get_logger("pgjobs.contrib.django")
 
 
 class DjangoSource(PoolSource):
