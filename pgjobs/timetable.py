@@ -25,6 +25,7 @@ from zoneinfo import ZoneInfo
 
 from croniter import CroniterBadCronError, CroniterBadDateError, croniter
 
+from pgjobs.cron_fields import fields_of, written_out
 from pgjobs.errors import InvalidSchedule
 from pgjobs.options import FIRST_INSTANT
 
@@ -133,12 +134,16 @@ class Cron:
 
     @cached_property
     def _has_star(self) -> bool:
-        return "*" in self._fields.split()[1]
+        return "*" in fields_of(self._fields)[1]
+
+    @cached_property
+    def _written_out(self) -> str:
+        return written_out(self._fields)
 
     def _next_wall(self, wall: datetime) -> datetime | None:
         """The next fit on a clock that nobody ever puts forward or back."""
         # made anew each time: it has a state, and threads share a schedule
-        ticks = croniter(self._fields, wall, hash_id=self.name)
+        ticks = croniter(self._written_out, wall, hash_id=self.name)
         try:
             found: datetime = ticks.get_next(datetime)
         except (CroniterBadDateError, ValueError, OverflowError):  # no such date, or past the last year
@@ -250,7 +255,7 @@ def _parse_every(text: str) -> Every:
 
 def _parse_cron(text: str, zone: ZoneInfo, name: str) -> Cron:
     cron = Cron(text, zone, name)
-    fields = cron._fields.split()
+    fields = fields_of(cron._fields)
     if text.startswith("@") and text.lower() not in _ALIASES:
         raise InvalidSchedule(f"{text[:80]!r}: the aliases are {', '.join(_ALIASES)} and @every 1h30m")
     if len(text) > LONGEST_SPEC or len(fields) != 5:
@@ -261,14 +266,14 @@ def _parse_cron(text: str, zone: ZoneInfo, name: str) -> Cron:
     if any(part.lower().startswith("r") for field in fields for part in field.split(",")):
         raise InvalidSchedule(f"{text!r}: a field R is another at each start; H is drawn once, from the name")
     try:
-        croniter(cron._fields, datetime(2000, 1, 1), hash_id=name)
+        croniter(cron._written_out, datetime(2000, 1, 1), hash_id=name)
         if cron._next_wall(datetime(2000, 1, 1)) is None:
-            raise InvalidSchedule(f"{text!r}: there is no such date")
+            raise InvalidSchedule("there is no such date")
     except CroniterBadCronError as error:
         raise InvalidSchedule(f"{text!r} is no cron text: {error}") from None
+    except InvalidSchedule as error:
+        raise InvalidSchedule(f"{text!r}: {error}") from None
     except (ValueError, TypeError, LookupError, OverflowError) as error:
-        if isinstance(error, InvalidSchedule):
-            raise
         raise InvalidSchedule(f"{text!r} is no cron text: {error}") from error
     return cron
 

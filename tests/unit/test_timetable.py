@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from zoneinfo import ZoneInfo
@@ -385,6 +386,136 @@ def test_what_is_no_spec_at_all_is_refused(spec: object) -> None:
 def test_an_interval_is_longer_than_nothing(interval: timedelta) -> None:
     with pytest.raises(InvalidSchedule):
         every(interval)
+
+
+# --- ranges that pass the end of their field, and steps
+
+FIELDS = {  # where it stands in the text, its least and greatest value, its size, how the others are filled
+    "minute": (0, 59, "{} * * * *"),
+    "hour": (0, 23, "0 {} * * *"),
+    "month": (1, 12, "0 0 1 {} *"),
+    "weekday": (0, 7, "0 0 * * {}"),
+}
+NAMES = {
+    "month": ["", "JAN", "feb", "Mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"],
+    "weekday": ["sun", "Mon", "tue", "wed", "THU", "fri", "sat", "sun"],
+}
+
+
+@st.composite
+def field_parts(draw: st.DrawFn, field: str) -> tuple[str, set[int]]:
+    """A part of a field as text, and the values that it means, counted one by one."""
+    least, most, _ = FIELDS[field]
+    size = 7 if field == "weekday" else most - least + 1
+    low, high = draw(st.integers(least, most)), draw(st.integers(least, most))
+    if low == high or (low, high) == (7, 0):
+        return str(low), {low % 7 if field == "weekday" else low}
+    step = draw(st.integers(1, size))
+    if field == "weekday" and low == 7:
+        counted = range(0, high + 1)
+    else:
+        counted = range(low, (high if high > low else high + size) + 1)
+    values = {least + (value - least) % size for at, value in enumerate(counted) if at % step == 0}
+    names = NAMES.get(field) if draw(st.booleans()) and (low, high) != (0, 7) else None
+    written = [names[value] if names else str(value) for value in (low, high)]
+    return "-".join(written) + (f"/{step}" if step > 1 or draw(st.booleans()) else ""), values
+
+
+def values_that_tick(field: str, text: str) -> set[int]:
+    """The values of the field at which a schedule with this text in it ticks."""
+    read: dict[str, Callable[[datetime], int]] = {
+        "minute": lambda tick: tick.minute,
+        "hour": lambda tick: tick.hour,
+        "month": lambda tick: tick.month,
+        "weekday": lambda tick: tick.isoweekday() % 7,
+    }
+    span = {"minute": HOUR, "hour": DAY, "month": timedelta(days=365), "weekday": timedelta(days=7)}[field]
+    timetable = parse(FIELDS[field][2].format(text))
+    found: set[int] = set()
+    tick = timetable.next(NEW_YEAR - timedelta(seconds=1))
+    while tick is not None and tick < NEW_YEAR + span:
+        found.add(read[field](tick))
+        tick = timetable.next(tick)
+    return found
+
+
+@pytest.mark.finding("W5")
+@pytest.mark.parametrize("field", FIELDS)
+@given(data=st.data())
+def test_a_range_with_a_step_is_counted_on_past_the_end_of_its_field(field: str, data: st.DataObject) -> None:
+    """`22-4/3` in the hours ticked at 22 and 2 in place of 22, 1 and 4: croniter counts such ranges wrongly."""
+    parts = data.draw(st.lists(field_parts(field), min_size=1, max_size=3))
+    text = ",".join(text for text, _ in parts)
+    assert values_that_tick(field, text) == set[int]().union(*(values for _, values in parts)), text
+
+
+@pytest.mark.finding("W5")
+@pytest.mark.parametrize(
+    ("field", "text", "expected"),
+    [
+        ("hour", "22-4/3", {22, 1, 4}),
+        ("hour", "22-4", {22, 23, 0, 1, 2, 3, 4}),
+        ("hour", "20-2/5,12", {20, 1, 12}),
+        ("month", "11-2/3", {11, 2}),
+        ("month", "NOV-feb/3", {11, 2}),
+        ("minute", "50-10/7", {50, 57, 4}),
+        ("weekday", "fri-mon/2", {5, 0}),
+        ("weekday", "sat-tue/2", {6, 1}),
+        ("weekday", "5-7/2", {5, 0}),
+        ("weekday", "7-3/2", {0, 2}),
+        ("weekday", "0-7", set(range(7))),
+        ("weekday", "1-7/3", {1, 4, 0}),
+    ],
+)
+def test_ranges_that_wrap_by_hand(field: str, text: str, expected: set[int]) -> None:
+    """The same by hand, days of the week and names among them; see above."""
+    assert values_that_tick(field, text) == expected
+
+
+@pytest.mark.finding("W5")
+def test_days_at_the_end_of_one_month_and_the_beginning_of_the_next() -> None:
+    """`28-3` are days of two months; with a step it would depend on the month which, and is refused."""
+    assert ticks("0 0 28-3 * *", "UTC", "2026-02-27", "2026-03-04") == [
+        f"{day} 00:00 +0000" for day in ("02-28", "03-01", "03-02", "03-03")
+    ]
+    with pytest.raises(InvalidSchedule, match=r"'0 0 28-3/2 \* \*'.*'28-3/2'.*length of the month.*list the days"):
+        parse("0 0 28-3/2 * *")
+
+
+@pytest.mark.finding("W5")
+@pytest.mark.parametrize(
+    ("spec", "advice"),
+    [
+        ("*/90 * * * *", "every(timedelta(minutes=90))"),
+        ("5/90 * * * *", "every(timedelta(minutes=90))"),
+        ("H/61 * * * *", "every(timedelta(minutes=61))"),
+        ("0-30/75,40 * * * *", "every(timedelta(minutes=75))"),
+        ("0 */25 * * *", "every(timedelta(hours=25))"),
+        ("0 0 */45 * *", "every(timedelta(days=45))"),
+        ("0 0 * * */14", "every(timedelta(days=14))"),
+        ("0 0 1 */18 *", "list what is meant"),
+        (f"*/{'9' * 30} * * * *", "every(timedelta(minutes=9999"),
+    ],
+)
+def test_a_step_longer_than_its_field_is_refused_with_what_to_write(spec: str, advice: str) -> None:
+    """`*/90` ticked at each full hour, which is not what its author meant."""
+    with pytest.raises(InvalidSchedule) as refused:
+        parse(spec)
+    assert repr(spec) in str(refused.value)
+    assert advice in str(refused.value)
+
+
+@pytest.mark.parametrize("spec", ["*/60 * * * *", "0 */24 * * *", "0 0 */31 * *", "0 0 1 */12 *", "0 0 * * */7"])
+def test_a_step_as_long_as_its_field_is_its_first_value(spec: str) -> None:
+    assert parse(spec).next(NEW_YEAR) is not None
+
+
+@pytest.mark.finding("W5")
+@pytest.mark.parametrize("spec", ["0 9-9 * * *", "0 0 * * 7-0", "0 0 * * fri-fri#2", "0 0 1 jan-1 *", "0 0 31-L * *"])
+def test_a_range_that_begins_where_it_ends_is_refused(spec: str) -> None:
+    """croniter takes `9-9` for every hour, and every other cron for 9."""
+    with pytest.raises(InvalidSchedule, match="begins and ends at the same"):
+        parse(spec)
 
 
 # --- zones
