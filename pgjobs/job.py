@@ -8,35 +8,28 @@ from collections.abc import Callable, Mapping
 from contextvars import ContextVar, Token
 from dataclasses import MISSING, dataclass, field
 from datetime import UTC, datetime
-from enum import StrEnum
 from functools import cached_property
 from typing import Any, Generic, Protocol, TypeVar
 from uuid import UUID
 
 from pgjobs.errors import NotRunning
 from pgjobs.options import FIRST_INSTANT
+from pgjobs.states import JobState
+
+__all__ = [
+    "AttemptError",
+    "Job",
+    "JobState",
+    "RunningAttempt",
+    "being_current",
+    "changed",
+    "current_job",
+    "job_of",
+    "no_longer_current",
+    "with_values",
+]
 
 Args = TypeVar("Args", covariant=True)  # noqa: PLC0105  users read Job[Args]
-
-
-class JobState(StrEnum):
-    """Where a job stands. The last three are final."""
-
-    AVAILABLE = "available"
-    SCHEDULED = "scheduled"
-    PENDING = "pending"
-    RUNNING = "running"
-    RETRYABLE = "retryable"
-    COMPLETED = "completed"
-    CANCELLED = "cancelled"
-    DISCARDED = "discarded"
-
-    @property
-    def final(self) -> bool:
-        return self in _FINAL
-
-
-_FINAL = frozenset({JobState.COMPLETED, JobState.CANCELLED, JobState.DISCARDED})
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from pgjobs import codec
 from pgjobs.errors import EmptyFilter, InvalidFilter, InvalidOption
 from pgjobs.job import Job, JobState
 from pgjobs.options import FIRST_INSTANT, LAST_INSTANT
+from pgjobs.states import StateName
 
 Order = Literal["id", "time"]
 
@@ -37,7 +38,7 @@ class JobFilter:
     ids: Sequence[int] | None = None
     kinds: Sequence[str] | None = None
     queues: Sequence[str] | None = None
-    states: Sequence[JobState | str] | None = None
+    states: Sequence[JobState | StateName] | None = None
     priorities: Sequence[int] | None = None
     tags_any: Sequence[str] | None = None
     tags_all: Sequence[str] | None = None

@@ -6,17 +6,20 @@ import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Literal, get_args
 
 from pgjobs.errors import InvalidOption
 from pgjobs.interval import interval_text
+from pgjobs.states import JobState, StateName
 
-STATES = ("available", "scheduled", "pending", "running", "retryable", "completed", "cancelled", "discarded")
+STATES: tuple[StateName, ...] = get_args(StateName)
 # A job passes through these without being asked, so its key must hold in all of them.
-REQUIRED = ("available", "pending", "running", "scheduled")
+REQUIRED: tuple[StateName, ...] = ("available", "pending", "running", "scheduled")
 #: What `replace=True` takes over from the newer call.
-REPLACEABLE = ("args", "scheduled_at", "priority", "max_attempts", "tags", "metadata")
+Replaceable = Literal["args", "scheduled_at", "priority", "max_attempts", "tags", "metadata"]
+REPLACEABLE: tuple[Replaceable, ...] = get_args(Replaceable)
 
-_DEFAULT_STATES = ("available", "completed", "pending", "retryable", "running", "scheduled")
+_DEFAULT_STATES: tuple[StateName, ...] = ("available", "completed", "pending", "retryable", "running", "scheduled")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +38,7 @@ class Unique:
     by_args: bool | Sequence[str] = False
     by_period: timedelta | None = None
     by_queue: bool = False
-    by_state: Collection[str] = _DEFAULT_STATES
+    by_state: Collection[JobState | StateName] = _DEFAULT_STATES
     exclude_kind: bool = False
 
     def __post_init__(self) -> None:
@@ -62,7 +65,7 @@ class Unique:
         )
 
 
-def checked_replace(replace: object) -> tuple[str, ...]:
+def checked_replace(replace: object) -> tuple[Replaceable, ...]:
     """What of a waiting twin a new job replaces, in a fixed order; () is nothing."""
     if isinstance(replace, bool):
         return REPLACEABLE if replace else ()

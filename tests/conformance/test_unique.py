@@ -25,14 +25,15 @@ from pgjobs import (
     job_options,
 )
 from pgjobs.maintenance import Maintenance
+from pgjobs.states import StateName
 from tests.conformance.conftest import Rows
 
 Stored = Callable[[Job[Any]], Job[Any]]
 Server = psycopg.Connection[Any]
 HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)
-REQUIRED = ["available", "pending", "running", "scheduled"]
-ALL_STATES = [*REQUIRED, "retryable", "completed", "cancelled", "discarded"]
+REQUIRED: list[StateName] = ["available", "pending", "running", "scheduled"]
+ALL_STATES: list[StateName] = [*REQUIRED, "retryable", "completed", "cancelled", "discarded"]
 
 
 @dataclass
@@ -155,9 +156,9 @@ def test_all_that_a_set_of_states_lacks_is_named_and_an_unknown_one_is_refused()
     with pytest.raises(InvalidOption, match="lacks available, pending, scheduled"):
         Unique(by_state=["running"])
     with pytest.raises(InvalidOption, match="'done' is no state"):
-        Unique(by_state=[*ALL_STATES, "done"])
+        Unique(by_state=[*ALL_STATES, "done"])  # type: ignore[list-item]
     with pytest.raises(InvalidOption, match="by_state"):
-        Unique(by_state="available")
+        Unique(by_state="available")  # type: ignore[arg-type]
 
 
 @pytest.mark.conformance(185, 187)
@@ -309,7 +310,7 @@ def test_what_comes_back_from_a_batch_is_what_the_table_has(client: Client, stor
     for job in jobs:
         there = stored(job)
         for name in Job.__dataclass_fields__:
-            if not name.startswith("raw_"):
+            if not name.startswith("raw_") and name != "decode":
                 assert getattr(job, name) == getattr(there, name), name
         for name in ("args", "metadata", "errors", "output"):
             assert getattr(job, name) == getattr(there, name), name
@@ -395,7 +396,7 @@ def promote(duties: Maintenance, server: Server) -> Callable[[], timedelta]:
     return lambda: duties.promote(server)
 
 
-def lost_its_key(client: Client, sql: Rows, *, states: list[str] = REQUIRED) -> tuple[Job[Any], Job[Any]]:
+def lost_its_key(client: Client, sql: Rows, *, states: list[StateName] = REQUIRED) -> tuple[Job[Any], Job[Any]]:
     """A job that waits to be retried and is due, and the twin that took its key meanwhile."""
     job = client.enqueue(None, Thing(), unique=Unique(by_state=states))
     sql("UPDATE pgjobs.job SET state = 'retryable', attempt = 1 WHERE id = %s", job.id)
@@ -407,7 +408,7 @@ def lost_its_key(client: Client, sql: Rows, *, states: list[str] = REQUIRED) -> 
 @pytest.mark.conformance(151)
 @pytest.mark.parametrize("also", [[], ["discarded"]], ids=["", "discarded ones count"])
 def test_a_due_job_whose_key_is_taken_is_discarded_and_its_neighbours_are_promoted(
-    client: Client, promote: Callable[[], timedelta], stored: Stored, sql: Rows, also: list[str]
+    client: Client, promote: Callable[[], timedelta], stored: Stored, sql: Rows, also: list[StateName]
 ) -> None:
     before = client.enqueue(None, Other(), scheduled_at=datetime(2999, 1, 1, tzinfo=UTC))
     loser, twin = lost_its_key(client, sql, states=[*REQUIRED, *also])

@@ -151,7 +151,7 @@ def test_pages_by_id_read_the_primary_key_from_the_cursor_on(
 def test_pages_by_time_read_the_index_of_their_state_from_the_cursor_on(
     full: Client, plans: list[Plan], state: str, descending: bool
 ) -> None:
-    filter = JobFilter(states=[state])
+    filter = JobFilter(states=[JobState(state)])
     page, pages = full.list(filter, order="time", descending=descending), 1
     while page.next is not None and pages < 3:
         page, pages = full.list(filter, order="time", descending=descending, cursor=page.next), pages + 1
@@ -171,7 +171,7 @@ def test_a_page_in_the_middle_is_as_cheap_as_the_first(full: Client, plans: list
         query = f"SELECT id, {column} FROM test_plans.job WHERE state = %s AND id >= %s ORDER BY id LIMIT 1"
         row: Any = conn.execute(query, [state, ROWS // 2]).fetchone()
     micros = (row[1] - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
-    page = full.list(JobFilter(states=[state]), order="time", cursor=f"time.up.{row[0]}.{micros}")
+    page = full.list(JobFilter(states=[JobState(state)]), order="time", cursor=f"time.up.{row[0]}.{micros}")
     assert page.jobs[0].id > ROWS // 2
     assert blocks(plans[0]) < (15 * A_PAGE if state == "available" else A_PAGE)
 

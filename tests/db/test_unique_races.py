@@ -18,6 +18,7 @@ from psycopg import Connection, IsolationLevel
 from psycopg.pq import TransactionStatus
 
 from pgjobs import Client, Discard, Job, JobState, NewJob, Snooze, Unique, UniqueConflict, WorkerPool, constant
+from pgjobs.states import StateName
 from pgjobs.unique import REQUIRED, STATES
 from tests.conftest import Connect
 from tests.db.test_races import NO_DELAY, Table, failure, table
@@ -171,7 +172,7 @@ def test_r10_the_table_takes_no_states_in_which_a_move_could_collide(table: Tabl
 @pytest.mark.parametrize("states", [REQUIRED, STATES], ids=["fewest", "all"])
 @pytest.mark.parametrize("ending", ["retry", "snooze", "discard", "rescue"])
 def test_r10_a_running_job_has_its_key_so_no_end_of_its_attempt_can_collide(
-    client: Client, table: Table, connect: Connect, states: tuple[str, ...], ending: str
+    client: Client, table: Table, connect: Connect, states: tuple[StateName, ...], ending: str
 ) -> None:
     unique = Unique(by_state=states)
     job = client.enqueue(None, Thing(), unique=unique)
