@@ -12,7 +12,7 @@ from contextlib import contextmanager, nullcontext
 from datetime import datetime, timedelta
 from secrets import token_hex
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar, Unpack, overload
+from typing import Any, Literal, Self, TypeVar, Unpack, cast, overload
 
 from psycopg.pq import TransactionStatus
 from psycopg_pool import ConnectionPool
@@ -25,13 +25,13 @@ from pgjobs.claim import Claimer
 from pgjobs.enqueue import Enqueuer
 from pgjobs.enqueue_store import EnqueueStore, can_copy, is_plain
 from pgjobs.error_text import ERROR_LIMIT, clean, one_line
-from pgjobs.errors import InvalidOption, InvalidSetting, JobNotFound, JobNotOver
+from pgjobs.errors import InvalidArgs, InvalidOption, InvalidSetting, JobNotFound, JobNotOver
 from pgjobs.events import EventKind, Events, Subscription
 from pgjobs.executor import locked
 from pgjobs.filter_store import FilterStore, Turn
 from pgjobs.finish import Finisher
 from pgjobs.hooks import EnqueueMiddleware, HookCalls, Hooks
-from pgjobs.job import Job
+from pgjobs.job import Job, changed
 from pgjobs.job_filter import JobCounts, JobFilter, JobPage, Order, check_id, check_limit, listing
 from pgjobs.many import Many, ManyJobs
 from pgjobs.options import EncodedJob, JobOptions, NewJob, Options, check_queue
@@ -42,7 +42,7 @@ from pgjobs.schedules import Schedules
 from pgjobs.statements import check_schema
 from pgjobs.store import AnyConnection, Store, Verdict
 from pgjobs.transaction import MAX_IDLE, Borrowable, PoolSource, borrow, defaults_for, in_autocommit
-from pgjobs.work_map import Handler, HandlerFunction, WorkMap
+from pgjobs.work_map import Handler, HandlerFunction, WorkMap, decoding
 from pgjobs.worker_store import WorkerProcess, Workers
 
 Args = TypeVar("Args")
@@ -399,7 +399,7 @@ class Client:
         with self._transaction(tx) as conn:
             if tx is None or isinstance(tx, ConnectionPool):
                 self.store.begin_control(conn)
-            return control.carry_out(self.store, conn, id, act, running=running)
+            return decoding(self._work_map, control.carry_out(self.store, conn, id, act, running=running))
 
     # --- control of many
 
@@ -487,7 +487,7 @@ class Client:
         own = tx is None or isinstance(tx, ConnectionPool)
         with self._transaction(tx) as conn:
             insist = own or not self.store.snapshot_is_kept(conn)
-        return Many(
+        many = Many(
             self._filters,
             filter,
             act,
@@ -497,6 +497,9 @@ class Client:
             running=running,
             insist=insist,
         ).carry_out()
+        for job in many.done:
+            decoding(self._work_map, job)
+        return many
 
     @contextmanager
     def lock_job(self, *, queue: str = "default", id: int | None = None) -> Iterator[tuple[Any, Job[Any] | None]]:
@@ -537,7 +540,8 @@ class Client:
         """The job with this id as it is now, or None."""
         check_id(id)
         with self._transaction(tx) as conn:
-            return self.store.get_job(conn, id)
+            job = self.store.get_job(conn, id)
+            return None if job is None else decoding(self._work_map, job)
 
     def workers(self, tx: Borrowable | ConnectionPool[Any] | None = None) -> list[WorkerProcess]:
         """The processes that work jobs, the oldest first. One that was killed stays listed for a minute or two."""
@@ -563,12 +567,19 @@ class Client:
         which = filter or JobFilter()
         wanted = listing(which, order, descending, limit, cursor)
         with self._transaction(tx) as conn:
-            return wanted.page(self._filters.list_jobs(conn, which, wanted))
+            jobs = self._filters.list_jobs(conn, which, wanted)
+        return wanted.page([decoding(self._work_map, job) for job in jobs])
 
     def count(self, filter: JobFilter | None = None, tx: Borrowable | ConnectionPool[Any] | None = None) -> JobCounts:
         """How many jobs fit, by queue and state; of all without a filter. It looks at each: see `queues.figures`."""
         with self._transaction(tx) as conn:
             return JobCounts(self._filters.count_jobs(conn, filter or JobFilter()))
+
+    @overload
+    def wait(self, job: Job[Args], *, timeout: timedelta | None = None) -> Job[Args]: ...
+
+    @overload
+    def wait(self, job: int, *, timeout: timedelta | None = None) -> Job[Any]: ...
 
     def wait(self, job: Job[Any] | int, *, timeout: timedelta | None = None) -> Job[Any]:
         """Wait until the job is over, and return it as it is then; JobNotOver when that takes longer than `timeout`.
@@ -585,7 +596,7 @@ class Client:
             if found is None:
                 raise JobNotFound(id)
             if found.state.final:
-                return found
+                return changed(found, decode=job.decode) if isinstance(job, Job) else found
             left = give_up - time.monotonic()
             if timeout is not None and left <= 0:
                 raise JobNotOver(id, found.state, timeout)
@@ -593,9 +604,16 @@ class Client:
             pause = min(1.5 * pause, _LONGEST_PAUSE)
 
 
-def decode_args(cls: type[Args], raw: str) -> Args:
-    """Decode the JSON text of `job.raw_args` into an instance of an args class; raises UndecodableArgs."""
-    return codec.decode(cls, raw)
+def decode_args(cls: type[Args], raw: str | Mapping[str, Any] | Args) -> Args:
+    """An instance of an args class from the JSON text of `job.raw_args`, or from the dict that `job.args` may be; what
+    is one already is given back. Raises UndecodableArgs."""
+    if not isinstance(cls, type):
+        raise InvalidArgs(f"decode_args takes an args class first, not {cls!r:.80}")
+    if isinstance(raw, cls):
+        return raw
+    if issubclass(cls, dict):
+        return cast(Args, codec.decode_dict(cast(str, raw)))
+    return codec.decode(cls, cast(str | Mapping[str, Any], raw))
 
 
 def _source(pool: object) -> PoolSource:

@@ -6,18 +6,30 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, is_dataclass, replace
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from pgjobs import codec
 from pgjobs.enqueue_store import EnqueueStore
-from pgjobs.errors import InvalidArgs, InvalidOption, NoJobs, UnknownKind
+from pgjobs.errors import InvalidArgs, InvalidKind, InvalidOption, NoJobs, UnknownKind
 from pgjobs.hooks import EnqueueMiddleware, HookCalls, around_insert
 from pgjobs.job import Job
-from pgjobs.options import LONGEST_DELAY, NO_OPTIONS, EncodedJob, JobOptions, NewJob, check_kind, kind_of, options_of
+from pgjobs.options import (
+    LONGEST_DELAY,
+    NO_OPTIONS,
+    ClassName,
+    EncodedJob,
+    JobOptions,
+    NewJob,
+    check_kind,
+    kind_of,
+    options_of,
+    two_classes,
+)
 from pgjobs.spool import Spool
 from pgjobs.transaction import AnyConnection
 from pgjobs.unique import Unique, checked_replace
-from pgjobs.work_map import WorkMap
+from pgjobs.work_map import Handler, WorkMap, decoding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +45,7 @@ class Enqueuer:
     hooks: HookCalls
     middleware: Sequence[EnqueueMiddleware] = ()
     _templates: dict[type, tuple[JobOptions, EncodedJob]] = field(default_factory=dict)
+    _classes: dict[str, ClassName] = field(default_factory=dict)  # of the kinds that were enqueued here, or are handled
 
     def encoded(self, job: object) -> EncodedJob:
         """Check and encode one job, a `NewJob` or args; raises before any SQL."""
@@ -42,7 +55,7 @@ class Enqueuer:
             template = self._kept_template(args)
         if template is None:
             template = self._template(job if isinstance(job, NewJob) else NewJob(job))
-        return template.with_args(codec.encode(args, max_bytes=self.max_args_bytes))
+        return template.with_args(codec.encode(args, max_bytes=self.max_args_bytes), args)
 
     def all_encoded(self, jobs: Iterable[object]) -> Iterator[EncodedJob]:
         """One after the other; what is wrong with one names its position."""
@@ -68,7 +81,7 @@ class Enqueuer:
 
     def insert_hot(self, conn: AnyConnection, job: EncodedJob, *, may_prepare: bool) -> Job[Any]:
         """As `insert`, of one that `is_plain` and needs one statement; see `EnqueueStore.insert_hot`."""
-        inserted = self.store.insert_hot(conn, job, may_prepare=may_prepare)
+        inserted = self._with_args(job, self.store.insert_hot(conn, job, may_prepare=may_prepare))
         self.hooks("on_enqueue", inserted)
         return inserted
 
@@ -76,13 +89,26 @@ class Enqueuer:
         """Insert the jobs, middleware around it; they come back in their order. `tx` is what middleware gets."""
 
         def insert(jobs: Sequence[EncodedJob]) -> list[Job[Any]]:
-            return self.store.insert(conn, jobs, notify=notify) if jobs else []
+            stored = self.store.insert(conn, jobs, notify=notify) if jobs else []
+            return [self._with_args(job, made) for job, made in zip(jobs, stored, strict=True)]
 
         inserted = around_insert(self.middleware, conn if tx is None else tx, insert)(jobs)
         for job in inserted if self.hooks else ():
             if not job.duplicate:
                 self.hooks("on_enqueue", job)
         return inserted
+
+    def _with_args(self, job: EncodedJob, made: Job[Any]) -> Job[Any]:
+        """The job that was made of it, which gives the args that it was made with; a duplicate those that are stored.
+        Middleware may have changed them."""
+        kind, text, args = job.given or ("", "", None)
+        if made.kind != kind:
+            return decoding(self.work_map, made)
+        values = vars(made)  # nobody has seen it yet
+        values["decode"] = job.decode
+        if text is job.args and not made.duplicate:
+            values["args"] = args
+        return made
 
     def insert_counted(
         self,
@@ -115,8 +141,8 @@ class Enqueuer:
         asked, template = self._templates.get(type(args), (None, None))
         if template is None or options_of(args) is not asked:
             return None
-        if self.work_map is not None and template.kind not in self.work_map:
-            raise UnknownKind(template.kind)
+        if self.work_map is not None:
+            self._check_handled(self.work_map, template.kind, type(args))
         return template
 
     def _template(self, new: NewJob[Any]) -> EncodedJob:
@@ -142,6 +168,7 @@ class Enqueuer:
             unique=_unique(new.args, options.unique or None),
             replace=_replaced(options),
             pending=bool(options.pending),
+            decode=partial(codec.decode, type(new.args)) if is_dataclass(new.args) else codec.decode_dict,
         )
         always_so = self.context is None and options.context is None and asked.metadata is None
         if always_so and new.options is NO_OPTIONS and new.kind is None and is_dataclass(new.args):
@@ -167,9 +194,30 @@ class Enqueuer:
             kind = check_kind(new.kind) if new.kind is not None else kind_of(type(new.args))
         else:
             raise InvalidArgs(f"a job is a dataclass instance, or a dict with kind=; not {new.args!r:.80}")
-        if self.work_map is not None and kind not in self.work_map:
-            raise UnknownKind(kind)
+        args_class = None if isinstance(new.args, Mapping) else type(new.args)
+        if self.work_map is not None:
+            self._check_handled(self.work_map, kind, args_class)
+        if args_class is not None:
+            self.note_class(kind, args_class)
         return kind
+
+    def _check_handled(self, work_map: WorkMap, kind: str, args_class: type | None) -> None:
+        """Refuse a kind without a handler, and one whose handler is given args of another class."""
+        handler: Handler | None = dict.get(work_map, kind)
+        if handler is None:
+            raise UnknownKind(kind)
+        handled = handler.args_class
+        if handled is None or args_class is None or handled is args_class:
+            return
+        if ClassName.of(handled) != ClassName.of(args_class):
+            raise InvalidKind(two_classes(kind, ClassName.of(handled), ClassName.of(args_class)))
+
+    def note_class(self, kind: str, args_class: type, error: Callable[[str], Exception] = InvalidKind) -> None:
+        """Remember the class of a kind, and refuse another one of the same kind: its handler would be the first's."""
+        name = ClassName.of(args_class)
+        known = self._classes.setdefault(kind, name)
+        if known != name:
+            raise error(two_classes(kind, known, name))
 
 
 def _unique(args: object, unique: Unique | None) -> Unique | None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
+import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, Generic, Literal, TypedDict, TypeVar, Unpack
+from pathlib import Path
+from typing import Any, Generic, Literal, NamedTuple, TypedDict, TypeVar, Unpack
 
 from pgjobs.errors import InvalidKind, InvalidOption
-from pgjobs.unique import Unique, checked_replace
+from pgjobs.unique import Replaceable, Unique, checked_replace
 
 Args = TypeVar("Args", covariant=True)  # noqa: PLC0105  users read NewJob[Args]
 ArgsClass = TypeVar("ArgsClass", bound=type)
@@ -39,7 +42,7 @@ class JobOptions:
     metadata: Mapping[str, Any] | None = None
     context: Mapping[str, Any] | None = None
     unique: Unique | Literal[False] | None = None
-    replace: bool | Collection[str] | None = None
+    replace: bool | Collection[Replaceable] | None = None
     pending: bool | None = None
 
     def __post_init__(self) -> None:
@@ -90,11 +93,14 @@ class EncodedJob:
     unique: Unique | None = None  # its fields as they are called in JSON
     replace: Sequence[str] = ()  # of a waiting twin
     pending: bool = False
+    decode: Callable[[str], Any] = field(default=json.loads, repr=False, compare=False)  # what reads the args again
+    #: The kind and the args text that it was made with, and the args themselves: the job that comes back gives them.
+    given: tuple[str, str, object] | None = field(default=None, repr=False, compare=False)
 
-    def with_args(self, args: str) -> EncodedJob:
+    def with_args(self, args: str, given: object) -> EncodedJob:
         """The same with other args. `dataclasses.replace` takes ten times as long, which counts for a million."""
         job = object.__new__(EncodedJob)
-        vars(job).update(vars(self), args=args)
+        vars(job).update(vars(self), args=args, given=(self.kind, args, given))
         return job
 
 
@@ -110,7 +116,7 @@ class Options(TypedDict, total=False):
     metadata: Mapping[str, Any] | None
     context: Mapping[str, Any] | None
     unique: Unique | Literal[False] | None
-    replace: bool | Collection[str] | None
+    replace: bool | Collection[Replaceable] | None
     pending: bool | None
 
 
@@ -169,6 +175,44 @@ def kind_of(cls: type) -> str:
     if named is not None and "kind" not in {f.name for f in dataclasses.fields(cls)}:
         return check_kind(named)
     return check_kind(re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", cls.__name__).lower())
+
+
+class ClassName(NamedTuple):
+    """What tells an args class from others: the same for one that is made anew, by a reload or in a notebook."""
+
+    module: str
+    qualname: str
+
+    @classmethod
+    def of(cls, args_class: type) -> ClassName:
+        module = args_class.__module__
+        return cls(_name_of_main() if module in ("__main__", "__mp_main__") else module, args_class.__qualname__)
+
+    def __str__(self) -> str:
+        return f"{self.module}.{self.qualname}"
+
+
+def two_classes(kind: str, known: ClassName, other: ClassName) -> str:
+    """What is wrong with two classes of one kind, and what to do."""
+    own = f"{other.module.rpartition('.')[2]}.{kind}"
+    return (
+        f"kind {kind!r} is that of two classes, {known} and {other}, and the handler of one would be given the args of "
+        f"the other: give one of them a kind of its own, as in kind: ClassVar[str] = {own!r}"
+    )
+
+
+def _name_of_main() -> str:
+    """What the module that the process was started with is called where it is imported."""
+    main = sys.modules.get("__main__")
+    spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None)
+    if spec is not None:
+        return str(spec.name)
+    if file is None:  # a prompt, or a notebook
+        return "__main__"
+    for name, module in list(sys.modules.items()):
+        if name not in ("__main__", "__mp_main__") and getattr(module, "__dict__", {}).get("__file__") == file:
+            return name
+    return Path(file).stem
 
 
 def check_kind(kind: object) -> str:

@@ -8,18 +8,29 @@ from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from datetime import timedelta
 from functools import partial
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Protocol, Self, TypeVar, overload
 
 from pgjobs import codec, settings
 from pgjobs.backoff import Backoff
 from pgjobs.errors import DuplicateHandler, InvalidHandler, InvalidSetting, UnknownKind
 from pgjobs.hooks import Middleware
 from pgjobs.job import Job
-from pgjobs.options import check_kind, kind_of
+from pgjobs.options import ClassName, check_kind, kind_of, two_classes
 
 #: What a handler looks like: `handler(tx, job)`. What it returns is ignored.
 HandlerFunction = Callable[[Any, Any], object]
 F = TypeVar("F", bound=HandlerFunction)
+Args = TypeVar("Args")
+Tx = TypeVar("Tx")
+R = TypeVar("R")
+
+
+class RegistersFor(Protocol[Args]):
+    """What `handles(Welcome)` gives: a decorator of functions that take a Job[Welcome]."""
+
+    def __call__(self, function: Callable[[Tx, Job[Args]], R], /) -> Callable[[Tx, Job[Args]], R]: ...
+
+
 #: How long an attempt may take; None for ever.
 Timeout = timedelta | None | Callable[[Job[Any]], timedelta | None]
 
@@ -44,6 +55,7 @@ class Handler:
     detached: bool = False
     middleware: Sequence[Middleware] = ()
     decode: Callable[[str], Any] = codec.decode_dict
+    args_class: type | None = None  # that `decode` gives an instance of; set by the WorkMap too
 
     def __post_init__(self) -> None:
         if self.timeout != "inherit" and not callable(self.timeout):
@@ -64,8 +76,8 @@ class WorkMap(dict[str, Handler]):
         def invoice(tx: Connection, job: Job[Invoice]) -> None: ...
 
     A kind has one handler: a second one is refused, also when another class names the same kind; delete the first to
-    replace it. The map may grow while a worker pool runs. Under an args class, `job.args` is an instance of it; under
-    a string, a dict.
+    replace it. A class of the same module and name, made anew by a reload or in a notebook, replaces the former. The
+    map may grow while a worker pool runs. Under an args class, `job.args` is an instance of it; under a string, a dict.
     """
 
     def __init__(self, handlers: Mapping[Any, Handler | HandlerFunction] | None = None) -> None:
@@ -83,12 +95,23 @@ class WorkMap(dict[str, Handler]):
     def __setitem__(self, key: str | type, handler: Handler | HandlerFunction) -> None:
         kind = _kind(key)
         if kind in self:
-            raise DuplicateHandler(f"kind {kind!r} has a handler already: {_name(self[kind].function)}")
+            self._check_replaced(kind, key)
         given = checked_handler(handler)
         if isinstance(key, type):
-            given = replace(given, decode=partial(codec.decode, key))
+            given = replace(given, decode=partial(codec.decode, key), args_class=key)
         super().__setitem__(kind, given)
         self.changes += 1
+
+    def _check_replaced(self, kind: str, key: str | type) -> None:
+        """Refuse a second handler, but for a class that was made anew: by a reload, or in a notebook."""
+        before = super().__getitem__(kind)
+        if before.args_class is None or not isinstance(key, type) or before.args_class is key:
+            raise DuplicateHandler(f"kind {kind!r} has a handler already: {_name(before.function)}")
+        known, other = ClassName.of(before.args_class), ClassName.of(key)
+        if known != other:
+            raise DuplicateHandler(
+                f"{two_classes(kind, known, other)}; it has a handler already: {_name(before.function)}"
+            )
 
     def __getitem__(self, key: str | type) -> Handler:
         return super().__getitem__(_kind(key))
@@ -112,6 +135,28 @@ class WorkMap(dict[str, Handler]):
         self.update(other)
         return self
 
+    @overload
+    def handles(
+        self,
+        key: type[Args],
+        *,
+        backoff: Backoff | None = None,
+        timeout: Timeout | Literal["inherit"] = "inherit",
+        detached: bool = False,
+        middleware: Sequence[Middleware] = (),
+    ) -> RegistersFor[Args]: ...
+
+    @overload
+    def handles(
+        self,
+        key: str,
+        *,
+        backoff: Backoff | None = None,
+        timeout: Timeout | Literal["inherit"] = "inherit",
+        detached: bool = False,
+        middleware: Sequence[Middleware] = (),
+    ) -> Callable[[F], F]: ...
+
     def handles(
         self,
         key: str | type,
@@ -134,6 +179,14 @@ class WorkMap(dict[str, Handler]):
         if kind not in self:
             raise UnknownKind(kind)
         return super().__getitem__(kind)
+
+
+def decoding(work_map: WorkMap | None, job: Job[Any]) -> Job[Any]:
+    """The job, fresh from the table, whose args come as what their handler is given."""
+    handler: Handler | None = None if work_map is None else dict.get(work_map, job.kind)
+    if handler is not None:
+        vars(job)["decode"] = handler.decode  # nobody has seen it yet
+    return job
 
 
 def checked_handler(handler: Handler | HandlerFunction) -> Handler:

@@ -22,7 +22,7 @@ from pgjobs.code_schedules import CodeSchedules
 from pgjobs.crew import Crew, Place
 from pgjobs.cron import Schedule
 from pgjobs.error_text import one_line
-from pgjobs.errors import InvalidSetting, JobStopped, WorkerPoolError
+from pgjobs.errors import InvalidHandler, InvalidSetting, JobStopped, WorkerPoolError
 from pgjobs.executor import Executor
 from pgjobs.finish import Finisher
 from pgjobs.hooks import ErrorHandler, Middleware
@@ -42,7 +42,7 @@ from pgjobs.store import CANCEL_NOTICE, DUE_NOTICE, AnyConnection
 from pgjobs.ticker import Asking, Ticker
 from pgjobs.time_index import TimeIndex
 from pgjobs.transaction import defaults_for
-from pgjobs.work_map import Handler, HandlerFunction, WorkMap, check_unknown_kinds
+from pgjobs.work_map import Handler, HandlerFunction, WorkMap, check_unknown_kinds, decoding
 
 log = get_logger("pgjobs.worker")
 
@@ -114,6 +114,7 @@ class WorkerPool:
         self.name = one_line(name)
         self.work_map = work_map if isinstance(work_map, WorkMap) else WorkMap(work_map)
         self._client = client
+        self._note_classes()
         if queues is not None and not queues:
             raise InvalidSetting("there are no queues to work: give queues={name: threads}")
         if queues is not None and not isinstance(queues, Mapping):
@@ -210,6 +211,7 @@ class WorkerPool:
                 raise WorkerPoolError(f"worker pool {self.name!r} is started already")
             if not self.work_map and not isinstance(self._executor.claimer.unknown_kinds, Handler):
                 raise WorkerPoolError("the WorkMap is empty: register a handler before start")
+            self._note_classes()  # the WorkMap may have grown
             self._client.check_schema()
             self._keep_queues(self._places)
             self._client.source.make_room(self.threads)
@@ -227,6 +229,12 @@ class WorkerPool:
                 raise
             log.info("%s: %d threads on %s", self.name, self.threads, ", ".join(self._places))
         return self
+
+    def _note_classes(self) -> None:
+        """Refuse a WorkMap that handles a kind with another args class than the client has enqueued."""
+        for kind, handler in self.work_map.items():
+            if handler.args_class is not None:
+                self._client._enqueuer.note_class(kind, handler.args_class, error=InvalidHandler)
 
     def _start_threads(self) -> None:
         store, source = self._client.store, self._client.source
@@ -507,7 +515,7 @@ class WorkerPool:
     def _on_rescued(self, job: Job[Any]) -> None:
         if job.state is JobState.RETRYABLE:
             self._hurry("promote")  # it is due in a moment
-        self._client.hooks("on_rescue", job)
+        self._client.hooks("on_rescue", decoding(self.work_map, job))
 
     # --- schedules
 

@@ -85,15 +85,20 @@ def _encode_option(name: str, value: object, max_bytes: int) -> str:
         raise InvalidOption(str(error).replace("args", name, 1)) from error.__cause__
 
 
-def decode(cls: type[T], raw: str) -> T:
-    """An instance of the dataclass `cls`; `UndecodableArgs` names the field that does not fit, but not its value, which
-    may not belong into a log."""
+def decode(cls: type[T], raw: str | Mapping[str, Any]) -> T:
+    """An instance of the dataclass `cls` from JSON text, or from what that holds; `UndecodableArgs` names the field
+    that does not fit, but not its value, which may not belong into a log."""
     args_class: Any = cls
     try:
-        args: T = _compiled(args_class).decode(read(raw))
+        args: T = _compiled(args_class).decode(read(raw) if type(raw) is str else _tree(raw))
     except (Refused, RecursionError) as error:
-        raise UndecodableArgs(f"args do not fit {cls.__qualname__}: {at(error).discreet}") from error.__cause__
+        name = getattr(cls, "__qualname__", repr(cls))
+        raise UndecodableArgs(f"args do not fit {name}: {at(error).discreet}") from error.__cause__
     return args
+
+
+def _tree(raw: object) -> Any:
+    return plain(raw) if isinstance(raw, Mapping) else read(instance(str, raw, "JSON text, or a dict"))
 
 
 def decode_dict(raw: str) -> dict[str, Any]:
