@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from datetime import timedelta
 from functools import partial
-from typing import Any, Literal, Protocol, Self, TypeVar, overload
+from typing import Any, Literal, Protocol, Self, TypeVar, get_origin, overload
 
 from pgjobs import codec, settings
 from pgjobs.backoff import Backoff
@@ -210,12 +210,17 @@ def check_unknown_kinds(
     return handler
 
 
-def _kind(key: object) -> str:
+def _kind(key: Any) -> str:
     if isinstance(key, type):
         if not is_dataclass(key):
             raise InvalidHandler(f"{key.__name__} is not a dataclass: decorate it with @dataclass")
         codec.check_class(key)
         return kind_of(key)
+    if is_dataclass(get_origin(key)):
+        raise InvalidHandler(
+            f"{key!r:.80} cannot be told from others of its class when it is enqueued: make a subclass of it, as in "
+            f"class Some{get_origin(key).__name__}({key!r:.80}), decorate that with @dataclass, and name that"
+        )
     return check_kind(key)
 
 

@@ -6,10 +6,11 @@ import inspect
 from dataclasses import MISSING, Field, fields
 from functools import partial
 from types import NoneType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin
 
 from dataclasses_json import CatchAll, DataClassJsonMixin, Exclude, Undefined
 
+from pgjobs.codec.generics import field_hints
 from pgjobs.codec.text import Refused, at, call, expected, instance, segment
 from pgjobs.codec.values import ANY, Codec, Convert, codec_of, json_object, plain
 
@@ -41,19 +42,11 @@ def _own_method(cls: type, name: str) -> bool:
 
 def _hints(cls: Any, hint: Any) -> dict[str, Any]:
     try:
-        hints = get_type_hints(cls)
+        return field_hints(hint)
+    except RecursionError:
+        raise
     except Exception as error:  # evaluating them can raise anything
         raise Refused(f"the annotations of {cls.__qualname__} mean nothing in its module: {error}") from error
-    bound = dict(zip(getattr(cls, "__parameters__", ()), get_args(hint), strict=False))
-    return {name: _bound(field_hint, bound) for name, field_hint in hints.items()} if bound else hints
-
-
-def _bound(hint: Any, bound: dict[Any, Any]) -> Any:
-    """The hint of a field of `Box[T]`, when the field that holds it says `Box[int]`."""
-    if isinstance(hint, TypeVar):
-        return bound.get(hint, hint)
-    parameters = () if isinstance(hint, type) else getattr(hint, "__parameters__", ())
-    return hint[tuple(bound.get(parameter, parameter) for parameter in parameters)] if parameters else hint
 
 
 def _check_parameters(cls: Any) -> None:

@@ -13,6 +13,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Final, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, is_typeddict
 from uuid import UUID
 
+from pgjobs.codec.generics import substituted
 from pgjobs.codec.text import Refused, at, call, expected, found, instance, segment, short
 
 Convert = Callable[[Any], Any]
@@ -44,8 +45,10 @@ def codec_of(hint: Any, compile_class: Callable[[Any], Codec]) -> Codec:
 def _unwrapped(hint: Any) -> Any:
     if get_origin(hint) in (Annotated, Final):
         return get_args(hint)[0]
-    alias = type(hint).__name__ == "TypeAliasType"  # `type X = ...`, new in Python 3.12
-    return hint.__value__ if alias else getattr(hint, "__supertype__", hint)  # of a NewType
+    origin = get_origin(hint) or hint
+    if type(origin).__name__ == "TypeAliasType":  # `type X = ...` or `type X[T] = ...`, new in Python 3.12
+        return substituted(origin.__value__, dict(zip(origin.__type_params__, get_args(hint), strict=False)))
+    return getattr(hint, "__supertype__", hint)  # of a NewType
 
 
 def _compound(origin: Any, hints: tuple[Any, ...], parts: list[Codec]) -> Codec:

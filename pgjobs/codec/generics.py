@@ -1,0 +1,59 @@
+"""Which types the type variables of generic classes stand for, where a class inherits from `Base[int]`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import Field, fields
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+Bound = Mapping[Any, Any]  # from type variables to types
+
+
+def field_hints(hint: Any) -> dict[str, Any]:
+    """The types of the fields of a dataclass, or of `Box[int]`: each as the class that declares the field has it, with
+    what its type variables stand for."""
+    cls = get_origin(hint) or hint
+    hints = get_type_hints(cls)
+    owners = dict(_bases(cls, _bound(cls, get_args(hint))))
+    return hints | {field.name: substituted(hints[field.name], _of_owner(cls, field, owners)) for field in fields(cls)}
+
+
+def substituted(hint: Any, bound: Bound) -> Any:
+    """The type with its variables replaced; those that stand for nothing stay."""
+    if isinstance(hint, TypeVar):
+        return bound.get(hint, hint)
+    parameters = () if isinstance(hint, type) else getattr(hint, "__parameters__", ())
+    if not parameters or not all(isinstance(parameter, TypeVar) for parameter in parameters):
+        return hint
+    return hint[tuple(bound.get(parameter, parameter) for parameter in parameters)]
+
+
+def _bases(cls: Any, bound: Bound) -> Iterator[tuple[Any, Bound]]:
+    """The class and all it inherits from, each with what its own type variables stand for."""
+    # not by getattr, which would find those of a base
+    for base in reversed(cls.__dict__.get("__orig_bases__", cls.__bases__)):
+        origin = get_origin(base) or base
+        if isinstance(origin, type) and origin is not object:
+            yield from _bases(origin, _bound(origin, [substituted(part, bound) for part in get_args(base)]))
+    yield cls, bound
+
+
+def _bound(cls: Any, parts: list[Any] | tuple[Any, ...]) -> Bound:
+    parameters = getattr(cls, "__parameters__", ())
+    if len(parameters) != len(parts) or not all(isinstance(parameter, TypeVar) for parameter in parameters):
+        parts = parameters  # not said, or a number of types that is not known before
+    return {
+        parameter: _default(parameter) if part is parameter else part
+        for parameter, part in zip(parameters, parts, strict=True)
+    }
+
+
+def _default(parameter: Any) -> Any:
+    """What a type variable stands for where nothing else is said: its default, new in Python 3.13."""
+    return parameter.__default__ if getattr(parameter, "has_default", bool)() else parameter
+
+
+def _of_owner(cls: Any, field: Field[Any], owners: Mapping[Any, Bound]) -> Bound:
+    """What the type variables stand for in the class that declares the field."""
+    declaring = [base for base in cls.__mro__ if vars(base).get("__dataclass_fields__", {}).get(field.name) is field]
+    return owners.get(declaring[-1], {}) if declaring else {}
