@@ -13,9 +13,24 @@ def field_hints(hint: Any) -> dict[str, Any]:
     """The types of the fields of a dataclass, or of `Box[int]`: each as the class that declares the field has it, with
     what its type variables stand for."""
     cls = get_origin(hint) or hint
-    hints = get_type_hints(cls)
+    hints = _evaluated(cls)
     owners = dict(_bases(cls, _bound(cls, get_args(hint))))
     return hints | {field.name: substituted(hints[field.name], _of_owner(cls, field, owners)) for field in fields(cls)}
+
+
+def _evaluated(cls: Any) -> dict[str, Any]:
+    try:
+        return get_type_hints(cls)
+    except NameError:  # Python before 3.12.4 does not find the parameters of `class Box[T]` in postponed annotations
+        hints: dict[str, Any] = {}
+        parameters = {found.__name__: found for base in cls.__mro__ for found in getattr(base, "__type_params__", ())}
+        if not parameters:
+            raise
+        for base in reversed(cls.__mro__):
+            own = {found.__name__: found for found in getattr(base, "__type_params__", ())}
+            found = get_type_hints(base, localns=parameters | own)
+            hints |= {name: found[name] for name in vars(base).get("__annotations__", {})}
+        return hints
 
 
 def substituted(hint: Any, bound: Bound) -> Any:

@@ -212,7 +212,9 @@ def test_classes_with_type_parameters_are_the_same(postponed: bool, monkeypatch:
     """The syntax of Python 3.12."""
     code = compile(("from __future__ import annotations\n" if postponed else "") + NEW_SYNTAX, "new", "exec", 0, True)
     module = ModuleType("new_syntax")
-    vars(module).update({name: value for name, value in globals().items() if not name.startswith("__")})
+    for name, value in globals().items():
+        if name[:2] != "__" and not isinstance(value, TypeVar):
+            setattr(module, name, value)
     monkeypatch.setitem(sys.modules, module.__name__, module)  # where their names are looked up
     exec(code, vars(module))
     for args in vars(module)["ARGS"]:
