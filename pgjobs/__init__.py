@@ -4,6 +4,7 @@ from pgjobs.backoff import Backoff, constant, exponential, never, only_for, rive
 from pgjobs.client import Client, decode_args
 from pgjobs.cron import Schedule
 from pgjobs.errors import (
+    AmbiguousJob,
     AttemptLost,
     Cancel,
     Discard,
@@ -67,6 +68,7 @@ from pgjobs.worker_store import WorkerProcess
 __version__ = "0.1.0"
 
 __all__ = [
+    "AmbiguousJob",
     "AttemptError",
     "AttemptLost",
     "Backoff",

@@ -537,7 +537,7 @@ class Client:
     # --- look
 
     def get(self, id: int, tx: Borrowable | ConnectionPool[Any] | None = None) -> Job[Any] | None:
-        """The job with this id as it is now, or None."""
+        """The job with this id as it is now, or None. AmbiguousJob if several queues have one, as after a restore."""
         check_id(id)
         with self._transaction(tx) as conn:
             job = self.store.get_job(conn, id)
@@ -587,12 +587,14 @@ class Client:
         It looks every now and then, at most a second late, and holds no connection in between. The transaction that
         enqueued the job must be committed: else it is JobNotFound.
         """
-        id = job.id if isinstance(job, Job) else job
+        id, queue = (job.id, job.queue) if isinstance(job, Job) else (job, None)
+        check_id(id)
         seconds = settings.patience(timeout)
         give_up = time.monotonic() + (threading.TIMEOUT_MAX if seconds is None else seconds)
         pause = _FIRST_PAUSE
         while True:
-            found = self.get(id)
+            with self._transaction(None) as conn:
+                found = self.store.get_job(conn, id, queue)
             if found is None:
                 raise JobNotFound(id)
             if found.state.final:

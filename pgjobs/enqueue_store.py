@@ -62,7 +62,7 @@ class EnqueueStore:
         id, state, args, metadata, scheduled_at, created_at, queue, kind, priority, most, *_ = _present(row)
         return _inserted(
             job,
-            id=int.from_bytes(id),
+            id=int.from_bytes(id, signed=True),
             state=JobState(state.decode()),
             raw_args=args.decode(codec),
             raw_metadata=metadata.decode(codec),

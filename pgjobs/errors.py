@@ -17,6 +17,7 @@
     ├── InvalidTransaction (TypeError)   a `tx` that is nothing pgjobs can enqueue on
     ├── UnknownKind (LookupError)        no handler for a kind
     ├── JobNotFound (LookupError)        no job with this id
+    ├── AmbiguousJob (LookupError)       jobs of two queues have this id
     ├── JobRunning                       a job that runs cannot be deleted or updated
     ├── JobLocked                        somebody else held the job's row for longer than a call waits
     ├── UniqueConflict                   a job cannot wait again: another one has its unique key
@@ -50,6 +51,7 @@ Errors of the database pass through as psycopg raised them: the transaction they
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 
@@ -131,6 +133,23 @@ class JobNotFound(PgjobsError, LookupError):
     def __init__(self, id: int) -> None:
         super().__init__(f"there is no job {id}")
         self.id = id
+
+
+class AmbiguousJob(PgjobsError, LookupError):
+    """Jobs of several queues have this id, so it does not say which is meant. Nothing was changed; the transaction
+    stays usable."""
+
+    def __init__(self, id: int, queues: Sequence[str]) -> None:
+        super().__init__(id, queues)
+        self.id = id
+        self.queues = tuple(queues)
+
+    def __str__(self) -> str:
+        return (
+            f"the id {self.id} is that of {len(self.queues)} jobs, in the queues "
+            f"{', '.join(map(repr, self.queues))}: say which, as in delete_many(JobFilter(ids=[{self.id}], "
+            f"queues=[{self.queues[0]!r}])); client.list takes the same filter"
+        )
 
 
 class JobRunning(PgjobsError):

@@ -19,14 +19,18 @@ from pgjobs.store import Changes, Verdict, as_job
 _VERDICT = 19  # stands behind the columns of a job
 
 
+#: The id and the queue of a job: after a restore two queues may have jobs of one id.
+Place = tuple[int, str]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
-    """Which of the jobs that fit are next: so many of those behind an id, or `among` some of them."""
+    """Which of the jobs that fit are next: so many of those behind a place, or `among` some of them."""
 
     newest: int
     batch: int
-    after: int = 0
-    among: Sequence[int] | None = None
+    after: Place | None = None  # None: from the first
+    among: Sequence[Place] | None = None
 
 
 class FilterStore:
@@ -59,10 +63,11 @@ class FilterStore:
             rows = _rows(cur, self._observe["count_jobs"], filter, {})
             return {(queue, JobState(state)): jobs for queue, state, jobs in rows}
 
-    def newest_id(self, conn: AnyConnection) -> int:
+    def newest_id(self, conn: AnyConnection) -> int | None:
+        """The greatest id, whoever gave it; None when there is no job."""
         with bound_cursor(conn) as cur:
             cur.execute(self._observe["newest_id"])
-            newest: int = one(cur)[0]
+            newest: int | None = one(cur)[0]
             return newest
 
     # --- control: what became of each job of the batch, in the order of their ids
@@ -72,10 +77,10 @@ class FilterStore:
         with literal_cursor(conn) as cur:
             cur.execute(self._many["begin_many"], {"patience": f"{max(1, int(patience * 1000))}ms"})
 
-    def ids_in_turn(self, conn: AnyConnection, filter: JobFilter, turn: Turn) -> list[int]:
+    def places_in_turn(self, conn: AnyConnection, filter: JobFilter, turn: Turn) -> list[Place]:
         with bound_cursor(conn) as cur:
             rows = _rows(cur, self._many["ids_in_turn"], filter, {**_turn(turn), "over": True})
-            return [id for id, _ in rows]
+            return [(id, queue) for id, queue in rows]
 
     def cancel_many(self, conn: AnyConnection, filter: JobFilter, turn: Turn, *, reason: str) -> list[Verdict]:
         return self._judged(conn, self._many["cancel_many"], filter, turn, {"over": False, "reason": reason})
@@ -120,5 +125,13 @@ def _filter(filter: JobFilter) -> dict[str, Any]:
 
 
 def _turn(turn: Turn) -> dict[str, Any]:
-    values = {name: getattr(turn, name) for name in Turn.__slots__}
-    return {**values, "among": None if turn.among is None else list(turn.among)}
+    after, after_queue = turn.after or (None, None)
+    among = turn.among
+    return {
+        "newest": turn.newest,
+        "batch": turn.batch,
+        "after": after,
+        "after_queue": after_queue,
+        "among": None if among is None else [id for id, _ in among],
+        "names": None if among is None else [f"{id} {queue}" for id, queue in among],
+    }

@@ -17,8 +17,10 @@ from pgjobs.states import StateName
 Order = Literal["id", "time"]
 
 BIGGEST_ID = 2**63 - 1
+_SMALLEST_ID = -(2**63)  # those that are made by hand may be of any sign
 _MOST_JOBS = 10_000  # of one page
-_CURSOR = re.compile(r"(id|time)\.(up|down)\.(\d{1,19})(?:\.(-?\d{1,18}))?", re.ASCII)
+_CURSOR = re.compile(r"(id|time)\.(up|down)\.(-?\d{1,19})(?:\.(-?\d{1,18}))?", re.ASCII)
+_DIGITS = re.compile(r"-?\d+", re.ASCII)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -60,7 +62,7 @@ class JobFilter:
 
     def __post_init__(self) -> None:
         checks: dict[str, Callable[[object], object]] = {
-            "ids": lambda value: _number(value, 1, BIGGEST_ID),
+            "ids": lambda value: _number(value, _SMALLEST_ID, BIGGEST_ID),
             "priorities": lambda value: _number(value, -32768, 32767),
             "states": _state,
             **dict.fromkeys(("kinds", "queues", "tags_any", "tags_all"), _text),
@@ -156,7 +158,7 @@ def listing(filter: JobFilter, order: str, descending: bool, limit: object, curs
 
 def check_id(id: object) -> None:
     """Of a call that is about one job. Digits will do, as an address of the web has them."""
-    if isinstance(id, str) and id.isascii() and id.isdigit():
+    if isinstance(id, str) and _DIGITS.fullmatch(id):
         return
     if isinstance(id, bool) or not hasattr(type(id), "__index__"):
         given = "a job: give its job.id" if isinstance(id, Job) else f"{id!r:.80}: give job.id"
@@ -172,7 +174,11 @@ def check_limit(limit: object) -> None:
 def _after(wanted: Listing, cursor: object) -> Listing:
     """The list from where the cursor points. It may come out of a URL, so anything may stand in it."""
     match = _CURSOR.fullmatch(cursor) if isinstance(cursor, str) else None
-    if match is None or (match[1] == "time") != (match[4] is not None) or int(match[3]) > BIGGEST_ID:
+    if (
+        match is None
+        or (match[1] == "time") != (match[4] is not None)
+        or not _SMALLEST_ID <= int(match[3]) <= BIGGEST_ID
+    ):
         raise InvalidFilter(f"{cursor!r:.60} is no cursor: give the `next` of a page")
     if (match[1], match[2] == "down") != (wanted.order, wanted.descending):
         raise InvalidFilter(f"the cursor {cursor!r:.60} is of a list in another order")

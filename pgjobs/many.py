@@ -11,7 +11,7 @@ from typing import Any
 import psycopg
 
 from pgjobs.control import PATIENCE
-from pgjobs.filter_store import FilterStore, Turn
+from pgjobs.filter_store import FilterStore, Place, Turn
 from pgjobs.job import Job
 from pgjobs.job_filter import JobFilter
 from pgjobs.store import AnyConnection, Verdict
@@ -52,35 +52,40 @@ class Many:
     borrowed: bool
     running: bool
     insist: bool
-    _done: dict[int, Job[Any]] = field(default_factory=dict)
-    _skipped: dict[int, str] = field(default_factory=dict)
-    _busy: set[int] = field(default_factory=set)
+    _done: dict[Place, Job[Any]] = field(default_factory=dict)
+    _skipped: dict[Place, str] = field(default_factory=dict)
+    _busy: set[Place] = field(default_factory=set)
     _patience: float = field(default_factory=lambda: PATIENCE)  # seconds that are left to wait, in all
 
     def carry_out(self) -> ManyJobs:
         with self.transaction() as conn:
             newest = self.store.newest_id(conn)
-        after = 0
-        while after < newest and (batch := self._batch()):
+        if newest is None:
+            return ManyJobs((), {})
+        after: Place | None = None
+        while batch := self._batch():
             after = self._do(Turn(newest=newest, batch=batch, after=after))
+            if after is None:
+                break
         self._try_busy_again(newest)
         self._skipped.update(dict.fromkeys(self._busy, "locked"))
-        return ManyJobs(tuple(job for _, job in sorted(self._done.items())), dict(sorted(self._skipped.items())))
+        skipped = {id: why for (id, _), why in sorted(self._skipped.items())}
+        return ManyJobs(tuple(self._done[place] for place in sorted(self._done)), skipped)
 
     def _batch(self) -> int:
         if self.limit is None:
             return BATCH
         return min(BATCH, self.limit - len(self._done) - len(self._busy))
 
-    def _do(self, turn: Turn) -> int:
-        """Do a batch; the id behind which the next one begins."""
+    def _do(self, turn: Turn) -> Place | None:
+        """Do a batch; behind which place the next one begins, None when there is none."""
         try:
-            ids = self._sort(self._try(turn))
+            places = self._sort(self._try(turn))
         except (psycopg.errors.LockNotAvailable, psycopg.IntegrityError):
             if self.borrowed:  # the caller's transaction is aborted
                 raise
-            ids = self._one_by_one(turn)
-        return ids[-1] if len(ids) == turn.batch else turn.newest
+            places = self._one_by_one(turn)
+        return places[-1] if len(places) == turn.batch else None
 
     def _try(self, turn: Turn) -> list[Verdict]:
         with self.transaction() as conn:
@@ -93,31 +98,32 @@ class Many:
                 self._patience -= time.monotonic() - began
                 raise
 
-    def _one_by_one(self, turn: Turn) -> Sequence[int]:
+    def _one_by_one(self, turn: Turn) -> Sequence[Place]:
         """One of a batch would have to be waited for, or may not be what it shall be: only that one is left out."""
         with self.transaction() as conn:
-            ids = self.store.ids_in_turn(conn, self.filter, turn)
-        for id in ids:
+            places = self.store.places_in_turn(conn, self.filter, turn)
+        for place in places:
             try:
-                self._sort(self._try(Turn(newest=turn.newest, batch=1, among=[id])))
+                self._sort(self._try(Turn(newest=turn.newest, batch=1, among=[place])))
             except psycopg.errors.LockNotAvailable:
-                self._skipped[id] = "locked"
+                self._skipped[place] = "locked"
             except psycopg.errors.UniqueViolation:  # a twin that was inserted in the same moment
-                self._skipped[id] = "conflict"
+                self._skipped[place] = "conflict"
             except psycopg.errors.ForeignKeyViolation:
-                self._skipped[id] = "referenced"
-        return ids
+                self._skipped[place] = "referenced"
+        return places
 
-    def _sort(self, verdicts: Sequence[Verdict]) -> Sequence[int]:
-        """Note what became of each; their ids."""
+    def _sort(self, verdicts: Sequence[Verdict]) -> Sequence[Place]:
+        """Note what became of each; their places."""
         for job, verdict in verdicts:
+            place = (job.id, job.queue)
             if verdict == "done" or (verdict == "running" and self.running):
-                self._done[job.id] = job
+                self._done[place] = job
             elif verdict == "busy":
-                self._busy.add(job.id)
+                self._busy.add(place)
             else:
-                self._skipped[job.id] = verdict
-        return [job.id for job, _ in verdicts]
+                self._skipped[place] = verdict
+        return [(job.id, job.queue) for job, _ in verdicts]
 
     def _try_busy_again(self, newest: int) -> None:
         """What somebody held may be free now, for as long as there is patience."""

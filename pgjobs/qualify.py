@@ -41,6 +41,7 @@ def _words(text: str) -> frozenset[str]:
 # Statements without an expression, and those with some; each by its first word.
 _WITHOUT = _words("BEGIN COMMIT ROLLBACK SAVEPOINT RELEASE SET RESET CLOSE UNLISTEN DISCARD COPY REINDEX DROP")
 _WITH = _words("SELECT WITH INSERT UPDATE DELETE CREATE")
+_BEGIN_A_PART = _words("CASE NOT")  # of a statement
 
 _SCHEMAS = _words("pg_catalog pgjobs")
 _GRAMMAR_TYPES = _words("bigint boolean integer interval smallint")  # all others are looked up by the search_path
@@ -136,7 +137,7 @@ class _Qualifier:
     def _is_plain(self, first: _Token) -> bool:
         if first.upper in _WITHOUT:
             return True
-        if first.sort == "word" and first.upper not in _WITH and first.upper != "CASE":
+        if first.sort == "word" and first.upper not in _WITH and first.upper not in _BEGIN_A_PART:
             raise self._unsafe(f"a statement that begins with {first.text}", "one that pgjobs/qualify.py knows")
         return False
 

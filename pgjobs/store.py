@@ -11,10 +11,11 @@ from typing import Any, NamedTuple, TypedDict, Unpack
 from uuid import UUID
 
 import psycopg
+from psycopg.rows import TupleRow
 
 from pgjobs import statements
 from pgjobs.cursors import AnyConnection, answers, bound_cursor, literal_cursor, one
-from pgjobs.errors import AttemptLost
+from pgjobs.errors import AmbiguousJob, AttemptLost
 from pgjobs.job import Job, JobState, job_of
 from pgjobs.outcome import NOTHING_KEPT, Kept, Outcome
 
@@ -393,7 +394,7 @@ class Store:
     def _judged(self, conn: AnyConnection, statement: bytes, parameters: dict[str, Any]) -> Verdict | None:
         with bound_cursor(conn) as cur:
             cur.execute(statement, {**parameters, "channel": self.channel})
-            row = cur.fetchone()
+            row = _only(parameters["id"], cur.fetchall())
             return (as_job(row), row[19]) if row else None
 
     def snapshot_is_kept(self, conn: AnyConnection) -> bool:
@@ -410,10 +411,12 @@ class Store:
 
     # --- observe
 
-    def get_job(self, conn: AnyConnection, id: int) -> Job[Any] | None:
+    def get_job(self, conn: AnyConnection, id: int, queue: str | None = None) -> Job[Any] | None:
+        """The job with this id; AmbiguousJob when several queues have one, and it is not said which."""
         with bound_cursor(conn) as cur:
             cur.execute(self._observe["get_job"], {"id": id})
-            row = cur.fetchone()
+            rows = [row for row in cur.fetchall() if queue is None or row[_QUEUE] == queue]
+            row = _only(id, rows)
             return as_job(row) if row else None
 
     def listen(self, conn: AnyConnection) -> None:
@@ -424,6 +427,13 @@ class Store:
         """Return when the server has answered."""
         with literal_cursor(conn) as cur:
             cur.execute(self._observe["probe"])
+
+
+def _only(id: int, rows: Sequence[TupleRow]) -> TupleRow | None:
+    """The row of the one job with this id."""
+    if len(rows) > 1:
+        raise AmbiguousJob(id, [row[_QUEUE] for row in rows])
+    return rows[0] if rows else None
 
 
 def _named(work: Mapping[str, bytes], savepoint: str, channel: str) -> dict[str, bytes]:
@@ -495,6 +505,7 @@ _CLAIMED_COLUMNS = (
     "id", "kind", "priority", "attempt", "max_attempts", "raw_args", "raw_metadata", "raw_errors", "tags",
     "scheduled_at", "created_at", "attempted_at", "attempted_by", "leased_until",
 )  # fmt: skip
+_QUEUE = _COLUMNS.index("queue")
 _INSTANTS = ("scheduled_at", "created_at", "attempted_at", "finalized_at", "leased_until")
 _CLAIMED_INSTANTS = ("scheduled_at", "created_at", "attempted_at", "leased_until")
 _STATES = {state.value: state for state in JobState}

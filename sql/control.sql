@@ -1,6 +1,7 @@
 -- What people do to a job by hand, on the caller's connection and inside its transaction. Each statement looks at the
 -- row, changes it if it may and can have its lock now, and says in `verdict` which it was: done, running, final,
--- conflict, unfit, not pending; or busy, when somebody else held the row or changed it meanwhile. So none waits for the lock of a
+-- conflict, unfit, not pending; or busy, when somebody else held the row or changed it meanwhile. Where two jobs have the
+-- id, in two queues, neither is touched and both are the answer. So none waits for the lock of a
 -- job, and none fails where a failure would cost the caller's transaction. Functions are named in full: the search_path
 -- is the caller's.
 
@@ -18,7 +19,7 @@ WITH free AS MATERIALIZED (
         WHERE twin.unique_key = job.unique_key AND twin.state = ANY (twin.unique_states)
             AND (twin.id, twin.queue) <> (job.id, job.queue)) AS conflict
     FROM pgjobs.job
-    WHERE id = %(id)s AND state = ANY ('{available,scheduled,retryable,pending}')
+    WHERE id = %(id)s AND state = ANY ('{available,scheduled,retryable,pending}') AND {alone}
     FOR NO KEY UPDATE SKIP LOCKED
 ), changed AS (
     UPDATE pgjobs.job SET
@@ -35,7 +36,7 @@ WITH free AS MATERIALIZED (
 ), requested AS (
     INSERT INTO pgjobs.cancel_request (job_id, queue, token, reason)
     SELECT id, queue, token, CASE WHEN %(reason)s::text <> '' THEN %(reason)s::text END FROM pgjobs.job
-    WHERE id = %(id)s AND state = 'running' AND NOT EXISTS (
+    WHERE id = %(id)s AND state = 'running' AND {alone} AND NOT EXISTS (
         SELECT FROM pgjobs.cancel_request AS earlier WHERE earlier.job_id = job.id AND earlier.token = job.token)
 ), answer AS (
     SELECT 'done' AS verdict, changed.* FROM changed
@@ -61,7 +62,7 @@ FROM answer;
 WITH seen AS (
     SELECT * FROM pgjobs.job WHERE id = %(id)s
 ), free AS MATERIALIZED (
-    SELECT id, queue FROM pgjobs.job WHERE id = %(id)s AND state = 'pending' FOR NO KEY UPDATE SKIP LOCKED
+    SELECT id, queue FROM pgjobs.job WHERE id = %(id)s AND state = 'pending' AND {alone} FOR NO KEY UPDATE SKIP LOCKED
 ), changed AS (
     UPDATE pgjobs.job SET
         state = CASE WHEN scheduled_at > pg_catalog.statement_timestamp() THEN 'scheduled' ELSE 'available' END
@@ -97,10 +98,10 @@ WITH seen AS (
             AND (twin.id, twin.queue) <> (job.id, job.queue)) AS conflict,
         %(reset)s::boolean AND state <> 'discarded' AS unfit
     FROM pgjobs.job
-    WHERE id = %(id)s AND state <> 'running'
+    WHERE id = %(id)s AND state <> 'running' AND {alone}
     FOR NO KEY UPDATE SKIP LOCKED
 ), requests AS MATERIALIZED (
-    SELECT ctid FROM pgjobs.cancel_request
+    SELECT id FROM pgjobs.cancel_request
     WHERE job_id = %(id)s AND EXISTS (SELECT FROM free)
     FOR UPDATE SKIP LOCKED
 ), changed AS (
@@ -121,7 +122,7 @@ WITH seen AS (
     RETURNING job.*
 ), forgotten AS (
     DELETE FROM pgjobs.cancel_request USING requests
-    WHERE cancel_request.ctid = requests.ctid AND EXISTS (SELECT FROM changed)
+    WHERE cancel_request.id = requests.id AND EXISTS (SELECT FROM changed)
 ), answer AS (
     SELECT 'done' AS verdict, changed.* FROM changed
     UNION ALL
@@ -144,7 +145,7 @@ WITH seen AS (
     SELECT * FROM pgjobs.job WHERE id = %(id)s
 ), free AS MATERIALIZED (
     SELECT id, queue FROM pgjobs.job
-    WHERE id = %(id)s AND state <> 'running'
+    WHERE id = %(id)s AND state <> 'running' AND {alone}
     FOR UPDATE SKIP LOCKED
 ), changed AS (
     DELETE FROM pgjobs.job USING free
@@ -180,7 +181,7 @@ WITH seen AS (
             WHEN job.state = ANY ('{scheduled,retryable}')
                 AND %(scheduled_at)s::timestamptz <= pg_catalog.statement_timestamp() THEN 'available'
             ELSE job.state END AS state) AS next
-    WHERE id = %(id)s AND job.state <> 'running'
+    WHERE id = %(id)s AND job.state <> 'running' AND {alone}
     FOR NO KEY UPDATE OF job SKIP LOCKED
 ), changed AS (
     UPDATE pgjobs.job SET

@@ -204,7 +204,7 @@ RETURNING
 -- cancelled now; of one that runs again the newer attempt is asked, for as long as it takes until the job is over; one
 -- that is over or gone needs none any more. What somebody else holds is left for the next time.
 WITH stale AS MATERIALIZED (
-    SELECT request.ctid, request.job_id, request.queue, request.requested_at, request.reason, job.token,
+    SELECT request.id, request.job_id, request.queue, request.requested_at, request.reason, job.token,
         COALESCE(job.state = ANY ('{available,scheduled,retryable,pending}'), false) AS waits,
         COALESCE(job.state = 'running', false) AS runs
     FROM pgjobs.cancel_request AS request
@@ -223,9 +223,9 @@ WITH stale AS MATERIALIZED (
         AND state = ANY ('{available,scheduled,retryable,pending}')
     FOR NO KEY UPDATE SKIP LOCKED
 ), first_request AS (
-    SELECT DISTINCT ON (id, free.queue) id, free.queue, conflict, requested_at, reason
+    SELECT DISTINCT ON (free.id, free.queue) free.id, free.queue, conflict, requested_at, reason
     FROM free JOIN stale ON stale.job_id = free.id AND stale.queue = free.queue
-    ORDER BY id, free.queue, requested_at
+    ORDER BY free.id, free.queue, requested_at
 ), cancelled AS (
     UPDATE pgjobs.job SET
         state = 'cancelled',
@@ -239,12 +239,12 @@ WITH stale AS MATERIALIZED (
     RETURNING job.id, job.queue
 ), moved AS (
     UPDATE pgjobs.cancel_request AS request SET token = stale.token
-    FROM stale WHERE request.ctid = stale.ctid AND runs
+    FROM stale WHERE request.id = stale.id AND runs
     RETURNING request.job_id
 ), removed AS (
     DELETE FROM pgjobs.cancel_request AS request USING stale
-    WHERE request.ctid = stale.ctid AND NOT runs
-        AND (NOT waits OR EXISTS (SELECT FROM cancelled WHERE id = stale.job_id AND cancelled.queue = stale.queue))
+    WHERE request.id = stale.id AND NOT runs
+        AND (NOT waits OR EXISTS (SELECT FROM cancelled WHERE cancelled.id = stale.job_id AND cancelled.queue = stale.queue))
     RETURNING request.job_id
 )
 SELECT (SELECT pg_catalog.count(*) FROM cancelled),

@@ -20,7 +20,8 @@ WITH seen AS MATERIALIZED (
         WHERE twin.unique_key = job.unique_key AND twin.state = ANY (twin.unique_states)
             AND (twin.id, twin.queue) <> (job.id, job.queue)) AS taken
     FROM pgjobs.job
-    WHERE id = ANY (ARRAY(SELECT seen.id FROM seen)) AND {matches}
+    WHERE id = ANY (ARRAY(SELECT seen.id FROM seen))
+        AND EXISTS (SELECT FROM seen WHERE seen.id = job.id AND seen.queue = job.queue) AND {matches}
         AND state = ANY ('{available,scheduled,retryable,pending}')
     FOR NO KEY UPDATE SKIP LOCKED
 ), judged AS (
@@ -63,7 +64,7 @@ SELECT
     id, state, queue, kind, priority, attempt, max_attempts, args, metadata, errors, tags, scheduled_at, created_at,
     attempted_at, finalized_at, attempted_by, token, leased_until, output, verdict,
     CASE WHEN verdict = 'running' THEN pg_catalog.pg_notify(%(channel)s, ' cancel') END
-FROM answer ORDER BY id;
+FROM answer ORDER BY id, queue;
 
 -- name: retry_many
 WITH seen AS MATERIALIZED (
@@ -75,14 +76,15 @@ WITH seen AS MATERIALIZED (
             WHERE twin.unique_key = job.unique_key AND twin.state = ANY (twin.unique_states)
                 AND (twin.id, twin.queue) <> (job.id, job.queue)) AS taken
     FROM pgjobs.job
-    WHERE id = ANY (ARRAY(SELECT seen.id FROM seen)) AND {matches} AND state <> 'running'
+    WHERE id = ANY (ARRAY(SELECT seen.id FROM seen))
+        AND EXISTS (SELECT FROM seen WHERE seen.id = job.id AND seen.queue = job.queue) AND {matches} AND state <> 'running'
     FOR NO KEY UPDATE SKIP LOCKED
 ), judged AS (
     SELECT id, queue, unfit, covered AND (
         taken OR pg_catalog.row_number() OVER (PARTITION BY unique_key, covered ORDER BY id) > 1) AS conflict
     FROM free
 ), requests AS MATERIALIZED (
-    SELECT ctid, job_id FROM pgjobs.cancel_request
+    SELECT id, job_id, queue FROM pgjobs.cancel_request
     WHERE job_id = ANY (ARRAY(SELECT free.id FROM free))
     FOR UPDATE SKIP LOCKED
 ), changed AS (
@@ -98,12 +100,13 @@ WITH seen AS MATERIALIZED (
         token = NULL
     FROM judged
     WHERE job.id = judged.id AND job.queue = judged.queue AND conflict IS NOT TRUE AND NOT unfit
-        AND (SELECT pg_catalog.count(*) FROM requests WHERE job_id = job.id)
-            = (SELECT pg_catalog.count(*) FROM pgjobs.cancel_request WHERE job_id = job.id)
+        AND (SELECT pg_catalog.count(*) FROM requests WHERE job_id = job.id AND requests.queue = job.queue)
+            = (SELECT pg_catalog.count(*) FROM pgjobs.cancel_request AS request
+                WHERE job_id = job.id AND request.queue = job.queue)
     RETURNING job.*
 ), forgotten AS (
     DELETE FROM pgjobs.cancel_request USING requests, changed
-    WHERE cancel_request.ctid = requests.ctid AND requests.job_id = changed.id
+    WHERE cancel_request.id = requests.id AND requests.job_id = changed.id AND requests.queue = changed.queue
 ), answer AS (
     SELECT 'done' AS verdict, changed.* FROM changed
     UNION ALL
@@ -120,14 +123,15 @@ SELECT
     id, state, queue, kind, priority, attempt, max_attempts, args, metadata, errors, tags, scheduled_at, created_at,
     attempted_at, finalized_at, attempted_by, token, leased_until, output, verdict,
     CASE WHEN verdict = 'done' THEN {called} END
-FROM answer ORDER BY id;
+FROM answer ORDER BY id, queue;
 
 -- name: delete_many
 WITH seen AS MATERIALIZED (
     {next_in_turn}
 ), free AS MATERIALIZED (
     SELECT id, queue FROM pgjobs.job
-    WHERE id = ANY (ARRAY(SELECT seen.id FROM seen)) AND {matches} AND state <> 'running'
+    WHERE id = ANY (ARRAY(SELECT seen.id FROM seen))
+        AND EXISTS (SELECT FROM seen WHERE seen.id = job.id AND seen.queue = job.queue) AND {matches} AND state <> 'running'
     FOR UPDATE SKIP LOCKED
 ), changed AS (
     DELETE FROM pgjobs.job USING free
@@ -143,7 +147,7 @@ WITH seen AS MATERIALIZED (
 SELECT
     id, state, queue, kind, priority, attempt, max_attempts, args, metadata, errors, tags, scheduled_at, created_at,
     attempted_at, finalized_at, attempted_by, token, leased_until, output, verdict
-FROM answer ORDER BY id;
+FROM answer ORDER BY id, queue;
 
 -- name: update_many
 -- The new values have names of their own: those of the columns are the filter's.
@@ -163,7 +167,8 @@ WITH seen AS MATERIALIZED (
             WHEN job.state = ANY ('{scheduled,retryable}')
                 AND %(new_scheduled_at)s::timestamptz <= pg_catalog.statement_timestamp() THEN 'available'
             ELSE job.state END AS state) AS next
-    WHERE id = ANY (ARRAY(SELECT seen.id FROM seen)) AND {matches} AND job.state <> 'running'
+    WHERE id = ANY (ARRAY(SELECT seen.id FROM seen))
+        AND EXISTS (SELECT FROM seen WHERE seen.id = job.id AND seen.queue = job.queue) AND {matches} AND job.state <> 'running'
     FOR NO KEY UPDATE OF job SKIP LOCKED
 ), judged AS (
     SELECT id, queue, state, unfit, covered AND (
@@ -197,4 +202,4 @@ SELECT
     id, state, queue, kind, priority, attempt, max_attempts, args, metadata, errors, tags, scheduled_at, created_at,
     attempted_at, finalized_at, attempted_by, token, leased_until, output, verdict,
     CASE WHEN verdict = 'done' THEN {told} END
-FROM answer ORDER BY id;
+FROM answer ORDER BY id, queue;

@@ -4,7 +4,7 @@
 SELECT
     id, state, queue, kind, priority, attempt, max_attempts, args, metadata, errors, tags, scheduled_at, created_at,
     attempted_at, finalized_at, attempted_by, token, leased_until, output
-FROM pgjobs.job WHERE id = %(id)s;
+FROM pgjobs.job WHERE id = %(id)s ORDER BY queue;
 
 -- name: probe
 -- Whether anybody is there: the shortest question.
@@ -85,4 +85,5 @@ GROUP BY queue, state
 ORDER BY queue, state;
 
 -- name: newest_id
-SELECT COALESCE(pg_catalog.max(id), 0) FROM pgjobs.job;
+-- Null when there is no job.
+SELECT pg_catalog.max(id) FROM pgjobs.job;

@@ -25,15 +25,23 @@
     AND (%(finalized_after)s::timestamptz IS NULL OR job.finalized_at >= %(finalized_after)s::timestamptz)
     AND (%(finalized_before)s::timestamptz IS NULL OR job.finalized_at < %(finalized_before)s::timestamptz)
 
+-- part: alone
+-- Whether no other queue has a job of the same id: else a call that names the id alone does not say which it means.
+NOT EXISTS (SELECT FROM pgjobs.job AS namesake WHERE namesake.id = job.id AND namesake.queue <> job.queue)
+
 -- part: next_in_turn
 -- A batch of what a call that changes many jobs has still to look at: in the order of their ids, nothing that was
--- enqueued after the call began, and nothing that is over where that does not matter.
+-- enqueued after the call began, and nothing that is over where that does not matter. Two queues may have jobs of one id,
+-- and ids that were made by hand may be of any sign.
 SELECT job.id, job.queue FROM pgjobs.job
     WHERE {matches}
         AND (%(over)s::boolean OR job.finalized_at IS NULL)
-        AND job.id > %(after)s::bigint AND job.id <= %(newest)s::bigint
-        AND (%(among)s::bigint[] IS NULL OR job.id = ANY (%(among)s::bigint[]))
-    ORDER BY job.id
+        AND (%(after)s::bigint IS NULL OR (job.id >= %(after)s::bigint
+            AND (job.id > %(after)s::bigint OR job.queue > %(after_queue)s::text)))
+        AND job.id <= %(newest)s::bigint
+        AND (%(among)s::bigint[] IS NULL OR (job.id = ANY (%(among)s::bigint[])
+            AND pg_catalog.concat(job.id, ' ', job.queue) = ANY (%(names)s::text[])))
+    ORDER BY job.id, job.queue
     LIMIT %(batch)s::integer
 
 -- part: lines

@@ -212,7 +212,7 @@ ACTS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", ACTS)
 @pytest.mark.parametrize("filter", [JobFilter.all(), JobFilter(states=["available"])], ids=["all", "state"])
 def test_the_next_batch_is_read_from_where_the_last_one_ended(full: Client, name: str, filter: JobFilter) -> None:
-    turn = filter_store.Turn(newest=ROWS, batch=100, after=ROWS // 2)
+    turn = filter_store.Turn(newest=ROWS, batch=100, after=(ROWS // 2, ""))
     values = {**filter_store._turn(turn), **ACTS[name], "notify": True, "channel": "nobody"}
     with full.pool.connection() as conn, Explained(conn) as cursor:
         cursor.plans = []
