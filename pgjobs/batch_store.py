@@ -69,8 +69,8 @@ class Record:
             **self.values_of_claim(),
             "ids": _ids(self.done),
             "kept_ids": _ids(id for id, _ in self.kept),
-            "metadata": [each.metadata for _, each in self.kept],
-            "output": [each.output for _, each in self.kept],
+            "metadata": [each.metadata or "" for _, each in self.kept],
+            "output": [each.output or "" for _, each in self.kept],
         }
 
     def values_of_claim(self) -> dict[str, Any]:

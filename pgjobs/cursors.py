@@ -30,11 +30,18 @@ class _RawJsonBinary(_RawJson):
 
 
 class _IsoInstant(Loader):
-    """Reads what the claim and the duties ask for: ISO. psycopg goes by the session's DateStyle, which is theirs only
+    """Reads what the duties ask for: ISO. psycopg goes by the session's DateStyle, which is theirs only
     for as long as their transaction."""
 
     def load(self, data: Any) -> datetime:
         return datetime.fromisoformat(str(data, "ascii"))
+
+
+class _JsonInstant(Loader):
+    """Reads an instant that comes as JSON, which no setting of the session changes."""
+
+    def load(self, data: Any) -> datetime:
+        return datetime.fromisoformat(str(data, "ascii")[1:-1])
 
 
 class _Interval(Dumper):
@@ -78,6 +85,7 @@ class ClaimCursor(LiteralCursor):
     adapters = AdaptersMap(_ADAPTERS)
     adapters.register_loader("uuid", TextLoader)
     adapters.register_loader("jsonb", TextLoader)
+    adapters.register_loader("json", _JsonInstant)
 
 
 class BatchCursor(ClaimCursor):

@@ -16,7 +16,7 @@ from pgjobs.errors import InvalidTransaction
 from pgjobs.hot_insert import hot_insert
 from pgjobs.hot_path import prepared
 from pgjobs.job import Job, JobState, job_of
-from pgjobs.options import EncodedJob
+from pgjobs.options import FIRST_INSTANT, EncodedJob
 from pgjobs.spool import Spool
 from pgjobs.store import DUE_NOTICE, as_job
 
@@ -142,7 +142,7 @@ class EnqueueStore:
     ) -> Iterator[tuple[Job[Any] | None, int, bytes | None]]:
         """Each job as it was inserted, None if it was not; its place, and its key."""
         columns = {
-            "states": ["pending" if job.pending else None for job in jobs],
+            "pending": [job.pending for job in jobs],
             "queues": [job.queue for job in jobs],
             "kinds": [job.kind for job in jobs],
             "priorities": [job.priority for job in jobs],
@@ -150,9 +150,10 @@ class EnqueueStore:
             "args": [job.args for job in jobs],
             "metadata": [job.metadata for job in jobs],
             "tags": [_array_text(job.tags) for job in jobs],
-            "scheduled_at": [job.scheduled_at for job in jobs],
+            "timed": [job.scheduled_at is not None for job in jobs],
+            "scheduled_at": [job.scheduled_at or FIRST_INSTANT for job in jobs],  # any: it is not looked at
             "delays": [job.delay for job in jobs],
-            "uniqueness": [None if job.unique is None else job.unique.to_json() for job in jobs],
+            "uniqueness": ["" if job.unique is None else job.unique.to_json() for job in jobs],
         }
         with bound_cursor(conn) as cur:
             cur.execute(self._enqueue["insert_jobs"], {**columns, **self._telling(notify)})

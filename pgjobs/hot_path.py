@@ -88,7 +88,7 @@ class HotStatements:
 
         complete, release = one("complete"), one("release_savepoint")
         self.begin, self.commit, self.commit_and_begin = one("begin"), one("commit"), one("commit_and_begin")
-        self.bound, self.iso_dates, self.savepoint = one("claim_bound"), one("iso_dates"), one("savepoint")
+        self.bound, self.savepoint = one("claim_bound"), one("savepoint")
         self.takes, self.lock = store.takes, work["lock"]
         used = (release, one("no_statement_timeout"))
         finishes: dict[tuple[bool, bool], tuple[Prepared, ...]] = {
@@ -226,10 +226,7 @@ class HotPath:
         if mark is not None:
             values[b"mark_priority"], time, values[b"mark_id"] = mark
             values[b"mark_time"] = time.isoformat().encode()
-        message = template % values
-        if self.used or not self._dates_are_iso:
-            message = b"%b;%b" % (self._statements.iso_dates.sql, message)
-        return message
+        return template % values
 
     def _claim_template(self, which: str, queue: str, marked: bool) -> bytes:
         known, settings = self._statements, self._settings or {}
@@ -255,10 +252,6 @@ class HotPath:
         """A message to be filled by `%`."""
         values = {**places, "queue": self._literal(queue).replace(b"%", b"%%")}
         return self.message([(step, values) for step in steps])
-
-    @property
-    def _dates_are_iso(self) -> bool:
-        return (self._conn.pgconn.parameter_status(b"DateStyle") or b"").startswith(b"ISO")
 
     def _locked(self, results: Sequence[PGresult], claim: ClaimRequest) -> Job[Any] | None:
         """The job that was claimed and locked; leaves no transaction open when there is none."""

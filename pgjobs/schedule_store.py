@@ -19,10 +19,12 @@ from pgjobs.cursors import AnyConnection, LiteralCursor, answers, bound_cursor, 
 from pgjobs.error_text import clean
 from pgjobs.interval import interval_text
 from pgjobs.options import EncodedJob
+from pgjobs.store import span
 
 SCHEDULE_NOTICE = " schedule"  # what a notification says when a schedule was changed; see 0002_schedules.sql
 DEAD_AFTER = timedelta(seconds=30)  # a process that has not been heard of for so long has its schedules no more
 FORGET_AFTER = timedelta(days=30)  # a schedule that no code has had for so long
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _ERROR_LIMIT = 2000  # characters
 
 
@@ -109,7 +111,7 @@ class ScheduleStore:
         with _one_message(conn) as cur:
             cur.execute(self._sql["due_schedules"], {"mine": json.dumps(mine), "aside": list(aside), "batch": batch})
             rows, ((wait,),) = answers(cur)
-            return [_due(row) for row in rows], wait
+            return [_due(row) for row in rows], span(wait)
 
     def move(self, conn: AnyConnection, seen: DueSchedule, move: Move) -> Moved | None:
         """Make the job and move on; None if the schedule is no longer as it was seen, or somebody else has it."""
@@ -149,7 +151,7 @@ class ScheduleStore:
         with literal_cursor(conn) as cur:
             cur.execute(self._sql["begin_registration"])
             ((epoch,),) = answers(cur)[-1]
-            return datetime.fromtimestamp(epoch, UTC)
+            return _EPOCH + timedelta(microseconds=epoch)
 
     def register(
         self, conn: AnyConnection, schedule: Schedule, row: EncodedJob | None, next: datetime | None, scheduler: UUID
@@ -278,7 +280,7 @@ def _due(row: Sequence[Any]) -> DueSchedule:
         spec=row[1],
         zone=row[2],
         catch_up=row[3],
-        window=row[4],
+        window=span(row[4]),
         next_tick_at=_utc(row[5]),
         run_now_at=_utc(row[6]),
         paused=row[7],

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple, TypedDict, Unpack
 from uuid import UUID
 
 import psycopg
-from psycopg.rows import TupleRow
+from psycopg.rows import TupleRow, tuple_row
 
 from pgjobs import statements
-from pgjobs.cursors import AnyConnection, answers, bound_cursor, literal_cursor, one
+from pgjobs.cursors import AnyConnection, ClaimCursor, answers, bound_cursor, literal_cursor, one
 from pgjobs.errors import AmbiguousJob, AttemptLost
 from pgjobs.job import Job, JobState, job_of
 from pgjobs.outcome import NOTHING_KEPT, Kept, Outcome
@@ -39,6 +39,15 @@ class Finished:
     @property
     def at(self) -> datetime:
         return _EPOCH + timedelta(microseconds=self.microseconds)
+
+
+class DutyMissing(LookupError):
+    """The table of duties has no row of this one: somebody has emptied it."""
+
+
+def span(microseconds: int | None) -> timedelta | None:
+    """A duration, of which Postgres gave the microseconds."""
+    return None if microseconds is None else timedelta(microseconds=microseconds)
 
 
 def microseconds(at: datetime) -> int:
@@ -176,7 +185,7 @@ class Store:
         `which` is the order that makes it the next one, or "id". None: nothing to claim, and no transaction open.
         Raises AttemptLost when the claim was committed but its row was taken away before it could be locked.
         """
-        with literal_cursor(conn) as cur:
+        with ClaimCursor(conn, row_factory=tuple_row) as cur:
             cur.execute(self._claims[which], {**CLAIM_DEFAULTS, **values})
             _, claimed, locked = answers(cur)
         if claimed and locked:
@@ -261,21 +270,24 @@ class Store:
             uptime, can_check, version, backend_pid = one(cur)
             bound = "transaction_timeout" if version >= 170000 else "idle_in_transaction_session_timeout"
             pooled = backend_pid != conn.pgconn.backend_pid  # a pooler makes up numbers of its own
-            return ServerFacts(timedelta(seconds=uptime), can_check, bound, pooled)
+            return ServerFacts(timedelta(microseconds=uptime), can_check, bound, pooled)
 
     # --- maintain
 
     def begin_duty(self, conn: AnyConnection, duty: str) -> timedelta | None:
         """Lock a duty in a transaction that stays open if the duty is due.
 
-        How long until it is due, zero or less for now; None: somebody else is at it.
+        How long until it is due, zero or less for now; None: somebody else is at it. Raises DutyMissing when there is
+        no row of the duty.
         """
         with literal_cursor(conn) as cur:
             cur.execute(self._maintain["begin_duty"], {"duty": duty})
-            (rows,) = answers(cur)
-        remaining: timedelta | None = rows[0][0] if rows else None
+            (((microseconds, known),),) = answers(cur)
+        remaining = span(microseconds)
         if remaining is None or remaining > timedelta(0):
             self.rollback(conn)
+        if not known:
+            raise DutyMissing(duty)
         return remaining
 
     def end_duty(self, conn: AnyConnection, duty: str, after: timedelta) -> None:
@@ -286,8 +298,7 @@ class Store:
     def current_time(self, conn: AnyConnection) -> datetime:
         with literal_cursor(conn) as cur:
             cur.execute(self._maintain["current_time"])
-            now: datetime = one(cur)[0]
-            return now
+            return _EPOCH + timedelta(microseconds=one(cur)[0])
 
     def postpone_duty(self, conn: AnyConnection, duty: str, after: timedelta) -> None:
         with literal_cursor(conn) as cur:
@@ -314,7 +325,7 @@ class Store:
             cur.execute(self._maintain["promote"], {"batch": batch, "channel": self.channel})
             rows, [(due,)] = answers(cur)
         promoted = {queue: jobs for queue, jobs, id, *_ in rows if id is None}
-        return promoted, [(id, queue) for queue, _, id, *_ in rows if id is not None], due
+        return promoted, [(id, queue) for queue, _, id, *_ in rows if id is not None], span(due)
 
     def settle_promotion(self, conn: AnyConnection, id: int, queue: str) -> JobState:
         """Make one available, or discard it if its twin has its key; raises when that cannot be told yet."""
@@ -331,8 +342,7 @@ class Store:
         """How long until the next waiting job is due."""
         with literal_cursor(conn) as cur:
             cur.execute(self._maintain["next_due"])
-            due: timedelta | None = one(cur)[0]
-            return due
+            return span(one(cur)[0])
 
     def rescue(
         self, conn: AnyConnection, batch: int, grace: timedelta, kinds: Iterable[str] | None = None

@@ -143,12 +143,12 @@ WHERE queue = %(queue)s AND token = %(token)s AND state = 'running';
 SELECT (EXTRACT(epoch FROM pg_catalog.statement_timestamp()) * 1000000)::bigint;
 
 -- name: keep_of_batch
--- What the handlers of those wanted kept.
+-- What the handlers of those wanted kept; an empty text is nothing, as a session may read no null out of an array.
 UPDATE pgjobs.job SET
-    metadata = CASE WHEN kept.metadata IS NULL THEN job.metadata ELSE job.metadata || kept.metadata END,
-    output = COALESCE(kept.output, job.output)
+    metadata = CASE WHEN kept.metadata = '' THEN job.metadata ELSE job.metadata || kept.metadata::jsonb END,
+    output = CASE WHEN kept.output = '' THEN job.output ELSE kept.output::jsonb END
 FROM ROWS FROM (
-    pg_catalog.unnest(%(kept_ids)s::bigint[]), pg_catalog.unnest(%(metadata)s::jsonb[]), pg_catalog.unnest(%(output)s::jsonb[])
+    pg_catalog.unnest(%(kept_ids)s::bigint[]), pg_catalog.unnest(%(metadata)s::text[]), pg_catalog.unnest(%(output)s::text[])
 ) AS kept (id, metadata, output)
 WHERE job.queue = %(queue)s AND job.id = ANY (%(kept_ids)s::bigint[]) AND job.id = kept.id AND token = %(token)s;
 

@@ -62,30 +62,32 @@ FROM given LEFT JOIN answer ON true;
 -- Any number of jobs, of which some may be unique: one array for each column. They are inserted in the order of their
 -- keys, the same in every process, so that two of them never wait for each other; the ids are drawn before, so that
 -- they rise in the order given. Of those with one key the first given is inserted; of a job that has a twin nothing but
--- place and key come back.
+-- place and key come back. No array holds a null: a session may be set to read none.
 WITH given AS MATERIALIZED (
-    SELECT column_values.*, moment.due, CASE WHEN uniqueness IS NOT NULL
+    SELECT column_values.*, moment.due, CASE WHEN uniqueness <> ''
             THEN pgjobs.unique_key(kind, queue, args::jsonb, moment.due, uniqueness::jsonb) END AS key,
         pg_catalog.nextval('pgjobs.job_id_seq') AS new_id
     FROM ROWS FROM (
-        pg_catalog.unnest(%(states)s::text[]), pg_catalog.unnest(%(queues)s::text[]),
+        pg_catalog.unnest(%(pending)s::boolean[]), pg_catalog.unnest(%(queues)s::text[]),
         pg_catalog.unnest(%(kinds)s::text[]), pg_catalog.unnest(%(priorities)s::smallint[]),
         pg_catalog.unnest(%(max_attempts)s::integer[]), pg_catalog.unnest(%(args)s::text[]),
         pg_catalog.unnest(%(metadata)s::text[]), pg_catalog.unnest(%(tags)s::text[]),
-        pg_catalog.unnest(%(scheduled_at)s::timestamptz[]), pg_catalog.unnest(%(delays)s::interval[]),
+        pg_catalog.unnest(%(timed)s::boolean[]), pg_catalog.unnest(%(scheduled_at)s::timestamptz[]),
+        pg_catalog.unnest(%(delays)s::interval[]),
         pg_catalog.unnest(%(uniqueness)s::text[])
     ) WITH ORDINALITY AS column_values(
-        state, queue, kind, priority, max_attempts, args, metadata, tags, scheduled_at, delay, uniqueness, place),
-    LATERAL (SELECT COALESCE(scheduled_at, pg_catalog.statement_timestamp() + delay) AS due) AS moment
+        pending, queue, kind, priority, max_attempts, args, metadata, tags, timed, scheduled_at, delay, uniqueness, place),
+    LATERAL (
+        SELECT CASE WHEN timed THEN scheduled_at ELSE (pg_catalog.statement_timestamp() + delay) END AS due) AS moment
 ), inserted AS (
     INSERT INTO pgjobs.job (
         id, state, queue, kind, priority, max_attempts, args, metadata, tags, scheduled_at, unique_key, unique_states)
     OVERRIDING SYSTEM VALUE
     SELECT
         new_id,
-        CASE WHEN state IS NOT NULL THEN state WHEN due > pg_catalog.statement_timestamp() THEN 'scheduled' ELSE 'available' END,
+        CASE WHEN pending THEN 'pending' WHEN due > pg_catalog.statement_timestamp() THEN 'scheduled' ELSE 'available' END,
         queue, kind, priority, max_attempts, args::jsonb, metadata::jsonb, tags::text[], due, key,
-        pgjobs.unique_states(uniqueness::jsonb)
+        CASE WHEN uniqueness <> '' THEN pgjobs.unique_states(uniqueness::jsonb) END
     FROM given
     ORDER BY key, place
     ON CONFLICT (unique_key) WHERE unique_key IS NOT NULL AND state = ANY (unique_states) DO NOTHING

@@ -1,15 +1,19 @@
--- The duties that keep the queue moving. Any process may do them; each is a short transaction.
+-- The duties that keep the queue moving. Any process may do them; each is a short transaction. A time that is to be read
+-- comes as microseconds: how an interval is written hangs on the session, which may have another style by then.
 
 -- name: begin_duty
--- Begins with bounds that the server keeps: a process that hangs in here loses its connection, and with it the duty.
+-- Begins with bounds that the server keeps: a process that hangs in here loses its connection, and with it the duty. Null
+-- when somebody else holds the row; and whether there is one.
 BEGIN ISOLATION LEVEL READ COMMITTED;
 SET LOCAL idle_in_transaction_session_timeout = '5s';
 SET LOCAL statement_timeout = '30s';
 SET LOCAL lock_timeout = '5s';
 SET LOCAL DateStyle = ISO;
-SET LOCAL IntervalStyle = postgres;
-SELECT next_run_at - pg_catalog.clock_timestamp() FROM pgjobs.maintenance WHERE duty = %(duty)s
-FOR NO KEY UPDATE SKIP LOCKED;
+WITH held AS MATERIALIZED (
+    SELECT next_run_at FROM pgjobs.maintenance WHERE duty = %(duty)s FOR NO KEY UPDATE SKIP LOCKED
+)
+SELECT (SELECT (EXTRACT(epoch FROM (next_run_at - pg_catalog.clock_timestamp())) * 1000000)::bigint FROM held),
+    EXISTS (SELECT FROM pgjobs.maintenance WHERE duty = %(duty)s);
 
 -- name: glance
 -- Whether there is anything that will be due soon, or may have to be rescued or settled: without, one look takes the place
@@ -25,7 +29,7 @@ COMMIT;
 
 -- name: current_time
 -- By the clock that decides when a duty is due.
-SELECT pg_catalog.clock_timestamp();
+SELECT (EXTRACT(epoch FROM pg_catalog.clock_timestamp()) * 1000000)::bigint;
 
 -- name: postpone_duty
 -- After a failure: moved on all the same, so that not every process tries again at once.
@@ -56,8 +60,8 @@ SELECT queue, jobs, NULL::bigint AS id, {called}, NULL::timestamptz AS scheduled
 UNION ALL
 SELECT queue, 1, id, NULL, scheduled_at FROM due WHERE contested
 ORDER BY scheduled_at NULLS FIRST, queue, id;
-SELECT pg_catalog.min(scheduled_at) - pg_catalog.clock_timestamp() FROM pgjobs.job
-WHERE state = ANY ('{scheduled,retryable}');
+SELECT (EXTRACT(epoch FROM (pg_catalog.min(scheduled_at) - pg_catalog.clock_timestamp())) * 1000000)::bigint
+FROM pgjobs.job WHERE state = ANY ('{scheduled,retryable}');
 
 -- name: settle_promotion
 -- One due job whose twin may have its key meanwhile: available, or discarded. For a twin that somebody is inserting it
@@ -87,8 +91,8 @@ WHERE id = %(id)s AND queue = %(queue)s;
 
 -- name: next_due
 -- How long until the next waiting job is due; null when none waits.
-SELECT pg_catalog.min(scheduled_at) - pg_catalog.clock_timestamp() FROM pgjobs.job
-WHERE state = ANY ('{scheduled,retryable}');
+SELECT (EXTRACT(epoch FROM (pg_catalog.min(scheduled_at) - pg_catalog.clock_timestamp())) * 1000000)::bigint
+FROM pgjobs.job WHERE state = ANY ('{scheduled,retryable}');
 
 -- name: hurry_promote
 -- A job has come that is due before the next promote. Waits for one that is under way, which may have looked too early.
@@ -186,8 +190,7 @@ UPDATE pgjobs.job SET
             'at', pg_catalog.clock_timestamp(),
             -- what clients call themselves is clean; what somebody wrote by hand may not be
             'error', 'worker vanished: '
-                || COALESCE(pg_catalog.regexp_replace(
-                    pg_catalog.left(worker, 255), '[\x01-\x1f\x7f-\x9f]', '?', 'g'), 'unknown')
+                || COALESCE(pg_catalog.regexp_replace(pg_catalog.left(worker, 255), E'[\\x01-\\x1f\\x7f-\\x9f]', '?', 'g'), 'unknown')
                 || ' lost its connection or its process while it ran this attempt'
                 || CASE WHEN last AND NOT known AND NOT cancelled
                     THEN '; for a day there was no process that knows this kind' ELSE '' END,

@@ -12,8 +12,8 @@ CREATE TABLE IF NOT EXISTS pgjobs.migration (
 -- Whatever the session's defaults are: a snapshot kept from before the lock would not show what the migrator before us
 -- has done, and the wait for that one, like the step itself, takes as long as it takes.
 SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
-SET LOCAL statement_timeout = 0;
-SET LOCAL lock_timeout = 0;
+SELECT pg_catalog.set_config(name, '0', true) FROM pg_catalog.pg_settings
+WHERE name = ANY ('{statement_timeout,lock_timeout,idle_in_transaction_session_timeout,transaction_timeout}');
 
 -- name: lock_migrations
 -- One migrator at a time per schema; gone with the transaction, so it is safe behind a pooler.

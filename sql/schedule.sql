@@ -11,9 +11,9 @@ SET LOCAL idle_in_transaction_session_timeout = '5s';
 SET LOCAL statement_timeout = '30s';
 SET LOCAL lock_timeout = '5s';
 SET LOCAL DateStyle = ISO;
-SET LOCAL IntervalStyle = postgres;
 SELECT
-    name, spec, zone, catch_up, "window", next_tick_at, run_now_at, paused_at IS NOT NULL, in_code AND args IS NULL,
+    name, spec, zone, catch_up, (EXTRACT(epoch FROM "window") * 1000000)::bigint, next_tick_at, run_now_at,
+    paused_at IS NOT NULL, in_code AND args IS NULL,
     next_tick_at IS NOT NULL AND planned_for = (COALESCE(spec, '') || ' ' || zone),
     CASE WHEN planned_for IS NULL AND last_tick_at IS NULL THEN created_at ELSE pg_catalog.clock_timestamp() END,
     pg_catalog.clock_timestamp()
@@ -23,7 +23,7 @@ WHERE (NOT in_code OR (%(mine)s::jsonb ->> name)::integer >= version) AND name <
         OR planned_for <> (COALESCE(spec, '') || ' ' || zone) OR planned_for IS NULL)
 ORDER BY LEAST(run_now_at, next_tick_at) NULLS FIRST
 LIMIT %(batch)s;
-SELECT pg_catalog.min(next_tick_at) - pg_catalog.clock_timestamp()
+SELECT (EXTRACT(epoch FROM (pg_catalog.min(next_tick_at) - pg_catalog.clock_timestamp())) * 1000000)::bigint
 FROM pgjobs.schedule
 WHERE (NOT in_code OR (%(mine)s::jsonb ->> name)::integer >= version) AND name <> ALL (%(aside)s::text[]);
 COMMIT;
@@ -37,7 +37,6 @@ SET LOCAL idle_in_transaction_session_timeout = '5s';
 SET LOCAL statement_timeout = '30s';
 SET LOCAL lock_timeout = '5s';
 SET LOCAL DateStyle = ISO;
-SET LOCAL IntervalStyle = postgres;
 WITH held AS MATERIALIZED (
     SELECT name, COALESCE(%(kind)s, kind) AS kind, COALESCE(%(args)s::jsonb, args, '{}') AS args,
         COALESCE(%(options)s::jsonb, options, '{}') AS options
@@ -101,7 +100,7 @@ UPDATE pgjobs.schedule SET error = %(error)s WHERE name = %(name)s AND (error <>
 SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
 SET LOCAL lock_timeout = '10s';
 SET LOCAL idle_in_transaction_session_timeout = '10s';
-SELECT EXTRACT(epoch FROM pg_catalog.clock_timestamp())::float8;
+SELECT (EXTRACT(epoch FROM pg_catalog.clock_timestamp()) * 1000000)::bigint;
 
 -- name: register_schedule
 -- Makes the row if there is none, and holds it. Who comes second sees below what the first has done.
@@ -118,7 +117,7 @@ UPDATE pgjobs.schedule SET
     kind = %(kind)s, spec = %(spec)s, zone = %(zone)s, args = %(args)s::jsonb, options = %(options)s::jsonb,
     catch_up = %(catch_up)s, "window" = %(window)s::interval, in_code = true, version = %(version)s,
     registered = %(registered)s::jsonb, planned_for = COALESCE(%(spec)s, '') || ' ' || %(zone)s, error = NULL,
-    next_tick_at = CASE WHEN spec = %(spec)s AND zone = %(zone)s THEN next_tick_at ELSE %(next)s::timestamptz END,
+    next_tick_at = CASE WHEN spec = %(spec)s::text AND zone = %(zone)s THEN next_tick_at ELSE %(next)s::timestamptz END,
     updated_at = pg_catalog.statement_timestamp()
 WHERE name = %(name)s AND (version < %(version)s
     OR (version = %(version)s AND (NOT in_code OR registered <> %(registered)s::jsonb OR registered IS NULL)));

@@ -38,16 +38,11 @@ BEGIN ISOLATION LEVEL READ COMMITTED;
 -- name: claim_bounds
 SELECT
     pg_catalog.set_config('statement_timeout', '30s', true),
-    pg_catalog.set_config('lock_timeout', '10s', true),
-    pg_catalog.set_config('DateStyle', 'ISO', true);
+    pg_catalog.set_config('lock_timeout', '10s', true);
 
 -- name: claim_bound
 -- The time alone: it bounds the waiting for locks as well.
 SET LOCAL statement_timeout = '30s';
-
--- name: iso_dates
--- As instants are read, where the session says otherwise or might.
-SET LOCAL DateStyle = 'ISO';
 
 -- name: take
 -- The claim, in a transaction of its own: it counts the attempt and makes it visible, and is committed before the handler
@@ -62,9 +57,9 @@ UPDATE pgjobs.job SET
     leased_until = CASE WHEN kind = ANY (%(detached)s::text[]) THEN pg_catalog.statement_timestamp() + %(lease)s::interval END
 WHERE queue = %(queue)s AND id = ({next})
 RETURNING
-    -- what the claimer does not know by itself
-    id, kind, priority, attempt, max_attempts, args, metadata, errors, tags, scheduled_at, created_at, attempted_at,
-    attempted_by, leased_until,
+    -- what the claimer does not know by itself; instants as JSON has them, whatever the DateStyle of the session is
+    id, kind, priority, attempt, max_attempts, args, metadata, errors, tags, pg_catalog.to_json(scheduled_at),
+    pg_catalog.to_json(created_at), pg_catalog.to_json(attempted_at), attempted_by, pg_catalog.to_json(leased_until),
     pg_catalog.set_config('synchronous_commit',
         CASE WHEN leased_until IS NULL THEN %(synchronous_commit)s::text ELSE 'on' END, true);
 
@@ -285,7 +280,7 @@ SELECT pg_catalog.pg_advisory_unlock_all(), pg_catalog.count(*) FROM pg_catalog.
 -- How long the server has been up, whether it can watch for clients that vanish while it works for them, its version, and who is at
 -- the other end.
 SELECT
-    EXTRACT(epoch FROM pg_catalog.clock_timestamp() - pg_catalog.pg_postmaster_start_time())::float8,
+    (EXTRACT(epoch FROM (pg_catalog.clock_timestamp() - pg_catalog.pg_postmaster_start_time())) * 1000000)::bigint,
     pg_catalog.version() ~ 'linux|darwin|apple|bsd',
     pg_catalog.current_setting('server_version_num')::integer,
     pg_catalog.pg_backend_pid();
