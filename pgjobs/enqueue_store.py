@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
@@ -12,10 +13,10 @@ from psycopg.pq import PipelineStatus
 from pgjobs import statements
 from pgjobs.copy_rows import HEADER, TRAILER, CopyRows, instant, microseconds
 from pgjobs.cursors import AnyConnection, bound_cursor, one
-from pgjobs.errors import InvalidTransaction
+from pgjobs.errors import InvalidTransaction, UndecodableArgs
 from pgjobs.hot_insert import hot_insert
 from pgjobs.hot_path import prepared
-from pgjobs.job import Job, JobState, job_of
+from pgjobs.job import Job, JobState, changed, job_of
 from pgjobs.options import FIRST_INSTANT, EncodedJob
 from pgjobs.spool import Spool
 from pgjobs.store import DUE_NOTICE, as_job
@@ -23,8 +24,8 @@ from pgjobs.store import DUE_NOTICE, as_job
 Answer = TypeVar("Answer")
 
 COPY_FROM = 20  # jobs: for fewer, the exchanges that a COPY needs take longer than an INSERT
-_PLACE = _IS_NEW = _TWIN_KEY = 19  # stand behind the columns of a job, each in another statement
-_KEY = 20
+_PLACE = _TWIN_KEY = 19  # stand behind the columns of a job, each in another statement
+_KEY, _MAY_READ = 20, 21
 _BLOCK = 128 * 1024  # bytes that are given to a COPY at once
 _TRIES = 100  # to insert a job whose twin is there, and gone, and there again
 _SOON = timedelta(seconds=2)  # as in sql/parts.sql
@@ -52,7 +53,7 @@ class EnqueueStore:
             now, forbidden, ids = self._prepare_copy(conn, len(jobs))
             if not forbidden:
                 return self._copy_with_ids(conn, jobs, notify, now, ids)
-        return [_present(job) for job, _, _ in self._insert_array(conn, jobs, notify)]
+        return [_present(job) for job, *_ in self._insert_array(conn, jobs, notify)]
 
     def insert_hot(self, conn: AnyConnection, job: EncodedJob, *, may_prepare: bool) -> Job[Any]:
         """As `insert`, of one that is plain, in a transaction of its own, on a connection that is in none."""
@@ -110,13 +111,16 @@ class EnqueueStore:
         left = list(range(len(jobs)))
         for _ in range(_TRIES):
             twins: list[tuple[bytes, int]] = []
-            for job, place, key in self._insert_turn(conn, [jobs[at] for at in left], notify):
+            inserted = list(self._insert_turn(conn, [jobs[at] for at in left], notify))
+            may_read = all(may for *_, may in inserted)
+            for job, place, key, _ in inserted:
                 if job is None and key is not None:
                     twins.append((key, left[place]))
                 else:
                     done[left[place]] = _present(job)
-            done.update(self._replace_twins(conn, jobs, twins, notify))
-            done.update(self._find_twins(conn, [twin for twin in twins if twin[1] not in done]))
+            done.update(self._replace_twins(conn, jobs, twins, notify, may_read=may_read))
+            others = [twin for twin in twins if twin[1] not in done]
+            done.update(self._find_twins(conn, jobs, others, may_read=may_read))
             left = [at for at in left if at not in done]
             if not left:
                 return [done[at] for at in range(len(jobs))]
@@ -124,23 +128,21 @@ class EnqueueStore:
 
     def _insert_turn(
         self, conn: AnyConnection, jobs: Sequence[EncodedJob], notify: bool
-    ) -> Iterator[tuple[Job[Any] | None, int, bytes | None]]:
+    ) -> Iterator[tuple[Job[Any] | None, int, bytes | None, bool]]:
         if len(jobs) > 1:
-            return self._insert_array(conn, jobs, notify)
+            yield from self._insert_array(conn, jobs, notify)
+            return
         (job,) = jobs
         assert job.unique is not None
         with bound_cursor(conn) as cur:
             parameters = {**self._parameters(job, notify), "uniqueness": job.unique.to_json()}
             cur.execute(self._enqueue["insert_unique_job"], parameters)
-            row = one(cur)
-        if row[_IS_NEW]:
-            return iter([(as_job(row), 0, row[_KEY])])
-        return iter([(None if row[0] is None or job.replace else _twin(row), 0, row[_KEY])])
+            yield _turn(one(cur))
 
     def _insert_array(
         self, conn: AnyConnection, jobs: Sequence[EncodedJob], notify: bool
-    ) -> Iterator[tuple[Job[Any] | None, int, bytes | None]]:
-        """Each job as it was inserted, None if it was not; its place, and its key."""
+    ) -> Iterator[tuple[Job[Any] | None, int, bytes | None, bool]]:
+        """Each job as it was inserted, None if it was not; its place, its key, and whether the role may read twins."""
         columns = {
             "pending": [job.pending for job in jobs],
             "queues": [job.queue for job in jobs],
@@ -157,11 +159,16 @@ class EnqueueStore:
         }
         with bound_cursor(conn) as cur:
             cur.execute(self._enqueue["insert_jobs"], {**columns, **self._telling(notify)})
-            for row in cur.fetchall():
-                yield (None if row[0] is None else as_job(row), row[_PLACE] - 1, row[_KEY])
+            yield from map(_turn, cur.fetchall())
 
     def _replace_twins(
-        self, conn: AnyConnection, jobs: Sequence[EncodedJob], twins: list[tuple[bytes, int]], notify: bool
+        self,
+        conn: AnyConnection,
+        jobs: Sequence[EncodedJob],
+        twins: list[tuple[bytes, int]],
+        notify: bool,
+        *,
+        may_read: bool,
     ) -> dict[int, Job[Any]]:
         """Those that replaced something in a twin that waits. In the order of the keys, as when they are inserted."""
         replaced = {}
@@ -170,21 +177,42 @@ class EnqueueStore:
                 job = jobs[place]
                 if not job.replace:
                     continue
-                parameters = {**self._parameters(job, notify), "key": key, "replace": list(job.replace)}
-                cur.execute(self._enqueue["replace_twin"], parameters)
+                cur.execute(self._replacing(job), {**self._parameters(job, notify), "key": key})
                 row = cur.fetchone()
-                if row is not None:
-                    replaced[place] = _twin(row)
+                if row is None:
+                    continue
+                twin = as_job(row)
+                if may_read:
+                    cur.execute(self._enqueue["read_replaced"], {"id": twin.id, "queue": twin.queue})
+                    rest = cur.fetchone()
+                    replaced[place] = _twin(twin if rest is None else _with_private(twin, rest))
+                else:
+                    replaced[place] = _twin(_without_private(twin, job, replaced=True))
         return replaced
 
-    def _find_twins(self, conn: AnyConnection, twins: list[tuple[bytes, int]]) -> dict[int, Job[Any]]:
+    def _replacing(self, job: EncodedJob) -> bytes:
+        """The statement that replaces what this job names."""
+        before, *changes = re.split(rb"^ *-- replace[ d](\w*)\n", self._enqueue["replace_twin"], flags=re.MULTILINE)
+        by_name = {
+            name.decode(): change.strip().rstrip(b",") for name, change in zip(changes[::2], changes[1::2], strict=True)
+        }
+        return before + b",\n".join(by_name[name] for name in job.replace) + b"\n" + changes[-1]
+
+    def _find_twins(
+        self, conn: AnyConnection, jobs: Sequence[EncodedJob], twins: list[tuple[bytes, int]], *, may_read: bool
+    ) -> dict[int, Job[Any]]:
         """Those whose twin is still there."""
         if not twins:
             return {}
+        statement = self._enqueue["twins"] if may_read else self._enqueue["twins_unread"]
         with bound_cursor(conn) as cur:
-            cur.execute(self._enqueue["twins"], {"keys": list({key for key, _ in twins})})
-            found = {row[_TWIN_KEY]: _twin(row) for row in cur.fetchall()}
-        return {place: found[key] for key, place in twins if key in found}
+            cur.execute(statement, {"keys": list({key for key, _ in twins})})
+            found = {row[_TWIN_KEY]: as_job(row) for row in cur.fetchall()}
+        return {
+            place: _twin(found[key] if may_read else _without_private(found[key], jobs[place]))
+            for key, place in twins
+            if key in found
+        }
 
     # --- COPY
 
@@ -209,8 +237,10 @@ class EnqueueStore:
         if not can_copy(conn):
             raise InvalidTransaction("jobs in any number go to a connection with client_encoding UTF8, in no pipeline")
         self._copy(conn, self._enqueue["copy_due_now"], spool.due_now())
-        now, _, _ = self._prepare_copy(conn, 0)
-        self._copy(conn, self._enqueue["copy_timed"], _joined(spool.timed(microseconds(now))))
+        now = datetime.min.replace(tzinfo=UTC)
+        if spool.has_timed:
+            now, _, _ = self._prepare_copy(conn, 0)
+            self._copy(conn, self._enqueue["copy_timed"], _joined(spool.timed(microseconds(now))))
         if notify:
             self._notify(conn, spool.awake, now, () if spool.earliest is None else [instant(spool.earliest)])
 
@@ -251,10 +281,34 @@ def is_plain(job: EncodedJob) -> bool:
     return not (job.unique or job.tags or job.pending or job.delay or job.scheduled_at)
 
 
-def _twin(row: Sequence[Any]) -> Job[Any]:
-    job = as_job(row)
-    object.__setattr__(job, "duplicate", True)  # nobody has seen it yet
-    return job
+def _turn(row: Sequence[Any]) -> tuple[Job[Any] | None, int, bytes | None, bool]:
+    return None if row[0] is None else as_job(row), row[_PLACE] - 1, row[_KEY], row[_MAY_READ]
+
+
+def _twin(job: Job[Any]) -> Job[Any]:
+    return changed(job, duplicate=True)
+
+
+def _with_private(twin: Job[Any], row: Sequence[Any]) -> Job[Any]:
+    args, metadata, errors, token, output = row
+    return changed(twin, raw_args=args, raw_metadata=metadata, raw_errors=errors, token=token, raw_output=output)
+
+
+def _without_private(twin: Job[Any], job: EncodedJob, *, replaced: bool = False) -> Job[Any]:
+    """The twin as a role sees it that may not read args. Those are known where they are the same by the key, or have
+    just been replaced; else to ask for them is an error."""
+    assert job.unique is not None
+    known = {"raw_metadata": "{}", "raw_errors": "[]"}
+    if job.unique.by_args is True or (replaced and "args" in job.replace):
+        return changed(twin, raw_args=job.args, **known)
+
+    def decode(raw: str) -> Any:
+        raise UndecodableArgs(
+            f"job {twin.id} is the duplicate of this one, and this database role may not read its args: grant SELECT "
+            "on args, metadata, errors, token and output of the table job to a role that needs them"
+        )
+
+    return changed(twin, raw_args="null", decode=decode, **known)
 
 
 def _present(answer: Answer | None) -> Answer:

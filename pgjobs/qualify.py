@@ -41,7 +41,7 @@ def _words(text: str) -> frozenset[str]:
 # Statements without an expression, and those with some; each by its first word.
 _WITHOUT = _words("BEGIN COMMIT ROLLBACK SAVEPOINT RELEASE SET RESET CLOSE UNLISTEN DISCARD COPY REINDEX DROP")
 _WITH = _words("SELECT WITH INSERT UPDATE DELETE CREATE")
-_BEGIN_A_PART = _words("CASE NOT")  # of a statement
+_BEGIN_A_PART = _words("CASE NOT PG_CATALOG")  # of a statement
 
 _SCHEMAS = _words("pg_catalog pgjobs")
 _GRAMMAR_TYPES = _words("bigint boolean integer interval smallint")  # all others are looked up by the search_path

@@ -53,6 +53,10 @@ class Spool:
         rest = self._rows.rest(job)
         self._timed.write(_RECORD.pack(number, job.scheduled_at is None, job.pending, when, len(rest)) + rest)
 
+    @property
+    def has_timed(self) -> bool:
+        return bool(self._queues)
+
     def due_now(self) -> Iterator[bytes]:
         """The rows of `copy_due_now`, in blocks."""
         self._due_now.seek(0)

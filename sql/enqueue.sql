@@ -1,6 +1,10 @@
 -- What the application runs on its own connection, inside its own transaction. Functions are named in full: the
 -- search_path is the application's. The time is that of the statement, not of the transaction, so that a delay counts
 -- from the call.
+--
+-- A role that may enqueue need not be able to read what others have enqueued, and a right to read a column is one to read
+-- it in every row. So args and metadata come back from what was sent, as Postgres writes it, and not from the row; errors,
+-- token and output, which a new job has not, are not read either.
 
 -- name: insert_job
 -- One job that nothing is unique about. Said without a subquery: it is planned each time.
@@ -13,23 +17,24 @@ VALUES (
     %(queue)s, %(kind)s, %(priority)s, %(max_attempts)s, %(args)s::jsonb, %(metadata)s::jsonb, %(tags)s::text[],
     COALESCE(%(scheduled_at)s::timestamptz, pg_catalog.statement_timestamp() + %(delay)s::interval))
 RETURNING
-    id, state, queue, kind, priority, attempt, max_attempts, args, metadata, errors, tags, scheduled_at, created_at,
-    attempted_at, finalized_at, attempted_by, token, leased_until, output,
+    id, state, queue, kind, priority, attempt, max_attempts, %(args)s::jsonb AS args, %(metadata)s::jsonb AS metadata,
+    '[]'::jsonb AS errors, tags, scheduled_at, created_at, attempted_at, finalized_at, attempted_by, NULL::uuid AS token,
+    leased_until, NULL::jsonb AS output,
     {told};
 
 -- name: insert_plain_job
--- One job that is to run now and says nothing unusual: what is not named here has its default, and what comes back is
--- what was said here, which a trigger may have changed, what the caller cannot know, and who is at the other end. Values that say nothing are the larger part of what the
--- statement above costs.
+-- One job that is to run now and says nothing unusual: what is not named here has its default. What comes back is what
+-- was sent and a trigger may have changed, what the caller cannot know, and the server's process. Values that say nothing
+-- are the larger part of what the statement above costs.
 INSERT INTO pgjobs.job (queue, kind, priority, max_attempts, args, metadata)
 VALUES (%(queue)s, %(kind)s, %(priority)s, %(max_attempts)s, %(args)s::jsonb, %(metadata)s::jsonb)
 RETURNING
-    id, state, args::text, metadata::text, scheduled_at, created_at, queue, kind, priority, max_attempts,
+    id, state, %(args)s::jsonb::text, %(metadata)s::jsonb::text, scheduled_at, created_at, queue, kind, priority, max_attempts,
     pg_catalog.pg_backend_pid(),
     {called};
 
 -- name: insert_unique_job
--- One job with a key. If it is not inserted, its twin is the answer where the statement can see it, else the key alone.
+-- One job with a key. If it is not inserted, another job has that key.
 WITH given AS MATERIALIZED (
     SELECT due, pgjobs.unique_key(%(kind)s, %(queue)s, %(args)s::jsonb, due, %(uniqueness)s::jsonb) AS key
     FROM (
@@ -44,19 +49,17 @@ WITH given AS MATERIALIZED (
         key, pgjobs.unique_states(%(uniqueness)s::jsonb)
     FROM given
     ON CONFLICT (unique_key) WHERE unique_key IS NOT NULL AND state = ANY (unique_states) DO NOTHING
-    RETURNING *
-), answer AS (
-    SELECT true AS is_new, inserted.* FROM inserted
-    UNION ALL
-    SELECT false, job.* FROM pgjobs.job
-    WHERE unique_key = (SELECT key FROM given) AND state = ANY (unique_states) AND NOT EXISTS (SELECT FROM inserted)
+    RETURNING
+        id, state, queue, kind, priority, attempt, max_attempts, tags, scheduled_at, created_at, attempted_at, finalized_at,
+        attempted_by, leased_until
 )
 SELECT
-    id, state, queue, kind, priority, attempt, max_attempts, args, metadata, errors, tags, scheduled_at, created_at,
-    attempted_at, finalized_at, attempted_by, token, leased_until, output,
-    is_new, key,
-    CASE WHEN is_new THEN {told} END
-FROM given LEFT JOIN answer ON true;
+    id, state, queue, kind, priority, attempt, max_attempts, %(args)s::jsonb AS args, %(metadata)s::jsonb AS metadata,
+    '[]'::jsonb AS errors, tags, scheduled_at, created_at, attempted_at, finalized_at, attempted_by, NULL::uuid AS token,
+    leased_until, NULL::jsonb AS output,
+    1 AS place, key, {may_read},
+    CASE WHEN id IS NOT NULL THEN {told} END
+FROM given LEFT JOIN inserted ON true;
 
 -- name: insert_jobs
 -- Any number of jobs, of which some may be unique: one array for each column. They are inserted in the order of their
@@ -91,14 +94,18 @@ WITH given AS MATERIALIZED (
     FROM given
     ORDER BY key, place
     ON CONFLICT (unique_key) WHERE unique_key IS NOT NULL AND state = ANY (unique_states) DO NOTHING
-    RETURNING *
+    RETURNING
+        id, state, queue, kind, priority, attempt, max_attempts, tags, scheduled_at, created_at, attempted_at, finalized_at,
+        attempted_by, leased_until
 )
 SELECT
-    id, state, queue, kind, priority, attempt, max_attempts, args, metadata, errors, tags, scheduled_at, created_at,
-    attempted_at, finalized_at, attempted_by, token, leased_until, output,
-    place, key,
+    id, state, queue, kind, priority, attempt, max_attempts, sent_args::jsonb AS args, sent_metadata::jsonb AS metadata,
+    '[]'::jsonb AS errors, tags, scheduled_at, created_at, attempted_at, finalized_at, attempted_by, NULL::uuid AS token,
+    leased_until, NULL::jsonb AS output,
+    place, key, (SELECT {may_read}),
     {told}
-FROM (SELECT place, key, new_id FROM given) AS asked LEFT JOIN inserted ON id = new_id
+FROM (SELECT place, key, new_id, args AS sent_args, metadata AS sent_metadata FROM given) AS asked
+    LEFT JOIN inserted ON id = new_id
 ORDER BY place;
 
 -- name: twins
@@ -111,35 +118,59 @@ SELECT
 FROM pgjobs.job
 WHERE unique_key = ANY (%(keys)b::bytea[]) AND state = ANY (unique_states);
 
+-- name: twins_unread
+-- The same for a role that may not read all of a job: without what others have given it and what came of it.
+SELECT
+    id, state, queue, kind, priority, attempt, max_attempts, NULL::jsonb AS args, NULL::jsonb AS metadata,
+    NULL::jsonb AS errors, tags, scheduled_at, created_at, attempted_at, finalized_at, attempted_by, NULL::uuid AS token,
+    leased_until, NULL::jsonb AS output,
+    unique_key
+FROM pgjobs.job
+WHERE unique_key = ANY (%(keys)b::bytea[]) AND state = ANY (unique_states);
+
 -- name: replace_twin
--- Gives the job that holds the key what a newer call says, if it still waits: what is named in `replace`, and of the
--- metadata key by key. A new time also moves it between waiting for its time and waiting for a worker.
+-- Gives the job that holds the key what a newer call says, if it still waits. Only the assignments that the call names are
+-- sent, each of which follows its comment: a role may have no right to what the others write and read. Metadata is merged
+-- key by key; a new time also moves the job between waiting for its time and waiting for a worker.
 WITH moment AS (
     SELECT COALESCE(%(scheduled_at)s::timestamptz, pg_catalog.statement_timestamp() + %(delay)s::interval) AS due
 ), replaced AS (
     UPDATE pgjobs.job SET
-        args = CASE WHEN 'args' = ANY (%(replace)s::text[]) THEN %(args)s::jsonb ELSE args END,
-        priority = CASE WHEN 'priority' = ANY (%(replace)s::text[]) THEN %(priority)s::smallint ELSE priority END,
-        max_attempts = CASE WHEN 'max_attempts' = ANY (%(replace)s::text[])
-            THEN GREATEST(%(max_attempts)s::integer, attempt + 1) ELSE max_attempts END,
-        tags = CASE WHEN 'tags' = ANY (%(replace)s::text[]) THEN %(tags)s::text[] ELSE tags END,
-        metadata = CASE WHEN 'metadata' = ANY (%(replace)s::text[]) THEN metadata || %(metadata)s::jsonb ELSE metadata END,
-        scheduled_at = CASE WHEN 'scheduled_at' = ANY (%(replace)s::text[]) THEN due ELSE scheduled_at END,
+        -- replace args
+        args = %(args)s::jsonb,
+        -- replace priority
+        priority = %(priority)s::smallint,
+        -- replace max_attempts
+        max_attempts = GREATEST(%(max_attempts)s::integer, attempt + 1),
+        -- replace tags
+        tags = %(tags)s::text[],
+        -- replace metadata
+        metadata = metadata || %(metadata)s::jsonb,
+        -- replace scheduled_at
+        scheduled_at = due,
         state = CASE
-            WHEN state = 'pending' OR 'scheduled_at' <> ALL (%(replace)s::text[]) THEN state
+            WHEN state = 'pending' THEN state
             WHEN due <= pg_catalog.statement_timestamp() THEN 'available'
             WHEN state = 'available' THEN 'scheduled'
             ELSE state END
+        -- replaced
     FROM moment
     WHERE unique_key = %(key)b AND state = ANY (unique_states)
         AND state = ANY ('{available,scheduled,pending,retryable}')
-    RETURNING job.*
+    RETURNING
+        id, state, queue, kind, priority, attempt, max_attempts, tags, scheduled_at, created_at, attempted_at, finalized_at,
+        attempted_by, leased_until
 )
 SELECT
-    id, state, queue, kind, priority, attempt, max_attempts, args, metadata, errors, tags, scheduled_at, created_at,
-    attempted_at, finalized_at, attempted_by, token, leased_until, output,
+    id, state, queue, kind, priority, attempt, max_attempts, NULL::jsonb AS args, NULL::jsonb AS metadata,
+    NULL::jsonb AS errors, tags, scheduled_at, created_at, attempted_at, finalized_at, attempted_by, NULL::uuid AS token,
+    leased_until, NULL::jsonb AS output,
     {told}
 FROM replaced;
+
+-- name: read_replaced
+-- What the statement above leaves out, for a role that may read it.
+SELECT args, metadata, errors, token, output FROM pgjobs.job WHERE id = %(id)s AND queue = %(queue)s;
 
 -- name: prepare_copy
 -- What a COPY with ids needs: the ids, the time that counts as now, and whether row security would forbid it.

@@ -72,3 +72,11 @@ CASE
             AND scheduled_at < (pg_catalog.statement_timestamp() + interval '2 seconds')
             THEN pg_catalog.pg_notify(%(channel)s, ' due')
     END
+
+-- part: may_read
+-- Whether the role may read the columns that hold what others have given a job and what came of it.
+pg_catalog.has_column_privilege('pgjobs.job', 'args', 'SELECT')
+        AND pg_catalog.has_column_privilege('pgjobs.job', 'metadata', 'SELECT')
+        AND pg_catalog.has_column_privilege('pgjobs.job', 'errors', 'SELECT')
+        AND pg_catalog.has_column_privilege('pgjobs.job', 'token', 'SELECT')
+        AND pg_catalog.has_column_privilege('pgjobs.job', 'output', 'SELECT')

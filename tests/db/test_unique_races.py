@@ -95,11 +95,11 @@ def test_a_twin_that_ends_between_the_insert_and_the_look_does_not_count(
     find = store._find_twins
     times = []
 
-    def find_late(conn: AnyConnection, twins: Any) -> Any:
+    def find_late(conn: AnyConnection, jobs: Any, twins: Any, **options: Any) -> Any:
         times.append(len(twins))
         if len(times) == 1:
             table.query("DELETE FROM {schema}.job")
-        return find(conn, twins)
+        return find(conn, jobs, twins, **options)
 
     first = client.enqueue(None, Thing(), unique=UNIQUE)
     monkeypatch.setattr(store, "_find_twins", find_late)
