@@ -58,6 +58,7 @@ from pgjobs.migrate import schema_sql
 from pgjobs.options import EncodedJob, JobOptions, NewJob, job_options
 from pgjobs.queue_settings import QueueSettings
 from pgjobs.queue_store import Queue, QueueFigures
+from pgjobs.roles import roles_sql
 from pgjobs.schedule_store import ScheduleRow
 from pgjobs.timetable import every
 from pgjobs.unique import Unique
@@ -151,5 +152,6 @@ __all__ = [
     "never",
     "only_for",
     "river",
+    "roles_sql",
     "schema_sql",
 ]

@@ -24,6 +24,7 @@ from pgjobs import (
     migration_store,
     post_store,
     queue_store,
+    roles,
     schedule_store,
     statements,
     store,
@@ -32,16 +33,16 @@ from pgjobs import (
 
 FILES = [
     *("enqueue.sql", "work.sql", "maintain.sql", "control.sql", "many.sql", "observe.sql", "queues.sql"),
-    *("batch.sql", "migrate.sql", "workers.sql", "indexes.sql", "schedule.sql", "posts.sql"),
+    *("batch.sql", "migrate.sql", "workers.sql", "indexes.sql", "schedule.sql", "posts.sql", "roles.sql"),
 ]
 GIVE_JOBS = [
-    *("insert_job", "insert_unique_job", "insert_jobs", "twins", "replace_twin", "release"),
+    *("insert_job", "insert_unique_job", "insert_jobs", "twins", "twins_unread", "replace_twin", "release"),
     *("rescue", "cancel", "retry", "delete", "update", "get_job", "list_jobs"),
     *("list_available", "cancel_many", "retry_many", "delete_many", "update_many"),
 ]
 STORES = [
     *(store, enqueue_store, filter_store, queue_store, migration_store, worker_store, index_store, schedule_store),
-    *(post_store, batch_store),
+    *(post_store, batch_store, roles),
 ]
 PARTS = "parts.sql"  # what statements of several files share
 
@@ -150,7 +151,8 @@ def again(module: object, function: str) -> set[str]:
 
 
 def test_every_statement_has_exactly_one_caller_in_the_stores() -> None:
-    callers: dict[str, list[str]] = {name: [] for name in everything()}
+    printed = statements.load("roles.sql", "pgjobs")
+    callers: dict[str, list[str]] = {name: [] for name in everything() if name not in printed}
     for module in STORES:
         for function in ast.walk(ast.parse(inspect.getsource(module))):
             if isinstance(function, ast.FunctionDef):
@@ -170,6 +172,12 @@ def test_every_statement_has_exactly_one_caller_in_the_stores() -> None:
     assert {name: functions for name, functions in callers.items() if len(functions) != 1} == shared
 
 
+def test_every_block_of_the_roles_is_printed_for_some_role() -> None:
+    blocks = statements.load("roles.sql", "pgjobs")
+    text = roles.roles_sql()
+    assert [name for name in blocks if f"-- name: {name}\n" not in text] == []
+
+
 def test_only_the_stores_and_the_migrations_load_statements_and_only_the_stores_run_them() -> None:
     package = Path(pgjobs.__file__).parent
     apart = ("embedded.py", "demo.py")  # a server's own statements, and an application's
@@ -177,7 +185,7 @@ def test_only_the_stores_and_the_migrations_load_statements_and_only_the_stores_
     of_stores = {store.__name__.rpartition(".")[2] for store in STORES}
     assert {name for name, source in sources.items() if "statements.load(" in source} == {*of_stores, "migrate"}
     runs = {name for name, source in sources.items() if re.search(r"\b(cur|conn|cursor)\.execute", source)}
-    assert runs == of_stores
+    assert runs == of_stores - {"roles"}  # its text is for others to run
 
 
 # --- the columns of a job
@@ -185,9 +193,12 @@ def test_only_the_stores_and_the_migrations_load_statements_and_only_the_stores_
 
 def columns(statement: str) -> list[str]:
     """What a statement that gives a job lists, from `id` to `output`."""
-    found = re.findall(r"(?:SELECT|RETURNING)\s+((?:job\.)?id, (?:job\.)?state,[^;]*?\boutput)\b", code(statement))
+    found = re.findall(
+        r".*(?:SELECT|RETURNING)\s+((?:job\.)?id, (?:job\.)?state,[^;]*?\boutput)\b", code(statement), re.S
+    )
     assert len(found) == 1
-    return [column.strip().removeprefix("job.").removeprefix("NULL::jsonb AS ") for column in found[0].split(",")]
+    listed = [column.strip().removeprefix("job.") for column in found[0].split(",")]
+    return [column.rpartition(" AS ")[2] for column in listed]  # what is not read says what stands in its place
 
 
 def claimed_columns() -> list[str]:

@@ -1,0 +1,102 @@
+-- What each kind of role may do, and no more; for psql or a migration of the application's. `pgjobs roles --sql` fills in
+-- the names. Columns are listed one by one, so that a new one is nobody's until somebody has thought about it.
+
+-- name: make_role
+-- A role without a login of its own: grant it to those that log in, or give it one.
+DO $pgjobs$
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = '{role}') THEN
+        CREATE ROLE "{role}" NOLOGIN;
+    END IF;
+END
+$pgjobs$;
+REVOKE ALL ON
+    pgjobs.job, pgjobs.queue, pgjobs.worker, pgjobs.schedule, pgjobs.scheduler, pgjobs.cancel_request, pgjobs.maintenance,
+    pgjobs.migration
+FROM "{role}";
+REVOKE ALL ON SEQUENCE pgjobs.job_id_seq FROM "{role}";
+GRANT USAGE ON SCHEMA {schema} TO "{role}";
+GRANT SELECT (version, name, applied_at) ON pgjobs.migration TO "{role}";
+
+-- name: grant_enqueuer
+-- Enqueues, and reads of other jobs what tells it of a duplicate: not their args, metadata, errors and output. It has no
+-- right to schedule and tick, with which ticks of a schedule could be swallowed, nor to id.
+GRANT SELECT (
+    id, state, queue, kind, priority, attempt, max_attempts, tags, scheduled_at, created_at, attempted_at, finalized_at,
+    attempted_by, leased_until, unique_key, unique_states
+) ON pgjobs.job TO "{role}";
+GRANT INSERT (
+    state, queue, kind, priority, max_attempts, args, metadata, tags, scheduled_at, unique_key, unique_states
+) ON pgjobs.job TO "{role}";
+GRANT EXECUTE ON FUNCTION
+    pgjobs.enqueue(text, jsonb, text, integer, timestamptz, interval, integer, text[], jsonb, jsonb, boolean, boolean),
+    pgjobs.check_job(text, jsonb, text, integer, timestamptz, interval, integer, text[], jsonb),
+    pgjobs.check_uniqueness(jsonb, jsonb),
+    pgjobs.unique_key(text, text, jsonb, timestamptz, jsonb),
+    pgjobs.unique_states(jsonb),
+    pgjobs.advisory_class()
+TO "{role}";
+
+-- name: grant_enqueue_many
+-- For enqueue_many, which draws ids before it inserts. Who has this could take ids that others will draw.
+GRANT INSERT (id, created_at) ON pgjobs.job TO "{role}";
+GRANT USAGE ON SEQUENCE pgjobs.job_id_seq TO "{role}";
+
+-- name: grant_replace
+-- For replace=: who has this could change jobs of others that wait, and reads their metadata, into which it merges.
+GRANT UPDATE (args, priority, max_attempts, tags, metadata, scheduled_at, state) ON pgjobs.job TO "{role}";
+GRANT SELECT (metadata) ON pgjobs.job TO "{role}";
+
+-- name: grant_worker
+-- Works jobs: claims, finishes, rescues and removes them, ticks schedules, and does what else has to be done now and then.
+-- Only the upkeep of indexes is for the owner of the tables.
+GRANT SELECT, INSERT, UPDATE, DELETE ON
+    pgjobs.job, pgjobs.queue, pgjobs.worker, pgjobs.schedule, pgjobs.scheduler
+TO "{role}";
+GRANT SELECT, UPDATE, DELETE ON pgjobs.cancel_request TO "{role}";
+GRANT SELECT, INSERT, UPDATE ON pgjobs.maintenance TO "{role}";
+GRANT USAGE ON SEQUENCE pgjobs.job_id_seq TO "{role}";
+GRANT EXECUTE ON FUNCTION
+    pgjobs.attempt_lost(),
+    pgjobs.unique_key(text, text, jsonb, timestamptz, jsonb),
+    pgjobs.unique_states(jsonb),
+    pgjobs.advisory_class()
+TO "{role}";
+
+-- name: grant_viewer
+-- Looks, and changes nothing.
+GRANT SELECT (
+    id, state, queue, kind, priority, attempt, max_attempts, metadata, tags, scheduled_at, created_at, attempted_at,
+    finalized_at, attempted_by, leased_until, token, unique_key, unique_states, schedule, tick
+) ON pgjobs.job TO "{role}";
+GRANT SELECT (name, paused_at, created_at, updated_at, keep_completed, keep_cancelled, keep_discarded)
+    ON pgjobs.queue TO "{role}";
+GRANT SELECT (
+    id, host, pid, queues, threads, kinds, version, code_version, started_at, seen_at, lost_at
+) ON pgjobs.worker TO "{role}";
+GRANT SELECT (
+    name, kind, spec, zone, catch_up, "window", paused_at, next_tick_at, last_tick_at, created_at, updated_at, in_code,
+    version, planned_for, run_now_at, seen_at, error
+) ON pgjobs.schedule TO "{role}";
+GRANT SELECT (id, worker, schedules, seen_at) ON pgjobs.scheduler TO "{role}";
+GRANT SELECT (id, job_id, queue, token, reason, requested_at) ON pgjobs.cancel_request TO "{role}";
+GRANT SELECT (duty, next_run_at) ON pgjobs.maintenance TO "{role}";
+
+-- name: grant_view_of_args
+-- What jobs and schedules are given, and what came of it; client.get, client.list and client.schedules read it.
+GRANT SELECT (args, errors, output) ON pgjobs.job TO "{role}";
+GRANT SELECT (args, options, registered) ON pgjobs.schedule TO "{role}";
+
+-- name: grant_operator
+-- Cancels, retries, changes and deletes jobs, pauses queues, and keeps the schedules. What a job was made to be (its kind,
+-- queue and args) and what it has been through stay as they are.
+GRANT UPDATE (
+    state, priority, max_attempts, attempt, scheduled_at, finalized_at, leased_until, metadata, tags, token, output,
+    unique_key, unique_states
+) ON pgjobs.job TO "{role}";
+GRANT DELETE ON pgjobs.job TO "{role}";
+-- of requests the whole table, since they are found by where they stand
+GRANT SELECT, INSERT, UPDATE, DELETE ON pgjobs.cancel_request TO "{role}";
+GRANT INSERT, UPDATE, DELETE ON pgjobs.schedule TO "{role}";
+GRANT INSERT, UPDATE ON pgjobs.queue TO "{role}";
+GRANT EXECUTE ON FUNCTION pgjobs.advisory_class() TO "{role}";
