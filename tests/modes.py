@@ -9,6 +9,7 @@ A test of what cannot be so in a mode says why with a mark, `one_by_one("...")` 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
@@ -36,11 +37,16 @@ def install() -> None:
 
         WorkerPool.__init__ = batched  # type: ignore[method-assign]
     if PLAIN:
-        Claimer.hot_path_of = lambda *_: None  # type: ignore[method-assign]
-        Client._is_direct = lambda *_: False  # type: ignore[method-assign]
-        insert = EnqueueStore.insert_hot
+        without_hot_path(setattr)
 
-        def unprepared(self: EnqueueStore, conn: AnyConnection, job: EncodedJob, *, may_prepare: bool) -> Job[Any]:
-            return insert(self, conn, job, may_prepare=False)
 
-        EnqueueStore.insert_hot = unprepared  # type: ignore[method-assign]
+def without_hot_path(patch: Callable[[Any, str, object], None]) -> None:
+    """Let nothing be prepared by pgjobs, and no message be one of the hot path; `patch` is setattr, or pytest's."""
+    insert = EnqueueStore.insert_hot
+
+    def unprepared(self: EnqueueStore, conn: AnyConnection, job: EncodedJob, *, may_prepare: bool) -> Job[Any]:
+        return insert(self, conn, job, may_prepare=False)
+
+    patch(Claimer, "hot_path_of", lambda *_: None)
+    patch(Client, "_is_direct", lambda *_: False)
+    patch(EnqueueStore, "insert_hot", unprepared)
