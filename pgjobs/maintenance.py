@@ -6,9 +6,10 @@ transactions that the server bounds, and moves the time on. So a process that di
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
 from functools import partial
@@ -23,8 +24,10 @@ from pgjobs.error_text import one_line
 from pgjobs.job import Job, JobState
 from pgjobs.log_lines import get_logger
 from pgjobs.reindex import Reindex, is_time, next_time
-from pgjobs.store import AnyConnection, Store
+from pgjobs.set_aside import SetAside, concerns_a_row
+from pgjobs.store import AnyConnection, Rescued, Selection, Store
 from pgjobs.transaction import PoolSource
+from pgjobs.unworkable import CANCEL, MOST_TRIES, PROMOTE, RESCUE, Act, Row, Unworkable
 from pgjobs.worker_store import Workers
 
 log = get_logger("pgjobs.maintenance")
@@ -51,7 +54,7 @@ _GLANCE_EVERY = timedelta(seconds=1.75)
 _SELDOM = timedelta(seconds=30)  # the same for the others
 _SOON = timedelta(0)
 _EARLY = timedelta(milliseconds=1)  # by which the row says sooner: not to find it too early at the moment itself
-_ONE_BY_ONE = 50  # rows of a transaction that puts each behind a savepoint: more would overflow a cache of the server
+_ONE_BY_ONE = MOST_TRIES  # rows of a transaction that puts each behind a savepoint
 _BESIDE_EVERY = 1.0  # seconds
 _ANSWER_WITHIN = 40.0  # seconds for what is quick; the server gives each statement 30
 _SLOW_ANSWER_WITHIN = 600.0  # for duties of many statements
@@ -87,7 +90,8 @@ class Maintenance:
         *,
         keep: Mapping[JobState, timedelta | None],
         wake: Callable[[str, int], None] = lambda queue, jobs: None,
-        rescued: Callable[[Job[Any]], None] = lambda job: None,
+        rescued: Callable[[Job[Any]], None] | None = None,
+        reads_rescued: Callable[[], bool] = lambda: True,
         kinds: Callable[[], Iterable[str] | None] = lambda: None,
         reindex: Reindex | None = None,
     ) -> None:
@@ -95,11 +99,14 @@ class Maintenance:
         self._keep = keep
         self._wake = wake
         self._rescued = rescued
+        self._reads_rescued = reads_rescued  # whether `rescued` wants more than what was changed: args, metadata
         self._kinds = kinds  # that this process knows; None is every kind
         self._workers = Workers(store.schema)
         self._rescue_batches = Batches()
         self._clean_batches = Batches()
         self._promoted: dict[str, int] = {}
+        self.aside = SetAside()
+        self._unworkable = Unworkable(store, self.aside)
         self.duties: dict[str, Callable[[AnyConnection], timedelta]] = {
             "promote": self.promote,
             "rescue": self.rescue,
@@ -113,30 +120,66 @@ class Maintenance:
 
     def promote(self, conn: AnyConnection) -> timedelta:
         """Make due jobs available; until exactly the next one is due."""
-        self._promoted, contested, due = self._store.promote(conn, BATCH)
+        rows = self._selected("promote")
+        try:
+            self._promoted, contested, due = self._store.promote(conn, BATCH, *rows)
+        except psycopg.Error as error:
+            self._promote_bit_by_bit(conn, rows, error)
+            return _SOON
+        self._note_work("promote", self._promoted)
         for id, queue in contested[:_ONE_BY_ONE]:
             self._promote_contested(conn, id, queue)
         if sum(self._promoted.values()) + len(contested) >= BATCH or len(contested) > _ONE_BY_ONE:
             return _SOON
         if contested:  # which are due no longer
-            due = self._store.next_due(conn)
+            due = self._store.next_due(conn, *self._selected("promote"))
         if due is None:
             return PROMOTE_EVERY
         if due > _SOON:
             return min(due, PROMOTE_EVERY)
         return _PROMOTE_AGAIN if -due > _PROMOTE_AGAIN else _SOON  # due since a moment ago, or held by somebody
 
+    def _selected(self, act: str) -> tuple[Selection] | tuple[()]:
+        """What an act is to leave out, if there is anything."""
+        aside = self.aside.rows(act)
+        return (Selection(aside=aside),) if aside else ()
+
+    def _note_work(self, act: str, done: Sized) -> None:
+        if done:
+            self.aside.worked(act)
+
+    def _promote_bit_by_bit(self, conn: AnyConnection, rows: Sequence[Selection], error: psycopg.Error) -> None:
+        self._promoted = {}
+
+        def promote(ids: Sequence[int]) -> None:
+            promoted, contested, _ = self._store.promote(conn, len(ids), Selection(among=ids))
+            for queue, jobs in promoted.items():
+                self._promoted[queue] = self._promoted.get(queue, 0) + jobs
+            for id, queue in contested if len(ids) == 1 else ():
+                self._promote_contested(conn, id, queue)
+
+        def find() -> list[Row]:
+            return self._store.rows_to_promote(conn, BATCH, *rows)
+
+        self._unworkable.bit_by_bit(conn, Act("promote", find, promote, PROMOTE), error)
+
     def _promote_contested(self, conn: AnyConnection, id: int, queue: str) -> None:
         """Promote a job whose unique key a twin may have taken while it waited."""
         try:
-            with conn.transaction():
+            try:
                 state = self._store.settle_promotion(conn, id, queue)
-        except (psycopg.errors.UniqueViolation, psycopg.errors.LockNotAvailable):  # the twin is being inserted
-            self._store.postpone_promotion(conn, id, queue)
+            except (psycopg.errors.UniqueViolation, psycopg.errors.LockNotAvailable):  # the twin is being inserted
+                self._store.postpone_promotion(conn, id, queue)
+                return
+        except psycopg.Error as error:
+            if not concerns_a_row(error):
+                raise
+            self._unworkable.deal_with(conn, "promote", (id, queue), error, PROMOTE)
+            self.aside.say("promote")
             return
         if state is JobState.AVAILABLE:
             self._promoted[queue] = self._promoted.get(queue, 0) + 1
-        else:
+        elif state is not None:
             log.info("job %d discarded: another job has its unique key", id)
 
     def rescue(self, conn: AnyConnection) -> timedelta:
@@ -149,15 +192,61 @@ class Maintenance:
         kind that this process does not know is left for a day to one that does.
         """
         with self._rescue_batches.next() as batch:
-            jobs = self._store.rescue(conn, batch, RESCUE_GRACE, self._kinds())
-            cancelled, settled = self._store.settle_requests(conn, batch)
+            jobs = self._rescue(conn, batch)
+            cancelled, settled = self._settle_requests(conn, batch)
         for job in jobs:
             count = f"attempt {job.attempt} counts" if job.token else "as it ran others too, the attempt is given back"
             log.warning("job %d rescued: its worker vanished; %s; now %s", job.id, count, job.state)
-            self._rescued(job)
+            self._tell_of(conn, job)
         if cancelled:
             log.info("%d jobs cancelled whose attempt ended while that was being asked for", cancelled)
-        return _SOON if max(len(jobs), settled) >= batch else _RESCUE_EVERY
+        return _SOON if jobs.more or max(len(jobs), settled) >= batch else _RESCUE_EVERY
+
+    def _rescue(self, conn: AnyConnection, batch: int) -> Rescued:
+        rows, kinds = self._selected("rescue"), self._kinds()
+        try:
+            jobs = self._store.rescue(conn, batch, RESCUE_GRACE, kinds, *rows)
+        except psycopg.Error as error:
+            jobs = Rescued()
+            jobs.more = True
+
+            def rescue(ids: Sequence[int]) -> None:
+                jobs.extend(self._store.rescue(conn, len(ids), RESCUE_GRACE, kinds, Selection(among=ids)))
+
+            def find() -> list[Row]:
+                return self._store.rows_to_rescue(conn, batch, RESCUE_GRACE, kinds, *rows)
+
+            self._unworkable.bit_by_bit(conn, Act("rescue", find, rescue, RESCUE), error)
+        self._note_work("rescue", jobs)
+        return jobs
+
+    def _tell_of(self, conn: AnyConnection, job: Job[Any]) -> None:
+        """Tell of a rescued job. What it holds may be large, so it is read only for who wants it, one job at a time."""
+        if self._rescued is None:
+            return
+        if self._reads_rescued():
+            with suppress(psycopg.DataError, psycopg.ProgrammingError):
+                job = self._store.rescued_job(conn, job.id, job.queue) or job
+        self._rescued(job)
+
+    def _settle_requests(self, conn: AnyConnection, batch: int) -> tuple[int, int]:
+        """How many jobs are cancelled, and requests dealt with."""
+        act = "cancel requests"
+        rows, cancelled, settled = self._selected(act), 0, 0
+        try:
+            return self._store.settle_requests(conn, batch, *rows)
+        except psycopg.Error as error:
+
+            def settle(ids: Sequence[int]) -> None:
+                nonlocal cancelled, settled
+                counts = self._store.settle_requests(conn, batch, Selection(among=ids))
+                cancelled, settled = cancelled + counts[0], settled + counts[1]
+
+            def find() -> list[Row]:
+                return self._store.rows_to_settle(conn, batch, *rows)
+
+            self._unworkable.bit_by_bit(conn, Act(act, find, settle, CANCEL), error)
+        return cancelled, batch  # there may be more
 
     def clean(self, conn: AnyConnection) -> timedelta:
         """Delete what has been over for longer than it is kept."""
@@ -167,17 +256,36 @@ class Maintenance:
 
     def _clean(self, conn: AnyConnection, state: JobState, keep: timedelta, batch: int) -> int:
         """How many were deleted; a full batch's worth when it is worth going on at once."""
+        act = f"clean {state}"
+        rows = self._selected(act)
         try:
-            with conn.transaction():
-                return self._store.clean(conn, state, keep, batch)
-        except psycopg.IntegrityError as error:
-            log.warning("some %s jobs are kept: the application refers to them: %s", state, one_line(error))
+            return self._store.clean(conn, state, keep, batch, *rows)
+        except psycopg.Error as error:
+
+            def clean(ids: Sequence[int]) -> None:
+                self._store.clean(conn, state, keep, len(ids), Selection(among=ids))
+
+            def find() -> list[Row]:
+                return self._store.rows_to_clean(conn, state, keep, batch, *rows)
+
+            try:
+                self._unworkable.bit_by_bit(conn, Act(act, find, clean, None), error)
+            except psycopg.Error as common:
+                if not concerns_a_row(common):
+                    raise
+                return batch if self._clean_some(conn, state, keep) else 0
+        return batch
+
+    def _clean_some(self, conn: AnyConnection, state: JobState, keep: timedelta) -> int:
+        """When those that are looked at first must all stay: some, in no order. How many were deleted."""
         deleted = 0
-        for id, queue in self._store.some_old_jobs(conn, state, keep, _ONE_BY_ONE):
-            with suppress(psycopg.IntegrityError), conn.transaction():
-                self._store.clean_one(conn, state, id, queue)
-                deleted += 1
-        return batch if deleted else 0
+        for id, _ in self._store.some_old_jobs(conn, state, keep, _ONE_BY_ONE):
+            try:
+                deleted += self._store.clean(conn, state, keep, 1, Selection(among=[id]))
+            except psycopg.Error as error:
+                if not concerns_a_row(error):
+                    raise
+        return deleted
 
     def forget_workers(self, conn: AnyConnection) -> timedelta:
         """Remove processes that vanished from the registry."""
@@ -357,8 +465,9 @@ class MaintenanceThread:
             with self._connection(duty) as conn:
                 return act(conn)
         except Exception as error:  # the thread outlives every error of the database
+            level = logging.DEBUG if self._maintenance.aside.was_said(error) else logging.WARNING
             with suppress(Exception):  # a handler of the log that fails
-                log.warning("duty %s failed and is tried again in %s: %s", duty, AFTER_FAILURE, one_line(error))
+                log.log(level, "duty %s failed and is tried again in %s: %s", duty, AFTER_FAILURE, one_line(error))
         if duty not in self._maintenance.duties:
             return AFTER_FAILURE
         try:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypedDict, Unpack
 from uuid import UUID
 
 import psycopg
+from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow, tuple_row
 
 from pgjobs import statements
@@ -100,6 +101,29 @@ class ClaimRequest(NamedTuple):
         return values
 
 
+class Selection(NamedTuple):
+    """Which rows an act leaves out, by their ids, and which it is restricted to."""
+
+    aside: Sequence[int] | None = None
+    among: Sequence[int] | None = None
+
+    @property
+    def values(self) -> dict[str, Any]:
+        return {
+            "aside": list(self.aside) if self.aside else None,
+            "among": None if self.among is None else list(self.among),
+        }
+
+
+ALL_ROWS = Selection()
+
+
+class Rescued(list[Job[Any]]):
+    """The jobs that a rescue has finished."""
+
+    more = False  # whether it has left some for the next time
+
+
 CLAIM_DEFAULTS: ClaimValues = {
     "id": None,
     "kinds": None,
@@ -151,6 +175,7 @@ class Store:
         self._control = statements.load("control.sql", schema)
         self._maintain = statements.load("maintain.sql", schema)
         self._observe = statements.load("observe.sql", schema)
+        self._unworkable = statements.load("unworkable.sql", schema)
         self.tag = f"pgjobs_{token_hex(4)}"  # of what has a name in a session, so that no handler hits it
         work = self.work = _named(statements.load("work.sql", schema), self.tag, self.channel)
         orders = {
@@ -317,57 +342,72 @@ class Store:
             cur.execute(self._maintain["hurry_promote"])
 
     def promote(
-        self, conn: AnyConnection, batch: int
+        self, conn: AnyConnection, batch: int, rows: Selection = ALL_ROWS
     ) -> tuple[dict[str, int], list[tuple[int, str]], timedelta | None]:
         """Make due jobs available; how many per queue, id and queue of those that a twin may be in the way of, and how
         long until the next waiting job is due."""
-        with literal_cursor(conn) as cur:
-            cur.execute(self._maintain["promote"], {"batch": batch, "channel": self.channel})
-            rows, [(due,)] = answers(cur)
-        promoted = {queue: jobs for queue, jobs, id, *_ in rows if id is None}
-        return promoted, [(id, queue) for queue, _, id, *_ in rows if id is not None], span(due)
+        values = {"batch": batch, "channel": self.channel, **rows.values}
+        found, [(due,)] = self._act(conn, self._maintain["promote"], values)
+        promoted = {queue: jobs for queue, jobs, id, *_ in found if id is None}
+        return promoted, [(id, queue) for queue, _, id, *_ in found if id is not None], span(due)
 
-    def settle_promotion(self, conn: AnyConnection, id: int, queue: str) -> JobState:
-        """Make one available, or discard it if its twin has its key; raises when that cannot be told yet."""
-        with literal_cursor(conn) as cur:
-            cur.execute(self._maintain["settle_promotion"], {"id": id, "queue": queue, "channel": self.channel})
-            [[(state, _)]] = answers(cur)
-            return JobState(state)
+    def settle_promotion(self, conn: AnyConnection, id: int, queue: str) -> JobState | None:
+        """Make one available, or discard it if its twin has its key; raises when that cannot be told yet. None: there
+        is nothing to settle any more."""
+        values = {"id": id, "queue": queue, "channel": self.channel}
+        (rows,) = self._act(conn, self._maintain["settle_promotion"], values)
+        return JobState(rows[0][0]) if rows else None
 
     def postpone_promotion(self, conn: AnyConnection, id: int, queue: str) -> None:
-        with literal_cursor(conn) as cur:
-            cur.execute(self._maintain["postpone_promotion"], {"id": id, "queue": queue})
+        self._act(conn, self._maintain["postpone_promotion"], {"id": id, "queue": queue})
 
-    def next_due(self, conn: AnyConnection) -> timedelta | None:
+    def next_due(self, conn: AnyConnection, rows: Selection = ALL_ROWS) -> timedelta | None:
         """How long until the next waiting job is due."""
-        with literal_cursor(conn) as cur:
-            cur.execute(self._maintain["next_due"])
-            return span(one(cur)[0])
+        [[(due,)]] = self._act(conn, self._maintain["next_due"], rows.values)
+        return span(due)
 
     def rescue(
-        self, conn: AnyConnection, batch: int, grace: timedelta, kinds: Iterable[str] | None = None
-    ) -> list[Job[Any]]:
+        self,
+        conn: AnyConnection,
+        batch: int,
+        grace: timedelta,
+        kinds: Iterable[str] | None = None,
+        rows: Selection = ALL_ROWS,
+    ) -> Rescued:
         """Finish the attempts of workers that vanished; the jobs as they are now, without a token where the attempt was
-        given back. Last attempts of other kinds than these are left to others; None is every kind."""
-        known = None if kinds is None else list(kinds)
-        with literal_cursor(conn) as cur:
-            cur.execute(self._maintain["rescue"], {"batch": batch, "grace": grace, "kinds": known})
-            return [as_job(row) for row in cur.fetchall()]
+        given back, and without their args, metadata and earlier errors. Last attempts of other kinds than these are
+        left to others; None is every kind."""
+        values = self._rescue_values(batch, grace, kinds, rows)
+        (found,) = self._act(conn, self._maintain["rescue"], values)
+        rescued = Rescued(as_job(row) for row in found)
+        rescued.more = bool(found) and bool(found[0][-1])
+        return rescued
 
-    def settle_requests(self, conn: AnyConnection, batch: int) -> tuple[int, int]:
+    def _rescue_values(
+        self, batch: int, grace: timedelta, kinds: Iterable[str] | None, rows: Selection
+    ) -> dict[str, Any]:
+        return {"batch": batch, "grace": grace, "kinds": None if kinds is None else list(kinds), **rows.values}
+
+    def rescued_job(self, conn: AnyConnection, id: int, queue: str) -> Job[Any] | None:
+        """A job that was just rescued; without what of it is larger than a few megabytes."""
+        with literal_cursor(conn) as cur:
+            cur.execute(self._maintain["rescued_job"], {"id": id, "queue": queue})
+            row = cur.fetchone()
+            return as_job(row) if row else None
+
+    def settle_requests(self, conn: AnyConnection, batch: int, rows: Selection = ALL_ROWS) -> tuple[int, int]:
         """Apply, pass on or drop requests to cancel attempts that are over: how many jobs are cancelled, requests dealt
         with."""
-        with literal_cursor(conn) as cur:
-            cur.execute(self._maintain["settle_requests"], {"batch": batch})
-            cancelled, settled = one(cur)
-            return cancelled, settled
+        [[(cancelled, settled)]] = self._act(conn, self._maintain["settle_requests"], {"batch": batch, **rows.values})
+        return cancelled, settled
 
-    def clean(self, conn: AnyConnection, state: JobState, keep: timedelta, batch: int) -> int:
+    def clean(
+        self, conn: AnyConnection, state: JobState, keep: timedelta, batch: int, rows: Selection = ALL_ROWS
+    ) -> int:
         """Delete jobs that ended in this state longer ago than `keep`; how many."""
-        with literal_cursor(conn) as cur:
-            cur.execute(self._maintain["clean"], {"state": state, "keep": keep, "batch": batch})
-            deleted: int = one(cur)[0]
-            return deleted
+        values = {"state": state, "keep": keep, "batch": batch, **rows.values}
+        [[(deleted,)]] = self._act(conn, self._maintain["clean"], values)
+        return deleted  # type: ignore[no-any-return]
 
     def some_old_jobs(self, conn: AnyConnection, state: JobState, keep: timedelta, batch: int) -> list[tuple[int, str]]:
         """Some jobs that may be deleted: id and queue."""
@@ -375,9 +415,67 @@ class Store:
             cur.execute(self._maintain["some_old_jobs"], {"state": state, "keep": keep, "batch": batch})
             return [(id, queue) for id, queue in cur.fetchall()]
 
-    def clean_one(self, conn: AnyConnection, state: JobState, id: int, queue: str) -> None:
+    # --- when an act has failed because of a row: what it would take, by id and queue
+
+    def rows_to_promote(self, conn: AnyConnection, batch: int, rows: Selection = ALL_ROWS) -> list[tuple[int, str]]:
+        return self._rows_to(conn, "promote", {"batch": batch, **rows.values})
+
+    def rows_to_rescue(
+        self, conn: AnyConnection, batch: int, grace: timedelta, kinds: Iterable[str] | None, rows: Selection = ALL_ROWS
+    ) -> list[tuple[int, str]]:
+        return self._rows_to(conn, "rescue", self._rescue_values(batch, grace, kinds, rows))
+
+    def rows_to_settle(self, conn: AnyConnection, batch: int, rows: Selection = ALL_ROWS) -> list[tuple[int, str]]:
+        return self._rows_to(conn, "settle", {"batch": batch, **rows.values})
+
+    def rows_to_clean(
+        self, conn: AnyConnection, state: JobState, keep: timedelta, batch: int, rows: Selection = ALL_ROWS
+    ) -> list[tuple[int, str]]:
+        return self._rows_to(conn, "clean", {"state": state, "keep": keep, "batch": batch, **rows.values})
+
+    def _rows_to(self, conn: AnyConnection, act: str, values: Mapping[str, Any]) -> list[tuple[int, str]]:
+        (rows,) = self._act(conn, self._maintain[f"rows_to_{act}"], values)
+        return [(id, queue) for id, queue in rows]
+
+    def _act(self, conn: AnyConnection, statement: bytes, values: Mapping[str, Any]) -> list[list[Any]]:
+        """The answers of a statement that may fail because of a row; the transaction around it, if there is one, then
+        goes on."""
+        within = conn.info.transaction_status == TransactionStatus.INTRANS
+        if within:
+            statement = b"SAVEPOINT pgjobs_act;\n%b;\nRELEASE SAVEPOINT pgjobs_act" % statement.rstrip(b"; \n")
         with literal_cursor(conn) as cur:
-            cur.execute(self._maintain["clean_one"], {"id": id, "queue": queue, "state": state})
+            try:
+                cur.execute(statement, values)
+            except psycopg.Error:
+                if within and conn.info.transaction_status == TransactionStatus.INERROR:
+                    cur.execute(b"ROLLBACK TO SAVEPOINT pgjobs_act;\nRELEASE SAVEPOINT pgjobs_act")
+                raise
+            return answers(cur)
+
+    def bare_write(
+        self,
+        conn: AnyConnection,
+        id: int,
+        queue: str,
+        *,
+        states: Sequence[JobState],
+        to: JobState,
+        counted: int,
+        keep_key: bool,
+    ) -> bool:
+        """Whether the row takes a change of its state that reads nothing of it. Leaves it as it is."""
+        values = {"id": id, "queue": queue, "states": list(states), "state": to, "counted": counted, "key": keep_key}
+        with conn.transaction(force_rollback=True):
+            [rows] = self._act(conn, self._unworkable["bare_write"], values)
+        return bool(rows)
+
+    def discard_unworkable(
+        self, conn: AnyConnection, id: int, queue: str, *, states: Sequence[JobState], reason: str, fresh: bool
+    ) -> bool:
+        """Discard a job that cannot be worked; `fresh` gives up its errors, its unique key and its workers."""
+        values = {"id": id, "queue": queue, "states": list(states), "reason": reason, "fresh": fresh}
+        [rows] = self._act(conn, self._unworkable["discard_unworkable"], values)
+        return bool(rows)
 
     # --- control: the job as it is now, and what became of the call; None when there is no such job
 

@@ -255,6 +255,7 @@ class WorkerPool:
                 keep=self._keep,
                 wake=self._wake_for,
                 rescued=self._on_rescued,
+                reads_rescued=lambda: bool(self._client.hooks),
                 kinds=self._kinds,
                 reindex=self._reindex,
             ),

@@ -44,11 +44,7 @@ WHERE duty = %(duty)s AND next_run_at <= pg_catalog.clock_timestamp();
 -- waits.
 SET LOCAL synchronous_commit = off;
 WITH due AS MATERIALIZED (
-    SELECT id, queue, scheduled_at, COALESCE(state <> ALL (unique_states), false) AS contested FROM pgjobs.job
-    WHERE state = ANY ('{scheduled,retryable}') AND scheduled_at <= pg_catalog.statement_timestamp()
-    ORDER BY scheduled_at
-    LIMIT %(batch)s
-    FOR NO KEY UPDATE SKIP LOCKED
+    {due_jobs}
 ), promoted AS (
     UPDATE pgjobs.job SET state = 'available'
     FROM due WHERE job.id = due.id AND job.queue = due.queue AND NOT contested
@@ -60,8 +56,14 @@ SELECT queue, jobs, NULL::bigint AS id, {called}, NULL::timestamptz AS scheduled
 UNION ALL
 SELECT queue, 1, id, NULL, scheduled_at FROM due WHERE contested
 ORDER BY scheduled_at NULLS FIRST, queue, id;
-SELECT (EXTRACT(epoch FROM (pg_catalog.min(scheduled_at) - pg_catalog.clock_timestamp())) * 1000000)::bigint
-FROM pgjobs.job WHERE state = ANY ('{scheduled,retryable}');
+{next_due_job};
+
+-- name: rows_to_promote
+-- What `promote` would take, when that has failed because of one of them.
+WITH due AS MATERIALIZED (
+    {due_jobs}
+)
+SELECT id, queue FROM due;
 
 -- name: settle_promotion
 -- One due job whose twin may have its key meanwhile: available, or discarded. For a twin that somebody is inserting it
@@ -80,7 +82,8 @@ FROM (
         WHERE twin.unique_key = contested.unique_key AND twin.state = ANY (twin.unique_states)) AS lost
     FROM pgjobs.job AS contested WHERE id = %(id)s AND queue = %(queue)s
 ) AS look
-WHERE id = %(id)s AND queue = %(queue)s AND state <> ALL (unique_states)
+WHERE id = %(id)s AND queue = %(queue)s AND state = ANY ('{scheduled,retryable}')
+    AND (state = ANY (unique_states)) IS NOT TRUE
 RETURNING state, CASE WHEN state = 'available' THEN {called} END;
 SET LOCAL lock_timeout = '5s';
 
@@ -91,8 +94,7 @@ WHERE id = %(id)s AND queue = %(queue)s;
 
 -- name: next_due
 -- How long until the next waiting job is due; null when none waits.
-SELECT (EXTRACT(epoch FROM (pg_catalog.min(scheduled_at) - pg_catalog.clock_timestamp())) * 1000000)::bigint
-FROM pgjobs.job WHERE state = ANY ('{scheduled,retryable}');
+{next_due_job};
 
 -- name: hurry_promote
 -- A job has come that is due before the next promote. Waits for one that is under way, which may have looked too early.
@@ -114,34 +116,23 @@ COMMIT;
 -- Which of several jobs took the process down nobody can tell. So a job that had neighbours, and was never in trouble
 -- before, has its attempt given back; that is noted in its metadata, and done twice at most. Without a token, so
 -- that no late record of the attempt finds it.
-WITH vanished AS MATERIALIZED (
-    SELECT id, queue, token, attempted_by[pg_catalog.cardinality(attempted_by)] AS worker,
-        %(kinds)s::text[] IS NULL OR kind = ANY (%(kinds)s::text[]) AS known,
-        CASE WHEN pg_catalog.jsonb_typeof(metadata -> 'given_back') = 'array'
-            THEN metadata -> 'given_back' ELSE '[]' END AS given,
-        (
-            SELECT pg_catalog.count(*) FROM pg_catalog.jsonb_array_elements(errors) AS entry
-            WHERE pg_catalog.starts_with(entry ->> 'error', 'worker vanished')
-        ) AS times_before
-    FROM pgjobs.job
-    WHERE state = 'running' AND CASE
-        WHEN leased_until IS NULL
-            THEN COALESCE(attempted_at, created_at) < (pg_catalog.clock_timestamp() - %(grace)s::interval)
-        ELSE leased_until < pg_catalog.clock_timestamp() END
-        AND (attempt < max_attempts OR %(kinds)s::text[] IS NULL OR kind = ANY (%(kinds)s::text[])
-            OR COALESCE(attempted_at, created_at) < (pg_catalog.clock_timestamp() - interval '1 day')
-            OR EXISTS (SELECT FROM pgjobs.cancel_request WHERE job_id = job.id AND cancel_request.queue = job.queue
-                AND (cancel_request.token = job.token OR (cancel_request.token IS NULL AND job.token IS NULL))))
-    ORDER BY id
-    LIMIT %(batch)s
-    FOR NO KEY UPDATE SKIP LOCKED
+-- What a row holds may be large: of the rows in their order only so many are taken as stay within some megabytes, as they
+-- are stored, but at least one; and the answer has neither args nor metadata, and of the errors only the new one. Large
+-- metadata stay as they are. A job whose errors are larger than any that were recorded is discarded with that reason, and
+-- they with it: to add to them takes longer than a duty has, or cannot be done.
+WITH seen AS MATERIALIZED (
+    {vanished_jobs}
+), vanished AS MATERIALIZED (
+    SELECT id, queue, token, worker, known
+    FROM (SELECT seen.*, pg_catalog.sum(bytes) OVER (ORDER BY id, queue ROWS UNBOUNDED PRECEDING) - bytes AS before FROM seen) AS placed
+    WHERE before < 4000000
 ), request AS (
     DELETE FROM pgjobs.cancel_request USING vanished
     WHERE cancel_request.job_id = vanished.id AND cancel_request.queue = vanished.queue
         AND (cancel_request.token = vanished.token OR (cancel_request.token IS NULL AND vanished.token IS NULL))
     RETURNING job_id, cancel_request.queue, reason, requested_at
 ), crew AS MATERIALIZED (
-    SELECT attempted_by[pg_catalog.cardinality(attempted_by)] AS worker FROM pgjobs.job
+    SELECT attempted_by[pg_catalog.array_upper(attempted_by, 1)] AS worker FROM pgjobs.job
     WHERE state = 'running' AND EXISTS (SELECT FROM vanished)
     GROUP BY 1 HAVING pg_catalog.count(*) > 1
     UNION
@@ -149,15 +140,26 @@ WITH vanished AS MATERIALIZED (
     WHERE lost_at > (pg_catalog.clock_timestamp() - interval '1 minute')
 ), noted AS (
     UPDATE pgjobs.worker SET lost_at = pg_catalog.clock_timestamp()
-    WHERE id = ANY (
-        SELECT id FROM pgjobs.worker WHERE id = ANY (SELECT worker FROM vanished) FOR NO KEY UPDATE SKIP LOCKED)
-), next AS (
-    SELECT vanished.*, cancel, cancel IS NOT NULL AS cancelled,
-        cancel IS NULL AND attempt > 0 AND errors = '[]' AND pg_catalog.jsonb_array_length(given) < 2
+    WHERE id = ANY (ARRAY(
+        SELECT id FROM pgjobs.worker WHERE id = ANY (ARRAY(SELECT worker FROM vanished)) FOR NO KEY UPDATE SKIP LOCKED))
+), next AS MATERIALIZED (
+    SELECT vanished.*, given, small, cancel, cancel IS NOT NULL AS cancelled,
+        cancel IS NULL AND attempt > 0 AND small AND NOT overfull AND errors = '[]' AND pg_catalog.jsonb_array_length(given) < 2
             AND EXISTS (SELECT FROM crew WHERE crew.worker = vanished.worker) AS excused,
-        attempt >= max_attempts AS last
+        attempt >= max_attempts OR overfull AS last, overfull
     FROM vanished
     JOIN pgjobs.job ON job.id = vanished.id AND job.queue = vanished.queue
+    CROSS JOIN LATERAL (SELECT
+        pg_catalog.pg_column_size(metadata) <= 1000000 AS small,
+        -- what comes out of the operator is no longer compressed
+        CASE WHEN pg_catalog.pg_column_size(errors) > 100000 THEN pg_catalog.pg_column_size(errors || '[]') > 16000000 ELSE false END AS overfull
+        OFFSET 0  -- computed once
+    ) AS sizes
+    CROSS JOIN LATERAL (SELECT
+        CASE WHEN small AND pg_catalog.jsonb_typeof(metadata -> 'given_back') = 'array' THEN metadata -> 'given_back'
+            ELSE '[]' END AS given
+        OFFSET 0
+    ) AS said
     LEFT JOIN (
         SELECT DISTINCT ON (job_id, queue) job_id, queue, pg_catalog.jsonb_strip_nulls(
             pg_catalog.jsonb_build_object('cancel_attempted_at', requested_at, 'cancel_reason', reason)) AS cancel
@@ -169,22 +171,23 @@ UPDATE pgjobs.job SET
     attempt = attempt - CASE WHEN excused THEN 1 ELSE 0 END,
     token = CASE WHEN NOT excused THEN job.token END,
     finalized_at = CASE WHEN cancelled OR last AND NOT excused THEN pg_catalog.clock_timestamp() END,
-    metadata = CASE WHEN cancelled THEN metadata || cancel
+    metadata = CASE WHEN cancelled AND small THEN metadata || cancel
         WHEN excused THEN metadata || pg_catalog.jsonb_build_object('given_back', given || pg_catalog.jsonb_build_array(
             pg_catalog.jsonb_build_object('at', pg_catalog.clock_timestamp(), 'worker', worker)))
         ELSE metadata END,
     -- a delay of its own, 1 s doubling up to 60 s: the job is rarely to blame. Those that had neighbours come back
     -- apart from each other, so that the one that is to blame meets them less
     scheduled_at = CASE
-        WHEN excused THEN pg_catalog.clock_timestamp()
-            + ((1 + pg_catalog.random()) * pg_catalog.power(2, pg_catalog.jsonb_array_length(given))
-                * interval '1 second')
+        WHEN excused
+            THEN pg_catalog.clock_timestamp() + ((1 + pg_catalog.random()) * pg_catalog.power(2, pg_catalog.jsonb_array_length(given)) * interval '1 second')
         WHEN cancelled OR last THEN scheduled_at
-        ELSE pg_catalog.clock_timestamp()
-            + (LEAST(pg_catalog.power(2, LEAST(times_before, 6)), 60) * interval '1 second') END,
+        ELSE pg_catalog.clock_timestamp() + (LEAST(pg_catalog.power(2, LEAST((
+            SELECT pg_catalog.count(*) FROM pg_catalog.jsonb_array_elements(pg_catalog.jsonb_path_query_array(errors, '$[last-99 to last]')) AS entry
+            WHERE pg_catalog.starts_with(entry ->> 'error', 'worker vanished')
+        ), 6)), 60) * interval '1 second') END,
     leased_until = NULL,
     errors = CASE WHEN excused THEN errors ELSE
-        CASE WHEN pg_catalog.jsonb_array_length(errors) >= 100 THEN errors - 50 ELSE errors END
+        CASE WHEN overfull THEN '[]' WHEN pg_catalog.jsonb_array_length(errors) >= 100 THEN errors - 50 ELSE errors END
         || pg_catalog.jsonb_build_array(pg_catalog.jsonb_build_object(
             'attempt', attempt,
             'at', pg_catalog.clock_timestamp(),
@@ -193,36 +196,54 @@ UPDATE pgjobs.job SET
                 || COALESCE(pg_catalog.regexp_replace(pg_catalog.left(worker, 255), E'[\\x01-\\x1f\\x7f-\\x9f]', '?', 'g'), 'unknown')
                 || ' lost its connection or its process while it ran this attempt'
                 || CASE WHEN last AND NOT known AND NOT cancelled
-                    THEN '; for a day there was no process that knows this kind' ELSE '' END,
+                    THEN '; for a day there was no process that knows this kind' ELSE '' END
+                || CASE WHEN overfull
+                    THEN '; this job cannot be worked, for its errors are so large that no other can be added' ELSE '' END,
             'trace', NULL)) END
 FROM next
 WHERE job.id = next.id AND job.queue = next.queue
     AND state = 'running' AND (job.token = next.token OR (job.token IS NULL AND next.token IS NULL))
 RETURNING
-    job.id, state, job.queue, kind, priority, attempt, max_attempts, args, metadata, errors, tags, scheduled_at, created_at,
-    attempted_at, finalized_at, attempted_by, job.token, leased_until, output;
+    job.id, state, job.queue, kind, priority, attempt, max_attempts, '{}'::jsonb, '{}'::jsonb,
+    CASE WHEN excused THEN '[]' ELSE pg_catalog.jsonb_build_array(errors -> (-1)) END, '{}'::text[], scheduled_at, created_at,
+    attempted_at, finalized_at, '{}'::text[], job.token, leased_until, NULL::jsonb,
+    (SELECT pg_catalog.count(*) FROM seen) > (SELECT pg_catalog.count(*) FROM vanished);
+
+-- name: rows_to_rescue
+WITH seen AS MATERIALIZED (
+    {vanished_jobs}
+)
+SELECT id, queue FROM seen;
+
+-- name: rescued_job
+-- For who is told of it: what is larger than a few megabytes is left out.
+SELECT
+    id, state, queue, kind, priority, attempt, max_attempts,
+    CASE WHEN pg_catalog.pg_column_size(args) > 1000000 OR pg_catalog.octet_length(args::text) > 4000000 THEN '{}'::jsonb ELSE args END,
+    CASE WHEN pg_catalog.pg_column_size(metadata) > 1000000 OR pg_catalog.octet_length(metadata::text) > 4000000 THEN '{}'::jsonb ELSE metadata END,
+    CASE WHEN pg_catalog.pg_column_size(errors) > 1000000 OR pg_catalog.octet_length(errors::text) > 8000000
+        THEN pg_catalog.jsonb_build_array(errors -> (-1)) ELSE errors END,
+    CASE WHEN pg_catalog.pg_column_size(tags) > 1000000 THEN '{}'::text[] ELSE tags END,
+    scheduled_at, created_at, attempted_at, finalized_at,
+    CASE WHEN pg_catalog.pg_column_size(attempted_by) > 1000000 THEN '{}'::text[] ELSE attempted_by END,
+    token, leased_until,
+    CASE WHEN pg_catalog.pg_column_size(output) > 1000000 OR pg_catalog.octet_length(output::text) > 4000000 THEN NULL ELSE output END
+FROM pgjobs.job WHERE id = %(id)s AND queue = %(queue)s;
 
 -- name: settle_requests
 -- Requests to cancel an attempt that no longer runs: it ended while the request was being committed. A job that waits is
 -- cancelled now; of one that runs again the newer attempt is asked, for as long as it takes until the job is over; one
 -- that is over or gone needs none any more. What somebody else holds is left for the next time.
 WITH stale AS MATERIALIZED (
-    SELECT request.id, request.job_id, request.queue, request.requested_at, request.reason, job.token,
-        COALESCE(job.state = ANY ('{available,scheduled,retryable,pending}'), false) AS waits,
-        COALESCE(job.state = 'running', false) AS runs
-    FROM pgjobs.cancel_request AS request
-    LEFT JOIN pgjobs.job ON job.id = request.job_id AND job.queue = request.queue
-    WHERE job.id IS NULL OR job.state <> 'running' OR job.token <> request.token
-        OR (job.token IS NULL) <> (request.token IS NULL)
-    LIMIT %(batch)s
-    FOR UPDATE OF request SKIP LOCKED
+    {stale_requests}
 ), free AS MATERIALIZED (
     SELECT id, queue, 'cancelled' = ANY (unique_states) AND EXISTS (
         SELECT FROM pgjobs.job AS twin
         WHERE twin.unique_key = job.unique_key AND twin.state = ANY (twin.unique_states)
             AND (twin.id, twin.queue) <> (job.id, job.queue)) AS conflict
     FROM pgjobs.job
-    WHERE (id, queue) = ANY (SELECT job_id, stale.queue FROM stale WHERE waits)
+    WHERE id = ANY (ARRAY(SELECT job_id FROM stale WHERE waits))
+        AND EXISTS (SELECT FROM stale WHERE waits AND stale.job_id = job.id AND stale.queue = job.queue)
         AND state = ANY ('{available,scheduled,retryable,pending}')
     FOR NO KEY UPDATE SKIP LOCKED
 ), first_request AS (
@@ -247,32 +268,37 @@ WITH stale AS MATERIALIZED (
 ), removed AS (
     DELETE FROM pgjobs.cancel_request AS request USING stale
     WHERE request.id = stale.id AND NOT runs
-        AND (NOT waits OR EXISTS (SELECT FROM cancelled WHERE cancelled.id = stale.job_id AND cancelled.queue = stale.queue))
+        AND (NOT waits OR EXISTS (
+            SELECT FROM cancelled WHERE cancelled.id = stale.job_id AND cancelled.queue = stale.queue))
     RETURNING request.job_id
 )
-SELECT (SELECT pg_catalog.count(*) FROM cancelled),
-    (SELECT pg_catalog.count(*) FROM moved) + (SELECT pg_catalog.count(*) FROM removed);
+SELECT (SELECT pg_catalog.count(*) FROM cancelled), (SELECT pg_catalog.count(*) FROM moved) + (SELECT pg_catalog.count(*) FROM removed);
+
+-- name: rows_to_settle
+WITH stale AS MATERIALIZED (
+    {stale_requests}
+)
+SELECT DISTINCT job_id, queue FROM stale;
 
 -- name: clean
 -- Deletes what has been over for longer than it is kept, the oldest first, a batch at a time.
 WITH old AS MATERIALIZED (
-    SELECT id, queue FROM pgjobs.job
-    WHERE state = %(state)s AND finalized_at < (pg_catalog.clock_timestamp() - %(keep)s::interval)
-    ORDER BY finalized_at
-    LIMIT %(batch)s
-    FOR UPDATE SKIP LOCKED
+    {old_jobs}
 ), deleted AS (
     DELETE FROM pgjobs.job USING old WHERE job.id = old.id AND job.queue = old.queue RETURNING job.id
 )
 SELECT pg_catalog.count(*) FROM deleted;
 
+-- name: rows_to_clean
+WITH old AS MATERIALIZED (
+    {old_jobs}
+)
+SELECT id, queue FROM old;
+
 -- name: some_old_jobs
--- When one of a batch is referenced by a row of the application, and may not go: some, in no order, so that those that
--- must stay do not hide the others for ever.
+-- When very many are referenced by rows of the application, and may not go: some, in no order, so that those that must
+-- stay do not hide the others for ever.
 SELECT id, queue FROM pgjobs.job
 WHERE state = %(state)s AND finalized_at < (pg_catalog.clock_timestamp() - %(keep)s::interval)
 ORDER BY pg_catalog.random()
 LIMIT %(batch)s;
-
--- name: clean_one
-DELETE FROM pgjobs.job WHERE id = %(id)s AND queue = %(queue)s AND state = %(state)s;

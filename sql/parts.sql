@@ -80,3 +80,59 @@ pg_catalog.has_column_privilege('pgjobs.job', 'args', 'SELECT')
         AND pg_catalog.has_column_privilege('pgjobs.job', 'errors', 'SELECT')
         AND pg_catalog.has_column_privilege('pgjobs.job', 'token', 'SELECT')
         AND pg_catalog.has_column_privilege('pgjobs.job', 'output', 'SELECT')
+
+-- part: selected
+-- What an act leaves out because it cannot be worked now, and what it is restricted to when it is done bit by bit. Both are
+-- constants, which are folded away when they say nothing.
+(%(aside)s::bigint[] IS NULL OR job.id <> ALL (%(aside)s::bigint[]))
+        AND (%(among)s::bigint[] IS NULL OR job.id = ANY (%(among)s::bigint[]))
+
+-- part: due_jobs
+-- A key that holds in the state that the job is in cannot be lost. One that may be is contested.
+SELECT id, queue, scheduled_at, unique_key IS NOT NULL AND (state = ANY (unique_states)) IS NOT TRUE AS contested
+    FROM pgjobs.job
+    WHERE state = ANY ('{scheduled,retryable}') AND scheduled_at <= pg_catalog.statement_timestamp() AND {selected}
+    ORDER BY scheduled_at
+    LIMIT %(batch)s
+    FOR NO KEY UPDATE SKIP LOCKED
+
+-- part: next_due_job
+SELECT (EXTRACT(epoch FROM (pg_catalog.min(scheduled_at) - pg_catalog.clock_timestamp())) * 1000000)::bigint FROM pgjobs.job
+WHERE state = ANY ('{scheduled,retryable}') AND (%(aside)s::bigint[] IS NULL OR job.id <> ALL (%(aside)s::bigint[]))
+
+-- part: vanished_jobs
+SELECT id, queue, token, attempted_by[pg_catalog.array_upper(attempted_by, 1)] AS worker,
+        %(kinds)s::text[] IS NULL OR kind = ANY (%(kinds)s::text[]) AS known,
+        (pg_catalog.pg_column_size(errors) + pg_catalog.pg_column_size(metadata) + pg_catalog.pg_column_size(attempted_by))::bigint AS bytes
+    FROM pgjobs.job
+    WHERE state = 'running' AND CASE
+        WHEN leased_until IS NULL THEN COALESCE(attempted_at, created_at) < (pg_catalog.clock_timestamp() - %(grace)s::interval)
+        ELSE leased_until < pg_catalog.clock_timestamp() END
+        AND (attempt < max_attempts OR %(kinds)s::text[] IS NULL OR kind = ANY (%(kinds)s::text[])
+            OR COALESCE(attempted_at, created_at) < (pg_catalog.clock_timestamp() - interval '1 day')
+            OR EXISTS (SELECT FROM pgjobs.cancel_request WHERE job_id = job.id AND cancel_request.queue = job.queue
+                AND (cancel_request.token = job.token OR (cancel_request.token IS NULL AND job.token IS NULL))))
+        AND {selected}
+    ORDER BY id
+    LIMIT %(batch)s
+    FOR NO KEY UPDATE SKIP LOCKED
+
+-- part: stale_requests
+SELECT request.id, request.job_id, request.queue, request.requested_at, request.reason, job.token,
+        COALESCE(job.state = ANY ('{available,scheduled,retryable,pending}'), false) AS waits,
+        COALESCE(job.state = 'running', false) AS runs
+    FROM pgjobs.cancel_request AS request
+    LEFT JOIN pgjobs.job ON job.id = request.job_id AND job.queue = request.queue
+    WHERE (job.id IS NULL OR job.state <> 'running' OR job.token <> request.token
+            OR (job.token IS NULL) <> (request.token IS NULL))
+        AND (%(aside)s::bigint[] IS NULL OR request.job_id <> ALL (%(aside)s::bigint[]))
+        AND (%(among)s::bigint[] IS NULL OR request.job_id = ANY (%(among)s::bigint[]))
+    LIMIT %(batch)s
+    FOR UPDATE OF request SKIP LOCKED
+
+-- part: old_jobs
+SELECT id, queue FROM pgjobs.job
+    WHERE state = %(state)s AND finalized_at < (pg_catalog.clock_timestamp() - %(keep)s::interval) AND {selected}
+    ORDER BY finalized_at
+    LIMIT %(batch)s
+    FOR UPDATE SKIP LOCKED

@@ -1,0 +1,207 @@
+"""What is passed over because it cannot be worked now, for how long, and whose fault an error is.
+
+An act (a claim of a queue, a duty, the ticks of schedules) is one statement for many rows. Where that fails because of
+a row, the act goes on without this row:
+
+    what is seen                                        whose fault it is         what becomes of the row
+    --------------------------------------------------  ------------------------  ----------------------------------
+    its values cannot be read; or the act fails, and    the row's own values      discarded, with the reason
+    a bare write of the same change, which reads
+    nothing of the row and adds nothing to it, works
+    (without its unique key, if something of the row
+    has no room)
+    a function raised it (P0001, or an error with a     a trigger, CHECK, policy  passed over for 1 s, then 2 s, 4 s,
+    context), or a constraint of others, or a policy;   or index that the         up to 5 min; never discarded
+    or the bare write fails too                         application has added
+    more than 5 rows in succession fail alike, and no   the same, or a missing    nothing: the act fails as a whole,
+    other row of the act works                          privilege                 and that is logged once
+    the connection, a lock, a time limit, the disk, a   the server's              nothing: the act fails as a whole
+    read-only database
+
+A bare write alone cannot tell: a CHECK or trigger may judge the very values that it leaves out. So what looks like code
+of the application's is taken for it without a trial, and in doubt no row is discarded.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any
+
+import psycopg
+
+from pgjobs.log_lines import get_logger
+
+log = get_logger("pgjobs.set_aside")
+
+MOST_ALIKE = 5  # rows of an act that are set aside for the same cause while nothing else works
+_FIRST_PAUSE = 1.0  # seconds; doubles
+_LONGEST_PAUSE = 300.0
+_MOST_ROWS = 1000  # of one act
+_MOST_ACTS = 1000
+_COMMON_FOR = 60.0  # seconds in which an act that cannot be done is not looked into again
+
+# Classes of SQLSTATE that say nothing of a row: connection, transaction state, conflicts of transactions, resources,
+# state of objects (locks), the operator, the system; and prepared statements that are gone.
+_NOT_OF_A_ROW = frozenset({"08", "25", "26", "40", "53", "55", "57", "58"})
+_TOO_LARGE = "54000"
+_TWIN = "23505"
+_APPLICATION_CODE = frozenset({"P0", "09", "23", "27", "38", "39", "42", "44"})
+# Rules of our own table; see the migrations. Those of its types say which type.
+_OWN_CHECKS = frozenset({"job_finalized", "job_has_attempts_left", "job_unique_states"})
+_CHANGING = re.compile(r'"[^"]*"|\'[^\']*\'|\d+')
+
+
+def concerns_a_row(error: BaseException) -> bool:
+    """Whether the statement may have failed because of what it did to a certain row."""
+    if not isinstance(error, psycopg.Error) or error.sqlstate is None:
+        return False
+    return error.sqlstate[:2] not in _NOT_OF_A_ROW
+
+
+def is_too_large(error: psycopg.Error) -> bool:
+    """Whether a value has no room, perhaps in an index: not every such error says which."""
+    return error.sqlstate == _TOO_LARGE
+
+
+def is_application_code(error: psycopg.Error) -> bool:
+    """Whether the error comes from code or a rule that the application has added to the table; or from a twin, who has
+    the key only for a time."""
+    state, diag = error.sqlstate or "", error.diag
+    if diag.context or state == _TWIN:
+        return True
+    own_rule = bool(diag.datatype_name) or diag.constraint_name in _OWN_CHECKS
+    return state[:2] in _APPLICATION_CODE and not own_rule
+
+
+@dataclass(slots=True)
+class _Row:
+    until: float
+    pause: float
+
+
+@dataclass(slots=True)
+class _Act:
+    """What one act passes over."""
+
+    rows: dict[Hashable, _Row] = field(default_factory=dict)
+    cause: Hashable = None  # of the rows that have failed in succession
+    in_succession: list[Hashable] = field(default_factory=list)
+    common_until: float = 0.0  # the act cannot be done for this cause, and that was said
+    said: dict[Hashable, int] = field(default_factory=dict)  # how many rows were logged for a cause
+    unsaid: list[tuple[str, psycopg.Error]] = field(default_factory=list)
+
+
+class SetAside:
+    """The rows that the acts of one process pass over, by act. What it remembers is bounded, and gone with the process:
+    another one finds out for itself."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._acts: dict[str, _Act] = {}
+        self._lock = threading.Lock()
+
+    def rows(self, act: str) -> list[Any]:
+        """What the act passes over now. Costs nothing while there is nothing."""
+        if not self._acts or act not in self._acts:
+            return []
+        now = self._clock()
+        with self._lock:
+            known = self._acts.get(act)
+            if known is None:
+                return []
+            # whose time is over long since is gone, or has been worked by others
+            known.rows = {key: row for key, row in known.rows.items() if now < row.until + 2 * row.pause}
+            return [key for key, row in known.rows.items() if now < row.until]
+
+    def worked(self, act: str, key: Hashable = None) -> None:
+        """Something of the act works: what fails now is not its common fault. `key` is a row that works itself."""
+        if not self._acts or act not in self._acts:
+            return
+        with self._lock:
+            known = self._acts.get(act)
+            if known is None:
+                return
+            known.in_succession.clear()
+            known.cause, known.common_until = None, 0.0
+            if key is not None:
+                known.rows.pop(key, None)
+            if not known.rows:
+                del self._acts[act]
+
+    def is_common(self, act: str, error: psycopg.Error) -> bool:
+        """Whether it is known that the act cannot be done for this cause."""
+        known = self._acts.get(act)
+        return known is not None and known.cause == _cause(error) and self._clock() < known.common_until
+
+    def was_said(self, error: BaseException) -> bool:
+        """Whether the log has it already that an act cannot be done for this cause."""
+        if not self._acts or not isinstance(error, psycopg.Error):
+            return False
+        with self._lock:
+            acts = list(self._acts)
+        return any(self.is_common(act, error) for act in acts)
+
+    def failed(self, act: str, key: Hashable, error: psycopg.Error, what: str, *, others_work: bool = False) -> None:
+        """Pass over a row from now on, for twice as long as the last time. `others_work` says that rows beside it did
+        just now. Raises the error when it is no fault of this row, so that the act cannot be done; else `say` follows
+        when the act goes on."""
+        cause, now = _cause(error), self._clock()
+        with self._lock:
+            known = self._acts.setdefault(act, _Act())
+            self._forget_others(act)
+            if cause != known.cause:
+                known.cause, known.common_until = cause, 0.0
+                known.in_succession.clear()
+            if others_work:
+                known.in_succession.clear()
+                known.common_until = 0.0
+            elif key not in known.in_succession:
+                known.in_succession.append(key)
+            few = len(known.in_succession) <= MOST_ALIKE and (key in known.rows or len(known.rows) < _MOST_ROWS)
+            if few and not known.common_until:
+                self._set_aside(known, key, error, f"{act}: {what}")
+                return
+            for each in known.in_succession:  # it was no fault of theirs
+                known.rows.pop(each, None)
+            known.in_succession.clear()
+            known.unsaid.clear()
+            new, known.common_until = not known.common_until, now + _COMMON_FOR
+        if new:
+            log.warning("%s: more than %d rows fail alike, so none is set aside: %s", act, MOST_ALIKE, error)
+        raise error
+
+    def _set_aside(self, known: _Act, key: Hashable, error: psycopg.Error, what: str) -> None:
+        row = known.rows.get(key)
+        pause = _FIRST_PAUSE if row is None else min(2 * row.pause, _LONGEST_PAUSE)
+        known.rows[key] = _Row(self._clock() + pause, pause)
+        if row is None:
+            known.unsaid.append((what, error))
+
+    def say(self, act: str) -> None:
+        """Log what was set aside just now: each row once, and of many that fail alike only a few."""
+        known = self._acts.get(act)
+        while known is not None and known.unsaid:
+            what, error = known.unsaid.pop(0)
+            cause = _cause(error)
+            said = known.said[cause] = known.said.get(cause, 0) + 1
+            if said <= MOST_ALIKE:
+                log.warning("%s fails and is passed over for 1 s, then for longer: %s", what, error)
+            elif said == MOST_ALIKE + 1:
+                log.warning("%s fails too; of more that fail alike nothing is said: %s", what, error)
+
+    def _forget_others(self, act: str) -> None:
+        """An act whose name comes out of the table must not let this grow."""
+        while len(self._acts) > _MOST_ACTS:
+            del self._acts[next(name for name in self._acts if name != act)]
+
+
+def _cause(error: psycopg.Error) -> Hashable:
+    """What errors have in common that have one cause: the place in the application's code, or else the text but for the
+    values in it."""
+    diag = error.diag
+    where = (diag.context or "").split("\n", 1)[0] or _CHANGING.sub("#", diag.message_primary or str(error))
+    return error.sqlstate, diag.constraint_name, where

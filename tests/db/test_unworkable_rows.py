@@ -1,0 +1,332 @@
+"""One row that cannot be worked stops no queue and no duty: what it holds, or what the application's triggers, CHECKs,
+policies and foreign keys make of it."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import psycopg
+import pytest
+
+from pgjobs import Client
+from pgjobs.maintenance import Maintenance
+from tests.conformance.conftest import Rows, duties, server, sql
+from tests.waiting import wait_until
+
+__all__ = ["duties", "server", "sql"]
+
+Tx = psycopg.Connection[Any]
+DUTIES = ("promote", "rescue", "clean")
+
+# Rows that each act takes; the last column says where the others are to be afterwards.
+DUE = "state = 'scheduled', scheduled_at = now() - interval '1 hour'"
+VANISHED = "state = 'running', attempt = 1, attempted_at = now() - interval '1 hour', token = gen_random_uuid()"
+OLD = "state = 'completed', finalized_at = now() - interval '10 years'"
+PLACES = {"promote": (DUE, "available"), "rescue": (VANISHED, "retryable"), "clean": (OLD, None)}
+
+
+@pytest.fixture
+def make(client: Client, sql: Rows) -> Callable[..., list[int]]:
+    """Jobs of a kind that are brought to a place; their ids."""
+
+    def make(jobs: int, kind: str = "good", place: str = "state = 'available'") -> list[int]:
+        rows = sql("INSERT INTO pgjobs.job (kind) SELECT %s FROM generate_series(1, %s) RETURNING id", kind, jobs)
+        ids = [id for (id,) in rows]
+        sql(f"UPDATE pgjobs.job SET {place} WHERE id = ANY (%s)", ids)
+        return ids
+
+    return make
+
+
+@pytest.fixture
+def state(sql: Rows) -> Callable[[int], str | None]:
+    def state(id: int) -> str | None:
+        rows = sql("SELECT state FROM pgjobs.job WHERE id = %s", id)
+        return rows[0][0] if rows else None
+
+    return state
+
+
+def forbid(sql: Rows, when: str, event: str = "UPDATE", raising: str = "RAISE EXCEPTION 'frozen: %', OLD.id") -> None:
+    """A trigger of the application's that stops what fits `when`."""
+    sql(
+        f"""CREATE OR REPLACE FUNCTION pgjobs.app() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            IF {when} THEN {raising}; END IF;
+            RETURN CASE TG_OP WHEN 'DELETE' THEN OLD ELSE NEW END; END $$"""
+    )
+    sql("DROP TRIGGER IF EXISTS app ON pgjobs.job")
+    sql(f"CREATE TRIGGER app BEFORE {event} ON pgjobs.job FOR EACH ROW EXECUTE FUNCTION pgjobs.app()")
+
+
+def last_error(sql: Rows, id: int) -> str:
+    ((error,),) = sql("SELECT errors -> -1 ->> 'error' FROM pgjobs.job WHERE id = %s", id)
+    return str(error)
+
+
+def until_nothing(act: Callable[[Tx], timedelta], conn: Tx, most: int = 30) -> None:
+    """Do an act again for as long as it says that there is more to do now."""
+    for _ in range(most):
+        if act(conn) > timedelta(0):
+            return
+    raise AssertionError(f"still something to do after {most} rounds")
+
+
+# --- what a row holds
+
+
+@pytest.mark.finding("S3")
+@pytest.mark.parametrize(
+    ("states", "key", "twin"),
+    [
+        ("ARRAY['available','pending','running','scheduled',NULL]", "'k'", True),
+        ("ARRAY[NULL,'available','pending','running','scheduled']", "'k'", True),
+        ("ARRAY['available','pending','running','scheduled',NULL,'discarded']", "'k'", True),
+        ("ARRAY['available','pending','running','scheduled']", "incompressible(12000)", False),
+        ("ARRAY['available','pending','running','scheduled',NULL]", "incompressible(9000)", False),
+        ("ARRAY['available','pending','running','scheduled','discarded']", "incompressible(2800)", False),
+    ],
+)
+def test_a_key_that_cannot_be_had_or_indexed_discards_its_job_alone(
+    *, sql: Rows, server: Tx, duties: Maintenance, make: Any, state: Any, states: str, key: str, twin: bool
+) -> None:
+    """A unique key of 12 kB, or NULL among the states that it covers, stopped the promote of all queues."""
+    sql("""CREATE FUNCTION pgjobs.incompressible(bytes integer) RETURNS bytea LANGUAGE sql AS
+        $$ SELECT string_agg(sha256(n::text::bytea), '') FROM generate_series(1, bytes / 32) AS n $$""")
+    key = key.replace("incompressible", "pgjobs.incompressible")
+    insert = f"""INSERT INTO pgjobs.job (kind, state, scheduled_at, unique_key, unique_states)
+        VALUES ('bad', %s, now() - interval '1 hour', {key}, {states}) RETURNING id"""
+    ((bad,),) = sql(insert, "retryable")
+    if twin:
+        sql(insert, "available")
+    others = make(5, place=DUE)
+    until_nothing(duties.promote, server)
+    assert [state(id) for id in others] == ["available"] * 5
+    assert state(bad) == "discarded"
+    if not twin:
+        assert "index row" in last_error(sql, bad)
+
+
+HUGE = {  # what makes the append fail, by what it holds; each stored in a few megabytes
+    "errors": "jsonb_build_array(repeat('x', 268435300))",
+    "many errors": "(SELECT ('[' || repeat('1,', 16000000) || '1]')::jsonb)",
+}
+
+
+@pytest.mark.finding("S3")
+@pytest.mark.parametrize("what", HUGE)
+def test_errors_of_256_mb_cost_only_their_own_job(
+    *, sql: Rows, server: Tx, duties: Maintenance, make: Any, state: Any, what: str
+) -> None:
+    """A running job whose errors can take no more stopped the rescue of all others."""
+    (bad,) = make(1, "bad", VANISHED)
+    others = make(3, place=VANISHED)
+    sql(f"UPDATE pgjobs.job SET errors = {HUGE[what]} WHERE id = %s", bad)
+    until_nothing(duties.rescue, server)
+    assert [state(id) for id in others] == ["retryable"] * 3
+    assert state(bad) == "discarded"
+    assert "cannot be worked" in last_error(sql, bad)
+
+
+@pytest.mark.finding("S3")
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "attempted_by = '[2147483646:2147483646]={a}'",
+        "attempted_by = '[-2147483648:-2147483648]={a}'",
+        "attempted_by = '[-5:-5]={a}'",
+        "attempt = 2147483647, max_attempts = 2147483647",
+        "attempt = 2147483646, max_attempts = 2147483647",
+        "token = NULL",
+        "token = NULL, attempted_at = NULL, created_at = now() - interval '1 day'",
+        """metadata = jsonb_build_object('given_back', jsonb_build_array(repeat('x', 200000000)))""",
+        'metadata = \'{"given_back": {"a": 1}}\'',
+    ],
+)
+def test_a_running_row_of_any_values_is_rescued_or_discarded(
+    *, sql: Rows, server: Tx, duties: Maintenance, make: Any, state: Any, bad: str
+) -> None:
+    """One running row with absurd values stopped the rescue of all."""
+    (odd,) = make(1, "bad", f"{VANISHED}, {bad}" if "token" not in bad and "attempt =" not in bad else VANISHED)
+    sql(f"UPDATE pgjobs.job SET {bad} WHERE id = %s", odd)
+    others = make(3, place=f"{VANISHED}, attempted_by = '{{w}}'")
+    until_nothing(duties.rescue, server)
+    assert [state(id) for id in others] == ["retryable"] * 3
+    assert state(odd) in ("discarded", "retryable")
+
+
+# --- what the application makes of a row
+
+STOPPERS: dict[str, Callable[[Rows, str], None]] = {
+    "trigger": lambda sql, event: forbid(sql, "OLD.kind = 'bad'", event),
+    "division in a trigger": lambda sql, event: forbid(
+        sql, "OLD.kind = 'bad'", event, raising="PERFORM 1 / (OLD.priority * 0)"
+    ),
+    "foreign key": lambda sql, event: _refer(sql),
+    "check": lambda sql, event: _check(sql, "kind <> 'bad' OR state = ANY ('{scheduled,running,completed}')"),
+    "check that fails itself": lambda sql, event: _check(
+        sql,
+        "(CASE WHEN kind = 'bad' AND state = ANY ('{available,retryable}') THEN 1 / (priority * 0) END) IS NULL",
+    ),
+}
+
+
+def _refer(sql: Rows) -> None:
+    sql("CREATE TABLE pgjobs.mine (job bigint, queue text, FOREIGN KEY (job, queue) REFERENCES pgjobs.job (id, queue))")
+    sql("INSERT INTO pgjobs.mine SELECT id, queue FROM pgjobs.job WHERE kind = 'bad'")
+
+
+def _check(sql: Rows, rule: str) -> None:
+    sql(f"ALTER TABLE pgjobs.job ADD CONSTRAINT app CHECK ({rule})")
+
+
+def _let(sql: Rows) -> None:
+    """Take away what stops a row."""
+    sql("DROP TRIGGER IF EXISTS app ON pgjobs.job")
+    sql("ALTER TABLE pgjobs.job DROP CONSTRAINT IF EXISTS app")
+    sql("DROP TABLE IF EXISTS pgjobs.mine")
+
+
+@pytest.mark.finding("S3")
+@pytest.mark.parametrize(
+    ("duty", "stopper"),
+    [(duty, stopper) for duty in DUTIES for stopper in STOPPERS if ("check" in stopper) <= (duty != "clean")
+     and (stopper == "foreign key") <= (duty == "clean")],
+)  # fmt: skip
+def test_a_row_that_the_application_stops_is_passed_over_and_never_discarded(
+    *, sql: Rows, server: Tx, duties: Maintenance, make: Any, state: Any, duty: str, stopper: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    """A trigger or CHECK of the application that refuses one row stopped the duty for all rows."""
+    place, then = PLACES[duty]
+    before, (bad,), after = make(20, place=place), make(1, "bad", place), make(20, place=place)
+    was = state(bad)
+    STOPPERS[stopper](sql, "DELETE" if duty == "clean" else "UPDATE")
+    caplog.set_level(logging.WARNING, "pgjobs")
+    until_nothing(duties.duties[duty], server)
+    assert {state(id) for id in before + after} == {then}
+    assert state(bad) == was
+    lines = [record.getMessage() for record in caplog.records if f"job {bad} " in record.getMessage()]
+    assert len([line for line in lines if "passed over" in line]) == 1
+    assert not [line for line in lines if "discarded" in line]
+    _let(sql)
+    wait_until(lambda: (duties.duties[duty](server), state(bad) == then)[1])
+
+
+@pytest.mark.finding("S3")
+@pytest.mark.parametrize("within", [True, False], ids=["in the duty's transaction", "each by itself"])
+@pytest.mark.parametrize("duty", DUTIES)
+def test_many_rows_that_are_stopped_between_others_keep_none_of_them(
+    *, sql: Rows, server: Tx, duties: Maintenance, make: Any, state: Any, duty: str, within: bool
+) -> None:
+    """And the transaction of the duty stays usable, with no more savepoints than a server likes."""
+    place, then = PLACES[duty]
+    good = [id for _ in range(10) for id in make(10, place=place) + make(0, "bad", place)]
+    bad = make(12, "bad", place)
+    forbid(sql, "OLD.kind = 'bad'", "UPDATE OR DELETE")
+    act = duties.duties[duty]
+    for _ in range(60):
+        if within:
+            with server.transaction():
+                act(server)
+        else:
+            act(server)
+        if {state(id) for id in good} == {then}:
+            break
+    assert {state(id) for id in good} == {then}
+    assert None not in {state(id) for id in bad}
+    assert sql("SELECT count(*) FROM pgjobs.job WHERE state = 'discarded'") == [(0,)]
+
+
+@pytest.mark.finding("S3")
+@pytest.mark.parametrize("duty", ["promote", "rescue"])
+def test_what_stops_every_row_sets_none_aside_and_is_logged_once(
+    *, sql: Rows, server: Tx, duties: Maintenance, make: Any, state: Any, duty: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A trigger that fails for all must not make the process walk through a million rows."""
+    place, then = PLACES[duty]
+    ids = make(3000, place=place)
+    sql("CREATE TABLE pgjobs.tries (n integer); INSERT INTO pgjobs.tries VALUES (0)")
+    sql("CREATE SEQUENCE pgjobs.calls")
+    sequence = sql("SELECT 'pgjobs.calls'::regclass::oid::text")[0][0]
+    forbid(sql, f"nextval('{sequence}'::regclass) > 0")
+    caplog.set_level(logging.WARNING, "pgjobs")
+    for _ in range(3):
+        with pytest.raises(psycopg.errors.RaiseException):
+            duties.duties[duty](server)
+    ((tried,),) = sql("SELECT last_value FROM pgjobs.calls")
+    assert tried < 100
+    assert len(caplog.messages) == 1, "the cause is logged once"
+    assert "rows fail alike, so none is set aside: frozen" in caplog.messages[0]
+    _let(sql)
+    until_nothing(duties.duties[duty], server)
+    assert {state(id) for id in ids} == {then}
+
+
+@pytest.mark.finding("S3")
+def test_a_read_only_database_or_a_missing_privilege_is_no_fault_of_a_row(
+    sql: Rows, server: Tx, duties: Maintenance, make: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is the server's is raised at once."""
+    make(3, place=DUE)
+    caplog.set_level(logging.WARNING, "pgjobs")
+    server.execute("SET default_transaction_read_only = on")
+    with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+        duties.promote(server)
+    assert caplog.messages == []
+
+
+@pytest.mark.finding("S3")
+def test_a_request_to_cancel_that_cannot_be_settled_stops_no_other(
+    *, sql: Rows, server: Tx, duties: Maintenance, make: Any, state: Any
+) -> None:
+    """A waiting job whose row the application protects, or whose metadata can take no more, stopped all requests."""
+    frozen, full, fine = make(3)
+    sql("""UPDATE pgjobs.job SET kind = 'bad' WHERE id = %s""", frozen)
+    sql("UPDATE pgjobs.job SET metadata = jsonb_build_object('x', repeat('x', 268435400)) WHERE id = %s", full)
+    for id in (frozen, full, fine):
+        sql("INSERT INTO pgjobs.cancel_request (job_id, queue, token) VALUES (%s, 'default', gen_random_uuid())", id)
+    forbid(sql, "OLD.kind = 'bad'")
+    until_nothing(duties.rescue, server)
+    assert (state(frozen), state(full), state(fine)) == ("available", "discarded", "cancelled")
+
+
+# --- memory
+
+RESCUES = """
+import resource, sys
+from pgjobs import Client, Hooks, WorkerPool
+import psycopg
+from pgjobs.maintenance import Maintenance
+seen = []
+with Client(sys.argv[1], schema=sys.argv[2]) as client, psycopg.connect(sys.argv[1], autocommit=True) as conn:
+    rescued = (lambda job: seen.append((job.id, len(job.raw_args)))) if sys.argv[3] == "hook" else None
+    duties = Maintenance(client.store, keep={}, rescued=rescued)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    while duties.rescue(conn).total_seconds() == 0:
+        pass
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+print(grown // (1024 if sys.platform == "linux" else 1024 * 1024), len(seen))
+"""
+
+
+@pytest.mark.finding("S3")
+@pytest.mark.parametrize("told", ["nobody", "hook"])
+def test_a_rescue_takes_no_more_memory_for_large_jobs(
+    client: Client, sql: Rows, database: str, make: Any, told: str
+) -> None:
+    """The rescue of 25 jobs of 100 MB took 4.7 GB, and died of its time limit for ever."""
+    make(15, place=VANISHED)
+    sql("UPDATE pgjobs.job SET args = jsonb_build_object('x', repeat('x', 20000000)), errors = "
+        "jsonb_build_array(jsonb_build_object('error', repeat('y', 10000000)))")  # fmt: skip
+    run = subprocess.run(
+        [sys.executable, "-c", RESCUES, database, client.schema, told], capture_output=True, text=True, check=True
+    )
+    megabytes, jobs = map(int, run.stdout.split())
+    assert megabytes < 30
+    assert jobs == (15 if told == "hook" else 0)
+    assert sql("SELECT DISTINCT state FROM pgjobs.job") == [("retryable",)]
