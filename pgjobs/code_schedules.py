@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,6 +19,8 @@ from pgjobs.options import EncodedJob, NewJob
 from pgjobs.schedule_store import ScheduleStore
 from pgjobs.store import AnyConnection
 from pgjobs.transaction import PoolSource
+
+log = logging.getLogger("pgjobs.cron")
 
 _BEAT_EVERY = 10.0  # seconds
 
@@ -49,6 +52,7 @@ class CodeSchedules:
         self._scheduler: UUID | None = None  # while the pool runs
         self._changed: Callable[[], None] = lambda: None
         self._next_beat = 0.0
+        self._gone = False  # from the table
         self.add(*settings.several("cron", schedules, "Schedule(...)", error=InvalidSchedule))
 
     def add(self, *schedules: Schedule) -> None:
@@ -133,21 +137,38 @@ class CodeSchedules:
             return
         try:
             self._next_beat = time.monotonic() + _BEAT_EVERY
-            if self._scheduler is not None:
-                self._store.beat(conn, self._scheduler, self._worker, self._schedules)
+            if self._scheduler is None:
+                return
+            if not self._store.beat(conn, self._scheduler, self._worker, self._schedules):
+                self._gone = True
+            if self._gone:
+                self._write(conn, self._scheduler, self._schedules, list(self), again=True)
+                self._gone = False
+                log.warning("the schedules of this code were gone from the tables, as after a TRUNCATE; they are back")
         finally:
             self._changing.release()
 
     def _register(self, scheduler: UUID, all: Iterable[str], new: Iterable[Schedule]) -> None:
+        with self._source.own_checkout() as held:
+            self._write(held.conn, scheduler, all, new)
+
+    def _write(
+        self,
+        conn: AnyConnection,
+        scheduler: UUID,
+        all: Iterable[str],
+        new: Iterable[Schedule],
+        *,
+        again: bool = False,
+    ) -> None:
         # what the application's code may do wrong is done before anything is locked
         rows = {schedule.name: self._fixed(schedule) for schedule in new}
-        with self._source.own_checkout() as held, held.conn.transaction():
-            conn = held.conn
+        with conn.transaction():
             now = self._store.begin_registration(conn)
             self._store.say_who_has_it(conn, scheduler, self._worker, all)
             for schedule in sorted(new, key=lambda schedule: schedule.name):  # everybody locks in this order
                 first = bounded(schedule.next(now))
-                self._store.register(conn, schedule, rows[schedule.name], first, scheduler)
+                self._store.register(conn, schedule, rows[schedule.name], first, scheduler, again=again)
 
     def _fixed(self, schedule: Schedule) -> EncodedJob | None:
         """The checked job of a schedule whose args are always the same."""

@@ -33,7 +33,8 @@
     ├── MigrationError
     │   ├── SchemaMissing                there are no pgjobs tables in this schema
     │   ├── SchemaOutdated               the tables are older than this code
-    │   └── SchemaTooNew                 the tables are newer than this code
+    │   ├── SchemaTooNew                 the tables are newer than this code
+    │   └── SchemaDamaged                the tables are there, but something that they need is not
     ├── WorkerPoolError                  start and stop out of order, a queue twice or one it does not work
     ├── TransactionBroken                the handler ended or broke the job's transaction
     └── AttemptLost                      the job was taken away from the attempt that wanted to finish it
@@ -248,6 +249,11 @@ class SchemaOutdated(MigrationError):
 
 class SchemaTooNew(MigrationError):
     """The tables are newer than this code: upgrade pgjobs."""
+
+
+class SchemaDamaged(MigrationError):
+    """The tables are of the right version, but rows, ids or publications are not as they must be; the text says what
+    to do."""
 
 
 class WorkerPoolError(PgjobsError):

@@ -19,13 +19,14 @@ from typing import Any
 
 import psycopg
 
+from pgjobs.bookkeeping import Bookkeeping
 from pgjobs.checkout import Checkout
 from pgjobs.error_text import one_line
 from pgjobs.job import Job, JobState
 from pgjobs.log_lines import get_logger
 from pgjobs.reindex import Reindex, is_time, next_time
 from pgjobs.set_aside import SetAside, concerns_a_row
-from pgjobs.store import AnyConnection, Rescued, Selection, Store
+from pgjobs.store import AnyConnection, DutyMissing, Rescued, Selection, Store
 from pgjobs.transaction import PoolSource
 from pgjobs.unworkable import CANCEL, MOST_TRIES, PROMOTE, RESCUE, Act, Row, Unworkable
 from pgjobs.worker_store import Workers
@@ -102,6 +103,7 @@ class Maintenance:
         self._reads_rescued = reads_rescued  # whether `rescued` wants more than what was changed: args, metadata
         self._kinds = kinds  # that this process knows; None is every kind
         self._workers = Workers(store.schema)
+        self._books = Bookkeeping(store.schema)
         self._rescue_batches = Batches()
         self._clean_batches = Batches()
         self._promoted: dict[str, int] = {}
@@ -308,7 +310,11 @@ class Maintenance:
 
     def do(self, conn: AnyConnection, duty: str) -> timedelta:
         """Do a duty if it is due and nobody else is at it; how long until it is due again."""
-        remaining = self._store.begin_duty(conn, duty)
+        try:
+            remaining = self._store.begin_duty(conn, duty)
+        except DutyMissing:  # somebody has emptied the table
+            self._books.put_back_duties(conn, self._books.missing_duties(conn))
+            return _SOON
         if remaining is None:  # somebody else is at it
             return _AT_LEAST_EVERY
         if remaining > _SOON:

@@ -10,8 +10,9 @@ from typing import Literal
 import psycopg
 from psycopg.pq import TransactionStatus
 
-from pgjobs import statements
-from pgjobs.errors import MigrationError, SchemaMissing, SchemaOutdated, SchemaTooNew
+from pgjobs import bookkeeping, statements
+from pgjobs.bookkeeping import Bookkeeping
+from pgjobs.errors import MigrationError, SchemaDamaged, SchemaMissing, SchemaOutdated, SchemaTooNew
 from pgjobs.log_lines import get_logger
 from pgjobs.migration_store import Migrations
 from pgjobs.store import AnyConnection
@@ -66,7 +67,8 @@ def migrate(
     if conn.autocommit and conn.info.transaction_status == TransactionStatus.IDLE:
         borrowed = False
     if dry_run:
-        return _plan(schema, applied(conn, schema), direction, target)[: _steps(direction, target, max_steps)]
+        have = applied(conn, schema) or Bookkeeping(schema).recognise(conn, versions())
+        return _plan(schema, have, direction, target)[: _steps(direction, target, max_steps)]
     done: list[Step] = []
     while len(done) < _steps(direction, target, max_steps):
         step = _advance(conn, schema, direction, target) if borrowed else _patiently(conn, schema, direction, target)
@@ -74,7 +76,28 @@ def migrate(
             break
         log.info("schema %s: %s", schema, step)
         done.append(step)
+    if direction == "up" and not missing(conn, schema):
+        bookkeeping.put_back(conn, schema)
     return done
+
+
+def make_ready(conn: AnyConnection, schema: str) -> None:
+    """Put back what is missing of the bookkeeping, and raise unless the tables fit this code: for a worker pool that
+    starts."""
+    if Migrations(schema).table_exists(conn) and not applied(conn, schema):
+        _recognise(conn, schema)
+    _check_version_of(conn, schema)
+    bookkeeping.put_back(conn, schema)
+    bookkeeping.check(conn, schema, ids=False)
+
+
+def _recognise(conn: AnyConnection, schema: str) -> list[int]:
+    """Write down what tables have that nothing is on record of, as in a dump without rows; which versions that are."""
+    books = Bookkeeping(schema)
+    found = books.recognise(conn, versions())
+    if found:
+        books.record(conn, versions())
+    return found
 
 
 def applied(conn: AnyConnection, schema: str) -> list[int]:
@@ -85,14 +108,32 @@ def applied(conn: AnyConnection, schema: str) -> list[int]:
 
 def missing(conn: AnyConnection, schema: str) -> list[int]:
     """The versions that this code has and the schema has not; [] when all is well."""
-    return sorted(set(versions()) - set(applied(conn, schema)))
+    known = applied(conn, schema)
+    if not known and Bookkeeping(schema).tables(conn):
+        raise _no_record(schema)
+    return sorted(set(versions()) - set(known))
+
+
+def _no_record(schema: str) -> SchemaDamaged:
+    return SchemaDamaged(
+        f"there are tables in schema {schema!r}, but no record of their version (table migration), as after a TRUNCATE "
+        "or in a dump without rows: run `pgjobs migrate` or client.migrate(), which looks at them and records it"
+    )
 
 
 def check(conn: AnyConnection, schema: str) -> None:
-    """Raise unless the schema is exactly what this code was written for; the error names both versions."""
+    """Raise unless the schema is exactly what this code was written for; the error names both versions, or what is
+    missing."""
+    _check_version_of(conn, schema)
+    bookkeeping.check(conn, schema)
+
+
+def _check_version_of(conn: AnyConnection, schema: str) -> None:
     _check_encoding(conn)
     known, newest = applied(conn, schema), max(versions())
     have, lacking = max(known, default=0), sorted(set(versions()) - set(known))
+    if have == 0 and Bookkeeping(schema).tables(conn):
+        raise _no_record(schema)
     if have == 0:
         raise SchemaMissing(
             f"there are no pgjobs tables in schema {schema!r} (this code needs version {newest}): "
@@ -184,7 +225,8 @@ def _take_next(
     # IF NOT EXISTS alone would ask for the right to create, also from a role that has nothing to create
     if not migrations.table_exists(conn):
         migrations.create_table(conn)
-    steps = _plan(schema, migrations.applied(conn), direction, target)
+    have = migrations.applied(conn) or _recognise(conn, schema)
+    steps = _plan(schema, have, direction, target)
     if not steps:
         return None
     step = steps[0]

@@ -40,7 +40,7 @@ def _words(text: str) -> frozenset[str]:
 
 # Statements without an expression, and those with some; each by its first word.
 _WITHOUT = _words("BEGIN COMMIT ROLLBACK SAVEPOINT RELEASE SET RESET CLOSE UNLISTEN DISCARD COPY REINDEX DROP")
-_WITH = _words("SELECT WITH INSERT UPDATE DELETE CREATE")
+_WITH = _words("SELECT WITH INSERT UPDATE DELETE CREATE EXPLAIN")
 _BEGIN_A_PART = _words("CASE NOT PG_CATALOG")  # of a statement
 
 _SCHEMAS = _words("pg_catalog pgjobs")

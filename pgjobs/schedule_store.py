@@ -154,9 +154,17 @@ class ScheduleStore:
             return _EPOCH + timedelta(microseconds=epoch)
 
     def register(
-        self, conn: AnyConnection, schedule: Schedule, row: EncodedJob | None, next: datetime | None, scheduler: UUID
+        self,
+        conn: AnyConnection,
+        schedule: Schedule,
+        row: EncodedJob | None,
+        next: datetime | None,
+        scheduler: UUID,
+        *,
+        again: bool = False,
     ) -> None:
-        """Write down what code says; `row` is None where it supplies the args at each tick."""
+        """Write down what code says; `row` is None where it supplies the args at each tick. `again` is not the start
+        of a process, at which a schedule may want to run."""
         parameters = {
             "kind": row and row.kind,
             "spec": schedule.spec,
@@ -169,7 +177,7 @@ class ScheduleStore:
             "name": schedule.name,
             "version": schedule.version,
             "next": next,
-            "run_on_start": schedule.run_on_start,
+            "run_on_start": schedule.run_on_start and not again,
             "scheduler": scheduler,
             "dead_after": DEAD_AFTER,
         }
@@ -182,13 +190,16 @@ class ScheduleStore:
                 self._sql["write_scheduler"], {"scheduler": scheduler, "worker": worker, "names": sorted(names)}
             )
 
-    def beat(self, conn: AnyConnection, scheduler: UUID, worker: str, names: Iterable[str]) -> None:
-        """Say that this process lives and has these schedules; forget those that no code has had for long."""
+    def beat(self, conn: AnyConnection, scheduler: UUID, worker: str, names: Iterable[str]) -> bool:
+        """Say that this process lives and has these schedules; forget those that no code has had for long. Whether the
+        process was known."""
         parameters = {"scheduler": scheduler, "worker": worker, "names": sorted(names)}
         with _one_message(conn) as cur:
             cur.execute(
                 self._sql["beat_scheduler"], {**parameters, "dead_after": DEAD_AFTER, "forget_after": FORGET_AFTER}
             )
+            (((known,),),) = answers(cur)
+            return bool(known)
 
     def leave(self, conn: AnyConnection, scheduler: UUID) -> None:
         with literal_cursor(conn) as cur:

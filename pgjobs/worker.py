@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 
 import psycopg
 
-from pgjobs import settings
+from pgjobs import migrate, settings
 from pgjobs.attempt import AT_STOP, Attempt, Watch
 from pgjobs.backoff import Backoff
 from pgjobs.claim import Claimer
@@ -212,7 +212,8 @@ class WorkerPool:
             if not self.work_map and not isinstance(self._executor.claimer.unknown_kinds, Handler):
                 raise WorkerPoolError("the WorkMap is empty: register a handler before start")
             self._note_classes()  # the WorkMap may have grown
-            self._client.check_schema()
+            with self._client.source.first_connection() as conn:
+                migrate.make_ready(conn, self._client.schema)
             self._keep_queues(self._places)
             self._client.source.make_room(self.threads)
             self._room = self.threads

@@ -129,11 +129,13 @@ WHERE name = %(name)s AND %(run_on_start)s AND run_now_at IS NULL AND version <=
         AND scheduler.seen_at > (pg_catalog.clock_timestamp() - %(dead_after)s::interval));
 
 -- name: beat_scheduler
--- This process lives, and has these schedules. What was in some code and has been in none for long is forgotten.
+-- This process lives, and has these schedules. What was in some code and has been in none for long is forgotten. The
+-- answer is whether it was known: if not, somebody has emptied the tables.
 BEGIN ISOLATION LEVEL READ COMMITTED;
 SET LOCAL idle_in_transaction_session_timeout = '5s';
 SET LOCAL statement_timeout = '30s';
 SET LOCAL lock_timeout = '5s';
+SELECT EXISTS (SELECT FROM pgjobs.scheduler WHERE id = %(scheduler)s);
 INSERT INTO pgjobs.scheduler (id, worker, schedules, seen_at)
 VALUES (%(scheduler)s, %(worker)s, %(names)s::text[], pg_catalog.clock_timestamp())
 ON CONFLICT (id) DO UPDATE SET schedules = excluded.schedules, seen_at = excluded.seen_at;

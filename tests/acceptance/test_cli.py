@@ -239,7 +239,7 @@ def test_a_dsn_that_is_none_is_refused_without_repeating_its_password(pgjobs: Co
 def test_an_error_of_the_database_is_one_message_and_exit_code_1(pgjobs: Command) -> None:
     with psycopg.connect(pgjobs.dsn) as conn:
         conn.execute("CREATE SCHEMA pgjobs")
-        conn.execute(sql.SQL("CREATE TABLE {} ()").format(sql.Identifier("pgjobs", "queue")))
+        conn.execute(sql.SQL("CREATE VIEW {} AS SELECT 1").format(sql.Identifier("pgjobs", "queue")))
     assert pgjobs.migrate() == 1
     assert pgjobs.errors == 'pgjobs: relation "queue" already exists\n'
     assert pgjobs.lines == []

@@ -1,0 +1,223 @@
+"""What pgjobs needs beside its tables, and how it comes back: rows of its own, and a sequence that is ahead of the ids.
+
+A TRUNCATE of all tables takes the duties away, so that nothing is promoted or rescued any more; a dump of the schema
+alone forgets which migrations it had; after a failover to a logical replica the sequence of ids begins anew. What can
+be put back without a doubt is put back, when a worker pool starts and when somebody migrates, and the log says so.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+
+import psycopg
+
+from pgjobs import statements
+from pgjobs.cursors import AnyConnection, answers, literal_cursor, one
+from pgjobs.error_text import one_line
+from pgjobs.errors import MigrationError, SchemaDamaged
+from pgjobs.shape import SHAPE
+
+log = logging.getLogger("pgjobs.bookkeeping")
+
+DUTIES = ("promote", "rescue", "clean", "workers", "indexes")
+TABLES = ("job", "queue", "worker", "schedule", "scheduler", "cancel_request", "maintenance")
+_FAR = 10_000  # ids that are drawn one by one; more than that anybody draws in the time of one statement
+_MADE_BY_HAND = 2**53  # no sequence comes so far: an id beyond is no reason to go there
+
+
+class Bookkeeping:
+    """The statements about it in one schema."""
+
+    def __init__(self, schema: str) -> None:
+        self._schema = schema
+        self._sql = statements.load("bookkeeping.sql", schema)
+
+    # --- the record of migrations
+
+    def tables(self, conn: AnyConnection) -> set[str]:
+        """Those of our tables that are there."""
+        with literal_cursor(conn) as cur:
+            cur.execute(self._sql["tables"], {"schema": self._schema})
+            return {name for (name,) in cur.fetchall()}.intersection(TABLES)
+
+    def shape(self, conn: AnyConnection) -> list[str]:
+        """What the schema consists of, a line each."""
+        with literal_cursor(conn) as cur:
+            cur.execute(self._sql["shape"], {"schema": self._schema})
+            return sorted(line for (line,) in cur.fetchall())
+
+    def recognise(self, conn: AnyConnection, versions: Mapping[int, str]) -> list[int]:
+        """The versions of tables that nothing is on record of: none without tables, all when they are exactly those
+        that all migrations make; MigrationError for others."""
+        tables = self.tables(conn)
+        if not tables:
+            return []
+        if "job" not in tables:
+            raise MigrationError(
+                f"schema {self._schema!r} has tables of these names that are not those of pgjobs, or what is left of "
+                f"them: {', '.join(sorted(tables))}. Give Client another schema, or drop these tables"
+            )
+        found = set(self.shape(conn))
+        missing = sorted(line for line in _NEWEST_SHAPE - found if line.split(" ")[1] != "migration")
+        strange = sorted(line for line in found - _NEWEST_SHAPE if line.split(" ")[:2] in _COLUMNS_OF_OURS)
+        if not missing and not strange:
+            return sorted(versions)
+        newest = max(versions)
+        different = [f"there is no {line}" for line in missing] + [f"there is a {line}" for line in strange]
+        raise MigrationError(
+            f"schema {self._schema!r} has tables, but no record of their version, and they are not those of version "
+            f"{newest}: {'; '.join(different[:5])}{'; and more' if len(different) > 5 else ''}. If they are pgjobs "
+            f"tables of an older version N, as of a dump without rows, say so: INSERT INTO {self._schema}.migration "
+            "(version, name) SELECT v, '' FROM generate_series(1, N) AS v; if they are not, give Client another "
+            "schema; if nothing in them is wanted, drop the schema"
+        )
+
+    def record(self, conn: AnyConnection, versions: Mapping[int, str]) -> None:
+        """Write down that the tables have these versions, which they have."""
+        self._require_right(conn, "migration", "the record of migrations is empty")
+        with literal_cursor(conn) as cur:
+            cur.execute(self._sql["record_migrations"], {"versions": list(versions), "names": list(versions.values())})
+        log.warning("schema %s: the record of migrations was empty, as in a dump without rows; the tables are those "
+                    "of version %d, which is on record now", self._schema, max(versions))  # fmt: skip
+
+    # --- duties
+
+    def missing_duties(self, conn: AnyConnection) -> list[str]:
+        with literal_cursor(conn) as cur:
+            cur.execute(self._sql["duties"])
+            found = {duty for (duty,) in cur.fetchall()}
+        return [duty for duty in DUTIES if duty not in found]
+
+    def put_back_duties(self, conn: AnyConnection, missing: Iterable[str]) -> None:
+        """Make the rows again that somebody has deleted; any number of processes may."""
+        self._require_right(conn, "maintenance", f"the duties {', '.join(missing)} are missing")
+        with literal_cursor(conn) as cur:
+            cur.execute(self._sql["put_back_duties"], {"duties": list(missing)})
+            made = [duty for (duty,) in cur.fetchall()]
+        if made:
+            log.warning(
+                "schema %s: table maintenance had no rows for %s, as after a TRUNCATE; they are there again",
+                *(self._schema, ", ".join(made)),
+            )
+
+    def _require_right(self, conn: AnyConnection, table: str, problem: str) -> None:
+        """Asked first: an error of the server would end the transaction of a caller."""
+        with literal_cursor(conn) as cur:
+            cur.execute(self._sql["may_write"], {"table": f"{self._schema}.{table}"})
+            allowed = bool(one(cur)[0])
+        if not allowed:
+            raise SchemaDamaged(
+                f"schema {self._schema!r}: {problem}, and this role may not write table {table}, or not now: run "
+                "`pgjobs migrate` or client.migrate() as the owner of the tables"
+            )
+
+    # --- ids
+
+    def ids_behind(self, conn: AnyConnection) -> tuple[int, int] | None:
+        """The next id and the greatest one, when ids are given that jobs have already; None when all is well, or when
+        this role may not see it."""
+        rights = self._sequence_rights(conn)
+        if rights is None:
+            return None
+        with literal_cursor(conn) as cur:
+            cur.execute(self._sql["ids"])
+            next, newest = one(cur)
+        return (next, newest) if newest is not None and next <= newest else None
+
+    def move_ids(self, conn: AnyConnection, next: int, newest: int) -> bool:
+        """Go on behind the greatest id; says whether that could be done."""
+        may_draw, may_set = self._sequence_rights(conn) or (False, False)
+        far = newest - next >= _FAR
+        if newest >= _MADE_BY_HAND or not (may_set if far else may_draw or may_set):
+            return False
+        statement, values = ("set_next_id", {"newest": newest, "far": _FAR // 2}) if far else (
+            "draw_ids", {"ids": newest - next + 1}
+        )  # fmt: skip
+        with literal_cursor(conn) as cur:
+            cur.execute(self._sql[statement], values)
+        log.warning(
+            "schema %s: the next id was %d, but there are jobs up to %d, as after a failover to a logical replica or a "
+            "restore of rows alone; ids go on behind them now",
+            *(self._schema, next, newest),
+        )
+        return True
+
+    def _sequence_rights(self, conn: AnyConnection) -> tuple[bool, bool] | None:
+        """Whether ids may be drawn, and set; None where the sequence is to be left alone."""
+        with literal_cursor(conn) as cur:
+            cur.execute(self._sql["sequence_rights"])
+            may_look, may_draw, may_set, ours_alone, writable = one(cur)
+        return (may_draw and writable, may_set and writable) if may_look and ours_alone else None
+
+    def ids_text(self, next: int, newest: int) -> str:
+        return (
+            f"the next id is {next}, but there are jobs up to {newest}: as the owner of the tables run `pgjobs "
+            f"migrate`, client.migrate() or SELECT setval('{self._schema}.job_id_seq', {newest})"
+        )
+
+    # --- publications
+
+    def forbidden(self, conn: AnyConnection) -> list[str]:
+        """What the publications of our tables forbid, in the words of the server. `conn` is our own."""
+        with literal_cursor(conn) as cur:
+            cur.execute(self._sql["publications"], {"schema": self._schema})
+            published: dict[str, str] = dict(cur.fetchall())
+        return [
+            f"table {self._schema}.{table}, which publication {published[table]!r} publishes: {problem}"
+            for table in (*TABLES, "migration")
+            if table in published and (problem := self._refusal(conn, table))
+        ]
+
+    def _refusal(self, conn: AnyConnection, table: str) -> str | None:
+        try:
+            with conn.transaction(), literal_cursor(conn) as cur:
+                cur.execute(self._sql[f"try_{table}"])
+                answers(cur)
+        except (psycopg.errors.ObjectNotInPrerequisiteState, psycopg.errors.InvalidColumnReference) as error:
+            detail = f" ({error.diag.message_detail})" if error.diag.message_detail else ""
+            return one_line(f"{error.diag.message_primary}{detail}")
+        except psycopg.errors.InsufficientPrivilege:  # what this role may not do, it does not do
+            return None
+        return None
+
+
+def put_back(conn: AnyConnection, schema: str) -> None:
+    """Put back the rows of the newest tables that are missing, and let ids go on behind those that jobs have."""
+    books = Bookkeeping(schema)
+    missing = books.missing_duties(conn)
+    if missing:
+        books.put_back_duties(conn, missing)
+    behind = books.ids_behind(conn)
+    if behind is not None and not books.move_ids(conn, *behind):
+        log.warning("schema %s: %s", schema, books.ids_text(*behind))
+
+
+def check(conn: AnyConnection, schema: str, *, ids: bool = True) -> None:
+    """Raise SchemaDamaged unless all is there that the newest tables need; without `ids`, whatever the next one is."""
+    books = Bookkeeping(schema)
+    gone = [table for table in TABLES if table not in books.tables(conn)]
+    if gone:
+        raise SchemaDamaged(
+            f"schema {schema!r} has a record of its migrations, but no table {', '.join(gone)}: restore what is "
+            "missing from a dump; or if nothing in it is wanted, drop the schema and migrate"
+        )
+    missing = books.missing_duties(conn)
+    if missing:
+        raise SchemaDamaged(
+            f"schema {schema!r}: table maintenance has no rows for {', '.join(missing)}, as after a TRUNCATE or in a "
+            "dump without rows: run `pgjobs migrate` or client.migrate(), or start a worker pool"
+        )
+    forbidden = books.forbidden(conn)
+    if forbidden:
+        raise SchemaDamaged(
+            f"{'; '.join(forbidden)}. Let the table have REPLICA IDENTITY DEFAULT, and publish it without a row filter "
+            "and list of columns, or with its whole primary key in them"
+        )
+    behind = books.ids_behind(conn) if ids else None
+    if behind is not None:
+        raise SchemaDamaged(f"schema {schema!r}: {books.ids_text(*behind)}")
+
+
+_COLUMNS_OF_OURS = [["column", table] for table in TABLES]
+_NEWEST_SHAPE = frozenset(SHAPE.splitlines())

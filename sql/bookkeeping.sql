@@ -1,0 +1,118 @@
+-- What must be there beside the tables themselves, and is not after a TRUNCATE, a dump without rows or a failover: rows of
+-- ours, and a sequence that is ahead of the ids. Each is asked for before it is put back, which a role may not be allowed.
+
+-- name: tables
+-- All of the schema, whoever they belong to.
+SELECT relname::text FROM pg_catalog.pg_class
+WHERE relnamespace = (SELECT oid FROM pg_catalog.pg_namespace WHERE nspname = %(schema)s) AND relkind = ANY ('{r,p}');
+
+-- name: shape
+-- What the schema consists of, a line each, with no name of the schema in it. The names of types are taken as they stand
+-- in the catalog: no setting quotes them.
+WITH schema AS (
+    SELECT oid FROM pg_catalog.pg_namespace WHERE nspname = %(schema)s
+)
+SELECT pg_catalog.concat_ws(' ', 'column', relname, attname, typname, CASE WHEN attnotnull THEN 'not null' END)
+FROM pg_catalog.pg_class
+    JOIN pg_catalog.pg_attribute ON attrelid = pg_class.oid
+    JOIN pg_catalog.pg_type ON pg_type.oid = atttypid
+WHERE relnamespace = (SELECT oid FROM schema) AND relkind = ANY ('{r,p}') AND attnum > 0 AND NOT attisdropped
+UNION ALL
+SELECT pg_catalog.concat_ws(' ', 'rule', COALESCE(relname, typname), conname)
+FROM pg_catalog.pg_constraint
+    LEFT JOIN pg_catalog.pg_class ON pg_class.oid = conrelid
+    LEFT JOIN pg_catalog.pg_type ON pg_type.oid = contypid
+WHERE connamespace = (SELECT oid FROM schema) AND contype = ANY ('{c,p,u}')
+UNION ALL
+SELECT pg_catalog.concat_ws(' ', 'index', owner.relname, index.relname)
+FROM pg_catalog.pg_index
+    JOIN pg_catalog.pg_class AS index ON index.oid = indexrelid
+    JOIN pg_catalog.pg_class AS owner ON owner.oid = indrelid
+WHERE owner.relnamespace = (SELECT oid FROM schema) AND owner.relkind = ANY ('{r,p}') AND indisvalid
+UNION ALL
+SELECT pg_catalog.concat_ws(' ', 'function', proname, pronargs) FROM pg_catalog.pg_proc
+WHERE pronamespace = (SELECT oid FROM schema)
+UNION ALL
+SELECT pg_catalog.concat_ws(' ', 'trigger', relname, tgname)
+FROM pg_catalog.pg_trigger JOIN pg_catalog.pg_class ON pg_class.oid = tgrelid
+WHERE relnamespace = (SELECT oid FROM schema) AND NOT tgisinternal;
+
+-- name: may_write
+-- Whether this session may insert into a table of ours, now.
+SELECT pg_catalog.has_table_privilege(%(table)s::pg_catalog.regclass, 'INSERT')
+    AND pg_catalog.current_setting('transaction_read_only') = 'off';
+
+-- name: record_migrations
+INSERT INTO pgjobs.migration (version, name)
+SELECT version, name FROM ROWS FROM (
+    pg_catalog.unnest(%(versions)s::integer[]), pg_catalog.unnest(%(names)s::text[])) AS known (version, name)
+ON CONFLICT DO NOTHING;
+
+-- name: duties
+SELECT duty FROM pgjobs.maintenance;
+
+-- name: put_back_duties
+INSERT INTO pgjobs.maintenance (duty) SELECT pg_catalog.unnest(%(duties)s::text[]) ON CONFLICT DO NOTHING RETURNING duty;
+
+-- name: sequence_rights
+-- Whether the next id may be looked at, drawn, and set; and whether ids rise by one: where they do not, several servers
+-- share them, and each leaves those of the others out.
+SELECT pg_catalog.has_sequence_privilege('pgjobs.job_id_seq', 'SELECT'),
+    pg_catalog.has_sequence_privilege('pgjobs.job_id_seq', 'USAGE'),
+    pg_catalog.has_sequence_privilege('pgjobs.job_id_seq', 'UPDATE'),
+    seqincrement = 1 AND NOT seqcycle,
+    pg_catalog.current_setting('transaction_read_only') = 'off'
+FROM pg_catalog.pg_sequence WHERE seqrelid = 'pgjobs.job_id_seq'::pg_catalog.regclass;
+
+-- name: ids
+-- The next id, and the greatest one that a job has.
+SELECT (last_value + is_called::integer)::bigint, (SELECT pg_catalog.max(id) FROM pgjobs.job) FROM pgjobs.job_id_seq;
+
+-- name: draw_ids
+-- The ids up to this one are given to nobody. Whoever draws some meanwhile draws others, so it needs no lock.
+SELECT pg_catalog.count(pg_catalog.nextval('pgjobs.job_id_seq'))
+FROM pg_catalog.generate_series(1, %(ids)s::bigint);
+
+-- name: set_next_id
+-- Where it is too far to draw them all: nobody can have drawn so many between the look at the sequence and its change,
+-- which one statement does.
+SELECT pg_catalog.setval('pgjobs.job_id_seq', %(newest)s::bigint) FROM pgjobs.job_id_seq
+WHERE (last_value + %(far)s::bigint) < %(newest)s::bigint;
+
+-- name: publications
+-- Those that a table of ours belongs to.
+SELECT DISTINCT tablename::text, pubname::text FROM pg_catalog.pg_publication_tables
+WHERE schemaname = %(schema)s ORDER BY 1, 2;
+
+-- What the server says of the statements that change a published table: it checks as for the statement itself, also in a
+-- session that may not write, and does nothing.
+
+-- name: try_job
+EXPLAIN UPDATE pgjobs.job SET priority = priority WHERE false;
+EXPLAIN DELETE FROM pgjobs.job WHERE false;
+
+-- name: try_queue
+EXPLAIN UPDATE pgjobs.queue SET name = name WHERE false;
+EXPLAIN DELETE FROM pgjobs.queue WHERE false;
+
+-- name: try_worker
+EXPLAIN UPDATE pgjobs.worker SET pid = pid WHERE false;
+EXPLAIN DELETE FROM pgjobs.worker WHERE false;
+
+-- name: try_schedule
+EXPLAIN UPDATE pgjobs.schedule SET error = error WHERE false;
+EXPLAIN DELETE FROM pgjobs.schedule WHERE false;
+
+-- name: try_scheduler
+EXPLAIN UPDATE pgjobs.scheduler SET worker = worker WHERE false;
+EXPLAIN DELETE FROM pgjobs.scheduler WHERE false;
+
+-- name: try_cancel_request
+EXPLAIN UPDATE pgjobs.cancel_request SET token = token WHERE false;
+EXPLAIN DELETE FROM pgjobs.cancel_request WHERE false;
+
+-- name: try_maintenance
+EXPLAIN UPDATE pgjobs.maintenance SET next_run_at = next_run_at WHERE false;
+
+-- name: try_migration
+EXPLAIN DELETE FROM pgjobs.migration WHERE false;

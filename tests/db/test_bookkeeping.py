@@ -1,0 +1,222 @@
+"""What pgjobs needs beside its tables comes back after a TRUNCATE, and the tables of a dump are recognised."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from pgjobs import (
+    Client,
+    Job,
+    MigrationError,
+    Schedule,
+    SchemaDamaged,
+    SchemaMissing,
+    WorkerPool,
+    code_schedules,
+    constant,
+    migrate,
+    shape,
+)
+from pgjobs.bookkeeping import DUTIES, TABLES, Bookkeeping
+from pgjobs.cli import main
+from tests.db.conftest import Run
+from tests.db.seen_to import SOON, seen_to
+from tests.waiting import wait_until
+
+ALL_TABLES = (*TABLES, "migration")
+
+
+def duties(run: Run) -> set[str]:
+    return {duty for (duty,) in run("SELECT duty FROM pgjobs.maintenance")}
+
+
+# --- rows that are gone
+
+
+@pytest.mark.finding("W4")
+def test_a_pool_that_starts_on_emptied_tables_puts_the_books_back(
+    own_client: Client, run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After a TRUNCATE of all tables nothing was promoted, rescued or retried any more, and nothing said so."""
+    run(f"TRUNCATE {', '.join(f'pgjobs.{table}' for table in ALL_TABLES)} RESTART IDENTITY")
+    with pytest.raises(SchemaDamaged, match="no record"):
+        own_client.check_schema()
+    seen_to(own_client, run)
+    assert duties(run) == set(DUTIES)
+    assert own_client.missing_migrations() == []
+    own_client.check_schema()
+    assert "no rows for promote, rescue, clean, workers, indexes" in caplog.text
+    assert f"version {max(migrate.versions())}, which is on record now" in caplog.text
+
+
+@pytest.mark.finding("W4")
+@pytest.mark.parametrize("gone", DUTIES)
+def test_a_duty_that_is_missing_is_told_and_put_back(
+    own_client: Client, run: Run, gone: str, fresh_database: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("DELETE FROM pgjobs.maintenance WHERE duty = %s", gone)
+    with pytest.raises(SchemaDamaged, match=f"no rows for {gone}"):
+        own_client.check_schema()
+    assert main(["migrate", "--check", "--dsn", fresh_database]) == 1
+    assert gone in capsys.readouterr().err
+    assert own_client.migrate() == []
+    assert duties(run) == set(DUTIES)
+    own_client.check_schema()
+    assert main(["migrate", "--check", "--dsn", fresh_database]) == 0
+
+
+@pytest.mark.finding("W4")
+def test_duties_and_schedules_come_back_while_the_pool_runs(
+    own_client: Client, run: Run, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(code_schedules, "_BEAT_EVERY", 0.5)
+    done: list[str] = []
+
+    def handler(tx: psycopg.Connection[Any], job: Job[Any]) -> None:
+        done.append(job.args["name"])
+        if job.args["name"] == "fail" and job.attempt == 1:
+            raise ValueError("once")
+
+    cron = [Schedule("often", "@every 1s", {"name": "tick"}, kind="thing")]
+    cron.append(Schedule("start", "@every 1h", {"name": "start"}, kind="thing", run_on_start=True))
+    with WorkerPool(own_client, {"thing": handler}, backoff=constant(SOON), cron=cron):
+        wait_until(lambda: {"tick", "start"} <= set(done))
+        run(f"TRUNCATE {', '.join(f'pgjobs.{table}' for table in ALL_TABLES)}")
+        before = done.count("tick")
+        own_client.enqueue(None, {"name": "fail"}, kind="thing")
+        own_client.enqueue(None, {"name": "later"}, kind="thing", delay=SOON)
+        wait_until(lambda: done.count("fail") == 2 and "later" in done)
+        wait_until(lambda: done.count("tick") > before)
+        wait_until(own_client.workers)
+        wait_until(lambda: duties(run) == set(DUTIES), timeout=40)
+    assert done.count("start") == 1, "that was at the start"
+    assert "no rows for" in caplog.text
+    assert "schedules of this code were gone" in caplog.text
+
+
+@pytest.mark.finding("W4")
+def test_a_duty_that_somebody_holds_is_not_taken_for_one_that_is_missing(
+    own_client: Client, fresh_database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with psycopg.connect(fresh_database) as holder, psycopg.connect(fresh_database, autocommit=True) as conn:
+        holder.execute("SELECT FROM pgjobs.maintenance FOR UPDATE")
+        assert own_client.store.begin_duty(conn, "promote") is None
+    assert caplog.text == ""
+
+
+@pytest.mark.finding("W4")
+def test_who_may_not_put_it_back_is_told_what_to_do(own_client: Client, run: Run, fresh_database: str) -> None:
+    run("DELETE FROM pgjobs.maintenance")
+    run("DROP ROLE IF EXISTS books_reader")
+    run("CREATE ROLE books_reader LOGIN")
+    try:
+        run("GRANT USAGE ON SCHEMA pgjobs TO books_reader")
+        run("GRANT SELECT, UPDATE ON ALL TABLES IN SCHEMA pgjobs TO books_reader")
+        with Client(psycopg.conninfo.make_conninfo(fresh_database, user="books_reader")) as other:
+            pool = WorkerPool(other, {"thing": lambda tx, job: None})
+            with pytest.raises(SchemaDamaged, match=r"may not write table maintenance.*pgjobs migrate"):
+                pool.start()
+            run("TRUNCATE pgjobs.migration")
+            with pytest.raises(SchemaDamaged, match="record of migrations"):
+                pool.start()
+    finally:
+        run("DROP OWNED BY books_reader")
+        run("DROP ROLE books_reader")
+
+
+def test_tables_that_are_not_there_are_told_from_a_record_that_is_empty(own_client: Client, run: Run) -> None:
+    run("TRUNCATE pgjobs.migration")
+    with pytest.raises(SchemaDamaged, match="no record of their version"):
+        own_client.missing_migrations()
+    assert own_client.migrate(dry_run=True) == []
+    assert own_client.migrate() == []
+    run("DROP TABLE pgjobs.scheduler")
+    with pytest.raises(SchemaDamaged, match="no table scheduler"):
+        own_client.check_schema()
+    run("DROP SCHEMA pgjobs CASCADE")
+    with pytest.raises(SchemaMissing):
+        own_client.check_schema()
+
+
+# --- which tables there are
+
+
+def test_the_shape_that_is_known_is_the_one_that_migrations_make(own_client: Client, fresh_database: str) -> None:
+    """After a change of a migration: PGJOBS_WRITE_SHAPE=1 pytest tests/db/test_bookkeeping.py -k shape"""
+    with psycopg.connect(fresh_database) as conn:
+        found = "".join(f"{line}\n" for line in Bookkeeping("pgjobs").shape(conn))
+    if os.environ.get("PGJOBS_WRITE_SHAPE"):
+        file = Path(shape.__file__)
+        file.write_text(file.read_text(encoding="utf-8").replace(shape.SHAPE, found), encoding="utf-8")
+    assert found == shape.SHAPE
+
+
+def test_no_setting_changes_the_shape(own_client: Client, fresh_database: str) -> None:
+    with psycopg.connect(fresh_database) as conn:
+        conn.execute("SET quote_all_identifiers = on")
+        conn.execute("SET search_path = pgjobs")
+        assert Bookkeeping("pgjobs").recognise(conn, migrate.versions()) == list(migrate.versions())
+
+
+@pytest.mark.finding("W4")
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("ALTER TABLE pgjobs.job DROP COLUMN tick", "there is no column job tick timestamptz"),
+        ("ALTER TABLE pgjobs.job ADD COLUMN tenant text", "there is a column job tenant text"),
+        ("DROP TABLE pgjobs.cancel_request", "there is no column cancel_request id"),
+        ("DROP INDEX pgjobs.job_unique", "there is no index job job_unique"),
+        ("DROP FUNCTION pgjobs.attempt_lost", "there is no function attempt_lost 0"),
+        ("ALTER DOMAIN pgjobs.texts DROP CONSTRAINT job_arrays", "there is no rule texts job_arrays"),
+    ],
+)
+def test_tables_that_are_not_the_newest_are_not_taken_for_them(
+    own_client: Client, run: Run, change: str, said: str
+) -> None:
+    run("TRUNCATE pgjobs.migration")
+    run(change)
+    before = run("SELECT count(*) FROM pg_class")
+    for act in (
+        own_client.migrate,
+        lambda: own_client.migrate(dry_run=True),
+        WorkerPool(own_client, {"thing": print}).start,
+    ):
+        with pytest.raises(MigrationError, match=said) as raised:
+            act()
+        assert "INSERT INTO pgjobs.migration" in str(raised.value)
+    assert run("SELECT count(*) FROM pgjobs.migration") == [(0,)]
+    assert run("SELECT count(*) FROM pg_class") == before
+
+
+@pytest.mark.finding("W4")
+def test_tables_of_an_older_version_go_on_from_what_their_owner_says(own_client: Client, run: Run) -> None:
+    own_client.migrate(direction="down", target=5)
+    run("TRUNCATE pgjobs.migration")
+    with pytest.raises(MigrationError, match="older version N") as raised:
+        own_client.migrate()
+    (told,) = [part for part in str(raised.value).split("; ") if "say so: " in part]
+    run(told.split("say so: ")[1].replace("N)", "5)"))
+    assert [step.version for step in own_client.migrate()] == [6, 7][: max(migrate.versions()) - 5]
+    own_client.check_schema()
+
+
+def test_what_an_application_adds_beside_it_is_no_obstacle(own_client: Client, run: Run) -> None:
+    run("CREATE TABLE pgjobs.effect (note text)")
+    run("CREATE INDEX ON pgjobs.job (created_at)")
+    run("CREATE FUNCTION pgjobs.own() RETURNS integer LANGUAGE sql RETURN 1")
+    run("TRUNCATE pgjobs.migration")
+    assert own_client.migrate() == []
+    own_client.check_schema()
+
+
+def test_a_table_of_somebody_elses_is_not_taken_for_ours(fresh_database: str, run: Run) -> None:
+    run("CREATE SCHEMA pgjobs")
+    run("CREATE TABLE pgjobs.queue (id integer)")
+    with Client(fresh_database) as own_client, pytest.raises(MigrationError, match="another schema"):
+        own_client.migrate()
+    assert run("SELECT to_regclass('pgjobs.job')") == [(None,)]
