@@ -22,6 +22,7 @@ from pgjobs import codec, control, migrate, settings
 from pgjobs.backoff import Backoff
 from pgjobs.checkout import let_prepare, was_let_prepare
 from pgjobs.claim import Claimer
+from pgjobs.dsn import for_libpq
 from pgjobs.enqueue import Enqueuer
 from pgjobs.enqueue_store import EnqueueStore, can_copy, is_plain
 from pgjobs.error_text import ERROR_LIMIT, clean, one_line
@@ -626,8 +627,10 @@ def _source(pool: object) -> PoolSource:
     if isinstance(pool, ConnectionPool):
         return PoolSource(pool, owned=False)
     if isinstance(pool, str) and pool:
+        kwargs = defaults_for(pool)
         own = ConnectionPool(
-            pool, kwargs=defaults_for(pool), min_size=0, max_size=10, max_idle=MAX_IDLE, open=True, name="pgjobs"
+            for_libpq(pool), kwargs=kwargs, min_size=0, max_size=10, max_idle=MAX_IDLE, open=True, name="pgjobs"
         )
         return PoolSource(own, owned=True)
-    raise InvalidSetting(f"a client needs a connection string, a psycopg_pool.ConnectionPool or a source, not {pool!r}")
+    given = "an empty string" if pool == "" else type(pool).__name__  # and no more: it may have a password in it
+    raise InvalidSetting(f"a client needs a connection string, a psycopg_pool.ConnectionPool or a source, not {given}")

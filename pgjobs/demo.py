@@ -37,6 +37,7 @@ import psycopg
 from psycopg import Connection
 
 from pgjobs import Client, Job, PgjobsError, WorkerPool, WorkMap, job_options
+from pgjobs.dsn import for_libpq, read_dsn
 from pgjobs.embedded import EmbeddedPostgres, EmbeddedPostgresError, database_url
 
 # --- the application: a job, the tables it fills, its handler, and the program of a worker process
@@ -153,6 +154,8 @@ def run(dsn: str | None = None, keep: Path | None = None, limit: int | None = No
         if dsn and keep:
             raise DemoFailed("give --dsn or --keep: on a database that is given the tables stay anyway")
         if given:
+            given = for_libpq(given)
+            read_dsn(given)
             psycopg.connect(given).close()  # fails at once, and says why; a pool would go on trying
             code = _demo(given, "pgjobs_demo", limit)
             print("To remove the tables: DROP SCHEMA pgjobs_demo, stdlib_index CASCADE;")

@@ -12,13 +12,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
-import psycopg
 from psycopg import Connection, Cursor, Transaction
-from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import ConnectionPool
 
 from pgjobs.checkout import Checkout, PoolCheckout, giving_back
-from pgjobs.errors import InvalidSetting, InvalidTransaction, PoolTooSmall
+from pgjobs.dsn import check_url, for_libpq, read_dsn
+from pgjobs.errors import InvalidTransaction, PoolTooSmall
 
 AnyConnection = Connection[Any]
 
@@ -63,13 +62,7 @@ SPARE_CONNECTIONS = 2
 
 def defaults_for(dsn: str) -> dict[str, Any]:
     """The settings of a connection that its connection string leaves open; InvalidSetting if it is none."""
-    try:
-        said = conninfo_to_dict(dsn)
-    except psycopg.ProgrammingError:  # its text may repeat the password
-        raise InvalidSetting(
-            "the connection string cannot be read: write postgresql://user:password@host:port/database, "
-            "or pairs as in: host=... dbname=..."
-        ) from None
+    said = read_dsn(dsn)
     return {name: value for name, value in CONNECTION_DEFAULTS.items() if name not in said}
 
 
@@ -135,6 +128,8 @@ class PoolSource:
     batches = True  # whether several handlers may share a transaction
 
     def __init__(self, pool: ConnectionPool[Any], *, owned: bool) -> None:
+        if isinstance(pool.conninfo, str):
+            check_url(pool.conninfo)
         self.pool = pool
         self.owned = owned
         self._threads = 0  # of all worker pools on it
@@ -182,10 +177,12 @@ class PoolSource:
     def connect(self, dsn: str | None = None) -> AnyConnection:
         """A connection beside the pool, in autocommit mode, for one who keeps it for long."""
         if dsn is not None:
-            return Connection.connect(dsn, autocommit=True, **defaults_for(dsn))
+            return Connection.connect(for_libpq(dsn), autocommit=True, **defaults_for(dsn))
         kwargs: dict[str, Any] = dict(_value(self.pool.kwargs) or {})
         kwargs["autocommit"] = True
-        conn: AnyConnection = self.pool.connection_class.connect(_value(self.pool.conninfo), **kwargs)
+        conninfo = _value(self.pool.conninfo)
+        check_url(conninfo)
+        conn: AnyConnection = self.pool.connection_class.connect(conninfo, **kwargs)
         return conn
 
     @contextmanager

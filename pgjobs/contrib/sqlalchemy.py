@@ -52,6 +52,8 @@ class SQLAlchemySource(PoolSource):
             raise InvalidSetting(
                 f"pgjobs needs psycopg 3: create_engine('postgresql+psycopg://...'), not {engine.url.drivername}"
             )
+        if "@" in (engine.url.host or ""):  # it would be shown with each failure
+            raise InvalidSetting("the URL of the engine has an @ in its host: in a password write %40 for @")
         super().__init__(own_pool(self._connect), owned=True)
         self.engine = engine
         self._session = session

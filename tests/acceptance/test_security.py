@@ -12,8 +12,10 @@ from typing import Any
 
 import psycopg
 import pytest
+import sqlalchemy
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
+from psycopg_pool import ConnectionPool
 
 from pgjobs import (
     Client,
@@ -27,9 +29,11 @@ from pgjobs import (
     NewJob,
     Snooze,
     WorkerPool,
+    cli,
     constant,
 )
 from pgjobs.attempt import Patience
+from pgjobs.contrib.sqlalchemy import SQLAlchemySource
 from pgjobs.error_text import ERROR_LIMIT, TRACE_LIMIT
 from pgjobs.options import JobOptions
 from tests.waiting import wait_until
@@ -408,3 +412,69 @@ def test_s7_the_password_of_a_database_that_cannot_be_reached_is_neither_raised_
         assert PASSWORD not in str(refused.value)
         assert PASSWORD not in repr(client)
     assert PASSWORD not in caplog.text
+
+
+TAIL = "t41l-0f-1t"
+AMBIGUOUS = [
+    f"postgresql://me:pa@{TAIL}@127.0.0.1:1/x",
+    f"postgres://me:pa@{TAIL}@127.0.0.1:1/x?connect_timeout=1",
+    f"postgresql://me@corp:{TAIL}@127.0.0.1/x",
+    f"postgresql://me:pa/{TAIL}@127.0.0.1:1/x",
+    f"postgresql://me:pa@ss/{TAIL}@127.0.0.1:1/x",
+    f"postgresql://me:pa@12?sslmode={TAIL}@127.0.0.1/x",
+    f"postgresql://me:{TAIL}/x",
+    f"postgresql://me:pa@?{TAIL}@127.0.0.1/x",
+    f"postgresql://me:pa%{TAIL}@127.0.0.1/x",
+    f"postgresql+psycopg://me:pa@{TAIL}@127.0.0.1:1/x",
+    f"host=127.0.0.1 password=pa {TAIL}=x",
+    f"host=127.0.0.1 port={TAIL}",
+]
+
+
+@pytest.mark.finding("S5")
+@pytest.mark.parametrize("dsn", AMBIGUOUS)
+def test_a_password_that_is_not_escaped_is_refused_and_no_part_of_it_shown(
+    client: Client, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str], dsn: str
+) -> None:
+    """With an @ in its password the tail was taken for the host, and shown in exceptions and log lines."""
+    caplog.set_level(logging.DEBUG)
+    for attempt in (
+        lambda: Client(dsn),
+        lambda: WorkerPool(client, {Card: nothing}, listen_dsn=dsn),
+        lambda: Client(dsn.encode()),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(InvalidSetting) as refused:
+            attempt()
+        assert TAIL not in f"{refused.value} {refused.value.__cause__}"
+    assert cli.main(["migrate", "--dsn", dsn]) == 1
+    out, err = capsys.readouterr()
+    assert TAIL not in out + err + caplog.text
+
+
+@pytest.mark.finding("S5")
+def test_nor_of_one_in_a_pool_or_an_engine_of_the_application() -> None:
+    """A pool of the application's led to the same errors, in the log of the listener."""
+    dsn = f"postgresql://me:pa@{TAIL}@127.0.0.1:1/x"
+    with ConnectionPool(dsn, open=False) as pool, pytest.raises(InvalidSetting) as refused:
+        Client(pool)
+    assert TAIL not in str(refused.value)
+    with pytest.raises(InvalidSetting) as refused:
+        SQLAlchemySource(sqlalchemy.create_engine(dsn.replace("postgresql", "postgresql+psycopg")))
+    assert TAIL not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        f"postgresql://me:pa%40{TAIL}@127.0.0.1:1/x",
+        f"postgresql://me%40corp:{TAIL}@127.0.0.1:1,127.0.0.2:2/x",
+        f"postgresql:///x?host=127.0.0.1&port=1&user=me@corp&password=pa@{TAIL}",
+        f"postgresql+psycopg://me:{TAIL}@127.0.0.1:1/x",
+        f"host=127.0.0.1 port=1 user=me password=pa@{TAIL}",
+        f"postgresql://me:{TAIL}#:?[@127.0.0.1:1/x",
+    ],
+)
+def test_what_means_one_thing_is_taken(dsn: str) -> None:
+    with Client(dsn) as client, pytest.raises(psycopg.OperationalError, match=r"127\.0\.0\.1") as refused:
+        client.migrate()
+    assert TAIL not in str(refused.value)
