@@ -11,19 +11,32 @@ from pathlib import Path
 
 import psycopg
 
-from pgjobs import demo, migrate, timetable
+from pgjobs import migrate, timetable
 from pgjobs.client import Client
 from pgjobs.errors import PgjobsError
+from pgjobs.roles import roles_sql
+
+# By any of these libpq knows where the database is.
+_PLACES = ("PGHOST", "PGHOSTADDR", "PGPORT", "PGDATABASE", "PGUSER", "PGSERVICE")
+_ROLES = ("enqueuer", "worker", "viewer", "operator")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; the exit code is 0 when it did what was asked, 1 when it could not, 2 for wrong usage."""
+    """Run the command; the exit code is 0 when it did what was asked, 1 when it could not, 2 for wrong usage, 130 when
+    it was interrupted, 141 when nothing reads its output any more."""
     options = _parser().parse_args(arguments)
     try:
         code: int = options.run(options)
+        sys.stdout.flush()
     except (PgjobsError, psycopg.Error) as error:
         print(f"pgjobs: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("pgjobs: interrupted; a step that was not finished has changed nothing", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python fails at the flush of its end
+        return 141
     return code
 
 
@@ -31,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="pgjobs", description=__doc__ and "A job queue on Postgres.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_migrate(commands.add_parser("migrate", help="make the tables, or bring them to another version"))
+    _add_roles(commands.add_parser("roles", help="print what database roles need to enqueue, work, view or control"))
     _add_schedule(commands.add_parser("schedule", help="say when a schedule would tick"))
     _add_demo(commands.add_parser("demo", help="index the standard library with two workers, and kill one half way"))
     return parser
@@ -39,8 +53,10 @@ def _parser() -> argparse.ArgumentParser:
 def _add_migrate(parser: argparse.ArgumentParser) -> None:
     parser.description = "Make the tables of pgjobs, or bring them to another version. Doing it twice changes nothing."
     parser.add_argument("direction", nargs="?", choices=["up", "down"], default="up", help="default: %(default)s")
-    parser.add_argument("--dsn", default=None, help="the database; DATABASE_URL when left out")
-    parser.add_argument("--schema", default="pgjobs", help="the schema that holds the tables (default: %(default)s)")
+    parser.add_argument(
+        "--dsn", default=None, help="the database; DATABASE_URL when left out, else what PGHOST, PGSERVICE and such say"
+    )
+    _add_schema(parser)
     parser.add_argument(
         "--to",
         type=int,
@@ -48,27 +64,46 @@ def _add_migrate(parser: argparse.ArgumentParser) -> None:
         help="stop at this version; down to 0 takes everything down, the jobs with it",
     )
     parser.add_argument("--max-steps", type=int, metavar="N", help="at most so many steps (down: 1 unless said)")
-    parser.add_argument("--dry-run", action="store_true", help="change nothing, say what would be done")
-    parser.add_argument("--check", action="store_true", help="change nothing, fail unless the tables fit")
-    parser.add_argument("--sql", action="store_true", help="print the SQL instead, for psql or another tool")
+    parser.add_argument("--yes", action="store_true", help="do not ask before all jobs are deleted")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--dry-run", action="store_true", help="change nothing, say what would be done")
+    instead.add_argument("--check", action="store_true", help="change nothing, fail unless the tables fit")
+    instead.add_argument("--sql", action="store_true", help="print the SQL instead, for psql or another tool")
     parser.add_argument("--from", type=int, default=None, dest="start", metavar="VERSION", help="for --sql: begin here")
-    parser.set_defaults(run=_migrate)
+    _add_no_transaction(parser)
+    parser.set_defaults(run=_migrate, parser=parser)
+
+
+def _add_schema(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--schema", default="pgjobs", help="the schema that holds the tables (default: %(default)s)")
+
+
+def _add_no_transaction(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--no-transaction",
+        action="store_false",
+        dest="transaction",
+        help="for --sql: without BEGIN and COMMIT, for a tool that has its own",
+    )
 
 
 def _migrate(options: argparse.Namespace) -> int:
+    _refuse_what_means_nothing(options)
     if options.sql:
         newest = max(migrate.versions())
         down = options.direction == "down"
         start = (newest if down else 0) if options.start is None else options.start
         target = (max(start - 1, 0) if down else newest) if options.to is None else options.to
-        print(migrate.schema_sql(options.schema, start=start, target=target), end="")
+        text = migrate.schema_sql(options.schema, start=start, target=target, transaction=options.transaction)
+        print(text, end="")
         return 0
+    steps_asked = {"direction": options.direction, "target": options.to, "max_steps": options.max_steps}
     with Client(_dsn(options), schema=options.schema) as client:
         if options.check:
             return _check(client)
-        steps = client.migrate(
-            direction=options.direction, target=options.to, max_steps=options.max_steps, dry_run=options.dry_run
-        )
+        if not (options.dry_run or options.yes or options.direction == "up"):
+            _ask_before_all_jobs_go(client.migrate(dry_run=True, **steps_asked), options.schema)
+        steps = client.migrate(dry_run=options.dry_run, **steps_asked)
     for step in steps:
         print(f"would apply: {step}" if options.dry_run else step)
     if not steps:
@@ -76,21 +111,82 @@ def _migrate(options: argparse.Namespace) -> int:
     return 0
 
 
+def _refuse_what_means_nothing(options: argparse.Namespace) -> None:
+    """An option that the others make meaningless is a mistake."""
+    parts = {"--from": options.start is not None, "--no-transaction": not options.transaction}
+    for name in (name for name, given in parts.items() if given and not options.sql):
+        options.parser.error(f"argument {name}: is a part of --sql")
+    if options.sql and options.max_steps is not None:
+        options.parser.error("argument --max-steps: not allowed with argument --sql, which takes --from and --to")
+    if options.check and (options.direction == "down" or options.to is not None or options.max_steps is not None):
+        options.parser.error("argument --check: looks at all versions, and takes no direction, --to and --max-steps")
+
+
+def _ask_before_all_jobs_go(steps: Sequence[migrate.Step], schema: str) -> None:
+    if all(step.version != 1 for step in steps):
+        return
+    warning = f"this drops the tables in schema {schema!r}, with all jobs and schedules"
+    if not sys.stdin.isatty():
+        raise PgjobsError(f"{warning}: say --yes if that is meant")
+    if input(f"{warning}. Go on? [y/N] ").strip().lower() not in ("y", "yes"):
+        raise PgjobsError("nothing was changed")
+
+
 def _check(client: Client) -> int:
     missing = client.missing_migrations()
     if missing:
         print(f"missing: {', '.join(map(str, missing))}")
-        return 1
-    client.check_schema()  # newer tables lack nothing, and do not fit either
+    client.check_schema()  # says what to do; newer tables lack nothing, and do not fit either
     print("ok")
     return 0
 
 
 def _dsn(options: argparse.Namespace) -> str:
     dsn: str | None = options.dsn or os.environ.get("DATABASE_URL")
-    if not dsn:
-        raise PgjobsError("which database? give --dsn, or set DATABASE_URL")
-    return dsn
+    if dsn:
+        return dsn
+    if any(os.environ.get(name) for name in _PLACES):
+        return "application_name=pgjobs"  # libpq finds the rest by itself
+    raise PgjobsError(f"which database? give --dsn, or set DATABASE_URL or one of {', '.join(_PLACES)}")
+
+
+def _add_roles(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Print the SQL that gives roles what they need on the tables, and takes from them what else they have there. "
+        "Run it as the owner of the tables, also after each migration. Missing roles are made, without a login."
+    )
+    parser.add_argument("--sql", action="store_true", required=True, help="print the SQL, for psql or another tool")
+    _add_schema(parser)
+    for role in _ROLES:
+        parser.add_argument(f"--{role}", default=f"pgjobs_{role}", metavar="NAME", help="default: %(default)s")
+    parser.add_argument(
+        "--without", action="append", default=[], choices=_ROLES, help="leave this one out; may be said again"
+    )
+    parser.add_argument(
+        "--no-enqueue-many", action="store_false", dest="enqueue_many", help="the enqueuer may not name ids"
+    )
+    parser.add_argument(
+        "--no-replace", action="store_false", dest="replace", help="the enqueuer may not change jobs that wait"
+    )
+    parser.add_argument(
+        "--hide-args", action="store_false", dest="view_args", help="the viewer sees no args, errors and output"
+    )
+    _add_no_transaction(parser)
+    parser.set_defaults(run=_print_roles)
+
+
+def _print_roles(options: argparse.Namespace) -> int:
+    names = {role: None if role in options.without else getattr(options, role) for role in _ROLES}
+    text = roles_sql(
+        options.schema,
+        **names,
+        enqueue_many=options.enqueue_many,
+        replace=options.replace,
+        view_args=options.view_args,
+        transaction=options.transaction,
+    )
+    print(text, end="")
+    return 0
 
 
 def _add_schedule(parser: argparse.ArgumentParser) -> None:
@@ -127,8 +223,17 @@ def _simulate(options: argparse.Namespace) -> int:
 
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:
-    parser.description = demo.__doc__
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = (
+        "Index the Python standard library with two worker processes, and kill one of them half way: what its handlers "
+        "wrote is rolled back, and the other process rescues their jobs. At the end the tables equal what a plain loop "
+        "finds. On an embedded Postgres, or in the schemas pgjobs_demo and stdlib_index of a database that is given."
+    )
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the database in this directory")
     parser.add_argument("--dsn", default=None, help="use this database instead of an embedded one (or DATABASE_URL)")
-    parser.set_defaults(run=lambda options: demo.run(dsn=options.dsn, keep=options.keep))
+    parser.set_defaults(run=_demo)
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from pgjobs import demo  # it and the embedded Postgres need what only Unix has
+
+    return demo.run(dsn=options.dsn, keep=options.keep)

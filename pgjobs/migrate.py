@@ -163,18 +163,24 @@ def _check_encoding(conn: AnyConnection) -> None:
             raise MigrationError(f"pgjobs needs UTF8, but {side} is {encoding}")
 
 
-def schema_sql(schema: str = "pgjobs", *, start: int = 0, target: int | None = None) -> str:
-    """The SQL that brings the tables from version `start` to `target`, for psql or another migration tool."""
+def schema_sql(schema: str = "pgjobs", *, start: int = 0, target: int | None = None, transaction: bool = True) -> str:
+    """The SQL that brings the tables from version `start` to `target`, for psql or another migration tool.
+
+    It may run again: a step that was taken is passed over, and `client.migrate()` may follow. With `transaction=False`
+    it has no BEGIN and COMMIT of its own, for a tool that runs it in a transaction: `op.execute(...)` of Alembic,
+    `RunSQL(...)` of Django. It has no parameters; its percent signs are meant as they stand.
+    """
     _check_version(start)
     _check_version(target)
     have = [version for version in versions() if version <= start]
     goal = max(versions()) if target is None else target
     direction: Direction = "up" if goal >= start else "down"
     migrations = Migrations(schema)
-    parts = [migrations.table_sql] if start == 0 else []
+    parts = [migrations.guarded_table_sql]
     for step in _plan(schema, have, direction, goal):
-        parts.append(f"{step.sql}\n{migrations.bookkeeping_sql(step.version, step.name, direction)}")
-    return "\n\n".join(["BEGIN;", migrations.under_own_path("\n\n".join(parts)), "COMMIT;"]) + "\n"
+        whole = f"{step.sql}\n{migrations.bookkeeping_sql(step.version, step.name, direction)}"
+        parts.append(migrations.guarded_sql(step.version, direction, whole))
+    return "\n\n".join(["BEGIN;", *parts, "COMMIT;"] if transaction else parts) + "\n"
 
 
 def _check_version(version: int | None) -> None:

@@ -28,11 +28,6 @@ class Migrations:
         """What makes the search_path our own in a transaction, and what makes it the caller's again."""
         return self._sql["own_search_path"].decode(), self._sql["search_path_of_caller"].decode()
 
-    def under_own_path(self, sql: str) -> str:
-        """The text of a transaction with a search_path of its own around it."""
-        own, callers = self._own_path_sql
-        return f"{own}\n\n{sql}\n\n{callers}"
-
     @contextmanager
     def own_path(self, conn: AnyConnection) -> Iterator[None]:
         """Inside the block the search_path of the open transaction is our own."""
@@ -48,6 +43,18 @@ class Migrations:
         """What records a step; version and name come from the files of this package."""
         statement = self._sql["record_migration" if direction == "up" else "forget_migration"].decode()
         return statement.format(version=version, name=name)
+
+    @property
+    def guarded_table_sql(self) -> str:
+        """What makes the schema and the table of migrations where there are none, and waits for other migrators."""
+        table = self._sql["create_migration_table"].decode()
+        text = self._sql["guarded_table"].decode()
+        return text.replace("{schema}", self._schema).replace("{table}", table)
+
+    def guarded_sql(self, version: int, direction: str, step: str) -> str:
+        """The step with a look whether it was taken already; `step` records itself."""
+        text = self._sql["guarded_step"].decode().replace("{up}", "true" if direction == "up" else "false")
+        return text.replace("{version}", str(version)).replace("{step}", step)
 
     def begin_step(self, conn: AnyConnection) -> None:
         self.execute(conn, self._sql["begin_step"].decode())

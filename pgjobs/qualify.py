@@ -20,7 +20,7 @@ from typing import NamedTuple
 _TOKEN = re.compile(
     r"""
     (?P<space> \s+ | --[^\n]* )
-    | (?P<text> [eE]'(?:[^'\\]|''|\\.)*' | '(?:[^']|'')*' | \$\$.*?\$\$ )
+    | (?P<text> [eE]'(?:[^'\\]|''|\\.)*' | '(?:[^']|'')*' | \$(?P<tag>\w*)\$.*?\$(?P=tag)\$ )
     | (?P<parameter> %\(\w+\)[sb] | \{\w+\} | \$\d+ )
     | (?P<number> \d+(?:\.\d+)? )
     | (?P<word> \w+ | "(?:[^"]|"")+" )
@@ -39,7 +39,10 @@ def _words(text: str) -> frozenset[str]:
 
 
 # Statements without an expression, and those with some; each by its first word.
-_WITHOUT = _words("BEGIN COMMIT ROLLBACK SAVEPOINT RELEASE SET RESET CLOSE UNLISTEN DISCARD COPY REINDEX DROP")
+# A DO has a search_path of its own in its body.
+_WITHOUT = _words(
+    "BEGIN COMMIT ROLLBACK SAVEPOINT RELEASE SET RESET CLOSE UNLISTEN DISCARD COPY REINDEX DROP DO GRANT REVOKE"
+)
 _WITH = _words("SELECT WITH INSERT UPDATE DELETE CREATE EXPLAIN")
 _BEGIN_A_PART = _words("CASE NOT PG_CATALOG")  # of a statement
 

@@ -52,3 +52,44 @@ INSERT INTO pgjobs.migration (version, name) VALUES ({version}, '{name}');
 
 -- name: forget_migration
 DELETE FROM pgjobs.migration WHERE version = {version};
+
+-- name: guarded_table
+-- For a script that may run twice, inside a transaction of somebody else's: one migrator at a time, and the table that says
+-- what was done. Names are looked up in pg_catalog alone, as long as it takes.
+DO $pgjobs$
+DECLARE
+    path constant pg_catalog.text := pg_catalog.current_setting('search_path');
+BEGIN
+    PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+    PERFORM pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('pgjobs.migrate {schema}', 0));
+    IF NOT EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = '{schema}') THEN
+        CREATE SCHEMA "{schema}";
+    END IF;
+    IF NOT EXISTS (
+        SELECT FROM pg_catalog.pg_class
+        WHERE relnamespace = (SELECT oid FROM pg_catalog.pg_namespace WHERE nspname = '{schema}')
+            AND relname = 'migration' AND relkind = 'r')
+    THEN
+        EXECUTE $pgjobs_step$
+{table}
+$pgjobs_step$;
+    END IF;
+    PERFORM pg_catalog.set_config('search_path', path, true);
+END
+$pgjobs$;
+
+-- name: guarded_step
+-- One step, unless it was taken. It is a text, of which nothing is looked at before.
+DO $pgjobs$
+DECLARE
+    path constant pg_catalog.text := pg_catalog.current_setting('search_path');
+BEGIN
+    PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+    IF {up} = (SELECT pg_catalog.count(*) = 0 FROM pgjobs.migration WHERE version = {version}) THEN
+        EXECUTE $pgjobs_step$
+{step}
+$pgjobs_step$;
+    END IF;
+    PERFORM pg_catalog.set_config('search_path', path, true);
+END
+$pgjobs$;

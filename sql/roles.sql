@@ -5,7 +5,7 @@
 -- A role without a login of its own: grant it to those that log in, or give it one.
 DO $pgjobs$
 BEGIN
-    IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = '{role}') THEN
+    IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname OPERATOR(pg_catalog.=) '{role}') THEN
         CREATE ROLE "{role}" NOLOGIN;
     END IF;
 END

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, LiteralString
+from urllib.parse import urlencode
 
 import psycopg
 import pytest
 from psycopg import sql
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from pgjobs import Client, SchemaMissing, cli, migrate, schema_sql
+from pgjobs import Client, Job, SchemaMissing, WorkerPool, cli, migrate, roles_sql, schema_sql
+from tests.waiting import wait_until
 
 NEWEST = max(migrate.versions())
 UP = [f"up {version:04} {name}" for version, name in migrate.versions().items()]
@@ -23,7 +27,8 @@ DOWN = [f"down {version:04} {name}" for version, name in sorted(migrate.versions
 
 @pytest.fixture(autouse=True)
 def _no_database_url(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("DATABASE_URL", raising=False)
+    for name in ("DATABASE_URL", "PGHOST", "PGHOSTADDR", "PGPORT", "PGDATABASE", "PGUSER", "PGSERVICE"):
+        monkeypatch.delenv(name, raising=False)
 
 
 class Command:
@@ -59,7 +64,7 @@ def default_client(fresh_database: str) -> Iterator[Client]:
 def pgjobs_program(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
     """Run the installed program."""
     program = Path(sys.executable).with_name("pgjobs")
-    clean = {name: value for name, value in os.environ.items() if name != "DATABASE_URL"}
+    clean = {name: value for name, value in os.environ.items() if name != "DATABASE_URL" and name[:2] != "PG"}
     return subprocess.run(
         [program, *arguments], capture_output=True, text=True, check=False, timeout=60, env=clean | env
     )
@@ -79,11 +84,12 @@ def test_the_installed_program_migrates_the_database_of_the_environment(
 def test_the_installed_program_fails_with_one_line_and_no_traceback() -> None:
     done = pgjobs_program("migrate")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "pgjobs: which database? give --dsn, or set DATABASE_URL\n"
+    assert done.stderr.startswith("pgjobs: which database? give --dsn, or set DATABASE_URL or one of PGHOST, ")
+    assert done.stderr.count("\n") == 1
 
 
 def test_wrong_usage_exits_with_2() -> None:
-    for arguments in ([], ["migrate", "sideways"], ["migrate", "--to", "one"], ["fly"]):
+    for arguments in ([], ["migrate", "sideways"], ["migrate", "--to", "one"], ["fly"], ["roles"]):
         done = pgjobs_program(*arguments)
         assert done.returncode == 2, arguments
         assert done.stderr.startswith("usage: pgjobs"), arguments
@@ -105,7 +111,7 @@ def test_down_takes_one_step_and_target_0_the_rest(pgjobs: Command, default_clie
     assert pgjobs.migrate("down") == 0
     assert pgjobs.lines == DOWN[:1]
     pgjobs.migrate()
-    assert pgjobs.migrate("down", "--to", "0") == 0
+    assert pgjobs.migrate("down", "--to", "0", "--yes") == 0
     assert pgjobs.lines == DOWN
     assert default_client.missing_migrations() == list(migrate.versions())
     assert pgjobs.migrate("down") == 0
@@ -117,7 +123,7 @@ def test_to_stops_at_the_version_and_max_steps_after_so_many(pgjobs: Command, de
     assert pgjobs.lines == UP[:1]
     assert pgjobs.migrate("down", "--max-steps", "0") == 0
     assert pgjobs.lines == ["nothing to do"]
-    assert pgjobs.migrate("down", "--max-steps", "99") == 0
+    assert pgjobs.migrate("down", "--max-steps", "99", "--yes") == 0
     assert pgjobs.lines == DOWN[-1:]
     assert pgjobs.migrate("--max-steps", "1") == 0
     assert pgjobs.lines == UP[:1]
@@ -176,6 +182,7 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(pgjobs: Command, def
 def test_check_fails_and_lists_what_is_missing_until_the_tables_fit(pgjobs: Command, default_client: Client) -> None:
     assert pgjobs.migrate("--check") == 1
     assert pgjobs.lines == [f"missing: {', '.join(map(str, migrate.versions()))}"]
+    assert "run `pgjobs migrate` or client.migrate()" in pgjobs.errors
     with pytest.raises(SchemaMissing):
         default_client.check_schema()
     pgjobs.migrate()
@@ -271,6 +278,145 @@ def test_the_help_explains_every_option(words: str, capsys: pytest.CaptureFixtur
         assert action.help % {"default": action.default, "prog": parser.prog} in text
         for option in action.option_strings or action.choices or ():
             assert option in text
+
+
+# --- what is not meant
+
+
+@pytest.mark.finding("E13")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(
+            ["--sql", "--check"],
+            ["--sql", "--dry-run"],
+            ["--check", "--dry-run"],
+            ["--from", "1"],
+            ["--no-transaction"],
+        ),
+        *(
+            ["--sql", "--max-steps", "1"],
+            ["--check", "--to", "3"],
+            ["--check", "--max-steps", "1"],
+            ["down", "--check"],
+        ),
+    ],
+    ids=" ".join,
+)
+def test_options_that_cannot_go_together_are_refused(
+    pgjobs: Command, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    """`--sql` with `--check` printed the SQL and checked nothing."""
+    with pytest.raises(SystemExit) as ended:
+        pgjobs.migrate(*arguments)
+    assert ended.value.code == 2
+    assert "usage: pgjobs migrate" in capsys.readouterr().err
+
+
+@pytest.mark.finding("E13")
+@pytest.mark.parametrize("how", [["--to", "0"], ["--max-steps", "99"]], ids=" ".join)
+def test_all_jobs_are_deleted_only_when_that_is_meant(
+    pgjobs: Command, default_client: Client, monkeypatch: pytest.MonkeyPatch, how: list[str]
+) -> None:
+    """`down --to 0` dropped the tables with all jobs and did not ask."""
+    pgjobs.migrate()
+    job: Job[Any] = default_client.enqueue(None, {}, kind="test")
+    assert pgjobs.migrate("down", *how) == 1
+    assert "all jobs and schedules: say --yes if that is meant" in pgjobs.errors
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    for answer in ("", "n", "no", "yep"):
+        monkeypatch.setattr("builtins.input", lambda question, answer=answer: answer)
+        assert pgjobs.migrate("down", *how) == 1
+        assert pgjobs.errors == "pgjobs: nothing was changed\n"
+    assert default_client.get(job.id) is not None
+    assert pgjobs.migrate("down", *how, "--dry-run") == 0
+    monkeypatch.setattr("builtins.input", lambda question: "Y")
+    assert pgjobs.migrate("down", *how) == 0
+    assert pgjobs.lines == DOWN
+
+
+@pytest.mark.finding("E13")
+def test_an_interrupt_is_one_line(pgjobs: Command, fresh_database: str) -> None:
+    """Ctrl-C in migrate was a traceback."""
+    pgjobs.migrate("--to", "2")
+    with psycopg.connect(fresh_database) as holder:
+        holder.execute("LOCK TABLE pgjobs.migration")
+        program = Path(sys.executable).with_name("pgjobs")
+        running = subprocess.Popen(
+            [program, "migrate", "--dsn", fresh_database], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND database = (SELECT oid FROM pg_database WHERE "
+        wait_until(lambda: _value(fresh_database, waiting + "datname = current_database())") == 1)
+        running.send_signal(signal.SIGINT)
+        out, err = running.communicate(timeout=30)
+    assert (running.returncode, out) == (130, "")
+    assert err == "pgjobs: interrupted; a step that was not finished has changed nothing\n"
+    assert pgjobs.migrate("--dry-run") == 0
+    assert pgjobs.lines == [f"would apply: {step}" for step in UP[2:]]
+
+
+def _value(dsn: str, query: LiteralString) -> object:
+    with psycopg.connect(dsn) as conn:
+        row = conn.execute(query).fetchone()
+        return row and row[0]
+
+
+@pytest.mark.finding("E13")
+@pytest.mark.parametrize("command", [["schedule", "simulate", "@hourly", "--count", "20000"], ["roles", "--sql"]])
+def test_a_reader_that_has_had_enough_is_no_error(command: list[str]) -> None:
+    """`pgjobs schedule simulate ... | head` ended in a BrokenPipeError's traceback."""
+    program = Path(sys.executable).with_name("pgjobs")
+    running = subprocess.Popen([program, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert running.stdout is not None
+    assert running.stderr is not None
+    if command[0] == "schedule":
+        running.stdout.readline()
+    running.stdout.close()
+    assert (running.stderr.read(), running.wait(timeout=60)) == ("", 141)
+    running.stderr.close()
+
+
+@pytest.mark.finding("E13")
+def test_the_environment_of_libpq_is_enough(fresh_database: str, tmp_path: Path, default_client: Client) -> None:
+    """PGHOST alone was refused: \"which database?\" although psql knew."""
+    parts = conninfo_to_dict(fresh_database)
+    names = {"host": "PGHOST", "port": "PGPORT", "dbname": "PGDATABASE", "user": "PGUSER", "password": "PGPASSWORD"}
+    env = {names[name]: str(value) for name, value in parts.items() if name in names}
+    done = pgjobs_program("migrate", **env)
+    assert (done.returncode, done.stderr) == (0, "")
+    default_client.check_schema()
+    service = tmp_path / "services"
+    service.write_text("[app]\n" + "\n".join(f"{name}={value}" for name, value in parts.items()) + "\n")
+    done = pgjobs_program("migrate", "--check", PGSERVICE="app", PGSERVICEFILE=str(service))
+    assert (done.stdout, done.stderr) == ("ok\n", "")
+
+
+@pytest.mark.finding("E7")
+def test_a_url_of_sqlalchemy_is_understood(pgjobs: Command, fresh_database: str) -> None:
+    """`postgresql+psycopg://` was refused by the client and the command."""
+    parts = {name: str(value) for name, value in conninfo_to_dict(fresh_database).items()}
+    url = f"postgresql+psycopg:///{parts.pop('dbname')}?{urlencode(parts)}"
+    assert pgjobs.run("migrate", "--dsn", url) == 0
+    with Client(url) as client:
+        client.check_schema()
+        with WorkerPool(client, {"test": lambda tx, job: None}, listen_dsn=url):
+            client.wait(client.enqueue(None, {}, kind="test"))
+
+
+# --- roles
+
+
+@pytest.mark.finding("S6")
+def test_the_command_prints_the_grants(pgjobs: Command) -> None:
+    """There was no list of what a role needs."""
+    assert pgjobs.run("roles", "--sql") == 0
+    assert "\n".join(pgjobs.lines) + "\n" == roles_sql()
+    assert pgjobs.run("roles", "--sql", "--schema", "jobs", "--worker", "w", "--without", "viewer", "--no-replace") == 0
+    assert "\n".join(pgjobs.lines) + "\n" == roles_sql("jobs", worker="w", viewer=None, replace=False)
+    assert pgjobs.run("roles", "--sql", "--no-enqueue-many", "--hide-args", "--no-transaction") == 0
+    assert "\n".join(pgjobs.lines) + "\n" == roles_sql(enqueue_many=False, view_args=False, transaction=False)
+    assert pgjobs.run("roles", "--sql", "--worker", 'a"b') == 1
+    assert "role 'a\"b'" in pgjobs.errors
 
 
 def test_the_help_of_migrate_names_what_it_can_do() -> None:

@@ -163,7 +163,7 @@ def test_every_statement_has_exactly_one_caller_in_the_stores() -> None:
     for name in re.findall(r'one\("(\w+)"\)', inspect.getsource(hot_path)):
         callers[name] = callers[name] or ["HotStatements"]  # it prepares what the store sends as well
     shared = {
-        "create_migration_table": ["table_sql", "create_table"],
+        "create_migration_table": ["table_sql", "guarded_table_sql", "create_table"],
         "finish": ["__init__", "complete_within"],
         "keep_of_batch": ["_recording", "complete_late"],
         "release_batch": ["_recording", "undo"],
