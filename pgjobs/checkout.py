@@ -68,6 +68,7 @@ class Checkout(ABC):
     spoiled: bool  # not for another job
     hot_path: Any  # what the claimer keeps with the connection
     configures = True  # whether its owner has settings of his own, which a reset takes away
+    error_details = True  # whether the details of Postgres may be logged
     can_prepare = False  # whether statements may be prepared on it, and jobs follow each other without a pause
     answer_due = NEVER  # when, by the monotonic clock, the connection is given up that waits for an answer
 

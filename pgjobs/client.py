@@ -68,8 +68,10 @@ class Client:
     `backoff` decides when a failed job runs again, where its handler and the worker pool have none of their own.
     `context` is called at each enqueue that brings no context of its own, and what it gives (the id of the user, say)
     reaches the handler as `job.context`. `code_version`, a tag or a commit, is noted in a job's metadata where it is
-    enqueued and where it is processed. `hooks` are told what happens to the jobs of this client and of its worker
-    pools; `middleware` stands around each insert.
+    enqueued and where it is processed. When a statement of a handler fails, Postgres shows beside its message what
+    failed: a key, a whole row, the text of the statement. `error_details=False` keeps that out of the job's `errors`
+    and of the log; the message itself may still quote a value. `hooks` are told what happens to the jobs of this client
+    and of its worker pools; `middleware` stands around each insert.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class Client:
         backoff: Backoff | None = None,
         context: Callable[[], Mapping[str, Any] | None] | None = None,
         code_version: str | None = None,
+        error_details: bool = True,
         hooks: Sequence[Hooks] = (),
         middleware: Sequence[EnqueueMiddleware] = (),
     ) -> None:
@@ -103,7 +106,10 @@ class Client:
         if code_version is not None and not isinstance(code_version, str):
             raise InvalidSetting(f"code_version is a text, not {code_version!r:.80}: give str(...) of it")
         self.code_version = None if code_version is None else clean(code_version, 255)
-        self.hooks = HookCalls(settings.several("hooks", hooks, "Hooks"))
+        if not isinstance(error_details, bool):
+            raise InvalidSetting(f"error_details is True or False, not {error_details!r:.80}")
+        self.error_details = error_details
+        self.hooks = HookCalls(settings.several("hooks", hooks, "Hooks"), error_details=error_details)
         self.events = Events()
         self._enqueuer = Enqueuer(
             store=EnqueueStore(self.schema),
@@ -522,7 +528,12 @@ class Client:
             queue = found.queue
         claimer = Claimer(self.store, self._work_map or WorkMap(), worker=self.id)
         finisher = Finisher(
-            store=self.store, claimer=claimer, backoff=self.backoff, hooks=self.hooks, events=self.events
+            store=self.store,
+            claimer=claimer,
+            backoff=self.backoff,
+            hooks=self.hooks,
+            events=self.events,
+            error_details=self.error_details,
         )
         with self.source.checkout() as held, locked(claimer, finisher, held, queue, id) as (tx, job):
             if job is not None and self.code_version is not None:

@@ -18,7 +18,7 @@ import psycopg
 from pgjobs.attempt import Attempt
 from pgjobs.batch import Batches
 from pgjobs.checkout import Checkout
-from pgjobs.error_text import one_line
+from pgjobs.error_text import forget_details, one_line
 from pgjobs.executor import Executor
 from pgjobs.idle import IdleThreads
 from pgjobs.job import Job
@@ -117,6 +117,7 @@ class Crew:
                 seen = self.work_while_jobs(place, polls=polls)
             except BaseException as error:  # whatever the database or a handler's leftovers do, the thread lives
                 known = isinstance(error, psycopg.Error)
+                forget_details(error)
                 with suppress(Exception):  # a handler of the log that fails
                     log.warning("%s: next claim in %.1f s: %s", queue, pause, one_line(error), exc_info=not known)
                 self.stopping.wait(pause)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import traceback
+from contextlib import suppress
 from types import TracebackType
+from typing import Any
 
 import psycopg
 
@@ -33,6 +35,49 @@ def error_text(error: BaseException) -> str:
     if isinstance(error, Signal) and error.__cause__ is not None:
         text += f" (from {type(error.__cause__).__name__}: {_message(error.__cause__)})"
     return clean(text, ERROR_LIMIT)
+
+
+def forget_details(error: BaseException) -> None:
+    """Take out of the error, and of all that it came from, what Postgres says beside the message: whole rows, keys,
+    and the text of statements. It stays in `diag` of a psycopg.Error, which is not printed."""
+    chain = _chain(error)
+    shorter = [(str(each), _primary(each)) for each in chain if isinstance(each, psycopg.Error)]
+    for each in chain:
+        with suppress(Exception):  # an exception of the application's may have other ideas of its attributes
+            if isinstance(each, psycopg.Error):
+                each.args = (_primary(each), *each.args[1:])
+            else:
+                each.args = tuple(_shortened(arg, shorter) for arg in each.args)
+        with suppress(Exception):
+            if hasattr(each, "hide_parameters"):  # an error of SQLAlchemy, which prints the values of the statement
+                each.hide_parameters = True
+            if hasattr(each, "__notes__"):
+                each.__notes__ = [_shortened(note, shorter) for note in each.__notes__]
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    found, left = {id(error): error}, [error]
+    while left:
+        each = left.pop()
+        causes = [each.__cause__, each.__context__]
+        causes += each.exceptions if isinstance(each, BaseExceptionGroup) else ()
+        for cause in causes:
+            if cause is not None and id(cause) not in found:
+                found[id(cause)] = cause
+                left.append(cause)
+    return list(found.values())
+
+
+def _primary(error: psycopg.Error) -> str:
+    """The message of the server without its details; of an error that the server did not make, its text."""
+    return error.diag.message_primary or str(error)
+
+
+def _shortened(text: Any, shorter: list[tuple[str, str]]) -> Any:
+    if isinstance(text, str):
+        for whole, primary in shorter:
+            text = text.replace(whole, primary)
+    return text
 
 
 def _message(error: BaseException) -> str:
@@ -71,5 +116,8 @@ def clean(text: str, limit: int) -> str:
 
 
 def one_line(text: object, limit: int = 500) -> str:
-    """Text for a line of a log: nothing in it ends the line or commands the terminal."""
+    """Text for a line of a log: nothing in it ends the line or commands the terminal. Of an error of the database
+    without the details, in which there may be whole rows."""
+    if isinstance(text, psycopg.Error):
+        text = _primary(text)
     return _NOT_FOR_A_LINE.sub(lambda match: match[0].encode("unicode_escape").decode(), str(text)[:limit])[:limit]

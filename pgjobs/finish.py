@@ -20,7 +20,7 @@ from pgjobs.attempt import Attempt
 from pgjobs.backoff import Backoff
 from pgjobs.checkout import Checkout
 from pgjobs.claim import Claimer
-from pgjobs.error_text import one_line
+from pgjobs.error_text import forget_details, one_line
 from pgjobs.errors import AttemptLost, Cancel, Discard, JobCancelled, JobStopped, NotRunning, TransactionBroken
 from pgjobs.events import Event, EventKind, Events, JobStats
 from pgjobs.hooks import ErrorHandler, HookCalls
@@ -50,6 +50,7 @@ class Finisher:
     error_handler: ErrorHandler | None = None
     hooks: HookCalls
     events: Events
+    error_details: bool = True  # whether what Postgres says beside the message of an error is kept and logged
     waits: Callable[[], None] = lambda: None  # called when a job is to run again sooner than maintenance might look
 
     def finish(
@@ -69,6 +70,7 @@ class Finisher:
         finally:
             took = time.monotonic() - started
             if attempt.held is not None:
+                held.error_details = self.error_details
                 held.settle(committed=committed)
             if held.usable and not held.spoiled:
                 held.restore()
@@ -244,6 +246,9 @@ class Finisher:
 
     def _judge(self, attempt: Attempt, error: BaseException) -> Outcome:
         policy = (attempt.handler and attempt.handler.backoff) or self.backoff
+        if not self.error_details:
+            forget_details(error)
+            policy = _discreet(policy)
         try:
             outcome = decide(attempt.job, error, policy)
         except Exception as broken:  # a signal made by hand, without what it should say
@@ -251,7 +256,7 @@ class Finisher:
             outcome = decide(attempt.job, broken, policy)
         if self.error_handler is None or outcome.error is None or isinstance(error, Cancel | Discard | JobCancelled):
             return outcome
-        match self.error_handler.judge(attempt.job, error):
+        match self.error_handler.judge(attempt.job, error, error_details=self.error_details):
             case Cancel():
                 return replace(outcome, state=JobState.CANCELLED, delay=None, at=None)
             case Discard():
@@ -276,6 +281,19 @@ class Finisher:
         waited = (attempt.job.attempted_at or job.scheduled_at) - attempt.job.scheduled_at
         stats = JobStats(max(waited, timedelta(0)), timedelta(seconds=attempt.run_seconds), timedelta(seconds=took))
         self.events.publish(Event(_event_kind(job, outcome), job, stats))
+
+
+def _discreet(policy: Backoff) -> Backoff:
+    """The policy, of whose own errors the details are not kept either."""
+
+    def decide(job: Job[Any], error: BaseException) -> Any:
+        try:
+            return policy(job, error)
+        except BaseException as broken:
+            forget_details(broken)
+            raise
+
+    return decide
 
 
 def _log(job: Job[Any], state: JobState, outcome: Outcome, error: BaseException) -> None:

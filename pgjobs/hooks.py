@@ -12,6 +12,7 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
+from pgjobs.error_text import forget_details
 from pgjobs.errors import Cancel, Discard
 from pgjobs.job import Job
 from pgjobs.log_lines import get_logger
@@ -68,8 +69,9 @@ class Hooks:
 class HookCalls:
     """Calls the hooks of one client, in their order, and lets none of them harm anybody."""
 
-    def __init__(self, hooks: Sequence[Hooks] = ()) -> None:
+    def __init__(self, hooks: Sequence[Hooks] = (), *, error_details: bool = True) -> None:
         self._hooks = tuple(hooks)
+        self._error_details = error_details
 
     def __bool__(self) -> bool:
         return bool(self._hooks)
@@ -78,7 +80,9 @@ class HookCalls:
         for hooks in self._hooks:
             try:
                 getattr(hooks, name)(*args)
-            except BaseException:  # also a sys.exit(): it is not the hook's thread
+            except BaseException as error:  # also a sys.exit(): it is not the hook's thread
+                if not self._error_details:
+                    forget_details(error)
                 log.exception("the hook %s of %s failed", name, type(hooks).__name__)
 
 
@@ -96,11 +100,13 @@ class ErrorHandler:
     def handle_exit(self, job: Job[Any], error: BaseException) -> Cancel | Discard | None:
         """The handler raised what is no Exception: SystemExit, KeyboardInterrupt, GeneratorExit."""
 
-    def judge(self, job: Job[Any], error: BaseException) -> Cancel | Discard | None:
+    def judge(self, job: Job[Any], error: BaseException, *, error_details: bool = True) -> Cancel | Discard | None:
         """What the method for this error says; None when it fails itself."""
         try:
             return self.handle_error(job, error) if isinstance(error, Exception) else self.handle_exit(job, error)
-        except BaseException:
+        except BaseException as broken:
+            if not error_details:
+                forget_details(broken)
             log.exception("the error handler failed on job %d", job.id)
             return None
 

@@ -20,7 +20,7 @@ from typing import Any
 import psycopg
 
 from pgjobs.cron import Schedule, bounded, due
-from pgjobs.error_text import error_text, one_line
+from pgjobs.error_text import error_text, forget_details, one_line
 from pgjobs.log_lines import get_logger
 from pgjobs.options import EncodedJob, NewJob
 from pgjobs.schedule_store import DueSchedule, Move, ScheduleStore
@@ -149,6 +149,7 @@ class Ticker:
         self._aside[name] = time.monotonic() + _AFTER_FAILURE
         if isinstance(error, psycopg.OperationalError):  # the server's, not the schedule's
             raise error
+        forget_details(error)
         log.warning("schedule %s cannot tick and is tried again in %d s: %s", name, _AFTER_FAILURE, one_line(error))
         self._store.note_error(conn, name, error_text(error))
 
@@ -158,6 +159,7 @@ def _with_answer(seen: DueSchedule, move: Move, answer: Answer) -> Move:
         return replace(move, row=answer.row)
     if answer.error is None:
         return replace(move, tick=None)
+    forget_details(answer.error)
     log.warning("schedule %s: its tick of %s is skipped: %s", seen.name, move.tick, one_line(answer.error))
     return replace(move, tick=None, error=f"tick of {move.tick}: {error_text(answer.error)}")
 

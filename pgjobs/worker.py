@@ -169,6 +169,7 @@ class WorkerPool:
             error_handler=error_handler,
             hooks=client.hooks,
             events=client.events,
+            error_details=client.error_details,
             waits=lambda: self._hurry("promote"),
         )
         self._executor = Executor(

@@ -23,7 +23,7 @@ from sqlalchemy import Connection, Engine, exc
 from sqlalchemy.orm import Session
 
 from pgjobs.checkout import AnyConnection, Checkout, giving_back
-from pgjobs.error_text import one_line
+from pgjobs.error_text import forget_details, one_line
 from pgjobs.errors import InvalidSetting, PoolTooSmall, TransactionBroken
 from pgjobs.log_lines import get_logger
 from pgjobs.transaction import PoolSource, own_pool
@@ -136,7 +136,7 @@ class _EngineCheckout(Checkout):
             self._end_transaction(committed)
             if session is not None:
                 if untold:
-                    _tell(session, committed)
+                    _tell(session, committed, error_details=self.error_details)
                 session.close()
         except Exception as error:
             log.warning("a Session could not be closed after its job: %s", one_line(error))
@@ -149,13 +149,15 @@ class _EngineCheckout(Checkout):
             transaction.commit() if committed else transaction.rollback()
 
 
-def _tell(session: Session, committed: bool) -> None:
+def _tell(session: Session, committed: bool, *, error_details: bool) -> None:
     """Call who listens to the Session for its end, which its own commit() or rollback() would have come too early for.
     The outcome stands, whatever they raise."""
     dispatch: Any = session.dispatch
     try:
         (dispatch.after_commit if committed else dispatch.after_rollback)(session)
     except Exception as error:
+        if not error_details:
+            forget_details(error)
         log.error("a listener failed after a job: %s", one_line(error), exc_info=True)
 
 

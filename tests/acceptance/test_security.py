@@ -27,6 +27,7 @@ from pgjobs import (
     InvalidSetting,
     Job,
     NewJob,
+    QueueSettings,
     Snooze,
     WorkerPool,
     cli,
@@ -478,3 +479,138 @@ def test_what_means_one_thing_is_taken(dsn: str) -> None:
     with Client(dsn) as client, pytest.raises(psycopg.OperationalError, match=r"127\.0\.0\.1") as refused:
         client.migrate()
     assert TAIL not in str(refused.value)
+
+
+# --- what Postgres says of the row that failed
+
+
+def duplicates(tx: Any, job: Job[Card]) -> None:
+    tx.execute("CREATE TEMP TABLE card (number text PRIMARY KEY, owner text NOT NULL) ON COMMIT DROP")
+    tx.execute("INSERT INTO card VALUES (%s, 'x')", [job.args.number])
+    tx.execute("INSERT INTO card VALUES (%s, 'x')", [job.args.number])
+
+
+def wraps(tx: Any, job: Job[Card]) -> None:
+    try:
+        duplicates(tx, job)
+    except psycopg.Error as error:
+        raise RuntimeError(f"the card could not be kept: {error}") from error
+
+
+def groups(tx: Any, job: Job[Card]) -> None:
+    try:
+        duplicates(tx, job)
+    except psycopg.Error as error:
+        error.add_note(f"seen: {error}")
+        raise ExceptionGroup("some", [error]) from None
+
+
+def whole_row(tx: Any, job: Job[Card]) -> None:
+    tx.execute("CREATE TEMP TABLE card (number text, owner text NOT NULL) ON COMMIT DROP")
+    tx.execute("INSERT INTO card VALUES (%s, NULL)", [job.args.number])
+
+
+def copies(tx: Any, job: Job[Card]) -> None:
+    tx.execute("CREATE TEMP TABLE card (number text, owner int) ON COMMIT DROP")
+    with tx.cursor() as cursor, cursor.copy("COPY card FROM STDIN") as copy:
+        copy.write(f"{job.args.number}\tx\n")
+
+
+def defers(tx: Any, job: Job[Card]) -> None:
+    tx.execute("CREATE TABLE IF NOT EXISTS deferred (number text UNIQUE DEFERRABLE INITIALLY DEFERRED)")
+    tx.execute("INSERT INTO deferred VALUES (%s), (%s)", [job.args.number] * 2)
+
+
+def fails_late(tx: Any, job: Job[Card]) -> None:
+    raise ValueError("no")
+
+
+def failing_policy(job: Job[Any], error: BaseException) -> timedelta:
+    with psycopg.connect(DATABASES[-1]) as tx:
+        duplicates(tx, job)
+    return timedelta(0)
+
+
+class FailingHooks(Hooks, ErrorHandler):
+    def on_finish(self, job: Job[Any], error: BaseException | None) -> None:
+        failing_policy(job, ValueError())
+
+    def handle_error(self, job: Job[Any], error: Exception) -> None:
+        failing_policy(job, error)
+
+
+DATABASES: list[str] = []
+WITH_DETAILS: dict[str, dict[str, Any]] = {
+    "a key": {"handler": duplicates},
+    "a row": {"handler": whole_row},
+    "a line of a COPY": {"handler": copies},
+    "wrapped by the handler": {"handler": wraps},
+    "in a group": {"handler": groups},
+    "at the commit": {"handler": defers},
+    "detached": {"handler": Handler(lambda tx, job: failing_policy(job, ValueError()), detached=True)},
+    "in a policy": {"handler": fails_late, "backoff": failing_policy},
+    "in a hook and an error handler": {"handler": fails_late, "error_handler": FailingHooks()},
+}
+
+
+@pytest.mark.finding("S5")
+@pytest.mark.parametrize("batch_size", [1, 5])
+@pytest.mark.parametrize("scene", WITH_DETAILS.values(), ids=WITH_DETAILS)
+def test_the_details_of_an_error_are_left_out_where_that_is_asked(
+    client: Client,
+    everything: Callable[[Client], str],
+    database: str,
+    scene: dict[str, Any],
+    batch_size: int,
+) -> None:
+    """Whole failing rows, args among them, reached a job's errors and the log, and nothing could keep them out."""
+    DATABASES.append(database)
+    hooks = [FailingHooks()] if "error_handler" in scene else []
+    settings = {"backoff": LATER, **scene}
+    handler = settings.pop("handler")
+    with Client(database, schema=client.schema, error_details=False, hooks=hooks) as discreet:
+        job = discreet.enqueue(None, Card(MARKER), max_attempts=1)
+        queues = {"default": QueueSettings(1, batch_size=batch_size)}
+        with WorkerPool(discreet, {Card: handler}, queues=queues, **settings):
+            ended = discreet.wait(job)
+    assert ended.error_count == 1
+    assert MARKER not in everything(client)
+
+
+@pytest.mark.finding("S5")
+def test_by_default_they_are_kept(client: Client, everything: Callable[[Client], str]) -> None:
+    """They tell which row failed."""
+    job = client.enqueue(None, Card(MARKER), max_attempts=1)
+    with WorkerPool(client, {Card: duplicates}):
+        ended = client.wait(job)
+    assert f"DETAIL:  Key (number)=({MARKER}) already exists." in ended.errors[0].error
+    assert f"DETAIL:  Key (number)=({MARKER}) already exists." in str(ended.errors[0].trace)
+
+
+@pytest.mark.finding("S5")
+def test_what_sqlalchemy_prints_of_the_parameters_is_left_out_too(
+    client: Client, everything: Callable[[Client], str], database: str
+) -> None:
+    """An error of SQLAlchemy prints the values of the statement beside the text of Postgres."""
+
+    def handler(session: Any, job: Job[Card]) -> None:
+        session.execute(sqlalchemy.text("CREATE TEMP TABLE card (number text PRIMARY KEY) ON COMMIT DROP"))
+        for _ in range(2):
+            session.execute(sqlalchemy.text("INSERT INTO card VALUES (:number)"), {"number": job.args.number})
+
+    engine = sqlalchemy.create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(database))
+    source = SQLAlchemySource(engine)
+    with Client(source, schema=client.schema, error_details=False) as discreet:
+        job: Job[Any] = discreet.enqueue(None, Card(MARKER), max_attempts=1)
+        with WorkerPool(discreet, {Card: handler}, queues={"default": 1}):
+            ended = discreet.wait(job)
+    engine.dispose()
+    assert "hidden due to hide_parameters" in ended.errors[0].error
+    assert "already exists" not in ended.errors[0].error
+    assert MARKER not in everything(client)
+
+
+@pytest.mark.parametrize("value", [None, 0, "no"])
+def test_error_details_is_true_or_false(database: str, value: Any) -> None:
+    with pytest.raises(InvalidSetting, match="error_details is True or False"):
+        Client(database, error_details=value)

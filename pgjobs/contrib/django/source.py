@@ -23,7 +23,7 @@ from django.db.utils import Error
 from psycopg.pq import TransactionStatus
 
 from pgjobs.checkout import AnyConnection, Checkout, giving_back
-from pgjobs.error_text import one_line
+from pgjobs.error_text import forget_details, one_line
 from pgjobs.errors import InvalidSetting, PoolTooSmall, TransactionBroken, WorkerPoolError
 from pgjobs.log_lines import get_logger
 from pgjobs.transaction import CONNECTION_DEFAULTS, PoolSource, own_pool
@@ -158,6 +158,8 @@ class _AliasCheckout(Checkout):
             try:
                 wrapper.run_and_clear_commit_hooks()
             except Exception as error:
+                if not self.error_details:
+                    forget_details(error)
                 log.error("an on_commit hook failed after a job: %s", one_line(error), exc_info=True)
         wrapper.run_on_commit = []
         reset_queries()
