@@ -20,8 +20,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from contextvars import Context, copy_context
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from decimal import getcontext, setcontext
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -32,6 +34,7 @@ from pgjobs.checkout import NEVER, Checkout
 from pgjobs.errors import Interrupted, InvalidTransaction, JobCancelled, JobStopped, JobTimedOut, NotRunning
 from pgjobs.job import Job
 from pgjobs.log_lines import get_logger
+from pgjobs.options import LAST_INSTANT
 from pgjobs.outcome import NOTHING_KEPT, Kept, Outcome
 from pgjobs.transaction import AnyConnection, borrow
 from pgjobs.work_map import Handler
@@ -64,6 +67,7 @@ class Attempt:
 
     # as it begins: there is one for each job, and most end without having changed any of these
     started = False  # its handler was called
+    args_fit = True  # the class that the handler wants
     outcome: Outcome | None = None  # when it did not complete
     completed = False  # by job.complete(tx); whether that was committed is not known
     run_seconds = 0.0  # of the handler
@@ -73,6 +77,7 @@ class Attempt:
     severed = False
     stuck = False
     over = False
+    _context: Context | None = None
     _metadata: Mapping[str, Any] = MappingProxyType({})
     _output: str | None = None
     _told_at = NEVER
@@ -126,7 +131,10 @@ class Attempt:
 
     @property
     def deadline(self) -> datetime | None:
-        return None if self._timeout is None else datetime.fromtimestamp(self._began, UTC) + self._timeout
+        if self._timeout is None:
+            return None
+        began = datetime.fromtimestamp(self._began, UTC)
+        return began + min(self._timeout, LAST_INSTANT - began)
 
     # --- for the handler
 
@@ -163,15 +171,26 @@ class Attempt:
             return NOTHING_KEPT
         return Kept(json.dumps(dict(self._metadata)) if self._metadata else None, self._output)
 
+    @property
+    def context(self) -> Context:
+        """The context variables of all that the application's functions do around this attempt: a copy of those of its
+        thread, which must not be entered twice at a time."""
+        if self._context is None:
+            self._context = copy_context()
+        return self._context
+
     def run(self, handler: Callable[[], object]) -> BaseException | None:
-        """Call the handler; what it raised, or why it was told to end if it raised for that. When this returns, no
-        exception from outside can arrive any more."""
+        """Call the handler, in a copy of the context variables; what it raised, or why it was told to end if it raised
+        for that. When this returns, no exception from outside can arrive any more."""
         error: BaseException | None = None
         started = time.monotonic()
         try:
             try:
+                context = copy_context() if self._context is None else self._context.copy()
+                if len(context):  # what a thread of a pool starts with is empty
+                    context.run(_own_decimals)
                 self._in_handler = True  # without the lock: the watch may find it a moment later
-                handler()
+                context.run(handler)
             except BaseException as raised:  # also SystemExit: a handler must not end the worker's thread
                 error = raised
             if os.getpid() != self._process:  # a child that the handler forked has come back out of it
@@ -249,6 +268,11 @@ class Attempt:
                 self.held.shut_down(self._conn_id)
         self.stuck = waited >= self._patience.stuck
         return NEVER if self.stuck else self._patience.stuck
+
+
+def _own_decimals() -> None:
+    """What a handler sets of its decimals' precision is kept in an object, which copies of a context share."""
+    setcontext(getcontext().copy())
 
 
 def _raise_in(thread: threading.Thread, exception: type[BaseException]) -> None:

@@ -8,11 +8,13 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from pgjobs import settings
+from pgjobs.errors import InvalidSetting
 from pgjobs.job import Job
 from pgjobs.options import LONGEST_DELAY
 
 #: `backoff(job, error)` gives the delay before the next attempt, an aware instant, or None for never again.
-#: `job.attempt` is the number of the attempt that failed, from 1.
+#: `job.attempt` is the number of the attempt that failed, from 1. Where it raises, or gives anything else, less than no
+#: time or an instant that is over, the worker pool's decides, and River's policy where that fails too.
 Backoff = Callable[[Job[Any], BaseException], timedelta | datetime | None]
 
 
@@ -61,6 +63,11 @@ def never() -> Backoff:
 
 def only_for(*types: type[BaseException], policy: Backoff | None = None) -> Backoff:
     """Retry by `policy` (River's when left out) for these exception types; discard at once for all others."""
+    given: tuple[object, ...] = types
+    for each in given:
+        if not isinstance(each, type) or not issubclass(each, BaseException):
+            raise InvalidSetting(f"only_for takes classes of errors, as in only_for(OSError), not {each!r:.80}")
+    settings.check_function("policy", policy, settings.A_BACKOFF)
     chosen = policy or river()
     return lambda job, error: chosen(job, error) if isinstance(error, types) else None
 

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import psycopg
 from psycopg.pq import PipelineStatus
 
+from pgjobs.answers import check_done
 from pgjobs.attempt import Attempt
 from pgjobs.batch_store import BatchStore, Claimed, Record, milliseconds, must_run_alone
 from pgjobs.checkout import Checkout
@@ -22,7 +24,7 @@ from pgjobs.errors import AttemptLost, TransactionBroken
 from pgjobs.executor import Executor, forget
 from pgjobs.finish import why_not_committed
 from pgjobs.hot_path import HotPath
-from pgjobs.job import Job, JobState, being_current, no_longer_current, with_values
+from pgjobs.job import Job, JobState, being_current, with_values
 from pgjobs.log_lines import get_logger
 from pgjobs.outcome import COMPLETED, NOTHING_KEPT, Outcome
 from pgjobs.queue_settings import MOST_IN_A_BATCH, Way
@@ -103,7 +105,7 @@ class Batches:
             raise
         if hooks and found is not None:
             for job in found.jobs:
-                hooks("on_claim", job, None)
+                copy_context().run(hooks, "on_claim", job, None)
         return found
 
     def _look(self, held: Checkout, queue: str, way: Way, ask: int) -> Claimed | None:
@@ -162,8 +164,8 @@ class _Plans(dict[str, _Plan | None]):
 
 
 class _Call:
-    """The call of one handler after the other. It has no reference to the connection: an error that is kept keeps its
-    callers."""
+    """The call of one handler after the other, each in a context of its own. It has no reference to the connection: an
+    error that is kept keeps its callers."""
 
     __slots__ = ("function", "held", "job")
 
@@ -175,11 +177,18 @@ class _Call:
 
     def __call__(self) -> None:
         job = self.job
-        before = being_current(job)
-        try:
-            self.function(self.held.conn, job)
-        finally:
-            no_longer_current(before)
+        being_current(job)
+        answer = self.function(self.held.conn, job)
+        if answer is not None:
+            check_done(answer, self.function)
+
+
+def _within(attempt: Attempt, act: Callable[..., object], *given: object) -> None:
+    """Do what may call functions of others, in the context of this attempt: its own thread alone enters that."""
+    if threading.current_thread() is attempt.thread:
+        attempt.context.run(act, *given)
+    else:
+        act(*given)
 
 
 def _rounded(room: int) -> int:
@@ -282,7 +291,7 @@ class Batch:
     def _run_job(self, job: Job[Any], savepoints: Savepoints, before: Attempt | None) -> Attempt:
         executor, plan = self.executor, self._plans[job.kind]
         if plan is None:
-            attempt = executor.attempt(self.held, job)
+            attempt = copy_context().run(executor.attempt, self.held, job)
         else:
             attempt = (
                 Attempt(job, self.held, plan.timeout, handler=plan.handler)
@@ -298,18 +307,18 @@ class Batch:
         if executor.watch.unwanted:
             error = executor.watch.unwanted.get((job.id, job.token))  # cancelled since the claim
         if error is None:
-            error = executor.start(attempt) if plan is None else self._start(attempt, plan.handler)
+            error = attempt.context.run(executor.start, attempt) if plan is None else self._start(attempt, plan.handler)
         if attempt.tainted:
             self.held.wait_for_cancels()  # so that none hits what is sent next
         ended = savepoints.end(error)
         if ended is not error and attempt.reason is not None:  # what made it end may be to blame
             attempt.reason.__cause__ = ended
             ended = attempt.reason
-        self.ran.append(attempt)
         if ended is not None and savepoints.culprit is None:
+            attempt.context.run(self.finisher.decide, attempt, ended)
             self.errors[job.id] = ended
-            self.finisher.decide(attempt, ended)
             forget(ended)
+        self.ran.append(attempt)
         self.held.forget_state_in_transaction()
         return attempt
 
@@ -321,12 +330,13 @@ class Batch:
         try:
             values["args"] = decode(given["raw_args"])
         except BaseException as error:  # args that do not fit are this attempt's failure
+            attempt.args_fit = False
             return error
         values["running"] = attempt
         call = self._call
         call.function, call.job = handler.function, with_values(values)
         if self._on_start is not None:
-            self._on_start("on_start", attempt.job)
+            attempt.context.run(self._on_start, "on_start", attempt.job)
         attempt.started = True
         return attempt.run(call)
 
@@ -393,9 +403,9 @@ class Batch:
         for attempt in self.ran:
             error = self.errors.get(attempt.job.id)
             if error is None:
-                finisher.tell(attempt, COMPLETED, completed, None, took)
+                _within(attempt, finisher.tell, attempt, COMPLETED, completed, None, took)
             elif attempt.outcome is not None:
-                finisher.tell(attempt, attempt.outcome, next(others), error, took)
+                _within(attempt, finisher.tell, attempt, attempt.outcome, next(others), error, took)
 
     # --- when nothing of it is committed
 
@@ -436,9 +446,9 @@ class Batch:
             culprit.reason.__cause__ = error
             error = culprit.reason
         else:
-            self.executor.hooks("on_undone", culprit.job, error)
+            _within(culprit, self.executor.hooks, "on_undone", culprit.job, error)
         self.errors[culprit.job.id] = error
-        self.finisher.decide(culprit, error)
+        _within(culprit, self.finisher.decide, culprit, error)
 
     def _complete_late(self, held: Checkout, culprit: Attempt | None, took: float) -> None:
         """If a handler has committed the transaction that was not its own, the writes of the jobs before it are there,
@@ -458,7 +468,7 @@ class Batch:
         finished = self.finisher.write_late(held, write, f"{len(early)} jobs of {self.queue!r}") or {}
         for attempt in early:
             if attempt.job.id in finished:
-                self.finisher.tell(attempt, COMPLETED, finished[attempt.job.id], None, took)
+                _within(attempt, self.finisher.tell, attempt, COMPLETED, finished[attempt.job.id], None, took)
         self.ran = [attempt for attempt in self.ran if attempt.job.id not in finished]
 
     def _record_failed(self, held: Checkout, took: float) -> None:
@@ -470,7 +480,7 @@ class Batch:
             with suppress(AttemptLost):  # it was severed, and that is on record
                 finished = self.finisher.finish_late(held, attempt, attempt.outcome, after_loss=self._lost)
                 if finished is not None:
-                    self.finisher.tell(attempt, attempt.outcome, finished, error, took)
+                    _within(attempt, self.finisher.tell, attempt, attempt.outcome, finished, error, took)
 
     def _undo(self, held: Checkout, problem: Exception, took: float) -> bool:
         """Give back what was not started; let the others run again, each by itself. Says whether that is on record."""
@@ -492,10 +502,10 @@ class Batch:
         for attempt in done:
             id = attempt.job.id
             if id in undone:
-                self.executor.hooks("on_undone", attempt.job, error)
-                self.finisher.tell(attempt, again, undone[id], error, took)
+                _within(attempt, self.executor.hooks, "on_undone", attempt.job, error)
+                _within(attempt, self.finisher.tell, attempt, again, undone[id], error, took)
             elif id in completed:  # the answer to the COMMIT was lost
-                self.finisher.tell(attempt, COMPLETED, completed[id], None, took)
+                _within(attempt, self.finisher.tell, attempt, COMPLETED, completed[id], None, took)
         return True
 
     def _on_severed(self, held: Checkout) -> None:

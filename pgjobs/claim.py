@@ -14,6 +14,7 @@ from uuid import UUID
 
 import psycopg
 
+from pgjobs.answers import Complaints, time_limit
 from pgjobs.attempt import SERVER_GRACE
 from pgjobs.checkout import NEVER, Checkout
 from pgjobs.error_text import one_line
@@ -41,6 +42,8 @@ _FULL_SCAN_EVERY = 0.1  # seconds
 _FULL_SCAN_AT_LEAST_EVERY = 1.0
 _PAUSE_PER_SCAN = 10  # times as long as it took
 _TOKENS_AT_ONCE = 32
+_LONGEST_BOUND = timedelta(milliseconds=2**31 - 1)
+_GRACE = SERVER_GRACE // timedelta(milliseconds=1)
 
 
 class _Marked(NamedTuple):
@@ -73,6 +76,7 @@ class Claimer:
     timeout: timedelta | None = None
     unknown_kinds: Literal["error", "leave"] | Handler = "error"
     lease: timedelta = timedelta(minutes=1)
+    complaints: Complaints = field(default_factory=Complaints)
     relaxed: set[str] = field(default_factory=set)  # queues whose finishes do not wait for the disk
     _facts: ServerFacts | None = None
     _settings: tuple[ClaimValues, ClaimValues] = ({}, {})
@@ -198,10 +202,11 @@ class Claimer:
         if not callable(handler.timeout):
             return handler.timeout
         try:
-            return handler.timeout(changed(job, decode=handler.decode))
+            limit = time_limit(handler.timeout(changed(job, decode=handler.decode)))
         except BaseException as error:  # the user's code, whose sys.exit() must not cost the attempt; and args
-            log.warning("job %d: its timeout cannot be told, the pool's holds: %s", job.id, one_line(error))
+            self.complaints(job.kind, "timeout of its handler", error, instead="the worker pool's holds")
             return self.timeout
+        return self.timeout if limit == "inherit" else limit
 
     def _claim(self, held: Checkout, hot: HotPath | None, request: ClaimRequest) -> Job[Any] | None:
         which = self.order if request.id is None else "id"
@@ -378,4 +383,4 @@ def _milliseconds(timeout: timedelta | None) -> str:
     """The server's bound for a job with this timeout; 0 is none."""
     if timeout is None:
         return "0"
-    return str(min(2**31 - 1, int((timeout + SERVER_GRACE) / timedelta(milliseconds=1))))
+    return str(min(2**31 - 1, int(min(timeout, _LONGEST_BOUND) / timedelta(milliseconds=1)) + _GRACE))

@@ -518,7 +518,7 @@ class Client:
         which takes the place of a handler: what it writes through `tx` commits with the job's completion when the
         block is left. What it raises drops its writes and is recorded as a handler's error would be, then raised
         (`Snooze`, `Cancel` and the other signals are not); so is TransactionBroken, when its writes could not be
-        committed. `job` is None when there is none. No timeout.
+        committed. `tx` and `job` are None when there is none. No timeout.
         """
         check_queue(queue)
         if id is not None:

@@ -80,7 +80,7 @@ def _shortened(text: Any, shorter: list[tuple[str, str]]) -> Any:
     return text
 
 
-def _message(error: BaseException) -> str:
+def _message(error: object) -> str:
     try:
         return str(error)
     except BaseException:  # an exception's own __str__ is the user's code
@@ -120,4 +120,4 @@ def one_line(text: object, limit: int = 500) -> str:
     without the details, in which there may be whole rows."""
     if isinstance(text, psycopg.Error):
         text = _primary(text)
-    return _NOT_FOR_A_LINE.sub(lambda match: match[0].encode("unicode_escape").decode(), str(text)[:limit])[:limit]
+    return _NOT_FOR_A_LINE.sub(lambda match: match[0].encode("unicode_escape").decode(), _message(text)[:limit])[:limit]

@@ -6,16 +6,18 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any
 
+from pgjobs.answers import check_done
 from pgjobs.attempt import Attempt, Watch
 from pgjobs.checkout import Checkout
 from pgjobs.claim import Claimer
-from pgjobs.errors import Signal, UnknownKind
+from pgjobs.errors import Signal, UndecodableArgs, UnknownKind
 from pgjobs.finish import Finisher
 from pgjobs.hooks import HookCalls, Middleware, around
-from pgjobs.job import Job, being_current, changed, no_longer_current
+from pgjobs.job import Job, being_current, changed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,8 +43,14 @@ class Executor:
 
         `claimed` is called before the handler: where one job was, there may be more. `go_on` says after it whether
         another call follows, which then finds the next job claimed already. Whatever a handler does is an outcome;
-        raises only what the connection raises before or after.
+        raises only what the connection raises before or after. What the application's functions set in context
+        variables meanwhile is gone after it.
         """
+        return copy_context().run(self._run_next, held, queue, claimed, go_on)
+
+    def _run_next(
+        self, held: Checkout, queue: str, claimed: Callable[[], None], go_on: Callable[[], bool]
+    ) -> Job[Any] | None:
         job = self._claim(held, queue)
         if job is None:
             return None
@@ -104,6 +112,7 @@ class Executor:
         try:
             run = self._prepare(attempt)
         except BaseException as error:  # args that do not fit are this attempt's failure, and so is the code that reads
+            attempt.args_fit = False
             return error
         self.hooks("on_start", attempt.job)
         attempt.started = True
@@ -123,18 +132,17 @@ class Executor:
         function = handler.function
 
         def call() -> None:
-            before = being_current(job)
-            try:
-                if held is None:
-                    around(middleware, None, job, function)()
+            being_current(job)  # for as long as the context of this call
+            if held is None:
+                around(middleware, None, job, function)()
+                return
+            with held.handing_over() as tx:
+                if middleware:
+                    around(middleware, tx, job, function)()
                     return
-                with held.handing_over() as tx:
-                    if middleware:
-                        around(middleware, tx, job, function)()
-                    else:
-                        function(tx, job)
-            finally:
-                no_longer_current(before)
+                answer = function(tx, job)
+                if answer is not None:
+                    check_done(answer, function)
 
         return call
 
@@ -144,10 +152,12 @@ def locked(
     claimer: Claimer, finisher: Finisher, held: Checkout, queue: str, id: int | None
 ) -> Iterator[tuple[Any, Job[Any] | None]]:
     """The next job of the queue, or the one with this id, claimed and locked for as long as the block, which takes the
-    place of the handler. What the block raises is recorded and raised, but for the signals."""
+    place of the handler; two times None when there is none. What the block raises is recorded and raised, but for the
+    signals."""
     job = claimer.claim(held, queue, id=id)
     if job is None:
-        yield held.conn, None
+        held.let_go()  # nothing holds a transaction open: what is written here could not be undone
+        yield None, None
         return
     handler = claimer.handler_of(job.kind)
     attempt = Attempt(job, held, None, handler=handler)
@@ -157,8 +167,9 @@ def locked(
             yield tx, changed(job, running=attempt, decode=handler.decode if handler else job.decode)
     except BaseException as raised:
         error = raised
+        attempt.args_fit = not isinstance(error, UndecodableArgs)
     try:
-        error = finisher.finish(held, attempt, error)
+        error = attempt.context.run(finisher.finish, held, attempt, error)
     finally:
         attempt.end()
     if error is not None and not isinstance(error, Signal):

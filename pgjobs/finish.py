@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -16,6 +16,7 @@ import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
+from pgjobs.answers import Complaints
 from pgjobs.attempt import Attempt
 from pgjobs.backoff import Backoff
 from pgjobs.checkout import Checkout
@@ -26,7 +27,7 @@ from pgjobs.events import Event, EventKind, Events, JobStats
 from pgjobs.hooks import ErrorHandler, HookCalls
 from pgjobs.job import Job, JobState, changed
 from pgjobs.log_lines import get_logger
-from pgjobs.outcome import COMPLETED, Outcome, decide
+from pgjobs.outcome import AFTER_A_FAULT, COMPLETED, Outcome, decide
 from pgjobs.store import AnyConnection, Finished, Store, microseconds
 
 log = get_logger("pgjobs.finish")
@@ -51,6 +52,7 @@ class Finisher:
     hooks: HookCalls
     events: Events
     error_details: bool = True  # whether what Postgres says beside the message of an error is kept and logged
+    complaints: Complaints = field(default_factory=Complaints)
     waits: Callable[[], None] = lambda: None  # called when a job is to run again sooner than maintenance might look
 
     def finish(
@@ -245,15 +247,14 @@ class Finisher:
             return attempt.outcome
 
     def _judge(self, attempt: Attempt, error: BaseException) -> Outcome:
-        policy = (attempt.handler and attempt.handler.backoff) or self.backoff
         if not self.error_details:
             forget_details(error)
-            policy = _discreet(policy)
         try:
-            outcome = decide(attempt.job, error, policy)
-        except Exception as broken:  # a signal made by hand, without what it should say
-            broken.__cause__ = error
-            outcome = decide(attempt.job, broken, policy)
+            outcome = self._decided(attempt, error)
+        except BaseException as broken:  # a signal made by hand, without what it should say
+            unclear = TypeError(f"{type(error).__name__} does not say when: {one_line(broken)}")
+            unclear.__cause__ = error
+            outcome = self._decided(attempt, unclear)
         if self.error_handler is None or outcome.error is None or isinstance(error, Cancel | Discard | JobCancelled):
             return outcome
         match self.error_handler.judge(attempt.job, error, error_details=self.error_details):
@@ -262,6 +263,19 @@ class Finisher:
             case Discard():
                 return replace(outcome, state=JobState.DISCARDED, delay=None, at=None)
         return outcome
+
+    def _decided(self, attempt: Attempt, error: BaseException) -> Outcome:
+        """By the handler's own policy first, unless the args do not fit: it may go by what they say."""
+        own = attempt.handler.backoff if attempt.handler is not None and attempt.args_fit else None
+
+        def complain(policy: Backoff, broken: BaseException) -> None:
+            what = "backoff of its handler" if policy is own else "backoff of the worker pool"
+            instead = "the worker pool's decides" if policy is own else "River's policy decides"
+            self.complaints(attempt.job.kind, what, broken, instead=instead)
+
+        policies = (self.backoff,) if own is None else (own, self.backoff)
+        ran = timedelta(seconds=attempt.run_seconds)
+        return decide(attempt.job, error, *policies, ran=ran, complain=complain)
 
     # --- tell
 
@@ -283,21 +297,8 @@ class Finisher:
         self.events.publish(Event(_event_kind(job, outcome), job, stats))
 
 
-def _discreet(policy: Backoff) -> Backoff:
-    """The policy, of whose own errors the details are not kept either."""
-
-    def decide(job: Job[Any], error: BaseException) -> Any:
-        try:
-            return policy(job, error)
-        except BaseException as broken:
-            forget_details(broken)
-            raise
-
-    return decide
-
-
 def _log(job: Job[Any], state: JobState, outcome: Outcome, error: BaseException) -> None:
-    with suppress(Exception):  # a handler of the log that fails must not look like a fault of the database
+    with suppress(BaseException):  # a handler of the log that fails must not look like a fault of the database
         log.log(
             logging.INFO if outcome.error is None else logging.WARNING,
             "job %d (%s) attempt %d of %d: %s: %s",
@@ -327,6 +328,8 @@ def _job_after(attempt: Attempt, outcome: Outcome, finished: Finished) -> Job[An
     with suppress(ValueError, RecursionError):  # written by hand, and more than Python reads
         metadata, errors = _merged(metadata, kept.metadata), _with_entry(errors, job.attempt, outcome, finished)
     due = outcome.at or (None if outcome.delay is None else finished.at + outcome.delay)
+    if outcome.at is not None and outcome.at <= finished.at:
+        due = finished.at + AFTER_A_FAULT
     return changed(
         job,
         state=finished.state,

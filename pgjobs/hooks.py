@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
 from typing import Any
 
+from pgjobs.answers import check_done
 from pgjobs.error_text import forget_details
 from pgjobs.errors import Cancel, Discard
 from pgjobs.job import Job
@@ -122,14 +122,33 @@ class _Step:
     run: Callable[[], object]
 
     def __call__(self) -> object:
-        return self.middleware(self.tx, self.job, self.run)
+        answer = self.middleware(self.tx, self.job, self.run)
+        if answer is not None:
+            check_done(answer, self.middleware)
+        return answer
+
+
+@dataclass(slots=True)
+class _Call:
+    """The handler within all middleware."""
+
+    handler: Callable[[Any, Any], object]
+    tx: Any
+    job: Job[Any]
+
+    def __call__(self) -> object:
+        answer = self.handler(self.tx, self.job)
+        if answer is not None:
+            check_done(answer, self.handler)
+        return answer
 
 
 def around(
     middleware: Sequence[Middleware], tx: Any, job: Job[Any], handler: Callable[[Any, Any], object]
 ) -> Callable[[], object]:
-    """The handler with all middleware around it, the first one outermost."""
-    run: Callable[[], object] = partial(handler, tx, job)
+    """The handler with all middleware around it, the first one outermost. Each of them raises InvalidHandler where it
+    returns what is no end of its work."""
+    run: Callable[[], object] = _Call(handler, tx, job)
     for step in reversed(middleware):
         run = _Step(step, tx, job, run)
     return run

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from pgjobs.backoff import Backoff
-from pgjobs.error_text import error_text, error_trace, without_pgjobs
+from pgjobs import answers
+from pgjobs.backoff import Backoff, river
+from pgjobs.error_text import error_text, error_trace
 from pgjobs.errors import Cancel, Discard, JobCancelled, JobStopped, RetryAfter, RetryAt, Snooze
 from pgjobs.job import Job, JobState
-from pgjobs.options import FIRST_INSTANT, LAST_INSTANT, LONGEST_DELAY
+from pgjobs.options import FIRST_INSTANT
+
+#: Called with a backoff and with what it raised, or with WrongAnswer for what it gave.
+Complain = Callable[[Backoff, BaseException], None]
+AFTER_A_FAULT = timedelta(seconds=1)  # no sooner than this is tried again what a fault says the time of
+_MOMENT = timedelta(seconds=1)  # by which the two clocks may differ, or the claim be older than its answer
+_RIVER = river()
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +54,31 @@ COMPLETED = Outcome(JobState.COMPLETED)
 INTERRUPTED = Outcome(JobState.AVAILABLE, attempt_given_back=True)
 
 
-def decide(job: Job[Any], error: BaseException | None, backoff: Backoff) -> Outcome:
+def _nobody_hears(backoff: Backoff, error: BaseException) -> None: ...
+
+
+def decide(
+    job: Job[Any],
+    error: BaseException | None,
+    backoff: Backoff,
+    *others: Backoff,
+    ran: timedelta = answers.NOTHING,
+    complain: Complain = _nobody_hears,
+) -> Outcome:
     """The outcome of an attempt that returned (`error` is None) or raised. Touches no database.
 
-    The attempt that failed is `job.attempt`. A policy that itself raises counts as one that says never again: its
-    error is recorded beside the handler's.
+    The attempt that failed is `job.attempt`. Where `backoff` raises or gives what is no time, the next of `others` is
+    asked in its place, and River's policy after the last of them; then the job is not tried again within a second. The
+    time is that of the database, whose claim is on record, and `ran` after that.
     """
     if error is None:
         return COMPLETED
-    return _final_or_snoozed(error) or _failed_attempt(job, error, backoff)
+    decided = _final_or_snoozed(error)
+    if decided is not None:
+        return decided
+    if job.attempt >= job.max_attempts:
+        return _failed(JobState.DISCARDED, error)
+    return _signalled(error) or _by_policy(job, error, (backoff, *others), ran, complain)
 
 
 def _final_or_snoozed(error: BaseException) -> Outcome | None:
@@ -63,7 +87,7 @@ def _final_or_snoozed(error: BaseException) -> Outcome | None:
         case JobStopped():
             return INTERRUPTED
         case Snooze():
-            return Outcome(JobState.SCHEDULED, delay=_bounded(error.delay), attempt_given_back=True)
+            return Outcome(JobState.SCHEDULED, delay=_not_past(error.delay), attempt_given_back=True)
         case Cancel() | JobCancelled():
             return _failed(JobState.CANCELLED, error)
         case Discard():
@@ -71,43 +95,51 @@ def _final_or_snoozed(error: BaseException) -> Outcome | None:
     return None
 
 
-def _failed_attempt(job: Job[Any], error: BaseException, backoff: Backoff) -> Outcome:
-    """Retried when attempts are left: when the handler says, or the policy."""
-    if job.attempt >= job.max_attempts:
-        return _failed(JobState.DISCARDED, error)
+def _signalled(error: BaseException) -> Outcome | None:
+    """A retry at the time that the handler says, whatever the policy would."""
     match error:
         case RetryAfter():
-            return _failed(JobState.RETRYABLE, error, error.delay)
-        case RetryAt():
-            return _failed(JobState.RETRYABLE, error, error.when)
-    try:
-        due = _time(backoff(job, error))
-    except BaseException as broken:  # a policy is the user's code; its sys.exit() must not cost the record
-        broken.__cause__ = error
-        if without_pgjobs(broken.__traceback__) is None:  # raised here: the trace is the handler's, then
-            broken.__traceback__ = error.__traceback__
-        return _failed(JobState.DISCARDED, broken)
+            return _failed(JobState.RETRYABLE, error, _not_past(error.delay))
+        case RetryAt():  # one that is past is put off by the statement that writes it: by the database's clock
+            return _failed(JobState.RETRYABLE, error, answers.plain_instant(error.when))
+    return None
+
+
+def _by_policy(
+    job: Job[Any], error: BaseException, policies: Sequence[Backoff], ran: timedelta, complain: Complain
+) -> Outcome:
+    """As the first of the policies says that works. A policy with a fault must cost neither the job nor the record of
+    what its handler raised, nor make all attempts fail within a second."""
+    now = (job.attempted_at or FIRST_INSTANT) + max(answers.NOTHING, ran - _MOMENT)
+    due: timedelta | datetime | None = AFTER_A_FAULT
+    soonest = answers.NOTHING
+    for policy in (*policies, _RIVER):
+        try:
+            due = _no_sooner(answers.due(policy(job, error), now), now, soonest)
+            break
+        except BaseException as broken:  # also a sys.exit(): a policy is the user's code
+            complain(policy, broken)
+            soonest = AFTER_A_FAULT
     return _failed(JobState.DISCARDED if due is None else JobState.RETRYABLE, error, due)
 
 
-def _time(answer: object) -> timedelta | datetime | None:
-    """What a policy gave, if that says when. Anything else would be a retry without a delay."""
-    if answer is None or isinstance(answer, timedelta):
-        return answer
-    if isinstance(answer, datetime) and answer.utcoffset() is not None:
-        return answer
-    raise TypeError(f"a backoff gives a timedelta, an aware datetime or None, not {answer!r}")
+def _no_sooner(due: timedelta | datetime | None, now: datetime, soonest: timedelta) -> timedelta | datetime | None:
+    if isinstance(due, timedelta):
+        return max(due, soonest)
+    return due and max(due, now + _MOMENT + soonest) if soonest else due
+
+
+def _not_past(delay: timedelta) -> timedelta:
+    """What a signal says that was made by hand: less than no time is a fault."""
+    plain = answers.plain_delay(delay)
+    return plain if plain >= answers.NOTHING else AFTER_A_FAULT
 
 
 def _failed(state: JobState, error: BaseException, due: timedelta | datetime | None = None) -> Outcome:
     return Outcome(
         state,
-        delay=_bounded(due) if isinstance(due, timedelta) else None,
-        at=min(max(due, FIRST_INSTANT), LAST_INSTANT) if isinstance(due, datetime) else None,
+        delay=due if isinstance(due, timedelta) else None,
+        at=None if isinstance(due, timedelta) else due,
         error=error_text(error),
         trace=error_trace(error),
     )
-
-
-def _bounded(delay: timedelta) -> timedelta:
-    return max(timedelta(0), min(delay, LONGEST_DELAY))

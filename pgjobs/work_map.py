@@ -32,16 +32,17 @@ class RegistersFor(Protocol[Args]):
 
 
 #: How long an attempt may take; None for ever.
-Timeout = timedelta | None | Callable[[Job[Any]], timedelta | None]
+Timeout = timedelta | None | Callable[[Job[Any]], timedelta | Literal["inherit"] | None]
 
 
 @dataclass(frozen=True, slots=True)
 class Handler:
     """A function with settings of its own: `Handler(charge, timeout=timedelta(minutes=5))`.
 
-    `timeout` is how long an attempt may take: a timedelta, None for ever, or a function of the job that gives either;
-    left out, the worker pool's holds. `backoff` None means the worker pool's. `middleware` stands around the function,
-    inside that of the worker pool. `decode` turns the stored JSON into `job.args`; the WorkMap sets it.
+    `timeout` is how long an attempt may take: a timedelta, None for ever, or a function of the job that gives either,
+    or "inherit"; left out, the worker pool's holds, and so it does where the function raises or gives anything else.
+    `backoff` None means the worker pool's. `middleware` stands around the function, inside that of the worker pool.
+    `decode` turns the stored JSON into `job.args`; the WorkMap sets it.
 
     `detached=True` is for work of minutes that must not hold a transaction open: the function is given None as `tx`,
     and no connection is held while it runs. The job is kept by a lease, which the worker pool extends; what the

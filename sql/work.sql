@@ -228,7 +228,10 @@ WITH finished AS (
                     next.error || pg_catalog.jsonb_build_object('at', pg_catalog.statement_timestamp()))
             END
     FROM (SELECT
-        COALESCE(%(at)s::timestamptz, pg_catalog.statement_timestamp() + %(delay)s::interval) AS due,
+        -- an instant that is over would be a retry without a pause, and perhaps the next one too
+        CASE WHEN %(at)s::timestamptz <= pg_catalog.statement_timestamp()
+            THEN (pg_catalog.statement_timestamp() + interval '1 second')
+            ELSE COALESCE(%(at)s::timestamptz, (pg_catalog.statement_timestamp() + %(delay)s::interval)) END AS due,
         %(error)s::jsonb AS error) AS next
     WHERE queue = %(queue)s AND id = %(id)s AND token = %(token)s AND state = 'running'
     RETURNING state, queue

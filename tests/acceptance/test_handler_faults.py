@@ -19,7 +19,7 @@ from psycopg.rows import dict_row
 from psycopg.types.string import TextLoader
 from psycopg_pool import ConnectionPool
 
-from pgjobs import Client, Discard, Job, JobState, RetryAt, Snooze, WorkerPool, constant
+from pgjobs import Client, Discard, Handler, Job, JobState, RetryAt, Snooze, WorkerPool, WorkMap, constant
 from pgjobs.backoff import Backoff
 from tests import modes
 from tests.waiting import wait_until
@@ -77,6 +77,7 @@ class Trial:
 
     client: Client
     backoff: Backoff = LATER
+    faulty_backoff: Backoff | None = None  # of the handler under test
     sessions: list[Session] = field(default_factory=list)
     beside: Client | None = None  # enqueues and looks, where what is set for `client` would not let it take its time
 
@@ -130,7 +131,7 @@ class Trial:
 
         pool = WorkerPool(
             self.client,
-            {"faulty": faulty, "clean": clean},
+            {"faulty": Handler(faulty, backoff=self.faulty_backoff), "clean": clean},
             queues={"default": 1},
             poll_interval=timedelta(milliseconds=50),
             backoff=self.backoff,
@@ -612,21 +613,95 @@ def answers(value: Any) -> Backoff:
     return lambda job, error: value
 
 
+@pytest.mark.finding("W8")
 @pytest.mark.parametrize(
     "policy",
-    [exits, raises, answers("soon"), answers(17), answers(datetime(2999, 1, 1))],
-    ids=["exits", "raises", "text", "number", "naive datetime"],
-)
-def test_a_backoff_policy_that_fails_discards_the_job_and_says_why(trial: Trial, policy: Backoff) -> None:
+    [exits, raises, answers("soon"), answers(17), answers(datetime(2999, 1, 1)), answers(-timedelta(hours=1)),
+     answers(datetime(2000, 1, 1, tzinfo=UTC))],
+    ids=["exits", "raises", "text", "number", "naive datetime", "negative", "past"],
+)  # fmt: skip
+def test_a_backoff_policy_that_fails_leaves_it_to_the_pools(
+    trial: Trial, policy: Backoff, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The job was discarded at its first attempt, and its error was the policy's."""
+
     def act(tx: AnyConnection) -> None:
         raise ValueError("of the handler")
 
-    trial.backoff = policy
-    job = trial.run(act)
-    assert job.state == JobState.DISCARDED
-    assert [error.attempt for error in job.errors] == [1]
-    assert "of the handler" in (job.errors[0].trace or "") + job.errors[0].error
-    assert trial.effects(job) == 0
+    trial.faulty_backoff = policy
+    check(trial, Fault("policy", act, AGAIN, "of the handler"), trial.run(act))
+    said = [record.getMessage() for record in caplog.records if record.name == "pgjobs.answers"]
+    assert len(said) == 1
+    assert said[0].startswith("kind faulty: the backoff of its handler")
+
+
+@pytest.mark.finding("W8")
+def test_behind_a_pools_backoff_that_fails_stands_rivers_and_it_is_said_once(
+    client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The job was discarded at its first attempt."""
+
+    def handler(tx: AnyConnection, job: Job[Any]) -> None:
+        raise ValueError("of the handler")
+
+    jobs: list[Job[Any]] = [client.enqueue(None, {}, kind="any") for _ in range(3)]
+    pool = WorkerPool(client, {"any": handler}, backoff=raises)
+    while pool.work_one():
+        pass
+    for job in jobs:
+        found = client.get(job.id)
+        assert found is not None
+        assert (found.state, found.last_error) == (AGAIN, "of the handler")
+        assert timedelta(seconds=0.8) < found.scheduled_at - found.errors[0].at < timedelta(seconds=1.2)
+    said = [record.getMessage() for record in caplog.records if record.name == "pgjobs.answers"]
+    assert [text.partition(";")[0] for text in said] == [
+        "kind any: the backoff of the worker pool raised LookupError: from a policy"
+    ]
+
+
+@pytest.mark.finding("W8")
+def test_the_policy_of_a_handler_is_not_asked_about_args_that_do_not_fit(client: Client) -> None:
+    """It may go by `job.args`: what that raised became the job's error."""
+
+    @dataclass
+    class Fits:
+        number: int
+
+    asked: list[object] = []
+
+    def by_number(job: Job[Any], error: BaseException) -> timedelta:
+        asked.append(error)
+        return timedelta(seconds=job.args.number)
+
+    work_map = WorkMap()
+    work_map.handles(Fits, backoff=by_number)(lambda tx, job: None)
+    job: Job[Any] = client.enqueue(None, {"number": "many"}, kind="fits")
+    assert WorkerPool(client, work_map, backoff=LATER).work_one()
+    found = client.get(job.id)
+    assert found is not None
+    assert (found.state, asked) == (AGAIN, [])
+    assert "number" in (found.last_error or "")
+
+
+@pytest.mark.finding("W8")
+@pytest.mark.parametrize("ago", [timedelta(0), timedelta(hours=1), timedelta(days=700_000)])
+def test_a_retry_at_an_instant_that_is_over_waits_for_a_second(client: Client, ago: timedelta) -> None:
+    """All attempts followed each other at once."""
+
+    def handler(tx: AnyConnection, job: Job[Any]) -> None:
+        raise RetryAt(datetime.now(UTC) - ago, "too late")
+
+    job: Job[Any] = client.enqueue(None, {}, kind="any")
+    pool = WorkerPool(client, {"any": handler})
+    events = client.subscribe()
+    assert pool.work_one()
+    found = client.get(job.id)
+    assert found is not None
+    assert (found.state, found.error_count) == (AGAIN, 1)
+    assert found.scheduled_at - found.errors[0].at == timedelta(seconds=1)
+    told = events.get(timedelta(seconds=5))
+    assert told is not None
+    assert (told.job.state, told.job.scheduled_at) == (found.state, found.scheduled_at)
 
 
 FAR = [datetime.max.replace(tzinfo=UTC), datetime.min.replace(tzinfo=UTC)]

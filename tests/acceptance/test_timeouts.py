@@ -26,7 +26,9 @@ from pgjobs import (
     InvalidSetting,
     Job,
     JobState,
+    NewJob,
     NotRunning,
+    QueueSettings,
     WorkerPool,
     constant,
 )
@@ -278,17 +280,85 @@ def test_a_timeout_of_nothing_is_refused(client: Client, timeout: timedelta) -> 
         Handler(print, timeout=timeout)
 
 
-@pytest.mark.parametrize("error", [KeyError("n"), SystemExit(1)], ids=repr)
-def test_a_timeout_that_cannot_be_told_is_the_pools(client: Client, error: BaseException) -> None:
-    seen: list[object] = []
-
-    def broken(job: Job[Any]) -> timedelta:
+def timeout_that_raises(error: BaseException) -> Any:
+    def timeout(job: Job[Any]) -> timedelta:
         raise error
 
+    return timeout
+
+
+WRONG_TIMEOUTS: dict[str, Any] = {
+    "raises": timeout_that_raises(KeyError("n")),
+    "exits": timeout_that_raises(SystemExit(1)),
+    "is interrupted": timeout_that_raises(KeyboardInterrupt()),
+    "asks for args that are not there": lambda job: job.args["nothing"],
+    "number": lambda job: 30,
+    "text": lambda job: "30 s",
+    "true": lambda job: True,
+    "no time": lambda job: timedelta(0),
+    "negative": lambda job: timedelta(seconds=-1),
+    "class": lambda job: timedelta,
+}
+
+
+@pytest.mark.finding("W9")
+@pytest.mark.parametrize("batch_size", [1, 5])
+@pytest.mark.parametrize("timeout", WRONG_TIMEOUTS.values(), ids=WRONG_TIMEOUTS)
+def test_where_a_timeout_cannot_be_told_the_pools_holds_and_it_is_said_once(
+    client: Client, timeout: Any, batch_size: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An attempt whose timeout was a number died outside of every guard, and its job stood as running."""
+    seen: list[object] = []
+    handler = Handler(lambda tx, job: seen.append(job.deadline), timeout=timeout)
+    jobs = client.enqueue_many(None, [NewJob(NOTHING, kind="timed") for _ in range(3)])
+    queues = {"default": QueueSettings(1, batch_size=batch_size)}
+    with WorkerPool(client, {"timed": handler}, queues=queues, timeout=None):
+        wait_until(lambda: all(state_of(client, job).final for job in jobs))
+    assert {state_of(client, job) for job in jobs} == {JobState.COMPLETED}
+    assert seen == [None] * 3
+    said = [record.getMessage() for record in caplog.records if record.name == "pgjobs.answers"]
+    assert len(said) == 1
+    assert said[0].startswith("kind timed: the timeout of its handler")
+
+
+@pytest.mark.finding("W9")
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [("inherit", timedelta(minutes=3)), (None, None), (timedelta.max, timedelta(days=365 * 7000))],
+    ids=["inherit", "none", "the longest"],
+)
+def test_a_function_of_a_timeout_may_give_what_a_handler_may(
+    client: Client, answer: Any, expected: timedelta | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One that gave "inherit" ended outside of every guard."""
+    seen: list[datetime | None] = []
     client.enqueue(None, NOTHING, kind="timed")
-    handler = Handler(lambda tx, job: seen.append(job.deadline), timeout=broken)
-    WorkerPool(client, {"timed": handler}, timeout=None).work_one()
-    assert seen == [None]
+    handler = Handler(lambda tx, job: seen.append(job.deadline), timeout=lambda job: answer)
+    assert WorkerPool(client, {"timed": handler}, timeout=timedelta(minutes=3)).work_one()
+    (deadline,) = seen
+    if expected is None:
+        assert deadline is None
+    else:
+        assert deadline is not None
+        assert deadline > datetime.now(UTC) + expected - timedelta(minutes=1)
+    assert not [record for record in caplog.records if record.name == "pgjobs.answers"]
+
+
+@pytest.mark.finding("W9")
+@pytest.mark.parametrize("where", ["handler", "pool"])
+def test_the_longest_timeout_bounds_nothing_and_breaks_nothing(client: Client, where: str) -> None:
+    """The bound for the server could not be computed, so no claim worked."""
+    job = client.enqueue(None, NOTHING, kind="timed")
+    handler = Handler(lambda tx, job: job.deadline, timeout=timedelta.max if where == "handler" else "inherit")
+    timeout = timedelta.max if where == "pool" else timedelta(minutes=1)
+    assert WorkerPool(client, {"timed": handler}, timeout=timeout).work_one()
+    assert state_of(client, job) == JobState.COMPLETED
+
+
+def state_of(client: Client, job: Job[Any]) -> JobState:
+    found = client.get(job.id)
+    assert found is not None
+    return found.state
 
 
 def test_only_a_running_handler_can_ask_whether_it_is_to_end(client: Client) -> None:

@@ -222,12 +222,22 @@ def test_a_queue_that_cannot_be_is_refused(client: Client, queue: Any) -> None:
         pytest.fail("the block was entered")
 
 
-def test_where_there_is_no_job_the_block_gets_a_connection_and_none(client: Client) -> None:
-    with client.lock_job() as (tx, job):
-        assert job is None
-        assert tx.execute("SELECT 1").fetchone() == (1,)
+@pytest.mark.finding("W10")
+@pytest.mark.parametrize("id_given", [False, True])
+def test_where_there_is_no_job_the_block_gets_nothing_and_holds_no_connection(
+    client: Client, stored: Stored, *, id_given: bool
+) -> None:
+    """It was given a connection of the pool in autocommit mode: what was written stayed, and what was set in it too."""
+    over = client.enqueue(None, Thing())
+    client.cancel(over.id)
+    before = client.pool.get_stats()
+    with client.lock_job(id=over.id if id_given else None) as (tx, job):
+        assert (tx, job) == (None, None)
+        stats = client.pool.get_stats()
+        assert stats["pool_available"] == stats["pool_size"] >= before["pool_size"]
     with pytest.raises(ZeroDivisionError), client.lock_job():
         1 / 0  # noqa: B018
+    assert stored(over).state == JobState.CANCELLED
 
 
 # --- failure

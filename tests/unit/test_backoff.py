@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgjobs import Backoff, constant, exponential, never, only_for, river
+from pgjobs import Backoff, InvalidSetting, constant, exponential, never, only_for, river
 from pgjobs.options import LONGEST_DELAY
 from tests.unit.samples import a_job
 
@@ -164,3 +165,16 @@ def test_a_policy_may_retry_only_some_types_of_errors() -> None:
 @pytest.mark.conformance(119)
 def test_only_some_types_are_retried_by_rivers_policy_unless_another_is_given() -> None:
     assert 14.4 <= delay(only_for(OSError), 2, OSError("again")).total_seconds() < 17.6
+
+
+@pytest.mark.finding("W8")
+@pytest.mark.parametrize("wrong", ["OSError", OSError("an instance"), 5, None, int, (OSError, KeyError)], ids=repr)
+def test_only_for_refuses_what_is_no_class_of_errors_when_it_is_made(wrong: Any) -> None:
+    """It was found out when the first job failed, and gave that up."""
+    with pytest.raises(InvalidSetting, match="classes of errors"):
+        only_for(OSError, wrong)
+
+
+def test_only_for_refuses_a_policy_that_is_none() -> None:
+    with pytest.raises(InvalidSetting, match="function of"):
+        only_for(OSError, policy=5)  # type: ignore[arg-type]
