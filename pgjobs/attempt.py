@@ -72,6 +72,7 @@ class Attempt:
     completed = False  # by job.complete(tx); whether that was committed is not known
     run_seconds = 0.0  # of the handler
     reason: Reason | None = None  # why it is to end
+    session: Any = None  # of a detached one: what its claim found of the connection
     on_severed: Callable[[Checkout], None] | None = None  # what its connection was also for
     tainted = False  # a cancel or an exception may still be on its way: its connection is not used again
     severed = False

@@ -20,7 +20,7 @@ from pgjobs.batch_store import BatchStore, Claimed, Record, milliseconds, must_r
 from pgjobs.checkout import Checkout
 from pgjobs.claim import Claimer
 from pgjobs.error_text import one_line
-from pgjobs.errors import AttemptLost, TransactionBroken
+from pgjobs.errors import AttemptLost, JobCancelled, TransactionBroken
 from pgjobs.executor import Executor, forget
 from pgjobs.finish import why_not_committed
 from pgjobs.hot_path import HotPath
@@ -125,6 +125,8 @@ class Batches:
             claimer.be_cautious()
             raise
         claimer.note(queue, found.jobs[-1] if found else None)
+        if found is not None:
+            held.session = found.session._replace(shared_since=found.jobs[0].attempted_at if facts.pooled else None)
         return found
 
     def _take(self, claimer: Claimer, held: Checkout, hot: HotPath | None, values: Any) -> Claimed | None:
@@ -247,7 +249,7 @@ class Batch:
             if problem is not None:
                 if held.usable:
                     with suppress(psycopg.Error):  # then what is written now says so too
-                        self.batches.store.forget_session(held.conn)
+                        self.executor.claimer.store.abandon(held.conn, held.session)
                 self._fall_back(held, problem, self._culprit(savepoints, problem), finishing)
                 held.spoiled = True  # what outlives a rollback in the session, or was committed with it, is still there
             self._unwatch()
@@ -367,7 +369,7 @@ class Batch:
             return TransactionBroken("another job of its batch has ended or broken their transaction")
         record = self._record(self.ran, self.jobs[self.started :])
         try:
-            if held.hot_path is not None and not record.failed and not record.kept:
+            if held.hot_path is not None and not (record.failed or record.kept or record.asked):
                 release = savepoints.release if savepoints.used else None
                 written, clean = store.finish_hot(held.hot_path, record, release)
             else:
@@ -384,11 +386,13 @@ class Batch:
     def _record(self, ran: Sequence[Attempt], rest: Sequence[Job[Any]]) -> Record:
         token = self.jobs[0].token
         assert token is not None
-        record = Record(self.queue, token, self.way.relaxed, rest=[job.id for job in rest])
+        record = Record(self.queue, token, self.way.relaxed, rest=[job.id for job in rest], session=self.held.session)
         for attempt in ran:
             id, kept = attempt.job.id, attempt.kept
             if id not in self.errors:
                 record.done.append(id)
+                if isinstance(attempt.reason, JobCancelled):
+                    record.asked.append(attempt.job)
                 if kept is not NOTHING_KEPT:
                     record.kept.append((id, kept))
             else:

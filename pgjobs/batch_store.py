@@ -20,8 +20,17 @@ from pgjobs.cursors import AnyConnection, BatchCursor, answers, literal_cursor, 
 from pgjobs.errors import AttemptLost
 from pgjobs.hot_path import HotPath, Prepared, prepared
 from pgjobs.job import Job, JobState, with_values
-from pgjobs.outcome import Kept, Outcome
-from pgjobs.store import ATTEMPT_LOST, CLAIM_DEFAULTS, Finished, Store, finish_values
+from pgjobs.outcome import COMPLETED, NOTHING_KEPT, Kept, Outcome
+from pgjobs.store import (
+    ATTEMPT_LOST,
+    CLAIM_DEFAULTS,
+    Finished,
+    Session,
+    Store,
+    finish_values,
+    session_values,
+    str_of,
+)
 
 # Those that claims of one would take one after the other.
 _ORDERS: dict[str, Callable[[Any], Any]] = {
@@ -48,7 +57,8 @@ class Claimed:
 
     jobs: list[Job[Any]]
     xid: str | None  # the transaction
-    bounds: dict[str, str]  # what it is bounded by
+    session: Session
+    bounds: dict[str, str]  # what it is bounded by, and by whose role
     missed: int  # that were claimed, and taken away before they were locked
 
 
@@ -63,6 +73,8 @@ class Record:
     kept: list[tuple[int, Kept]] = field(default_factory=list)  # of those of them that want something kept
     failed: list[tuple[Job[Any], Outcome, Kept]] = field(default_factory=list)
     rest: list[int] = field(default_factory=list)  # not started
+    asked: list[Job[Any]] = field(default_factory=list)  # of those that are done, which somebody wanted cancelled
+    session: Session | None = None  # as the claim found it
 
     def values(self) -> dict[str, Any]:
         return {
@@ -130,11 +142,11 @@ class BatchStore:
         first job must run alone, and no transaction is open. Raises AttemptLost when all were taken away before they
         could be locked."""
         if hot is not None:
-            taken, locked = self._claim_hot(hot, order, values)
+            limits, taken, locked = self._claim_hot(hot, order, values)
         else:
             with BatchCursor(conn, row_factory=tuple_row) as cur:
                 cur.execute(self._claims[order], {**CLAIM_DEFAULTS, **values})
-                _, taken, locked = answers(cur)
+                [limits], taken, locked = answers(cur)
         if not locked:
             with literal_cursor(conn) as cur:
                 cur.execute(b"ROLLBACK")
@@ -148,10 +160,11 @@ class BatchStore:
             taken = [row for row in taken if row[0] in still]
         jobs = _as_jobs(taken, values["queue"], values["token"], values["worker"], _instant(attempted_at))
         jobs.sort(key=_ORDERS[order])
+        session = Session(str_of(limits[-2]), str_of(limits[-1]))
         bounds = {"check_interval": values["check_interval"], "bounded_by": values["bounded_by"], "bound": bound}
-        return Claimed(jobs, xid, bounds, missed)
+        return Claimed(jobs, xid, session, {**bounds, "session_user": session.user, "role": session.role}, missed)
 
-    def _claim_hot(self, hot: HotPath, order: str, values: Mapping[str, Any]) -> tuple[list[Any], list[Any]]:
+    def _claim_hot(self, hot: HotPath, order: str, values: Mapping[str, Any]) -> tuple[Any, list[Any], list[Any]]:
         literals = hot.literals(values)
         before, after = self._around_take
         steps = (*before, self._hot_take(order, values["limit"]), *after)
@@ -159,7 +172,7 @@ class BatchStore:
         if error is not None:
             raise error
         hot.used = False
-        return hot.rows(results[2]), hot.rows(results[5])
+        return hot.rows(results[1])[0], hot.rows(results[2]), hot.rows(results[5])
 
     def _locked_ids(self, conn: AnyConnection, values: Mapping[str, Any]) -> set[int]:
         with literal_cursor(conn) as cur:
@@ -195,7 +208,8 @@ class BatchStore:
             if release and conn.info.encoding != "utf-8":  # as a handler wants it: this undoes it first
                 cur.execute(release)
                 release = b""
-            parts = [release, self._work["no_statement_timeout"], *self._recording(cur, record)]
+            parts = [release, self._work["no_statement_timeout"], *self._deallocating(cur, record.session)]
+            parts += self._recording(cur, record)
             parts += [self._work["commit"], self._work["reset_session"]]
             written, others = self._execute(cur, record, parts)
             return written, others[-1][0][-1] == 0
@@ -237,7 +251,15 @@ class BatchStore:
         wanted = [self._batch["complete_batch"]] if record.done else []
         wanted += [self._batch["keep_of_batch"]] if values["metadata"] else []
         wanted += [self._batch["release_batch"]] if record.rest else []
-        return parts + [cur.mogrify(statement, values).encode() for statement in wanted]
+        parts += [cur.mogrify(statement, values).encode() for statement in wanted]
+        note = self._work["cancel_if_asked"]
+        return parts + [cur.mogrify(note, finish_values(job, COMPLETED, NOTHING_KEPT)).encode() for job in record.asked]
+
+    def _deallocating(self, cur: psycopg.ClientCursor[Any], session: Session | None) -> list[bytes]:
+        """What handlers have prepared, where the session is that of others next."""
+        if session is None or session.shared_since is None:
+            return []
+        return [cur.mogrify(self._work["deallocate"], session_values(session)).encode()]
 
     def _execute(
         self, cur: psycopg.ClientCursor[Any], record: Record, parts: Sequence[bytes]
@@ -247,7 +269,7 @@ class BatchStore:
         except psycopg.Error as error:
             raise _lost_or(error, record) from error
         rows = answers(cur)[
-            -(2 * len(record.failed) + bool(record.done) + 1) :
+            -(2 * len(record.failed) + bool(record.done) + len(record.asked) + 1) :
         ]  # before them, what cleaned the session
         failed, rows = rows[: 2 * len(record.failed)], rows[2 * len(record.failed) :]
         finished = []
@@ -257,12 +279,6 @@ class BatchStore:
         return Written(Finished(JobState.COMPLETED, now, True), finished), rows
 
     # --- when that could not be
-
-    def forget_session(self, conn: AnyConnection) -> None:
-        """Roll back. What a handler has committed of its session, a role or an encoding, must not stand in the way of
-        what is recorded next."""
-        with literal_cursor(conn) as cur:
-            cur.execute(b"ROLLBACK;\n" + self._work["reset_session"])
 
     def undo(
         self, conn: AnyConnection, record: Record, error: str, *, restore_before: datetime | None

@@ -67,6 +67,7 @@ class Checkout(ABC):
     conn: AnyConnection
     spoiled: bool  # not for another job
     hot_path: Any  # what the claimer keeps with the connection
+    session: Any  # what the last claim found of its session; None before that
     configures = True  # whether its owner has settings of his own, which a reset takes away
     error_details = True  # whether the details of Postgres may be logged
     can_prepare = False  # whether statements may be prepared on it, and jobs follow each other without a pause
@@ -98,7 +99,7 @@ class Checkout(ABC):
         self.conn = self._get()
         self._gone = False
         self.spoiled = False
-        self.hot_path = None
+        self.hot_path = self.session = None
         self._kept = _python_state(self.conn)
         self._wanted = (True, *self._kept[1:])
         self._callbacks = (list(self.conn._notice_handlers), list(self.conn._notify_handlers))

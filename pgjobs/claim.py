@@ -23,7 +23,17 @@ from pgjobs.hot_path import HotPath, HotStatements, hot_path
 from pgjobs.job import Job, changed
 from pgjobs.log_lines import get_logger
 from pgjobs.outcome import COMPLETED, Kept
-from pgjobs.store import CLAIM_DEFAULTS, AnyConnection, ClaimRequest, ClaimValues, Finished, Mark, ServerFacts, Store
+from pgjobs.store import (
+    CLAIM_DEFAULTS,
+    AnyConnection,
+    ClaimRequest,
+    ClaimValues,
+    Finished,
+    Mark,
+    ServerFacts,
+    Session,
+    Store,
+)
 from pgjobs.work_map import Handler, WorkMap
 
 log = get_logger("pgjobs.claim")
@@ -134,7 +144,7 @@ class Claimer:
         job claimed and locked in the same round trip, for the `claim` that follows."""
         hot: HotPath | None = held.hot_path
         if hot is None or job.kind in self._plain_kinds:
-            return self.store.complete(held.conn, job, COMPLETED, kept, relaxed=self.is_relaxed(job))
+            return self.complete_alone(held, job, kept)
         if hot.used and held.configures:
             go_on = False  # its owner's settings come first
         assert self._facts is not None
@@ -153,6 +163,11 @@ class Claimer:
         elif problem is None and then is not None:
             self._note_next(then, hot.next)
         return finished
+
+    def complete_alone(self, held: Checkout, job: Job[Any], kept: Kept, *, asked: bool = False) -> Finished:
+        """The same, and nothing with it; `asked` when somebody wanted the job cancelled, which is noted."""
+        relaxed, session = self.is_relaxed(job), held.session
+        return self.store.complete(held.conn, job, COMPLETED, kept, relaxed=relaxed, asked=asked, session=session)
 
     def _not_finished(self, job: Job[Any], then: ClaimRequest | None, error: psycopg.Error) -> None:
         if isinstance(error, psycopg.OperationalError) and then is not None:
@@ -213,14 +228,14 @@ class Claimer:
         try:
             try:
                 if hot is None:
-                    return self.store.claim(held.conn, which=which, **request.values)
-                return hot.claim(which, request)
+                    return self._claim_plain(held, which, request)
+                return self._claim_hot(held, hot, which, request)
             except psycopg.errors.InvalidSqlStatementName as error:
                 if hot is None:
                     raise
                 hot.forget()
                 self.take_back(held, request.queue, request.token, error)  # if the lock alone was not there
-                return hot.claim(which, request)
+                return self._claim_hot(held, hot, which, request)
         except (AttemptLost, psycopg.Error) as error:
             self.take_back(held, request.queue, request.token, error)
             if isinstance(error, AttemptLost):
@@ -228,6 +243,21 @@ class Claimer:
             if isinstance(error, psycopg.errors.UniqueViolation):  # one that waits to be retried, claimed by its id
                 raise UniqueConflict(f"job {request.id} cannot run now: another job has its unique key") from error
             raise
+
+    def _claim_plain(self, held: Checkout, which: str, request: ClaimRequest) -> Job[Any] | None:
+        found: list[Session] = []
+        job = self.store.claim(
+            held.conn, which=which, claims_as=lambda user, role: found.append(Session(user, role)), **request.values
+        )
+        if job is not None:
+            pooled = self._facts is not None and self._facts.pooled
+            held.session = found[0]._replace(shared_since=job.attempted_at if pooled else None)
+        return job
+
+    def _claim_hot(self, held: Checkout, hot: HotPath, which: str, request: ClaimRequest) -> Job[Any] | None:
+        job = hot.claim(which, request)
+        held.session = hot.session
+        return job
 
     def take_back(self, held: Checkout, queue: str, token: UUID, why: object) -> None:
         """After a claim that went wrong: if it was committed all the same, the attempt is given back, if need be on

@@ -81,6 +81,7 @@ class Executor:
         timeout = self.claimer.timeout_of(job, handler)
         if handler is not None and handler.detached and job.leased_until is not None:
             attempt = Attempt(job, None, timeout, handler=handler, complete=self.finisher.complete_within)
+            attempt.session = held.session
         else:
             attempt = Attempt(job, held, timeout, handler=handler)
         if self.code_version is not None:

@@ -94,9 +94,11 @@ class Finisher:
 
     def complete_within(self, conn: AnyConnection, attempt: Attempt) -> Job[Any]:
         """Complete a detached job in a transaction of its handler's."""
-        if attempt.completed and not self._runs(conn, attempt.job):
-            raise NotRunning(f"job {attempt.job.id} was completed already")
-        finished = self.store.complete_within(conn, attempt.job, COMPLETED, attempt.kept)
+        with self.store.as_claimed(conn, attempt.session):
+            if attempt.completed and not self._runs(conn, attempt.job):
+                raise NotRunning(f"job {attempt.job.id} was completed already")
+            asked = _asked_to_end(attempt)
+            finished = self.store.complete_within(conn, attempt.job, COMPLETED, attempt.kept, asked=asked)
         attempt.completed = True
         return _job_after(attempt, COMPLETED, finished)
 
@@ -142,7 +144,10 @@ class Finisher:
         if not held.usable:
             return TransactionBroken("the handler left its connection closed, or in the middle of a command")
         try:
-            finished = self.claimer.complete(held, attempt.job, attempt.kept, go_on=go_on)
+            if _asked_to_end(attempt):
+                finished = self.claimer.complete_alone(held, attempt.job, attempt.kept, asked=True)
+            else:
+                finished = self.claimer.complete(held, attempt.job, attempt.kept, go_on=go_on)
         except AttemptLost:
             return TransactionBroken("the handler changed the row of its own job, or gave up the lock on it")
         except JobStopped as stopped:
@@ -179,8 +184,9 @@ class Finisher:
     def _record(self, held: Checkout, attempt: Attempt, outcome: Outcome) -> Finished | None:
         if held.usable and held.conn.info.transaction_status != TransactionStatus.IDLE:
             try:
+                relaxed, session = self.claimer.is_relaxed(attempt.job), held.session
                 finished = self.store.fail(
-                    held.conn, attempt.job, outcome, attempt.kept, relaxed=self.claimer.is_relaxed(attempt.job)
+                    held.conn, attempt.job, outcome, attempt.kept, relaxed=relaxed, session=session
                 )
             except (psycopg.Error, AttemptLost, UnicodeEncodeError):
                 # the savepoint is gone, or the connection, or the row was changed, or the session speaks another tongue
@@ -204,6 +210,7 @@ class Finisher:
                 attempt.kept,
                 after_loss=after_loss or (lost and attempt.held is not None),
                 relaxed=self.claimer.is_relaxed(attempt.job),
+                session=held.session,
             )
 
         finished = self.write_late(held, write, f"job {attempt.job.id}", transactional=attempt.held is not None)
@@ -219,7 +226,7 @@ class Finisher:
         while True:
             try:
                 if held.usable:
-                    self.store.rollback(held.conn)
+                    self.store.abandon(held.conn, held.session)
                 else:
                     lost = True
                     if transactional:
@@ -297,6 +304,11 @@ class Finisher:
         self.events.publish(Event(_event_kind(job, outcome), job, stats))
 
 
+def _asked_to_end(attempt: Attempt) -> bool:
+    """Whether somebody wanted its job cancelled. It may complete all the same."""
+    return isinstance(attempt.reason, JobCancelled)
+
+
 def _log(job: Job[Any], state: JobState, outcome: Outcome, error: BaseException) -> None:
     with suppress(BaseException):  # a handler of the log that fails must not look like a fault of the database
         log.log(
@@ -327,6 +339,7 @@ def _job_after(attempt: Attempt, outcome: Outcome, finished: Finished) -> Job[An
     metadata, errors = job.raw_metadata, job.raw_errors
     with suppress(ValueError, RecursionError):  # written by hand, and more than Python reads
         metadata, errors = _merged(metadata, kept.metadata), _with_entry(errors, job.attempt, outcome, finished)
+        metadata = _with_snooze(metadata, job.raw_metadata) if outcome.snoozed else metadata
     due = outcome.at or (None if outcome.delay is None else finished.at + outcome.delay)
     if outcome.at is not None and outcome.at <= finished.at:
         due = finished.at + AFTER_A_FAULT
@@ -365,6 +378,12 @@ def _completed(job: Job[Any]) -> Finished | None:
 
 def _merged(metadata: str, kept: str | None) -> str:
     return metadata if kept is None else json.dumps({**json.loads(metadata), **json.loads(kept)})
+
+
+def _with_snooze(metadata: str, before: str) -> str:
+    count = json.loads(before).get("snoozes")
+    number = isinstance(count, int | float) and not isinstance(count, bool)
+    return json.dumps({**json.loads(metadata), "snoozes": count + 1 if number else 1})
 
 
 def _with_entry(errors: str, attempt: int, outcome: Outcome, finished: Finished) -> str:

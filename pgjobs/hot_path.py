@@ -32,7 +32,7 @@ from pgjobs.errors import AttemptLost
 from pgjobs.interval import interval_text
 from pgjobs.job import Job, JobState
 from pgjobs.outcome import NOTHING_KEPT, Kept
-from pgjobs.store import ClaimRequest, ClaimValues, Finished, Store, attempt_lost, claimed_job, lost_or
+from pgjobs.store import ClaimRequest, ClaimValues, Finished, Session, Store, attempt_lost, claimed_job, lost_or
 
 _MOST_ON_A_CONNECTION = 8  # clients
 _MOST_PREPARED = 100  # statements on a connection: each WorkMap that is changed needs its own
@@ -90,20 +90,25 @@ class HotStatements:
         self.begin, self.commit, self.commit_and_begin = one("begin"), one("commit"), one("commit_and_begin")
         self.bound, self.savepoint = one("claim_bound"), one("savepoint")
         self.takes, self.lock = store.takes, work["lock"]
-        used = (release, one("no_statement_timeout"))
-        finishes: dict[tuple[bool, bool], tuple[Prepared, ...]] = {
-            (False, False): (one("complete_untouched"),),
-            (False, True): (complete,),
-            (True, False): (*used, one("complete_used")),
-            (True, True): (*used, complete),
+        self.claims_as, self.as_claimed = one("claims_as").sql, work["as_claimed"]
+        # by whether the handler has sent anything and wants something kept
+        self.complete = {
+            (False, False): one("complete_untouched"),
+            (False, True): complete,
+            (True, False): one("complete_used"),
+            (True, True): complete,
         }
-        # by whether the handler has sent anything, wants something kept, and the commit is not to wait for the disk
-        self.complete = {(*key, False): steps for key, steps in finishes.items()}
-        relax = one("relax")
-        self.complete |= {(*key, True): (relax, *steps) for key, steps in finishes.items()}
+        self.release, self.relax = release, one("relax")
+        self.no_bounds = (one("no_statement_timeout"), *_commands(work["no_other_bounds"]))
         parts = work["reset_session"].rstrip(b"; ").split(b";\n")
         self.rollback = prepared(f"{tag}_rollback", b"ROLLBACK")
         self.reset = tuple(prepared(f"{tag}_reset_{number}", part) for number, part in enumerate(parts))
+
+
+def _commands(statements: bytes, fixed: Literals = _NO_VALUES) -> tuple[Prepared, ...]:
+    """Several commands, which give a result each."""
+    without_comments = re.sub(rb"^ *--.*\n", b"", statements, flags=re.MULTILINE)
+    return tuple(prepared("", each, fixed) for each in without_comments.strip().rstrip(b";").split(b";"))
 
 
 Step = tuple[Prepared, Literals]
@@ -140,6 +145,8 @@ class HotPath:
         self._socket.register(conn.fileno(), select.POLLIN)
         self.next: Job[Any] | None = None  # claimed and locked together with the last finish
         self.used = False  # whether somebody else has sent anything since the last claim
+        self.session: Session | None = None  # as the claims find it; asked by the next one when it is not known
+        self._finishes: dict[Any, tuple[Prepared, ...]] = {}
         # all that psycopg sends goes through here
         conn.wait = partial(self._wait, conn.wait)  # type: ignore[method-assign]
         conn._deallocate = partial(self._deallocate, conn._deallocate)  # type: ignore[method-assign]
@@ -160,10 +167,43 @@ class HotPath:
         """As `Store.claim`."""
         while self._stale:
             self._conn.pgconn.exec_(b"DEALLOCATE " + self._stale.pop())  # a handler may have done it before
-        results, error = self.send(self._statements.begin.sql + b";" + self._claim_message(which, claim))
+        begin = self._statements.begin.sql
+        if self.session is None:
+            begin += b";" + self._statements.claims_as
+        results, error = self.send(begin + b";" + self._claim_message(which, claim))
         if error is not None:
             raise error
+        if self.session is None:
+            self._learn_session(results[1])
         return self._locked(results, claim)
+
+    def _learn_session(self, answer: PGresult) -> None:
+        values = [answer.get_value(0, column) or b"" for column in range(2)]
+        user, role = (value.decode(self._conn.info.encoding, "surrogateescape") for value in values)
+        self.session = Session(user, role)
+        self._finishes.clear()
+
+    def _complete_steps(self, *key: bool) -> tuple[Prepared, ...]:
+        """What completes a job: by whether the handler has sent anything, wants something kept, and the commit is not
+        to wait for the disk. What undoes a handler's role names one, which is written as the session's encoding is."""
+        session = self.session
+        plain = session is None or (session.user + session.role).isascii()
+        place = (*key, None if plain else self._conn.info.encoding)
+        if place not in self._finishes:
+            self._finishes[place] = self._make_steps(*key)
+        return self._finishes[place]
+
+    def _make_steps(self, used: bool, kept: bool, relaxed: bool) -> tuple[Prepared, ...]:
+        known, session = self._statements, self.session
+        steps = [known.relax] if relaxed else []
+        if used:
+            own: list[Prepared] = []
+            if session is not None:
+                names = {"session_user": session.user, "role": session.role}
+                literals = {name: literal.replace(b"%", b"%%") for name, literal in self.literals(names).items()}
+                own += _commands(known.as_claimed, literals)
+            steps = [known.release, *own, *known.no_bounds, *steps]
+        return (*steps, known.complete[used, kept])
 
     def complete(
         self, job: Job[Any], kept: Kept, which: str, then: ClaimRequest | None, *, relaxed: bool = False
@@ -171,7 +211,7 @@ class HotPath:
         """As `Store.complete`; and with `then`, claim and lock the next job too, which stands in `next`. What went
         wrong with that is given back, what went wrong before is raised."""
         known, used = self._statements, self.used
-        complete = known.complete[used, kept is not NOTHING_KEPT, relaxed]
+        complete = self._complete_steps(used, kept is not NOTHING_KEPT, relaxed)
         message = self._finish_message(complete, job, kept, then is not None)
         if then is not None:
             message = b"%b;%b" % (message, self._claim_message(which, then))
@@ -370,6 +410,7 @@ def hot_path(conn: AnyConnection, statements: HotStatements) -> HotPath | None:
         if len(known) >= _MOST_ON_A_CONNECTION:
             return None
         known[statements.tag] = HotPath(conn, statements)
+    known[statements.tag].session = None  # its owner may have changed it since
     return known[statements.tag]
 
 

@@ -33,6 +33,10 @@ class Outcome:
     trace: str | None = None
     attempt_given_back: bool = False
 
+    @property
+    def snoozed(self) -> bool:
+        return self.state is JobState.SCHEDULED
+
     def error_json(self, attempt: int) -> str | None:
         """The entry of `errors`, without its time: that is the database's to give."""
         if self.error is None:

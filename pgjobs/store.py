@@ -3,7 +3,8 @@ books of the migrations."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from secrets import token_hex
@@ -140,6 +141,15 @@ CLAIM_DEFAULTS: ClaimValues = {
 }
 
 
+class Session(NamedTuple):
+    """What a claim found of the session on its connection. The handler may leave another; the outcome is written as the
+    claim was."""
+
+    user: str
+    role: str
+    shared_since: datetime | None = None  # behind a pooler: when it became that of the job, and is not for longer
+
+
 @dataclass(frozen=True, slots=True)
 class ServerFacts:
     """What the way to claim depends on."""
@@ -187,33 +197,38 @@ class Store:
         before = (work["begin"], work["claim_bounds"])
         after = (work["commit"], work["begin"], work["lock"], work["savepoint"])
         self._claims = {order: b"\n".join((*before, take, *after)) for order, take in self.takes.items()}
-        kept = (work["release_savepoint"], work["no_statement_timeout"])
-        ending = (work["commit"], work["reset_session"])
-        recording = (work["finish"], work["cancel_if_asked"], *ending)
-        late = work["begin_late_finish"]
-        # each as it is, and for queues whose finishes need not wait for the disk
-        self._complete, self._fail, self._finish_late, self._finish_after_loss = (
-            tuple(b"\n".join((*before, *relax, *after)) for relax in ((), (work["relax"],)))
-            for before, after in (
-                (kept, (work["complete"], *ending)),
-                ((work["drop_effects"], *kept), recording),
-                ((late,), recording),
-                ((late,), (work["restore_claim"], *recording)),
-            )
-        )
+        # what the messages that write an outcome are made of
+        self._keep_effects, self._drop_effects = (work["release_savepoint"],), (work["drop_effects"],)
+        self._begin_late, self._restore_claim = (work["begin_late_finish"],), (work["restore_claim"],)
+        self._as_claimed, self._deallocate = (work["as_claimed"],), (work["deallocate"],)
+        self._no_bounds = (work["no_statement_timeout"], work["no_other_bounds"])
+        self._relax, self._complete = (work["relax"],), (work["complete"],)
+        self._cancel_if_asked = (work["cancel_if_asked"],)
+        self._record = (work["finish"], *self._cancel_if_asked)
+        self._reset_session = (work["reset_session"],)
+        self._ending = (work["commit"], *self._reset_session)
 
     # --- work
 
-    def claim(self, conn: AnyConnection, *, which: str = "priority", **values: Unpack[ClaimValues]) -> Job[Any] | None:
+    def claim(
+        self,
+        conn: AnyConnection,
+        *,
+        which: str = "priority",
+        claims_as: Callable[[str, str], None] = lambda user, role: None,
+        **values: Unpack[ClaimValues],
+    ) -> Job[Any] | None:
         """Claim the next job, and lock it in the transaction that is then open, behind the savepoint.
 
-        `which` is the order that makes it the next one, or "id". None: nothing to claim, and no transaction open.
-        Raises AttemptLost when the claim was committed but its row was taken away before it could be locked.
+        `which` is the order that makes it the next one, or "id"; `claims_as` is told the session's user and its role.
+        None: nothing to claim, and no transaction open. Raises AttemptLost when the claim was committed but its row was
+        taken away before it could be locked.
         """
         with ClaimCursor(conn, row_factory=tuple_row) as cur:
             cur.execute(self._claims[which], {**CLAIM_DEFAULTS, **values})
-            _, claimed, locked = answers(cur)
+            [bounds], claimed, locked = answers(cur)
         if claimed and locked:
+            claims_as(*map(str_of, bounds[-2:]))
             return claimed_job(claimed[0], values["queue"], values["token"])
         self.rollback(conn)
         if claimed:
@@ -233,22 +248,61 @@ class Store:
             return {token for (token,) in cur.fetchall()}
 
     def complete(
-        self, conn: AnyConnection, job: Job[Any], outcome: Outcome, kept: Kept = NOTHING_KEPT, *, relaxed: bool = False
+        self,
+        conn: AnyConnection,
+        job: Job[Any],
+        outcome: Outcome,
+        kept: Kept = NOTHING_KEPT,
+        *,
+        relaxed: bool = False,
+        asked: bool = False,
+        session: Session | None = None,
     ) -> Finished:
-        """Commit the handler's writes together with the outcome; `relaxed` does not wait for the disk."""
-        return self._finish(conn, self._complete[relaxed], job, outcome, kept)
+        """Commit the handler's writes together with the outcome; `relaxed` does not wait for the disk. `asked` when
+        somebody wanted it cancelled, which is noted."""
+        asking = self._cancel_if_asked if asked else ()
+        steps = (*self._keep_effects, *self._own(session, relaxed=relaxed), *self._complete, *asking, *self._ending)
+        return self._finish(conn, steps, job, outcome, kept, session=session)
 
     def complete_within(
-        self, conn: AnyConnection, job: Job[Any], outcome: Outcome, kept: Kept = NOTHING_KEPT
+        self, conn: AnyConnection, job: Job[Any], outcome: Outcome, kept: Kept = NOTHING_KEPT, *, asked: bool = False
     ) -> Finished:
         """Write the outcome in the transaction that is open, and leave that open."""
-        return self._finish(conn, self.work["finish"], job, outcome, kept)
+        asking = self._cancel_if_asked if asked else ()
+        return self._finish(conn, (self.work["finish"], *asking), job, outcome, kept, ends=False)
+
+    @contextmanager
+    def as_claimed(self, conn: AnyConnection, session: Session | None) -> Iterator[None]:
+        """For as long as the block, which must not end the transaction, be in the role that claimed, if the handler
+        has taken another. A connection of another user is left as it is."""
+        with literal_cursor(conn) as cur:
+            cur.execute(self.work["claims_as"])
+            user, role = map(str_of, one(cur))
+        if session is None or user != session.user or role == session.role:
+            yield
+            return
+        self._take_role(conn, session)
+        yield
+        self._take_role(conn, session._replace(role=role))
+
+    def _take_role(self, conn: AnyConnection, session: Session) -> None:
+        with literal_cursor(conn) as cur:
+            cur.execute(*self._as_claimed, session_values(session))
 
     def fail(
-        self, conn: AnyConnection, job: Job[Any], outcome: Outcome, kept: Kept = NOTHING_KEPT, *, relaxed: bool = False
+        self,
+        conn: AnyConnection,
+        job: Job[Any],
+        outcome: Outcome,
+        kept: Kept = NOTHING_KEPT,
+        *,
+        relaxed: bool = False,
+        session: Session | None = None,
     ) -> Finished:
         """Drop the handler's writes, keep the lock, commit the outcome."""
-        return self._finish(conn, self._fail[relaxed], job, outcome, kept)
+        before = (*self._drop_effects, *self._keep_effects, *self._own(session, relaxed=relaxed))
+        steps = (*before, *self._record, *self._ending)
+        return self._finish(conn, steps, job, outcome, kept, session=session)
 
     def finish_late(
         self,
@@ -259,27 +313,52 @@ class Store:
         *,
         after_loss: bool = False,
         relaxed: bool = False,
+        session: Session | None = None,
     ) -> Finished:
         """Record the outcome in a transaction of its own, guarded by the token alone. `after_loss` of a connection the
         server may have lost the claim too; it is then made good."""
-        statements = self._finish_after_loss if after_loss else self._finish_late
-        return self._finish(conn, statements[relaxed], job, outcome, kept)
+        role, relax = self._as_claimed if session else (), self._relax if relaxed else ()
+        restore = self._restore_claim if after_loss else ()
+        steps = (*self._begin_late, *role, *relax, *restore, *self._record, *self._ending)
+        return self._finish(conn, steps, job, outcome, kept, session=session)
 
-    def _finish(self, conn: AnyConnection, statement: bytes, job: Job[Any], outcome: Outcome, kept: Kept) -> Finished:
+    def _own(self, session: Session | None, *, relaxed: bool) -> tuple[bytes, ...]:
+        """What stands before an outcome where the handler may have changed what holds for its transaction."""
+        role = self._as_claimed if session else ()
+        deallocate = self._deallocate if session and session.shared_since else ()
+        return (*role, *self._no_bounds, *deallocate, *(self._relax if relaxed else ()))
+
+    def _finish(
+        self,
+        conn: AnyConnection,
+        steps: Sequence[bytes],
+        job: Job[Any],
+        outcome: Outcome,
+        kept: Kept,
+        *,
+        session: Session | None = None,
+        ends: bool = True,
+    ) -> Finished:
         with literal_cursor(conn) as cur:
             try:
-                cur.execute(statement, finish_values(job, outcome, kept))
+                cur.execute(b"\n".join(steps), {**finish_values(job, outcome, kept), **session_values(session)})
             except psycopg.Error as error:
                 raise lost_or(error, job) from error
             rows, *others = answers(cur)
             if not rows:
                 raise attempt_lost(job)
             state, now, *_ = rows[0]
-            # behind it come the state that a request to cancel made of it, and what is left in the session
-            for (answer, *_), *_ in filter(None, others[:-1]):
+            left = others.pop()[0][-1] if ends else 0  # in the session
+            for (answer, *_), *_ in filter(None, others):  # what a request to cancel made of it
                 state = answer
-            clean = not others or others[-1][0][-1] == 0
-            return Finished(JobState(state), now, clean)
+            return Finished(JobState(state), now, left == 0)
+
+    def abandon(self, conn: AnyConnection, session: Session | None) -> None:
+        """Roll back, and leave nothing in the session of what outlives that: behind a pooler it is that of others next,
+        and what a handler has committed of its role must not stand in the way of what is recorded."""
+        deallocate = self._deallocate if session and session.shared_since else ()
+        with literal_cursor(conn) as cur:
+            cur.execute(b"\n".join((b"ROLLBACK;", *deallocate, *self._reset_session)), session_values(session))
 
     def commit(self, conn: AnyConnection) -> None:
         with literal_cursor(conn) as cur:
@@ -551,6 +630,18 @@ def _named(work: Mapping[str, bytes], savepoint: str, channel: str) -> dict[str,
     return {key: sql.replace(b"SAVEPOINT pgjobs", own).replace(b"%(channel)s", text) for key, sql in work.items()}
 
 
+def str_of(name: str | bytes) -> str:
+    """A name that the server gave; psycopg leaves it as bytes where the session says of no text what it is."""
+    return name if isinstance(name, str) else name.decode("utf-8", "surrogateescape")
+
+
+def session_values(session: Session | None) -> dict[str, Any]:
+    """What the statements need that make the session what it was."""
+    if session is None:
+        return {}
+    return {"session_user": session.user, "role": session.role, "since": session.shared_since}
+
+
 def finish_values(job: Job[Any], outcome: Outcome, kept: Kept) -> dict[str, Any]:
     """What the statement that writes the outcome of one attempt needs."""
     return {
@@ -562,6 +653,7 @@ def finish_values(job: Job[Any], outcome: Outcome, kept: Kept) -> dict[str, Any]
         "state": outcome.state,
         "final": outcome.state.final,
         "given_back": int(outcome.attempt_given_back),
+        "snoozed": outcome.snoozed,
         "at": outcome.at,
         "delay": None if outcome.state.final else outcome.delay,
         "error": outcome.error_json(job.attempt),

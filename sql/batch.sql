@@ -38,7 +38,9 @@ SELECT
     pg_catalog.set_config('synchronous_commit', %(synchronous_commit)s::text, true),
     pg_catalog.set_config('plan_cache_mode', 'force_generic_plan', true),
     pg_catalog.set_config('enable_seqscan', 'off', true),
-    pg_catalog.set_config('enable_bitmapscan', 'off', true);
+    pg_catalog.set_config('enable_bitmapscan', 'off', true),
+    pg_catalog.current_setting('session_authorization'),
+    pg_catalog.current_setting('role');
 
 -- name: take_batch
 -- The claim, in a transaction of its own. When the first job must run alone nothing is claimed. Found by an array, which
@@ -98,8 +100,8 @@ FROM bounded WHERE jobs > 0;
 SELECT id FROM pgjobs.job WHERE queue = %(queue)s AND token = %(token)s AND state = 'running';
 
 -- name: between_jobs
--- What a handler has left in the session is gone before the next one of its batch; what bounds the transaction is there
--- again. Its advisory locks stay until its writes are committed: what they guard, nobody else sees before.
+-- What a handler has left in the session is gone before the next one of its batch; the role that has claimed and what
+-- bounds the transaction are there again. Its advisory locks stay until its writes are committed: what they guard, nobody else sees before.
 RESET SESSION AUTHORIZATION;
 RESET ALL;
 UNLISTEN *;
@@ -112,7 +114,9 @@ SELECT
     pg_catalog.set_config('tcp_keepalives_interval', '5', true),
     pg_catalog.set_config('tcp_keepalives_count', '3', true),
     pg_catalog.set_config('tcp_user_timeout', '25s', true),
-    pg_catalog.set_config(%(bounded_by)s::text, %(bound)s::text, true);
+    pg_catalog.set_config(%(bounded_by)s::text, %(bound)s::text, true),
+    pg_catalog.set_config('session_authorization', %(session_user)s::text, true),
+    pg_catalog.set_config('role', %(role)s::text, true);
 
 -- name: complete_batch
 -- All that completed and left nothing else behind. Raises in the server when one of them is no longer this attempt's,

@@ -18,7 +18,19 @@ ALTER TABLE pgjobs.queue
 REVOKE USAGE ON DOMAIN pgjobs.job_state, pgjobs.queue_name, pgjobs.kind_name, pgjobs.instant, pgjobs.attempts,
     pgjobs.attempt_limit, pgjobs.texts, pgjobs.covered_states, pgjobs.json_object, pgjobs.json_array FROM PUBLIC;
 
+-- Drops what was prepared by name in this session since a time.
+CREATE PROCEDURE pgjobs.deallocate_since(since timestamptz) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    prepared text;
+BEGIN
+    FOR prepared IN SELECT name FROM pg_catalog.pg_prepared_statement() WHERE from_sql AND prepare_time > since LOOP
+        EXECUTE pg_catalog.concat('DEALLOCATE ', pg_catalog.quote_ident(prepared));
+    END LOOP;
+END
+$$;
+
 -- name: down
+DROP PROCEDURE pgjobs.deallocate_since(timestamptz);
 GRANT USAGE ON DOMAIN pgjobs.job_state, pgjobs.queue_name, pgjobs.kind_name, pgjobs.instant, pgjobs.attempts,
     pgjobs.attempt_limit, pgjobs.texts, pgjobs.covered_states, pgjobs.json_object, pgjobs.json_array TO PUBLIC;
 ALTER TABLE pgjobs.queue

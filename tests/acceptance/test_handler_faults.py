@@ -288,7 +288,6 @@ class Fault:
 
 DONE, AGAIN = JobState.COMPLETED, JobState.RETRYABLE
 RAISES = "commit() and rollback() raise there"
-RESET = "a role without rights is undone before the end"
 FAULTS = [
     Fault("commit()", commit, AGAIN, "ended its transaction itself", writes=1, in_batch=RAISES),
     Fault("rollback()", rollback, AGAIN, "ended its transaction itself", in_batch=RAISES),
@@ -312,14 +311,16 @@ FAULTS = [
     ),
     Fault("SET SESSION CHARACTERISTICS", execute("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY"), DONE),
     Fault("SET search_path", execute("SET search_path = nowhere"), DONE),
-    Fault("SET ROLE without rights", execute("SET ROLE pg_monitor"), AGAIN, "42501", in_batch=RESET),
-    Fault(
-        "SET SESSION AUTHORIZATION",
-        execute("SET SESSION AUTHORIZATION pg_monitor"),
-        AGAIN,
-        "42501",
-        in_batch=RESET,
-    ),
+    Fault("SET ROLE without rights", execute("SET ROLE pg_monitor"), DONE),
+    Fault("SET LOCAL ROLE without rights", execute("SET LOCAL ROLE pg_monitor"), DONE),
+    Fault("SET ROLE by a function", execute("SELECT set_config('role', 'pg_monitor', true)"), DONE),
+    Fault("SET ROLE, and an error", execute("SET ROLE pg_monitor", "SELECT 1/0"), AGAIN, "22012"),
+    Fault("SET ROLE, and COMMIT", execute("SET ROLE pg_monitor", "COMMIT"), AGAIN, "ended its transaction", writes=1),
+    Fault("SET SESSION AUTHORIZATION", execute("SET SESSION AUTHORIZATION pg_monitor"), DONE),
+    Fault("SET LOCAL SESSION AUTHORIZATION", execute("SET LOCAL SESSION AUTHORIZATION pg_monitor"), DONE),
+    Fault("SET LOCAL row_security", execute("SET LOCAL row_security = off"), DONE),
+    Fault("SET LOCAL search_path", execute("SET LOCAL search_path = nowhere"), DONE),
+    Fault("SET LOCAL default_*", execute("SET LOCAL default_transaction_read_only = on"), DONE),
     Fault("SET TimeZone", execute("SET TimeZone = 'Pacific/Kiritimati'"), DONE),
     Fault("SET of a setting of the application's", execute("SET app.tenant = 'somebody'"), DONE),
     Fault("SET timeouts", execute("SET statement_timeout = '17s'", "SET lock_timeout = '17s'"), DONE),

@@ -60,7 +60,7 @@ Run = Callable[..., Job[Any]]
 
 def added(job: Job[Any]) -> dict[str, Any]:
     """The metadata, but for what pgjobs has put there."""
-    return {key: value for key, value in job.metadata.items() if key != "class"}
+    return {key: value for key, value in job.metadata.items() if key not in ("class", "snoozes")}
 
 
 # --- metadata and output
