@@ -24,6 +24,7 @@ from pgjobs.idle import IdleThreads
 from pgjobs.job import Job
 from pgjobs.listener import Listener
 from pgjobs.log_lines import Lines, get_logger
+from pgjobs.outages import Outages
 from pgjobs.post_store import PostStore
 from pgjobs.queue_settings import Way
 from pgjobs.transaction import PoolSource
@@ -48,8 +49,16 @@ class Crew:
     """The worker threads of all queues of a pool. It outlives a stop, as a thread does that is stuck in its handler."""
 
     def __init__(
-        self, name: str, source: PoolSource, executor: Executor, *, poll_interval: timedelta, fetch_cooldown: timedelta
+        self,
+        name: str,
+        source: PoolSource,
+        executor: Executor,
+        *,
+        poll_interval: timedelta,
+        fetch_cooldown: timedelta,
+        outages: Outages | None = None,
     ) -> None:
+        self._outages = outages or Outages()
         self.name = name
         self.stopping = threading.Event()
         self.listener: Listener | None = None
@@ -119,10 +128,12 @@ class Crew:
                 known = isinstance(error, psycopg.Error)
                 forget_details(error)
                 with suppress(Exception):  # a handler of the log that fails
-                    log.warning("%s: next claim in %.1f s: %s", queue, pause, one_line(error), exc_info=not known)
+                    text = f"{queue}: next claim in {pause:.1f} s"
+                    self._outages.failed(log, f"claiming from queue {queue}", error, text, exc_info=not known)
                 self.stopping.wait(pause)
                 pause, polls = min(2 * pause, _LONGEST_PAUSE), False
             else:
+                self._outages.worked(log, f"claiming from queue {queue}", wrote=not polls)
                 pause = _FIRST_PAUSE
                 if not self._ends(idle):  # else `seen` may be younger than the call that ends all waiting
                     self._ask_to_be_woken(queue, idle, seen)

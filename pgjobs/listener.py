@@ -69,6 +69,7 @@ class Listener:
         self._listening = False
         self._direct = False  # whether no pooler stands between
         self._pause = _FIRST_PAUSE
+        self._lost_at: float | None = None  # since when nobody listens, if that was said
 
     def start(self) -> None:
         self._thread.start()
@@ -114,11 +115,23 @@ class Listener:
             try:
                 self._listen()
             except Exception as error:  # also what a callable connection string raises
-                log.warning("not listening, only polling; next try in %.1f s: %s", self._pause, one_line(error))
+                self._say_lost(error)
                 self._hang_up()
                 self._stopping.wait(self._pause)
                 self._pause = min(2 * self._pause, _LONGEST_PAUSE)
         self._hang_up()
+
+    def _say_lost(self, error: Exception) -> None:
+        """Said once, and not at every try."""
+        level = logging.WARNING if self._lost_at is None else logging.DEBUG
+        log.log(level, "not listening, only polling, until a connection for it can be had: %s", one_line(error))
+        if self._lost_at is None:
+            self._lost_at = time.monotonic()
+
+    def _say_back(self) -> None:
+        if self._lost_at is not None:
+            log.info("listening again, after %.0f s", time.monotonic() - self._lost_at)
+            self._lost_at = None
 
     def _listen(self) -> None:
         """Listen until it is time to stop; raises when the connection is lost."""
@@ -134,6 +147,7 @@ class Listener:
             log.warning("connected through a pooler, so nobody notifies this process: it finds jobs by polling; give "
                         "listen_dsn=, a direct connection, or listen=False")  # fmt: skip
         self._listening = True
+        self._say_back()
         self._wake(None)  # for what was enqueued while nobody listened
         self._pause = _FIRST_PAUSE
         with selectors.DefaultSelector() as selector:

@@ -6,7 +6,6 @@ transactions that the server bounds, and moves the time on. So a process that di
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
@@ -24,6 +23,7 @@ from pgjobs.checkout import Checkout
 from pgjobs.error_text import one_line
 from pgjobs.job import Job, JobState
 from pgjobs.log_lines import get_logger
+from pgjobs.outages import Outages
 from pgjobs.reindex import Reindex, is_time, next_time
 from pgjobs.set_aside import SetAside, concerns_a_row
 from pgjobs.store import AnyConnection, DutyMissing, Rescued, Selection, Store
@@ -57,6 +57,7 @@ _SOON = timedelta(0)
 _EARLY = timedelta(milliseconds=1)  # by which the row says sooner: not to find it too early at the moment itself
 _ONE_BY_ONE = MOST_TRIES  # rows of a transaction that puts each behind a savepoint
 _BESIDE_EVERY = 1.0  # seconds
+_BESIDE = "looking for jobs to cancel, and saying that this process is there,"
 _ANSWER_WITHIN = 40.0  # seconds for what is quick; the server gives each statement 30
 _SLOW_ANSWER_WITHIN = 600.0  # for duties of many statements
 
@@ -362,6 +363,7 @@ class MaintenanceThread:
         at_end: Callable[[], None] = lambda: None,
         over: Callable[[Checkout], AbstractContextManager[object]] = lambda held: nullcontext(),
         is_told: Callable[[], bool] = lambda: True,
+        outages: Outages | None = None,
     ) -> None:
         self._maintenance = maintenance
         self._acts: dict[str, Callable[[AnyConnection], timedelta]] = {
@@ -375,6 +377,7 @@ class MaintenanceThread:
         self._at_end = at_end
         self._over = over  # watches over a connection
         self._is_told = is_told  # whether it hears of jobs that are due soon
+        self._outages = outages or Outages()
         self._called = threading.Event()
         self._stopping = False
         self._thread = threading.Thread(target=self._repeat, name=name, daemon=True)
@@ -461,19 +464,26 @@ class MaintenanceThread:
         try:
             with self._connection() as conn:
                 self._beside(conn)
+            self._outages.worked(log, _BESIDE)
         except Exception as error:
             with suppress(Exception):
-                log.warning("could not look for jobs to cancel, or say that this process is there: %s", one_line(error))
+                self._outages.failed(log, _BESIDE, error, f"{_BESIDE} failed")
 
     def _attempt(self, duty: str, act: Callable[[AnyConnection], timedelta]) -> timedelta:
         """Do one act, whatever may come of it; when to try it again."""
         try:
             with self._connection(duty) as conn:
-                return act(conn)
+                after = act(conn)
+            # a tick may have found nothing to do, and written nothing
+            self._outages.worked(log, f"duty {duty}", wrote=duty in self._maintenance.duties)
+            return after
         except Exception as error:  # the thread outlives every error of the database
-            level = logging.DEBUG if self._maintenance.aside.was_said(error) else logging.WARNING
             with suppress(Exception):  # a handler of the log that fails
-                log.log(level, "duty %s failed and is tried again in %s: %s", duty, AFTER_FAILURE, one_line(error))
+                text = f"duty {duty} failed and is tried again in {AFTER_FAILURE}"
+                if self._maintenance.aside.was_said(error):
+                    log.debug("%s: %s", text, one_line(error))
+                else:
+                    self._outages.failed(log, f"duty {duty}", error, text)
         if duty not in self._maintenance.duties:
             return AFTER_FAILURE
         try:

@@ -23,6 +23,7 @@ from pgjobs.cron import Schedule, bounded, due
 from pgjobs.error_text import error_text, forget_details, one_line
 from pgjobs.log_lines import get_logger
 from pgjobs.options import EncodedJob, NewJob
+from pgjobs.outages import kind_of
 from pgjobs.schedule_store import DueSchedule, Move, ScheduleStore
 from pgjobs.store import AnyConnection
 from pgjobs.timetable import Ticks, parse
@@ -146,6 +147,8 @@ class Ticker:
         return known[1]
 
     def _set_aside(self, conn: AnyConnection, name: str, error: Exception) -> None:
+        if kind_of(error) is not None:  # no fault of the schedule: it ticks as soon as that is over
+            raise error
         self._aside[name] = time.monotonic() + _AFTER_FAILURE
         if isinstance(error, psycopg.OperationalError):  # the server's, not the schedule's
             raise error

@@ -32,6 +32,7 @@ from pgjobs.listener import Listener
 from pgjobs.log_lines import get_logger
 from pgjobs.maintenance import Maintenance, MaintenanceThread
 from pgjobs.options import check_queue
+from pgjobs.outages import Outages
 from pgjobs.process_duties import ProcessDuties
 from pgjobs.queue_settings import Durability, QueueSettings, number, way
 from pgjobs.queue_store import QueueStore
@@ -180,8 +181,14 @@ class WorkerPool:
             middleware=settings.functions("middleware", middleware, "functions of (tx, job, run)"),
             code_version=client.code_version,
         )
+        self._outages = Outages()
         self._crew = Crew(
-            self.name, client.source, self._executor, poll_interval=poll_interval, fetch_cooldown=fetch_cooldown
+            self.name,
+            client.source,
+            self._executor,
+            poll_interval=poll_interval,
+            fetch_cooldown=fetch_cooldown,
+            outages=self._outages,
         )
         self._stopping = self._crew.stopping
         self._queue_store = QueueStore(client.schema)
@@ -267,6 +274,7 @@ class WorkerPool:
             tick=self._tick,
             over=self._watch.over,
             is_told=lambda: self._listener is not None and self._listener.hears,
+            outages=self._outages,
             name=f"{self.name}/maintenance",
         )
         self._client.registration.enter(self, self._describe)

@@ -632,7 +632,7 @@ def test_a_listener_that_cannot_connect_tries_again_and_then_hears(
         sleep_on(server, client, "mail")
         client.enqueue(None, Thing(), queue="mail")
         wait_until(lambda: woken == [None, "mail"])
-    assert sum("not listening" in record.getMessage() for record in caplog.records) == 2
+    assert sum("not listening" in record.getMessage() for record in caplog.records) == 1, "not at every try"
 
 
 @pytest.mark.conformance(228)
