@@ -9,6 +9,7 @@ need ever tell them apart. So after a while of silence the listener asks somethi
 
 from __future__ import annotations
 
+import logging
 import os
 import selectors
 import threading
