@@ -19,6 +19,7 @@ from psycopg_pool import ConnectionPool
 
 from pgjobs import backoff as policies
 from pgjobs import codec, control, migrate, settings
+from pgjobs.advice import advised
 from pgjobs.backoff import Backoff
 from pgjobs.checkout import let_prepare, was_let_prepare
 from pgjobs.claim import Claimer
@@ -240,7 +241,8 @@ class Client:
             raise InvalidOption("a NewJob brings its own kind and options: give them there")
         job = self._enqueuer.encoded(NewJob(args, kind=kind, **options) if said else args)
         if (tx is None or isinstance(tx, ConnectionPool)) and self._enqueuer.needs_one_statement(job):
-            inserted = self._insert_alone(self.source.pool if tx is None else tx, job, notify)
+            with advised(self.schema):
+                inserted = self._insert_alone(self.source.pool if tx is None else tx, job, notify)
             if inserted is not None:
                 return inserted
         with self._transaction(tx) as conn:
@@ -331,14 +333,15 @@ class Client:
 
     @contextmanager
     def _transaction(self, tx: Borrowable | ConnectionPool[Any] | None) -> Iterator[AnyConnection]:
-        if tx is None:
-            with self.source.transaction() as conn:
-                yield conn
-        elif isinstance(tx, ConnectionPool):
-            with tx.connection() as conn, conn.transaction():
-                yield conn
-        else:
-            yield borrow(tx)
+        with advised(self.schema):
+            if tx is None:
+                with self.source.transaction() as conn:
+                    yield conn
+            elif isinstance(tx, ConnectionPool):
+                with tx.connection() as conn, conn.transaction():
+                    yield conn
+            else:
+                yield borrow(tx)
 
     # --- control
 
@@ -535,7 +538,11 @@ class Client:
             events=self.events,
             error_details=self.error_details,
         )
-        with self.source.checkout() as held, locked(claimer, finisher, held, queue, id) as (tx, job):
+        with (
+            advised(self.schema),
+            self.source.checkout() as held,
+            locked(claimer, finisher, held, queue, id) as (tx, job),
+        ):
             if job is not None and self.code_version is not None:
                 job.set_metadata(code_version_processed=self.code_version)
             yield tx, job

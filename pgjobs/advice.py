@@ -1,0 +1,58 @@
+"""What to do about an error of the database that says only what is missing: added to it as a note."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+
+from psycopg import errors
+
+_MISSING = (
+    errors.UndefinedTable,
+    errors.UndefinedColumn,
+    errors.UndefinedFunction,
+    errors.UndefinedObject,
+    errors.InvalidSchemaName,
+)
+
+
+@contextmanager
+def advised(schema: str) -> Iterator[None]:
+    """Around statements of ours on the tables of this schema. Code of the application may run in between: its errors
+    stay as they are."""
+    try:
+        yield
+    except (*_MISSING, errors.InsufficientPrivilege) as error:
+        advice = _advice(error, schema)
+        if advice is not None and advice not in getattr(error, "__notes__", ()) and _is_ours(error):
+            error.add_note(advice)
+        raise
+
+
+def _advice(error: errors.Error, schema: str) -> str | None:
+    if isinstance(error, _MISSING):
+        return (
+            f"the tables of pgjobs in schema {schema!r} are missing, or older than this code: "
+            f"run `pgjobs migrate --schema {schema}` or client.migrate()"
+        )
+    if "row-level security" in str(error):
+        return None
+    return (
+        f"the database role lacks a right on the tables of pgjobs in schema {schema!r}: "
+        f"`pgjobs roles --sql --schema {schema}` prints what a role needs to enqueue, work, view or control"
+    )
+
+
+def _is_ours(error: errors.Error) -> bool:
+    """Whether a statement of pgjobs failed by itself: not one of a middleware, a handler or a trigger."""
+    if "PL/pgSQL" in (error.diag.context or ""):
+        return False
+    sender = ""
+    trace: TracebackType | None = error.__traceback__
+    while trace is not None:
+        module = trace.tb_frame.f_globals.get("__name__", "")
+        if module.partition(".")[0] not in ("psycopg", "psycopg_pool", "contextlib"):
+            sender = module
+        trace = trace.tb_next
+    return sender.partition(".")[0] == "pgjobs"
