@@ -112,6 +112,7 @@ class _Qualifier:
         self._plain: bool | None = None  # whether it has no expressions
         self._levels = [_Level()]
         self._seen = (_NONE, _NONE, _NONE)  # the last tokens
+        self._sign = False  # whether the last one is the sign of a number
 
     def qualified(self, sql: str) -> Iterator[str]:
         at = 0
@@ -153,6 +154,9 @@ class _Qualifier:
     # --- one token
 
     def _in_expression(self, token: _Token) -> str:
+        if self._sign and token.sort != "number":
+            raise self._unsafe(f"- without a left side, before {token.text}", f"0 - {token.text}")
+        self._sign = False
         match token.sort:
             case "operator":
                 return self._operator(token)
@@ -183,9 +187,10 @@ class _Qualifier:
             level.strength = _STRONGEST
             return text
         if self._operand_expected:
-            if text in ("*", "-", "+"):  # every column; or the sign of a number, which the grammar makes part of it
-                return text
-            raise self._unsafe(f"{text} without a left side", "a function")
+            if text not in ("*", "-"):
+                raise self._unsafe(f"{text} without a left side", "a function")
+            self._sign = text == "-"
+            return text  # every column; or the sign of a number, which the grammar makes part of it
         strength = _STRENGTH.get(text, _OTHERS)
         if strength > level.strength:
             raise self._unsafe(f"{text} behind an operator that binds less strongly", "parentheses around its operands")

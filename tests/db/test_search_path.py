@@ -10,7 +10,7 @@ import logging
 import re
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -20,6 +20,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pgjobs import Client, JobFilter, Unique, WorkerPool, statements
 from pgjobs.migrate import migrate, schema_sql, versions
+from pgjobs.migration_store import Migrations
 from tests import decoys, life, modes
 from tests.conftest import new_database
 from tests.waiting import wait_until
@@ -193,6 +194,18 @@ def test_what_a_migration_makes_needs_nothing_of_a_stranger(
     assert bound_to_decoys(admin, "migrated") == []
     assert found() == []
     admin.execute("DROP SCHEMA migrated CASCADE")
+
+
+def test_without_a_search_path_of_its_own_a_migration_would_be_deceived(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The decoys are too volatile for an index, so Postgres says that it has found one."""
+    monkeypatch.setattr(Migrations, "own_path", lambda *_: nullcontext())
+    with psycopg.connect(dsn) as conn:
+        conn.execute(f"SET search_path = {decoys.PATHS[0]}".encode())
+        with pytest.raises(psycopg.errors.InvalidObjectDefinition, match="IMMUTABLE"):
+            migrate(conn, "deceived", borrowed=True)
+        conn.rollback()
 
 
 def test_a_migration_that_is_refused_leaves_the_search_path_as_it_was(dsn: str) -> None:
