@@ -196,6 +196,15 @@ def test_what_a_migration_makes_needs_nothing_of_a_stranger(
     admin.execute("DROP SCHEMA migrated CASCADE")
 
 
+def test_every_function_of_ours_is_understood_when_it_is_made_or_has_a_search_path_of_its_own(admin: Conn) -> None:
+    query = (
+        """SELECT proname, proconfig FROM pg_proc WHERE pronamespace = 'pgjobs'::regnamespace AND prosqlbody IS NULL"""
+    )
+    settings = dict(admin.execute(query).fetchall())
+    assert "enqueue" in settings
+    assert {name for name, config in settings.items() if config != ["search_path=pg_catalog, pg_temp"]} == set()
+
+
 def test_without_a_search_path_of_its_own_a_migration_would_be_deceived(
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
