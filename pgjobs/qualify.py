@@ -19,8 +19,8 @@ from typing import NamedTuple
 
 _TOKEN = re.compile(
     r"""
-    (?P<space> \s+ | --[^\n]* )
-    | (?P<text> [eE]'(?:[^'\\]|''|\\.)*' | '(?:[^']|'')*' | \$(?P<tag>\w*)\$.*?\$(?P=tag)\$ )
+    (?P<space> (?: \s+ | --[^\n]* )* )
+    (?: (?P<text> [eE]'(?:[^'\\]|''|\\.)*' | '(?:[^']|'')*' | \$(?P<tag>\w*)\$.*?\$(?P=tag)\$ )
     | (?P<parameter> %\(\w+\)[sb] | \{\w+\} | \$\d+ )
     | (?P<number> \d+(?:\.\d+)? )
     | (?P<word> \w+ | "(?:[^"]|"")+" )
@@ -29,6 +29,7 @@ _TOKEN = re.compile(
     | (?P<operator>
         ->> | -> | \#>> | \#> | \#- | @> | <@ | \?\| | \?& | \? | \|\| | && | !~\* | !~ | ~\* | ~
         | <> | != | <= | >= | < | > | = | %% | [-+*/^] )
+    | (?P<end> \Z ) )
     """,
     re.VERBOSE | re.DOTALL,
 )
@@ -53,6 +54,8 @@ _BEFORE_PARENTHESIS = _words(
     """ALL AND ANY ARRAY AS BY COALESCE CONFLICT ELSE EXISTS EXTRACT FILTER FROM GREATEST HAVING JOIN KEY LATERAL LEAST
     LIMIT MATERIALIZED NOT ON OR OVER SELECT SET THEN UNION VALUES WHEN WHERE"""
 )
+# Words behind which a text is not the constant of a type.
+_BEFORE_TEXT = _BEFORE_PARENTHESIS | _words("DEFAULT DISTINCT INTERVAL RETURNING ZONE")
 # Words with which an expression ends; behind every other word of the grammar one may begin.
 _OPERANDS = _words("NULL TRUE FALSE END ANY ALL ARRAY EXISTS COALESCE EXTRACT GREATEST LEAST INTERVAL")
 _REFUSED = {
@@ -102,6 +105,10 @@ def qualify(sql: str, where: str) -> str:
     return "".join(_Qualifier(where).qualified(sql))
 
 
+def _is_name(token: _Token) -> bool:
+    return token.sort == "word" and not token.text.isupper()
+
+
 class _Qualifier:
     def __init__(self, where: str) -> None:
         self._where = where
@@ -111,31 +118,29 @@ class _Qualifier:
         """A statement begins."""
         self._plain: bool | None = None  # whether it has no expressions
         self._levels = [_Level()]
-        self._seen = (_NONE, _NONE, _NONE)  # the last tokens
+        self._last = self._before = self._before_that = _NONE  # tokens
         self._sign = False  # whether the last one is the sign of a number
 
     def qualified(self, sql: str) -> Iterator[str]:
-        at = 0
-        for match in _TOKEN.finditer(sql):
-            if match.start() != at:
-                raise self._unknown(sql[at:])
-            at = match.end()
-            sort, text = match.lastgroup or "", match[0]
-            if sort == "space":
-                yield text
-            elif text == ";":
-                yield text
-                self._begin()
-            else:
-                yield self._next(_Token(sort, text, text.upper()))
-        if at != len(sql):
-            raise self._unknown(sql[at:])
+        at, sort = 0, ""
+        while sort != "end":
+            match = _TOKEN.match(sql, at)
+            if match is None:
+                raise self._unsafe(f"{sql[at:].split(None, 1)[0]!r}, which is not known", "or teach pgjobs/qualify.py")
+            at, sort = match.end(), match.lastgroup or ""
+            text = match[sort]
+            yield match["space"]
+            yield self._next(_Token(sort, text, text.upper()))
 
     def _next(self, token: _Token) -> str:
+        if token.text in (";", ""):
+            self._check_table(token.text)
+            self._begin()
+            return token.text
         if self._plain is None:
             self._plain = self._is_plain(token)
         text = token.text if self._plain else self._in_expression(token)
-        self._seen = (self._seen[1], self._seen[2], token)
+        self._before_that, self._before, self._last = self._before, self._last, token
         return text
 
     def _is_plain(self, first: _Token) -> bool:
@@ -148,12 +153,12 @@ class _Qualifier:
     def _unsafe(self, form: str, instead: str) -> UnsafeStatement:
         return UnsafeStatement(f"{self._where}: {form}: its meaning depends on the search_path; write {instead}")
 
-    def _unknown(self, rest: str) -> UnsafeStatement:
-        return self._unsafe(f"{rest[:10]!r} is not known here", "another form, or teach pgjobs/qualify.py")
-
     # --- one token
 
     def _in_expression(self, token: _Token) -> str:
+        self._check_table(token.text)
+        if self._last.upper == "CASE" and token.upper != "WHEN":
+            raise self._unsafe("CASE a WHEN b", "CASE WHEN a = b")
         if self._sign and token.sort != "number":
             raise self._unsafe(f"- without a left side, before {token.text}", f"0 - {token.text}")
         self._sign = False
@@ -167,10 +172,6 @@ class _Qualifier:
             case "text":
                 self._constant(token)
         return token.text
-
-    @property
-    def _last(self) -> _Token:
-        return self._seen[-1]
 
     @property
     def _operand_expected(self) -> bool:
@@ -212,14 +213,20 @@ class _Qualifier:
         last = self._last
         if token.upper in _REFUSED:
             raise self._unsafe(token.text, _REFUSED[token.upper])
-        if last.upper == "CASE" and token.upper != "WHEN":
-            raise self._unsafe("CASE a WHEN b", "CASE WHEN a = b")
         if last.upper == "DISTINCT" and token.upper == "FROM":
             raise self._unsafe("IS DISTINCT FROM", "(a <> b OR a IS NULL), or (a = b OR (a IS NULL AND b IS NULL))")
         if last.upper == "COLLATE" and token.text != "pg_catalog":
             raise self._unsafe(f"COLLATE {token.text}", f"COLLATE pg_catalog.{token.text}")
-        if self._levels[-1].names and last.sort == "word":
+        if self._levels[-1].names and _is_name(last) and _is_name(token):
             raise self._unsafe(f"AS name ({last.text} {token.text})", "no column types there")
+
+    def _check_table(self, next: str) -> None:
+        """What begins with pg_ is a table of pg_catalog, unless it stands for the columns of one that was named."""
+        last = self._last
+        if last.text[:3] != "pg_" or last.text == "pg_catalog" or self._plain:
+            return
+        if self._before.text != "." != next:
+            raise self._unsafe(last.text, f"pg_catalog.{last.text}")
 
     def _keyword(self, word: str) -> None:
         if word == "CASE":
@@ -255,11 +262,11 @@ class _Qualifier:
     def _opens_names(self) -> bool:
         """A parenthesis opens: whether the names of columns follow. What stands before it must not be a function that
         the search_path finds."""
-        schema, before, name = self._seen
+        schema, before, name = self._before_that, self._before, self._last
+        if "AS" in (before.upper, name.upper) and name.sort == "word":
+            return True
         if name.sort != "word" or name.upper in _BEFORE_PARENTHESIS:
             return False
-        if before.upper == "AS":
-            return True
         if name.upper == "USING":
             raise self._unsafe("USING (column)", "ON a.column = b.column")
         if before.text != "." or schema.text not in _SCHEMAS:
@@ -268,5 +275,5 @@ class _Qualifier:
 
     def _constant(self, token: _Token) -> None:
         last = self._last
-        if last.sort == "word" and not last.text.isupper() and last.text not in _GRAMMAR_TYPES:
+        if last.sort == "word" and last.upper not in _BEFORE_TEXT:
             raise self._unsafe(f"{last.text} {token.text}", f"{token.text}::{last.text}")
