@@ -18,7 +18,7 @@ from pgjobs.answers import check_done
 from pgjobs.attempt import Attempt
 from pgjobs.batch_store import BatchStore, Claimed, Record, milliseconds, must_run_alone
 from pgjobs.checkout import Checkout
-from pgjobs.claim import Claimer
+from pgjobs.claim import Claimer, claims_of
 from pgjobs.error_text import one_line
 from pgjobs.errors import AttemptLost, JobCancelled, TransactionBroken
 from pgjobs.executor import Executor, forget
@@ -29,6 +29,7 @@ from pgjobs.log_lines import get_logger
 from pgjobs.outcome import COMPLETED, NOTHING_KEPT, Outcome
 from pgjobs.queue_settings import MOST_IN_A_BATCH, Way
 from pgjobs.savepoints import MOST, Savepoints
+from pgjobs.set_aside import UnreadableRow, concerns_a_row
 from pgjobs.store import AnyConnection, Finished
 from pgjobs.work_map import Handler, HandlerFunction
 
@@ -60,9 +61,15 @@ class Batches:
         start no more of them. Raises only what the connection raises before or after.
         """
         halved = self._halved.get(queue, 0)
-        ask = max(1, min(way.batch_size >> halved, self._room.get(queue, MOST_IN_A_BATCH)))
-        if ask > 1:
-            found = self._claim(held, queue, way, ask)
+        room = self._room.get(queue, MOST_IN_A_BATCH)
+        while (ask := max(1, min(way.batch_size >> halved, room))) > 1:
+            try:
+                found = self._claim(held, queue, way, ask)
+            except (psycopg.Error, UnreadableRow) as error:
+                if not concerns_a_row(error):
+                    raise
+                halved = self._halved[queue] = halved + 1  # down to one, the claim of which finds out for which
+                continue
             if found is not None:
                 claimed()
                 batch = Batch(self, held, queue, way, found)
@@ -71,6 +78,7 @@ class Batches:
                     self._halved[queue] = max(0, halved - 1)
                 self._room[queue] = batch.room
                 return True
+            break
         job = self.executor.run_next(held, queue, claimed=claimed)  # it must run alone, if there is any
         alone = job is not None and must_run_alone(job)
         self._halved[queue] = way.batch_size.bit_length() - 1 if alone else max(0, halved - 1)
@@ -101,7 +109,8 @@ class Batches:
             with held.answered_within(_ANSWER_WITHIN):
                 found = self._look(held, queue, way, ask)
         except Exception as error:
-            hooks("on_claim", None, error)
+            if not concerns_a_row(error):
+                hooks("on_claim", None, error)
             raise
         if hooks and found is not None:
             for job in found.jobs:
@@ -121,12 +130,15 @@ class Batches:
             if found is None and mark is not None:
                 claimer.look_at_all(queue)
                 found = self._take(claimer, held, hot, {**claimer.request(queue, None, None, facts).values, **more})
-        except psycopg.OperationalError:
-            claimer.be_cautious()
+        except psycopg.OperationalError as error:
+            if not concerns_a_row(error):
+                claimer.be_cautious()
             raise
         claimer.note(queue, found.jobs[-1] if found else None)
         if found is not None:
             held.session = found.session._replace(shared_since=found.jobs[0].attempted_at if facts.pooled else None)
+        if found and claimer.aside:
+            claimer.aside.worked(claims_of(queue))
         return found
 
     def _take(self, claimer: Claimer, held: Checkout, hot: HotPath | None, values: Any) -> Claimed | None:
@@ -142,6 +154,9 @@ class Batches:
                 if isinstance(error, AttemptLost):
                     return None
                 raise
+            except Exception as error:
+                claimer.take_back(held, values["queue"], values["token"], error)
+                raise UnreadableRow(f"a job of queue {values['queue']!r} cannot be read: {one_line(error)}") from error
         return None
 
 

@@ -28,6 +28,7 @@ from pgjobs.store import (
     Session,
     Store,
     finish_values,
+    passing_over,
     session_values,
     str_of,
 )
@@ -106,11 +107,15 @@ class BatchStore:
         batch = self._batch = statements.load("batch.sql", store.schema)
         self._work = work
         orders = {"priority": batch["next_batch_by_priority"], "scheduled_at": batch["next_batch_by_time"]}
-        self._takes = {
-            order: batch["take_batch"].replace(b"{next}", next.rstrip(b";")) for order, next in orders.items()
-        }
+        self._takes, self._takes_around = (
+            {order: batch["take_batch"].replace(b"{next}", passing_over(next, part)) for order, next in orders.items()}
+            for part in (b"", work["passed_over"])
+        )
         before, after = (work["begin"], batch["batch_bounds"]), (work["commit"], work["begin"], batch["lock_batch"])
-        self._claims = {order: b"\n".join((*before, take, *after)) for order, take in self._takes.items()}
+        self._claims, self._claims_around = (
+            {order: b"\n".join((*before, take, *after)) for order, take in takes.items()}
+            for takes in (self._takes, self._takes_around)
+        )
 
         def hot(name: str, sql: bytes) -> Prepared:
             return prepared(f"{tag}_batch_{name}", sql)
@@ -124,7 +129,7 @@ class BatchStore:
             hot("lock", batch["lock_batch"]),
         )
         self._around_take = (begin, hot("bounds", batch["batch_bounds"])), (commit, begin, lock)
-        self._hot_takes: dict[tuple[str, int], Prepared] = {}
+        self._hot_takes: dict[tuple[str, int, bool], Prepared] = {}
         self._prepared = hot
         self._hot_between = parts("between", batch["between_jobs"])
         self._hot_relax = hot("relax", work["relax"])
@@ -145,7 +150,8 @@ class BatchStore:
             limits, taken, locked = self._claim_hot(hot, order, values)
         else:
             with BatchCursor(conn, row_factory=tuple_row) as cur:
-                cur.execute(self._claims[order], {**CLAIM_DEFAULTS, **values})
+                claims = self._claims_around if values.get("aside") else self._claims
+                cur.execute(claims[order], {**CLAIM_DEFAULTS, **values})
                 [limits], taken, locked = answers(cur)
         if not locked:
             with literal_cursor(conn) as cur:
@@ -167,7 +173,7 @@ class BatchStore:
     def _claim_hot(self, hot: HotPath, order: str, values: Mapping[str, Any]) -> tuple[Any, list[Any], list[Any]]:
         literals = hot.literals(values)
         before, after = self._around_take
-        steps = (*before, self._hot_take(order, values["limit"]), *after)
+        steps = (*before, self._hot_take(order, values["limit"], around=bool(values.get("aside"))), *after)
         results, error = hot.send(hot.message([(step, literals) for step in steps]))
         if error is not None:
             raise error
@@ -179,13 +185,14 @@ class BatchStore:
             cur.execute(self._batch["ids_of_batch"], values)
             return {id for (id,) in cur.fetchall()}
 
-    def _hot_take(self, order: str, limit: int) -> Prepared:
+    def _hot_take(self, order: str, limit: int, *, around: bool) -> Prepared:
         """The claim of so many. The limit stands in the text: a plan for any is one for a tenth of the table."""
         try:
-            return self._hot_takes[order, limit]
+            return self._hot_takes[order, limit, around]
         except KeyError:
-            take = self._takes[order].replace(b"%(limit)s", b"%d" % limit)
-            made = self._hot_takes[order, limit] = self._prepared(f"take_{order}_{limit}", take)
+            take = (self._takes_around if around else self._takes)[order].replace(b"%(limit)s", b"%d" % limit)
+            name = f"take_{order}_{limit}{'_around' if around else ''}"
+            made = self._hot_takes[order, limit, around] = self._prepared(name, take)
             return made
 
     # --- between two jobs

@@ -13,16 +13,18 @@ from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
 import psycopg
+from psycopg.pq import TransactionStatus
 
 from pgjobs.answers import Complaints, time_limit
 from pgjobs.attempt import SERVER_GRACE
 from pgjobs.checkout import NEVER, Checkout
-from pgjobs.error_text import one_line
+from pgjobs.error_text import error_text, one_line
 from pgjobs.errors import AttemptLost, JobStopped, UniqueConflict
 from pgjobs.hot_path import HotPath, HotStatements, hot_path
-from pgjobs.job import Job, changed
+from pgjobs.job import Job, JobState, changed
 from pgjobs.log_lines import get_logger
 from pgjobs.outcome import COMPLETED, Kept
+from pgjobs.set_aside import SetAside, UnreadableRow, concerns_a_row
 from pgjobs.store import (
     CLAIM_DEFAULTS,
     AnyConnection,
@@ -34,6 +36,7 @@ from pgjobs.store import (
     Session,
     Store,
 )
+from pgjobs.unworkable import CLAIM, Unworkable
 from pgjobs.work_map import Handler, WorkMap
 
 log = get_logger("pgjobs.claim")
@@ -54,6 +57,7 @@ _PAUSE_PER_SCAN = 10  # times as long as it took
 _TOKENS_AT_ONCE = 32
 _LONGEST_BOUND = timedelta(milliseconds=2**31 - 1)
 _GRACE = SERVER_GRACE // timedelta(milliseconds=1)
+_MOST_DEALT_WITH = 50  # jobs that one claim fails for and deals with
 
 
 class _Marked(NamedTuple):
@@ -97,9 +101,11 @@ class Claimer:
     _orphans: list[_Orphan] = field(default_factory=list)
     _cautious_until: float = _NOT_ASKED
     _asking: threading.Lock = field(default_factory=threading.Lock)
+    aside: SetAside = field(default_factory=SetAside)
 
     def __post_init__(self) -> None:
         self._hot_statements = HotStatements(self.store)
+        self._unworkable = Unworkable(self.store, self.aside)
 
     def claim(self, held: Checkout, queue: str, *, id: int | None = None) -> Job[Any] | None:
         """The next job, or the one with this id, locked in the transaction that is open now; None if there is none."""
@@ -124,20 +130,67 @@ class Claimer:
             held.answer_due = NEVER
 
     def _claim_next(self, held: Checkout, queue: str, id: int | None) -> Job[Any] | None:
-        facts = self.facts(held)
-        hot = self.hot_path_of(held, facts)
+        self.facts(held)
         self.take_back_orphans(held.conn)
         mark = self.mark(queue) if id is None else None
         try:
-            job = self._claim(held, hot, self.request(queue, id, mark, facts))
-            if job is None and mark is not None:  # there may be some before the mark
-                self.look_at_all(queue)
-                job = self._claim(held, hot, self.request(queue, id, None, facts))
-        except psycopg.OperationalError:
-            self.be_cautious()
+            job = self._claim_around(held, queue, id, mark)
+        except psycopg.OperationalError as error:
+            if not concerns_a_row(error):
+                self.be_cautious()
             raise
         self.note(queue, job)
         return job
+
+    def _claim_around(self, held: Checkout, queue: str, id: int | None, mark: Mark | None) -> Job[Any] | None:
+        """Claim the next job that can be claimed: each that cannot is dealt with."""
+        facts, left = self.facts(held), _MOST_DEALT_WITH
+        hot = self.hot_path_of(held, facts)
+        while True:
+            held.answer_due = time.monotonic() + _ANSWER_WITHIN
+            try:
+                job = self._claim(held, hot, self.request(queue, id, mark, facts))
+                if job is None and mark is not None:  # there may be some before the mark
+                    self.look_at_all(queue)
+                    mark = None
+                    job = self._claim(held, hot, self.request(queue, id, None, facts))
+                if self.aside:
+                    self._note_what_works(claims_of(queue), job)
+                return job
+            except (psycopg.Error, UnreadableRow) as error:
+                left -= 1
+                if not left or id is not None or not concerns_a_row(error):
+                    raise
+                self._deal_with(held, self.request(queue, None, mark, facts), error)
+
+    def _note_what_works(self, act: str, job: Job[Any] | None) -> None:
+        self.aside.say(act)
+        if job is not None:
+            self.aside.worked(act, job.id)
+
+    def _deal_with(self, held: Checkout, request: ClaimRequest, error: psycopg.Error | UnreadableRow) -> None:
+        """A claim has failed for the job that it would have taken: find out whether it is to be discarded, or passed
+        over. Raises the error when it is no fault of that job, nor of any other."""
+        if isinstance(error, UnreadableRow):
+            return  # it is discarded
+        act, conn = claims_of(request.queue), held.conn
+        if self.aside.is_common(act, error):
+            raise error
+        self.store.begin_look(conn)
+        try:
+            id = self.store.next_job(conn, self.order, request.values)
+            if id is None:
+                return  # another thread deals with it
+            try:
+                self.store.try_claim(conn, id, request.values)
+            except psycopg.Error as failed:
+                if not concerns_a_row(failed):
+                    raise
+                if self._unworkable.deal_with(conn, act, (id, request.queue), failed, CLAIM):
+                    self.store.commit(conn)
+        finally:
+            if not conn.closed and conn.info.transaction_status != TransactionStatus.IDLE:
+                self.store.rollback(conn)
 
     def complete(self, held: Checkout, job: Job[Any], kept: Kept, *, go_on: bool) -> Finished:
         """Commit the handler's writes together with the completion; and if there is work to go on with, have the next
@@ -240,9 +293,23 @@ class Claimer:
             self.take_back(held, request.queue, request.token, error)
             if isinstance(error, AttemptLost):
                 return None
-            if isinstance(error, psycopg.errors.UniqueViolation):  # one that waits to be retried, claimed by its id
+            if (
+                isinstance(error, psycopg.errors.UniqueViolation) and request.id is not None
+            ):  # one that waits to be retried, claimed by its id
                 raise UniqueConflict(f"job {request.id} cannot run now: another job has its unique key") from error
             raise
+        except Exception as error:
+            self._discard_unreadable(held, request, error)
+            raise UnreadableRow(f"a job of queue {request.queue!r} cannot be read: {one_line(error)}") from error
+
+    def _discard_unreadable(self, held: Checkout, request: ClaimRequest, error: Exception) -> None:
+        """A claim is committed, and what it gave cannot be read: nor could it be the next time."""
+        conn = held.conn
+        self.store.rollback(conn)
+        id = self.store.claimed_id(conn, request.queue, request.token)
+        if id is not None:
+            reason = f"this job cannot be worked, for its row cannot be read: {error_text(error)}"
+            self._unworkable.discard(conn, (id, request.queue), (JobState.RUNNING,), reason)
 
     def _claim_plain(self, held: Checkout, which: str, request: ClaimRequest) -> Job[Any] | None:
         found: list[Session] = []
@@ -268,8 +335,10 @@ class Claimer:
         try:
             self.store.rollback(held.conn)
             released = self.store.release_claim(held.conn, queue=queue, token=token)
-        except psycopg.Error:
+        except psycopg.Error as error:
             self._orphan(queue, token)
+            if concerns_a_row(error):
+                return
             raise
         if released:
             log.warning("a claimed job could not be locked, its attempt is given back: %s", one_line(why))
@@ -287,7 +356,13 @@ class Claimer:
                 continue
             orphan.due = now + orphan.pause
             orphan.pause = min(2 * orphan.pause, _LONGEST_LOOK)
-            found = self.store.release_claim(conn, queue=orphan.queue, token=orphan.token)
+            try:
+                found = self.store.release_claim(conn, queue=orphan.queue, token=orphan.token)
+            except psycopg.Error as error:
+                if not concerns_a_row(error):
+                    raise
+                found = False  # the application stops it; when it is too late, it is left to the rescue
+                log.debug("a claim cannot be given back: %s", error)
             if found or now > orphan.until:
                 with suppress(ValueError):  # another thread was faster
                     self._orphans.remove(orphan)
@@ -299,7 +374,8 @@ class Claimer:
         if self._settings_of != self.work_map.changes:
             self._settings_of, self._settings = self.work_map.changes, self._current_settings(facts)
         cautious = time.monotonic() < self._cautious_until
-        return ClaimRequest(self._settings[cautious], queue, new_token(), id, mark)
+        aside = self.aside.rows(claims_of(queue)) if self.aside and id is None else ()
+        return ClaimRequest(self._settings[cautious], queue, new_token(), id, mark, aside)
 
     def _current_settings(self, facts: ServerFacts) -> tuple[ClaimValues, ClaimValues]:
         """What is the same for all claims, until the WorkMap changes: for usual times, and for cautious ones."""
@@ -390,6 +466,11 @@ class Claimer:
             if self._cautious_until == _NOT_ASKED:
                 self._cautious_until = time.monotonic() + (_CAUTIOUS - facts.uptime).total_seconds()
             return facts
+
+
+def claims_of(queue: str) -> str:
+    """What the claims of a queue are called where rows are set aside."""
+    return f"claims of queue {queue!r}"
 
 
 _unused_tokens: list[bytes] = []

@@ -129,7 +129,10 @@ class Crew:
                 forget_details(error)
                 with suppress(Exception):  # a handler of the log that fails
                     text = f"{queue}: next claim in {pause:.1f} s"
-                    self._outages.failed(log, f"claiming from queue {queue}", error, text, exc_info=not known)
+                    if self._executor.claimer.aside.was_said(error):
+                        log.debug("%s: %s", text, one_line(error))
+                    else:
+                        self._outages.failed(log, f"claiming from queue {queue}", error, text, exc_info=not known)
                 self.stopping.wait(pause)
                 pause, polls = min(2 * pause, _LONGEST_PAUSE), False
             else:

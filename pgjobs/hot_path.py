@@ -89,7 +89,7 @@ class HotStatements:
         complete, release = one("complete"), one("release_savepoint")
         self.begin, self.commit, self.commit_and_begin = one("begin"), one("commit"), one("commit_and_begin")
         self.bound, self.savepoint = one("claim_bound"), one("savepoint")
-        self.takes, self.lock = store.takes, work["lock"]
+        self.takes, self.takes_around, self.lock = store.takes, store.takes_around, work["lock"]
         self.claims_as, self.as_claimed = one("claims_as").sql, work["as_claimed"]
         # by whether the handler has sent anything and wants something kept
         self.complete = {
@@ -113,11 +113,12 @@ def _commands(statements: bytes, fixed: Literals = _NO_VALUES) -> tuple[Prepared
 
 Step = tuple[Prepared, Literals]
 # What is a claim's own; the other values are the same for so many that they stand in the statements.
-_OWN = ("queue", "token", "id", "mark_priority", "mark_time", "mark_id")
+_OWN = ("queue", "token", "id", "mark_priority", "mark_time", "mark_id", "aside")
 # Where it stands in a message that is kept; see `_template`.
 _PLACES: Literals = {
     "token": b"'%(token)b'",
     "id": b"%(id)d",
+    "aside": b"'{%(aside)b}'",
     "mark_priority": b"%(mark_priority)d",
     "mark_time": b"'%(mark_time)b'",
     "mark_id": b"%(mark_id)d",
@@ -229,7 +230,7 @@ class HotPath:
         if error is None and then is not None:
             try:
                 self.next = self._locked(results, then)
-            except AttemptLost as lost:
+            except Exception as lost:  # or it cannot be read
                 return done, lost
         return done, error
 
@@ -253,28 +254,32 @@ class HotPath:
         return self._template([*complete, *after], queue, _PLACES)
 
     def _claim_message(self, which: str, claim: ClaimRequest) -> bytes:
-        settings, queue, token, id, mark = claim
+        settings, queue, token, id, mark, aside = claim
         if settings is not self._settings:
             self._settings = settings
             self._messages.clear()
-        key = (which, self._spelled(queue), mark is None)
+        around = bool(aside)
+        key = (which, self._spelled(queue), mark is None, around)
         template = self._messages.get(key)
         if template is None:
-            template = self._claim_template(which, queue, mark is not None)
+            template = self._claim_template(which, queue, marked=mark is not None, around=around)
             self._messages[key] = template
         values: dict[bytes, Any] = {b"token": token.hex.encode(), b"id": id}
         if mark is not None:
             values[b"mark_priority"], time, values[b"mark_id"] = mark
             values[b"mark_time"] = time.isoformat().encode()
+        if around:
+            values[b"aside"] = ",".join(map(str, aside)).encode()
         return template % values
 
-    def _claim_template(self, which: str, queue: str, marked: bool) -> bytes:
+    def _claim_template(self, which: str, queue: str, *, marked: bool, around: bool) -> bytes:
         known, settings = self._statements, self._settings or {}
         if len(self._names) >= _MOST_PREPARED:
             self._stale += self._names.values()
             self.forget()
         fixed = {name: self._literal(value) for name, value in settings.items() if name not in _OWN}
-        take = prepared(f"{known.tag}_take_{which}", known.takes[which], fixed)
+        takes = known.takes_around if around else known.takes
+        take = prepared(f"{known.tag}_take_{which}", takes[which], fixed)
         lock = prepared(f"{known.tag}_lock", known.lock, fixed)
         steps = [known.bound, take, known.commit_and_begin, lock, known.savepoint]
         places = _PLACES if marked else {**_PLACES, **self._beginning(settings)}

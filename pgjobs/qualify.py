@@ -45,7 +45,7 @@ _WITHOUT = _words(
     "BEGIN COMMIT ROLLBACK SAVEPOINT RELEASE SET RESET CLOSE UNLISTEN DISCARD COPY REINDEX DROP DO GRANT REVOKE"
 )
 _WITH = _words("SELECT WITH INSERT UPDATE DELETE CREATE EXPLAIN CALL")
-_BEGIN_A_PART = _words("CASE NOT PG_CATALOG")  # of a statement
+_BEGIN_A_PART = _words("AND CASE NOT PG_CATALOG")  # of a statement
 
 _SCHEMAS = _words("pg_catalog pgjobs")
 _GRAMMAR_TYPES = _words("bigint boolean integer interval smallint")  # all others are looked up by the search_path

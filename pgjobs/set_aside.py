@@ -55,11 +55,22 @@ _OWN_CHECKS = frozenset({"job_finalized", "job_has_attempts_left", "job_unique_s
 _CHANGING = re.compile(r'"[^"]*"|\'[^\']*\'|\d+')
 
 
+class UnreadableRow(Exception):
+    """The server gave a row, and it cannot be read."""
+
+
 def concerns_a_row(error: BaseException) -> bool:
     """Whether the statement may have failed because of what it did to a certain row."""
+    if isinstance(error, UnreadableRow):
+        return True
     if not isinstance(error, psycopg.Error) or error.sqlstate is None:
         return False
     return error.sqlstate[:2] not in _NOT_OF_A_ROW
+
+
+def short(error: psycopg.Error) -> str:
+    """What the server says, without the row that it may add to that."""
+    return f"{error.diag.message_primary or error} [{error.sqlstate}]"
 
 
 def is_too_large(error: psycopg.Error) -> bool:
@@ -103,6 +114,10 @@ class SetAside:
         self._clock = clock
         self._acts: dict[str, _Act] = {}
         self._lock = threading.Lock()
+
+    def __bool__(self) -> bool:
+        """Whether there is anything to be passed over, or was lately."""
+        return bool(self._acts)
 
     def rows(self, act: str) -> list[Any]:
         """What the act passes over now. Costs nothing while there is nothing."""
@@ -171,7 +186,7 @@ class SetAside:
             known.unsaid.clear()
             new, known.common_until = not known.common_until, now + _COMMON_FOR
         if new:
-            log.warning("%s: more than %d rows fail alike, so none is set aside: %s", act, MOST_ALIKE, error)
+            log.warning("%s: more than %d rows fail alike, so none is set aside: %s", act, MOST_ALIKE, short(error))
         raise error
 
     def _set_aside(self, known: _Act, key: Hashable, error: psycopg.Error, what: str) -> None:
@@ -189,9 +204,9 @@ class SetAside:
             cause = _cause(error)
             said = known.said[cause] = known.said.get(cause, 0) + 1
             if said <= MOST_ALIKE:
-                log.warning("%s fails and is passed over for 1 s, then for longer: %s", what, error)
+                log.warning("%s fails and is passed over for 1 s, then for longer: %s", what, short(error))
             elif said == MOST_ALIKE + 1:
-                log.warning("%s fails too; of more that fail alike nothing is said: %s", what, error)
+                log.warning("%s fails too; of more that fail alike nothing is said: %s", what, short(error))
 
     def _forget_others(self, act: str) -> None:
         """An act whose name comes out of the table must not let this grow."""

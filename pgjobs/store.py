@@ -3,6 +3,7 @@ books of the migrations."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -63,6 +64,7 @@ class ClaimValues(TypedDict, total=False):
     token: UUID
     worker: str
     id: int | None  # the one to claim
+    aside: list[int]  # those to pass over
     kinds: list[str] | None  # all others are passed over
     detached: list[str]  # kinds that get a lease
     lease: timedelta
@@ -92,6 +94,7 @@ class ClaimRequest(NamedTuple):
     token: UUID
     id: int | None = None
     mark: Mark | None = None
+    aside: Sequence[int] = ()  # jobs that cannot be claimed now
 
     @property
     def values(self) -> ClaimValues:
@@ -99,6 +102,8 @@ class ClaimRequest(NamedTuple):
         if self.mark is not None:
             values["mark_priority"], time, values["mark_id"] = self.mark
             values["mark_time"] = time.isoformat()
+        if self.aside:
+            values["aside"] = list(self.aside)
         return values
 
 
@@ -193,10 +198,19 @@ class Store:
             "scheduled_at": work["next_by_time"],
             "id": work["next_by_id"],
         }
-        self.takes = {order: work["take"].replace(b"{next}", sql.rstrip(b";")) for order, sql in orders.items()}
+        # as they are, and where there are jobs to be passed over, which costs the others nothing
+        self.takes, self.takes_around = (
+            {order: work["take"].replace(b"{next}", passing_over(sql, part)) for order, sql in orders.items()}
+            for part in (b"", work["passed_over"])
+        )
         before = (work["begin"], work["claim_bounds"])
         after = (work["commit"], work["begin"], work["lock"], work["savepoint"])
-        self._claims = {order: b"\n".join((*before, take, *after)) for order, take in self.takes.items()}
+        self._claims, self._claims_around = (
+            {order: b"\n".join((*before, take, *after)) for order, take in takes.items()}
+            for takes in (self.takes, self.takes_around)
+        )
+        self._begin_look = b"\n".join(before)
+        self._looks = {order: passing_over(sql, work["passed_over"]) for order, sql in orders.items()}
         # what the messages that write an outcome are made of
         self._keep_effects, self._drop_effects = (work["release_savepoint"],), (work["drop_effects"],)
         self._begin_late, self._restore_claim = (work["begin_late_finish"],), (work["restore_claim"],)
@@ -225,7 +239,8 @@ class Store:
         taken away before it could be locked.
         """
         with ClaimCursor(conn, row_factory=tuple_row) as cur:
-            cur.execute(self._claims[which], {**CLAIM_DEFAULTS, **values})
+            claims = self._claims_around if values.get("aside") else self._claims
+            cur.execute(claims[which], {**CLAIM_DEFAULTS, **values})
             [bounds], claimed, locked = answers(cur)
         if claimed and locked:
             claims_as(*map(str_of, bounds[-2:]))
@@ -234,6 +249,29 @@ class Store:
         if claimed:
             raise AttemptLost(f"job {claimed[0][0]} was claimed but taken away before it was locked")
         return None
+
+    def begin_look(self, conn: AnyConnection) -> None:
+        """Begin a transaction to find out which job a claim fails for."""
+        with literal_cursor(conn) as cur:
+            cur.execute(self._begin_look)
+
+    def next_job(self, conn: AnyConnection, which: str, values: ClaimValues) -> int | None:
+        """The job that such a claim would take, held to the end of the transaction."""
+        aside = values.get("aside") or []
+        (rows,) = self._act(conn, self._looks[which], {**CLAIM_DEFAULTS, **values, "aside": aside})
+        return rows[0][0] if rows else None
+
+    def try_claim(self, conn: AnyConnection, id: int, values: ClaimValues) -> bool:
+        """Claim this job in the transaction that is open; raises what a claim fails with, and leaves that usable."""
+        (rows,) = self._act(conn, self.takes["id"], {**CLAIM_DEFAULTS, **values, "id": id})
+        return bool(rows)
+
+    def claimed_id(self, conn: AnyConnection, queue: str, token: UUID) -> int | None:
+        """Which job runs under this token."""
+        with literal_cursor(conn) as cur:
+            cur.execute(self.work["claimed_id"], {"queue": queue, "token": token})
+            row = cur.fetchone()
+            return row[0] if row else None
 
     def release_claim(self, conn: AnyConnection, *, queue: str, token: UUID) -> bool:
         """Give back the attempt of a claim whose handler never started. Says whether there was one."""
@@ -640,6 +678,12 @@ def session_values(session: Session | None) -> dict[str, Any]:
     if session is None:
         return {}
     return {"session_user": session.user, "role": session.role, "since": session.shared_since}
+
+
+def passing_over(next: bytes, part: bytes) -> bytes:
+    """The choice of the next job or jobs, with the part that passes over some of them, or nothing in its place."""
+    condition = re.sub(rb"^--.*\n", b"", part, flags=re.MULTILINE).rstrip(b"; \n")
+    return next.replace(b"{passed_over}", condition).rstrip(b";")
 
 
 def finish_values(job: Job[Any], outcome: Outcome, kept: Kept) -> dict[str, Any]:

@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import psycopg
 
-from pgjobs.error_text import error_text
+from pgjobs.error_text import ERROR_LIMIT, clean
 from pgjobs.job import JobState
 from pgjobs.log_lines import get_logger
-from pgjobs.set_aside import SetAside, concerns_a_row, is_application_code, is_too_large
+from pgjobs.set_aside import SetAside, concerns_a_row, is_application_code, is_too_large, short
 from pgjobs.store import AnyConnection, Store
 
 log = get_logger("pgjobs.unworkable")
@@ -67,7 +67,7 @@ class Unworkable:
         """Discard the job, if what it holds is to blame: then True; else pass it over from now on. Raises the error if
         it is no fault of this row. `change` is what the act does; None where it only deletes."""
         if change is not None and self._is_to_blame(conn, row, error, change):
-            reason = f"this job cannot be worked, for what its row holds: {error_text(error)}"
+            reason = clean(f"this job cannot be worked, for what its row holds: {short(error)}", ERROR_LIMIT)
             if self.discard(conn, row, change.states, reason):
                 self.aside.worked(act, row[0])
                 return True

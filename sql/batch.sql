@@ -5,24 +5,30 @@
 -- Which jobs the claim takes: those that claims of one would take one after the other. A job that must run alone ends
 -- the batch before it: one that was in trouble before, perhaps because of its neighbours, perhaps they because of it; one
 -- that has no second attempt; and one that is kept by a lease.
-SELECT id, attempt > 0 OR max_attempts = 1 OR metadata ? 'given_back' OR kind = ANY (%(detached)s::text[]) AS alone
+SELECT id, attempt > 0 OR max_attempts = 1 OR metadata ? 'given_back' OR kind = ANY (%(detached)s::text[]) AS alone,
+    pg_catalog.pg_column_size(args) + pg_catalog.pg_column_size(metadata) + pg_catalog.pg_column_size(errors)
+        + pg_catalog.pg_column_size(tags) AS bytes
     FROM pgjobs.job
     WHERE state = 'available' AND queue = %(queue)s AND scheduled_at <= pg_catalog.statement_timestamp()
         AND (%(kinds)s::text[] IS NULL OR kind = ANY (%(kinds)s::text[]))
         AND NOT EXISTS (SELECT FROM pgjobs.queue WHERE name = %(queue)s AND paused_at IS NOT NULL)
         AND (priority, scheduled_at, id) > ((%(mark_priority)s)::smallint, %(mark_time)s::timestamptz, (%(mark_id)s)::bigint)
+        {passed_over}
     ORDER BY priority, scheduled_at, id
     LIMIT %(limit)s
     FOR NO KEY UPDATE SKIP LOCKED;
 
 -- name: next_batch_by_time
 -- The oldest that are due, whatever the priorities.
-SELECT id, attempt > 0 OR max_attempts = 1 OR metadata ? 'given_back' OR kind = ANY (%(detached)s::text[]) AS alone
+SELECT id, attempt > 0 OR max_attempts = 1 OR metadata ? 'given_back' OR kind = ANY (%(detached)s::text[]) AS alone,
+    pg_catalog.pg_column_size(args) + pg_catalog.pg_column_size(metadata) + pg_catalog.pg_column_size(errors)
+        + pg_catalog.pg_column_size(tags) AS bytes
     FROM pgjobs.job
     WHERE state = 'available' AND queue = %(queue)s AND scheduled_at <= pg_catalog.statement_timestamp()
         AND (%(kinds)s::text[] IS NULL OR kind = ANY (%(kinds)s::text[]))
         AND NOT EXISTS (SELECT FROM pgjobs.queue WHERE name = %(queue)s AND paused_at IS NOT NULL)
         AND (scheduled_at, id) > (%(mark_time)s::timestamptz, (%(mark_id)s)::bigint)
+        {passed_over}
     ORDER BY scheduled_at, id
     LIMIT %(limit)s
     FOR NO KEY UPDATE SKIP LOCKED;
@@ -45,21 +51,27 @@ SELECT
 -- name: take_batch
 -- The claim, in a transaction of its own. When the first job must run alone nothing is claimed. Found by an array, which
 -- every plan reads by the index; the jobs come in any order. What is the same for all is not said for each, nor what most
--- have: all have the same instant, and most no tags and no errors.
+-- have: all have the same instant, and most no tags and no errors. Jobs that hold much end the batch too, before the
+-- process would hold more of them than some megabytes as they are stored.
 WITH next AS MATERIALIZED (
     {next}
 ), placed AS MATERIALIZED (
-    SELECT id, alone, pg_catalog.row_number() OVER () AS place FROM next
+    SELECT id, pg_catalog.row_number() OVER () AS place,
+        alone OR pg_catalog.sum(bytes) OVER (ROWS UNBOUNDED PRECEDING) > 2000000 AS ends
+    FROM next
 )
 UPDATE pgjobs.job SET
     state = 'running',
     attempt = attempt + 1,
     attempted_at = pg_catalog.statement_timestamp(),
-    attempted_by = CASE WHEN pg_catalog.cardinality(attempted_by) < 100 THEN attempted_by || %(worker)s::text
-        ELSE (attempted_by || %(worker)s::text)[pg_catalog.cardinality(attempted_by) - 98:] END,
+    attempted_by = CASE
+        WHEN pg_catalog.array_lower(attempted_by, 1) = 1 AND pg_catalog.array_ndims(attempted_by) = 1
+            THEN (pg_catalog.array_append(attempted_by, %(worker)s::text))[
+                GREATEST(pg_catalog.cardinality(attempted_by) - 98, 1):]
+        ELSE ARRAY[%(worker)s::text] END,
     token = %(token)s
 WHERE queue = %(queue)s AND id = ANY (ARRAY(
-    SELECT id FROM placed WHERE place < COALESCE((SELECT pg_catalog.min(place) FROM placed WHERE alone), 32767)))
+    SELECT id FROM placed WHERE place < COALESCE((SELECT pg_catalog.min(place) FROM placed WHERE ends), 32767)))
 RETURNING
     id, kind, priority, max_attempts, args, scheduled_at,
     CASE WHEN created_at <> scheduled_at THEN created_at END,

@@ -10,6 +10,7 @@ SELECT id FROM pgjobs.job
         AND (%(kinds)s::text[] IS NULL OR kind = ANY (%(kinds)s::text[]))
         AND NOT EXISTS (SELECT FROM pgjobs.queue WHERE name = %(queue)s AND paused_at IS NOT NULL)
         AND (priority, scheduled_at, id) > ((%(mark_priority)s)::smallint, %(mark_time)s::timestamptz, (%(mark_id)s)::bigint)
+        {passed_over}
     ORDER BY priority, scheduled_at, id
     LIMIT 1
     FOR NO KEY UPDATE SKIP LOCKED;
@@ -21,6 +22,7 @@ SELECT id FROM pgjobs.job
         AND (%(kinds)s::text[] IS NULL OR kind = ANY (%(kinds)s::text[]))
         AND NOT EXISTS (SELECT FROM pgjobs.queue WHERE name = %(queue)s AND paused_at IS NOT NULL)
         AND (scheduled_at, id) > (%(mark_time)s::timestamptz, (%(mark_id)s)::bigint)
+        {passed_over}
     ORDER BY scheduled_at, id
     LIMIT 1
     FOR NO KEY UPDATE SKIP LOCKED;
@@ -30,6 +32,10 @@ SELECT id FROM pgjobs.job
 SELECT id FROM pgjobs.job
     WHERE id = %(id)s AND queue = %(queue)s AND state = ANY ('{available,scheduled,retryable}')
     FOR NO KEY UPDATE SKIP LOCKED;
+
+-- name: passed_over
+-- A part of the two above where there are jobs that cannot be claimed now; see pgjobs/set_aside.py.
+AND id <> ALL (%(aside)s::bigint[]);
 
 -- name: begin
 -- Whatever the defaults of the session are.
@@ -59,7 +65,12 @@ UPDATE pgjobs.job SET
     state = 'running',
     attempt = attempt + 1,
     attempted_at = pg_catalog.statement_timestamp(),
-    attempted_by = (attempted_by || %(worker)s::text)[GREATEST(pg_catalog.cardinality(attempted_by) - 98, 1):],
+    -- an array that counts from elsewhere, or in more directions, was made by hand: it begins anew
+    attempted_by = CASE
+        WHEN pg_catalog.array_lower(attempted_by, 1) = 1 AND pg_catalog.array_ndims(attempted_by) = 1
+            THEN (pg_catalog.array_append(attempted_by, %(worker)s::text))[
+                GREATEST(pg_catalog.cardinality(attempted_by) - 98, 1):]
+        ELSE ARRAY[%(worker)s::text] END,
     token = %(token)s,
     leased_until = CASE WHEN kind = ANY (%(detached)s::text[]) THEN pg_catalog.statement_timestamp() + %(lease)s::interval END
 WHERE queue = %(queue)s AND id = ({next})
@@ -121,12 +132,16 @@ WITH released AS (
                     WHERE state = 'discarded' AND token = %(token)s
                         AND finalized_at > (pg_catalog.statement_timestamp() - interval '1 minute')))
             FOR NO KEY UPDATE SKIP LOCKED)
-        AND (state <> ALL (unique_states) AND EXISTS (
+        AND NOT (unique_key IS NOT NULL AND (state = ANY (unique_states)) IS NOT TRUE AND EXISTS (
             SELECT FROM pgjobs.job AS twin
-            WHERE twin.unique_key = job.unique_key AND twin.state = ANY (twin.unique_states))) IS NOT TRUE
+            WHERE twin.unique_key = job.unique_key AND twin.state = ANY (twin.unique_states)))
     RETURNING queue
 )
 SELECT {called} FROM released;
+
+-- name: claimed_id
+-- Of a claim whose row could not be read.
+SELECT id FROM pgjobs.job WHERE queue = %(queue)s AND token = %(token)s AND state = 'running';
 
 -- name: extend_leases
 -- Detached attempts that still run in this process. The answer is which of them are still theirs; one that somebody

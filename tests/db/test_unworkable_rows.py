@@ -9,11 +9,14 @@ import sys
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
+from uuid import uuid4
 
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 
-from pgjobs import Client
+from pgjobs import Client, Hooks, Job, QueueSettings, WorkerPool, WorkMap
+from pgjobs.claim import Claimer
 from pgjobs.maintenance import Maintenance
 from tests.conformance.conftest import Rows, duties, server, sql
 from tests.waiting import wait_until
@@ -34,10 +37,11 @@ PLACES = {"promote": (DUE, "available"), "rescue": (VANISHED, "retryable"), "cle
 def make(client: Client, sql: Rows) -> Callable[..., list[int]]:
     """Jobs of a kind that are brought to a place; their ids."""
 
-    def make(jobs: int, kind: str = "good", place: str = "state = 'available'") -> list[int]:
+    def make(jobs: int, kind: str = "good", place: str = "") -> list[int]:
         rows = sql("INSERT INTO pgjobs.job (kind) SELECT %s FROM generate_series(1, %s) RETURNING id", kind, jobs)
         ids = [id for (id,) in rows]
-        sql(f"UPDATE pgjobs.job SET {place} WHERE id = ANY (%s)", ids)
+        if place:
+            sql(f"UPDATE pgjobs.job SET {place} WHERE id = ANY (%s)", ids)
         return ids
 
     return make
@@ -330,3 +334,212 @@ def test_a_rescue_takes_no_more_memory_for_large_jobs(
     assert megabytes < 30
     assert jobs == (15 if told == "hook" else 0)
     assert sql("SELECT DISTINCT state FROM pgjobs.job") == [("retryable",)]
+
+
+# --- claims
+
+WAYS = [
+    pytest.param(size, order, plain, id=f"{size} {order}{' plain' if plain else ''}")
+    for size in (1, 20)
+    for order in ("priority", "scheduled_at")
+    for plain in (False, True)
+]
+
+
+class Worked:
+    """A worker pool and what it has worked."""
+
+    def __init__(self, client: Client, size: int, order: Any) -> None:
+        self.ids: list[int] = []
+        self.pool = WorkerPool(
+            client,
+            dict.fromkeys(("good", "bad"), lambda tx, job: self.ids.append(job.id)),
+            queues={"default": QueueSettings(threads=2, batch_size=size)},
+            order=order,
+            poll_interval=timedelta(milliseconds=100),
+        )
+
+
+@pytest.fixture
+def worker(client: Client, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Worked]:
+    def worker(size: int = 1, order: str = "priority", plain: bool = False) -> Worked:
+        if plain:
+            monkeypatch.setattr(Claimer, "hot_path_of", lambda *_: None)
+        return Worked(client, size, order)
+
+    return worker
+
+
+UNCLAIMABLE = [
+    "attempted_by = '[2147483646:2147483646]={a}'",
+    "attempted_by = '[-2147483648:-2147483648]={a}'",
+    "attempted_by = '[5:6]={a,b}'",
+    "tags = '[2147483646:2147483646]={a}'",
+    "attempt = 2147483646, max_attempts = 2147483647",
+    "attempted_by = (SELECT array_agg('x'::text) FROM generate_series(1, 300000))",
+]
+
+
+@pytest.mark.finding("S3")
+@pytest.mark.parametrize(("size", "order", "plain"), WAYS)
+def test_whatever_a_waiting_row_holds_its_queue_is_worked(
+    *, sql: Rows, make: Any, state: Any, worker: Any, size: int, order: str, plain: bool
+) -> None:
+    """A row with attempted_by = '[2147483646:2147483646]={a}' stopped every claim of its queue."""
+    first, bad = make(3), make(len(UNCLAIMABLE), "bad")
+    for id, values in zip(bad, UNCLAIMABLE, strict=True):
+        sql(f"UPDATE pgjobs.job SET {values} WHERE id = %s", id)
+    last = make(30)
+    with worker(size, order, plain).pool:
+        wait_until(lambda: {state(id) for id in first + bad + last} == {"completed"})
+    ((longest,),) = sql("SELECT max(cardinality(attempted_by)) FROM pgjobs.job")
+    assert longest <= 100
+
+
+@pytest.mark.finding("S3")
+@pytest.mark.parametrize("column", ["created_at", "scheduled_at"])
+@pytest.mark.parametrize(("size", "order", "plain"), WAYS)
+def test_a_job_that_cannot_be_read_is_discarded_and_its_queue_worked(
+    *, sql: Rows, make: Any, state: Any, worker: Any, size: int, order: str, plain: bool, column: str
+) -> None:
+    """A row from before a rule of the table, which the client cannot read, was claimed again and again."""
+    sql("ALTER DOMAIN pgjobs.instant DROP CONSTRAINT job_times")
+    first, (bad,) = make(3), make(1, "bad", f"{column} = '-infinity'")
+    last = make(30)
+    with worker(size, order, plain).pool:
+        wait_until(lambda: {state(id) for id in first + last} == {"completed"})
+        wait_until(lambda: state(bad) == "discarded")
+    assert "cannot be read" in last_error(sql, bad)
+
+
+@pytest.mark.slow
+@pytest.mark.finding("S3")
+@pytest.mark.parametrize("size", [1, 20])
+def test_a_job_that_the_server_cannot_send_is_discarded_and_its_queue_worked(
+    *, sql: Rows, make: Any, state: Any, worker: Any, size: int
+) -> None:
+    """Args whose text is longer than Postgres can send stopped every claim of their queue."""
+    first, (bad,) = make(3), make(1, "bad")
+    # each character is six in the text of the JSON
+    sql("UPDATE pgjobs.job SET args = jsonb_build_object('x', repeat(chr(1), 190000000)) WHERE id = %s", bad)
+    last = make(30)
+    with worker(size).pool:
+        wait_until(lambda: {state(id) for id in first + last} == {"completed"}, timeout=100)
+    assert state(bad) == "discarded"
+    assert "cannot be worked" in last_error(sql, bad)
+
+
+AT_CLAIM: dict[str, Callable[[Rows], None]] = {
+    "every update": lambda sql: forbid(sql, "OLD.kind = 'bad'"),
+    "to running": lambda sql: forbid(sql, "OLD.kind = 'bad' AND NEW.state = 'running'"),
+    "any error": lambda sql: forbid(sql, "OLD.kind = 'bad'", raising="PERFORM 1 / (OLD.priority * 0)"),
+    "check": lambda sql: _check(sql, "kind <> 'bad' OR state <> 'running'"),
+}
+
+
+@pytest.mark.finding("S3")
+@pytest.mark.parametrize("stopper", AT_CLAIM)
+@pytest.mark.parametrize(("size", "order", "plain"), WAYS)
+def test_a_job_that_the_application_stops_is_passed_over_by_claims(
+    *, sql: Rows, make: Any, state: Any, worker: Any, size: int, order: str, plain: bool, stopper: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    """A trigger or CHECK that refuses one job stopped its queue; it is worked when it is let."""
+    first, (bad,), last = make(3), make(1, "bad"), make(30)
+    AT_CLAIM[stopper](sql)
+    caplog.set_level(logging.WARNING, "pgjobs")
+    worked = worker(size, order, plain)
+    with worked.pool:
+        wait_until(lambda: {state(id) for id in first + last} == {"completed"})
+        more = make(5)
+        wait_until(lambda: {state(id) for id in more} == {"completed"})
+        assert state(bad) == "available"
+        assert [line for line in caplog.messages if f"job {bad} fails" in line][1:] == []
+        _let(sql)
+        wait_until(lambda: state(bad) == "completed")
+    assert sorted(worked.ids) == sorted(first + last + more + [bad])
+    assert sql("SELECT attempt, errors FROM pgjobs.job WHERE id = %s", bad) == [(1, [])]
+
+
+@pytest.mark.finding("S3")
+@pytest.mark.parametrize("size", [1, 20])
+def test_a_policy_of_the_application_stops_its_own_rows_alone(
+    *, client: Client, sql: Rows, make: Any, state: Any, size: int, database: str
+) -> None:
+    """Row-level security that lets a role write no job of one kind stopped the queue for the role."""
+    role = f"{client.schema}_worker"
+    first, (bad,), last = make(3), make(1, "bad"), make(30)
+    sql(f"CREATE ROLE {role} LOGIN PASSWORD 'x'")
+    try:
+        sql(f"GRANT USAGE ON SCHEMA {client.schema} TO {role}")
+        sql(f"GRANT ALL ON ALL TABLES IN SCHEMA {client.schema} TO {role}")
+        sql("ALTER TABLE pgjobs.job ENABLE ROW LEVEL SECURITY")
+        sql("CREATE POLICY reads ON pgjobs.job FOR SELECT USING (true)")
+        sql("CREATE POLICY writes ON pgjobs.job FOR UPDATE USING (true) WITH CHECK (kind <> 'bad')")
+        dsn = make_conninfo(database, user=role, password="x")
+        with Client(dsn, schema=client.schema) as restricted, Worked(restricted, size, "priority").pool:
+            wait_until(lambda: {state(id) for id in first + last} == {"completed"})
+        assert state(bad) == "available"
+    finally:
+        sql(f"DROP OWNED BY {role}")
+        sql(f"DROP ROLE {role}")
+
+
+@pytest.mark.finding("S3")
+@pytest.mark.parametrize("size", [1, 20])
+def test_what_stops_every_claim_is_logged_once_and_sets_no_job_aside(
+    *, sql: Rows, make: Any, state: Any, worker: Any, size: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A trigger that fails for all: the queue waits for its end, and nothing of it is discarded."""
+    ids = make(200)
+    forbid(sql, "NEW.state = 'running'")
+    caplog.set_level(logging.WARNING, "pgjobs")
+    with worker(size).pool:
+        wait_until(lambda: any("fail alike" in line for line in caplog.messages))
+        _let(sql)
+        wait_until(lambda: {state(id) for id in ids} == {"completed"}, timeout=20)
+    lines = [record.getMessage() for record in caplog.records if record.name.startswith("pgjobs")]
+    assert len([line for line in lines if "fail alike" in line]) == 1
+    assert len(lines) < 4
+
+
+@pytest.mark.finding("S3")
+def test_a_batch_of_large_jobs_is_no_larger_than_some_megabytes(client: Client, sql: Rows, make: Any) -> None:
+    """A batch held all the args of its jobs at once, whatever they were."""
+    make(40)
+    sql("UPDATE pgjobs.job SET args = jsonb_build_object('x', (SELECT string_agg(md5(n::text), '')"
+        " FROM generate_series(1, 10000) AS n))")  # fmt: skip
+
+    class Noted(Hooks):
+        def on_claim(self, job: Job[Any] | None, error: BaseException | None) -> None:
+            if job is not None:
+                tokens.setdefault(str(job.token), []).append(len(job.raw_args))
+
+    tokens: dict[str, list[int]] = {}
+    with Client(client.pool, schema=client.schema, hooks=[Noted()]) as noted:
+        pool = WorkerPool(
+            noted, {"good": lambda tx, job: None}, queues={"default": QueueSettings(threads=1, batch_size=40)}
+        )
+        with pool:
+            wait_until(lambda: sum(map(len, tokens.values())) == 40)
+    batches = [sum(sizes) for sizes in tokens.values()]
+    assert max(batches) < 4_000_000
+    assert max(map(len, tokens.values())) > 1
+
+
+@pytest.mark.finding("S3")
+def test_a_claim_that_cannot_be_given_back_stops_no_other_claim(
+    *, sql: Rows, make: Any, client: Client, server: Tx, state: Any
+) -> None:
+    """The attempt of a claim whose answer was lost was looked for before every claim; what failed then failed all."""
+    claimer = Claimer(client.store, WorkMap({}), "tester")
+    (lost,) = make(1)
+    token = uuid4()
+    assert client.store.claim(server, queue="default", token=token, worker="tester") is not None
+    server.execute("ROLLBACK")
+    forbid(sql, f"OLD.id = {lost}")
+    claimer._orphan("default", token)
+    claimer.take_back_orphans(server, at_once=True)
+    _let(sql)
+    claimer.take_back_orphans(server, at_once=True)
+    assert state(lost) == "available"
