@@ -190,7 +190,6 @@ class Store:
         self._control = statements.load("control.sql", schema)
         self._maintain = statements.load("maintain.sql", schema)
         self._observe = statements.load("observe.sql", schema)
-        self._unworkable = statements.load("unworkable.sql", schema)
         self.tag = f"pgjobs_{token_hex(4)}"  # of what has a name in a session, so that no handler hits it
         work = self.work = _named(statements.load("work.sql", schema), self.tag, self.channel)
         orders = {
@@ -535,23 +534,25 @@ class Store:
     # --- when an act has failed because of a row: what it would take, by id and queue
 
     def rows_to_promote(self, conn: AnyConnection, batch: int, rows: Selection = ALL_ROWS) -> list[tuple[int, str]]:
-        return self._rows_to(conn, "promote", {"batch": batch, **rows.values})
+        return self._rows(conn, self._maintain["rows_to_promote"], {"batch": batch, **rows.values})
 
     def rows_to_rescue(
         self, conn: AnyConnection, batch: int, grace: timedelta, kinds: Iterable[str] | None, rows: Selection = ALL_ROWS
     ) -> list[tuple[int, str]]:
-        return self._rows_to(conn, "rescue", self._rescue_values(batch, grace, kinds, rows))
+        return self._rows(conn, self._maintain["rows_to_rescue"], self._rescue_values(batch, grace, kinds, rows))
 
     def rows_to_settle(self, conn: AnyConnection, batch: int, rows: Selection = ALL_ROWS) -> list[tuple[int, str]]:
-        return self._rows_to(conn, "settle", {"batch": batch, **rows.values})
+        return self._rows(conn, self._maintain["rows_to_settle"], {"batch": batch, **rows.values})
 
     def rows_to_clean(
         self, conn: AnyConnection, state: JobState, keep: timedelta, batch: int, rows: Selection = ALL_ROWS
     ) -> list[tuple[int, str]]:
-        return self._rows_to(conn, "clean", {"state": state, "keep": keep, "batch": batch, **rows.values})
+        return self._rows(
+            conn, self._maintain["rows_to_clean"], {"state": state, "keep": keep, "batch": batch, **rows.values}
+        )
 
-    def _rows_to(self, conn: AnyConnection, act: str, values: Mapping[str, Any]) -> list[tuple[int, str]]:
-        (rows,) = self._act(conn, self._maintain[f"rows_to_{act}"], values)
+    def _rows(self, conn: AnyConnection, statement: bytes, values: Mapping[str, Any]) -> list[tuple[int, str]]:
+        (rows,) = self._act(conn, statement, values)
         return [(id, queue) for id, queue in rows]
 
     def _act(self, conn: AnyConnection, statement: bytes, values: Mapping[str, Any]) -> list[list[Any]]:
@@ -583,7 +584,7 @@ class Store:
         """Whether the row takes a change of its state that reads nothing of it. Leaves it as it is."""
         values = {"id": id, "queue": queue, "states": list(states), "state": to, "counted": counted, "key": keep_key}
         with conn.transaction(force_rollback=True):
-            [rows] = self._act(conn, self._unworkable["bare_write"], values)
+            [rows] = self._act(conn, self._maintain["bare_write"], values)
         return bool(rows)
 
     def discard_unworkable(
@@ -591,7 +592,7 @@ class Store:
     ) -> bool:
         """Discard a job that cannot be worked; `fresh` gives up its errors, its unique key and its workers."""
         values = {"id": id, "queue": queue, "states": list(states), "reason": reason, "fresh": fresh}
-        [rows] = self._act(conn, self._unworkable["discard_unworkable"], values)
+        [rows] = self._act(conn, self._maintain["discard_unworkable"], values)
         return bool(rows)
 
     # --- control: the job as it is now, and what became of the call; None when there is no such job

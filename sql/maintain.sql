@@ -165,49 +165,54 @@ WITH seen AS MATERIALIZED (
             pg_catalog.jsonb_build_object('cancel_attempted_at', requested_at, 'cancel_reason', reason)) AS cancel
         FROM request ORDER BY job_id, queue, requested_at
     ) AS first_request ON first_request.job_id = vanished.id AND first_request.queue = vanished.queue
+), rescued AS (
+    UPDATE pgjobs.job SET
+        state = CASE WHEN cancelled THEN 'cancelled' WHEN last AND NOT excused THEN 'discarded' ELSE 'retryable' END,
+        attempt = attempt - CASE WHEN excused THEN 1 ELSE 0 END,
+        token = CASE WHEN NOT excused THEN job.token END,
+        finalized_at = CASE WHEN cancelled OR last AND NOT excused THEN pg_catalog.clock_timestamp() END,
+        metadata = CASE WHEN cancelled AND small THEN metadata || cancel
+            WHEN excused THEN metadata || pg_catalog.jsonb_build_object('given_back', given || pg_catalog.jsonb_build_array(
+                pg_catalog.jsonb_build_object('at', pg_catalog.clock_timestamp(), 'worker', worker)))
+            ELSE metadata END,
+        -- a delay of its own, 1 s doubling up to 60 s: the job is rarely to blame. Those that had neighbours come back
+        -- apart from each other, so that the one that is to blame meets them less
+        scheduled_at = CASE
+            WHEN excused
+                THEN pg_catalog.clock_timestamp() + ((1 + pg_catalog.random()) * pg_catalog.power(2, pg_catalog.jsonb_array_length(given)) * interval '1 second')
+            WHEN cancelled OR last THEN scheduled_at
+            ELSE pg_catalog.clock_timestamp() + (LEAST(pg_catalog.power(2, LEAST((
+                SELECT pg_catalog.count(*) FROM pg_catalog.jsonb_array_elements(pg_catalog.jsonb_path_query_array(errors, '$[last-99 to last]')) AS entry
+                WHERE pg_catalog.starts_with(entry ->> 'error', 'worker vanished')
+            ), 6)), 60) * interval '1 second') END,
+        leased_until = NULL,
+        errors = CASE WHEN excused THEN errors ELSE
+            CASE WHEN overfull THEN '[]' WHEN pg_catalog.jsonb_array_length(errors) >= 100 THEN errors - 50 ELSE errors END
+            || pg_catalog.jsonb_build_array(pg_catalog.jsonb_build_object(
+                'attempt', attempt,
+                'at', pg_catalog.clock_timestamp(),
+                -- what clients call themselves is clean; what somebody wrote by hand may not be
+                'error', 'worker vanished: '
+                    || COALESCE(pg_catalog.regexp_replace(pg_catalog.left(worker, 255), E'[\\x01-\\x1f\\x7f-\\x9f]', '?', 'g'), 'unknown')
+                    || ' lost its connection or its process while it ran this attempt'
+                    || CASE WHEN last AND NOT known AND NOT cancelled
+                        THEN '; for a day there was no process that knows this kind' ELSE '' END
+                    || CASE WHEN overfull
+                        THEN '; this job cannot be worked, for its errors are so large that no other can be added' ELSE '' END,
+                'trace', NULL)) END
+    FROM next
+    WHERE job.id = next.id AND job.queue = next.queue
+        AND state = 'running' AND (job.token = next.token OR (job.token IS NULL AND next.token IS NULL))
+    RETURNING
+        job.queue, job.id, state, kind, priority, attempt, max_attempts, '{}'::jsonb AS args, '{}'::jsonb AS metadata,
+        CASE WHEN excused THEN '[]' ELSE pg_catalog.jsonb_build_array(errors -> (-1)) END AS errors, '{}'::text[] AS tags,
+        scheduled_at, created_at, attempted_at, finalized_at, '{}'::text[] AS attempted_by, job.token, leased_until
 )
-UPDATE pgjobs.job SET
-    state = CASE WHEN cancelled THEN 'cancelled' WHEN last AND NOT excused THEN 'discarded' ELSE 'retryable' END,
-    attempt = attempt - CASE WHEN excused THEN 1 ELSE 0 END,
-    token = CASE WHEN NOT excused THEN job.token END,
-    finalized_at = CASE WHEN cancelled OR last AND NOT excused THEN pg_catalog.clock_timestamp() END,
-    metadata = CASE WHEN cancelled AND small THEN metadata || cancel
-        WHEN excused THEN metadata || pg_catalog.jsonb_build_object('given_back', given || pg_catalog.jsonb_build_array(
-            pg_catalog.jsonb_build_object('at', pg_catalog.clock_timestamp(), 'worker', worker)))
-        ELSE metadata END,
-    -- a delay of its own, 1 s doubling up to 60 s: the job is rarely to blame. Those that had neighbours come back
-    -- apart from each other, so that the one that is to blame meets them less
-    scheduled_at = CASE
-        WHEN excused
-            THEN pg_catalog.clock_timestamp() + ((1 + pg_catalog.random()) * pg_catalog.power(2, pg_catalog.jsonb_array_length(given)) * interval '1 second')
-        WHEN cancelled OR last THEN scheduled_at
-        ELSE pg_catalog.clock_timestamp() + (LEAST(pg_catalog.power(2, LEAST((
-            SELECT pg_catalog.count(*) FROM pg_catalog.jsonb_array_elements(pg_catalog.jsonb_path_query_array(errors, '$[last-99 to last]')) AS entry
-            WHERE pg_catalog.starts_with(entry ->> 'error', 'worker vanished')
-        ), 6)), 60) * interval '1 second') END,
-    leased_until = NULL,
-    errors = CASE WHEN excused THEN errors ELSE
-        CASE WHEN overfull THEN '[]' WHEN pg_catalog.jsonb_array_length(errors) >= 100 THEN errors - 50 ELSE errors END
-        || pg_catalog.jsonb_build_array(pg_catalog.jsonb_build_object(
-            'attempt', attempt,
-            'at', pg_catalog.clock_timestamp(),
-            -- what clients call themselves is clean; what somebody wrote by hand may not be
-            'error', 'worker vanished: '
-                || COALESCE(pg_catalog.regexp_replace(pg_catalog.left(worker, 255), E'[\\x01-\\x1f\\x7f-\\x9f]', '?', 'g'), 'unknown')
-                || ' lost its connection or its process while it ran this attempt'
-                || CASE WHEN last AND NOT known AND NOT cancelled
-                    THEN '; for a day there was no process that knows this kind' ELSE '' END
-                || CASE WHEN overfull
-                    THEN '; this job cannot be worked, for its errors are so large that no other can be added' ELSE '' END,
-            'trace', NULL)) END
-FROM next
-WHERE job.id = next.id AND job.queue = next.queue
-    AND state = 'running' AND (job.token = next.token OR (job.token IS NULL AND next.token IS NULL))
-RETURNING
-    job.id, state, job.queue, kind, priority, attempt, max_attempts, '{}'::jsonb, '{}'::jsonb,
-    CASE WHEN excused THEN '[]' ELSE pg_catalog.jsonb_build_array(errors -> (-1)) END, '{}'::text[], scheduled_at, created_at,
-    attempted_at, finalized_at, '{}'::text[], job.token, leased_until, NULL::jsonb,
-    (SELECT pg_catalog.count(*) FROM seen) > (SELECT pg_catalog.count(*) FROM vanished);
+SELECT
+    id, state, queue, kind, priority, attempt, max_attempts, args, metadata, errors, tags, scheduled_at, created_at,
+    attempted_at, finalized_at, attempted_by, token, leased_until, NULL::jsonb AS output,
+    (SELECT pg_catalog.count(*) FROM seen) > (SELECT pg_catalog.count(*) FROM vanished)
+FROM rescued;
 
 -- name: rows_to_rescue
 WITH seen AS MATERIALIZED (
@@ -302,3 +307,44 @@ SELECT id, queue FROM pgjobs.job
 WHERE state = %(state)s AND finalized_at < (pg_catalog.clock_timestamp() - %(keep)s::interval)
 ORDER BY pg_catalog.random()
 LIMIT %(batch)s;
+
+-- name: bare_write
+-- What is tried with a row that an act could not work, see pgjobs/set_aside.py: the change that it makes, without anything that it reads of the row or adds to it. Rolled back by who tries it.
+UPDATE pgjobs.job SET
+    state = CASE WHEN %(state)s::text = 'retryable' AND attempt >= max_attempts THEN 'discarded' ELSE %(state)s::text END,
+    attempt = CASE WHEN attempt < max_attempts THEN attempt + %(counted)s::integer ELSE attempt END,
+    attempted_at = pg_catalog.statement_timestamp(),
+    attempted_by = '{}',
+    errors = '[]',
+    finalized_at = CASE WHEN %(state)s::text ~ '^[cd]' OR (%(state)s::text = 'retryable' AND attempt >= max_attempts)
+        THEN pg_catalog.statement_timestamp() END,
+    leased_until = NULL,
+    unique_key = CASE WHEN %(key)s::boolean THEN unique_key END,
+    unique_states = CASE WHEN %(key)s::boolean THEN unique_states END
+WHERE id = ANY (ARRAY(
+        SELECT id FROM pgjobs.job WHERE id = %(id)s AND queue = %(queue)s AND state = ANY (%(states)s::text[])
+        FOR NO KEY UPDATE SKIP LOCKED))
+    AND queue = %(queue)s
+RETURNING id;
+
+-- name: discard_unworkable
+-- With `fresh`, nothing of the row's that may be in the way is kept.
+UPDATE pgjobs.job SET
+    state = 'discarded',
+    finalized_at = pg_catalog.statement_timestamp(),
+    leased_until = NULL,
+    token = NULL,
+    unique_key = CASE WHEN %(fresh)s::boolean THEN NULL ELSE unique_key END,
+    unique_states = CASE WHEN %(fresh)s::boolean THEN NULL ELSE unique_states END,
+    attempted_by = CASE WHEN %(fresh)s::boolean THEN '{}' ELSE attempted_by END,
+    errors = CASE
+            WHEN %(fresh)s::boolean OR pg_catalog.pg_column_size(errors) > 1000000 THEN '[]'::jsonb
+            WHEN pg_catalog.jsonb_array_length(errors) >= 100 THEN errors - 50
+            ELSE errors END
+        || pg_catalog.jsonb_build_array(pg_catalog.jsonb_build_object(
+            'attempt', attempt, 'at', pg_catalog.statement_timestamp(), 'error', %(reason)s::text, 'trace', NULL))
+WHERE id = ANY (ARRAY(
+        SELECT id FROM pgjobs.job WHERE id = %(id)s AND queue = %(queue)s AND state = ANY (%(states)s::text[])
+        FOR NO KEY UPDATE SKIP LOCKED))
+    AND queue = %(queue)s
+RETURNING id;
