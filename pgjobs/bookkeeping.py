@@ -156,6 +156,20 @@ class Bookkeeping:
             f"migrate`, client.migrate() or SELECT setval('{self._schema}.job_id_seq', {newest})"
         )
 
+    # --- functions
+
+    def misnamed(self, conn: AnyConnection) -> list[tuple[str, str, str, bool]]:
+        """Functions that name the schema as it was called before: name, that schema, definition, and whether this role
+        may replace it."""
+        ours = [line.removeprefix("function ") for line in SHAPE.splitlines() if line.startswith("function ")]
+        with literal_cursor(conn) as cur:
+            cur.execute(self._sql["functions_of_another_schema"], {"schema": self._schema, "ours": ours})
+            return [(name, before, definition, may) for name, before, definition, may in cur.fetchall()]
+
+    def rename_in(self, conn: AnyConnection, before: str, definition: str) -> None:
+        with literal_cursor(conn) as cur:
+            cur.execute(definition.replace(f'"{before}".', f'"{self._schema}".').encode())
+
     # --- publications
 
     def forbidden(self, conn: AnyConnection) -> list[str]:
@@ -188,13 +202,20 @@ def put_back(conn: AnyConnection, schema: str) -> None:
     missing = books.missing_duties(conn)
     if missing:
         books.put_back_duties(conn, missing)
+    for name, before, definition, may in books.misnamed(conn):
+        if may:
+            books.rename_in(conn, before, definition)
+            log.warning(
+                "schema %s: the function %s still named the schema %s; it names this one now", schema, name, before
+            )
     behind = books.ids_behind(conn)
     if behind is not None and not books.move_ids(conn, *behind):
         log.warning("schema %s: %s", schema, books.ids_text(*behind))
 
 
-def check(conn: AnyConnection, schema: str, *, ids: bool = True) -> None:
-    """Raise SchemaDamaged unless all is there that the newest tables need; without `ids`, whatever the next one is."""
+def check(conn: AnyConnection, schema: str, *, strict: bool = True) -> None:
+    """Raise SchemaDamaged unless all is there that the newest tables need. If it is not `strict`, what only those who
+    enqueue need may be missing."""
     books = Bookkeeping(schema)
     gone = [table for table in TABLES if table not in books.tables(conn)]
     if gone:
@@ -208,13 +229,19 @@ def check(conn: AnyConnection, schema: str, *, ids: bool = True) -> None:
             f"schema {schema!r}: table maintenance has no rows for {', '.join(missing)}, as after a TRUNCATE or in a "
             "dump without rows: run `pgjobs migrate` or client.migrate(), or start a worker pool"
         )
+    misnamed = [(name, before) for name, before, *_ in books.misnamed(conn)] if strict else []
+    if misnamed:
+        raise SchemaDamaged(
+            f"the functions {', '.join(name for name, _ in misnamed)} of schema {schema!r} name the schema "
+            f"{misnamed[0][1]!r}, as it was called before: run `pgjobs migrate` or client.migrate() as their owner"
+        )
     forbidden = books.forbidden(conn)
     if forbidden:
         raise SchemaDamaged(
             f"{'; '.join(forbidden)}. Let the table have REPLICA IDENTITY DEFAULT, and publish it without a row filter "
             "and list of columns, or with its whole primary key in them"
         )
-    behind = books.ids_behind(conn) if ids else None
+    behind = books.ids_behind(conn) if strict else None
     if behind is not None:
         raise SchemaDamaged(f"schema {schema!r}: {books.ids_text(*behind)}")
 

@@ -88,7 +88,7 @@ def make_ready(conn: AnyConnection, schema: str) -> None:
         _recognise(conn, schema)
     _check_version_of(conn, schema)
     bookkeeping.put_back(conn, schema)
-    bookkeeping.check(conn, schema, ids=False)
+    bookkeeping.check(conn, schema, strict=False)
 
 
 def _recognise(conn: AnyConnection, schema: str) -> list[int]:

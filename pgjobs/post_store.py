@@ -22,6 +22,11 @@ class PostStore:
             backend_pid, advisory_class = one(cur)
             return backend_pid != conn.pgconn.backend_pid, advisory_class
 
+    def stay(self, conn: AnyConnection) -> None:
+        """Let the server not end the session for being idle."""
+        with literal_cursor(conn) as cur:
+            cur.execute(self._sql["stay"])
+
     def take(
         self, conn: AnyConnection, advisory_class: int, queues: Sequence[tuple[str, bool]], *, leaves_jobs: bool
     ) -> list[tuple[bool, bool]]:

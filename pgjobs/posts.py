@@ -46,6 +46,8 @@ class Posts:
         """On a new connection. Says whether locks can be held on it: not behind a pooler."""
         pooled, advisory_class = self._store.facts(conn)
         self._class = None if pooled else advisory_class
+        if not pooled:
+            self._store.stay(conn)
         return not pooled
 
     def lose(self) -> None:

@@ -79,6 +79,17 @@ FROM pg_catalog.generate_series(1, %(ids)s::bigint);
 SELECT pg_catalog.setval('pgjobs.job_id_seq', %(newest)s::bigint) FROM pgjobs.job_id_seq
 WHERE (last_value + %(far)s::bigint) < %(newest)s::bigint;
 
+-- name: functions_of_another_schema
+-- Those that name the schema as it was called before; each with its definition, and whether this role may replace it.
+-- What is in SQL follows a new name by itself, what is in PL/pgSQL is a text.
+SELECT proname::text, (pg_catalog.regexp_match(prosrc, '"([a-z0-9_]+)"[.][a-z]'))[1], pg_catalog.pg_get_functiondef(oid),
+    pg_catalog.pg_has_role(proowner, 'USAGE') AND pg_catalog.current_setting('transaction_read_only') = 'off'
+FROM pg_catalog.pg_proc
+WHERE pronamespace = (SELECT oid FROM pg_catalog.pg_namespace WHERE nspname = %(schema)s)
+    AND (proname || ' ' || pronargs) = ANY (%(ours)s::text[])
+    AND (pg_catalog.regexp_match(prosrc, '"([a-z0-9_]+)"[.][a-z]'))[1] <> %(schema)s
+ORDER BY 1;
+
 -- name: publications
 -- Those that a table of ours belongs to.
 SELECT DISTINCT tablename::text, pubname::text FROM pg_catalog.pg_publication_tables

@@ -5,6 +5,10 @@
 -- Who is at the other end, and the first number of the locks.
 SELECT pg_catalog.pg_backend_pid(), pgjobs.advisory_class();
 
+-- name: stay
+-- The session of the listener is idle most of its life, and to be kept; only where it is its own, not behind a pooler.
+SET idle_session_timeout = 0;
+
 -- name: take_posts
 -- Of each queue: the post, which one of all processes has for the others too; and who has it, the lock that makes those
 -- who enqueue notify. That cannot be had while a transaction is open that has enqueued without. A process that leaves

@@ -12,10 +12,12 @@ import pytest
 from pgjobs import (
     Client,
     Job,
+    JobFilter,
     MigrationError,
     Schedule,
     SchemaDamaged,
     SchemaMissing,
+    Unique,
     WorkerPool,
     code_schedules,
     constant,
@@ -141,6 +143,21 @@ def test_tables_that_are_not_there_are_told_from_a_record_that_is_empty(own_clie
     run("DROP SCHEMA pgjobs CASCADE")
     with pytest.raises(SchemaMissing):
         own_client.check_schema()
+
+
+@pytest.mark.finding("W4")
+def test_a_schema_that_was_renamed(own_client: Client, run: Run, fresh_database: str) -> None:
+    """A function in PL/pgSQL is a text, in which the former name of the schema stayed."""
+    run("ALTER SCHEMA pgjobs RENAME TO jobs")
+    with Client(fresh_database, schema="jobs") as renamed:
+        with pytest.raises(SchemaDamaged, match="name the schema 'pgjobs'"):
+            renamed.check_schema()
+        assert renamed.migrate() == []
+        renamed.check_schema()
+        assert run("SELECT id FROM jobs.enqueue('thing', queue => 'mail')") == [(1,)]
+        renamed.enqueue(None, {}, kind="thing", unique=Unique(by_args=True))
+        with WorkerPool(renamed, {"thing": lambda tx, job: None}, queues={"default": 1, "mail": 1}):
+            wait_until(lambda: renamed.count(JobFilter(states=["completed"])).total == 2)
 
 
 # --- which tables there are

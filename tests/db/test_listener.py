@@ -167,3 +167,23 @@ def test_a_silent_peer_is_noticed_within_fifteen_seconds_by_default() -> None:
     assert listener._SILENCE + listener._ANSWER == 15
     assert defaults_for("postgresql://localhost/app")["connect_timeout"] == 10
     assert "connect_timeout" not in defaults_for("postgresql://localhost/app?connect_timeout=3")
+
+
+@pytest.mark.finding("W3")
+def test_a_listener_is_not_ended_for_being_idle(
+    client: Client, database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A role or server may have an idle_session_timeout, and the session of the listener is idle most of its life."""
+    dsn = make_conninfo(database, options="-c idle_session_timeout=200ms", application_name="idle one")
+    listener = Listener(
+        client.store, lambda: psycopg.connect(dsn, autocommit=True), wake=lambda queue: None, name="ear"
+    )
+    listener.start()
+    with psycopg.connect(database, autocommit=True) as admin:
+        idle = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'idle one' AND state = 'idle' "
+        try:
+            wait_until(lambda: listener.listening)
+            wait_until(lambda: admin.execute(idle + "AND now() - state_change > interval '1 s'").fetchone() == (1,))
+        finally:
+            listener.stop()
+    assert caplog.text == ""
