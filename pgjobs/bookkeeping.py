@@ -84,7 +84,11 @@ class Bookkeeping:
     # --- duties
 
     def missing_duties(self, conn: AnyConnection) -> list[str]:
+        """None for a role that may not see which there are."""
         with literal_cursor(conn) as cur:
+            cur.execute(self._sql["may_see_duties"])
+            if not one(cur)[0]:
+                return []
             cur.execute(self._sql["duties"])
             found = {duty for (duty,) in cur.fetchall()}
         return [duty for duty in DUTIES if duty not in found]

@@ -48,6 +48,10 @@ SELECT version, name FROM ROWS FROM (
     pg_catalog.unnest(%(versions)s::integer[]), pg_catalog.unnest(%(names)s::text[])) AS known (version, name)
 ON CONFLICT DO NOTHING;
 
+-- name: may_see_duties
+-- Who only enqueues need not see them.
+SELECT pg_catalog.has_table_privilege('pgjobs.maintenance', 'SELECT');
+
 -- name: duties
 SELECT duty FROM pgjobs.maintenance;
 
@@ -57,7 +61,8 @@ INSERT INTO pgjobs.maintenance (duty) SELECT pg_catalog.unnest(%(duties)s::text[
 -- name: sequence_rights
 -- Whether the next id may be looked at, drawn, and set; and whether ids rise by one: where they do not, several servers
 -- share them, and each leaves those of the others out.
-SELECT pg_catalog.has_sequence_privilege('pgjobs.job_id_seq', 'SELECT'),
+SELECT pg_catalog.has_sequence_privilege('pgjobs.job_id_seq', 'SELECT')
+        AND pg_catalog.has_column_privilege('pgjobs.job', 'id', 'SELECT'),
     pg_catalog.has_sequence_privilege('pgjobs.job_id_seq', 'USAGE'),
     pg_catalog.has_sequence_privilege('pgjobs.job_id_seq', 'UPDATE'),
     seqincrement = 1 AND NOT seqcycle,

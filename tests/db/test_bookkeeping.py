@@ -131,6 +131,21 @@ def test_who_may_not_put_it_back_is_told_what_to_do(own_client: Client, run: Run
         run("DROP ROLE books_reader")
 
 
+def test_who_may_only_see_the_versions_may_check(own_client: Client, run: Run, fresh_database: str) -> None:
+    run("DROP ROLE IF EXISTS books_reader")
+    run("CREATE ROLE books_reader LOGIN")
+    try:
+        run("GRANT USAGE ON SCHEMA pgjobs TO books_reader")
+        run("GRANT SELECT ON pgjobs.migration TO books_reader")
+        run("CREATE PUBLICATION everything FOR ALL TABLES")
+        with Client(psycopg.conninfo.make_conninfo(fresh_database, user="books_reader")) as other:
+            other.check_schema()
+            assert other.migrate() == []
+    finally:
+        run("DROP OWNED BY books_reader")
+        run("DROP ROLE books_reader")
+
+
 def test_tables_that_are_not_there_are_told_from_a_record_that_is_empty(own_client: Client, run: Run) -> None:
     run("TRUNCATE pgjobs.migration")
     with pytest.raises(SchemaDamaged, match="no record of their version"):

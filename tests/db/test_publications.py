@@ -65,7 +65,7 @@ def test_jobs_of_published_tables_come_to_all_ends(
             raise {"fail": ValueError("no"), "snooze": Snooze(SOON), "cancel": Cancel(), "discard": Discard()}[how]
 
     hows = ("complete", "fail", "snooze", "cancel", "discard", "wait")
-    with WorkerPool(own_client, {"thing": handler}, backoff=constant(SOON), keep_completed=timedelta(0)):
+    with WorkerPool(own_client, {"thing": handler}, backoff=constant(SOON)):
         jobs = {how: own_client.enqueue(None, {"how": how}, kind="thing") for how in hows}
         wait_until(lambda: jobs["wait"].id in seen)
         assert own_client.cancel(jobs["wait"].id).state is JobState.RUNNING

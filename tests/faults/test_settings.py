@@ -78,6 +78,7 @@ CONDUCT: dict[str, list[str]] = {
     "from_collapse_limit": ["1"],
     "join_collapse_limit": ["1"],
     "geqo_threshold": ["2"],
+    "jit": ["off"],
     "jit_above_cost": ["0"],
     "work_mem": ["64kB"],
     "gin_fuzzy_search_limit": ["1"],
@@ -87,9 +88,11 @@ CONDUCT: dict[str, list[str]] = {
     "statement_timeout": ["2s"],
     "exit_on_error": ["on"],
 }
+# Not with the others: what they do takes its time.
+APART = ("exit_on_error", "enable_sort", "jit_above_cost")
 TOGETHER: list[dict[str, str]] = [
     {name: values[0] for name, values in STYLES.items()},
-    {name: values[-1] for name, values in (STYLES | CONDUCT).items() if name not in ("exit_on_error", "enable_sort")},
+    {name: values[-1] for name, values in (STYLES | CONDUCT).items() if name not in APART},
 ]
 HOWS = ("role", "database", "server", "server, while it runs")
 EACH = [
