@@ -12,7 +12,20 @@ from typing import Any
 import psycopg
 import pytest
 
-from pgjobs import Cancel, Client, Discard, Job, JobState, RetryAfter, RetryAt, Snooze, WorkerPool, constant
+from pgjobs import (
+    Cancel,
+    Client,
+    Discard,
+    Handler,
+    Job,
+    JobState,
+    QueueSettings,
+    RetryAfter,
+    RetryAt,
+    Snooze,
+    WorkerPool,
+    constant,
+)
 from pgjobs.error_text import ERROR_LIMIT, TRACE_LIMIT
 from pgjobs.store import Finished
 from tests.conformance.conftest import Rows
@@ -206,6 +219,63 @@ def test_a_snooze_waits_its_time_and_gives_the_attempt_back_even_if_it_was_the_l
 @pytest.mark.conformance(83)
 def test_a_snooze_of_no_time_makes_the_job_available_at_once(run: Run) -> None:
     assert run(raising(Snooze(timedelta(0)))).state == JobState.AVAILABLE
+
+
+@pytest.mark.finding("E10")
+def test_the_snoozes_of_a_job_are_counted_in_its_metadata_and_kept_over_retries(run: Run) -> None:
+    """Nothing told how often a job had been put off."""
+    errors = [Snooze(SECOND), ValueError("failed"), Snooze(SECOND), RetryAfter(SECOND), Snooze(SECOND), None]
+    for times, count in enumerate([1, 1, 2, 2, 3, 3], start=1):
+        job = run(raising(*errors), times=times, metadata={"mine": [1]})
+        assert job.metadata["snoozes"] == count
+        assert job.metadata["mine"] == [1]
+    assert (job.state, job.attempt, job.error_count) == (JobState.COMPLETED, 3, 2)
+
+
+@pytest.mark.finding("E10")
+@pytest.mark.parametrize("stored_count", ["text", None, [], {"a": 1}, True])
+def test_what_stands_in_the_place_of_the_count_and_is_none_begins_anew(run: Run, stored_count: object) -> None:
+    """A count that could not be read would have cost the record of the attempt."""
+    job = run(raising(Snooze(SECOND)), times=2, metadata={"snoozes": stored_count})
+    assert (job.state, job.metadata["snoozes"]) == (JobState.SCHEDULED, 2)
+
+
+@pytest.mark.finding("E10")
+@pytest.mark.parametrize("detached", [False, True])
+def test_a_snooze_is_counted_beside_what_its_handler_keeps_and_told(
+    client: Client, stored: Stored, *, detached: bool
+) -> None:
+    """Nothing told how often a job had been put off."""
+
+    def handler(tx: Tx | None, job: Job[Thing]) -> None:
+        job.set_metadata(page=job.metadata.get("page", 0) + 1)
+        raise Snooze(timedelta(0))
+
+    events = client.subscribe()
+    job = client.enqueue(None, Thing())
+    pool = WorkerPool(client, {Thing: Handler(handler, detached=detached)})
+    for count in (1, 2, 3):
+        assert pool.work_one()
+        assert stored(job).metadata == {**job.metadata, "page": count, "snoozes": count}
+        told = events.get(SECOND)
+        assert told is not None
+        assert told.job.metadata == stored(job).metadata
+
+
+@pytest.mark.finding("E10")
+def test_the_snoozes_of_a_batch_are_counted_one_by_one(client: Client, stored: Stored) -> None:
+    """Nothing told how often a job had been put off."""
+
+    def handler(tx: Tx, job: Job[Thing]) -> None:
+        tx.execute("SELECT 1")
+        if job.metadata.get("snoozes", 0) < job.args.n:
+            raise Snooze(timedelta(0))
+
+    jobs = client.enqueue_many(None, [Thing(n % 3) for n in range(12)])
+    with WorkerPool(client, {Thing: handler}, queues={"default": QueueSettings(1, batch_size=12)}):
+        wait_until(lambda: all(stored(job).state.final for job in jobs), 20)
+    assert [stored(job).metadata.get("snoozes", 0) for job in jobs] == [n % 3 for n in range(12)]
+    assert {stored(job).attempt for job in jobs} == {1}
 
 
 @pytest.mark.conformance(85)
