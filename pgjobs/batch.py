@@ -371,7 +371,7 @@ class Batch:
         forgotten = hot.forgotten if hot is not None else 0
         if self._clean is None or self._clean_until != forgotten:
             self._clean_until = forgotten
-            self._clean = self.batches.store.between_jobs(self.held.conn, hot, self.found.bounds)
+            self._clean = self.batches.store.between_jobs(self.held.conn, hot, self.found.bounds, self.held.session)
         return self._clean
 
     # --- the end
@@ -401,7 +401,7 @@ class Batch:
     def _record(self, ran: Sequence[Attempt], rest: Sequence[Job[Any]]) -> Record:
         token = self.jobs[0].token
         assert token is not None
-        record = Record(self.queue, token, self.way.relaxed, rest=[job.id for job in rest], session=self.held.session)
+        record = Record(self.queue, token, self.way.relaxed, rest=[job.id for job in rest])
         for attempt in ran:
             id, kept = attempt.job.id, attempt.kept
             if id not in self.errors:

@@ -75,7 +75,6 @@ class Record:
     failed: list[tuple[Job[Any], Outcome, Kept]] = field(default_factory=list)
     rest: list[int] = field(default_factory=list)  # not started
     asked: list[Job[Any]] = field(default_factory=list)  # of those that are done, which somebody wanted cancelled
-    session: Session | None = None  # as the claim found it
 
     def values(self) -> dict[str, Any]:
         return {
@@ -197,14 +196,17 @@ class BatchStore:
 
     # --- between two jobs
 
-    def between_jobs(self, conn: AnyConnection, hot: HotPath | None, bounds: Mapping[str, str]) -> bytes:
+    def between_jobs(
+        self, conn: AnyConnection, hot: HotPath | None, bounds: Mapping[str, str], session: Session | None
+    ) -> bytes:
         """What makes the session clean for the next handler, as one message."""
         if hot is not None:
             literals = hot.literals(bounds)
             return hot.message([(step, literals) for step in self._hot_between]) + b";"
         with literal_cursor(conn) as cur:
             statements = re.sub(rb"^--.*\n", b"", self._batch["between_jobs"], flags=re.MULTILINE)
-            return cur.mogrify(statements, bounds).encode()
+            between = [cur.mogrify(statements, bounds).encode(), *self._deallocating(cur, session)]
+            return re.sub(rb"^--.*\n", b"", b"\n".join(between), flags=re.MULTILINE)
 
     # --- finish
 
@@ -215,8 +217,7 @@ class BatchStore:
             if release and conn.info.encoding != "utf-8":  # as a handler wants it: this undoes it first
                 cur.execute(release)
                 release = b""
-            parts = [release, self._work["no_statement_timeout"], *self._deallocating(cur, record.session)]
-            parts += self._recording(cur, record)
+            parts = [release, self._work["no_statement_timeout"], *self._recording(cur, record)]
             parts += [self._work["commit"], self._work["reset_session"]]
             written, others = self._execute(cur, record, parts)
             return written, others[-1][0][-1] == 0

@@ -31,7 +31,7 @@ def error_text(error: BaseException) -> str:
     if not text or not isinstance(error, Exception) or isinstance(error, KeyError):
         text = f"{type(error).__name__}: {text}".removesuffix(": ")
     if isinstance(error, psycopg.Error) and error.sqlstate:
-        text += f" [{error.sqlstate}]"
+        text += f" [{error.sqlstate}]" + hint(error)
     if isinstance(error, Signal) and error.__cause__ is not None:
         text += f" (from {type(error.__cause__).__name__}: {_message(error.__cause__)})"
     return clean(text, ERROR_LIMIT)
@@ -80,6 +80,22 @@ def _shortened(text: Any, shorter: list[tuple[str, str]]) -> Any:
     return text
 
 
+_LIMIT = "{}, of the handler, or of its role, database or server; or it took longer than its timeout and 10 s"
+_HINTS = {
+    "25P03": _LIMIT.format("idle_in_transaction_session_timeout"),
+    "25P04": _LIMIT.format("transaction_timeout"),
+    "57P01": "pg_terminate_backend(), or a stop of the server",
+    "57P02": "a crash of another backend, after which the server starts anew",
+    "57P05": "idle_session_timeout, of the role, database or server",
+}
+
+
+def hint(error: object) -> str:
+    """Where the server has ended a connection: what made it do so."""
+    found = _HINTS.get(error.sqlstate or "") if isinstance(error, psycopg.Error) else None
+    return f" (by {found})" if found else ""
+
+
 def _message(error: object) -> str:
     try:
         return str(error)
@@ -118,6 +134,6 @@ def clean(text: str, limit: int) -> str:
 def one_line(text: object, limit: int = 500) -> str:
     """Text for a line of a log: nothing in it ends the line or commands the terminal. Of an error of the database
     without the details, in which there may be whole rows."""
-    if isinstance(text, psycopg.Error):
-        text = _primary(text)
-    return _NOT_FOR_A_LINE.sub(lambda match: match[0].encode("unicode_escape").decode(), _message(text)[:limit])[:limit]
+    said = _primary(text) if isinstance(text, psycopg.Error) else _message(text)
+    said = said.rstrip() + hint(text) if isinstance(text, BaseException) else said
+    return _NOT_FOR_A_LINE.sub(lambda match: match[0].encode("unicode_escape").decode(), said[:limit])[:limit]

@@ -21,7 +21,7 @@ from pgjobs.attempt import Attempt
 from pgjobs.backoff import Backoff
 from pgjobs.checkout import Checkout
 from pgjobs.claim import Claimer
-from pgjobs.error_text import forget_details, one_line
+from pgjobs.error_text import forget_details, hint, one_line
 from pgjobs.errors import AttemptLost, Cancel, Discard, JobCancelled, JobStopped, NotRunning, TransactionBroken
 from pgjobs.events import Event, EventKind, Events, JobStats
 from pgjobs.hooks import ErrorHandler, HookCalls
@@ -405,6 +405,6 @@ def why_not_committed(error: psycopg.Error | UnicodeEncodeError) -> TransactionB
             why = "the handler ended its transaction itself (COMMIT or ROLLBACK); only pgjobs may"
         case _:
             why = f"the handler's writes could not be committed: {error}"
-    broken = TransactionBroken(why + (f" [{sqlstate}]" if sqlstate else ""))
+    broken = TransactionBroken(why + (f" [{sqlstate}]" if sqlstate else "") + hint(error))
     broken.__cause__ = error
     return broken

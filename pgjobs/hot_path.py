@@ -344,30 +344,41 @@ class HotPath:
     def _prepare(self, statement: Prepared) -> bytes:
         name = b"%b_%d" % (statement.name, self._made)
         self._made += 1
-        result = self._conn.pgconn.prepare(name, statement.sql)
-        if result.status != ExecStatus.COMMAND_OK:
-            raise error_from_result(result, encoding="utf-8")
+        with self._conn.lock:
+            self._conn.pgconn.send_prepare(name, statement.sql)
+            _, error = self._receive(len(statement.sql))
+        if error is not None:
+            raise error
         self._names[statement.sql] = name
         return name
 
     def _receive(self, sent: int) -> tuple[list[PGresult], psycopg.Error | None]:
-        pgconn, results, error = self._conn.pgconn, list[PGresult](), None
-        if sent > _AT_ONCE:
-            self._flush()
-        self._read()
+        pgconn, results, errors = self._conn.pgconn, list[PGresult](), list[psycopg.Error]()
+        try:
+            if sent > _AT_ONCE:
+                self._flush()
+            self._read()
+            self._collect(results, errors)
+        except psycopg.OperationalError as lost:  # to read fails; what was read before may say why
+            if not errors and (result := pgconn.get_result()) is not None:
+                errors.append(error_from_result(result, encoding="utf-8"))
+            raise _connection_lost(errors, str(lost)) from lost
+        if pgconn.status == ConnStatus.BAD:
+            raise _connection_lost(errors, pgconn.get_error_message())
+        return results, errors[0] if errors else None
+
+    def _collect(self, results: list[PGresult], errors: list[psycopg.Error]) -> None:
+        pgconn = self._conn.pgconn
         while True:
             while pgconn.is_busy():  # else to get the result would wait for it, and keep the interpreter's lock
                 self._read()
             result = pgconn.get_result()
             if result is None:
-                break
-            if error is None and result.status in _GOOD:
+                return
+            if not errors and result.status in _GOOD:
                 results.append(result)
             else:
-                error = error or error_from_result(result, encoding="utf-8")
-        if pgconn.status == ConnStatus.BAD:
-            raise psycopg.OperationalError(pgconn.get_error_message())
-        return results, error
+                errors.append(error_from_result(result, encoding="utf-8"))
 
     def _read(self) -> None:
         self._socket.poll()  # without the interpreter's lock
@@ -417,6 +428,19 @@ def hot_path(conn: AnyConnection, statements: HotStatements) -> HotPath | None:
         known[statements.tag] = HotPath(conn, statements)
     known[statements.tag].session = None  # its owner may have changed it since
     return known[statements.tag]
+
+
+def _connection_lost(errors: Sequence[psycopg.Error], message: str) -> psycopg.OperationalError:
+    """What is raised for a connection that has ended: why the server says it ended it, if it says so. It is always an
+    OperationalError, which others go by."""
+    said = next((error for error in errors if error.sqlstate), None)
+    if said is None:
+        return psycopg.OperationalError(message)
+    if isinstance(said, psycopg.OperationalError):
+        return said
+    lost = psycopg.OperationalError(str(said))
+    lost.sqlstate = said.sqlstate
+    return lost
 
 
 def _array(texts: list[str]) -> str:

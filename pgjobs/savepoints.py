@@ -149,6 +149,8 @@ class Savepoints:
             results = _results(pgconn)
         for result in results:
             if result.status not in (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK):
+                if pgconn.status == ConnStatus.BAD:  # why, stands in what was said before its end
+                    raise psycopg.OperationalError(pgconn.get_error_message())
                 raise error_from_result(result, encoding="utf-8")
 
 

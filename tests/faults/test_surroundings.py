@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from pgjobs import Client, Job, WorkerPool
+from pgjobs import Client, Job, JobState, QueueSettings, WorkerPool, constant
 from pgjobs.embedded import EmbeddedPostgres
 from pgjobs.transaction import in_autocommit
 from tests.conftest import new_database
@@ -215,3 +216,70 @@ def test_a_rolling_deploy_loses_and_doubles_nothing(
         ledger.check_rows()
         assert (old.alive, migrating.alive) == (True, True)
         assert [ledger.effects(job) for job in second] == [[2]] * 20
+
+
+def on_all_servers(pooler: str, statement: str) -> list[Any]:
+    """What a statement gives on each of the pooler's four connections to the server."""
+    with ExitStack() as opened:
+        conns = [opened.enter_context(psycopg.connect(pooler, prepare_threshold=None)) for _ in range(4)]
+        cursors = [conn.execute(statement.encode()) for conn in conns]
+        return [cursor.fetchall() if cursor.description else [] for cursor in cursors]
+
+
+def break_off(tx: psycopg.Connection[Any]) -> None:
+    raise ValueError("once")
+
+
+ENDS: dict[str, Callable[[psycopg.Connection[Any]], object]] = {
+    "returns": lambda tx: None,
+    "raises": break_off,
+    "is broken": lambda tx: tx.execute("SELECT 1/0"),
+    "fails at its commit": lambda tx: tx.execute("INSERT INTO apart.child VALUES (4711)"),
+}
+
+
+@pytest.fixture
+def apart(pooler: str) -> Iterator[Client]:
+    """A client behind the pooler, in a schema with a table that refuses a row at the commit."""
+    with Client(pooler, schema="apart") as client:
+        client.migrate()
+        with client.pool.connection() as conn:
+            conn.execute("CREATE TABLE apart.parent (id bigint PRIMARY KEY)")
+            conn.execute("CREATE TABLE apart.child (p bigint REFERENCES apart.parent DEFERRABLE INITIALLY DEFERRED)")
+        yield client
+        with client.pool.connection() as conn:
+            conn.execute("DROP SCHEMA apart CASCADE")
+
+
+@pytest.mark.finding("W15")
+@pytest.mark.skipif(PGBOUNCER is None, reason="there is no pgbouncer here")
+@pytest.mark.parametrize("batch_size", [1, 5])
+@pytest.mark.parametrize("ends", ENDS)
+def test_what_a_handler_prepares_behind_a_pooler_ends_with_its_job(
+    apart: Client, pooler: str, ends: str, batch_size: int
+) -> None:
+    """It stayed on the server's connection, where the next one to use that name failed, whoever that was."""
+    errors: list[str] = []
+
+    def handler(tx: psycopg.Connection[Any], job: Job[Any]) -> None:
+        try:
+            tx.execute("PREPARE mine AS SELECT 1")
+            tx.execute('PREPARE "a ""name; of mine" AS SELECT 2')
+        except psycopg.Error as error:
+            errors.append(str(error))
+            raise
+        if job.attempt == 1:
+            ENDS[ends](tx)
+
+    on_all_servers(pooler, "DEALLOCATE ALL")
+    on_all_servers(pooler, "PREPARE theirs AS SELECT 3")
+    jobs: list[Job[Any]] = [apart.enqueue(None, {}, kind="any") for _ in range(12)]
+
+    def states() -> set[JobState]:
+        return {found.state for job in jobs if (found := apart.get(job.id)) is not None}
+
+    queues = {"default": QueueSettings(2, batch_size=batch_size)}
+    with WorkerPool(apart, {"any": handler}, queues=queues, backoff=constant(timedelta(0))):
+        wait_until(lambda: states() == {JobState.COMPLETED}, 30)
+    left = on_all_servers(pooler, "SELECT name FROM pg_prepared_statements ORDER BY name")
+    assert (errors, left) == ([], [[("theirs",)]] * 4), "what others have prepared stays"
