@@ -90,6 +90,17 @@ _HINTS = {
 }
 
 
+# How a server that speaks English says so, where libpq tells only the text.
+_SAID = {"idle-in-transaction timeout": "25P03", "transaction timeout": "25P04", "administrator command": "57P01"}
+
+
+def connection_ended(message: str) -> psycopg.OperationalError:
+    """The error of a connection that has ended, with the SQLSTATE if the message tells the reason."""
+    error = psycopg.OperationalError(message.strip())
+    error.sqlstate = next((sqlstate for text, sqlstate in _SAID.items() if text in message), None)
+    return error
+
+
 def hint(error: object) -> str:
     """Where the server has ended a connection: what made it do so."""
     found = _HINTS.get(error.sqlstate or "") if isinstance(error, psycopg.Error) else None

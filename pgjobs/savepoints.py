@@ -11,6 +11,7 @@ from psycopg.pq import ConnStatus, ExecStatus, PipelineStatus, TransactionStatus
 from psycopg.pq.abc import PGconn, PGresult
 
 from pgjobs.cursors import AnyConnection
+from pgjobs.error_text import connection_ended
 from pgjobs.errors import TransactionBroken
 
 # The server keeps 64 subtransactions of a backend at hand; with more of them, everybody's snapshots get slow.
@@ -150,7 +151,7 @@ class Savepoints:
         for result in results:
             if result.status not in (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK):
                 if pgconn.status == ConnStatus.BAD:  # why, stands in what was said before its end
-                    raise psycopg.OperationalError(pgconn.get_error_message())
+                    raise connection_ended(pgconn.get_error_message())
                 raise error_from_result(result, encoding="utf-8")
 
 
@@ -160,7 +161,7 @@ def _results(pgconn: PGconn) -> list[PGresult]:
     while True:
         result = pgconn.get_result()
         if pgconn.status == ConnStatus.BAD:
-            raise psycopg.OperationalError(pgconn.get_error_message())
+            raise connection_ended(pgconn.get_error_message())
         if result is not None and result.status == ExecStatus.PIPELINE_SYNC:
             return results
         if result is not None:  # None stands between the results of two statements

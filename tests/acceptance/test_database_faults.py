@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import timedelta
 from typing import Any
 from uuid import uuid4
@@ -15,7 +15,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from psycopg_pool import ConnectionPool
 
-from pgjobs import Client, Job, JobState, WorkerPool, constant
+from pgjobs import Client, Hooks, Job, JobState, QueueSettings, TransactionBroken, WorkerPool, constant
 from tests.conftest import Connect
 from tests.waiting import wait_until
 
@@ -226,3 +226,83 @@ def test_f15_with_serializable_for_a_default_neither_claims_nor_handlers_fail_fo
             wait_until(lambda: all(stored(client, job).state == JobState.COMPLETED for job in jobs))
     assert [stored(client, job).errors for job in jobs] == [(), ()]
     assert levels == ["read committed"] * 2
+
+
+ENDED_BY: dict[str, tuple[str, str]] = {
+    "idle": ("25P03", "by idle_in_transaction_session_timeout"),
+    "killed": ("57P01", "by pg_terminate_backend()"),
+}
+
+
+def end_connection(how: str, tx: AnyConnection, beside: AnyConnection) -> None:
+    """Let the server end this connection, and return when it has."""
+    pid = tx.info.backend_pid
+    if how == "idle":
+        tx.execute("SET LOCAL idle_in_transaction_session_timeout = '20ms'")
+    else:
+        beside.execute("SELECT pg_terminate_backend(%s)", [pid])
+    gone = "SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = %s)"
+    wait_until(lambda: beside.execute(gone, [pid]).fetchone() == (True,))
+
+
+@pytest.mark.finding("E1")
+@pytest.mark.parametrize("goes_on", [False, True], ids=["returns", "goes on"])
+@pytest.mark.parametrize("way", ["hot", "plain", "batch", "by hand"])
+@pytest.mark.parametrize("how", ENDED_BY)
+def test_why_the_server_has_ended_the_connection_of_a_handler_is_on_record(
+    *, database: str, client: Client, connect: Connect, how: str, way: str, goes_on: bool
+) -> None:
+    """The record said that the server closed the connection unexpectedly, and not why."""
+    beside = connect(autocommit=True)
+
+    def handler(tx: AnyConnection, job: Job[Any]) -> None:
+        end_connection(how, tx, beside)
+        if goes_on:
+            tx.execute("SELECT 1")
+
+    job: Job[Any] = client.enqueue(None, NOTHING, kind="any")
+    kwargs = {"prepare_threshold": None if way == "plain" else 5}
+    with ConnectionPool(database, min_size=1, max_size=6, kwargs=kwargs, open=True) as pool:
+        other = Client(pool, schema=client.schema, backoff=constant(timedelta(hours=1)))
+        if way == "by hand":
+            with suppress(psycopg.Error, TransactionBroken), other.lock_job() as (tx, locked):
+                assert locked is not None
+                handler(tx, locked)
+        else:
+            queues = {"default": QueueSettings(1, batch_size=5 if way == "batch" else 1)}
+            with WorkerPool(other, {"any": handler}, queues=queues):
+                wait_until(lambda: stored(client, job).errors, 20)
+    sqlstate, says = ENDED_BY[how]
+    error = stored(client, job).last_error or ""
+    assert f"[{sqlstate}]" in error
+    assert says in error
+
+
+@pytest.mark.finding("E1")
+@pytest.mark.parametrize("threshold", [5, None], ids=["hot", "plain"])
+def test_why_the_server_has_ended_the_connection_of_a_claim_is_in_the_log(
+    *, database: str, client: Client, connect: Connect, threshold: int | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It said that the server closed the connection unexpectedly, and not why."""
+    beside = connect(autocommit=True)
+    backends: list[int] = []
+
+    class Killer(Hooks):
+        def on_finish(self, job: Job[Any], error: BaseException | None) -> None:
+            if len(backends) == 1:
+                beside.execute("SELECT pg_terminate_backend(%s)", [backends[0]])
+                gone = "SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = %s)"
+                wait_until(lambda: beside.execute(gone, backends).fetchone() == (True,))
+
+    jobs: list[Job[Any]] = [client.enqueue(None, NOTHING, kind="any") for _ in range(2)]
+    kwargs = {"prepare_threshold": threshold}
+    with ConnectionPool(database, min_size=1, max_size=6, kwargs=kwargs, open=True) as pool:
+        other = Client(pool, schema=client.schema, hooks=[Killer()])
+        work_map = {"any": lambda tx, job: backends.append(tx.info.backend_pid)}
+        pause = timedelta(milliseconds=10)  # so that the finish does not claim the next job
+        with WorkerPool(other, work_map, queues={"default": 1}, fetch_cooldown=pause, poll_interval=pause):
+            wait_until(lambda: all(stored(client, job).state == JobState.COMPLETED for job in jobs), 20)
+    said = [record.getMessage() for record in caplog.records if "next claim in" in record.getMessage()]
+    assert len(said) == 1
+    assert "administrator command" in said[0]
+    assert "by pg_terminate_backend()" in said[0]
