@@ -83,7 +83,7 @@ def node_library(script: str, package: str) -> Callable[[], Installed]:
 
 def pgjobs_itself() -> Installed:
     python = Path(sys.executable)
-    version = f"{python_version(python, 'pgjobs')} on {interpreter(python)}"
+    version = f"{python_version(python, 'pgjobs-psycopg')} on {interpreter(python)}"
     return Installed([sys.executable, str(SCRIPTS / "pgjobs_.py")], version)
 
 

