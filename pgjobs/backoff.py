@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from pgjobs import settings
-from pgjobs.errors import InvalidSetting
+from pgjobs.errors import InvalidSetting, shown
 from pgjobs.job import Job
 from pgjobs.options import LONGEST_DELAY
 
@@ -34,8 +34,9 @@ def exponential(
     """`base` times `factor` for each attempt after the first, at most `maximum`, +-`jitter`."""
     settings.check_duration("base", base)
     settings.check_duration("maximum", maximum)
-    if base < timedelta(0) or factor < 1 or maximum < timedelta(0):
-        raise ValueError(f"exponential: a delay cannot be negative, nor shrink: {base}, {factor=}, {maximum=}")
+    settings.check_not_negative("exponential: base", base)
+    settings.check_not_negative("exponential: maximum", maximum)
+    settings.check_share("exponential: factor", factor, 1)
     _check_jitter(jitter)
 
     def backoff(job: Job[Any], error: BaseException) -> timedelta:
@@ -51,8 +52,7 @@ def exponential(
 def constant(delay: timedelta) -> Backoff:
     """The same delay before every attempt."""
     settings.check_duration("delay", delay)
-    if delay < timedelta(0):
-        raise ValueError(f"a delay cannot be negative: {delay!r}")
+    settings.check_not_negative("delay", delay)
     return lambda job, error: delay
 
 
@@ -63,18 +63,21 @@ def never() -> Backoff:
 
 def only_for(*types: type[BaseException], policy: Backoff | None = None) -> Backoff:
     """Retry by `policy` (River's when left out) for these exception types; discard at once for all others."""
-    given: tuple[object, ...] = types
-    for each in given:
-        if not isinstance(each, type) or not issubclass(each, BaseException):
-            raise InvalidSetting(f"only_for takes classes of errors, as in only_for(OSError), not {each!r:.80}")
+    classes: tuple[object, ...] = types
+    for given in classes:
+        if not isinstance(given, type) or not issubclass(given, BaseException):
+            raise InvalidSetting(
+                f"types are classes of exceptions, as in only_for(TimeoutError, ConnectionError), not {shown(given)}"
+            )
+    if not types:
+        raise InvalidSetting("types of exceptions are missing: only_for() would retry none, which never() says")
     settings.check_function("policy", policy, settings.A_BACKOFF)
     chosen = policy or river()
     return lambda job, error: chosen(job, error) if isinstance(error, types) else None
 
 
 def _check_jitter(jitter: float) -> None:
-    if not 0 <= jitter < 1:
-        raise ValueError(f"jitter is a share of the delay, from 0 to less than 1; not {jitter!r}")
+    settings.check_share("jitter", jitter, 0, 1)
 
 
 def _seconds(attempt: int, power: int) -> float:

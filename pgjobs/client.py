@@ -27,12 +27,12 @@ from pgjobs.dsn import for_libpq
 from pgjobs.enqueue import Enqueuer
 from pgjobs.enqueue_store import EnqueueStore, can_copy, is_plain
 from pgjobs.error_text import ERROR_LIMIT, clean, one_line
-from pgjobs.errors import InvalidArgs, InvalidOption, InvalidSetting, JobNotFound, JobNotOver
+from pgjobs.errors import InvalidArgs, InvalidFilter, InvalidOption, InvalidSetting, JobNotFound, JobNotOver, shown
 from pgjobs.events import EventKind, Events, Subscription
 from pgjobs.executor import locked
 from pgjobs.filter_store import FilterStore, Turn
 from pgjobs.finish import Finisher
-from pgjobs.hooks import EnqueueMiddleware, HookCalls, Hooks
+from pgjobs.hooks import EnqueueMiddleware, HookCalls, Hooks, checked_hooks
 from pgjobs.job import Job, changed
 from pgjobs.job_filter import JobCounts, JobFilter, JobPage, Order, check_id, check_limit, listing
 from pgjobs.many import Many, ManyJobs
@@ -44,7 +44,7 @@ from pgjobs.schedules import Schedules
 from pgjobs.statements import check_schema
 from pgjobs.store import AnyConnection, Store, Verdict
 from pgjobs.transaction import MAX_IDLE, Borrowable, PoolSource, borrow, defaults_for, in_autocommit
-from pgjobs.work_map import Handler, HandlerFunction, WorkMap, decoding
+from pgjobs.work_map import Handler, HandlerFunction, WorkMap, decoding, given_work_map
 from pgjobs.worker_store import WorkerProcess, Workers
 
 Args = TypeVar("Args")
@@ -94,23 +94,25 @@ class Client:
         middleware: Sequence[EnqueueMiddleware] = (),
     ) -> None:
         self.schema = check_schema(schema)
+        settings.check_text("id", id, or_none=True)
+        settings.check_number("max_args_bytes", max_args_bytes, 1)
+        _check_defaults(queue=queue, priority=priority, max_attempts=max_attempts)
         self.id = one_line(id or f"{socket.gethostname()}-{os.getpid()}-{token_hex(4)}", 255)
         self.store = Store(self.schema)
         self._direct: bool | None = None  # whether its own connections lead to the server itself; not asked yet
         self.source = _source(pool)
         self.queues = Queues(self.store, self._transaction)
         self._filters = FilterStore(self.schema)
-        self._work_map = work_map if work_map is None or isinstance(work_map, WorkMap) else WorkMap(work_map)
+        self._work_map = None if work_map is None else given_work_map(work_map)
         settings.check_function("backoff", backoff, settings.A_BACKOFF)
         self.backoff = backoff or policies.river()
         settings.check_function("context", context, "a function that gives a mapping or None")
-        if code_version is not None and not isinstance(code_version, str):
-            raise InvalidSetting(f"code_version is a text, not {code_version!r:.80}: give str(...) of it")
+        settings.check_text("code_version", code_version, or_none=True)
         self.code_version = None if code_version is None else clean(code_version, 255)
         if not isinstance(error_details, bool):
             raise InvalidSetting(f"error_details is True or False, not {error_details!r:.80}")
         self.error_details = error_details
-        self.hooks = HookCalls(settings.several("hooks", hooks, "Hooks"), error_details=error_details)
+        self.hooks = HookCalls(checked_hooks(hooks), error_details=error_details)
         self.events = Events()
         self._enqueuer = Enqueuer(
             store=EnqueueStore(self.schema),
@@ -162,6 +164,7 @@ class Client:
         everything goes, the jobs with it. Each step commits by itself, and many processes may do this at once; with a
         `tx` the steps belong to that transaction.
         """
+        migrate.check_request(direction, target, max_steps, dry_run)
         with self.source.first_connection() if tx is None else nullcontext(borrow(tx)) as conn:
             return migrate.migrate(
                 conn,
@@ -236,6 +239,7 @@ class Client:
         refuses after a notification. Raises InvalidJob (a ValueError) before anything is sent; errors of the database
         pass through. Nothing is committed on a `tx` that was given.
         """
+        settings.check_bool("notify", notify, error=InvalidOption)
         said = kind is not None or bool(options)
         if said and isinstance(args, NewJob):
             raise InvalidOption("a NewJob brings its own kind and options: give them there")
@@ -305,6 +309,8 @@ class Client:
         and the memory is bounded, but for unique jobs, hooks and middleware, which need them all. Row security forbids
         the COPY that it uses.
         """
+        settings.check_bool("notify", notify, error=InvalidOption)
+        settings.check_bool("returning", returning, error=InvalidOption)
         if returning:
             encoded = list(self._enqueuer.all_encoded(jobs))
             with self._transaction(tx) as conn:
@@ -351,7 +357,7 @@ class Client:
         A job that waits is cancelled at once. For one that runs its worker is told: it comes back as running, with
         `cancel_attempted_at` in its metadata, and ends cancelled unless it completes. One that is over stays as it is.
         """
-        why = clean(reason, ERROR_LIMIT)
+        why = _reason(reason)
         return self._carry_out(tx, id, lambda conn: self.store.cancel(conn, id, reason=why), running=True)
 
     def release(self, id: int, tx: Borrowable | ConnectionPool[Any] | None = None) -> Job[Any]:
@@ -366,6 +372,7 @@ class Client:
         UniqueConflict when another job has its unique key. On a `tx`, one that is being inserted in the same moment is
         waited for, and if it is committed then aborts the transaction.
         """
+        settings.check_bool("reset", reset, error=InvalidOption)
         return self._carry_out(tx, id, lambda conn: self.store.retry(conn, id, reset=reset), running=True)
 
     def delete(self, id: int, tx: Borrowable | ConnectionPool[Any] | None = None) -> Job[Any]:
@@ -429,7 +436,7 @@ class Client:
         one for the whole call; the answer says what was done, and why not to what was skipped. What is enqueued while
         it runs is not meant. The jobs are all in the answer: with very many, `limit` them and call again.
         """
-        why = clean(reason, ERROR_LIMIT)
+        why = _reason(reason)
         return self._carry_out_many(
             tx,
             filter,
@@ -447,6 +454,7 @@ class Client:
         limit: int | None = None,
     ) -> ManyJobs:
         """Do to the jobs that fit what `retry` does to one, also to those that are completed; see `cancel_many`."""
+        settings.check_bool("reset", reset, error=InvalidOption)
         return self._carry_out_many(
             tx, filter, limit, lambda conn, turn: self._filters.retry_many(conn, filter, turn, reset=reset)
         )
@@ -494,6 +502,7 @@ class Client:
         *,
         running: bool = False,
     ) -> ManyJobs:
+        check_filter(filter)
         filter.check_not_empty()
         check_limit(limit)
         own = tx is None or isinstance(tx, ConnectionPool)
@@ -585,7 +594,8 @@ class Client:
         end, of what runs its start, of what waits the time that it waits for; by their ids where that is the same.
         A job that comes or goes between two pages moves no other. `limit` is 1 to 10,000.
         """
-        which = filter or JobFilter()
+        which = JobFilter() if filter is None else filter
+        check_filter(which)
         wanted = listing(which, order, descending, limit, cursor)
         with self._transaction(tx) as conn:
             jobs = self._filters.list_jobs(conn, which, wanted)
@@ -593,8 +603,10 @@ class Client:
 
     def count(self, filter: JobFilter | None = None, tx: Borrowable | ConnectionPool[Any] | None = None) -> JobCounts:
         """How many jobs fit, by queue and state; of all without a filter. It looks at each: see `queues.figures`."""
+        which = JobFilter() if filter is None else filter
+        check_filter(which)
         with self._transaction(tx) as conn:
-            return JobCounts(self._filters.count_jobs(conn, filter or JobFilter()))
+            return JobCounts(self._filters.count_jobs(conn, which))
 
     @overload
     def wait(self, job: Job[Args], *, timeout: timedelta | None = None) -> Job[Args]: ...
@@ -631,12 +643,32 @@ def decode_args(cls: type[Args], raw: str | Mapping[str, Any] | Args) -> Args:
     """An instance of an args class from the JSON text of `job.raw_args`, or from the dict that `job.args` may be; what
     is one already is given back. Raises UndecodableArgs."""
     if not isinstance(cls, type):
-        raise InvalidArgs(f"decode_args takes an args class first, not {cls!r:.80}")
+        raise InvalidArgs(f"decode_args takes an args class first, not {shown(cls)}")
     if isinstance(raw, cls):
         return raw
     if issubclass(cls, dict):
         return cast(Args, codec.decode_dict(cast(str, raw)))
     return codec.decode(cls, cast(str | Mapping[str, Any], raw))
+
+
+def _check_defaults(**options: object) -> None:
+    """The last defaults: nothing decides behind them."""
+    for name, value in options.items():
+        if value is None:
+            raise InvalidOption(f"{name} of a client is the last default, and cannot be None")
+
+
+def _reason(reason: object) -> str:
+    if not isinstance(reason, str):
+        raise InvalidOption(f"reason is text, not {shown(reason)}: give str(...) of it")
+    return clean(reason, ERROR_LIMIT)
+
+
+def check_filter(filter: object) -> None:
+    if not isinstance(filter, JobFilter):
+        raise InvalidFilter(
+            f"filter is a JobFilter, as in JobFilter(queues=['mail']), not {shown(filter)}: a tx comes behind it"
+        )
 
 
 def _source(pool: object) -> PoolSource:
@@ -650,5 +682,8 @@ def _source(pool: object) -> PoolSource:
             for_libpq(pool), kwargs=kwargs, min_size=0, max_size=10, max_idle=MAX_IDLE, open=True, name="pgjobs"
         )
         return PoolSource(own, owned=True)
-    given = "an empty string" if pool == "" else type(pool).__name__  # and no more: it may have a password in it
-    raise InvalidSetting(f"a client needs a connection string, a psycopg_pool.ConnectionPool or a source, not {given}")
+    # of what type it is and no more: a URL has the password in it
+    raise InvalidSetting(
+        "pool is a connection string, a psycopg_pool.ConnectionPool or a source, not "
+        + ("empty" if pool == "" else f"of type {type(pool).__name__}")
+    )

@@ -14,7 +14,7 @@ import psycopg
 
 from pgjobs import settings
 from pgjobs.cron import Schedule, bounded
-from pgjobs.errors import InvalidSchedule
+from pgjobs.errors import InvalidSchedule, shown
 from pgjobs.options import EncodedJob, NewJob
 from pgjobs.schedule_store import ScheduleStore
 from pgjobs.store import AnyConnection
@@ -61,7 +61,7 @@ class CodeSchedules:
             after = dict(self._schedules)
             for schedule in schedules:
                 if not isinstance(schedule, Schedule):
-                    raise InvalidSchedule(f"cron is a list of Schedule(...), not of {schedule!r:.80}")
+                    raise InvalidSchedule(f"cron is a list of Schedule(...), not of {shown(schedule)}")
                 if schedule.name in after:
                     raise InvalidSchedule(f"there is a schedule {schedule.name!r} already: names are used once")
                 after[schedule.name] = schedule

@@ -9,8 +9,9 @@ from datetime import datetime, timedelta
 from typing import Any, Literal, Unpack, cast, get_args
 from zoneinfo import ZoneInfo
 
-from pgjobs.errors import InvalidSchedule
-from pgjobs.options import FIRST_INSTANT, LAST_INSTANT, JobOptions, NewJob, Options, options_given
+from pgjobs import settings
+from pgjobs.errors import InvalidSchedule, shown
+from pgjobs.options import FIRST_INSTANT, LAST_INSTANT, JobOptions, NewJob, Options, check_kind, options_given
 from pgjobs.timetable import Own, Ticks, Timetable, parse, time_zone
 
 #: What becomes of ticks that nobody was there for: the last of them is made up, all are, or none is.
@@ -62,14 +63,15 @@ class Schedule:
         if args is None:
             raise InvalidSchedule(f"schedule {name!r} has no args: give an args instance, a NewJob, or a function")
         self.args = args
-        self.kind = kind
+        self.kind = None if kind is None else check_kind(kind)
         self.zone = time_zone(zone).key
         self.ticks: Ticks = parse(spec, zone=self.zone, name=name)
         self.catch_up = check_catch_up(catch_up)
         self.window = check_window(window)
+        settings.check_bool("run_on_start", run_on_start, error=InvalidSchedule)
         self.run_on_start = run_on_start
         if type(version) is not int or not 0 <= version < 2**31:
-            raise InvalidSchedule(f"schedule {name!r}: a version is a whole number from 0, not {version!r:.80}")
+            raise InvalidSchedule(f"schedule {name!r}: a version is a whole number from 0, not {shown(version)}")
         self.version = version
         self.options = options_given(options)
 
@@ -94,8 +96,9 @@ class Schedule:
 
     def next(self, after: datetime) -> datetime | None:
         """The first tick after an instant (aware); None when there is none any more."""
-        if after.utcoffset() is None:
-            raise InvalidSchedule(f"{after!r} has no time zone: use an aware datetime")
+        given: object = after
+        if not isinstance(given, datetime) or given.utcoffset() is None:
+            raise InvalidSchedule(f"after is an aware datetime, not {shown(after)}")
         return self.ticks.next(after)
 
     def job(self) -> NewJob[Any] | None:
@@ -116,21 +119,21 @@ def _is_payload(args: object) -> bool:
 def check_name(name: object) -> str:
     if not isinstance(name, str) or not name or len(name) > 127 or not _NAME.fullmatch(name):
         raise InvalidSchedule(
-            f"the name of a schedule {name!r:.140}: use 1 to 127 ASCII letters, digits and - _ [ ] < > / . : + "
+            f"the name of a schedule {shown(name, 140)}: use 1 to 127 ASCII letters, digits and - _ [ ] < > / . : + "
             "and begin with a letter, digit or underscore"
         )
     return name
 
 
 def check_catch_up(catch_up: object) -> CatchUp:
-    if catch_up not in get_args(CatchUp):
-        raise InvalidSchedule(f"catch_up is 'last', 'all' or 'skip', not {catch_up!r:.80}")
+    if not isinstance(catch_up, str) or catch_up not in get_args(CatchUp):
+        raise InvalidSchedule(f"catch_up is 'last', 'all' or 'skip', not {shown(catch_up)}")
     return cast(CatchUp, catch_up)
 
 
 def check_window(window: object) -> timedelta | None:
     if window is not None and (not isinstance(window, timedelta) or window <= timedelta(0)):
-        raise InvalidSchedule(f"a window is a timedelta longer than nothing, or None for any age; not {window!r:.80}")
+        raise InvalidSchedule(f"a window is a timedelta longer than nothing, or None for any age; not {shown(window)}")
     return None if window is None else min(window, LONGEST_WINDOW)
 
 

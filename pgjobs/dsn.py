@@ -30,7 +30,7 @@ def read_dsn(dsn: str) -> dict[str, Any]:
     check_url(text)
     try:
         said = conninfo_to_dict(text)
-    except psycopg.ProgrammingError:  # its text may repeat the password
+    except (psycopg.ProgrammingError, UnicodeError):  # its text may repeat the password
         raise InvalidSetting(f"the connection string cannot be read: {_FORMS}") from None
     if not re.fullmatch(r"[\d,]*", str(said.get("port") or "")):
         raise InvalidSetting(f"the port in the connection string is no number: {_FORMS}; {_ESCAPE}")

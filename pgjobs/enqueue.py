@@ -11,7 +11,7 @@ from typing import Any
 
 from pgjobs import codec
 from pgjobs.enqueue_store import EnqueueStore
-from pgjobs.errors import InvalidArgs, InvalidKind, InvalidOption, NoJobs, UnknownKind
+from pgjobs.errors import InvalidArgs, InvalidKind, InvalidOption, NoJobs, PgjobsError, UnknownKind, shown
 from pgjobs.hooks import EnqueueMiddleware, HookCalls, around_insert
 from pgjobs.job import Job
 from pgjobs.options import (
@@ -60,16 +60,14 @@ class Enqueuer:
     def all_encoded(self, jobs: Iterable[object]) -> Iterator[EncodedJob]:
         """One after the other; what is wrong with one names its position."""
         position = -1
-        try:
-            numbered = enumerate(jobs)
-        except TypeError as error:
-            raise InvalidArgs(
-                f"enqueue_many takes a list of jobs, not {jobs!r:.80}: one job goes to enqueue"
-            ) from error
-        for position, job in numbered:
+        if isinstance(jobs, str | bytes | Mapping) or not isinstance(jobs, Iterable):
+            raise InvalidArgs(f"enqueue_many takes a list of jobs, not {shown(jobs)}: one job goes to enqueue")
+        for position, job in enumerate(jobs):
             try:
                 yield self.encoded(job)
             except Exception as error:
+                if isinstance(error, PgjobsError):  # not one of the application's own, whose args mean something else
+                    error.args = (f"at position {position} of the jobs to enqueue: {error}", *error.args[1:])
                 error.add_note(f"at position {position} of the jobs to enqueue")
                 raise
         if position < 0:
@@ -193,7 +191,7 @@ class Enqueuer:
         elif is_dataclass(new.args) and not isinstance(new.args, type):
             kind = check_kind(new.kind) if new.kind is not None else kind_of(type(new.args))
         else:
-            raise InvalidArgs(f"a job is a dataclass instance, or a dict with kind=; not {new.args!r:.80}")
+            raise InvalidArgs(f"a job is a dataclass instance, or a dict with kind=; not {shown(new.args)}")
         args_class = None if isinstance(new.args, Mapping) else type(new.args)
         if self.work_map is not None:
             self._check_handled(self.work_map, kind, args_class)

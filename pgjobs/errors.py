@@ -31,6 +31,7 @@
     ├── JobStopped                       why an attempt was cut off by a stop; it is given back, not recorded
     ├── NotRunning                       what only a running handler may ask was asked of another job
     ├── MigrationError
+    │   ├── InvalidMigration (ValueError)  a version, direction or number of steps that cannot be
     │   ├── SchemaMissing                there are no pgjobs tables in this schema
     │   ├── SchemaOutdated               the tables are older than this code
     │   ├── SchemaTooNew                 the tables are newer than this code
@@ -54,6 +55,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+
+
+def shown(value: object, limit: int = 80) -> str:
+    """What was given, for the message of an error: in short, and whatever its `repr` does."""
+    try:
+        return f"{value!r:.{limit}}"
+    except Exception:
+        return f"<{type(value).__name__}>"
 
 
 class PgjobsError(Exception):
@@ -239,6 +248,10 @@ class MigrationError(PgjobsError):
     """The tables could not be migrated, or do not fit this code."""
 
 
+class InvalidMigration(MigrationError, ValueError):
+    """A version, a direction or a number of steps that cannot be. Nothing was changed."""
+
+
 class SchemaMissing(MigrationError):
     """There are no pgjobs tables in this schema yet."""
 
@@ -276,8 +289,7 @@ class Snooze(Signal):
     """Not now: run again after `delay`. The attempt is given back, and no error is recorded."""
 
     def __init__(self, delay: timedelta) -> None:
-        if delay < timedelta(0):
-            raise ValueError(f"a snooze cannot be negative: {delay!r}")
+        _check_delay("Snooze", delay)
         super().__init__(delay)
         self.delay = delay
 
@@ -289,8 +301,7 @@ class RetryAfter(Signal):
     """Failed: run again after `delay`, whatever the backoff says. Counts as a failed attempt."""
 
     def __init__(self, delay: timedelta, reason: str = "") -> None:
-        if delay < timedelta(0):
-            raise ValueError(f"a retry cannot be in the past: {delay!r}")
+        _check_delay("RetryAfter", delay)
         super().__init__(delay, reason)
         self.delay = delay
         self.reason = reason
@@ -303,14 +314,26 @@ class RetryAt(Signal):
     """Failed: run again at `when` (aware), whatever the backoff says. Counts as a failed attempt."""
 
     def __init__(self, when: datetime, reason: str = "") -> None:
+        if not isinstance(when, datetime):
+            raise InvalidSetting(f"RetryAt: when is an aware datetime, not {shown(when)}")
         if when.utcoffset() is None:
-            raise ValueError(f"{when!r} has no time zone: use an aware datetime")
+            raise InvalidSetting(f"RetryAt: when {shown(when)} has no time zone: use an aware datetime")
         super().__init__(when, reason)
         self.when = when
         self.reason = reason
 
     def __str__(self) -> str:
         return f"retry at {self.when.isoformat()}" + (f" because {self.reason}" if self.reason else "")
+
+
+def _check_delay(signal: str, delay: object) -> None:
+    if not isinstance(delay, timedelta):
+        seconds = delay if isinstance(delay, int | float) and not isinstance(delay, bool) else 60
+        raise InvalidSetting(
+            f"{signal}: delay is a timedelta, not {shown(delay)}: give timedelta(seconds={shown(seconds, 20)})"
+        )
+    if delay < timedelta(0):
+        raise InvalidSetting(f"{signal}: delay is not in the past: {shown(delay)} is negative")
 
 
 class Discard(Signal):

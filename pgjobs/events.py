@@ -115,8 +115,8 @@ class Events:
         return bool(self._subscriptions)
 
     def subscribe(self, kinds: Iterable[EventKind | str], size: int) -> Subscription:
-        if isinstance(kinds, str) or size < 1:
-            raise InvalidSetting(f"subscribe to a list of kinds, with a size of 1 or more; not {kinds!r}, {size!r}")
+        settings.check_number("size", size, 1)
+        settings.several("kinds", kinds, "EventKind")
         try:
             chosen = frozenset(EventKind(kind) for kind in kinds) or frozenset(EventKind)
         except ValueError as error:

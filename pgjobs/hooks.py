@@ -6,19 +6,24 @@ decorator, and what it raises counts. The error handler judges what a handler ra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from difflib import get_close_matches
 from typing import Any
 
+from pgjobs import settings
 from pgjobs.answers import check_done
 from pgjobs.error_text import forget_details
-from pgjobs.errors import Cancel, Discard
+from pgjobs.errors import Cancel, Discard, InvalidSetting, shown
 from pgjobs.job import Job
 from pgjobs.log_lines import get_logger
 from pgjobs.options import EncodedJob
 
 log = get_logger("pgjobs.hooks")
+
+_ALIKE = 0.85  # how much a name must resemble another to be taken for it misspelt, from 0 to 1
 
 Insert = Callable[[Sequence[EncodedJob]], list[Job[Any]]]
 #: `middleware(tx, jobs, insert)` around an insert: once for each `enqueue` or `enqueue_many`. Gives what `insert(jobs)`
@@ -29,12 +34,62 @@ EnqueueMiddleware = Callable[[Any, Sequence[EncodedJob], Insert], list[Job[Any]]
 Middleware = Callable[[Any, Job[Any], Callable[[], Any]], object]
 
 
+def check_methods(cls: type, base: type, prefix: str) -> None:
+    """Refuse methods of a subclass that will never be called, or not with what they take."""
+    known = [name for name in vars(base) if name.startswith(prefix)]
+    for name, method in vars(cls).items():
+        if name in known:
+            _check_method(cls, name, getattr(base, name))
+        elif name[:1] != "_" and (callable(method) or isinstance(method, staticmethod | classmethod | property)):
+            _check_name(cls, base, name, known, prefix)
+    mixins = [mixin for mixin in cls.__mro__[1:] if not issubclass(mixin, base) and not issubclass(base, mixin)]
+    for name in (name for mixin in mixins for name in vars(mixin)):
+        # what a mixin has for others is its own affair, but what resembles ours is meant for us
+        if name not in known and name[:1] != "_" and get_close_matches(name.lower(), known, 1, _ALIKE):
+            _check_name(cls, base, name, known, prefix)
+
+
+def _check_name(cls: type, base: type, name: str, known: list[str], prefix: str) -> None:
+    meant = get_close_matches(name.lower(), known, 1)
+    alike = get_close_matches(name.lower(), known, 1, _ALIKE)
+    if name.lower().startswith(prefix) or alike:
+        raise InvalidSetting(
+            f"{cls.__qualname__}.{name} will never be called{f': is {meant[0]} meant?' if meant else ':'} "
+            f"a class of {base.__name__} has {', '.join(known)}; a method of your own may be called _{name}"
+        )
+
+
+def _check_method(cls: type, name: str, original: Callable[..., object]) -> None:
+    """Refuse what cannot be called as the library calls it."""
+    where, method = f"{cls.__qualname__}.{name}", inspect.getattr_static(cls, name)
+    parameters = list(inspect.signature(original).parameters)
+    wanted = f"def {name}({', '.join(parameters)})"
+    function = method.__func__ if isinstance(method, staticmethod | classmethod) else method
+    if not callable(function):
+        raise InvalidSetting(f"{where} is a method, {wanted}, not {shown(function)}")
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        raise InvalidSetting(f"{where} is async, and would never run: write {wanted}")
+    if inspect.isgeneratorfunction(function):
+        raise InvalidSetting(f"{where} is a generator, whose body would never run: write {wanted}, without yield")
+    try:
+        inspect.signature(function).bind(*parameters[isinstance(method, staticmethod) :])
+    except TypeError as error:
+        raise InvalidSetting(f"{where} cannot be called as {wanted}: {error}") from None
+    except ValueError:  # a builtin without a signature: its first call will tell
+        return
+
+
 class Hooks:
     """What an application is told. Inherit from it, and define the methods that matter.
 
     Each is called in the thread where it happened, so it should be quick. What a hook raises is logged and harms
-    nothing. The jobs that they get are as they are at that moment; `job.args` may not decode.
+    nothing. The jobs that they get are as they are at that moment; `job.args` may not decode. A method of another name
+    that begins with `on_`, or resembles one of these, is refused as misspelt; helpers of your own begin with `_`.
     """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        check_methods(cls, Hooks, "on_")
 
     def on_enqueue(self, job: Job[Any]) -> None:
         """A job was inserted, in a transaction that is not committed yet."""
@@ -66,6 +121,20 @@ class Hooks:
         """The handler of a stuck thread has ended after all, so long after it was found stuck."""
 
 
+def checked_hooks(hooks: Any) -> tuple[Hooks, ...]:
+    """The hooks of a client, which are objects of classes that inherit from Hooks."""
+    given: tuple[object, ...] = settings.several("hooks", hooks, "Hooks")
+    for hook in given:
+        if isinstance(hook, type) and issubclass(hook, Hooks):
+            raise InvalidSetting(f"hooks is a list of objects, not of classes: give {hook.__name__}()")
+        if hook is None or callable(hook) or isinstance(hook, str | bytes | int | float | Sequence | Mapping):
+            raise InvalidSetting(f"hooks is a list of objects whose class inherits from Hooks, not of {shown(hook)}")
+        if not isinstance(hook, Hooks):  # one that was written against an older version, for example
+            check_methods(type(hook), Hooks, "on_")
+    hooks_given: Any = given
+    return tuple(hooks_given)
+
+
 class HookCalls:
     """Calls the hooks of one client, in their order, and lets none of them harm anybody."""
 
@@ -92,7 +161,12 @@ class ErrorHandler:
     Each may return `Cancel(...)` or `Discard(...)` to end the job there, whatever attempts are left; the error recorded
     stays that of the handler. Called in the worker's thread, after the handler, without a transaction. Not called when
     the handler itself raised Cancel, Discard or Snooze, or was cut off by a stop or a cancel. What it raises is logged.
+    A method of another name that begins with `handle_`, or resembles one of these, is refused as misspelt.
     """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        check_methods(cls, ErrorHandler, "handle_")
 
     def handle_error(self, job: Job[Any], error: Exception) -> Cancel | Discard | None:
         """The handler raised an Exception, or its time was up, or there is no handler (UnknownKind)."""

@@ -7,9 +7,8 @@ import time
 from typing import Any
 
 from pgjobs.checkout import NEVER
-from pgjobs.errors import InvalidSetting
+from pgjobs.queue_settings import check_threads
 
-_MOST_THREADS = 10_000
 _SOON = 0.01  # seconds in which a post is left that nobody can be sent from
 _SLOW = 1.0  # the same when somebody was sent, who ought to be back by then
 
@@ -93,8 +92,7 @@ class IdleThreads:
     """
 
     def __init__(self, threads: Any) -> None:
-        if not isinstance(threads, int) or isinstance(threads, bool) or not 1 <= threads <= _MOST_THREADS:
-            raise InvalidSetting(f"a queue has 1 to {_MOST_THREADS} threads, not {threads!r}")
+        check_threads(threads)
         self.threads = threads
         self.closed = False  # no more jobs of this queue
         self.calls = 0  # how often it was called; a thread that missed a call looks again before it waits

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any, Generic, Protocol, TypeVar
 from uuid import UUID
 
-from pgjobs.errors import NotRunning
+from pgjobs.errors import InvalidOption, NotRunning, shown
 from pgjobs.options import FIRST_INSTANT
 from pgjobs.states import JobState
 
@@ -135,6 +135,8 @@ class Job(Generic[Args]):
         Written with the outcome, not before: the job's row must not change while it runs. At most 64 KiB; raises
         InvalidOption for what JSON cannot hold.
         """
+        if values is not None and not isinstance(values, Mapping):
+            raise InvalidOption(f"values of set_metadata are a mapping, not {shown(values)}")
         self._attempt.set_metadata({**(values or {}), **more})
 
     def record_output(self, output: object) -> None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
-from pgjobs import codec
-from pgjobs.errors import EmptyFilter, InvalidFilter, InvalidOption
+from pgjobs import codec, settings
+from pgjobs.errors import EmptyFilter, InvalidFilter, InvalidOption, shown
 from pgjobs.job import Job, JobState
 from pgjobs.options import FIRST_INSTANT, LAST_INSTANT
 from pgjobs.states import StateName
@@ -74,6 +74,7 @@ class JobFilter:
                 _check_instant(field.name, getattr(self, field.name))
         if self.metadata is not None:  # kept as a copy: the caller's may change
             object.__setattr__(self, "metadata", codec.decode_dict(_metadata_json(self.metadata)))
+        settings.check_bool("really_all", self.really_all, error=InvalidFilter)
         if self.tags_all == () or self.metadata == {}:
             raise InvalidFilter("tags_all or metadata that is empty would fit every job: leave it out")
         if self.really_all and self._says_something:
@@ -145,14 +146,15 @@ class Listing:
 def listing(filter: JobFilter, order: str, descending: bool, limit: object, cursor: str | None) -> Listing:
     """Check what a list is asked for; raises InvalidFilter."""
     if order not in ("id", "time"):
-        raise InvalidFilter(f"order is 'id' or 'time', not {order!r:.40}")
+        raise InvalidFilter(f"order is 'id' or 'time', not {shown(order, 40)}")
     if order == "time" and (filter.states is None or len(filter.states) != 1):
         raise InvalidFilter(
             "order='time' is by the time of one state: say which, as in JobFilter(states=['completed'])"
         )
     if not isinstance(limit, int) or isinstance(limit, bool) or not 1 <= limit <= _MOST_JOBS:
-        raise InvalidFilter(f"limit is a whole number from 1 to {_MOST_JOBS}, not {limit!r:.40}")
-    wanted = Listing(order="id" if order == "id" else "time", descending=bool(descending), limit=limit)
+        raise InvalidFilter(f"limit is a whole number from 1 to {_MOST_JOBS}, not {shown(limit, 40)}")
+    settings.check_bool("descending", descending, error=InvalidFilter)
+    wanted = Listing(order="id" if order == "id" else "time", descending=descending, limit=limit)
     return wanted if cursor is None else _after(wanted, cursor)
 
 
@@ -161,14 +163,14 @@ def check_id(id: object) -> None:
     if isinstance(id, str) and _DIGITS.fullmatch(id):
         return
     if isinstance(id, bool) or not hasattr(type(id), "__index__"):
-        given = "a job: give its job.id" if isinstance(id, Job) else f"{id!r:.80}: give job.id"
+        given = "a job: give its job.id" if isinstance(id, Job) else f"{shown(id)}: give job.id"
         raise InvalidFilter(f"the id of a job is a whole number, not {given}")
 
 
 def check_limit(limit: object) -> None:
     """Of a call that changes many jobs; None is no limit."""
     if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
-        raise InvalidFilter(f"limit is a whole number of jobs, or None for all; not {limit!r:.40}")
+        raise InvalidFilter(f"limit is a whole number of jobs, or None for all; not {shown(limit, 40)}")
 
 
 def _after(wanted: Listing, cursor: object) -> Listing:
@@ -179,13 +181,13 @@ def _after(wanted: Listing, cursor: object) -> Listing:
         or (match[1] == "time") != (match[4] is not None)
         or not _SMALLEST_ID <= int(match[3]) <= BIGGEST_ID
     ):
-        raise InvalidFilter(f"{cursor!r:.60} is no cursor: give the `next` of a page")
+        raise InvalidFilter(f"{shown(cursor, 60)} is no cursor: give the `next` of a page")
     if (match[1], match[2] == "down") != (wanted.order, wanted.descending):
-        raise InvalidFilter(f"the cursor {cursor!r:.60} is of a list in another order")
+        raise InvalidFilter(f"the cursor {shown(cursor, 60)} is of a list in another order")
     try:
         time = None if match[4] is None else _EPOCH + int(match[4]) * _MICROSECOND
     except OverflowError:
-        raise InvalidFilter(f"{cursor!r:.60} is no cursor: its time is no date") from None
+        raise InvalidFilter(f"{shown(cursor, 60)} is no cursor: its time is no date") from None
     return Listing(
         order=wanted.order,
         descending=wanted.descending,
@@ -206,7 +208,7 @@ def _list_of(name: str, values: object, check: Callable[[object], object]) -> tu
     if values is None:
         return None
     if isinstance(values, str | bytes | Mapping) or not hasattr(values, "__iter__"):
-        raise InvalidFilter(f"{name} is a list, not {values!r:.80}")
+        raise InvalidFilter(f"{name} is a list, not {shown(values)}")
     try:
         return tuple(check(value) for value in values)
     except ValueError as error:
@@ -215,14 +217,14 @@ def _list_of(name: str, values: object, check: Callable[[object], object]) -> tu
 
 def _number(value: object, least: int, most: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        raise ValueError(f"a whole number from {least} to {most}, not {value!r:.80}")
+        raise ValueError(f"a whole number from {least} to {most}, not {shown(value)}")
     return value
 
 
 def _text(value: object) -> str:
     """Any text that Postgres can hold: jobs may have been made by hand."""
     if not isinstance(value, str) or "\0" in value:
-        raise ValueError(f"a string without NUL, not {value!r:.80}")
+        raise ValueError(f"a string without NUL, not {shown(value)}")
     value.encode()  # a lone surrogate raises a ValueError too
     return value
 
@@ -231,14 +233,14 @@ def _state(value: object) -> JobState:
     try:
         return JobState(value)  # type: ignore[arg-type]
     except ValueError:
-        raise ValueError(f"{value!r:.80} is no state; there are {', '.join(JobState)}") from None
+        raise ValueError(f"{shown(value)} is no state; there are {', '.join(JobState)}") from None
 
 
 def _check_instant(name: str, when: object) -> None:
     if when is None:
         return
     if not isinstance(when, datetime):
-        raise InvalidFilter(f"{name} is a datetime, not {when!r:.80}")
+        raise InvalidFilter(f"{name} is a datetime, not {shown(when)}")
     if when.utcoffset() is None:
         raise InvalidFilter(f"{name} {when!r} has no time zone: use an aware datetime")
     if not FIRST_INSTANT <= when < LAST_INSTANT:
@@ -247,7 +249,7 @@ def _check_instant(name: str, when: object) -> None:
 
 def _metadata_json(metadata: object) -> str:
     if not isinstance(metadata, Mapping):
-        raise InvalidFilter(f"metadata is a mapping, not {metadata!r:.80}")
+        raise InvalidFilter(f"metadata is a mapping, not {shown(metadata)}")
     try:
         return codec.encode_metadata(metadata)
     except InvalidOption as error:

@@ -10,9 +10,17 @@ from typing import Literal
 import psycopg
 from psycopg.pq import TransactionStatus
 
-from pgjobs import bookkeeping, statements
+from pgjobs import bookkeeping, settings, statements
 from pgjobs.bookkeeping import Bookkeeping
-from pgjobs.errors import MigrationError, SchemaDamaged, SchemaMissing, SchemaOutdated, SchemaTooNew
+from pgjobs.errors import (
+    InvalidMigration,
+    MigrationError,
+    SchemaDamaged,
+    SchemaMissing,
+    SchemaOutdated,
+    SchemaTooNew,
+    shown,
+)
 from pgjobs.log_lines import get_logger
 from pgjobs.migration_store import Migrations
 from pgjobs.store import AnyConnection
@@ -43,6 +51,16 @@ def versions() -> dict[int, str]:
     return {int(match[1]): match[2] for file in files if (match := re.fullmatch(r"(\d{4})_(\w+)", file.stem))}
 
 
+def check_request(direction: object, target: object, max_steps: object, dry_run: object) -> None:
+    """Refuse what `migrate` cannot do."""
+    if not isinstance(direction, str) or direction not in ("up", "down"):
+        raise InvalidMigration(f"direction is 'up' or 'down', not {shown(direction)}")
+    _check_version("target", target)
+    if max_steps is not None:
+        settings.check_number("max_steps", max_steps, 0, error=InvalidMigration)
+    settings.check_bool("dry_run", dry_run, error=InvalidMigration)
+
+
 def migrate(
     conn: AnyConnection,
     schema: str,
@@ -59,11 +77,6 @@ def migrate(
     belong to the transaction that its owner has open, or is about to open; in autocommit mode there is none. Raises
     MigrationError for a target that does not exist, or when the tables stay locked by somebody else.
     """
-    if direction not in ("up", "down"):
-        raise MigrationError(f"direction is 'up' or 'down', not {direction!r}")
-    _check_version(target)
-    if max_steps is not None and max_steps < 0:
-        raise MigrationError(f"max_steps is a number of steps, not {max_steps}")
     if conn.autocommit and conn.info.transaction_status == TransactionStatus.IDLE:
         borrowed = False
     if dry_run:
@@ -170,8 +183,9 @@ def schema_sql(schema: str = "pgjobs", *, start: int = 0, target: int | None = N
     it has no BEGIN and COMMIT of its own, for a tool that runs it in a transaction: `op.execute(...)` of Alembic,
     `RunSQL(...)` of Django. It has no parameters; its percent signs are meant as they stand.
     """
-    _check_version(start)
-    _check_version(target)
+    statements.check_schema(schema)
+    _check_version("start", start)
+    _check_version("target", target)
     have = [version for version in versions() if version <= start]
     goal = max(versions()) if target is None else target
     direction: Direction = "up" if goal >= start else "down"
@@ -183,9 +197,13 @@ def schema_sql(schema: str = "pgjobs", *, start: int = 0, target: int | None = N
     return "\n\n".join(["BEGIN;", *parts, "COMMIT;"] if transaction else parts) + "\n"
 
 
-def _check_version(version: int | None) -> None:
-    if version is not None and version != 0 and version not in versions():
-        raise MigrationError(f"there is no version {version}: this code knows 0 to {max(versions())}")
+def _check_version(name: str, version: object) -> None:
+    if version is None and name == "target":
+        return
+    if not isinstance(version, int) or isinstance(version, bool):
+        raise InvalidMigration(f"{name} is the number of a version, 0 to {max(versions())}, not {shown(version)}")
+    if version != 0 and version not in versions():
+        raise InvalidMigration(f"{name}: there is no version {shown(version)}: this code knows 0 to {max(versions())}")
 
 
 def _steps(direction: Direction, target: int | None, max_steps: int | None) -> int:
@@ -200,6 +218,11 @@ def _plan(schema: str, have: list[int], direction: Direction, target: int | None
         raise SchemaTooNew(f"schema {schema!r} has version {max(unknown)}, this code knows only {max(versions())}")
     if direction == "up":
         goal = max(versions()) if target is None else target
+        if max(have, default=0) > goal:
+            raise InvalidMigration(
+                f"schema {schema!r} is at version {max(have)} already, above target={goal}: "
+                "to take steps back say direction='down'"
+            )
         return [_step(schema, version, "up") for version in versions() if version <= goal and version not in have]
     return [_step(schema, version, "down") for version in reversed(have) if version > (target or 0)]
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, TypedDict, TypeVar, Unpack
 
-from pgjobs.errors import InvalidKind, InvalidOption
+from pgjobs.errors import InvalidKind, InvalidOption, shown
 from pgjobs.unique import Replaceable, Unique, checked_replace
 
 Args = TypeVar("Args", covariant=True)  # noqa: PLC0105  users read NewJob[Args]
@@ -60,7 +60,7 @@ class JobOptions:
             _check_tags(self.tags)
         _check_type("metadata", self.metadata, Mapping, "a mapping")
         _check_type("context", self.context, Mapping, "a mapping")
-        _check_type("unique", self.unique or None, Unique, "Unique(...) or False")
+        _check_type("unique", None if self.unique is False else self.unique, Unique, "Unique(...) or False")
         _check_type("pending", self.pending, bool, "True or False")
         if self.replace is not None:
             object.__setattr__(self, "replace", checked_replace(self.replace))
@@ -217,7 +217,7 @@ def _name_of_main() -> str:
 
 def check_kind(kind: object) -> str:
     if not isinstance(kind, str) or not kind:
-        raise InvalidKind(f"a job needs a kind: a string of 2 to 128 characters, not {_shown(kind)}")
+        raise InvalidKind(f"a job needs a kind: a string of 2 to 128 characters, not {shown(kind)}")
     if len(kind) > 128 or not _KIND.fullmatch(kind):
         raise InvalidKind(
             f"kind {kind[:140]!r}: use 2 to 128 ASCII letters, digits and - _ [ ] < > / . : + "
@@ -228,41 +228,33 @@ def check_kind(kind: object) -> str:
 
 def check_queue(queue: object) -> str:
     if not isinstance(queue, str) or not queue or len(queue) > 64 or not _QUEUE.fullmatch(queue):
-        raise InvalidOption(f"queue {_shown(queue)}: use 1 to 64 ASCII letters, digits and - _ [ ] < > / . : +")
+        raise InvalidOption(f"queue {shown(queue)}: use 1 to 64 ASCII letters, digits and - _ [ ] < > / . : +")
     return queue
-
-
-def _shown(value: object) -> str:
-    """What was given, for a message: in short, and whatever its `repr` does."""
-    try:
-        return repr(value)[:80]
-    except Exception:
-        return f"<{type(value).__name__}>"
 
 
 def _check_names(options: Mapping[str, object]) -> None:
     for name in options:
         if name not in JobOptions.__slots__:
             raise InvalidOption(
-                f"there is no option {name!r:.80}: there are {', '.join(JobOptions.__slots__)}"
+                f"there is no option {shown(name)}: there are {', '.join(JobOptions.__slots__)}"
             ) from None
 
 
 def _check_type(name: str, value: object, tp: type, wanted: str) -> None:
     if value is not None and not isinstance(value, tp):
-        raise InvalidOption(f"{name} is {wanted}, not {_shown(value)}")
+        raise InvalidOption(f"{name} is {wanted}, not {shown(value)}")
 
 
 def _check_int(name: str, value: object, least: int, most: int) -> None:
     if value is None:
         return
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        raise InvalidOption(f"{name} is a whole number from {least} to {most}, not {_shown(value)}")
+        raise InvalidOption(f"{name} is a whole number from {least} to {most}, not {shown(value)}")
 
 
 def _check_instant(when: object) -> None:
     if not isinstance(when, datetime):
-        raise InvalidOption(f"scheduled_at is a datetime, not {_shown(when)}")
+        raise InvalidOption(f"scheduled_at is a datetime, not {shown(when)}")
     if when.tzinfo is None or when.utcoffset() is None:
         raise InvalidOption(f"scheduled_at {when!r} has no time zone: use an aware datetime")
     if not FIRST_INSTANT <= when < LAST_INSTANT:
@@ -271,18 +263,18 @@ def _check_instant(when: object) -> None:
 
 def _check_delay(delay: object) -> None:
     if not isinstance(delay, timedelta):
-        raise InvalidOption(f"delay is a timedelta, as in timedelta(seconds=60), not {_shown(delay)}")
+        raise InvalidOption(f"delay is a timedelta, as in timedelta(seconds=60), not {shown(delay)}")
     if delay < timedelta(0):
         raise InvalidOption(f"delay cannot be negative: {delay!r}")
 
 
 def _check_tags(tags: object) -> None:
-    if isinstance(tags, str) or not isinstance(tags, Sequence):
-        raise InvalidOption(f"tags is a list of strings, not {_shown(tags)}")
+    if isinstance(tags, str | bytes) or not isinstance(tags, Sequence):
+        raise InvalidOption(f"tags is a list of strings, not {shown(tags)}")
     for tag in tags:
         if not isinstance(tag, str) or len(tag) > 255 or not _TAG.fullmatch(tag):
             raise InvalidOption(
-                f"tag {_shown(tag)}: use 3 to 255 ASCII letters, digits, - and _, not beginning or ending with -"
+                f"tag {shown(tag)}: use 3 to 255 ASCII letters, digits, - and _, not beginning or ending with -"
             )
 
 

@@ -10,8 +10,9 @@ from typing import Any
 import psycopg
 from psycopg_pool import ConnectionPool
 
+from pgjobs import settings
 from pgjobs.control import PATIENCE
-from pgjobs.errors import QueueLocked, QueueNotFound
+from pgjobs.errors import InvalidOption, QueueLocked, QueueNotFound
 from pgjobs.options import check_queue
 from pgjobs.queue_store import Queue, QueueFigures, QueueStore
 from pgjobs.store import AnyConnection, Store
@@ -20,6 +21,10 @@ from pgjobs.transaction import Borrowable
 _PAUSE = 0.02  # seconds between two tries of what somebody holds
 _ALL = "*"  # which no queue can be called
 Tx = Borrowable | ConnectionPool[Any] | None
+
+
+def _several(names: object) -> Iterable[Any]:
+    return settings.several("names", names, "names of queues", error=InvalidOption)  # type: ignore[arg-type]
 
 
 class Queues:
@@ -41,7 +46,7 @@ class Queues:
 
         Of the queues that are named, whether there are such or not, or of all.
         """
-        asked = None if names is None else [check_queue(name) for name in names]
+        asked = None if names is None else [check_queue(name) for name in _several(names)]
         with self._transaction(tx) as conn:
             return {figures.name: figures for figures in self._queues.queue_figures(conn, asked)}
 

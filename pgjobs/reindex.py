@@ -16,7 +16,7 @@ import psycopg
 
 from pgjobs.cursors import AnyConnection
 from pgjobs.error_text import one_line
-from pgjobs.errors import InvalidSetting
+from pgjobs.errors import InvalidSetting, shown
 from pgjobs.index_store import Indexes
 from pgjobs.log_lines import get_logger
 
@@ -34,7 +34,7 @@ def check_time(at: object) -> time | None:
     if at is None or (isinstance(at, time) and at.tzinfo is not None):
         return at
     raise InvalidSetting(
-        f"reindex_at is a time of day with a time zone, as in time(3, tzinfo=UTC), or None for never; not {at!r}"
+        f"reindex_at is a time of day with a time zone, as in time(3, tzinfo=UTC), or None for never; not {shown(at)}"
     )
 
 

@@ -8,8 +8,9 @@ from datetime import timedelta
 from types import EllipsisType
 from typing import Any
 
+from pgjobs import settings
 from pgjobs.cron import CatchUp, Schedule, bounded, check_catch_up, check_window
-from pgjobs.errors import InvalidSchedule, ScheduleNotFound
+from pgjobs.errors import InvalidSchedule, ScheduleNotFound, shown
 from pgjobs.options import EncodedJob, NewJob
 from pgjobs.schedule_store import ScheduleRow, ScheduleStore, options_json
 from pgjobs.store import AnyConnection
@@ -41,12 +42,15 @@ class Schedules:
 
     def get(self, name: str, tx: Tx = None) -> ScheduleRow | None:
         """The schedule of this name as it is now, or None."""
+        _check_name(name)
         with self._transaction(tx) as conn:
             return next(iter(self._store.rows(conn, name)), None)
 
     def add(self, schedule: Schedule, tx: Tx = None) -> None:
         """Add a schedule that every worker pool ticks. InvalidSchedule if the name is taken, or if it needs code:
         what computes args or instants belongs to a worker pool, `pool.schedules.add(schedule)`."""
+        if not isinstance(schedule, Schedule):
+            raise InvalidSchedule(f"schedule is a Schedule(...), not {shown(schedule)}")
         if schedule.computed or schedule.spec is None:
             raise InvalidSchedule(
                 f"schedule {schedule.name!r} is supplied by code, which only a worker pool runs: "
@@ -87,6 +91,13 @@ class Schedules:
         """Change a schedule; what is not given stays. `args` is an args instance or a NewJob, and brings the options of
         the jobs with it. Another spec or zone has another next tick. What code registered stays changed until the code
         itself says something else."""
+        _check_name(name)
+        if spec is not None:
+            parse(spec, name=name)
+        if zone is not None:
+            time_zone(zone)
+        if window is not ...:
+            check_window(window)
         row = None if args is None else self._encode(args if isinstance(args, NewJob) else NewJob(args))
         if catch_up is not None:
             check_catch_up(catch_up)
@@ -129,10 +140,17 @@ class Schedules:
     def remove(self, name: str, tx: Tx = None) -> bool:
         """Remove it, for everybody; says whether there was one. What is in the code of a worker pool comes back when
         that starts again."""
+        _check_name(name)
         with self._transaction(tx) as conn:
             return self._store.remove(conn, name)
 
     def _must(self, name: str, tx: Tx, act: Callable[[AnyConnection, str], bool]) -> None:
+        _check_name(name)
         with self._transaction(tx) as conn:
             if not act(conn, name):
                 raise ScheduleNotFound(name)
+
+
+def _check_name(name: object) -> None:
+    """Any text that the table can hold: a schedule may have been made by SQL, under a name that code may not use."""
+    settings.check_text("name", name, error=InvalidSchedule)

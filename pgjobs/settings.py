@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from pgjobs.errors import InvalidSetting, PgjobsError
+from pgjobs.errors import InvalidSetting, PgjobsError, shown
 
 T = TypeVar("T")
 Error = Callable[[str], PgjobsError]
@@ -24,14 +25,47 @@ def check_duration(
         return
     number = value if isinstance(value, int | float) and not isinstance(value, bool) else 1
     wanted = "a timedelta or None" if or_none else "a timedelta"
-    raise error(f"{name} is {wanted}, not {value!r:.80}: give timedelta({unit}={number!r:.20})")
+    raise error(f"{name} is {wanted}, not {shown(value)}: give timedelta({unit}={shown(number, 20)})")
+
+
+def check_bool(name: str, value: object, *, error: Error = InvalidSetting) -> None:
+    if not isinstance(value, bool):
+        raise error(f"{name} is True or False, not {shown(value)}")
+
+
+def check_text(name: str, value: object, *, or_none: bool = False, error: Error = InvalidSetting) -> None:
+    """Of text that Postgres can hold."""
+    if value is None and or_none:
+        return
+    if not isinstance(value, str):
+        raise error(f"{name} is a text, not {shown(value)}: give str(...) of it")
+    if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
+        raise error(f"{name} holds NUL or a lone surrogate, which Postgres cannot store: {shown(value)}")
+
+
+def check_number(
+    name: str, value: object, least: int, most: int | None = None, *, error: Error = InvalidSetting
+) -> None:
+    """Of a whole number; `most` None is any number."""
+    if isinstance(value, int) and not isinstance(value, bool) and least <= value and (most is None or value <= most):
+        return
+    limits = f"{least} or more" if most is None else f"{least} to {most}"
+    raise error(f"{name} is a whole number, {limits}; not {shown(value)}")
+
+
+def check_share(name: str, value: object, least: float, below: float = math.inf) -> None:
+    """Of any number in a range."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and least <= value < below:
+        return
+    limits = f"{least:g} or more" if below == math.inf else f"from {least:g} to less than {below:g}"
+    raise InvalidSetting(f"{name} is a number, {limits}; not {shown(value)}")
 
 
 def check_intervals(poll_interval: timedelta, fetch_cooldown: timedelta) -> None:
     check_duration("poll_interval", poll_interval)
     check_duration("fetch_cooldown", fetch_cooldown)
     if poll_interval < timedelta(milliseconds=1):
-        raise InvalidSetting(f"poll_interval is at least a millisecond, not {poll_interval!r}")
+        raise InvalidSetting(f"poll_interval is at least a millisecond, not {shown(poll_interval)}")
     if fetch_cooldown and fetch_cooldown < timedelta(milliseconds=1):
         raise InvalidSetting(f"fetch_cooldown is none or at least a millisecond, not {fetch_cooldown!r}")
     if fetch_cooldown > poll_interval:
@@ -48,7 +82,7 @@ def check_timeout(timeout: timedelta | None, *, error: Error = InvalidSetting) -
     """Of an attempt."""
     check_duration("timeout", timeout, or_none=True, error=error)
     if timeout is not None and timeout <= timedelta(0):
-        raise error(f"a timeout is longer than nothing, or None for ever; not {timeout!r}")
+        raise error(f"timeout is longer than nothing, or None for ever; not {timeout!r}")
 
 
 def check_keep(name: str, keep: timedelta | None) -> timedelta | None:
@@ -64,16 +98,21 @@ def patience(timeout: timedelta | None) -> float | None:
     return None if timeout is None else min(max(timeout.total_seconds(), 0.0), threading.TIMEOUT_MAX)
 
 
+def check_not_negative(name: str, value: timedelta) -> None:
+    if value < timedelta(0):
+        raise InvalidSetting(f"{name} is not in the past: {shown(value)} is negative")
+
+
 def check_function(name: str, value: object, wanted: str, *, error: Error = InvalidSetting) -> None:
     """Of what may be left out."""
     if value is not None and not callable(value):
-        raise error(f"{name} is {wanted}, not {value!r:.80}")
+        raise error(f"{name} is {wanted}, not {shown(value)}")
 
 
 def several(name: str, values: Iterable[T], wanted: str, *, error: Error = InvalidSetting) -> tuple[T, ...]:
     """All of what may be given more than once; one alone, without the list around it, is refused."""
-    if isinstance(values, str) or not isinstance(values, Iterable):
-        raise error(f"{name} is a list of {wanted}, not {values!r:.80}: give {name}=[...]")
+    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
+        raise error(f"{name} is a list of {wanted}, not {shown(values)}: give {name}=[...]")
     return tuple(values)
 
 
@@ -82,5 +121,5 @@ def functions(name: str, values: Iterable[T], wanted: str, *, error: Error = Inv
     given: tuple[Any, ...] = several(name, values, wanted, error=error)
     for value in given:
         if not callable(value):
-            raise error(f"{name} is a list of {wanted}, not of {value!r:.80}")
+            raise error(f"{name} is a list of {wanted}, not of {shown(value)}")
     return given

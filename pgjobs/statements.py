@@ -6,7 +6,7 @@ import re
 from functools import cache
 from pathlib import Path
 
-from pgjobs.errors import InvalidSetting
+from pgjobs.errors import InvalidSetting, shown
 from pgjobs.qualify import qualify
 
 _PACKAGED = Path(__file__).parent / "sql"  # inside an installed wheel
@@ -23,7 +23,7 @@ def check_schema(schema: object) -> str:
     """Return the name if it can be a schema of ours, else raise InvalidSetting."""
     if not isinstance(schema, str) or not _SCHEMA.fullmatch(schema) or schema.startswith("pg_"):
         raise InvalidSetting(
-            f"schema {str(schema)[:60]!r}: use 1 to 46 lower-case letters, digits and underscores, not beginning with "
+            f"schema {shown(schema, 60)}: use 1 to 46 lower-case letters, digits and underscores, not beginning with "
             "a digit or pg_"
         )
     return schema

@@ -26,7 +26,7 @@ from zoneinfo import ZoneInfo
 from croniter import CroniterBadCronError, CroniterBadDateError, croniter
 
 from pgjobs.cron_fields import fields_of, written_out
-from pgjobs.errors import InvalidSchedule
+from pgjobs.errors import InvalidSchedule, shown
 from pgjobs.options import FIRST_INSTANT
 
 LONGEST_SPEC = 250  # characters
@@ -74,7 +74,7 @@ class Every:
     def __post_init__(self) -> None:
         given: object = self.interval
         if not isinstance(given, timedelta) or given <= timedelta(0):
-            raise InvalidSchedule(f"an interval is a timedelta longer than nothing, not {given!r:.80}")
+            raise InvalidSchedule(f"an interval is a timedelta longer than nothing, not {shown(given)}")
 
     def next(self, after: datetime) -> datetime | None:
         return _plus(after, self.interval)
@@ -222,14 +222,14 @@ def parse(spec: object, *, zone: str = "UTC", name: str = "") -> Ticks:
     if isinstance(spec, Timetable) and not isinstance(spec, type):
         return Own(spec)
     raise InvalidSchedule(
-        f"a spec is a cron text, an alias as @daily, every(timedelta), or an object with next(after); not {spec!r:.80}"
+        f"a spec is a cron text, an alias as @daily, every(timedelta), or an object with next(after); not {shown(spec)}"
     )
 
 
 def time_zone(zone: object) -> ZoneInfo:
     key = zone.key if isinstance(zone, ZoneInfo) else zone
     if not isinstance(key, str) or not key:
-        raise InvalidSchedule(f"a zone is the name of a time zone as Europe/Berlin, not {zone!r:.80}")
+        raise InvalidSchedule(f"a zone is the name of a time zone as Europe/Berlin, not {shown(zone)}")
     try:
         return ZoneInfo(key)
     except (LookupError, ValueError, OSError):
@@ -242,14 +242,14 @@ def time_zone(zone: object) -> ZoneInfo:
 def _parse_every(text: str) -> Every:
     duration = "".join(text[len("@every ") :].split())
     if not duration or _DURATION.sub("", duration) or len(duration) > LONGEST_SPEC:
-        raise InvalidSchedule(f"{text[:80]!r}: write an interval as @every 1h30m, with h, m, s, ms or us")
+        raise InvalidSchedule(f"spec {text[:80]!r}: write an interval as @every 1h30m, with h, m, s, ms or us")
     microseconds = sum((Decimal(number) * _UNITS[unit] for number, unit in _DURATION.findall(duration)), Decimal(0))
     try:
         interval = timedelta(microseconds=int(microseconds))
     except OverflowError:
         interval = timedelta.max
     if not interval:
-        raise InvalidSchedule(f"{text[:80]!r}: an interval is at least a microsecond")
+        raise InvalidSchedule(f"spec {text[:80]!r}: an interval is at least a microsecond")
     return Every(interval)
 
 
@@ -257,24 +257,24 @@ def _parse_cron(text: str, zone: ZoneInfo, name: str) -> Cron:
     cron = Cron(text, zone, name)
     fields = fields_of(cron._fields)
     if text.startswith("@") and text.lower() not in _ALIASES:
-        raise InvalidSchedule(f"{text[:80]!r}: the aliases are {', '.join(_ALIASES)} and @every 1h30m")
+        raise InvalidSchedule(f"spec {text[:80]!r}: the aliases are {', '.join(_ALIASES)} and @every 1h30m")
     if len(text) > LONGEST_SPEC or len(fields) != 5:
         raise InvalidSchedule(
-            f"{text[:80]!r}: a cron text has five fields: minute, hour, day of month, month, day of week "
+            f"spec {text[:80]!r}: a cron text has five fields: minute, hour, day of month, month, day of week "
             "(for seconds: every(timedelta(seconds=10)))"
         )
     if any(part.lower().startswith("r") for field in fields for part in field.split(",")):
-        raise InvalidSchedule(f"{text!r}: a field R is another at each start; H is drawn once, from the name")
+        raise InvalidSchedule(f"spec {text!r}: a field R is another at each start; H is drawn once, from the name")
     try:
         croniter(cron._written_out, datetime(2000, 1, 1), hash_id=name)
         if cron._next_wall(datetime(2000, 1, 1)) is None:
             raise InvalidSchedule("there is no such date")
     except CroniterBadCronError as error:
-        raise InvalidSchedule(f"{text!r} is no cron text: {error}") from None
+        raise InvalidSchedule(f"spec {text!r} is no cron text: {error}") from None
     except InvalidSchedule as error:
-        raise InvalidSchedule(f"{text!r}: {error}") from None
+        raise InvalidSchedule(f"spec {text!r}: {error}") from None
     except (ValueError, TypeError, LookupError, OverflowError) as error:
-        raise InvalidSchedule(f"{text!r} is no cron text: {error}") from error
+        raise InvalidSchedule(f"spec {text!r} is no cron text: {error}") from error
     return cron
 
 

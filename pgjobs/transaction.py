@@ -17,7 +17,7 @@ from psycopg_pool import ConnectionPool
 
 from pgjobs.checkout import Checkout, PoolCheckout, giving_back
 from pgjobs.dsn import check_url, for_libpq, read_dsn
-from pgjobs.errors import InvalidTransaction, PoolTooSmall
+from pgjobs.errors import InvalidTransaction, PoolTooSmall, shown
 
 AnyConnection = Connection[Any]
 
@@ -37,6 +37,12 @@ Borrowable = Connection[Any] | HasConnection | str
 _WANTED = (
     "tx is a psycopg 3 Connection, Cursor or Transaction; a SQLAlchemy Session, scoped_session or Connection; a Django "
     "connection or alias; or None for a transaction of its own"
+)
+
+_ASYNC = (
+    "tx {} belongs to an asynchronous connection, which pgjobs cannot use, also not in run_sync(): enqueue in a thread "
+    "(asyncio.to_thread), on a psycopg Connection or a Session of a synchronous engine, together with what belongs to "
+    "the job"
 )
 
 # Seconds after which a pool of our own gives up one connection that nobody needs, and then the next.
@@ -84,11 +90,20 @@ def borrow(tx: object) -> Connection[Any]:
     if isinstance(found, Connection):
         return found
     if found is not None:
+        if _is_async(found):
+            raise InvalidTransaction(_ASYNC.format(shown(tx)))
         raise InvalidTransaction(
-            f"{tx!r} is connected by {type(found).__module__.partition('.')[0]}, and pgjobs needs psycopg 3: "
+            f"tx {shown(tx)} is connected by {type(found).__module__.partition('.')[0]}, and pgjobs needs psycopg 3: "
             "a URL of SQLAlchemy says postgresql+psycopg://, Django takes it where psycopg2 is not installed"
         )
-    raise InvalidTransaction(f"{_WANTED}; not {tx!r}")
+    if _is_async(tx):
+        raise InvalidTransaction(_ASYNC.format(shown(tx)))
+    raise InvalidTransaction(f"{_WANTED}; not {shown(tx)}")
+
+
+def _is_async(tx: object) -> bool:
+    """Whether it is an asynchronous connection, or a session on one: of psycopg, asyncpg, or SQLAlchemy."""
+    return "async" in f"{type(tx).__module__}.{type(tx).__name__}".lower()
 
 
 def _behind_sqlalchemy(tx: Any) -> object:

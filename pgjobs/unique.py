@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal, get_args
 
-from pgjobs.errors import InvalidOption
+from pgjobs.errors import InvalidOption, shown
 from pgjobs.interval import interval_text
 from pgjobs.states import JobState, StateName
 
@@ -46,7 +46,7 @@ class Unique:
         object.__setattr__(self, "by_state", _checked_states(self.by_state))
         for name in ("by_queue", "exclude_kind"):
             if not isinstance(getattr(self, name), bool):
-                raise InvalidOption(f"{name} is True or False, not {getattr(self, name)!r:.80}")
+                raise InvalidOption(f"{name} is True or False, not {shown(getattr(self, name))}")
         if self.by_period is not None:
             _check_period(self.by_period)
         if self.exclude_kind and not self.by_args and not self.by_queue:
@@ -69,26 +69,30 @@ def checked_replace(replace: object) -> tuple[Replaceable, ...]:
     """What of a waiting twin a new job replaces, in a fixed order; () is nothing."""
     if isinstance(replace, bool):
         return REPLACEABLE if replace else ()
-    if isinstance(replace, str) or not isinstance(replace, Collection) or not set(replace) <= set(REPLACEABLE):
-        raise InvalidOption(f"replace is True or some of {', '.join(REPLACEABLE)}; not {replace!r:.80}")
+    if (
+        isinstance(replace, str | bytes)
+        or not isinstance(replace, Collection)
+        or not all(isinstance(name, str) and name in REPLACEABLE for name in replace)
+    ):
+        raise InvalidOption(f"replace is True or some of {', '.join(REPLACEABLE)}; not {shown(replace)}")
     return tuple(name for name in REPLACEABLE if name in replace)
 
 
 def _checked_args(by_args: object) -> bool | tuple[str, ...]:
     if isinstance(by_args, bool):
         return by_args
-    fields = () if isinstance(by_args, str) or not isinstance(by_args, Sequence) else tuple(by_args)
+    fields = () if isinstance(by_args, str | bytes) or not isinstance(by_args, Sequence) else tuple(by_args)
     if not fields or not all(isinstance(field, str) for field in fields):
-        raise InvalidOption(f"by_args is True, False, or a list of the names of fields; not {by_args!r:.80}")
+        raise InvalidOption(f"by_args is True, False, or a list of the names of fields; not {shown(by_args)}")
     return tuple(sorted(set(fields)))
 
 
 def _checked_states(by_state: object) -> tuple[str, ...]:
-    if isinstance(by_state, str) or not isinstance(by_state, Collection):
-        raise InvalidOption(f"by_state is a list of states, not {by_state!r:.80}")
+    if isinstance(by_state, str | bytes) or not isinstance(by_state, Collection):
+        raise InvalidOption(f"by_state is a list of states, not {shown(by_state)}")
     for state in by_state:
         if state not in STATES:
-            raise InvalidOption(f"by_state: {state!r:.40} is no state; there are {', '.join(STATES)}")
+            raise InvalidOption(f"by_state: {shown(state, 40)} is no state; there are {', '.join(STATES)}")
     missing = [state for state in REQUIRED if state not in by_state]
     if missing:
         raise InvalidOption(f"by_state lacks {', '.join(missing)}: a job passes through these, and its key with it")
@@ -97,6 +101,6 @@ def _checked_states(by_state: object) -> tuple[str, ...]:
 
 def _check_period(period: object) -> None:
     if not isinstance(period, timedelta):
-        raise InvalidOption(f"by_period is a timedelta, not {period!r:.80}")
+        raise InvalidOption(f"by_period is a timedelta, not {shown(period)}")
     if not timedelta(seconds=1) <= period <= timedelta(days=365_000):
         raise InvalidOption(f"by_period is 1 second to 1000 years, not {period!r}")

@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol, Self, TypeVar, get_origin, overload
 
 from pgjobs import codec, settings
 from pgjobs.backoff import Backoff
-from pgjobs.errors import DuplicateHandler, InvalidHandler, InvalidSetting, UnknownKind
+from pgjobs.errors import DuplicateHandler, InvalidHandler, InvalidSetting, UnknownKind, shown
 from pgjobs.hooks import Middleware
 from pgjobs.job import Job
 from pgjobs.options import ClassName, check_kind, kind_of, two_classes
@@ -61,6 +61,8 @@ class Handler:
     def __post_init__(self) -> None:
         if self.timeout != "inherit" and not callable(self.timeout):
             settings.check_timeout(self.timeout, error=InvalidHandler)
+        _check_signature(self.function)
+        settings.check_bool("detached", self.detached, error=InvalidHandler)
         settings.check_function("backoff", self.backoff, settings.A_BACKOFF, error=InvalidHandler)
         middleware = settings.functions(
             "middleware", self.middleware, "functions of (tx, job, run)", error=InvalidHandler
@@ -84,14 +86,9 @@ class WorkMap(dict[str, Handler]):
     def __init__(self, handlers: Mapping[Any, Handler | HandlerFunction] | None = None) -> None:
         super().__init__()
         self.changes = 0  # how often it was changed
-        try:
-            self.update(handlers or {})
-        except TypeError as error:
-            if isinstance(handlers, Mapping):
-                raise
-            raise InvalidHandler(
-                f"a WorkMap is made of a mapping, as in {{Welcome: welcome}}, not {handlers!r:.80}"
-            ) from error
+        if handlers is not None and not isinstance(handlers, Mapping):
+            raise InvalidHandler(f"a WorkMap is made of a mapping, as in {{Welcome: welcome}}, not {shown(handlers)}")
+        self.update(handlers or {})
 
     def __setitem__(self, key: str | type, handler: Handler | HandlerFunction) -> None:
         kind = _kind(key)
@@ -190,21 +187,32 @@ def decoding(work_map: WorkMap | None, job: Job[Any]) -> Job[Any]:
     return job
 
 
+def given_work_map(work_map: Any) -> WorkMap:
+    """The WorkMap that was given, or one that is made of the mapping that was."""
+    if isinstance(work_map, WorkMap):
+        return work_map
+    if not isinstance(work_map, Mapping):
+        raise InvalidHandler(
+            f"a WorkMap is made of a mapping, as in {{Welcome: welcome}}, and work_map is one, not {shown(work_map)}"
+        )
+    return WorkMap(work_map)
+
+
 def checked_handler(handler: Handler | HandlerFunction) -> Handler:
     """The handler, or one made of a plain function; raises InvalidHandler unless it can be called with (tx, job)."""
-    given = handler if isinstance(handler, Handler) else Handler(handler)
-    _check_signature(given.function)
-    return given
+    return handler if isinstance(handler, Handler) else Handler(handler)
 
 
 def check_unknown_kinds(
     unknown: Literal["error", "leave"] | Handler | HandlerFunction,
 ) -> Literal["error", "leave"] | Handler:
     """What a worker pool does with a kind that has no handler."""
-    if unknown in ("error", "leave"):
-        return unknown
     if isinstance(unknown, str):
-        raise InvalidSetting(f"unknown_kinds is 'error', 'leave' or a handler(tx, job), not {unknown!r}")
+        if unknown in ("error", "leave"):
+            return unknown
+        raise InvalidSetting(f"unknown_kinds is 'error', 'leave' or a handler(tx, job), not {shown(unknown)}")
+    if not callable(unknown) and not isinstance(unknown, Handler):
+        raise InvalidSetting(f"unknown_kinds is 'error', 'leave' or a handler(tx, job), not {shown(unknown)}")
     handler = checked_handler(unknown)
     if handler.detached:
         raise InvalidSetting("a handler of unknown kinds cannot be detached: name the kinds in the WorkMap")
@@ -219,8 +227,8 @@ def _kind(key: Any) -> str:
         return kind_of(key)
     if is_dataclass(get_origin(key)):
         raise InvalidHandler(
-            f"{key!r:.80} cannot be told from others of its class when it is enqueued: make a subclass of it, as in "
-            f"class Some{get_origin(key).__name__}({key!r:.80}), decorate that with @dataclass, and name that"
+            f"{shown(key)} cannot be told from others of its class when it is enqueued: make a subclass of it, as in "
+            f"class Some{get_origin(key).__name__}({shown(key)}), decorate that with @dataclass, and name that"
         )
     return check_kind(key)
 
@@ -228,7 +236,7 @@ def _kind(key: Any) -> str:
 def _check_signature(function: object) -> None:
     name = _name(function)
     if not callable(function):
-        raise InvalidHandler(f"a handler is a function handler(tx, job), not {function!r}")
+        raise InvalidHandler(f"a handler is a function handler(tx, job), not {shown(function)}")
     for called in (function, type(function).__call__):  # an object may be called too
         if inspect.iscoroutinefunction(called) or inspect.isasyncgenfunction(called):
             raise InvalidHandler(f"{name} is async; pgjobs runs plain functions: def {name}(tx, job)")

@@ -22,7 +22,7 @@ from pgjobs.code_schedules import CodeSchedules
 from pgjobs.crew import Crew, Place
 from pgjobs.cron import Schedule
 from pgjobs.error_text import one_line
-from pgjobs.errors import InvalidHandler, InvalidSetting, JobStopped, WorkerPoolError
+from pgjobs.errors import InvalidHandler, InvalidSetting, JobStopped, WorkerPoolError, shown
 from pgjobs.executor import Executor
 from pgjobs.finish import Finisher
 from pgjobs.hooks import ErrorHandler, Middleware
@@ -43,7 +43,7 @@ from pgjobs.store import CANCEL_NOTICE, DUE_NOTICE, AnyConnection
 from pgjobs.ticker import Asking, Ticker
 from pgjobs.time_index import TimeIndex
 from pgjobs.transaction import defaults_for
-from pgjobs.work_map import Handler, HandlerFunction, WorkMap, check_unknown_kinds, decoding
+from pgjobs.work_map import Handler, HandlerFunction, check_unknown_kinds, decoding, given_work_map
 
 log = get_logger("pgjobs.worker")
 
@@ -112,27 +112,19 @@ class WorkerPool:
         listen: bool = True,
         listen_dsn: str | None = None,
     ) -> None:
+        _check_client(client)
+        settings.check_text("name", name)
+        settings.check_bool("listen", listen)
         self.name = one_line(name)
-        self.work_map = work_map if isinstance(work_map, WorkMap) else WorkMap(work_map)
+        self.work_map = given_work_map(work_map)
         self._client = client
         self._note_classes()
-        if queues is not None and not queues:
-            raise InvalidSetting("there are no queues to work: give queues={name: threads}")
-        if queues is not None and not isinstance(queues, Mapping):
-            raise InvalidSetting(
-                f"queues is a mapping from name to threads, as in {{'default': 10}}, not {queues!r:.80}"
-            )
-        wanted = queues or {"default": 10}
+        wanted = _checked_queues(queues)
         self._way = way(batch_size, batch_time, durability)
         self._places = {queue: self._place(queue, threads) for queue, threads in wanted.items()}
-        if order not in ("priority", "scheduled_at"):
-            raise InvalidSetting(f"order is 'priority' or 'scheduled_at', not {order!r}")
         settings.check_intervals(poll_interval, fetch_cooldown)
         self._listen = listen
-        if listen_dsn is not None:
-            if not isinstance(listen_dsn, str):  # of what type it is and no more: a URL has the password in it
-                raise InvalidSetting(f"listen_dsn is a connection string, not of type {type(listen_dsn).__name__}")
-            defaults_for(listen_dsn)  # refused here if it cannot be read, not in the listener's log
+        _check_dsn(listen_dsn)
         self._listen_dsn = listen_dsn
         self._keep = {
             JobState.COMPLETED: settings.check_keep("keep_completed", keep_completed),
@@ -143,8 +135,7 @@ class WorkerPool:
         settings.check_timeout(timeout)
         settings.check_lease(lease)
         settings.check_function("backoff", backoff, settings.A_BACKOFF)
-        if error_handler is not None and not isinstance(error_handler, ErrorHandler):
-            raise InvalidSetting(f"error_handler is an object of a class of ErrorHandler, not {error_handler!r:.80}")
+        _check_error_handler(error_handler)
         self._watch = Watch(
             on_severed=self._on_severed,
             on_stuck=self._on_stuck,
@@ -155,7 +146,7 @@ class WorkerPool:
             client.store,
             self.work_map,
             worker=client.id,
-            order=order,
+            order=_checked_order(order),
             timeout=timeout,
             unknown_kinds=check_unknown_kinds(unknown_kinds),
             lease=lease,
@@ -456,6 +447,11 @@ class WorkerPool:
         A second signal cuts off the handlers that still run, as `stop_and_cancel` does, and ends with SystemExit; a
         third exits at once, and the jobs it cuts off come back by themselves.
         """
+        if threading.current_thread() is not threading.main_thread():
+            raise WorkerPoolError(
+                f"worker pool {self.name!r}: run() waits for signals, which only the main thread of a process gets: "
+                "call start() here, and stop() when it is to end"
+            )
         with signals() as received:
             self.start()
             next_signal(received)
@@ -561,3 +557,43 @@ class WorkerPool:
         place = self._places.get(queue)
         if place is not None:
             place.idle.wake()
+
+
+def _check_client(client: object) -> None:
+    if not isinstance(client, Client):
+        given = f"of type {type(client).__name__}"  # and no more: a connection string has the password in it
+        raise InvalidSetting(f"client is a Client, as in Client('postgresql://...'), not {given}")
+
+
+def _checked_queues(queues: Any) -> Mapping[str, int | QueueSettings]:
+    if queues is None:
+        return {"default": 10}
+    if not isinstance(queues, Mapping):
+        raise InvalidSetting(f"queues is a mapping from name to threads, as in {{'default': 10}}, not {shown(queues)}")
+    if not queues:
+        raise InvalidSetting("there are no queues to work: give queues={name: threads}, not {}")
+    return queues
+
+
+def _checked_order(order: Any) -> str:
+    if isinstance(order, str) and order in ("priority", "scheduled_at"):
+        return order
+    raise InvalidSetting(f"order is 'priority' or 'scheduled_at', not {shown(order)}")
+
+
+def _check_dsn(listen_dsn: object) -> None:
+    if listen_dsn is None:
+        return
+    if not isinstance(listen_dsn, str):  # of what type it is and no more: a URL has the password in it
+        raise InvalidSetting(f"listen_dsn is a connection string, not of type {type(listen_dsn).__name__}")
+    defaults_for(listen_dsn)  # refused here if it cannot be read, not in the listener's log
+
+
+def _check_error_handler(error_handler: object) -> None:
+    if isinstance(error_handler, type) and issubclass(error_handler, ErrorHandler):
+        raise InvalidSetting(
+            f"error_handler is an object of a class of ErrorHandler, not {shown(error_handler)}: "
+            f"give {error_handler.__name__}()"
+        )
+    if error_handler is not None and not isinstance(error_handler, ErrorHandler):
+        raise InvalidSetting(f"error_handler is an object of a class of ErrorHandler, not {shown(error_handler)}")
