@@ -104,14 +104,28 @@ class ScheduleStore:
     # --- ticks
 
     def look(
-        self, conn: AnyConnection, mine: Mapping[str, int], aside: Sequence[str], batch: int
+        self,
+        conn: AnyConnection,
+        mine: Mapping[str, int],
+        aside: Sequence[str],
+        batch: int,
+        *,
+        only: str | None = None,
     ) -> tuple[list[DueSchedule], timedelta | None]:
         """What wants something now, and how long until more does: of the schedules of the table, and of `mine`, which
-        code has in these versions."""
+        code has in these versions; or of `only` one of them."""
+        values = {"mine": json.dumps(mine), "aside": list(aside), "batch": batch, "only": only}
         with _one_message(conn) as cur:
-            cur.execute(self._sql["due_schedules"], {"mine": json.dumps(mine), "aside": list(aside), "batch": batch})
+            cur.execute(self._sql["due_schedules"], values)
             rows, ((wait,),) = answers(cur)
             return [_due(row) for row in rows], span(wait)
+
+    def names_of_due(self, conn: AnyConnection, mine: Mapping[str, int], aside: Sequence[str], batch: int) -> list[str]:
+        """Which schedules want something now, whatever else their rows hold."""
+        with literal_cursor(conn) as cur:
+            values = {"mine": json.dumps(mine), "aside": list(aside), "batch": batch}
+            cur.execute(self._sql["names_of_due_schedules"], values)
+            return [name for (name,) in cur.fetchall()]
 
     def move(self, conn: AnyConnection, seen: DueSchedule, move: Move) -> Moved | None:
         """Make the job and move on; None if the schedule is no longer as it was seen, or somebody else has it."""

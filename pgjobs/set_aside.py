@@ -68,8 +68,10 @@ def concerns_a_row(error: BaseException) -> bool:
     return error.sqlstate[:2] not in _NOT_OF_A_ROW
 
 
-def short(error: psycopg.Error) -> str:
+def short(error: Exception) -> str:
     """What the server says, without the row that it may add to that."""
+    if not isinstance(error, psycopg.Error):
+        return str(error)
     return f"{error.diag.message_primary or error} [{error.sqlstate}]"
 
 
@@ -103,7 +105,7 @@ class _Act:
     in_succession: list[Hashable] = field(default_factory=list)
     common_until: float = 0.0  # the act cannot be done for this cause, and that was said
     said: dict[Hashable, int] = field(default_factory=dict)  # how many rows were logged for a cause
-    unsaid: list[tuple[str, psycopg.Error]] = field(default_factory=list)
+    unsaid: list[tuple[str, Exception]] = field(default_factory=list)
 
 
 class SetAside:
@@ -160,10 +162,10 @@ class SetAside:
             acts = list(self._acts)
         return any(self.is_common(act, error) for act in acts)
 
-    def failed(self, act: str, key: Hashable, error: psycopg.Error, what: str, *, others_work: bool = False) -> None:
-        """Pass over a row from now on, for twice as long as the last time. `others_work` says that rows beside it did
-        just now. Raises the error when it is no fault of this row, so that the act cannot be done; else `say` follows
-        when the act goes on."""
+    def failed(self, act: str, key: Hashable, error: Exception, what: str, *, others_work: bool = False) -> float:
+        """Pass over a row from now on, for twice as long as the last time; for how many seconds. `others_work`
+        says that rows beside it did just now. Raises the error when it is no fault of this row, so that the act cannot
+        be done; else `say` follows when the act goes on."""
         cause, now = _cause(error), self._clock()
         with self._lock:
             known = self._acts.setdefault(act, _Act())
@@ -178,8 +180,7 @@ class SetAside:
                 known.in_succession.append(key)
             few = len(known.in_succession) <= MOST_ALIKE and (key in known.rows or len(known.rows) < _MOST_ROWS)
             if few and not known.common_until:
-                self._set_aside(known, key, error, f"{act}: {what}")
-                return
+                return self._set_aside(known, key, error, f"{act}: {what}")
             for each in known.in_succession:  # it was no fault of theirs
                 known.rows.pop(each, None)
             known.in_succession.clear()
@@ -189,12 +190,13 @@ class SetAside:
             log.warning("%s: more than %d rows fail alike, so none is set aside: %s", act, MOST_ALIKE, short(error))
         raise error
 
-    def _set_aside(self, known: _Act, key: Hashable, error: psycopg.Error, what: str) -> None:
+    def _set_aside(self, known: _Act, key: Hashable, error: Exception, what: str) -> float:
         row = known.rows.get(key)
         pause = _FIRST_PAUSE if row is None else min(2 * row.pause, _LONGEST_PAUSE)
         known.rows[key] = _Row(self._clock() + pause, pause)
         if row is None:
             known.unsaid.append((what, error))
+        return pause
 
     def say(self, act: str) -> None:
         """Log what was set aside just now: each row once, and of many that fail alike only a few."""
@@ -214,9 +216,11 @@ class SetAside:
             del self._acts[next(name for name in self._acts if name != act)]
 
 
-def _cause(error: psycopg.Error) -> Hashable:
+def _cause(error: Exception) -> Hashable:
     """What errors have in common that have one cause: the place in the application's code, or else the text but for the
     values in it."""
+    if not isinstance(error, psycopg.Error):
+        return type(error), _CHANGING.sub("#", str(error))
     diag = error.diag
     where = (diag.context or "").split("\n", 1)[0] or _CHANGING.sub("#", diag.message_primary or str(error))
     return error.sqlstate, diag.constraint_name, where

@@ -25,6 +25,7 @@ from pgjobs.log_lines import get_logger
 from pgjobs.options import EncodedJob, NewJob
 from pgjobs.outages import kind_of
 from pgjobs.schedule_store import DueSchedule, Move, ScheduleStore
+from pgjobs.set_aside import SetAside, concerns_a_row
 from pgjobs.store import AnyConnection
 from pgjobs.timetable import Ticks, parse
 
@@ -33,7 +34,8 @@ log = get_logger("pgjobs.cron")
 BATCH = 10  # schedules that one look takes: promote and a stop wait for no more
 LOOK_EVERY = timedelta(seconds=5)  # for changes that no notification told of
 _AGAIN = timedelta(milliseconds=1)
-_AFTER_FAILURE = 30.0  # seconds that a schedule which cannot tick is left alone
+_AFTER_FAILURE = 30.0  # seconds that a schedule which cannot tick is left alone at least
+_ACT = "ticks"  # as it is called where schedules that fail are set aside
 _HELD = 0.1  # seconds that one which somebody else holds, or has just moved, is left alone
 _LONG = 60.0  # seconds after which a function that supplies args is reported
 
@@ -66,6 +68,7 @@ class Ticker:
         self._ask = ask
         self._wake = wake
         self._aside: dict[str, float] = {}  # schedules that wait for an answer, are held, or failed: until when
+        self._failing = SetAside()
         self._asked: dict[str, tuple[DueSchedule, Move]] = {}  # what code has not answered yet
         self._answered: SimpleQueue[str] = SimpleQueue()  # filled by other threads
         self._ticks: dict[str, tuple[tuple[str, str], Ticks]] = {}  # parsed, by name
@@ -75,16 +78,38 @@ class Ticker:
         mine = self._registered()
         self._call_back()
         versions = {name: schedule.version for name, schedule in mine.items()}
-        wanting, wait = self._store.look(conn, versions, list(self._aside), BATCH)
+        wanting, wait = self._look(conn, versions)
         for seen in wanting:
             try:
                 self._tick(conn, seen, mine.get(seen.name))
             except Exception as error:  # whatever is wrong with one holds up no other
                 self._set_aside(conn, seen.name, error)
+            else:
+                self._failing.worked(_ACT, seen.name)
+        self._failing.say(_ACT)
         if wanting:
             return _AGAIN
         back = min(self._aside.values(), default=math.inf) - time.monotonic()
         return max(_AGAIN, min(LOOK_EVERY if wait is None else wait, timedelta(seconds=min(back, _LONG)), LOOK_EVERY))
+
+    def _look(self, conn: AnyConnection, versions: Mapping[str, int]) -> tuple[list[DueSchedule], timedelta | None]:
+        """What wants something now; schedule by schedule where one of the rows stops that."""
+        aside = list(self._aside)
+        try:
+            return self._store.look(conn, versions, aside, BATCH)
+        except Exception as error:
+            if isinstance(error, psycopg.Error) and not concerns_a_row(error):
+                raise
+            names = self._store.names_of_due(conn, versions, aside, BATCH)
+            if not names:
+                raise
+        wanting: list[DueSchedule] = []
+        for name in names:
+            try:
+                wanting += self._store.look(conn, versions, aside, 1, only=name)[0]
+            except Exception as error:
+                self._set_aside(conn, name, error)
+        return wanting, _AGAIN
 
     def answered(self, name: str) -> None:
         """There is an answer for a schedule that waited for one. May be called from any thread."""
@@ -149,12 +174,18 @@ class Ticker:
     def _set_aside(self, conn: AnyConnection, name: str, error: Exception) -> None:
         if kind_of(error) is not None:  # no fault of the schedule: it ticks as soon as that is over
             raise error
-        self._aside[name] = time.monotonic() + _AFTER_FAILURE
-        if isinstance(error, psycopg.OperationalError):  # the server's, not the schedule's
+        of_database = isinstance(error, psycopg.Error)
+        if of_database and not concerns_a_row(error):  # the server's, not the schedule's
             raise error
+        pause = self._failing.failed(_ACT, name, error, f"schedule {name}", others_work=not of_database)
+        self._aside[name] = time.monotonic() + max(pause, _AFTER_FAILURE)
         forget_details(error)
-        log.warning("schedule %s cannot tick and is tried again in %d s: %s", name, _AFTER_FAILURE, one_line(error))
-        self._store.note_error(conn, name, error_text(error))
+        try:
+            self._store.note_error(conn, name, error_text(error))
+        except psycopg.Error as other:
+            if not concerns_a_row(other):
+                raise
+            log.debug("schedule %s: its error is not on record: %s", name, one_line(other))
 
 
 def _with_answer(seen: DueSchedule, move: Move, answer: Answer) -> Move:

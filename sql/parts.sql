@@ -136,3 +136,9 @@ SELECT id, queue FROM pgjobs.job
     ORDER BY finalized_at
     LIMIT %(batch)s
     FOR UPDATE SKIP LOCKED
+
+-- part: due_schedule
+-- A schedule that wants something now, and that this process may tick.
+(NOT in_code OR (%(mine)s::jsonb ->> name)::integer >= version) AND name <> ALL (%(aside)s::text[])
+    AND (next_tick_at IS NULL OR next_tick_at <= pg_catalog.clock_timestamp() OR run_now_at IS NOT NULL
+        OR planned_for IS NULL OR planned_for <> (COALESCE(spec, '') || ' ' || zone))

@@ -18,15 +18,20 @@ SELECT
     CASE WHEN planned_for IS NULL AND last_tick_at IS NULL THEN created_at ELSE pg_catalog.clock_timestamp() END,
     pg_catalog.clock_timestamp()
 FROM pgjobs.schedule
-WHERE (NOT in_code OR (%(mine)s::jsonb ->> name)::integer >= version) AND name <> ALL (%(aside)s::text[])
-    AND (next_tick_at IS NULL OR next_tick_at <= pg_catalog.clock_timestamp() OR run_now_at IS NOT NULL
-        OR planned_for <> (COALESCE(spec, '') || ' ' || zone) OR planned_for IS NULL)
+WHERE {due_schedule} AND (%(only)s::text IS NULL OR name = %(only)s::text)
 ORDER BY LEAST(run_now_at, next_tick_at) NULLS FIRST
 LIMIT %(batch)s;
 SELECT (EXTRACT(epoch FROM (pg_catalog.min(next_tick_at) - pg_catalog.clock_timestamp())) * 1000000)::bigint
 FROM pgjobs.schedule
 WHERE (NOT in_code OR (%(mine)s::jsonb ->> name)::integer >= version) AND name <> ALL (%(aside)s::text[]);
 COMMIT;
+
+-- name: names_of_due_schedules
+-- When what the rows hold cannot be read.
+SELECT name FROM pgjobs.schedule
+WHERE {due_schedule}
+ORDER BY LEAST(run_now_at, next_tick_at) NULLS FIRST
+LIMIT %(batch)s;
 
 -- name: tick
 -- Makes the job of one tick, if one is to be made, and moves the schedule on: both or neither, and only while the row

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -18,6 +19,8 @@ from psycopg.conninfo import make_conninfo
 from pgjobs import Client, Hooks, Job, QueueSettings, WorkerPool, WorkMap
 from pgjobs.claim import Claimer
 from pgjobs.maintenance import Maintenance
+from pgjobs.schedule_store import ScheduleStore
+from pgjobs.ticker import Ticker
 from tests.conformance.conftest import Rows, duties, server, sql
 from tests.waiting import wait_until
 
@@ -306,6 +309,8 @@ import resource, sys
 from pgjobs import Client, Hooks, WorkerPool
 import psycopg
 from pgjobs.maintenance import Maintenance
+from pgjobs.schedule_store import ScheduleStore
+from pgjobs.ticker import Ticker
 seen = []
 with Client(sys.argv[1], schema=sys.argv[2]) as client, psycopg.connect(sys.argv[1], autocommit=True) as conn:
     rescued = (lambda job: seen.append((job.id, len(job.raw_args)))) if sys.argv[3] == "hook" else None
@@ -543,3 +548,50 @@ def test_a_claim_that_cannot_be_given_back_stops_no_other_claim(
     _let(sql)
     claimer.take_back_orphans(server, at_once=True)
     assert state(lost) == "available"
+
+
+# --- schedules
+
+SCHEDULE = """INSERT INTO pgjobs.schedule (name, kind, spec, zone, next_tick_at, planned_for, created_at, "window")
+    VALUES (%s, %s, '* * * * *', 'UTC', now() - interval '90 s', '* * * * * UTC', now(), NULL)"""
+
+
+def _unread_schedule(sql: Rows, values: str) -> None:
+    """As it may be from before the rules of the table."""
+    sql("ALTER TABLE pgjobs.schedule DROP CONSTRAINT schedule_times, DROP CONSTRAINT schedule_window")
+    sql(f"UPDATE pgjobs.schedule SET {values} WHERE name = 'bad'")
+
+
+def _protect_schedule(sql: Rows) -> None:
+    forbid(sql, "OLD.name = 'bad'", "DELETE", "RAISE EXCEPTION 'frozen'")
+    sql("CREATE TRIGGER app BEFORE UPDATE ON pgjobs.schedule FOR EACH ROW EXECUTE FUNCTION pgjobs.app()")
+
+
+UNREADABLE_SCHEDULES = ["planned_for = NULL, created_at = 'infinity'", "planned_for = NULL, created_at = '-infinity'"]
+AT_TICK: dict[str, Callable[[Rows], object]] = {
+    **{values: partial(lambda values, sql: _unread_schedule(sql, values), values) for values in UNREADABLE_SCHEDULES},
+    "its job": lambda sql: forbid(sql, "NEW.kind = 'bad'", "INSERT", "RAISE EXCEPTION 'frozen'"),
+    "its row": _protect_schedule,
+    "too large a job": lambda sql: sql(
+        """UPDATE pgjobs.schedule SET options = jsonb_build_object('metadata', jsonb_build_object('x',
+            repeat('x', 268435400))) WHERE name = 'bad'"""
+    ),
+}
+
+
+@pytest.mark.finding("S3")
+@pytest.mark.parametrize("stopper", AT_TICK)
+def test_a_schedule_that_cannot_tick_stops_no_other(
+    *, client: Client, sql: Rows, server: Tx, stopper: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A schedule whose row could not be read, or whose job too large, stopped the ticks of all."""
+    for name in ("bad", "good", "\x1b[31mnightly\nERROR forged"):
+        sql(SCHEDULE, name, name[:4])
+    AT_TICK[stopper](sql)
+    caplog.set_level(logging.DEBUG, "pgjobs")
+    ticker = Ticker(ScheduleStore(client.schema), lambda: {}, lambda schedule, tick: None)
+    for _ in range(3):
+        ticker.tick(server)
+    assert sorted(sql("SELECT kind FROM pgjobs.job")) == sorted([("good",), ("\x1b[31",)])
+    assert len([line for line in caplog.messages if "schedule bad fails" in line]) == 1
+    assert not [line for line in caplog.messages if "\x1b" in line or "\n" in line]
