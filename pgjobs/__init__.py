@@ -7,6 +7,7 @@ from pgjobs.errors import (
     AmbiguousJob,
     AttemptLost,
     Cancel,
+    CannotConnect,
     Discard,
     DuplicateHandler,
     EmptyFilter,
@@ -49,6 +50,7 @@ from pgjobs.errors import (
     UndecodableArgs,
     UniqueConflict,
     UnknownKind,
+    UsedAfterFork,
     WorkerPoolError,
 )
 from pgjobs.events import Event, EventKind, JobStats, Subscription
@@ -75,6 +77,7 @@ __all__ = [
     "AttemptLost",
     "Backoff",
     "Cancel",
+    "CannotConnect",
     "Client",
     "Discard",
     "DuplicateHandler",
@@ -142,6 +145,7 @@ __all__ = [
     "Unique",
     "UniqueConflict",
     "UnknownKind",
+    "UsedAfterFork",
     "WorkMap",
     "WorkerPool",
     "WorkerPoolError",

@@ -22,6 +22,7 @@ from psycopg_pool import ConnectionPool
 
 from pgjobs.error_text import one_line
 from pgjobs.log_lines import get_logger
+from pgjobs.own_pool import live
 
 log = get_logger("pgjobs.checkout")
 
@@ -286,7 +287,7 @@ class PoolCheckout(Checkout):
         super().__init__()
 
     def _get(self) -> AnyConnection:
-        conn: AnyConnection = self._pool.getconn()
+        conn = live(self._pool)
         self.can_prepare = self._may_prepare or conn.prepare_threshold is not None
         return conn
 

@@ -9,11 +9,14 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from secrets import token_hex
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, Unpack, cast, overload
 
+import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg_pool import ConnectionPool
 
@@ -32,18 +35,20 @@ from pgjobs.events import EventKind, Events, Subscription
 from pgjobs.executor import locked
 from pgjobs.filter_store import FilterStore, Turn
 from pgjobs.finish import Finisher
+from pgjobs.forking import PerProcess, check_pool, this_process
 from pgjobs.hooks import EnqueueMiddleware, HookCalls, Hooks, checked_hooks
 from pgjobs.job import Job, changed
 from pgjobs.job_filter import JobCounts, JobFilter, JobPage, Order, check_id, check_limit, listing
 from pgjobs.many import Many, ManyJobs
 from pgjobs.options import EncodedJob, JobOptions, NewJob, Options, check_queue
+from pgjobs.own_pool import OwnPool, live, say_that_it_may_exist
 from pgjobs.queues import Queues
 from pgjobs.registry import Registration
 from pgjobs.schedule_store import ScheduleStore
 from pgjobs.schedules import Schedules
 from pgjobs.statements import check_schema
 from pgjobs.store import AnyConnection, Store, Verdict
-from pgjobs.transaction import MAX_IDLE, Borrowable, PoolSource, borrow, defaults_for, in_autocommit
+from pgjobs.transaction import Borrowable, PoolSource, borrow, defaults_for, in_autocommit, live_connection
 from pgjobs.work_map import Handler, HandlerFunction, WorkMap, decoding, given_work_map
 from pgjobs.worker_store import WorkerProcess, Workers
 
@@ -56,7 +61,7 @@ _LONGEST_PAUSE = 1.0
 class Client:
     """Enqueues jobs, looks at them and changes them by hand, on the tables of one schema.
 
-        client = Client("postgresql://localhost/app")     # a pool of its own, made at once, connected when needed
+        client = Client("postgresql://localhost/app")     # a pool of its own, made and connected when needed
         client = Client(pool)                             # the application's psycopg_pool.ConnectionPool
         client = Client(SQLAlchemySource(engine))         # pgjobs.contrib.sqlalchemy: handlers are given a Session
         client = Client(DjangoSource("default"))          # pgjobs.contrib.django: handlers run inside atomic()
@@ -97,9 +102,10 @@ class Client:
         settings.check_text("id", id, or_none=True)
         settings.check_number("max_args_bytes", max_args_bytes, 1)
         _check_defaults(queue=queue, priority=priority, max_attempts=max_attempts)
-        self.id = one_line(id or f"{socket.gethostname()}-{os.getpid()}-{token_hex(4)}", 255)
+        self._given_id = None if id is None else one_line(id, 255)
+        self._made_in = this_process()
+        self._processes = PerProcess(self._begin_process)
         self.store = Store(self.schema)
-        self._direct: bool | None = None  # whether its own connections lead to the server itself; not asked yet
         self.source = _source(pool)
         self.queues = Queues(self.store, self._transaction)
         self._filters = FilterStore(self.schema)
@@ -113,7 +119,7 @@ class Client:
             raise InvalidSetting(f"error_details is True or False, not {error_details!r:.80}")
         self.error_details = error_details
         self.hooks = HookCalls(checked_hooks(hooks), error_details=error_details)
-        self.events = Events()
+        self._events = Events()
         self._enqueuer = Enqueuer(
             store=EnqueueStore(self.schema),
             defaults=JobOptions(queue=queue, priority=priority, max_attempts=max_attempts),
@@ -124,8 +130,41 @@ class Client:
             hooks=self.hooks,
             middleware=settings.functions("middleware", middleware, "functions of (tx, jobs, insert)"),
         )
-        self.registration = Registration(self.schema, self.id, self.code_version)
+        self._registration = Registration(self.schema, "", self.code_version)
         self.schedules = Schedules(ScheduleStore(self.schema), self._transaction, self._enqueuer.encoded)
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a Client cannot be pickled, since its connections belong to this process: give the other process the "
+            "connection string, or a module that makes a Client when it is imported (a forked process may use this one)"
+        )
+
+    # --- this process
+
+    def _begin_process(self) -> _Process:
+        """What a client is in one process. A child that was forked is another: it begins anew."""
+        id = self._given_id or f"{socket.gethostname()}-{os.getpid()}-{token_hex(4)}"
+        if self._given_id and self._made_in != this_process():
+            id = f"{self._given_id[:240]}-{os.getpid()}"  # two processes of one name would share a row of workers
+        id = one_line(id, 255)
+        self._events.begin_anew()
+        self._registration.begin_anew(id)
+        return _Process(id)
+
+    @property
+    def id(self) -> str:
+        """The name of this process in `attempted_by` and in the list of workers. In a forked child it is another."""
+        return self._processes.get().id
+
+    @property
+    def events(self) -> Events:
+        self._processes.get()
+        return self._events
+
+    @property
+    def registration(self) -> Registration:
+        self._processes.get()
+        return self._registration
 
     # --- connections
 
@@ -249,7 +288,7 @@ class Client:
                 inserted = self._insert_alone(self.source.pool if tx is None else tx, job, notify)
             if inserted is not None:
                 return inserted
-        with self._transaction(tx) as conn:
+        with self._enqueuing(tx) as conn:
             self._let_prepare(conn)
             return self._enqueuer.insert(conn, tx, [job], notify=notify)[0]
 
@@ -257,16 +296,20 @@ class Client:
         """Insert it in a transaction of its own, which is one statement; None where that cannot be."""
         if type(pool).connection is not ConnectionPool.connection:  # who has his own wants it to be called
             return None
-        conn = pool.getconn()  # and no more: what `connection()` does costs as much again
+        conn = live(pool)  # and no more: what `connection()` does costs as much again
         try:
             if conn.pgconn.transaction_status != TransactionStatus.IDLE:  # the pool's check has begun one
                 return None
             if notify and is_plain(job):
-                may_prepare = self._is_ours(conn) or conn.prepare_threshold is not None
+                may_prepare = isinstance(pool, OwnPool) or conn.prepare_threshold is not None
                 return self._enqueuer.insert_hot(conn, job, may_prepare=may_prepare)
             with in_autocommit(conn):
                 self._let_prepare(conn)
                 return self._enqueuer.insert(conn, None, [job], notify=notify)[0]
+        except psycopg.OperationalError as error:
+            if conn.closed:
+                say_that_it_may_exist(error)
+            raise
         finally:
             pool.putconn(conn)
 
@@ -313,11 +356,11 @@ class Client:
         settings.check_bool("returning", returning, error=InvalidOption)
         if returning:
             encoded = list(self._enqueuer.all_encoded(jobs))
-            with self._transaction(tx) as conn:
+            with self._enqueuing(tx) as conn:
                 return self._enqueuer.insert(conn, tx, encoded, notify=notify)
         own = tx is None or isinstance(tx, ConnectionPool)
         return self._enqueuer.insert_counted(
-            self._transaction(tx), tx, jobs, notify=notify, copy=own or can_copy(borrow(tx))
+            self._enqueuing(tx), tx, jobs, notify=notify, copy=own or can_copy(borrow(tx))
         )
 
     def _let_prepare(self, conn: AnyConnection) -> None:
@@ -333,9 +376,10 @@ class Client:
 
     def _is_direct(self, conn: AnyConnection) -> bool:
         """Whether no pooler stands between this process and the server. Asked once."""
-        if self._direct is None:
-            self._direct = not self.store.server_facts(conn).pooled
-        return self._direct
+        process = self._processes.get()
+        if process.direct is None:
+            process.direct = not self.store.server_facts(conn).pooled
+        return process.direct
 
     @contextmanager
     def _transaction(self, tx: Borrowable | ConnectionPool[Any] | None) -> Iterator[AnyConnection]:
@@ -344,10 +388,24 @@ class Client:
                 with self.source.transaction() as conn:
                     yield conn
             elif isinstance(tx, ConnectionPool):
-                with tx.connection() as conn, conn.transaction():
+                check_pool(tx)
+                with live_connection(tx) as conn, conn.transaction():
                     yield conn
             else:
                 yield borrow(tx)
+
+    @contextmanager
+    def _enqueuing(self, tx: Borrowable | ConnectionPool[Any] | None) -> Iterator[AnyConnection]:
+        """The transaction of an enqueue. When the answer to its COMMIT is lost, the error says what is not known."""
+        all_sent = False
+        try:
+            with self._transaction(tx) as conn:
+                yield conn
+                all_sent = True
+        except psycopg.OperationalError as error:
+            if all_sent:
+                say_that_it_may_exist(error)
+            raise
 
     # --- control
 
@@ -639,6 +697,14 @@ class Client:
             pause = min(1.5 * pause, _LONGEST_PAUSE)
 
 
+@dataclass(slots=True)
+class _Process:
+    """What is of one process alone."""
+
+    id: str
+    direct: bool | None = None  # whether its own connections lead to the server itself; not asked yet
+
+
 def decode_args(cls: type[Args], raw: str | Mapping[str, Any] | Args) -> Args:
     """An instance of an args class from the JSON text of `job.raw_args`, or from the dict that `job.args` may be; what
     is one already is given back. Raises UndecodableArgs."""
@@ -675,13 +741,9 @@ def _source(pool: object) -> PoolSource:
     if isinstance(pool, PoolSource):
         return pool
     if isinstance(pool, ConnectionPool):
-        return PoolSource(pool, owned=False)
+        return PoolSource(pool)
     if isinstance(pool, str) and pool:
-        kwargs = defaults_for(pool)
-        own = ConnectionPool(
-            for_libpq(pool), kwargs=kwargs, min_size=0, max_size=10, max_idle=MAX_IDLE, open=True, name="pgjobs"
-        )
-        return PoolSource(own, owned=True)
+        return PoolSource(partial(OwnPool, for_libpq(pool), defaults_for(pool)))
     # of what type it is and no more: a URL has the password in it
     raise InvalidSetting(
         "pool is a connection string, a psycopg_pool.ConnectionPool or a source, not "

@@ -37,6 +37,8 @@
     │   ├── SchemaTooNew                 the tables are newer than this code
     │   └── SchemaDamaged                the tables are there, but something that they need is not
     ├── WorkerPoolError                  start and stop out of order, a queue twice or one it does not work
+    ├── UsedAfterFork                    a connection, a pool or its threads belong to the process that forked this one
+    ├── CannotConnect                    (psycopg.OperationalError) a connection is refused, and would be again
     ├── TransactionBroken                the handler ended or broke the job's transaction
     └── AttemptLost                      the job was taken away from the attempt that wanted to finish it
 
@@ -55,6 +57,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+
+import psycopg
 
 
 def shown(value: object, limit: int = 80) -> str:
@@ -271,6 +275,16 @@ class SchemaDamaged(MigrationError):
 
 class WorkerPoolError(PgjobsError):
     """`start` on a running pool, a pool with nothing to work on, a queue added twice or removed that is not there."""
+
+
+class UsedAfterFork(PgjobsError):
+    """This process was forked from another one, and what it uses belongs to that: a connection that was opened, a
+    psycopg_pool that was opened, or a worker pool that was started before the fork. Nothing was sent."""
+
+
+class CannotConnect(PgjobsError, psycopg.OperationalError):
+    """A connection was refused for a reason that does not go away by itself: a wrong password, user, database or host
+    name. Nothing was sent. The message has the server's words."""
 
 
 class TransactionBroken(PgjobsError):

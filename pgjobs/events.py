@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from pgjobs import settings
 from pgjobs.errors import InvalidSetting
+from pgjobs.forking import this_process
 from pgjobs.job import Job
 
 
@@ -56,6 +57,7 @@ class Subscription:
         self._waiting: deque[Event] = deque()
         self._changed = threading.Condition()
         self._closed = False
+        self._process = this_process()
 
     def __len__(self) -> int:
         """How many events wait to be read."""
@@ -64,6 +66,8 @@ class Subscription:
     def get(self, timeout: timedelta | None = None) -> Event | None:
         """The next event; None when there was none for `timeout`, or when it is closed and all is read."""
         seconds = settings.patience(timeout)
+        if self._process != this_process():  # what it is told of happens in the process that forked this one
+            return None
         give_up = None if seconds is None else time.monotonic() + seconds
         with self._changed:
             while not self._waiting and not self._closed:
@@ -79,6 +83,8 @@ class Subscription:
 
     def close(self) -> None:
         """No more events; those that wait can still be read."""
+        if self._process != this_process():
+            return
         self._hub.remove(self)
         with self._changed:
             self._closed = True
@@ -106,8 +112,13 @@ class Events:
     """The subscriptions of one client."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._subscriptions: tuple[Subscription, ...] = ()
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """In a forked child: nobody listens, and no pool runs."""
+        self._lock = threading.Lock()
+        self._subscriptions = ()
         self._worker_pools = 0  # that run now
 
     def __bool__(self) -> bool:

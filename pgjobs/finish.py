@@ -22,7 +22,16 @@ from pgjobs.backoff import Backoff
 from pgjobs.checkout import Checkout
 from pgjobs.claim import Claimer
 from pgjobs.error_text import forget_details, hint, one_line
-from pgjobs.errors import AttemptLost, Cancel, Discard, JobCancelled, JobStopped, NotRunning, TransactionBroken
+from pgjobs.errors import (
+    AttemptLost,
+    Cancel,
+    CannotConnect,
+    Discard,
+    JobCancelled,
+    JobStopped,
+    NotRunning,
+    TransactionBroken,
+)
 from pgjobs.events import Event, EventKind, Events, JobStats
 from pgjobs.hooks import ErrorHandler, HookCalls
 from pgjobs.job import Job, JobState, changed
@@ -34,7 +43,7 @@ log = get_logger("pgjobs.finish")
 
 _LATE_FINISH_TRIES = 3
 _MOST_DEAD = 100  # connections that died with the server: each is handed out once, and is no try
-_NO_CONNECTION = (PoolTimeout, PoolClosed, TooManyRequests)
+_NO_CONNECTION = (PoolTimeout, PoolClosed, TooManyRequests, CannotConnect)
 _LOCK_NOT_AVAILABLE = "55P03"
 _MOST_ERRORS = 100
 _SOON = timedelta(seconds=2)

@@ -25,8 +25,12 @@ class Registration:
 
     def __init__(self, schema: str, id: str, code_version: str | None) -> None:
         self._workers = Workers(schema)
-        self._id = id
         self._code_version = code_version
+        self.begin_anew(id)
+
+    def begin_anew(self, id: str) -> None:
+        """Be the row of another process, in which no pool works yet."""
+        self._id = id
         self._pools: dict[object, Description] = {}
         self._refresh_at = 0.0  # by the monotonic clock
         self._lock = threading.Lock()

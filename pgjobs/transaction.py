@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import sys
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, Protocol
 
 from psycopg import Connection, Cursor, Transaction
-from psycopg_pool import ConnectionPool
+from psycopg_pool import ConnectionPool, PoolClosed
 
 from pgjobs.checkout import Checkout, PoolCheckout, giving_back
 from pgjobs.dsn import check_url, for_libpq, read_dsn
 from pgjobs.errors import InvalidTransaction, PoolTooSmall, shown
+from pgjobs.forking import PerProcess, check_pool, opened_before_fork, this_process
+from pgjobs.inherited import drop_inherited, opened_here, remember_engine
+from pgjobs.own_pool import OwnConnection, OwnPool, has_ended
 
 AnyConnection = Connection[Any]
 
@@ -44,9 +49,6 @@ _ASYNC = (
     "(asyncio.to_thread), on a psycopg Connection or a Session of a synchronous engine, together with what belongs to "
     "the job"
 )
-
-# Seconds after which a pool of our own gives up one connection that nobody needs, and then the next.
-MAX_IDLE = 10.0
 
 # Where the connection string says nothing else. A dead peer is noticed within half a minute, not after the two hours of
 # the operating system.
@@ -81,14 +83,14 @@ def borrow(tx: object) -> Connection[Any]:
     """
     match tx:
         case Connection():
-            return tx
+            return opened_here(tx)
         case Cursor() | Transaction():
-            return tx.connection
+            return opened_here(tx.connection)
     found = _behind_sqlalchemy(tx)
     if found is None:
         found = _behind_django(tx)
     if isinstance(found, Connection):
-        return found
+        return opened_here(found)
     if found is not None:
         if _is_async(found):
             raise InvalidTransaction(_ASYNC.format(shown(tx)))
@@ -113,6 +115,7 @@ def _behind_sqlalchemy(tx: Any) -> object:
         tx = tx.connection()  # flushes nothing
     if engine is None or not isinstance(tx, engine.Connection):
         return None
+    remember_engine(tx.engine)
     if not tx.in_transaction():
         tx.begin()
     found: object = tx.connection.driver_connection
@@ -131,6 +134,7 @@ def _behind_django(tx: Any) -> object:
         tx = db.connections[tx]
     elif base is None or not isinstance(tx, (base.BaseDatabaseWrapper, type(db.connection))):
         return None
+    drop_inherited(tx)
     with tx.cursor():  # connects, or finds out that the connection has died, as for any statement; sends nothing
         tx.validate_no_broken_transaction()
     found: object = tx.connection
@@ -138,23 +142,44 @@ def _behind_django(tx: Any) -> object:
 
 
 class PoolSource:
-    """Connections of a `psycopg_pool.ConnectionPool`."""
+    """Connections of a `psycopg_pool.ConnectionPool`: of one that is given, or of one that each process makes for
+    itself when it needs it first."""
 
     batches = True  # whether several handlers may share a transaction
 
-    def __init__(self, pool: ConnectionPool[Any], *, owned: bool) -> None:
-        if isinstance(pool.conninfo, str):
-            check_url(pool.conninfo)
-        self.pool = pool
-        self.owned = owned
-        self._threads = 0  # of all worker pools on it
+    def __init__(self, pool: ConnectionPool[Any] | Callable[[], OwnPool]) -> None:
+        self.owned = not isinstance(pool, ConnectionPool)
+        self._used: PerProcess[Counter[str]] = PerProcess(Counter)  # the threads of all worker pools on it
+        if isinstance(pool, ConnectionPool):
+            if isinstance(pool.conninfo, str):
+                check_url(pool.conninfo)
+            check_pool(pool)
+            self._pools = PerProcess(partial(self._given, pool, None if pool.closed else this_process()))
+        else:
+            self._pools = PerProcess(partial(self._own, pool))
+
+    @property
+    def pool(self) -> ConnectionPool[Any]:
+        """Raises UsedAfterFork when it was given, and opened before this process was forked."""
+        return self._pools.get()
+
+    def _given(self, pool: ConnectionPool[Any], opened_in: object) -> ConnectionPool[Any]:
+        if opened_in not in (None, this_process()) and not pool.closed:
+            raise opened_before_fork(pool)
+        check_pool(pool)
+        return pool
+
+    def _own(self, make: Callable[[], OwnPool]) -> ConnectionPool[Any]:
+        pool = make()
         # Also when the process ends without a close(): the pool's threads would not notice in time that it does.
-        self._closed = weakref.finalize(self, pool.close) if owned else None
+        weakref.finalize(self, pool.close)
+        return pool
 
     def make_room(self, threads: int) -> None:
         """See to it that so many threads can hold a connection each, or raise PoolTooSmall."""
-        self._fit(self._threads + threads)
-        self._threads += threads
+        used = self._used.get()
+        self._fit(used["threads"] + threads)
+        used["threads"] += threads
 
     def _fit(self, threads: int) -> None:
         needed = threads + SPARE_CONNECTIONS
@@ -169,7 +194,7 @@ class PoolSource:
 
     def give_room_back(self, threads: int) -> None:
         """So many threads have ended."""
-        self._threads -= threads
+        self._used.get()["threads"] -= threads
 
     @contextmanager
     def checkout(self) -> Iterator[Checkout]:
@@ -186,7 +211,7 @@ class PoolSource:
     @contextmanager
     def transaction(self) -> Iterator[AnyConnection]:
         """A connection in a transaction of its own, committed at the end."""
-        with self.pool.connection() as conn, conn.transaction():
+        with live_connection(self.pool) as conn, conn.transaction():
             yield conn
 
     def connect(self, dsn: str | None = None) -> AnyConnection:
@@ -204,6 +229,8 @@ class PoolSource:
     def first_connection(self) -> Iterator[AnyConnection]:
         """A connection to begin with. Not from a pool of our own: that would try again for half a minute, and then not
         say why, when the server or the database is not there."""
+        if self.owned and self.pool.closed:
+            raise PoolClosed("the client is closed")
         with self.connect() if self.owned else self.pool.connection() as conn:
             yield conn
 
@@ -213,8 +240,9 @@ class PoolSource:
             self.pool.drain()
 
     def close(self) -> None:
-        if self._closed is not None:
-            self._closed()
+        """Close the pool that this process has made; in a child never the parent's."""
+        if self.owned:
+            self.pool.close()
 
 
 @contextmanager
@@ -229,17 +257,29 @@ def in_autocommit(conn: AnyConnection) -> Iterator[None]:
             conn.autocommit = before
 
 
-def own_pool(connect: Callable[[], AnyConnection]) -> ConnectionPool[Any]:
+@contextmanager
+def live_connection(pool: ConnectionPool[Any]) -> Iterator[AnyConnection]:
+    """As `pool.connection()`, but none that the server has ended while it was idle."""
+    while True:
+        with pool.connection() as conn:
+            if has_ended(conn):
+                conn.close()  # the pool makes another
+                continue
+            yield conn
+        return
+
+
+def own_pool(connect: Callable[[], AnyConnection]) -> OwnPool:
     """A pool of connections that a function makes: for pgjobs itself, beside those of a framework."""
 
-    class Made(Connection[Any]):
+    class Made(OwnConnection):
         @classmethod
         def connect(cls, conninfo: str = "", *, autocommit: bool = False, **kwargs: Any) -> Any:
             conn = connect()
             conn.autocommit = autocommit
             return conn
 
-    return ConnectionPool(connection_class=Made, min_size=0, max_size=10, max_idle=MAX_IDLE, open=True, name="pgjobs")
+    return OwnPool(make=Made)
 
 
 def _value(setting: Any) -> Any:

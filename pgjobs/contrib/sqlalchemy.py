@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from sys import getrefcount
 from typing import Any
 
@@ -25,6 +26,7 @@ from sqlalchemy.orm import Session
 from pgjobs.checkout import AnyConnection, Checkout, giving_back
 from pgjobs.error_text import forget_details, one_line
 from pgjobs.errors import InvalidSetting, PoolTooSmall, TransactionBroken
+from pgjobs.inherited import engine_here, opened_here, remember_engine
 from pgjobs.log_lines import get_logger
 from pgjobs.transaction import PoolSource, own_pool
 
@@ -54,13 +56,14 @@ class SQLAlchemySource(PoolSource):
             )
         if "@" in (engine.url.host or ""):  # it would be shown with each failure
             raise InvalidSetting("the URL of the engine has an @ in its host: in a password write %40 for @")
-        super().__init__(own_pool(self._connect), owned=True)
+        super().__init__(partial(own_pool, self._connect))
         self.engine = engine
+        remember_engine(engine)
         self._session = session
 
     @contextmanager
     def checkout(self) -> Iterator[Checkout]:
-        with giving_back(_EngineCheckout(self.engine, self._session)) as held:
+        with giving_back(_EngineCheckout(engine_here(self.engine), self._session)) as held:
             yield held
 
     def _fit(self, threads: int) -> None:
@@ -75,7 +78,9 @@ class SQLAlchemySource(PoolSource):
     def _connect(self) -> AnyConnection:
         """A connection that is not the engine's, made as the engine makes its own."""
         with _driver_errors():
-            beside = self.engine.pool.recreate().connect()  # a pool apart, which takes nothing from the engine's
+            beside = (
+                engine_here(self.engine).pool.recreate().connect()
+            )  # a pool apart, which takes nothing from the engine's
             conn: Any = beside.driver_connection
             beside.detach()
         return _psycopg(conn)
@@ -99,7 +104,7 @@ class _EngineCheckout(Checkout):
             self._connection = self._engine.connect()
             self._connection.execution_options(isolation_level="AUTOCOMMIT")
             self._fairy = self._connection.connection
-            return _psycopg(self._fairy.driver_connection)
+            return opened_here(_psycopg(self._fairy.driver_connection))
 
     def _put(self, conn: AnyConnection) -> None:
         with suppress(exc.SQLAlchemyError, psycopg.Error):

@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from threading import get_ident
 from typing import Any
 
@@ -25,6 +26,7 @@ from psycopg.pq import TransactionStatus
 from pgjobs.checkout import AnyConnection, Checkout, giving_back
 from pgjobs.error_text import forget_details, one_line
 from pgjobs.errors import InvalidSetting, PoolTooSmall, TransactionBroken, WorkerPoolError
+from pgjobs.inherited import drop_inherited, opened_here
 from pgjobs.log_lines import get_logger
 from pgjobs.transaction import CONNECTION_DEFAULTS, PoolSource, own_pool
 
@@ -47,8 +49,13 @@ class DjangoSource(PoolSource):
     def __init__(self, alias: str = "default") -> None:
         if alias not in connections:
             raise InvalidSetting(f"settings.DATABASES has no {alias!r}, but {', '.join(map(repr, connections))}")
-        super().__init__(own_pool(self._connect), owned=True)
+        super().__init__(partial(own_pool, self._connect))
         self.alias = alias
+        connection_created.connect(self._created)
+
+    def _created(self, connection: Any, **_: Any) -> None:
+        if isinstance(connection.connection, psycopg.Connection):
+            opened_here(connection.connection)  # so that a child knows it
 
     @contextmanager
     def checkout(self) -> Iterator[Checkout]:
@@ -84,6 +91,7 @@ class _AliasCheckout(Checkout):
     """
 
     def __init__(self, wrapper: Any) -> None:
+        drop_inherited(wrapper)
         if wrapper.in_atomic_block:
             raise WorkerPoolError(f"{wrapper.alias!r} is inside an atomic() block here: jobs begin transactions")
         self._wrapper = wrapper
