@@ -30,6 +30,7 @@ from typing import Any
 from uuid import UUID
 
 from pgjobs import codec
+from pgjobs.canceller import canceller
 from pgjobs.checkout import NEVER, Checkout
 from pgjobs.errors import Interrupted, InvalidTransaction, JobCancelled, JobStopped, JobTimedOut, NotRunning
 from pgjobs.job import Job
@@ -129,6 +130,11 @@ class Attempt:
     @property
     def cancelled(self) -> bool:
         return self.reason is not None
+
+    @property
+    def in_handler(self) -> bool:
+        """Whether its handler is still at work, not its thread at the record of what became of it."""
+        return self._in_handler
 
     @property
     def deadline(self) -> datetime | None:
@@ -255,10 +261,7 @@ class Attempt:
             return self._sever(waited)
         if self._in_handler and self.held is not None and self.held.in_statement:
             self.tainted = True
-            self.held.cancels_begin()
-            # asking the server to cancel opens a connection, which may block: not in the thread of the watch
-            if not _started(self.held.cancel_statement, name="pgjobs/cancel"):
-                self.held.cancel_ends()
+            canceller.get().ask(self.held, self._conn_id)
         due = (self._patience.raised, self._patience.severed, waited + _CANCEL_AGAIN)
         return min(later for later in due if later > waited)
 
@@ -315,6 +318,10 @@ class Watch:
         self._on_stuck = on_stuck
         self._name = name
         self._on_silent = on_silent
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """As it is when it is made; and in a forked child, which has none of the threads and attempts."""
         self._attempts: dict[Attempt, bool] = {}  # with whether its severing was reported
         self._holds: set[Checkout] = set()
         self._lock = threading.RLock()
@@ -464,5 +471,7 @@ class Watch:
         for attempt, reported in list(self._attempts.items()):
             if attempt.severed and not reported:
                 self._attempts[attempt] = _started(partial(self._on_severed, attempt), name="pgjobs/severed")
-            if attempt.stuck and _started(partial(self._on_stuck, attempt), name="pgjobs/stuck"):
+            # a thread whose handler is over comes back by itself, however long it waits for a connection
+            left_behind = attempt.in_handler or self._all_end is not None
+            if attempt.stuck and left_behind and _started(partial(self._on_stuck, attempt), name="pgjobs/stuck"):
                 del self._attempts[attempt]

@@ -107,6 +107,15 @@ class Claimer:
         self._hot_statements = HotStatements(self.store)
         self._unworkable = Unworkable(self.store, self.aside)
 
+    def begin_anew(self, worker: str) -> None:
+        """Claim for another process, a forked child, which knows nothing of the server yet."""
+        self.worker = worker
+        self._facts, self._settings_of = None, -1
+        self._cautious_until = _NOT_ASKED
+        self._orphans = []  # the parent gives them back
+        self._marks = {}
+        self._asking = threading.Lock()
+
     def claim(self, held: Checkout, queue: str, *, id: int | None = None) -> Job[Any] | None:
         """The next job, or the one with this id, locked in the transaction that is open now; None if there is none."""
         hot: HotPath | None = held.hot_path

@@ -46,14 +46,18 @@ class CodeSchedules:
         self._store = store
         self._source = source
         self._encode = encode
-        self._worker = worker
-        self._changing = threading.Lock()
         self._schedules: Mapping[str, Schedule] = {}  # replaced, never changed: the ticking thread reads it
-        self._scheduler: UUID | None = None  # while the pool runs
+        self.begin_anew(worker)
         self._changed: Callable[[], None] = lambda: None
         self._next_beat = 0.0
         self._gone = False  # from the table
         self.add(*settings.several("cron", schedules, "Schedule(...)", error=InvalidSchedule))
+
+    def begin_anew(self, worker: str) -> None:
+        """Be the schedules of this process, in which no pool runs yet."""
+        self._worker = worker
+        self._changing = threading.Lock()
+        self._scheduler: UUID | None = None  # while the pool runs
 
     def add(self, *schedules: Schedule) -> None:
         """Have these schedules too, from now on; all or none. InvalidSchedule if there is one of the name already."""

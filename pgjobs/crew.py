@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 import psycopg
+from psycopg_pool import PoolClosed
 
 from pgjobs.attempt import Attempt
 from pgjobs.batch import Batches
@@ -69,9 +70,15 @@ class Crew:
         self._post_store = PostStore(executor.claimer.store.schema)
         self._poll_interval = poll_interval.total_seconds()
         self._cooldown = fetch_cooldown.total_seconds()
+        self.on_closed: Callable[[], None] = lambda: None  # called when the source has no connections any more
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """As it is when it is made; and in a forked child, where none of the threads are."""
         self._changed = threading.Condition()  # a thread has ended, or is stuck
         self._working: dict[threading.Thread, Place] = {}
-        self._stuck: dict[threading.Thread, tuple[Job[Any], float]] = {}  # with its job, and since when
+        # with its job, and since when; without a job where the handler is over
+        self._stuck: dict[threading.Thread, tuple[Job[Any] | None, float]] = {}
         self._started = 0  # since the last muster
 
     def muster(self) -> None:
@@ -125,14 +132,7 @@ class Crew:
             try:
                 seen = self.work_while_jobs(place, polls=polls)
             except BaseException as error:  # whatever the database or a handler's leftovers do, the thread lives
-                known = isinstance(error, psycopg.Error)
-                forget_details(error)
-                with suppress(Exception):  # a handler of the log that fails
-                    text = f"{queue}: next claim in {pause:.1f} s"
-                    if self._executor.claimer.aside.was_said(error):
-                        log.debug("%s: %s", text, one_line(error))
-                    else:
-                        self._outages.failed(log, f"claiming from queue {queue}", error, text, exc_info=not known)
+                self._report(queue, pause, error)
                 self.stopping.wait(pause)
                 pause, polls = min(2 * pause, _LONGEST_PAUSE), False
             else:
@@ -145,10 +145,24 @@ class Crew:
             stuck = self._stuck.pop(me, None)
             del self._working[me]
             self._changed.notify_all()
-        if stuck is not None:
+        if stuck is not None and stuck[0] is not None:
             job, since = stuck
             log.warning("%s: no longer stuck; another thread has taken its place", me.name)
             self._hooks("on_unstuck", job, timedelta(seconds=time.monotonic() - since))
+
+    def _report(self, queue: str, pause: float, error: BaseException) -> None:
+        if isinstance(error, PoolClosed):
+            self.on_closed()
+        known = isinstance(error, psycopg.Error)
+        if known and self.stopping.is_set():
+            return  # there is no next claim
+        forget_details(error)
+        with suppress(Exception):  # a handler of the log that fails
+            text = f"{queue}: next claim in {pause:.1f} s"
+            if self._executor.claimer.aside.was_said(error):
+                log.debug("%s: %s", text, one_line(error))
+            else:
+                self._outages.failed(log, f"claiming from queue {queue}", error, text, exc_info=not known)
 
     def _ask_to_be_woken(self, queue: str, idle: IdleThreads, seen: int) -> None:
         listener = self.listener
@@ -209,6 +223,9 @@ class Crew:
 
     def on_stuck(self, attempt: Attempt) -> None:
         """Its row is free and its outcome recorded; what is left is a thread that does not come back."""
+        if not attempt.in_handler:
+            self._leave_behind(attempt)
+            return
         frame = sys._current_frames().get(attempt.thread.ident or 0)
         stack = "".join(traceback.format_stack(frame)) if frame else "it has just ended\n"
         log.error("job %d (%s): its handler ignores that it is to end; %s is stuck at:\n%s",
@@ -223,3 +240,12 @@ class Crew:
         self._hooks("on_stuck", attempt.job, stack, stuck)
         if place is not None and not self.stopping.is_set() and not place.idle.closed:
             self._start_thread(place)
+
+    def _leave_behind(self, attempt: Attempt) -> None:
+        """The pool stops, and the handler is over; its thread waits for a connection, and ends when that is over."""
+        log.warning("job %d: its handler is over, but there is no connection to record its outcome on: the stop does "
+                    "not wait for %s", attempt.job.id, attempt.thread.name)  # fmt: skip
+        with self._changed:
+            if attempt.thread in self._working:
+                self._stuck[attempt.thread] = (None, time.monotonic())
+                self._changed.notify_all()

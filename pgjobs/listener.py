@@ -75,10 +75,14 @@ class Listener:
     def start(self) -> None:
         self._thread.start()
 
-    def stop(self, timeout: float = 2.0) -> None:
-        """End the thread and its connection. One that hangs in a connect is left behind; it ends when that does."""
+    def end(self) -> None:
+        """Stop soon. Waits for nothing."""
         self._stopping.set()
         self._interrupt()
+
+    def stop(self, timeout: float = 2.0) -> None:
+        """End the thread and its connection. One that hangs in a connect is left behind; it ends when that does."""
+        self.end()
         if self._thread.is_alive():  # else it was not even started
             self._thread.join(timeout)
         if not self._thread.is_alive():
@@ -116,7 +120,8 @@ class Listener:
             try:
                 self._listen()
             except Exception as error:  # also what a callable connection string raises
-                self._say_lost(error)
+                if not self._stopping.is_set():
+                    self._say_lost(error)
                 self._hang_up()
                 self._stopping.wait(self._pause)
                 self._pause = min(2 * self._pause, _LONGEST_PAUSE)

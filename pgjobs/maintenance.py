@@ -17,6 +17,7 @@ from random import random
 from typing import Any
 
 import psycopg
+from psycopg_pool import PoolClosed
 
 from pgjobs.bookkeeping import Bookkeeping
 from pgjobs.checkout import Checkout
@@ -364,6 +365,7 @@ class MaintenanceThread:
         over: Callable[[Checkout], AbstractContextManager[object]] = lambda held: nullcontext(),
         is_told: Callable[[], bool] = lambda: True,
         outages: Outages | None = None,
+        on_closed: Callable[[], None] = lambda: None,
     ) -> None:
         self._maintenance = maintenance
         self._acts: dict[str, Callable[[AnyConnection], timedelta]] = {
@@ -376,6 +378,7 @@ class MaintenanceThread:
         self._beside = beside  # what concerns this process alone; called every second, and when called for
         self._at_end = at_end
         self._over = over  # watches over a connection
+        self._on_closed = on_closed  # called when the source has no connections any more
         self._is_told = is_told  # whether it hears of jobs that are due soon
         self._outages = outages or Outages()
         self._called = threading.Event()
@@ -385,10 +388,14 @@ class MaintenanceThread:
     def start(self) -> None:
         self._thread.start()
 
-    def stop(self, timeout: float | None = None) -> bool:
-        """Stop after the act under way. Says whether the thread has ended."""
+    def end(self) -> None:
+        """Stop after the act under way. Waits for nothing."""
         self._stopping = True
         self._called.set()
+
+    def stop(self, timeout: float | None = None) -> bool:
+        """Stop after the act under way. Says whether the thread has ended."""
+        self.end()
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
@@ -465,6 +472,8 @@ class MaintenanceThread:
             with self._connection() as conn:
                 self._beside(conn)
             self._outages.worked(log, _BESIDE)
+        except PoolClosed:
+            self._on_closed()
         except Exception as error:
             with suppress(Exception):
                 self._outages.failed(log, _BESIDE, error, f"{_BESIDE} failed")
@@ -477,6 +486,9 @@ class MaintenanceThread:
             # a tick may have found nothing to do, and written nothing
             self._outages.worked(log, f"duty {duty}", wrote=duty in self._maintenance.duties)
             return after
+        except PoolClosed:
+            self._on_closed()
+            return AFTER_FAILURE
         except Exception as error:  # the thread outlives every error of the database
             with suppress(Exception):  # a handler of the log that fails
                 text = f"duty {duty} failed and is tried again in {AFTER_FAILURE}"

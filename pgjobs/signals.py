@@ -18,7 +18,13 @@ def signals() -> Iterator[SimpleQueue[int | None]]:
     received: SimpleQueue[int | None] = SimpleQueue()  # its put() is safe in a signal handler, an Event's set() is not
     seen: list[int] = []
 
+    process = os.getpid()
+
     def on_signal(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != process:  # a child that a handler has forked, in which nobody asks the queue
+            signal.signal(number, before[signal.Signals(number)] or signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
         seen.append(number)
         if len(seen) > 2:
             os._exit(128 + number)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import time as TimeOfDay
 from datetime import timedelta
 from functools import partial
+from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -22,9 +24,10 @@ from pgjobs.code_schedules import CodeSchedules
 from pgjobs.crew import Crew, Place
 from pgjobs.cron import Schedule
 from pgjobs.error_text import one_line
-from pgjobs.errors import InvalidHandler, InvalidSetting, JobStopped, WorkerPoolError, shown
+from pgjobs.errors import InvalidHandler, InvalidSetting, JobStopped, UsedAfterFork, WorkerPoolError, shown
 from pgjobs.executor import Executor
 from pgjobs.finish import Finisher
+from pgjobs.forking import this_process
 from pgjobs.hooks import ErrorHandler, Middleware
 from pgjobs.idle import IdleThreads, Post
 from pgjobs.job import Job, JobState
@@ -84,6 +87,8 @@ class WorkerPool:
     `listen=False` never LISTENs and finds jobs by polling every `poll_interval`; `listen_dsn` is where to LISTEN when
     the client is connected through a pooler.
     """
+
+    _received: SimpleQueue[int | None] | None = None  # what `run` waits for
 
     def __init__(
         self,
@@ -191,6 +196,9 @@ class WorkerPool:
             self._schedule_store, client.source, client._enqueuer.encoded, cron, worker=client.id
         )
         self._control = threading.Lock()  # start and stop, one at a time
+        self._process = this_process()
+        self._closing = threading.Lock()  # held from when it was seen that the client was closed
+        self._crew.on_closed = self._on_closed
         self._started = False
         self._room = 0  # connections that the source keeps for its threads
         self._stopper: threading.Thread | None = None  # who is in the middle of a stop
@@ -200,11 +208,17 @@ class WorkerPool:
         self._listener: Listener | None = None
         self._starts = 0
 
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a WorkerPool cannot be pickled, since its threads belong to this process: make one in the other process"
+        )
+
     # --- start and stop
 
     def start(self) -> Self:
         """Start the threads and return. Raises when the pool runs already, when the tables do not fit this code, when
         the connection pool is too small, or what the database raises."""
+        self._enter_process()
         with self._control:
             if self._started:
                 raise WorkerPoolError(f"worker pool {self.name!r} is started already")
@@ -213,6 +227,8 @@ class WorkerPool:
             self._note_classes()  # the WorkMap may have grown
             with self._client.source.first_connection() as conn:
                 migrate.make_ready(conn, self._client.schema)
+            if self._closing.locked():
+                self._closing.release()
             self._keep_queues(self._places)
             self._client.source.make_room(self.threads)
             self._room = self.threads
@@ -227,6 +243,7 @@ class WorkerPool:
             except BaseException:  # a schedule cannot be stored, or the system refuses more threads
                 self._stop(0.0)
                 raise
+            atexit.register(self._at_exit)
             log.info("%s: %d threads on %s", self.name, self.threads, ", ".join(self._places))
         return self
 
@@ -266,6 +283,7 @@ class WorkerPool:
             over=self._watch.over,
             is_told=lambda: self._listener is not None and self._listener.hears,
             outages=self._outages,
+            on_closed=self._on_closed,
             name=f"{self.name}/maintenance",
         )
         self._client.registration.enter(self, self._describe)
@@ -298,6 +316,7 @@ class WorkerPool:
         a stopped pool may be started again.
         """
         seconds = settings.patience(timeout)  # refused, if it is none, before anybody is told to end
+        self._enter_process()
         self._begin_stop()
         if self._is_one_of_its_threads():  # a handler or a hook asks: it would wait for itself
             threading.Thread(target=self.stop, args=(timeout,), name=f"{self.name}/stop").start()
@@ -336,6 +355,7 @@ class WorkerPool:
             self._client.events.worker_pool_stopped()
         self._room = 0
         self._started = False
+        atexit.unregister(self._at_exit)
         return ended and not self._watch.cut_off and not self._crew.any_stuck
 
     def stop_and_cancel(self) -> bool:
@@ -349,6 +369,47 @@ class WorkerPool:
 
     def _cut_off(self) -> None:
         self._watch.tell_all(lambda: JobStopped("the worker pool stopped"), AT_STOP)
+
+    # --- what happens around it
+
+    def _enter_process(self) -> None:
+        """A pool that was made before a fork works for the child as well; one that ran at the fork is the parent's."""
+        if self._process == this_process():
+            return
+        if self._started:
+            raise UsedAfterFork(
+                f"worker pool {self.name!r} was started before the process forked, and its threads are in the parent "
+                "alone: make and start a WorkerPool in the child"
+            )
+        self._process = this_process()
+        self._control, self._closing = threading.Lock(), threading.Lock()
+        self._watch.begin_anew()
+        self._crew.begin_anew()
+        self._claimer.begin_anew(self._client.id)
+        self.schedules.begin_anew(self._client.id)
+
+    def _on_closed(self) -> None:
+        """The client, or its connection pool, was closed while this pool runs."""
+        if self._stopping.is_set() or not self._closing.acquire(blocking=False):
+            return
+        self._begin_stop()
+        log.error("%s: its client was closed while it ran, so it stops: call stop() before client.close()", self.name)
+        if self._received is not None:
+            self._received.put(None)
+        else:
+            threading.Thread(target=self.stop, name=f"{self.name}/stop", daemon=True).start()
+
+    def _at_exit(self) -> None:
+        """The process ends. Its threads are daemons, and go quietly; a stop now could wait for anything."""
+        if not self.running:
+            return
+        if not self._stopping.is_set():
+            log.warning("%s: the process ends without a stop() of this pool: jobs that run now are cut off, and other "
+                        "processes rescue them", self.name)  # fmt: skip
+        self._begin_stop()
+        for helper in (self._maintenance, self._listener):
+            if helper is not None:
+                helper.end()
 
     # --- queues
 
@@ -424,6 +485,7 @@ class WorkerPool:
     @contextmanager
     def _in_control(self) -> Iterator[None]:
         """Nobody starts or stops meanwhile. Never waits for a stop: that may be waiting for the handler that asks."""
+        self._enter_process()
         while not self._control.acquire(timeout=0.05):
             if self._stopping.is_set():
                 raise WorkerPoolError(f"worker pool {self.name!r} is being stopped")
@@ -434,7 +496,7 @@ class WorkerPool:
 
     @property
     def running(self) -> bool:
-        return self._started
+        return self._started and self._process == this_process()
 
     @property
     def threads(self) -> int:
@@ -453,8 +515,10 @@ class WorkerPool:
                 "call start() here, and stop() when it is to end"
             )
         with signals() as received:
+            self._received = received
             self.start()
             next_signal(received)
+            self._received = None
             stop = threading.Thread(target=lambda: received.put(None if self.stop() else 0), name=f"{self.name}/stop")
             stop.start()
             second = next_signal(received)
@@ -463,6 +527,8 @@ class WorkerPool:
                 self._cut_off()
             while stop.is_alive():
                 stop.join(LOOK_UP)
+        if self._closing.locked():
+            raise WorkerPoolError(f"worker pool {self.name!r} has stopped: its client was closed while it ran")
         if second is not None:
             raise SystemExit(128 + second if second else 1)
 
@@ -472,7 +538,8 @@ class WorkerPool:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.stop()
+        if self._process == this_process():  # else a child leaves the block that its parent is in
+            self.stop()
 
     # --- work
 
@@ -482,6 +549,7 @@ class WorkerPool:
         Nobody extends the lease of a detached handler here: give the pool a `lease` longer than that takes.
         """
         check_queue(queue)
+        self._enter_process()
         with self._watch.running(), self._client.source.checkout() as held, self._watch.over(held):
             return self._executor.run_next(held, queue) is not None
 
