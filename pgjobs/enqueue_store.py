@@ -13,10 +13,10 @@ from psycopg.pq import PipelineStatus
 from pgjobs import statements
 from pgjobs.copy_rows import HEADER, TRAILER, CopyRows, instant, microseconds
 from pgjobs.cursors import AnyConnection, bound_cursor, one
-from pgjobs.errors import InvalidTransaction, UndecodableArgs
+from pgjobs.errors import InvalidTransaction
 from pgjobs.hot_insert import hot_insert
 from pgjobs.hot_path import prepared
-from pgjobs.job import Job, JobState, changed, job_of
+from pgjobs.job import Job, JobState, changed, job_of, without_args
 from pgjobs.options import FIRST_INSTANT, EncodedJob
 from pgjobs.spool import Spool
 from pgjobs.store import DUE_NOTICE, as_job
@@ -301,14 +301,7 @@ def _without_private(twin: Job[Any], job: EncodedJob, *, replaced: bool = False)
     known = {"raw_metadata": "{}", "raw_errors": "[]"}
     if job.unique.by_args is True or (replaced and "args" in job.replace):
         return changed(twin, raw_args=job.args, **known)
-
-    def decode(raw: str) -> Any:
-        raise UndecodableArgs(
-            f"job {twin.id} is the duplicate of this one, and this database role may not read its args: grant SELECT "
-            "on args, metadata, errors, token and output of the table job to a role that needs them"
-        )
-
-    return changed(twin, raw_args="null", decode=decode, **known)
+    return without_args(changed(twin, **known))
 
 
 def _present(answer: Answer | None) -> Answer:

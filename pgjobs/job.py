@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any, Generic, Protocol, TypeVar
 from uuid import UUID
 
-from pgjobs.errors import InvalidOption, NotRunning, shown
+from pgjobs.errors import InvalidOption, NotRunning, UndecodableArgs, shown
 from pgjobs.options import FIRST_INSTANT
 from pgjobs.states import JobState
 
@@ -196,6 +196,18 @@ def changed(job: Job[Args], **values: Any) -> Job[Args]:
         for name in _DECODED:
             fields.pop(name, None)
     return made
+
+
+def without_args(job: Job[Args]) -> Job[Args]:
+    """The job as a database role sees it that may not read its args: to ask for them is an error."""
+
+    def decode(raw: str) -> Any:
+        raise UndecodableArgs(
+            f"this database role may not read the args of job {job.id}: it lacks the right to one of the columns args, "
+            "metadata, errors, token and output"
+        )
+
+    return changed(job, raw_args="null", decode=decode)
 
 
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(Job) if field.default is not MISSING}

@@ -149,7 +149,7 @@ def test_the_enqueuer_is_told_of_duplicates_and_not_of_what_others_gave_them(rol
     assert (found.id, found.duplicate, found.state, found.kind) == (secret.id, True, JobState.AVAILABLE, "card")
     assert "her secret" not in f"{found!r} {vars(found)}"
     assert found.metadata == {}
-    with pytest.raises(UndecodableArgs, match="this database role may not read its args"):
+    with pytest.raises(UndecodableArgs, match="this database role may not read the args"):
         _ = found.args
     assert (known.id, known.duplicate, held(known)) == (same.id, True, {"number": 2, "owner": "somebody"})
     assert [(job.id == secret.id, job.duplicate) for job in batch] == [(True, True), (False, False)]
