@@ -213,7 +213,8 @@ class Store:
         # what the messages that write an outcome are made of
         self._keep_effects, self._drop_effects = (work["release_savepoint"],), (work["drop_effects"],)
         self._begin_late, self._restore_claim = (work["begin_late_finish"],), (work["restore_claim"],)
-        self._as_claimed, self._deallocate = (work["as_claimed"],), (work["deallocate"],)
+        self._as_claimed, self._stay_as_claimed = (work["as_claimed"],), (work["stay_as_claimed"],)
+        self._deallocate = (work["deallocate"],)
         self._no_bounds = (work["no_statement_timeout"], work["no_other_bounds"])
         self._relax, self._complete = (work["relax"],), (work["complete"],)
         self._cancel_if_asked = (work["cancel_if_asked"],)
@@ -393,9 +394,12 @@ class Store:
     def abandon(self, conn: AnyConnection, session: Session | None) -> None:
         """Roll back, and leave nothing in the session of what outlives that: behind a pooler it is that of others next,
         and what a handler has committed of its role must not stand in the way of what is recorded."""
-        deallocate = self._deallocate if session and session.shared_since else ()
+        if session is None:  # no handler has had it
+            self.rollback(conn)
+            return
+        before, after = ((), self._stay_as_claimed) if session.shared_since is None else (self._deallocate, ())
         with literal_cursor(conn) as cur:
-            cur.execute(b"\n".join((b"ROLLBACK;", *deallocate, *self._reset_session)), session_values(session))
+            cur.execute(b"\n".join((b"ROLLBACK;", *before, *self._reset_session, *after)), session_values(session))
 
     def commit(self, conn: AnyConnection) -> None:
         with literal_cursor(conn) as cur:

@@ -166,6 +166,11 @@ RELEASE SAVEPOINT pgjobs;
 SET LOCAL SESSION AUTHORIZATION %(session_user)s;
 SET LOCAL ROLE %(role)s;
 
+-- name: stay_as_claimed
+-- The same for what is recorded in other transactions, until the session is reset again.
+SET SESSION AUTHORIZATION %(session_user)s;
+SET ROLE %(role)s;
+
 -- name: no_statement_timeout
 -- What the handler has set is for its own statements.
 SET LOCAL statement_timeout = 0;

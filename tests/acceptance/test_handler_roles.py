@@ -173,6 +173,30 @@ def test_a_role_that_a_handler_commits_is_not_that_of_the_record(
 
 
 @pytest.mark.finding("W14")
+def test_a_batch_whose_transaction_a_handler_ends_is_recorded_by_the_role_that_claimed(roles: Roles) -> None:
+    """The role that the application sets in its sessions was gone by then, and the login may do nothing."""
+    login = f"login_{roles.worker}"
+    names = [sql.Identifier(name) for name in (login, roles.worker)]
+    with roles.admin.pool.connection() as conn:
+        conn.execute(sql.SQL("CREATE ROLE {0} LOGIN NOINHERIT; GRANT {1} TO {0}").format(*names))
+
+    def configure(conn: Tx) -> None:
+        conn.execute(roles.sql("SET ROLE {worker}"))
+        conn.commit()
+
+    dsn = make_conninfo(roles.dsn, user=login)
+    try:
+        with ConnectionPool(dsn, min_size=1, max_size=4, configure=configure, open=True) as pool:
+            client = Client(pool, schema=roles.schema)
+            job = run(roles, client, lambda tx: tx.execute("SELECT 1; COMMIT"), queue={"batch_size": 5})
+        assert job.state is JobState.RETRYABLE
+        assert "ended its transaction itself" in (job.last_error or "")
+    finally:
+        with roles.admin.pool.connection() as conn:
+            conn.execute(sql.SQL("DROP OWNED BY {0}; DROP ROLE {0}").format(names[0]))
+
+
+@pytest.mark.finding("W14")
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_job_that_is_locked_by_hand_may_take_a_role_too(
     roles: Roles, worker: tuple[Client, dict[str, Any]], *, fails: bool
