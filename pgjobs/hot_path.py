@@ -344,9 +344,9 @@ class HotPath:
     def _prepare(self, statement: Prepared) -> bytes:
         name = b"%b_%d" % (statement.name, self._made)
         self._made += 1
-        with self._conn.lock:
-            self._conn.pgconn.send_prepare(name, statement.sql)
-            _, error = self._receive(len(statement.sql))
+        # without the connection's lock: that is held where a statement of a handler's is what this comes before
+        self._conn.pgconn.send_prepare(name, statement.sql)
+        _, error = self._receive(len(statement.sql))
         if error is not None:
             raise error
         self._names[statement.sql] = name
