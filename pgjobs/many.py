@@ -14,6 +14,7 @@ from pgjobs.control import PATIENCE
 from pgjobs.filter_store import FilterStore, Place, Turn
 from pgjobs.job import Job
 from pgjobs.job_filter import JobFilter
+from pgjobs.set_aside import MOST_ALIKE, concerns_a_row
 from pgjobs.store import AnyConnection, Verdict
 
 BATCH = 1000  # jobs of one statement, and of one transaction of our own
@@ -29,6 +30,7 @@ class ManyJobs:
     - "conflict": another job has its unique key
     - "unfit": it is not discarded, or has used up as many attempts as it was to have
     - "referenced": a row of the application's refers to it and forbids that it goes
+    - "refused": a trigger, CHECK or policy of the application forbids it, or what the row holds
     """
 
     done: tuple[Job[Any], ...]
@@ -81,8 +83,8 @@ class Many:
         """Do a batch; behind which place the next one begins, None when there is none."""
         try:
             places = self._sort(self._try(turn))
-        except (psycopg.errors.LockNotAvailable, psycopg.IntegrityError):
-            if self.borrowed:  # the caller's transaction is aborted
+        except psycopg.Error as error:
+            if self.borrowed or not _may_be_of_one(error):  # borrowed: the caller's transaction is aborted
                 raise
             places = self._one_by_one(turn)
         return places[-1] if len(places) == turn.batch else None
@@ -102,15 +104,17 @@ class Many:
         """One of a batch would have to be waited for, or may not be what it shall be: only that one is left out."""
         with self.transaction() as conn:
             places = self.store.places_in_turn(conn, self.filter, turn)
+        refused = 0  # in succession
         for place in places:
             try:
                 self._sort(self._try(Turn(newest=turn.newest, batch=1, among=[place])))
-            except psycopg.errors.LockNotAvailable:
-                self._skipped[place] = "locked"
-            except psycopg.errors.UniqueViolation:  # a twin that was inserted in the same moment
-                self._skipped[place] = "conflict"
-            except psycopg.errors.ForeignKeyViolation:
-                self._skipped[place] = "referenced"
+                refused = 0
+            except psycopg.Error as error:
+                why = _why_not(error)
+                refused = refused + 1 if why == "refused" else 0
+                if why is None or refused > MOST_ALIKE:  # the fault is not of one
+                    raise
+                self._skipped[place] = why
         return places
 
     def _sort(self, verdicts: Sequence[Verdict]) -> Sequence[Place]:
@@ -133,3 +137,18 @@ class Many:
             among, self._busy = sorted(self._busy), set()
             for first in range(0, len(among), BATCH):
                 self._do(Turn(newest=newest, batch=BATCH, among=among[first : first + BATCH]))
+
+
+def _may_be_of_one(error: psycopg.Error) -> bool:
+    return isinstance(error, psycopg.errors.LockNotAvailable) or concerns_a_row(error)
+
+
+def _why_not(error: psycopg.Error) -> str | None:
+    """Why one job was left as it is; None when the error says nothing of it."""
+    if isinstance(error, psycopg.errors.LockNotAvailable):
+        return "locked"
+    if isinstance(error, psycopg.errors.UniqueViolation) and error.diag.constraint_name == "job_unique":
+        return "conflict"  # a twin that was inserted in the same moment
+    if isinstance(error, psycopg.errors.ForeignKeyViolation):
+        return "referenced"
+    return "refused" if concerns_a_row(error) else None

@@ -92,7 +92,7 @@ FROM answer;
 WITH seen AS (
     SELECT * FROM pgjobs.job WHERE id = %(id)s
 ), free AS MATERIALIZED (
-    SELECT id, queue, state <> ALL (unique_states) AND 'available' = ANY (unique_states) AND EXISTS (
+    SELECT id, queue, (state = ANY (unique_states)) IS NOT TRUE AND 'available' = ANY (unique_states) AND EXISTS (
         SELECT FROM pgjobs.job AS twin
         WHERE twin.unique_key = job.unique_key AND twin.state = ANY (twin.unique_states)
             AND (twin.id, twin.queue) <> (job.id, job.queue)) AS conflict,
@@ -107,8 +107,8 @@ WITH seen AS (
 ), changed AS (
     UPDATE pgjobs.job SET
         state = 'available',
-        attempt = CASE WHEN %(reset)s::boolean THEN 0 ELSE attempt END,
-        max_attempts = CASE WHEN %(reset)s::boolean THEN max_attempts ELSE GREATEST(max_attempts, attempt + 1) END,
+        attempt = CASE WHEN %(reset)s::boolean THEN 0 ELSE LEAST(attempt, 2147483646) END,
+        max_attempts = CASE WHEN %(reset)s::boolean THEN max_attempts ELSE GREATEST(max_attempts, LEAST(attempt, 2147483646) + 1) END,
         scheduled_at = CASE WHEN state = 'available' THEN LEAST(scheduled_at, pg_catalog.statement_timestamp())
             ELSE pg_catalog.statement_timestamp() END,
         finalized_at = NULL,
@@ -170,7 +170,7 @@ WITH seen AS (
 ), free AS MATERIALIZED (
     SELECT id, queue, next.state,
         %(max_attempts)s::integer < (attempt + CASE WHEN job.finalized_at IS NULL THEN 1 ELSE 0 END) AS unfit,
-        job.state <> ALL (unique_states) AND next.state = ANY (unique_states) AND EXISTS (
+        (job.state = ANY (unique_states)) IS NOT TRUE AND next.state = ANY (unique_states) AND EXISTS (
             SELECT FROM pgjobs.job AS twin
             WHERE twin.unique_key = job.unique_key AND twin.state = ANY (twin.unique_states)
                 AND (twin.id, twin.queue) <> (job.id, job.queue)) AS conflict

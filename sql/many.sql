@@ -71,7 +71,7 @@ WITH seen AS MATERIALIZED (
     {next_in_turn}
 ), free AS MATERIALIZED (
     SELECT id, queue, unique_key, %(reset)s::boolean AND state <> 'discarded' AS unfit,
-        state <> ALL (unique_states) AND 'available' = ANY (unique_states) AS covered, EXISTS (
+        (state = ANY (unique_states)) IS NOT TRUE AND 'available' = ANY (unique_states) AS covered, EXISTS (
             SELECT FROM pgjobs.job AS twin
             WHERE twin.unique_key = job.unique_key AND twin.state = ANY (twin.unique_states)
                 AND (twin.id, twin.queue) <> (job.id, job.queue)) AS taken
@@ -90,8 +90,8 @@ WITH seen AS MATERIALIZED (
 ), changed AS (
     UPDATE pgjobs.job SET
         state = 'available',
-        attempt = CASE WHEN %(reset)s::boolean THEN 0 ELSE attempt END,
-        max_attempts = CASE WHEN %(reset)s::boolean THEN max_attempts ELSE GREATEST(max_attempts, attempt + 1) END,
+        attempt = CASE WHEN %(reset)s::boolean THEN 0 ELSE LEAST(attempt, 2147483646) END,
+        max_attempts = CASE WHEN %(reset)s::boolean THEN max_attempts ELSE GREATEST(max_attempts, LEAST(attempt, 2147483646) + 1) END,
         scheduled_at = CASE WHEN state = 'available' THEN LEAST(scheduled_at, pg_catalog.statement_timestamp())
             ELSE pg_catalog.statement_timestamp() END,
         finalized_at = NULL,
@@ -156,7 +156,7 @@ WITH seen AS MATERIALIZED (
 ), free AS MATERIALIZED (
     SELECT id, queue, unique_key, next.state,
         %(new_max_attempts)s::integer < (attempt + CASE WHEN job.finalized_at IS NULL THEN 1 ELSE 0 END) AS unfit,
-        job.state <> ALL (unique_states) AND next.state = ANY (unique_states) AS covered, EXISTS (
+        (job.state = ANY (unique_states)) IS NOT TRUE AND next.state = ANY (unique_states) AS covered, EXISTS (
             SELECT FROM pgjobs.job AS twin
             WHERE twin.unique_key = job.unique_key AND twin.state = ANY (twin.unique_states)
                 AND (twin.id, twin.queue) <> (job.id, job.queue)) AS taken

@@ -16,9 +16,10 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from pgjobs import Client, Hooks, Job, QueueSettings, WorkerPool, WorkMap
+from pgjobs import Client, Hooks, Job, JobFilter, QueueSettings, WorkerPool, WorkMap
 from pgjobs.claim import Claimer
 from pgjobs.maintenance import Maintenance
+from pgjobs.many import ManyJobs
 from pgjobs.schedule_store import ScheduleStore
 from pgjobs.ticker import Ticker
 from tests.conformance.conftest import Rows, duties, server, sql
@@ -309,6 +310,7 @@ import resource, sys
 from pgjobs import Client, Hooks, WorkerPool
 import psycopg
 from pgjobs.maintenance import Maintenance
+from pgjobs.many import ManyJobs
 from pgjobs.schedule_store import ScheduleStore
 from pgjobs.ticker import Ticker
 seen = []
@@ -595,3 +597,56 @@ def test_a_schedule_that_cannot_tick_stops_no_other(
     assert sorted(sql("SELECT kind FROM pgjobs.job")) == sorted([("good",), ("\x1b[31",)])
     assert len([line for line in caplog.messages if "schedule bad fails" in line]) == 1
     assert not [line for line in caplog.messages if "\x1b" in line or "\n" in line]
+
+
+# --- control of many
+
+MANY: dict[str, Callable[[Client, JobFilter], ManyJobs]] = {
+    "cancel": lambda client, filter: client.cancel_many(filter),
+    "retry": lambda client, filter: client.retry_many(filter),
+    "delete": lambda client, filter: client.delete_many(filter),
+    "update": lambda client, filter: client.update_many(filter, metadata={"a": 1}),
+}
+
+
+@pytest.mark.finding("S3")
+@pytest.mark.parametrize("name", MANY)
+def test_a_call_for_many_jobs_passes_over_those_that_the_application_protects(
+    *, client: Client, sql: Rows, make: Any, name: str
+) -> None:
+    """One job that a trigger of the application protects failed the call for all."""
+    first, (bad,), last = make(3), make(1, "bad"), make(3)
+    forbid(sql, "OLD.kind = 'bad'", "UPDATE OR DELETE")
+    done = MANY[name](client, JobFilter.all())
+    assert [job.id for job in done.done] == first + last
+    assert done.skipped == {bad: "refused"}
+
+
+@pytest.mark.finding("S3")
+@pytest.mark.parametrize("name", MANY)
+def test_a_call_for_many_jobs_that_are_all_protected_says_why(
+    *, client: Client, sql: Rows, make: Any, name: str
+) -> None:
+    """And does not try each of a million."""
+    make(2000)
+    forbid(sql, "true", "UPDATE OR DELETE")
+    with pytest.raises(psycopg.errors.RaiseException, match="frozen"):
+        MANY[name](client, JobFilter.all())
+
+
+@pytest.mark.finding("S3")
+@pytest.mark.parametrize("bad", [
+    "attempt = 2147483647, max_attempts = 2147483647, state = 'discarded', finalized_at = now()",
+    "metadata = jsonb_build_object('x', repeat('x', 268435400))",
+    "unique_key = 'k', unique_states = ARRAY['available','pending','running','scheduled',NULL]",
+])  # fmt: skip
+@pytest.mark.parametrize("name", MANY)
+def test_a_call_for_many_jobs_does_what_it_can_whatever_the_rows_hold(
+    *, client: Client, sql: Rows, make: Any, name: str, bad: str
+) -> None:
+    """One job whose metadata can take no more, or whose attempts, failed the call for all."""
+    (odd,) = make(1, "bad", bad)
+    others = make(3)
+    done = MANY[name](client, JobFilter.all())
+    assert {job.id for job in done.done} >= set(others)
+    assert {job.id for job in done.done} | set(done.skipped) | ({odd} if name == "cancel" else set()) == {odd, *others}
