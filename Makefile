@@ -10,7 +10,7 @@ INTERPRETER = $(shell $(PYTHON) -c "" 2>/dev/null && echo $(PYTHON) \
 POOL_TESTS = $(shell grep -rlE 'WorkerPool|nursery' --include 'test_*.py' tests/acceptance tests/conformance tests/db tests/faults)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test modes prerelease matrix faults storm soak check fix bench bench-growth bench-profile bench-crash bench-peers clean
+.PHONY: help demo test modes decoys prerelease matrix faults storm soak check fix bench bench-growth bench-profile bench-crash bench-peers clean
 
 help: ## what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -24,6 +24,9 @@ test: $(READY) ## the whole test suite, on an embedded Postgres (or DATABASE_URL
 modes: $(READY) ## the tests that start worker pools, in batches, and on the plain path; twice ten minutes or more
 	PGJOBS_TEST_BATCH=20 $(BIN)/pytest $(POOL_TESTS) $(ARGS)
 	PGJOBS_TEST_PLAIN=1 $(BIN)/pytest $(POOL_TESTS) $(ARGS)
+
+decoys: $(READY) ## the tests that start worker pools, with operators of a stranger in the search_path; ten minutes or more
+	PGJOBS_TEST_DECOYS=1 $(BIN)/pytest $(POOL_TESTS) $(ARGS)
 
 prerelease: ## the suite with the newest psycopg, psycopg_pool, croniter and dataclasses-json, pre-releases too
 	$(INTERPRETER) -m venv --clear .venv-prerelease

@@ -16,7 +16,7 @@ from psycopg.conninfo import make_conninfo
 
 from pgjobs import Client
 from pgjobs.embedded import EmbeddedPostgres
-from tests import modes
+from tests import decoys, modes
 
 # the machine that runs the tests may be busy with others
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -52,10 +52,16 @@ def server_dsn() -> Iterator[str]:
 def new_database(server_dsn: str) -> Iterator[str]:
     """The dsn of a new database with a name of its own, dropped on the way out whoever is still connected."""
     name = f"pgjobs_test_{uuid.uuid4().hex[:12]}"
+    dsn = make_conninfo(server_dsn, dbname=name)
     with psycopg.connect(server_dsn, autocommit=True) as admin:
         admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        if modes.DECOYS:
+            admin.execute(sql.SQL("ALTER DATABASE {} SET search_path = decoy, public").format(sql.Identifier(name)))
+    if modes.DECOYS:
+        with psycopg.connect(dsn, autocommit=True) as conn:
+            decoys.make_decoys(conn, of_pgjobs_alone=True)
     try:
-        yield make_conninfo(server_dsn, dbname=name)
+        yield dsn
     finally:
         with psycopg.connect(server_dsn, autocommit=True) as admin:
             admin.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
@@ -66,6 +72,19 @@ def database(server_dsn: str) -> Iterator[str]:
     """The dsn of the one database this session's tests share."""
     with new_database(server_dsn) as dsn:
         yield dsn
+
+
+@pytest.fixture(autouse=modes.DECOYS)
+def no_decoy(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Nothing of pgjobs comes upon a decoy in this test."""
+    names = {"database", "fresh_database"} & set(request.fixturenames)
+    with ExitStack() as opened:
+        dsns = [make_conninfo(request.getfixturevalue(name), options="-c search_path=pg_catalog") for name in names]
+        conns = [psycopg.connect(dsn, autocommit=True) for dsn in dsns]
+        before = [decoys.calls(opened.enter_context(conn)) for conn in conns]
+        yield
+        found = [text for conn, calls in zip(conns, before, strict=True) for text in decoys.found(conn, calls)]
+    assert found == []
 
 
 @pytest.fixture

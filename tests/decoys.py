@@ -59,10 +59,12 @@ _OF_PGJOBS = r"-- name: |OPERATOR\(pg_catalog|EXECUTE pgjobs_|advisory_class\(\)
 def make_decoys(conn: Conn, *, of_pgjobs_alone: bool = False) -> None:
     """Make those of the types that every database has. `of_pgjobs_alone` writes down no statement of anybody else, and
     leaves out what would break those."""
+    conn.execute("SET search_path = pg_catalog")
     _run(conn, [_BEGINNING.replace("{wanted}", _OF_PGJOBS if of_pgjobs_alone else ".")])
-    types = [*_PLAIN, *_ARRAYS, *_POLYMORPHIC]
+    # a polymorphic one beside others would make 'a' || 1 of a test ambiguous
+    types = [*_PLAIN, *_ARRAYS, *(["anyarray"] if of_pgjobs_alone else _POLYMORPHIC)]
     _run(conn, _operators(conn, [(a, b) for a in types for b in types], {}, passing_on=of_pgjobs_alone))
-    _run(conn, _prefix_operators([*_PLAIN, *_POLYMORPHIC]))
+    _run(conn, _prefix_operators(types))
     _run(conn, _functions(conn, {}, passing_on=of_pgjobs_alone))
     if not of_pgjobs_alone:
         _run(conn, _types_and_tables())
@@ -82,6 +84,17 @@ def make_decoys_for(conn: Conn, schema: str, *, of_pgjobs_alone: bool = False) -
     if not of_pgjobs_alone:
         tables = conn.execute("SELECT tablename FROM pg_tables WHERE schemaname = %s", [schema])
         _run(conn, (made for (name,) in tables for made in _table(f'"{schema}"', name)))
+
+
+def add_for(conn: Conn, schema: str) -> None:
+    """Make those of our schema where they can be made, and are not there."""
+    query = """SELECT to_regnamespace('decoy') IS NOT NULL AND NOT EXISTS (
+            SELECT FROM pg_operator JOIN pg_type ON pg_type.oid = oprleft WHERE oprnamespace = 'decoy'::regnamespace
+                AND typnamespace = to_regnamespace(%s))
+        FROM pg_roles WHERE rolname = current_user AND rolsuper"""
+    conn.execute("SET search_path = pg_catalog")
+    if conn.execute(query, [f'"{schema}"']).fetchone() == (True,):
+        make_decoys_for(conn, schema, of_pgjobs_alone=True)
 
 
 def calls(conn: Conn) -> int:

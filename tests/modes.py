@@ -2,6 +2,7 @@
 
 PGJOBS_TEST_BATCH=20    pools run batches of that many jobs, where a test says nothing of them
 PGJOBS_TEST_PLAIN=1     there is no hot path, and nothing of pgjobs' own accord is prepared, as behind a pooler
+PGJOBS_TEST_DECOYS=1    decoys come before `public` in the search_path, and no statement of pgjobs may find one
 
 A test of what cannot be so in a mode says why with a mark, `one_by_one("...")` or `prepared("...")`, and is left out.
 """
@@ -13,14 +14,18 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
+import psycopg
+
 from pgjobs import Client, Job, WorkerPool
 from pgjobs.claim import Claimer
 from pgjobs.cursors import AnyConnection
 from pgjobs.enqueue_store import EnqueueStore
 from pgjobs.options import EncodedJob
+from tests import decoys
 
 BATCH_SIZE = int(os.environ.get("PGJOBS_TEST_BATCH") or 1)
 PLAIN = bool(os.environ.get("PGJOBS_TEST_PLAIN"))
+DECOYS = bool(os.environ.get("PGJOBS_TEST_DECOYS"))
 LEFT_OUT = {"one_by_one": BATCH_SIZE > 1, "prepared": PLAIN}  # by the mark
 
 
@@ -38,6 +43,23 @@ def install() -> None:
         WorkerPool.__init__ = batched  # type: ignore[method-assign]
     if PLAIN:
         without_hot_path(setattr)
+    if DECOYS:
+        migrate = Client.migrate
+
+        @wraps(migrate)
+        def migrate_among_decoys(self: Client, tx: Any = None, **options: Any) -> Any:
+            steps = migrate(self, tx, **options)
+            if tx is None and steps:
+                with self.source.first_connection() as conn, beside(conn) as other:
+                    decoys.add_for(other, self.schema)
+            return steps
+
+        Client.migrate = migrate_among_decoys  # type: ignore[method-assign]
+
+
+def beside(conn: AnyConnection) -> AnyConnection:
+    """Another connection to the same database."""
+    return psycopg.connect(conn.info.dsn, password=conn.info.password, autocommit=True)
 
 
 def without_hot_path(patch: Callable[[Any, str, object], None]) -> None:

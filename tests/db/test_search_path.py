@@ -25,7 +25,11 @@ from tests import decoys, life, modes
 from tests.conftest import new_database
 from tests.waiting import wait_until
 
-pytestmark = [pytest.mark.finding("S1"), pytest.mark.finding("S2")]
+pytestmark = [
+    pytest.mark.finding("S1"),
+    pytest.mark.finding("S2"),
+    pytest.mark.skipif(modes.DECOYS, reason="makes its own decoys, all there can be"),
+]
 
 Conn = psycopg.Connection[Any]
 Found = Callable[[], list[str]]
