@@ -44,8 +44,11 @@ GRANT USAGE ON SCHEMA decoy TO PUBLIC;
 CREATE SEQUENCE decoy.calls;
 CREATE FUNCTION decoy.found() RETURNS pg_catalog.bool LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    context text;
 BEGIN
-    IF current_query() ~ $q${wanted}$q$ THEN
+    GET DIAGNOSTICS context = PG_CONTEXT;
+    IF {wanted} THEN
         EXECUTE format('COPY (SELECT current_query()) TO %L', current_setting('data_directory') || '/decoy_'
             || (SELECT oid FROM pg_database WHERE datname = current_database()) || '_' || nextval('decoy.calls'));
     END IF;
@@ -53,16 +56,18 @@ BEGIN
 END
 $$;
 """
-_OF_PGJOBS = r"-- name: |OPERATOR\(pg_catalog|EXECUTE pgjobs_|advisory_class\(\)"
+# The statement is one of ours, and no function of a test's has found the decoy: there are found() and the decoy alone.
+_OF_PGJOBS = r"""current_query() ~ '-- name: |OPERATOR\(pg_catalog|EXECUTE pgjobs_|advisory_class\(\)'
+    AND cardinality(regexp_split_to_array(context, 'PL/pgSQL function')) <= 3"""
 
 
 def make_decoys(conn: Conn, *, of_pgjobs_alone: bool = False) -> None:
     """Make those of the types that every database has. `of_pgjobs_alone` writes down no statement of anybody else, and
     leaves out what would break those."""
     conn.execute("SET search_path = pg_catalog")
-    _run(conn, [_BEGINNING.replace("{wanted}", _OF_PGJOBS if of_pgjobs_alone else ".")])
-    # a polymorphic one beside others would make 'a' || 1 of a test ambiguous
-    types = [*_PLAIN, *_ARRAYS, *(["anyarray"] if of_pgjobs_alone else _POLYMORPHIC)]
+    _run(conn, [_BEGINNING.replace("{wanted}", _OF_PGJOBS if of_pgjobs_alone else "true")])
+    # polymorphic ones would make 'a' || 1 in a test ambiguous
+    types = [*_PLAIN, *_ARRAYS, *([] if of_pgjobs_alone else _POLYMORPHIC)]
     _run(conn, _operators(conn, [(a, b) for a in types for b in types], {}, passing_on=of_pgjobs_alone))
     _run(conn, _prefix_operators(types))
     _run(conn, _functions(conn, {}, passing_on=of_pgjobs_alone))
@@ -88,10 +93,10 @@ def make_decoys_for(conn: Conn, schema: str, *, of_pgjobs_alone: bool = False) -
 
 def add_for(conn: Conn, schema: str) -> None:
     """Make those of our schema where they can be made, and are not there."""
-    query = """SELECT to_regnamespace('decoy') IS NOT NULL AND NOT EXISTS (
-            SELECT FROM pg_operator JOIN pg_type ON pg_type.oid = oprleft WHERE oprnamespace = 'decoy'::regnamespace
-                AND typnamespace = to_regnamespace(%s))
-        FROM pg_roles WHERE rolname = current_user AND rolsuper"""
+    query = """SELECT NOT EXISTS (
+            SELECT FROM pg_operator JOIN pg_type ON pg_type.oid = oprleft
+            WHERE oprnamespace = pg_namespace.oid AND typnamespace = to_regnamespace(%s))
+        FROM pg_namespace, pg_roles WHERE nspname = 'decoy' AND rolname = current_user AND rolsuper"""
     conn.execute("SET search_path = pg_catalog")
     if conn.execute(query, [f'"{schema}"']).fetchone() == (True,):
         make_decoys_for(conn, schema, of_pgjobs_alone=True)

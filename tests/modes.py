@@ -4,7 +4,8 @@ PGJOBS_TEST_BATCH=20    pools run batches of that many jobs, where a test says n
 PGJOBS_TEST_PLAIN=1     there is no hot path, and nothing of pgjobs' own accord is prepared, as behind a pooler
 PGJOBS_TEST_DECOYS=1    decoys come before `public` in the search_path, and no statement of pgjobs may find one
 
-A test of what cannot be so in a mode says why with a mark, `one_by_one("...")` or `prepared("...")`, and is left out.
+A test of what cannot be so in a mode says why with a mark, `one_by_one("...")`, `prepared("...")` or
+`no_decoys("...")`, and is left out.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from tests import decoys
 BATCH_SIZE = int(os.environ.get("PGJOBS_TEST_BATCH") or 1)
 PLAIN = bool(os.environ.get("PGJOBS_TEST_PLAIN"))
 DECOYS = bool(os.environ.get("PGJOBS_TEST_DECOYS"))
-LEFT_OUT = {"one_by_one": BATCH_SIZE > 1, "prepared": PLAIN}  # by the mark
+LEFT_OUT = {"one_by_one": BATCH_SIZE > 1, "prepared": PLAIN, "no_decoys": DECOYS}  # by the mark
 
 
 def install() -> None:

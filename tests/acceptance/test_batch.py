@@ -223,6 +223,7 @@ def test_a_claim_of_many_is_not_planned_anew_each_time(client: Client) -> None:
     assert {custom for custom, _ in plans} == {0}
 
 
+@pytest.mark.no_decoys("makes an index by hand, whose condition finds one")
 def test_the_plan_of_a_claim_of_many_goes_by_the_index_though_the_table_was_small(client: Client) -> None:
     store, desk = BatchStore(client.store), Desk(client)
     desk.enqueue(5)
@@ -363,6 +364,7 @@ def test_claims_are_of_few_sizes_whatever_part_of_the_handlers_needs_a_savepoint
     assert all(batches._rounded(room) <= room < 2 * batches._rounded(room) for room in range(1, 10_000))
 
 
+@pytest.mark.no_decoys("has a trigger or a rule of its own that finds one")
 def test_a_job_that_is_taken_away_between_claim_and_lock_is_left_out_of_its_batch(desk: Desk) -> None:
     """By what the application does in the COMMIT of the claim, say."""
     desk.sql(
@@ -1136,6 +1138,7 @@ def test_what_is_deallocated_behind_the_back_of_psycopg_costs_the_neighbours_no_
 # --- durability
 
 
+@pytest.mark.no_decoys("has a trigger or a rule of its own that finds one")
 @pytest.mark.parametrize("prepare", [5, None], ids=["prepared", "plain"])
 @pytest.mark.parametrize("batch_size", [1, 10], ids=["one by one", "batches"])
 def test_relaxed_finishes_do_not_wait_for_the_disk_and_no_others(

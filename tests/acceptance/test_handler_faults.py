@@ -400,6 +400,7 @@ def test_a_pipeline_with_unsent_writes_is_a_failure_and_none_of_them_stays(trial
         assert conn.execute(trial.sql("SELECT count(*) FROM {schema}.effect WHERE job = -1")).fetchone() == (0,)
 
 
+@pytest.mark.no_decoys("has a trigger or a rule of its own that finds one")
 def test_a_statement_timeout_of_the_handler_is_not_the_librarys(trial: Trial) -> None:
     """A trigger makes the record take longer than the handler allows its own statements."""
     with trial.client.pool.connection() as conn:

@@ -192,7 +192,9 @@ def refuse_once(client: Client) -> None:
             RETURN NEW;
         END $$;
         CREATE TRIGGER refuse BEFORE UPDATE ON {schema}.job FOR EACH ROW
-            WHEN (NEW.state = 'running' AND OLD.args ->> 'number' = '1') EXECUTE FUNCTION {schema}.refuse();
+            WHEN (NEW.state OPERATOR(pg_catalog.=) 'running'
+                AND OLD.args OPERATOR(pg_catalog.->>) 'number' OPERATOR(pg_catalog.=) '1')
+            EXECUTE FUNCTION {schema}.refuse();
     """
     with client.pool.connection() as conn:
         conn.execute(sql.SQL(script).format(schema=sql.Identifier(client.schema)))

@@ -300,6 +300,7 @@ def test_a_handler_that_changes_its_own_job_is_not_committed(
     assert "row of its own job" in found.errors[0].error
 
 
+@pytest.mark.no_decoys("has a trigger or a rule of its own that finds one")
 def test_a_job_by_itself_is_one_statement_which_commits_itself_and_leaves_the_connection_as_it_was(
     database: str, client: Client, sql: Rows, tmp_path: Path
 ) -> None:

@@ -28,7 +28,7 @@ from tests.waiting import wait_until
 pytestmark = [
     pytest.mark.finding("S1"),
     pytest.mark.finding("S2"),
-    pytest.mark.skipif(modes.DECOYS, reason="makes its own decoys, all there can be"),
+    pytest.mark.no_decoys("makes all that there can be by itself"),
 ]
 
 Conn = psycopg.Connection[Any]
