@@ -53,7 +53,7 @@ from pgjobs.errors import (
     UsedAfterFork,
     WorkerPoolError,
 )
-from pgjobs.events import Event, EventKind, JobStats, Subscription
+from pgjobs.events import Event, EventKind, JobStats, QueueEvent, QueueEventKind, Subscription
 from pgjobs.hooks import EnqueueMiddleware, ErrorHandler, Hooks, Middleware
 from pgjobs.job import AttemptError, Job, JobState, current_job
 from pgjobs.job_filter import JobCounts, JobFilter, JobPage
@@ -124,6 +124,8 @@ __all__ = [
     "PgjobsError",
     "PoolTooSmall",
     "Queue",
+    "QueueEvent",
+    "QueueEventKind",
     "QueueFigures",
     "QueueLocked",
     "QueueNotFound",

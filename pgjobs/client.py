@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
@@ -18,7 +18,7 @@ from typing import Any, Literal, Self, TypeVar, Unpack, cast, overload
 
 import psycopg
 from psycopg.pq import TransactionStatus
-from psycopg_pool import ConnectionPool
+from psycopg_pool import ConnectionPool, PoolTimeout
 
 from pgjobs import backoff as policies
 from pgjobs import codec, control, migrate, settings
@@ -31,7 +31,7 @@ from pgjobs.enqueue import Enqueuer
 from pgjobs.enqueue_store import EnqueueStore, can_copy, is_plain
 from pgjobs.error_text import ERROR_LIMIT, clean, one_line
 from pgjobs.errors import InvalidArgs, InvalidFilter, InvalidOption, InvalidSetting, JobNotFound, JobNotOver, shown
-from pgjobs.events import EventKind, Events, Subscription
+from pgjobs.events import Event, EventKind, EventName, Events, QueueEvent, QueueEventKind, QueueEventName, Subscription
 from pgjobs.executor import locked
 from pgjobs.filter_store import FilterStore, Turn
 from pgjobs.finish import Finisher
@@ -40,8 +40,9 @@ from pgjobs.hooks import EnqueueMiddleware, HookCalls, Hooks, checked_hooks
 from pgjobs.job import Job, changed
 from pgjobs.job_filter import JobCounts, JobFilter, JobPage, Order, check_id, check_limit, listing
 from pgjobs.many import Many, ManyJobs
-from pgjobs.options import EncodedJob, JobOptions, NewJob, Options, check_queue
+from pgjobs.options import NO_OPTIONS, EncodedJob, JobOptions, NewJob, Options, check_queue, options_given
 from pgjobs.own_pool import OwnPool, live, say_that_it_may_exist
+from pgjobs.queue_store import QueueStore
 from pgjobs.queues import Queues
 from pgjobs.registry import Registration
 from pgjobs.schedule_store import ScheduleStore
@@ -132,6 +133,9 @@ class Client:
         )
         self._registration = Registration(self.schema, "", self.code_version)
         self.schedules = Schedules(ScheduleStore(self.schema), self._transaction, self._enqueuer.encoded)
+
+    def __repr__(self) -> str:
+        return f"Client(schema={self.schema!r}, id={self.id!r})"
 
     def __reduce__(self) -> Any:
         raise TypeError(
@@ -321,6 +325,7 @@ class Client:
         *,
         notify: bool = True,
         returning: Literal[True] = True,
+        **options: Unpack[Options],
     ) -> builtins.list[Job[Any]]: ...
 
     @overload
@@ -331,6 +336,7 @@ class Client:
         *,
         notify: bool = True,
         returning: Literal[False],
+        **options: Unpack[Options],
     ) -> int: ...
 
     def enqueue_many(
@@ -340,13 +346,15 @@ class Client:
         *,
         notify: bool = True,
         returning: bool = True,
+        **options: Unpack[Options],
     ) -> builtins.list[Job[Any]] | int:
         """Insert many jobs in the transaction `tx`; they come back in their order, duplicates among them.
 
-        Each is an args instance, or `NewJob(args, **options)`. One that is invalid refuses all, before anything is
-        sent, and is named by its position. An empty list is refused. Large batches go by COPY; unique jobs in the order
-        of their keys, so that two such batches never wait for each other. On a connection in autocommit mode with no
-        transaction open, a batch may be more than one commit.
+        Each is an args instance, or `NewJob(args, **options)`. Options of the call, as those of `enqueue`, hold for all
+        of them: nearer are those of a NewJob, farther those of the args class and the client. One that is invalid
+        refuses all, before anything is sent, and is named by its position. An empty list is refused. Large batches go
+        by COPY; unique jobs in the order of their keys, so that two such batches never wait for each other. On a
+        connection in autocommit mode with no transaction open, a batch may be more than one commit.
 
         `returning=False` gives back how many were inserted, and is for batches of any size: `jobs` may be an iterator,
         and the memory is bounded, but for unique jobs, hooks and middleware, which need them all. Row security forbids
@@ -354,13 +362,14 @@ class Client:
         """
         settings.check_bool("notify", notify, error=InvalidOption)
         settings.check_bool("returning", returning, error=InvalidOption)
+        call = options_given(options) if options else NO_OPTIONS
         if returning:
-            encoded = list(self._enqueuer.all_encoded(jobs))
+            encoded = list(self._enqueuer.all_encoded(jobs, call))
             with self._enqueuing(tx) as conn:
                 return self._enqueuer.insert(conn, tx, encoded, notify=notify)
         own = tx is None or isinstance(tx, ConnectionPool)
         return self._enqueuer.insert_counted(
-            self._enqueuing(tx), tx, jobs, notify=notify, copy=own or can_copy(borrow(tx))
+            self._enqueuing(tx), tx, jobs, call, notify=notify, copy=own or can_copy(borrow(tx))
         )
 
     def _let_prepare(self, conn: AnyConnection) -> None:
@@ -614,13 +623,35 @@ class Client:
                 job.set_metadata(code_version_processed=self.code_version)
             yield tx, job
 
-    def subscribe(self, kinds: Iterable[EventKind | str] = (), *, size: int = 1000) -> Subscription:
+    @overload
+    def subscribe(  # type: ignore[overload-overlap]
+        self, kinds: Iterable[EventKind | EventName] = (), *, size: int = 1000
+    ) -> Subscription[Event]: ...
+
+    @overload
+    def subscribe(
+        self, kinds: Iterable[QueueEventKind | QueueEventName], *, size: int = 1000
+    ) -> Subscription[QueueEvent]: ...
+
+    @overload
+    def subscribe(
+        self, kinds: Iterable[EventKind | EventName | QueueEventKind | QueueEventName], *, size: int = 1000
+    ) -> Subscription[Event | QueueEvent]: ...
+
+    def subscribe(self, kinds: Iterable[str] = (), *, size: int = 1000) -> Subscription[Any]:
         """Hear of every attempt that ends in a worker pool of this client: `for event in client.subscribe(...)`.
 
-        `kinds` are those of EventKind, all when it is empty. It never slows a worker: events that nobody has read
-        are kept up to `size`, and the newest are dropped and counted then. Closed when the worker pool stops.
+        `kinds` are those of EventKind, all of them when it is empty; or those of QueueEventKind, for which a QueueEvent
+        tells that a queue was paused or resumed, by whichever process. A worker pool of this client looks for that
+        every second: what was undone within one is not told, and without a pool nothing is. It never slows a worker:
+        events that nobody has read are kept up to `size`, and the newest are dropped and counted then. Closed when the
+        worker pool stops.
         """
-        return self.events.subscribe(kinds, size)
+        subscription = self.events.subscribe(kinds, size)
+        if self.events.looks_at_queues and not self.events.knows_queues:  # a pool runs: changes from here on are told
+            with suppress(psycopg.Error, PoolTimeout), self._transaction(None) as conn:
+                self.events.note_paused(*QueueStore(self.schema).paused(conn))
+        return subscription
 
     # --- look
 

@@ -53,6 +53,9 @@ class CodeSchedules:
         self._gone = False  # from the table
         self.add(*settings.several("cron", schedules, "Schedule(...)", error=InvalidSchedule))
 
+    def __repr__(self) -> str:
+        return f"CodeSchedules({', '.join(map(repr, self._schedules))})"
+
     def begin_anew(self, worker: str) -> None:
         """Be the schedules of this process, in which no pool runs yet."""
         self._worker = worker

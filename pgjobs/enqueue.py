@@ -31,6 +31,9 @@ from pgjobs.transaction import AnyConnection
 from pgjobs.unique import Unique, checked_replace
 from pgjobs.work_map import Handler, WorkMap, decoding
 
+#: By args class: what its own options were, and all of a job but its args.
+Templates = dict[type, tuple[JobOptions, EncodedJob]]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Enqueuer:
@@ -44,27 +47,30 @@ class Enqueuer:
     code_version: str | None = None
     hooks: HookCalls
     middleware: Sequence[EnqueueMiddleware] = ()
-    _templates: dict[type, tuple[JobOptions, EncodedJob]] = field(default_factory=dict)
+    _templates: Templates = field(default_factory=dict)
     _classes: dict[str, ClassName] = field(default_factory=dict)  # of the kinds that were enqueued here, or are handled
 
-    def encoded(self, job: object) -> EncodedJob:
-        """Check and encode one job, a `NewJob` or args; raises before any SQL."""
+    def encoded(self, job: object, call: JobOptions = NO_OPTIONS, templates: Templates | None = None) -> EncodedJob:
+        """Check and encode one job, a `NewJob` or args; raises before any SQL. `call` are the options of a call for
+        many, and `templates` what its earlier jobs have left."""
         args = job.args if isinstance(job, NewJob) else job
+        kept = self._templates if templates is None else templates
         template = None
         if not isinstance(job, NewJob) or (job.options is NO_OPTIONS and job.kind is None):
-            template = self._kept_template(args)
+            template = self._kept_template(args, kept)
         if template is None:
-            template = self._template(job if isinstance(job, NewJob) else NewJob(job))
+            template = self._template(job if isinstance(job, NewJob) else NewJob(job), call, kept)
         return template.with_args(codec.encode(args, max_bytes=self.max_args_bytes), args)
 
-    def all_encoded(self, jobs: Iterable[object]) -> Iterator[EncodedJob]:
+    def all_encoded(self, jobs: Iterable[object], call: JobOptions = NO_OPTIONS) -> Iterator[EncodedJob]:
         """One after the other; what is wrong with one names its position."""
         position = -1
+        templates = self._templates if call is NO_OPTIONS else {}
         if isinstance(jobs, str | bytes | Mapping) or not isinstance(jobs, Iterable):
             raise InvalidArgs(f"enqueue_many takes a list of jobs, not {shown(jobs)}: one job goes to enqueue")
         for position, job in enumerate(jobs):
             try:
-                yield self.encoded(job)
+                yield self.encoded(job, call, templates)
             except Exception as error:
                 if isinstance(error, PgjobsError):  # not one of the application's own, whose args mean something else
                     error.args = (f"at position {position} of the jobs to enqueue: {error}", *error.args[1:])
@@ -113,6 +119,7 @@ class Enqueuer:
         transaction: AbstractContextManager[AnyConnection],
         tx: object,
         jobs: Iterable[object],
+        call: JobOptions = NO_OPTIONS,
         *,
         notify: bool,
         copy: bool,
@@ -123,7 +130,7 @@ class Enqueuer:
         apart = not copy or bool(self.hooks) or bool(self.middleware)
         with Spool() as spool:
             kept = []
-            for job in self.all_encoded(jobs):
+            for job in self.all_encoded(jobs, call):
                 if apart or job.unique is not None:
                     kept.append(job)
                 else:
@@ -134,20 +141,20 @@ class Enqueuer:
                 inserted = self.insert(conn, tx, kept, notify=notify) if kept else []
             return spool.jobs + sum(not job.duplicate for job in inserted)
 
-    def _kept_template(self, args: object) -> EncodedJob | None:
+    def _kept_template(self, args: object, templates: Templates) -> EncodedJob | None:
         """What an earlier job of the same class has left."""
-        asked, template = self._templates.get(type(args), (None, None))
+        asked, template = templates.get(type(args), (None, None))
         if template is None or options_of(args) is not asked:
             return None
         if self.work_map is not None:
             self._check_handled(self.work_map, template.kind, type(args))
         return template
 
-    def _template(self, new: NewJob[Any]) -> EncodedJob:
+    def _template(self, new: NewJob[Any], call: JobOptions, templates: Templates) -> EncodedJob:
         """All of a job but its args; kept where it is the same for every instance of a class."""
         kind = self._kind(new)
         asked = options_of(new.args)
-        options = new.options.over(asked).over(self.defaults)
+        options = new.options.over(call).over(asked).over(self.defaults)
         context = options.context if options.context is not None or self.context is None else self.context()
         assert options.queue is not None
         assert options.priority is not None
@@ -170,7 +177,7 @@ class Enqueuer:
         )
         always_so = self.context is None and options.context is None and asked.metadata is None
         if always_so and new.options is NO_OPTIONS and new.kind is None and is_dataclass(new.args):
-            self._templates[type(new.args)] = (asked, template)
+            templates[type(new.args)] = (asked, template)
         return template
 
     def _metadata(

@@ -1,22 +1,24 @@
-"""What a client tells those who subscribe: one event for each attempt that ends in this process."""
+"""What a client tells those who subscribe: one event for each attempt that ends in this process, and for each queue
+that is paused or resumed by whichever process."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Generic, Literal, Self
 
 from pgjobs import settings
-from pgjobs.errors import InvalidSetting
+from pgjobs.errors import InvalidSetting, shown
 from pgjobs.forking import this_process
 from pgjobs.job import Job
+from pgjobs.options import FIRST_INSTANT
 
 
 class EventKind(StrEnum):
@@ -27,6 +29,18 @@ class EventKind(StrEnum):
     CANCELLED = "job_cancelled"
     SNOOZED = "job_snoozed"
     INTERRUPTED = "job_interrupted"  # cut off by a stop; its attempt is given back
+
+
+class QueueEventKind(StrEnum):
+    """What has become of a queue."""
+
+    PAUSED = "queue_paused"
+    RESUMED = "queue_resumed"
+
+
+#: The kinds as text.
+EventName = Literal["job_completed", "job_failed", "job_cancelled", "job_snoozed", "job_interrupted"]
+QueueEventName = Literal["queue_paused", "queue_resumed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,16 +59,33 @@ class Event:
     stats: JobStats
 
 
-class Subscription:
-    """Events as they come: `for event in subscription`, which ends when it is closed, and it is when the worker pool
-    stops. What it holds is bounded: events beyond `size` that nobody has read are dropped, and counted."""
+@dataclass(frozen=True, slots=True)
+class QueueEvent:
+    kind: QueueEventKind
+    queue: str
 
-    def __init__(self, kinds: frozenset[EventKind], size: int, hub: Events) -> None:
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    E = TypeVar("E", default=Event)  # so that Subscription alone is one of job events
+else:
+    from typing import TypeVar
+
+    E = TypeVar("E")
+
+
+class Subscription(Generic[E]):
+    """Events as they come: `for event in subscription`, which ends when it is closed, and it is when the worker pool
+    stops; or one by one, `next(subscription)`. What it holds is bounded: events beyond `size` that nobody has read are
+    dropped, and counted."""
+
+    def __init__(self, kinds: frozenset[EventKind | QueueEventKind], size: int, hub: Events) -> None:
         self.kinds = kinds
         self.dropped = 0
         self._size = size
         self._hub = hub
-        self._waiting: deque[Event] = deque()
+        self._waiting: deque[E] = deque()
         self._changed = threading.Condition()
         self._closed = False
         self._process = this_process()
@@ -63,7 +94,7 @@ class Subscription:
         """How many events wait to be read."""
         return len(self._waiting)
 
-    def get(self, timeout: timedelta | None = None) -> Event | None:
+    def get(self, timeout: timedelta | None = None) -> E | None:
         """The next event; None when there was none for `timeout`, or when it is closed and all is read."""
         seconds = settings.patience(timeout)
         if self._process != this_process():  # what it is told of happens in the process that forked this one
@@ -77,9 +108,14 @@ class Subscription:
                 self._changed.wait(left)
             return self._waiting.popleft() if self._waiting else None
 
-    def __iter__(self) -> Iterator[Event]:
-        while (event := self.get()) is not None:
-            yield event
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> E:
+        event = self.get()
+        if event is None:
+            raise StopIteration
+        return event
 
     def close(self) -> None:
         """No more events; those that wait can still be read."""
@@ -90,7 +126,7 @@ class Subscription:
             self._closed = True
             self._changed.notify_all()
 
-    def put(self, event: Event) -> None:
+    def put(self, event: E) -> None:
         """Never waits for a reader."""
         with self._changed:
             if len(self._waiting) >= self._size:
@@ -112,7 +148,7 @@ class Events:
     """The subscriptions of one client."""
 
     def __init__(self) -> None:
-        self._subscriptions: tuple[Subscription, ...] = ()
+        self._subscriptions: tuple[Subscription[Any], ...] = ()
         self.begin_anew()
 
     def begin_anew(self) -> None:
@@ -120,28 +156,67 @@ class Events:
         self._lock = threading.Lock()
         self._subscriptions = ()
         self._worker_pools = 0  # that run now
+        self._paused: dict[str, datetime] | None = None  # the queues, and since when; None while nobody asks
+        self._paused_at = FIRST_INSTANT  # when that was so, by the database's clock
 
     def __bool__(self) -> bool:
         """Whether anybody listens."""
         return bool(self._subscriptions)
 
-    def subscribe(self, kinds: Iterable[EventKind | str], size: int) -> Subscription:
+    @property
+    def looks_at_queues(self) -> bool:
+        """Whether a worker pool is to look which queues are paused."""
+        return self._worker_pools > 0 and any(
+            kind in subscription.kinds for subscription in self._subscriptions for kind in QueueEventKind
+        )
+
+    @property
+    def knows_queues(self) -> bool:
+        return self._paused is not None
+
+    def note_paused(self, now: datetime, paused: dict[str, datetime]) -> None:
+        """Which queues are paused, and since when; tells what has changed since the last time. Several worker pools of
+        a client look: what one of them saw earlier, and tells later, is past."""
+        with self._lock:
+            before = self._paused
+            if before is not None and now <= self._paused_at:
+                return
+            self._paused, self._paused_at = paused, now
+            if before is None:
+                return
+            for queue in sorted(before.keys() | paused.keys()):
+                if before.get(queue) == paused.get(queue):
+                    continue
+                if queue in before:
+                    self._publish(QueueEvent(QueueEventKind.RESUMED, queue))
+                if queue in paused:
+                    self._publish(QueueEvent(QueueEventKind.PAUSED, queue))
+
+    def forget_queues(self) -> None:
+        """Nobody asks any more: what changes meanwhile is not told later."""
+        self._paused = None
+
+    def subscribe(self, kinds: Iterable[str], size: int) -> Subscription[Any]:
         settings.check_number("size", size, 1)
         settings.several("kinds", kinds, "EventKind")
         try:
-            chosen = frozenset(EventKind(kind) for kind in kinds) or frozenset(EventKind)
-        except ValueError as error:
-            raise InvalidSetting(f"{error}: the kinds of events are {', '.join(EventKind)}") from None
-        subscription = Subscription(chosen, size, self)
+            chosen = frozenset(_kind(kind) for kind in kinds) or frozenset(EventKind)
+        except ValueError:
+            known = ", ".join((*EventKind, *QueueEventKind))
+            raise InvalidSetting(f"the kinds of events are {known}; not {shown(kinds)}") from None
+        subscription: Subscription[Any] = Subscription(chosen, size, self)
         with self._lock:
             self._subscriptions = (*self._subscriptions, subscription)
         return subscription
 
-    def remove(self, subscription: Subscription) -> None:
+    def remove(self, subscription: Subscription[Any]) -> None:
         with self._lock:
             self._subscriptions = tuple(other for other in self._subscriptions if other is not subscription)
 
     def publish(self, event: Event) -> None:
+        self._publish(event)
+
+    def _publish(self, event: Event | QueueEvent) -> None:
         for subscription in self._subscriptions:
             if event.kind in subscription.kinds:
                 subscription.put(event)
@@ -155,6 +230,16 @@ class Events:
         with self._lock:
             self._worker_pools -= 1
             over = self._subscriptions if self._worker_pools == 0 else ()
+            if self._worker_pools == 0:
+                self._paused = None
         for subscription in over:
             with suppress(Exception):
                 subscription.close()
+
+
+def _kind(kind: object) -> EventKind | QueueEventKind:
+    known: tuple[EventKind | QueueEventKind, ...] = (*EventKind, *QueueEventKind)
+    for member in known:
+        if member == kind:
+            return member
+    raise ValueError

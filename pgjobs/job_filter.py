@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
@@ -80,6 +81,13 @@ class JobFilter:
         if self.really_all and self._says_something:
             raise InvalidFilter("JobFilter.all() is all jobs: nothing else can be said beside it")
 
+    def __repr__(self) -> str:
+        """What is given, and no more."""
+        if self.really_all:
+            return "JobFilter.all()"
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "really_all"}
+        return f"JobFilter({', '.join(f'{name}={value!r}' for name, value in values.items() if value is not None)})"
+
     def check_not_empty(self) -> None:
         """Raise EmptyFilter when nothing is said."""
         if not self.really_all and not self._says_something:
@@ -104,7 +112,7 @@ class JobPage:
 
 @dataclass(frozen=True, slots=True)
 class JobCounts:
-    """How many jobs there are, by queue and state; what there is none of is left out."""
+    """How many jobs there are, by queue and state; what there is none of is left out, and counts as 0."""
 
     jobs: Mapping[tuple[str, JobState], int]
 
@@ -112,15 +120,24 @@ class JobCounts:
     def total(self) -> int:
         return sum(self.jobs.values())
 
-    @property
-    def by_state(self) -> dict[JobState, int]:
-        """Of each state, also of those that no job is in."""
-        return {state: sum(n for (_, of), n in self.jobs.items() if of == state) for state in JobState}
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "jobs", Counter(dict(self.jobs)))
 
     @property
-    def by_queue(self) -> dict[str, int]:
-        queues = dict.fromkeys(queue for queue, _ in self.jobs)
-        return {queue: sum(n for (of, _), n in self.jobs.items() if of == queue) for queue in queues}
+    def by_state(self) -> Counter[JobState]:
+        """Of each state, also of those that no job is in."""
+        counts = Counter(dict.fromkeys(JobState, 0))
+        for (_, state), jobs in self.jobs.items():
+            counts[state] += jobs
+        return counts
+
+    @property
+    def by_queue(self) -> Counter[str]:
+        """Of each queue that has any; 0 for every other name."""
+        counts: Counter[str] = Counter()
+        for (queue, _), jobs in self.jobs.items():
+            counts[queue] += jobs
+        return counts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,6 +21,7 @@ from psycopg_pool import PoolClosed
 
 from pgjobs.bookkeeping import Bookkeeping
 from pgjobs.checkout import Checkout
+from pgjobs.cleaning import Cleaning
 from pgjobs.error_text import one_line
 from pgjobs.job import Job, JobState
 from pgjobs.log_lines import get_logger
@@ -111,6 +112,7 @@ class Maintenance:
         self._promoted: dict[str, int] = {}
         self.aside = SetAside()
         self._unworkable = Unworkable(store, self.aside)
+        self._cleaning = Cleaning(store, self._unworkable)
         self.duties: dict[str, Callable[[AnyConnection], timedelta]] = {
             "promote": self.promote,
             "rescue": self.rescue,
@@ -255,41 +257,7 @@ class Maintenance:
     def clean(self, conn: AnyConnection) -> timedelta:
         """Delete what has been over for longer than it is kept."""
         with self._clean_batches.next() as batch:
-            deleted = [self._clean(conn, state, keep, batch) for state, keep in self._keep.items() if keep is not None]
-        return _SOON if max(deleted, default=0) >= batch else _CLEAN_EVERY
-
-    def _clean(self, conn: AnyConnection, state: JobState, keep: timedelta, batch: int) -> int:
-        """How many were deleted; a full batch's worth when it is worth going on at once."""
-        act = f"clean {state}"
-        rows = self._selected(act)
-        try:
-            return self._store.clean(conn, state, keep, batch, *rows)
-        except psycopg.Error as error:
-
-            def clean(ids: Sequence[int]) -> None:
-                self._store.clean(conn, state, keep, len(ids), Selection(among=ids))
-
-            def find() -> list[Row]:
-                return self._store.rows_to_clean(conn, state, keep, batch, *rows)
-
-            try:
-                self._unworkable.bit_by_bit(conn, Act(act, find, clean, None), error)
-            except psycopg.Error as common:
-                if not concerns_a_row(common):
-                    raise
-                return batch if self._clean_some(conn, state, keep) else 0
-        return batch
-
-    def _clean_some(self, conn: AnyConnection, state: JobState, keep: timedelta) -> int:
-        """When those that are looked at first must all stay: some, in no order. How many were deleted."""
-        deleted = 0
-        for id, _ in self._store.some_old_jobs(conn, state, keep, _ONE_BY_ONE):
-            try:
-                deleted += self._store.clean(conn, state, keep, 1, Selection(among=[id]))
-            except psycopg.Error as error:
-                if not concerns_a_row(error):
-                    raise
-        return deleted
+            return _SOON if self._cleaning.clean(conn, self._keep, batch) else _CLEAN_EVERY
 
     def forget_workers(self, conn: AnyConnection) -> timedelta:
         """Remove processes that vanished from the registry."""

@@ -65,6 +65,17 @@ class JobOptions:
         if self.replace is not None:
             object.__setattr__(self, "replace", checked_replace(self.replace))
 
+    def __repr__(self) -> str:
+        return f"JobOptions({self.given})"
+
+    @property
+    def given(self) -> str:
+        """What is said, for a repr. What metadata and context hold may not belong into a log."""
+        said = {name: getattr(self, name) for name in JobOptions.__slots__ if getattr(self, name) is not None}
+        return ", ".join(
+            f"{name}={'...' if name in ('metadata', 'context') else repr(value)}" for name, value in said.items()
+        )
+
     def over(self, other: JobOptions) -> JobOptions:
         """These options, with `other` where they say nothing. A time counts as one option in both its forms."""
         has_time = self.scheduled_at is not None or self.delay is not None
@@ -136,6 +147,12 @@ class NewJob(Generic[Args]):
         except TypeError:
             _check_names(options)
             raise
+
+    def __repr__(self) -> str:
+        """What args hold may not belong into a log: only their class is shown."""
+        args = "{...}" if isinstance(self.args, Mapping) else f"{type(self.args).__qualname__}(...)"
+        kind = "" if self.kind is None else f"kind={self.kind!r}"
+        return f"NewJob({', '.join(part for part in (args, kind, self.options.given) if part)})"
 
 
 def job_options(**options: Unpack[Options]) -> Callable[[ArgsClass], ArgsClass]:

@@ -10,6 +10,7 @@ from pgjobs.attempt import AFTER_TIMEOUT, Watch
 from pgjobs.claim import Claimer
 from pgjobs.cursors import AnyConnection
 from pgjobs.errors import JobCancelled
+from pgjobs.events import Events
 from pgjobs.queue_store import QueueStore
 from pgjobs.registry import Registration
 
@@ -28,6 +29,7 @@ class ProcessDuties:
         *,
         queues: Callable[[], Iterable[str]],
         lease: timedelta,
+        events: Events,
     ) -> None:
         self._claimer = claimer
         self._watch = watch
@@ -35,6 +37,7 @@ class ProcessDuties:
         self._queue_store = queue_store
         self._queues = queues
         self._lease = lease
+        self._events = events
         # when they are next due, by the monotonic clock
         self.keep_queues_at = 0.0
         self.extend_at = 0.0
@@ -46,10 +49,18 @@ class ProcessDuties:
     def do(self, conn: AnyConnection) -> None:
         self.look_after_attempts(conn)
         self._registration.refresh(conn)
+        self.look_at_queues(conn)
         if time.monotonic() >= self.keep_queues_at:
             self.keep_queues_at = time.monotonic() + _KEEP_QUEUES_EVERY
             self._queue_store.keep_queues(conn, self._queues())
             self._queue_store.forget_queues(conn)
+
+    def look_at_queues(self, conn: AnyConnection) -> None:
+        """Tell those who subscribe to it which queues were paused or resumed, whoever did that."""
+        if self._events.looks_at_queues:
+            self._events.note_paused(*self._queue_store.paused(conn))
+        elif self._events.knows_queues:
+            self._events.forget_queues()
 
     def look_after_attempts(self, conn: AnyConnection) -> None:
         """Tell the handlers whose jobs somebody has cancelled, and extend the leases of the detached ones."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+from datetime import timedelta
+from types import EllipsisType
 from typing import Any
 
 import psycopg
@@ -12,9 +14,9 @@ from psycopg_pool import ConnectionPool
 
 from pgjobs import settings
 from pgjobs.control import PATIENCE
-from pgjobs.errors import InvalidOption, QueueLocked, QueueNotFound
+from pgjobs.errors import InvalidOption, InvalidSetting, QueueLocked, QueueNotFound
 from pgjobs.options import check_queue
-from pgjobs.queue_store import Queue, QueueFigures, QueueStore
+from pgjobs.queue_store import FOR_EVER, KEPT, Queue, QueueFigures, QueueStore
 from pgjobs.store import AnyConnection, Store
 from pgjobs.transaction import Borrowable
 
@@ -27,6 +29,11 @@ def _several(names: object) -> Iterable[Any]:
     return settings.several("names", names, "names of queues", error=InvalidOption)  # type: ignore[arg-type]
 
 
+def _checked_keep(name: str, keep: Any) -> timedelta | None:
+    kept = settings.check_keep(name, keep)
+    return None if kept is None else min(kept, FOR_EVER)
+
+
 class Queues:
     """What can be asked of queues, and done to them. Each call takes a `tx` like `enqueue`."""
 
@@ -34,6 +41,9 @@ class Queues:
         self._store = store
         self._queues = QueueStore(store.schema)
         self._transaction = transaction
+
+    def __repr__(self) -> str:
+        return f"Queues(schema={self._store.schema!r})"
 
     def list(self, tx: Tx = None) -> tuple[Queue, ...]:
         """Every queue by its name: those that a worker works or has worked within the last day, those that are paused,
@@ -61,6 +71,40 @@ class Queues:
     def resume(self, name: str, tx: Tx = None) -> tuple[Queue, ...]:
         """Let the workers go on with this queue; "*" is every queue. Its idle workers are called at once."""
         return self._set(name, tx, paused=False)
+
+    def update(
+        self,
+        name: str,
+        tx: Tx = None,
+        *,
+        keep_completed: timedelta | EllipsisType | None = ...,
+        keep_cancelled: timedelta | EllipsisType | None = ...,
+        keep_discarded: timedelta | EllipsisType | None = ...,
+    ) -> Queue:
+        """Set how long the jobs of a queue stay in the table after their end. What is not given stays as it is.
+
+        None is as long as the worker pool says that cleans, `timedelta.max` for ever. It stands in the queue's row, so
+        whichever process cleans goes by it; a queue that there is not yet is made. Raises QueueLocked as `pause` does.
+        """
+        check_queue(name)
+        given = dict(zip(KEPT, (keep_completed, keep_cancelled, keep_discarded), strict=True))
+        keep = {str(state): _checked_keep(f"keep_{state}", kept) for state, kept in given.items() if kept is not ...}
+        if not keep:
+            raise InvalidSetting(f"there is nothing to change of queue {name!r}: give keep_completed=... or another")
+        give_up = time.monotonic() + PATIENCE
+        with self._transaction(tx) as conn:
+            if tx is None or isinstance(tx, ConnectionPool):
+                self._store.begin_control(conn)
+            while True:
+                try:
+                    queue = self._queues.update_queue(conn, name, keep)
+                except psycopg.errors.LockNotAvailable as error:
+                    raise QueueLocked(f"queue {name!r} is being made by somebody else: try again") from error
+                if queue is not None:
+                    return queue
+                if time.monotonic() >= give_up or self._store.snapshot_is_kept(conn):
+                    raise QueueLocked(f"queue {name!r} is being changed by somebody else: try again")
+                time.sleep(_PAUSE)
 
     def _set(self, name: str, tx: Tx, *, paused: bool) -> tuple[Queue, ...]:
         asked = None if name == _ALL else check_queue(name)

@@ -98,6 +98,7 @@ class ScheduleStore:
     """The statements about schedules of one schema."""
 
     def __init__(self, schema: str) -> None:
+        self.schema = schema
         self._sql = statements.load("schedule.sql", schema)
         self._channel = statements.channel(schema)
 

@@ -35,6 +35,9 @@ class Schedules:
         self._transaction = transaction
         self._encode = encode
 
+    def __repr__(self) -> str:
+        return f"Schedules(schema={self._store.schema!r})"
+
     def list(self, tx: Tx = None) -> Rows:
         """All schedules by name, as they are now."""
         with self._transaction(tx) as conn:

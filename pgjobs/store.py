@@ -124,6 +124,21 @@ class Selection(NamedTuple):
 ALL_ROWS = Selection()
 
 
+class CleanPart(NamedTuple):
+    """Which jobs that are over are looked at: those that ended in a state longer ago than `keep`, from a place in the
+    index on; and which of them are deleted: those of a queue, or of all queues but some."""
+
+    state: JobState
+    keep: timedelta
+    queue: str | None
+    others: Sequence[str]
+    after: datetime | None
+    after_id: int
+
+    def values(self, batch: int, rows: Selection) -> dict[str, Any]:
+        return {**self._asdict(), "others": list(self.others), "batch": batch, **rows.values}
+
+
 class Rescued(list[Job[Any]]):
     """The jobs that a rescue has finished."""
 
@@ -529,10 +544,33 @@ class Store:
         [[(deleted,)]] = self._act(conn, self._maintain["clean"], values)
         return deleted  # type: ignore[no-any-return]
 
-    def some_old_jobs(self, conn: AnyConnection, state: JobState, keep: timedelta, batch: int) -> list[tuple[int, str]]:
-        """Some jobs that may be deleted: id and queue."""
+    def clean_part(
+        self, conn: AnyConnection, part: CleanPart, batch: int, rows: Selection = ALL_ROWS
+    ) -> tuple[int, tuple[datetime, int] | None]:
+        """Look at the next jobs that ended in a state longer ago than they are kept, and delete those of the queue, or
+        of all but the others; how many were looked at, and when the last of them ended, with its id."""
+        [[(seen, ended_at, id, _)]] = self._act(conn, self._maintain["clean_part"], part.values(batch, rows))
+        return seen, None if ended_at is None else (ended_at, id)
+
+    def rows_to_clean_part(
+        self, conn: AnyConnection, part: CleanPart, batch: int, rows: Selection = ALL_ROWS
+    ) -> list[tuple[int, str]]:
+        return self._rows(conn, self._maintain["rows_to_clean_part"], part.values(batch, rows))
+
+    def some_old_jobs(
+        self,
+        conn: AnyConnection,
+        state: JobState,
+        keep: timedelta,
+        batch: int,
+        *,
+        queue: str | None = None,
+        others: Sequence[str] = (),
+    ) -> list[tuple[int, str]]:
+        """Some jobs that may be deleted, of a queue or of all but some: id and queue."""
+        values = {"state": state, "keep": keep, "batch": batch, "queue": queue, "others": list(others)}
         with literal_cursor(conn) as cur:
-            cur.execute(self._maintain["some_old_jobs"], {"state": state, "keep": keep, "batch": batch})
+            cur.execute(self._maintain["some_old_jobs"], values)
             return [(id, queue) for id, queue in cur.fetchall()]
 
     # --- when an act has failed because of a row: what it would take, by id and queue

@@ -189,7 +189,13 @@ class WorkerPool:
         self._stopping = self._crew.stopping
         self._queue_store = QueueStore(client.schema)
         self._process_duties = ProcessDuties(
-            claimer, self._watch, client.registration, self._queue_store, queues=lambda: self._places, lease=lease
+            claimer,
+            self._watch,
+            client.registration,
+            self._queue_store,
+            queues=lambda: self._places,
+            lease=lease,
+            events=client.events,
         )
         self._schedule_store = ScheduleStore(client.schema)
         self.schedules = CodeSchedules(
@@ -207,6 +213,10 @@ class WorkerPool:
         self._time_index: TimeIndex | None = None
         self._listener: Listener | None = None
         self._starts = 0
+
+    def __repr__(self) -> str:
+        queues = {queue: place.idle.threads for queue, place in self._places.items()}
+        return f"WorkerPool({self.name!r}, queues={queues}, {'running' if self._started else 'not running'})"
 
     def __reduce__(self) -> Any:
         raise TypeError(
@@ -236,6 +246,7 @@ class WorkerPool:
             self._starts += 1
             self._process_duties.begin()
             self._client.events.worker_pool_started()
+            self._know_paused_queues()
             self._crew.muster()
             try:
                 self.schedules.start(lambda: self._hurry("tick"))
@@ -460,6 +471,12 @@ class WorkerPool:
                 self._queue_store.keep_queues(conn, names)
         except psycopg.Error as error:  # no reason not to work
             log.warning("%s: its queues are not on record: %s", self.name, one_line(error))
+
+    def _know_paused_queues(self) -> None:
+        """Somebody may have subscribed already: what changes from now on is told."""
+        if self._client.events.looks_at_queues and not self._client.events.knows_queues:
+            with suppress(psycopg.Error), self._client.source.first_connection() as conn:
+                self._client.events.note_paused(*self._queue_store.paused(conn))
 
     def _place(self, queue: str, threads: int | QueueSettings) -> Place:
         """What the threads of a queue are there for, checked."""

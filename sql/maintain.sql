@@ -313,11 +313,38 @@ WITH old AS MATERIALIZED (
 )
 SELECT id, queue FROM old;
 
+-- name: clean_part
+-- Where some queues are kept for longer or shorter than others: reads the index on, whosever jobs there are, and deletes
+-- those of one queue, or of all but some. What somebody holds is passed over.
+WITH seen AS MATERIALIZED (
+    {next_ended}
+), old AS MATERIALIZED (
+    {old_of_seen}
+), deleted AS (
+    DELETE FROM pgjobs.job USING old WHERE job.id = old.id AND job.queue = old.queue RETURNING job.id
+), last AS (
+    SELECT finalized_at, id FROM seen ORDER BY finalized_at DESC, id DESC LIMIT 1
+)
+SELECT
+    (SELECT pg_catalog.count(*) FROM seen),
+    (SELECT finalized_at FROM last),
+    (SELECT id FROM last),
+    (SELECT pg_catalog.count(*) FROM deleted);
+
+-- name: rows_to_clean_part
+WITH seen AS MATERIALIZED (
+    {next_ended}
+), old AS MATERIALIZED (
+    {old_of_seen}
+)
+SELECT id, queue FROM old;
+
 -- name: some_old_jobs
 -- When very many are referenced by rows of the application, and may not go: some, in no order, so that those that must
 -- stay do not hide the others for ever.
 SELECT id, queue FROM pgjobs.job
 WHERE state = %(state)s AND finalized_at < (pg_catalog.clock_timestamp() - %(keep)s::interval)
+    AND (%(queue)s::text IS NULL OR queue = %(queue)s::text) AND queue <> ALL (%(others)s::text[])
 ORDER BY pg_catalog.random()
 LIMIT %(batch)s;
 

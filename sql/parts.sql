@@ -142,3 +142,19 @@ SELECT id, queue FROM pgjobs.job
 (NOT in_code OR (%(mine)s::jsonb ->> name)::integer >= version) AND name <> ALL (%(aside)s::text[])
     AND (next_tick_at IS NULL OR next_tick_at <= pg_catalog.clock_timestamp() OR run_now_at IS NOT NULL
         OR planned_for IS NULL OR planned_for <> (COALESCE(spec, '') || ' ' || zone))
+
+-- part: next_ended
+-- The jobs of a state that ended behind a place in the index, whosever they are.
+SELECT id, queue, finalized_at FROM pgjobs.job
+    WHERE state = %(state)s
+        AND finalized_at < (pg_catalog.clock_timestamp() - %(keep)s::interval)
+        AND finalized_at >= COALESCE(%(after)s::timestamptz, '-infinity')
+        AND (finalized_at > COALESCE(%(after)s::timestamptz, '-infinity') OR id > %(after_id)s::bigint)
+    ORDER BY finalized_at, id
+    LIMIT %(batch)s
+
+-- part: old_of_seen
+SELECT job.id, job.queue FROM seen JOIN pgjobs.job ON job.id = seen.id AND job.queue = seen.queue
+    WHERE (%(queue)s::text IS NULL OR seen.queue = %(queue)s::text) AND seen.queue <> ALL (%(others)s::text[])
+        AND job.state = %(state)s AND job.finalized_at = seen.finalized_at AND {selected}
+    FOR UPDATE OF job SKIP LOCKED

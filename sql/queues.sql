@@ -9,7 +9,12 @@ WITH RECURSIVE line AS (
     UNION SELECT queue FROM line
     UNION SELECT queue FROM pgjobs.job WHERE state = 'running'
 )
-SELECT named.name, paused_at, updated_at FROM named LEFT JOIN pgjobs.queue ON queue.name = named.name
+SELECT
+    named.name, paused_at, updated_at,
+    pg_catalog.date_part('epoch', keep_completed),
+    pg_catalog.date_part('epoch', keep_cancelled),
+    pg_catalog.date_part('epoch', keep_discarded)
+FROM named LEFT JOIN pgjobs.queue ON queue.name = named.name
 ORDER BY named.name;
 
 -- name: queue_figures
@@ -80,23 +85,75 @@ WITH RECURSIVE line AS (
         paused_at = CASE WHEN %(paused)s::boolean THEN COALESCE(paused_at, pg_catalog.statement_timestamp()) END,
         updated_at = pg_catalog.statement_timestamp()
     FROM free WHERE queue.name = free.name
-    RETURNING queue.name, paused_at, updated_at
+    RETURNING queue.name, paused_at, updated_at, keep_completed, keep_cancelled, keep_discarded
 ), made AS (
     INSERT INTO pgjobs.queue (name, paused_at)
     SELECT name, CASE WHEN %(paused)s::boolean THEN pg_catalog.statement_timestamp() END
     FROM seen WHERE NOT (name = ANY (SELECT name FROM pgjobs.queue))
     ORDER BY name
     ON CONFLICT DO NOTHING
-    RETURNING name, paused_at, updated_at
+    RETURNING name, paused_at, updated_at, keep_completed, keep_cancelled, keep_discarded
 ), answer AS (
     SELECT * FROM changed
     UNION ALL
     SELECT * FROM made
 )
-SELECT seen.name, answer.paused_at, answer.updated_at, answer.name IS NULL AS busy,
+SELECT
+    seen.name, answer.paused_at, answer.updated_at,
+    pg_catalog.date_part('epoch', answer.keep_completed),
+    pg_catalog.date_part('epoch', answer.keep_cancelled),
+    pg_catalog.date_part('epoch', answer.keep_discarded),
+    answer.name IS NULL AS busy,
     CASE WHEN NOT %(paused)s::boolean AND answer.name IS NOT NULL THEN {called} END
 FROM seen LEFT JOIN answer ON answer.name = seen.name, LATERAL (SELECT seen.name AS queue) AS resumed
 ORDER BY seen.name;
+
+-- name: paused_queues
+-- In one row at least, which says when this is so.
+SELECT pg_catalog.statement_timestamp(), name, paused_at
+FROM (SELECT 1) AS always LEFT JOIN pgjobs.queue ON paused_at IS NOT NULL;
+
+-- name: update_queue
+-- How long its jobs are kept. No row comes back when somebody else has that of the queue.
+WITH free AS MATERIALIZED (
+    SELECT name FROM pgjobs.queue WHERE name = %(name)s::text FOR NO KEY UPDATE SKIP LOCKED
+), changed AS (
+    UPDATE pgjobs.queue SET
+        keep_completed = CASE WHEN %(set_completed)s::boolean THEN %(keep_completed)s::interval
+            ELSE queue.keep_completed END,
+        keep_cancelled = CASE WHEN %(set_cancelled)s::boolean THEN %(keep_cancelled)s::interval
+            ELSE queue.keep_cancelled END,
+        keep_discarded = CASE WHEN %(set_discarded)s::boolean THEN %(keep_discarded)s::interval
+            ELSE queue.keep_discarded END
+    FROM free WHERE queue.name = free.name
+    RETURNING queue.name, paused_at, updated_at, keep_completed, keep_cancelled, keep_discarded
+), made AS (
+    INSERT INTO pgjobs.queue (name, keep_completed, keep_cancelled, keep_discarded)
+    SELECT %(name)s::text, %(keep_completed)s::interval, %(keep_cancelled)s::interval, %(keep_discarded)s::interval
+    WHERE NOT EXISTS (SELECT FROM pgjobs.queue WHERE name = %(name)s::text)
+    ON CONFLICT DO NOTHING
+    RETURNING name, paused_at, updated_at, keep_completed, keep_cancelled, keep_discarded
+), answer AS (
+    SELECT * FROM changed
+    UNION ALL
+    SELECT * FROM made
+)
+SELECT
+    name, paused_at, updated_at,
+    pg_catalog.date_part('epoch', keep_completed),
+    pg_catalog.date_part('epoch', keep_cancelled),
+    pg_catalog.date_part('epoch', keep_discarded)
+FROM answer;
+
+-- name: own_retention
+SELECT
+    name,
+    pg_catalog.date_part('epoch', keep_completed),
+    pg_catalog.date_part('epoch', keep_cancelled),
+    pg_catalog.date_part('epoch', keep_discarded)
+FROM pgjobs.queue
+WHERE keep_completed IS NOT NULL OR keep_cancelled IS NOT NULL OR keep_discarded IS NOT NULL
+ORDER BY name;
 
 -- name: keep_queues
 -- Said by a worker of the queues that it works. A row that somebody is just pausing is fresh enough; those who make the
@@ -114,10 +171,12 @@ UPDATE pgjobs.queue SET updated_at = pg_catalog.statement_timestamp()
 FROM free WHERE queue.name = free.name;
 
 -- name: forget_queues
--- Those that no worker has worked for a day; what is paused stays so. Where jobs wait the queue is still known by them.
+-- Those that no worker has worked for a day; what is paused stays so, and what says how long its jobs are kept. Where
+-- jobs wait the queue is still known by them.
 DELETE FROM pgjobs.queue WHERE name = ANY (
     SELECT name FROM pgjobs.queue
     WHERE paused_at IS NULL AND updated_at < (pg_catalog.statement_timestamp() - interval '1 day')
+        AND keep_completed IS NULL AND keep_cancelled IS NULL AND keep_discarded IS NULL
     FOR UPDATE SKIP LOCKED);
 
 -- name: leave_queues

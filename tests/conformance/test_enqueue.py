@@ -355,3 +355,54 @@ def test_the_full_path_of_the_class_is_kept_for_the_reader(client: Client, store
     assert stored(client.enqueue(None, Greet())).metadata == {"class": f"{__name__}.Greet"}
     own = client.enqueue(None, Greet(), metadata={"class": "mine", "more": 1})
     assert stored(own).metadata == {"class": "mine", "more": 1}
+
+
+# --- options for all jobs of a call
+
+
+@dataclass
+@job_options(queue="of.class", priority=5, tags=["class"])
+class Defaulted:
+    n: int = 0
+
+
+@pytest.mark.finding("E10")
+@pytest.mark.parametrize("returning", [True, False])
+@pytest.mark.parametrize("size", [1, 40])
+def test_options_of_the_call_hold_for_all_and_the_nearest_wins(
+    client: Client, sql: Rows, size: int, returning: Any
+) -> None:
+    """`enqueue_many` took no options, so that each job had to be a NewJob."""
+    near = NewJob(Defaulted(), queue="of.job", delay=timedelta(0))
+    jobs: list[Any] = [*[Defaulted() for _ in range(size)], near, Greet()]
+    options: Any = {"queue": "of.call", "metadata": {"batch": 7}, "delay": timedelta(hours=1), "max_attempts": 3}
+    client.enqueue_many(None, jobs, returning=returning, **options)
+    rows = sql(
+        "SELECT queue::text, priority, max_attempts, tags::text[], metadata ->> 'batch', state::text"
+        " FROM pgjobs.job ORDER BY id"
+    )
+    assert sorted(rows) == [
+        ("of.call", 0, 3, [], "7", "scheduled"),
+        *[("of.call", 5, 3, ["class"], "7", "scheduled")] * size,
+        ("of.job", 5, 3, ["class"], "7", "available"),
+    ]
+    assert client.enqueue(None, Defaulted()).queue == "of.class", "it does not outlive the call"
+
+
+@pytest.mark.finding("E10")
+def test_options_of_the_call_are_checked_before_anything_is_sent(client: Client, refuses: Callable[..., None]) -> None:
+    """As those of one job."""
+    wrong: Any
+    for wrong in ({"prio": 1}, {"priority": "x"}, {"delay": timedelta(1), "scheduled_at": datetime.now(UTC)}):
+        refuses(InvalidOption, lambda tx, wrong=wrong: client.enqueue_many(tx, [Greet()], **wrong))
+
+
+@pytest.mark.finding("E7")
+def test_the_position_of_a_bad_job_stands_in_the_message(client: Client) -> None:
+    """It was a note, which most logs leave out."""
+    with pytest.raises(InvalidArgs, match=r"^at position 2 of the jobs to enqueue: .*'no job'"):
+        client.enqueue_many(None, [Greet(), Greet(), "no job"])
+    with pytest.raises(UnknownKind, match=r"at position 1 of the jobs to enqueue.*greet"):
+        Client(client.pool, schema=client.schema, work_map={"other": print}).enqueue_many(
+            None, [NewJob({}, kind="other"), Greet()]
+        )

@@ -21,6 +21,8 @@ from pgjobs import (
     InvalidSetting,
     Job,
     JobState,
+    QueueEvent,
+    QueueEventKind,
     RetryAfter,
     Snooze,
     Subscription,
@@ -331,3 +333,89 @@ def test_kinds_may_be_named_by_their_strings(client: Client) -> None:
     with client.subscribe(["job_completed"]) as completed, client.subscribe(["job_failed"]) as failed:
         assert WorkerPool(client, {Thing: nothing}).work_one()
         assert (len(completed), len(failed)) == (1, 0)
+
+
+# --- one by one, and of queues
+
+
+@pytest.mark.finding("E10")
+def test_events_can_be_read_one_by_one(client: Client) -> None:
+    """`next(subscription)` was a TypeError."""
+    with client.subscribe() as events:
+        for n in range(2):
+            client.enqueue(None, Thing(n))
+        pool = WorkerPool(client, {Thing: nothing})
+        assert pool.work_one()
+        assert pool.work_one()
+        assert [next(events).job.args.n, next(events).job.args.n] == [0, 1]
+        events.close()
+        with pytest.raises(StopIteration):
+            next(events)
+
+
+def told(events: Subscription[QueueEvent], count: int) -> list[tuple[str, str]]:
+    """The next events of queues."""
+    found = [events.get(20 * SECOND) for _ in range(count)]
+    return [(event.kind, event.queue) for event in found if event is not None]
+
+
+@pytest.mark.finding("E10")
+@pytest.mark.parametrize("listen", [True, False])
+def test_a_pause_by_whichever_process_is_an_event_in_each_with_a_pool(
+    client: Client, database: str, listen: bool
+) -> None:
+    """Nothing told that a queue was paused or resumed."""
+    with Client(database, schema=client.schema) as other, WorkerPool(client, {Thing: nothing}, listen=listen):
+        events = client.subscribe(["queue_paused", "queue_resumed"])
+        paused = client.subscribe([QueueEventKind.PAUSED])
+        attempts = client.subscribe()
+        other.queues.pause("default")
+        assert told(events, 1) == [("queue_paused", "default")]
+        other.queues.resume("default")
+        assert told(events, 1) == [("queue_resumed", "default")]
+        client.enqueue(None, Thing(), queue="mail")
+        client.queues.pause("*")
+        assert told(events, 2) == [("queue_paused", "default"), ("queue_paused", "mail")]
+        assert told(paused, 3) == [("queue_paused", name) for name in ("default", "default", "mail")]
+        assert events.get(ZERO) is None
+        assert attempts.get(ZERO) is None, "all kinds are those of attempts"
+    assert events.get(SECOND) is None, "closed with the pool"
+
+
+@pytest.mark.finding("E10")
+def test_what_was_paused_before_is_no_news(client: Client) -> None:
+    """Only changes are told: to who subscribed before the pool started, and after a stop too."""
+    client.enqueue(None, Thing(), queue="mail")
+    client.queues.pause("mail")
+    pool = WorkerPool(client, {Thing: nothing}, queues={"idle": 1})
+    for _ in range(2):
+        with client.subscribe(["queue_paused", "queue_resumed"]) as events, pool:
+            client.queues.resume("mail")
+            assert told(events, 1) == [("queue_resumed", "mail")]
+        client.queues.pause("mail")
+
+
+@pytest.mark.finding("E10")
+def test_two_pools_of_a_client_tell_it_once(client: Client) -> None:
+    """Each of them looks every second."""
+    with WorkerPool(client, {Thing: nothing}), WorkerPool(client, {Thing: nothing}, queues={"other": 1}):
+        events = client.subscribe(["queue_paused", "queue_resumed"])
+        for _ in range(3):
+            client.queues.pause("other")
+            assert told(events, 1) == [("queue_paused", "other")]
+            client.queues.resume("other")
+            assert told(events, 1) == [("queue_resumed", "other")]
+        assert events.get(2 * SECOND) is None
+
+
+@pytest.mark.finding("E10")
+def test_who_asks_for_both_gets_both(client: Client) -> None:
+    """In one subscription, told apart by their class or their kind."""
+    with WorkerPool(client, {Thing: nothing}):
+        events = client.subscribe(["job_completed", "queue_paused"])
+        client.enqueue(None, Thing())
+        first = events.get(20 * SECOND)
+        client.queues.pause("default")
+        second = events.get(20 * SECOND)
+    assert isinstance(first, Event)
+    assert second == QueueEvent(QueueEventKind.PAUSED, "default")
