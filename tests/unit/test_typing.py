@@ -1,0 +1,134 @@
+"""What type checkers are told: wrong uses are found before they run, and right ones are let be."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+#: A line that must be refused says `# error: ` and a part of what mypy says. All others must pass.
+SNIPPET = """
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, assert_type
+
+from psycopg import Connection
+
+from pgjobs import (
+    Client, Event, EventKind, Job, JobFilter, JobState, NewJob, QueueEvent, QueueEventKind, Subscription, Unique,
+    WorkMap, decode_args,
+)
+
+
+@dataclass
+class Welcome:
+    email: str
+
+
+@dataclass
+class Other:
+    n: int
+
+
+def uses(client: Client, tx: Connection[Any]) -> None:
+    assert_type(client.enqueue(tx, Welcome("a")), Job[Welcome])
+    assert_type(client.enqueue(tx, NewJob(Welcome("a"), priority=1)), Job[Welcome])
+    assert_type(client.enqueue(tx, Welcome("a"), priority=1).args.email, str)
+    assert_type(client.enqueue(tx, {"a": 1}, kind="x"), Job[dict[str, int]])
+    assert_type(client.wait(client.enqueue(tx, Welcome("a"))), Job[Welcome])
+    assert_type(client.wait(5), Job[Any])
+    assert_type(client.get(5), Job[Any] | None)
+    assert_type(client.enqueue_many(tx, [Welcome("a"), Other(1)], queue="mail"), list[Job[Any]])
+    assert_type(client.enqueue_many(tx, [Other(1)], returning=False, priority=3), int)
+    assert_type(decode_args(Welcome, "{}"), Welcome)
+    assert_type(decode_args(Welcome, {"email": "a"}), Welcome)
+    client.enqueue(tx, Other(1), unique=Unique(by_state=["available"]), replace=["args", "priority"])
+    client.enqueue(tx, Other(1), replace=["arg"])  # error: List item 0 has incompatible type
+    client.enqueue(tx, Other(1), prioritty=1)  # error: No overload variant
+    Unique(by_state=["avaliable"])  # error: List item 0 has incompatible type
+    Unique(by_state=[JobState.AVAILABLE, "running"])
+    JobFilter(states=["done"])  # error: List item 0 has incompatible type
+    JobFilter(states=["completed", JobState.RUNNING])
+    client.list(JobFilter(states=[JobState("completed")]), order="id")
+
+
+def events(client: Client, kind: EventKind) -> None:
+    assert_type(client.subscribe(), Subscription[Event])
+    assert_type(client.subscribe([kind, "job_failed"]), Subscription[Event])
+    assert_type(client.subscribe(["queue_paused"]), Subscription[QueueEvent])
+    assert_type(client.subscribe([QueueEventKind.RESUMED]), Subscription[QueueEvent])
+    assert_type(client.subscribe(["queue_paused", EventKind.FAILED]), Subscription[Event | QueueEvent])
+    client.subscribe(["job_complete"])  # error: No overload variant
+    assert_type(next(client.subscribe()), Event)
+    for event in client.subscribe(["queue_paused"]):
+        assert_type(event.queue, str)
+    plain: Subscription = client.subscribe()
+    assert_type(plain.get(), Event | None)
+
+
+work_map = WorkMap()
+
+
+@work_map.handles(Welcome)
+def welcome(tx: Connection[Any], job: Job[Welcome]) -> None:
+    assert_type(job.args.email, str)
+
+
+@work_map.handles(Welcome)  # error: has incompatible type
+def wrong(tx: Connection[Any], job: Job[Other]) -> None: ...
+
+
+@work_map.handles(Welcome, detached=True)
+def anything(tx: None, job: Job[Any]) -> int:
+    return 1
+
+
+@work_map.handles(Welcome)
+def wider(tx: Any, job: Job[object]) -> None: ...
+
+
+@work_map.handles("by.name")
+def by_name(tx: Any, job: Job[dict[str, Any]]) -> None: ...
+
+
+def still_a_function(tx: Connection[Any], job: Job[Welcome]) -> None:
+    welcome(tx, job)
+    assert_type(anything(None, job), int)
+    welcome(tx, 5)  # error: incompatible type
+"""
+
+
+@pytest.mark.finding("E9")
+@pytest.mark.finding("W13")
+def test_wrong_uses_are_found_and_right_ones_are_not(tmp_path: Path) -> None:
+    """`handles(Welcome)` over a handler of Job[Other] passed, `replace=`, states and kinds of events were any str, and
+    `client.wait` lost the type."""
+    file = tmp_path / "uses.py"
+    file.write_text(SNIPPET)
+    command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "--no-error-summary", "--show-error-codes"]
+    cache = f"--cache-dir={ROOT / '.mypy_cache'}" if (ROOT / ".mypy_cache").is_dir() else f"--cache-dir={tmp_path}"
+    done = subprocess.run(
+        [*command, cache, "--python-version=3.11", str(file)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert not done.stderr, done.stderr
+    found = dict[int, str]()
+    for line, text in re.findall(r"uses\.py:(\d+): error: (.*)", done.stdout):
+        found[int(line)] = found.get(int(line), "") + text
+    wanted = {
+        number: line.partition("# error: ")[2]
+        for number, line in enumerate(SNIPPET.splitlines(), 1)
+        if "# error: " in line
+    }
+    assert found.keys() == wanted.keys(), done.stdout
+    for number, text in wanted.items():
+        assert text in found[number]
