@@ -191,7 +191,14 @@ def kind_of(cls: type) -> str:
     named = getattr(cls, "kind", None)
     if named is not None and "kind" not in {f.name for f in dataclasses.fields(cls)}:
         return check_kind(named)
-    return check_kind(re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", cls.__name__).lower())
+    made = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", cls.__name__).lower()
+    try:
+        return check_kind(made)
+    except InvalidKind as error:
+        raise InvalidKind(
+            f"the name of class {cls.__qualname__} makes no kind: {error}; say one in the class, as in "
+            "kind: ClassVar[str] = 'mail.created'"
+        ) from None
 
 
 class ClassName(NamedTuple):

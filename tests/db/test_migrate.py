@@ -939,3 +939,15 @@ def test_the_rules_move_to_the_types_of_the_columns_without_writing_a_row_anew(
         assert look() == (before, 3)
         empty.migrate(direction="down", target=5)
         assert look() == (before, checks)
+
+
+@pytest.mark.finding("E7")
+def test_up_to_a_version_below_the_one_that_is_there_is_refused(empty: Client) -> None:
+    """`migrate(target=1)` on version 3 did nothing, and said nothing."""
+    empty.migrate()
+    for dry_run in (False, True):
+        with pytest.raises(
+            MigrationError, match=rf"is at version {NEWEST}.* already, above target=1: .*direction='down'"
+        ):
+            empty.migrate(target=1, dry_run=dry_run)
+    assert empty.missing_migrations() == []

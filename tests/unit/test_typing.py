@@ -64,7 +64,7 @@ def events(client: Client, kind: EventKind) -> None:
     assert_type(client.subscribe(["queue_paused"]), Subscription[QueueEvent])
     assert_type(client.subscribe([QueueEventKind.RESUMED]), Subscription[QueueEvent])
     assert_type(client.subscribe(["queue_paused", EventKind.FAILED]), Subscription[Event | QueueEvent])
-    client.subscribe(["job_complete"])  # error: No overload variant
+    client.subscribe(["job_complete"])  # error: List item 0 has incompatible type
     assert_type(next(client.subscribe()), Event)
     for event in client.subscribe(["queue_paused"]):
         assert_type(event.queue, str)

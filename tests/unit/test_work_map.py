@@ -246,3 +246,14 @@ def test_what_cannot_be_a_handler_is_refused_at_registration(function: Any) -> N
     with pytest.raises(InvalidHandler):
         work_map["kind"] = Handler(function)
     assert not work_map
+
+
+@pytest.mark.finding("E7")
+@pytest.mark.parametrize("name", ["A", "É", "Größe", "X" * 129])
+def test_a_class_whose_name_makes_no_kind_is_told_how_to_say_one(name: str) -> None:
+    """A class of one letter was told of a kind that nobody had written."""
+    made: Any = dataclass(type(name, (), {"__annotations__": {"n": int}}))
+    with pytest.raises(InvalidKind, match=rf"the name of class {name} makes no kind: .*kind: ClassVar\[str\] = "):
+        WorkMap({made: handler})
+    made.kind = "named.otherwise"
+    assert list(WorkMap({made: handler})) == ["named.otherwise"]
