@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import Field, fields
+from inspect import get_annotations
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 Bound = Mapping[Any, Any]  # from type variables to types
@@ -22,14 +23,12 @@ def _evaluated(cls: Any) -> dict[str, Any]:
     try:
         return get_type_hints(cls)
     except NameError:  # Python before 3.12.4 does not find the parameters of `class Box[T]` in postponed annotations
-        hints: dict[str, Any] = {}
-        parameters = {found.__name__: found for base in cls.__mro__ for found in getattr(base, "__type_params__", ())}
-        if not parameters:
+        if not any(getattr(base, "__type_params__", ()) for base in cls.__mro__):
             raise
+        hints: dict[str, Any] = {}
         for base in reversed(cls.__mro__):
-            own = {found.__name__: found for found in getattr(base, "__type_params__", ())}
-            found = get_type_hints(base, localns=parameters | own)
-            hints |= {name: found[name] for name in vars(base).get("__annotations__", {})}
+            own = {parameter.__name__: parameter for parameter in getattr(base, "__type_params__", ())}
+            hints |= get_annotations(base, eval_str=True, locals={**vars(base), **own})
         return hints
 
 
