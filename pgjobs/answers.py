@@ -4,7 +4,6 @@ values, so that no subclass of a timedelta or datetime goes further than here.""
 from __future__ import annotations
 
 import itertools
-import logging
 from collections.abc import AsyncGenerator, Awaitable, Generator
 from concurrent.futures import Future
 from contextlib import suppress
@@ -13,9 +12,10 @@ from typing import Any, Literal
 
 from pgjobs.error_text import error_text, one_line
 from pgjobs.errors import InvalidHandler
+from pgjobs.log_lines import get_logger
 from pgjobs.options import FIRST_INSTANT, LAST_INSTANT, LONGEST_DELAY
 
-log = logging.getLogger("pgjobs.answers")
+log = get_logger("pgjobs.answers")
 
 NOTHING = timedelta(0)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

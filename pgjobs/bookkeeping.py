@@ -7,7 +7,6 @@ be put back without a doubt is put back, when a worker pool starts and when some
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping
 
 import psycopg
@@ -16,9 +15,10 @@ from pgjobs import statements
 from pgjobs.cursors import AnyConnection, answers, literal_cursor, one
 from pgjobs.error_text import one_line
 from pgjobs.errors import MigrationError, SchemaDamaged
+from pgjobs.log_lines import get_logger
 from pgjobs.shape import SHAPE
 
-log = logging.getLogger("pgjobs.bookkeeping")
+log = get_logger("pgjobs.bookkeeping")
 
 DUTIES = ("promote", "rescue", "clean", "workers", "indexes")
 TABLES = ("job", "queue", "worker", "schedule", "scheduler", "cancel_request", "maintenance")
@@ -135,11 +135,11 @@ class Bookkeeping:
         far = newest - next >= _FAR
         if newest >= _MADE_BY_HAND or not (may_set if far else may_draw or may_set):
             return False
-        statement, values = ("set_next_id", {"newest": newest, "far": _FAR // 2}) if far else (
-            "draw_ids", {"ids": newest - next + 1}
-        )  # fmt: skip
         with literal_cursor(conn) as cur:
-            cur.execute(self._sql[statement], values)
+            if far:
+                cur.execute(self._sql["set_next_id"], {"newest": newest, "far": _FAR // 2})
+            else:
+                cur.execute(self._sql["draw_ids"], {"ids": newest - next + 1})
         log.warning(
             "schema %s: the next id was %d, but there are jobs up to %d, as after a failover to a logical replica or a "
             "restore of rows alone; ids go on behind them now",

@@ -6,13 +6,13 @@ all attempts of the process, and no connection stands in its queue twice. It end
 
 from __future__ import annotations
 
-import logging
 import threading
 
 from pgjobs.checkout import Checkout
 from pgjobs.forking import PerProcess
+from pgjobs.log_lines import get_logger
 
-log = logging.getLogger("pgjobs.watch")
+log = get_logger("pgjobs.watch")
 
 
 class Canceller:

@@ -720,7 +720,9 @@ class Client:
             if found is None:
                 raise JobNotFound(id)
             if found.state.final:
-                return changed(found, decode=job.decode) if isinstance(job, Job) else found
+                if isinstance(job, Job):
+                    return changed(found, decode=job.decode)
+                return decoding(self._work_map, found)
             left = give_up - time.monotonic()
             if timeout is not None and left <= 0:
                 raise JobNotOver(id, found.state, timeout)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,12 +14,13 @@ import psycopg
 from pgjobs import settings
 from pgjobs.cron import Schedule, bounded
 from pgjobs.errors import InvalidSchedule, shown
+from pgjobs.log_lines import get_logger
 from pgjobs.options import EncodedJob, NewJob
 from pgjobs.schedule_store import ScheduleStore
 from pgjobs.store import AnyConnection
 from pgjobs.transaction import PoolSource
 
-log = logging.getLogger("pgjobs.cron")
+log = get_logger("pgjobs.cron")
 
 _BEAT_EVERY = 10.0  # seconds
 

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from dataclasses_json import config
 
-from pgjobs import (
+from pgjobs import (, decode_args
     Cancel,
     Client,
     Discard,
@@ -312,7 +312,8 @@ def test_what_comes_back_from_a_batch_is_what_the_table_has(client: Client, stor
         for name in Job.__dataclass_fields__:
             if not name.startswith("raw_") and name != "decode":
                 assert getattr(job, name) == getattr(there, name), name
-        for name in ("args", "metadata", "errors", "output"):
+        assert job.args == decode_args(Thing, there.raw_args)
+        for name in ("metadata", "errors", "output"):
             assert getattr(job, name) == getattr(there, name), name
 
 

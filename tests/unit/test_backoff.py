@@ -171,7 +171,7 @@ def test_only_some_types_are_retried_by_rivers_policy_unless_another_is_given() 
 @pytest.mark.parametrize("wrong", ["OSError", OSError("an instance"), 5, None, int, (OSError, KeyError)], ids=repr)
 def test_only_for_refuses_what_is_no_class_of_errors_when_it_is_made(wrong: Any) -> None:
     """It was found out when the first job failed, and gave that up."""
-    with pytest.raises(InvalidSetting, match="classes of errors"):
+    with pytest.raises(InvalidSetting, match="classes of exceptions"):
         only_for(OSError, wrong)
 
 
