@@ -238,8 +238,7 @@ FROM pgjobs.job WHERE id = %(id)s AND queue = %(queue)s;
 -- name: settle_requests
 -- Requests to cancel an attempt that no longer runs: it ended while the request was being committed. A job that waits is
 -- cancelled now; of one that runs again the newer attempt is asked, for as long as it takes until the job is over; one
--- that has completed keeps the reason; one that is over or gone needs none any more. What somebody else holds is left for
--- the next time.
+-- that is over or gone needs none any more. What somebody else holds is left for the next time.
 WITH stale AS MATERIALIZED (
     {stale_requests}
 ), free AS MATERIALIZED (
@@ -267,18 +266,6 @@ WITH stale AS MATERIALIZED (
         unique_states = CASE WHEN conflict THEN NULL ELSE unique_states END
     FROM first_request WHERE job.id = first_request.id AND job.queue = first_request.queue
     RETURNING job.id, job.queue
-), completed AS MATERIALIZED (
-    SELECT job.id, job.queue, stale.requested_at, stale.reason
-    FROM pgjobs.job JOIN stale ON stale.job_id = job.id AND stale.queue = job.queue
-    WHERE stale.completed AND job.state = 'completed'
-    ORDER BY stale.requested_at
-    LIMIT %(batch)s
-    FOR NO KEY UPDATE OF job SKIP LOCKED
-), noted AS (
-    UPDATE pgjobs.job SET
-        metadata = metadata || pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
-            'cancel_attempted_at', requested_at, 'cancel_reason', reason))
-    FROM completed WHERE job.id = completed.id AND job.queue = completed.queue
 ), moved AS (
     UPDATE pgjobs.cancel_request AS request SET token = stale.token
     FROM stale WHERE request.id = stale.id AND runs

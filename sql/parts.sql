@@ -120,7 +120,7 @@ SELECT id, queue, token, attempted_by[pg_catalog.array_upper(attempted_by, 1)] A
 -- part: stale_requests
 SELECT request.id, request.job_id, request.queue, request.requested_at, request.reason, job.token,
         COALESCE(job.state = ANY ('{available,scheduled,retryable,pending}'), false) AS waits,
-        COALESCE(job.state = 'running', false) AS runs, COALESCE(job.state = 'completed', false) AS completed
+        COALESCE(job.state = 'running', false) AS runs
     FROM pgjobs.cancel_request AS request
     LEFT JOIN pgjobs.job ON job.id = request.job_id AND job.queue = request.queue
     WHERE (job.id IS NULL OR job.state <> 'running' OR job.token <> request.token

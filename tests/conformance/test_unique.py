@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from dataclasses_json import config
 
-from pgjobs import (, decode_args
+from pgjobs import (
     Cancel,
     Client,
     Discard,

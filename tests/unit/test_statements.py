@@ -164,9 +164,8 @@ def test_every_statement_has_exactly_one_caller_in_the_stores() -> None:
         callers[name] = callers[name] or ["__init__"]
     for name in re.findall(r'one\("(\w+)"\)', inspect.getsource(hot_path)):
         callers[name] = callers[name] or ["HotStatements"]  # it prepares what the store sends as well
-    for name in callers:
-        if name.startswith("try_"):  # one for each table that may be published
-            callers[name] = callers[name] or ["_refusal"]
+    for table in (*bookkeeping.TABLES, "migration"):  # each may be published
+        callers[f"try_{table}"] = ["_refusal"]
     shared = {
         "create_migration_table": ["table_sql", "guarded_table_sql", "create_table"],
         "finish": ["__init__", "complete_within"],
