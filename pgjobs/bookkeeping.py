@@ -65,13 +65,16 @@ class Bookkeeping:
             return sorted(versions)
         newest = max(versions)
         different = [f"there is no {line}" for line in missing] + [f"there is a {line}" for line in strange]
-        raise MigrationError(
+        problem = (
             f"schema {self._schema!r} has tables, but no record of their version, and they are not those of version "
-            f"{newest}: {'; '.join(different[:5])}{'; and more' if len(different) > 5 else ''}. If they are pgjobs "
-            f"tables of an older version N, as of a dump without rows, say so: INSERT INTO {self._schema}.migration "
-            "(version, name) SELECT v, '' FROM generate_series(1, N) AS v; if they are not, give Client another "
-            "schema; if nothing in them is wanted, drop the schema"
+            f"{newest}: {'; '.join(different[:5])}{'; and more' if len(different) > 5 else ''}. "
         )
+        cure = (
+            "If they are pgjobs tables of an older version N, as of a dump without rows, say so: INSERT INTO "
+            f"{self._schema}.migration (version, name) SELECT v, '' FROM generate_series(1, N) AS v; if they are not, "
+            "give Client another schema; if nothing in them is wanted, drop the schema"
+        )
+        raise MigrationError(problem + cure)
 
     def record(self, conn: AnyConnection, versions: Mapping[int, str]) -> None:
         """Write down that the tables have these versions, which they have."""
@@ -156,8 +159,8 @@ class Bookkeeping:
 
     def ids_text(self, next: int, newest: int) -> str:
         return (
-            f"the next id is {next}, but there are jobs up to {newest}: as the owner of the tables run `pgjobs "
-            f"migrate`, client.migrate() or SELECT setval('{self._schema}.job_id_seq', {newest})"
+            f"the next id is {next}, but there are jobs up to {newest}: run `pgjobs migrate` or client.migrate() "
+            "as the owner of the tables"
         )
 
     # --- functions

@@ -83,6 +83,7 @@ function advisory_class 0
 function attempt_lost 0
 function check_job 9
 function check_uniqueness 2
+function deallocate_since 1
 function enqueue 12
 function schedule_changed 0
 function unique_key 5

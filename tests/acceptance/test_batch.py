@@ -159,15 +159,27 @@ def states(jobs: Sequence[Job[Any]]) -> list[tuple[str, int]]:
         ({"batch_time": timedelta(0)}, "batch_time is a timedelta longer than nothing"),
         ({"batch_time": 1}, "batch_time is a timedelta longer than nothing, not 1"),
         ({"durability": "none"}, "durability is 'full' or 'relaxed', not 'none'"),
-        ({"queues": {"default": QueueSettings(1, batch_size=5000)}}, "not 5000"),
-        ({"queues": {"default": QueueSettings(1, batch_time=timedelta(-1))}}, "batch_time"),
-        ({"queues": {"default": QueueSettings(1, durability="")}}, "durability is 'full' or 'relaxed', not ''"),  # type: ignore[arg-type]
-        ({"queues": {"default": QueueSettings(0)}}, "1 to 10000 threads, not 0"),
     ],
 )
 def test_settings_out_of_their_range_are_refused(client: Client, settings: dict[str, Any], problem: str) -> None:
     with pytest.raises(InvalidSetting, match=problem):
         WorkerPool(client, {"any": print}, **settings)
+
+
+@pytest.mark.finding("E7")
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"threads": 1, "batch_size": 5000}, "not 5000"),
+        ({"threads": 1, "batch_time": timedelta(-1)}, "batch_time"),
+        ({"threads": 1, "durability": ""}, "durability is 'full' or 'relaxed', not ''"),
+        ({"threads": 0}, "1 to 10000 threads, not 0"),
+    ],
+)
+def test_settings_of_a_queue_are_refused_when_they_are_made(settings: dict[str, Any], problem: str) -> None:
+    """A QueueSettings out of its range was accepted until the worker pool started."""
+    with pytest.raises(InvalidSetting, match=problem):
+        QueueSettings(**settings)
 
 
 def test_the_jobs_of_a_batch_run_in_their_order_in_one_transaction(desk: Desk) -> None:

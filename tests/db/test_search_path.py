@@ -21,6 +21,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from pgjobs import Client, JobFilter, Unique, WorkerPool, statements
 from pgjobs.migrate import migrate, schema_sql, versions
 from pgjobs.migration_store import Migrations
+from pgjobs.store import passing_over
 from tests import decoys, life, modes
 from tests.conftest import new_database
 from tests.waiting import wait_until
@@ -89,8 +90,10 @@ def single_statements() -> dict[str, str]:
         f"{path} {name}": text.decode() for path in FILES for name, text in statements.load(path, "pgjobs").items()
     }
     nexts = {"work.sql take": "work.sql next_by_priority", "batch.sql take_batch": "batch.sql next_batch_by_priority"}
+    passed_over = texts.pop("work.sql passed_over").encode()  # a part of those that choose
+    texts = {name: passing_over(text.encode(), passed_over).decode() for name, text in texts.items()}
     for take, next in nexts.items():
-        texts[take] = texts[take].replace("{next}", texts[next].strip().rstrip(";"))
+        texts[take] = texts[take].replace("{next}", texts[next].strip())
     singles = {
         f"{name} {number}": numbered(single.strip())
         for name, text in texts.items()
@@ -335,15 +338,15 @@ FORGOTTEN: dict[str, tuple[str, str, str, Act]] = {
         lambda client, _: run_until_over(client, batch_size=1),
     ),
     "a unique job": (
-        "enqueue.sql insert_unique_job",
-        "unique_key OPERATOR(pg_catalog.=) (",
-        "unique_key = (",
+        "enqueue.sql twins",
+        "unique_key OPERATOR(pg_catalog.=) ANY (",
+        "unique_key = ANY (",
         lambda client, _: [client.enqueue(None, life.Deed("unique"), unique=Unique()) for _ in range(2)],
     ),
     "a batch": (
         "batch.sql take_batch",
-        "attempted_by OPERATOR(pg_catalog.||) %(worker)s::pg_catalog.text",
-        "attempted_by || %(worker)s::pg_catalog.text",
+        "pg_catalog.cardinality(tags) OPERATOR(pg_catalog.>) 0",
+        "pg_catalog.cardinality(tags) > 0",
         lambda client, _: run_until_over(client, batch_size=2),
     ),
     "a function": (
