@@ -61,6 +61,7 @@ def test_a_pool_that_starts_on_emptied_tables_puts_the_books_back(
 def test_a_duty_that_is_missing_is_told_and_put_back(
     own_client: Client, run: Run, gone: str, fresh_database: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """After a TRUNCATE there were no duties, so nothing was promoted or rescued, and no word said so."""
     run("DELETE FROM pgjobs.maintenance WHERE duty = %s", gone)
     with pytest.raises(SchemaDamaged, match=f"no rows for {gone}"):
         own_client.check_schema()
@@ -76,6 +77,7 @@ def test_a_duty_that_is_missing_is_told_and_put_back(
 def test_duties_and_schedules_come_back_while_the_pool_runs(
     own_client: Client, run: Run, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A TRUNCATE under a running worker pool stopped its duties and its schedules for good."""
     monkeypatch.setattr(code_schedules, "_BEAT_EVERY", 0.5)
     done: list[str] = []
 
@@ -105,6 +107,7 @@ def test_duties_and_schedules_come_back_while_the_pool_runs(
 def test_a_duty_that_somebody_holds_is_not_taken_for_one_that_is_missing(
     own_client: Client, fresh_database: str, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """A duty whose row was gone looked like one that another process was at."""
     with psycopg.connect(fresh_database) as holder, psycopg.connect(fresh_database, autocommit=True) as conn:
         holder.execute("SELECT FROM pgjobs.maintenance FOR UPDATE")
         assert own_client.store.begin_duty(conn, "promote") is None
@@ -113,6 +116,7 @@ def test_a_duty_that_somebody_holds_is_not_taken_for_one_that_is_missing(
 
 @pytest.mark.finding("W4")
 def test_who_may_not_put_it_back_is_told_what_to_do(own_client: Client, run: Run, fresh_database: str) -> None:
+    """A role without the right to write duties worked on without them."""
     run("DELETE FROM pgjobs.maintenance")
     run("DROP ROLE IF EXISTS books_reader")
     run("CREATE ROLE books_reader LOGIN")
@@ -210,6 +214,7 @@ def test_no_setting_changes_the_shape(own_client: Client, fresh_database: str) -
 def test_tables_that_are_not_the_newest_are_not_taken_for_them(
     own_client: Client, run: Run, change: str, said: str
 ) -> None:
+    """Tables without a record of their version ended `migrate()` with a raw DuplicateTable."""
     run("TRUNCATE pgjobs.migration")
     run(change)
     before = run("SELECT count(*) FROM pg_class")
@@ -227,6 +232,7 @@ def test_tables_that_are_not_the_newest_are_not_taken_for_them(
 
 @pytest.mark.finding("W4")
 def test_tables_of_an_older_version_go_on_from_what_their_owner_says(own_client: Client, run: Run) -> None:
+    """Old tables without a record of their version could not be migrated."""
     own_client.migrate(direction="down", target=5)
     run("TRUNCATE pgjobs.migration")
     with pytest.raises(MigrationError, match="older version N") as raised:

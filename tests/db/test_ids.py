@@ -60,6 +60,7 @@ def test_a_call_for_all_jobs_is_for_those_with_ids_below_one_too(
 @pytest.mark.finding("W16")
 @pytest.mark.parametrize("call", MANY.values(), ids=MANY)
 def test_where_no_id_is_above_zero(client: Client, made: Made, call: Callable[[Client, JobFilter], ManyJobs]) -> None:
+    """A call for many jobs began behind the id 0, and passed over all below it."""
     made(-7, -2)
     assert [job.id for job in call(client, JobFilter(ids=[-2, -7])).done] == [-7, -2]
 
@@ -83,6 +84,7 @@ def test_a_list_goes_on_behind_an_id_below_one(client: Client, made: Made, order
 
 @pytest.mark.finding("W16")
 def test_one_job_with_a_negative_id_is_worked_and_changed_like_any_other(client: Client, made: Made) -> None:
+    """Ids below one, made by hand, were refused or passed over."""
     made(-5, 0)
     assert client.update(-5, priority=3).priority == 3
     assert client.cancel(0).state is JobState.CANCELLED
@@ -164,6 +166,7 @@ def test_calls_for_many_jobs_tell_two_of_one_id_apart(
 
 @pytest.mark.finding("W12")
 def test_of_two_jobs_of_one_id_the_one_that_is_held_is_skipped(client: Client, connect: Connect, made: Made) -> None:
+    """Two jobs of one id, in two queues, counted as one job for calls for many."""
     made(1, queue="mail")
     made(1, queue="print")
     holder = connect()
@@ -177,6 +180,7 @@ def test_of_two_jobs_of_one_id_the_one_that_is_held_is_skipped(client: Client, c
 
 @pytest.mark.finding("W12")
 def test_a_job_that_is_waited_for_is_told_by_its_queue(client: Client, made: Made) -> None:
+    """`wait(job)` could wait for another job of the same id."""
     made(1, queue="mail", state="completed")
     made(1, queue="print", state="available")
     job: Job[Any] = next(job for job in client.list().jobs if job.queue == "mail")
@@ -185,6 +189,7 @@ def test_a_job_that_is_waited_for_is_told_by_its_queue(client: Client, made: Mad
 
 @pytest.mark.finding("W12")
 def test_both_are_worked(client: Client, made: Made) -> None:
+    """Two jobs of one id, in two queues, must not be in the way of each other."""
     made(1, queue="mail")
     made(1, queue="print")
     seen: list[str] = []

@@ -87,6 +87,7 @@ def test_jobs_of_published_tables_come_to_all_ends(
 
 @pytest.mark.finding("W2")
 def test_late_requests_are_settled_in_published_tables(own_client: Client, published: None, run: Run) -> None:
+    """Requests to cancel could not be deleted from a published table without a key (55000)."""
     job: Job[Any] = own_client.enqueue(None, {}, kind="thing")
     run("INSERT INTO pgjobs.cancel_request (job_id, queue, token) VALUES (%s, 'default', gen_random_uuid())", job.id)
     run("INSERT INTO pgjobs.cancel_request (job_id, queue, token) VALUES (99, 'default', gen_random_uuid())")
@@ -102,6 +103,7 @@ def test_late_requests_are_settled_in_published_tables(own_client: Client, publi
 
 @pytest.mark.finding("W2")
 def test_published_tables_are_migrated_down_and_up(own_client: Client, published: None) -> None:
+    """A migration must pass on tables that are published."""
     for target in reversed(range(len(migrate.versions()))):
         own_client.migrate(direction="down", target=target)
     for target in migrate.versions():
@@ -121,6 +123,7 @@ def test_published_tables_are_migrated_down_and_up(own_client: Client, published
 def test_a_table_that_is_published_without_its_key_is_refused_by_name(
     own_client: Client, published: None, run: Run, changes: str, said: str
 ) -> None:
+    """A published table that cannot be changed let jobs stay `running` for ever, and no word said so."""
     run(changes)
     for act in (own_client.check_schema, WorkerPool(own_client, {"thing": print}).start):
         with pytest.raises(SchemaDamaged, match=said) as raised:
@@ -143,6 +146,7 @@ def test_a_table_that_is_published_without_its_key_is_refused_by_name(
     ],
 )
 def test_a_part_of_a_table_is_published(own_client: Client, run: Run, part: str, fits: bool) -> None:
+    """A row filter or list of columns of a publication can forbid every change, which start did not say."""
     if run("SHOW server_version_num")[0][0] < "150000":
         pytest.skip("since Postgres 15")
     run(f"CREATE PUBLICATION parts FOR TABLE {part}")

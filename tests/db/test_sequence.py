@@ -52,6 +52,7 @@ def test_ids_go_on_behind_those_that_jobs_have(
 def test_ids_that_are_ahead_are_left_alone(
     own_client: Client, run: Run, caplog: pytest.LogCaptureFixture, drawn: int
 ) -> None:
+    """A sequence that is behind the ids of jobs is moved; one that is ahead must not be."""
     run("SELECT nextval('pgjobs.job_id_seq') FROM generate_series(1, %s)", drawn)
     jobs_with_ids(run, *range(-3, drawn + 1))
     before = next_id(run)
@@ -86,6 +87,7 @@ def test_ids_of_several_servers_that_leave_each_others_out(own_client: Client, r
 
 @pytest.mark.finding("W12")
 def test_many_that_start_at_once_never_go_back(own_client: Client, run: Run, fresh_database: str) -> None:
+    """Processes that mend the sequence at the same time must never give an id twice."""
     jobs_with_ids(run, 9_000)
 
     def start(_: int) -> list[int]:

@@ -336,4 +336,5 @@ def test_no_setting_changes_what_is_written_and_read(
 def test_each_setting_by_itself(
     own_server: EmbeddedPostgres, caplog: pytest.LogCaptureFixture, how: str, settings: Settings
 ) -> None:
+    """A setting that changes how values are written or read stopped schedules, rescue or enqueues."""
     trial(own_server, how, settings, caplog)

@@ -38,6 +38,7 @@ def aside(clock: Clock) -> SetAside:
 def test_a_row_is_passed_over_for_a_time_that_grows_from_a_second_to_five_minutes(
     aside: SetAside, clock: Clock
 ) -> None:
+    """A row that failed was tried again hot, and stopped the whole act each time."""
     pauses = []
     for _ in range(11):
         aside.failed(ACT, 7, error(), "job 7")
@@ -58,6 +59,7 @@ def test_a_row_is_passed_over_for_a_time_that_grows_from_a_second_to_five_minute
 
 @pytest.mark.finding("S3")
 def test_when_more_than_a_few_fail_alike_none_is_set_aside(aside: SetAside, caplog: pytest.LogCaptureFixture) -> None:
+    """A fault of all rows must not be taken for one of each."""
     for n in range(MOST_ALIKE):
         aside.failed(ACT, n, error(n), f"job {n}")
     for n in range(MOST_ALIKE, MOST_ALIKE + 3):
@@ -77,6 +79,7 @@ def test_when_more_than_a_few_fail_alike_none_is_set_aside(aside: SetAside, capl
 def test_rows_that_fail_beside_others_that_work_are_all_set_aside_but_not_all_logged(
     aside: SetAside, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Rows that fail beside others must not stop those, nor fill the log."""
     caplog.set_level(logging.WARNING)
     for n in range(1000):
         aside.failed(ACT, n, error(n), f"job {n}", others_work=True)
@@ -90,6 +93,7 @@ def test_rows_that_fail_beside_others_that_work_are_all_set_aside_but_not_all_lo
 
 @pytest.mark.finding("S3")
 def test_another_act_and_another_cause_count_for_themselves(aside: SetAside) -> None:
+    """What stops one act says nothing of another."""
     for n in range(3 * MOST_ALIKE):
         aside.failed(f"claims of {n}", n, error(n), f"job {n}")
         aside.failed(ACT, n, error(n, "ABCDEFGHIJKLMNOP"[n % 16]), f"job {n}")
@@ -106,6 +110,7 @@ def test_another_act_and_another_cause_count_for_themselves(aside: SetAside) -> 
     ],
 )  # fmt: skip
 def test_what_says_nothing_of_a_row_is_nobodys_fault(state: str | None, concerns: bool) -> None:
+    """A lost connection or a full disk must not set rows aside."""
     problem = psycopg.Error("x")
     problem.sqlstate = state
     assert concerns_a_row(problem) is concerns
