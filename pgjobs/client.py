@@ -100,8 +100,7 @@ class Client:
         middleware: Sequence[EnqueueMiddleware] = (),
     ) -> None:
         self.schema = check_schema(schema)
-        if id is not None and not isinstance(id, str):  # what a name cannot hold is taken out of it
-            raise InvalidSetting(f"id is a text, not {shown(id)}: give str(...) of it")
+        settings.check_text("id", id, or_none=True, is_cleaned=True)
         settings.check_number("max_args_bytes", max_args_bytes, 1)
         _check_defaults(queue=queue, priority=priority, max_attempts=max_attempts)
         self._given_id = None if id is None else one_line(id, 255)

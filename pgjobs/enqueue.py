@@ -13,7 +13,7 @@ from pgjobs import codec
 from pgjobs.enqueue_store import EnqueueStore
 from pgjobs.errors import InvalidArgs, InvalidKind, InvalidOption, NoJobs, PgjobsError, UnknownKind, shown
 from pgjobs.hooks import EnqueueMiddleware, HookCalls, around_insert
-from pgjobs.job import Job
+from pgjobs.job import Job, has_args
 from pgjobs.options import (
     LONGEST_DELAY,
     NO_OPTIONS,
@@ -106,6 +106,8 @@ class Enqueuer:
         """The job that was made of it, which gives the args that it was made with; a duplicate those that are stored.
         Middleware may have changed them."""
         kind, text, args = job.given or ("", "", None)
+        if not has_args(made):
+            return made
         if made.kind != kind:
             return decoding(self.work_map, made)
         values = vars(made)  # nobody has seen it yet

@@ -207,7 +207,15 @@ def without_args(job: Job[Args]) -> Job[Args]:
             "metadata, errors, token and output"
         )
 
-    return changed(job, raw_args="null", decode=decode)
+    return changed(job, raw_args=_NOT_READ, decode=decode)
+
+
+def has_args(job: Job[Any]) -> bool:
+    """Whether its args could be read."""
+    return job.raw_args != _NOT_READ
+
+
+_NOT_READ = "null"  # which args never are
 
 
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(Job) if field.default is not MISSING}

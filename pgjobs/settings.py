@@ -33,13 +33,15 @@ def check_bool(name: str, value: object, *, error: Error = InvalidSetting) -> No
         raise error(f"{name} is True or False, not {shown(value)}")
 
 
-def check_text(name: str, value: object, *, or_none: bool = False, error: Error = InvalidSetting) -> None:
-    """Of text that Postgres can hold."""
+def check_text(
+    name: str, value: object, *, or_none: bool = False, is_cleaned: bool = False, error: Error = InvalidSetting
+) -> None:
+    """Of text that Postgres can hold; or of any, where what it cannot hold is taken out of it afterwards."""
     if value is None and or_none:
         return
     if not isinstance(value, str):
         raise error(f"{name} is a text, not {shown(value)}: give str(...) of it")
-    if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
+    if not is_cleaned and ("\0" in value or any("\ud800" <= character <= "\udfff" for character in value)):
         raise error(f"{name} holds NUL or a lone surrogate, which Postgres cannot store: {shown(value)}")
 
 

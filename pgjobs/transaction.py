@@ -128,9 +128,10 @@ def _behind_django(tx: Any) -> object:
     if db is None:
         return None
     if isinstance(tx, str):
-        if tx not in db.connections:
-            aliases = ", ".join(map(repr, db.connections))
-            raise InvalidTransaction(f"{_WANTED}; {tx!r} is none of Django's aliases: {aliases}")
+        aliases = _django_aliases(db)
+        if tx not in aliases:
+            known = ", ".join(map(repr, aliases)) or "none, since it is not configured here"
+            raise InvalidTransaction(f"{_WANTED}; {tx!r} is none of Django's aliases: {known}")
         tx = db.connections[tx]
     elif base is None or not isinstance(tx, (base.BaseDatabaseWrapper, type(db.connection))):
         return None
@@ -139,6 +140,13 @@ def _behind_django(tx: Any) -> object:
         tx.validate_no_broken_transaction()
     found: object = tx.connection
     return found
+
+
+def _django_aliases(db: Any) -> list[str]:
+    try:
+        return list(db.connections)
+    except Exception:  # Django was imported, but has no settings
+        return []
 
 
 class PoolSource:

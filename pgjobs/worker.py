@@ -45,7 +45,7 @@ from pgjobs.signals import LOOK_UP, next_signal, signals
 from pgjobs.store import CANCEL_NOTICE, DUE_NOTICE, AnyConnection
 from pgjobs.ticker import Asking, Ticker
 from pgjobs.time_index import TimeIndex
-from pgjobs.transaction import defaults_for
+from pgjobs.transaction import defaults_for, in_autocommit
 from pgjobs.work_map import Handler, HandlerFunction, check_unknown_kinds, decoding, given_work_map
 
 log = get_logger("pgjobs.worker")
@@ -118,7 +118,7 @@ class WorkerPool:
         listen_dsn: str | None = None,
     ) -> None:
         _check_client(client)
-        settings.check_text("name", name)
+        settings.check_text("name", name, is_cleaned=True)
         settings.check_bool("listen", listen)
         self.name = one_line(name)
         self.work_map = given_work_map(work_map)
@@ -298,6 +298,7 @@ class WorkerPool:
             name=f"{self.name}/maintenance",
         )
         self._client.registration.enter(self, self._describe)
+        self._announce()
         maintenance.start()
         self._maintenance = maintenance
         if self._listen:
@@ -316,6 +317,12 @@ class WorkerPool:
             self._crew.start(place)
         if self._listener is not None:
             self._listener.start()
+
+    def _announce(self) -> None:
+        """Be in the registry before the first job starts: should that kill the process at once, the rescue knows which
+        other jobs ran beside it. A row that is locked is not waited for longer than a second."""
+        with suppress(psycopg.Error), self._client.source.first_connection() as conn, in_autocommit(conn):
+            self._client.registration.refresh(conn)
 
     def stop(self, timeout: timedelta | None = None) -> bool:
         """Start no more jobs, wait for those that run, and end the threads.

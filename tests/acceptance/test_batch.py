@@ -173,7 +173,7 @@ def test_settings_out_of_their_range_are_refused(client: Client, settings: dict[
         ({"threads": 1, "batch_size": 5000}, "not 5000"),
         ({"threads": 1, "batch_time": timedelta(-1)}, "batch_time"),
         ({"threads": 1, "durability": ""}, "durability is 'full' or 'relaxed', not ''"),
-        ({"threads": 0}, "1 to 10000 threads, not 0"),
+        ({"threads": 0}, "threads is a whole number from 1 to 10000, not 0"),
     ],
 )
 def test_settings_of_a_queue_are_refused_when_they_are_made(settings: dict[str, Any], problem: str) -> None:

@@ -131,7 +131,7 @@ def test_to_stops_at_the_version_and_max_steps_after_so_many(pgjobs: Command, de
 
 def test_an_unknown_version_is_refused(pgjobs: Command, default_client: Client) -> None:
     assert pgjobs.migrate("--to", "77") == 1
-    assert pgjobs.errors == f"pgjobs: there is no version 77: this code knows 0 to {NEWEST}\n"
+    assert pgjobs.errors == f"pgjobs: target: there is no version 77: this code knows 0 to {NEWEST}\n"
     assert pgjobs.migrate("--sql", "--to", "77") == 1
     assert pgjobs.lines == []
     with pytest.raises(SchemaMissing):

@@ -66,7 +66,7 @@ def test_a_run_that_lost_or_doubled_something_gives_no_figure(
 
 
 def test_a_worker_that_fails_says_why(bench: Bench) -> None:
-    with pytest.raises(Refused, match="a queue has 1 to 10000 threads, not 0"):
+    with pytest.raises(Refused, match="threads is a whole number from 1 to 10000, not 0"):
         bench.drain("noop", Way(20, {"threads": 0}))
 
 

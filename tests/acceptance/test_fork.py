@@ -73,13 +73,18 @@ def ask_for(port: int, numbers: range) -> list[tuple[int, int, float]]:
     return got
 
 
+WAYS = ("None", "own pool", "SQLAlchemy", "Django")
+SETUPS = [f"{before} {threads}" for before in ("made", "migrated", "used") for threads in (1, 4)]
+SHORT = [("None", "made 1"), ("own pool", "migrated 4"), *((way, f"used {n}") for way in WAYS for n in (1, 4))]
+
+
 @pytest.mark.finding("W1")
 @pytest.mark.parametrize(
     ("way", "setup"),
     [
-        ("None", "made 1"),
-        ("own pool", "migrated 4"),
-        *((way, setup) for way in ("None", "own pool", "SQLAlchemy", "Django") for setup in ("used 1", "used 4")),
+        pytest.param(way, setup, marks=[] if (way, setup) in SHORT else [pytest.mark.slow])
+        for way in WAYS
+        for setup in SETUPS
     ],
 )
 def test_the_workers_of_a_preloaded_gunicorn_enqueue_each_for_itself(
@@ -89,7 +94,7 @@ def test_the_workers_of_a_preloaded_gunicorn_enqueue_each_for_itself(
     enqueues hung, or were rolled back with another child's transaction."""
     before, _, threads = setup.partition(" ")
     options = ["--threads", threads] if threads != "1" else []
-    total, askers = 300 if before == "used" else 100, 6
+    total, askers = 500, 6
     log = tmp_path / "gunicorn.log"
     with (
         gunicorn(log, *options, dsn=database, schema=client.schema, way=way, before=before) as port,

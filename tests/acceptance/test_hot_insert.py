@@ -22,6 +22,7 @@ from psycopg.pq import TransactionStatus
 from psycopg_pool import ConnectionPool, NullConnectionPool
 
 from pgjobs import Client, EnqueueMiddleware, Hooks, Job, JobState, decode_args, hot_insert
+from pgjobs.own_pool import has_ended
 from tests.conftest import Connect
 from tests.waiting import wait_until
 
@@ -240,7 +241,7 @@ def test_a_connection_that_was_lost_while_it_was_idle_is_replaced(own: Client, q
         with own.pool.connection() as conn:
             pid = conn.info.backend_pid
         query("SELECT pg_terminate_backend(%s)", pid)
-        wait_until(partial(is_gone, query, pid))
+        wait_until(partial(has_ended, conn))  # the word of it has arrived
         own.enqueue(None, Letter("x"))
     assert query("SELECT count(*) FROM {s}.job") == [(6,)]
 

@@ -113,7 +113,7 @@ CALLS: dict[str, tuple[Call, str, set[str]]] = {
     # a client
     "Client": (lambda client, value: Client(value), "connection string", set()),
     "Client schema": (lambda client, value: Client(POOL, schema=value), "schema", {"text"}),
-    "Client id": (lambda client, value: Client(POOL, id=value), "id", {"None", "text", "empty"}),
+    "Client id": (lambda client, value: Client(POOL, id=value), "id", {"None", *TEXTS}),
     "Client work_map": (lambda client, value: Client(POOL, work_map=value), "work_map", {"None", "dict"}),
     "Client queue": (lambda client, value: Client(POOL, queue=value), "queue", {"text"}),
     "Client priority": (lambda client, value: Client(POOL, priority=value), "priority", {"5", "-1"}),
@@ -318,7 +318,7 @@ CALLS: dict[str, tuple[Call, str, set[str]]] = {
         for name, takes in {
             "queues": {"None"},
             "cron": {"list"},
-            "name": {"text", "empty"},
+            "name": TEXTS,
             "order": set(),
             "poll_interval": {"duration"},
             "fetch_cooldown": set(),
