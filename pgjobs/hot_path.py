@@ -148,6 +148,8 @@ class HotPath:
         self.used = False  # whether somebody else has sent anything since the last claim
         self.session: Session | None = None  # as the claims find it; asked by the next one when it is not known
         self._finishes: dict[Any, tuple[Prepared, ...]] = {}
+        self._finishes_for: Session | None = None  # the session that they name
+        self._named_in_ascii = True
         # all that psycopg sends goes through here
         conn.wait = partial(self._wait, conn.wait)  # type: ignore[method-assign]
         conn._deallocate = partial(self._deallocate, conn._deallocate)  # type: ignore[method-assign]
@@ -182,14 +184,16 @@ class HotPath:
         values = [answer.get_value(0, column) or b"" for column in range(2)]
         user, role = (value.decode(self._conn.info.encoding, "surrogateescape") for value in values)
         self.session = Session(user, role)
-        self._finishes.clear()
+        if self.session != self._finishes_for:  # else what was made for it serves again
+            self._finishes_for = self.session
+            self._named_in_ascii = (user + role).isascii()
+            self._finishes.clear()
+            self._messages.clear()
 
     def _complete_steps(self, *key: bool) -> tuple[Prepared, ...]:
         """What completes a job: by whether the handler has sent anything, wants something kept, and the commit is not
         to wait for the disk. What undoes a handler's role names one, which is written as the session's encoding is."""
-        session = self.session
-        plain = session is None or (session.user + session.role).isascii()
-        place = (*key, None if plain else self._conn.info.encoding)
+        place = (*key, None if self._named_in_ascii else self._conn.info.encoding)
         if place not in self._finishes:
             self._finishes[place] = self._make_steps(*key)
         return self._finishes[place]

@@ -67,6 +67,30 @@ def test_a_job_costs_one_round_trip(client: Client, round_trips: list[int]) -> N
     assert len(full) >= 49, "each finish took the next claim with it"
 
 
+@pytest.mark.prepared("the hot path")
+@pytest.mark.one_by_one("a batch writes its finish anew")
+def test_the_messages_of_a_connection_are_made_once_and_not_each_time_that_it_leaves_the_pool(
+    database: str, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that idles between two jobs asked for the role anew, and kept the messages of each time for ever."""
+    made: list[int] = []
+    message = HotPath.message
+
+    def counted(self: HotPath, steps: Any) -> bytes:
+        made.append(1)
+        return message(self, steps)
+
+    monkeypatch.setattr(HotPath, "message", counted)
+    with ConnectionPool(database, min_size=1, max_size=1, kwargs={"prepare_threshold": 5}, open=True) as pool:
+        worker = WorkerPool(Client(pool, schema=client.schema), {"any": lambda tx, job: tx.execute("SELECT 1")})
+        for number in range(6):
+            enqueue(client, 1)
+            assert worker.work_one()
+            if number == 2:
+                before = len(made)
+    assert len(made) == before
+
+
 @pytest.mark.one_by_one("no job is claimed with the finish of another")
 @pytest.mark.prepared("counts its round trips")
 def test_what_a_handler_does_to_its_session_does_not_reach_the_job_that_was_claimed_with_its_finish(
