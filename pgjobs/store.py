@@ -328,15 +328,21 @@ class Store:
     def as_claimed(self, conn: AnyConnection, session: Session | None) -> Iterator[None]:
         """For as long as the block, which must not end the transaction, be in the role that claimed, if the handler
         has taken another. A connection of another user is left as it is."""
+        if session is None:
+            yield
+            return
         with literal_cursor(conn) as cur:
             cur.execute(self.work["claims_as"])
             user, role = map(str_of, one(cur))
-        if session is None or user != session.user or role == session.role:
+        if user != session.user or role == session.role:
             yield
             return
         self._take_role(conn, session)
-        yield
-        self._take_role(conn, session._replace(role=role))
+        try:
+            yield
+        finally:
+            if conn.info.transaction_status == TransactionStatus.INTRANS:  # else a rollback brings the role back
+                self._take_role(conn, session._replace(role=role))
 
     def _take_role(self, conn: AnyConnection, session: Session) -> None:
         with literal_cursor(conn) as cur:
@@ -412,9 +418,10 @@ class Store:
         if session is None:  # no handler has had it
             self.rollback(conn)
             return
-        before, after = ((), self._stay_as_claimed) if session.shared_since is None else (self._deallocate, ())
+        pooled = session.shared_since is not None
+        after = (*self._as_claimed, *self._deallocate) if pooled else self._stay_as_claimed
         with literal_cursor(conn) as cur:
-            cur.execute(b"\n".join((b"ROLLBACK;", *before, *self._reset_session, *after)), session_values(session))
+            cur.execute(b"\n".join((b"ROLLBACK;", *self._reset_session, *after)), session_values(session))
 
     def commit(self, conn: AnyConnection) -> None:
         with literal_cursor(conn) as cur:

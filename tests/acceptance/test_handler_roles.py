@@ -15,7 +15,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg_pool import ConnectionPool
 from sqlalchemy import URL, create_engine, text
 
-from pgjobs import Client, Handler, Job, JobState, QueueSettings, Snooze, WorkerPool, constant
+from pgjobs import Client, Handler, Job, JobState, NotRunning, QueueSettings, Snooze, WorkerPool, constant
 from pgjobs.contrib.sqlalchemy import SQLAlchemySource
 from tests.waiting import wait_until
 
@@ -264,6 +264,29 @@ def test_a_detached_handler_completes_its_job_in_a_transaction_with_a_role(
     assert (found.state, found.errors) == (JobState.COMPLETED, ())
     assert seen == [(roles.tenant,), (roles.worker,)]
     assert roles.effects() == [(roles.tenant, 7)]
+
+
+def test_a_completion_that_is_refused_leaves_a_detached_handler_in_its_role(
+    roles: Roles, worker: tuple[Client, dict[str, Any]]
+) -> None:
+    """After NotRunning the transaction is usable, and what follows was done with the rights of the worker."""
+    client, _ = worker
+    seen: list[object] = []
+
+    def handler(tx: None, job: Job[Any]) -> None:
+        with client.pool.connection() as own:
+            own.execute(roles.sql("SET LOCAL ROLE {tenant}"))
+            job.complete(own)
+            with pytest.raises(NotRunning):
+                job.complete(own)
+            seen.append(own.execute("SELECT current_user::text").fetchone())
+
+    job: Job[Any] = roles.admin.enqueue(None, {}, kind="any")
+    assert WorkerPool(client, {"any": Handler(handler, detached=True)}).work_one()
+    found = roles.admin.get(job.id)
+    assert found is not None
+    assert (found.state, found.errors) == (JobState.COMPLETED, ())
+    assert seen == [(roles.tenant,)]
 
 
 @pytest.mark.finding("W14")
