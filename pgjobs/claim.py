@@ -115,6 +115,8 @@ class Claimer:
         self._orphans = []  # the parent gives them back
         self._marks = {}
         self._asking = threading.Lock()
+        self.aside = SetAside()  # whose lock a thread of the parent may have held
+        self._unworkable = Unworkable(self.store, self.aside)
 
     def claim(self, held: Checkout, queue: str, *, id: int | None = None) -> Job[Any] | None:
         """The next job, or the one with this id, locked in the transaction that is open now; None if there is none."""
@@ -298,7 +300,7 @@ class Claimer:
                 hot.forget()
                 self.take_back(held, request.queue, request.token, error)  # if the lock alone was not there
                 return self._claim_hot(held, hot, which, request)
-        except (AttemptLost, psycopg.Error) as error:
+        except (AttemptLost, psycopg.Error, MemoryError) as error:  # the memory is this process's, no fault of the row
             self.take_back(held, request.queue, request.token, error)
             if isinstance(error, AttemptLost):
                 return None
@@ -318,7 +320,8 @@ class Claimer:
         id = self.store.claimed_id(conn, request.queue, request.token)
         if id is not None:
             reason = f"this job cannot be worked, for its row cannot be read: {error_text(error)}"
-            self._unworkable.discard(conn, (id, request.queue), (JobState.RUNNING,), reason)
+            row = (id, request.queue)
+            self._unworkable.discard(conn, row, (JobState.RUNNING,), reason, token=request.token)
 
     def _claim_plain(self, held: Checkout, which: str, request: ClaimRequest) -> Job[Any] | None:
         found: list[Session] = []

@@ -637,10 +637,19 @@ class Store:
         return bool(rows)
 
     def discard_unworkable(
-        self, conn: AnyConnection, id: int, queue: str, *, states: Sequence[JobState], reason: str, fresh: bool
+        self,
+        conn: AnyConnection,
+        id: int,
+        queue: str,
+        *,
+        states: Sequence[JobState],
+        reason: str,
+        fresh: bool,
+        token: UUID | None = None,
     ) -> bool:
-        """Discard a job that cannot be worked; `fresh` gives up its errors, its unique key and its workers."""
-        values = {"id": id, "queue": queue, "states": list(states), "reason": reason, "fresh": fresh}
+        """Discard a job that cannot be worked; `fresh` gives up its errors, its unique key and its workers. One that
+        runs is discarded only under this token, or without one where no lease keeps it."""
+        values = {"id": id, "queue": queue, "states": list(states), "reason": reason, "fresh": fresh, "token": token}
         [rows] = self._act(conn, self._maintain["discard_unworkable"], values)
         return bool(rows)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import shuffle
 from typing import NamedTuple
+from uuid import UUID
 
 import psycopg
 
@@ -91,11 +92,14 @@ class Unworkable:
                 raise
             return False
 
-    def discard(self, conn: AnyConnection, row: Row, states: Sequence[JobState], reason: str) -> bool:
-        """Discard a job with the reason in its errors; without what is in the way of that, if it must be."""
+    def discard(
+        self, conn: AnyConnection, row: Row, states: Sequence[JobState], reason: str, *, token: UUID | None = None
+    ) -> bool:
+        """Discard a job with the reason in its errors; without what is in the way of that, if it must be. `token` is
+        that of the claim, if it was claimed by this process."""
         for fresh in (False, True):
             try:
-                if self.store.discard_unworkable(conn, *row, states=states, reason=reason, fresh=fresh):
+                if self.store.discard_unworkable(conn, *row, states=states, reason=reason, fresh=fresh, token=token):
                     log.warning("job %d discarded: %s", row[0], reason)
                     return True
             except psycopg.Error as error:

@@ -355,7 +355,8 @@ WHERE id = ANY (ARRAY(
 RETURNING id;
 
 -- name: discard_unworkable
--- With `fresh`, nothing of the row's that may be in the way is kept.
+-- With `fresh`, nothing of the row's that may be in the way is kept. A running job only under the token that is given, or
+-- without one where it has no lease that lasts: it may have been claimed anew since it was looked at.
 UPDATE pgjobs.job SET
     state = 'discarded',
     finalized_at = pg_catalog.statement_timestamp(),
@@ -372,6 +373,8 @@ UPDATE pgjobs.job SET
             'attempt', attempt, 'at', pg_catalog.statement_timestamp(), 'error', %(reason)s::text, 'trace', NULL))
 WHERE id = ANY (ARRAY(
         SELECT id FROM pgjobs.job WHERE id = %(id)s AND queue = %(queue)s AND state = ANY (%(states)s::text[])
+            AND (token = %(token)s::uuid OR (%(token)s::uuid IS NULL
+                AND (state <> 'running' OR leased_until IS NULL OR leased_until < pg_catalog.clock_timestamp())))
         FOR NO KEY UPDATE SKIP LOCKED))
     AND queue = %(queue)s
 RETURNING id;

@@ -10,17 +10,18 @@ from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from pgjobs import Client, Hooks, Job, JobFilter, QueueSettings, WorkerPool, WorkMap
+from pgjobs import Client, Hooks, Job, JobFilter, QueueSettings, WorkerPool, WorkMap, hot_path, store
 from pgjobs.claim import Claimer
 from pgjobs.maintenance import Maintenance
 from pgjobs.many import ManyJobs
 from pgjobs.schedule_store import ScheduleStore
+from pgjobs.store import Store
 from pgjobs.ticker import Ticker
 from tests.conformance.conftest import Rows, duties, server, sql
 from tests.waiting import wait_until
@@ -312,6 +313,7 @@ import psycopg
 from pgjobs.maintenance import Maintenance
 from pgjobs.many import ManyJobs
 from pgjobs.schedule_store import ScheduleStore
+from pgjobs.store import Store
 from pgjobs.ticker import Ticker
 seen = []
 with Client(sys.argv[1], schema=sys.argv[2]) as client, psycopg.connect(sys.argv[1], autocommit=True) as conn:
@@ -417,6 +419,48 @@ def test_a_job_that_cannot_be_read_is_discarded_and_its_queue_worked(
         wait_until(lambda: {state(id) for id in first + last} == {"completed"})
         wait_until(lambda: state(bad) == "discarded")
     assert "cannot be read" in last_error(sql, bad)
+
+
+def test_a_job_that_another_worker_has_claimed_meanwhile_is_not_discarded(
+    *, sql: Rows, make: Any, state: Any, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that stalled after it had claimed an unreadable job discarded the attempt that came after the rescue."""
+    sql("ALTER DOMAIN pgjobs.instant DROP CONSTRAINT job_times")
+    (bad,) = make(1, "bad", "created_at = '-infinity'")
+    claimed_id = Store.claimed_id
+
+    def late(self: Store, conn: Tx, queue: str, token: UUID) -> int | None:
+        found = claimed_id(self, conn, queue, token)
+        sql(
+            """UPDATE pgjobs.job SET token = gen_random_uuid(), attempt = 2, leased_until = now() + interval '1 hour'
+            WHERE id = %s""",
+            bad,
+        )
+        return found
+
+    monkeypatch.setattr(Store, "claimed_id", late)
+    assert not WorkerPool(client, {"good": lambda tx, job: None}).work_one()
+    assert state(bad) == "running"
+
+
+def test_a_job_that_there_was_no_memory_for_is_not_discarded(
+    *, make: Any, state: Any, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error of the worker's process was taken for one of the row."""
+    (good,) = make(1)
+
+    def none_left(*_: object) -> Job[Any]:
+        raise MemoryError
+
+    pool = WorkerPool(client, {"good": lambda tx, job: None})
+    with monkeypatch.context() as patched:
+        for module in (hot_path, store):
+            patched.setattr(module, "claimed_job", none_left)
+        with pytest.raises(MemoryError):
+            pool.work_one()
+    assert state(good) == "available"
+    assert pool.work_one()
+    assert state(good) == "completed"
 
 
 @pytest.mark.slow
