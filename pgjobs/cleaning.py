@@ -87,7 +87,7 @@ class Cleaning:
         except psycopg.Error as error:
 
             def clean(ids: Sequence[int]) -> None:
-                self._store.clean(conn, which.state, which.keep, len(ids), Selection(among=ids))
+                self._clean_among(conn, which, ids)
 
             def find() -> list[Row]:
                 if which.is_simple:
@@ -114,11 +114,16 @@ class Cleaning:
             conn, which.state, which.keep, MOST_TRIES, queue=which.queue, others=which.others
         ):
             try:
-                deleted += self._store.clean(conn, which.state, which.keep, 1, Selection(among=[id]))
+                deleted += self._clean_among(conn, which, [id])
             except psycopg.Error as error:
                 if not concerns_a_row(error):
                     raise
         return deleted
+
+    def _clean_among(self, conn: AnyConnection, which: Pass, ids: Sequence[int]) -> int:
+        """Those with these ids: other queues, which are kept for longer, may have jobs of the same."""
+        among, queue, others = Selection(among=ids), which.queue, which.others
+        return self._store.clean(conn, which.state, which.keep, len(ids), among, queue=queue, others=others)
 
     def _part(self, which: Pass) -> CleanPart:
         place = self._places[which]

@@ -544,10 +544,18 @@ class Store:
         return cancelled, settled
 
     def clean(
-        self, conn: AnyConnection, state: JobState, keep: timedelta, batch: int, rows: Selection = ALL_ROWS
+        self,
+        conn: AnyConnection,
+        state: JobState,
+        keep: timedelta,
+        batch: int,
+        rows: Selection = ALL_ROWS,
+        *,
+        queue: str | None = None,
+        others: Sequence[str] = (),
     ) -> int:
-        """Delete jobs that ended in this state longer ago than `keep`; how many."""
-        values = {"state": state, "keep": keep, "batch": batch, **rows.values}
+        """Delete jobs that ended in this state longer ago than `keep`, of a queue or of all but some; how many."""
+        values = {"state": state, "keep": keep, "batch": batch, "queue": queue, "others": list(others), **rows.values}
         [[(deleted,)]] = self._act(conn, self._maintain["clean"], values)
         return deleted  # type: ignore[no-any-return]
 
@@ -596,9 +604,9 @@ class Store:
     def rows_to_clean(
         self, conn: AnyConnection, state: JobState, keep: timedelta, batch: int, rows: Selection = ALL_ROWS
     ) -> list[tuple[int, str]]:
-        return self._rows(
-            conn, self._maintain["rows_to_clean"], {"state": state, "keep": keep, "batch": batch, **rows.values}
-        )
+        """Where no queue says anything itself."""
+        values = {"state": state, "keep": keep, "batch": batch, "queue": None, "others": [], **rows.values}
+        return self._rows(conn, self._maintain["rows_to_clean"], values)
 
     def _rows(self, conn: AnyConnection, statement: bytes, values: Mapping[str, Any]) -> list[tuple[int, str]]:
         (rows,) = self._act(conn, statement, values)

@@ -132,7 +132,8 @@ SELECT request.id, request.job_id, request.queue, request.requested_at, request.
 
 -- part: old_jobs
 SELECT id, queue FROM pgjobs.job
-    WHERE state = %(state)s AND finalized_at < (pg_catalog.clock_timestamp() - %(keep)s::interval) AND {selected}
+    WHERE state = %(state)s AND finalized_at < (pg_catalog.clock_timestamp() - %(keep)s::interval)
+        AND (%(queue)s::text IS NULL OR queue = %(queue)s::text) AND queue <> ALL (%(others)s::text[]) AND {selected}
     ORDER BY finalized_at
     LIMIT %(batch)s
     FOR UPDATE SKIP LOCKED

@@ -65,6 +65,31 @@ def test_a_queue_is_cleaned_by_its_own_time_and_the_others_by_the_pools(
     }
 
 
+@pytest.mark.parametrize("referenced", [1, 60])
+def test_a_job_of_another_queue_with_the_same_id_is_kept_where_some_may_not_be_deleted(
+    *, client: Client, duties: Maintenance, server: Any, sql: Rows, referenced: int
+) -> None:
+    """Job by job only the ids were given, and the job of a queue that is kept for longer went too."""
+    client.queues.update("short", keep_completed=HOUR)
+    client.queues.update("audit", keep_completed=timedelta.max)
+    ended(sql, "short", *[2] * (referenced + 3))
+    sql(
+        """INSERT INTO pgjobs.job (id, queue, kind, state, finalized_at) OVERRIDING SYSTEM VALUE
+        SELECT id, 'audit', 'after.3', state, finalized_at FROM pgjobs.job"""
+    )
+    sql(
+        """CREATE TABLE pgjobs.invoice (job bigint, queue text DEFAULT 'short',
+        FOREIGN KEY (job, queue) REFERENCES pgjobs.job (id, queue))"""
+    )
+    sql(
+        "INSERT INTO pgjobs.invoice (job) SELECT id FROM pgjobs.job WHERE queue = 'short' ORDER BY id LIMIT %s",
+        referenced,
+    )
+    for _ in range(20):
+        duties.clean(server)
+    assert left(sql) == {"audit": ["3"] * (referenced + 3), "short": ["2"] * referenced}
+
+
 @pytest.mark.finding("E10")
 def test_it_is_obeyed_also_by_a_pool_that_keeps_everything(client: Client, sql: Rows) -> None:
     """Cleaning is the duty of any process, so what a queue says holds in all of them."""
