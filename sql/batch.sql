@@ -113,7 +113,8 @@ SELECT id FROM pgjobs.job WHERE queue = %(queue)s AND token = %(token)s AND stat
 
 -- name: between_jobs
 -- What a handler has left in the session is gone before the next one of its batch; the role that has claimed and what
--- bounds the transaction are there again. Its advisory locks stay until its writes are committed: what they guard, nobody else sees before.
+-- bounds the transaction are there again. Its advisory locks stay until its writes are committed: what they guard,
+-- nobody else sees before.
 RESET SESSION AUTHORIZATION;
 RESET ALL;
 UNLISTEN *;
@@ -164,7 +165,8 @@ UPDATE pgjobs.job SET
     metadata = CASE WHEN kept.metadata = '' THEN job.metadata ELSE job.metadata || kept.metadata::jsonb END,
     output = CASE WHEN kept.output = '' THEN job.output ELSE kept.output::jsonb END
 FROM ROWS FROM (
-    pg_catalog.unnest(%(kept_ids)s::bigint[]), pg_catalog.unnest(%(metadata)s::text[]), pg_catalog.unnest(%(output)s::text[])
+    pg_catalog.unnest(%(kept_ids)s::bigint[]), pg_catalog.unnest(%(metadata)s::text[]),
+    pg_catalog.unnest(%(output)s::text[])
 ) AS kept (id, metadata, output)
 WHERE job.queue = %(queue)s AND job.id = ANY (%(kept_ids)s::bigint[]) AND job.id = kept.id AND token = %(token)s;
 

@@ -1,5 +1,6 @@
--- What must be there beside the tables themselves, and is not after a TRUNCATE, a dump without rows or a failover: rows of
--- ours, and a sequence that is ahead of the ids. Each is asked for before it is put back, which a role may not be allowed.
+-- What pgjobs needs beside its tables, and what a TRUNCATE, a dump without rows or a failover takes away: rows of its
+-- own, and a sequence that is ahead of the ids. A look comes before each repair, since the role may not be allowed to
+-- repair.
 
 -- name: tables
 -- All of the schema, whoever they belong to.
@@ -7,8 +8,8 @@ SELECT relname::text FROM pg_catalog.pg_class
 WHERE relnamespace = (SELECT oid FROM pg_catalog.pg_namespace WHERE nspname = %(schema)s) AND relkind = ANY ('{r,p}');
 
 -- name: shape
--- What the schema consists of, a line each, with no name of the schema in it. The names of types are taken as they stand
--- in the catalog: no setting quotes them.
+-- What the schema consists of, a line each, with no name of the schema in it. The names of types are taken as they
+-- stand in the catalog: no setting quotes them.
 WITH schema AS (
     SELECT oid FROM pg_catalog.pg_namespace WHERE nspname = %(schema)s
 )
@@ -49,14 +50,16 @@ SELECT version, name FROM ROWS FROM (
 ON CONFLICT DO NOTHING;
 
 -- name: may_see_duties
--- Who only enqueues need not see them.
+-- A role that only enqueues need not see them.
 SELECT pg_catalog.has_table_privilege('pgjobs.maintenance', 'SELECT');
 
 -- name: duties
 SELECT duty FROM pgjobs.maintenance;
 
 -- name: put_back_duties
-INSERT INTO pgjobs.maintenance (duty) SELECT pg_catalog.unnest(%(duties)s::text[]) ON CONFLICT DO NOTHING RETURNING duty;
+INSERT INTO pgjobs.maintenance (duty) SELECT pg_catalog.unnest(%(duties)s::text[])
+ON CONFLICT DO NOTHING
+RETURNING duty;
 
 -- name: sequence_rights
 -- Whether the next id may be looked at, drawn, and set; and whether ids rise by one: where they do not, several servers
@@ -74,20 +77,22 @@ FROM pg_catalog.pg_sequence WHERE seqrelid = 'pgjobs.job_id_seq'::pg_catalog.reg
 SELECT (last_value + is_called::integer)::bigint, (SELECT pg_catalog.max(id) FROM pgjobs.job) FROM pgjobs.job_id_seq;
 
 -- name: draw_ids
--- The ids up to this one are given to nobody. Whoever draws some meanwhile draws others, so it needs no lock.
+-- Draws the ids up to this one and uses none of them. No lock is needed: a transaction that draws ids meanwhile gets
+-- others.
 SELECT pg_catalog.count(pg_catalog.nextval('pgjobs.job_id_seq'))
 FROM pg_catalog.generate_series(1, %(ids)s::bigint);
 
 -- name: set_next_id
--- Where it is too far to draw them all: nobody can have drawn so many between the look at the sequence and its change,
--- which one statement does.
+-- Where there are too many ids to draw. One statement looks at the sequence and changes it: other transactions cannot
+-- draw so many ids in between.
 SELECT pg_catalog.setval('pgjobs.job_id_seq', %(newest)s::bigint) FROM pgjobs.job_id_seq
 WHERE (last_value + %(far)s::bigint) < %(newest)s::bigint;
 
 -- name: functions_of_another_schema
 -- Those that name the schema as it was called before; each with its definition, and whether this role may replace it.
 -- What is in SQL follows a new name by itself, what is in PL/pgSQL is a text.
-SELECT proname::text, (pg_catalog.regexp_match(prosrc, '"([a-z0-9_]+)"[.][a-z]'))[1], pg_catalog.pg_get_functiondef(oid),
+SELECT
+    proname::text, (pg_catalog.regexp_match(prosrc, '"([a-z0-9_]+)"[.][a-z]'))[1], pg_catalog.pg_get_functiondef(oid),
     pg_catalog.pg_has_role(proowner, 'USAGE') AND pg_catalog.current_setting('transaction_read_only') = 'off'
 FROM pg_catalog.pg_proc
 WHERE pronamespace = (SELECT oid FROM pg_catalog.pg_namespace WHERE nspname = %(schema)s)
@@ -100,8 +105,8 @@ ORDER BY 1;
 SELECT DISTINCT tablename::text, pubname::text FROM pg_catalog.pg_publication_tables
 WHERE schemaname = %(schema)s ORDER BY 1, 2;
 
--- What the server says of the statements that change a published table: it checks as for the statement itself, also in a
--- session that may not write, and does nothing.
+-- Whether the server refuses to change a published table. EXPLAIN makes the same checks as the statement itself, also
+-- in a session that may not write, and changes nothing.
 
 -- name: try_job
 EXPLAIN UPDATE pgjobs.job SET priority = priority WHERE false;

@@ -1,9 +1,9 @@
 -- What people do to a job by hand, on the caller's connection and inside its transaction. Each statement looks at the
 -- row, changes it if it may and can have its lock now, and says in `verdict` which it was: done, running, final,
--- conflict, unfit, not pending; or busy, when somebody else held the row or changed it meanwhile. Where two jobs have the
--- id, in two queues, neither is touched and both are the answer. So none waits for the lock of a
--- job, and none fails where a failure would cost the caller's transaction. Functions are named in full: the search_path
--- is the caller's.
+-- conflict, unfit, not pending; or busy, when another transaction held the row or changed it meanwhile. So no statement
+-- waits for the lock of a job, and none fails where a failure would cost the caller's transaction. Where two queues
+-- have a job of this id, the statement changes neither and gives both. Functions are named in full: the search_path is
+-- the caller's.
 
 -- name: begin_control
 -- For a transaction of our own: whatever the defaults of the session are, each try sees what others have committed, and
@@ -108,7 +108,8 @@ WITH seen AS (
     UPDATE pgjobs.job SET
         state = 'available',
         attempt = CASE WHEN %(reset)s::boolean THEN 0 ELSE LEAST(attempt, 2147483646) END,
-        max_attempts = CASE WHEN %(reset)s::boolean THEN max_attempts ELSE GREATEST(max_attempts, LEAST(attempt, 2147483646) + 1) END,
+        max_attempts = CASE WHEN %(reset)s::boolean THEN max_attempts
+            ELSE GREATEST(max_attempts, LEAST(attempt, 2147483646) + 1) END,
         scheduled_at = CASE WHEN state = 'available' THEN LEAST(scheduled_at, pg_catalog.statement_timestamp())
             ELSE pg_catalog.statement_timestamp() END,
         finalized_at = NULL,

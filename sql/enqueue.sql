@@ -2,9 +2,9 @@
 -- search_path is the application's. The time is that of the statement, not of the transaction, so that a delay counts
 -- from the call.
 --
--- A role that may enqueue need not be able to read what others have enqueued, and a right to read a column is one to read
--- it in every row. So args and metadata come back from what was sent, as Postgres writes it, and not from the row; errors,
--- token and output, which a new job has not, are not read either.
+-- A role that enqueues need not have the right to read what others have enqueued, and a right to read a column holds
+-- for every row. So args and metadata come back from what was sent, as Postgres writes it, and not from the row;
+-- errors, token and output, which a new job does not have, are not read either.
 
 -- name: insert_job
 -- One job that nothing is unique about. Said without a subquery: it is planned each time.
@@ -18,19 +18,19 @@ VALUES (
     COALESCE(%(scheduled_at)s::timestamptz, pg_catalog.statement_timestamp() + %(delay)s::interval))
 RETURNING
     id, state, queue, kind, priority, attempt, max_attempts, %(args)s::jsonb AS args, %(metadata)s::jsonb AS metadata,
-    '[]'::jsonb AS errors, tags, scheduled_at, created_at, attempted_at, finalized_at, attempted_by, NULL::uuid AS token,
-    leased_until, NULL::jsonb AS output,
+    '[]'::jsonb AS errors, tags, scheduled_at, created_at, attempted_at, finalized_at, attempted_by,
+    NULL::uuid AS token, leased_until, NULL::jsonb AS output,
     {told};
 
 -- name: insert_plain_job
 -- One job that is to run now and says nothing unusual: what is not named here has its default. What comes back is what
--- was sent and a trigger may have changed, what the caller cannot know, and the server's process. Values that say nothing
--- are the larger part of what the statement above costs.
+-- was sent and a trigger may have changed, what the caller cannot know, and the server's process. Values that say
+-- nothing are the larger part of what the statement above costs.
 INSERT INTO pgjobs.job (queue, kind, priority, max_attempts, args, metadata)
 VALUES (%(queue)s, %(kind)s, %(priority)s, %(max_attempts)s, %(args)s::jsonb, %(metadata)s::jsonb)
 RETURNING
-    id, state, %(args)s::jsonb::text, %(metadata)s::jsonb::text, scheduled_at, created_at, queue, kind, priority, max_attempts,
-    pg_catalog.pg_backend_pid(),
+    id, state, %(args)s::jsonb::text, %(metadata)s::jsonb::text, scheduled_at, created_at, queue, kind, priority,
+    max_attempts, pg_catalog.pg_backend_pid(),
     {called};
 
 -- name: insert_unique_job
@@ -50,13 +50,13 @@ WITH given AS MATERIALIZED (
     FROM given
     ON CONFLICT (unique_key) WHERE unique_key IS NOT NULL AND state = ANY (unique_states) DO NOTHING
     RETURNING
-        id, state, queue, kind, priority, attempt, max_attempts, tags, scheduled_at, created_at, attempted_at, finalized_at,
-        attempted_by, leased_until
+        id, state, queue, kind, priority, attempt, max_attempts, tags, scheduled_at, created_at, attempted_at,
+        finalized_at, attempted_by, leased_until
 )
 SELECT
     id, state, queue, kind, priority, attempt, max_attempts, %(args)s::jsonb AS args, %(metadata)s::jsonb AS metadata,
-    '[]'::jsonb AS errors, tags, scheduled_at, created_at, attempted_at, finalized_at, attempted_by, NULL::uuid AS token,
-    leased_until, NULL::jsonb AS output,
+    '[]'::jsonb AS errors, tags, scheduled_at, created_at, attempted_at, finalized_at, attempted_by,
+    NULL::uuid AS token, leased_until, NULL::jsonb AS output,
     1 AS place, key, {may_read},
     CASE WHEN id IS NOT NULL THEN {told} END
 FROM given LEFT JOIN inserted ON true;
@@ -79,7 +79,8 @@ WITH given AS MATERIALIZED (
         pg_catalog.unnest(%(delays)s::interval[]),
         pg_catalog.unnest(%(uniqueness)s::text[])
     ) WITH ORDINALITY AS column_values(
-        pending, queue, kind, priority, max_attempts, args, metadata, tags, timed, scheduled_at, delay, uniqueness, place),
+        pending, queue, kind, priority, max_attempts, args, metadata, tags, timed, scheduled_at, delay, uniqueness,
+        place),
     LATERAL (
         SELECT CASE WHEN timed THEN scheduled_at ELSE (pg_catalog.statement_timestamp() + delay) END AS due) AS moment
 ), inserted AS (
@@ -88,20 +89,21 @@ WITH given AS MATERIALIZED (
     OVERRIDING SYSTEM VALUE
     SELECT
         new_id,
-        CASE WHEN pending THEN 'pending' WHEN due > pg_catalog.statement_timestamp() THEN 'scheduled' ELSE 'available' END,
+        CASE WHEN pending THEN 'pending' WHEN due > pg_catalog.statement_timestamp() THEN 'scheduled'
+            ELSE 'available' END,
         queue, kind, priority, max_attempts, args::jsonb, metadata::jsonb, tags::text[], due, key,
         CASE WHEN uniqueness <> '' THEN pgjobs.unique_states(uniqueness::jsonb) END
     FROM given
     ORDER BY key, place
     ON CONFLICT (unique_key) WHERE unique_key IS NOT NULL AND state = ANY (unique_states) DO NOTHING
     RETURNING
-        id, state, queue, kind, priority, attempt, max_attempts, tags, scheduled_at, created_at, attempted_at, finalized_at,
-        attempted_by, leased_until
+        id, state, queue, kind, priority, attempt, max_attempts, tags, scheduled_at, created_at, attempted_at,
+        finalized_at, attempted_by, leased_until
 )
 SELECT
     id, state, queue, kind, priority, attempt, max_attempts, sent_args::jsonb AS args, sent_metadata::jsonb AS metadata,
-    '[]'::jsonb AS errors, tags, scheduled_at, created_at, attempted_at, finalized_at, attempted_by, NULL::uuid AS token,
-    leased_until, NULL::jsonb AS output,
+    '[]'::jsonb AS errors, tags, scheduled_at, created_at, attempted_at, finalized_at, attempted_by,
+    NULL::uuid AS token, leased_until, NULL::jsonb AS output,
     place, key, (SELECT {may_read}),
     {told}
 FROM (SELECT place, key, new_id, args AS sent_args, metadata AS sent_metadata FROM given) AS asked
@@ -122,16 +124,16 @@ WHERE unique_key = ANY (%(keys)b::bytea[]) AND state = ANY (unique_states);
 -- The same for a role that may not read all of a job: without what others have given it and what came of it.
 SELECT
     id, state, queue, kind, priority, attempt, max_attempts, NULL::jsonb AS args, NULL::jsonb AS metadata,
-    NULL::jsonb AS errors, tags, scheduled_at, created_at, attempted_at, finalized_at, attempted_by, NULL::uuid AS token,
-    leased_until, NULL::jsonb AS output,
+    NULL::jsonb AS errors, tags, scheduled_at, created_at, attempted_at, finalized_at, attempted_by,
+    NULL::uuid AS token, leased_until, NULL::jsonb AS output,
     unique_key
 FROM pgjobs.job
 WHERE unique_key = ANY (%(keys)b::bytea[]) AND state = ANY (unique_states);
 
 -- name: replace_twin
--- Gives the job that holds the key what a newer call says, if it still waits. Only the assignments that the call names are
--- sent, each of which follows its comment: a role may have no right to what the others write and read. Metadata is merged
--- key by key; a new time also moves the job between waiting for its time and waiting for a worker.
+-- Gives the job that holds the key what a newer call says, if it still waits. Only the assignments that the call names
+-- are sent, each of which follows its comment: a role may have no right to what the others write and read. Metadata is
+-- merged key by key; a new time also moves the job between waiting for its time and waiting for a worker.
 WITH moment AS (
     SELECT COALESCE(%(scheduled_at)s::timestamptz, pg_catalog.statement_timestamp() + %(delay)s::interval) AS due
 ), replaced AS (
@@ -158,13 +160,13 @@ WITH moment AS (
     WHERE unique_key = %(key)b AND state = ANY (unique_states)
         AND state = ANY ('{available,scheduled,pending,retryable}')
     RETURNING
-        id, state, queue, kind, priority, attempt, max_attempts, tags, scheduled_at, created_at, attempted_at, finalized_at,
-        attempted_by, leased_until
+        id, state, queue, kind, priority, attempt, max_attempts, tags, scheduled_at, created_at, attempted_at,
+        finalized_at, attempted_by, leased_until
 )
 SELECT
     id, state, queue, kind, priority, attempt, max_attempts, NULL::jsonb AS args, NULL::jsonb AS metadata,
-    NULL::jsonb AS errors, tags, scheduled_at, created_at, attempted_at, finalized_at, attempted_by, NULL::uuid AS token,
-    leased_until, NULL::jsonb AS output,
+    NULL::jsonb AS errors, tags, scheduled_at, created_at, attempted_at, finalized_at, attempted_by,
+    NULL::uuid AS token, leased_until, NULL::jsonb AS output,
     {told}
 FROM replaced;
 

@@ -1,9 +1,9 @@
--- The duties that keep the queue moving. Any process may do them; each is a short transaction. A time that is to be read
--- comes as microseconds: how an interval is written hangs on the session, which may have another style by then.
+-- The duties that keep the queue moving. Any process may do them; each is a short transaction. A time that is to be
+-- read comes as microseconds: how an interval is written hangs on the session, which may have another style by then.
 
 -- name: begin_duty
--- Begins with bounds that the server keeps: a process that hangs in here loses its connection, and with it the duty. Null
--- when somebody else holds the row; and whether there is one.
+-- Begins with bounds that the server keeps: a process that hangs in here loses its connection, and with it the duty.
+-- Null when somebody else holds the row; and whether there is one.
 BEGIN ISOLATION LEVEL READ COMMITTED;
 SET LOCAL idle_in_transaction_session_timeout = '5s';
 SET LOCAL statement_timeout = '30s';
@@ -116,15 +116,18 @@ COMMIT;
 -- Which of several jobs took the process down nobody can tell. So a job that had neighbours, and was never in trouble
 -- before, has its attempt given back; that is noted in its metadata, and done twice at most. Without a token, so
 -- that no late record of the attempt finds it.
--- What a row holds may be large: of the rows in their order only so many are taken as stay within some megabytes, as they
--- are stored, but at least one; and the answer has neither args nor metadata, and of the errors only the new one. Large
--- metadata stay as they are. A job whose errors are larger than any that were recorded is discarded with that reason, and
--- they with it: to add to them takes longer than a duty has, or cannot be done.
+-- What a row holds may be large. So the rescue takes the rows in their order until their stored values reach some
+-- megabytes, and one at least. Its answer has no args and no metadata, and of the errors only the new one. It does not
+-- change metadata that are large. Errors larger than pgjobs ever records are removed and their job is discarded with
+-- that reason, since to add another error takes longer than a duty has, or cannot be done.
 WITH seen AS MATERIALIZED (
     {vanished_jobs}
 ), vanished AS MATERIALIZED (
     SELECT id, queue, token, worker, known
-    FROM (SELECT seen.*, pg_catalog.sum(bytes) OVER (ORDER BY id, queue ROWS UNBOUNDED PRECEDING) - bytes AS before FROM seen) AS placed
+    FROM (
+        SELECT seen.*, pg_catalog.sum(bytes) OVER (ORDER BY id, queue ROWS UNBOUNDED PRECEDING) - bytes AS before
+        FROM seen
+    ) AS placed
     WHERE before < 4000000
 ), request AS (
     DELETE FROM pgjobs.cancel_request USING vanished
@@ -144,7 +147,8 @@ WITH seen AS MATERIALIZED (
         SELECT id FROM pgjobs.worker WHERE id = ANY (ARRAY(SELECT worker FROM vanished)) FOR NO KEY UPDATE SKIP LOCKED))
 ), next AS MATERIALIZED (
     SELECT vanished.*, given, small, cancel, cancel IS NOT NULL AS cancelled,
-        cancel IS NULL AND attempt > 0 AND small AND NOT overfull AND errors = '[]' AND pg_catalog.jsonb_array_length(given) < 2
+        cancel IS NULL AND attempt > 0 AND small AND NOT overfull AND errors = '[]'
+            AND pg_catalog.jsonb_array_length(given) < 2
             AND EXISTS (SELECT FROM crew WHERE crew.worker = vanished.worker) AS excused,
         attempt >= max_attempts OR overfull AS last, overfull
     FROM vanished
@@ -152,7 +156,8 @@ WITH seen AS MATERIALIZED (
     CROSS JOIN LATERAL (SELECT
         pg_catalog.pg_column_size(metadata) <= 1000000 AS small,
         -- what comes out of the operator is no longer compressed
-        CASE WHEN pg_catalog.pg_column_size(errors) > 100000 THEN pg_catalog.pg_column_size(errors || '[]') > 16000000 ELSE false END AS overfull
+        CASE WHEN pg_catalog.pg_column_size(errors) > 100000
+            THEN pg_catalog.pg_column_size(errors || '[]') > 16000000 ELSE false END AS overfull
         OFFSET 0  -- computed once
     ) AS sizes
     CROSS JOIN LATERAL (SELECT
@@ -172,41 +177,49 @@ WITH seen AS MATERIALIZED (
         token = CASE WHEN NOT excused THEN job.token END,
         finalized_at = CASE WHEN cancelled OR last AND NOT excused THEN pg_catalog.clock_timestamp() END,
         metadata = CASE WHEN cancelled AND small THEN metadata || cancel
-            WHEN excused THEN metadata || pg_catalog.jsonb_build_object('given_back', given || pg_catalog.jsonb_build_array(
-                pg_catalog.jsonb_build_object('at', pg_catalog.clock_timestamp(), 'worker', worker)))
+            WHEN excused THEN metadata || pg_catalog.jsonb_build_object('given_back', given
+                || pg_catalog.jsonb_build_array(
+                    pg_catalog.jsonb_build_object('at', pg_catalog.clock_timestamp(), 'worker', worker)))
             ELSE metadata END,
         -- a delay of its own, 1 s doubling up to 60 s: the job is rarely to blame. Those that had neighbours come back
         -- apart from each other, so that the one that is to blame meets them less
         scheduled_at = CASE
             WHEN excused
-                THEN pg_catalog.clock_timestamp() + ((1 + pg_catalog.random()) * pg_catalog.power(2, pg_catalog.jsonb_array_length(given)) * interval '1 second')
+                THEN pg_catalog.clock_timestamp() + ((1 + pg_catalog.random())
+                    * pg_catalog.power(2, pg_catalog.jsonb_array_length(given)) * interval '1 second')
             WHEN cancelled OR last THEN scheduled_at
             ELSE pg_catalog.clock_timestamp() + (LEAST(pg_catalog.power(2, LEAST((
-                SELECT pg_catalog.count(*) FROM pg_catalog.jsonb_array_elements(pg_catalog.jsonb_path_query_array(errors, '$[last-99 to last]')) AS entry
+                SELECT pg_catalog.count(*) FROM pg_catalog.jsonb_array_elements(
+                    pg_catalog.jsonb_path_query_array(errors, '$[last-99 to last]')) AS entry
                 WHERE pg_catalog.starts_with(entry ->> 'error', 'worker vanished')
             ), 6)), 60) * interval '1 second') END,
         leased_until = NULL,
         errors = CASE WHEN excused THEN errors ELSE
-            CASE WHEN overfull THEN '[]' WHEN pg_catalog.jsonb_array_length(errors) >= 100 THEN errors - 50 ELSE errors END
+            CASE WHEN overfull THEN '[]'
+                WHEN pg_catalog.jsonb_array_length(errors) >= 100 THEN errors - 50
+                ELSE errors END
             || pg_catalog.jsonb_build_array(pg_catalog.jsonb_build_object(
                 'attempt', attempt,
                 'at', pg_catalog.clock_timestamp(),
                 -- what clients call themselves is clean; what somebody wrote by hand may not be
                 'error', 'worker vanished: '
-                    || COALESCE(pg_catalog.regexp_replace(pg_catalog.left(worker, 255), E'[\\x01-\\x1f\\x7f-\\x9f]', '?', 'g'), 'unknown')
+                    || COALESCE(pg_catalog.regexp_replace(
+                        pg_catalog.left(worker, 255), E'[\\x01-\\x1f\\x7f-\\x9f]', '?', 'g'), 'unknown')
                     || ' lost its connection or its process while it ran this attempt'
                     || CASE WHEN last AND NOT known AND NOT cancelled
                         THEN '; for a day there was no process that knows this kind' ELSE '' END
                     || CASE WHEN overfull
-                        THEN '; this job cannot be worked, for its errors are so large that no other can be added' ELSE '' END,
+                        THEN '; this job cannot be worked, for its errors are so large that no other can be added'
+                        ELSE '' END,
                 'trace', NULL)) END
     FROM next
     WHERE job.id = next.id AND job.queue = next.queue
         AND state = 'running' AND (job.token = next.token OR (job.token IS NULL AND next.token IS NULL))
     RETURNING
         job.queue, job.id, state, kind, priority, attempt, max_attempts, '{}'::jsonb AS args, '{}'::jsonb AS metadata,
-        CASE WHEN excused THEN '[]' ELSE pg_catalog.jsonb_build_array(errors -> (-1)) END AS errors, '{}'::text[] AS tags,
-        scheduled_at, created_at, attempted_at, finalized_at, '{}'::text[] AS attempted_by, job.token, leased_until
+        CASE WHEN excused THEN '[]' ELSE pg_catalog.jsonb_build_array(errors -> (-1)) END AS errors,
+        '{}'::text[] AS tags, scheduled_at, created_at, attempted_at, finalized_at, '{}'::text[] AS attempted_by,
+        job.token, leased_until
 )
 SELECT
     id, state, queue, kind, priority, attempt, max_attempts, args, metadata, errors, tags, scheduled_at, created_at,
@@ -221,18 +234,21 @@ WITH seen AS MATERIALIZED (
 SELECT id, queue FROM seen;
 
 -- name: rescued_job
--- For who is told of it: what is larger than a few megabytes is left out.
+-- For hooks, which may read all of it; what is larger than a few megabytes is left out.
 SELECT
     id, state, queue, kind, priority, attempt, max_attempts,
-    CASE WHEN pg_catalog.pg_column_size(args) > 1000000 OR pg_catalog.octet_length(args::text) > 4000000 THEN '{}'::jsonb ELSE args END,
-    CASE WHEN pg_catalog.pg_column_size(metadata) > 1000000 OR pg_catalog.octet_length(metadata::text) > 4000000 THEN '{}'::jsonb ELSE metadata END,
+    CASE WHEN pg_catalog.pg_column_size(args) > 1000000 OR pg_catalog.octet_length(args::text) > 4000000
+        THEN '{}'::jsonb ELSE args END,
+    CASE WHEN pg_catalog.pg_column_size(metadata) > 1000000 OR pg_catalog.octet_length(metadata::text) > 4000000
+        THEN '{}'::jsonb ELSE metadata END,
     CASE WHEN pg_catalog.pg_column_size(errors) > 1000000 OR pg_catalog.octet_length(errors::text) > 8000000
         THEN pg_catalog.jsonb_build_array(errors -> (-1)) ELSE errors END,
     CASE WHEN pg_catalog.pg_column_size(tags) > 1000000 THEN '{}'::text[] ELSE tags END,
     scheduled_at, created_at, attempted_at, finalized_at,
     CASE WHEN pg_catalog.pg_column_size(attempted_by) > 1000000 THEN '{}'::text[] ELSE attempted_by END,
     token, leased_until,
-    CASE WHEN pg_catalog.pg_column_size(output) > 1000000 OR pg_catalog.octet_length(output::text) > 4000000 THEN NULL ELSE output END
+    CASE WHEN pg_catalog.pg_column_size(output) > 1000000 OR pg_catalog.octet_length(output::text) > 4000000
+        THEN NULL ELSE output END
 FROM pgjobs.job WHERE id = %(id)s AND queue = %(queue)s;
 
 -- name: settle_requests
@@ -277,7 +293,8 @@ WITH stale AS MATERIALIZED (
             SELECT FROM cancelled WHERE cancelled.id = stale.job_id AND cancelled.queue = stale.queue))
     RETURNING request.job_id
 )
-SELECT (SELECT pg_catalog.count(*) FROM cancelled), (SELECT pg_catalog.count(*) FROM moved) + (SELECT pg_catalog.count(*) FROM removed);
+SELECT (SELECT pg_catalog.count(*) FROM cancelled),
+    (SELECT pg_catalog.count(*) FROM moved) + (SELECT pg_catalog.count(*) FROM removed);
 
 -- name: rows_to_settle
 WITH stale AS MATERIALIZED (
@@ -301,8 +318,8 @@ WITH old AS MATERIALIZED (
 SELECT id, queue FROM old;
 
 -- name: clean_part
--- Where some queues are kept for longer or shorter than others: reads the index on, whosever jobs there are, and deletes
--- those of one queue, or of all but some. What somebody holds is passed over.
+-- Where a queue says itself how long its jobs are kept. Reads the index on, past the jobs of all queues, and deletes
+-- those of one queue, or of all but some. Passes over rows that another transaction holds.
 WITH seen AS MATERIALIZED (
     {next_ended}
 ), old AS MATERIALIZED (
@@ -336,9 +353,11 @@ ORDER BY pg_catalog.random()
 LIMIT %(batch)s;
 
 -- name: bare_write
--- What is tried with a row that an act could not work, see pgjobs/set_aside.py: the change that it makes, without anything that it reads of the row or adds to it. Rolled back by who tries it.
+-- The change that an act makes to the state of a job, without anything that the act reads of the row or adds to it. It
+-- is tried with a row that the act has failed for, and rolled back; see pgjobs/set_aside.py.
 UPDATE pgjobs.job SET
-    state = CASE WHEN %(state)s::text = 'retryable' AND attempt >= max_attempts THEN 'discarded' ELSE %(state)s::text END,
+    state = CASE WHEN %(state)s::text = 'retryable' AND attempt >= max_attempts THEN 'discarded'
+        ELSE %(state)s::text END,
     attempt = CASE WHEN attempt < max_attempts THEN attempt + %(counted)s::integer ELSE attempt END,
     attempted_at = pg_catalog.statement_timestamp(),
     attempted_by = '{}',
@@ -355,8 +374,8 @@ WHERE id = ANY (ARRAY(
 RETURNING id;
 
 -- name: discard_unworkable
--- With `fresh`, nothing of the row's that may be in the way is kept. A running job only under the token that is given, or
--- without one where it has no lease that lasts: it may have been claimed anew since it was looked at.
+-- With `fresh`, nothing of the row's that may be in the way is kept. A running job only under the token that is given,
+-- or without one where it has no lease that lasts: it may have been claimed anew since it was looked at.
 UPDATE pgjobs.job SET
     state = 'discarded',
     finalized_at = pg_catalog.statement_timestamp(),

@@ -77,7 +77,8 @@ WITH seen AS MATERIALIZED (
                 AND (twin.id, twin.queue) <> (job.id, job.queue)) AS taken
     FROM pgjobs.job
     WHERE id = ANY (ARRAY(SELECT seen.id FROM seen))
-        AND EXISTS (SELECT FROM seen WHERE seen.id = job.id AND seen.queue = job.queue) AND {matches} AND state <> 'running'
+        AND EXISTS (SELECT FROM seen WHERE seen.id = job.id AND seen.queue = job.queue)
+        AND {matches} AND state <> 'running'
     FOR NO KEY UPDATE SKIP LOCKED
 ), judged AS (
     SELECT id, queue, unfit, covered AND (
@@ -91,7 +92,8 @@ WITH seen AS MATERIALIZED (
     UPDATE pgjobs.job SET
         state = 'available',
         attempt = CASE WHEN %(reset)s::boolean THEN 0 ELSE LEAST(attempt, 2147483646) END,
-        max_attempts = CASE WHEN %(reset)s::boolean THEN max_attempts ELSE GREATEST(max_attempts, LEAST(attempt, 2147483646) + 1) END,
+        max_attempts = CASE WHEN %(reset)s::boolean THEN max_attempts
+            ELSE GREATEST(max_attempts, LEAST(attempt, 2147483646) + 1) END,
         scheduled_at = CASE WHEN state = 'available' THEN LEAST(scheduled_at, pg_catalog.statement_timestamp())
             ELSE pg_catalog.statement_timestamp() END,
         finalized_at = NULL,
@@ -131,7 +133,8 @@ WITH seen AS MATERIALIZED (
 ), free AS MATERIALIZED (
     SELECT id, queue FROM pgjobs.job
     WHERE id = ANY (ARRAY(SELECT seen.id FROM seen))
-        AND EXISTS (SELECT FROM seen WHERE seen.id = job.id AND seen.queue = job.queue) AND {matches} AND state <> 'running'
+        AND EXISTS (SELECT FROM seen WHERE seen.id = job.id AND seen.queue = job.queue)
+        AND {matches} AND state <> 'running'
     FOR UPDATE SKIP LOCKED
 ), changed AS (
     DELETE FROM pgjobs.job USING free
@@ -168,7 +171,8 @@ WITH seen AS MATERIALIZED (
                 AND %(new_scheduled_at)s::timestamptz <= pg_catalog.statement_timestamp() THEN 'available'
             ELSE job.state END AS state) AS next
     WHERE id = ANY (ARRAY(SELECT seen.id FROM seen))
-        AND EXISTS (SELECT FROM seen WHERE seen.id = job.id AND seen.queue = job.queue) AND {matches} AND job.state <> 'running'
+        AND EXISTS (SELECT FROM seen WHERE seen.id = job.id AND seen.queue = job.queue)
+        AND {matches} AND job.state <> 'running'
     FOR NO KEY UPDATE OF job SKIP LOCKED
 ), judged AS (
     SELECT id, queue, state, unfit, covered AND (

@@ -54,8 +54,8 @@ INSERT INTO pgjobs.migration (version, name) VALUES ({version}, '{name}');
 DELETE FROM pgjobs.migration WHERE version = {version};
 
 -- name: guarded_table
--- For a script that may run twice, inside a transaction of somebody else's: one migrator at a time, and the table that says
--- what was done. Names are looked up in pg_catalog alone, as long as it takes.
+-- For a script that may run twice, inside a transaction of somebody else's: one migrator at a time, and the table that
+-- says what was done. Names are looked up in pg_catalog alone, as long as it takes.
 DO $pgjobs$
 DECLARE
     path constant pg_catalog.text := pg_catalog.current_setting('search_path');

@@ -31,8 +31,8 @@ NOT EXISTS (SELECT FROM pgjobs.job AS namesake WHERE namesake.id = job.id AND na
 
 -- part: next_in_turn
 -- A batch of what a call that changes many jobs has still to look at: in the order of their ids, nothing that was
--- enqueued after the call began, and nothing that is over where that does not matter. Two queues may have jobs of one id,
--- and ids that were made by hand may be of any sign.
+-- enqueued after the call began, and nothing that is over where that does not matter. Two queues may have jobs of one
+-- id, and ids that were made by hand may be of any sign.
 SELECT job.id, job.queue FROM pgjobs.job
     WHERE {matches}
         AND (%(over)s::boolean OR job.finalized_at IS NULL)
@@ -82,8 +82,8 @@ pg_catalog.has_column_privilege('pgjobs.job', 'args', 'SELECT')
         AND pg_catalog.has_column_privilege('pgjobs.job', 'output', 'SELECT')
 
 -- part: selected
--- What an act leaves out because it cannot be worked now, and what it is restricted to when it is done bit by bit. Both are
--- constants, which are folded away when they say nothing.
+-- What an act leaves out because it cannot be worked now, and what it is restricted to when it is done bit by bit. Both
+-- are constants, which are folded away when they say nothing.
 (%(aside)s::bigint[] IS NULL OR job.id <> ALL (%(aside)s::bigint[]))
         AND (%(among)s::bigint[] IS NULL OR job.id = ANY (%(among)s::bigint[]))
 
@@ -97,16 +97,19 @@ SELECT id, queue, scheduled_at, unique_key IS NOT NULL AND (state = ANY (unique_
     FOR NO KEY UPDATE SKIP LOCKED
 
 -- part: next_due_job
-SELECT (EXTRACT(epoch FROM (pg_catalog.min(scheduled_at) - pg_catalog.clock_timestamp())) * 1000000)::bigint FROM pgjobs.job
+SELECT (EXTRACT(epoch FROM (pg_catalog.min(scheduled_at) - pg_catalog.clock_timestamp())) * 1000000)::bigint
+FROM pgjobs.job
 WHERE state = ANY ('{scheduled,retryable}') AND (%(aside)s::bigint[] IS NULL OR job.id <> ALL (%(aside)s::bigint[]))
 
 -- part: vanished_jobs
 SELECT id, queue, token, attempted_by[pg_catalog.array_upper(attempted_by, 1)] AS worker,
         %(kinds)s::text[] IS NULL OR kind = ANY (%(kinds)s::text[]) AS known,
-        (pg_catalog.pg_column_size(errors) + pg_catalog.pg_column_size(metadata) + pg_catalog.pg_column_size(attempted_by))::bigint AS bytes
+        (pg_catalog.pg_column_size(errors) + pg_catalog.pg_column_size(metadata)
+            + pg_catalog.pg_column_size(attempted_by))::bigint AS bytes
     FROM pgjobs.job
     WHERE state = 'running' AND CASE
-        WHEN leased_until IS NULL THEN COALESCE(attempted_at, created_at) < (pg_catalog.clock_timestamp() - %(grace)s::interval)
+        WHEN leased_until IS NULL
+            THEN COALESCE(attempted_at, created_at) < (pg_catalog.clock_timestamp() - %(grace)s::interval)
         ELSE leased_until < pg_catalog.clock_timestamp() END
         AND (attempt < max_attempts OR %(kinds)s::text[] IS NULL OR kind = ANY (%(kinds)s::text[])
             OR COALESCE(attempted_at, created_at) < (pg_catalog.clock_timestamp() - interval '1 day')

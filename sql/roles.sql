@@ -1,5 +1,5 @@
--- What each kind of role may do, and no more; for psql or a migration of the application's. `pgjobs roles --sql` fills in
--- the names. Columns are listed one by one, so that a new one is nobody's until somebody has thought about it.
+-- What each kind of role may do, and no more; for psql or a migration of the application's. `pgjobs roles --sql` fills
+-- in the names. Columns are listed one by one, so that a new one is nobody's until somebody has thought about it.
 
 -- name: make_role
 -- A role without a login of its own: grant it to those that log in, or give it one.
@@ -11,16 +11,16 @@ BEGIN
 END
 $pgjobs$;
 REVOKE ALL ON
-    pgjobs.job, pgjobs.queue, pgjobs.worker, pgjobs.schedule, pgjobs.scheduler, pgjobs.cancel_request, pgjobs.maintenance,
-    pgjobs.migration
+    pgjobs.job, pgjobs.queue, pgjobs.worker, pgjobs.schedule, pgjobs.scheduler, pgjobs.cancel_request,
+    pgjobs.maintenance, pgjobs.migration
 FROM "{role}";
 REVOKE ALL ON SEQUENCE pgjobs.job_id_seq FROM "{role}";
 GRANT USAGE ON SCHEMA {schema} TO "{role}";
 GRANT SELECT (version, name, applied_at) ON pgjobs.migration TO "{role}";
 
 -- name: grant_enqueuer
--- Enqueues, and reads of other jobs what tells it of a duplicate: not their args, metadata, errors and output. It has no
--- right to schedule and tick, with which ticks of a schedule could be swallowed, nor to id.
+-- Enqueues, and reads of other jobs what tells it of a duplicate: not their args, metadata, errors and output. It has
+-- no right to schedule and tick, with which ticks of a schedule could be swallowed, nor to id.
 GRANT SELECT (
     id, state, queue, kind, priority, attempt, max_attempts, tags, scheduled_at, created_at, attempted_at, finalized_at,
     attempted_by, leased_until, unique_key, unique_states
@@ -48,8 +48,8 @@ GRANT UPDATE (args, priority, max_attempts, tags, metadata, scheduled_at, state)
 GRANT SELECT (metadata) ON pgjobs.job TO "{role}";
 
 -- name: grant_worker
--- Works jobs: claims, finishes, rescues and removes them, ticks schedules, and does what else has to be done now and then.
--- Only the upkeep of indexes is for the owner of the tables.
+-- Works jobs: claims, finishes, rescues and removes them, ticks schedules, and does what else has to be done now and
+-- then. Only the upkeep of indexes is for the owner of the tables.
 GRANT SELECT, INSERT, UPDATE, DELETE ON
     pgjobs.job, pgjobs.queue, pgjobs.worker, pgjobs.schedule, pgjobs.scheduler
 TO "{role}";
@@ -88,8 +88,8 @@ GRANT SELECT (args, errors, output) ON pgjobs.job TO "{role}";
 GRANT SELECT (args, options, registered) ON pgjobs.schedule TO "{role}";
 
 -- name: grant_operator
--- Cancels, retries, changes and deletes jobs, pauses queues, and keeps the schedules. What a job was made to be (its kind,
--- queue and args) and what it has been through stay as they are.
+-- Cancels, retries, changes and deletes jobs, pauses queues, and keeps the schedules. What a job was made to be (its
+-- kind, queue and args) and what it has been through stay as they are.
 GRANT UPDATE (
     state, priority, max_attempts, attempt, scheduled_at, finalized_at, leased_until, metadata, tags, token, output,
     unique_key, unique_states

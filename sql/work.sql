@@ -180,8 +180,8 @@ SET LOCAL lock_timeout = 0;
 SET LOCAL row_security = on;
 
 -- name: deallocate
--- What the handler has prepared by name outlives its transaction, and behind a pooler its session is that of others next.
--- Nobody else can have used this session since the claim; what was prepared before is not this handler's.
+-- What the handler has prepared by name outlives its transaction, and behind a pooler its session is that of others
+-- next. Nobody else can have used this session since the claim; what was prepared before is not this handler's.
 CALL pgjobs.deallocate_since(%(since)s::timestamptz);
 
 -- name: relax
@@ -292,9 +292,9 @@ SELECT pg_catalog.min(state), (EXTRACT(epoch FROM pg_catalog.statement_timestamp
 FROM finished;
 
 -- name: cancel_if_asked
--- Behind the finish of an attempt that did not complete, in the same message: somebody wanted the job cancelled while it
--- ran, so it is, and the request goes with it. One that has completed all the same stays so, and keeps the reason. Not a
--- part of finish, where the mere mention of a second table would cost every completed job a third of its finish.
+-- Behind the finish of an attempt that did not complete, in the same message: somebody wanted the job cancelled while
+-- it ran, so it is, and the request goes with it. One that has completed all the same stays so, and keeps the reason.
+-- Not a part of finish, where the mere mention of a second table would cost every completed job a third of its finish.
 WITH request AS (
     DELETE FROM pgjobs.cancel_request WHERE job_id = %(id)s AND token = %(token)s RETURNING requested_at, reason
 )

@@ -1,9 +1,8 @@
--- What a database does to the tables that are not its own: publishes them, restores them without their rows, gives their
--- types to everybody.
+-- For databases that publish our tables, dump and restore them without rows, or have roles that are not trusted.
 
 -- name: up
--- A table of a publication needs a key, or nothing can be deleted from it. Still none on the job and token: two requests
--- for one attempt must not wait for each other.
+-- Nothing can be deleted from a published table without a key. The job and the token are still no key: two requests for
+-- one attempt must not wait for each other.
 ALTER TABLE pgjobs.cancel_request ADD COLUMN id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY;
 
 -- How long the jobs of a queue are kept when they are over; null is what the worker pool says. It stands here because
