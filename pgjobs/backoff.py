@@ -13,8 +13,8 @@ from pgjobs.job import Job
 from pgjobs.options import LONGEST_DELAY
 
 #: `backoff(job, error)` gives the delay before the next attempt, an aware instant, or None for never again.
-#: `job.attempt` is the number of the attempt that failed, from 1. Where it raises, or gives anything else, less than no
-#: time or an instant that is over, the worker pool's decides, and River's policy where that fails too.
+#: `job.attempt` is the number of the attempt that failed, from 1. If it raises, or gives anything else (a negative
+#: delay, an instant in the past), the backoff of the worker pool decides; if that fails too, River's policy decides.
 Backoff = Callable[[Job[Any], BaseException], timedelta | datetime | None]
 
 

@@ -75,8 +75,8 @@ class Client:
     `backoff` decides when a failed job runs again, where its handler and the worker pool have none of their own.
     `context` is called at each enqueue that brings no context of its own, and what it gives (the id of the user, say)
     reaches the handler as `job.context`. `code_version`, a tag or a commit, is noted in a job's metadata where it is
-    enqueued and where it is processed. When a statement of a handler fails, Postgres shows beside its message what
-    failed: a key, a whole row, the text of the statement. `error_details=False` keeps that out of the job's `errors`
+    enqueued and where it is processed. When a statement of a handler fails, Postgres gives details beside its message:
+    a key, a whole row, the text of the statement. `error_details=False` keeps these details out of the job's `errors`
     and of the log; the message itself may still quote a value. `hooks` are told what happens to the jobs of this client
     and of its worker pools; `middleware` stands around each insert.
     """
@@ -350,11 +350,11 @@ class Client:
     ) -> builtins.list[Job[Any]] | int:
         """Insert many jobs in the transaction `tx`; they come back in their order, duplicates among them.
 
-        Each is an args instance, or `NewJob(args, **options)`. Options of the call, as those of `enqueue`, hold for all
-        of them: nearer are those of a NewJob, farther those of the args class and the client. One that is invalid
-        refuses all, before anything is sent, and is named by its position. An empty list is refused. Large batches go
-        by COPY; unique jobs in the order of their keys, so that two such batches never wait for each other. On a
-        connection in autocommit mode with no transaction open, a batch may be more than one commit.
+        Each is an args instance, or `NewJob(args, **options)`. The call takes the options of `enqueue`, which hold for
+        all of its jobs; the options of a NewJob come before them, those of the args class and of the client after
+        them. If one job is invalid, the error names its position, and nothing is sent. An empty list is refused. Large
+        batches go by COPY; unique jobs in the order of their keys, so that two such batches never wait for each other.
+        On a connection in autocommit mode with no transaction open, a batch may be more than one commit.
 
         `returning=False` gives back how many were inserted, and is for batches of any size: `jobs` may be an iterator,
         and the memory is bounded, but for unique jobs, hooks and middleware, which need them all. Row security forbids
@@ -641,11 +641,10 @@ class Client:
     def subscribe(self, kinds: Iterable[str] = (), *, size: int = 1000) -> Subscription[Any]:
         """Hear of every attempt that ends in a worker pool of this client: `for event in client.subscribe(...)`.
 
-        `kinds` are those of EventKind, all of them when it is empty; or those of QueueEventKind, for which a QueueEvent
-        tells that a queue was paused or resumed, by whichever process. A worker pool of this client looks for that
-        every second: what was undone within one is not told, and without a pool nothing is. It never slows a worker:
-        events that nobody has read are kept up to `size`, and the newest are dropped and counted then. Closed when the
-        worker pool stops.
+        `kinds` are members of EventKind, or all of them when it is empty; or members of QueueEventKind: then a
+        QueueEvent tells that a queue was paused or resumed, by any process. A running worker pool of this client looks
+        for that every second, so it misses a pause that ends sooner. A subscription never slows a worker: it keeps up
+        to `size` unread events, and drops and counts those that come after. It is closed when the worker pool stops.
         """
         subscription = self.events.subscribe(kinds, size)
         if self.events.looks_at_queues and not self.events.knows_queues:  # a pool runs: changes from here on are told
@@ -656,7 +655,8 @@ class Client:
     # --- look
 
     def get(self, id: int, tx: Borrowable | ConnectionPool[Any] | None = None) -> Job[Any] | None:
-        """The job with this id as it is now, or None. AmbiguousJob if several queues have one, as after a restore."""
+        """The job with this id as it is now, or None. Raises AmbiguousJob if several queues have a job with this id, as
+        may be after a restore."""
         check_id(id)
         with self._transaction(tx) as conn:
             job = self.store.get_job(conn, id)
@@ -739,8 +739,8 @@ class _Process:
 
 
 def decode_args(cls: type[Args], raw: str | Mapping[str, Any] | Args) -> Args:
-    """An instance of an args class from the JSON text of `job.raw_args`, or from the dict that `job.args` may be; what
-    is one already is given back. Raises UndecodableArgs."""
+    """Make an instance of an args class from the JSON text of `job.raw_args`, or from `job.args` where that is a dict.
+    An instance of the class is given back as it is. Raises UndecodableArgs."""
     if not isinstance(cls, type):
         raise InvalidArgs(f"decode_args takes an args class first, not {shown(cls)}")
     if isinstance(raw, cls):

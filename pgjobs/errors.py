@@ -150,8 +150,8 @@ class JobNotFound(PgjobsError, LookupError):
 
 
 class AmbiguousJob(PgjobsError, LookupError):
-    """Jobs of several queues have this id, so it does not say which is meant. Nothing was changed; the transaction
-    stays usable."""
+    """Several queues have a job with this id, so the id does not say which job is meant. Nothing was changed; the
+    transaction stays usable."""
 
     def __init__(self, id: int, queues: Sequence[str]) -> None:
         super().__init__(id, queues)
@@ -160,9 +160,9 @@ class AmbiguousJob(PgjobsError, LookupError):
 
     def __str__(self) -> str:
         return (
-            f"the id {self.id} is that of {len(self.queues)} jobs, in the queues "
-            f"{', '.join(map(repr, self.queues))}: say which, as in delete_many(JobFilter(ids=[{self.id}], "
-            f"queues=[{self.queues[0]!r}])); client.list takes the same filter"
+            f"{len(self.queues)} queues have a job with the id {self.id}: {', '.join(map(repr, self.queues))}. "
+            f"Name the queue, as in delete_many(JobFilter(ids=[{self.id}], queues=[{self.queues[0]!r}])); "
+            "client.list takes the same filter"
         )
 
 
@@ -253,7 +253,7 @@ class MigrationError(PgjobsError):
 
 
 class InvalidMigration(MigrationError, ValueError):
-    """A version, a direction or a number of steps that cannot be. Nothing was changed."""
+    """The version, the direction or the number of steps is not possible. Nothing was changed."""
 
 
 class SchemaMissing(MigrationError):
@@ -269,8 +269,8 @@ class SchemaTooNew(MigrationError):
 
 
 class SchemaDamaged(MigrationError):
-    """The tables are of the right version, but rows, ids or publications are not as they must be; the text says what
-    to do."""
+    """The tables have the right version, but rows that pgjobs needs are missing, the sequence of ids is behind, or a
+    publication forbids changes. The message says what to do."""
 
 
 class WorkerPoolError(PgjobsError):
@@ -278,13 +278,13 @@ class WorkerPoolError(PgjobsError):
 
 
 class UsedAfterFork(PgjobsError):
-    """This process was forked from another one, and what it uses belongs to that: a connection that was opened, a
-    psycopg_pool that was opened, or a worker pool that was started before the fork. Nothing was sent."""
+    """This process uses what its parent opened or started before the fork: a connection, a psycopg_pool, or a worker
+    pool. Nothing was sent."""
 
 
 class CannotConnect(PgjobsError, psycopg.OperationalError):
-    """A connection was refused for a reason that does not go away by itself: a wrong password, user, database or host
-    name. Nothing was sent. The message has the server's words."""
+    """A connection was refused, and would be again: the password, user, database or host name is wrong. Nothing was
+    sent. The message quotes the server."""
 
 
 class TransactionBroken(PgjobsError):
@@ -347,7 +347,7 @@ def _check_delay(signal: str, delay: object) -> None:
             f"{signal}: delay is a timedelta, not {shown(delay)}: give timedelta(seconds={shown(seconds, 20)})"
         )
     if delay < timedelta(0):
-        raise InvalidSetting(f"{signal}: delay is not in the past: {shown(delay)} is negative")
+        raise InvalidSetting(f"{signal}: delay must not be negative, as {shown(delay)} is")
 
 
 class Discard(Signal):

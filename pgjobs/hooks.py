@@ -83,8 +83,8 @@ class Hooks:
     """What an application is told. Inherit from it, and define the methods that matter.
 
     Each is called in the thread where it happened, so it should be quick. What a hook raises is logged and harms
-    nothing. The jobs that they get are as they are at that moment; `job.args` may not decode. A method of another name
-    that begins with `on_`, or resembles one of these, is refused as misspelt; helpers of your own begin with `_`.
+    nothing. The jobs that they get are as they are at that moment; `job.args` may not decode. A method that begins with
+    `on_` or resembles one of these, but has another name, is refused as misspelt; begin helpers of your own with `_`.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -161,7 +161,7 @@ class ErrorHandler:
     Each may return `Cancel(...)` or `Discard(...)` to end the job there, whatever attempts are left; the error recorded
     stays that of the handler. Called in the worker's thread, after the handler, without a transaction. Not called when
     the handler itself raised Cancel, Discard or Snooze, or was cut off by a stop or a cancel. What it raises is logged.
-    A method of another name that begins with `handle_`, or resembles one of these, is refused as misspelt.
+    A method that begins with `handle_` or resembles one of these, but has another name, is refused as misspelt.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

@@ -17,8 +17,8 @@ from pgjobs.options import FIRST_INSTANT
 
 #: Called with a backoff and with what it raised, or with WrongAnswer for what it gave.
 Complain = Callable[[Backoff, BaseException], None]
-AFTER_A_FAULT = timedelta(seconds=1)  # no sooner than this is tried again what a fault says the time of
-_MOMENT = timedelta(seconds=1)  # by which the two clocks may differ, or the claim be older than its answer
+AFTER_A_FAULT = timedelta(seconds=1)  # where the time of the next attempt comes from a bug, it is no sooner than this
+_MOMENT = timedelta(seconds=1)  # how far the two clocks may differ, or how late the answer to a claim may come
 _RIVER = river()
 
 
@@ -71,9 +71,9 @@ def decide(
 ) -> Outcome:
     """The outcome of an attempt that returned (`error` is None) or raised. Touches no database.
 
-    The attempt that failed is `job.attempt`. Where `backoff` raises or gives what is no time, the next of `others` is
-    asked in its place, and River's policy after the last of them; then the job is not tried again within a second. The
-    time is that of the database, whose claim is on record, and `ran` after that.
+    The attempt that failed is `job.attempt`. If `backoff` raises or gives what is no time, the next of `others`
+    decides, and River's policy after the last of them; then the job does not run again within a second. An instant is
+    compared with the time of the claim, by the database's clock, plus `ran`.
     """
     if error is None:
         return COMPLETED
@@ -112,8 +112,8 @@ def _signalled(error: BaseException) -> Outcome | None:
 def _by_policy(
     job: Job[Any], error: BaseException, policies: Sequence[Backoff], ran: timedelta, complain: Complain
 ) -> Outcome:
-    """As the first of the policies says that works. A policy with a fault must cost neither the job nor the record of
-    what its handler raised, nor make all attempts fail within a second."""
+    """What the first policy that works says. A bug in a policy must not cost the job or the record of what its handler
+    raised, and must not make all attempts fail within a second."""
     now = (job.attempted_at or FIRST_INSTANT) + max(answers.NOTHING, ran - _MOMENT)
     due: timedelta | datetime | None = AFTER_A_FAULT
     soonest = answers.NOTHING
@@ -134,7 +134,7 @@ def _no_sooner(due: timedelta | datetime | None, now: datetime, soonest: timedel
 
 
 def _not_past(delay: timedelta) -> timedelta:
-    """What a signal says that was made by hand: less than no time is a fault."""
+    """The delay of a signal that was made without its constructor; a negative one is a bug."""
     plain = answers.plain_delay(delay)
     return plain if plain >= answers.NOTHING else AFTER_A_FAULT
 

@@ -83,8 +83,9 @@ class Queues:
     ) -> Queue:
         """Set how long the jobs of a queue stay in the table after their end. What is not given stays as it is.
 
-        None is as long as the worker pool says that cleans, `timedelta.max` for ever. It stands in the queue's row, so
-        whichever process cleans goes by it; a queue that there is not yet is made. Raises QueueLocked as `pause` does.
+        None means the time that is set on the worker pool which cleans; `timedelta.max` means for ever. The row of the
+        queue holds the time, so that all processes obey it; the row is made if there is none. Raises QueueLocked as
+        `pause` does.
         """
         check_queue(name)
         given = dict(zip(KEPT, (keep_completed, keep_cancelled, keep_discarded), strict=True))

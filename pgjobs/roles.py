@@ -1,4 +1,4 @@
-"""The SQL that makes the database roles of an application: who enqueues, who works, who looks, who steps in."""
+"""The SQL that makes the database roles of an application: enqueuer, worker, viewer and operator."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ def roles_sql(
     view_args: bool = True,
     transaction: bool = True,
 ) -> str:
-    """The SQL that gives each of these roles what it needs on the tables of the schema, and takes from it what else it
-    has there. A role that there is not is made, without a login; None leaves one out.
+    """The SQL that grants each of these roles the rights that it needs on the tables of the schema, and revokes all
+    others. It makes the roles that do not exist, without a login; None leaves a role out.
 
-    It may run again, also after a migration: the owner of the tables runs it, or a superuser. Without `enqueue_many`
-    the enqueuer cannot name ids, without `replace` it cannot change jobs that wait; without `view_args` the viewer sees
-    no args, errors and output, and can count but not list. With `transaction=False` it has no BEGIN and COMMIT.
+    The owner of the tables, or a superuser, runs it; it may run again, also after a migration. Without `enqueue_many`
+    the enqueuer cannot choose ids; without `replace` it cannot change waiting jobs; without `view_args` the viewer sees
+    no args, errors and output, and can count jobs but not list them. With `transaction=False` the SQL has no BEGIN and
+    COMMIT.
     """
     grants = {
         enqueuer: ["grant_enqueuer", *["grant_enqueue_many"] * enqueue_many, *["grant_replace"] * replace],

@@ -206,9 +206,9 @@ class SetAside:
             cause = _cause(error)
             said = known.said[cause] = known.said.get(cause, 0) + 1
             if said <= MOST_ALIKE:
-                log.warning("%s fails and is passed over for 1 s, then for longer: %s", what, short(error))
+                log.warning("%s fails and is passed over for a while, longer each time: %s", what, short(error))
             elif said == MOST_ALIKE + 1:
-                log.warning("%s fails too; of more that fail alike nothing is said: %s", what, short(error))
+                log.warning("%s fails too; others that fail alike are not logged: %s", what, short(error))
 
     def _forget_others(self, act: str) -> None:
         """An act whose name comes out of the table must not let this grow."""

@@ -36,7 +36,7 @@ def check_bool(name: str, value: object, *, error: Error = InvalidSetting) -> No
 def check_text(
     name: str, value: object, *, or_none: bool = False, is_cleaned: bool = False, error: Error = InvalidSetting
 ) -> None:
-    """Of text that Postgres can hold; or of any, where what it cannot hold is taken out of it afterwards."""
+    """Refuse what is no text that Postgres can store. `is_cleaned` says that what it cannot store is removed later."""
     if value is None and or_none:
         return
     if not isinstance(value, str):
@@ -48,7 +48,7 @@ def check_text(
 def check_number(
     name: str, value: object, least: int, most: int | None = None, *, error: Error = InvalidSetting
 ) -> None:
-    """Of a whole number; `most` None is any number."""
+    """Refuse what is no whole number from `least` to `most`; None is no upper limit."""
     if isinstance(value, int) and not isinstance(value, bool) and least <= value and (most is None or value <= most):
         return
     limits = f"{least} or more" if most is None else f"{least} to {most}"
@@ -56,7 +56,7 @@ def check_number(
 
 
 def check_share(name: str, value: object, least: float, below: float = math.inf) -> None:
-    """Of any number in a range."""
+    """Refuse what is no number from `least` to less than `below`."""
     if isinstance(value, int | float) and not isinstance(value, bool) and least <= value < below:
         return
     limits = f"{least:g} or more" if below == math.inf else f"from {least:g} to less than {below:g}"
@@ -102,7 +102,7 @@ def patience(timeout: timedelta | None) -> float | None:
 
 def check_not_negative(name: str, value: timedelta) -> None:
     if value < timedelta(0):
-        raise InvalidSetting(f"{name} is not in the past: {shown(value)} is negative")
+        raise InvalidSetting(f"{name} must not be negative, as {shown(value)} is")
 
 
 def check_function(name: str, value: object, wanted: str, *, error: Error = InvalidSetting) -> None:
