@@ -146,6 +146,7 @@ class HotPath:
         self._socket.register(conn.fileno(), select.POLLIN)
         self.next: Job[Any] | None = None  # claimed and locked together with the last finish
         self.used = False  # whether somebody else has sent anything since the last claim
+        self._in_handlers_role = False  # for all that is known, until what is to be prepared was
         self.session: Session | None = None  # as the claims find it; asked by the next one when it is not known
         self._finishes: dict[Any, tuple[Prepared, ...]] = {}
         self._finishes_for: Session | None = None  # the session that they name
@@ -199,16 +200,20 @@ class HotPath:
         return self._finishes[place]
 
     def _make_steps(self, used: bool, kept: bool, relaxed: bool) -> tuple[Prepared, ...]:
-        known, session = self._statements, self.session
+        known = self._statements
         steps = [known.relax] if relaxed else []
         if used:
-            own: list[Prepared] = []
-            if session is not None:
-                names = {"session_user": session.user, "role": session.role}
-                literals = {name: literal.replace(b"%", b"%%") for name, literal in self.literals(names).items()}
-                own += _commands(known.as_claimed, literals)
-            steps = [known.release, *own, *known.no_bounds, *steps]
+            steps = [known.release, *self._role_steps(), *known.no_bounds, *steps]
         return (*steps, known.complete[used, kept])
+
+    def _role_steps(self) -> tuple[Prepared, ...]:
+        """What undoes the role of a handler; a part of a template."""
+        session = self.session
+        if session is None:
+            return ()
+        names = {"session_user": session.user, "role": session.role}
+        literals = {name: literal.replace(b"%", b"%%") for name, literal in self.literals(names).items()}
+        return _commands(self._statements.as_claimed, literals)
 
     def complete(
         self, job: Job[Any], kept: Kept, which: str, then: ClaimRequest | None, *, relaxed: bool = False
@@ -217,9 +222,13 @@ class HotPath:
         wrong with that is given back, what went wrong before is raised."""
         known, used = self._statements, self.used
         complete = self._complete_steps(used, kept is not NOTHING_KEPT, relaxed)
-        message = self._finish_message(complete, job, kept, then is not None)
-        if then is not None:
-            message = b"%b;%b" % (message, self._claim_message(which, then))
+        self._in_handlers_role = used
+        try:
+            message = self._finish_message(complete, job, kept, then is not None)
+            if then is not None:
+                message = b"%b;%b" % (message, self._claim_message(which, then))
+        finally:
+            self._in_handlers_role = False
         results, error = self.send(message)
         if len(results) <= len(complete):  # the COMMIT behind it was not reached, or failed
             assert error is not None
@@ -349,12 +358,26 @@ class HotPath:
         name = b"%b_%d" % (statement.name, self._made)
         self._made += 1
         # without the connection's lock: that is held where a statement of a handler's is what this comes before
+        if self._in_handlers_role:
+            self._in_handlers_role = False
+            self._undo_role()
         self._conn.pgconn.send_prepare(name, statement.sql)
         _, error = self._receive(len(statement.sql))
         if error is not None:
             raise error
         self._names[statement.sql] = name
         return name
+
+    def _undo_role(self) -> None:
+        """Be in the role that claimed: that of the handler need not even see the schema, without which nothing is
+        prepared."""
+        message = b";".join(step.sql for step in self._role_steps()) % {}
+        if not message:
+            return
+        self._conn.pgconn.send_query(message)
+        _, error = self._receive(len(message))
+        if error is not None:
+            raise error
 
     def _receive(self, sent: int) -> tuple[list[PGresult], psycopg.Error | None]:
         pgconn, results, errors = self._conn.pgconn, list[PGresult](), list[psycopg.Error]()

@@ -141,6 +141,28 @@ def test_a_handler_that_takes_the_role_of_a_tenant_completes_its_job(
 
 
 @pytest.mark.finding("W14")
+@pytest.mark.parametrize("keeps", [False, True], ids=["keeps nothing", "keeps metadata and output"])
+def test_a_tenant_that_may_not_even_see_the_schema_completes_its_job(
+    roles: Roles, worker: tuple[Client, dict[str, Any]], keeps: bool
+) -> None:
+    """The first completion of each form on a connection was prepared as the tenant, and so it failed."""
+    client, queue = worker
+    with roles.admin.pool.connection() as conn:
+        conn.execute(roles.sql("REVOKE USAGE ON SCHEMA {schema} FROM {tenant}"))
+
+    def handler(tx: Any, job: Job[Any]) -> None:
+        takes(roles, HOW[0])(tx)
+        if keeps:
+            job.set_metadata(seen=True)
+            job.record_output("done")
+
+    jobs: list[Job[Any]] = [roles.admin.enqueue(None, {}, kind="any") for _ in range(3)]
+    with WorkerPool(client, {"any": handler}, queues={"default": QueueSettings(1, **queue)}, backoff=LATER):
+        done = [roles.admin.wait(job, timeout=timedelta(seconds=30)) for job in jobs]
+    assert [(job.state, job.errors) for job in done] == [(JobState.COMPLETED, ())] * 3
+
+
+@pytest.mark.finding("W14")
 @pytest.mark.parametrize(
     ("error", "state"),
     [(ValueError("of the handler"), JobState.RETRYABLE), (Snooze(timedelta(hours=1)), JobState.SCHEDULED)],
