@@ -183,7 +183,7 @@ class Attempt:
         """The context variables of all that the application's functions do around this attempt: a copy of those of its
         thread, which must not be entered twice at a time."""
         if self._context is None:
-            self._context = copy_context()
+            self._context = own_context()
         return self._context
 
     def run(self, handler: Callable[[], object]) -> BaseException | None:
@@ -193,9 +193,7 @@ class Attempt:
         started = time.monotonic()
         try:
             try:
-                context = copy_context() if self._context is None else self._context.copy()
-                if len(context):  # what a thread of a pool starts with is empty
-                    context.run(_own_decimals)
+                context = own_context() if self._context is None else with_own_decimals(self._context.copy())
                 self._in_handler = True  # without the lock: the watch may find it a moment later
                 context.run(handler)
             except BaseException as raised:  # also SystemExit: a handler must not end the worker's thread
@@ -274,8 +272,19 @@ class Attempt:
         return NEVER if self.stuck else self._patience.stuck
 
 
+def own_context() -> Context:
+    """A copy of the context variables of this thread, for functions of the application."""
+    return with_own_decimals(copy_context())
+
+
+def with_own_decimals(context: Context) -> Context:
+    """The precision of decimals is kept in an object, which copies of a context share: this one has its own."""
+    if len(context):  # what a thread of a pool starts with is empty
+        context.run(_own_decimals)
+    return context
+
+
 def _own_decimals() -> None:
-    """What a handler sets of its decimals' precision is kept in an object, which copies of a context share."""
     setcontext(getcontext().copy())
 
 

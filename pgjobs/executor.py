@@ -6,12 +6,11 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any
 
 from pgjobs.answers import check_done
-from pgjobs.attempt import Attempt, Watch
+from pgjobs.attempt import Attempt, Watch, own_context
 from pgjobs.checkout import Checkout
 from pgjobs.claim import Claimer
 from pgjobs.errors import Signal, UndecodableArgs, UnknownKind
@@ -46,7 +45,7 @@ class Executor:
         raises only what the connection raises before or after. What the application's functions set in context
         variables meanwhile is gone after it.
         """
-        return copy_context().run(self._run_next, held, queue, claimed, go_on)
+        return own_context().run(self._run_next, held, queue, claimed, go_on)
 
     def _run_next(
         self, held: Checkout, queue: str, claimed: Callable[[], None], go_on: Callable[[], bool]

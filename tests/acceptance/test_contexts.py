@@ -13,7 +13,20 @@ from typing import Any
 import psycopg
 import pytest
 
-from pgjobs import Client, Handler, Hooks, Job, JobState, NewJob, QueueSettings, WorkerPool, constant, current_job
+from pgjobs import (
+    Client,
+    ErrorHandler,
+    Handler,
+    Hooks,
+    Job,
+    JobState,
+    NewJob,
+    QueueSettings,
+    WorkerPool,
+    WorkMap,
+    constant,
+    current_job,
+)
 from tests.waiting import wait_until
 
 Tx = psycopg.Connection[Any]
@@ -113,6 +126,47 @@ def test_a_job_that_is_worked_by_hand_sees_what_its_caller_has_set_and_leaves_it
     contextvars.copy_context().run(by_hand)
     decimal.setcontext(decimal.Context())
     assert seen == [("the caller's", 11)] * 2
+
+
+@pytest.mark.finding("W6")
+@pytest.mark.parametrize("by_hand", ["work_one", "lock_job"])
+def test_the_precision_that_a_policy_or_an_error_handler_sets_is_not_the_callers(client: Client, by_hand: str) -> None:
+    """The caller of a work_one() or lock_job() went on with as few digits as they had set."""
+
+    def few_digits(digits: int, answer: timedelta) -> timedelta:
+        decimal.getcontext().prec = digits
+        return answer
+
+    class Judge(ErrorHandler):
+        def handle_error(self, job: Job[Any], error: Exception) -> None:
+            decimal.getcontext().prec = 4
+
+    class Noting(Hooks):
+        def on_finish(self, job: Job[Any], error: BaseException | None) -> None:
+            decimal.getcontext().prec = 5
+
+    def handler(tx: Tx, job: object) -> None:
+        raise ValueError("of the handler")
+
+    policies: dict[str, Any] = {
+        "timeout": lambda job: few_digits(2, timedelta(minutes=1)),
+        "backoff": lambda job, error: few_digits(3, timedelta(hours=1)),
+    }
+    work_map = WorkMap({"any": Handler(handler, **policies)})
+
+    def act() -> None:
+        decimal.getcontext().prec = 11
+        client.enqueue(None, {}, kind="any")
+        with Client(client.pool, schema=client.schema, hooks=[Noting()], work_map=work_map) as noting:
+            if by_hand == "work_one":
+                assert WorkerPool(noting, work_map, error_handler=Judge()).work_one()
+            else:
+                with pytest.raises(ValueError, match="of the handler"), noting.lock_job() as (tx, job):
+                    handler(tx, job)
+        assert decimal.getcontext().prec == 11
+
+    contextvars.copy_context().run(act)
+    decimal.setcontext(decimal.Context())
 
 
 @pytest.mark.finding("W6")
