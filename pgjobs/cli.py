@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import psycopg
 
@@ -29,15 +30,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code: int = options.run(options)
         sys.stdout.flush()
     except (PgjobsError, psycopg.Error) as error:
-        print(f"pgjobs: {error}", file=sys.stderr)
+        print(f"pgjobs: {error}", *getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("pgjobs: interrupted; a step that was not finished has changed nothing", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python fails at the flush of its end
+        _write_no_more()
         return 141
+    except OSError as error:  # a full disk behind the output, a directory that cannot be made
+        print(f"pgjobs: {error}", file=sys.stderr)
+        _write_no_more()
+        return 1
     return code
+
+
+def _write_no_more() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python fails at the flush of its end
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -63,7 +72,7 @@ def _add_migrate(parser: argparse.ArgumentParser) -> None:
         metavar="VERSION",
         help="stop at this version; down to 0 takes everything down, the jobs with it",
     )
-    parser.add_argument("--max-steps", type=int, metavar="N", help="at most so many steps (down: 1 unless said)")
+    parser.add_argument("--max-steps", type=_number, metavar="N", help="at most so many steps (down: 1 unless said)")
     parser.add_argument("--yes", action="store_true", help="do not ask before all jobs are deleted")
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--dry-run", action="store_true", help="change nothing, say what would be done")
@@ -128,7 +137,11 @@ def _ask_before_all_jobs_go(steps: Sequence[migrate.Step], schema: str) -> None:
     warning = f"this drops the tables in schema {schema!r}, with all jobs and schedules"
     if not sys.stdin.isatty():
         raise PgjobsError(f"{warning}: say --yes if that is meant")
-    if input(f"{warning}. Go on? [y/N] ").strip().lower() not in ("y", "yes"):
+    try:
+        answer = input(f"{warning}. Go on? [y/N] ")
+    except EOFError:  # Ctrl-D
+        answer = ""
+    if answer.strip().lower() not in ("y", "yes"):
         raise PgjobsError("nothing was changed")
 
 
@@ -199,7 +212,7 @@ def _add_schedule(parser: argparse.ArgumentParser) -> None:
     simulate.add_argument(
         "--from", dest="start", metavar="WHEN", help="a date or an instant in that zone; default: now"
     )
-    simulate.add_argument("--count", type=int, default=10, metavar="N", help="how many (default: %(default)s)")
+    simulate.add_argument("--count", type=_number, default=10, metavar="N", help="how many (default: %(default)s)")
     simulate.add_argument("--name", default="", help="the schedule's name, from which fields with an H are drawn")
     simulate.set_defaults(run=_simulate)
 
@@ -207,11 +220,7 @@ def _add_schedule(parser: argparse.ArgumentParser) -> None:
 def _simulate(options: argparse.Namespace) -> int:
     zone = timetable.time_zone(options.zone)
     ticks = timetable.parse(options.spec, zone=zone.key, name=options.name)
-    try:
-        start = datetime.fromisoformat(options.start) if options.start else datetime.now(UTC)
-    except ValueError:
-        raise PgjobsError(f"--from is a date or an instant as 2026-03-07T12:00, not {options.start!r}") from None
-    tick: datetime | None = (start if start.tzinfo else start.replace(tzinfo=zone)).astimezone(UTC)
+    tick = _start(options.start, zone)
     for _ in range(options.count):
         tick = tick and ticks.next(tick)
         if tick is None:
@@ -220,6 +229,23 @@ def _simulate(options: argparse.Namespace) -> int:
         local = tick.astimezone(zone)
         print(f"{local:%a} {local.isoformat(' ')}  {tick.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z")
     return 0
+
+
+def _start(text: str | None, zone: ZoneInfo) -> datetime | None:
+    if text is None:
+        return datetime.now(UTC)
+    try:
+        start = datetime.fromisoformat(text)
+        return (start if start.tzinfo else start.replace(tzinfo=zone)).astimezone(UTC)
+    except (ValueError, OverflowError):  # in the zone it may lie outside of the years 1 to 9999
+        raise PgjobsError(f"--from is a date or an instant as 2026-03-07T12:00, not {text!r}") from None
+
+
+def _number(text: str) -> int:
+    """A number of steps or ticks."""
+    if not text.isdecimal() or len(text) > 9:
+        raise argparse.ArgumentTypeError(f"a whole number, 0 or more, and not {text!r}")
+    return int(text)
 
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:

@@ -222,13 +222,13 @@ class Client:
     def missing_migrations(self) -> builtins.list[int]:
         """The versions that this code has and the tables have not; [] when all is well. SchemaDamaged when there are
         tables, and no record of what they have."""
-        with self.source.first_connection() as conn:
+        with advised(self.schema), self.source.first_connection() as conn:
             return migrate.missing(conn, self.schema)
 
     def check_schema(self) -> None:
         """Raise SchemaMissing, SchemaOutdated or SchemaTooNew unless the tables fit this code, and SchemaDamaged when
         something is missing in them. A worker pool that starts, and `migrate`, put back what they can."""
-        with self.source.first_connection() as conn:
+        with advised(self.schema), self.source.first_connection() as conn:
             migrate.check(conn, self.schema)
 
     # --- enqueue

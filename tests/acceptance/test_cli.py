@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, LiteralString
@@ -333,6 +334,66 @@ def test_all_jobs_are_deleted_only_when_that_is_meant(
     monkeypatch.setattr("builtins.input", lambda question: "Y")
     assert pgjobs.migrate("down", *how) == 0
     assert pgjobs.lines == DOWN
+
+
+@pytest.mark.finding("E13")
+def test_the_end_of_the_input_is_no_yes(
+    pgjobs: Command, default_client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-D at the question whether all jobs are to be deleted was a traceback."""
+    pgjobs.migrate()
+
+    def end(question: str) -> str:
+        raise EOFError
+
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", end)
+    assert pgjobs.migrate("down", "--to", "0") == 1
+    assert pgjobs.errors == "pgjobs: nothing was changed\n"
+
+
+@pytest.mark.finding("E13")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux")
+def test_output_that_cannot_be_written_is_one_line() -> None:
+    """Output to a full disk ended in a traceback."""
+    program = Path(sys.executable).with_name("pgjobs")
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(
+            [program, "roles", "--sql"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False
+        )
+    assert (ended.returncode, ended.stderr) == (1, "pgjobs: [Errno 28] No space left on device\n")
+
+
+@pytest.mark.finding("E13")
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["--from", "0001-01-01", "--zone", "Asia/Tokyo"], "--from is a date or an instant"),
+        (["--from", "9999-12-31T23:00", "--zone", "America/New_York"], "--from is a date or an instant"),
+        (["--count", "-1"], "--count: a whole number, 0 or more"),
+        (["--count", "many"], "--count: a whole number, 0 or more"),
+    ],
+)
+def test_simulate_refuses_what_it_cannot_count(arguments: list[str], problem: str) -> None:
+    """A time outside of the calendar in its zone was a traceback; less than no ticks were none."""
+    ended = pgjobs_program("schedule", "simulate", "0 2 * * *", *arguments)
+    assert ended.returncode in (1, 2)
+    assert problem in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.finding("E13")
+def test_a_right_that_is_lacking_is_said_with_what_to_do(pgjobs: Command, fresh_database: str) -> None:
+    """`--check` as a role without rights quoted a statement, and did not say what to do."""
+    pgjobs.migrate()
+    role = f"nobody_{uuid.uuid4().hex[:8]}"
+    with psycopg.connect(fresh_database, autocommit=True) as admin:
+        admin.execute(sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(role)))
+        try:
+            assert pgjobs.migrate("--check", "--dsn", make_conninfo(fresh_database, user=role)) == 1
+        finally:
+            admin.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(role)))
+    assert "`pgjobs roles --sql --schema pgjobs` prints what a role needs" in pgjobs.errors
 
 
 @pytest.mark.finding("E13")
