@@ -47,6 +47,10 @@ _REFUSALS = re.compile(
     | invalid\ connection\ option | invalid\ \S+\ value | invalid\ port\ number | invalid\ integer\ value
     | does\ not\ support\ SSL,\ but\ SSL\ was\ required | certificate\ verify\ failed
     | root\ certificate\ file\ .*\ does\ not\ exist | requires\ a\ valid\ client\ certificate
+    | definition\ of\ service\ .*\ not\ found | service\ file\ .*\ not\ found | syntax\ error\ in\ service\ file
+    | could\ not\ (?:open|read|load)\ (?:certificate|private\ key|root\ certificate)\ file | private\ key\ file
+    | authentication\ method\ requirement | channel\ binding\ (?:is\ )?required
+    | invalid\ response\ to\ SSL\ negotiation
     """,
     re.VERBOSE | re.IGNORECASE,
 )

@@ -72,6 +72,7 @@ WRONG = {
     "rejected": ({"user": "banned"}, "pg_hba.conf rejects connection"),
     "no login": ({"user": "nologin"}, "is not permitted to log in"),
     "host": ({"host": "no-such-host.invalid"}, "failed to resolve host 'no-such-host.invalid'"),
+    "service": ({"service": "no_such_service"}, 'definition of service "no_such_service" not found'),
     "setting": ({"options": "-c no_such.thing=1 -c nonsense=2"}, "unrecognized configuration parameter"),
 }
 
