@@ -6,9 +6,11 @@ import json
 import os
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from functools import partial
 from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
@@ -24,7 +26,7 @@ from pgjobs.hot_path import HotPath, HotStatements, hot_path
 from pgjobs.job import Job, JobState, changed
 from pgjobs.log_lines import get_logger
 from pgjobs.outcome import COMPLETED, Kept
-from pgjobs.set_aside import SetAside, UnreadableRow, concerns_a_row
+from pgjobs.set_aside import SetAside, UnchangedRow, UnreadableRow, concerns_a_row
 from pgjobs.store import (
     CLAIM_DEFAULTS,
     AnyConnection,
@@ -36,7 +38,7 @@ from pgjobs.store import (
     Session,
     Store,
 )
-from pgjobs.unworkable import CLAIM, Unworkable
+from pgjobs.unworkable import CLAIM, MOST_TRIES, Unworkable
 from pgjobs.work_map import Handler, WorkMap
 
 log = get_logger("pgjobs.claim")
@@ -57,7 +59,9 @@ _PAUSE_PER_SCAN = 10  # times as long as it took
 _TOKENS_AT_ONCE = 32
 _LONGEST_BOUND = timedelta(milliseconds=2**31 - 1)
 _GRACE = SERVER_GRACE // timedelta(milliseconds=1)
-_MOST_DEALT_WITH = 50  # jobs that one claim fails for and deals with
+_DEALS_FOR = 3.0  # seconds in which one claim deals with the jobs that it fails for; the next one goes on
+# How often a queue in which nothing can be claimed is asked whether a trigger keeps the job that stands first in it.
+_UNCHANGED_EVERY = 2.0  # seconds
 
 
 class _Marked(NamedTuple):
@@ -97,6 +101,7 @@ class Claimer:
     _settings_of: int = -1
     _plain_kinds: set[str] = field(default_factory=set)
     _marks: dict[str, _Marked] = field(default_factory=dict)
+    _next_unchanged: dict[str, float] = field(default_factory=dict)  # when to look for them, by queue
     _look: threading.local = field(default_factory=threading.local)  # the one that this thread does: when it began
     _orphans: list[_Orphan] = field(default_factory=list)
     _cautious_until: float = _NOT_ASKED
@@ -155,7 +160,7 @@ class Claimer:
 
     def _claim_around(self, held: Checkout, queue: str, id: int | None, mark: Mark | None) -> Job[Any] | None:
         """Claim the next job that can be claimed: each that cannot is dealt with."""
-        facts, left = self.facts(held), _MOST_DEALT_WITH
+        facts, until = self.facts(held), time.monotonic() + _DEALS_FOR
         hot = self.hot_path_of(held, facts)
         while True:
             held.answer_due = time.monotonic() + _ANSWER_WITHIN
@@ -165,14 +170,18 @@ class Claimer:
                     self.look_at_all(queue)
                     mark = None
                     job = self._claim(held, hot, self.request(queue, id, None, facts))
+                if job is None and id is None and self._has_unchanged(held, queue, facts) and time.monotonic() < until:
+                    continue
                 if self.aside:
                     self._note_what_works(claims_of(queue), job)
                 return job
             except (psycopg.Error, UnreadableRow) as error:
-                left -= 1
-                if not left or id is not None or not concerns_a_row(error):
+                if id is not None or not concerns_a_row(error):
                     raise
                 self._deal_with(held, self.request(queue, None, mark, facts), error)
+                if time.monotonic() > until:
+                    self._note_what_works(claims_of(queue), None)
+                    return None
 
     def _note_what_works(self, act: str, job: Job[Any] | None) -> None:
         self.aside.say(act)
@@ -187,8 +196,7 @@ class Claimer:
         act, conn = claims_of(request.queue), held.conn
         if self.aside.is_common(act, error):
             raise error
-        self.store.begin_look(conn)
-        try:
+        with self._looking(conn):
             id = self.store.next_job(conn, self.order, request.values)
             if id is None:
                 return  # another thread deals with it
@@ -197,11 +205,57 @@ class Claimer:
             except psycopg.Error as failed:
                 if not concerns_a_row(failed):
                     raise
-                if self._unworkable.deal_with(conn, act, (id, request.queue), failed, CLAIM):
+                others = partial(self._others_work, conn, request)
+                if self._unworkable.deal_with(conn, act, (id, request.queue), failed, CLAIM, others_work=others):
                     self.store.commit(conn)
+
+    @contextmanager
+    def _looking(self, conn: AnyConnection) -> Iterator[None]:
+        """A transaction for a look at the jobs of a queue, which is rolled back."""
+        self.store.begin_look(conn)
+        try:
+            yield
         finally:
             if not conn.closed and conn.info.transaction_status != TransactionStatus.IDLE:
                 self.store.rollback(conn)
+
+    def _others_work(self, conn: AnyConnection, request: ClaimRequest) -> bool:
+        """Whether one of some others of the queue can be claimed: those that cannot may stand before all of them."""
+        for id in self.store.some_in_line(conn, request.values, MOST_TRIES):
+            try:
+                if self.store.try_claim(conn, id, request.values):
+                    return True
+            except psycopg.Error as error:
+                if not concerns_a_row(error):
+                    raise
+        return False
+
+    def _has_unchanged(self, held: Checkout, queue: str, facts: ServerFacts) -> bool:
+        """Nothing was claimed: whether a trigger keeps the job that stands first as it is. That is then passed over, so
+        it is worth while to claim again. Looked into now and then."""
+        now = time.monotonic()
+        if now < self._next_unchanged.get(queue, 0.0):
+            return False
+        self._next_unchanged[queue] = now + _UNCHANGED_EVERY
+        request, conn = self.request(queue, None, None, facts), held.conn
+        with self._looking(conn):
+            id = self.store.next_job(conn, self.order, request.values)
+            if id is None:
+                return False
+            self._next_unchanged[queue] = 0.0  # there may be more
+            try:
+                if self.store.try_claim(conn, id, request.values):
+                    return True
+                others = partial(self._others_work, conn, request)
+                self._unworkable.deal_with(
+                    conn, claims_of(queue), (id, queue), UnchangedRow(), CLAIM, others_work=others
+                )
+            except psycopg.Error as error:
+                if not concerns_a_row(error):
+                    raise
+                self._next_unchanged[queue] = now + _UNCHANGED_EVERY
+                return not isinstance(error, UnchangedRow)  # else the claim says what is wrong
+            return True
 
     def complete(self, held: Checkout, job: Job[Any], kept: Kept, *, go_on: bool) -> Finished:
         """Commit the handler's writes together with the completion; and if there is work to go on with, have the next

@@ -16,7 +16,10 @@ a row, the act goes on without this row:
     more than 5 rows in succession fail alike, and no   the same, or a missing    nothing: the act fails as a whole,
     other row of the act works                          privilege                 and that is logged once
     the connection, a lock, a time limit, the disk, a   the server's              nothing: the act fails as a whole
-    read-only database
+    read-only database; but not in a function, which
+    may fail so for certain rows
+    the act goes through, and the row is as it was      a trigger that returns    as where a function raises
+                                                        NULL for it
 
 A bare write alone cannot tell: a CHECK or trigger may judge the very values that it leaves out. So what looks like code
 of the application's is taken for it without a trial, and in doubt no row is discarded.
@@ -42,11 +45,16 @@ _FIRST_PAUSE = 1.0  # seconds; doubles
 _LONGEST_PAUSE = 300.0
 _MOST_ROWS = 1000  # of one act
 _MOST_ACTS = 1000
-_COMMON_FOR = 60.0  # seconds in which an act that cannot be done is not looked into again
+_COMMON_FOR = 5.0  # seconds in which an act that cannot be done is not looked into again: good rows may have come since
 
 # Classes of SQLSTATE that say nothing of a row: connection, transaction state, conflicts of transactions, resources,
 # state of objects (locks), the operator, the system; and prepared statements that are gone.
 _NOT_OF_A_ROW = frozenset({"08", "25", "26", "40", "53", "55", "57", "58"})
+# Of those, what a function of the application's may raise itself for a certain row: another server that it cannot
+# reach, a lock that it does not wait for; and a time limit that it does not keep.
+_ALSO_RAISED_BY_FUNCTIONS = frozenset({"08", "25", "40", "55"})
+_TIMEOUT = "57014"
+_IN_A_FUNCTION = re.compile(r"PL/|\bSQL\b")  # in what the server says of where an error arose, in any language
 _TOO_LARGE = "54000"
 _TWIN = "23505"
 _APPLICATION_CODE = frozenset({"P0", "09", "23", "27", "38", "39", "42", "44"})
@@ -59,12 +67,21 @@ class UnreadableRow(Exception):
     """The server gave a row, and it cannot be read."""
 
 
+class UnchangedRow(psycopg.errors.TriggeredActionException):
+    """A trigger of the application has left the row as it is, and the statement went through."""
+
+    def __init__(self) -> None:
+        super().__init__("a trigger of the application returns NULL for it")
+
+
 def concerns_a_row(error: BaseException) -> bool:
     """Whether the statement may have failed because of what it did to a certain row."""
     if isinstance(error, UnreadableRow):
         return True
     if not isinstance(error, psycopg.Error) or error.sqlstate is None:
         return False
+    if error.sqlstate[:2] in _ALSO_RAISED_BY_FUNCTIONS or error.sqlstate == _TIMEOUT:
+        return _IN_A_FUNCTION.search(error.diag.context or "") is not None
     return error.sqlstate[:2] not in _NOT_OF_A_ROW
 
 
@@ -153,6 +170,13 @@ class SetAside:
         """Whether it is known that the act cannot be done for this cause."""
         known = self._acts.get(act)
         return known is not None and known.cause == _cause(error) and self._clock() < known.common_until
+
+    def is_in_doubt(self, act: str, error: Exception) -> bool:
+        """Whether one more row that fails for this cause is taken for no fault of the rows, unless others work."""
+        known = self._acts.get(act)
+        if known is None or known.cause != _cause(error):
+            return False
+        return bool(known.common_until) or len(known.in_succession) >= MOST_ALIKE
 
     def was_said(self, error: BaseException) -> bool:
         """Whether the log has it already that an act cannot be done for this cause."""

@@ -276,6 +276,13 @@ class Store:
         (rows,) = self._act(conn, self._looks[which], {**CLAIM_DEFAULTS, **values, "aside": aside})
         return rows[0][0] if rows else None
 
+    def some_in_line(self, conn: AnyConnection, values: ClaimValues, most: int) -> list[int]:
+        """Some of the jobs that such a claim could take, and that others may take meanwhile."""
+        aside = values.get("aside") or []
+        given = {**CLAIM_DEFAULTS, **values, "aside": aside, "most": most}
+        (rows,) = self._act(conn, self.work["some_in_line"], given)
+        return [id for (id,) in rows]
+
     def try_claim(self, conn: AnyConnection, id: int, values: ClaimValues) -> bool:
         """Claim this job in the transaction that is open; raises what a claim fails with, and leaves that usable."""
         (rows,) = self._act(conn, self.takes["id"], {**CLAIM_DEFAULTS, **values, "id": id})

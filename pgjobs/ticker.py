@@ -35,6 +35,8 @@ BATCH = 10  # schedules that one look takes: promote and a stop wait for no more
 LOOK_EVERY = timedelta(seconds=5)  # for changes that no notification told of
 _AGAIN = timedelta(milliseconds=1)
 _AFTER_FAILURE = 30.0  # seconds that a schedule which cannot tick is left alone at least
+_AFTER_COMMON_FAILURE = 5.0  # the same when many cannot, for a cause that may be that of all
+_LATELY = 300.0  # seconds for which a tick shows that those which fail are to blame themselves
 _ACT = "ticks"  # as it is called where schedules that fail are set aside
 _HELD = 0.1  # seconds that one which somebody else holds, or has just moved, is left alone
 _LONG = 60.0  # seconds after which a function that supplies args is reported
@@ -69,6 +71,7 @@ class Ticker:
         self._wake = wake
         self._aside: dict[str, float] = {}  # schedules that wait for an answer, are held, or failed: until when
         self._failing = SetAside()
+        self._ticked_at = -math.inf  # when a tick went through
         self._asked: dict[str, tuple[DueSchedule, Move]] = {}  # what code has not answered yet
         self._answered: SimpleQueue[str] = SimpleQueue()  # filled by other threads
         self._ticks: dict[str, tuple[tuple[str, str], Ticks]] = {}  # parsed, by name
@@ -155,6 +158,7 @@ class Ticker:
 
     def _move(self, conn: AnyConnection, seen: DueSchedule, move: Move) -> None:
         moved = self._store.move(conn, seen, move)
+        self._ticked_at = time.monotonic()
         if moved is None:  # another process ticks it, or somebody changes it: not hot for that
             self._aside[seen.name] = time.monotonic() + _HELD
         elif moved.id is not None and moved.queue is not None:
@@ -177,8 +181,13 @@ class Ticker:
         of_database = isinstance(error, psycopg.Error)
         if of_database and not concerns_a_row(error):  # the server's, not the schedule's
             raise error
-        pause = self._failing.failed(_ACT, name, error, f"schedule {name}", others_work=not of_database)
-        self._aside[name] = time.monotonic() + max(pause, _AFTER_FAILURE)
+        now = time.monotonic()
+        others_work = not of_database or now - self._ticked_at < _LATELY
+        try:
+            pause = self._failing.failed(_ACT, name, error, f"schedule {name}", others_work=others_work)
+            self._aside[name] = now + max(pause, _AFTER_FAILURE)
+        except psycopg.Error:  # as many others: those behind them may tick all the same
+            self._aside[name] = now + _AFTER_COMMON_FAILURE
         forget_details(error)
         try:
             self._store.note_error(conn, name, error_text(error))

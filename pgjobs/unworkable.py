@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from random import shuffle
 from typing import NamedTuple
 from uuid import UUID
@@ -63,16 +64,18 @@ class Unworkable:
         error: psycopg.Error,
         change: Change | None,
         *,
-        others_work: bool = False,
+        others_work: Callable[[], bool] = lambda: False,
     ) -> bool:
         """Discard the job, if what it holds is to blame: then True; else pass it over from now on. Raises the error if
-        it is no fault of this row. `change` is what the act does; None where it only deletes."""
+        it is no fault of this row. `change` is what the act does; None where it only deletes. `others_work` is asked
+        where it is in doubt whether it is this row's fault."""
         if change is not None and self._is_to_blame(conn, row, error, change):
             reason = clean(f"this job cannot be worked, for what its row holds: {short(error)}", ERROR_LIMIT)
             if self.discard(conn, row, change.states, reason):
                 self.aside.worked(act, row[0])
                 return True
-        self.aside.failed(act, row[0], error, f"job {row[0]}", others_work=others_work)
+        others = self.aside.is_in_doubt(act, error) and others_work()
+        self.aside.failed(act, row[0], error, f"job {row[0]}", others_work=others)
         return False
 
     def _is_to_blame(self, conn: AnyConnection, row: Row, error: psycopg.Error, change: Change) -> bool:
@@ -128,7 +131,7 @@ class Unworkable:
             elif len(part) > 1:
                 parts += [part[: len(part) // 2], part[len(part) // 2 :]]
             else:
-                works |= self.deal_with(conn, act.name, part[0], failed, act.change, others_work=works)
+                works |= self.deal_with(conn, act.name, part[0], failed, act.change, others_work=partial(bool, works))
         self.aside.say(act.name)
         if rows and not works and not self.aside.rows(act.name):
             raise error

@@ -37,6 +37,19 @@ SELECT id FROM pgjobs.job
 -- A part of the two above where there are jobs that cannot be claimed now; see pgjobs/set_aside.py.
 AND id <> ALL (%(aside)s::bigint[]);
 
+-- name: some_in_line
+-- Some that a claim could take, when those that stand first cannot be claimed: in no order, but each kind in turn, since
+-- what the application stops is often of one kind.
+SELECT id FROM (
+    SELECT id, kind FROM pgjobs.job
+    WHERE state = 'available' AND queue = %(queue)s AND scheduled_at <= pg_catalog.statement_timestamp()
+        AND (%(kinds)s::text[] IS NULL OR kind = ANY (%(kinds)s::text[]))
+        AND id <> ALL (%(aside)s::bigint[])
+    ORDER BY priority, scheduled_at, id
+    LIMIT 10000) AS line
+ORDER BY pg_catalog.row_number() OVER (PARTITION BY kind ORDER BY pg_catalog.random())
+LIMIT %(most)s;
+
 -- name: begin
 -- Whatever the defaults of the session are.
 BEGIN ISOLATION LEVEL READ COMMITTED;

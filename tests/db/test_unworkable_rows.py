@@ -512,6 +512,82 @@ def test_a_job_that_the_application_stops_is_passed_over_by_claims(
     assert sql("SELECT attempt, errors FROM pgjobs.job WHERE id = %s", bad) == [(1, [])]
 
 
+# What a trigger may do beside raising an error of its own: keep the row without a word, or fail as a server does.
+QUIET = "RETURN NULL"
+ALSO_RAISED = {
+    "returns NULL": QUIET,
+    "a lock": "RAISE EXCEPTION 'held' USING ERRCODE = '55P03'",
+    "no currval": "PERFORM currval(pg_get_serial_sequence(TG_TABLE_SCHEMA || '.job', 'id'))",
+    "another server": "RAISE EXCEPTION 'away' USING ERRCODE = '08001'",
+    "a conflict": "RAISE EXCEPTION 'conflict' USING ERRCODE = '40001'",
+    "a time limit": "RAISE EXCEPTION 'slow' USING ERRCODE = '57014'",
+}
+
+
+@pytest.mark.finding("S3")
+@pytest.mark.parametrize("what", ALSO_RAISED)
+@pytest.mark.parametrize("duty", DUTIES)
+def test_a_trigger_that_fails_as_a_server_does_stops_its_own_row_alone_in_duties(
+    *, sql: Rows, server: Tx, duties: Maintenance, make: Any, state: Any, duty: str, what: str
+) -> None:
+    """What a trigger raised with the code of a lock, a conflict or a lost server stopped the duty for all rows."""
+    place, then = PLACES[duty]
+    before, (bad,), after = make(20, place=place), make(1, "bad", place), make(20, place=place)
+    was = state(bad)
+    forbid(sql, "OLD.kind = 'bad'", "DELETE" if duty == "clean" else "UPDATE", ALSO_RAISED[what])
+    until_nothing(duties.duties[duty], server)
+    assert {state(id) for id in before + after} == {then}
+    assert state(bad) == was
+
+
+@pytest.mark.finding("S3")
+@pytest.mark.parametrize("what", ALSO_RAISED)
+@pytest.mark.parametrize("size", [1, 20])
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_trigger_that_keeps_a_job_or_fails_as_a_server_does_stops_no_queue(
+    *, sql: Rows, make: Any, state: Any, worker: Any, size: int, plain: bool, what: str
+) -> None:
+    """A job that a trigger kept by RETURN NULL stopped its queue without a word, and so did one whose trigger raised
+    with the code of a lock, a conflict or a lost server."""
+    first, (bad,), last = make(3), make(1, "bad"), make(30)
+    forbid(sql, "OLD.kind = 'bad'", raising=ALSO_RAISED[what])
+    with worker(size, "priority", plain).pool:
+        wait_until(lambda: {state(id) for id in first + last} == {"completed"})
+        assert state(bad) == "available"
+        _let(sql)
+        wait_until(lambda: state(bad) == "completed")
+
+
+@pytest.mark.finding("S3")
+@pytest.mark.parametrize("bad", [6, 60, 300])
+@pytest.mark.parametrize("size", [1, 20])
+def test_however_many_jobs_are_stopped_those_behind_them_are_claimed(
+    *, sql: Rows, make: Any, state: Any, worker: Any, bad: int, size: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Six jobs that a trigger refused, at the head of their queue, stopped all behind them."""
+    stopped, good = make(bad, "bad"), make(30)
+    forbid(sql, "OLD.kind = 'bad'")
+    caplog.set_level(logging.WARNING, "pgjobs")
+    with worker(size).pool:
+        wait_until(lambda: {state(id) for id in good} == {"completed"}, timeout=60)
+    assert {state(id) for id in stopped} == {"available"}
+    assert len([line for line in caplog.messages if "fails" in line]) < 20
+
+
+@pytest.mark.finding("S3")
+def test_a_job_that_comes_behind_many_stopped_ones_is_claimed(
+    *, sql: Rows, make: Any, state: Any, worker: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A queue whose jobs were all stopped was not looked into again for a minute."""
+    make(8, "bad")
+    forbid(sql, "OLD.kind = 'bad'")
+    caplog.set_level(logging.WARNING, "pgjobs")
+    with worker().pool:
+        wait_until(lambda: any("fail alike" in line for line in caplog.messages))
+        good = make(3)
+        wait_until(lambda: {state(id) for id in good} == {"completed"}, timeout=20)
+
+
 @pytest.mark.finding("S3")
 @pytest.mark.parametrize("size", [1, 20])
 def test_a_policy_of_the_application_stops_its_own_rows_alone(
@@ -641,6 +717,23 @@ def test_a_schedule_that_cannot_tick_stops_no_other(
     assert sorted(sql("SELECT kind FROM pgjobs.job")) == sorted([("good",), ("\x1b[31",)])
     assert len([line for line in caplog.messages if "schedule bad fails" in line]) == 1
     assert not [line for line in caplog.messages if "\x1b" in line or "\n" in line]
+
+
+@pytest.mark.finding("S3")
+def test_however_many_schedules_fail_alike_the_others_tick(
+    *, client: Client, sql: Rows, server: Tx, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Six schedules whose options had the same fault stopped the ticks of all others."""
+    for number in range(25):
+        sql(SCHEDULE, f"bad{number}", "bad")
+    sql("""UPDATE pgjobs.schedule SET options = '{"tags": 5}'""")
+    sql(SCHEDULE, "good", "good")
+    caplog.set_level(logging.WARNING, "pgjobs")
+    ticker = Ticker(ScheduleStore(client.schema), lambda: {}, lambda schedule, tick: None)
+    for _ in range(4):
+        ticker.tick(server)
+    assert sql("SELECT kind FROM pgjobs.job") == [("good",)]
+    assert len([line for line in caplog.messages if "fail" in line]) < 10
 
 
 # --- control of many
