@@ -49,6 +49,9 @@ _STAND_BACK = timedelta(seconds=0.5)
 _FORGET_EVERY = timedelta(seconds=30)
 _FORGET_AFTER = timedelta(minutes=1)
 AFTER_FAILURE = timedelta(seconds=5)
+# What the row of a duty may say at most; more is of a server whose clock was ahead, or of a hand.
+_LONGEST = timedelta(minutes=5)
+_LONGEST_OF_INDEXES = timedelta(hours=25)  # once in a day
 _AT_LEAST_EVERY = timedelta(seconds=1)  # look whether somebody else's duty is due
 _HURRIED = ("promote", "rescue")  # the duties that somebody may be waiting for
 # When to look again after a look that found nothing for them: a job that starts now is rescued after RESCUE_GRACE at
@@ -281,7 +284,8 @@ class Maintenance:
     def do(self, conn: AnyConnection, duty: str) -> timedelta:
         """Do a duty if it is due and nobody else is at it; how long until it is due again."""
         try:
-            remaining = self._store.begin_duty(conn, duty)
+            longest = _LONGEST_OF_INDEXES if duty == "indexes" else _LONGEST
+            remaining = self._store.begin_duty(conn, duty, longest)
         except DutyMissing:  # somebody has emptied the table
             self._books.put_back_duties(conn, self._books.missing_duties(conn))
             return _SOON

@@ -15,9 +15,9 @@ a row, the act goes on without this row:
     or the bare write fails too                         application has added
     more than 5 rows in succession fail alike, and no   the same, or a missing    nothing: the act fails as a whole,
     other row of the act works                          privilege                 and that is logged once
-    the connection, a lock, a time limit, the disk, a   the server's              nothing: the act fails as a whole
-    read-only database; but not in a function, which
-    may fail so for certain rows
+    the connection, a time limit, the disk; and, but    the server's              nothing: the act fails as a whole
+    not in a function, which may fail so for certain
+    rows, a lock, a conflict, a read-only database
     the act goes through, and the row is as it was      a trigger that returns    as where a function raises
                                                         NULL for it
 
@@ -51,9 +51,8 @@ _COMMON_FOR = 5.0  # seconds in which an act that cannot be done is not looked i
 # state of objects (locks), the operator, the system; and prepared statements that are gone.
 _NOT_OF_A_ROW = frozenset({"08", "25", "26", "40", "53", "55", "57", "58"})
 # Of those, what a function of the application's may raise itself for a certain row: another server that it cannot
-# reach, a lock that it does not wait for; and a time limit that it does not keep.
+# reach, a lock that it does not wait for. A time limit is that of the whole statement, for all its rows.
 _ALSO_RAISED_BY_FUNCTIONS = frozenset({"08", "25", "40", "55"})
-_TIMEOUT = "57014"
 _IN_A_FUNCTION = re.compile(r"PL/|\bSQL\b")  # in what the server says of where an error arose, in any language
 _TOO_LARGE = "54000"
 _TWIN = "23505"
@@ -80,7 +79,7 @@ def concerns_a_row(error: BaseException) -> bool:
         return True
     if not isinstance(error, psycopg.Error) or error.sqlstate is None:
         return False
-    if error.sqlstate[:2] in _ALSO_RAISED_BY_FUNCTIONS or error.sqlstate == _TIMEOUT:
+    if error.sqlstate[:2] in _ALSO_RAISED_BY_FUNCTIONS:
         return _IN_A_FUNCTION.search(error.diag.context or "") is not None
     return error.sqlstate[:2] not in _NOT_OF_A_ROW
 

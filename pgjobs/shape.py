@@ -106,6 +106,7 @@ index worker worker_pkey
 rule attempt_limit job_attempt
 rule attempts job_attempt
 rule cancel_request cancel_request_pkey
+rule cancel_request cancel_request_size
 rule covered_states job_unique_covers
 rule instant job_times
 rule job job_finalized
@@ -120,6 +121,7 @@ rule maintenance maintenance_pkey
 rule migration migration_pkey
 rule queue queue_name
 rule queue queue_pkey
+rule queue queue_times
 rule queue_name job_names
 rule schedule schedule_catch_up
 rule schedule schedule_is_whole
@@ -131,6 +133,7 @@ rule schedule schedule_window
 rule scheduler scheduler_pkey
 rule texts job_arrays
 rule worker worker_pkey
+rule worker worker_times
 trigger schedule schedule_inserted
 trigger schedule schedule_updated
 """

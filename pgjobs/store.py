@@ -448,14 +448,15 @@ class Store:
 
     # --- maintain
 
-    def begin_duty(self, conn: AnyConnection, duty: str) -> timedelta | None:
-        """Lock a duty in a transaction that stays open if the duty is due.
+    def begin_duty(self, conn: AnyConnection, duty: str, longest: timedelta = timedelta(hours=25)) -> timedelta | None:
+        """Lock a duty in a transaction that stays open if the duty is due, also if it says to be for longer than
+        `longest`.
 
         How long until it is due, zero or less for now; None: somebody else is at it. Raises DutyMissing when there is
         no row of the duty.
         """
         with literal_cursor(conn) as cur:
-            cur.execute(self._maintain["begin_duty"], {"duty": duty})
+            cur.execute(self._maintain["begin_duty"], {"duty": duty, "longest": longest})
             (((microseconds, known),),) = answers(cur)
         remaining = span(microseconds)
         if remaining is None or remaining > timedelta(0):

@@ -4,13 +4,18 @@
 -- name: begin_duty
 -- Begins with bounds that the server keeps: a process that hangs in here loses its connection, and with it the duty.
 -- Null when somebody else holds the row; and whether there is one.
+-- A time that is further away than the duty ever wants is of a clock that was wrong, or was set by hand: then it is due.
 BEGIN ISOLATION LEVEL READ COMMITTED;
 SET LOCAL idle_in_transaction_session_timeout = '5s';
 SET LOCAL statement_timeout = '30s';
 SET LOCAL lock_timeout = '5s';
 SET LOCAL DateStyle = ISO;
 WITH held AS MATERIALIZED (
-    SELECT next_run_at FROM pgjobs.maintenance WHERE duty = %(duty)s FOR NO KEY UPDATE SKIP LOCKED
+    SELECT CASE
+        WHEN next_run_at > (pg_catalog.clock_timestamp() + %(longest)s::interval)
+            OR next_run_at < (pg_catalog.clock_timestamp() - %(longest)s::interval) THEN pg_catalog.clock_timestamp()
+        ELSE next_run_at END AS next_run_at
+    FROM pgjobs.maintenance WHERE duty = %(duty)s FOR NO KEY UPDATE SKIP LOCKED
 )
 SELECT (SELECT (EXTRACT(epoch FROM (next_run_at - pg_catalog.clock_timestamp())) * 1000000)::bigint FROM held),
     EXISTS (SELECT FROM pgjobs.maintenance WHERE duty = %(duty)s);

@@ -13,6 +13,16 @@ ALTER TABLE pgjobs.queue
     ADD COLUMN keep_cancelled interval,
     ADD COLUMN keep_discarded interval;
 
+-- What is written by hand stays readable, and what goes into a job with its end stays small. Older rows are as they are.
+ALTER TABLE pgjobs.queue ADD CONSTRAINT queue_times CHECK (
+    paused_at BETWEEN '0001-01-03 UTC' AND '9999-12-30 UTC'
+    AND updated_at BETWEEN '0001-01-03 UTC' AND '9999-12-30 UTC') NOT VALID;
+ALTER TABLE pgjobs.worker ADD CONSTRAINT worker_times CHECK (
+    started_at BETWEEN '0001-01-03 UTC' AND '9999-12-30 UTC'
+    AND seen_at BETWEEN '0001-01-03 UTC' AND '9999-12-30 UTC') NOT VALID;
+ALTER TABLE pgjobs.cancel_request ADD CONSTRAINT cancel_request_size CHECK (
+    requested_at BETWEEN '0001-01-03 UTC' AND '9999-12-30 UTC' AND pg_catalog.length(reason) <= 10000) NOT VALID;
+
 -- Who may use a type may make operators for it, which a search_path can put before those that are meant.
 REVOKE USAGE ON DOMAIN pgjobs.job_state, pgjobs.queue_name, pgjobs.kind_name, pgjobs.instant, pgjobs.attempts,
     pgjobs.attempt_limit, pgjobs.texts, pgjobs.covered_states, pgjobs.json_object, pgjobs.json_array FROM PUBLIC;
@@ -29,6 +39,9 @@ END
 $$;
 
 -- name: down
+ALTER TABLE pgjobs.cancel_request DROP CONSTRAINT cancel_request_size;
+ALTER TABLE pgjobs.worker DROP CONSTRAINT worker_times;
+ALTER TABLE pgjobs.queue DROP CONSTRAINT queue_times;
 DROP PROCEDURE pgjobs.deallocate_since(timestamptz);
 GRANT USAGE ON DOMAIN pgjobs.job_state, pgjobs.queue_name, pgjobs.kind_name, pgjobs.instant, pgjobs.attempts,
     pgjobs.attempt_limit, pgjobs.texts, pgjobs.covered_states, pgjobs.json_object, pgjobs.json_array TO PUBLIC;

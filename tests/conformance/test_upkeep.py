@@ -544,9 +544,9 @@ def test_an_idle_queue_costs_no_transaction_of_a_duty_that_would_find_nothing(
     glances: list[set[str]] = []
     begin, glance = client.store.begin_duty, client.store.glance
 
-    def begun(conn: Tx, duty: str) -> timedelta | None:
+    def begun(conn: Tx, duty: str, *more: Any) -> timedelta | None:
         done.append(duty)
-        return begin(conn, duty)
+        return begin(conn, duty, *more)
 
     def glanced(conn: Tx, soon: timedelta) -> set[str]:
         glances.append(glance(conn, soon))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,21 @@ def test_a_duty_that_somebody_holds_is_not_taken_for_one_that_is_missing(
         holder.execute("SELECT FROM pgjobs.maintenance FOR UPDATE")
         assert own_client.store.begin_duty(conn, "promote") is None
     assert caplog.text == ""
+
+
+@pytest.mark.finding("W4")
+@pytest.mark.parametrize("when", ["infinity", "-infinity", "9999-12-31", "2000-01-01", "now() + interval '1 year'"])
+def test_a_duty_whose_time_is_absurd_is_due(own_client: Client, run: Run, when: str) -> None:
+    """After a time in which the clock of the server was ahead, nothing was promoted and rescued until it had come so
+    far again; an infinite time made each duty fail."""
+    with WorkerPool(own_client, {"thing": lambda tx, job: None}):
+        value = when if "(" in when else f"'{when}'"
+        run(f"UPDATE pgjobs.maintenance SET next_run_at = {value}")
+        due, lost = [own_client.enqueue(None, {}, kind="thing", delay=timedelta(hours=1)) for _ in range(2)]
+        run(f"UPDATE pgjobs.job SET scheduled_at = now() - interval '1 hour' WHERE id = {due.id}")
+        run("UPDATE pgjobs.job SET state = 'running', attempt = 1, attempted_at = now() - interval '1 hour', "
+            f"token = gen_random_uuid() WHERE id = {lost.id}")  # fmt: skip
+        wait_until(lambda: own_client.count(JobFilter(states=["completed"])).total == 2, timeout=40)
 
 
 @pytest.mark.finding("W4")

@@ -460,6 +460,28 @@ def test_the_table_refuses_rows_that_mean_nothing(table: Table, columns: dict[st
     assert table.count() == 0
 
 
+REFUSED_BESIDE = [
+    "queue (name, paused_at) VALUES ('q', 'infinity')",
+    "queue (name, updated_at) VALUES ('q', '-infinity')",
+    "queue (name, updated_at) VALUES ('q', '12000-01-01')",
+    "worker (id, host, pid, threads, version, started_at) VALUES ('w', 'h', 1, 1, 'v', 'infinity')",
+    "worker (id, host, pid, threads, version, seen_at) VALUES ('w', 'h', 1, 1, 'v', '-infinity')",
+    "cancel_request (job_id, queue, requested_at) VALUES (1, 'q', 'infinity')",
+    "cancel_request (job_id, queue, reason) VALUES (1, 'q', repeat('x', 300000000))",
+]
+
+
+@pytest.mark.finding("S3")
+@pytest.mark.parametrize("row", REFUSED_BESIDE)
+def test_the_other_tables_refuse_what_cannot_be_read_or_has_no_room(table: Table, row: str) -> None:
+    """A queue paused since 'infinity' could not be listed, nor a process that began so; a reason of 300 MB in a request
+    to cancel kept an attempt from its end, and had its job discarded."""
+    with pytest.raises(psycopg.errors.CheckViolation):
+        table.query("INSERT INTO {schema}." + row)
+    assert table.client.queues.list() is not None
+    assert table.client.workers() == []
+
+
 def deep(depth: int, opened: str = "[", closed: str = "]") -> str:
     return opened * depth + "1" + closed * depth
 

@@ -520,7 +520,6 @@ ALSO_RAISED = {
     "no currval": "PERFORM currval(pg_get_serial_sequence(TG_TABLE_SCHEMA || '.job', 'id'))",
     "another server": "RAISE EXCEPTION 'away' USING ERRCODE = '08001'",
     "a conflict": "RAISE EXCEPTION 'conflict' USING ERRCODE = '40001'",
-    "a time limit": "RAISE EXCEPTION 'slow' USING ERRCODE = '57014'",
 }
 
 
