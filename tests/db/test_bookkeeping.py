@@ -123,7 +123,8 @@ def test_a_duty_whose_time_is_absurd_is_due(own_client: Client, run: Run, when: 
     with WorkerPool(own_client, {"thing": lambda tx, job: None}):
         value = when if "(" in when else f"'{when}'"
         run(f"UPDATE pgjobs.maintenance SET next_run_at = {value}")
-        due, lost = [own_client.enqueue(None, {}, kind="thing", delay=timedelta(hours=1)) for _ in range(2)]
+        due: Job[Any] = own_client.enqueue(None, {}, kind="thing", delay=timedelta(hours=1))
+        lost: Job[Any] = own_client.enqueue(None, {}, kind="thing", delay=timedelta(hours=1))
         run(f"UPDATE pgjobs.job SET scheduled_at = now() - interval '1 hour' WHERE id = {due.id}")
         run("UPDATE pgjobs.job SET state = 'running', attempt = 1, attempted_at = now() - interval '1 hour', "
             f"token = gen_random_uuid() WHERE id = {lost.id}")  # fmt: skip
