@@ -23,7 +23,7 @@ def advised(schema: str) -> Iterator[None]:
     stay as they are."""
     try:
         yield
-    except (*_MISSING, errors.InsufficientPrivilege) as error:
+    except (*_MISSING, errors.InsufficientPrivilege, errors.UniqueViolation) as error:
         advice = _advice(error, schema)
         if advice is not None and advice not in getattr(error, "__notes__", ()) and _is_ours(error):
             error.add_note(advice)
@@ -35,6 +35,13 @@ def _advice(error: errors.Error, schema: str) -> str | None:
         return (
             f"the tables of pgjobs in schema {schema!r} are missing, or older than this code: "
             f"run `pgjobs migrate --schema {schema}` or client.migrate()"
+        )
+    if isinstance(error, errors.UniqueViolation):
+        if error.diag.constraint_name != "job_pkey":
+            return None
+        return (
+            f"the sequence of ids is behind the jobs in schema {schema!r}, as after a failover to a logical replica or "
+            f"a restore: run `pgjobs migrate --schema {schema}` or client.migrate(), or start a worker pool"
         )
     if "row-level security" in str(error):
         return None

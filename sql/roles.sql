@@ -49,11 +49,12 @@ GRANT SELECT (metadata) ON pgjobs.job TO "{role}";
 
 -- name: grant_worker
 -- Works jobs: claims, finishes, rescues and removes them, ticks schedules, and does what else has to be done now and
--- then. Only the upkeep of indexes is for the owner of the tables.
+-- then. Its handlers may enqueue, cancel, retry and delete other jobs. Only the upkeep of indexes is for the owner of the
+-- tables.
 GRANT SELECT, INSERT, UPDATE, DELETE ON
     pgjobs.job, pgjobs.queue, pgjobs.worker, pgjobs.schedule, pgjobs.scheduler
 TO "{role}";
-GRANT SELECT, UPDATE, DELETE ON pgjobs.cancel_request TO "{role}";
+GRANT SELECT, INSERT, UPDATE, DELETE ON pgjobs.cancel_request TO "{role}";
 GRANT SELECT, INSERT, UPDATE ON pgjobs.maintenance TO "{role}";
 GRANT USAGE ON SEQUENCE pgjobs.job_id_seq TO "{role}";
 GRANT EXECUTE ON FUNCTION

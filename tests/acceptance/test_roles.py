@@ -317,6 +317,32 @@ def test_the_worker_works_through_all_endings(roles: Roles, caplog: pytest.LogCa
 
 
 @pytest.mark.finding("S6")
+def test_a_handler_of_the_worker_controls_other_jobs(roles: Roles) -> None:
+    """The worker could retry and delete other jobs in a handler, but not cancel one."""
+    admin = roles.client
+    others: list[Job[Any]] = [admin.enqueue(None, {}, kind="other", delay=timedelta(hours=1)) for _ in range(5)]
+    canceled, many, retried, changed, deleted = (job.id for job in others)
+    with roles.client_as("worker") as client:
+
+        def controls(tx: Any, job: Job[Any]) -> None:
+            client.cancel(canceled, tx)
+            client.cancel_many(JobFilter(ids=[many]), tx=tx)
+            client.retry(retried, tx)
+            client.update(changed, tx, priority=3)
+            client.delete(deleted, tx)
+            client.enqueue(tx, {}, kind="another", delay=timedelta(hours=1))
+            client.schedules.add(Schedule("s", every(timedelta(hours=1)), {}, kind="other"), tx)
+
+        job: Job[Any] = admin.enqueue(None, {}, kind="controls", queue="control", max_attempts=1)
+        with WorkerPool(client, {"controls": controls}, queues={"control": 1}):
+            assert admin.wait(job, timeout=timedelta(seconds=20)).state is JobState.COMPLETED
+    found = {job.id: job.state for job in admin.list().jobs}
+    assert found[canceled] is found[many] is JobState.CANCELLED
+    assert found[retried] is JobState.AVAILABLE
+    assert deleted not in found
+
+
+@pytest.mark.finding("S6")
 def test_the_worker_has_the_right_to_each_of_its_duties(roles: Roles) -> None:
     """Duties delete rows of queues, schedules and processes that are gone, which no list of grants had."""
     from pgjobs.statements import load

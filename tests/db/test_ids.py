@@ -9,7 +9,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from pgjobs import AmbiguousJob, Client, Job, JobFilter, JobState, ManyJobs, WorkerPool
+from pgjobs import AmbiguousJob, Client, Job, JobFilter, JobState, ManyJobs, NewJob, WorkerPool
 from tests.conftest import Connect
 from tests.waiting import wait_until
 
@@ -200,3 +200,19 @@ def test_both_are_worked(client: Client, made: Made) -> None:
     with WorkerPool(client, {"thing": handler}, queues={"mail": 1, "print": 1}):
         wait_until(lambda: set(states(client).values()) == {"completed"})
     assert sorted(seen) == ["mail", "print"]
+
+
+@pytest.mark.finding("W12")
+@pytest.mark.parametrize("many", [False, True])
+def test_an_enqueue_that_draws_a_taken_id_says_what_to_do(client: Client, made: Made, many: bool) -> None:
+    """Ids that were behind those of the jobs made an enqueue fail with a raw UniqueViolation."""
+    made(*range(1, 50))
+    thing: dict[str, Any] = {"args": {}, "kind": "thing"}
+    enqueue: Callable[[], object] = lambda: client.enqueue(None, **thing)
+    if many:
+        enqueue = lambda: client.enqueue_many(None, [NewJob(**thing)] * 3)  # noqa: E731
+    with pytest.raises(psycopg.errors.UniqueViolation) as raised:
+        enqueue()
+    assert "pgjobs migrate" in " ".join(raised.value.__notes__)
+    client.migrate()
+    assert client.enqueue(None, **thing).id >= 50
