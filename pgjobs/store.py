@@ -223,7 +223,7 @@ class Store:
             {order: b"\n".join((*before, take, *after)) for order, take in takes.items()}
             for takes in (self.takes, self.takes_around)
         )
-        self._begin_look = b"\n".join(before)
+        self._begin_look = b"\n".join((*before, work["at_once"]))
         self._looks = {order: passing_over(sql, work["passed_over"]) for order, sql in orders.items()}
         # what the messages that write an outcome are made of
         self._keep_effects, self._drop_effects = (work["release_savepoint"],), (work["drop_effects"],)

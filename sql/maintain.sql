@@ -10,6 +10,8 @@ SET LOCAL idle_in_transaction_session_timeout = '5s';
 SET LOCAL statement_timeout = '30s';
 SET LOCAL lock_timeout = '5s';
 SET LOCAL DateStyle = ISO;
+-- what the application has deferred to the commit is to fail with the row that it is about, not the whole duty
+SET CONSTRAINTS ALL IMMEDIATE;
 WITH held AS MATERIALIZED (
     SELECT CASE
         WHEN next_run_at > (pg_catalog.clock_timestamp() + %(longest)s::interval)

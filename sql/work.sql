@@ -62,6 +62,10 @@ SELECT
     pg_catalog.current_setting('session_authorization'),
     pg_catalog.current_setting('role');
 
+-- name: at_once
+-- In a look at why a claim fails, which is rolled back: what the application has deferred to the commit is to fail too.
+SET CONSTRAINTS ALL IMMEDIATE;
+
 -- name: claims_as
 -- The same for the hot path, asked once for each time that a connection is taken from its pool.
 SELECT pg_catalog.current_setting('session_authorization'), pg_catalog.current_setting('role');

@@ -208,9 +208,10 @@ def test_an_enqueue_that_draws_a_taken_id_says_what_to_do(client: Client, made: 
     """Ids that were behind those of the jobs made an enqueue fail with a raw UniqueViolation."""
     made(*range(1, 50))
     thing: dict[str, Any] = {"args": {}, "kind": "thing"}
-    enqueue: Callable[[], object] = lambda: client.enqueue(None, **thing)
-    if many:
-        enqueue = lambda: client.enqueue_many(None, [NewJob(**thing)] * 3)  # noqa: E731
+
+    def enqueue() -> object:
+        return client.enqueue_many(None, [NewJob(**thing)] * 3) if many else client.enqueue(None, **thing)
+
     with pytest.raises(psycopg.errors.UniqueViolation) as raised:
         enqueue()
     assert "pgjobs migrate" in " ".join(raised.value.__notes__)

@@ -184,8 +184,9 @@ STOPPERS: dict[str, Callable[[Rows, str], None]] = {
 }
 
 
-def _refer(sql: Rows) -> None:
-    sql("CREATE TABLE pgjobs.mine (job bigint, queue text, FOREIGN KEY (job, queue) REFERENCES pgjobs.job (id, queue))")
+def _refer(sql: Rows, when: str = "") -> None:
+    key = f"FOREIGN KEY (job, queue) REFERENCES pgjobs.job (id, queue) {when}"
+    sql(f"CREATE TABLE pgjobs.mine (job bigint, queue text, {key})")
     sql("INSERT INTO pgjobs.mine SELECT id, queue FROM pgjobs.job WHERE kind = 'bad'")
 
 
@@ -550,6 +551,52 @@ def test_a_trigger_that_keeps_a_job_or_fails_as_a_server_does_stops_no_queue(
     with the code of a lock, a conflict or a lost server."""
     first, (bad,), last = make(3), make(1, "bad"), make(30)
     forbid(sql, "OLD.kind = 'bad'", raising=ALSO_RAISED[what])
+    with worker(size, "priority", plain).pool:
+        wait_until(lambda: {state(id) for id in first + last} == {"completed"})
+        assert state(bad) == "available"
+        _let(sql)
+        wait_until(lambda: state(bad) == "completed")
+
+
+def forbid_at_commit(sql: Rows, event: str) -> None:
+    """A rule of the application's that is deferred to the commit, as Django makes all its foreign keys."""
+    sql("""CREATE OR REPLACE FUNCTION pgjobs.app() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        IF OLD.kind = 'bad' THEN RAISE EXCEPTION 'frozen: %', OLD.id; END IF; RETURN NULL; END $$""")
+    sql(f"""CREATE CONSTRAINT TRIGGER app AFTER {event} ON pgjobs.job DEFERRABLE INITIALLY DEFERRED
+        FOR EACH ROW EXECUTE FUNCTION pgjobs.app()""")
+
+
+@pytest.mark.finding("S3")
+@pytest.mark.parametrize(("duty", "rule"), [*((duty, "trigger") for duty in DUTIES), ("clean", "foreign key")])
+def test_a_rule_that_is_deferred_to_the_commit_stops_its_own_row_alone_in_duties(
+    *, sql: Rows, server: Tx, duties: Maintenance, make: Any, state: Any, duty: str, rule: str
+) -> None:
+    """A deferred foreign key or trigger failed with the commit, so that its row stopped the duty for all."""
+    place, then = PLACES[duty]
+    before, (bad,), after = make(20, place=place), make(1, "bad", place), make(20, place=place)
+    was = state(bad)
+    if rule == "trigger":
+        forbid_at_commit(sql, "DELETE" if duty == "clean" else "UPDATE")
+    else:
+        _refer(sql, "DEFERRABLE INITIALLY DEFERRED")
+    for _ in range(30):
+        sql("UPDATE pgjobs.maintenance SET next_run_at = now() WHERE duty = %s", duty)
+        duties.do(server, duty)
+        if {state(id) for id in before + after} == {then}:
+            break
+    assert {state(id) for id in before + after} == {then}
+    assert state(bad) == was
+
+
+@pytest.mark.finding("S3")
+@pytest.mark.parametrize("size", [1, 20])
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_rule_that_is_deferred_to_the_commit_stops_no_queue(
+    *, sql: Rows, make: Any, state: Any, worker: Any, size: int, plain: bool
+) -> None:
+    """A deferred trigger that refused one job at the commit of its claim stopped the queue."""
+    first, (bad,), last = make(3), make(1, "bad"), make(30)
+    forbid_at_commit(sql, "UPDATE")
     with worker(size, "priority", plain).pool:
         wait_until(lambda: {state(id) for id in first + last} == {"completed"})
         assert state(bad) == "available"
