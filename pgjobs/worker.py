@@ -55,6 +55,17 @@ _LONGEST_PAUSE = 5.0
 _LOOK_WITHIN = 40.0  # seconds for the answer to a look; as for a claim
 _KEEP_QUEUES_EVERY = 60.0  # seconds between two words that this process works its queues
 
+_started: set[WorkerPool] = set()  # and not stopped
+
+
+def _at_exit() -> None:
+    for pool in list(_started):
+        pool._at_exit()
+
+
+# Here, where nobody has a pool yet: what was registered last is called first, and so is a pool.stop() of the program's.
+atexit.register(_at_exit)
+
 
 class WorkerPool:
     """OS threads that each claim, lock, run and finish one job per transaction.
@@ -254,7 +265,7 @@ class WorkerPool:
             except BaseException:  # a schedule cannot be stored, or the system refuses more threads
                 self._stop(0.0)
                 raise
-            atexit.register(self._at_exit)
+            _started.add(self)
             log.info("%s: %d threads on %s", self.name, self.threads, ", ".join(self._places))
         return self
 
@@ -373,7 +384,7 @@ class WorkerPool:
             self._client.events.worker_pool_stopped()
         self._room = 0
         self._started = False
-        atexit.unregister(self._at_exit)
+        _started.discard(self)
         return ended and not self._watch.cut_off and not self._crew.any_stuck
 
     def stop_and_cancel(self) -> bool:
@@ -421,7 +432,7 @@ class WorkerPool:
         """The process ends. Its threads are daemons, and go quietly; a stop now could wait for anything."""
         if not self.running:
             return
-        if not self._stopping.is_set():
+        if not self._stopping.is_set() and self._closing.acquire(blocking=False):  # one line of the two that there are
             log.warning("%s: the process ends without a stop() of this pool: jobs that run now are cut off, and other "
                         "processes rescue them", self.name)  # fmt: skip
         self._begin_stop()

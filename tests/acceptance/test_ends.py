@@ -153,3 +153,38 @@ with pool:
     pass
 """
     assert ended(program, database, client.schema).stderr == ""
+
+
+@pytest.mark.finding("E8")
+@pytest.mark.parametrize(
+    "made", ["WorkerPool(client, {'work': work})", "None"], ids=["pool is made before", "pool is made after"]
+)
+def test_a_program_may_stop_its_pool_at_its_exit(client: Client, database: str, made: str) -> None:
+    """A stop() that was registered with atexit before the start came too late: the job was cut off by then."""
+    program = f"""
+import atexit, sys, threading, time
+from pgjobs import Client, WorkerPool
+client = Client(sys.argv[1], schema=sys.argv[2])
+runs = threading.Event()
+
+def work(tx, job):
+    runs.set()
+    time.sleep(1)
+
+def end():
+    pool.stop()
+    client.close()
+
+pool = {made}
+atexit.register(end)
+pool = pool or WorkerPool(client, {{"work": work}})
+pool.start()
+job = client.enqueue(None, {{}}, kind="work")
+assert runs.wait(20)
+print(job.id)
+"""
+    done = ended(program, database, client.schema)
+    assert done.stderr == ""
+    job = client.get(int(done.stdout))
+    assert job is not None
+    assert job.state is JobState.COMPLETED
