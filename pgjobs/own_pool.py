@@ -6,12 +6,14 @@ hands the server's reason on: at once where trying again cannot help, and with t
 
 from __future__ import annotations
 
+import atexit
 import re
 import select
 import time
 from collections.abc import Callable, Mapping
 from os import getpid
 from typing import Any
+from weakref import WeakSet
 
 import psycopg
 from psycopg import Connection
@@ -134,6 +136,20 @@ class _Attempts:
         return not self._growing or self._pool.is_refused or not self._pool.is_waited_for
 
 
+_made: WeakSet[OwnPool] = WeakSet()
+
+
+def _at_exit() -> None:
+    """The threads of a pool would not notice in time that the process ends without a close()."""
+    for pool in list(_made):
+        pool.close()
+
+
+# Here, before there is a pool: what was registered last is called first, and what the program has registered may still
+# need its connections.
+atexit.register(_at_exit)
+
+
 class OwnPool(ConnectionPool[Any]):
     """A pool of connections to one server, made by `make.connect(conninfo, **kwargs)`."""
 
@@ -142,6 +158,7 @@ class OwnPool(ConnectionPool[Any]):
     ) -> None:
         self._pid = getpid()
         self._failure: Exception | None = None  # of the last try to connect, if that failed
+        _made.add(self)
         super().__init__(
             conninfo,
             kwargs=dict(kwargs or {}),

@@ -179,8 +179,7 @@ class PoolSource:
 
     def _own(self, make: Callable[[], OwnPool]) -> ConnectionPool[Any]:
         pool = make()
-        # Also when the process ends without a close(): the pool's threads would not notice in time that it does.
-        weakref.finalize(self, pool.close)
+        weakref.finalize(self, pool.close).atexit = False  # then the pool sees to it, behind the program's own ends
         return pool
 
     def make_room(self, threads: int) -> None:
