@@ -55,12 +55,12 @@ _LONGEST_PAUSE = 5.0
 _LOOK_WITHIN = 40.0  # seconds for the answer to a look; as for a claim
 _KEEP_QUEUES_EVERY = 60.0  # seconds between two words that this process works its queues
 
-_started: set[WorkerPool] = set()  # and not stopped
+_ends: set[Callable[[], None]] = set()  # of the pools that were started and not stopped
 
 
 def _at_exit() -> None:
-    for pool in list(_started):
-        pool._at_exit()
+    for end in list(_ends):
+        end()
 
 
 # Here, where nobody has a pool yet: what was registered last is called first, and so is a pool.stop() of the program's.
@@ -265,7 +265,7 @@ class WorkerPool:
             except BaseException:  # a schedule cannot be stored, or the system refuses more threads
                 self._stop(0.0)
                 raise
-            _started.add(self)
+            _ends.add(self._end_with_process)
             log.info("%s: %d threads on %s", self.name, self.threads, ", ".join(self._places))
         return self
 
@@ -384,7 +384,7 @@ class WorkerPool:
             self._client.events.worker_pool_stopped()
         self._room = 0
         self._started = False
-        _started.discard(self)
+        _ends.discard(self._end_with_process)
         return ended and not self._watch.cut_off and not self._crew.any_stuck
 
     def stop_and_cancel(self) -> bool:
@@ -428,7 +428,7 @@ class WorkerPool:
         else:
             threading.Thread(target=self.stop, name=f"{self.name}/stop", daemon=True).start()
 
-    def _at_exit(self) -> None:
+    def _end_with_process(self) -> None:
         """The process ends. Its threads are daemons, and go quietly; a stop now could wait for anything."""
         if not self.running:
             return
