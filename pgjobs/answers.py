@@ -70,7 +70,7 @@ def due(answer: object, now: datetime) -> timedelta | datetime | None:
 
 
 def time_limit(answer: object) -> timedelta | Literal["inherit"] | None:
-    """What a function of a timeout gave; WrongAnswer if that is none."""
+    """The timeout that a function gave; raises WrongAnswer if it gave something else."""
     if answer is None:
         return None
     if isinstance(answer, str) and answer == "inherit":
@@ -92,8 +92,8 @@ def _no_time(answer: object, wanted: str) -> WrongAnswer:
 
 
 def check_done(answer: object, function: object) -> None:
-    """Raise InvalidHandler when what a handler or middleware returned is work that nobody has done, or an error that it
-    was to raise. All other answers are ignored."""
+    """Raise InvalidHandler when a handler or middleware returned work that has not been done (a coroutine, a
+    generator), or an error instead of raising it. All other answers are ignored."""
     said = _undone(answer)
     if said is None:
         return
@@ -130,8 +130,8 @@ def _close(answer: Any) -> None:
 
 
 class Complaints:
-    """Says in the log what is wrong with a function of the application's: once for each kind and problem, for it may be
-    asked a thousand times a second."""
+    """Logs what is wrong with a function of the application, once for each kind and problem: the function may be called
+    a thousand times a second."""
 
     def __init__(self) -> None:
         self._said: set[tuple[str, str, str]] = set()

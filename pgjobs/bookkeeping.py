@@ -1,8 +1,8 @@
-"""What pgjobs needs beside its tables, and how it comes back: rows of its own, and a sequence that is ahead of the ids.
+"""Repairs what pgjobs needs beside its tables: rows of its own, and a sequence that is ahead of the ids.
 
-A TRUNCATE of all tables takes the duties away, so that nothing is promoted or rescued any more; a dump of the schema
-alone forgets which migrations it had; after a failover to a logical replica the sequence of ids begins anew. What can
-be put back without a doubt is put back, when a worker pool starts and when somebody migrates, and the log says so.
+A TRUNCATE of all tables removes the rows of the duties, so that no job is promoted or rescued any more; a dump of the
+schema alone forgets which migrations it had; after a failover to a logical replica the sequence of ids begins anew. A
+worker pool that starts, and `migrate`, repair what can be repaired without a doubt, and log it.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class Bookkeeping:
         return [duty for duty in DUTIES if duty not in found]
 
     def put_back_duties(self, conn: AnyConnection, missing: Iterable[str]) -> None:
-        """Make the rows again that somebody has deleted; any number of processes may."""
+        """Insert the rows of these duties again. Any number of processes may do so at the same time."""
         self._require_right(conn, "maintenance", f"the duties {', '.join(missing)} are missing")
         with literal_cursor(conn) as cur:
             cur.execute(self._sql["put_back_duties"], {"duties": list(missing)})
@@ -204,7 +204,7 @@ class Bookkeeping:
 
 
 def put_back(conn: AnyConnection, schema: str) -> None:
-    """Put back the rows of the newest tables that are missing, and let ids go on behind those that jobs have."""
+    """Insert the rows that are missing in the newest tables, and move the sequence behind the ids that jobs have."""
     books = Bookkeeping(schema)
     missing = books.missing_duties(conn)
     if missing:
@@ -221,8 +221,8 @@ def put_back(conn: AnyConnection, schema: str) -> None:
 
 
 def check(conn: AnyConnection, schema: str, *, strict: bool = True) -> None:
-    """Raise SchemaDamaged unless all is there that the newest tables need. If it is not `strict`, what only those who
-    enqueue need may be missing."""
+    """Raise SchemaDamaged unless the newest tables have all that they need. If not `strict`, what only enqueuing needs
+    may be missing."""
     books = Bookkeeping(schema)
     gone = [table for table in TABLES if table not in books.tables(conn)]
     if gone:

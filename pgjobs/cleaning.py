@@ -1,9 +1,9 @@
-"""Which jobs that are over are deleted, and when: the work of the duty `clean`.
+"""The work of the duty `clean`: deletes jobs that have been over for longer than they are kept.
 
-Where no queue says anything itself, a batch is the oldest jobs of a state, which the index on the state and the end of
-a job gives. Where a queue is kept for longer or shorter than the others, that index leads past the jobs of other
-queues, which may be millions. Then a pass reads the index on from where it was, a batch of jobs at a time, and begins
-anew once an hour: for jobs that were locked, or whose end was committed much later than it was written.
+If no queue has a retention of its own, a batch is the oldest jobs of a state, which the index on the state and the end
+of a job gives. If a queue is kept for longer or shorter than the others, that index also holds the jobs of other
+queues, which may be millions. Then each pass goes on reading the index from where it stopped, a batch of jobs at a
+time. Once an hour it begins anew, for jobs that were locked, or whose end was committed much later than it was written.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class Cleaning:
         return self._read_on(conn, which, batch, rows)
 
     def _clean_some(self, conn: AnyConnection, which: Pass) -> int:
-        """When those that are looked at first must all stay: some, in no order. How many were deleted."""
+        """Delete some jobs in no order, since the first in order must all stay. How many were deleted."""
         deleted = 0
         for id, _ in self._store.some_old_jobs(
             conn, which.state, which.keep, MOST_TRIES, queue=which.queue, others=which.others

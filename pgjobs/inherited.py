@@ -71,7 +71,7 @@ def _django_connections() -> Iterator[Any]:
 
 
 def _begin_anew() -> None:
-    """Done in each child as soon as it is forked, so that also what is not done through pgjobs finds it done."""
+    """Done in each child as soon as it is forked, so that it also holds for code that does not go through pgjobs."""
     for engine in list(_engines):
         with suppress(Exception):
             engine_here(engine)

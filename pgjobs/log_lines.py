@@ -47,7 +47,7 @@ _CLEANED = _Cleaned()
 
 
 def get_logger(name: str) -> logging.Logger:
-    """The logger of this name, whose records are clean. A filter of the logger above it would not see them."""
+    """The logger of this name, with a filter that cleans its records. A filter of its parent would not see them."""
     logger = logging.getLogger(name)
     logger.addFilter(_CLEANED)  # once, however often it is asked for
     return logger

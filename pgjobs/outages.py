@@ -1,4 +1,4 @@
-"""What fails is said once, and once more when it works again: not at every try."""
+"""Logs once that something fails, and once that it works again, instead of at every try."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CALM = 1.0  # seconds without a failure: of a server that was restarted each ol
 
 
 def kind_of(error: BaseException) -> str | None:
-    """Whether it is the database that is away, or cannot be written to, whatever was wanted of it; else None."""
+    """Says whether the error means that the database is down or read-only, whatever was tried; else None."""
     if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
         return _READ_ONLY
     if isinstance(error, psycopg.OperationalError):
@@ -27,7 +27,7 @@ def kind_of(error: BaseException) -> str | None:
 
 
 class Outages:
-    """Of one worker pool, whose threads all notice when the database is away."""
+    """The failures that one worker pool has logged; when the database is down, all of its threads notice."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -37,7 +37,7 @@ class Outages:
     def failed(
         self, log: logging.Logger, what: str, error: BaseException, text: str, *, exc_info: bool = False
     ) -> None:
-        """Something was tried in vain. Said if it worked before, or failed in another way."""
+        """Log a failure of `what`, if it worked before or failed for another reason."""
         whole = kind_of(error)
         state = error.sqlstate if isinstance(error, psycopg.Error) else None
         key = (whole, "") if whole else (what, state or type(error).__name__)
@@ -52,7 +52,7 @@ class Outages:
             log.debug("%s: %s", text, one_line(error))
 
     def worked(self, log: logging.Logger, what: str, *, wrote: bool = False) -> None:
-        """It was tried with success; `wrote` says that this needs a database which can be written to."""
+        """Note that `what` has worked; `wrote` says that it would not have worked on a read-only database."""
         if not self._since:
             return
         now = time.monotonic()

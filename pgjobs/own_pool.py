@@ -1,7 +1,7 @@
-"""The connection pool that a client makes for itself, and how a connection that has died is told from one that idles.
+"""The connection pool that a client makes for itself, and the check whether an idle connection is still alive.
 
-psycopg's pool connects in threads of its own, again and again, and a caller learns only that it took too long. This one
-hands the server's reason on: at once where trying again cannot help, and with the timeout where it can.
+psycopg's pool connects in threads of its own, again and again, and its callers learn only that it took too long. This
+pool tells them the server's reason: at once if another try cannot help, else when the time is up.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def pool_of_parent() -> UsedAfterFork:
 
 
 def has_ended(conn: AnyConnection) -> bool:
-    """Whether the server has ended an idle connection, for all that has arrived here. Asks nobody, never blocks."""
+    """Whether the server has ended an idle connection, judged by what has arrived here. Sends nothing, never blocks."""
     pgconn = conn.pgconn
     if pgconn.status != _OK:
         return True
@@ -260,7 +260,7 @@ def live(pool: ConnectionPool[Any]) -> AnyConnection:
 
 
 def say_that_it_may_exist(error: psycopg.Error) -> None:
-    """Have an error of a connection that was lost after something was sent say what is not known."""
+    """Add to the error of a connection that was lost after a job was sent that the job may exist."""
     text = str(error).rstrip() or "the connection was lost"
     error.args = (f"{text}\nThe answer of the server was lost, so the job may exist or not: look before you enqueue it "
                   "again, or enqueue it with unique=",)  # fmt: skip

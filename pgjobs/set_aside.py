@@ -1,7 +1,7 @@
-"""What is passed over because it cannot be worked now, for how long, and whose fault an error is.
+"""Decides what to do with a row for which a statement fails: discard its job, or leave the row alone for a while.
 
-An act (a claim of a queue, a duty, the ticks of schedules) is one statement for many rows. Where that fails because of
-a row, the act goes on without this row:
+An act (a claim of a queue, a duty, the ticks of schedules) is one statement for many rows. If the statement fails
+because of one row, the act goes on without that row:
 
     what is seen                                        whose fault it is         what becomes of the row
     --------------------------------------------------  ------------------------  ----------------------------------
@@ -21,8 +21,9 @@ a row, the act goes on without this row:
     the act goes through, and the row is as it was      a trigger that returns    as where a function raises
                                                         NULL for it
 
-A bare write alone cannot tell: a CHECK or trigger may judge the very values that it leaves out. So what looks like code
-of the application's is taken for it without a trial, and in doubt no row is discarded.
+A bare write alone does not prove that the values of the row are to blame: a CHECK or trigger of the application may
+judge the very values that the bare write leaves out. So an error that looks like code of the application counts as such
+without a trial. In doubt no job is discarded.
 """
 
 from __future__ import annotations
@@ -97,8 +98,8 @@ def is_too_large(error: psycopg.Error) -> bool:
 
 
 def is_application_code(error: psycopg.Error) -> bool:
-    """Whether the error comes from code or a rule that the application has added to the table; or from a twin, who has
-    the key only for a time."""
+    """Whether the error comes from code or a rule that the application has added to the table; or from another job that
+    holds the unique key, perhaps not for long."""
     state, diag = error.sqlstate or "", error.diag
     if diag.context or state == _TWIN:
         return True
@@ -234,7 +235,7 @@ class SetAside:
                 log.warning("%s fails too; others that fail alike are not logged: %s", what, short(error))
 
     def _forget_others(self, act: str) -> None:
-        """An act whose name comes out of the table must not let this grow."""
+        """Keep the number of acts bounded: names of queues come out of the table."""
         while len(self._acts) > _MOST_ACTS:
             del self._acts[next(name for name in self._acts if name != act)]
 

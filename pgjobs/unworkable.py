@@ -1,4 +1,4 @@
-"""What is done with a row that an act has failed for: discarded or passed over, as set_aside.py says."""
+"""Discards the job for which an act has failed, or sets its row aside, by the rules of set_aside.py."""
 
 from __future__ import annotations
 
@@ -98,8 +98,8 @@ class Unworkable:
     def discard(
         self, conn: AnyConnection, row: Row, states: Sequence[JobState], reason: str, *, token: UUID | None = None
     ) -> bool:
-        """Discard a job with the reason in its errors; without what is in the way of that, if it must be. `token` is
-        that of the claim, if it was claimed by this process."""
+        """Discard a job, with the reason in its errors. If that fails, try again without the values of the row that may
+        be in the way. `token` is that of the claim, if this process has claimed the job."""
         for fresh in (False, True):
             try:
                 if self.store.discard_unworkable(conn, *row, states=states, reason=reason, fresh=fresh, token=token):
