@@ -279,6 +279,7 @@ def test_why_the_server_has_ended_the_connection_of_a_handler_is_on_record(
 
 
 @pytest.mark.finding("E1")
+@pytest.mark.one_by_one("both jobs would be claimed at once")
 @pytest.mark.parametrize("threshold", [5, None], ids=["hot", "plain"])
 def test_why_the_server_has_ended_the_connection_of_a_claim_is_in_the_log(
     *, database: str, client: Client, connect: Connect, threshold: int | None, caplog: pytest.LogCaptureFixture

@@ -135,7 +135,8 @@ def test_the_duties_go_on_when_their_connection_is_ended(ledger: Ledger, nursery
     ledger.sql(running + " RETURNING id")
     nursery.start(dsn=ledger.dsn)
     duty = "SELECT next_run_at FROM {schema}.maintenance WHERE duty = 'rescue'"
-    end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'pgjobs' AND query ~ 'duty'"
+    # not the connection that the start looks with: without that there is no worker
+    end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query ~ 'name: (begin|end)_duty'"
     wait_until(lambda: ledger.sql(end))
     ended = ledger.sql(duty)
     wait_until(lambda: ledger.sql(duty) > ended, timeout=10)
