@@ -201,6 +201,7 @@ def _let(sql: Rows) -> None:
     sql("DROP TABLE IF EXISTS pgjobs.mine")
 
 
+@pytest.mark.no_decoys("its own CHECK or policy is bound to a decoy")
 @pytest.mark.finding("S3")
 @pytest.mark.parametrize(
     ("duty", "stopper"),
@@ -489,6 +490,7 @@ AT_CLAIM: dict[str, Callable[[Rows], None]] = {
 }
 
 
+@pytest.mark.no_decoys("its own CHECK or policy is bound to a decoy")
 @pytest.mark.finding("S3")
 @pytest.mark.parametrize("stopper", AT_CLAIM)
 @pytest.mark.parametrize(("size", "order", "plain"), WAYS)
@@ -634,6 +636,7 @@ def test_a_job_that_comes_behind_many_stopped_ones_is_claimed(
         wait_until(lambda: {state(id) for id in good} == {"completed"}, timeout=20)
 
 
+@pytest.mark.no_decoys("its own CHECK or policy is bound to a decoy")
 @pytest.mark.finding("S3")
 @pytest.mark.parametrize("size", [1, 20])
 def test_a_policy_of_the_application_stops_its_own_rows_alone(
