@@ -234,7 +234,7 @@ class Claimer:
         """Nothing was claimed: whether a trigger keeps the job that stands first as it is. That is then passed over, so
         it is worth while to claim again. Looked into now and then."""
         now = time.monotonic()
-        if now < self._next_unchanged.get(queue, 0.0):
+        if now < self._next_unchanged.setdefault(queue, now + _UNCHANGED_EVERY):
             return False
         self._next_unchanged[queue] = now + _UNCHANGED_EVERY
         request, conn = self.request(queue, None, None, facts), held.conn
