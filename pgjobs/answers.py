@@ -21,7 +21,7 @@ NOTHING = timedelta(0)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _EARLIEST, _LATEST = FIRST_INSTANT - _EPOCH, LAST_INSTANT - _EPOCH
 _MOST_COMPLAINTS = 1000  # that are remembered
-_LAZY = (map, filter, itertools.starmap)  # what calls its function when somebody reads it
+_LAZY = (map, filter, itertools.starmap)  # each calls its function only when its values are read
 
 
 class WrongAnswer(Exception):

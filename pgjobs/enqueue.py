@@ -110,7 +110,7 @@ class Enqueuer:
             return made
         if made.kind != kind:
             return decoding(self.work_map, made)
-        values = vars(made)  # nobody has seen it yet
+        values = vars(made)  # the caller has not seen it yet
         values["decode"] = job.decode
         if text is job.args and not made.duplicate:
             values["args"] = args

@@ -152,11 +152,11 @@ class Events:
         self.begin_anew()
 
     def begin_anew(self) -> None:
-        """In a forked child: nobody listens, and no pool runs."""
+        """In a forked child there are no subscribers, and no worker pool runs."""
         self._lock = threading.Lock()
         self._subscriptions = ()
         self._worker_pools = 0  # that run now
-        self._paused: dict[str, datetime] | None = None  # the queues, and since when; None while nobody asks
+        self._paused: dict[str, datetime] | None = None  # the queues, and since when; None without subscribers
         self._paused_at = FIRST_INSTANT  # when that was so, by the database's clock
 
     def __bool__(self) -> bool:
