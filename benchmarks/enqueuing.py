@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from psycopg_pool import ConnectionPool
 
 from benchmarks.ground import Table, WrongResult
-from pgjobs import Client, statements
-from pgjobs.copy_rows import HEADER, TRAILER, CopyRows
+from pgjobs import Client
+from pgjobs.db import statements
+from pgjobs.enqueuing.copy_rows import HEADER, TRAILER, CopyRows
 
 
 @dataclass

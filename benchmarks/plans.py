@@ -12,8 +12,8 @@ from benchmarks.backlog import FIFTY_QUEUES, FIVE_PRIORITIES, dead_entries, old_
 from benchmarks.ground import LARGE, Size, Table, table
 from benchmarks.report import Question
 from pgjobs.embedded import EmbeddedPostgres
-from pgjobs.hot_path import prepared
-from pgjobs.store import CLAIM_DEFAULTS, Store, passing_over
+from pgjobs.execution.queries import CLAIM_DEFAULTS, Store, passing_over
+from pgjobs.execution.transport import prepared
 
 _QUEUE = "queue-7"
 _TIMES = 7  # of which the median counts

@@ -31,7 +31,8 @@ import psycopg
 
 from benchmarks.floors import pgbench
 from benchmarks.ground import WrongResult, database, progress
-from pgjobs import Client, Job, WorkerPool, statements
+from pgjobs import Client, Job, WorkerPool
+from pgjobs.db import statements
 
 NOTHING, BUSY, IDLE, ALWAYS = "no NOTIFY", "all at work", "some idle", "NOTIFY always"
 _THREADS = 4

@@ -2,7 +2,10 @@
 
 from pgjobs.backoff import Backoff, constant, exponential, never, only_for, river
 from pgjobs.client import Client, decode_args
-from pgjobs.cron import Schedule
+from pgjobs.control.many import ManyJobs
+from pgjobs.control.queue_queries import Queue, QueueFigures
+from pgjobs.db.migrate import schema_sql
+from pgjobs.db.roles import roles_sql
 from pgjobs.errors import (
     AmbiguousJob,
     AttemptLost,
@@ -57,19 +60,16 @@ from pgjobs.events import Event, EventKind, JobStats, QueueEvent, QueueEventKind
 from pgjobs.hooks import EnqueueMiddleware, ErrorHandler, Hooks, Middleware
 from pgjobs.job import AttemptError, Job, JobState, current_job
 from pgjobs.job_filter import JobCounts, JobFilter, JobPage
-from pgjobs.many import ManyJobs
-from pgjobs.migrate import schema_sql
 from pgjobs.options import EncodedJob, JobOptions, NewJob, job_options
 from pgjobs.queue_settings import QueueSettings
-from pgjobs.queue_store import Queue, QueueFigures
-from pgjobs.roles import roles_sql
-from pgjobs.schedule_store import ScheduleRow
+from pgjobs.schedule import Schedule
+from pgjobs.schedules.queries import ScheduleRow
 from pgjobs.timetable import every
 from pgjobs.unique import Unique
 from pgjobs.version import __version__ as __version__
 from pgjobs.work_map import Handler, WorkMap
-from pgjobs.worker import WorkerPool
-from pgjobs.worker_store import WorkerProcess
+from pgjobs.worker_pool import WorkerPool
+from pgjobs.workers.queries import WorkerProcess
 
 __all__ = [
     "AmbiguousJob",

@@ -10,9 +10,9 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
-from pgjobs.error_text import error_text, one_line
+from pgjobs.clean_text import error_text, one_line
 from pgjobs.errors import InvalidHandler
-from pgjobs.log_lines import get_logger
+from pgjobs.loggers import get_logger
 from pgjobs.options import FIRST_INSTANT, LAST_INSTANT, LONGEST_DELAY
 
 log = get_logger("pgjobs.answers")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
-from pgjobs import settings
+from pgjobs import checks
 from pgjobs.errors import InvalidSetting, shown
 from pgjobs.job import Job
 from pgjobs.options import LONGEST_DELAY
@@ -32,11 +32,11 @@ def exponential(
     jitter: float = 0.2,
 ) -> Backoff:
     """`base` times `factor` for each attempt after the first, at most `maximum`, +-`jitter`."""
-    settings.check_duration("base", base)
-    settings.check_duration("maximum", maximum)
-    settings.check_not_negative("exponential: base", base)
-    settings.check_not_negative("exponential: maximum", maximum)
-    settings.check_share("exponential: factor", factor, 1)
+    checks.check_duration("base", base)
+    checks.check_duration("maximum", maximum)
+    checks.check_not_negative("exponential: base", base)
+    checks.check_not_negative("exponential: maximum", maximum)
+    checks.check_share("exponential: factor", factor, 1)
     _check_jitter(jitter)
 
     def backoff(job: Job[Any], error: BaseException) -> timedelta:
@@ -51,8 +51,8 @@ def exponential(
 
 def constant(delay: timedelta) -> Backoff:
     """The same delay before every attempt."""
-    settings.check_duration("delay", delay)
-    settings.check_not_negative("delay", delay)
+    checks.check_duration("delay", delay)
+    checks.check_not_negative("delay", delay)
     return lambda job, error: delay
 
 
@@ -71,13 +71,13 @@ def only_for(*types: type[BaseException], policy: Backoff | None = None) -> Back
             )
     if not types:
         raise InvalidSetting("types of exceptions are missing: only_for() would retry none, which never() says")
-    settings.check_function("policy", policy, settings.A_BACKOFF)
+    checks.check_function("policy", policy, checks.A_BACKOFF)
     chosen = policy or river()
     return lambda job, error: chosen(job, error) if isinstance(error, types) else None
 
 
 def _check_jitter(jitter: float) -> None:
-    settings.check_share("jitter", jitter, 0, 1)
+    checks.check_share("jitter", jitter, 0, 1)
 
 
 def _seconds(attempt: int, power: int) -> float:

@@ -12,10 +12,11 @@ from zoneinfo import ZoneInfo
 
 import psycopg
 
-from pgjobs import migrate, timetable
+from pgjobs import timetable
 from pgjobs.client import Client
+from pgjobs.db import migrate
+from pgjobs.db.roles import roles_sql
 from pgjobs.errors import PgjobsError
-from pgjobs.roles import roles_sql
 
 # By any of these libpq knows where the database is.
 _PLACES = ("PGHOST", "PGHOSTADDR", "PGPORT", "PGDATABASE", "PGUSER", "PGSERVICE")

@@ -21,37 +21,40 @@ from psycopg.pq import TransactionStatus
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from pgjobs import backoff as policies
-from pgjobs import codec, control, migrate, settings
-from pgjobs.advice import advised
+from pgjobs import checks, codec
 from pgjobs.backoff import Backoff
-from pgjobs.checkout import let_prepare, was_let_prepare
-from pgjobs.claim import Claimer
-from pgjobs.dsn import for_libpq
-from pgjobs.enqueue import Enqueuer
-from pgjobs.enqueue_store import EnqueueStore, can_copy, is_plain
-from pgjobs.error_text import ERROR_LIMIT, clean, one_line
+from pgjobs.clean_text import ERROR_LIMIT, clean, one_line
+from pgjobs.control import jobs
+from pgjobs.control.filter_queries import FilterStore, Turn
+from pgjobs.control.many import Many, ManyJobs
+from pgjobs.control.queue_queries import QueueStore
+from pgjobs.control.queues import Queues
+from pgjobs.db import migrate
+from pgjobs.db.advice import advised
+from pgjobs.db.checkout import let_prepare, was_let_prepare
+from pgjobs.db.cursors import AnyConnection
+from pgjobs.db.dsn import for_libpq
+from pgjobs.db.own_pool import OwnPool, live, say_that_it_may_exist
+from pgjobs.db.source import Borrowable, PoolSource, borrow, defaults_for, in_autocommit, live_connection
+from pgjobs.db.statements import check_schema
+from pgjobs.enqueuing.enqueuer import Enqueuer
+from pgjobs.enqueuing.queries import EnqueueStore, can_copy, is_plain
 from pgjobs.errors import InvalidArgs, InvalidFilter, InvalidOption, InvalidSetting, JobNotFound, JobNotOver, shown
 from pgjobs.events import Event, EventKind, EventName, Events, QueueEvent, QueueEventKind, QueueEventName, Subscription
-from pgjobs.executor import locked
-from pgjobs.filter_store import FilterStore, Turn
-from pgjobs.finish import Finisher
+from pgjobs.execution.claimer import Claimer
+from pgjobs.execution.executor import locked
+from pgjobs.execution.finisher import Finisher
+from pgjobs.execution.queries import Store, Verdict
 from pgjobs.forking import PerProcess, check_pool, this_process
 from pgjobs.hooks import EnqueueMiddleware, HookCalls, Hooks, checked_hooks
 from pgjobs.job import Job, changed
 from pgjobs.job_filter import JobCounts, JobFilter, JobPage, Order, check_id, check_limit, listing
-from pgjobs.many import Many, ManyJobs
 from pgjobs.options import NO_OPTIONS, EncodedJob, JobOptions, NewJob, Options, check_queue, options_given
-from pgjobs.own_pool import OwnPool, live, say_that_it_may_exist
-from pgjobs.queue_store import QueueStore
-from pgjobs.queues import Queues
-from pgjobs.registry import Registration
-from pgjobs.schedule_store import ScheduleStore
-from pgjobs.schedules import Schedules
-from pgjobs.statements import check_schema
-from pgjobs.store import AnyConnection, Store, Verdict
-from pgjobs.transaction import Borrowable, PoolSource, borrow, defaults_for, in_autocommit, live_connection
+from pgjobs.schedules.queries import ScheduleStore
+from pgjobs.schedules.stored import Schedules
 from pgjobs.work_map import Handler, HandlerFunction, WorkMap, decoding, given_work_map
-from pgjobs.worker_store import WorkerProcess, Workers
+from pgjobs.workers.queries import WorkerProcess, Workers
+from pgjobs.workers.registration import Registration
 
 Args = TypeVar("Args")
 
@@ -100,8 +103,8 @@ class Client:
         middleware: Sequence[EnqueueMiddleware] = (),
     ) -> None:
         self.schema = check_schema(schema)
-        settings.check_text("id", id, or_none=True, is_cleaned=True)
-        settings.check_number("max_args_bytes", max_args_bytes, 1)
+        checks.check_text("id", id, or_none=True, is_cleaned=True)
+        checks.check_number("max_args_bytes", max_args_bytes, 1)
         _check_defaults(queue=queue, priority=priority, max_attempts=max_attempts)
         self._given_id = None if id is None else one_line(id, 255)
         self._made_in = this_process()
@@ -111,10 +114,10 @@ class Client:
         self.queues = Queues(self.store, self._transaction)
         self._filters = FilterStore(self.schema)
         self._work_map = None if work_map is None else given_work_map(work_map)
-        settings.check_function("backoff", backoff, settings.A_BACKOFF)
+        checks.check_function("backoff", backoff, checks.A_BACKOFF)
         self.backoff = backoff or policies.river()
-        settings.check_function("context", context, "a function that gives a mapping or None")
-        settings.check_text("code_version", code_version, or_none=True)
+        checks.check_function("context", context, "a function that gives a mapping or None")
+        checks.check_text("code_version", code_version, or_none=True)
         self.code_version = None if code_version is None else clean(code_version, 255)
         if not isinstance(error_details, bool):
             raise InvalidSetting(f"error_details is True or False, not {error_details!r:.80}")
@@ -129,7 +132,7 @@ class Client:
             context=context,
             code_version=self.code_version,
             hooks=self.hooks,
-            middleware=settings.functions("middleware", middleware, "functions of (tx, jobs, insert)"),
+            middleware=checks.functions("middleware", middleware, "functions of (tx, jobs, insert)"),
         )
         self._registration = Registration(self.schema, "", self.code_version)
         self.schedules = Schedules(ScheduleStore(self.schema), self._transaction, self._enqueuer.encoded)
@@ -282,7 +285,7 @@ class Client:
         refuses after a notification. Raises InvalidJob (a ValueError) before anything is sent; errors of the database
         pass through. Nothing is committed on a `tx` that was given.
         """
-        settings.check_bool("notify", notify, error=InvalidOption)
+        checks.check_bool("notify", notify, error=InvalidOption)
         said = kind is not None or bool(options)
         if said and isinstance(args, NewJob):
             raise InvalidOption("a NewJob brings its own kind and options: give them there")
@@ -360,8 +363,8 @@ class Client:
         and the memory is bounded, but for unique jobs, hooks and middleware, which need them all. Row security forbids
         the COPY that it uses.
         """
-        settings.check_bool("notify", notify, error=InvalidOption)
-        settings.check_bool("returning", returning, error=InvalidOption)
+        checks.check_bool("notify", notify, error=InvalidOption)
+        checks.check_bool("returning", returning, error=InvalidOption)
         call = options_given(options) if options else NO_OPTIONS
         if returning:
             encoded = list(self._enqueuer.all_encoded(jobs, call))
@@ -439,7 +442,7 @@ class Client:
         UniqueConflict when another job has its unique key. On a `tx`, one that is being inserted in the same moment is
         waited for, and if it is committed then aborts the transaction.
         """
-        settings.check_bool("reset", reset, error=InvalidOption)
+        checks.check_bool("reset", reset, error=InvalidOption)
         return self._carry_out(tx, id, lambda conn: self.store.retry(conn, id, reset=reset), running=True)
 
     def delete(self, id: int, tx: Borrowable | ConnectionPool[Any] | None = None) -> Job[Any]:
@@ -463,7 +466,7 @@ class Client:
         `metadata` is merged key by key into what is there. `output` is any JSON value of at most 32 MiB, and replaces
         the one before. A waiting job whose `scheduled_at` changes waits for the new time.
         """
-        changes = control.changes(
+        changes = jobs.changes(
             metadata=metadata,
             output=output,
             priority=priority,
@@ -479,13 +482,13 @@ class Client:
         return self._carry_out(tx, id, lambda conn: self.store.update(conn, id, changes), running=False)
 
     def _carry_out(
-        self, tx: Borrowable | ConnectionPool[Any] | None, id: int, act: control.Act, *, running: bool
+        self, tx: Borrowable | ConnectionPool[Any] | None, id: int, act: jobs.Act, *, running: bool
     ) -> Job[Any]:
         check_id(id)
         with self._transaction(tx) as conn:
             if tx is None or isinstance(tx, ConnectionPool):
                 self.store.begin_control(conn)
-            return decoding(self._work_map, control.carry_out(self.store, conn, id, act, running=running))
+            return decoding(self._work_map, jobs.carry_out(self.store, conn, id, act, running=running))
 
     # --- control of many
 
@@ -521,7 +524,7 @@ class Client:
         limit: int | None = None,
     ) -> ManyJobs:
         """Do to the jobs that fit what `retry` does to one, also to those that are completed; see `cancel_many`."""
-        settings.check_bool("reset", reset, error=InvalidOption)
+        checks.check_bool("reset", reset, error=InvalidOption)
         return self._carry_out_many(
             tx, filter, limit, lambda conn, turn: self._filters.retry_many(conn, filter, turn, reset=reset)
         )
@@ -546,7 +549,7 @@ class Client:
         limit: int | None = None,
     ) -> ManyJobs:
         """Do to the jobs that fit what `update` does to one; see `cancel_many`. Nothing to change is refused."""
-        changes = control.changes(
+        changes = jobs.changes(
             metadata=metadata,
             output=output,
             priority=priority,
@@ -711,7 +714,7 @@ class Client:
         """
         id, queue = (job.id, job.queue) if isinstance(job, Job) else (job, None)
         check_id(id)
-        seconds = settings.patience(timeout)
+        seconds = checks.patience(timeout)
         give_up = time.monotonic() + (threading.TIMEOUT_MAX if seconds is None else seconds)
         pause = _FIRST_PAUSE
         while True:

@@ -37,7 +37,7 @@ import psycopg
 from psycopg import Connection
 
 from pgjobs import Client, Job, PgjobsError, WorkerPool, WorkMap, job_options
-from pgjobs.dsn import for_libpq, read_dsn
+from pgjobs.db.dsn import for_libpq, read_dsn
 from pgjobs.embedded import EmbeddedPostgres, EmbeddedPostgresError, database_url
 
 # --- the application: a job, the tables it fills, its handler, and the program of a worker process

@@ -14,7 +14,7 @@ from enum import StrEnum
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self
 
-from pgjobs import settings
+from pgjobs import checks
 from pgjobs.errors import InvalidSetting, shown
 from pgjobs.forking import this_process
 from pgjobs.job import Job
@@ -96,7 +96,7 @@ class Subscription(Generic[E]):
 
     def get(self, timeout: timedelta | None = None) -> E | None:
         """The next event; None when there was none for `timeout`, or when it is closed and all is read."""
-        seconds = settings.patience(timeout)
+        seconds = checks.patience(timeout)
         if self._process != this_process():  # what it is told of happens in the process that forked this one
             return None
         give_up = None if seconds is None else time.monotonic() + seconds
@@ -197,8 +197,8 @@ class Events:
         self._paused = None
 
     def subscribe(self, kinds: Iterable[str], size: int) -> Subscription[Any]:
-        settings.check_number("size", size, 1)
-        settings.several("kinds", kinds, "EventKind")
+        checks.check_number("size", size, 1)
+        checks.several("kinds", kinds, "EventKind")
         try:
             chosen = frozenset(_kind(kind) for kind in kinds) or frozenset(EventKind)
         except ValueError:

@@ -13,12 +13,12 @@ from datetime import timedelta
 from difflib import get_close_matches
 from typing import Any
 
-from pgjobs import settings
+from pgjobs import checks
 from pgjobs.answers import check_done
-from pgjobs.error_text import forget_details
+from pgjobs.clean_text import forget_details
 from pgjobs.errors import Cancel, Discard, InvalidSetting, shown
 from pgjobs.job import Job
-from pgjobs.log_lines import get_logger
+from pgjobs.loggers import get_logger
 from pgjobs.options import EncodedJob
 
 log = get_logger("pgjobs.hooks")
@@ -123,7 +123,7 @@ class Hooks:
 
 def checked_hooks(hooks: Any) -> tuple[Hooks, ...]:
     """The hooks of a client, which are objects of classes that inherit from Hooks."""
-    given: tuple[object, ...] = settings.several("hooks", hooks, "Hooks")
+    given: tuple[object, ...] = checks.several("hooks", hooks, "Hooks")
     for hook in given:
         if isinstance(hook, type) and issubclass(hook, Hooks):
             raise InvalidSetting(f"hooks is a list of objects, not of classes: give {hook.__name__}()")

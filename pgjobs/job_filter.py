@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
-from pgjobs import codec, settings
+from pgjobs import checks, codec
 from pgjobs.errors import EmptyFilter, InvalidFilter, InvalidOption, shown
 from pgjobs.job import Job, JobState
 from pgjobs.options import FIRST_INSTANT, LAST_INSTANT
@@ -62,20 +62,20 @@ class JobFilter:
         return cls(really_all=True)
 
     def __post_init__(self) -> None:
-        checks: dict[str, Callable[[object], object]] = {
+        lists: dict[str, Callable[[object], object]] = {
             "ids": lambda value: _number(value, _SMALLEST_ID, BIGGEST_ID),
             "priorities": lambda value: _number(value, -32768, 32767),
             "states": _state,
             **dict.fromkeys(("kinds", "queues", "tags_any", "tags_all"), _text),
         }
-        for name, check in checks.items():
+        for name, check in lists.items():
             object.__setattr__(self, name, _list_of(name, getattr(self, name), check))
         for field in fields(self):
             if field.name.endswith(("_after", "_before")):
                 _check_instant(field.name, getattr(self, field.name))
         if self.metadata is not None:  # kept as a copy: the caller's may change
             object.__setattr__(self, "metadata", codec.decode_dict(_metadata_json(self.metadata)))
-        settings.check_bool("really_all", self.really_all, error=InvalidFilter)
+        checks.check_bool("really_all", self.really_all, error=InvalidFilter)
         if self.tags_all == () or self.metadata == {}:
             raise InvalidFilter("tags_all or metadata that is empty would fit every job: leave it out")
         if self.really_all and self._says_something:
@@ -170,7 +170,7 @@ def listing(filter: JobFilter, order: str, descending: bool, limit: object, curs
         )
     if not isinstance(limit, int) or isinstance(limit, bool) or not 1 <= limit <= _MOST_JOBS:
         raise InvalidFilter(f"limit is a whole number from 1 to {_MOST_JOBS}, not {shown(limit, 40)}")
-    settings.check_bool("descending", descending, error=InvalidFilter)
+    checks.check_bool("descending", descending, error=InvalidFilter)
     wanted = Listing(order="id" if order == "id" else "time", descending=descending, limit=limit)
     return wanted if cursor is None else _after(wanted, cursor)
 

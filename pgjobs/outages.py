@@ -8,7 +8,7 @@ import time
 
 import psycopg
 
-from pgjobs.error_text import one_line
+from pgjobs.clean_text import one_line
 
 _AWAY = "the database"
 _READ_ONLY = "writing to the database"

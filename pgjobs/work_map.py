@@ -10,7 +10,7 @@ from datetime import timedelta
 from functools import partial
 from typing import Any, Literal, Protocol, Self, TypeVar, get_origin, overload
 
-from pgjobs import codec, settings
+from pgjobs import checks, codec
 from pgjobs.backoff import Backoff
 from pgjobs.errors import DuplicateHandler, InvalidHandler, InvalidSetting, UnknownKind, shown
 from pgjobs.hooks import Middleware
@@ -60,11 +60,11 @@ class Handler:
 
     def __post_init__(self) -> None:
         if self.timeout != "inherit" and not callable(self.timeout):
-            settings.check_timeout(self.timeout, error=InvalidHandler)
+            checks.check_timeout(self.timeout, error=InvalidHandler)
         _check_signature(self.function)
-        settings.check_bool("detached", self.detached, error=InvalidHandler)
-        settings.check_function("backoff", self.backoff, settings.A_BACKOFF, error=InvalidHandler)
-        middleware = settings.functions(
+        checks.check_bool("detached", self.detached, error=InvalidHandler)
+        checks.check_function("backoff", self.backoff, checks.A_BACKOFF, error=InvalidHandler)
+        middleware = checks.functions(
             "middleware", self.middleware, "functions of (tx, job, run)", error=InvalidHandler
         )
         object.__setattr__(self, "middleware", middleware)

@@ -14,7 +14,7 @@ from typing import Any
 
 import psycopg
 
-from pgjobs import statements
+from pgjobs.db import statements
 
 Conn = psycopg.Connection[Any]
 

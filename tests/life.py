@@ -28,8 +28,8 @@ from pgjobs import (
     constant,
     every,
 )
-from pgjobs.maintenance import Maintenance
-from pgjobs.reindex import MIDNIGHT, Reindex
+from pgjobs.maintenance.duties import Maintenance
+from pgjobs.maintenance.reindexer import MIDNIGHT, Reindex
 from tests.waiting import wait_until
 
 Conn = psycopg.Connection[Any]

@@ -18,9 +18,9 @@ from typing import Any
 import psycopg
 
 from pgjobs import Client, Job, WorkerPool
-from pgjobs.claim import Claimer
-from pgjobs.cursors import AnyConnection
-from pgjobs.enqueue_store import EnqueueStore
+from pgjobs.db.cursors import AnyConnection
+from pgjobs.enqueuing.queries import EnqueueStore
+from pgjobs.execution.claimer import Claimer
 from pgjobs.options import EncodedJob
 from tests import decoys
 

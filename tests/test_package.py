@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import pgjobs
-from pgjobs import statements
+from pgjobs.db import statements
 
 ROOT = Path(__file__).parent.parent
 CORE = {"croniter", "dataclasses_json", "psycopg", "psycopg_binary", "psycopg_pool"}
@@ -102,7 +102,7 @@ def test_code_imported_from_the_wheel_finds_its_own_sql(unpacked: Path) -> None:
 import json, sys
 sys.path.insert(0, sys.argv[1])
 import pgjobs
-from pgjobs import migrate, statements
+from pgjobs.db import migrate, statements
 print(json.dumps([pgjobs.__file__, str(statements.ROOT), len(pgjobs.schema_sql()), list(migrate.versions())]))
 """
     found = outcome_of(program, unpacked, cwd=unpacked)
@@ -110,7 +110,7 @@ print(json.dumps([pgjobs.__file__, str(statements.ROOT), len(pgjobs.schema_sql()
         str(unpacked / "pgjobs" / "__init__.py"),
         str(unpacked / "pgjobs" / "sql"),
         len(pgjobs.schema_sql()),
-        list(pgjobs.migrate.versions()),
+        list(pgjobs.db.migrate.versions()),
     ]
     assert statements.ROOT == ROOT / "sql", "a checkout uses the one copy that is edited"
 

@@ -29,8 +29,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 import pgjobs
 from pgjobs import Client, Job, JobOptions, JobState, WorkerPool, WorkMap, cli
+from pgjobs.maintenance.reindexer import MIDNIGHT
 from pgjobs.options import Options
-from pgjobs.reindex import MIDNIGHT
 from pgjobs.unique import STATES, Unique
 from tests.waiting import wait_until
 

@@ -23,12 +23,13 @@ from psycopg_pool import PoolTimeout
 from sqlalchemy import Connection, Engine, exc
 from sqlalchemy.orm import Session
 
-from pgjobs.checkout import AnyConnection, Checkout, giving_back
-from pgjobs.error_text import forget_details, one_line
+from pgjobs.clean_text import forget_details, one_line
+from pgjobs.db.checkout import Checkout, giving_back
+from pgjobs.db.cursors import AnyConnection
+from pgjobs.db.inherited import engine_here, opened_here, remember_engine
+from pgjobs.db.source import PoolSource, own_pool
 from pgjobs.errors import InvalidSetting, PoolTooSmall, TransactionBroken
-from pgjobs.inherited import engine_here, opened_here, remember_engine
-from pgjobs.log_lines import get_logger
-from pgjobs.transaction import PoolSource, own_pool
+from pgjobs.loggers import get_logger
 
 log = get_logger("pgjobs.contrib.sqlalchemy")
 

@@ -18,14 +18,14 @@ import psycopg
 from psycopg import sql
 
 from pgjobs import Cancel, Client, Discard, Interrupted, Job, JobRunning, JobState, NotRunning, RetryAfter, Snooze
-from pgjobs.attempt import Patience, Reason
-from pgjobs.checkout import shut_down
+from pgjobs.db.checkout import shut_down
+from pgjobs.db.cursors import AnyConnection
 from pgjobs.errors import AttemptLost, JobStopped, JobTimedOut
-from pgjobs.maintenance import RESCUE_GRACE
+from pgjobs.execution.attempt import Patience, Reason
+from pgjobs.maintenance.duties import RESCUE_GRACE
 from tests.acceptance.job_model import HOUR, NOTHING, Model
 from tests.waiting import wait_until
 
-AnyConnection = psycopg.Connection[Any]
 OnTheLine = Callable[[AnyConnection], None]
 DETACHED = "detached"  # the kind
 ON_THE_LINE = "on_the_line"  # the attribute of a store that says what happens there; see `unreliable`

@@ -17,7 +17,7 @@ from psycopg import sql
 from psycopg.rows import dict_row
 from psycopg_pool import ConnectionPool
 
-import pgjobs.attempt
+import pgjobs.execution.attempt
 from pgjobs import (
     Cancel,
     Client,
@@ -36,12 +36,12 @@ from pgjobs import (
     constant,
     current_job,
 )
-from pgjobs import batch as batches
-from pgjobs.attempt import Patience
-from pgjobs.batch_store import BatchStore
-from pgjobs.checkout import shut_down
-from pgjobs.hot_path import HotPath, prepared
-from pgjobs.store import Store
+from pgjobs.db.checkout import shut_down
+from pgjobs.execution import batch as batches
+from pgjobs.execution.attempt import Patience
+from pgjobs.execution.batch_queries import BatchStore
+from pgjobs.execution.queries import Store
+from pgjobs.execution.transport import HotPath, prepared
 from tests.waiting import wait_until
 
 Tx = psycopg.Connection[Any]
@@ -870,7 +870,7 @@ def test_a_line_that_dies_under_the_claim_of_a_batch_costs_no_attempt(
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Handlers that are told to end and do not are made to sooner."""
-    monkeypatch.setattr(pgjobs.attempt, "AFTER_TIMEOUT", Patience(raised=0.2, severed=0.6, stuck=1.2))
+    monkeypatch.setattr(pgjobs.execution.attempt, "AFTER_TIMEOUT", Patience(raised=0.2, severed=0.6, stuck=1.2))
 
 
 def short_of_time(desk: Desk, first: Do) -> WorkMap:

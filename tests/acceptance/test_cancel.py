@@ -7,13 +7,12 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-import psycopg
 import pytest
 
 from pgjobs import Cancel, Client, Handler, Job, JobState, QueueSettings, WorkerPool, constant
+from pgjobs.db.cursors import AnyConnection
 from tests.waiting import wait_until
 
-AnyConnection = psycopg.Connection[Any]
 NOTHING: dict[str, Any] = {}
 
 

@@ -18,7 +18,8 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from pgjobs import Client, Job, SchemaMissing, WorkerPool, cli, migrate, roles_sql, schema_sql
+from pgjobs import Client, Job, SchemaMissing, WorkerPool, cli, roles_sql, schema_sql
+from pgjobs.db import migrate
 from tests.waiting import wait_until
 
 NEWEST = max(migrate.versions())

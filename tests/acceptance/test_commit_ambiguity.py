@@ -11,12 +11,11 @@ import pytest
 from psycopg import sql
 
 from pgjobs import Client, EventKind, Handler, Hooks, Job, JobState, WorkerPool, constant
-from pgjobs.checkout import Checkout, shut_down
-from pgjobs.claim import Claimer
+from pgjobs.db.checkout import Checkout, shut_down
+from pgjobs.db.cursors import AnyConnection
+from pgjobs.execution.claimer import Claimer
+from pgjobs.execution.queries import Store
 from pgjobs.hooks import HookCalls
-from pgjobs.store import Store
-
-AnyConnection = psycopg.Connection[Any]
 
 
 class Line:

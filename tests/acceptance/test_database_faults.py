@@ -16,10 +16,10 @@ from psycopg.conninfo import make_conninfo
 from psycopg_pool import ConnectionPool
 
 from pgjobs import Client, Hooks, Job, JobState, QueueSettings, TransactionBroken, WorkerPool, constant
+from pgjobs.db.cursors import AnyConnection
 from tests.conftest import Connect
 from tests.waiting import wait_until
 
-AnyConnection = psycopg.Connection[Any]
 NOTHING: dict[str, Any] = {}
 SOON = constant(timedelta(milliseconds=20))
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from psycopg import Connection, sql
+from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from psycopg.rows import dict_row
 from psycopg.types.string import TextLoader
@@ -21,10 +21,10 @@ from psycopg_pool import ConnectionPool
 
 from pgjobs import Client, Discard, Handler, Job, JobState, RetryAt, Snooze, WorkerPool, WorkMap, constant
 from pgjobs.backoff import Backoff
+from pgjobs.db.cursors import AnyConnection
 from tests import modes
 from tests.waiting import wait_until
 
-AnyConnection = Connection[Any]
 Act = Callable[[AnyConnection], object]
 LATER = constant(timedelta(hours=1))
 

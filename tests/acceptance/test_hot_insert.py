@@ -21,8 +21,9 @@ from psycopg import sql
 from psycopg.pq import TransactionStatus
 from psycopg_pool import ConnectionPool, NullConnectionPool
 
-from pgjobs import Client, EnqueueMiddleware, Hooks, Job, JobState, decode_args, hot_insert
-from pgjobs.own_pool import has_ended
+from pgjobs import Client, EnqueueMiddleware, Hooks, Job, JobState, decode_args
+from pgjobs.db.own_pool import has_ended
+from pgjobs.enqueuing import single_insert
 from tests.conftest import Connect
 from tests.waiting import wait_until
 
@@ -331,7 +332,7 @@ def test_hooks_are_told_and_middleware_stands_around_it(database: str, client: C
 def test_who_is_interrupted_while_it_is_prepared_leaves_the_connection_in_order(
     own: Client, query: Query, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answer, calls = hot_insert._answer, count(1)
+    answer, calls = single_insert._answer, count(1)
 
     def interrupted(conn: psycopg.Connection[Any], send: Callable[[], None]) -> Any:
         result = answer(conn, send)
@@ -339,7 +340,7 @@ def test_who_is_interrupted_while_it_is_prepared_leaves_the_connection_in_order(
             raise KeyboardInterrupt
         return result
 
-    monkeypatch.setattr(hot_insert, "_answer", interrupted)
+    monkeypatch.setattr(single_insert, "_answer", interrupted)
     own.enqueue(None, Letter("x"))
     with pytest.raises(KeyboardInterrupt):
         own.enqueue(None, Letter("x"))
@@ -433,9 +434,9 @@ def test_what_is_deallocated_whenever_the_connection_comes_back_is_prepared_no_m
     with ConnectionPool(database, min_size=1, max_size=1, reset=reset, kwargs={"autocommit": True}, open=True) as pool:
         sender = Client(pool, schema=client.schema)
         notices: list[str] = []
-        send = hot_insert.HotInsert._send
+        send = single_insert.HotInsert._send
 
-        def noted(self: hot_insert.HotInsert, *args: Any) -> Any:
+        def noted(self: single_insert.HotInsert, *args: Any) -> Any:
             try:
                 return send(self, *args)
             except psycopg.errors.InvalidSqlStatementName as error:
@@ -443,7 +444,7 @@ def test_what_is_deallocated_whenever_the_connection_comes_back_is_prepared_no_m
                 raise
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(hot_insert.HotInsert, "_send", noted)
+            patch.setattr(single_insert.HotInsert, "_send", noted)
             jobs = [sender.enqueue(None, Letter("x")) for _ in range(30)]
         assert len({job.id for job in jobs}) == 30
         assert len(notices) == 10, "each is an error in the server's log"

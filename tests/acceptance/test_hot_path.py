@@ -14,12 +14,13 @@ from psycopg.conninfo import make_conninfo
 from psycopg.rows import dict_row
 from psycopg_pool import ConnectionPool
 
-from pgjobs import Client, Discard, Handler, Hooks, Job, JobState, WorkerPool, claim, constant, hot_path
-from pgjobs.checkout import Checkout, shut_down
-from pgjobs.claim import Claimer
+from pgjobs import Client, Discard, Handler, Hooks, Job, JobState, WorkerPool, constant
+from pgjobs.db.checkout import Checkout, shut_down
+from pgjobs.execution import claimer, transport
+from pgjobs.execution.claimer import Claimer
+from pgjobs.execution.queries import ClaimRequest, Mark, ServerFacts, Store
+from pgjobs.execution.transport import HotPath
 from pgjobs.hooks import HookCalls
-from pgjobs.hot_path import HotPath
-from pgjobs.store import ClaimRequest, Mark, ServerFacts, Store
 from tests import modes
 from tests.waiting import wait_until
 
@@ -370,8 +371,8 @@ def test_where_a_finish_has_found_nothing_the_claim_that_follows_does_not_look_a
         return request(self, queue, id, mark, facts)
 
     monkeypatch.setattr(Claimer, "request", noted)
-    monkeypatch.setattr(claim, "_FULL_SCAN_EVERY", 60.0)
-    monkeypatch.setattr(claim, "_FULL_SCAN_AT_LEAST_EVERY", 60.0)
+    monkeypatch.setattr(claimer, "_FULL_SCAN_EVERY", 60.0)
+    monkeypatch.setattr(claimer, "_FULL_SCAN_AT_LEAST_EVERY", 60.0)
     first, second = enqueue(client, 2)
     pool = WorkerPool(
         client, {"any": lambda tx, job: None}, queues={"default": 1}, listen=False, poll_interval=timedelta(minutes=1)
@@ -481,7 +482,7 @@ def test_what_a_changed_work_map_no_longer_needs_is_deallocated(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its timeouts stand in the statements; a process that changes them for years does not fill the server."""
-    monkeypatch.setattr(hot_path, "_MOST_PREPARED", 4)
+    monkeypatch.setattr(transport, "_MOST_PREPARED", 4)
     client.pool.resize(0, 1)
     prepared: list[tuple[int, int]] = []
 

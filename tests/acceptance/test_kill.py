@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from psycopg import Connection, sql
+from psycopg import sql
 
 from pgjobs import Client, Job, JobState, WorkerPool, constant
-from pgjobs.maintenance import RESCUE_GRACE
+from pgjobs.db.cursors import AnyConnection
+from pgjobs.maintenance.duties import RESCUE_GRACE
 from tests.conftest import Connect
 from tests.waiting import wait_until
 
-AnyConnection = Connection[Any]
 ROOT = Path(__file__).parents[2]
 
 # A worker process. What happens is told in two tables: `start` is written at once through a connection of its own,

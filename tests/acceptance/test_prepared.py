@@ -12,7 +12,7 @@ from psycopg import sql
 from psycopg_pool import ConnectionPool
 
 from pgjobs import Client, Job, JobState, QueueSettings, WorkerPool, constant
-from pgjobs.transaction import in_autocommit
+from pgjobs.db.source import in_autocommit
 from tests.waiting import wait_until
 
 Tx = psycopg.Connection[Any]

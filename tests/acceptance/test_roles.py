@@ -345,7 +345,7 @@ def test_a_handler_of_the_worker_controls_other_jobs(roles: Roles) -> None:
 @pytest.mark.finding("S6")
 def test_the_worker_has_the_right_to_each_of_its_duties(roles: Roles) -> None:
     """Duties delete rows of queues, schedules and processes that are gone, which no list of grants had."""
-    from pgjobs.statements import load
+    from pgjobs.db.statements import load
 
     with roles.client_as("worker") as client, client.pool.connection() as conn:
         for file in ("maintain.sql", "workers.sql", "schedule.sql", "queues.sql"):

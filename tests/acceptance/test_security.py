@@ -33,9 +33,9 @@ from pgjobs import (
     cli,
     constant,
 )
-from pgjobs.attempt import Patience
+from pgjobs.clean_text import ERROR_LIMIT, TRACE_LIMIT
 from pgjobs.contrib.sqlalchemy import SQLAlchemySource
-from pgjobs.error_text import ERROR_LIMIT, TRACE_LIMIT
+from pgjobs.execution.attempt import Patience
 from pgjobs.options import JobOptions
 from tests.waiting import wait_until
 
@@ -166,7 +166,7 @@ def test_s5_args_are_in_no_log_no_repr_and_no_record(
 def test_s5_args_are_not_in_what_is_said_of_a_stuck_thread_or_a_stop(
     client: Client, everything: Callable[[Client], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pgjobs.attempt.AFTER_TIMEOUT", QUICK)
+    monkeypatch.setattr("pgjobs.execution.attempt.AFTER_TIMEOUT", QUICK)
     release = threading.Event()
 
     def deaf(tx: Any, job: Job[Card]) -> None:
@@ -345,7 +345,7 @@ def test_s7_each_record_of_the_log_is_one_line_whatever_names_and_errors_hold(
 def test_s7_a_stuck_threads_stack_is_the_only_text_of_several_lines(
     client: Client, lines: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pgjobs.attempt.AFTER_TIMEOUT", QUICK)
+    monkeypatch.setattr("pgjobs.execution.attempt.AFTER_TIMEOUT", QUICK)
     release = threading.Event()
 
     def deaf(tx: Any, job: Job[Card]) -> None:

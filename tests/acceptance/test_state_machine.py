@@ -30,11 +30,11 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from pgjobs import Client, Handler, InvalidOption, Job, JobRunning, JobState, WorkerPool, constant
-from pgjobs.claim import Claimer
 from pgjobs.errors import AttemptLost, TransactionBroken
-from pgjobs.maintenance import Maintenance
-from pgjobs.outcome import decide
-from pgjobs.store import Store
+from pgjobs.execution.claimer import Claimer
+from pgjobs.execution.outcome import decide
+from pgjobs.execution.queries import Store
+from pgjobs.maintenance.duties import Maintenance
 from tests.acceptance.behaviours import (
     AGAIN,
     DETACHED,

@@ -32,12 +32,12 @@ from pgjobs import (
     WorkerPool,
     constant,
 )
-from pgjobs.attempt import AT_STOP, Attempt, Patience, _raise_in
-from pgjobs.checkout import Checkout
+from pgjobs.db.checkout import Checkout
+from pgjobs.db.cursors import AnyConnection
 from pgjobs.errors import JobStopped
+from pgjobs.execution.attempt import AT_STOP, Attempt, Patience, _raise_in
 from tests.waiting import wait_until
 
-AnyConnection = psycopg.Connection[Any]
 NOTHING: dict[str, Any] = {}
 SOON = timedelta(seconds=0.3)
 LATER = constant(timedelta(hours=1))
@@ -97,7 +97,7 @@ class Trial:
 
 @pytest.fixture
 def trial(client: Client, monkeypatch: pytest.MonkeyPatch) -> Trial:
-    monkeypatch.setattr("pgjobs.attempt.AFTER_TIMEOUT", QUICK)
+    monkeypatch.setattr("pgjobs.execution.attempt.AFTER_TIMEOUT", QUICK)
     return Trial(client)
 
 
@@ -200,7 +200,7 @@ def test_a_handler_that_cannot_be_ended_loses_its_row_and_its_place(
 def test_a_handler_that_returns_after_its_time_but_before_the_end_has_succeeded(
     trial: Trial, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pgjobs.attempt.AFTER_TIMEOUT", Patience(raised=30, severed=40, stuck=50))
+    monkeypatch.setattr("pgjobs.execution.attempt.AFTER_TIMEOUT", Patience(raised=30, severed=40, stuck=50))
     job = trial.enqueue()
 
     def resist(tx: AnyConnection, job: Job[Any]) -> None:
@@ -443,7 +443,7 @@ def test_a_watch_that_comes_late_leaves_no_step_out(
 ) -> None:
     """After a while in which the machine was busy, or the process stopped, all of them are due at once."""
     raised: list[object] = []
-    monkeypatch.setattr("pgjobs.attempt._raise_in", lambda thread, exception: raised.append(exception))
+    monkeypatch.setattr("pgjobs.execution.attempt._raise_in", lambda thread, exception: raised.append(exception))
     attempt.tell(JobStopped("stopped"), QUICK)
     attempt.run(lambda: attempt.press(time.monotonic() + QUICK.stuck))
     assert raised == [Interrupted]
@@ -454,7 +454,7 @@ def test_a_watch_that_comes_late_leaves_no_step_out(
 def test_the_watch_comes_again_for_each_step_in_time(
     trial: Trial, attempt: Attempt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pgjobs.attempt._raise_in", lambda thread, exception: None)
+    monkeypatch.setattr("pgjobs.execution.attempt._raise_in", lambda thread, exception: None)
     again: list[float] = []
 
     def handler() -> None:
@@ -471,7 +471,7 @@ def test_the_watch_outlives_a_system_that_refuses_a_thread(
     trial: Trial, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """A limit on processes counts threads. What was to be done in one is done when there is one again."""
-    monkeypatch.setattr("pgjobs.attempt._LOOK_EVERY", 0.05)
+    monkeypatch.setattr("pgjobs.execution.attempt._LOOK_EVERY", 0.05)
     start, refused = threading.Thread.start, list[str]()
 
     def refuse(thread: threading.Thread) -> None:
@@ -484,7 +484,7 @@ def test_the_watch_outlives_a_system_that_refuses_a_thread(
     job, behind = trial.enqueue(), trial.enqueue("next")
     resist = deaf(trial) if name == "pgjobs/stuck" else lambda tx, job: tx.execute("SELECT pg_sleep(60)")
     if name == "pgjobs/severed":
-        monkeypatch.setattr("pgjobs.checkout.Checkout.cancel_statement", Checkout.cancel_ends)
+        monkeypatch.setattr("pgjobs.db.checkout.Checkout.cancel_statement", Checkout.cancel_ends)
     pool = trial.pool(resist).start()
     wait_until(lambda: trial.job(job).state == JobState.RETRYABLE)
     wait_until(lambda: trial.job(behind).state == JobState.COMPLETED)
@@ -545,7 +545,7 @@ def test_a_pool_that_starts_while_a_thread_runs_a_job_by_itself_watches_over_its
 def test_a_severed_job_is_free_and_on_record_long_before_its_thread_is_given_up(
     trial: Trial, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pgjobs.attempt.AFTER_TIMEOUT", Patience(raised=0.1, severed=0.2, stuck=60))
+    monkeypatch.setattr("pgjobs.execution.attempt.AFTER_TIMEOUT", Patience(raised=0.1, severed=0.2, stuck=60))
     job = trial.enqueue()
     pool = trial.pool(deaf(trial)).start()
     wait_until(lambda: trial.job(job).state == JobState.RETRYABLE)
@@ -645,7 +645,7 @@ def test_a_handler_may_stop_its_own_pool(trial: Trial) -> None:
 
 @pytest.mark.conformance(125)
 def test_a_thread_is_stuck_ten_seconds_after_its_timeout_by_default() -> None:
-    from pgjobs.attempt import AFTER_TIMEOUT
+    from pgjobs.execution.attempt import AFTER_TIMEOUT
 
     assert Patience(raised=1.0, severed=5.0, stuck=10.0) == AFTER_TIMEOUT
 

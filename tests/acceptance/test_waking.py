@@ -16,9 +16,9 @@ import psycopg
 import pytest
 
 from pgjobs import Client, Job, JobFilter, JobState, NewJob, Schedule, Unique, WorkerPool
-from pgjobs.crew import Crew, Place
-from pgjobs.post_store import PostStore
-from pgjobs.posts import Posts
+from pgjobs.wakeup.queries import PostStore
+from pgjobs.wakeup.wakeup_leader import Posts
+from pgjobs.workers.worker_threads import Crew, Place
 from tests.conftest import Connect
 from tests.waiting import wait_until
 from tests.waking import armed, sleep_on, sleepers, wake_up
@@ -526,7 +526,7 @@ def test_what_waits_at_the_start_is_worked_by_all_threads(
 def test_a_sleeper_that_was_called_for_a_single_job_stays_armed(
     client: Client, server: Tx, pool_of: Callable[..., WorkerPool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pgjobs.posts._LINGER", 60.0)
+    monkeypatch.setattr("pgjobs.wakeup.wakeup_leader._LINGER", 60.0)
     pool = pool_of(queues={"default": 3})
     idle = pool._places["default"].idle
     wait_until(lambda: idle.post.sleeps and idle._idle == 3)
@@ -542,8 +542,8 @@ def test_a_sleeper_that_was_called_for_a_single_job_stays_armed(
 def test_a_second_notification_disarms_a_sleeper_while_nobody_has_found_nothing(
     client: Client, server: Tx, pool_of: Callable[..., WorkerPool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pgjobs.posts._LINGER", 60.0)
-    monkeypatch.setattr("pgjobs.idle._SOON", 60.0)
+    monkeypatch.setattr("pgjobs.wakeup.wakeup_leader._LINGER", 60.0)
+    monkeypatch.setattr("pgjobs.wakeup.idle_threads._SOON", 60.0)
     entered, free = threading.Semaphore(0), threading.Event()
 
     def hold(tx: Tx, job: Job[Any]) -> None:

@@ -13,7 +13,7 @@ import pytest
 from psycopg import sql as composing
 
 from pgjobs import Client, Job, JobState
-from pgjobs.maintenance import Maintenance
+from pgjobs.maintenance.duties import Maintenance
 from tests.conftest import Connect
 
 Rows = Callable[..., list[tuple[Any, ...]]]

@@ -25,7 +25,7 @@ from pgjobs import (
     only_for,
     river,
 )
-from pgjobs.maintenance import Maintenance
+from pgjobs.maintenance.duties import Maintenance
 from tests.conformance.conftest import Rows
 
 Stored = Callable[[Job[Any]], Job[Any]]

@@ -25,8 +25,8 @@ from pgjobs import (
     UniqueConflict,
     constant,
 )
-from pgjobs.maintenance import Maintenance
-from pgjobs.outcome import COMPLETED, decide
+from pgjobs.execution.outcome import COMPLETED, decide
+from pgjobs.maintenance.duties import Maintenance
 from tests.conformance.conftest import Rows
 from tests.conftest import Connect
 from tests.waking import sleep_on
@@ -77,7 +77,7 @@ def running(client: Client, server: Tx) -> Job[Any]:
 @pytest.fixture
 def patience(monkeypatch: pytest.MonkeyPatch) -> float:
     """Seconds: so many that who waits for a row is told from one who does not on a busy machine, too."""
-    monkeypatch.setattr("pgjobs.control.PATIENCE", 60.0)
+    monkeypatch.setattr("pgjobs.control.jobs.PATIENCE", 60.0)
     return 60.0
 
 

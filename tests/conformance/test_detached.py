@@ -33,9 +33,9 @@ from pgjobs import (
     WorkerPool,
     constant,
 )
-from pgjobs.attempt import Patience
 from pgjobs.embedded import EmbeddedPostgres
-from pgjobs.maintenance import Maintenance
+from pgjobs.execution.attempt import Patience
+from pgjobs.maintenance.duties import Maintenance
 from tests.conformance.conftest import Rows
 from tests.waiting import wait_until
 
@@ -581,7 +581,7 @@ def loop(tx: None, job: Job[Any]) -> None:
 def test_a_detached_handler_past_its_timeout_is_ended(
     client: Client, stored: Stored, monkeypatch: pytest.MonkeyPatch, resist: Function
 ) -> None:
-    monkeypatch.setattr("pgjobs.attempt.AFTER_TIMEOUT", QUICK)
+    monkeypatch.setattr("pgjobs.execution.attempt.AFTER_TIMEOUT", QUICK)
     job = enqueue(client)
     with pool_of(client, resist, timeout=SECOND / 5):
         wait_until(lambda: stored(job).state == JobState.RETRYABLE)
@@ -606,7 +606,7 @@ def deaf(busy: Busy) -> Function:
 def test_a_detached_handler_that_cannot_be_ended_is_on_record_and_its_late_return_is_nothing(
     client: Client, busy: Busy, stored: Stored, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pgjobs.attempt.AFTER_TIMEOUT", QUICK)
+    monkeypatch.setattr("pgjobs.execution.attempt.AFTER_TIMEOUT", QUICK)
     job = enqueue(client)
     with at_work(pool_of(client, deaf(busy), timeout=SECOND / 5), busy):
         wait_until(lambda: stored(job).state == JobState.RETRYABLE)

@@ -26,8 +26,8 @@ from pgjobs import (
     WorkerPool,
     constant,
 )
-from pgjobs.error_text import ERROR_LIMIT, TRACE_LIMIT
-from pgjobs.store import Finished
+from pgjobs.clean_text import ERROR_LIMIT, TRACE_LIMIT
+from pgjobs.execution.queries import Finished
 from tests.conformance.conftest import Rows
 from tests.waiting import wait_until
 

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from pgjobs import Client, Job, JobState, NewJob, WorkerPool
-from pgjobs.maintenance import Maintenance
+from pgjobs.maintenance.duties import Maintenance
 from tests.conformance.conftest import Rows
 from tests.conftest import Connect
 from tests.waiting import wait_until

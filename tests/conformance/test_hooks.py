@@ -33,7 +33,7 @@ from pgjobs import (
     WorkerPool,
     constant,
 )
-from pgjobs.attempt import Patience
+from pgjobs.execution.attempt import Patience
 from pgjobs.hooks import Insert
 from tests.conformance.conftest import Rows, facts
 from tests.waiting import wait_until
@@ -232,7 +232,7 @@ class Stay:
 def test_a_stuck_handler_is_told_of_once_and_so_is_its_end_and_not_before(
     observed: Client, told: Told, monkeypatch: pytest.MonkeyPatch, stored: Stored
 ) -> None:
-    monkeypatch.setattr("pgjobs.attempt.AFTER_TIMEOUT", QUICK)
+    monkeypatch.setattr("pgjobs.execution.attempt.AFTER_TIMEOUT", QUICK)
     stay = Stay()
     jobs = [observed.enqueue(None, Thing(n)) for n in range(2)]
     with WorkerPool(observed, {Thing: stay}, queues={"default": 2}, timeout=SECOND, backoff=LATER):
@@ -259,7 +259,7 @@ def test_a_second_job_starts_while_the_only_thread_is_stuck(
     observed: Client, told: Told, monkeypatch: pytest.MonkeyPatch, stored: Stored
 ) -> None:
     """Nobody has to ask for it."""
-    monkeypatch.setattr("pgjobs.attempt.AFTER_TIMEOUT", QUICK)
+    monkeypatch.setattr("pgjobs.execution.attempt.AFTER_TIMEOUT", QUICK)
     stay = Stay()
     observed.enqueue(None, {}, kind="stays")
     other = observed.enqueue(None, Thing())
@@ -287,7 +287,7 @@ def test_hooks_that_raise_harm_nobody(
 ) -> None:
     """Every hook there is fires and raises; the listener hears the next notification, and all is worked. Subscribers
     have no callbacks that could raise: they fetch their events."""
-    monkeypatch.setattr("pgjobs.attempt.AFTER_TIMEOUT", QUICK)
+    monkeypatch.setattr("pgjobs.execution.attempt.AFTER_TIMEOUT", QUICK)
     bad, good = Told(fail=failure), Told()
     observed = Client(client.pool, schema=client.schema, hooks=[bad, good])
     sql("CREATE TABLE pgjobs.checked (n int UNIQUE DEFERRABLE INITIALLY DEFERRED)")
@@ -421,7 +421,7 @@ def test_middleware_may_change_the_error_into_an_outcome(client: Client, stored:
 def test_middleware_runs_in_the_time_of_the_job(
     client: Client, stored: Stored, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pgjobs.attempt.AFTER_TIMEOUT", QUICK)
+    monkeypatch.setattr("pgjobs.execution.attempt.AFTER_TIMEOUT", QUICK)
 
     def slow(tx: Tx, job: Job[Any], run: Callable[[], object]) -> None:
         while True:
@@ -619,7 +619,7 @@ def test_the_error_handler_is_asked_once_about_a_timeout(
     client: Client, stored: Stored, monkeypatch: pytest.MonkeyPatch, *, hears: bool
 ) -> None:
     """Also when the handler did not end until long after that."""
-    monkeypatch.setattr("pgjobs.attempt.AFTER_TIMEOUT", QUICK)
+    monkeypatch.setattr("pgjobs.execution.attempt.AFTER_TIMEOUT", QUICK)
     judge, stay = Judge(Discard()), Stay()
 
     def loop(tx: Tx, job: Job[Any]) -> None:

@@ -13,18 +13,7 @@ import psycopg
 import pytest
 from psycopg_pool import ConnectionPool
 
-from pgjobs import (
-    Client,
-    InvalidFilter,
-    Job,
-    JobFilter,
-    JobNotFound,
-    JobNotOver,
-    JobPage,
-    JobState,
-    NewJob,
-    WorkerPool,
-)
+from pgjobs import Client, InvalidFilter, Job, JobFilter, JobNotFound, JobNotOver, JobPage, JobState, NewJob, WorkerPool
 from tests.conformance.conftest import Rows
 from tests.conftest import Connect
 

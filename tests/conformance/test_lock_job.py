@@ -33,7 +33,7 @@ from pgjobs import (
     WorkerPool,
     constant,
 )
-from pgjobs.maintenance import Maintenance
+from pgjobs.maintenance.duties import Maintenance
 from tests.conformance.conftest import Rows
 from tests.waiting import wait_until
 

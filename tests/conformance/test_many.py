@@ -28,7 +28,7 @@ from pgjobs import (
     NotDiscarded,
     WorkerPool,
 )
-from pgjobs import many as many_module
+from pgjobs.control import many as many_module
 from tests.conformance.conftest import Rows
 from tests.conftest import Connect
 from tests.waiting import wait_until
@@ -369,7 +369,7 @@ def test_a_row_that_comes_free_in_time_is_not_skipped(
     jobs = client.enqueue_many(None, [NewJob(Thing(n), delay=HOUR) for n in range(3)])
     holder = connect()
     holder.execute(f'SELECT FROM "{client.schema}".job WHERE id = %s FOR UPDATE', [jobs[1].id])
-    monkeypatch.setattr("pgjobs.many.time.sleep", lambda seconds: holder.rollback())
+    monkeypatch.setattr("pgjobs.control.many.time.sleep", lambda seconds: holder.rollback())
     result = call(client, ALL)
     assert (done(result), result.skipped) == ([job.id for job in jobs], {})
 
@@ -381,7 +381,7 @@ def test_a_job_that_no_longer_fits_when_it_comes_free_is_left_alone(
     job, other = client.enqueue_many(None, [NewJob(Thing(n), delay=HOUR, tags=["meant"]) for n in range(2)])
     holder = connect()
     holder.execute(f"UPDATE \"{client.schema}\".job SET tags = '{{}}' WHERE id = %s", [job.id])
-    monkeypatch.setattr("pgjobs.many.time.sleep", lambda seconds: holder.commit())
+    monkeypatch.setattr("pgjobs.control.many.time.sleep", lambda seconds: holder.commit())
     result = call(client, JobFilter(tags_any=["meant"]))
     assert (done(result), result.skipped) == ([other.id], {})
     kept = client.get(job.id)

@@ -40,8 +40,8 @@ from pgjobs import (
     constant,
 )
 from pgjobs.hooks import HookCalls
-from pgjobs.listener import Listener
-from pgjobs.post_store import PostStore
+from pgjobs.wakeup.listener import Listener
+from pgjobs.wakeup.queries import PostStore
 from tests.conformance.conftest import Rows
 from tests.conftest import Connect
 from tests.waiting import wait_until

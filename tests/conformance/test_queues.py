@@ -33,7 +33,7 @@ from pgjobs import (
     WorkerPool,
     WorkerPoolError,
 )
-from pgjobs.queue_store import QueueStore
+from pgjobs.control.queue_queries import QueueStore
 from tests.conformance.conftest import Rows
 from tests.conftest import Connect
 from tests.waiting import wait_until

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from pgjobs import Client, InvalidOption, InvalidSetting, JobState, QueueLocked, WorkerPool, statements
-from pgjobs.cursors import LiteralCursor
-from pgjobs.maintenance import Maintenance
-from pgjobs.queue_store import FOR_EVER, QueueStore
+from pgjobs import Client, InvalidOption, InvalidSetting, JobState, QueueLocked, WorkerPool
+from pgjobs.control.queue_queries import FOR_EVER, QueueStore
+from pgjobs.db import statements
+from pgjobs.db.cursors import LiteralCursor
+from pgjobs.maintenance.duties import Maintenance
 from tests.conformance.conftest import Rows
 from tests.conftest import Connect
 from tests.waiting import wait_until
@@ -177,7 +178,7 @@ def test_a_pass_reads_on_from_where_it_was_and_begins_anew_now_and_then(
     client: Client, duties: Maintenance, server: Any, sql: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was locked, or came with an earlier time, goes later. Jobs that ended at the same time are told apart."""
-    monkeypatch.setattr("pgjobs.maintenance.LARGE_BATCH", 3)
+    monkeypatch.setattr("pgjobs.maintenance.duties.LARGE_BATCH", 3)
     client.queues.update("audit", keep_completed=timedelta.max)
     sql(
         "INSERT INTO pgjobs.job (queue, kind, state, finalized_at)"
@@ -191,7 +192,7 @@ def test_a_pass_reads_on_from_where_it_was_and_begins_anew_now_and_then(
     ended(sql, "default", 300)
     clean(duties, server)
     assert left(sql)["default"] == ["300"], "behind the place"
-    monkeypatch.setattr("pgjobs.cleaning._ANEW_EVERY", 0.0)
+    monkeypatch.setattr("pgjobs.maintenance.pruning._ANEW_EVERY", 0.0)
     clean(duties, server)
     assert left(sql) == {"audit": [str(n) for n in range(2, 21, 2)]}
 

@@ -29,9 +29,9 @@ from pgjobs import (
     WorkerPool,
     every,
 )
-from pgjobs.code_schedules import CodeSchedules
-from pgjobs.schedule_store import ScheduleStore
-from pgjobs.ticker import LOOK_EVERY, Ticker, answer
+from pgjobs.schedules.queries import ScheduleStore
+from pgjobs.schedules.registered import CodeSchedules
+from pgjobs.schedules.ticker import LOOK_EVERY, Ticker, answer
 from tests.conformance.conftest import Rows
 from tests.conftest import Connect
 from tests.waiting import wait_until
@@ -665,7 +665,7 @@ def test_a_name_that_no_schedule_has_is_not_found(client: Client) -> None:
 def test_a_running_pool_learns_at_once_of_what_is_done_by_hand(
     *, client: Client, sql: Rows, jobs: Jobs, conn: Tx, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pgjobs.ticker.LOOK_EVERY", HOUR)
+    monkeypatch.setattr("pgjobs.schedules.ticker.LOOK_EVERY", HOUR)
     conn.autocommit = True
     with pool_of(client):
         wait_until(lambda: sleepers(conn, client) == 1)

@@ -29,7 +29,7 @@ from pgjobs import (
     WorkerPool,
     constant,
 )
-from pgjobs.attempt import Patience
+from pgjobs.execution.attempt import Patience
 from tests.conformance.conftest import Rows, facts
 from tests.waiting import wait_until
 
@@ -125,7 +125,7 @@ def test_a_job_that_a_stop_cuts_off_is_interrupted_and_one_that_is_cancelled_by_
 
 
 def test_a_handler_that_cannot_be_ended_is_one_event(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pgjobs.attempt.AFTER_TIMEOUT", QUICK)
+    monkeypatch.setattr("pgjobs.execution.attempt.AFTER_TIMEOUT", QUICK)
     release = threading.Event()
 
     def deaf(tx: Tx, job: Job[Any]) -> None:

@@ -24,7 +24,7 @@ from pgjobs import (
     decode_args,
     job_options,
 )
-from pgjobs.maintenance import Maintenance
+from pgjobs.maintenance.duties import Maintenance
 from pgjobs.states import StateName
 from tests.conformance.conftest import Rows
 

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from pgjobs import Client, Job, JobFilter, JobState, NewJob, RetryAfter, Snooze, WorkerPool
-from pgjobs.maintenance import Maintenance, MaintenanceThread
+from pgjobs.maintenance.duties import Maintenance, MaintenanceThread
 from tests.conformance.conftest import Rows
 from tests.conftest import Connect
 from tests.waiting import wait_until
@@ -43,7 +43,7 @@ def make_due(sql: Rows) -> None:
 def test_due_jobs_become_available_in_batches(
     client: Client, sql: Rows, server: Tx, duties: Maintenance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pgjobs.maintenance.BATCH", 10)
+    monkeypatch.setattr("pgjobs.maintenance.duties.BATCH", 10)
     client.enqueue_many(None, [NewJob(Thing(n), delay=timedelta(hours=1)) for n in range(12)])
     make_due(sql)
     sql("UPDATE pgjobs.job SET state = 'retryable' WHERE id <= 5")
@@ -133,9 +133,9 @@ def test_a_job_that_is_due_sooner_than_promote_brings_it_forward(
 @pytest.fixture
 def sleepy_promote(monkeypatch: pytest.MonkeyPatch) -> None:
     """Promote sleeps for an hour unless it learns of a job that is due earlier."""
-    monkeypatch.setattr("pgjobs.maintenance.PROMOTE_EVERY", timedelta(hours=1))
-    monkeypatch.setattr("pgjobs.maintenance._AT_LEAST_EVERY", timedelta(hours=1))
-    monkeypatch.setattr("pgjobs.maintenance._GLANCE_EVERY", timedelta(hours=1))
+    monkeypatch.setattr("pgjobs.maintenance.duties.PROMOTE_EVERY", timedelta(hours=1))
+    monkeypatch.setattr("pgjobs.maintenance.duties._AT_LEAST_EVERY", timedelta(hours=1))
+    monkeypatch.setattr("pgjobs.maintenance.duties._GLANCE_EVERY", timedelta(hours=1))
 
 
 @pytest.mark.usefixtures("sleepy_promote")
@@ -274,7 +274,7 @@ def test_more_vanished_jobs_than_a_batch_are_all_rescued_past_a_batch_that_canno
     vanished: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("pgjobs.maintenance.LARGE_BATCH", 5)
+    monkeypatch.setattr("pgjobs.maintenance.duties.LARGE_BATCH", 5)
     vanished(16)
     holder = connect()  # a whole batch of living workers stands in front
     holder.execute(f'SELECT id FROM "{client.schema}".job WHERE id <= 5 FOR NO KEY UPDATE')
@@ -378,7 +378,7 @@ def test_the_duties_of_one_schema_touch_no_other_and_wait_for_no_other(
 def test_a_live_job_is_not_rescued_however_long_it_runs(
     client: Client, server: Tx, duties: Maintenance, stored: Stored, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pgjobs.maintenance.RESCUE_GRACE", ZERO)
+    monkeypatch.setattr("pgjobs.maintenance.duties.RESCUE_GRACE", ZERO)
     seen: list[Job[Any]] = []
 
     def handler(tx: Tx, job: Job[Thing]) -> None:
@@ -453,7 +453,7 @@ def test_a_pool_cleans_by_its_settings(client: Client, sql: Rows) -> None:
 def test_jobs_are_cleaned_in_batches_the_oldest_first(
     client: Client, sql: Rows, server: Tx, duties: Maintenance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pgjobs.maintenance.LARGE_BATCH", 2)
+    monkeypatch.setattr("pgjobs.maintenance.duties.LARGE_BATCH", 2)
     sql(
         "INSERT INTO pgjobs.job (kind, state, finalized_at)"
         " SELECT 'old', 'completed', now() - interval '2 days' + n * interval '1 minute'"
@@ -573,7 +573,7 @@ def test_an_idle_process_that_hears_of_nothing_looks_every_second(
     client: Client, stored: Stored, monkeypatch: pytest.MonkeyPatch, listen: bool
 ) -> None:
     """Else a job with a short delay would wait for a look that is further away."""
-    monkeypatch.setattr("pgjobs.maintenance._GLANCE_EVERY", timedelta(hours=1))
+    monkeypatch.setattr("pgjobs.maintenance.duties._GLANCE_EVERY", timedelta(hours=1))
     glance, glances = client.store.glance, list[set[str]]()
 
     def glanced(conn: Tx, soon: timedelta) -> set[str]:
@@ -592,8 +592,8 @@ def test_an_idle_process_that_hears_of_nothing_looks_every_second(
 def test_a_rescued_job_starts_at_its_time_though_nobody_looks_for_what_is_due(
     client: Client, sql: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pgjobs.maintenance._GLANCE_EVERY", timedelta(hours=1))
-    maintenance = "pgjobs.maintenance.Maintenance.glance"
+    monkeypatch.setattr("pgjobs.maintenance.duties._GLANCE_EVERY", timedelta(hours=1))
+    maintenance = "pgjobs.maintenance.duties.Maintenance.glance"
     monkeypatch.setattr(maintenance, lambda *args: {"rescue"})  # all that was to be seen when it looked
     with WorkerPool(client, {"thing": nothing}, queues={"default": 1}, poll_interval=timedelta(hours=1)):
         wait_until(lambda: sql("SELECT 1 FROM pgjobs.maintenance WHERE duty = 'promote' AND next_run_at > now()"))

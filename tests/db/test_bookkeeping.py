@@ -20,13 +20,12 @@ from pgjobs import (
     SchemaMissing,
     Unique,
     WorkerPool,
-    code_schedules,
     constant,
-    migrate,
-    shape,
 )
-from pgjobs.bookkeeping import DUTIES, TABLES, Bookkeeping
 from pgjobs.cli import main
+from pgjobs.db import migrate, shape
+from pgjobs.db.bookkeeping import DUTIES, TABLES, Bookkeeping
+from pgjobs.schedules import registered
 from tests.db.conftest import Run
 from tests.db.seen_to import SOON, seen_to
 from tests.waiting import wait_until
@@ -79,7 +78,7 @@ def test_duties_and_schedules_come_back_while_the_pool_runs(
     own_client: Client, run: Run, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A TRUNCATE under a running worker pool stopped its duties and its schedules for good."""
-    monkeypatch.setattr(code_schedules, "_BEAT_EVERY", 0.5)
+    monkeypatch.setattr(registered, "_BEAT_EVERY", 0.5)
     done: list[str] = []
 
     def handler(tx: psycopg.Connection[Any], job: Job[Any]) -> None:

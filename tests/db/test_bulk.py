@@ -10,18 +10,17 @@ from typing import Any
 
 import psycopg
 import pytest
-from psycopg import Connection
 from psycopg.pq import TransactionStatus
 from psycopg_pool import ConnectionPool
 
 from pgjobs import Client, EncodedJob, Hooks, InvalidArgs, InvalidJob, InvalidTransaction, Job, NewJob, NoJobs, Unique
+from pgjobs.db.cursors import AnyConnection
 from tests.conftest import Connect
 from tests.db.test_races import Table, table
 from tests.waking import sleep_on
 
 __all__ = ["table"]  # a fixture
 
-AnyConnection = Connection[Any]
 HOUR = timedelta(hours=1)
 BY_N = Unique(by_args=["n"])
 

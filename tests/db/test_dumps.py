@@ -9,11 +9,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from pgjobs import (
-    Client,
-    Schedule,
-    migrate,
-)
+from pgjobs import Client, Schedule
+from pgjobs.db import migrate
 from pgjobs.embedded import find_bindir
 from tests.conftest import new_database
 from tests.db.conftest import running

@@ -16,7 +16,7 @@ from uuid import uuid4
 
 import psycopg
 import pytest
-from psycopg import Connection, sql
+from psycopg import sql
 from psycopg.types.json import Jsonb
 
 import pgjobs
@@ -39,12 +39,13 @@ from pgjobs import (
     WorkMap,
     constant,
 )
-from pgjobs.schedule_store import ScheduleStore
-from pgjobs.ticker import Ticker
+from pgjobs.db.cursors import AnyConnection
+from pgjobs.maintenance.duties import Maintenance
+from pgjobs.schedules.queries import ScheduleStore
+from pgjobs.schedules.ticker import Ticker
 from tests.conftest import Connect
 from tests.waiting import wait_until
 
-AnyConnection = Connection[Any]
 LATER = constant(timedelta(hours=1))
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 SOURCE = Path(pgjobs.__file__).parent
@@ -316,9 +317,7 @@ def test_rows_in_hostile_queues_are_promoted_and_rescued_as_data(
         attempted_by=[text],
     )
     woken: list[str] = []
-    maintenance = pgjobs.maintenance.Maintenance(
-        table.client.store, keep={}, wake=lambda queue, jobs: woken.append(queue)
-    )
+    maintenance = Maintenance(table.client.store, keep={}, wake=lambda queue, jobs: woken.append(queue))
     maintenance.do(table.conn, "promote")
     maintenance.rescue(table.conn)
     assert woken == [text]
@@ -809,9 +808,7 @@ def test_only_the_stores_touch_a_cursor() -> None:
         names = [call.func.attr for call in calls if isinstance(call.func, ast.Attribute)]
         # a method of Migrations; a look at whether Django's connection lives, which sends nothing
         # and a copy of a context
-        harmless = {"migrate.py": {"execute"}, "transaction.py": {"cursor"}, "attempt.py": {"copy"}}.get(
-            path.name, set()
-        )
+        harmless = {"migrate.py": {"execute"}, "source.py": {"cursor"}, "attempt.py": {"copy"}}.get(path.name, set())
         assert not set(names) & ({"execute", "executemany", "copy", "stream", "cursor"} - harmless), path.name
 
 

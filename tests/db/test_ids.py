@@ -148,7 +148,7 @@ def test_calls_for_many_jobs_tell_two_of_one_id_apart(
     client: Client, made: Made, monkeypatch: pytest.MonkeyPatch, batch: int
 ) -> None:
     """Where a batch ended between two jobs of one id, the second was left out; and one of them stood for both."""
-    from pgjobs import many
+    from pgjobs.control import many
 
     monkeypatch.setattr(many, "BATCH", batch)
     made(1, 2, 3, queue="mail")

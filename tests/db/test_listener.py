@@ -14,8 +14,8 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pgjobs import Client
-from pgjobs.listener import Listener
-from pgjobs.transaction import defaults_for
+from pgjobs.db.source import defaults_for
+from pgjobs.wakeup.listener import Listener
 from tests.waiting import wait_until
 
 
@@ -101,8 +101,8 @@ def test_a_peer_that_has_gone_silent_is_noticed_and_the_listener_hears_again(
 ) -> None:
     heard: list[str | None] = []
     with monkeypatch.context() as impatient:  # it may take a slow answer for none, until the peer speaks again
-        impatient.setattr("pgjobs.listener._SILENCE", 0.2)
-        impatient.setattr("pgjobs.listener._ANSWER", 0.2)
+        impatient.setattr("pgjobs.wakeup.listener._SILENCE", 0.2)
+        impatient.setattr("pgjobs.wakeup.listener._ANSWER", 0.2)
         listener = listening(heard, connect_timeout=2)
         wait_until(lambda: listener.listening)
         relay.silent = True
@@ -120,7 +120,7 @@ def test_a_peer_that_has_gone_silent_is_noticed_and_the_listener_hears_again(
 def test_a_peer_that_is_silent_from_the_first_statement_on_is_noticed(
     client: Client, relay: Relay, listening: Callable[..., Listener], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pgjobs.listener._ANSWER", 0.2)
+    monkeypatch.setattr("pgjobs.wakeup.listener._ANSWER", 0.2)
     listen, silences = client.store.listen, iter([True, False])
 
     def silent_at_first(conn: psycopg.Connection[Any]) -> None:
@@ -133,7 +133,7 @@ def test_a_peer_that_is_silent_from_the_first_statement_on_is_noticed(
     def speak() -> None:
         wait_until(lambda: relay.silent)
         wait_until(lambda: relay.accepted >= 2)
-        monkeypatch.setattr("pgjobs.listener._ANSWER", 5.0)  # the usual: whoever speaks may be slow
+        monkeypatch.setattr("pgjobs.wakeup.listener._ANSWER", 5.0)  # the usual: whoever speaks may be slow
         relay.silent = False
 
     threading.Thread(target=speak, daemon=True).start()
@@ -144,7 +144,7 @@ def test_a_peer_that_is_silent_from_the_first_statement_on_is_noticed(
 def test_a_quiet_peer_that_answers_keeps_its_connection_and_no_notification_is_lost(
     client: Client, relay: Relay, listening: Callable[..., Listener], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pgjobs.listener._SILENCE", 0.02)
+    monkeypatch.setattr("pgjobs.wakeup.listener._SILENCE", 0.02)
     probe, probes = client.store.probe, []
 
     def noted_probe(conn: psycopg.Connection[Any]) -> None:
@@ -162,7 +162,7 @@ def test_a_quiet_peer_that_answers_keeps_its_connection_and_no_notification_is_l
 
 def test_a_silent_peer_is_noticed_within_fifteen_seconds_by_default() -> None:
     """And one that does not even answer a connect after ten."""
-    from pgjobs import listener
+    from pgjobs.wakeup import listener
 
     assert listener._SILENCE + listener._ANSWER == 15
     assert defaults_for("postgresql://localhost/app")["connect_timeout"] == 10

@@ -34,10 +34,9 @@ from pgjobs import (
     SchemaTooNew,
     WorkerPool,
     WorkMap,
-    migrate,
     schema_sql,
-    statements,
 )
+from pgjobs.db import migrate, statements
 from pgjobs.embedded import find_bindir
 from tests.conftest import Connect
 from tests.waiting import wait_until

@@ -15,10 +15,13 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from pgjobs import Client, JobFilter, JobState, batch_store, filter_store, queue_store, statements
-from pgjobs.cursors import AnyConnection, BoundCursor, bound_cursor
-from pgjobs.hot_path import prepared
-from pgjobs.store import CLAIM_DEFAULTS, Changes, passing_over
+from pgjobs import Client, JobFilter, JobState
+from pgjobs.control import filter_queries, queue_queries
+from pgjobs.db import statements
+from pgjobs.db.cursors import AnyConnection, BoundCursor, bound_cursor
+from pgjobs.execution import batch_queries
+from pgjobs.execution.queries import CLAIM_DEFAULTS, Changes, passing_over
+from pgjobs.execution.transport import prepared
 from tests.waiting import wait_until
 
 ROWS = 1_000_000
@@ -83,7 +86,7 @@ def plans(monkeypatch: pytest.MonkeyPatch) -> list[Plan]:
         cursor.format, cursor.plans = plain.format, plans
         return cursor
 
-    for store in (filter_store, queue_store):
+    for store in (filter_queries, queue_queries):
         monkeypatch.setattr(store, "bound_cursor", explained)
     return plans
 
@@ -212,11 +215,11 @@ ACTS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", ACTS)
 @pytest.mark.parametrize("filter", [JobFilter.all(), JobFilter(states=["available"])], ids=["all", "state"])
 def test_the_next_batch_is_read_from_where_the_last_one_ended(full: Client, name: str, filter: JobFilter) -> None:
-    turn = filter_store.Turn(newest=ROWS, batch=100, after=(ROWS // 2, ""))
-    values = {**filter_store._turn(turn), **ACTS[name], "notify": True, "channel": "nobody"}
+    turn = filter_queries.Turn(newest=ROWS, batch=100, after=(ROWS // 2, ""))
+    values = {**filter_queries._turn(turn), **ACTS[name], "notify": True, "channel": "nobody"}
     with full.pool.connection() as conn, Explained(conn) as cursor:
         cursor.plans = []
-        filter_store._rows(cursor, full._filters._many[name], filter, values)
+        filter_queries._rows(cursor, full._filters._many[name], filter, values)
         conn.rollback()
     (plan,) = cursor.plans
     assert_no_scan(plan)
@@ -278,7 +281,7 @@ def test_the_claim_looks_once_whether_its_queue_is_paused(full: Client) -> None:
 def test_the_claim_and_the_finish_of_a_batch_read_by_the_indexes(full: Client, stale: bool) -> None:
     """By the plans that prepared statements get, which know none of the values, whatever the statistics say."""
     batch = statements.load("batch.sql", full.schema)
-    take = batch_store.BatchStore(full.store)._takes["priority"].replace(b"%(limit)s", b"100")
+    take = batch_queries.BatchStore(full.store)._takes["priority"].replace(b"%(limit)s", b"100")
     ids = "{" + ",".join(map(str, range(1, 101))) + "}"
     token = str(uuid4())
     values = {**CLAIM_DEFAULTS, "queue": "queue.1", "worker": "me", "token": token, "batch_time": 1}

@@ -9,21 +9,10 @@ from typing import Any
 import psycopg
 import pytest
 
-from pgjobs import (
-    Cancel,
-    Client,
-    Discard,
-    Job,
-    JobFilter,
-    JobState,
-    SchemaDamaged,
-    Snooze,
-    WorkerPool,
-    constant,
-    migrate,
-)
-from pgjobs.bookkeeping import TABLES
-from pgjobs.maintenance import Maintenance
+from pgjobs import Cancel, Client, Discard, Job, JobFilter, JobState, SchemaDamaged, Snooze, WorkerPool, constant
+from pgjobs.db import migrate
+from pgjobs.db.bookkeeping import TABLES
+from pgjobs.maintenance.duties import Maintenance
 from tests.db.conftest import Run
 from tests.db.seen_to import SOON, seen_to
 from tests.waiting import wait_until

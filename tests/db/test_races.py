@@ -17,19 +17,19 @@ from uuid import uuid4
 
 import psycopg
 import pytest
-from psycopg import Connection, sql
+from psycopg import sql
 
 from pgjobs import AttemptLost, Client, Handler, Job, JobLocked, JobState, NewJob, UniqueConflict, WorkerPool, constant
-from pgjobs.attempt import Attempt
-from pgjobs.checkout import shut_down
+from pgjobs.db.checkout import shut_down
+from pgjobs.db.cursors import AnyConnection
 from pgjobs.embedded import EmbeddedPostgres
-from pgjobs.outcome import COMPLETED, Outcome, decide
-from pgjobs.store import Store
+from pgjobs.execution.attempt import Attempt
+from pgjobs.execution.outcome import COMPLETED, Outcome, decide
+from pgjobs.execution.queries import Store
 from tests.conftest import Connect
 from tests.waiting import wait_until
 from tests.waking import sleep_on
 
-AnyConnection = Connection[Any]
 NO_DELAY = timedelta(0)
 AT_ONCE = constant(NO_DELAY)
 LATER = constant(timedelta(hours=1))

@@ -18,8 +18,8 @@ import pytest
 
 import pgjobs
 from pgjobs import Client, Job, WorkerPool
-from pgjobs.maintenance import Maintenance
-from pgjobs.registry import Registration
+from pgjobs.maintenance.duties import Maintenance
+from pgjobs.workers.registration import Registration
 from tests.conformance.conftest import Rows, duties, server, sql
 from tests.conftest import Connect
 from tests.waiting import wait_until
@@ -63,7 +63,7 @@ def test_a_row_is_refreshed_every_few_seconds_and_no_more_often(
     client: Client, server: Tx, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [1000.0]
-    monkeypatch.setattr("pgjobs.registry.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("pgjobs.workers.registration.time.monotonic", lambda: now[0])
     threads = {"default": 1}
     registration = Registration(client.schema, "me", None)
     registration.refresh(server)

@@ -11,8 +11,8 @@ import psycopg
 import pytest
 
 from pgjobs import Client, Job, WorkerPool
-from pgjobs.maintenance import Maintenance
-from pgjobs.reindex import MIDNIGHT, Reindex
+from pgjobs.maintenance.duties import Maintenance
+from pgjobs.maintenance.reindexer import MIDNIGHT, Reindex
 from tests.conformance.conftest import Rows, server, sql
 from tests.conftest import Connect
 from tests.waiting import wait_until
@@ -108,7 +108,7 @@ def test_a_rebuild_that_is_cut_off_removes_what_it_has_left_and_nothing_else(
     sql(f"CREATE INDEX other{left} ON pgjobs.job (kind)")
     before = indexes().keys()
     if why == "timed out":
-        monkeypatch.setattr("pgjobs.reindex._TIMEOUT", 0.5)
+        monkeypatch.setattr("pgjobs.maintenance.reindexer._TIMEOUT", 0.5)
     holder = connect()
     holder.execute(holds.format(f'"{client.schema}"'))
     reindex.start()

@@ -12,18 +12,18 @@ from typing import Any
 
 import psycopg
 import pytest
-from psycopg import Connection, sql
+from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from pgjobs import Client, Job, Schedule, ScheduleRow, WorkerPool, every
-from pgjobs.code_schedules import CodeSchedules
-from pgjobs.maintenance import AFTER_FAILURE, Maintenance, MaintenanceThread
-from pgjobs.schedule_store import DueSchedule, Move, ScheduleStore
-from pgjobs.ticker import LOOK_EVERY, Ticker, answer
+from pgjobs.db.cursors import AnyConnection
+from pgjobs.maintenance.duties import AFTER_FAILURE, Maintenance, MaintenanceThread
+from pgjobs.schedules.queries import DueSchedule, Move, ScheduleStore
+from pgjobs.schedules.registered import CodeSchedules
+from pgjobs.schedules.ticker import LOOK_EVERY, Ticker, answer
 from tests.conftest import Connect
 from tests.waiting import wait_until
 
-AnyConnection = Connection[Any]
 SECOND = timedelta(seconds=1)
 HOUR = timedelta(hours=1)
 

@@ -15,7 +15,8 @@ from django.db.migrations.operations import RunSQL
 from django.db.migrations.state import ProjectState
 from psycopg import sql
 
-from pgjobs import Client, Job, migrate, schema_sql
+from pgjobs import Client, Job, schema_sql
+from pgjobs.db import migrate
 from pgjobs.embedded import find_bindir
 from tests.acceptance.frameworks import DjangoApp
 

@@ -18,10 +18,11 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from pgjobs import Client, JobFilter, Unique, WorkerPool, statements
-from pgjobs.migrate import migrate, schema_sql, versions
-from pgjobs.migration_store import Migrations
-from pgjobs.store import passing_over
+from pgjobs import Client, JobFilter, Unique, WorkerPool
+from pgjobs.db import statements
+from pgjobs.db.migrate import migrate, schema_sql, versions
+from pgjobs.db.migration_queries import Migrations
+from pgjobs.execution.queries import passing_over
 from tests import decoys, life, modes
 from tests.conftest import new_database
 from tests.waiting import wait_until

@@ -7,12 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import psycopg
 import pytest
 
-from pgjobs import (
-    Client,
-    SchemaDamaged,
-    WorkerPool,
-    bookkeeping,
-)
+from pgjobs import Client, SchemaDamaged, WorkerPool
+from pgjobs.db import bookkeeping
 from tests.db.conftest import Run
 
 

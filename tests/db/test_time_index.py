@@ -10,8 +10,9 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from pgjobs import Client, Job, WorkerPool, time_index
-from pgjobs.store import CLAIM_DEFAULTS, passing_over
+from pgjobs import Client, Job, WorkerPool
+from pgjobs.execution.queries import CLAIM_DEFAULTS, passing_over
+from pgjobs.maintenance import time_index
 from tests.conformance.conftest import Rows, server, sql
 from tests.conftest import Connect
 from tests.waiting import wait_until

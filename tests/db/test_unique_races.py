@@ -14,10 +14,11 @@ import psycopg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from psycopg import Connection, IsolationLevel
+from psycopg import IsolationLevel
 from psycopg.pq import TransactionStatus
 
 from pgjobs import Client, Discard, Job, JobState, NewJob, Snooze, Unique, UniqueConflict, WorkerPool, constant
+from pgjobs.db.cursors import AnyConnection
 from pgjobs.states import StateName
 from pgjobs.unique import REQUIRED, STATES
 from tests.conftest import Connect
@@ -26,7 +27,6 @@ from tests.waiting import wait_until
 
 __all__ = ["table"]  # a fixture
 
-AnyConnection = Connection[Any]
 UNIQUE = Unique()
 
 

@@ -16,13 +16,14 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from pgjobs import Client, Hooks, Job, JobFilter, QueueSettings, WorkerPool, WorkMap, hot_path, store
-from pgjobs.claim import Claimer
-from pgjobs.maintenance import Maintenance
-from pgjobs.many import ManyJobs
-from pgjobs.schedule_store import ScheduleStore
-from pgjobs.store import Store
-from pgjobs.ticker import Ticker
+from pgjobs import Client, Hooks, Job, JobFilter, QueueSettings, WorkerPool, WorkMap
+from pgjobs.control.many import ManyJobs
+from pgjobs.execution import queries, transport
+from pgjobs.execution.claimer import Claimer
+from pgjobs.execution.queries import Store
+from pgjobs.maintenance.duties import Maintenance
+from pgjobs.schedules.queries import ScheduleStore
+from pgjobs.schedules.ticker import Ticker
 from tests.conformance.conftest import Rows, duties, server, sql
 from tests.waiting import wait_until
 
@@ -313,10 +314,10 @@ import resource, sys
 from pgjobs import Client, Hooks, WorkerPool
 import psycopg
 from pgjobs.maintenance import Maintenance
-from pgjobs.many import ManyJobs
-from pgjobs.schedule_store import ScheduleStore
-from pgjobs.store import Store
-from pgjobs.ticker import Ticker
+from pgjobs.control.many import ManyJobs
+from pgjobs.schedules.queries import ScheduleStore
+from pgjobs.execution.queries import Store
+from pgjobs.schedules.ticker import Ticker
 seen = []
 with Client(sys.argv[1], schema=sys.argv[2]) as client, psycopg.connect(sys.argv[1], autocommit=True) as conn:
     rescued = (lambda job: seen.append((job.id, len(job.raw_args)))) if sys.argv[3] == "hook" else None
@@ -456,7 +457,7 @@ def test_a_job_that_there_was_no_memory_for_is_not_discarded(
 
     pool = WorkerPool(client, {"good": lambda tx, job: None})
     with monkeypatch.context() as patched:
-        for module in (hot_path, store):
+        for module in (transport, queries):
             patched.setattr(module, "claimed_job", none_left)
         with pytest.raises(MemoryError):
             pool.work_one()

@@ -23,9 +23,9 @@ from psycopg.conninfo import make_conninfo
 from psycopg_pool import ConnectionPool
 
 from pgjobs import Client, Job, WorkerPool
-from pgjobs.batch import Batch, Batches
-from pgjobs.claim import Claimer
-from pgjobs.transaction import borrow
+from pgjobs.db.source import borrow
+from pgjobs.execution.batch import Batch, Batches
+from pgjobs.execution.claimer import Claimer
 
 _PR_SET_PDEATHSIG = 1
 

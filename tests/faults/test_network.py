@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from pgjobs import Client, JobState, WorkerPool, listener
+from pgjobs import Client, JobState, WorkerPool
 from pgjobs.embedded import EmbeddedPostgres
+from pgjobs.wakeup import listener
 from tests import modes
 from tests.conftest import new_database
 from tests.faults.ledger import Ledger

@@ -14,8 +14,8 @@ import psycopg
 import pytest
 
 from pgjobs import Client, Job, JobState, QueueSettings, WorkerPool, constant
+from pgjobs.db.source import in_autocommit
 from pgjobs.embedded import EmbeddedPostgres
-from pgjobs.transaction import in_autocommit
 from tests.conftest import new_database
 from tests.faults.ledger import Ledger
 from tests.faults.servers import FAKETIME, PGBOUNCER, pgbouncer, through

@@ -21,6 +21,7 @@ from psycopg.conninfo import make_conninfo
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from pgjobs import CannotConnect, Client, Job, JobFilter, JobState, NewJob, Unique, WorkerPool
+from pgjobs.db.cursors import AnyConnection
 from pgjobs.embedded import EmbeddedPostgres
 from tests.conftest import new_database
 from tests.faults.ledger import Ledger
@@ -28,7 +29,6 @@ from tests.faults.proxy import Proxy
 from tests.faults.servers import port_of, through
 from tests.waiting import wait_until
 
-AnyConnection = psycopg.Connection[Any]
 OPENSSL = shutil.which("openssl")
 
 
@@ -380,9 +380,9 @@ def test_a_thread_that_waits_for_a_connection_is_not_stuck_in_its_handler(
     server: EmbeddedPostgres, dsn: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, ends: str
 ) -> None:
     """Threads were reported stuck, "its handler ignores that it is to end", that waited for a connection."""
-    from pgjobs.attempt import Patience
+    from pgjobs.execution.attempt import Patience
 
-    monkeypatch.setattr("pgjobs.attempt.AFTER_TIMEOUT", Patience(raised=0.1, severed=0.3, stuck=0.6))
+    monkeypatch.setattr("pgjobs.execution.attempt.AFTER_TIMEOUT", Patience(raised=0.1, severed=0.3, stuck=0.6))
     caplog.set_level(logging.INFO)
     runs, cut = threading.Event(), threading.Event()
 
@@ -416,9 +416,9 @@ def test_a_network_that_passes_nothing_on_costs_one_thread_to_cancel_in(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A thread was started each quarter of a second for each statement that was to be cancelled."""
-    from pgjobs.attempt import Patience
+    from pgjobs.execution.attempt import Patience
 
-    monkeypatch.setattr("pgjobs.attempt.AFTER_TIMEOUT", Patience(raised=3.0, severed=3.0, stuck=60.0))
+    monkeypatch.setattr("pgjobs.execution.attempt.AFTER_TIMEOUT", Patience(raised=3.0, severed=3.0, stuck=60.0))
     most = 0
 
     def handler(tx: AnyConnection, job: Any) -> None:

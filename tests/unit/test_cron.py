@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pgjobs import InvalidOption, InvalidSchedule, NewJob, Schedule, every
-from pgjobs.cron import CatchUp, Due, due
 from pgjobs.options import LAST_INSTANT
+from pgjobs.schedule import CatchUp, Due, due
 from pgjobs.timetable import parse
 
 SECOND = timedelta(seconds=1)

@@ -7,7 +7,7 @@ from queue import SimpleQueue
 
 import pytest
 
-from pgjobs.idle import IdleThreads
+from pgjobs.wakeup.idle_threads import IdleThreads
 from tests.waiting import wait_until
 
 HOUR = 3600.0

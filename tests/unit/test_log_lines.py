@@ -13,7 +13,7 @@ import pytest
 
 import pgjobs
 from pgjobs.job import JobState
-from pgjobs.log_lines import Lines, get_logger
+from pgjobs.loggers import Lines, get_logger
 
 SOURCE = Path(pgjobs.__file__).parent
 CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -78,4 +78,4 @@ def test_every_logger_of_ours_cleans_what_it_says() -> None:
     found = list(_loggers())
     assert len(found) > 10
     own = [(name, ast.unparse(node)) for name, node in found if "getLogger" in ast.unparse(node.func)]
-    assert own == [("log_lines.py", "logging.getLogger(name)")]
+    assert own == [("loggers.py", "logging.getLogger(name)")]

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from pgjobs import claim
-from pgjobs.claim import Claimer
+from pgjobs.execution import claimer
+from pgjobs.execution.claimer import Claimer
+from pgjobs.execution.queries import Store
 from pgjobs.job import Job, JobState
-from pgjobs.store import Store
 from pgjobs.work_map import WorkMap
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -27,7 +27,7 @@ class Looks:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
-        monkeypatch.setattr(claim, "time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr(claimer, "time", SimpleNamespace(monotonic=lambda: self.now))
         self.claimer = Claimer(Store("pgjobs"), WorkMap({"any": lambda tx, job: None}), worker="w")
 
     def at_all(self) -> bool:

@@ -10,9 +10,10 @@ from uuid import uuid4
 
 import pytest
 
-from pgjobs import WorkMap, claim
-from pgjobs.claim import Claimer
-from pgjobs.store import Store
+from pgjobs import WorkMap
+from pgjobs.execution import claimer as claiming
+from pgjobs.execution.claimer import Claimer
+from pgjobs.execution.queries import Store
 
 
 def test_it_is_looked_for_at_once_then_ever_more_seldom_and_given_up_in_the_end(
@@ -20,7 +21,7 @@ def test_it_is_looked_for_at_once_then_ever_more_seldom_and_given_up_in_the_end(
 ) -> None:
     """However many claims come meanwhile: each of them looks whether it is time."""
     now, looks = 100.0, list[float]()
-    monkeypatch.setattr(claim, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(claiming, "time", SimpleNamespace(monotonic=lambda: now))
     claimer = Claimer(Store("pgjobs"), WorkMap({"any": lambda tx, job: None}), worker="w")
     claimer.store = Mock(Store)
     claimer.store.release_claim.side_effect = lambda *args, **options: looks.append(now)

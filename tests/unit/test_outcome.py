@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pgjobs import Backoff, Cancel, Discard, JobState, RetryAfter, RetryAt, Signal, Snooze, constant, never, river
-from pgjobs.error_text import ERROR_LIMIT, TRACE_LIMIT, clean, error_text, error_trace
+from pgjobs.clean_text import ERROR_LIMIT, TRACE_LIMIT, clean, error_text, error_trace
+from pgjobs.execution.outcome import Outcome, decide
 from pgjobs.options import LONGEST_DELAY
-from pgjobs.outcome import Outcome, decide
 from tests.unit.samples import NOON, a_job
 
 SECOND = timedelta(seconds=1)

@@ -26,17 +26,17 @@ PACKAGE = Path(pgjobs.__file__).parent
 #: Each name, and the files that use it.
 USES: dict[str, set[str]] = {
     # psycopg
-    "_num_transactions": {"checkout.py", "savepoints.py"},
-    "_notice_handlers": {"checkout.py"},
-    "_notify_handlers": {"checkout.py"},
-    "_prepared": {"checkout.py", "savepoints.py"},
-    "_deallocate": {"hot_path.py"},
+    "_num_transactions": {"db/checkout.py", "execution/savepoints.py"},
+    "_notice_handlers": {"db/checkout.py"},
+    "_notify_handlers": {"db/checkout.py"},
+    "_prepared": {"db/checkout.py", "execution/savepoints.py"},
+    "_deallocate": {"execution/transport.py"},
     # psycopg_pool
-    "_configure": {"checkout.py"},
-    "_pool": {"client.py", "inherited.py"},
-    "_add_connection": {"own_pool.py"},
-    "_connect": {"own_pool.py"},
-    # own_pool.py uses `_lock`, `_nconns`, `_waiting` and `_maybe_grow_pool` of itself: see test_unreachable.py
+    "_configure": {"db/checkout.py"},
+    "_pool": {"client.py", "db/inherited.py"},
+    "_add_connection": {"db/own_pool.py"},
+    "_connect": {"db/own_pool.py"},
+    # db/own_pool.py uses `_lock`, `_nconns`, `_waiting` and `_maybe_grow_pool` of itself: see test_unreachable.py
     "_sched_runner": {"forking.py"},
     # SQLAlchemy
     "_connections": {"contrib/sqlalchemy.py"},
@@ -48,9 +48,9 @@ USES: dict[str, set[str]] = {
 
 #: Private names of our own values.
 OURS = {
-    "attempt.py": {"_began", "_complete", "_conn_id", "_lock", "_process", "_timeout"},
-    "worker.py": {"_enqueuer"},
-    "own_pool.py": {"_pid"},
+    "execution/attempt.py": {"_began", "_complete", "_conn_id", "_lock", "_process", "_timeout"},
+    "worker_pool.py": {"_enqueuer"},
+    "db/own_pool.py": {"_pid"},
     "timetable.py": {"_fields", "_next_wall", "_written_out"},
 }
 
@@ -90,11 +90,11 @@ def _connection(dsn: str) -> None:
     with psycopg.connect(dsn) as conn:
         assert conn._num_transactions == 0
         with conn.transaction():
-            assert conn._num_transactions == 1, "savepoints.py counts along"
+            assert conn._num_transactions == 1, "execution/savepoints.py counts along"
         assert conn._notice_handlers == [] == conn._notify_handlers
         conn.add_notice_handler(print)
         conn.add_notify_handler(print)
-        assert conn._notice_handlers == [print] == conn._notify_handlers, "checkout.py puts them back"
+        assert conn._notice_handlers == [print] == conn._notify_handlers, "db/checkout.py puts them back"
 
 
 def _prepared_statements(dsn: str) -> None:

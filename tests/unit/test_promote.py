@@ -8,8 +8,8 @@ from unittest.mock import Mock
 
 import pytest
 
-from pgjobs.maintenance import Maintenance
-from pgjobs.store import Store
+from pgjobs.execution.queries import Store
+from pgjobs.maintenance.duties import Maintenance
 
 
 @pytest.mark.parametrize(

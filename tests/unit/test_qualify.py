@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from pgjobs import statements
-from pgjobs.qualify import UnsafeStatement, qualify
+from pgjobs.db import statements
+from pgjobs.db.qualify import UnsafeStatement, qualify
 
 pytestmark = [pytest.mark.finding("S1"), pytest.mark.finding("S2")]
 

@@ -8,8 +8,9 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from pgjobs import InvalidSetting, reindex
-from pgjobs.reindex import MIDNIGHT, check_time, is_time, leftovers, next_time
+from pgjobs import InvalidSetting
+from pgjobs.maintenance import reindexer
+from pgjobs.maintenance.reindexer import MIDNIGHT, check_time, is_time, leftovers, next_time
 
 NEW_YORK = ZoneInfo("America/New_York")
 
@@ -46,7 +47,7 @@ def test_an_hour_later_it_is_no_longer_the_time(now: str, expected: bool) -> Non
 
 @pytest.mark.conformance(283)
 def test_the_rebuild_of_an_index_may_take_a_minute() -> None:
-    assert reindex._TIMEOUT == 60
+    assert reindexer._TIMEOUT == 60
 
 
 @pytest.mark.parametrize("at", [time(3), "03:00", 3, timedelta(hours=3), datetime(2026, 1, 1, tzinfo=UTC)])

@@ -7,7 +7,7 @@ import logging
 import psycopg
 import pytest
 
-from pgjobs.set_aside import MOST_ALIKE, SetAside, concerns_a_row
+from pgjobs.execution.set_aside import MOST_ALIKE, SetAside, concerns_a_row
 
 ACT = "claims"
 

@@ -13,24 +13,16 @@ from uuid import uuid4
 import pytest
 
 import pgjobs
-from pgjobs import (
-    InvalidSetting,
-    JobState,
-    batch_store,
-    bookkeeping,
-    enqueue_store,
-    filter_store,
-    hot_path,
-    index_store,
-    migration_store,
-    post_store,
-    queue_store,
-    roles,
-    schedule_store,
-    statements,
-    store,
-    worker_store,
-)
+from pgjobs import InvalidSetting, JobState
+from pgjobs.control import filter_queries, queue_queries
+from pgjobs.db import bookkeeping, migration_queries, roles, statements
+from pgjobs.enqueuing import queries as enqueuing_queries
+from pgjobs.execution import batch_queries, transport
+from pgjobs.execution import queries as execution_queries
+from pgjobs.maintenance import index_queries
+from pgjobs.schedules import queries as schedules_queries
+from pgjobs.wakeup import queries as wakeup_queries
+from pgjobs.workers import queries as workers_queries
 
 FILES = [
     *("enqueue.sql", "work.sql", "maintain.sql", "control.sql", "many.sql", "observe.sql", "queues.sql"),
@@ -43,8 +35,8 @@ GIVE_JOBS = [
     *("list_available", "cancel_many", "retry_many", "delete_many", "update_many"),
 ]
 STORES = [
-    *(store, enqueue_store, filter_store, queue_store, migration_store, worker_store, index_store, schedule_store),
-    *(post_store, batch_store, bookkeeping, roles),
+    *(execution_queries, enqueuing_queries, filter_queries, queue_queries, migration_queries, workers_queries),
+    *(index_queries, schedules_queries, wakeup_queries, batch_queries, bookkeeping, roles),
 ]
 PARTS = "parts.sql"  # what statements of several files share
 
@@ -110,7 +102,7 @@ def test_a_name_that_cannot_be_a_schema_is_refused_before_it_gets_into_any_sql(s
     with pytest.raises(InvalidSetting):
         statements.load.__wrapped__("work.sql", schema)
     with pytest.raises(InvalidSetting):
-        store.Store(schema)
+        execution_queries.Store(schema)
 
 
 @pytest.mark.conformance(269)
@@ -146,7 +138,7 @@ def named_in(function: ast.AST) -> set[str]:
 
 def again(module: object, function: str) -> set[str]:
     """What a batch sends as a single attempt does, and what it prepares of its own."""
-    if module is not batch_store:
+    if module is not batch_queries:
         return set()
     own = set(statements.load("batch.sql", "pgjobs"))
     return set(everything()) if function == "__init__" else set(everything()) - own
@@ -160,9 +152,9 @@ def test_every_statement_has_exactly_one_caller_in_the_stores() -> None:
             if isinstance(function, ast.FunctionDef):
                 for name in named_in(function) - again(module, function.name):
                     callers[name].append(function.name)
-    for name in named_in(ast.parse(inspect.getsource(batch_store))):
+    for name in named_in(ast.parse(inspect.getsource(batch_queries))):
         callers[name] = callers[name] or ["__init__"]
-    for name in re.findall(r'one\("(\w+)"\)', inspect.getsource(hot_path)):
+    for name in re.findall(r'one\("(\w+)"\)', inspect.getsource(transport)):
         callers[name] = callers[name] or ["HotStatements"]  # it prepares what the store sends as well
     for table in (*bookkeeping.TABLES, "migration"):  # each may be published
         callers[f"try_{table}"] = ["_refusal"]
@@ -185,11 +177,15 @@ def test_every_block_of_the_roles_is_printed_for_some_role() -> None:
 def test_only_the_stores_and_the_migrations_load_statements_and_only_the_stores_run_them() -> None:
     package = Path(pgjobs.__file__).parent
     apart = ("embedded.py", "demo.py")  # a server's own statements, and an application's
-    sources = {path.stem: path.read_text() for path in package.rglob("*.py") if path.name not in apart}
-    of_stores = {store.__name__.rpartition(".")[2] for store in STORES}
-    assert {name for name, source in sources.items() if "statements.load(" in source} == {*of_stores, "migrate"}
+    sources = {
+        ".".join(path.relative_to(package).with_suffix("").parts): path.read_text()
+        for path in package.rglob("*.py")
+        if path.name not in apart
+    }
+    of_stores = {store.__name__.removeprefix("pgjobs.") for store in STORES}
+    assert {name for name, source in sources.items() if "statements.load(" in source} == {*of_stores, "db.migrate"}
     runs = {name for name, source in sources.items() if re.search(r"\b(cur|conn|cursor)\.execute", source)}
-    assert runs == of_stores - {"roles"}  # its text is for others to run
+    assert runs == of_stores - {"db.roles"}  # its text is for others to run
 
 
 # --- the columns of a job
@@ -231,11 +227,11 @@ def test_a_row_becomes_a_job_column_by_column() -> None:
     instants = [name for name in names if name.endswith("_at") or name == "leased_until"]
     row |= {name: datetime(2026, 1, 1, hour, tzinfo=UTC) for hour, name in enumerate(instants)}
     row["state"] = "running"
-    made = store.as_job([*row.values(), "more that a statement gives"])
+    made = execution_queries.as_job([*row.values(), "more that a statement gives"])
     for name, value in row.items():
         field = f"raw_{name}" if name in ("args", "metadata", "errors", "output") else name
         assert getattr(made, field) == (tuple(value) if isinstance(value, list) else value)
-    assert store.as_job([*({**row, **dict.fromkeys(instants[2:])}).values()]).leased_until is None
+    assert execution_queries.as_job([*({**row, **dict.fromkeys(instants[2:])}).values()]).leased_until is None
 
 
 def test_a_row_of_a_claim_becomes_the_running_job_of_its_claimer() -> None:
@@ -244,7 +240,7 @@ def test_a_row_of_a_claim_becomes_the_running_job_of_its_claimer() -> None:
     row |= {name: [name] for name in ("tags", "attempted_by")}
     instants = [name for name in names if name.endswith("_at") or name == "leased_until"]
     row |= {name: datetime(2026, 1, 1, hour, tzinfo=UTC) for hour, name in enumerate(instants)}
-    made = store.claimed_job([*row.values(), "more that a statement gives"], "mail", token)
+    made = execution_queries.claimed_job([*row.values(), "more that a statement gives"], "mail", token)
     assert (made.state, made.queue, made.token, made.finalized_at, made.raw_output) == (
         JobState.RUNNING, "mail", token, None, None,
     )  # fmt: skip

@@ -23,12 +23,13 @@ from django.db.backends.signals import connection_created
 from django.db.utils import Error
 from psycopg.pq import TransactionStatus
 
-from pgjobs.checkout import AnyConnection, Checkout, giving_back
-from pgjobs.error_text import forget_details, one_line
+from pgjobs.clean_text import forget_details, one_line
+from pgjobs.db.checkout import Checkout, giving_back
+from pgjobs.db.cursors import AnyConnection
+from pgjobs.db.inherited import drop_inherited, opened_here
+from pgjobs.db.source import CONNECTION_DEFAULTS, PoolSource, own_pool
 from pgjobs.errors import InvalidSetting, PoolTooSmall, TransactionBroken, WorkerPoolError
-from pgjobs.inherited import drop_inherited, opened_here
-from pgjobs.log_lines import get_logger
-from pgjobs.transaction import CONNECTION_DEFAULTS, PoolSource, own_pool
+from pgjobs.loggers import get_logger
 
 log = get_logger("pgjobs.contrib.django")
 

@@ -1,0 +1,1 @@
+"""What changes jobs and queues by hand: cancel, retry, delete, update, pause."""

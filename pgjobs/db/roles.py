@@ -1,0 +1,62 @@
+"""The SQL that makes the database roles of an application: enqueuer, worker, viewer and operator."""
+
+from __future__ import annotations
+
+import re
+
+from pgjobs.db import statements
+from pgjobs.errors import InvalidSetting
+
+_ROLE = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,62}")
+
+
+def roles_sql(
+    schema: str = "pgjobs",
+    *,
+    enqueuer: str | None = "pgjobs_enqueuer",
+    worker: str | None = "pgjobs_worker",
+    viewer: str | None = "pgjobs_viewer",
+    operator: str | None = "pgjobs_operator",
+    enqueue_many: bool = True,
+    replace: bool = True,
+    view_args: bool = True,
+    transaction: bool = True,
+) -> str:
+    """The SQL that grants each of these roles the rights that it needs on the tables of the schema, and revokes all
+    others. It makes the roles that do not exist, without a login; None leaves a role out.
+
+    The owner of the tables, or a superuser, runs it; it may run again, also after a migration. Without `enqueue_many`
+    the enqueuer cannot choose ids; without `replace` it cannot change waiting jobs; without `view_args` the viewer sees
+    no args, errors and output, and can count jobs but not list them. With `transaction=False` the SQL has no BEGIN and
+    COMMIT.
+    """
+    grants = {
+        enqueuer: ["grant_enqueuer", *["grant_enqueue_many"] * enqueue_many, *["grant_replace"] * replace],
+        worker: ["grant_worker"],
+        viewer: ["grant_viewer", *["grant_view_of_args"] * view_args],
+        operator: ["grant_viewer", "grant_view_of_args", "grant_operator"],
+    }
+    named = [name for name in (enqueuer, worker, viewer, operator) if name is not None]
+    if len(set(named)) < len(named):
+        raise InvalidSetting("each role needs a name of its own: one that is to be two things is granted both")
+    files = statements.load("roles.sql", statements.check_schema(schema))
+    parts = [
+        _filled(files[block], schema, _checked(role))
+        for role, blocks in grants.items()
+        if role is not None
+        for block in ["make_role", *blocks]
+    ]
+    return "\n\n".join(["BEGIN;", *parts, "COMMIT;"] if transaction else parts) + "\n"
+
+
+def _filled(block: bytes, schema: str, role: str) -> str:
+    return block.decode().replace("{role}", role).replace("{schema}", f'"{schema}"')
+
+
+def _checked(role: object) -> str:
+    if not isinstance(role, str) or not _ROLE.fullmatch(role) or role.startswith("pg_") or role in ("public", "none"):
+        raise InvalidSetting(
+            f"role {str(role)[:80]!r}: use 1 to 63 letters, digits, - _ and . ; not beginning with a digit or pg_, "
+            "and neither public nor none"
+        )
+    return role

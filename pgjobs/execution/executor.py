@@ -1,0 +1,185 @@
+"""Runs one job: claim, lock, handler, finish. Nothing in here is about threads."""
+
+from __future__ import annotations
+
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from pgjobs.answers import check_done
+from pgjobs.db.checkout import Checkout
+from pgjobs.errors import Signal, UndecodableArgs, UnknownKind
+from pgjobs.execution.attempt import Attempt, Watch, own_context
+from pgjobs.execution.claimer import Claimer
+from pgjobs.execution.finisher import Finisher
+from pgjobs.hooks import HookCalls, Middleware, around
+from pgjobs.job import Job, being_current, changed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Executor:
+    """What the threads of one process share to run jobs."""
+
+    claimer: Claimer
+    finisher: Finisher
+    watch: Watch
+    hooks: HookCalls
+    middleware: Sequence[Middleware] = ()
+    code_version: str | None = None
+
+    def run_next(
+        self,
+        held: Checkout,
+        queue: str,
+        *,
+        claimed: Callable[[], None] = lambda: None,
+        go_on: Callable[[], bool] = lambda: False,
+    ) -> Job[Any] | None:
+        """Claim the next job of the queue and run it to its end. The job as it was claimed, or None if there was none.
+
+        `claimed` is called before the handler: where one job was, there may be more. `go_on` says after it whether
+        another call follows, which then finds the next job claimed already. Whatever a handler does is an outcome;
+        raises only what the connection raises before or after. What the application's functions set in context
+        variables meanwhile is gone after it.
+        """
+        return own_context().run(self._run_next, held, queue, claimed, go_on)
+
+    def _run_next(
+        self, held: Checkout, queue: str, claimed: Callable[[], None], go_on: Callable[[], bool]
+    ) -> Job[Any] | None:
+        job = self._claim(held, queue)
+        if job is None:
+            return None
+        claimed()
+        references = held.references()
+        self._run(held, self.attempt(held, job), lambda: held.references() <= references and go_on())
+        if held.spoiled or held.references() > references:
+            self.claimer.leave(held)
+            held.renew()
+        return job
+
+    def leave(self, held: Checkout) -> None:
+        """No call follows: what is claimed already is given back."""
+        self.claimer.leave(held)
+
+    def _claim(self, held: Checkout, queue: str) -> Job[Any] | None:
+        try:
+            job = self.claimer.claim(held, queue)
+        except Exception as error:
+            self.hooks("on_claim", None, error)
+            raise
+        if job is not None:
+            self.hooks("on_claim", job, None)
+        return job
+
+    def attempt(self, held: Checkout, job: Job[Any]) -> Attempt:
+        handler = self.claimer.handler_of(job.kind)
+        timeout = self.claimer.timeout_of(job, handler)
+        if handler is not None and handler.detached and job.leased_until is not None:
+            attempt = Attempt(job, None, timeout, handler=handler, complete=self.finisher.complete_within)
+            attempt.session = held.session
+        else:
+            attempt = Attempt(job, held, timeout, handler=handler)
+        if self.code_version is not None:
+            attempt.set_metadata({"code_version_processed": self.code_version})
+        return attempt
+
+    def _run(self, held: Checkout, attempt: Attempt, go_on: Callable[[], bool]) -> None:
+        self.watch.add(attempt)
+        try:
+            if attempt.held is None:
+                self.finisher.rollback(held)  # the lease holds the job from here on
+                held.let_go()
+            error = self.start(attempt)
+            going_on = error is None and not attempt.tainted and not held.in_block and go_on()
+            self.finisher.finish(held, attempt, error, go_on=going_on)
+        except BaseException:
+            held.spoiled = True  # whatever state it is in: not for the next job
+            raise
+        finally:
+            attempt.end()
+            self.watch.remove(attempt)
+            held.spoiled = held.spoiled or (attempt.tainted and attempt.held is not None)
+        forget(error)
+        if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+            raise error  # somebody pressed Ctrl-C at a work_one()
+
+    def start(self, attempt: Attempt) -> BaseException | None:
+        """Call the handler; what it raised, or why it could not be called."""
+        try:
+            run = self._prepare(attempt)
+        except BaseException as error:  # args that do not fit are this attempt's failure, and so is the code that reads
+            attempt.args_fit = False
+            return error
+        self.hooks("on_start", attempt.job)
+        attempt.started = True
+        return attempt.run(run)
+
+    def _prepare(self, attempt: Attempt) -> Callable[[], None]:
+        handler = attempt.handler
+        if handler is None:
+            self.hooks("on_unknown_kind", attempt.job)
+            raise UnknownKind(attempt.job.kind)
+        if attempt.job.decode is not handler.decode:  # another handler was registered since the claim
+            attempt.job = changed(attempt.job, decode=handler.decode)
+        job = changed(attempt.job, running=attempt)
+        job.decode_args()  # here, before the handler
+        held = None if handler.detached else attempt.held
+        middleware = (*self.middleware, *handler.middleware)
+        function = handler.function
+
+        def call() -> None:
+            being_current(job)  # for as long as the context of this call
+            if held is None:
+                around(middleware, None, job, function)()
+                return
+            with held.handing_over() as tx:
+                if middleware:
+                    around(middleware, tx, job, function)()
+                    return
+                answer = function(tx, job)
+                if answer is not None:
+                    check_done(answer, function)
+
+        return call
+
+
+@contextmanager
+def locked(
+    claimer: Claimer, finisher: Finisher, held: Checkout, queue: str, id: int | None
+) -> Iterator[tuple[Any, Job[Any] | None]]:
+    """The next job of the queue, or the one with this id, claimed and locked for as long as the block, which takes the
+    place of the handler; two times None when there is none. What the block raises is recorded and raised, but for the
+    signals."""
+    job = claimer.claim(held, queue, id=id)
+    if job is None:
+        held.let_go()  # nothing holds a transaction open: what is written here could not be undone
+        yield None, None
+        return
+    handler = claimer.handler_of(job.kind)
+    attempt = Attempt(job, held, None, handler=handler)
+    error: BaseException | None = None
+    try:
+        with held.handing_over() as tx:
+            yield tx, changed(job, running=attempt, decode=handler.decode if handler else job.decode)
+    except BaseException as raised:
+        error = raised
+        attempt.args_fit = not isinstance(error, UndecodableArgs)
+    try:
+        error = attempt.context.run(finisher.finish, held, attempt, error)
+    finally:
+        attempt.end()
+    if error is not None and not isinstance(error, Signal):
+        raise error
+
+
+def forget(error: BaseException | None) -> None:
+    """Let go of what the frames of a recorded error hold, the connection among it."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:  # a chain of causes may be a ring
+        seen.add(id(error))
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__

@@ -1,0 +1,420 @@
+"""Ends an attempt: decides its outcome and writes it, in the job's transaction while that lives, else in one of its
+own."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg.pq import TransactionStatus
+from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
+
+from pgjobs.answers import Complaints
+from pgjobs.backoff import Backoff
+from pgjobs.clean_text import forget_details, hint, one_line
+from pgjobs.db.checkout import Checkout
+from pgjobs.db.cursors import AnyConnection
+from pgjobs.errors import (
+    AttemptLost,
+    Cancel,
+    CannotConnect,
+    Discard,
+    JobCancelled,
+    JobStopped,
+    NotRunning,
+    TransactionBroken,
+)
+from pgjobs.events import Event, EventKind, Events, JobStats
+from pgjobs.execution.attempt import Attempt
+from pgjobs.execution.claimer import Claimer
+from pgjobs.execution.outcome import AFTER_A_FAULT, COMPLETED, Outcome, decide
+from pgjobs.execution.queries import Finished, Store, microseconds
+from pgjobs.hooks import ErrorHandler, HookCalls
+from pgjobs.job import Job, JobState, changed
+from pgjobs.loggers import get_logger
+
+log = get_logger("pgjobs.finish")
+
+_LATE_FINISH_TRIES = 3
+_MOST_DEAD = 100  # connections that died with the server: each is handed out once, and is no try
+_NO_CONNECTION = (PoolTimeout, PoolClosed, TooManyRequests, CannotConnect)
+_LOCK_NOT_AVAILABLE = "55P03"
+_MOST_ERRORS = 100
+_SOON = timedelta(seconds=2)
+W = TypeVar("W")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finisher:
+    """What the threads of one process share to end attempts."""
+
+    store: Store
+    claimer: Claimer
+    backoff: Backoff
+    error_handler: ErrorHandler | None = None
+    hooks: HookCalls
+    events: Events
+    error_details: bool = True  # whether what Postgres says beside the message of an error is kept and logged
+    complaints: Complaints = field(default_factory=Complaints)
+    waits: Callable[[], None] = lambda: None  # called when a job is to run again sooner than maintenance might look
+
+    def finish(
+        self, held: Checkout, attempt: Attempt, error: BaseException | None, *, go_on: bool = False
+    ) -> BaseException | None:
+        """Write what became of an attempt whose handler returned, or raised `error`. `go_on` with the next job, if that
+        can be claimed in the same round trip. What the attempt failed for, in the end."""
+        started, committed = time.monotonic(), False
+        finished: Finished | None = None
+        try:
+            outcome, finished, error = self._write(held, attempt, error, go_on)
+            committed = error is None
+        except AttemptLost as lost:
+            log.warning("%s: its outcome stands already: it was finished for it, rescued, or changed", lost)
+            held.spoiled = True
+            error = error or lost
+        finally:
+            took = time.monotonic() - started
+            if attempt.held is not None:
+                held.error_details = self.error_details
+                held.settle(committed=committed)
+            if held.usable and not held.spoiled:
+                held.restore()
+        if finished is not None and finished.state is JobState.AVAILABLE:
+            self.claimer.look_again(attempt.job.queue)
+        if finished is not None:  # now that a framework knows that the transaction is over: a hook may use it
+            self.tell(attempt, outcome, finished, error, took)
+        return error
+
+    def record_severed(self, attempt: Attempt, held: Checkout) -> None:
+        """Record the outcome of an attempt whose connection was shut down, whatever its handler still does: from here
+        on its row is free, and it must not look as if its worker had vanished."""
+        assert attempt.reason is not None
+        outcome = self.decide(attempt, attempt.reason)
+        with suppress(AttemptLost):  # it was finished, or rescued, in this very moment
+            finished = self.finish_late(held, attempt, outcome)
+            if finished is not None:
+                self.tell(attempt, outcome, finished, attempt.reason, 0.0)
+
+    def complete_within(self, conn: AnyConnection, attempt: Attempt) -> Job[Any]:
+        """Complete a detached job in a transaction of its handler's."""
+        with self.store.as_claimed(conn, attempt.session):
+            if attempt.completed and not self._runs(conn, attempt.job):
+                raise NotRunning(f"job {attempt.job.id} was completed already")
+            asked = _asked_to_end(attempt)
+            finished = self.store.complete_within(conn, attempt.job, COMPLETED, attempt.kept, asked=asked)
+        attempt.completed = True
+        return _job_after(attempt, COMPLETED, finished)
+
+    def _runs(self, conn: AnyConnection, job: Job[Any]) -> bool:
+        """Whether this transaction sees the attempt run: then the one that completed the job was rolled back."""
+        found = self.store.get_job(conn, job.id)
+        return found is not None and found.state is JobState.RUNNING and found.token == job.token
+
+    def rollback(self, held: Checkout) -> None:
+        self.store.rollback(held.conn)
+
+    # --- write
+
+    def _write(
+        self, held: Checkout, attempt: Attempt, error: BaseException | None, go_on: bool
+    ) -> tuple[Outcome, Finished | None, BaseException | None]:
+        ended: Finished | BaseException | None = None
+        if error is None or attempt.completed:
+            ended = self._complete(held, attempt, go_on)
+            if not isinstance(ended, BaseException):
+                if error is not None:
+                    log.warning("job %d had completed when its handler raised: %s", attempt.job.id, one_line(error))
+                return COMPLETED, ended, None
+            if error is None:
+                error = _blamed(attempt, ended)
+        outcome, undone = self.decide(attempt, error), error is ended
+        try:
+            return outcome, self._record(held, attempt, outcome), error
+        except AttemptLost:
+            completed = self._find_completed(held, attempt) if _unanswered(ended) else None
+            if completed is None:
+                raise
+            undone = False
+            return COMPLETED, completed, None
+        finally:
+            if undone:
+                self.hooks("on_undone", attempt.job, error)
+
+    def _complete(self, held: Checkout, attempt: Attempt, go_on: bool) -> Finished | BaseException | None:
+        """Commit the handler's writes and the completion together, or say why they cannot be."""
+        if attempt.held is None:
+            return self._complete_detached(held, attempt)
+        if not held.usable:
+            return TransactionBroken("the handler left its connection closed, or in the middle of a command")
+        try:
+            if _asked_to_end(attempt):
+                finished = self.claimer.complete_alone(held, attempt.job, attempt.kept, asked=True)
+            else:
+                finished = self.claimer.complete(held, attempt.job, attempt.kept, go_on=go_on)
+        except AttemptLost:
+            return TransactionBroken("the handler changed the row of its own job, or gave up the lock on it")
+        except JobStopped as stopped:
+            return stopped
+        except (psycopg.Error, UnicodeEncodeError) as error:
+            return why_not_committed(error)
+        held.spoiled = not finished.clean
+        return finished
+
+    def _complete_detached(self, held: Checkout, attempt: Attempt) -> Finished | BaseException | None:
+        if not attempt.completed:
+            try:
+                return self.finish_late(held, attempt, COMPLETED)
+            except AttemptLost:
+                completed = self._find_completed(held, attempt)
+                if completed is None:
+                    raise
+                return completed
+        if not held.usable:
+            held.renew()
+        job = self.store.get_job(held.conn, attempt.job.id)
+        if job is None or job.token != attempt.job.token:
+            raise AttemptLost(f"job {attempt.job.id} no longer runs under attempt {attempt.job.attempt}")
+        return _completed(job) or TransactionBroken("the transaction of job.complete(tx) was not committed")
+
+    def _find_completed(self, held: Checkout, attempt: Attempt) -> Finished | None:
+        """Whether a COMMIT whose answer was lost has completed the job after all."""
+        job = self.write_late(
+            held, lambda conn, lost: self.store.get_job(conn, attempt.job.id), f"job {attempt.job.id}"
+        )
+        held.spoiled = True  # nothing has made the session clean
+        return None if job is None or job.token != attempt.job.token else _completed(job)
+
+    def _record(self, held: Checkout, attempt: Attempt, outcome: Outcome) -> Finished | None:
+        if held.usable and held.conn.info.transaction_status != TransactionStatus.IDLE:
+            try:
+                relaxed, session = self.claimer.is_relaxed(attempt.job), held.session
+                finished = self.store.fail(
+                    held.conn, attempt.job, outcome, attempt.kept, relaxed=relaxed, session=session
+                )
+            except (psycopg.Error, AttemptLost, UnicodeEncodeError):
+                # the savepoint is gone, or the connection, or the row was changed, or the session speaks another tongue
+                log.debug("job %d: its transaction is gone; recording the outcome in a new one", attempt.job.id)
+            else:
+                held.spoiled = not finished.clean
+                return finished
+        return self.finish_late(held, attempt, outcome)
+
+    def finish_late(
+        self, held: Checkout, attempt: Attempt, outcome: Outcome, *, after_loss: bool = False
+    ) -> Finished | None:
+        """The second path. What cannot be recorded now is left to the rescue, which counts the attempt too.
+        `after_loss` of a connection that has been replaced already."""
+
+        def write(conn: AnyConnection, lost: bool) -> Finished:
+            return self.store.finish_late(
+                conn,
+                attempt.job,
+                outcome,
+                attempt.kept,
+                after_loss=after_loss or (lost and attempt.held is not None),
+                relaxed=self.claimer.is_relaxed(attempt.job),
+                session=held.session,
+            )
+
+        finished = self.write_late(held, write, f"job {attempt.job.id}", transactional=attempt.held is not None)
+        if finished is not None:
+            held.spoiled = not finished.clean
+        return finished
+
+    def write_late(
+        self, held: Checkout, write: Callable[[AnyConnection, bool], W], what: str, *, transactional: bool = True
+    ) -> W | None:
+        """Call `write(conn, lost)` on this connection, else, if that is lost, on the next; None when it cannot be."""
+        lost, left, dead = False, _LATE_FINISH_TRIES, _MOST_DEAD
+        while True:
+            try:
+                if held.usable:
+                    self.store.abandon(held.conn, held.session)
+                else:
+                    lost = True
+                    if transactional:
+                        self.claimer.be_cautious()
+                    held.renew()
+                return write(held.conn, lost)
+            except psycopg.Error as error:
+                held.spoiled = True
+                if held.conn.closed and not isinstance(error, _NO_CONNECTION):
+                    dead -= 1
+                else:
+                    left -= 1
+                # a row that is still locked is held by the dead connection, or by a rescue: not worth a thread's wait
+                if not left or not dead or error.sqlstate == _LOCK_NOT_AVAILABLE:
+                    log.error("%s: its outcome could not be recorded, the rescue will: %s", what, one_line(error))
+                    return None
+
+    # --- decide
+
+    def decide(self, attempt: Attempt, error: BaseException) -> Outcome:
+        """Decided once: an attempt that was severed may end twice, and for its own thread it does."""
+        with attempt.deciding:
+            if attempt.outcome is None:
+                attempt.outcome = self._judge(attempt, error)
+            return attempt.outcome
+
+    def _judge(self, attempt: Attempt, error: BaseException) -> Outcome:
+        if not self.error_details:
+            forget_details(error)
+        try:
+            outcome = self._decided(attempt, error)
+        except BaseException as broken:  # a signal made by hand, without what it should say
+            unclear = TypeError(f"{type(error).__name__} does not say when: {one_line(broken)}")
+            unclear.__cause__ = error
+            outcome = self._decided(attempt, unclear)
+        if self.error_handler is None or outcome.error is None or isinstance(error, Cancel | Discard | JobCancelled):
+            return outcome
+        match self.error_handler.judge(attempt.job, error, error_details=self.error_details):
+            case Cancel():
+                return replace(outcome, state=JobState.CANCELLED, delay=None, at=None)
+            case Discard():
+                return replace(outcome, state=JobState.DISCARDED, delay=None, at=None)
+        return outcome
+
+    def _decided(self, attempt: Attempt, error: BaseException) -> Outcome:
+        """By the handler's own policy first, unless the args do not fit: it may go by what they say."""
+        own = attempt.handler.backoff if attempt.handler is not None and attempt.args_fit else None
+
+        def complain(policy: Backoff, broken: BaseException) -> None:
+            what = "backoff of its handler" if policy is own else "backoff of the worker pool"
+            instead = "the worker pool's decides" if policy is own else "River's policy decides"
+            self.complaints(attempt.job.kind, what, broken, instead=instead)
+
+        policies = (self.backoff,) if own is None else (own, self.backoff)
+        ran = timedelta(seconds=attempt.run_seconds)
+        return decide(attempt.job, error, *policies, ran=ran, complain=complain)
+
+    # --- tell
+
+    def tell(
+        self, attempt: Attempt, outcome: Outcome, finished: Finished, error: BaseException | None, took: float
+    ) -> None:
+        """Say in the log, to the hooks and to subscribers what was written."""
+        if error is not None:
+            _log(attempt.job, finished.state, outcome, error)
+        if outcome.at is not None or (outcome.delay is not None and outcome.delay < _SOON):
+            self.waits()
+        if not self.hooks and not self.events:
+            return
+        job = _job_after(attempt, outcome, finished)
+        if attempt.started:
+            self.hooks("on_finish", job, error)
+        waited = (attempt.job.attempted_at or job.scheduled_at) - attempt.job.scheduled_at
+        stats = JobStats(max(waited, timedelta(0)), timedelta(seconds=attempt.run_seconds), timedelta(seconds=took))
+        self.events.publish(Event(_event_kind(job, outcome), job, stats))
+
+
+def _asked_to_end(attempt: Attempt) -> bool:
+    """Whether somebody wanted its job cancelled. It may complete all the same."""
+    return isinstance(attempt.reason, JobCancelled)
+
+
+def _log(job: Job[Any], state: JobState, outcome: Outcome, error: BaseException) -> None:
+    with suppress(BaseException):  # a handler of the log that fails must not look like a fault of the database
+        log.log(
+            logging.INFO if outcome.error is None else logging.WARNING,
+            "job %d (%s) attempt %d of %d: %s: %s",
+            job.id,
+            one_line(job.kind),
+            job.attempt,
+            job.max_attempts,
+            state,
+            one_line(outcome.error or error),
+        )
+
+
+def _event_kind(job: Job[Any], outcome: Outcome) -> EventKind:
+    if job.state is JobState.COMPLETED:
+        return EventKind.COMPLETED
+    if job.state is JobState.CANCELLED:
+        return EventKind.CANCELLED
+    if outcome.error is not None:
+        return EventKind.FAILED
+    return EventKind.SNOOZED if outcome.state is JobState.SCHEDULED else EventKind.INTERRUPTED
+
+
+def _job_after(attempt: Attempt, outcome: Outcome, finished: Finished) -> Job[Any]:
+    """The job as the statement that wrote the outcome left it."""
+    job, kept = attempt.job, attempt.kept
+    metadata, errors = job.raw_metadata, job.raw_errors
+    with suppress(ValueError, RecursionError):  # written by hand, and more than Python reads
+        metadata, errors = _merged(metadata, kept.metadata), _with_entry(errors, job.attempt, outcome, finished)
+        metadata = _with_snooze(metadata, job.raw_metadata) if outcome.snoozed else metadata
+    due = outcome.at or (None if outcome.delay is None else finished.at + outcome.delay)
+    if outcome.at is not None and outcome.at <= finished.at:
+        due = finished.at + AFTER_A_FAULT
+    return changed(
+        job,
+        state=finished.state,
+        attempt=job.attempt - int(outcome.attempt_given_back),
+        scheduled_at=due or job.scheduled_at,
+        finalized_at=finished.at if finished.state.final else None,
+        leased_until=None,
+        raw_errors=errors,
+        raw_metadata=metadata,
+        raw_output=kept.output,
+    )
+
+
+def _blamed(attempt: Attempt, ended: BaseException) -> BaseException:
+    """What an attempt has failed for that could not be completed: what made it end may be to blame."""
+    if attempt.reason is None:
+        return ended
+    attempt.reason.__cause__ = ended
+    return attempt.reason
+
+
+def _unanswered(ended: Finished | BaseException | None) -> bool:
+    """Whether that may have been the answer to a COMMIT which was lost."""
+    return isinstance(ended, BaseException) and isinstance(ended.__cause__, psycopg.OperationalError)
+
+
+def _completed(job: Job[Any]) -> Finished | None:
+    """As the finish would have told it, if the job is completed."""
+    if job.state is not JobState.COMPLETED or job.finalized_at is None:
+        return None
+    return Finished(job.state, microseconds(job.finalized_at), True)
+
+
+def _merged(metadata: str, kept: str | None) -> str:
+    return metadata if kept is None else json.dumps({**json.loads(metadata), **json.loads(kept)})
+
+
+def _with_snooze(metadata: str, before: str) -> str:
+    count = json.loads(before).get("snoozes")
+    number = isinstance(count, int | float) and not isinstance(count, bool)
+    return json.dumps({**json.loads(metadata), "snoozes": count + 1 if number else 1})
+
+
+def _with_entry(errors: str, attempt: int, outcome: Outcome, finished: Finished) -> str:
+    entry = outcome.error_json(attempt)
+    if entry is None:
+        return errors
+    entries = json.loads(errors)
+    if len(entries) >= _MOST_ERRORS:
+        del entries[_MOST_ERRORS // 2]
+    return json.dumps([*entries, {**json.loads(entry), "at": finished.at.isoformat()}])
+
+
+def why_not_committed(error: psycopg.Error | UnicodeEncodeError) -> TransactionBroken:
+    sqlstate = None if isinstance(error, UnicodeEncodeError) else error.sqlstate
+    match sqlstate:
+        case "25P02":
+            why = "an SQL error in the handler was swallowed, so its transaction was aborted"
+        case "25P01" | "3B001":
+            why = "the handler ended its transaction itself (COMMIT or ROLLBACK); only pgjobs may"
+        case _:
+            why = f"the handler's writes could not be committed: {error}"
+    broken = TransactionBroken(why + (f" [{sqlstate}]" if sqlstate else "") + hint(error))
+    broken.__cause__ = error
+    return broken

@@ -1,0 +1,149 @@
+"""What one attempt leads to: a value, decided by a pure function before anything is written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from pgjobs import answers
+from pgjobs.backoff import Backoff, river
+from pgjobs.clean_text import error_text, error_trace
+from pgjobs.errors import Cancel, Discard, JobCancelled, JobStopped, RetryAfter, RetryAt, Snooze
+from pgjobs.job import Job, JobState
+from pgjobs.options import FIRST_INSTANT
+
+#: Called with a backoff and with what it raised, or with WrongAnswer for what it gave.
+Complain = Callable[[Backoff, BaseException], None]
+AFTER_A_FAULT = timedelta(seconds=1)  # where the time of the next attempt comes from a bug, it is no sooner than this
+_MOMENT = timedelta(seconds=1)  # how far the two clocks may differ, or how late the answer to a claim may come
+_RIVER = river()
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How an attempt ends. `retryable` and `scheduled` wait for `delay` or `at`; the other states are final."""
+
+    state: JobState
+    delay: timedelta | None = None
+    at: datetime | None = None
+    error: str | None = None
+    trace: str | None = None
+    attempt_given_back: bool = False
+
+    @property
+    def snoozed(self) -> bool:
+        return self.state is JobState.SCHEDULED
+
+    def error_json(self, attempt: int) -> str | None:
+        """The entry of `errors`, without its time: that is the database's to give."""
+        if self.error is None:
+            return None
+        return json.dumps({"attempt": attempt, "error": self.error, "trace": self.trace})
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What an attempt leaves behind beside its outcome, as JSON texts in ASCII; None for nothing."""
+
+    metadata: str | None = None
+    output: str | None = None
+
+
+NOTHING_KEPT = Kept()
+COMPLETED = Outcome(JobState.COMPLETED)
+# cut off by a stop: ready to run again, and no attempt the poorer
+INTERRUPTED = Outcome(JobState.AVAILABLE, attempt_given_back=True)
+
+
+def _nobody_hears(backoff: Backoff, error: BaseException) -> None: ...
+
+
+def decide(
+    job: Job[Any],
+    error: BaseException | None,
+    backoff: Backoff,
+    *others: Backoff,
+    ran: timedelta = answers.NOTHING,
+    complain: Complain = _nobody_hears,
+) -> Outcome:
+    """The outcome of an attempt that returned (`error` is None) or raised. Touches no database.
+
+    The attempt that failed is `job.attempt`. If `backoff` raises or gives what is no time, the next of `others`
+    decides, and River's policy after the last of them; then the job does not run again within a second. An instant is
+    compared with the time of the claim, by the database's clock, plus `ran`.
+    """
+    if error is None:
+        return COMPLETED
+    decided = _final_or_snoozed(error)
+    if decided is not None:
+        return decided
+    if job.attempt >= job.max_attempts:
+        return _failed(JobState.DISCARDED, error)
+    return _signalled(error) or _by_policy(job, error, (backoff, *others), ran, complain)
+
+
+def _final_or_snoozed(error: BaseException) -> Outcome | None:
+    """What a handler asked for, or a stop brought about, whatever attempts are left."""
+    match error:
+        case JobStopped():
+            return INTERRUPTED
+        case Snooze():
+            return Outcome(JobState.SCHEDULED, delay=_not_past(error.delay), attempt_given_back=True)
+        case Cancel() | JobCancelled():
+            return _failed(JobState.CANCELLED, error)
+        case Discard():
+            return _failed(JobState.DISCARDED, error)
+    return None
+
+
+def _signalled(error: BaseException) -> Outcome | None:
+    """A retry at the time that the handler says, whatever the policy would."""
+    match error:
+        case RetryAfter():
+            return _failed(JobState.RETRYABLE, error, _not_past(error.delay))
+        case RetryAt():  # one that is past is put off by the statement that writes it: by the database's clock
+            return _failed(JobState.RETRYABLE, error, answers.plain_instant(error.when))
+    return None
+
+
+def _by_policy(
+    job: Job[Any], error: BaseException, policies: Sequence[Backoff], ran: timedelta, complain: Complain
+) -> Outcome:
+    """What the first policy that works says. A bug in a policy must not cost the job or the record of what its handler
+    raised, and must not make all attempts fail within a second."""
+    now = (job.attempted_at or FIRST_INSTANT) + max(answers.NOTHING, ran - _MOMENT)
+    due: timedelta | datetime | None = AFTER_A_FAULT
+    soonest = answers.NOTHING
+    for policy in (*policies, _RIVER):
+        try:
+            due = _no_sooner(answers.due(policy(job, error), now), now, soonest)
+            break
+        except BaseException as broken:  # also a sys.exit(): a policy is the user's code
+            complain(policy, broken)
+            soonest = AFTER_A_FAULT
+    return _failed(JobState.DISCARDED if due is None else JobState.RETRYABLE, error, due)
+
+
+def _no_sooner(due: timedelta | datetime | None, now: datetime, soonest: timedelta) -> timedelta | datetime | None:
+    if isinstance(due, timedelta):
+        return max(due, soonest)
+    return due and max(due, now + _MOMENT + soonest) if soonest else due
+
+
+def _not_past(delay: timedelta) -> timedelta:
+    """The delay of a signal that was made without its constructor; a negative one is a bug."""
+    plain = answers.plain_delay(delay)
+    return plain if plain >= answers.NOTHING else AFTER_A_FAULT
+
+
+def _failed(state: JobState, error: BaseException, due: timedelta | datetime | None = None) -> Outcome:
+    return Outcome(
+        state,
+        delay=due if isinstance(due, timedelta) else None,
+        at=None if isinstance(due, timedelta) else due,
+        error=error_text(error),
+        trace=error_trace(error),
+    )

@@ -1,0 +1,168 @@
+"""The savepoints of a batch: one for each handler that sends something, set in the moment in which it first does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+from psycopg.errors import error_from_result
+from psycopg.pq import ConnStatus, ExecStatus, PipelineStatus, TransactionStatus
+from psycopg.pq.abc import PGconn, PGresult
+
+from pgjobs.clean_text import connection_ended
+from pgjobs.db.cursors import AnyConnection
+from pgjobs.errors import TransactionBroken
+
+# The server keeps 64 subtransactions of a backend at hand; with more of them, everybody's snapshots get slow.
+MOST = 60
+
+_IN_TRANSACTION = TransactionStatus.INTRANS  # to ask the enum for it takes longer than to compare
+
+_ENDED = "the handler ended its transaction itself (COMMIT or ROLLBACK); only pgjobs may"
+_OVER = "the transaction of the batch is over: the handler of another job of the batch has ended it"
+
+
+class Savepoints:
+    """What stands between the handlers of a batch and their connection, for as long as the batch runs.
+
+    Everything that psycopg sends goes through `conn.wait`, where the first statement of a handler is noticed. Before it
+    goes the savepoint, in a round trip of its own with what ends the handler before: RELEASE, which fails if
+    that one has ended the transaction, and what makes the session clean.
+    """
+
+    def __init__(self, conn: AnyConnection, name: str, between: Callable[[], bytes]) -> None:
+        self.used = 0  # how many were set
+        self.broken = False  # whether the transaction was found ended, or what it is cannot be told
+        self.last: int | None = None  # the job that was the last to send something and ended well; not released yet
+        self.culprit: int | None = None  # the job that has ended the transaction, if that was found out too late
+        self.fault = _ENDED  # what it did
+        self._name = name.encode()
+        self._between = between
+        self._conn = conn
+        self._job: int | None = None  # whose handler runs
+        self._begun = self._set = self._unclean = False
+        self._wait = conn.wait
+        self._was_there = conn.__dict__.get("wait")
+        conn.wait = self._guarded  # type: ignore[method-assign,assignment]
+        conn._num_transactions += 1  # psycopg refuses commit() and rollback() as it does in a transaction() block
+
+    def detach(self) -> None:
+        """The batch is over: psycopg sends as it did before."""
+        if self._was_there is None:
+            del self._conn.__dict__["wait"]
+        else:
+            self._conn.wait = self._was_there  # type: ignore[method-assign]
+        self._conn._num_transactions -= 1
+
+    @property
+    def block_left_open(self) -> bool:
+        """Whether a handler has left a block of `conn.transaction()` open."""
+        return self._conn._num_transactions > 1
+
+    @property
+    def release(self) -> bytes:
+        """What ends the last handler that sent something, and cleans up behind it."""
+        release = b"" if self.last is None else b"RELEASE SAVEPOINT %s;" % self._name
+        return release + self._between() if self._unclean else release
+
+    def start(self, job: int) -> None:
+        """The handler of this job is called next."""
+        self._job = job
+        self._begun = self._set = False
+
+    def end(self, error: BaseException | None) -> BaseException | None:
+        """The handler is over: keep what it wrote, or drop it. What the attempt failed for, in the end. `broken` if the
+        transaction cannot go on."""
+        job, self._job = self._job, None
+        status = self._conn.pgconn.transaction_status
+        if not self._begun and status == _IN_TRANSACTION:
+            return error
+        if self._conn.closed or status in (TransactionStatus.UNKNOWN, TransactionStatus.ACTIVE) or self._busy:
+            self.broken = True
+            return error or TransactionBroken("the handler left its connection closed, or in the middle of a command")
+        if not self._set or status == TransactionStatus.IDLE:
+            self.broken = True
+            return error or TransactionBroken(_ENDED)
+        if error is None and status == TransactionStatus.INERROR:
+            error = TransactionBroken(
+                "an SQL error in the handler was swallowed, so its transaction was aborted [25P02]"
+            )
+        if error is None:
+            self.last = job
+        elif not self._drop():
+            self.broken = True
+        return error
+
+    # --- the conversation
+
+    @property
+    def _busy(self) -> bool:
+        return self._conn.pgconn.pipeline_status != PipelineStatus.OFF or self._conn.lock.locked()
+
+    def _guarded(self, generator: Any, *args: Any, **options: Any) -> Any:
+        if not self._set and self._job is not None:
+            self._begin()
+        return self._wait(generator, *args, **options)
+
+    def _begin(self) -> None:
+        if self._begun or self.broken:  # an exception from outside has hit the last try: what it did is not known
+            self.broken = True
+            raise TransactionBroken(_OVER)
+        self._begun = True
+        try:
+            self._send(self.release + b"SAVEPOINT %s" % self._name)
+        except Exception as error:
+            self.broken = True
+            if self._conn.pgconn.status == ConnStatus.BAD:
+                raise
+            self.culprit = self.last
+            if isinstance(error, psycopg.errors.InvalidSqlStatementName):
+                self.fault = "the handler deallocated what pgjobs had prepared"
+            raise TransactionBroken(_OVER) from error
+        self.last = None
+        self.used += 1
+        self._set = self._unclean = True
+
+    def _drop(self) -> bool:
+        """Roll back to the savepoint and release it. A cancel that was meant for the handler may hit this instead; then
+        the next try works."""
+        for _ in range(3):
+            try:
+                self._send(b"ROLLBACK TO SAVEPOINT %s; RELEASE SAVEPOINT %s" % (self._name, self._name))
+            except Exception:
+                if self._conn.pgconn.transaction_status != TransactionStatus.INERROR:
+                    return False
+            else:
+                self._conn._prepared.clear()  # as psycopg does: what was prepared may be about what is gone
+                return True
+        return False
+
+    def _send(self, message: bytes) -> None:
+        """Send it and wait for its end, whatever psycopg is about to do; raises as psycopg does."""
+        pgconn = self._conn.pgconn
+        if pgconn.pipeline_status == PipelineStatus.OFF:
+            results = [pgconn.exec_(message)]
+        else:  # the handler has begun with a pipeline, in which nothing was sent yet
+            for statement in filter(None, map(bytes.strip, message.split(b";"))):
+                pgconn.send_query_params(statement, None)
+            pgconn.pipeline_sync()
+            results = _results(pgconn)
+        for result in results:
+            if result.status not in (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK):
+                if pgconn.status == ConnStatus.BAD:  # why, stands in what was said before its end
+                    raise connection_ended(pgconn.get_error_message())
+                raise error_from_result(result, encoding="utf-8")
+
+
+def _results(pgconn: PGconn) -> list[PGresult]:
+    """All up to the end of the pipeline's message."""
+    results: list[PGresult] = []
+    while True:
+        result = pgconn.get_result()
+        if pgconn.status == ConnStatus.BAD:
+            raise connection_ended(pgconn.get_error_message())
+        if result is not None and result.status == ExecStatus.PIPELINE_SYNC:
+            return results
+        if result is not None:  # None stands between the results of two statements
+            results.append(result)

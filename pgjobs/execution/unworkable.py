@@ -1,0 +1,147 @@
+"""Discards the job for which an act has failed, or sets its row aside, by the rules of set_aside.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from random import shuffle
+from typing import NamedTuple
+from uuid import UUID
+
+import psycopg
+
+from pgjobs.clean_text import ERROR_LIMIT, clean
+from pgjobs.db.cursors import AnyConnection
+from pgjobs.execution.queries import Store
+from pgjobs.execution.set_aside import SetAside, concerns_a_row, is_application_code, is_too_large, short
+from pgjobs.job import JobState
+from pgjobs.loggers import get_logger
+
+log = get_logger("pgjobs.unworkable")
+
+# Parts of a batch that are tried in one transaction, each behind a savepoint: more would overflow a cache of Postgres.
+MOST_TRIES = 50
+
+Row = tuple[int, str]  # id and queue
+
+
+class Change(NamedTuple):
+    """What an act does to the state of a job."""
+
+    states: Sequence[JobState]  # it takes those that are in one of these
+    to: JobState
+    counted: int = 0  # attempts
+
+
+WAITING = (JobState.AVAILABLE, JobState.SCHEDULED, JobState.RETRYABLE, JobState.PENDING)
+CLAIM = Change((JobState.AVAILABLE,), JobState.RUNNING, counted=1)
+PROMOTE = Change((JobState.SCHEDULED, JobState.RETRYABLE), JobState.AVAILABLE)
+RESCUE = Change((JobState.RUNNING,), JobState.RETRYABLE)
+CANCEL = Change(WAITING, JobState.CANCELLED)
+
+
+class Act(NamedTuple):
+    """An act as it is done bit by bit."""
+
+    name: str
+    find: Callable[[], list[Row]]  # the rows that it would take
+    do: Callable[[Sequence[int]], object]  # by id
+    change: Change | None  # None where it only deletes
+
+
+@dataclass(frozen=True, slots=True)
+class Unworkable:
+    """Deals with the rows that the acts of one process fail for."""
+
+    store: Store
+    aside: SetAside
+
+    def deal_with(
+        self,
+        conn: AnyConnection,
+        act: str,
+        row: Row,
+        error: psycopg.Error,
+        change: Change | None,
+        *,
+        others_work: Callable[[], bool] = lambda: False,
+    ) -> bool:
+        """Discard the job, if what it holds is to blame: then True; else pass it over from now on. Raises the error if
+        it is no fault of this row. `change` is what the act does; None where it only deletes. `others_work` is asked
+        where it is in doubt whether it is this row's fault."""
+        if change is not None and self._is_to_blame(conn, row, error, change):
+            reason = clean(f"this job cannot be worked, for what its row holds: {short(error)}", ERROR_LIMIT)
+            if self.discard(conn, row, change.states, reason):
+                self.aside.worked(act, row[0])
+                return True
+        others = self.aside.is_in_doubt(act, error) and others_work()
+        self.aside.failed(act, row[0], error, f"job {row[0]}", others_work=others)
+        return False
+
+    def _is_to_blame(self, conn: AnyConnection, row: Row, error: psycopg.Error, change: Change) -> bool:
+        if is_application_code(error):
+            return False
+        try:
+            return self.store.bare_write(
+                conn,
+                *row,
+                states=change.states,
+                to=change.to,
+                counted=change.counted,
+                keep_key=not is_too_large(error),
+            )
+        except psycopg.Error as other:
+            if not concerns_a_row(other):
+                raise
+            return False
+
+    def discard(
+        self, conn: AnyConnection, row: Row, states: Sequence[JobState], reason: str, *, token: UUID | None = None
+    ) -> bool:
+        """Discard a job, with the reason in its errors. If that fails, try again without the values of the row that may
+        be in the way. `token` is that of the claim, if this process has claimed the job."""
+        for fresh in (False, True):
+            try:
+                if self.store.discard_unworkable(conn, *row, states=states, reason=reason, fresh=fresh, token=token):
+                    log.warning("job %d discarded: %s", row[0], reason)
+                    return True
+            except psycopg.Error as error:
+                if not concerns_a_row(error):
+                    raise
+                log.debug("job %d could not be discarded: %s", row[0], error)
+            else:
+                return False  # another process is at it
+        return False
+
+    def bit_by_bit(self, conn: AnyConnection, act: Act, error: psycopg.Error) -> None:
+        """Do an act that has failed because of a row to halves of its rows, and halves of those, until it is known for
+        which it fails; at most as many as a transaction has savepoints for, the next time goes on. Raises the error if
+        that says nothing of a row, or nothing of the act works."""
+        if not concerns_a_row(error) or self.aside.is_common(act.name, error):
+            raise error
+        rows = act.find()
+        shuffle(rows)  # those that fail alike may lie side by side, and are not to hide that others work
+        parts, tries, works = [rows] if rows else [], 0, False
+        while parts and tries < MOST_TRIES:
+            part, tries = parts.pop(), tries + 1
+            failed = self._try(act, part)
+            if failed is None:
+                works = True
+                self.aside.worked(act.name)
+            elif len(part) > 1:
+                parts += [part[: len(part) // 2], part[len(part) // 2 :]]
+            else:
+                works |= self.deal_with(conn, act.name, part[0], failed, act.change, others_work=partial(bool, works))
+        self.aside.say(act.name)
+        if rows and not works and not self.aside.rows(act.name):
+            raise error
+
+    def _try(self, act: Act, rows: Sequence[Row]) -> psycopg.Error | None:
+        try:
+            act.do([id for id, _ in rows])
+        except psycopg.Error as error:
+            if not concerns_a_row(error):
+                raise
+            return error
+        return None

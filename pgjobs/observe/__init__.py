@@ -1,0 +1,1 @@
+"""What looks at jobs and queues and changes nothing."""

@@ -1,0 +1,1 @@
+"""How idle worker threads learn that a job has come."""

@@ -1,0 +1,76 @@
+"""What a process that works jobs says of itself in the table of workers."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+
+from pgjobs.clean_text import one_line
+from pgjobs.db.cursors import AnyConnection
+from pgjobs.version import __version__
+from pgjobs.workers.queries import Workers
+
+_REFRESH = 5.0  # seconds
+
+#: What a worker pool works now: its threads by queue, and the kinds that it has handlers for.
+Description = Callable[[], tuple[Mapping[str, int], Iterable[str]]]
+
+
+class Registration:
+    """The row of one client in the registry, however many worker pools it has. Their maintenance threads keep it."""
+
+    def __init__(self, schema: str, id: str, code_version: str | None) -> None:
+        self._workers = Workers(schema)
+        self._code_version = code_version
+        self.begin_anew(id)
+
+    def begin_anew(self, id: str) -> None:
+        """Be the row of another process, in which no pool works yet."""
+        self._id = id
+        self._pools: dict[object, Description] = {}
+        self._refresh_at = 0.0  # by the monotonic clock
+        self._lock = threading.Lock()
+
+    def enter(self, pool: object, describe: Description) -> None:
+        """The pool starts. Nothing is written yet: a start waits for no row."""
+        with self._lock:
+            self._pools[pool] = describe
+            self._refresh_at = 0.0
+
+    def refresh(self, conn: AnyConnection) -> None:
+        """Say that this process is there, if it is time to say so again."""
+        with self._lock:
+            if self._pools and time.monotonic() >= self._refresh_at:
+                self._refresh_at = time.monotonic() + _REFRESH
+                self._workers.announce(conn, self._row())
+
+    def leave(self, pool: object, conn: AnyConnection) -> None:
+        """The pool has stopped. With the last one the row goes."""
+        with self._lock:
+            self._pools.pop(pool, None)
+            if self._pools:
+                self._workers.announce(conn, self._row())
+            else:
+                self._workers.withdraw(conn, self._id)
+
+    def _row(self) -> dict[str, object]:
+        queues: Counter[str] = Counter()
+        kinds: set[str] = set()
+        for describe in self._pools.values():
+            own_queues, own_kinds = describe()
+            queues.update(own_queues)
+            kinds.update(own_kinds)
+        return {
+            "id": self._id,
+            "host": one_line(socket.gethostname(), 255),
+            "pid": os.getpid(),
+            "queues": dict(queues),
+            "threads": queues.total(),
+            "kinds": sorted(kinds),
+            "version": __version__,
+            "code_version": self._code_version,
+        }
