@@ -33,6 +33,7 @@ from benchmarks.floors import pgbench
 from benchmarks.ground import WrongResult, database, progress
 from pgjobs import Client, Job, WorkerPool
 from pgjobs.db import statements
+from pgjobs.db.channel import channel, listen
 
 NOTHING, BUSY, IDLE, ALWAYS = "no NOTIFY", "all at work", "some idle", "NOTIFY always"
 _THREADS = 4
@@ -88,7 +89,7 @@ def script(conn: psycopg.Connection[Any], schema: str, arm: str) -> str:
         text, found = _CALLED.subn(r"\1" if arm == ALWAYS else "NULL", text)
         if not found:
             raise WrongResult("the statement of enqueue has changed, and with it what is compared here")
-    values = {**_VALUES, "channel": statements.channel(schema)}
+    values = {**_VALUES, "channel": channel(schema)}
     composed = psycopg.ClientCursor(conn).mogrify(text.encode(), values)
     return composed.replace("'pgjobs:", "'pgjobs' || ':' || '")  # what follows a colon is a variable to pgbench
 
@@ -98,7 +99,7 @@ def others(dsn: str, schema: str, arm: str) -> Iterator[None]:
     """Whoever is there beside those who enqueue."""
     with Client(dsn, schema=schema) as client, psycopg.connect(dsn, autocommit=True) as ear:
         if arm in (NOTHING, ALWAYS):
-            client.store.listen(ear)
+            listen(ear, client.schema)
             yield
             return
         entered, free = threading.Semaphore(0), threading.Event()

@@ -2,8 +2,6 @@
 
 from pgjobs.backoff import Backoff, constant, exponential, never, only_for, river
 from pgjobs.client import Client, decode_args
-from pgjobs.control.many import ManyJobs
-from pgjobs.control.queue_queries import Queue, QueueFigures
 from pgjobs.db.migrate import schema_sql
 from pgjobs.db.roles import roles_sql
 from pgjobs.errors import (
@@ -57,19 +55,18 @@ from pgjobs.errors import (
     WorkerPoolError,
 )
 from pgjobs.events import Event, EventKind, JobStats, QueueEvent, QueueEventKind, Subscription
+from pgjobs.figures import JobCounts, JobPage, ManyJobs, Queue, QueueFigures, ScheduleRow, WorkerProcess
 from pgjobs.hooks import EnqueueMiddleware, ErrorHandler, Hooks, Middleware
 from pgjobs.job import AttemptError, Job, JobState, current_job
-from pgjobs.job_filter import JobCounts, JobFilter, JobPage
+from pgjobs.job_filter import JobFilter
 from pgjobs.options import EncodedJob, JobOptions, NewJob, job_options
 from pgjobs.queue_settings import QueueSettings
 from pgjobs.schedule import Schedule
-from pgjobs.schedules.queries import ScheduleRow
 from pgjobs.timetable import every
 from pgjobs.unique import Unique
 from pgjobs.version import __version__ as __version__
 from pgjobs.work_map import Handler, WorkMap
 from pgjobs.worker_pool import WorkerPool
-from pgjobs.workers.queries import WorkerProcess
 
 __all__ = [
     "AmbiguousJob",

@@ -7,19 +7,19 @@ import itertools
 from collections.abc import AsyncGenerator, Awaitable, Generator
 from concurrent.futures import Future
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from pgjobs.clean_text import error_text, one_line
 from pgjobs.errors import InvalidHandler
+from pgjobs.interval import EPOCH
 from pgjobs.loggers import get_logger
 from pgjobs.options import FIRST_INSTANT, LAST_INSTANT, LONGEST_DELAY
 
 log = get_logger("pgjobs.answers")
 
 NOTHING = timedelta(0)
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_EARLIEST, _LATEST = FIRST_INSTANT - _EPOCH, LAST_INSTANT - _EPOCH
+_EARLIEST, _LATEST = FIRST_INSTANT - EPOCH, LAST_INSTANT - EPOCH
 _MOST_COMPLAINTS = 1000  # that are remembered
 _LAZY = (map, filter, itertools.starmap)  # each calls its function only when its values are read
 
@@ -44,9 +44,9 @@ def plain_delay(delay: timedelta) -> timedelta:
 
 def plain_instant(when: datetime) -> datetime:
     """In UTC, as the standard library has it, and within what the table can hold."""
-    since = when - _EPOCH
+    since = when - EPOCH
     plain = timedelta(since.days, since.seconds, since.microseconds)
-    return _EPOCH + max(_EARLIEST, min(plain, _LATEST))
+    return EPOCH + max(_EARLIEST, min(plain, _LATEST))
 
 
 def due(answer: object, now: datetime) -> timedelta | datetime | None:

@@ -25,35 +25,40 @@ from pgjobs import checks, codec
 from pgjobs.backoff import Backoff
 from pgjobs.clean_text import ERROR_LIMIT, clean, one_line
 from pgjobs.control import jobs
-from pgjobs.control.filter_queries import FilterStore, Turn
-from pgjobs.control.many import Many, ManyJobs
-from pgjobs.control.queue_queries import QueueStore
+from pgjobs.control.filter_queries import FilterQueries, Turn
+from pgjobs.control.many import Many
+from pgjobs.control.queries import ControlQueries, Verdict
+from pgjobs.control.queue_queries import QueueQueries
 from pgjobs.control.queues import Queues
 from pgjobs.db import migrate
 from pgjobs.db.advice import advised
+from pgjobs.db.borrow import Borrowable, borrow
 from pgjobs.db.checkout import let_prepare, was_let_prepare
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.db.dsn import for_libpq
 from pgjobs.db.own_pool import OwnPool, live, say_that_it_may_exist
-from pgjobs.db.source import Borrowable, PoolSource, borrow, defaults_for, in_autocommit, live_connection
+from pgjobs.db.source import PoolSource, defaults_for, in_autocommit, live_connection
 from pgjobs.db.statements import check_schema
 from pgjobs.enqueuing.enqueuer import Enqueuer
-from pgjobs.enqueuing.queries import EnqueueStore, can_copy, is_plain
+from pgjobs.enqueuing.queries import EnqueueQueries, can_copy, is_plain
 from pgjobs.errors import InvalidArgs, InvalidFilter, InvalidOption, InvalidSetting, JobNotFound, JobNotOver, shown
 from pgjobs.events import Event, EventKind, EventName, Events, QueueEvent, QueueEventKind, QueueEventName, Subscription
 from pgjobs.execution.claimer import Claimer
-from pgjobs.execution.executor import locked
 from pgjobs.execution.finisher import Finisher
-from pgjobs.execution.queries import Store, Verdict
+from pgjobs.execution.lock_job import locked
+from pgjobs.execution.queries import ExecutionQueries
+from pgjobs.figures import JobCounts, JobPage, ManyJobs, WorkerProcess
 from pgjobs.forking import PerProcess, check_pool, this_process
 from pgjobs.hooks import EnqueueMiddleware, HookCalls, Hooks, checked_hooks
 from pgjobs.job import Job, changed
-from pgjobs.job_filter import JobCounts, JobFilter, JobPage, Order, check_id, check_limit, listing
+from pgjobs.job_filter import JobFilter, check_id, check_limit
+from pgjobs.observe.listing import Order, listing
+from pgjobs.observe.queries import ObserveQueries
 from pgjobs.options import NO_OPTIONS, EncodedJob, JobOptions, NewJob, Options, check_queue, options_given
-from pgjobs.schedules.queries import ScheduleStore
+from pgjobs.schedules.queries import ScheduleQueries
 from pgjobs.schedules.stored import Schedules
 from pgjobs.work_map import Handler, HandlerFunction, WorkMap, decoding, given_work_map
-from pgjobs.workers.queries import WorkerProcess, Workers
+from pgjobs.workers.queries import WorkerQueries
 from pgjobs.workers.registration import Registration
 
 Args = TypeVar("Args")
@@ -109,10 +114,12 @@ class Client:
         self._given_id = None if id is None else one_line(id, 255)
         self._made_in = this_process()
         self._processes = PerProcess(self._begin_process)
-        self.store = Store(self.schema)
+        self.store = ExecutionQueries(self.schema)
+        self._control = ControlQueries(self.schema)
         self.source = _source(pool)
-        self.queues = Queues(self.store, self._transaction)
-        self._filters = FilterStore(self.schema)
+        self.queues = Queues(self.schema, self._transaction)
+        self._filters = FilterQueries(self.schema)
+        self._observe = ObserveQueries(self.schema)
         self._work_map = None if work_map is None else given_work_map(work_map)
         checks.check_function("backoff", backoff, checks.A_BACKOFF)
         self.backoff = backoff or policies.river()
@@ -125,7 +132,7 @@ class Client:
         self.hooks = HookCalls(checked_hooks(hooks), error_details=error_details)
         self._events = Events()
         self._enqueuer = Enqueuer(
-            store=EnqueueStore(self.schema),
+            store=EnqueueQueries(self.schema),
             defaults=JobOptions(queue=queue, priority=priority, max_attempts=max_attempts),
             max_args_bytes=max_args_bytes,
             work_map=self._work_map,
@@ -135,7 +142,7 @@ class Client:
             middleware=checks.functions("middleware", middleware, "functions of (tx, jobs, insert)"),
         )
         self._registration = Registration(self.schema, "", self.code_version)
-        self.schedules = Schedules(ScheduleStore(self.schema), self._transaction, self._enqueuer.encoded)
+        self.schedules = Schedules(ScheduleQueries(self.schema), self._transaction, self._enqueuer.encoded)
 
     def __repr__(self) -> str:
         return f"Client(schema={self.schema!r}, id={self.id!r})"
@@ -428,11 +435,11 @@ class Client:
         `cancel_attempted_at` in its metadata, and ends cancelled unless it completes. One that is over stays as it is.
         """
         why = _reason(reason)
-        return self._carry_out(tx, id, lambda conn: self.store.cancel(conn, id, reason=why), running=True)
+        return self._carry_out(tx, id, lambda conn: self._control.cancel(conn, id, reason=why), running=True)
 
     def release(self, id: int, tx: Borrowable | ConnectionPool[Any] | None = None) -> Job[Any]:
         """Let a job that was enqueued with `pending=True` run, at its time if it has one. Any other stays as it is."""
-        return self._carry_out(tx, id, lambda conn: self.store.release(conn, id), running=True)
+        return self._carry_out(tx, id, lambda conn: self._control.release(conn, id), running=True)
 
     def retry(self, id: int, tx: Borrowable | ConnectionPool[Any] | None = None, *, reset: bool = False) -> Job[Any]:
         """Let the job run now, whatever its state, with one attempt more if it has used them all. A running one is
@@ -443,11 +450,11 @@ class Client:
         waited for, and if it is committed then aborts the transaction.
         """
         checks.check_bool("reset", reset, error=InvalidOption)
-        return self._carry_out(tx, id, lambda conn: self.store.retry(conn, id, reset=reset), running=True)
+        return self._carry_out(tx, id, lambda conn: self._control.retry(conn, id, reset=reset), running=True)
 
     def delete(self, id: int, tx: Borrowable | ConnectionPool[Any] | None = None) -> Job[Any]:
         """Delete the job, and return it as it was; JobRunning if it runs."""
-        return self._carry_out(tx, id, lambda conn: self.store.delete(conn, id), running=False)
+        return self._carry_out(tx, id, lambda conn: self._control.delete(conn, id), running=False)
 
     def update(
         self,
@@ -479,7 +486,7 @@ class Client:
             if job is None:
                 raise JobNotFound(id)
             return job
-        return self._carry_out(tx, id, lambda conn: self.store.update(conn, id, changes), running=False)
+        return self._carry_out(tx, id, lambda conn: self._control.update(conn, id, changes), running=False)
 
     def _carry_out(
         self, tx: Borrowable | ConnectionPool[Any] | None, id: int, act: jobs.Act, *, running: bool
@@ -487,8 +494,8 @@ class Client:
         check_id(id)
         with self._transaction(tx) as conn:
             if tx is None or isinstance(tx, ConnectionPool):
-                self.store.begin_control(conn)
-            return decoding(self._work_map, jobs.carry_out(self.store, conn, id, act, running=running))
+                self._control.begin_control(conn)
+            return decoding(self._work_map, jobs.carry_out(self._control, conn, id, act, running=running))
 
     # --- control of many
 
@@ -577,7 +584,7 @@ class Client:
         check_limit(limit)
         own = tx is None or isinstance(tx, ConnectionPool)
         with self._transaction(tx) as conn:
-            insist = own or not self.store.snapshot_is_kept(conn)
+            insist = own or not self._control.snapshot_is_kept(conn)
         many = Many(
             self._filters,
             filter,
@@ -652,7 +659,7 @@ class Client:
         subscription = self.events.subscribe(kinds, size)
         if self.events.looks_at_queues and not self.events.knows_queues:  # a pool runs: changes from here on are told
             with suppress(psycopg.Error, PoolTimeout), self._transaction(None) as conn:
-                self.events.note_paused(*QueueStore(self.schema).paused(conn))
+                self.events.note_paused(*QueueQueries(self.schema).paused(conn))
         return subscription
 
     # --- look
@@ -668,7 +675,7 @@ class Client:
     def workers(self, tx: Borrowable | ConnectionPool[Any] | None = None) -> list[WorkerProcess]:
         """The processes that work jobs, the oldest first. One that was killed stays listed for a minute or two."""
         with self._transaction(tx) as conn:
-            return Workers(self.schema).workers(conn)
+            return WorkerQueries(self.schema).workers(conn)
 
     def list(
         self,
@@ -690,7 +697,7 @@ class Client:
         check_filter(which)
         wanted = listing(which, order, descending, limit, cursor)
         with self._transaction(tx) as conn:
-            jobs = self._filters.list_jobs(conn, which, wanted)
+            jobs = self._observe.list_jobs(conn, which, wanted)
         return wanted.page([decoding(self._work_map, job) for job in jobs])
 
     def count(self, filter: JobFilter | None = None, tx: Borrowable | ConnectionPool[Any] | None = None) -> JobCounts:
@@ -698,7 +705,7 @@ class Client:
         which = JobFilter() if filter is None else filter
         check_filter(which)
         with self._transaction(tx) as conn:
-            return JobCounts(self._filters.count_jobs(conn, which))
+            return JobCounts(self._observe.count_jobs(conn, which))
 
     @overload
     def wait(self, job: Job[Args], *, timeout: timedelta | None = None) -> Job[Args]: ...

@@ -1,13 +1,12 @@
-"""Which jobs are meant: a filter, and the page of a list with the cursor to the next one. No database in here."""
+"""Which jobs are meant: a filter. No database in here."""
 
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
+from datetime import datetime
+from typing import Any
 
 from pgjobs import checks, codec
 from pgjobs.errors import EmptyFilter, InvalidFilter, InvalidOption, shown
@@ -15,15 +14,9 @@ from pgjobs.job import Job, JobState
 from pgjobs.options import FIRST_INSTANT, LAST_INSTANT
 from pgjobs.states import StateName
 
-Order = Literal["id", "time"]
-
 BIGGEST_ID = 2**63 - 1
-_SMALLEST_ID = -(2**63)  # those that are made by hand may be of any sign
-_MOST_JOBS = 10_000  # of one page
-_CURSOR = re.compile(r"(id|time)\.(up|down)\.(-?\d{1,19})(?:\.(-?\d{1,18}))?", re.ASCII)
+SMALLEST_ID = -(2**63)  # those that are made by hand may be of any sign
 _DIGITS = re.compile(r"-?\d+", re.ASCII)
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +56,7 @@ class JobFilter:
 
     def __post_init__(self) -> None:
         lists: dict[str, Callable[[object], object]] = {
-            "ids": lambda value: _number(value, _SMALLEST_ID, BIGGEST_ID),
+            "ids": lambda value: _number(value, SMALLEST_ID, BIGGEST_ID),
             "priorities": lambda value: _number(value, -32768, 32767),
             "states": _state,
             **dict.fromkeys(("kinds", "queues", "tags_any", "tags_all"), _text),
@@ -98,81 +91,15 @@ class JobFilter:
         return any(getattr(self, field.name) is not None for field in fields(self) if field.name != "really_all")
 
     @property
+    def parameters(self) -> dict[str, Any]:
+        """The parameters of the SQL part `matches`."""
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "really_all"}
+        lists = {name: list(value) for name, value in values.items() if isinstance(value, tuple)}
+        return {**values, **lists, "metadata": self.metadata_json}
+
+    @property
     def metadata_json(self) -> str | None:
         return None if self.metadata is None else _metadata_json(self.metadata)
-
-
-@dataclass(frozen=True, slots=True)
-class JobPage:
-    """A part of a list; `next` is the cursor to what comes behind it, None when that is nothing."""
-
-    jobs: tuple[Job[Any], ...]
-    next: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class JobCounts:
-    """How many jobs there are, by queue and state; what there is none of is left out, and counts as 0."""
-
-    jobs: Mapping[tuple[str, JobState], int]
-
-    @property
-    def total(self) -> int:
-        return sum(self.jobs.values())
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "jobs", Counter(dict(self.jobs)))
-
-    @property
-    def by_state(self) -> Counter[JobState]:
-        """Of each state, also of those that no job is in."""
-        counts = Counter(dict.fromkeys(JobState, 0))
-        for (_, state), jobs in self.jobs.items():
-            counts[state] += jobs
-        return counts
-
-    @property
-    def by_queue(self) -> Counter[str]:
-        """Of each queue that has any; 0 for every other name."""
-        counts: Counter[str] = Counter()
-        for (queue, _), jobs in self.jobs.items():
-            counts[queue] += jobs
-        return counts
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Listing:
-    """In which order jobs are listed, how many, and from where on: after a job with this id and time."""
-
-    order: Order
-    descending: bool
-    limit: int
-    after_id: int | None = None
-    after_time: datetime | None = None
-
-    def page(self, jobs: Sequence[Job[Any]]) -> JobPage:
-        """The page from what was read, which is one job more than the limit when there are more."""
-        shown = tuple(jobs[: self.limit])
-        return JobPage(shown, self._cursor(shown[-1]) if len(jobs) > self.limit else None)
-
-    def _cursor(self, job: Job[Any]) -> str:
-        place = f"{self.order}.{'down' if self.descending else 'up'}.{job.id}"
-        return place if self.order == "id" else f"{place}.{(_time_of(job) - _EPOCH) // _MICROSECOND}"
-
-
-def listing(filter: JobFilter, order: str, descending: bool, limit: object, cursor: str | None) -> Listing:
-    """Check what a list is asked for; raises InvalidFilter."""
-    if order not in ("id", "time"):
-        raise InvalidFilter(f"order is 'id' or 'time', not {shown(order, 40)}")
-    if order == "time" and (filter.states is None or len(filter.states) != 1):
-        raise InvalidFilter(
-            "order='time' is by the time of one state: say which, as in JobFilter(states=['completed'])"
-        )
-    if not isinstance(limit, int) or isinstance(limit, bool) or not 1 <= limit <= _MOST_JOBS:
-        raise InvalidFilter(f"limit is a whole number from 1 to {_MOST_JOBS}, not {shown(limit, 40)}")
-    checks.check_bool("descending", descending, error=InvalidFilter)
-    wanted = Listing(order="id" if order == "id" else "time", descending=descending, limit=limit)
-    return wanted if cursor is None else _after(wanted, cursor)
 
 
 def check_id(id: object) -> None:
@@ -188,37 +115,6 @@ def check_limit(limit: object) -> None:
     """Of a call that changes many jobs; None is no limit."""
     if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
         raise InvalidFilter(f"limit is a whole number of jobs, or None for all; not {shown(limit, 40)}")
-
-
-def _after(wanted: Listing, cursor: object) -> Listing:
-    """The list from where the cursor points. It may come out of a URL, so anything may stand in it."""
-    match = _CURSOR.fullmatch(cursor) if isinstance(cursor, str) else None
-    if (
-        match is None
-        or (match[1] == "time") != (match[4] is not None)
-        or not _SMALLEST_ID <= int(match[3]) <= BIGGEST_ID
-    ):
-        raise InvalidFilter(f"{shown(cursor, 60)} is no cursor: give the `next` of a page")
-    if (match[1], match[2] == "down") != (wanted.order, wanted.descending):
-        raise InvalidFilter(f"the cursor {shown(cursor, 60)} is of a list in another order")
-    try:
-        time = None if match[4] is None else _EPOCH + int(match[4]) * _MICROSECOND
-    except OverflowError:
-        raise InvalidFilter(f"{shown(cursor, 60)} is no cursor: its time is no date") from None
-    return Listing(
-        order=wanted.order,
-        descending=wanted.descending,
-        limit=wanted.limit,
-        after_id=int(match[3]),
-        after_time=time,
-    )
-
-
-def _time_of(job: Job[Any]) -> datetime:
-    """Since when, or until when, the job is in its state: what lists are ordered by; see list_jobs in the SQL."""
-    if job.state == JobState.RUNNING:
-        return job.attempted_at or job.created_at
-    return job.finalized_at or job.scheduled_at
 
 
 def _list_of(name: str, values: object, check: Callable[[object], object]) -> tuple[object, ...] | None:

@@ -19,30 +19,33 @@ from pgjobs import checks
 from pgjobs.backoff import Backoff
 from pgjobs.clean_text import one_line
 from pgjobs.client import Client
-from pgjobs.control.queue_queries import QueueStore
+from pgjobs.control.queue_queries import QueueQueries
 from pgjobs.db import migrate
+from pgjobs.db.channel import CANCEL_NOTICE, DUE_NOTICE, SCHEDULE_NOTICE
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.db.source import defaults_for, in_autocommit
 from pgjobs.errors import InvalidHandler, InvalidSetting, JobStopped, UsedAfterFork, WorkerPoolError, shown
-from pgjobs.execution.attempt import AT_STOP, Attempt, Watch
+from pgjobs.execution.attempt import AT_STOP, Attempt
 from pgjobs.execution.claimer import Claimer
 from pgjobs.execution.executor import Executor
 from pgjobs.execution.finisher import Finisher
-from pgjobs.execution.queries import CANCEL_NOTICE, DUE_NOTICE
+from pgjobs.execution.watchdog import Watch
 from pgjobs.forking import this_process
 from pgjobs.hooks import ErrorHandler, Middleware
 from pgjobs.job import Job, JobState
 from pgjobs.loggers import get_logger
-from pgjobs.maintenance.duties import Maintenance, MaintenanceThread
+from pgjobs.maintenance.duties import Maintenance
 from pgjobs.maintenance.reindexer import MIDNIGHT, Reindex, check_time
+from pgjobs.maintenance.thread import MaintenanceThread
 from pgjobs.maintenance.time_index import TimeIndex
 from pgjobs.options import check_queue
 from pgjobs.outages import Outages
 from pgjobs.queue_settings import Durability, QueueSettings, number, way
 from pgjobs.schedule import Schedule
-from pgjobs.schedules.queries import SCHEDULE_NOTICE, ScheduleStore
+from pgjobs.schedules.args_supplier import Asking
+from pgjobs.schedules.queries import ScheduleQueries
 from pgjobs.schedules.registered import CodeSchedules
-from pgjobs.schedules.ticker import Asking, Ticker
+from pgjobs.schedules.ticker import Ticker
 from pgjobs.wakeup.idle_threads import IdleThreads, Post
 from pgjobs.wakeup.listener import Listener
 from pgjobs.work_map import Handler, HandlerFunction, check_unknown_kinds, decoding, given_work_map
@@ -200,7 +203,7 @@ class WorkerPool:
             outages=self._outages,
         )
         self._stopping = self._crew.stopping
-        self._queue_store = QueueStore(client.schema)
+        self._queue_store = QueueQueries(client.schema)
         self._process_duties = ProcessDuties(
             claimer,
             self._watch,
@@ -210,7 +213,7 @@ class WorkerPool:
             lease=lease,
             events=client.events,
         )
-        self._schedule_store = ScheduleStore(client.schema)
+        self._schedule_store = ScheduleQueries(client.schema)
         self.schedules = CodeSchedules(
             self._schedule_store, client.source, client._enqueuer.encoded, cron, worker=client.id
         )
@@ -292,7 +295,7 @@ class WorkerPool:
         )
         maintenance = MaintenanceThread(
             Maintenance(
-                store,
+                store.schema,
                 keep=self._keep,
                 wake=self._wake_for,
                 rescued=self._on_rescued,
@@ -318,7 +321,7 @@ class WorkerPool:
             for place in self._places.values():
                 place.idle.post = Post()
             listener = Listener(
-                store,
+                store.schema,
                 lambda: source.connect(self._listen_dsn),
                 wake=self._wake,
                 name=f"{self.name}/listener",

@@ -2,6 +2,10 @@
 -- What somebody else holds is passed over, and a job that no longer fits when its lock is had is left alone. When two jobs
 -- of a batch want the same unique key, the older one gets it.
 
+-- name: newest_id
+-- Null when there is no job.
+SELECT pg_catalog.max(id) FROM pgjobs.job;
+
 -- name: begin_many
 -- As begin_control; but a call of many such transactions waits no longer in all of them than it may in one.
 SET TRANSACTION ISOLATION LEVEL READ COMMITTED;

@@ -83,7 +83,3 @@ SELECT queue, state, pg_catalog.count(*) FROM pgjobs.job
 WHERE {matches}
 GROUP BY queue, state
 ORDER BY queue, state;
-
--- name: newest_id
--- Null when there is no job.
-SELECT pg_catalog.max(id) FROM pgjobs.job;

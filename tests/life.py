@@ -29,6 +29,7 @@ from pgjobs import (
     every,
 )
 from pgjobs.maintenance.duties import Maintenance
+from pgjobs.maintenance.queries import MaintenanceQueries
 from pgjobs.maintenance.reindexer import MIDNIGHT, Reindex
 from tests.waiting import wait_until
 
@@ -210,16 +211,16 @@ def do_the_duties(client: Client, conn: Conn, admin: Conn) -> None:
     admin.execute(f"UPDATE {table} SET state = 'completed', finalized_at = now() WHERE id = %s", [jobs[3].id])
     client.cancel(jobs[0].id)
     keep: dict[JobState, timedelta | None] = {state: NO_TIME for state in JobState if state.final}
-    duties = Maintenance(client.store, keep=keep)
+    duties = Maintenance(client.schema, keep=keep)
     for name, duty in duties.duties.items():
-        client.store.begin_duty(conn, name)
+        MaintenanceQueries(client.schema).begin_duty(conn, name)
         duty(conn)
-        client.store.end_duty(conn, name, NO_TIME)
-        client.store.postpone_duty(conn, name, NO_TIME)
+        MaintenanceQueries(client.schema).end_duty(conn, name, NO_TIME)
+        MaintenanceQueries(client.schema).postpone_duty(conn, name, NO_TIME)
     client.store.extend_leases(conn, [uuid4()], HOUR)
     client.store.cancelled_attempts(conn, [uuid4()])
-    client.store.glance(conn, HOUR)
-    client.store.hurry_promote(conn)
+    MaintenanceQueries(client.schema).glance(conn, HOUR)
+    MaintenanceQueries(client.schema).hurry_promote(conn)
     states = admin.execute(
         f"SELECT state FROM {table} WHERE id = ANY (%s) ORDER BY id", [[job.id for job in jobs]]
     ).fetchall()

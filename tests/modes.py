@@ -19,7 +19,7 @@ import psycopg
 
 from pgjobs import Client, Job, WorkerPool
 from pgjobs.db.cursors import AnyConnection
-from pgjobs.enqueuing.queries import EnqueueStore
+from pgjobs.enqueuing.queries import EnqueueQueries
 from pgjobs.execution.claimer import Claimer
 from pgjobs.options import EncodedJob
 from tests import decoys
@@ -65,11 +65,11 @@ def beside(conn: AnyConnection) -> AnyConnection:
 
 def without_hot_path(patch: Callable[[Any, str, object], None]) -> None:
     """Let nothing be prepared by pgjobs, and no message be one of the hot path; `patch` is setattr, or pytest's."""
-    insert = EnqueueStore.insert_hot
+    insert = EnqueueQueries.insert_hot
 
-    def unprepared(self: EnqueueStore, conn: AnyConnection, job: EncodedJob, *, may_prepare: bool) -> Job[Any]:
+    def unprepared(self: EnqueueQueries, conn: AnyConnection, job: EncodedJob, *, may_prepare: bool) -> Job[Any]:
         return insert(self, conn, job, may_prepare=False)
 
     patch(Claimer, "hot_path_of", lambda *_: None)
     patch(Client, "_is_direct", lambda *_: False)
-    patch(EnqueueStore, "insert_hot", unprepared)
+    patch(EnqueueQueries, "insert_hot", unprepared)

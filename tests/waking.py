@@ -8,6 +8,7 @@ import psycopg
 from psycopg import sql
 
 from pgjobs import Client
+from pgjobs.db.channel import listen
 
 Conn = psycopg.Connection[Any]
 
@@ -22,7 +23,7 @@ def _composed(client: Client, query: str) -> sql.Composed:
 def sleep_on(conn: Conn, client: Client, *queues: str) -> None:
     """Hear all notifications on this connection, and have those sent that call a worker of these queues: as a process
     does whose threads sleep, but for ever."""
-    client.store.listen(conn)
+    listen(conn, client.schema)
     for queue in queues:
         query = _composed(client, "SELECT pg_advisory_lock({advisory_class}, hashtext(%s))")
         conn.execute(query, [queue])

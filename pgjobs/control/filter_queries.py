@@ -1,7 +1,7 @@
-"""One method per statement about all jobs that fit a filter, connection first.
+"""One method per statement that changes all jobs that fit a filter, connection first.
 
-Apart from the store because they share what it does not know: the parameters of a filter. Their values are never bound
-to a prepared statement: the plan is made for this filter, and the parts of it that say nothing are gone before.
+The values of a filter are never bound to a prepared statement: the plan is made for this filter, and the parts of it
+that say nothing are gone before.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pgjobs.control.queries import Changes, Verdict
 from pgjobs.db import statements
+from pgjobs.db.channel import channel
 from pgjobs.db.cursors import AnyConnection, BoundCursor, bound_cursor, literal_cursor, one
-from pgjobs.execution.queries import Changes, Verdict, as_job
-from pgjobs.job import Job, JobState
-from pgjobs.job_filter import JobFilter, Listing
+from pgjobs.db.rows import as_job
+from pgjobs.job_filter import JobFilter
 
 _VERDICT = 19  # stands behind the columns of a job
 
@@ -33,44 +34,19 @@ class Turn:
     among: Sequence[Place] | None = None
 
 
-class FilterStore:
+class FilterQueries:
     """The statements of one schema."""
 
     def __init__(self, schema: str) -> None:
-        self._channel = statements.channel(schema)
+        self._channel = channel(schema)
         self._many = statements.load("many.sql", schema)
-        self._observe = statements.load("observe.sql", schema)
-
-    # --- look
-
-    def list_jobs(self, conn: AnyConnection, filter: JobFilter, listing: Listing) -> list[Job[Any]]:
-        """The jobs of a page, and one more if there are more."""
-        clock = "id" if listing.order == "id" else _clock(filter)
-        available = clock == "scheduled_at" and filter.states == (JobState.AVAILABLE,)
-        statement = self._observe["list_available" if available else "list_jobs"]
-        place = {
-            "order": f"{clock} {'down' if listing.descending else 'up'}",
-            "limit": listing.limit + 1,
-            "after_id": listing.after_id,
-            "after_time": listing.after_time,
-        }
-        with bound_cursor(conn) as cur:
-            return [as_job(row) for row in _rows(cur, statement, filter, place)]
-
-    def count_jobs(self, conn: AnyConnection, filter: JobFilter) -> dict[tuple[str, JobState], int]:
-        """How many fit, by queue and state."""
-        with bound_cursor(conn) as cur:
-            rows = _rows(cur, self._observe["count_jobs"], filter, {})
-            return {(queue, JobState(state)): jobs for queue, state, jobs in rows}
 
     def newest_id(self, conn: AnyConnection) -> int | None:
         """The greatest id, whoever gave it; None when there is no job."""
         with bound_cursor(conn) as cur:
-            cur.execute(self._observe["newest_id"])
+            cur.execute(self._many["newest_id"])
             newest: int | None = one(cur)[0]
             return newest
-
-    # --- control: what became of each job of the batch, in the order of their ids
 
     def begin_many(self, conn: AnyConnection, patience: float) -> None:
         """Begin a batch in a transaction of our own, which waits for nothing longer than these seconds."""
@@ -103,27 +79,6 @@ class FilterStore:
             return [(as_job(row), row[_VERDICT]) for row in rows]
 
 
-def _rows(cur: BoundCursor, statement: bytes, filter: JobFilter, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-    cur.execute(statement, {**_filter(filter), **values}, prepare=False)
-    return cur.fetchall()
-
-
-def _clock(filter: JobFilter) -> str:
-    """The column that tells the time of the one state that the filter names; see job_filter."""
-    assert filter.states is not None
-    state = JobState(filter.states[0])
-    if state == JobState.RUNNING:
-        return "attempted_at"
-    return "finalized_at" if state.final else "scheduled_at"
-
-
-def _filter(filter: JobFilter) -> dict[str, Any]:
-    """The parameters of the part `matches`."""
-    values = {name: getattr(filter, name) for name in JobFilter.__slots__ if name != "really_all"}
-    lists = {name: list(value) for name, value in values.items() if isinstance(value, tuple)}
-    return {**values, **lists, "metadata": filter.metadata_json}
-
-
 def _turn(turn: Turn) -> dict[str, Any]:
     after, after_queue = turn.after or (None, None)
     among = turn.among
@@ -135,3 +90,8 @@ def _turn(turn: Turn) -> dict[str, Any]:
         "among": None if among is None else [id for id, _ in among],
         "names": None if among is None else [f"{id} {queue}" for id, queue in among],
     }
+
+
+def _rows(cur: BoundCursor, statement: bytes, filter: JobFilter, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    cur.execute(statement, {**filter.parameters, **values}, prepare=False)
+    return cur.fetchall()

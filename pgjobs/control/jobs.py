@@ -10,9 +10,9 @@ from typing import Any
 import psycopg
 
 from pgjobs import codec
+from pgjobs.control.queries import Changes, ControlQueries, Verdict
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.errors import InvalidOption, JobLocked, JobNotFound, JobRunning, NotDiscarded, UniqueConflict
-from pgjobs.execution.queries import Changes, Store, Verdict
 from pgjobs.job import Job
 from pgjobs.options import JobOptions
 
@@ -22,7 +22,7 @@ _PAUSE = 0.02  # between two tries
 Act = Callable[[AnyConnection], Verdict | None]
 
 
-def carry_out(store: Store, conn: AnyConnection, id: int, act: Act, *, running: bool) -> Job[Any]:
+def carry_out(queries: ControlQueries, conn: AnyConnection, id: int, act: Act, *, running: bool) -> Job[Any]:
     """Do `act` on a job, again and again for a second while its row is held; the job as it is then.
 
     `running` says whether the act has an answer for a job that runs. Each try is a statement that neither waits nor
@@ -42,7 +42,7 @@ def carry_out(store: Store, conn: AnyConnection, id: int, act: Act, *, running: 
             case "unfit":
                 raise _unfit(job, retried=running)
             case "busy":
-                if time.monotonic() >= give_up or store.snapshot_is_kept(conn):
+                if time.monotonic() >= give_up or queries.snapshot_is_kept(conn):
                     raise JobLocked(f"job {id} is held by somebody else at the moment: try again")
                 time.sleep(_PAUSE)
             case _:

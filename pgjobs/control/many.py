@@ -3,39 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
 import psycopg
 
-from pgjobs.control.filter_queries import FilterStore, Place, Turn
+from pgjobs.control.filter_queries import FilterQueries, Place, Turn
 from pgjobs.control.jobs import PATIENCE
+from pgjobs.control.queries import Verdict
 from pgjobs.db.cursors import AnyConnection
-from pgjobs.execution.queries import Verdict
 from pgjobs.execution.set_aside import MOST_ALIKE, concerns_a_row
+from pgjobs.figures import ManyJobs
 from pgjobs.job import Job
 from pgjobs.job_filter import JobFilter
 
 BATCH = 1000  # jobs of one statement, and of one transaction of our own
 _PAUSE = 0.02  # seconds between two tries of what somebody holds
-
-
-@dataclass(frozen=True, slots=True)
-class ManyJobs:
-    """What became of the jobs that fit: those it was done to, sorted by id, and by its id why one was left as it is.
-
-    - "running": a worker has it
-    - "locked": somebody else held its row for as long as the call waits
-    - "conflict": another job has its unique key
-    - "unfit": it is not discarded, or has used up as many attempts as it was to have
-    - "referenced": a row of the application's refers to it and forbids that it goes
-    - "refused": a trigger, CHECK or policy of the application forbids it, or what the row holds
-    """
-
-    done: tuple[Job[Any], ...]
-    skipped: Mapping[int, str]
 
 
 @dataclass
@@ -47,7 +32,7 @@ class Many:
     somebody holds can show anything new.
     """
 
-    store: FilterStore
+    store: FilterQueries
     filter: JobFilter
     act: Callable[[AnyConnection, Turn], list[Verdict]]
     transaction: Callable[[], AbstractContextManager[AnyConnection]]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pgjobs.db import statements
+from pgjobs.db.channel import channel
 from pgjobs.db.cursors import AnyConnection, bound_cursor, literal_cursor
+from pgjobs.figures import Queue, QueueFigures
 from pgjobs.states import JobState
 
 #: The states of which a queue may say how long their jobs are kept, in the order of the columns.
@@ -17,42 +18,11 @@ KEPT = (JobState.COMPLETED, JobState.CANCELLED, JobState.DISCARDED)
 FOR_EVER = timedelta(days=1_000_000)
 
 
-@dataclass(frozen=True, slots=True)
-class Queue:
-    """A queue: one that a worker has worked within the last day, that is paused, or in which jobs wait or run.
-
-    `updated_at` is when a worker last said that it works it, or somebody paused or resumed it; None for never.
-    `keep_*` is how long its jobs are kept when they are over: None as the worker pools say, `timedelta.max` for ever.
-    """
-
-    name: str
-    paused_at: datetime | None
-    updated_at: datetime | None
-    keep_completed: timedelta | None = None
-    keep_cancelled: timedelta | None = None
-    keep_discarded: timedelta | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class QueueFigures:
-    """How a queue does. `waiting` jobs could run now, the oldest for as long as `oldest_waiting`; done and failed are
-    those that were completed and discarded in the last minute; `workers` are the processes that work it."""
-
-    name: str
-    paused_at: datetime | None
-    waiting: int
-    running: int
-    oldest_waiting: timedelta | None
-    done_per_minute: int
-    failed_per_minute: int
-    workers: int
-
-
-class QueueStore:
+class QueueQueries:
     """The statements of one schema."""
 
     def __init__(self, schema: str) -> None:
-        self._channel = statements.channel(schema)
+        self._channel = channel(schema)
         self._queues = statements.load("queues.sql", schema)
 
     def list_queues(self, conn: AnyConnection) -> list[Queue]:

@@ -14,11 +14,12 @@ from psycopg_pool import ConnectionPool
 
 from pgjobs import checks
 from pgjobs.control.jobs import PATIENCE
-from pgjobs.control.queue_queries import FOR_EVER, KEPT, Queue, QueueFigures, QueueStore
+from pgjobs.control.queries import ControlQueries
+from pgjobs.control.queue_queries import FOR_EVER, KEPT, QueueQueries
+from pgjobs.db.borrow import Borrowable
 from pgjobs.db.cursors import AnyConnection
-from pgjobs.db.source import Borrowable
 from pgjobs.errors import InvalidOption, InvalidSetting, QueueLocked, QueueNotFound
-from pgjobs.execution.queries import Store
+from pgjobs.figures import Queue, QueueFigures
 from pgjobs.options import check_queue
 
 _PAUSE = 0.02  # seconds between two tries of what somebody holds
@@ -38,13 +39,13 @@ def _checked_keep(name: str, keep: Any) -> timedelta | None:
 class Queues:
     """What can be asked of queues, and done to them. Each call takes a `tx` like `enqueue`."""
 
-    def __init__(self, store: Store, transaction: Callable[[Tx], AbstractContextManager[AnyConnection]]) -> None:
-        self._store = store
-        self._queues = QueueStore(store.schema)
+    def __init__(self, schema: str, transaction: Callable[[Tx], AbstractContextManager[AnyConnection]]) -> None:
+        self._schema, self._control = schema, ControlQueries(schema)
+        self._queues = QueueQueries(schema)
         self._transaction = transaction
 
     def __repr__(self) -> str:
-        return f"Queues(schema={self._store.schema!r})"
+        return f"Queues(schema={self._schema!r})"
 
     def list(self, tx: Tx = None) -> tuple[Queue, ...]:
         """Every queue by its name: those that a worker works or has worked within the last day, those that are paused,
@@ -96,7 +97,7 @@ class Queues:
         give_up = time.monotonic() + PATIENCE
         with self._transaction(tx) as conn:
             if tx is None or isinstance(tx, ConnectionPool):
-                self._store.begin_control(conn)
+                self._control.begin_control(conn)
             while True:
                 try:
                     queue = self._queues.update_queue(conn, name, keep)
@@ -104,7 +105,7 @@ class Queues:
                     raise QueueLocked(f"queue {name!r} is being made by somebody else: try again") from error
                 if queue is not None:
                     return queue
-                if time.monotonic() >= give_up or self._store.snapshot_is_kept(conn):
+                if time.monotonic() >= give_up or self._control.snapshot_is_kept(conn):
                     raise QueueLocked(f"queue {name!r} is being changed by somebody else: try again")
                 time.sleep(_PAUSE)
 
@@ -113,7 +114,7 @@ class Queues:
         give_up = time.monotonic() + PATIENCE
         with self._transaction(tx) as conn:
             if tx is None or isinstance(tx, ConnectionPool):
-                self._store.begin_control(conn)
+                self._control.begin_control(conn)
             while True:
                 try:
                     found = self._queues.pause_queues(conn, asked, paused=paused)
@@ -123,6 +124,6 @@ class Queues:
                     raise QueueNotFound(name)
                 if None not in found:
                     return tuple(queue for queue in found if queue is not None)
-                if time.monotonic() >= give_up or self._store.snapshot_is_kept(conn):
+                if time.monotonic() >= give_up or self._control.snapshot_is_kept(conn):
                     raise QueueLocked(f"queue {name!r} is being paused or resumed by somebody else: try again")
                 time.sleep(_PAUSE)

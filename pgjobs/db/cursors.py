@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from copy import copy
 from datetime import datetime, timedelta
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import psycopg
 from psycopg import ClientCursor, Connection, Cursor, postgres
 from psycopg.adapt import AdaptersMap, Dumper, Loader
-from psycopg.pq import ExecStatus, Format
+from psycopg.pq import ExecStatus, Format, TransactionStatus
 from psycopg.rows import TupleRow, tuple_row
 from psycopg.types.string import TextLoader
 
@@ -124,3 +125,29 @@ def one(cur: Cursor[TupleRow]) -> TupleRow:
     if row is None:
         raise psycopg.DataError("the statement gave no row")
     return row
+
+
+def act(conn: AnyConnection, statement: bytes, values: Mapping[str, Any]) -> list[list[Any]]:
+    """The answers of a statement that may fail because of a row; the transaction around it, if there is one, then goes
+    on."""
+    within = conn.info.transaction_status == TransactionStatus.INTRANS
+    if within:
+        statement = b"SAVEPOINT pgjobs_act;\n%b;\nRELEASE SAVEPOINT pgjobs_act" % statement.rstrip(b"; \n")
+    with literal_cursor(conn) as cur:
+        try:
+            cur.execute(statement, values)
+        except psycopg.Error:
+            if within and conn.info.transaction_status == TransactionStatus.INERROR:
+                cur.execute(b"ROLLBACK TO SAVEPOINT pgjobs_act;\nRELEASE SAVEPOINT pgjobs_act")
+            raise
+        return answers(cur)
+
+
+def commit(conn: AnyConnection) -> None:
+    with literal_cursor(conn) as cur:
+        cur.execute(b"COMMIT")
+
+
+def rollback(conn: AnyConnection) -> None:
+    with literal_cursor(conn) as cur:
+        cur.execute(b"ROLLBACK")

@@ -14,7 +14,7 @@ from pgjobs import checks
 from pgjobs.db import bookkeeping, statements
 from pgjobs.db.bookkeeping import Bookkeeping
 from pgjobs.db.cursors import AnyConnection
-from pgjobs.db.migration_queries import Migrations
+from pgjobs.db.migration_queries import MigrationQueries
 from pgjobs.errors import (
     InvalidMigration,
     MigrationError,
@@ -98,7 +98,7 @@ def migrate(
 def make_ready(conn: AnyConnection, schema: str) -> None:
     """Put back what is missing of the bookkeeping, and raise unless the tables fit this code: for a worker pool that
     starts."""
-    if Migrations(schema).table_exists(conn) and not applied(conn, schema):
+    if MigrationQueries(schema).table_exists(conn) and not applied(conn, schema):
         _recognise(conn, schema)
     _check_version_of(conn, schema)
     bookkeeping.put_back(conn, schema)
@@ -116,7 +116,7 @@ def _recognise(conn: AnyConnection, schema: str) -> list[int]:
 
 def applied(conn: AnyConnection, schema: str) -> list[int]:
     """The versions that the schema has; [] on an empty database."""
-    migrations = Migrations(schema)
+    migrations = MigrationQueries(schema)
     return migrations.applied(conn) if migrations.table_exists(conn) else []
 
 
@@ -190,7 +190,7 @@ def schema_sql(schema: str = "pgjobs", *, start: int = 0, target: int | None = N
     have = [version for version in versions() if version <= start]
     goal = max(versions()) if target is None else target
     direction: Direction = "up" if goal >= start else "down"
-    migrations = Migrations(schema)
+    migrations = MigrationQueries(schema)
     parts = [migrations.guarded_table_sql]
     for step in _plan(schema, have, direction, goal):
         whole = f"{step.sql}\n{migrations.bookkeeping_sql(step.version, step.name, direction)}"
@@ -238,7 +238,7 @@ def _advance(
     conn: AnyConnection, schema: str, direction: Direction, target: int | None, *, bounded: bool = False
 ) -> Step | None:
     """Take the next step, if there is one. Looks under the lock: another process may just have taken it."""
-    migrations = Migrations(schema)
+    migrations = MigrationQueries(schema)
     if bounded:
         migrations.begin_step(conn)
     migrations.lock(conn)
@@ -249,7 +249,7 @@ def _advance(
 
 
 def _take_next(
-    conn: AnyConnection, migrations: Migrations, schema: str, direction: Direction, target: int | None
+    conn: AnyConnection, migrations: MigrationQueries, schema: str, direction: Direction, target: int | None
 ) -> Step | None:
     """Take the next step, if there is one, under the lock and the search_path for it."""
     # IF NOT EXISTS alone would ask for the right to create, also from a role that has nothing to create

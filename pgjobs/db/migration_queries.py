@@ -11,7 +11,7 @@ from pgjobs.db import statements
 from pgjobs.db.cursors import AnyConnection, literal_cursor, one
 
 
-class Migrations:
+class MigrationQueries:
     """The statements that keep the books of migrations in one schema."""
 
     def __init__(self, schema: str) -> None:

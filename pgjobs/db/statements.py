@@ -76,8 +76,3 @@ def _filled(text: str, parts: dict[str, str]) -> str:
     for name, part in parts.items():
         text = text.replace(f"{{{name}}}", part)
     return text
-
-
-def channel(schema: str) -> str:
-    """The notification channel of a schema; the payload is the name of a queue."""
-    return f"pgjobs:{schema}"

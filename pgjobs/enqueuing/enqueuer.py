@@ -12,7 +12,7 @@ from typing import Any
 from pgjobs import codec
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.enqueuing.copy_buffer import Spool
-from pgjobs.enqueuing.queries import EnqueueStore
+from pgjobs.enqueuing.queries import EnqueueQueries
 from pgjobs.errors import InvalidArgs, InvalidKind, InvalidOption, NoJobs, PgjobsError, UnknownKind, shown
 from pgjobs.hooks import EnqueueMiddleware, HookCalls, around_insert
 from pgjobs.job import Job, has_args
@@ -39,7 +39,7 @@ Templates = dict[type, tuple[JobOptions, EncodedJob]]
 class Enqueuer:
     """What the enqueues of one client share."""
 
-    store: EnqueueStore
+    store: EnqueueQueries
     defaults: JobOptions
     max_args_bytes: int
     work_map: WorkMap | None = None
@@ -84,7 +84,7 @@ class Enqueuer:
         return job.unique is None and not self.middleware
 
     def insert_hot(self, conn: AnyConnection, job: EncodedJob, *, may_prepare: bool) -> Job[Any]:
-        """As `insert`, of one that `is_plain` and needs one statement; see `EnqueueStore.insert_hot`."""
+        """As `insert`, of one that `is_plain` and needs one statement; see `EnqueueQueries.insert_hot`."""
         inserted = self._with_args(job, self.store.insert_hot(conn, job, may_prepare=may_prepare))
         self.hooks("on_enqueue", inserted)
         return inserted

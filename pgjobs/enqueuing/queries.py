@@ -11,12 +11,13 @@ import psycopg
 from psycopg.pq import PipelineStatus
 
 from pgjobs.db import statements
+from pgjobs.db.channel import DUE_NOTICE, channel
 from pgjobs.db.cursors import AnyConnection, bound_cursor, one
+from pgjobs.db.rows import as_job
 from pgjobs.enqueuing.copy_buffer import Spool
 from pgjobs.enqueuing.copy_rows import HEADER, TRAILER, CopyRows, instant, microseconds
 from pgjobs.enqueuing.single_insert import hot_insert
 from pgjobs.errors import InvalidTransaction
-from pgjobs.execution.queries import DUE_NOTICE, as_job
 from pgjobs.execution.transport import prepared
 from pgjobs.job import Job, JobState, changed, job_of, without_args
 from pgjobs.options import FIRST_INSTANT, EncodedJob
@@ -31,16 +32,16 @@ _TRIES = 100  # to insert a job whose twin is there, and gone, and there again
 _SOON = timedelta(seconds=2)  # as in sql/parts.sql
 
 
-class EnqueueStore:
+class EnqueueQueries:
     """The statements of one schema."""
 
     def __init__(self, schema: str) -> None:
-        self._channel = statements.channel(schema)
+        self._channel = channel(schema)
         self._enqueue = statements.load("enqueue.sql", schema)
         # a name of ours may stand in a statement, where it costs nothing
-        channel = {"channel": f"'{self._channel}'".encode()}
-        self._hot = prepared(f"pgjobs_in_{schema}", self._enqueue["insert_plain_job"], channel)
-        self._plain = self._enqueue["insert_plain_job"].replace(b"%(channel)s", channel["channel"])
+        quoted = f"'{self._channel}'".encode()
+        self._hot = prepared(f"pgjobs_in_{schema}", self._enqueue["insert_plain_job"], {"channel": quoted})
+        self._plain = self._enqueue["insert_plain_job"].replace(b"%(channel)s", quoted)
 
     def insert(self, conn: AnyConnection, jobs: Sequence[EncodedJob], *, notify: bool) -> list[Job[Any]]:
         """Insert the jobs; they come back in their order. In place of one that has a twin, the twin, as a duplicate."""

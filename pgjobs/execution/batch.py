@@ -20,10 +20,11 @@ from pgjobs.db.checkout import Checkout
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.errors import AttemptLost, JobCancelled, TransactionBroken
 from pgjobs.execution.attempt import Attempt
-from pgjobs.execution.batch_queries import BatchStore, Claimed, Record, milliseconds, must_run_alone
+from pgjobs.execution.batch_queries import BatchQueries, Claimed, Record, milliseconds, must_run_alone
 from pgjobs.execution.claimer import Claimer, claims_of
-from pgjobs.execution.executor import Executor, forget
+from pgjobs.execution.executor import Executor
 from pgjobs.execution.finisher import why_not_committed
+from pgjobs.execution.lock_job import forget
 from pgjobs.execution.outcome import COMPLETED, NOTHING_KEPT, Outcome
 from pgjobs.execution.queries import Finished
 from pgjobs.execution.savepoints import MOST, Savepoints
@@ -44,7 +45,7 @@ class Batches:
 
     def __init__(self, executor: Executor) -> None:
         self.executor = executor
-        self.store = BatchStore(executor.claimer.store)
+        self.store = BatchQueries(executor.claimer.store)
         # How many jobs to ask for, by queue: the batch size, halved so often, and no more than there is room for. After
         # one that must run alone there may be more of them, and what a claim locks and does not take is in the way of
         # others. Each number has a statement of its own, so there are only few.

@@ -17,18 +17,18 @@ from psycopg.rows import TupleRow, tuple_row
 
 from pgjobs.db import statements
 from pgjobs.db.cursors import AnyConnection, BatchCursor, answers, literal_cursor, one
+from pgjobs.db.rows import str_of
 from pgjobs.errors import AttemptLost
 from pgjobs.execution.outcome import COMPLETED, NOTHING_KEPT, Kept, Outcome
 from pgjobs.execution.queries import (
     ATTEMPT_LOST,
     CLAIM_DEFAULTS,
+    ExecutionQueries,
     Finished,
     Session,
-    Store,
     finish_values,
     passing_over,
     session_values,
-    str_of,
 )
 from pgjobs.execution.transport import HotPath, Prepared, prepared
 from pgjobs.job import Job, JobState, with_values
@@ -98,10 +98,10 @@ class Written:
     failed: list[Finished]  # in the order of the record
 
 
-class BatchStore:
+class BatchQueries:
     """The statements of one schema that are for batches."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: ExecutionQueries) -> None:
         work, tag = store.work, store.tag
         batch = self._batch = statements.load("batch.sql", store.schema)
         self._work = work

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 from uuid import UUID
 
 import psycopg
@@ -20,19 +20,21 @@ from psycopg.pq import TransactionStatus
 from pgjobs.answers import Complaints, time_limit
 from pgjobs.clean_text import error_text, one_line
 from pgjobs.db.checkout import NEVER, Checkout
-from pgjobs.db.cursors import AnyConnection
+from pgjobs.db.cursors import AnyConnection, commit, rollback
 from pgjobs.errors import AttemptLost, JobStopped, UniqueConflict
 from pgjobs.execution.attempt import SERVER_GRACE
+from pgjobs.execution.lost_claims import Orphan
+from pgjobs.execution.low_water_mark import LowWaterMark
 from pgjobs.execution.outcome import COMPLETED, Kept
 from pgjobs.execution.queries import (
     CLAIM_DEFAULTS,
     ClaimRequest,
     ClaimValues,
+    ExecutionQueries,
     Finished,
     Mark,
     ServerFacts,
     Session,
-    Store,
 )
 from pgjobs.execution.set_aside import SetAside, UnchangedRow, UnreadableRow, concerns_a_row
 from pgjobs.execution.transport import HotPath, HotStatements, hot_path
@@ -48,7 +50,6 @@ log = get_logger("pgjobs.claim")
 _CAUTIOUS = timedelta(minutes=5)
 _NOT_ASKED = float("inf")
 _ORPHANED_FOR = 30.0  # seconds: longer than a server takes to notice
-_FIRST_LOOK = 0.05  # seconds until a claim is looked for again whose answer never came; doubles
 _LONGEST_LOOK = 1.0
 _ANSWER_WITHIN = 40.0  # seconds; the server gives a claim 30
 # A better job that appears before the mark waits no longer than the first of these where a look at all costs little;
@@ -64,30 +65,12 @@ _DEALS_FOR = 3.0  # seconds in which one claim deals with the jobs that it fails
 _UNCHANGED_EVERY = 2.0  # seconds
 
 
-class _Marked(NamedTuple):
-    """The job of a queue that was claimed last: what stands before it in the index is most likely dead."""
-
-    mark: Mark
-    until: float  # when to look at all again, by the monotonic clock
-
-
-@dataclass(slots=True, eq=False)
-class _Orphan:
-    """A claim whose answer never came."""
-
-    queue: str
-    token: UUID
-    until: float  # when it is too late for it, by the monotonic clock
-    due: float = 0.0  # when to look for it again
-    pause: float = _FIRST_LOOK
-
-
 @dataclass
 class Claimer:
     """What the threads of one process share to claim jobs. `timeout` bounds the kinds that say nothing themselves;
     `unknown_kinds` says what becomes of those without a handler."""
 
-    store: Store
+    store: ExecutionQueries
     work_map: WorkMap
     worker: str
     order: str = "priority"
@@ -100,10 +83,10 @@ class Claimer:
     _settings: tuple[ClaimValues, ClaimValues] = ({}, {})
     _settings_of: int = -1
     _plain_kinds: set[str] = field(default_factory=set)
-    _marks: dict[str, _Marked] = field(default_factory=dict)
+    _marks: dict[str, LowWaterMark] = field(default_factory=dict)
     _next_unchanged: dict[str, float] = field(default_factory=dict)  # when to look for them, by queue
     _look: threading.local = field(default_factory=threading.local)  # the one that this thread does: when it began
-    _orphans: list[_Orphan] = field(default_factory=list)
+    _orphans: list[Orphan] = field(default_factory=list)
     _cautious_until: float = _NOT_ASKED
     _asking: threading.Lock = field(default_factory=threading.Lock)
     aside: SetAside = field(default_factory=SetAside)
@@ -207,7 +190,7 @@ class Claimer:
                     raise
                 others = partial(self._others_work, conn, request)
                 if self._unworkable.deal_with(conn, act, (id, request.queue), failed, CLAIM, others_work=others):
-                    self.store.commit(conn)
+                    commit(conn)
 
     @contextmanager
     def _looking(self, conn: AnyConnection) -> Iterator[None]:
@@ -217,7 +200,7 @@ class Claimer:
             yield
         finally:
             if not conn.closed and conn.info.transaction_status != TransactionStatus.IDLE:
-                self.store.rollback(conn)
+                rollback(conn)
 
     def _others_work(self, conn: AnyConnection, request: ClaimRequest) -> bool:
         """Whether one of some others of the queue can be claimed: those that cannot may stand before all of them."""
@@ -306,7 +289,7 @@ class Claimer:
                 held.renew()
             # In the transaction that holds the row: another claim, which saw the job as available, may wait to hold it.
             found = self.store.release_claim(held.conn, queue=job.queue, token=job.token)
-            self.store.commit(held.conn)
+            commit(held.conn)
             released = found
         finally:
             if not released:
@@ -370,7 +353,7 @@ class Claimer:
     def _discard_unreadable(self, held: Checkout, request: ClaimRequest, error: Exception) -> None:
         """A claim is committed, and what it gave cannot be read: nor could it be the next time."""
         conn = held.conn
-        self.store.rollback(conn)
+        rollback(conn)
         id = self.store.claimed_id(conn, request.queue, request.token)
         if id is not None:
             reason = f"this job cannot be worked, for its row cannot be read: {error_text(error)}"
@@ -399,7 +382,7 @@ class Claimer:
             self._orphan(queue, token)
             return
         try:
-            self.store.rollback(held.conn)
+            rollback(held.conn)
             released = self.store.release_claim(held.conn, queue=queue, token=token)
         except psycopg.Error as error:
             self._orphan(queue, token)
@@ -410,7 +393,7 @@ class Claimer:
             log.warning("a claimed job could not be locked, its attempt is given back: %s", one_line(why))
 
     def _orphan(self, queue: str, token: UUID) -> None:
-        self._orphans.append(_Orphan(queue, token, time.monotonic() + _ORPHANED_FOR))
+        self._orphans.append(Orphan(queue, token, time.monotonic() + _ORPHANED_FOR))
 
     def take_back_orphans(self, conn: AnyConnection, *, at_once: bool = False) -> None:
         """Give back the attempts of claims whose answer never came. The server may still be at work on them, so each is
@@ -486,7 +469,7 @@ class Claimer:
         now, marked = time.monotonic(), self._marks.get(queue)
         self._look.began = now
         if marked is not None:
-            self._marks[queue] = _Marked(marked.mark, now + _FULL_SCAN_AT_LEAST_EVERY)
+            self._marks[queue] = LowWaterMark(marked.mark, now + _FULL_SCAN_AT_LEAST_EVERY)
 
     def note(self, queue: str, job: Job[Any] | None) -> None:
         """What this thread has claimed, with or without a look at all."""
@@ -501,7 +484,7 @@ class Claimer:
             until = now + min(max(pause, _FULL_SCAN_EVERY), _FULL_SCAN_AT_LEAST_EVERY)
         else:
             until = marked.until
-        self._marks[queue] = _Marked(Mark(job.priority, job.scheduled_at, job.id), until)
+        self._marks[queue] = LowWaterMark(Mark(job.priority, job.scheduled_at, job.id), until)
 
     def _note_next(self, claim: ClaimRequest, job: Job[Any] | None) -> None:
         """What came of a claim that went with a finish. Where there was nothing behind the mark, the claim that follows

@@ -20,7 +20,7 @@ from pgjobs.answers import Complaints
 from pgjobs.backoff import Backoff
 from pgjobs.clean_text import forget_details, hint, one_line
 from pgjobs.db.checkout import Checkout
-from pgjobs.db.cursors import AnyConnection
+from pgjobs.db.cursors import AnyConnection, rollback
 from pgjobs.errors import (
     AttemptLost,
     Cancel,
@@ -35,8 +35,9 @@ from pgjobs.events import Event, EventKind, Events, JobStats
 from pgjobs.execution.attempt import Attempt
 from pgjobs.execution.claimer import Claimer
 from pgjobs.execution.outcome import AFTER_A_FAULT, COMPLETED, Outcome, decide
-from pgjobs.execution.queries import Finished, Store, microseconds
+from pgjobs.execution.queries import ExecutionQueries, Finished
 from pgjobs.hooks import ErrorHandler, HookCalls
+from pgjobs.interval import microseconds
 from pgjobs.job import Job, JobState, changed
 from pgjobs.loggers import get_logger
 
@@ -55,7 +56,7 @@ W = TypeVar("W")
 class Finisher:
     """What the threads of one process share to end attempts."""
 
-    store: Store
+    store: ExecutionQueries
     claimer: Claimer
     backoff: Backoff
     error_handler: ErrorHandler | None = None
@@ -118,7 +119,7 @@ class Finisher:
         return found is not None and found.state is JobState.RUNNING and found.token == job.token
 
     def rollback(self, held: Checkout) -> None:
-        self.store.rollback(held.conn)
+        rollback(held.conn)
 
     # --- write
 

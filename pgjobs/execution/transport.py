@@ -28,16 +28,16 @@ from psycopg.pq.abc import PGresult
 from psycopg.rows import tuple_row
 
 from pgjobs.db.cursors import AnyConnection, BatchCursor, ClaimCursor
+from pgjobs.db.rows import claimed_job
 from pgjobs.errors import AttemptLost
 from pgjobs.execution.outcome import NOTHING_KEPT, Kept
 from pgjobs.execution.queries import (
     ClaimRequest,
     ClaimValues,
+    ExecutionQueries,
     Finished,
     Session,
-    Store,
     attempt_lost,
-    claimed_job,
     lost_or,
 )
 from pgjobs.interval import interval_text
@@ -88,7 +88,7 @@ def prepared(name: str, statement: bytes, fixed: Literals = _NO_VALUES) -> Prepa
 class HotStatements:
     """The statements of one schema, for any connection."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: ExecutionQueries) -> None:
         work, tag = store.work, store.tag
         self.tag = tag
 
@@ -177,7 +177,7 @@ class HotPath:
     # --- what the store does, in fewer round trips
 
     def claim(self, which: str, claim: ClaimRequest) -> Job[Any] | None:
-        """As `Store.claim`."""
+        """As `ExecutionQueries.claim`."""
         while self._stale:
             self._conn.pgconn.exec_(b"DEALLOCATE " + self._stale.pop())  # a handler may have done it before
         begin = self._statements.begin.sql
@@ -227,8 +227,8 @@ class HotPath:
     def complete(
         self, job: Job[Any], kept: Kept, which: str, then: ClaimRequest | None, *, relaxed: bool = False
     ) -> tuple[Finished, Exception | None]:
-        """As `Store.complete`; and with `then`, claim and lock the next job too, which stands in `next`. What went
-        wrong with that is given back, what went wrong before is raised."""
+        """As `ExecutionQueries.complete`; and with `then`, claim and lock the next job too, which is in `next`.
+        What went wrong with that is given back, what went wrong before is raised."""
         known, used = self._statements, self.used
         complete = self._complete_steps(used, kept is not NOTHING_KEPT, relaxed)
         self._in_handlers_role = used

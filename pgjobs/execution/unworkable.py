@@ -13,7 +13,7 @@ import psycopg
 
 from pgjobs.clean_text import ERROR_LIMIT, clean
 from pgjobs.db.cursors import AnyConnection
-from pgjobs.execution.queries import Store
+from pgjobs.execution.queries import ExecutionQueries
 from pgjobs.execution.set_aside import SetAside, concerns_a_row, is_application_code, is_too_large, short
 from pgjobs.job import JobState
 from pgjobs.loggers import get_logger
@@ -54,7 +54,7 @@ class Act(NamedTuple):
 class Unworkable:
     """Deals with the rows that the acts of one process fail for."""
 
-    store: Store
+    store: ExecutionQueries
     aside: SetAside
 
     def deal_with(

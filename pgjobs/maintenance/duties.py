@@ -6,33 +6,27 @@ transactions that the server bounds, and moves the time on. So a process that di
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from datetime import timedelta
-from functools import partial
-from queue import Empty, SimpleQueue
 from random import random
 from typing import Any
 
 import psycopg
-from psycopg_pool import PoolClosed
 
 from pgjobs.clean_text import one_line
 from pgjobs.db.bookkeeping import Bookkeeping
-from pgjobs.db.checkout import Checkout
 from pgjobs.db.cursors import AnyConnection
-from pgjobs.db.source import PoolSource
-from pgjobs.execution.queries import DutyMissing, Rescued, Selection, Store
+from pgjobs.execution.queries import ExecutionQueries
 from pgjobs.execution.set_aside import SetAside, concerns_a_row
 from pgjobs.execution.unworkable import CANCEL, MOST_TRIES, PROMOTE, RESCUE, Act, Row, Unworkable
 from pgjobs.job import Job, JobState
 from pgjobs.loggers import get_logger
 from pgjobs.maintenance.pruning import Cleaning
+from pgjobs.maintenance.queries import DutyMissing, MaintenanceQueries, Rescued, Selection
 from pgjobs.maintenance.reindexer import Reindex, is_time, next_time
-from pgjobs.outages import Outages
-from pgjobs.workers.queries import Workers
+from pgjobs.workers.queries import WorkerQueries
 
 log = get_logger("pgjobs.maintenance")
 
@@ -53,19 +47,15 @@ AFTER_FAILURE = timedelta(seconds=5)
 # What the row of a duty may say at most; more is of a server whose clock was ahead, or of a hand.
 _LONGEST = timedelta(minutes=5)
 _LONGEST_OF_INDEXES = timedelta(hours=25)  # once in a day
-_AT_LEAST_EVERY = timedelta(seconds=1)  # look whether somebody else's duty is due
-_HURRIED = ("promote", "rescue")  # the duties that somebody may be waiting for
+AT_LEAST_EVERY = timedelta(seconds=1)  # look whether somebody else's duty is due
+URGENT = ("promote", "rescue")  # the duties that somebody may be waiting for
 # When to look again after a look that found nothing for them: a job that starts now is rescued after RESCUE_GRACE at
 # the earliest, and one that is due within two seconds tells when it is enqueued, where that is heard.
-_GLANCE_EVERY = timedelta(seconds=1.75)
+GLANCE_EVERY = timedelta(seconds=1.75)
 _SELDOM = timedelta(seconds=30)  # the same for the others
-_SOON = timedelta(0)
+SOON = timedelta(0)
 _EARLY = timedelta(milliseconds=1)  # by which the row says sooner: not to find it too early at the moment itself
 _ONE_BY_ONE = MOST_TRIES  # rows of a transaction that puts each behind a savepoint
-_BESIDE_EVERY = 1.0  # seconds
-_BESIDE = "looking for jobs to cancel, and saying that this process is there,"
-_ANSWER_WITHIN = 40.0  # seconds for what is quick; the server gives each statement 30
-_SLOW_ANSWER_WITHIN = 600.0  # for duties of many statements
 
 
 class Batches:
@@ -94,7 +84,7 @@ class Maintenance:
 
     def __init__(
         self,
-        store: Store,
+        schema: str,
         *,
         keep: Mapping[JobState, timedelta | None],
         wake: Callable[[str, int], None] = lambda queue, jobs: None,
@@ -103,20 +93,20 @@ class Maintenance:
         kinds: Callable[[], Iterable[str] | None] = lambda: None,
         reindex: Reindex | None = None,
     ) -> None:
-        self._store = store
+        self._queries = MaintenanceQueries(schema)
         self._keep = keep
         self._wake = wake
         self._rescued = rescued
         self._reads_rescued = reads_rescued  # whether `rescued` wants more than what was changed: args, metadata
         self._kinds = kinds  # that this process knows; None is every kind
-        self._workers = Workers(store.schema)
-        self._books = Bookkeeping(store.schema)
+        self._workers = WorkerQueries(schema)
+        self._books = Bookkeeping(schema)
         self._rescue_batches = Batches()
         self._clean_batches = Batches()
         self._promoted: dict[str, int] = {}
         self.aside = SetAside()
-        self._unworkable = Unworkable(store, self.aside)
-        self._cleaning = Cleaning(store, self._unworkable)
+        self._unworkable = Unworkable(ExecutionQueries(schema), self.aside)
+        self._cleaning = Cleaning(schema, self._unworkable)
         self.duties: dict[str, Callable[[AnyConnection], timedelta]] = {
             "promote": self.promote,
             "rescue": self.rescue,
@@ -132,22 +122,22 @@ class Maintenance:
         """Make due jobs available; until exactly the next one is due."""
         rows = self._selected("promote")
         try:
-            self._promoted, contested, due = self._store.promote(conn, BATCH, *rows)
+            self._promoted, contested, due = self._queries.promote(conn, BATCH, *rows)
         except psycopg.Error as error:
             self._promote_bit_by_bit(conn, rows, error)
-            return _SOON
+            return SOON
         self._note_work("promote", self._promoted)
         for id, queue in contested[:_ONE_BY_ONE]:
             self._promote_contested(conn, id, queue)
         if sum(self._promoted.values()) + len(contested) >= BATCH or len(contested) > _ONE_BY_ONE:
-            return _SOON
+            return SOON
         if contested:  # which are due no longer
-            due = self._store.next_due(conn, *self._selected("promote"))
+            due = self._queries.next_due(conn, *self._selected("promote"))
         if due is None:
             return PROMOTE_EVERY
-        if due > _SOON:
+        if due > SOON:
             return min(due, PROMOTE_EVERY)
-        return _PROMOTE_AGAIN if -due > _PROMOTE_AGAIN else _SOON  # due since a moment ago, or held by somebody
+        return _PROMOTE_AGAIN if -due > _PROMOTE_AGAIN else SOON  # due since a moment ago, or held by somebody
 
     def _selected(self, act: str) -> tuple[Selection] | tuple[()]:
         """What an act is to leave out, if there is anything."""
@@ -162,14 +152,14 @@ class Maintenance:
         self._promoted = {}
 
         def promote(ids: Sequence[int]) -> None:
-            promoted, contested, _ = self._store.promote(conn, len(ids), Selection(among=ids))
+            promoted, contested, _ = self._queries.promote(conn, len(ids), Selection(among=ids))
             for queue, jobs in promoted.items():
                 self._promoted[queue] = self._promoted.get(queue, 0) + jobs
             for id, queue in contested if len(ids) == 1 else ():
                 self._promote_contested(conn, id, queue)
 
         def find() -> list[Row]:
-            return self._store.rows_to_promote(conn, BATCH, *rows)
+            return self._queries.rows_to_promote(conn, BATCH, *rows)
 
         self._unworkable.bit_by_bit(conn, Act("promote", find, promote, PROMOTE), error)
 
@@ -177,9 +167,9 @@ class Maintenance:
         """Promote a job whose unique key a twin may have taken while it waited."""
         try:
             try:
-                state = self._store.settle_promotion(conn, id, queue)
+                state = self._queries.settle_promotion(conn, id, queue)
             except (psycopg.errors.UniqueViolation, psycopg.errors.LockNotAvailable):  # the twin is being inserted
-                self._store.postpone_promotion(conn, id, queue)
+                self._queries.postpone_promotion(conn, id, queue)
                 return
         except psycopg.Error as error:
             if not concerns_a_row(error):
@@ -210,21 +200,21 @@ class Maintenance:
             self._tell_of(conn, job)
         if cancelled:
             log.info("%d jobs cancelled whose attempt ended while that was being asked for", cancelled)
-        return _SOON if jobs.more or max(len(jobs), settled) >= batch else _RESCUE_EVERY
+        return SOON if jobs.more or max(len(jobs), settled) >= batch else _RESCUE_EVERY
 
     def _rescue(self, conn: AnyConnection, batch: int) -> Rescued:
         rows, kinds = self._selected("rescue"), self._kinds()
         try:
-            jobs = self._store.rescue(conn, batch, RESCUE_GRACE, kinds, *rows)
+            jobs = self._queries.rescue(conn, batch, RESCUE_GRACE, kinds, *rows)
         except psycopg.Error as error:
             jobs = Rescued()
             jobs.more = True
 
             def rescue(ids: Sequence[int]) -> None:
-                jobs.extend(self._store.rescue(conn, len(ids), RESCUE_GRACE, kinds, Selection(among=ids)))
+                jobs.extend(self._queries.rescue(conn, len(ids), RESCUE_GRACE, kinds, Selection(among=ids)))
 
             def find() -> list[Row]:
-                return self._store.rows_to_rescue(conn, batch, RESCUE_GRACE, kinds, *rows)
+                return self._queries.rows_to_rescue(conn, batch, RESCUE_GRACE, kinds, *rows)
 
             self._unworkable.bit_by_bit(conn, Act("rescue", find, rescue, RESCUE), error)
         self._note_work("rescue", jobs)
@@ -236,7 +226,7 @@ class Maintenance:
             return
         if self._reads_rescued():
             with suppress(psycopg.DataError, psycopg.ProgrammingError):
-                job = self._store.rescued_job(conn, job.id, job.queue) or job
+                job = self._queries.rescued_job(conn, job.id, job.queue) or job
         self._rescued(job)
 
     def _settle_requests(self, conn: AnyConnection, batch: int) -> tuple[int, int]:
@@ -244,16 +234,16 @@ class Maintenance:
         act = "cancel requests"
         rows, cancelled, settled = self._selected(act), 0, 0
         try:
-            return self._store.settle_requests(conn, batch, *rows)
+            return self._queries.settle_requests(conn, batch, *rows)
         except psycopg.Error as error:
 
             def settle(ids: Sequence[int]) -> None:
                 nonlocal cancelled, settled
-                counts = self._store.settle_requests(conn, batch, Selection(among=ids))
+                counts = self._queries.settle_requests(conn, batch, Selection(among=ids))
                 cancelled, settled = cancelled + counts[0], settled + counts[1]
 
             def find() -> list[Row]:
-                return self._store.rows_to_settle(conn, batch, *rows)
+                return self._queries.rows_to_settle(conn, batch, *rows)
 
             self._unworkable.bit_by_bit(conn, Act(act, find, settle, CANCEL), error)
         return cancelled, batch  # there may be more
@@ -261,7 +251,7 @@ class Maintenance:
     def clean(self, conn: AnyConnection) -> timedelta:
         """Delete what has been over for longer than it is kept."""
         with self._clean_batches.next() as batch:
-            return _SOON if self._cleaning.clean(conn, self._keep, batch) else _CLEAN_EVERY
+            return SOON if self._cleaning.clean(conn, self._keep, batch) else _CLEAN_EVERY
 
     def forget_workers(self, conn: AnyConnection) -> timedelta:
         """Remove processes that vanished from the registry."""
@@ -277,7 +267,7 @@ class Maintenance:
         so that nobody else begins one.
         """
         assert self._reindex is not None
-        now = self._store.current_time(conn)
+        now = self._queries.current_time(conn)
         if is_time(self._reindex.at, now):
             self._afterwards.append(self._reindex.start)
         return next_time(self._reindex.at, now) - now
@@ -286,23 +276,23 @@ class Maintenance:
         """Do a duty if it is due and nobody else is at it; how long until it is due again."""
         try:
             longest = _LONGEST_OF_INDEXES if duty == "indexes" else _LONGEST
-            remaining = self._store.begin_duty(conn, duty, longest)
+            remaining = self._queries.begin_duty(conn, duty, longest)
         except DutyMissing:  # somebody has emptied the table
             self._books.put_back_duties(conn, self._books.missing_duties(conn))
-            return _SOON
+            return SOON
         if remaining is None:  # somebody else is at it
-            return _AT_LEAST_EVERY
-        if remaining > _SOON:
-            return min(remaining + _EARLY, _AT_LEAST_EVERY if duty in _HURRIED else _SELDOM)
+            return AT_LEAST_EVERY
+        if remaining > SOON:
+            return min(remaining + _EARLY, AT_LEAST_EVERY if duty in URGENT else _SELDOM)
         self._afterwards.clear()
         after = self.duties[duty](conn)
-        said, exact = time.monotonic(), _SOON < after < _AT_LEAST_EVERY
-        self._store.end_duty(conn, duty, max(_SOON, after - _EARLY) if exact else after)
+        said, exact = time.monotonic(), SOON < after < AT_LEAST_EVERY
+        self._queries.end_duty(conn, duty, max(SOON, after - _EARLY) if exact else after)
         for act in self._afterwards:
             act()
         self._wake_promoted()  # not before others can see them
         if exact:
-            after = max(_SOON, after - timedelta(seconds=time.monotonic() - said))
+            after = max(SOON, after - timedelta(seconds=time.monotonic() - said))
         return after + _STAND_BACK * random() if duty == "rescue" else after
 
     def _wake_promoted(self) -> None:
@@ -312,168 +302,12 @@ class Maintenance:
 
     def glance(self, conn: AnyConnection) -> set[str]:
         """Those of the duties of every second that would find anything."""
-        return self._store.glance(conn, _GLANCE_EVERY + PROMOTE_EVERY)
+        return self._queries.glance(conn, GLANCE_EVERY + PROMOTE_EVERY)
 
     def hurry(self, conn: AnyConnection) -> None:
         """A job was enqueued that is due before the next promote was to be."""
-        self._store.hurry_promote(conn)
+        self._queries.hurry_promote(conn)
 
     def postpone(self, conn: AnyConnection, duty: str) -> None:
         """After a failure: move the duty's time on, so that not every process tries it hot."""
-        self._store.postpone_duty(conn, duty, AFTER_FAILURE)
-
-
-class MaintenanceThread:
-    """Repeats the duties until it is stopped."""
-
-    def __init__(
-        self,
-        maintenance: Maintenance,
-        source: PoolSource,
-        *,
-        name: str,
-        beside: Callable[[AnyConnection], None] = lambda conn: None,
-        tick: Callable[[AnyConnection], timedelta] = lambda conn: _AT_LEAST_EVERY,
-        at_end: Callable[[], None] = lambda: None,
-        over: Callable[[Checkout], AbstractContextManager[object]] = lambda held: nullcontext(),
-        is_told: Callable[[], bool] = lambda: True,
-        outages: Outages | None = None,
-        on_closed: Callable[[], None] = lambda: None,
-    ) -> None:
-        self._maintenance = maintenance
-        self._acts: dict[str, Callable[[AnyConnection], timedelta]] = {
-            **{duty: partial(maintenance.do, duty=duty) for duty in maintenance.duties},
-            "tick": tick,  # no duty of one process: each looks after the schedules that it has
-        }
-        self._hurried: SimpleQueue[str] = SimpleQueue()
-        self._exact: set[str] = set()  # acts that have said for which moment there is something to do
-        self._source = source
-        self._beside = beside  # what concerns this process alone; called every second, and when called for
-        self._at_end = at_end
-        self._over = over  # watches over a connection
-        self._on_closed = on_closed  # called when the source has no connections any more
-        self._is_told = is_told  # whether it hears of jobs that are due soon
-        self._outages = outages or Outages()
-        self._called = threading.Event()
-        self._stopping = False
-        self._thread = threading.Thread(target=self._repeat, name=name, daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def end(self) -> None:
-        """Stop after the act under way. Waits for nothing."""
-        self._stopping = True
-        self._called.set()
-
-    def stop(self, timeout: float | None = None) -> bool:
-        """Stop after the act under way. Says whether the thread has ended."""
-        self.end()
-        self._thread.join(timeout)
-        return not self._thread.is_alive()
-
-    @property
-    def is_current(self) -> bool:
-        """Whether this is asked on the thread itself, by a hook."""
-        return self._thread is threading.current_thread()
-
-    def call(self) -> None:
-        """Something is to be looked at now."""
-        self._called.set()
-
-    def hurry(self, act: str) -> None:
-        """There may be something for this act before its time. May be called from any thread."""
-        self._hurried.put(act)
-        self._called.set()
-
-    def _repeat(self) -> None:
-        due = dict.fromkeys(self._acts, 0.0)
-        while not self._stopping:
-            hurried = self._taken_hurries()
-            due.update(dict.fromkeys(hurried, 0.0))
-            ready = [duty for duty, when in due.items() if when <= time.monotonic()]
-            sure = hurried | self._exact  # for these a look would only take time
-            in_vain = self._in_vain(set(ready) - sure) - sure
-            pause = _GLANCE_EVERY if self._is_told() else _AT_LEAST_EVERY
-            due.update(dict.fromkeys(in_vain, time.monotonic() + pause.total_seconds()))
-            for duty in ready:
-                if duty not in in_vain and not self._stopping:
-                    due[duty] = time.monotonic() + self._next(duty).total_seconds()
-            self._look_beside()
-            self._called.wait(max(0.0, min(*due.values(), time.monotonic() + _BESIDE_EVERY) - time.monotonic()))
-            self._called.clear()
-        with suppress(Exception):  # the rows of those who could not take their leave age out
-            self._at_end()
-
-    def _next(self, duty: str) -> timedelta:
-        """Do an act; when to do it again."""
-        after = self._attempt(duty, self._acts[duty])
-        (self._exact.add if after < _AT_LEAST_EVERY else self._exact.discard)(duty)
-        return after
-
-    def _in_vain(self, ready: set[str]) -> set[str]:
-        """Those of the acts that would find nothing, ready or not, so that an idle queue costs one look."""
-        if not ready.intersection(_HURRIED):
-            return set()
-        try:
-            with self._connection() as conn:
-                return set(_HURRIED) - self._maintenance.glance(conn)
-        except psycopg.Error:  # the acts will say what is wrong
-            return set()
-
-    def _taken_hurries(self) -> set[str]:
-        hurried = set()
-        with suppress(Empty):
-            while True:
-                hurried.add(self._hurried.get_nowait())
-        if "promote" in hurried:
-            self._attempt("promote", self._hurry_promote)
-        return hurried
-
-    def _hurry_promote(self, conn: AnyConnection) -> timedelta:
-        self._maintenance.hurry(conn)
-        return _SOON
-
-    @contextmanager
-    def _connection(self, duty: str = "") -> Iterator[AnyConnection]:
-        within = _ANSWER_WITHIN if duty in ("", "promote", "rescue", "tick") else _SLOW_ANSWER_WITHIN
-        with self._source.own_checkout() as held, self._over(held), held.answered_within(within):
-            yield held.conn
-
-    def _look_beside(self) -> None:
-        try:
-            with self._connection() as conn:
-                self._beside(conn)
-            self._outages.worked(log, _BESIDE)
-        except PoolClosed:
-            self._on_closed()
-        except Exception as error:
-            with suppress(Exception):
-                self._outages.failed(log, _BESIDE, error, f"{_BESIDE} failed")
-
-    def _attempt(self, duty: str, act: Callable[[AnyConnection], timedelta]) -> timedelta:
-        """Do one act, whatever may come of it; when to try it again."""
-        try:
-            with self._connection(duty) as conn:
-                after = act(conn)
-            # a tick may have found nothing to do, and written nothing
-            self._outages.worked(log, f"duty {duty}", wrote=duty in self._maintenance.duties)
-            return after
-        except PoolClosed:
-            self._on_closed()
-            return AFTER_FAILURE
-        except Exception as error:  # the thread outlives every error of the database
-            with suppress(Exception):  # a handler of the log that fails
-                text = f"duty {duty} failed and is tried again in {AFTER_FAILURE}"
-                if self._maintenance.aside.was_said(error):
-                    log.debug("%s: %s", text, one_line(error))
-                else:
-                    self._outages.failed(log, f"duty {duty}", error, text)
-        if duty not in self._maintenance.duties:
-            return AFTER_FAILURE
-        try:
-            with self._connection() as conn:
-                self._maintenance.postpone(conn, duty)
-        except psycopg.Error as error:
-            log.debug("duty %s could not be postponed: %s", duty, one_line(error))
-        return AFTER_FAILURE
+        self._queries.postpone_duty(conn, duty, AFTER_FAILURE)

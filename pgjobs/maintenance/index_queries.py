@@ -10,7 +10,7 @@ from pgjobs.db.cursors import AnyConnection, answers, literal_cursor
 TIME_INDEX = "job_by_time"
 
 
-class Indexes:
+class IndexQueries:
     """The statements about the indexes of the job table of one schema."""
 
     def __init__(self, schema: str) -> None:

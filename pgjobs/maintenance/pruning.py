@@ -15,11 +15,11 @@ from datetime import datetime, timedelta
 
 import psycopg
 
-from pgjobs.control.queue_queries import QueueStore
+from pgjobs.control.queue_queries import QueueQueries
 from pgjobs.db.cursors import AnyConnection
-from pgjobs.execution.queries import CleanPart, Selection, Store
 from pgjobs.execution.set_aside import concerns_a_row
 from pgjobs.execution.unworkable import MOST_TRIES, Act, Row, Unworkable
+from pgjobs.maintenance.queries import CleanPart, MaintenanceQueries, Selection
 from pgjobs.states import JobState
 
 _ANEW_EVERY = 3600.0  # seconds
@@ -57,10 +57,10 @@ class Place:
 class Cleaning:
     """Deletes what has been over for longer than it is kept."""
 
-    def __init__(self, store: Store, unworkable: Unworkable) -> None:
-        self._store = store
+    def __init__(self, schema: str, unworkable: Unworkable) -> None:
+        self._queries = MaintenanceQueries(schema)
         self._unworkable = unworkable
-        self._queues = QueueStore(store.schema)
+        self._queues = QueueQueries(schema)
         self._places: dict[Pass, Place] = {}
 
     def clean(self, conn: AnyConnection, keep: Mapping[JobState, timedelta | None], batch: int) -> bool:
@@ -91,8 +91,8 @@ class Cleaning:
 
             def find() -> list[Row]:
                 if which.is_simple:
-                    return self._store.rows_to_clean(conn, which.state, which.keep, batch, rows)
-                return self._store.rows_to_clean_part(conn, self._part(which), batch, rows)
+                    return self._queries.rows_to_clean(conn, which.state, which.keep, batch, rows)
+                return self._queries.rows_to_clean_part(conn, self._part(which), batch, rows)
 
             try:
                 self._unworkable.bit_by_bit(conn, Act(act, find, clean, None), error)
@@ -104,13 +104,13 @@ class Cleaning:
 
     def _do(self, conn: AnyConnection, which: Pass, batch: int, rows: Selection) -> bool:
         if which.is_simple:
-            return self._store.clean(conn, which.state, which.keep, batch, rows) >= batch
+            return self._queries.clean(conn, which.state, which.keep, batch, rows) >= batch
         return self._read_on(conn, which, batch, rows)
 
     def _clean_some(self, conn: AnyConnection, which: Pass) -> int:
         """Delete some jobs in no order, since the first in order must all stay. How many were deleted."""
         deleted = 0
-        for id, _ in self._store.some_old_jobs(
+        for id, _ in self._queries.some_old_jobs(
             conn, which.state, which.keep, MOST_TRIES, queue=which.queue, others=which.others
         ):
             try:
@@ -123,7 +123,7 @@ class Cleaning:
     def _clean_among(self, conn: AnyConnection, which: Pass, ids: Sequence[int]) -> int:
         """Those with these ids: other queues, which are kept for longer, may have jobs of the same."""
         among, queue, others = Selection(among=ids), which.queue, which.others
-        return self._store.clean(conn, which.state, which.keep, len(ids), among, queue=queue, others=others)
+        return self._queries.clean(conn, which.state, which.keep, len(ids), among, queue=queue, others=others)
 
     def _part(self, which: Pass) -> CleanPart:
         place = self._places[which]
@@ -133,7 +133,7 @@ class Cleaning:
         place = self._places[which]
         if place.is_through and time.monotonic() - place.began >= _ANEW_EVERY:
             place = self._places[which] = Place()
-        seen, last = self._store.clean_part(conn, self._part(which), batch, rows)
+        seen, last = self._queries.clean_part(conn, self._part(which), batch, rows)
         if last is not None:
             place.ended_at, place.id = last
         if seen < batch:

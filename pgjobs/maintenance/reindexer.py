@@ -18,7 +18,7 @@ from pgjobs.clean_text import one_line
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.errors import InvalidSetting, shown
 from pgjobs.loggers import get_logger
-from pgjobs.maintenance.index_queries import Indexes
+from pgjobs.maintenance.index_queries import IndexQueries
 
 log = get_logger("pgjobs.reindex")
 
@@ -101,7 +101,7 @@ class Reindex:
 
     def __init__(self, schema: str, connect: Callable[[], AnyConnection], *, at: time, name: str) -> None:
         self.at = at
-        self._indexes = Indexes(schema)
+        self._indexes = IndexQueries(schema)
         self._connect = connect
         self._name = name
         self._thread: threading.Thread | None = None

@@ -14,7 +14,7 @@ import psycopg
 from pgjobs.clean_text import one_line
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.loggers import get_logger
-from pgjobs.maintenance.index_queries import TIME_INDEX, Indexes
+from pgjobs.maintenance.index_queries import TIME_INDEX, IndexQueries
 from pgjobs.maintenance.reindexer import Bounds
 
 log = get_logger("pgjobs.time_index")
@@ -29,7 +29,7 @@ class TimeIndex:
     """Sees to it that the index is there."""
 
     def __init__(self, schema: str, connect: Callable[[], AnyConnection], *, name: str) -> None:
-        self._indexes = Indexes(schema)
+        self._indexes = IndexQueries(schema)
         self._connect = connect
         self._bounds = Bounds(name)
         self._stopping = threading.Event()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 from typing import Any
@@ -15,40 +15,16 @@ import psycopg
 
 from pgjobs.clean_text import clean
 from pgjobs.db import statements
+from pgjobs.db.channel import channel
 from pgjobs.db.cursors import AnyConnection, LiteralCursor, answers, bound_cursor, literal_cursor, one
-from pgjobs.execution.queries import span
-from pgjobs.interval import interval_text
+from pgjobs.figures import ScheduleRow
+from pgjobs.interval import instant, interval_text, span
 from pgjobs.options import EncodedJob
 from pgjobs.schedule import CatchUp, Schedule
 
-SCHEDULE_NOTICE = " schedule"  # what a notification says when a schedule was changed; see 0002_schedules.sql
 DEAD_AFTER = timedelta(seconds=30)  # a process that has not been heard of for so long has its schedules no more
 FORGET_AFTER = timedelta(days=30)  # a schedule that no code has had for so long
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _ERROR_LIMIT = 2000  # characters
-
-
-@dataclass(frozen=True, slots=True)
-class ScheduleRow:
-    """A schedule as the table has it."""
-
-    name: str
-    kind: str | None  # None where code supplies it at each tick
-    spec: str | None  # None for an object of the application's
-    zone: str
-    raw_args: str | None = field(repr=False)  # the JSON text; None where code supplies them
-    raw_options: str | None = field(repr=False)
-    catch_up: str
-    window: timedelta | None
-    paused_at: datetime | None
-    next_tick_at: datetime | None  # None until somebody computes it; the last day of the year 9999 for never
-    last_tick_at: datetime | None
-    run_now_at: datetime | None  # when a run by hand was asked for that has not begun
-    error: str | None  # what went wrong at the last tick
-    in_code: bool  # ticks only in processes that registered it
-    version: int
-    created_at: datetime
-    updated_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,13 +70,13 @@ class Moved:
     queue: str | None
 
 
-class ScheduleStore:
+class ScheduleQueries:
     """The statements about schedules of one schema."""
 
     def __init__(self, schema: str) -> None:
         self.schema = schema
         self._sql = statements.load("schedule.sql", schema)
-        self._channel = statements.channel(schema)
+        self._channel = channel(schema)
 
     # --- ticks
 
@@ -166,7 +142,7 @@ class ScheduleStore:
         with literal_cursor(conn) as cur:
             cur.execute(self._sql["begin_registration"])
             ((epoch,),) = answers(cur)[-1]
-            return _EPOCH + timedelta(microseconds=epoch)
+            return instant(epoch)
 
     def register(
         self,

@@ -18,7 +18,7 @@ from pgjobs.errors import InvalidSchedule, shown
 from pgjobs.loggers import get_logger
 from pgjobs.options import EncodedJob, NewJob
 from pgjobs.schedule import Schedule, bounded
-from pgjobs.schedules.queries import ScheduleStore
+from pgjobs.schedules.queries import ScheduleQueries
 
 log = get_logger("pgjobs.cron")
 
@@ -36,7 +36,7 @@ class CodeSchedules:
 
     def __init__(
         self,
-        store: ScheduleStore,
+        store: ScheduleQueries,
         source: PoolSource,
         encode: Callable[[NewJob[Any]], EncodedJob],
         schedules: Iterable[Schedule],

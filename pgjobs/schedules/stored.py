@@ -11,9 +11,10 @@ from typing import Any
 from pgjobs import checks
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.errors import InvalidSchedule, ScheduleNotFound, shown
+from pgjobs.figures import ScheduleRow
 from pgjobs.options import EncodedJob, NewJob
 from pgjobs.schedule import CatchUp, Schedule, bounded, check_catch_up, check_window
-from pgjobs.schedules.queries import ScheduleRow, ScheduleStore, options_json
+from pgjobs.schedules.queries import ScheduleQueries, options_json
 from pgjobs.timetable import Every, parse, time_zone
 
 Tx = Any  # what `enqueue` takes
@@ -27,7 +28,7 @@ class Schedules:
 
     def __init__(
         self,
-        store: ScheduleStore,
+        store: ScheduleQueries,
         transaction: Callable[[Tx], AbstractContextManager[AnyConnection]],
         encode: Callable[[NewJob[Any]], EncodedJob],
     ) -> None:

@@ -8,14 +8,11 @@ own: a function that hangs holds up its own schedule in its own process, and not
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from queue import Empty, SimpleQueue
-from typing import Any
 
 import psycopg
 
@@ -23,10 +20,10 @@ from pgjobs.clean_text import error_text, forget_details, one_line
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.execution.set_aside import SetAside, concerns_a_row
 from pgjobs.loggers import get_logger
-from pgjobs.options import EncodedJob, NewJob
 from pgjobs.outages import kind_of
 from pgjobs.schedule import Schedule, bounded, due
-from pgjobs.schedules.queries import DueSchedule, Move, ScheduleStore
+from pgjobs.schedules.args_supplier import Ask, with_answer
+from pgjobs.schedules.queries import DueSchedule, Move, ScheduleQueries
 from pgjobs.timetable import Ticks, parse
 
 log = get_logger("pgjobs.cron")
@@ -42,24 +39,12 @@ _HELD = 0.1  # seconds that one which somebody else holds, or has just moved, is
 _LONG = 60.0  # seconds after which a function that supplies args is reported
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What code supplied for one tick: a checked job, None to skip it, or why there is none."""
-
-    row: EncodedJob | None = None
-    error: BaseException | None = None
-
-
-#: Asks a schedule for the job of one tick; None while there is no answer yet.
-Ask = Callable[[Schedule, datetime], Answer | None]
-
-
 class Ticker:
     """Ticks what is due. `registered` gives the schedules that the code of this process has, by name."""
 
     def __init__(
         self,
-        store: ScheduleStore,
+        store: ScheduleQueries,
         registered: Callable[[], Mapping[str, Schedule]],
         ask: Ask,
         *,
@@ -135,7 +120,7 @@ class Ticker:
                 self._asked[seen.name] = (seen, move)
                 self._aside[seen.name] = time.monotonic() + _LONG
                 return
-            move = _with_answer(seen, move, answer)
+            move = with_answer(seen, move, answer)
         self._move(conn, seen, move)
 
     def _asked_for(self, seen: DueSchedule) -> Move | None:
@@ -195,64 +180,3 @@ class Ticker:
             if not concerns_a_row(other):
                 raise
             log.debug("schedule %s: its error is not on record: %s", name, one_line(other))
-
-
-def _with_answer(seen: DueSchedule, move: Move, answer: Answer) -> Move:
-    if answer.row is not None:
-        return replace(move, row=answer.row)
-    if answer.error is None:
-        return replace(move, tick=None)
-    forget_details(answer.error)
-    log.warning("schedule %s: its tick of %s is skipped: %s", seen.name, move.tick, one_line(answer.error))
-    return replace(move, tick=None, error=f"tick of {move.tick}: {error_text(answer.error)}")
-
-
-def answer(schedule: Schedule, encode: Callable[[NewJob[Any]], EncodedJob]) -> Answer:
-    """Ask here and now, whatever the application's code does."""
-    try:
-        job = schedule.job()
-        return Answer() if job is None else Answer(encode(job))
-    except BaseException as error:  # a sys.exit() too: it must not end a thread of ours
-        return Answer(error=error)
-
-
-class Asking:
-    """Asks schedules for their args, each in a thread of its own that ends with the answer."""
-
-    def __init__(
-        self, encode: Callable[[NewJob[Any]], EncodedJob], answered: Callable[[str], None], *, name: str
-    ) -> None:
-        self._encode = encode
-        self._answered = answered
-        self._name = name
-        self._lock = threading.Lock()
-        self._calls: dict[str, _Call] = {}
-
-    def __call__(self, schedule: Schedule, tick: datetime) -> Answer | None:
-        with self._lock:
-            call = self._calls.get(schedule.name)
-            if call is not None and call.answer is None:
-                log.warning("schedule %s: the function of its args has not answered for %.0f s", schedule.name,
-                            time.monotonic() - call.began)  # fmt: skip
-                return None
-            if call is not None:
-                del self._calls[schedule.name]
-                if (call.schedule, call.tick) == (schedule, tick):
-                    return call.answer
-            call = self._calls[schedule.name] = _Call(schedule, tick, time.monotonic())
-        threading.Thread(
-            target=self._run, args=(call,), name=f"{self._name}/schedule-{schedule.name}", daemon=True
-        ).start()
-        return None
-
-    def _run(self, call: _Call) -> None:
-        call.answer = answer(call.schedule, self._encode)
-        self._answered(call.schedule.name)
-
-
-@dataclass(slots=True)
-class _Call:
-    schedule: Schedule
-    tick: datetime
-    began: float
-    answer: Answer | None = None

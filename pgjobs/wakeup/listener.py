@@ -20,12 +20,12 @@ from contextlib import contextmanager, suppress
 import psycopg
 
 from pgjobs.clean_text import one_line
+from pgjobs.db.channel import listen, probe
 from pgjobs.db.checkout import NEVER, shut_down
 from pgjobs.db.cursors import AnyConnection
-from pgjobs.execution.queries import Store
 from pgjobs.loggers import get_logger
 from pgjobs.wakeup.idle_threads import IdleThreads
-from pgjobs.wakeup.queries import PostStore
+from pgjobs.wakeup.queries import WakeupQueries
 from pgjobs.wakeup.wakeup_leader import Posts
 
 log = get_logger("pgjobs.listener")
@@ -46,15 +46,15 @@ class Listener:
 
     def __init__(
         self,
-        store: Store,
+        schema: str,
         connect: Callable[[], AnyConnection],
         *,
         wake: Callable[[str | None], None],
         name: str,
         leaves_jobs: bool = False,
     ) -> None:
-        self._store = store
-        self._posts = Posts(PostStore(store.schema), leaves_jobs=leaves_jobs)
+        self._schema = schema
+        self._posts = Posts(WakeupQueries(schema), leaves_jobs=leaves_jobs)
         self._called: dict[IdleThreads, str] = {}
         self._calling = threading.Lock()
         self._connect = connect
@@ -147,7 +147,7 @@ class Listener:
         conn.add_notify_handler(lambda came: self._heard.append((came.pid, came.payload)))  # beside an answer
         self._answers = answers = _Answers(conn, f"{self._thread.name}-answers")
         with answers.in_time():
-            self._store.listen(conn)
+            listen(conn, self._schema)
             self._direct = self._posts.begin(conn)
         if not self._direct and not self._warned:
             self._warned = True
@@ -166,7 +166,7 @@ class Listener:
                 silence = answers.silence
                 if silence >= _SILENCE:
                     with answers.in_time():
-                        self._store.probe(conn)
+                        probe(conn, self._schema)
                     answers.have_come()
                     continue  # a notification may have come with the answer
                 for key, _ in selector.select(min(rest, _SILENCE - silence)):

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pgjobs.db import statements
+from pgjobs.db.channel import channel
 from pgjobs.db.cursors import AnyConnection, literal_cursor, one
 
 
-class PostStore:
+class WakeupQueries:
     """The statements of one schema. `advisory_class` is the first number of its locks."""
 
     def __init__(self, schema: str) -> None:
-        self._channel = statements.channel(schema)
+        self._channel = channel(schema)
         self._sql = statements.load("posts.sql", schema)
 
     def facts(self, conn: AnyConnection) -> tuple[bool, int]:

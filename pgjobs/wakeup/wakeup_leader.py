@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pgjobs.db.checkout import NEVER
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.wakeup.idle_threads import IdleThreads
-from pgjobs.wakeup.queries import PostStore
+from pgjobs.wakeup.queries import WakeupQueries
 
 _FIRST_PAUSE = 0.001  # seconds until what could not be armed is tried again; doubles
 _LONGEST_PAUSE = 0.05
@@ -34,7 +34,7 @@ class Posts:
     """The posts of this process. All of it is done by the thread that listens."""
 
     def __init__(
-        self, store: PostStore, *, leaves_jobs: bool = False, clock: Callable[[], float] = time.monotonic
+        self, store: WakeupQueries, *, leaves_jobs: bool = False, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._store = store
         self._leaves_jobs = leaves_jobs

@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 
-from pgjobs.control.queue_queries import QueueStore
+from pgjobs.control.queue_queries import QueueQueries
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.errors import JobCancelled
 from pgjobs.events import Events
-from pgjobs.execution.attempt import AFTER_TIMEOUT, Watch
 from pgjobs.execution.claimer import Claimer
+from pgjobs.execution.watchdog import Watch
 from pgjobs.workers.registration import Registration
 
 _KEEP_QUEUES_EVERY = 60.0  # seconds between two words that this process works its queues
@@ -25,7 +25,7 @@ class ProcessDuties:
         claimer: Claimer,
         watch: Watch,
         registration: Registration,
-        queue_store: QueueStore,
+        queue_store: QueueQueries,
         *,
         queues: Callable[[], Iterable[str]],
         lease: timedelta,
@@ -70,7 +70,7 @@ class ProcessDuties:
         # first: a job that begins now is watched before it looks here
         self._watch.unwanted = {(id, token): JobCancelled(reason) for (id, token), reason in wanted.items()}
         for (id, token), reason in wanted.items():
-            self._watch.tell(token, JobCancelled(reason), AFTER_TIMEOUT, id=id)
+            self._watch.tell(token, JobCancelled(reason), id=id)
         if time.monotonic() < self.extend_at:
             return
         self.extend_at = time.monotonic() + self._lease.total_seconds() / 4

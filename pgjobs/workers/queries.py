@@ -4,31 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, timedelta
 from typing import Any
 
 from pgjobs.db import statements
 from pgjobs.db.cursors import AnyConnection, bound_cursor, literal_cursor
+from pgjobs.figures import WorkerProcess
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerProcess:
-    """One process that works jobs, as the registry has it; its `id` is what stands in a job's `attempted_by`."""
-
-    id: str
-    host: str
-    pid: int
-    queues: Mapping[str, int]  # threads by queue
-    threads: int
-    kinds: tuple[str, ...]  # that it has handlers for
-    version: str  # of pgjobs
-    code_version: str | None  # of the application, if its Client says so
-    started_at: datetime
-    seen_at: datetime
-
-
-class Workers:
+class WorkerQueries:
     """The statements about the table of workers of one schema."""
 
     def __init__(self, schema: str) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pgjobs.clean_text import one_line
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.version import __version__
-from pgjobs.workers.queries import Workers
+from pgjobs.workers.queries import WorkerQueries
 
 _REFRESH = 5.0  # seconds
 
@@ -24,7 +24,7 @@ class Registration:
     """The row of one client in the registry, however many worker pools it has. Their maintenance threads keep it."""
 
     def __init__(self, schema: str, id: str, code_version: str | None) -> None:
-        self._workers = Workers(schema)
+        self._workers = WorkerQueries(schema)
         self._code_version = code_version
         self.begin_anew(id)
 

@@ -28,7 +28,7 @@ from pgjobs.outages import Outages
 from pgjobs.queue_settings import Way
 from pgjobs.wakeup.idle_threads import IdleThreads
 from pgjobs.wakeup.listener import Listener
-from pgjobs.wakeup.queries import PostStore
+from pgjobs.wakeup.queries import WakeupQueries
 
 log = get_logger("pgjobs.worker")
 
@@ -67,7 +67,7 @@ class Crew:
         self._hooks = executor.hooks
         self._executor = executor
         self._batches = Batches(executor)
-        self._post_store = PostStore(executor.claimer.store.schema)
+        self._post_store = WakeupQueries(executor.claimer.store.schema)
         self._poll_interval = poll_interval.total_seconds()
         self._cooldown = fetch_cooldown.total_seconds()
         self.on_closed: Callable[[], None] = lambda: None  # called when the source has no connections any more

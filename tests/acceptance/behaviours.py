@@ -23,6 +23,7 @@ from pgjobs.db.cursors import AnyConnection
 from pgjobs.errors import AttemptLost, JobStopped, JobTimedOut
 from pgjobs.execution.attempt import Patience, Reason
 from pgjobs.maintenance.duties import RESCUE_GRACE
+from pgjobs.maintenance.queries import MaintenanceQueries
 from tests.acceptance.job_model import HOUR, NOTHING, Model
 from tests.waiting import wait_until
 
@@ -72,7 +73,9 @@ class Scene:
         """What the upkeep does when it takes the worker for dead; the job then waits, and no time passes."""
         age = "UPDATE {s}.job SET attempted_at = attempted_at - %s, leased_until = leased_until - %s WHERE id = %s"
         self.beside.execute(self.sql(age), [AGAIN, AGAIN, self.job.id])
-        assert [job.id for job in self.client.store.rescue(self.beside, 10, RESCUE_GRACE)] == [self.job.id]
+        assert [job.id for job in MaintenanceQueries(self.client.schema).rescue(self.beside, 10, RESCUE_GRACE)] == [
+            self.job.id
+        ]
         freeze = "UPDATE {s}.job SET scheduled_at = scheduled_at + %s WHERE id = %s AND state = 'retryable'"
         self.beside.execute(self.sql(freeze), [HOUR, self.job.id])
 
@@ -629,7 +632,7 @@ def is_changed_by_hand(scene: Scene) -> None:
 
 
 def is_looked_at_by_the_rescue(scene: Scene) -> None:
-    assert scene.client.store.rescue(scene.beside, 1000, NOTHING) == []
+    assert MaintenanceQueries(scene.client.schema).rescue(scene.beside, 1000, NOTHING) == []
 
 
 def is_looked_for_by_another_worker(scene: Scene) -> None:

@@ -39,8 +39,8 @@ from pgjobs import (
 from pgjobs.db.checkout import shut_down
 from pgjobs.execution import batch as batches
 from pgjobs.execution.attempt import Patience
-from pgjobs.execution.batch_queries import BatchStore
-from pgjobs.execution.queries import Store
+from pgjobs.execution.batch_queries import BatchQueries
+from pgjobs.execution.queries import ExecutionQueries
 from pgjobs.execution.transport import HotPath, prepared
 from tests.waiting import wait_until
 
@@ -237,7 +237,7 @@ def test_a_claim_of_many_is_not_planned_anew_each_time(client: Client) -> None:
 
 @pytest.mark.no_decoys("makes an index by hand, whose condition finds one")
 def test_the_plan_of_a_claim_of_many_goes_by_the_index_though_the_table_was_small(client: Client) -> None:
-    store, desk = BatchStore(client.store), Desk(client)
+    store, desk = BatchQueries(client.store), Desk(client)
     desk.enqueue(5)
     desk.sql("CREATE INDEX job_by_time ON {schema}.job (queue, scheduled_at, id) WHERE state = 'available'")
     desk.sql("ANALYZE {schema}.job")
@@ -752,7 +752,7 @@ def test_a_line_that_dies_around_the_commit_of_a_batch_neither_loses_nor_doubles
     broken: list[str] = []
 
     def across(name: str) -> None:
-        commit = getattr(BatchStore, name)
+        commit = getattr(BatchQueries, name)
 
         def call(owner: object, given: Any, *args: Any) -> Any:
             conn = given if isinstance(given, psycopg.Connection) else given._conn
@@ -766,7 +766,7 @@ def test_a_line_that_dies_around_the_commit_of_a_batch_neither_loses_nor_doubles
                 return commit(owner, given, *args)
             raise psycopg.OperationalError("the line is dead, and the answer lost")
 
-        monkeypatch.setattr(BatchStore, name, call)
+        monkeypatch.setattr(BatchQueries, name, call)
 
     across("finish")
     across("finish_hot")
@@ -845,9 +845,9 @@ def test_a_line_that_dies_under_the_claim_of_a_batch_costs_no_attempt(
 ) -> None:
     """When the answer is lost the claim was committed: it is given back, on the next connection."""
     broken: list[int] = []
-    claim = BatchStore.claim
+    claim = BatchQueries.claim
 
-    def lost(self: BatchStore, conn: Tx, *args: Any) -> Any:
+    def lost(self: BatchQueries, conn: Tx, *args: Any) -> Any:
         if broken:
             return claim(self, conn, *args)
         broken.append(1)
@@ -856,7 +856,7 @@ def test_a_line_that_dies_under_the_claim_of_a_batch_costs_no_attempt(
         shut_down(conn)
         return conn.execute("SELECT 1")
 
-    monkeypatch.setattr(BatchStore, "claim", lost)
+    monkeypatch.setattr(BatchQueries, "claim", lost)
     jobs = desk.enqueue(5)
     done = desk.work(jobs)
     assert {(job.state.value, job.attempt, job.error_count) for job in done} == {("completed", 1, 0)}
@@ -1012,14 +1012,14 @@ def test_a_job_of_a_batch_that_is_cancelled_before_it_starts_is_not_started(
 ) -> None:
     """And no other one is told, though they share a token."""
     found: list[object] = []
-    look = Store.cancelled_attempts
+    look = ExecutionQueries.cancelled_attempts
 
-    def noted(self: Store, *args: Any) -> Any:
+    def noted(self: ExecutionQueries, *args: Any) -> Any:
         wanted = look(self, *args)
         found.extend([wanted] if wanted else [])
         return wanted
 
-    monkeypatch.setattr(Store, "cancelled_attempts", noted)
+    monkeypatch.setattr(ExecutionQueries, "cancelled_attempts", noted)
     told: list[bool] = []
 
     def waits(tx: Tx, job: Job[Any]) -> None:

@@ -14,7 +14,7 @@ from pgjobs import Client, EventKind, Handler, Hooks, Job, JobState, WorkerPool,
 from pgjobs.db.checkout import Checkout, shut_down
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.execution.claimer import Claimer
-from pgjobs.execution.queries import Store
+from pgjobs.execution.queries import ExecutionQueries
 from pgjobs.hooks import HookCalls
 
 
@@ -59,7 +59,7 @@ def test_a_line_that_dies_around_the_commit_neither_loses_nor_doubles_an_effect(
 ) -> None:
     line = Line(when)
     monkeypatch.setattr(Claimer, "complete", line.across(Claimer.complete))
-    monkeypatch.setattr(Store, "fail", line.across(Store.fail))
+    monkeypatch.setattr(ExecutionQueries, "fail", line.across(ExecutionQueries.fail))
     starts: list[int] = []
 
     def handler(tx: AnyConnection, job: Job[Any]) -> None:
@@ -91,7 +91,7 @@ def test_a_line_that_dies_around_the_record_of_a_detached_job_costs_it_no_second
     *, client: Client, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     line = Line(when)
-    monkeypatch.setattr(Store, "finish_late", line.across(Store.finish_late))
+    monkeypatch.setattr(ExecutionQueries, "finish_late", line.across(ExecutionQueries.finish_late))
     starts: list[int] = []
     job: Job[Any] = client.enqueue(None, {}, kind="any")
     pool = WorkerPool(client, {"any": Handler(lambda tx, job: starts.append(job.attempt), detached=True)})
@@ -121,7 +121,7 @@ def test_a_completion_whose_answer_is_lost_is_told_as_one(
 ) -> None:
     line, told = Line("after"), Told()
     client.hooks = HookCalls([told])
-    owner, commit = (Store, "finish_late") if detached else (Claimer, "complete")
+    owner, commit = (ExecutionQueries, "finish_late") if detached else (Claimer, "complete")
     monkeypatch.setattr(owner, commit, line.across(getattr(owner, commit)))
     job: Job[Any] = client.enqueue(None, {}, kind="any")
     pool = WorkerPool(client, {"any": Handler(lambda tx, job: None, detached=detached)})

@@ -18,7 +18,7 @@ from pgjobs import Client, Discard, Handler, Hooks, Job, JobState, WorkerPool, c
 from pgjobs.db.checkout import Checkout, shut_down
 from pgjobs.execution import claimer, transport
 from pgjobs.execution.claimer import Claimer
-from pgjobs.execution.queries import ClaimRequest, Mark, ServerFacts, Store
+from pgjobs.execution.queries import ClaimRequest, ExecutionQueries, Mark, ServerFacts
 from pgjobs.execution.transport import HotPath
 from pgjobs.hooks import HookCalls
 from tests import modes
@@ -191,15 +191,15 @@ def test_a_claim_behind_a_finish_that_cannot_be_taken_back_is_no_fault_of_the_fi
     told = Undone()
     client.hooks = HookCalls([told])
     refused: list[int] = []
-    release = Store.release_claim
+    release = ExecutionQueries.release_claim
 
-    def refuse(self: Store, conn: Tx, **options: Any) -> bool:
+    def refuse(self: ExecutionQueries, conn: Tx, **options: Any) -> bool:
         if not refused:
             refused.append(conn.info.backend_pid)
             raise psycopg.errors.ReadOnlySqlTransaction("cannot execute UPDATE in a read-only transaction")
         return release(self, conn, **options)
 
-    monkeypatch.setattr(Store, "release_claim", refuse)
+    monkeypatch.setattr(ExecutionQueries, "release_claim", refuse)
     pids: list[int] = []
     jobs = work(client, lambda tx, job: pids.append(tx.info.backend_pid), enqueue(client, 3))
     assert {(job.state, job.attempt, job.error_count) for job in jobs} == {(JobState.COMPLETED, 1, 0)}
@@ -338,19 +338,19 @@ def test_nobody_comes_between_a_claim_and_its_being_given_back(client: Client, m
     that it is taken, and holds the lock to its end. The stop must not meet that lock."""
     first, second, *_ = enqueue(client, 3)
     pool = WorkerPool(client, {"any": lambda tx, job: pool._begin_stop()}, queues={"default": 1})
-    claimer, release = pool._executor.claimer, Store.release_claim
+    claimer, release = pool._executor.claimer, ExecutionQueries.release_claim
     complete = claimer.complete
     monkeypatch.setattr(claimer, "complete", lambda held, job, kept, *, go_on: complete(held, job, kept, go_on=True))
     in_its_way: list[int] = []
     with client.source.connect() as other:
 
-        def meanwhile(self: Store, *args: Any, **options: Any) -> bool:
+        def meanwhile(self: ExecutionQueries, *args: Any, **options: Any) -> bool:
             query = sql.SQL("SELECT id FROM {}.job WHERE state = 'running' FOR NO KEY UPDATE SKIP LOCKED")
             other.execute("BEGIN")
             in_its_way.extend(id for (id,) in other.execute(query.format(sql.Identifier(client.schema))).fetchall())
             return release(self, *args, **options)
 
-        monkeypatch.setattr(Store, "release_claim", meanwhile)
+        monkeypatch.setattr(ExecutionQueries, "release_claim", meanwhile)
         with pool:
             wait_until(lambda: not pool._crew._working, 20)
         other.execute("ROLLBACK")

@@ -19,6 +19,7 @@ from psycopg import sql
 from pgjobs import Client, Job, JobState, WorkerPool, constant
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.maintenance.duties import RESCUE_GRACE
+from pgjobs.maintenance.queries import MaintenanceQueries
 from tests.conftest import Connect
 from tests.waiting import wait_until
 
@@ -164,7 +165,9 @@ def test_a_job_that_kills_its_process_kills_no_more_than_its_attempts_and_is_dis
             dead.append(process.pid)
         wait_until(lambda: table.query("SELECT 1 FROM {schema}.job WHERE state = 'running' FOR UPDATE SKIP LOCKED"))
         table.query("UPDATE {schema}.job SET attempted_at = attempted_at - interval '1 hour'")
-        assert [rescued.attempt for rescued in table.client.store.rescue(table.conn, 10, RESCUE_GRACE)] == [attempt]
+        assert [
+            rescued.attempt for rescued in MaintenanceQueries(table.client.schema).rescue(table.conn, 10, RESCUE_GRACE)
+        ] == [attempt]
         table.query("UPDATE {schema}.job SET state = 'available', scheduled_at = now() WHERE state = 'retryable'")
     other = table.enqueue("return")
     with table.worker() as process:
@@ -207,7 +210,7 @@ def test_a_slow_job_of_a_live_worker_is_left_to_it(table: Table, connect: Connec
     with gate(connect) as (number, open_gate), table.worker() as slow:
         job = table.enqueue("wait for the gate", gate=number)
         wait_until(lambda: table.started(job))
-        assert table.client.store.rescue(table.conn, 10, timedelta(0)) == []
+        assert MaintenanceQueries(table.client.schema).rescue(table.conn, 10, timedelta(0)) == []
         with table.worker() as second:
             past = "SELECT 1 FROM {schema}.job, {schema}.maintenance WHERE duty = 'rescue' AND next_run_at > %s"
             grace = RESCUE_GRACE + timedelta(seconds=2)  # and one more run of the duty

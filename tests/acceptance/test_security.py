@@ -36,6 +36,7 @@ from pgjobs import (
 from pgjobs.clean_text import ERROR_LIMIT, TRACE_LIMIT
 from pgjobs.contrib.sqlalchemy import SQLAlchemySource
 from pgjobs.execution.attempt import Patience
+from pgjobs.maintenance.queries import MaintenanceQueries
 from pgjobs.options import JobOptions
 from tests.waiting import wait_until
 
@@ -199,7 +200,7 @@ def test_s5_args_are_not_in_the_record_of_a_rescue_or_of_lock_job(
         " token = gen_random_uuid() WHERE state = 'available'",
     )
     with client.pool.connection() as conn:
-        assert len(client.store.rescue(conn, 10, timedelta(0))) == 1
+        assert len(MaintenanceQueries(client.schema).rescue(conn, 10, timedelta(0))) == 1
     assert MARKER not in everything(client)
 
 

@@ -33,8 +33,9 @@ from pgjobs import Client, Handler, InvalidOption, Job, JobRunning, JobState, Wo
 from pgjobs.errors import AttemptLost, TransactionBroken
 from pgjobs.execution.claimer import Claimer
 from pgjobs.execution.outcome import decide
-from pgjobs.execution.queries import Store
+from pgjobs.execution.queries import ExecutionQueries
 from pgjobs.maintenance.duties import Maintenance
+from pgjobs.maintenance.queries import MaintenanceQueries
 from tests.acceptance.behaviours import (
     AGAIN,
     DETACHED,
@@ -151,7 +152,7 @@ class Machine(RuleBasedStateMachine):
         self.beside = psycopg.connect(dsn, autocommit=True)
         self.client = Client(make_conninfo(dsn, application_name=self.name), schema=schema, backoff=BACKOFF)
         self.pool = self._pool()
-        self.duties = Maintenance(self.client.store, keep={})
+        self.duties = Maintenance(self.client.schema, keep={})
         self.jobs: list[Model] = []
         self.claims: list[Job[Any]] = []  # of all attempts that ever were
         self.unstarted: list[Job[Any]] = []  # of those whose handler was not reached
@@ -391,7 +392,7 @@ class Machine(RuleBasedStateMachine):
         if gives and model is not None:
             self.claims = [claim for claim in self.claims if claim.token != job.token]
             model.claim_is_given_back()
-            self.client.store.settle_requests(self.beside, 10)
+            MaintenanceQueries(self.client.schema).settle_requests(self.beside, 10)
 
     # --- upkeep
 
@@ -545,7 +546,7 @@ def machine(database: str) -> Iterator[Callable[[], Machine]]:
     with Client(database, schema=schema) as client, pytest.MonkeyPatch.context() as patch:
         client.migrate()
         patch.setattr(Claimer, "complete", unreliable(Claimer.complete))
-        patch.setattr(Store, "fail", unreliable(Store.fail))
+        patch.setattr(ExecutionQueries, "fail", unreliable(ExecutionQueries.fail))
         with client.pool.connection() as conn:
             conn.execute(sql.SQL(TABLES).format(s=sql.Identifier(schema)))
         yield lambda: Machine(database, schema)

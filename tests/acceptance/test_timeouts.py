@@ -35,7 +35,8 @@ from pgjobs import (
 from pgjobs.db.checkout import Checkout
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.errors import JobStopped
-from pgjobs.execution.attempt import AT_STOP, Attempt, Patience, _raise_in
+from pgjobs.execution.attempt import AT_STOP, Attempt, Patience
+from pgjobs.execution.interrupt import raise_in
 from tests.waiting import wait_until
 
 NOTHING: dict[str, Any] = {}
@@ -404,7 +405,7 @@ def test_t19_what_arrives_while_the_window_is_being_closed_lands_in_there(trial:
             closing = Attempt._close_window.__code__
             wait_until(lambda: sys._current_frames()[attempt.thread.ident or 0].f_code is closing)
             attempt._raised = True
-            _raise_in(attempt.thread, Interrupted)
+            raise_in(attempt.thread, Interrupted)
 
     def handler() -> None:
         attempt.tell(JobStopped("stopped"), QUICK)
@@ -443,7 +444,7 @@ def test_a_watch_that_comes_late_leaves_no_step_out(
 ) -> None:
     """After a while in which the machine was busy, or the process stopped, all of them are due at once."""
     raised: list[object] = []
-    monkeypatch.setattr("pgjobs.execution.attempt._raise_in", lambda thread, exception: raised.append(exception))
+    monkeypatch.setattr("pgjobs.execution.attempt.raise_in", lambda thread, exception: raised.append(exception))
     attempt.tell(JobStopped("stopped"), QUICK)
     attempt.run(lambda: attempt.press(time.monotonic() + QUICK.stuck))
     assert raised == [Interrupted]
@@ -454,7 +455,7 @@ def test_a_watch_that_comes_late_leaves_no_step_out(
 def test_the_watch_comes_again_for_each_step_in_time(
     trial: Trial, attempt: Attempt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pgjobs.execution.attempt._raise_in", lambda thread, exception: None)
+    monkeypatch.setattr("pgjobs.execution.attempt.raise_in", lambda thread, exception: None)
     again: list[float] = []
 
     def handler() -> None:
@@ -471,7 +472,7 @@ def test_the_watch_outlives_a_system_that_refuses_a_thread(
     trial: Trial, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """A limit on processes counts threads. What was to be done in one is done when there is one again."""
-    monkeypatch.setattr("pgjobs.execution.attempt._LOOK_EVERY", 0.05)
+    monkeypatch.setattr("pgjobs.execution.watchdog._LOOK_EVERY", 0.05)
     start, refused = threading.Thread.start, list[str]()
 
     def refuse(thread: threading.Thread) -> None:

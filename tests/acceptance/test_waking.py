@@ -16,7 +16,8 @@ import psycopg
 import pytest
 
 from pgjobs import Client, Job, JobFilter, JobState, NewJob, Schedule, Unique, WorkerPool
-from pgjobs.wakeup.queries import PostStore
+from pgjobs.db.channel import listen
+from pgjobs.wakeup.queries import WakeupQueries
 from pgjobs.wakeup.wakeup_leader import Posts
 from pgjobs.workers.worker_threads import Crew, Place
 from tests.conftest import Connect
@@ -281,7 +282,7 @@ def test_a_pool_is_called_once_until_it_sleeps_again(
     free = threading.Event()
     pool_of(lambda tx, job: free.wait(20))
     ear, commits = connect(autocommit=True), connect(autocommit=True)
-    client.store.listen(ear)
+    listen(ear, client.schema)
     for _ in range(2):
         free.clear()
         wait_until(lambda: armed(server, client) == ["default"])
@@ -396,7 +397,7 @@ def test_what_is_committed_around_a_change_of_the_sleepers_is_found(
     second = pool_of(handler, kinds=["other"], unknown_kinds="leave")
     wait_until(lambda: second._places["default"].idle._idle == 1 and not second._places["default"].idle.post.kept)
     jobs: list[Job[Any]] = []
-    change = getattr(PostStore, what)
+    change = getattr(WakeupQueries, what)
 
     def changed(*args: Any, **options: Any) -> Any:
         if moment == "before" and not jobs:
@@ -406,7 +407,7 @@ def test_what_is_committed_around_a_change_of_the_sleepers_is_found(
             jobs.append(client.enqueue(None, {}, kind="other"))
         return result
 
-    monkeypatch.setattr(PostStore, what, changed)
+    monkeypatch.setattr(WakeupQueries, what, changed)
     thing(client)
     assert entered.acquire(timeout=5)
     assert entered.acquire(timeout=5), "by the second process, while the first is at work"
@@ -420,7 +421,7 @@ def test_what_is_committed_around_a_change_of_the_sleepers_is_found(
 def test_r13_a_sleeper_that_cannot_arm_hears_all_the_same_and_looks_now_and_then(
     client: Client, connect: Connect, server: Tx, pool_of: Callable[..., WorkerPool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tries, looks = count(monkeypatch, PostStore, "take"), count(monkeypatch, Crew, "_run_next")
+    tries, looks = count(monkeypatch, WakeupQueries, "take"), count(monkeypatch, Crew, "_run_next")
     tx = connect()
     late = thing(client, tx)
     pool = pool_of(queues={"default": 200})
@@ -447,7 +448,7 @@ def test_r13_a_sleeper_that_cannot_arm_hears_all_the_same_and_looks_now_and_then
 def test_r13_the_pauses_between_two_tries_grow_to_50_ms(
     client: Client, connect: Connect, pool_of: Callable[..., WorkerPool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tries, looks = count(monkeypatch, PostStore, "take"), count(monkeypatch, Crew, "_run_next")
+    tries, looks = count(monkeypatch, WakeupQueries, "take"), count(monkeypatch, Crew, "_run_next")
     thing(client, connect())
     pool_of(queues={"default": 3})
     wait_until(lambda: len(tries) >= 30)
@@ -478,7 +479,7 @@ def test_an_idle_process_of_200_threads_asks_no_more_than_one_of_two(
     # each has also looked once more, as one does that has just been armed
     wait_until(lambda: all(p.idle.post.sleeps and p.idle._idle == p.idle.threads for p in pool._places.values()))
     with pytest.MonkeyPatch.context() as patch:
-        looks, tries = count(patch, PostStore, "sees_any"), count(patch, PostStore, "take")
+        looks, tries = count(patch, WakeupQueries, "sees_any"), count(patch, WakeupQueries, "take")
         claims = count(patch, Crew, "_run_next")
         began = time.monotonic()
         wait_until(lambda: len(looks) >= 8)
@@ -530,7 +531,7 @@ def test_a_sleeper_that_was_called_for_a_single_job_stays_armed(
     pool = pool_of(queues={"default": 3})
     idle = pool._places["default"].idle
     wait_until(lambda: idle.post.sleeps and idle._idle == 3)
-    changes = [count(monkeypatch, PostStore, what) for what in ("take", "disarm", "leave")]
+    changes = [count(monkeypatch, WakeupQueries, what) for what in ("take", "disarm", "leave")]
     for _ in range(5):
         job = thing(client)
         wait_until(lambda job=job: done(client, job), timeout=5)  # type: ignore[misc]
@@ -573,7 +574,7 @@ def test_a_sleeper_of_another_schema_is_not_called(
         other.migrate()
         sleeper = connect(autocommit=True)
         sleep_on(sleeper, other, "default")
-        client.store.listen(sleeper)
+        listen(sleeper, client.schema)
         thing(client)
         server.execute("SELECT pg_notify(%s, 'sentinel')", [client.store.channel])
         assert next(sleeper.notifies(timeout=10)).payload == "sentinel"
@@ -608,9 +609,9 @@ def test_a_pool_behind_a_pooler_only_polls_and_says_so_once(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    facts = PostStore.facts
-    monkeypatch.setattr(PostStore, "facts", lambda *args: (True, facts(*args)[1]))
-    asked = count(monkeypatch, PostStore, "facts")
+    facts = WakeupQueries.facts
+    monkeypatch.setattr(WakeupQueries, "facts", lambda *args: (True, facts(*args)[1]))
+    asked = count(monkeypatch, WakeupQueries, "facts")
     pool = pool_of(poll_interval=timedelta(milliseconds=50))
     wait_until(lambda: len(asked) == 1)
     listener = pool._listener

@@ -61,7 +61,7 @@ def duties(client: Client) -> Maintenance:
     """The duties, to be done by hand, with the times that jobs are kept by default."""
     day = timedelta(hours=24)
     return Maintenance(
-        client.store, keep={JobState.COMPLETED: day, JobState.CANCELLED: day, JobState.DISCARDED: 7 * day}
+        client.schema, keep={JobState.COMPLETED: day, JobState.CANCELLED: day, JobState.DISCARDED: 7 * day}
     )
 
 

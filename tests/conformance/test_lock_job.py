@@ -34,6 +34,7 @@ from pgjobs import (
     constant,
 )
 from pgjobs.maintenance.duties import Maintenance
+from pgjobs.maintenance.queries import MaintenanceQueries
 from tests.conformance.conftest import Rows
 from tests.waiting import wait_until
 
@@ -424,7 +425,7 @@ def test_the_job_of_a_killed_block_comes_back_and_what_it_wrote_does_not(
         try:
             assert process.stdout is not None
             assert process.stdout.readline() == b"locked\n"
-            assert client.store.rescue(server, 10, timedelta(0)) == [], "it lives"
+            assert MaintenanceQueries(client.schema).rescue(server, 10, timedelta(0)) == [], "it lives"
         finally:
             process.kill()
     wait_until(lambda: sql("SELECT id FROM pgjobs.job WHERE state = 'running' FOR UPDATE SKIP LOCKED"))

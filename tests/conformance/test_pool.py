@@ -41,7 +41,7 @@ from pgjobs import (
 )
 from pgjobs.hooks import HookCalls
 from pgjobs.wakeup.listener import Listener
-from pgjobs.wakeup.queries import PostStore
+from pgjobs.wakeup.queries import WakeupQueries
 from tests.conformance.conftest import Rows
 from tests.conftest import Connect
 from tests.waiting import wait_until
@@ -586,13 +586,13 @@ def test_one_connection_listens_for_all_queues_and_is_gone_after_stop(client: Cl
 def test_the_poll_interval_is_a_second_unless_it_is_set(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     assert inspect.signature(WorkerPool).parameters["poll_interval"].default == SECOND
     looks: list[float] = []
-    look = PostStore.sees_any
+    look = WakeupQueries.sees_any
 
     def noted_look(*args: Any, **options: Any) -> bool:
         looks.append(time.monotonic())
         return look(*args, **options)
 
-    monkeypatch.setattr(PostStore, "sees_any", noted_look)
+    monkeypatch.setattr(WakeupQueries, "sees_any", noted_look)
     with WorkerPool(client, {Thing: nothing}, queues={"default": 1}, listen=False, poll_interval=SECOND / 20):
         wait_until(lambda: len(looks) >= 5)
     gaps = [later - earlier for earlier, later in pairwise(looks)]
@@ -602,7 +602,7 @@ def test_the_poll_interval_is_a_second_unless_it_is_set(client: Client, monkeypa
 
 @contextmanager
 def listener(client: Client, connect: Callable[[], Tx], wake: Callable[[str | None], None]) -> Iterator[Listener]:
-    listener = Listener(client.store, connect, wake=wake, name="listener")
+    listener = Listener(client.schema, connect, wake=wake, name="listener")
     listener.start()
     try:
         yield listener

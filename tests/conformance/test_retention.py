@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pgjobs import Client, InvalidOption, InvalidSetting, JobState, QueueLocked, WorkerPool
-from pgjobs.control.queue_queries import FOR_EVER, QueueStore
+from pgjobs.control.queue_queries import FOR_EVER, QueueQueries
 from pgjobs.db import statements
 from pgjobs.db.cursors import LiteralCursor
 from pgjobs.maintenance.duties import Maintenance
@@ -142,7 +142,7 @@ def test_a_row_that_says_something_is_not_forgotten(client: Client, sql: Rows, s
     client.queues.update("other", keep_completed=DAY)
     client.queues.update("other", keep_completed=None)
     sql("UPDATE pgjobs.queue SET updated_at = now() - interval '2 days'")
-    QueueStore(client.schema).forget_queues(server)
+    QueueQueries(client.schema).forget_queues(server)
     assert [queue.name for queue in client.queues.list()] == ["yearly"]
 
 

@@ -29,9 +29,10 @@ from pgjobs import (
     WorkerPool,
     every,
 )
-from pgjobs.schedules.queries import ScheduleStore
+from pgjobs.schedules.args_supplier import answer
+from pgjobs.schedules.queries import ScheduleQueries
 from pgjobs.schedules.registered import CodeSchedules
-from pgjobs.schedules.ticker import LOOK_EVERY, Ticker, answer
+from pgjobs.schedules.ticker import LOOK_EVERY, Ticker
 from tests.conformance.conftest import Rows
 from tests.conftest import Connect
 from tests.waiting import wait_until
@@ -81,7 +82,7 @@ def process(client: Client, connect: Connect) -> Start:
     """Starts a process with some schedules in its code."""
 
     def start(*schedules: Schedule) -> Process:
-        store, encode = ScheduleStore(client.schema), client._enqueuer.encoded
+        store, encode = ScheduleQueries(client.schema), client._enqueuer.encoded
         code = CodeSchedules(store, client.source, encode, schedules, worker="by hand")
         ticker = Ticker(store, lambda: code.by_name, lambda schedule, tick: answer(schedule, encode))
         return Process(client, connect(autocommit=True), code, ticker).start()
@@ -490,7 +491,7 @@ def test_what_a_client_adds_to_every_job_is_no_change_of_the_schedule(
 ) -> None:
     def deploy(code_version: str, **setting: Any) -> ScheduleRow:
         with Client(database, schema=client.schema, code_version=code_version) as newer:
-            store = ScheduleStore(client.schema)
+            store = ScheduleQueries(client.schema)
             schedule = Schedule("report", "@daily", Report(1), **setting)
             CodeSchedules(store, newer.source, newer._enqueuer.encoded, [schedule], worker=newer.id).start(lambda: None)
         return row(client, "report")

@@ -12,7 +12,10 @@ import psycopg
 import pytest
 
 from pgjobs import Client, Job, JobFilter, JobState, NewJob, RetryAfter, Snooze, WorkerPool
-from pgjobs.maintenance.duties import Maintenance, MaintenanceThread
+from pgjobs.db.cursors import rollback
+from pgjobs.maintenance.duties import Maintenance
+from pgjobs.maintenance.queries import MaintenanceQueries
+from pgjobs.maintenance.thread import MaintenanceThread
 from tests.conformance.conftest import Rows
 from tests.conftest import Connect
 from tests.waiting import wait_until
@@ -71,7 +74,7 @@ def test_each_queue_that_got_jobs_is_notified_once_and_no_other(
         ((visible,),) = sql("SELECT count(*) FROM pgjobs.job WHERE state = 'available' AND queue = %s", queue)
         woken.append((queue, jobs, visible))
 
-    duties = Maintenance(client.store, keep={}, wake=wake)
+    duties = Maintenance(client.schema, keep={}, wake=wake)
     listener = connect(autocommit=True)
     sleep_on(listener, client, "default", "mail", "later")
     for queue, count in (("mail", 3), ("default", 1)):
@@ -105,7 +108,7 @@ def test_each_queue_that_got_jobs_is_notified_once_and_no_other(
 def test_promote_sleeps_until_exactly_the_next_due_instant(
     *, client: Client, server: Tx, duties: Maintenance, monkeypatch: pytest.MonkeyPatch, due: Any, wait: timedelta
 ) -> None:
-    monkeypatch.setattr(client.store, "promote", lambda conn, batch: ({}, [], due))
+    monkeypatch.setattr(MaintenanceQueries, "promote", staticmethod(lambda conn, batch: ({}, [], due)))
     assert duties.promote(server) == wait
 
 
@@ -134,8 +137,8 @@ def test_a_job_that_is_due_sooner_than_promote_brings_it_forward(
 def sleepy_promote(monkeypatch: pytest.MonkeyPatch) -> None:
     """Promote sleeps for an hour unless it learns of a job that is due earlier."""
     monkeypatch.setattr("pgjobs.maintenance.duties.PROMOTE_EVERY", timedelta(hours=1))
-    monkeypatch.setattr("pgjobs.maintenance.duties._AT_LEAST_EVERY", timedelta(hours=1))
-    monkeypatch.setattr("pgjobs.maintenance.duties._GLANCE_EVERY", timedelta(hours=1))
+    monkeypatch.setattr("pgjobs.maintenance.duties.AT_LEAST_EVERY", timedelta(hours=1))
+    monkeypatch.setattr("pgjobs.maintenance.duties.GLANCE_EVERY", timedelta(hours=1))
 
 
 @pytest.mark.usefixtures("sleepy_promote")
@@ -330,7 +333,7 @@ def test_the_maintenance_of_a_pool_stops_at_once_and_works_again_after_a_new_sta
             wait_until(lambda: sql("SELECT count(*) FROM pgjobs.job WHERE state = 'running'") == [(0,)])
             began = time.monotonic()
         assert time.monotonic() - began < 3
-    thread = MaintenanceThread(Maintenance(client.store, keep={}), client.source, name="maintenance")
+    thread = MaintenanceThread(Maintenance(client.schema, keep={}), client.source, name="maintenance")
     thread.start()
     assert thread.stop(5) is True
 
@@ -361,7 +364,7 @@ def test_the_duties_of_one_schema_touch_no_other_and_wait_for_no_other(
             VALUES ('thing', 'running', 1, now() - interval '2 hours')"""
         )
     holder, server = connect(autocommit=True), connect(autocommit=True)
-    due = other_client.store.begin_duty(holder, "rescue")
+    due = MaintenanceQueries(other_client.schema).begin_duty(holder, "rescue")
     try:
         assert due is not None
         assert due <= ZERO, "the other schema's duty is held"
@@ -428,7 +431,7 @@ def test_a_state_that_is_kept_for_ever_stays_and_the_others_are_cut(
     client: Client, sql: Rows, server: Tx, forever: JobState | None
 ) -> None:
     Maintenance(
-        client.store, keep={state: None if state == forever else 7 * 24 * 3600 * SECOND for state in KEPT}
+        client.schema, keep={state: None if state == forever else 7 * 24 * 3600 * SECOND for state in KEPT}
     ).clean(server)
     assert left(sql) == ({forever} if forever else set())
     assert sql("SELECT count(*) FROM pgjobs.job WHERE kind = 'new'") == [(3,)]
@@ -438,7 +441,7 @@ def test_a_state_that_is_kept_for_ever_stays_and_the_others_are_cut(
 @pytest.mark.conformance(281, 288)
 @pytest.mark.usefixtures("old_jobs")
 def test_nothing_is_deleted_when_everything_is_kept_for_ever(client: Client, sql: Rows, server: Tx) -> None:
-    Maintenance(client.store, keep=dict.fromkeys(KEPT)).clean(server)
+    Maintenance(client.schema, keep=dict.fromkeys(KEPT)).clean(server)
     assert sql("SELECT count(*) FROM pgjobs.job") == [(11,)]
 
 
@@ -481,7 +484,7 @@ def test_a_duty_that_one_process_is_at_is_left_to_it_and_taken_over_when_it_dies
     """Instead of a leader there is a row per duty: whoever can lock it does the duty."""
     job = a_due_job(client, sql)
     other = connect(autocommit=True)
-    assert client.store.begin_duty(other, "promote") is not None
+    assert MaintenanceQueries(client.schema).begin_duty(other, "promote") is not None
     assert duties.do(server, "promote") > ZERO
     assert stored(job).state == JobState.SCHEDULED, "somebody else is at it"
     other.close()
@@ -503,13 +506,13 @@ def test_a_duty_that_was_just_done_is_not_due_for_another_process(
 
 @pytest.mark.conformance(293)
 def test_the_server_ends_a_duty_whose_process_hangs(client: Client, server: Tx) -> None:
-    client.store.begin_duty(server, "rescue")
+    MaintenanceQueries(client.schema).begin_duty(server, "rescue")
     bounds = [
         server.execute(f"SHOW {name}").fetchone()
         for name in ("idle_in_transaction_session_timeout", "statement_timeout", "lock_timeout")
     ]
     assert bounds == [("5s",), ("30s",), ("5s",)]
-    client.store.rollback(server)
+    rollback(server)
     assert server.execute("SHOW idle_in_transaction_session_timeout").fetchone() == ("0",), "for the duty alone"
 
 
@@ -524,7 +527,7 @@ def test_a_duty_that_fails_is_moved_on_and_does_not_stop_the_others(
     def broken(*args: Any) -> list[Job[Any]]:
         raise psycopg.OperationalError("no rescue today")
 
-    monkeypatch.setattr(client.store, "rescue", broken)
+    monkeypatch.setattr(MaintenanceQueries, "rescue", staticmethod(broken))
     with WorkerPool(client, {Thing: nothing}, queues={"idle": 1}):
         wait_until(lambda: stored(job).state == JobState.AVAILABLE)
         later = "SELECT next_run_at > clock_timestamp() + interval '3 s' FROM pgjobs.maintenance WHERE duty = 'rescue'"
@@ -542,7 +545,7 @@ def test_an_idle_queue_costs_no_transaction_of_a_duty_that_would_find_nothing(
 ) -> None:
     done: list[str] = []
     glances: list[set[str]] = []
-    begin, glance = client.store.begin_duty, client.store.glance
+    begin, glance = MaintenanceQueries(client.schema).begin_duty, MaintenanceQueries(client.schema).glance
 
     def begun(conn: Tx, duty: str, *more: Any) -> timedelta | None:
         done.append(duty)
@@ -552,8 +555,8 @@ def test_an_idle_queue_costs_no_transaction_of_a_duty_that_would_find_nothing(
         glances.append(glance(conn, soon))
         return glances[-1]
 
-    monkeypatch.setattr(client.store, "begin_duty", begun)
-    monkeypatch.setattr(client.store, "glance", glanced)
+    monkeypatch.setattr(MaintenanceQueries, "begin_duty", staticmethod(begun))
+    monkeypatch.setattr(MaintenanceQueries, "glance", staticmethod(glanced))
     with WorkerPool(client, {Thing: nothing}, queues={"idle": 1}):
         wait_until(lambda: "promote" in done, 20)  # when the listener began to listen, for what it may have missed
         done.clear()
@@ -573,14 +576,14 @@ def test_an_idle_process_that_hears_of_nothing_looks_every_second(
     client: Client, stored: Stored, monkeypatch: pytest.MonkeyPatch, listen: bool
 ) -> None:
     """Else a job with a short delay would wait for a look that is further away."""
-    monkeypatch.setattr("pgjobs.maintenance.duties._GLANCE_EVERY", timedelta(hours=1))
-    glance, glances = client.store.glance, list[set[str]]()
+    monkeypatch.setattr("pgjobs.maintenance.duties.GLANCE_EVERY", timedelta(hours=1))
+    glance, glances = MaintenanceQueries(client.schema).glance, list[set[str]]()
 
     def glanced(conn: Tx, soon: timedelta) -> set[str]:
         glances.append(glance(conn, soon))
         return glances[-1]
 
-    monkeypatch.setattr(client.store, "glance", glanced)
+    monkeypatch.setattr(MaintenanceQueries, "glance", staticmethod(glanced))
     with WorkerPool(client, {Thing: nothing}, queues={"default": 1}, listen=listen, poll_interval=SECOND / 20) as pool:
         wait_until(lambda: glances and glances[-1] == set())
         if listen:
@@ -592,7 +595,7 @@ def test_an_idle_process_that_hears_of_nothing_looks_every_second(
 def test_a_rescued_job_starts_at_its_time_though_nobody_looks_for_what_is_due(
     client: Client, sql: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pgjobs.maintenance.duties._GLANCE_EVERY", timedelta(hours=1))
+    monkeypatch.setattr("pgjobs.maintenance.duties.GLANCE_EVERY", timedelta(hours=1))
     maintenance = "pgjobs.maintenance.duties.Maintenance.glance"
     monkeypatch.setattr(maintenance, lambda *args: {"rescue"})  # all that was to be seen when it looked
     with WorkerPool(client, {"thing": nothing}, queues={"default": 1}, poll_interval=timedelta(hours=1)):

@@ -25,6 +25,7 @@ from pgjobs import (
 from pgjobs.cli import main
 from pgjobs.db import migrate, shape
 from pgjobs.db.bookkeeping import DUTIES, TABLES, Bookkeeping
+from pgjobs.maintenance.queries import MaintenanceQueries
 from pgjobs.schedules import registered
 from tests.db.conftest import Run
 from tests.db.seen_to import SOON, seen_to
@@ -110,7 +111,7 @@ def test_a_duty_that_somebody_holds_is_not_taken_for_one_that_is_missing(
     """A duty whose row was gone looked like one that another process was at."""
     with psycopg.connect(fresh_database) as holder, psycopg.connect(fresh_database, autocommit=True) as conn:
         holder.execute("SELECT FROM pgjobs.maintenance FOR UPDATE")
-        assert own_client.store.begin_duty(conn, "promote") is None
+        assert MaintenanceQueries(own_client.schema).begin_duty(conn, "promote") is None
     assert caplog.text == ""
 
 

@@ -41,7 +41,8 @@ from pgjobs import (
 )
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.maintenance.duties import Maintenance
-from pgjobs.schedules.queries import ScheduleStore
+from pgjobs.maintenance.queries import MaintenanceQueries
+from pgjobs.schedules.queries import ScheduleQueries
 from pgjobs.schedules.ticker import Ticker
 from tests.conftest import Connect
 from tests.waiting import wait_until
@@ -317,7 +318,7 @@ def test_rows_in_hostile_queues_are_promoted_and_rescued_as_data(
         attempted_by=[text],
     )
     woken: list[str] = []
-    maintenance = Maintenance(table.client.store, keep={}, wake=lambda queue, jobs: woken.append(queue))
+    maintenance = Maintenance(table.client.schema, keep={}, wake=lambda queue, jobs: woken.append(queue))
     maintenance.do(table.conn, "promote")
     maintenance.rescue(table.conn)
     assert woken == [text]
@@ -516,7 +517,9 @@ def test_a_row_that_the_table_takes_can_be_fetched_and_finished(table: Table, ro
     plain = table.insert(kind="ab", priority=0)
     if columns.get("state") == "running":
         table.query("UPDATE {schema}.job SET created_at = '2020-01-01' WHERE id = %s", odd)
-        assert [job.id for job in table.client.store.rescue(table.conn, 10, timedelta(seconds=3))] == [odd]
+        assert [
+            job.id for job in MaintenanceQueries(table.client.schema).rescue(table.conn, 10, timedelta(seconds=3))
+        ] == [odd]
         table.query("UPDATE {schema}.job SET state = 'available', scheduled_at = '2020-01-01' WHERE id = %s", odd)
     assert work(table.client, {"ab": lambda tx, job: None})
     assert work(table.client, {"ab": lambda tx, job: None})
@@ -902,7 +905,7 @@ def test_schedules_on_a_connection_with_a_hostile_search_path(table: Table, conn
     tx.commit()
 
     hostile = connect(options=trapped, autocommit=True)
-    store = ScheduleStore(table.client.schema)
+    store = ScheduleQueries(table.client.schema)
     ticker = Ticker(store, lambda: {}, lambda schedule, tick: None)
     ticker.tick(hostile)
     table.query("UPDATE {schema}.schedule SET next_tick_at = clock_timestamp()")

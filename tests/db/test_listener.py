@@ -14,6 +14,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pgjobs import Client
+from pgjobs.db.channel import listen, probe
 from pgjobs.db.source import defaults_for
 from pgjobs.wakeup.listener import Listener
 from tests.waiting import wait_until
@@ -80,7 +81,7 @@ def listening(client: Client, relay: Relay) -> Iterator[Callable[..., Listener]]
         def connect() -> psycopg.Connection[Any]:
             return psycopg.connect(relay.dsn, autocommit=True, **{**defaults_for(relay.dsn), **options})
 
-        listener = Listener(client.store, connect, wake=heard.append, name="listener")
+        listener = Listener(client.schema, connect, wake=heard.append, name="listener")
         listener.start()
         started.append(listener)
         return listener
@@ -121,13 +122,13 @@ def test_a_peer_that_is_silent_from_the_first_statement_on_is_noticed(
     client: Client, relay: Relay, listening: Callable[..., Listener], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pgjobs.wakeup.listener._ANSWER", 0.2)
-    listen, silences = client.store.listen, iter([True, False])
+    silences = iter([True, False])
 
-    def silent_at_first(conn: psycopg.Connection[Any]) -> None:
+    def silent_at_first(conn: psycopg.Connection[Any], schema: str) -> None:
         relay.silent = next(silences, False)
-        listen(conn)
+        listen(conn, schema)
 
-    monkeypatch.setattr(client.store, "listen", silent_at_first)
+    monkeypatch.setattr("pgjobs.wakeup.listener.listen", silent_at_first)
     heard: list[str | None] = []
 
     def speak() -> None:
@@ -145,14 +146,14 @@ def test_a_quiet_peer_that_answers_keeps_its_connection_and_no_notification_is_l
     client: Client, relay: Relay, listening: Callable[..., Listener], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pgjobs.wakeup.listener._SILENCE", 0.02)
-    probe, probes = client.store.probe, []
+    probes = list[float]()
 
-    def noted_probe(conn: psycopg.Connection[Any]) -> None:
+    def noted_probe(conn: psycopg.Connection[Any], schema: str) -> None:
         probes.append(time.monotonic())
         notify(client, f"{len(probes)}")  # arrives together with the answer
-        probe(conn)
+        probe(conn, schema)
 
-    monkeypatch.setattr(client.store, "probe", noted_probe)
+    monkeypatch.setattr("pgjobs.wakeup.listener.probe", noted_probe)
     heard: list[str | None] = []
     listening(heard)
     wait_until(lambda: len(heard) > 20)
@@ -176,7 +177,7 @@ def test_a_listener_is_not_ended_for_being_idle(
     """A role or server may have an idle_session_timeout, and the session of the listener is idle most of its life."""
     dsn = make_conninfo(database, options="-c idle_session_timeout=200ms", application_name="idle one")
     listener = Listener(
-        client.store, lambda: psycopg.connect(dsn, autocommit=True), wake=lambda queue: None, name="ear"
+        client.schema, lambda: psycopg.connect(dsn, autocommit=True), wake=lambda queue: None, name="ear"
     )
     listener.start()
     with psycopg.connect(database, autocommit=True) as admin:

@@ -17,11 +17,13 @@ from psycopg import sql
 
 from pgjobs import Client, JobFilter, JobState
 from pgjobs.control import filter_queries, queue_queries
+from pgjobs.control.queries import Changes
 from pgjobs.db import statements
 from pgjobs.db.cursors import AnyConnection, BoundCursor, bound_cursor
 from pgjobs.execution import batch_queries
-from pgjobs.execution.queries import CLAIM_DEFAULTS, Changes, passing_over
+from pgjobs.execution.queries import CLAIM_DEFAULTS, passing_over
 from pgjobs.execution.transport import prepared
+from pgjobs.observe import queries as observe_queries
 from tests.waiting import wait_until
 
 ROWS = 1_000_000
@@ -86,7 +88,7 @@ def plans(monkeypatch: pytest.MonkeyPatch) -> list[Plan]:
         cursor.format, cursor.plans = plain.format, plans
         return cursor
 
-    for store in (filter_queries, queue_queries):
+    for store in (filter_queries, queue_queries, observe_queries):
         monkeypatch.setattr(store, "bound_cursor", explained)
     return plans
 
@@ -281,7 +283,7 @@ def test_the_claim_looks_once_whether_its_queue_is_paused(full: Client) -> None:
 def test_the_claim_and_the_finish_of_a_batch_read_by_the_indexes(full: Client, stale: bool) -> None:
     """By the plans that prepared statements get, which know none of the values, whatever the statistics say."""
     batch = statements.load("batch.sql", full.schema)
-    take = batch_queries.BatchStore(full.store)._takes["priority"].replace(b"%(limit)s", b"100")
+    take = batch_queries.BatchQueries(full.store)._takes["priority"].replace(b"%(limit)s", b"100")
     ids = "{" + ",".join(map(str, range(1, 101))) + "}"
     token = str(uuid4())
     values = {**CLAIM_DEFAULTS, "queue": "queue.1", "worker": "me", "token": token, "batch_time": 1}

@@ -81,7 +81,7 @@ def test_late_requests_are_settled_in_published_tables(own_client: Client, publi
     run("INSERT INTO pgjobs.cancel_request (job_id, queue, token) VALUES (%s, 'default', gen_random_uuid())", job.id)
     run("INSERT INTO pgjobs.cancel_request (job_id, queue, token) VALUES (99, 'default', gen_random_uuid())")
     with psycopg.connect(str(own_client.pool.conninfo), autocommit=True) as conn:
-        duties = Maintenance(own_client.store, keep={state: timedelta(0) for state in JobState if state.final})
+        duties = Maintenance(own_client.schema, keep={state: timedelta(0) for state in JobState if state.final})
         duties.do(conn, "rescue")
         assert own_client.get(job.id).state is JobState.CANCELLED  # type: ignore[union-attr]
         duties.do(conn, "clean")

@@ -25,7 +25,8 @@ from pgjobs.db.cursors import AnyConnection
 from pgjobs.embedded import EmbeddedPostgres
 from pgjobs.execution.attempt import Attempt
 from pgjobs.execution.outcome import COMPLETED, Outcome, decide
-from pgjobs.execution.queries import Store
+from pgjobs.execution.queries import ExecutionQueries
+from pgjobs.maintenance.queries import MaintenanceQueries
 from tests.conftest import Connect
 from tests.waiting import wait_until
 from tests.waking import sleep_on
@@ -68,10 +69,14 @@ class Table:
         return job
 
     def rescue(self, grace: timedelta = NO_DELAY) -> list[Job[Any]]:
-        return self.store.rescue(self.conn, 100, grace)
+        return self.maintenance.rescue(self.conn, 100, grace)
 
     @property
-    def store(self) -> Store:
+    def maintenance(self) -> MaintenanceQueries:
+        return MaintenanceQueries(self.client.schema)
+
+    @property
+    def store(self) -> ExecutionQueries:
         return self.client.store
 
 
@@ -442,7 +447,7 @@ def test_r8_a_request_that_is_committed_after_the_attempt_has_failed_cancels_the
     asker.commit()
     assert table.job(job).state == JobState.RETRYABLE
     assert requests(table) == [(job.id, job.token)], "left over"
-    assert table.store.settle_requests(table.conn, 10) == (1, 1)
+    assert table.maintenance.settle_requests(table.conn, 10) == (1, 1)
     settled = table.job(job)
     assert settled.state == JobState.CANCELLED
     assert settled.finalized_at is not None
@@ -450,7 +455,7 @@ def test_r8_a_request_that_is_committed_after_the_attempt_has_failed_cancels_the
     assert "cancel_attempted_at" in settled.metadata
     assert [error.error for error in settled.errors] == ["failed"]
     assert requests(table) == []
-    assert table.store.settle_requests(table.conn, 10) == (0, 0)
+    assert table.maintenance.settle_requests(table.conn, 10) == (0, 0)
 
 
 @pytest.mark.parametrize("end", ["completed", "deleted"])
@@ -468,7 +473,7 @@ def test_r8_a_request_that_nobody_needs_any_more_is_removed(
         table.client.delete(job.id)
     asker.commit()
     before = table.client.get(job.id)
-    assert table.store.settle_requests(table.conn, 10) == (0, 1)
+    assert table.maintenance.settle_requests(table.conn, 10) == (0, 1)
     assert table.client.get(job.id) == before
     assert requests(table) == []
 
@@ -478,7 +483,7 @@ def test_r8_a_request_for_the_attempt_that_runs_is_left_to_it(table: Table, work
         table.enqueue()
     job = table.must_claim(worker)
     table.client.cancel(job.id)
-    assert table.store.settle_requests(table.conn, 10) == (0, 0)
+    assert table.maintenance.settle_requests(table.conn, 10) == (0, 0)
     assert requests(table) == [(job.id, job.token)]
     table.store.fail(worker, job, failure(job))
     assert table.job(job).state == JobState.CANCELLED
@@ -501,11 +506,11 @@ def test_r8_a_request_for_an_earlier_attempt_is_handed_on_until_the_job_is_over(
     newest = table.must_claim(worker)
     assert newest.id == old.id, "nobody has looked, so that attempt was not asked"
     table.query(late, old.id, new.token)
-    assert table.store.settle_requests(table.conn, 10) == (0, 2)
+    assert table.maintenance.settle_requests(table.conn, 10) == (0, 2)
     assert requests(table) == [(old.id, newest.token)] * 2
     found = table.store.cancelled_attempts(table.conn, [newest.token or uuid4()])
     assert found == {(newest.id, newest.token): "late"}
-    assert table.store.settle_requests(table.conn, 10) == (0, 0)
+    assert table.maintenance.settle_requests(table.conn, 10) == (0, 0)
     table.store.fail(worker, newest, failure(newest))
     assert table.job(newest).state == JobState.CANCELLED
     assert requests(table) == []
@@ -530,12 +535,12 @@ def test_r8_a_request_that_was_handed_on_does_not_reach_a_retry_by_hand(table: T
     table.enqueue()
     job = table.must_claim(worker)
     table.query("INSERT INTO {schema}.cancel_request VALUES (%s, 'default', %s, 'late')", job.id, uuid4())
-    assert table.store.settle_requests(table.conn, 10) == (0, 1)
+    assert table.maintenance.settle_requests(table.conn, 10) == (0, 1)
     table.store.complete(worker, job, COMPLETED)
     assert len(requests(table)) == 1
     table.client.retry(job.id)
     again = table.must_claim(worker)
-    assert table.store.settle_requests(table.conn, 10) == (0, 0)
+    assert table.maintenance.settle_requests(table.conn, 10) == (0, 0)
     table.store.fail(worker, again, failure(again))
     assert table.job(job).state == JobState.RETRYABLE
 
@@ -551,7 +556,7 @@ def test_r8_a_request_that_is_left_over_does_not_reach_a_job_that_was_retried_by
     assert len(requests(table)) == 1
     assert table.client.retry(job.id).token is None
     assert requests(table) == []
-    assert table.store.settle_requests(table.conn, 10) == (0, 0)
+    assert table.maintenance.settle_requests(table.conn, 10) == (0, 0)
     assert table.job(job).state == JobState.AVAILABLE
 
 
@@ -593,11 +598,11 @@ def test_r8_what_somebody_holds_is_settled_the_next_time(table: Table, worker: A
     asker.commit()
     holder.execute(table.sql("SELECT FROM {schema}.job FOR NO KEY UPDATE"))
     started = time.monotonic()
-    assert table.store.settle_requests(table.conn, 10) == (0, 0)
+    assert table.maintenance.settle_requests(table.conn, 10) == (0, 0)
     assert time.monotonic() - started < 1
     assert len(requests(table)) == 1
     holder.rollback()
-    assert table.store.settle_requests(table.conn, 10) == (1, 1)
+    assert table.maintenance.settle_requests(table.conn, 10) == (1, 1)
 
 
 def test_r8_a_failed_attempt_that_is_no_longer_its_own_takes_no_request_with_it(
@@ -714,7 +719,7 @@ def test_r9_an_open_insert_that_references_a_job_hides_it_neither_from_claim_nor
     worker.execute("ROLLBACK")
     assert [rescued.id for rescued in table.rescue()] == [job.id]
     table.query("UPDATE {schema}.job SET scheduled_at = now()")
-    assert table.store.promote(table.conn, 10)[:2] == ({"default": 1}, [])
+    assert table.maintenance.promote(table.conn, 10)[:2] == ({"default": 1}, [])
     application.rollback()
 
 
@@ -940,11 +945,11 @@ def test_r12_a_duty_that_is_taken_at_the_same_time_is_no_error(table: Table, con
     """The other one commits between the beginning of ours and its update."""
     ours = connect(autocommit=True, options=f"-c default_transaction_isolation={level.replace(' ', chr(92) + ' ')}")
     table.enqueue(delay=timedelta(hours=1))
-    remaining = table.store.begin_duty(ours, "promote")
+    remaining = table.maintenance.begin_duty(ours, "promote")
     assert remaining is not None
     table.query("UPDATE {schema}.job SET scheduled_at = now()")
-    assert table.store.promote(ours, 10)[:2] == ({"default": 1}, [])
-    table.store.end_duty(ours, "promote", NO_DELAY)
+    assert table.maintenance.promote(ours, 10)[:2] == ({"default": 1}, [])
+    table.maintenance.end_duty(ours, "promote", NO_DELAY)
 
 
 # R20: an id alone names no job.
@@ -994,11 +999,11 @@ def test_r20_rescue_promotion_and_cleaning_touch_one_of_two_jobs_with_the_same_i
 
     table.query("UPDATE {schema}.job SET scheduled_at = '2020-01-01' WHERE queue = 'default'")
     table.query("UPDATE {schema}.job SET state = 'pending' WHERE queue = 'other'")
-    assert table.store.promote(table.conn, 10)[:2] == ({"default": 1}, [])
+    assert table.maintenance.promote(table.conn, 10)[:2] == ({"default": 1}, [])
     assert states(table)["other"][0] == "pending"
 
     table.query("UPDATE {schema}.job SET state = 'completed', finalized_at = '2020-01-01' WHERE queue = 'default'")
-    assert table.store.clean(table.conn, JobState.COMPLETED, NO_DELAY, 10) == 1
+    assert table.maintenance.clean(table.conn, JobState.COMPLETED, NO_DELAY, 10) == 1
     assert list(states(table)) == ["other"]
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from pgjobs import Client, Job, WorkerPool
 from pgjobs.maintenance.duties import Maintenance
+from pgjobs.maintenance.queries import MaintenanceQueries
 from pgjobs.maintenance.reindexer import MIDNIGHT, Reindex
 from tests.conformance.conftest import Rows, server, sql
 from tests.conftest import Connect
@@ -163,7 +164,7 @@ def noted(client: Client, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def at_midnight(client: Client, monkeypatch: pytest.MonkeyPatch) -> datetime:
     """For the database's clock, as the duty reads it, it has just been midnight."""
     now = datetime(2026, 5, 1, 0, 0, 1, tzinfo=UTC)
-    monkeypatch.setattr(client.store, "current_time", lambda conn: now)
+    monkeypatch.setattr(MaintenanceQueries, "current_time", staticmethod(lambda conn: now))
     return now
 
 
@@ -173,7 +174,7 @@ def test_r16_the_rebuild_begins_when_its_next_time_is_committed(
     seen: list[Any] = []
     left = "SELECT date_part('hour', next_run_at - clock_timestamp()) FROM pgjobs.maintenance WHERE duty = 'indexes'"
     monkeypatch.setattr(Reindex, "start", lambda self: seen.extend([*sql(left), server.info.transaction_status.name]))
-    duties = Maintenance(client.store, keep={}, reindex=reindex)
+    duties = Maintenance(client.schema, keep={}, reindex=reindex)
     assert duties.do(server, "indexes") == timedelta(hours=24, seconds=-1)
     assert seen == [(23.0,), "IDLE"]
 
@@ -182,7 +183,7 @@ def test_r16_a_day_has_one_rebuild_however_many_processes_there_are(
     *, client: Client, reindex: Reindex, server: Tx, connect: Connect, noted: list[str], at_midnight: datetime
 ) -> None:
     for _ in range(3):
-        Maintenance(client.store, keep={}, reindex=reindex).do(server, "indexes")
+        Maintenance(client.schema, keep={}, reindex=reindex).do(server, "indexes")
     assert noted == ["rebuilt"]
 
 
@@ -193,9 +194,9 @@ def test_r16_a_lease_that_cannot_be_committed_begins_no_rebuild(
     def broken(*args: Any) -> None:
         raise psycopg.OperationalError("connection lost")
 
-    duties = Maintenance(client.store, keep={}, reindex=reindex)
+    duties = Maintenance(client.schema, keep={}, reindex=reindex)
     with monkeypatch.context() as patch:
-        patch.setattr(client.store, "end_duty", broken)
+        patch.setattr(MaintenanceQueries, "end_duty", staticmethod(broken))
         with pytest.raises(psycopg.OperationalError):
             duties.do(server, "indexes")
     server.execute("ROLLBACK")
@@ -208,8 +209,10 @@ def test_r16_nobody_makes_up_for_a_time_at_which_nobody_was_there(
     *, client: Client, reindex: Reindex, sql: Rows, server: Tx, noted: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So a first start, or one after a night of standstill, does not begin with a rebuild by day."""
-    monkeypatch.setattr(client.store, "current_time", lambda conn: datetime(2026, 5, 1, 9, tzinfo=UTC))
-    assert Maintenance(client.store, keep={}, reindex=reindex).do(server, "indexes") == timedelta(hours=15)
+    monkeypatch.setattr(
+        MaintenanceQueries, "current_time", staticmethod(lambda conn: datetime(2026, 5, 1, 9, tzinfo=UTC))
+    )
+    assert Maintenance(client.schema, keep={}, reindex=reindex).do(server, "indexes") == timedelta(hours=15)
     assert noted == []
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from pgjobs import Client, Job, JobState, WorkerPool
 from pgjobs.maintenance.duties import Maintenance
+from pgjobs.maintenance.queries import MaintenanceQueries
 from tests.conformance.conftest import Rows, duties, server, sql, stored
 from tests.conftest import Connect
 from tests.waiting import wait_until
@@ -168,8 +169,8 @@ def test_the_late_record_of_an_attempt_that_was_given_back_changes_nothing(
 def test_r24_a_last_attempt_of_an_unknown_kind_waits_for_a_process_that_knows_it(
     client: Client, sql: Rows, server: Tx, leave: Leave
 ) -> None:
-    stranger = Maintenance(client.store, keep={}, kinds=lambda: ["other"])
-    knows = Maintenance(client.store, keep={}, kinds=lambda: ["other", "thing"])
+    stranger = Maintenance(client.schema, keep={}, kinds=lambda: ["other"])
+    knows = Maintenance(client.schema, keep={}, kinds=lambda: ["other", "thing"])
     leave("a")
     leave("b", max_attempts=2)
     leave("c", kind="other")
@@ -183,7 +184,7 @@ def test_r24_a_last_attempt_of_an_unknown_kind_waits_for_a_process_that_knows_it
 def test_r24_after_a_day_it_is_set_aside_by_whoever_finds_it(
     client: Client, sql: Rows, server: Tx, leave: Leave
 ) -> None:
-    stranger = Maintenance(client.store, keep={}, kinds=lambda: [])
+    stranger = Maintenance(client.schema, keep={}, kinds=lambda: [])
     leave("a", age="23 hours 59 minutes")
     leave("b", age="24 hours 1 minute")
     stranger.rescue(server)
@@ -199,7 +200,7 @@ def test_r24_jobs_that_are_left_to_others_hide_no_job_behind_them(
         leave(worker)
     leave("d", max_attempts=2)
     client.cancel(leave("e"))
-    Maintenance(client.store, keep={}, kinds=lambda: []).rescue(server)
+    Maintenance(client.schema, keep={}, kinds=lambda: []).rescue(server)
     assert [state for state, *_ in ended(sql)] == ["running"] * 3 + ["retryable", "cancelled"], "a wish is fulfilled"
 
 
@@ -281,13 +282,13 @@ def test_three_timeouts_in_a_row_shrink_the_batch_for_good(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     sizes: list[int] = []
-    act = getattr(client.store, duty)
+    act = getattr(MaintenanceQueries(client.schema), duty)
 
     def noted(*args: Any) -> Any:
         sizes.extend(value for value in args if isinstance(value, int))
         return act(*args)
 
-    monkeypatch.setattr(client.store, duty, noted)
+    monkeypatch.setattr(MaintenanceQueries, duty, staticmethod(noted))
     duties._keep = {JobState.COMPLETED: timedelta(0)}  # one statement a time
 
     def times_out() -> None:
@@ -313,5 +314,5 @@ def test_three_timeouts_in_a_row_shrink_the_batch_for_good(
     succeeds()
     times_out()
     assert sizes[6:] == [1_000] * 3, "and no success brings it back"
-    succeeds(Maintenance(client.store, keep=duties._keep))
+    succeeds(Maintenance(client.schema, keep=duties._keep))
     assert sizes[9:] == [10_000], "a new start does"

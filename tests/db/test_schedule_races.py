@@ -17,10 +17,12 @@ from psycopg.conninfo import make_conninfo
 
 from pgjobs import Client, Job, Schedule, ScheduleRow, WorkerPool, every
 from pgjobs.db.cursors import AnyConnection
-from pgjobs.maintenance.duties import AFTER_FAILURE, Maintenance, MaintenanceThread
-from pgjobs.schedules.queries import DueSchedule, Move, ScheduleStore
+from pgjobs.maintenance.duties import AFTER_FAILURE, Maintenance
+from pgjobs.maintenance.thread import MaintenanceThread
+from pgjobs.schedules.args_supplier import answer
+from pgjobs.schedules.queries import DueSchedule, Move, ScheduleQueries
 from pgjobs.schedules.registered import CodeSchedules
-from pgjobs.schedules.ticker import LOOK_EVERY, Ticker, answer
+from pgjobs.schedules.ticker import LOOK_EVERY, Ticker
 from tests.conftest import Connect
 from tests.waiting import wait_until
 
@@ -50,7 +52,7 @@ class Table:
 
     def process(self, *schedules: Schedule) -> Callable[[], timedelta]:
         """Registers schedules as a process does that has them in its code; the act that ticks them."""
-        store, encode = ScheduleStore(self.client.schema), self.client._enqueuer.encoded
+        store, encode = ScheduleQueries(self.client.schema), self.client._enqueuer.encoded
         code = CodeSchedules(store, self.client.source, encode, schedules, worker="by hand")
         code.start(lambda: None)
         ticker = Ticker(store, lambda: code.by_name, lambda schedule, tick: answer(schedule, encode))
@@ -160,7 +162,7 @@ def test_r16_an_act_that_fails_is_tried_again_later(table: Table, caplog: pytest
         raise psycopg.OperationalError("not today")
 
     thread = MaintenanceThread(
-        Maintenance(table.client.store, keep={}), table.client.source, name="maintenance", tick=broken
+        Maintenance(table.client.schema, keep={}), table.client.source, name="maintenance", tick=broken
     )
     thread.start()
     assert tried.acquire(timeout=10)
@@ -229,7 +231,7 @@ def test_r17_an_answer_that_comes_when_another_has_made_the_tick_is_for_nothing(
     other = table.process(schedule)
     asked: list[datetime] = []
     ticker = Ticker(
-        ScheduleStore(table.client.schema), lambda: {"report": schedule}, lambda schedule, tick: asked.append(tick)
+        ScheduleQueries(table.client.schema), lambda: {"report": schedule}, lambda schedule, tick: asked.append(tick)
     )
     first = table.come("report")
     ticker.tick(table.conn)
@@ -408,7 +410,7 @@ def test_f30_two_that_saw_the_same_tick_cannot_both_make_it(table: Table, connec
     """The second finds that the schedule has moved on, and that its answer is for nothing."""
     table.process(Schedule("report", every(HOUR), lambda: Report()))  # noqa: PLW0108
     table.come("report")
-    store = ScheduleStore(table.client.schema)
+    store = ScheduleQueries(table.client.schema)
     one, two = connect(autocommit=True), connect(autocommit=True)
     seen: list[DueSchedule] = [store.look(conn, {"report": 0}, [], 10)[0][0] for conn in (one, two)]
     assert seen[0].next_tick_at is not None

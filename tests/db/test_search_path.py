@@ -21,7 +21,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from pgjobs import Client, JobFilter, Unique, WorkerPool
 from pgjobs.db import statements
 from pgjobs.db.migrate import migrate, schema_sql, versions
-from pgjobs.db.migration_queries import Migrations
+from pgjobs.db.migration_queries import MigrationQueries
 from pgjobs.execution.queries import passing_over
 from tests import decoys, life, modes
 from tests.conftest import new_database
@@ -218,7 +218,7 @@ def test_without_a_search_path_of_its_own_a_migration_would_be_deceived(
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The decoys are too volatile for an index, so Postgres says that it has found one."""
-    monkeypatch.setattr(Migrations, "own_path", lambda *_: nullcontext())
+    monkeypatch.setattr(MigrationQueries, "own_path", lambda *_: nullcontext())
     with psycopg.connect(dsn) as conn:
         conn.execute(f"SET search_path = {decoys.PATHS[0]}".encode())
         with pytest.raises(psycopg.errors.InvalidObjectDefinition, match="IMMUTABLE"):

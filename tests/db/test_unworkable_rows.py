@@ -17,12 +17,12 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from pgjobs import Client, Hooks, Job, JobFilter, QueueSettings, WorkerPool, WorkMap
-from pgjobs.control.many import ManyJobs
 from pgjobs.execution import queries, transport
 from pgjobs.execution.claimer import Claimer
-from pgjobs.execution.queries import Store
+from pgjobs.execution.queries import ExecutionQueries
+from pgjobs.figures import ManyJobs
 from pgjobs.maintenance.duties import Maintenance
-from pgjobs.schedules.queries import ScheduleStore
+from pgjobs.schedules.queries import ScheduleQueries
 from pgjobs.schedules.ticker import Ticker
 from tests.conformance.conftest import Rows, duties, server, sql
 from tests.waiting import wait_until
@@ -315,13 +315,13 @@ from pgjobs import Client, Hooks, WorkerPool
 import psycopg
 from pgjobs.maintenance import Maintenance
 from pgjobs.control.many import ManyJobs
-from pgjobs.schedules.queries import ScheduleStore
-from pgjobs.execution.queries import Store
+from pgjobs.schedules.queries import ScheduleQueries
+from pgjobs.execution.queries import ExecutionQueries
 from pgjobs.schedules.ticker import Ticker
 seen = []
 with Client(sys.argv[1], schema=sys.argv[2]) as client, psycopg.connect(sys.argv[1], autocommit=True) as conn:
     rescued = (lambda job: seen.append((job.id, len(job.raw_args)))) if sys.argv[3] == "hook" else None
-    duties = Maintenance(client.store, keep={}, rescued=rescued)
+    duties = Maintenance(client.schema, keep={}, rescued=rescued)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     while duties.rescue(conn).total_seconds() == 0:
         pass
@@ -430,9 +430,9 @@ def test_a_job_that_another_worker_has_claimed_meanwhile_is_not_discarded(
     """A worker that stalled after it had claimed an unreadable job discarded the attempt that came after the rescue."""
     sql("ALTER DOMAIN pgjobs.instant DROP CONSTRAINT job_times")
     (bad,) = make(1, "bad", "created_at = '-infinity'")
-    claimed_id = Store.claimed_id
+    claimed_id = ExecutionQueries.claimed_id
 
-    def late(self: Store, conn: Tx, queue: str, token: UUID) -> int | None:
+    def late(self: ExecutionQueries, conn: Tx, queue: str, token: UUID) -> int | None:
         found = claimed_id(self, conn, queue, token)
         sql(
             """UPDATE pgjobs.job SET token = gen_random_uuid(), attempt = 2, leased_until = now() + interval '1 hour'
@@ -441,7 +441,7 @@ def test_a_job_that_another_worker_has_claimed_meanwhile_is_not_discarded(
         )
         return found
 
-    monkeypatch.setattr(Store, "claimed_id", late)
+    monkeypatch.setattr(ExecutionQueries, "claimed_id", late)
     assert not WorkerPool(client, {"good": lambda tx, job: None}).work_one()
     assert state(bad) == "running"
 
@@ -761,7 +761,7 @@ def test_a_schedule_that_cannot_tick_stops_no_other(
         sql(SCHEDULE, name, name[:4])
     AT_TICK[stopper](sql)
     caplog.set_level(logging.DEBUG, "pgjobs")
-    ticker = Ticker(ScheduleStore(client.schema), lambda: {}, lambda schedule, tick: None)
+    ticker = Ticker(ScheduleQueries(client.schema), lambda: {}, lambda schedule, tick: None)
     for _ in range(3):
         ticker.tick(server)
     assert sorted(sql("SELECT kind FROM pgjobs.job")) == sorted([("good",), ("\x1b[31",)])
@@ -779,7 +779,7 @@ def test_however_many_schedules_fail_alike_the_others_tick(
     sql("""UPDATE pgjobs.schedule SET options = '{"tags": 5}'""")
     sql(SCHEDULE, "good", "good")
     caplog.set_level(logging.WARNING, "pgjobs")
-    ticker = Ticker(ScheduleStore(client.schema), lambda: {}, lambda schedule, tick: None)
+    ticker = Ticker(ScheduleQueries(client.schema), lambda: {}, lambda schedule, tick: None)
     for _ in range(4):
         ticker.tick(server)
     assert sql("SELECT kind FROM pgjobs.job") == [("good",)]

@@ -23,7 +23,7 @@ from psycopg.conninfo import make_conninfo
 from psycopg_pool import ConnectionPool
 
 from pgjobs import Client, Job, WorkerPool
-from pgjobs.db.source import borrow
+from pgjobs.db.borrow import borrow
 from pgjobs.execution.batch import Batch, Batches
 from pgjobs.execution.claimer import Claimer
 

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pgjobs import EmptyFilter, InvalidFilter, Job, JobCounts, JobFilter, JobState
-from pgjobs.job_filter import check_limit, listing
+from pgjobs.job_filter import check_limit
+from pgjobs.observe.listing import listing
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 TIMES = [field.name for field in fields(JobFilter) if field.name.endswith(("_after", "_before"))]

@@ -11,7 +11,7 @@ import pytest
 
 from pgjobs.execution import claimer
 from pgjobs.execution.claimer import Claimer
-from pgjobs.execution.queries import Store
+from pgjobs.execution.queries import ExecutionQueries
 from pgjobs.job import Job, JobState
 from pgjobs.work_map import WorkMap
 
@@ -28,7 +28,7 @@ class Looks:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
         monkeypatch.setattr(claimer, "time", SimpleNamespace(monotonic=lambda: self.now))
-        self.claimer = Claimer(Store("pgjobs"), WorkMap({"any": lambda tx, job: None}), worker="w")
+        self.claimer = Claimer(ExecutionQueries("pgjobs"), WorkMap({"any": lambda tx, job: None}), worker="w")
 
     def at_all(self) -> bool:
         """Whether the claim that begins now looks at all."""

@@ -13,7 +13,7 @@ import pytest
 from pgjobs import WorkMap
 from pgjobs.execution import claimer as claiming
 from pgjobs.execution.claimer import Claimer
-from pgjobs.execution.queries import Store
+from pgjobs.execution.queries import ExecutionQueries
 
 
 def test_it_is_looked_for_at_once_then_ever_more_seldom_and_given_up_in_the_end(
@@ -22,8 +22,8 @@ def test_it_is_looked_for_at_once_then_ever_more_seldom_and_given_up_in_the_end(
     """However many claims come meanwhile: each of them looks whether it is time."""
     now, looks = 100.0, list[float]()
     monkeypatch.setattr(claiming, "time", SimpleNamespace(monotonic=lambda: now))
-    claimer = Claimer(Store("pgjobs"), WorkMap({"any": lambda tx, job: None}), worker="w")
-    claimer.store = Mock(Store)
+    claimer = Claimer(ExecutionQueries("pgjobs"), WorkMap({"any": lambda tx, job: None}), worker="w")
+    claimer.store = Mock(ExecutionQueries)
     claimer.store.release_claim.side_effect = lambda *args, **options: looks.append(now)
     claimer._orphan("q", uuid4())
     conn: Any = None
@@ -38,8 +38,8 @@ def test_it_is_looked_for_at_once_then_ever_more_seldom_and_given_up_in_the_end(
 
 
 def test_it_is_looked_for_until_it_was_found() -> None:
-    claimer = Claimer(Store("pgjobs"), WorkMap({"any": lambda tx, job: None}), worker="w")
-    claimer.store = Mock(Store)
+    claimer = Claimer(ExecutionQueries("pgjobs"), WorkMap({"any": lambda tx, job: None}), worker="w")
+    claimer.store = Mock(ExecutionQueries)
     claimer.store.release_claim.return_value = True
     claimer._orphan("q", uuid4())
     conn: Any = None

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from datetime import timedelta
 from typing import Any
-from unittest.mock import Mock
 
 import pytest
 
-from pgjobs.execution.queries import Store
 from pgjobs.maintenance.duties import Maintenance
+from pgjobs.maintenance.queries import MaintenanceQueries
 
 
 @pytest.mark.parametrize(
@@ -21,9 +20,10 @@ from pgjobs.maintenance.duties import Maintenance
         (-50.0, 20.0),  # that did see it, so somebody holds it
     ],
 )
-def test_a_job_that_has_just_become_due_does_not_wait_for_another_look(due: float, again: float) -> None:
-    store = Mock(Store)
-    store.schema = "pgjobs"
-    store.promote.return_value = ({}, [], timedelta(milliseconds=due))
+def test_a_job_that_has_just_become_due_does_not_wait_for_another_look(
+    due: float, again: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promoted: tuple[dict[str, int], list[Any], timedelta] = ({}, [], timedelta(milliseconds=due))
+    monkeypatch.setattr(MaintenanceQueries, "promote", lambda *_: promoted)
     conn: Any = None
-    assert Maintenance(store, keep={}).promote(conn) == timedelta(milliseconds=again)
+    assert Maintenance("pgjobs", keep={}).promote(conn) == timedelta(milliseconds=again)

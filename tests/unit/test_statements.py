@@ -15,11 +15,17 @@ import pytest
 import pgjobs
 from pgjobs import InvalidSetting, JobState
 from pgjobs.control import filter_queries, queue_queries
+from pgjobs.control import queries as control_queries
 from pgjobs.db import bookkeeping, migration_queries, roles, statements
+from pgjobs.db import channel as channels
+from pgjobs.db.channel import channel
+from pgjobs.db.rows import as_job, claimed_job
 from pgjobs.enqueuing import queries as enqueuing_queries
 from pgjobs.execution import batch_queries, transport
 from pgjobs.execution import queries as execution_queries
 from pgjobs.maintenance import index_queries
+from pgjobs.maintenance import queries as maintenance_queries
+from pgjobs.observe import queries as observe_queries
 from pgjobs.schedules import queries as schedules_queries
 from pgjobs.wakeup import queries as wakeup_queries
 from pgjobs.workers import queries as workers_queries
@@ -36,7 +42,8 @@ GIVE_JOBS = [
 ]
 STORES = [
     *(execution_queries, enqueuing_queries, filter_queries, queue_queries, migration_queries, workers_queries),
-    *(index_queries, schedules_queries, wakeup_queries, batch_queries, bookkeeping, roles),
+    *(index_queries, schedules_queries, wakeup_queries, batch_queries, bookkeeping, roles, channels),
+    *(control_queries, observe_queries, maintenance_queries),
 ]
 PARTS = "parts.sql"  # what statements of several files share
 
@@ -102,7 +109,7 @@ def test_a_name_that_cannot_be_a_schema_is_refused_before_it_gets_into_any_sql(s
     with pytest.raises(InvalidSetting):
         statements.load.__wrapped__("work.sql", schema)
     with pytest.raises(InvalidSetting):
-        execution_queries.Store(schema)
+        execution_queries.ExecutionQueries(schema)
 
 
 @pytest.mark.conformance(269)
@@ -113,8 +120,8 @@ def test_a_good_name_of_a_schema_is_taken_as_it_is(schema: str) -> None:
 
 @pytest.mark.conformance(231)
 def test_the_channel_of_a_schema_fits_an_identifier() -> None:
-    assert statements.channel("jobs") != statements.channel("jobs2")
-    assert len(statements.channel("a" * 46).encode()) <= 63
+    assert channel("jobs") != channel("jobs2")
+    assert len(channel("a" * 46).encode()) <= 63
 
 
 def test_each_statement_is_loaded_once() -> None:
@@ -185,7 +192,7 @@ def test_only_the_stores_and_the_migrations_load_statements_and_only_the_stores_
     of_stores = {store.__name__.removeprefix("pgjobs.") for store in STORES}
     assert {name for name, source in sources.items() if "statements.load(" in source} == {*of_stores, "db.migrate"}
     runs = {name for name, source in sources.items() if re.search(r"\b(cur|conn|cursor)\.execute", source)}
-    assert runs == of_stores - {"db.roles"}  # its text is for others to run
+    assert runs == {*of_stores, "db.cursors"} - {"db.roles"}  # its text is for others to run
 
 
 # --- the columns of a job
@@ -227,11 +234,11 @@ def test_a_row_becomes_a_job_column_by_column() -> None:
     instants = [name for name in names if name.endswith("_at") or name == "leased_until"]
     row |= {name: datetime(2026, 1, 1, hour, tzinfo=UTC) for hour, name in enumerate(instants)}
     row["state"] = "running"
-    made = execution_queries.as_job([*row.values(), "more that a statement gives"])
+    made = as_job([*row.values(), "more that a statement gives"])
     for name, value in row.items():
         field = f"raw_{name}" if name in ("args", "metadata", "errors", "output") else name
         assert getattr(made, field) == (tuple(value) if isinstance(value, list) else value)
-    assert execution_queries.as_job([*({**row, **dict.fromkeys(instants[2:])}).values()]).leased_until is None
+    assert as_job([*({**row, **dict.fromkeys(instants[2:])}).values()]).leased_until is None
 
 
 def test_a_row_of_a_claim_becomes_the_running_job_of_its_claimer() -> None:
@@ -240,7 +247,7 @@ def test_a_row_of_a_claim_becomes_the_running_job_of_its_claimer() -> None:
     row |= {name: [name] for name in ("tags", "attempted_by")}
     instants = [name for name in names if name.endswith("_at") or name == "leased_until"]
     row |= {name: datetime(2026, 1, 1, hour, tzinfo=UTC) for hour, name in enumerate(instants)}
-    made = execution_queries.claimed_job([*row.values(), "more that a statement gives"], "mail", token)
+    made = claimed_job([*row.values(), "more that a statement gives"], "mail", token)
     assert (made.state, made.queue, made.token, made.finalized_at, made.raw_output) == (
         JobState.RUNNING, "mail", token, None, None,
     )  # fmt: skip

@@ -1,0 +1,87 @@
+"""The list of jobs, page by page."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+from pgjobs import checks
+from pgjobs.errors import InvalidFilter, shown
+from pgjobs.figures import JobPage
+from pgjobs.interval import instant, microseconds
+from pgjobs.job import Job, JobState
+from pgjobs.job_filter import BIGGEST_ID, SMALLEST_ID, JobFilter
+
+Order = Literal["id", "time"]
+
+_MOST_JOBS = 10_000  # of one page
+_CURSOR = re.compile(r"(id|time)\.(up|down)\.(-?\d{1,19})(?:\.(-?\d{1,18}))?", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listing:
+    """In which order jobs are listed, how many, and from where on: after a job with this id and time."""
+
+    order: Order
+    descending: bool
+    limit: int
+    after_id: int | None = None
+    after_time: datetime | None = None
+
+    def page(self, jobs: Sequence[Job[Any]]) -> JobPage:
+        """The page from what was read, which is one job more than the limit when there are more."""
+        shown = tuple(jobs[: self.limit])
+        return JobPage(shown, self._cursor(shown[-1]) if len(jobs) > self.limit else None)
+
+    def _cursor(self, job: Job[Any]) -> str:
+        place = f"{self.order}.{'down' if self.descending else 'up'}.{job.id}"
+        return place if self.order == "id" else f"{place}.{microseconds(_time_of(job))}"
+
+
+def listing(filter: JobFilter, order: str, descending: bool, limit: object, cursor: str | None) -> Listing:
+    """Check what a list is asked for; raises InvalidFilter."""
+    if order not in ("id", "time"):
+        raise InvalidFilter(f"order is 'id' or 'time', not {shown(order, 40)}")
+    if order == "time" and (filter.states is None or len(filter.states) != 1):
+        raise InvalidFilter(
+            "order='time' is by the time of one state: say which, as in JobFilter(states=['completed'])"
+        )
+    if not isinstance(limit, int) or isinstance(limit, bool) or not 1 <= limit <= _MOST_JOBS:
+        raise InvalidFilter(f"limit is a whole number from 1 to {_MOST_JOBS}, not {shown(limit, 40)}")
+    checks.check_bool("descending", descending, error=InvalidFilter)
+    wanted = Listing(order="id" if order == "id" else "time", descending=descending, limit=limit)
+    return wanted if cursor is None else _after(wanted, cursor)
+
+
+def _after(wanted: Listing, cursor: object) -> Listing:
+    """The list from where the cursor points. It may come out of a URL, so anything may stand in it."""
+    match = _CURSOR.fullmatch(cursor) if isinstance(cursor, str) else None
+    if (
+        match is None
+        or (match[1] == "time") != (match[4] is not None)
+        or not SMALLEST_ID <= int(match[3]) <= BIGGEST_ID
+    ):
+        raise InvalidFilter(f"{shown(cursor, 60)} is no cursor: give the `next` of a page")
+    if (match[1], match[2] == "down") != (wanted.order, wanted.descending):
+        raise InvalidFilter(f"the cursor {shown(cursor, 60)} is of a list in another order")
+    try:
+        time = None if match[4] is None else instant(int(match[4]))
+    except OverflowError:
+        raise InvalidFilter(f"{shown(cursor, 60)} is no cursor: its time is no date") from None
+    return Listing(
+        order=wanted.order,
+        descending=wanted.descending,
+        limit=wanted.limit,
+        after_id=int(match[3]),
+        after_time=time,
+    )
+
+
+def _time_of(job: Job[Any]) -> datetime:
+    """Since when, or until when, the job is in its state: what lists are ordered by; see list_jobs in the SQL."""
+    if job.state == JobState.RUNNING:
+        return job.attempted_at or job.created_at
+    return job.finalized_at or job.scheduled_at
