@@ -78,7 +78,7 @@ def bare_copy(client: Client, table: Table) -> Callable[[], float]:
     rows = CopyRows()
     encoded = map(client._enqueuer.encoded, mails(table.jobs))
     ready = b"".join([HEADER, *map(rows.due_now, encoded), TRAILER])
-    statement = statements.load("enqueue.sql", client.schema)["copy_due_now"]
+    statement = statements.load("enqueuing.sql", client.schema)["copy_due_now"]
 
     def run() -> float:
         table.empty()

@@ -84,7 +84,7 @@ class Pickup:
 
 def script(conn: psycopg.Connection[Any], schema: str, arm: str) -> str:
     """The statement of `enqueue` with its values in it."""
-    text = statements.load("enqueue.sql", schema)["insert_plain_job"].decode()
+    text = statements.load("enqueuing.sql", schema)["insert_plain_job"].decode()
     if arm in (NOTHING, ALWAYS):
         text, found = _CALLED.subn(r"\1" if arm == ALWAYS else "NULL", text)
         if not found:
@@ -127,7 +127,7 @@ def commits(dsn: str, schema: str, arm: str, clients: int, seconds: float) -> fl
     """Transactions a second that each enqueue one job."""
     with psycopg.connect(dsn, autocommit=True) as conn, tempfile.TemporaryDirectory() as directory:
         _empty(conn, schema)
-        path = Path(directory, "enqueue.sql")
+        path = Path(directory, "enqueuing.sql")
         path.write_text(script(conn, schema, arm).rstrip().rstrip(";") + ";\n")
         command = [pgbench(), "--no-vacuum", "--protocol=prepared", f"--file={path}", f"--client={clients}"]
         with others(dsn, schema, arm):

@@ -39,7 +39,7 @@ class FilterQueries:
 
     def __init__(self, schema: str) -> None:
         self._channel = channel(schema)
-        self._many = statements.load("many.sql", schema)
+        self._many = statements.load("control.sql", schema)
 
     def newest_id(self, conn: AnyConnection) -> int | None:
         """The greatest id, whoever gave it; None when there is no job."""

@@ -23,7 +23,7 @@ class QueueQueries:
 
     def __init__(self, schema: str) -> None:
         self._channel = channel(schema)
-        self._queues = statements.load("queues.sql", schema)
+        self._queues = statements.load("control.sql", schema)
 
     def list_queues(self, conn: AnyConnection) -> list[Queue]:
         with bound_cursor(conn) as cur:

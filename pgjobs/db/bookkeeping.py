@@ -31,7 +31,7 @@ class Bookkeeping:
 
     def __init__(self, schema: str) -> None:
         self._schema = schema
-        self._sql = statements.load("bookkeeping.sql", schema)
+        self._sql = statements.load("db.sql", schema)
 
     # --- the record of migrations
 

@@ -7,7 +7,7 @@ from pgjobs.db.cursors import AnyConnection, literal_cursor
 
 # what a notification says that is not the name of a queue
 CANCEL_NOTICE = " cancel"  # see control.sql
-DUE_NOTICE = " due"  # a job waits for a time that comes before the next promote; see enqueue.sql
+DUE_NOTICE = " due"  # a job waits for a time that comes before the next promote; see enqueuing.sql
 SCHEDULE_NOTICE = " schedule"  # what a notification says when a schedule was changed; see 0002_schedules.sql
 
 

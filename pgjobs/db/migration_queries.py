@@ -16,7 +16,7 @@ class MigrationQueries:
 
     def __init__(self, schema: str) -> None:
         self._schema = schema
-        self._sql = statements.load("migrate.sql", schema)
+        self._sql = statements.load("db.sql", schema)
 
     @property
     def table_sql(self) -> str:

@@ -37,7 +37,7 @@ class EnqueueQueries:
 
     def __init__(self, schema: str) -> None:
         self._channel = channel(schema)
-        self._enqueue = statements.load("enqueue.sql", schema)
+        self._enqueue = statements.load("enqueuing.sql", schema)
         # a name of ours may stand in a statement, where it costs nothing
         quoted = f"'{self._channel}'".encode()
         self._hot = prepared(f"pgjobs_in_{schema}", self._enqueue["insert_plain_job"], {"channel": quoted})

@@ -103,7 +103,7 @@ class BatchQueries:
 
     def __init__(self, store: ExecutionQueries) -> None:
         work, tag = store.work, store.tag
-        batch = self._batch = statements.load("batch.sql", store.schema)
+        batch = self._batch = statements.load("execution_batch.sql", store.schema)
         self._work = work
         orders = {"priority": batch["next_batch_by_priority"], "scheduled_at": batch["next_batch_by_time"]}
         self._takes, self._takes_around = (

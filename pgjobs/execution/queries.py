@@ -131,11 +131,11 @@ class ExecutionQueries:
     def __init__(self, schema: str) -> None:
         self.schema = schema
         self.channel = channel(schema)
-        maintain = statements.load("maintain.sql", schema)
+        maintain = statements.load("maintenance.sql", schema)
         self._bare_write, self._discard_unworkable = maintain["bare_write"], maintain["discard_unworkable"]
         self._observe = statements.load("observe.sql", schema)
         self.tag = f"pgjobs_{token_hex(4)}"  # of what has a name in a session, so that no handler hits it
-        work = self.work = _named(statements.load("work.sql", schema), self.tag, self.channel)
+        work = self.work = _named(statements.load("execution.sql", schema), self.tag, self.channel)
         orders = {
             "priority": work["next_by_priority"],
             "scheduled_at": work["next_by_time"],

@@ -35,7 +35,7 @@ LARGE_BATCH = 10_000  # the same where each row costs little, until the database
 _TIMEOUTS = 3  # in a row
 # A claim and its lock leave in one message, so a running row this old without a lock has lost its worker.
 RESCUE_GRACE = timedelta(seconds=3)
-PROMOTE_EVERY = timedelta(seconds=1)  # at the latest; an enqueue that is due within twice that tells, see enqueue.sql
+PROMOTE_EVERY = timedelta(seconds=1)  # at the latest; an enqueue that is due within twice that tells, see enqueuing.sql
 _PROMOTE_AGAIN = timedelta(milliseconds=20)  # for a job that is due still because somebody holds it
 _RESCUE_EVERY = timedelta(seconds=1)
 _CLEAN_EVERY = timedelta(seconds=30)

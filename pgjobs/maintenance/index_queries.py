@@ -15,7 +15,7 @@ class IndexQueries:
 
     def __init__(self, schema: str) -> None:
         self._schema = schema
-        self._sql = statements.load("indexes.sql", schema)
+        self._sql = statements.load("maintenance.sql", schema)
 
     def job_indexes(self, conn: AnyConnection) -> dict[str, bool]:
         """The indexes by name, and whether they are valid."""

@@ -62,7 +62,7 @@ class MaintenanceQueries:
     def __init__(self, schema: str) -> None:
         self.schema = schema
         self.channel = channel(schema)
-        self._maintain = statements.load("maintain.sql", schema)
+        self._maintain = statements.load("maintenance.sql", schema)
 
     def begin_duty(self, conn: AnyConnection, duty: str, longest: timedelta = timedelta(hours=25)) -> timedelta | None:
         """Lock a duty in a transaction that stays open if the duty is due, also if it says to be for longer than

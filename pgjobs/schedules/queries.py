@@ -75,7 +75,7 @@ class ScheduleQueries:
 
     def __init__(self, schema: str) -> None:
         self.schema = schema
-        self._sql = statements.load("schedule.sql", schema)
+        self._sql = statements.load("schedules.sql", schema)
         self._channel = channel(schema)
 
     # --- ticks

@@ -14,7 +14,7 @@ class WakeupQueries:
 
     def __init__(self, schema: str) -> None:
         self._channel = channel(schema)
-        self._sql = statements.load("posts.sql", schema)
+        self._sql = statements.load("wakeup.sql", schema)
 
     def facts(self, conn: AnyConnection) -> tuple[bool, int]:
         """Whether something stands between this process and the server, and the advisory class."""

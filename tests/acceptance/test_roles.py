@@ -348,7 +348,7 @@ def test_the_worker_has_the_right_to_each_of_its_duties(roles: Roles) -> None:
     from pgjobs.db.statements import load
 
     with roles.client_as("worker") as client, client.pool.connection() as conn:
-        for file in ("maintain.sql", "workers.sql", "schedule.sql", "queues.sql"):
+        for file in ("maintenance.sql", "workers.sql", "schedules.sql", "control.sql"):
             for name, statement in load(file, client.schema).items():
                 if name == "begin_duty":
                     continue

@@ -228,7 +228,7 @@ def test_a_batch_costs_the_same_wherever_it_is(client: Client, sql: Rows, connec
         ROWS,
     )
     sql("ANALYZE pgjobs.job")
-    statement = statements.load("maintain.sql", client.schema)["clean_part"]
+    statement = statements.load("maintenance.sql", client.schema)["clean_part"]
     conn = connect(autocommit=True)
     end = sql("SELECT max(finalized_at) - interval '100 seconds' FROM pgjobs.job")[0][0]
     blocks = []

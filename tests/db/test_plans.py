@@ -282,7 +282,7 @@ def test_the_claim_looks_once_whether_its_queue_is_paused(full: Client) -> None:
 @pytest.mark.parametrize("stale", [False, True], ids=["analysed", "never analysed"])
 def test_the_claim_and_the_finish_of_a_batch_read_by_the_indexes(full: Client, stale: bool) -> None:
     """By the plans that prepared statements get, which know none of the values, whatever the statistics say."""
-    batch = statements.load("batch.sql", full.schema)
+    batch = statements.load("execution_batch.sql", full.schema)
     take = batch_queries.BatchQueries(full.store)._takes["priority"].replace(b"%(limit)s", b"100")
     ids = "{" + ",".join(map(str, range(1, 101))) + "}"
     token = str(uuid4())

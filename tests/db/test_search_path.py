@@ -90,8 +90,11 @@ def single_statements() -> dict[str, str]:
     texts = {
         f"{path} {name}": text.decode() for path in FILES for name, text in statements.load(path, "pgjobs").items()
     }
-    nexts = {"work.sql take": "work.sql next_by_priority", "batch.sql take_batch": "batch.sql next_batch_by_priority"}
-    passed_over = texts.pop("work.sql passed_over").encode()  # a part of those that choose
+    nexts = {
+        "execution.sql take": "execution.sql next_by_priority",
+        "execution_batch.sql take_batch": "execution_batch.sql next_batch_by_priority",
+    }
+    passed_over = texts.pop("execution.sql passed_over").encode()  # a part of those that choose
     texts = {name: passing_over(text.encode(), passed_over).decode() for name, text in texts.items()}
     for take, next in nexts.items():
         texts[take] = texts[take].replace("{next}", texts[next].strip())
@@ -334,25 +337,25 @@ def run_until_over(client: Client, batch_size: int) -> None:
 # What is named in full at one place each, and what comes by there.
 FORGOTTEN: dict[str, tuple[str, str, str, Act]] = {
     "a claim": (
-        "work.sql next_by_priority",
+        "execution.sql next_by_priority",
         "state OPERATOR(pg_catalog.=) 'available'",
         "state = 'available'",
         lambda client, _: run_until_over(client, batch_size=1),
     ),
     "a unique job": (
-        "enqueue.sql twins",
+        "enqueuing.sql twins",
         "unique_key OPERATOR(pg_catalog.=) ANY (",
         "unique_key = ANY (",
         lambda client, _: [client.enqueue(None, life.Deed("unique"), unique=Unique()) for _ in range(2)],
     ),
     "a batch": (
-        "batch.sql take_batch",
+        "execution_batch.sql take_batch",
         "pg_catalog.cardinality(tags) OPERATOR(pg_catalog.>) 0",
         "pg_catalog.cardinality(tags) > 0",
         lambda client, _: run_until_over(client, batch_size=2),
     ),
     "a function": (
-        "enqueue.sql insert_job",
+        "enqueuing.sql insert_job",
         "pg_catalog.statement_timestamp()",
         "statement_timestamp()",
         lambda client, conn: client.enqueue(conn, life.Deed("later"), delay=timedelta(hours=1)),

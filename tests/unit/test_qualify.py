@@ -105,9 +105,9 @@ def test_an_assignment_ends_where_the_expression_begins() -> None:
 )  # fmt: skip
 def test_what_cannot_be_named_in_full_is_refused_with_what_to_write(written: str, form: str, instead: str) -> None:
     with pytest.raises(UnsafeStatement) as refused:
-        qualify(written, "sql/work.sql, statement take")
+        qualify(written, "sql/execution.sql, statement take")
     message = str(refused.value)
-    assert message.startswith("sql/work.sql, statement take: ")
+    assert message.startswith("sql/execution.sql, statement take: ")
     assert form in message
     assert instead in message.partition("write ")[2]
 
@@ -119,7 +119,7 @@ def test_operators_that_bind_less_strongly_come_behind() -> None:
 def test_nothing_in_the_statements_is_left_to_the_search_path() -> None:
     """All that Postgres could look up stands behind a schema, a type of the grammar, or an alias of the statement."""
     for path in statements.ROOT.glob("*.sql"):
-        if path.name not in ("parts.sql", "migrate.sql"):
+        if path.name not in ("parts.sql", "db.sql"):
             for name, text in statements.load(path.name, "pgjobs").items():
                 code = re.sub(rb"--.*|'(?:[^']|'')*'", b"", text)
                 assert not re.search(rb"::(?!pg_catalog\.|bigint|boolean|integer|interval|smallint)", code), name

@@ -31,9 +31,8 @@ from pgjobs.wakeup import queries as wakeup_queries
 from pgjobs.workers import queries as workers_queries
 
 FILES = [
-    *("enqueue.sql", "work.sql", "maintain.sql", "control.sql", "many.sql", "observe.sql", "queues.sql"),
-    *("batch.sql", "migrate.sql", "workers.sql", "indexes.sql", "schedule.sql", "posts.sql", "roles.sql"),
-    "bookkeeping.sql",
+    *("control.sql", "db.sql", "enqueuing.sql", "execution.sql", "execution_batch.sql", "maintenance.sql"),
+    *("observe.sql", "roles.sql", "schedules.sql", "wakeup.sql", "workers.sql"),
 ]
 GIVE_JOBS = [
     *("insert_job", "insert_unique_job", "insert_jobs", "twins", "twins_unread", "replace_twin", "release"),
@@ -107,7 +106,7 @@ def test_a_name_that_cannot_be_a_schema_is_refused_before_it_gets_into_any_sql(s
     with pytest.raises(InvalidSetting):
         statements.check_schema(schema)
     with pytest.raises(InvalidSetting):
-        statements.load.__wrapped__("work.sql", schema)
+        statements.load.__wrapped__("execution.sql", schema)
     with pytest.raises(InvalidSetting):
         execution_queries.ExecutionQueries(schema)
 
@@ -125,8 +124,8 @@ def test_the_channel_of_a_schema_fits_an_identifier() -> None:
 
 
 def test_each_statement_is_loaded_once() -> None:
-    assert statements.load("work.sql", "jobs") is statements.load("work.sql", "jobs")
-    assert statements.load("work.sql", "jobs") is not statements.load("work.sql", "other")
+    assert statements.load("execution.sql", "jobs") is statements.load("execution.sql", "jobs")
+    assert statements.load("execution.sql", "jobs") is not statements.load("execution.sql", "other")
 
 
 # --- who sends what
@@ -147,7 +146,7 @@ def again(module: object, function: str) -> set[str]:
     """What a batch sends as a single attempt does, and what it prepares of its own."""
     if module is not batch_queries:
         return set()
-    own = set(statements.load("batch.sql", "pgjobs"))
+    own = set(statements.load("execution_batch.sql", "pgjobs"))
     return set(everything()) if function == "__init__" else set(everything()) - own
 
 
