@@ -139,7 +139,7 @@ def processor_time(server: EmbeddedPostgres, client: Client, table: Table, way: 
 def functions(client: Client, table: Table, way: Way, cost: float, top: int) -> None:
     started: list[int] = []
     drain = Drain(client, table, 1, handling=way.handling, noted=started.append, **way.options)
-    profiler, crew = cProfile.Profile(time.thread_time), drain.pool._crew
+    profiler, crew = cProfile.Profile(time.thread_time), drain.pool._threads
     work: Any = crew._work
     with patch.object(crew, "_work", partial(profiler.runcall, work)):
         drain()

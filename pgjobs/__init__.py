@@ -25,8 +25,8 @@ from pgjobs.errors import (
     InvalidTransaction,
     JobCancelled,
     JobLocked,
+    JobNotFinished,
     JobNotFound,
-    JobNotOver,
     JobRunning,
     JobStopped,
     JobTimedOut,
@@ -55,7 +55,7 @@ from pgjobs.errors import (
     WorkerPoolError,
 )
 from pgjobs.events import Event, EventKind, JobStats, QueueEvent, QueueEventKind, Subscription
-from pgjobs.figures import JobCounts, JobPage, ManyJobs, Queue, QueueFigures, ScheduleRow, WorkerProcess
+from pgjobs.figures import JobCounts, JobPage, ManyJobs, Queue, QueueStats, ScheduleRow, WorkerProcess
 from pgjobs.hooks import EnqueueMiddleware, ErrorHandler, Hooks, Middleware
 from pgjobs.job import AttemptError, Job, JobState, current_job
 from pgjobs.job_filter import JobFilter
@@ -102,8 +102,8 @@ __all__ = [
     "JobCounts",
     "JobFilter",
     "JobLocked",
+    "JobNotFinished",
     "JobNotFound",
-    "JobNotOver",
     "JobOptions",
     "JobPage",
     "JobRunning",
@@ -123,10 +123,10 @@ __all__ = [
     "Queue",
     "QueueEvent",
     "QueueEventKind",
-    "QueueFigures",
     "QueueLocked",
     "QueueNotFound",
     "QueueSettings",
+    "QueueStats",
     "RetryAfter",
     "RetryAt",
     "Schedule",

@@ -27,13 +27,13 @@ from pgjobs.clean_text import ERROR_LIMIT, clean, one_line
 from pgjobs.control import jobs
 from pgjobs.control.filter_queries import FilterQueries, Turn
 from pgjobs.control.many import Many
-from pgjobs.control.queries import ControlQueries, Verdict
+from pgjobs.control.queries import ControlQueries, ControlResult
 from pgjobs.control.queue_queries import QueueQueries
 from pgjobs.control.queues import Queues
 from pgjobs.db import migrate
 from pgjobs.db.advice import advised
 from pgjobs.db.borrow import Borrowable, borrow
-from pgjobs.db.checkout import let_prepare, was_let_prepare
+from pgjobs.db.checkout import allow_prepare, may_prepare
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.db.dsn import for_libpq
 from pgjobs.db.own_pool import OwnPool, live, say_that_it_may_exist
@@ -41,7 +41,7 @@ from pgjobs.db.source import PoolSource, defaults_for, in_autocommit, live_conne
 from pgjobs.db.statements import check_schema
 from pgjobs.enqueuing.enqueuer import Enqueuer
 from pgjobs.enqueuing.queries import EnqueueQueries, can_copy, is_plain
-from pgjobs.errors import InvalidArgs, InvalidFilter, InvalidOption, InvalidSetting, JobNotFound, JobNotOver, shown
+from pgjobs.errors import InvalidArgs, InvalidFilter, InvalidOption, InvalidSetting, JobNotFinished, JobNotFound, shown
 from pgjobs.events import Event, EventKind, EventName, Events, QueueEvent, QueueEventKind, QueueEventName, Subscription
 from pgjobs.execution.claimer import Claimer
 from pgjobs.execution.finisher import Finisher
@@ -114,7 +114,7 @@ class Client:
         self._given_id = None if id is None else one_line(id, 255)
         self._made_in = this_process()
         self._processes = PerProcess(self._begin_process)
-        self.store = ExecutionQueries(self.schema)
+        self.queries = ExecutionQueries(self.schema)
         self._control = ControlQueries(self.schema)
         self.source = _source(pool)
         self.queues = Queues(self.schema, self._transaction)
@@ -132,7 +132,7 @@ class Client:
         self.hooks = HookCalls(checked_hooks(hooks), error_details=error_details)
         self._events = Events()
         self._enqueuer = Enqueuer(
-            store=EnqueueQueries(self.schema),
+            queries=EnqueueQueries(self.schema),
             defaults=JobOptions(queue=queue, priority=priority, max_attempts=max_attempts),
             max_args_bytes=max_args_bytes,
             work_map=self._work_map,
@@ -385,9 +385,9 @@ class Client:
     def _let_prepare(self, conn: AnyConnection) -> None:
         """Let psycopg prepare what is sent often, if the connection is of our own pool and leads to the server itself;
         for as long as it lives, unless somebody wants it otherwise later."""
-        wanted = self._is_ours(conn) and conn.prepare_threshold is None and not was_let_prepare(conn)
+        wanted = self._is_ours(conn) and conn.prepare_threshold is None and not may_prepare(conn)
         if wanted and can_copy(conn) and self._is_direct(conn):
-            let_prepare(conn)
+            allow_prepare(conn)
 
     def _is_ours(self, conn: AnyConnection) -> bool:
         """Whether it belongs to the pool that the client made."""
@@ -397,7 +397,7 @@ class Client:
         """Whether no pooler stands between this process and the server. Asked once."""
         process = self._processes.get()
         if process.direct is None:
-            process.direct = not self.store.server_facts(conn).pooled
+            process.direct = not self.queries.server_facts(conn).pooled
         return process.direct
 
     @contextmanager
@@ -575,7 +575,7 @@ class Client:
         tx: Borrowable | ConnectionPool[Any] | None,
         filter: JobFilter,
         limit: int | None,
-        act: Callable[[AnyConnection, Turn], builtins.list[Verdict]],
+        act: Callable[[AnyConnection, Turn], builtins.list[ControlResult]],
         *,
         running: bool = False,
     ) -> ManyJobs:
@@ -584,7 +584,7 @@ class Client:
         check_limit(limit)
         own = tx is None or isinstance(tx, ConnectionPool)
         with self._transaction(tx) as conn:
-            insist = own or not self._control.snapshot_is_kept(conn)
+            retry_busy = own or not self._control.snapshot_is_kept(conn)
         many = Many(
             self._filters,
             filter,
@@ -593,7 +593,7 @@ class Client:
             limit=limit,
             borrowed=not own,
             running=running,
-            insist=insist,
+            retry_busy=retry_busy,
         ).carry_out()
         for job in many.done:
             decoding(self._work_map, job)
@@ -615,9 +615,9 @@ class Client:
             if found is None:
                 raise JobNotFound(id)
             queue = found.queue
-        claimer = Claimer(self.store, self._work_map or WorkMap(), worker=self.id)
+        claimer = Claimer(self.queries, self._work_map or WorkMap(), worker=self.id)
         finisher = Finisher(
-            store=self.store,
+            queries=self.queries,
             claimer=claimer,
             backoff=self.backoff,
             hooks=self.hooks,
@@ -626,8 +626,8 @@ class Client:
         )
         with (
             advised(self.schema),
-            self.source.checkout() as held,
-            locked(claimer, finisher, held, queue, id) as (tx, job),
+            self.source.checkout() as checkout,
+            locked(claimer, finisher, checkout, queue, id) as (tx, job),
         ):
             if job is not None and self.code_version is not None:
                 job.set_metadata(code_version_processed=self.code_version)
@@ -669,7 +669,7 @@ class Client:
         may be after a restore."""
         check_id(id)
         with self._transaction(tx) as conn:
-            job = self.store.get_job(conn, id)
+            job = self.queries.get_job(conn, id)
             return None if job is None else decoding(self._work_map, job)
 
     def workers(self, tx: Borrowable | ConnectionPool[Any] | None = None) -> list[WorkerProcess]:
@@ -677,7 +677,7 @@ class Client:
         with self._transaction(tx) as conn:
             return WorkerQueries(self.schema).workers(conn)
 
-    def list(
+    def list_jobs(
         self,
         filter: JobFilter | None = None,
         tx: Borrowable | ConnectionPool[Any] | None = None,
@@ -714,7 +714,8 @@ class Client:
     def wait(self, job: int, *, timeout: timedelta | None = None) -> Job[Any]: ...
 
     def wait(self, job: Job[Any] | int, *, timeout: timedelta | None = None) -> Job[Any]:
-        """Wait until the job is over, and return it as it is then; JobNotOver when that takes longer than `timeout`.
+        """Wait until the job is over, and return it as it is then; JobNotFinished when that takes longer than
+        `timeout`.
 
         It looks every now and then, at most a second late, and holds no connection in between. The transaction that
         enqueued the job must be committed: else it is JobNotFound.
@@ -726,7 +727,7 @@ class Client:
         pause = _FIRST_PAUSE
         while True:
             with self._transaction(None) as conn:
-                found = self.store.get_job(conn, id, queue)
+                found = self.queries.get_job(conn, id, queue)
             if found is None:
                 raise JobNotFound(id)
             if found.state.final:
@@ -735,7 +736,7 @@ class Client:
                 return decoding(self._work_map, found)
             left = give_up - time.monotonic()
             if timeout is not None and left <= 0:
-                raise JobNotOver(id, found.state, timeout)
+                raise JobNotFinished(id, found.state, timeout)
             time.sleep(min(pause, left))
             pause = min(1.5 * pause, _LONGEST_PAUSE)
 

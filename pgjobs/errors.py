@@ -22,7 +22,7 @@
     ├── JobLocked                        somebody else held the job's row for longer than a call waits
     ├── UniqueConflict                   a job cannot wait again: another one has its unique key
     ├── NotDiscarded                     a job that is to begin anew is not discarded
-    ├── JobNotOver (TimeoutError)        a job had not ended after the time that was to be waited
+    ├── JobNotFinished (TimeoutError)        a job had not ended after the time that was to be waited
     ├── QueueNotFound (LookupError)      no worker and no job knows this queue
     ├── QueueLocked                      somebody else held the queue's row for longer than a call waits
     ├── UndecodableArgs (ValueError)     stored args that do not fit the args class
@@ -182,7 +182,7 @@ class NotDiscarded(PgjobsError):
     """Only a discarded job can be given all its attempts again. The transaction stays usable."""
 
 
-class JobNotOver(PgjobsError, TimeoutError):
+class JobNotFinished(PgjobsError, TimeoutError):
     """A job had not ended when the time to wait for it was up."""
 
     def __init__(self, id: int, state: str, timeout: timedelta) -> None:

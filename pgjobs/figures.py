@@ -121,7 +121,7 @@ class JobCounts:
 
 
 @dataclass(frozen=True, slots=True)
-class QueueFigures:
+class QueueStats:
     """How a queue does. `waiting` jobs could run now, the oldest for as long as `oldest_waiting`; done and failed are
     those that were completed and discarded in the last minute; `workers` are the processes that work it."""
 

@@ -80,7 +80,9 @@ class Job(Generic[Args]):
     token: UUID | None = field(repr=False, default=None)  # of the last claim; fences every later write
     leased_until: datetime | None = field(repr=False, default=None)  # of a detached attempt; None for all others
     raw_output: str | None = field(repr=False, default=None)  # the JSON text; not read by a claim
-    duplicate: bool = field(repr=False, compare=False, default=False)  # of the job that was to be enqueued: its twin
+    duplicate: bool = field(
+        repr=False, compare=False, default=False
+    )  # of the job that was to be enqueued: its duplicate
     decode: Callable[[str], Args] = field(repr=False, compare=False, default=json.loads)
     running: RunningAttempt | None = field(repr=False, compare=False, default=None)  # in the handler alone
 

@@ -102,7 +102,7 @@ class EncodedJob:
     scheduled_at: datetime | None  # or, when that is None:
     delay: timedelta
     unique: Unique | None = None  # its fields as they are called in JSON
-    replace: Sequence[str] = ()  # of a waiting twin
+    replace: Sequence[str] = ()  # of a waiting duplicate
     pending: bool = False
     decode: Callable[[str], Any] = field(default=json.loads, repr=False, compare=False)  # what reads the args again
     #: The kind and the args text that it was made with, and the args themselves: the job that comes back gives them.

@@ -42,7 +42,7 @@ class Way:
 
     batch_size: int
     batch_time: timedelta
-    relaxed: bool
+    async_commit: bool
 
     def of(self, threads: int | QueueSettings) -> Way:
         """The way of one queue, where this is the pool's."""
@@ -51,7 +51,7 @@ class Way:
         return way(
             self.batch_size if threads.batch_size is None else threads.batch_size,
             self.batch_time if threads.batch_time is None else threads.batch_time,
-            ("relaxed" if self.relaxed else "full") if threads.durability is None else threads.durability,
+            ("relaxed" if self.async_commit else "full") if threads.durability is None else threads.durability,
         )
 
 

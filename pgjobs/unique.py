@@ -66,7 +66,7 @@ class Unique:
 
 
 def checked_replace(replace: object) -> tuple[Replaceable, ...]:
-    """What of a waiting twin a new job replaces, in a fixed order; () is nothing."""
+    """What of a waiting duplicate a new job replaces, in a fixed order; () is nothing."""
     if isinstance(replace, bool):
         return REPLACEABLE if replace else ()
     if (

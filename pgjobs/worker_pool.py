@@ -29,7 +29,7 @@ from pgjobs.execution.attempt import AT_STOP, Attempt
 from pgjobs.execution.claimer import Claimer
 from pgjobs.execution.executor import Executor
 from pgjobs.execution.finisher import Finisher
-from pgjobs.execution.watchdog import Watch
+from pgjobs.execution.watchdog import Watchdog
 from pgjobs.forking import this_process
 from pgjobs.hooks import ErrorHandler, Middleware
 from pgjobs.job import Job, JobState
@@ -51,7 +51,7 @@ from pgjobs.wakeup.listener import Listener
 from pgjobs.work_map import Handler, HandlerFunction, check_unknown_kinds, decoding, given_work_map
 from pgjobs.workers.heartbeat import ProcessDuties
 from pgjobs.workers.signals import LOOK_UP, next_signal, signals
-from pgjobs.workers.worker_threads import Crew, Place
+from pgjobs.workers.worker_threads import Place, WorkerThreads
 
 log = get_logger("pgjobs.worker")
 
@@ -157,14 +157,14 @@ class WorkerPool:
         checks.check_lease(lease)
         checks.check_function("backoff", backoff, checks.A_BACKOFF)
         _check_error_handler(error_handler)
-        self._watch = Watch(
+        self._watchdog = Watchdog(
             on_severed=self._on_severed,
             on_stuck=self._on_stuck,
             on_silent=self._on_silent,
             name=f"{self.name}/watch",
         )
         claimer = self._claimer = Claimer(
-            client.store,
+            client.queries,
             self.work_map,
             worker=client.id,
             order=_checked_order(order),
@@ -176,7 +176,7 @@ class WorkerPool:
             self._set_durability(place)
         self._any_kind = isinstance(claimer.unknown_kinds, Handler)
         self._finisher = Finisher(
-            store=client.store,
+            queries=client.queries,
             claimer=claimer,
             backoff=backoff or client.backoff,
             error_handler=error_handler,
@@ -188,13 +188,13 @@ class WorkerPool:
         self._executor = Executor(
             claimer=claimer,
             finisher=self._finisher,
-            watch=self._watch,
+            watchdog=self._watchdog,
             hooks=client.hooks,
             middleware=checks.functions("middleware", middleware, "functions of (tx, job, run)"),
             code_version=client.code_version,
         )
         self._outages = Outages()
-        self._crew = Crew(
+        self._threads = WorkerThreads(
             self.name,
             client.source,
             self._executor,
@@ -202,25 +202,25 @@ class WorkerPool:
             fetch_cooldown=fetch_cooldown,
             outages=self._outages,
         )
-        self._stopping = self._crew.stopping
-        self._queue_store = QueueQueries(client.schema)
+        self._stopping = self._threads.stopping
+        self._queue_queries = QueueQueries(client.schema)
         self._process_duties = ProcessDuties(
             claimer,
-            self._watch,
+            self._watchdog,
             client.registration,
-            self._queue_store,
+            self._queue_queries,
             queues=lambda: self._places,
             lease=lease,
             events=client.events,
         )
-        self._schedule_store = ScheduleQueries(client.schema)
+        self._schedule_queries = ScheduleQueries(client.schema)
         self.schedules = CodeSchedules(
-            self._schedule_store, client.source, client._enqueuer.encoded, cron, worker=client.id
+            self._schedule_queries, client.source, client._enqueuer.encoded, cron, worker=client.id
         )
         self._control = threading.Lock()  # start and stop, one at a time
         self._process = this_process()
         self._closing = threading.Lock()  # held from when it was seen that the client was closed
-        self._crew.on_closed = self._on_closed
+        self._threads.on_closed = self._on_closed
         self._started = False
         self._room = 0  # connections that the source keeps for its threads
         self._stopper: threading.Thread | None = None  # who is in the middle of a stop
@@ -263,7 +263,7 @@ class WorkerPool:
             self._process_duties.begin()
             self._client.events.worker_pool_started()
             self._know_paused_queues()
-            self._crew.muster()
+            self._threads.reset()
             try:
                 self.schedules.start(lambda: self._hurry("tick"))
                 self._start_threads()
@@ -281,21 +281,21 @@ class WorkerPool:
                 self._client._enqueuer.note_class(kind, handler.args_class, error=InvalidHandler)
 
     def _start_threads(self) -> None:
-        store, source = self._client.store, self._client.source
+        queries, source = self._client.queries, self._client.source
         if self._reindex_at is not None:
-            self._reindex = Reindex(store.schema, source.connect, at=self._reindex_at, name=f"{self.name}/reindex")
+            self._reindex = Reindex(queries.schema, source.connect, at=self._reindex_at, name=f"{self.name}/reindex")
         if self._executor.claimer.order == "scheduled_at":
-            self._time_index = TimeIndex(store.schema, source.connect, name=f"{self.name}/time-index")
+            self._time_index = TimeIndex(queries.schema, source.connect, name=f"{self.name}/time-index")
             self._time_index.start()
         self._ticker = Ticker(
-            self._schedule_store,
+            self._schedule_queries,
             lambda: self.schedules.by_name,
             Asking(self._client._enqueuer.encoded, self._schedule_answered, name=self.name),
             wake=lambda queue: self._wake_for(queue, 1),
         )
         maintenance = MaintenanceThread(
             Maintenance(
-                store.schema,
+                queries.schema,
                 keep=self._keep,
                 wake=self._wake_for,
                 rescued=self._on_rescued,
@@ -307,7 +307,7 @@ class WorkerPool:
             beside=self._process_duties.do,
             at_end=partial(self._sign_off, self.schedules.sign_off()),
             tick=self._tick,
-            over=self._watch.over,
+            over=self._watchdog.over,
             is_told=lambda: self._listener is not None and self._listener.hears,
             outages=self._outages,
             on_closed=self._on_closed,
@@ -321,16 +321,16 @@ class WorkerPool:
             for place in self._places.values():
                 place.idle.post = Post()
             listener = Listener(
-                store.schema,
+                queries.schema,
                 lambda: source.connect(self._listen_dsn),
                 wake=self._wake,
                 name=f"{self.name}/listener",
                 leaves_jobs=self._executor.claimer.unknown_kinds == "leave",
             )
-            self._listener = self._crew.listener = listener
-        self._watch.start()
+            self._listener = self._threads.listener = listener
+        self._watchdog.start()
         for place in self._places.values():
-            self._crew.start(place)
+            self._threads.start(place)
         if self._listener is not None:
             self._listener.start()
 
@@ -366,22 +366,22 @@ class WorkerPool:
             self._control.release()
 
     def _is_one_of_its_threads(self) -> bool:
-        if self._crew.includes_me:
+        if self._threads.includes_me:
             return True
         return self._maintenance is not None and self._maintenance.is_current
 
     def _stop(self, seconds: float | None) -> bool:
         self._begin_stop()
         self._stopper = threading.current_thread()
-        ended = self._crew.wait(seconds)
+        ended = self._threads.wait(seconds)
         if not ended:
             self._cut_off()
-            ended = self._crew.wait(AT_STOP.stuck + 0.3)
+            ended = self._threads.wait(AT_STOP.stuck + 0.3)
         for helper in (self._maintenance, self._reindex, self._time_index, self._listener):
             if helper is not None:
                 helper.stop(0.4)
-        self._maintenance = self._reindex = self._time_index = self._listener = self._crew.listener = None
-        self._watch.stop()
+        self._maintenance = self._reindex = self._time_index = self._listener = self._threads.listener = None
+        self._watchdog.stop()
         self.schedules.stop()
         self._stopper = None
         self._client.source.give_room_back(self._room)
@@ -390,7 +390,7 @@ class WorkerPool:
         self._room = 0
         self._started = False
         _ends.discard(self._end_with_process)
-        return ended and not self._watch.cut_off and not self._crew.any_stuck
+        return ended and not self._watchdog.cut_off and not self._threads.any_stuck
 
     def stop_and_cancel(self) -> bool:
         """Stop without waiting: `stop` with no time at all."""
@@ -402,7 +402,7 @@ class WorkerPool:
             place.idle.wake_all()
 
     def _cut_off(self) -> None:
-        self._watch.tell_all(lambda: JobStopped("the worker pool stopped"), AT_STOP)
+        self._watchdog.request_stop_of_all(lambda: JobStopped("the worker pool stopped"), AT_STOP)
 
     # --- what happens around it
 
@@ -417,8 +417,8 @@ class WorkerPool:
             )
         self._process = this_process()
         self._control, self._closing = threading.Lock(), threading.Lock()
-        self._watch.begin_anew()
-        self._crew.begin_anew()
+        self._watchdog.begin_anew()
+        self._threads.begin_anew()
         self._claimer.begin_anew(self._client.id)
         self.schedules.begin_anew(self._client.id)
 
@@ -462,7 +462,7 @@ class WorkerPool:
             self._places = {**self._places, name: place}  # a new dict: other threads look at it all the time
             if self._started:
                 try:
-                    self._crew.start(place)
+                    self._threads.start(place)
                 except BaseException:  # the system refuses more threads
                     self._leave(name)
                     raise
@@ -479,7 +479,7 @@ class WorkerPool:
             if check_queue(name) not in self._places:
                 raise WorkerPoolError(f"worker pool {self.name!r} does not work queue {name!r}")
             place, starts = self._leave(name), self._starts
-        if not self._crew.wait(seconds, of=place):
+        if not self._threads.wait(seconds, of=place):
             return False
         with suppress(WorkerPoolError), self._in_control():  # a stop gives all room back
             if self._started and self._starts == starts:
@@ -491,7 +491,7 @@ class WorkerPool:
         """Say that this process works these queues, so that they are known at once. It is said again every minute."""
         try:
             with self._client.source.first_connection() as conn:
-                self._queue_store.keep_queues(conn, names)
+                self._queue_queries.keep_queues(conn, names)
         except psycopg.Error as error:  # no reason not to work
             log.warning("%s: its queues are not on record: %s", self.name, one_line(error))
 
@@ -499,7 +499,7 @@ class WorkerPool:
         """Somebody may have subscribed already: what changes from now on is told."""
         if self._client.events.looks_at_queues and not self._client.events.knows_queues:
             with suppress(psycopg.Error), self._client.source.first_connection() as conn:
-                self._client.events.note_paused(*self._queue_store.paused(conn))
+                self._client.events.note_paused(*self._queue_queries.paused(conn))
 
     def _place(self, queue: str, threads: int | QueueSettings) -> Place:
         """What the threads of a queue are there for, checked."""
@@ -512,7 +512,7 @@ class WorkerPool:
         return place
 
     def _set_durability(self, place: Place) -> None:
-        (self._claimer.relaxed.add if place.way.relaxed else self._claimer.relaxed.discard)(place.queue)
+        (self._claimer.async_commit.add if place.way.async_commit else self._claimer.async_commit.discard)(place.queue)
 
     def _leave(self, name: str) -> Place:
         place = self._places[name]
@@ -590,20 +590,20 @@ class WorkerPool:
         """
         check_queue(queue)
         self._enter_process()
-        with self._watch.running(), self._client.source.checkout() as held, self._watch.over(held):
-            return self._executor.run_next(held, queue) is not None
+        with self._watchdog.running(), self._client.source.checkout() as checkout, self._watchdog.over(checkout):
+            return self._executor.run_next(checkout, queue) is not None
 
     def _on_severed(self, attempt: Attempt) -> None:
         try:
-            with self._client.source.own_checkout() as held:
-                self._finisher.record_severed(attempt, held)
+            with self._client.source.own_checkout() as checkout:
+                self._finisher.record_severed(attempt, checkout)
                 if attempt.on_severed is not None:
-                    attempt.on_severed(held)
+                    attempt.on_severed(checkout)
         except Exception as error:  # the rescue will record it, as a worker that vanished
             log.error("job %d: its outcome could not be recorded: %s", attempt.job.id, one_line(error))
 
     def _on_stuck(self, attempt: Attempt) -> None:
-        self._crew.on_stuck(attempt)
+        self._threads.on_stuck(attempt)
 
     def _on_silent(self) -> None:
         log.warning("%s: the server has not answered for too long; its connections are made anew", self.name)
@@ -613,12 +613,12 @@ class WorkerPool:
         """Give back what was claimed in vain, and tell the other processes that this one has gone; they would notice by
         themselves."""
         sign_off()
-        with self._client.source.own_checkout() as held:
+        with self._client.source.own_checkout() as checkout:
             with suppress(psycopg.Error):  # the rescue will
-                self._claimer.take_back_orphans(held.conn, at_once=True)
+                self._claimer.take_back_orphans(checkout.conn, at_once=True)
             with suppress(psycopg.Error):
-                self._queue_store.leave_queues(held.conn, self._places)
-            self._client.registration.leave(self, held.conn)
+                self._queue_queries.leave_queues(checkout.conn, self._places)
+            self._client.registration.leave(self, checkout.conn)
 
     def _describe(self) -> tuple[dict[str, int], list[str]]:
         return {queue: place.idle.threads for queue, place in self._places.items()}, list(self.work_map)

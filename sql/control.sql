@@ -7,17 +7,17 @@
 
 -- name: begin_control
 -- For a transaction of our own: whatever the defaults of the session are, each try sees what others have committed, and
--- what cannot be had without waiting (the twin of a unique job that is being inserted) is not waited for long.
+-- what cannot be had without waiting (the duplicate of a unique job that is being inserted) is not waited for long.
 SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
 SET LOCAL lock_timeout = '1s';
 
 -- name: cancel
--- A job that runs is locked by its worker: the request stands beside it, for this attempt, and those who listen are told. A key that the state 'cancelled' would share with a twin is given up: to cancel always succeeds.
+-- A job that runs is locked by its worker: the request stands beside it, for this attempt, and those who listen are told. A key that the state 'cancelled' would share with a duplicate is given up: to cancel always succeeds.
 WITH free AS MATERIALIZED (
     SELECT id, queue, 'cancelled' = ANY (unique_states) AND EXISTS (
-        SELECT FROM pgjobs.job AS twin
-        WHERE twin.unique_key = job.unique_key AND twin.state = ANY (twin.unique_states)
-            AND (twin.id, twin.queue) <> (job.id, job.queue)) AS conflict
+        SELECT FROM pgjobs.job AS duplicate
+        WHERE duplicate.unique_key = job.unique_key AND duplicate.state = ANY (duplicate.unique_states)
+            AND (duplicate.id, duplicate.queue) <> (job.id, job.queue)) AS conflict
     FROM pgjobs.job
     WHERE id = %(id)s AND state = ANY ('{available,scheduled,retryable,pending}') AND {alone}
     FOR NO KEY UPDATE SKIP LOCKED
@@ -93,9 +93,9 @@ WITH seen AS (
     SELECT * FROM pgjobs.job WHERE id = %(id)s
 ), free AS MATERIALIZED (
     SELECT id, queue, (state = ANY (unique_states)) IS NOT TRUE AND 'available' = ANY (unique_states) AND EXISTS (
-        SELECT FROM pgjobs.job AS twin
-        WHERE twin.unique_key = job.unique_key AND twin.state = ANY (twin.unique_states)
-            AND (twin.id, twin.queue) <> (job.id, job.queue)) AS conflict,
+        SELECT FROM pgjobs.job AS duplicate
+        WHERE duplicate.unique_key = job.unique_key AND duplicate.state = ANY (duplicate.unique_states)
+            AND (duplicate.id, duplicate.queue) <> (job.id, job.queue)) AS conflict,
         %(reset)s::boolean AND state <> 'discarded' AS unfit
     FROM pgjobs.job
     WHERE id = %(id)s AND state <> 'running' AND {alone}
@@ -165,16 +165,16 @@ FROM answer;
 
 -- name: update
 -- What is null stays. A new time also moves the job between waiting for its time and waiting for a worker. Decided here
--- too, and not by a constraint: attempts that the job has used up already, and a state that a unique twin is in.
+-- too, and not by a constraint: attempts that the job has used up already, and a state that a unique duplicate is in.
 WITH seen AS (
     SELECT * FROM pgjobs.job WHERE id = %(id)s
 ), free AS MATERIALIZED (
     SELECT id, queue, next.state,
         %(max_attempts)s::integer < (attempt + CASE WHEN job.finalized_at IS NULL THEN 1 ELSE 0 END) AS unfit,
         (job.state = ANY (unique_states)) IS NOT TRUE AND next.state = ANY (unique_states) AND EXISTS (
-            SELECT FROM pgjobs.job AS twin
-            WHERE twin.unique_key = job.unique_key AND twin.state = ANY (twin.unique_states)
-                AND (twin.id, twin.queue) <> (job.id, job.queue)) AS conflict
+            SELECT FROM pgjobs.job AS duplicate
+            WHERE duplicate.unique_key = job.unique_key AND duplicate.state = ANY (duplicate.unique_states)
+                AND (duplicate.id, duplicate.queue) <> (job.id, job.queue)) AS conflict
     FROM pgjobs.job, LATERAL (
         SELECT CASE
             WHEN job.state = 'available' AND %(scheduled_at)s::timestamptz > pg_catalog.statement_timestamp()
@@ -251,9 +251,9 @@ WITH seen AS MATERIALIZED (
     {next_in_turn}
 ), free AS MATERIALIZED (
     SELECT id, queue, unique_key, 'cancelled' = ANY (unique_states) AS covered, EXISTS (
-        SELECT FROM pgjobs.job AS twin
-        WHERE twin.unique_key = job.unique_key AND twin.state = ANY (twin.unique_states)
-            AND (twin.id, twin.queue) <> (job.id, job.queue)) AS taken
+        SELECT FROM pgjobs.job AS duplicate
+        WHERE duplicate.unique_key = job.unique_key AND duplicate.state = ANY (duplicate.unique_states)
+            AND (duplicate.id, duplicate.queue) <> (job.id, job.queue)) AS taken
     FROM pgjobs.job
     WHERE id = ANY (ARRAY(SELECT seen.id FROM seen))
         AND EXISTS (SELECT FROM seen WHERE seen.id = job.id AND seen.queue = job.queue) AND {matches}
@@ -307,9 +307,9 @@ WITH seen AS MATERIALIZED (
 ), free AS MATERIALIZED (
     SELECT id, queue, unique_key, %(reset)s::boolean AND state <> 'discarded' AS unfit,
         (state = ANY (unique_states)) IS NOT TRUE AND 'available' = ANY (unique_states) AS covered, EXISTS (
-            SELECT FROM pgjobs.job AS twin
-            WHERE twin.unique_key = job.unique_key AND twin.state = ANY (twin.unique_states)
-                AND (twin.id, twin.queue) <> (job.id, job.queue)) AS taken
+            SELECT FROM pgjobs.job AS duplicate
+            WHERE duplicate.unique_key = job.unique_key AND duplicate.state = ANY (duplicate.unique_states)
+                AND (duplicate.id, duplicate.queue) <> (job.id, job.queue)) AS taken
     FROM pgjobs.job
     WHERE id = ANY (ARRAY(SELECT seen.id FROM seen))
         AND EXISTS (SELECT FROM seen WHERE seen.id = job.id AND seen.queue = job.queue)
@@ -395,9 +395,9 @@ WITH seen AS MATERIALIZED (
     SELECT id, queue, unique_key, next.state,
         %(new_max_attempts)s::integer < (attempt + CASE WHEN job.finalized_at IS NULL THEN 1 ELSE 0 END) AS unfit,
         (job.state = ANY (unique_states)) IS NOT TRUE AND next.state = ANY (unique_states) AS covered, EXISTS (
-            SELECT FROM pgjobs.job AS twin
-            WHERE twin.unique_key = job.unique_key AND twin.state = ANY (twin.unique_states)
-                AND (twin.id, twin.queue) <> (job.id, job.queue)) AS taken
+            SELECT FROM pgjobs.job AS duplicate
+            WHERE duplicate.unique_key = job.unique_key AND duplicate.state = ANY (duplicate.unique_states)
+                AND (duplicate.id, duplicate.queue) <> (job.id, job.queue)) AS taken
     FROM pgjobs.job, LATERAL (
         SELECT CASE
             WHEN job.state = 'available' AND %(new_scheduled_at)s::timestamptz > pg_catalog.statement_timestamp()
@@ -463,7 +463,7 @@ SELECT
 FROM named LEFT JOIN pgjobs.queue ON queue.name = named.name
 ORDER BY named.name;
 
--- name: queue_figures
+-- name: queue_stats
 -- Of the queues that are named, or of all. Every part reads the index of its state alone; those that wait are counted in
 -- that of the fetch, where the oldest of each priority stands first.
 WITH RECURSIVE line AS (

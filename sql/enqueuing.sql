@@ -64,7 +64,7 @@ FROM given LEFT JOIN inserted ON true;
 -- name: insert_jobs
 -- Any number of jobs, of which some may be unique: one array for each column. They are inserted in the order of their
 -- keys, the same in every process, so that two of them never wait for each other; the ids are drawn before, so that
--- they rise in the order given. Of those with one key the first given is inserted; of a job that has a twin nothing but
+-- they rise in the order given. Of those with one key the first given is inserted; of a job that has a duplicate nothing but
 -- place and key come back. No array holds a null: a session may be set to read none.
 WITH given AS MATERIALIZED (
     SELECT column_values.*, moment.due, CASE WHEN uniqueness <> ''
@@ -110,7 +110,7 @@ FROM (SELECT place, key, new_id, args AS sent_args, metadata AS sent_metadata FR
     LEFT JOIN inserted ON id = new_id
 ORDER BY place;
 
--- name: twins
+-- name: duplicates
 -- The jobs that hold these keys now. A statement of its own: one that was committed while the insert waited for it is
 -- not in the insert's snapshot. Keys go in the binary form: how the other is quoted depends on a setting of the session.
 SELECT
@@ -120,7 +120,7 @@ SELECT
 FROM pgjobs.job
 WHERE unique_key = ANY (%(keys)b::bytea[]) AND state = ANY (unique_states);
 
--- name: twins_unread
+-- name: duplicates_unread
 -- The same for a role that may not read all of a job: without what others have given it and what came of it.
 SELECT
     id, state, queue, kind, priority, attempt, max_attempts, NULL::jsonb AS args, NULL::jsonb AS metadata,
@@ -130,7 +130,7 @@ SELECT
 FROM pgjobs.job
 WHERE unique_key = ANY (%(keys)b::bytea[]) AND state = ANY (unique_states);
 
--- name: replace_twin
+-- name: replace_duplicate
 -- Gives the job that holds the key what a newer call says, if it still waits. Only the assignments that the call names
 -- are sent, each of which follows its comment: a role may have no right to what the others write and read. Metadata is
 -- merged key by key; a new time also moves the job between waiting for its time and waiting for a worker.
@@ -182,7 +182,7 @@ SELECT
     ARRAY(SELECT pg_catalog.nextval('pgjobs.job_id_seq') FROM pg_catalog.generate_series(1, %(jobs)s::integer));
 
 -- name: copy_with_ids
--- Three times as fast as any INSERT, but it gives no rows back and cannot pass over a twin: for jobs without a key.
+-- Three times as fast as any INSERT, but it gives no rows back and cannot pass over a duplicate: for jobs without a key.
 COPY pgjobs.job (
     id, created_at, scheduled_at, state, args, queue, kind, priority, max_attempts, metadata, tags
 ) FROM STDIN (FORMAT binary);

@@ -120,7 +120,7 @@ SAVEPOINT pgjobs;
 
 -- name: release_claim
 -- The claim of a worker that lives but never got the lock: nothing ran, so the attempt is given back, also when
--- a rescue has recorded it as vanished meanwhile. A job whose key a twin has taken since stays as the rescue left it; and so
+-- a rescue has recorded it as vanished meanwhile. A job whose key a duplicate has taken since stays as the rescue left it; and so
 -- does one whose row is held still: nobody waits for the end of a lost connection. Only running jobs are found by their
 -- token. Those that were rescued since the claim, which is not long ago, are found by when that was; without, each look
 -- would read the whole table.
@@ -150,8 +150,8 @@ WITH released AS (
                         AND finalized_at > (pg_catalog.statement_timestamp() - interval '1 minute')))
             FOR NO KEY UPDATE SKIP LOCKED)
         AND NOT (unique_key IS NOT NULL AND (state = ANY (unique_states)) IS NOT TRUE AND EXISTS (
-            SELECT FROM pgjobs.job AS twin
-            WHERE twin.unique_key = job.unique_key AND twin.state = ANY (twin.unique_states)))
+            SELECT FROM pgjobs.job AS duplicate
+            WHERE duplicate.unique_key = job.unique_key AND duplicate.state = ANY (duplicate.unique_states)))
     RETURNING queue
 )
 SELECT {called} FROM released;

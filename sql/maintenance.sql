@@ -45,7 +45,7 @@ WHERE duty = %(duty)s AND next_run_at <= pg_catalog.clock_timestamp();
 
 -- name: promote
 -- Makes due jobs available and wakes their workers: at most one notification per queue, with the commit. A job whose key does
--- not hold while it waits may have lost it to a twin, which the update of the whole batch would fail on: it is only
+-- not hold while it waits may have lost it to a duplicate, which the update of the whole batch would fail on: it is only
 -- named here, for settle_promotion. Nobody waits for the disk: what a crash of the server takes back is done again, and
 -- who commits what a promoted job has done waits for this too. Then how long until the next one is due; null when none
 -- waits.
@@ -73,9 +73,9 @@ WITH due AS MATERIALIZED (
 SELECT id, queue FROM due;
 
 -- name: settle_promotion
--- One due job whose twin may have its key meanwhile: available, or discarded. For a twin that somebody is inserting it
+-- One due job whose duplicate may have its key meanwhile: available, or discarded. For a duplicate that somebody is inserting it
 -- does not wait: then this fails, and postpone_promotion follows. A key that the state 'discarded' would share with the
--- twin is given up.
+-- duplicate is given up.
 SET LOCAL lock_timeout = '50ms';
 UPDATE pgjobs.job SET
     state = CASE WHEN lost THEN 'discarded' ELSE 'available' END,
@@ -85,8 +85,8 @@ UPDATE pgjobs.job SET
     unique_states = CASE WHEN lost AND 'discarded' = ANY (unique_states) THEN NULL ELSE unique_states END
 FROM (
     SELECT EXISTS (
-        SELECT FROM pgjobs.job AS twin
-        WHERE twin.unique_key = contested.unique_key AND twin.state = ANY (twin.unique_states)) AS lost
+        SELECT FROM pgjobs.job AS duplicate
+        WHERE duplicate.unique_key = contested.unique_key AND duplicate.state = ANY (duplicate.unique_states)) AS lost
     FROM pgjobs.job AS contested WHERE id = %(id)s AND queue = %(queue)s
 ) AS look
 WHERE id = %(id)s AND queue = %(queue)s AND state = ANY ('{scheduled,retryable}')
@@ -266,9 +266,9 @@ WITH stale AS MATERIALIZED (
     {stale_requests}
 ), free AS MATERIALIZED (
     SELECT id, queue, 'cancelled' = ANY (unique_states) AND EXISTS (
-        SELECT FROM pgjobs.job AS twin
-        WHERE twin.unique_key = job.unique_key AND twin.state = ANY (twin.unique_states)
-            AND (twin.id, twin.queue) <> (job.id, job.queue)) AS conflict
+        SELECT FROM pgjobs.job AS duplicate
+        WHERE duplicate.unique_key = job.unique_key AND duplicate.state = ANY (duplicate.unique_states)
+            AND (duplicate.id, duplicate.queue) <> (job.id, job.queue)) AS conflict
     FROM pgjobs.job
     WHERE id = ANY (ARRAY(SELECT job_id FROM stale WHERE waits))
         AND EXISTS (SELECT FROM stale WHERE waits AND stale.job_id = job.id AND stale.queue = job.queue)

@@ -36,7 +36,7 @@ LIMIT %(batch)s;
 -- name: tick
 -- Makes the job of one tick, if one is to be made, and moves the schedule on: both or neither, and only while the row
 -- is as it was when that was decided, so that any number of processes may try. Nothing is held between two messages.
--- What the row has itself is used where code supplied nothing. A job that has a twin is not made, and the tick is over.
+-- What the row has itself is used where code supplied nothing. A job that has a duplicate is not made, and the tick is over.
 BEGIN ISOLATION LEVEL READ COMMITTED;
 SET LOCAL idle_in_transaction_session_timeout = '5s';
 SET LOCAL statement_timeout = '30s';

@@ -142,20 +142,20 @@ def look_in_every_way(client: Client, tx: Conn | None) -> None:
         metadata={"a": 1}, **spans,
     )  # fmt: skip
     for filter in (JobFilter(), full, JobFilter(states=["completed", "discarded"])):
-        client.list(filter, tx)
+        client.list_jobs(filter, tx)
         client.count(filter, tx)
     for state in JobState:
         for descending in (False, True):
             if state != JobState.PENDING:
-                page = client.list(JobFilter(states=[state]), tx, order="time", descending=descending, limit=1)
-                client.list(
+                page = client.list_jobs(JobFilter(states=[state]), tx, order="time", descending=descending, limit=1)
+                client.list_jobs(
                     JobFilter(states=[state]), tx, order="time", descending=descending, cursor=page.next, limit=1
                 )
-            page = client.list(JobFilter(states=[state]), tx, descending=descending, limit=1)
-            client.list(JobFilter(states=[state]), tx, descending=descending, cursor=page.next, limit=1)
+            page = client.list_jobs(JobFilter(states=[state]), tx, descending=descending, limit=1)
+            client.list_jobs(JobFilter(states=[state]), tx, descending=descending, cursor=page.next, limit=1)
     client.queues.list(tx)
-    client.queues.figures(None, tx)
-    client.queues.figures(["many"], tx)
+    client.queues.stats(None, tx)
+    client.queues.stats(["many"], tx)
     client.workers(tx)
     client.schedules.list(tx)
     client.get(1, tx)
@@ -217,8 +217,8 @@ def do_the_duties(client: Client, conn: Conn, admin: Conn) -> None:
         duty(conn)
         MaintenanceQueries(client.schema).end_duty(conn, name, NO_TIME)
         MaintenanceQueries(client.schema).postpone_duty(conn, name, NO_TIME)
-    client.store.extend_leases(conn, [uuid4()], HOUR)
-    client.store.cancelled_attempts(conn, [uuid4()])
+    client.queries.extend_leases(conn, [uuid4()], HOUR)
+    client.queries.cancelled_attempts(conn, [uuid4()])
     MaintenanceQueries(client.schema).glance(conn, HOUR)
     MaintenanceQueries(client.schema).hurry_promote(conn)
     states = admin.execute(

@@ -64,8 +64,8 @@ class SQLAlchemySource(PoolSource):
 
     @contextmanager
     def checkout(self) -> Iterator[Checkout]:
-        with giving_back(_EngineCheckout(engine_here(self.engine), self._session)) as held:
-            yield held
+        with giving_back(_EngineCheckout(engine_here(self.engine), self._session)) as checkout:
+            yield checkout
 
     def _fit(self, threads: int) -> None:
         pool: Any = self.engine.pool
@@ -126,7 +126,7 @@ class _EngineCheckout(Checkout):
         return super().references() + getrefcount(self._connection)
 
     @contextmanager
-    def handing_over(self) -> Iterator[Session]:
+    def handler_tx(self) -> Iterator[Session]:
         self._connection.begin()
         # a savepoint of its own, so that a rollback() leaves the job's transaction, and with it the lock, alone
         session = self._session = self._make_session(

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pgjobs.control.queries import Changes, Verdict
+from pgjobs.control.queries import Changes, ControlResult
 from pgjobs.db import statements
 from pgjobs.db.channel import channel
 from pgjobs.db.cursors import AnyConnection, BoundCursor, bound_cursor, literal_cursor, one
@@ -58,22 +58,22 @@ class FilterQueries:
             rows = _rows(cur, self._many["ids_in_turn"], filter, {**_turn(turn), "over": True})
             return [(id, queue) for id, queue in rows]
 
-    def cancel_many(self, conn: AnyConnection, filter: JobFilter, turn: Turn, *, reason: str) -> list[Verdict]:
+    def cancel_many(self, conn: AnyConnection, filter: JobFilter, turn: Turn, *, reason: str) -> list[ControlResult]:
         return self._judged(conn, self._many["cancel_many"], filter, turn, {"over": False, "reason": reason})
 
-    def retry_many(self, conn: AnyConnection, filter: JobFilter, turn: Turn, *, reset: bool) -> list[Verdict]:
+    def retry_many(self, conn: AnyConnection, filter: JobFilter, turn: Turn, *, reset: bool) -> list[ControlResult]:
         return self._judged(conn, self._many["retry_many"], filter, turn, {"over": True, "reset": reset})
 
-    def delete_many(self, conn: AnyConnection, filter: JobFilter, turn: Turn) -> list[Verdict]:
+    def delete_many(self, conn: AnyConnection, filter: JobFilter, turn: Turn) -> list[ControlResult]:
         return self._judged(conn, self._many["delete_many"], filter, turn, {"over": True})
 
-    def update_many(self, conn: AnyConnection, filter: JobFilter, turn: Turn, changes: Changes) -> list[Verdict]:
+    def update_many(self, conn: AnyConnection, filter: JobFilter, turn: Turn, changes: Changes) -> list[ControlResult]:
         values = {f"new_{name}": getattr(changes, name) for name in Changes.__slots__}
         return self._judged(conn, self._many["update_many"], filter, turn, {"over": True, **values})
 
     def _judged(
         self, conn: AnyConnection, statement: bytes, filter: JobFilter, turn: Turn, values: Mapping[str, Any]
-    ) -> list[Verdict]:
+    ) -> list[ControlResult]:
         with bound_cursor(conn) as cur:
             rows = _rows(cur, statement, filter, {**_turn(turn), **values, "notify": True, "channel": self._channel})
             return [(as_job(row), row[_VERDICT]) for row in rows]

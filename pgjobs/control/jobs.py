@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 
 from pgjobs import codec
-from pgjobs.control.queries import Changes, ControlQueries, Verdict
+from pgjobs.control.queries import Changes, ControlQueries, ControlResult
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.errors import InvalidOption, JobLocked, JobNotFound, JobRunning, NotDiscarded, UniqueConflict
 from pgjobs.job import Job
@@ -19,7 +19,7 @@ from pgjobs.options import JobOptions
 PATIENCE = 1.0  # seconds for a row that somebody else holds
 _PAUSE = 0.02  # between two tries
 
-Act = Callable[[AnyConnection], Verdict | None]
+Act = Callable[[AnyConnection], ControlResult | None]
 
 
 def carry_out(queries: ControlQueries, conn: AnyConnection, id: int, act: Act, *, running: bool) -> Job[Any]:
@@ -49,12 +49,12 @@ def carry_out(queries: ControlQueries, conn: AnyConnection, id: int, act: Act, *
                 return job
 
 
-def _try(conn: AnyConnection, id: int, act: Act) -> Verdict | None:
+def _try(conn: AnyConnection, id: int, act: Act) -> ControlResult | None:
     try:
         return act(conn)
     except psycopg.errors.LockNotAvailable as error:
         raise JobLocked(f"job {id} waits for what somebody else holds: {error}") from error
-    except psycopg.errors.UniqueViolation as error:  # a twin that was inserted in the same moment
+    except psycopg.errors.UniqueViolation as error:  # a duplicate that was inserted in the same moment
         if error.diag.constraint_name != "job_unique":
             raise
         raise _conflict(id) from error

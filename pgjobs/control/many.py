@@ -12,7 +12,7 @@ import psycopg
 
 from pgjobs.control.filter_queries import FilterQueries, Place, Turn
 from pgjobs.control.jobs import PATIENCE
-from pgjobs.control.queries import Verdict
+from pgjobs.control.queries import ControlResult
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.execution.set_aside import MOST_ALIKE, concerns_a_row
 from pgjobs.figures import ManyJobs
@@ -32,14 +32,14 @@ class Many:
     somebody holds can show anything new.
     """
 
-    store: FilterQueries
+    queries: FilterQueries
     filter: JobFilter
-    act: Callable[[AnyConnection, Turn], list[Verdict]]
+    act: Callable[[AnyConnection, Turn], list[ControlResult]]
     transaction: Callable[[], AbstractContextManager[AnyConnection]]
     limit: int | None
     borrowed: bool
     running: bool
-    insist: bool
+    retry_busy: bool
     _done: dict[Place, Job[Any]] = field(default_factory=dict)
     _skipped: dict[Place, str] = field(default_factory=dict)
     _busy: set[Place] = field(default_factory=set)
@@ -47,7 +47,7 @@ class Many:
 
     def carry_out(self) -> ManyJobs:
         with self.transaction() as conn:
-            newest = self.store.newest_id(conn)
+            newest = self.queries.newest_id(conn)
         if newest is None:
             return ManyJobs((), {})
         after: Place | None = None
@@ -75,10 +75,10 @@ class Many:
             places = self._one_by_one(turn)
         return places[-1] if len(places) == turn.batch else None
 
-    def _try(self, turn: Turn) -> list[Verdict]:
+    def _try(self, turn: Turn) -> list[ControlResult]:
         with self.transaction() as conn:
             if not self.borrowed:
-                self.store.begin_many(conn, self._patience)
+                self.queries.begin_many(conn, self._patience)
             began = time.monotonic()
             try:
                 return self.act(conn, turn)
@@ -89,7 +89,7 @@ class Many:
     def _one_by_one(self, turn: Turn) -> Sequence[Place]:
         """One of a batch would have to be waited for, or may not be what it shall be: only that one is left out."""
         with self.transaction() as conn:
-            places = self.store.places_in_turn(conn, self.filter, turn)
+            places = self.queries.places_in_turn(conn, self.filter, turn)
         refused = 0  # in succession
         for place in places:
             try:
@@ -103,7 +103,7 @@ class Many:
                 self._skipped[place] = why
         return places
 
-    def _sort(self, verdicts: Sequence[Verdict]) -> Sequence[Place]:
+    def _sort(self, verdicts: Sequence[ControlResult]) -> Sequence[Place]:
         """Note what became of each; their places."""
         for job, verdict in verdicts:
             place = (job.id, job.queue)
@@ -118,7 +118,7 @@ class Many:
     def _try_busy_again(self, newest: int) -> None:
         """What somebody held may be free now, for as long as there is patience."""
         give_up = time.monotonic() + self._patience
-        while self.insist and self._busy and time.monotonic() < give_up:
+        while self.retry_busy and self._busy and time.monotonic() < give_up:
             time.sleep(_PAUSE)
             among, self._busy = sorted(self._busy), set()
             for first in range(0, len(among), BATCH):
@@ -134,7 +134,7 @@ def _why_not(error: psycopg.Error) -> str | None:
     if isinstance(error, psycopg.errors.LockNotAvailable):
         return "locked"
     if isinstance(error, psycopg.errors.UniqueViolation) and error.diag.constraint_name == "job_unique":
-        return "conflict"  # a twin that was inserted in the same moment
+        return "conflict"  # a duplicate that was inserted in the same moment
     if isinstance(error, psycopg.errors.ForeignKeyViolation):
         return "referenced"
     return "refused" if concerns_a_row(error) else None

@@ -26,7 +26,7 @@ class Changes:
 
 
 #: A job as a control statement leaves it, and what the statement says it did; see sql/control.sql.
-Verdict = tuple[Job[Any], str]
+ControlResult = tuple[Job[Any], str]
 
 
 class ControlQueries:
@@ -41,23 +41,23 @@ class ControlQueries:
         with literal_cursor(conn) as cur:
             cur.execute(self._control["begin_control"])
 
-    def cancel(self, conn: AnyConnection, id: int, *, reason: str) -> Verdict | None:
+    def cancel(self, conn: AnyConnection, id: int, *, reason: str) -> ControlResult | None:
         return self._judged(conn, self._control["cancel"], {"id": id, "reason": reason})
 
-    def release(self, conn: AnyConnection, id: int) -> Verdict | None:
+    def release(self, conn: AnyConnection, id: int) -> ControlResult | None:
         return self._judged(conn, self._control["release"], {"id": id})
 
-    def retry(self, conn: AnyConnection, id: int, *, reset: bool = False) -> Verdict | None:
+    def retry(self, conn: AnyConnection, id: int, *, reset: bool = False) -> ControlResult | None:
         return self._judged(conn, self._control["retry"], {"id": id, "reset": reset})
 
-    def delete(self, conn: AnyConnection, id: int) -> Verdict | None:
+    def delete(self, conn: AnyConnection, id: int) -> ControlResult | None:
         return self._judged(conn, self._control["delete"], {"id": id})
 
-    def update(self, conn: AnyConnection, id: int, changes: Changes) -> Verdict | None:
+    def update(self, conn: AnyConnection, id: int, changes: Changes) -> ControlResult | None:
         values = {name: getattr(changes, name) for name in Changes.__slots__}
         return self._judged(conn, self._control["update"], {"id": id, **values})
 
-    def _judged(self, conn: AnyConnection, statement: bytes, parameters: dict[str, Any]) -> Verdict | None:
+    def _judged(self, conn: AnyConnection, statement: bytes, parameters: dict[str, Any]) -> ControlResult | None:
         with bound_cursor(conn) as cur:
             cur.execute(statement, {**parameters, "channel": self._channel})
             row = only(parameters["id"], cur.fetchall())

@@ -9,7 +9,7 @@ from typing import Any
 from pgjobs.db import statements
 from pgjobs.db.channel import channel
 from pgjobs.db.cursors import AnyConnection, bound_cursor, literal_cursor
-from pgjobs.figures import Queue, QueueFigures
+from pgjobs.figures import Queue, QueueStats
 from pgjobs.states import JobState
 
 #: The states of which a queue may say how long their jobs are kept, in the order of the columns.
@@ -30,12 +30,12 @@ class QueueQueries:
             cur.execute(self._queues["list_queues"])
             return [_queue(row) for row in cur.fetchall()]
 
-    def queue_figures(self, conn: AnyConnection, names: Iterable[str] | None) -> list[QueueFigures]:
+    def queue_stats(self, conn: AnyConnection, names: Iterable[str] | None) -> list[QueueStats]:
         """Of all queues, or of those that are named, whether there are such or not."""
         with bound_cursor(conn) as cur:
             asked = None if names is None else list(names)
-            cur.execute(self._queues["queue_figures"], {"names": asked}, prepare=False)
-            return [QueueFigures(row[0], _utc(row[1]), *row[2:]) for row in cur.fetchall()]
+            cur.execute(self._queues["queue_stats"], {"names": asked}, prepare=False)
+            return [QueueStats(row[0], _utc(row[1]), *row[2:]) for row in cur.fetchall()]
 
     def pause_queues(self, conn: AnyConnection, name: str | None, *, paused: bool) -> list[Queue | None]:
         """The queues, one or all, as they are then; None for each that somebody else holds."""

@@ -19,7 +19,7 @@ from pgjobs.control.queue_queries import FOR_EVER, KEPT, QueueQueries
 from pgjobs.db.borrow import Borrowable
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.errors import InvalidOption, InvalidSetting, QueueLocked, QueueNotFound
-from pgjobs.figures import Queue, QueueFigures
+from pgjobs.figures import Queue, QueueStats
 from pgjobs.options import check_queue
 
 _PAUSE = 0.02  # seconds between two tries of what somebody holds
@@ -53,14 +53,14 @@ class Queues:
         with self._transaction(tx) as conn:
             return tuple(self._queues.list_queues(conn))
 
-    def figures(self, names: Iterable[str] | None = None, tx: Tx = None) -> dict[str, QueueFigures]:
+    def stats(self, names: Iterable[str] | None = None, tx: Tx = None) -> dict[str, QueueStats]:
         """How each queue does, by its name: jobs waiting and running, how long the oldest has waited, ended per minute.
 
         Of the queues that are named, whether there are such or not, or of all.
         """
         asked = None if names is None else [check_queue(name) for name in _several(names)]
         with self._transaction(tx) as conn:
-            return {figures.name: figures for figures in self._queues.queue_figures(conn, asked)}
+            return {figures.name: figures for figures in self._queues.queue_stats(conn, asked)}
 
     def pause(self, name: str, tx: Tx = None) -> tuple[Queue, ...]:
         """Let no worker start a job of this queue; "*" is every queue there is. Jobs that run are not stopped.

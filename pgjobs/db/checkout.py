@@ -112,13 +112,13 @@ class Checkout(ABC):
                 self._gone = True
                 raise
 
-    def found_direct(self) -> None:  # noqa: B027  most connections are not our own
+    def enable_prepare(self) -> None:  # noqa: B027  most connections are not our own
         """No pooler stands in between: on a connection of our own, what is sent often may be prepared."""
 
     # --- for the handler
 
     @abstractmethod
-    def handing_over(self) -> AbstractContextManager[Any]:
+    def handler_tx(self) -> AbstractContextManager[Any]:
         """What the handler is given, inside the transaction that is open.
 
         The end of the block sends what a framework has kept back, and raises TransactionBroken when the framework
@@ -244,18 +244,18 @@ class Checkout(ABC):
         *values, notices, notifies = _state_in_transaction(self.conn)
         self._clean_state = (*values, list(notices), list(notifies))
 
-    def renew(self) -> None:
+    def replace(self) -> None:
         """Give this connection up for good and hold another one."""
         if not self._gone:
             self._discard(self.conn)
         self._take()
 
-    def let_go(self) -> None:
+    def return_early(self) -> None:
         """Hold no connection until `renew`."""
-        self.give_back()
+        self.return_to_pool()
         self._gone = True
 
-    def give_back(self) -> None:
+    def return_to_pool(self) -> None:
         if self._gone:
             return
         if self.spoiled or not self.usable or self.conn.info.transaction_status != TransactionStatus.IDLE:
@@ -296,12 +296,12 @@ class PoolCheckout(Checkout):
         if self._configure_anew is not None:
             self._configure_anew(self.conn)
 
-    def found_direct(self) -> None:
+    def enable_prepare(self) -> None:
         if self._may_prepare and self.conn.prepare_threshold is None:
-            let_prepare(self.conn)
+            allow_prepare(self.conn)
             self._wanted = _python_state(self.conn)
 
-    def handing_over(self) -> AbstractContextManager[AnyConnection]:
+    def handler_tx(self) -> AbstractContextManager[AnyConnection]:
         return nullcontext(self.conn)
 
     def settle(self, *, committed: bool) -> None:
@@ -312,27 +312,27 @@ Held = TypeVar("Held", bound=Checkout)
 
 
 @contextmanager
-def giving_back(held: Held) -> Iterator[Held]:
+def giving_back(checkout: Held) -> Iterator[Held]:
     """Give it back at the end of the block."""
     try:
-        yield held
+        yield checkout
     except psycopg.Error:  # perhaps of the session: of a server that has become a replica, say
-        held.spoiled = True
+        checkout.spoiled = True
         raise
     finally:
-        held.give_back()
+        checkout.return_to_pool()
 
 
-def let_prepare(conn: AnyConnection) -> None:
+def allow_prepare(conn: AnyConnection) -> None:
     """Let psycopg prepare what is sent often on a connection of our own, which leads to the server itself."""
     conn.prepare_threshold = _PREPARE_AFTER
     prepared = conn._prepared
-    if not was_let_prepare(conn):
+    if not may_prepare(conn):
         add = partial(_add_to_prepared, conn, prepared.maybe_add_to_cache)
         prepared.maybe_add_to_cache = add  # type: ignore[method-assign]
 
 
-def was_let_prepare(conn: AnyConnection) -> bool:
+def may_prepare(conn: AnyConnection) -> bool:
     """Whether that was done on this connection, if perhaps somebody has set it back since."""
     return "maybe_add_to_cache" in vars(conn._prepared)
 

@@ -104,14 +104,14 @@ class PoolSource:
     @contextmanager
     def checkout(self) -> Iterator[Checkout]:
         """A connection to run jobs on, in autocommit mode: the statements of pgjobs say BEGIN themselves."""
-        with self.own_checkout() as held:
-            yield held
+        with self.own_checkout() as checkout:
+            yield checkout
 
     @contextmanager
     def own_checkout(self) -> Iterator[Checkout]:
         """A connection for what pgjobs does itself, whatever kind the handlers are given."""
-        with giving_back(PoolCheckout(self.pool, may_prepare=self.owned)) as held:
-            yield held
+        with giving_back(PoolCheckout(self.pool, may_prepare=self.owned)) as checkout:
+            yield checkout
 
     @contextmanager
     def transaction(self) -> Iterator[AnyConnection]:

@@ -20,7 +20,7 @@ _BLOCK = 256 * 1024
 _RECORD = struct.Struct("!i??qi")
 
 
-class Spool:
+class CopyBuffer:
     """Jobs without a key. Those that can run at once are kept as they will be sent; of the others the state depends on
     the time of the database, which nobody has asked for yet."""
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from pgjobs import codec
 from pgjobs.db.cursors import AnyConnection
-from pgjobs.enqueuing.copy_buffer import Spool
+from pgjobs.enqueuing.copy_buffer import CopyBuffer
 from pgjobs.enqueuing.queries import EnqueueQueries
 from pgjobs.errors import InvalidArgs, InvalidKind, InvalidOption, NoJobs, PgjobsError, UnknownKind, shown
 from pgjobs.hooks import EnqueueMiddleware, HookCalls, around_insert
@@ -39,7 +39,7 @@ Templates = dict[type, tuple[JobOptions, EncodedJob]]
 class Enqueuer:
     """What the enqueues of one client share."""
 
-    store: EnqueueQueries
+    queries: EnqueueQueries
     defaults: JobOptions
     max_args_bytes: int
     work_map: WorkMap | None = None
@@ -85,7 +85,7 @@ class Enqueuer:
 
     def insert_hot(self, conn: AnyConnection, job: EncodedJob, *, may_prepare: bool) -> Job[Any]:
         """As `insert`, of one that `is_plain` and needs one statement; see `EnqueueQueries.insert_hot`."""
-        inserted = self._with_args(job, self.store.insert_hot(conn, job, may_prepare=may_prepare))
+        inserted = self._with_args(job, self.queries.insert_hot(conn, job, may_prepare=may_prepare))
         self.hooks("on_enqueue", inserted)
         return inserted
 
@@ -93,7 +93,7 @@ class Enqueuer:
         """Insert the jobs, middleware around it; they come back in their order. `tx` is what middleware gets."""
 
         def insert(jobs: Sequence[EncodedJob]) -> list[Job[Any]]:
-            stored = self.store.insert(conn, jobs, notify=notify) if jobs else []
+            stored = self.queries.insert(conn, jobs, notify=notify) if jobs else []
             return [self._with_args(job, made) for job, made in zip(jobs, stored, strict=True)]
 
         inserted = around_insert(self.middleware, conn if tx is None else tx, insert)(jobs)
@@ -130,7 +130,7 @@ class Enqueuer:
         see each, in bounded memory. The transaction begins when all are checked: until then the caller's iterator may
         use it."""
         apart = not copy or bool(self.hooks) or bool(self.middleware)
-        with Spool() as spool:
+        with CopyBuffer() as spool:
             kept = []
             for job in self.all_encoded(jobs, call):
                 if apart or job.unique is not None:
@@ -139,7 +139,7 @@ class Enqueuer:
                     spool.add(job)
             with transaction as conn:
                 if spool.jobs:
-                    self.store.insert_spooled(conn, spool, notify=notify)
+                    self.queries.insert_spooled(conn, spool, notify=notify)
                 inserted = self.insert(conn, tx, kept, notify=notify) if kept else []
             return spool.jobs + sum(not job.duplicate for job in inserted)
 
@@ -246,5 +246,5 @@ def _unique(args: object, unique: Unique | None) -> Unique | None:
 def _replaced(options: JobOptions) -> tuple[str, ...]:
     what = checked_replace(options.replace or False)
     if what and options.unique is None:
-        raise InvalidOption("replace is about the twin of a unique job: say unique=Unique(...) too")
+        raise InvalidOption("replace is about the duplicate of a unique job: say unique=Unique(...) too")
     return what if options.unique else ()

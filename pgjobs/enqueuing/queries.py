@@ -14,7 +14,7 @@ from pgjobs.db import statements
 from pgjobs.db.channel import DUE_NOTICE, channel
 from pgjobs.db.cursors import AnyConnection, bound_cursor, one
 from pgjobs.db.rows import as_job
-from pgjobs.enqueuing.copy_buffer import Spool
+from pgjobs.enqueuing.copy_buffer import CopyBuffer
 from pgjobs.enqueuing.copy_rows import HEADER, TRAILER, CopyRows, instant, microseconds
 from pgjobs.enqueuing.single_insert import hot_insert
 from pgjobs.errors import InvalidTransaction
@@ -25,10 +25,10 @@ from pgjobs.options import FIRST_INSTANT, EncodedJob
 Answer = TypeVar("Answer")
 
 COPY_FROM = 20  # jobs: for fewer, the exchanges that a COPY needs take longer than an INSERT
-_PLACE = _TWIN_KEY = 19  # stand behind the columns of a job, each in another statement
+_PLACE = _DUPLICATE_KEY = 19  # stand behind the columns of a job, each in another statement
 _KEY, _MAY_READ = 20, 21
 _BLOCK = 128 * 1024  # bytes that are given to a COPY at once
-_TRIES = 100  # to insert a job whose twin is there, and gone, and there again
+_TRIES = 100  # to insert a job whose duplicate is there, and gone, and there again
 _SOON = timedelta(seconds=2)  # as in sql/parts.sql
 
 
@@ -44,7 +44,7 @@ class EnqueueQueries:
         self._plain = self._enqueue["insert_plain_job"].replace(b"%(channel)s", quoted)
 
     def insert(self, conn: AnyConnection, jobs: Sequence[EncodedJob], *, notify: bool) -> list[Job[Any]]:
-        """Insert the jobs; they come back in their order. In place of one that has a twin, the twin, as a duplicate."""
+        """Insert the jobs; they come back in their order. In place of a duplicate, the job that is there already."""
         check_encoding(conn)
         if any(job.unique is not None for job in jobs):
             return self._insert_unique(conn, jobs, notify)
@@ -106,22 +106,22 @@ class EnqueueQueries:
     # --- unique jobs
 
     def _insert_unique(self, conn: AnyConnection, jobs: Sequence[EncodedJob], notify: bool) -> list[Job[Any]]:
-        """In turns: what has no twin is inserted, of the others the twin is looked up. One that has ended in between is
-        in nobody's way any more, so its job takes another turn."""
+        """In turns: what has no duplicate is inserted, of the others the duplicate is looked up. If that has ended
+        in between, the job takes another turn."""
         done: dict[int, Job[Any]] = {}
         left = list(range(len(jobs)))
         for _ in range(_TRIES):
-            twins: list[tuple[bytes, int]] = []
+            duplicates: list[tuple[bytes, int]] = []
             inserted = list(self._insert_turn(conn, [jobs[at] for at in left], notify))
             may_read = all(may for *_, may in inserted)
             for job, place, key, _ in inserted:
                 if job is None and key is not None:
-                    twins.append((key, left[place]))
+                    duplicates.append((key, left[place]))
                 else:
                     done[left[place]] = _present(job)
-            done.update(self._replace_twins(conn, jobs, twins, notify, may_read=may_read))
-            others = [twin for twin in twins if twin[1] not in done]
-            done.update(self._find_twins(conn, jobs, others, may_read=may_read))
+            done.update(self._replace_duplicates(conn, jobs, duplicates, notify, may_read=may_read))
+            others = [duplicate for duplicate in duplicates if duplicate[1] not in done]
+            done.update(self._find_duplicates(conn, jobs, others, may_read=may_read))
             left = [at for at in left if at not in done]
             if not left:
                 return [done[at] for at in range(len(jobs))]
@@ -143,7 +143,8 @@ class EnqueueQueries:
     def _insert_array(
         self, conn: AnyConnection, jobs: Sequence[EncodedJob], notify: bool
     ) -> Iterator[tuple[Job[Any] | None, int, bytes | None, bool]]:
-        """Each job as it was inserted, None if it was not; its place, its key, and whether the role may read twins."""
+        """Each job as it was inserted, None if it was not; its place, its key, and whether the role may read
+        duplicates."""
         columns = {
             "pending": [job.pending for job in jobs],
             "queues": [job.queue for job in jobs],
@@ -162,19 +163,20 @@ class EnqueueQueries:
             cur.execute(self._enqueue["insert_jobs"], {**columns, **self._telling(notify)})
             yield from map(_turn, cur.fetchall())
 
-    def _replace_twins(
+    def _replace_duplicates(
         self,
         conn: AnyConnection,
         jobs: Sequence[EncodedJob],
-        twins: list[tuple[bytes, int]],
+        duplicates: list[tuple[bytes, int]],
         notify: bool,
         *,
         may_read: bool,
     ) -> dict[int, Job[Any]]:
-        """Those that replaced something in a twin that waits. In the order of the keys, as when they are inserted."""
+        """Those that replaced something in a duplicate that waits. In the order of the keys, as when they are
+        inserted."""
         replaced = {}
         with bound_cursor(conn) as cur:
-            for key, place in sorted(twins):
+            for key, place in sorted(duplicates):
                 job = jobs[place]
                 if not job.replace:
                     continue
@@ -182,36 +184,38 @@ class EnqueueQueries:
                 row = cur.fetchone()
                 if row is None:
                     continue
-                twin = as_job(row)
+                duplicate = as_job(row)
                 if may_read:
-                    cur.execute(self._enqueue["read_replaced"], {"id": twin.id, "queue": twin.queue})
+                    cur.execute(self._enqueue["read_replaced"], {"id": duplicate.id, "queue": duplicate.queue})
                     rest = cur.fetchone()
-                    replaced[place] = _twin(twin if rest is None else _with_private(twin, rest))
+                    replaced[place] = _duplicate(duplicate if rest is None else _with_private(duplicate, rest))
                 else:
-                    replaced[place] = _twin(_without_private(twin, job, replaced=True))
+                    replaced[place] = _duplicate(_without_private(duplicate, job, replaced=True))
         return replaced
 
     def _replacing(self, job: EncodedJob) -> bytes:
         """The statement that replaces what this job names."""
-        before, *changes = re.split(rb"^ *-- replace[ d](\w*)\n", self._enqueue["replace_twin"], flags=re.MULTILINE)
+        before, *changes = re.split(
+            rb"^ *-- replace[ d](\w*)\n", self._enqueue["replace_duplicate"], flags=re.MULTILINE
+        )
         by_name = {
             name.decode(): change.strip().rstrip(b",") for name, change in zip(changes[::2], changes[1::2], strict=True)
         }
         return before + b",\n".join(by_name[name] for name in job.replace) + b"\n" + changes[-1]
 
-    def _find_twins(
-        self, conn: AnyConnection, jobs: Sequence[EncodedJob], twins: list[tuple[bytes, int]], *, may_read: bool
+    def _find_duplicates(
+        self, conn: AnyConnection, jobs: Sequence[EncodedJob], duplicates: list[tuple[bytes, int]], *, may_read: bool
     ) -> dict[int, Job[Any]]:
-        """Those whose twin is still there."""
-        if not twins:
+        """Those whose duplicate is still there."""
+        if not duplicates:
             return {}
-        statement = self._enqueue["twins"] if may_read else self._enqueue["twins_unread"]
+        statement = self._enqueue["duplicates"] if may_read else self._enqueue["duplicates_unread"]
         with bound_cursor(conn) as cur:
-            cur.execute(statement, {"keys": list({key for key, _ in twins})})
-            found = {row[_TWIN_KEY]: as_job(row) for row in cur.fetchall()}
+            cur.execute(statement, {"keys": list({key for key, _ in duplicates})})
+            found = {row[_DUPLICATE_KEY]: as_job(row) for row in cur.fetchall()}
         return {
-            place: _twin(found[key] if may_read else _without_private(found[key], jobs[place]))
-            for key, place in twins
+            place: _duplicate(found[key] if may_read else _without_private(found[key], jobs[place]))
+            for key, place in duplicates
             if key in found
         }
 
@@ -233,7 +237,7 @@ class EnqueueQueries:
             self._notify(conn, {job.queue for job in inserted if job.state is JobState.AVAILABLE}, now, waiting)
         return inserted
 
-    def insert_spooled(self, conn: AnyConnection, spool: Spool, *, notify: bool) -> None:
+    def insert_spooled(self, conn: AnyConnection, spool: CopyBuffer, *, notify: bool) -> None:
         """Insert all that is in the spool, and give nothing back."""
         if not can_copy(conn):
             raise InvalidTransaction("jobs in any number go to a connection with client_encoding UTF8, in no pipeline")
@@ -286,23 +290,24 @@ def _turn(row: Sequence[Any]) -> tuple[Job[Any] | None, int, bytes | None, bool]
     return None if row[0] is None else as_job(row), row[_PLACE] - 1, row[_KEY], row[_MAY_READ]
 
 
-def _twin(job: Job[Any]) -> Job[Any]:
+def _duplicate(job: Job[Any]) -> Job[Any]:
     return changed(job, duplicate=True)
 
 
-def _with_private(twin: Job[Any], row: Sequence[Any]) -> Job[Any]:
+def _with_private(duplicate: Job[Any], row: Sequence[Any]) -> Job[Any]:
     args, metadata, errors, token, output = row
-    return changed(twin, raw_args=args, raw_metadata=metadata, raw_errors=errors, token=token, raw_output=output)
+    return changed(duplicate, raw_args=args, raw_metadata=metadata, raw_errors=errors, token=token, raw_output=output)
 
 
-def _without_private(twin: Job[Any], job: EncodedJob, *, replaced: bool = False) -> Job[Any]:
-    """The twin as a role sees it that may not read args. Those are known where they are the same by the key, or have
+def _without_private(duplicate: Job[Any], job: EncodedJob, *, replaced: bool = False) -> Job[Any]:
+    """The duplicate as a role sees it that may not read args. Those are known where they are the same by the key, or
+    have
     just been replaced; else to ask for them is an error."""
     assert job.unique is not None
     known = {"raw_metadata": "{}", "raw_errors": "[]"}
     if job.unique.by_args is True or (replaced and "args" in job.replace):
-        return changed(twin, raw_args=job.args, **known)
-    return without_args(changed(twin, **known))
+        return changed(duplicate, raw_args=job.args, **known)
+    return without_args(changed(duplicate, **known))
 
 
 def _present(answer: Answer | None) -> Answer:

@@ -32,7 +32,7 @@ from pgjobs.db.cursors import AnyConnection
 from pgjobs.errors import Interrupted, InvalidTransaction, JobCancelled, JobStopped, JobTimedOut, NotRunning
 from pgjobs.execution.canceller import canceller
 from pgjobs.execution.interrupt import let_arrive, raise_in
-from pgjobs.execution.outcome import NOTHING_KEPT, Kept, Outcome
+from pgjobs.execution.outcome import NO_DATA, AttemptData, Outcome
 from pgjobs.job import Job
 from pgjobs.loggers import get_logger
 from pgjobs.options import LAST_INSTANT
@@ -48,7 +48,7 @@ _CANCEL_AGAIN = 0.25  # seconds after which a handler that goes on with the next
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class GracePeriods:
     """When each step is taken, in seconds after the attempt was told to end."""
 
     raised: float
@@ -56,8 +56,8 @@ class Patience:
     stuck: float
 
 
-AFTER_TIMEOUT = Patience(raised=1.0, severed=5.0, stuck=10.0)
-AT_STOP = Patience(raised=0.2, severed=0.8, stuck=1.2)
+AFTER_TIMEOUT = GracePeriods(raised=1.0, severed=5.0, stuck=10.0)
+AT_STOP = GracePeriods(raised=0.2, severed=0.8, stuck=1.2)
 
 
 # What the server allows a transaction beyond the job's timeout: by then a process that lives has severed it.
@@ -91,20 +91,22 @@ class Attempt:
     def __init__(
         self,
         job: Job[Any],
-        held: Checkout | None,
+        checkout: Checkout | None,
         timeout: timedelta | None,
         *,
         handler: Handler | None = None,
         complete: Callable[[AnyConnection, Attempt], Job[Any]] | None = None,
     ) -> None:
         self.job = job
-        self.held = held  # None: detached, without a connection
+        self.checkout = checkout  # None: detached, without a connection
         self.handler = handler  # None: nobody handles its kind
         self.deciding = threading.Lock()
         self.thread = threading.current_thread()
         self._began = time.time()
         self.expires = NEVER if timeout is None else time.monotonic() + timeout.total_seconds()
-        self._conn_id = id(held.conn) if held else 0  # no reference: who holds one is what the executor looks for
+        self._conn_id = (
+            id(checkout.conn) if checkout else 0
+        )  # no reference: who holds one is what the executor looks for
         self._complete = complete
         self._timeout = timeout
         self._lock = threading.Lock()
@@ -115,7 +117,7 @@ class Attempt:
         is made for both costs as much as all the rest of an attempt."""
         made: Attempt = object.__new__(Attempt)
         made.job = job
-        made.held = self.held
+        made.checkout = self.checkout
         made.handler = handler
         made.deciding = self.deciding
         made.thread = self.thread
@@ -162,7 +164,7 @@ class Attempt:
         conn = borrow(tx)
         if self._complete is not None:
             return self._complete(conn, self)
-        if self.held is None or conn is not self.held.conn:
+        if self.checkout is None or conn is not self.checkout.conn:
             raise InvalidTransaction(f"job {self.job.id} completes in its own transaction, when its handler returns")
         return self.job
 
@@ -173,11 +175,11 @@ class Attempt:
     # --- for the worker's thread
 
     @property
-    def kept(self) -> Kept:
+    def kept(self) -> AttemptData:
         """What is to be written with the outcome."""
         if not self._metadata and self._output is None:
-            return NOTHING_KEPT
-        return Kept(json.dumps(dict(self._metadata)) if self._metadata else None, self._output)
+            return NO_DATA
+        return AttemptData(json.dumps(dict(self._metadata)) if self._metadata else None, self._output)
 
     @property
     def context(self) -> Context:
@@ -219,8 +221,8 @@ class Attempt:
 
     def abandon(self) -> None:
         """Give its connection up on behalf of a thread that does not come back: the pool makes another."""
-        if self.held is not None:
-            self.held.abandon(self._conn_id)
+        if self.checkout is not None:
+            self.checkout.abandon(self._conn_id)
 
     def end(self) -> None:
         """It is finished: nothing will be done to it or its connection any more."""
@@ -231,7 +233,7 @@ class Attempt:
 
     # --- for the watch; nothing in here blocks
 
-    def tell(self, reason: Reason, patience: Patience | None = None) -> None:
+    def request_stop(self, reason: Reason, patience: GracePeriods | None = None) -> None:
         """It is to end. The first reason counts; a later call can only be less patient."""
         patience = patience or AFTER_TIMEOUT
         with self._lock:
@@ -240,10 +242,10 @@ class Attempt:
                 self._patience = patience
             self.reason = self.reason or reason
 
-    def press(self, now: float) -> float:
+    def escalate(self, now: float) -> float:
         """Take the step that is due; when to come again."""
         if self.reason is None and self._timeout is not None and now >= self.expires:
-            self.tell(JobTimedOut(self._timeout))
+            self.request_stop(JobTimedOut(self._timeout))
         with self._lock:
             if self.over or self.stuck:
                 return NEVER
@@ -259,17 +261,17 @@ class Attempt:
             raise_in(self.thread, Interrupted)
         if waited >= self._patience.severed:
             return self._sever(waited)
-        if self._in_handler and self.held is not None and self.held.in_statement:
+        if self._in_handler and self.checkout is not None and self.checkout.in_statement:
             self.tainted = True
-            canceller.get().ask(self.held, self._conn_id)
+            canceller.get().ask(self.checkout, self._conn_id)
         due = (self._patience.raised, self._patience.severed, waited + _CANCEL_AGAIN)
         return min(later for later in due if later > waited)
 
     def _sever(self, waited: float) -> float:
         if not self.severed:
             self.severed = self.tainted = True
-            if self.held is not None:
-                self.held.shut_down(self._conn_id)
+            if self.checkout is not None:
+                self.checkout.shut_down(self._conn_id)
         self.stuck = waited >= self._patience.stuck
         return NEVER if self.stuck else self._patience.stuck
 

@@ -20,13 +20,13 @@ from pgjobs.db.checkout import Checkout
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.errors import AttemptLost, JobCancelled, TransactionBroken
 from pgjobs.execution.attempt import Attempt
-from pgjobs.execution.batch_queries import BatchQueries, Claimed, Record, milliseconds, must_run_alone
+from pgjobs.execution.batch_queries import BatchOutcome, BatchQueries, Claimed, milliseconds, must_run_alone
 from pgjobs.execution.claimer import Claimer, claims_of
 from pgjobs.execution.executor import Executor
 from pgjobs.execution.finisher import why_not_committed
 from pgjobs.execution.lock_job import forget
-from pgjobs.execution.outcome import COMPLETED, NOTHING_KEPT, Outcome
-from pgjobs.execution.queries import Finished
+from pgjobs.execution.outcome import COMPLETED, NO_DATA, Outcome
+from pgjobs.execution.queries import FinishResult
 from pgjobs.execution.savepoints import MOST, Savepoints
 from pgjobs.execution.set_aside import UnreadableRow, concerns_a_row
 from pgjobs.execution.transport import HotPath
@@ -45,7 +45,7 @@ class Batches:
 
     def __init__(self, executor: Executor) -> None:
         self.executor = executor
-        self.store = BatchQueries(executor.claimer.store)
+        self.queries = BatchQueries(executor.claimer.queries)
         # How many jobs to ask for, by queue: the batch size, halved so often, and no more than there is room for. After
         # one that must run alone there may be more of them, and what a claim locks and does not take is in the way of
         # others. Each number has a statement of its own, so there are only few.
@@ -55,7 +55,7 @@ class Batches:
         self._planned = -1  # for so many changes of the WorkMap
 
     def run_next(
-        self, held: Checkout, queue: str, way: Way, *, claimed: Callable[[], None], ends: Callable[[], bool]
+        self, checkout: Checkout, queue: str, way: Way, *, claimed: Callable[[], None], ends: Callable[[], bool]
     ) -> bool:
         """Claim the next jobs of the queue and run them to their end; says whether there were any.
 
@@ -66,7 +66,7 @@ class Batches:
         room = self._room.get(queue, MOST_IN_A_BATCH)
         while (ask := max(1, min(way.batch_size >> halved, room))) > 1:
             try:
-                found = self._claim(held, queue, way, ask)
+                found = self._claim(checkout, queue, way, ask)
             except (psycopg.Error, UnreadableRow) as error:
                 if not concerns_a_row(error):
                     raise
@@ -74,14 +74,14 @@ class Batches:
                 continue
             if found is not None:
                 claimed()
-                batch = Batch(self, held, queue, way, found)
+                batch = Batch(self, checkout, queue, way, found)
                 batch.run(ends)
                 if len(found.jobs) + found.missed == ask:  # there are more
                     self._halved[queue] = max(0, halved - 1)
                 self._room[queue] = batch.room
                 return True
             break
-        job = self.executor.run_next(held, queue, claimed=claimed)  # it must run alone, if there is any
+        job = self.executor.run_next(checkout, queue, claimed=claimed)  # it must run alone, if there is any
         alone = job is not None and must_run_alone(job)
         self._halved[queue] = way.batch_size.bit_length() - 1 if alone else max(0, halved - 1)
         return job is not None
@@ -105,11 +105,11 @@ class Batches:
 
     # --- claim
 
-    def _claim(self, held: Checkout, queue: str, way: Way, ask: int) -> Claimed | None:
+    def _claim(self, checkout: Checkout, queue: str, way: Way, ask: int) -> Claimed | None:
         hooks = self.executor.hooks
         try:
-            with held.answered_within(_ANSWER_WITHIN):
-                found = self._look(held, queue, way, ask)
+            with checkout.answered_within(_ANSWER_WITHIN):
+                found = self._look(checkout, queue, way, ask)
         except Exception as error:
             if not concerns_a_row(error):
                 hooks("on_claim", None, error)
@@ -119,37 +119,37 @@ class Batches:
                 copy_context().run(hooks, "on_claim", job, None)
         return found
 
-    def _look(self, held: Checkout, queue: str, way: Way, ask: int) -> Claimed | None:
+    def _look(self, checkout: Checkout, queue: str, way: Way, ask: int) -> Claimed | None:
         """Behind the mark first, as the claim of one does."""
         claimer = self.executor.claimer
-        facts = claimer.facts(held)
-        hot = claimer.hot_path_of(held, facts)
-        claimer.take_back_orphans(held.conn)
+        facts = claimer.facts(checkout)
+        hot = claimer.hot_path_of(checkout, facts)
+        claimer.take_back_orphans(checkout.conn)
         mark = claimer.mark(queue)
         more = {"limit": ask, "batch_time": milliseconds(way.batch_time)}
         try:
-            found = self._take(claimer, held, hot, {**claimer.request(queue, None, mark, facts).values, **more})
+            found = self._take(claimer, checkout, hot, {**claimer.request(queue, None, mark, facts).values, **more})
             if found is None and mark is not None:
                 claimer.look_at_all(queue)
-                found = self._take(claimer, held, hot, {**claimer.request(queue, None, None, facts).values, **more})
+                found = self._take(claimer, checkout, hot, {**claimer.request(queue, None, None, facts).values, **more})
         except psycopg.OperationalError as error:
             if not concerns_a_row(error):
                 claimer.be_cautious()
             raise
         claimer.note(queue, found.jobs[-1] if found else None)
         if found is not None:
-            held.session = found.session._replace(shared_since=found.jobs[0].attempted_at if facts.pooled else None)
+            checkout.session = found.session._replace(shared_since=found.jobs[0].attempted_at if facts.pooled else None)
         if found and claimer.aside:
             claimer.aside.worked(claims_of(queue))
         return found
 
-    def _take(self, claimer: Claimer, held: Checkout, hot: HotPath | None, values: Any) -> Claimed | None:
+    def _take(self, claimer: Claimer, checkout: Checkout, hot: HotPath | None, values: Any) -> Claimed | None:
         for again in (True, False):
             try:
-                return self.store.claim(held.conn, hot, claimer.order, values)
+                return self.queries.claim(checkout.conn, hot, claimer.order, values)
             except (AttemptLost, psycopg.Error) as error:
                 deallocated = isinstance(error, psycopg.errors.InvalidSqlStatementName)
-                claimer.take_back(held, values["queue"], values["token"], error)
+                claimer.take_back(checkout, values["queue"], values["token"], error)
                 if hot is not None and again and deallocated:  # a handler did, of an earlier job
                     hot.forget()
                     continue
@@ -157,7 +157,7 @@ class Batches:
                     return None
                 raise
             except Exception as error:
-                claimer.take_back(held, values["queue"], values["token"], error)
+                claimer.take_back(checkout, values["queue"], values["token"], error)
                 raise UnreadableRow(f"a job of queue {values['queue']!r} cannot be read: {one_line(error)}") from error
         return None
 
@@ -186,18 +186,18 @@ class _Call:
     """The call of one handler after the other, each in a context of its own. It has no reference to the connection: an
     error that is kept keeps its callers."""
 
-    __slots__ = ("function", "held", "job")
+    __slots__ = ("checkout", "function", "job")
 
     function: HandlerFunction
     job: Job[Any]
 
-    def __init__(self, held: Checkout) -> None:
-        self.held = held
+    def __init__(self, checkout: Checkout) -> None:
+        self.checkout = checkout
 
     def __call__(self) -> None:
         job = self.job
         being_current(job)
-        answer = self.function(self.held.conn, job)
+        answer = self.function(self.checkout.conn, job)
         if answer is not None:
             check_done(answer, self.function)
 
@@ -220,7 +220,7 @@ class Batch:
     """The jobs of one claim, and what has become of them."""
 
     batches: Batches
-    held: Checkout
+    checkout: Checkout
     queue: str
     way: Way
     found: Claimed
@@ -243,17 +243,17 @@ class Batch:
         self.finisher = self.executor.finisher
         self.jobs = self.found.jobs
         self._plans = self.batches.plans()
-        self._call = _Call(self.held)
+        self._call = _Call(self.checkout)
         self._on_start = self.executor.hooks if self.executor.hooks else None
 
     def run(self, ends: Callable[[], bool]) -> None:
         """Run the jobs and finish them. The connection is then one for the next batch."""
-        held = self.held
+        checkout = self.checkout
         began = time.monotonic()
         # what the application sets up in its sessions cannot be made again within a transaction
-        most = 1 if held.configures else MOST
+        most = 1 if checkout.configures else MOST
         try:
-            savepoints = Savepoints(held.conn, self.executor.claimer.store.tag, self._between)
+            savepoints = Savepoints(checkout.conn, self.executor.claimer.queries.tag, self._between)
             try:
                 self._run_jobs(savepoints, most, ends)
                 if savepoints.used:
@@ -264,32 +264,34 @@ class Batch:
             finishing = time.monotonic()
             problem = self._commit(savepoints, finishing)
             if problem is not None:
-                if held.usable:
+                if checkout.usable:
                     with suppress(psycopg.Error):  # then what is written now says so too
-                        self.executor.claimer.store.abandon(held.conn, held.session)
-                self._fall_back(held, problem, self._culprit(savepoints, problem), finishing)
-                held.spoiled = True  # what outlives a rollback in the session, or was committed with it, is still there
+                        self.executor.claimer.queries.abandon(checkout.conn, checkout.session)
+                self._fall_back(checkout, problem, self._culprit(savepoints, problem), finishing)
+                checkout.spoiled = (
+                    True  # what outlives a rollback in the session, or was committed with it, is still there
+                )
             self._unwatch()
-            held.spoiled = held.spoiled or self._tainted
-            if held.usable and not held.spoiled:
+            checkout.spoiled = checkout.spoiled or self._tainted
+            if checkout.usable and not checkout.spoiled:
                 if savepoints.used:
-                    held.restore()
+                    checkout.restore()
                 else:
-                    held.forget_python_state()  # nobody has sent anything
+                    checkout.forget_python_state()  # nobody has sent anything
         except BaseException:
-            held.spoiled = True  # whatever state it is in: not for the next batch
+            checkout.spoiled = True  # whatever state it is in: not for the next batch
             raise
         finally:
             self._unwatch()
         log.debug("%s: %d jobs in %.3f s", self.queue, len(self.ran), time.monotonic() - began)
-        if held.spoiled or self._kept:
-            held.renew()
+        if checkout.spoiled or self._kept:
+            checkout.replace()
 
     # --- the handlers
 
     def _run_jobs(self, savepoints: Savepoints, most: int, ends: Callable[[], bool]) -> None:
-        held = self.held
-        references = held.references()
+        checkout = self.checkout
+        references = checkout.references()
         last_start = time.monotonic() + self.way.batch_time.total_seconds()
         for job in self.jobs:
             if ends():
@@ -303,17 +305,17 @@ class Batch:
                     return
             attempt = self._run_job(job, savepoints, before)
             # a cancel or an exception may still be on its way, or somebody may write into the next job
-            self._kept = held.references() > references or savepoints.block_left_open
+            self._kept = checkout.references() > references or savepoints.block_left_open
             if savepoints.broken or attempt.tainted or self._kept:
                 return
 
     def _run_job(self, job: Job[Any], savepoints: Savepoints, before: Attempt | None) -> Attempt:
         executor, plan = self.executor, self._plans[job.kind]
         if plan is None:
-            attempt = copy_context().run(executor.attempt, self.held, job)
+            attempt = copy_context().run(executor.attempt, self.checkout, job)
         else:
             attempt = (
-                Attempt(job, self.held, plan.timeout, handler=plan.handler)
+                Attempt(job, self.checkout, plan.timeout, handler=plan.handler)
                 if before is None
                 else before.followed_by(job, plan.timeout, plan.handler)
             )
@@ -321,14 +323,14 @@ class Batch:
         self._watched = attempt
         self.started += 1
         savepoints.start(job.id)
-        executor.watch.add(attempt, instead_of=before)
+        executor.watchdog.add(attempt, instead_of=before)
         error: BaseException | None = None
-        if executor.watch.unwanted:
-            error = executor.watch.unwanted.get((job.id, job.token))  # cancelled since the claim
+        if executor.watchdog.unwanted:
+            error = executor.watchdog.unwanted.get((job.id, job.token))  # cancelled since the claim
         if error is None:
             error = attempt.context.run(executor.start, attempt) if plan is None else self._start(attempt, plan.handler)
         if attempt.tainted:
-            self.held.wait_for_cancels()  # so that none hits what is sent next
+            self.checkout.wait_for_cancels()  # so that none hits what is sent next
         ended = savepoints.end(error)
         if ended is not error and attempt.reason is not None:  # what made it end may be to blame
             attempt.reason.__cause__ = ended
@@ -338,7 +340,7 @@ class Batch:
             self.errors[job.id] = ended
             forget(ended)
         self.ran.append(attempt)
-        self.held.forget_state_in_transaction()
+        self.checkout.forget_state_in_transaction()
         return attempt
 
     def _start(self, attempt: Attempt, handler: Handler) -> BaseException | None:
@@ -364,69 +366,71 @@ class Batch:
         attempt, self._watched = self._watched, None
         if attempt is not None:
             attempt.end()
-            self.executor.watch.remove(attempt)
+            self.executor.watchdog.remove(attempt)
             self._tainted = attempt.tainted
 
     def _between(self) -> bytes:
-        pipelined = self.held.conn.pgconn.pipeline_status != PipelineStatus.OFF  # nothing can be prepared in one
-        hot: HotPath | None = None if pipelined else self.held.hot_path
+        pipelined = self.checkout.conn.pgconn.pipeline_status != PipelineStatus.OFF  # nothing can be prepared in one
+        hot: HotPath | None = None if pipelined else self.checkout.hot_path
         forgotten = hot.forgotten if hot is not None else 0
         if self._clean is None or self._clean_until != forgotten:
             self._clean_until = forgotten
-            self._clean = self.batches.store.between_jobs(self.held.conn, hot, self.found.bounds, self.held.session)
+            self._clean = self.batches.queries.between_jobs(
+                self.checkout.conn, hot, self.found.bounds, self.checkout.session
+            )
         return self._clean
 
     # --- the end
 
     def _commit(self, savepoints: Savepoints, finishing: float) -> Exception | None:
         """Commit the batch, or say why it cannot be."""
-        held, store = self.held, self.batches.store
+        checkout, queries = self.checkout, self.batches.queries
         if savepoints.broken or (self._watched is not None and self._watched.severed):
             self._fault = savepoints.fault
             return TransactionBroken("another job of its batch has ended or broken their transaction")
         record = self._record(self.ran, self.jobs[self.started :])
         try:
-            if held.hot_path is not None and not (record.failed or record.kept or record.asked):
+            if checkout.hot_path is not None and not (record.failed or record.kept or record.asked):
                 release = savepoints.release if savepoints.used else None
-                written, clean = store.finish_hot(held.hot_path, record, release)
+                written, clean = queries.finish_hot(checkout.hot_path, record, release)
             else:
-                written, clean = store.finish(held.conn, record, savepoints.release)
+                written, clean = queries.finish(checkout.conn, record, savepoints.release)
         except (psycopg.Error, AttemptLost) as error:
             return error
         self._over = True
-        held.spoiled = not clean
+        checkout.spoiled = not clean
         if record.rest or any(each.state is JobState.AVAILABLE for each in written.failed):
             self.executor.claimer.look_again(self.queue)
         self._tell_all(written.completed, written.failed, time.monotonic() - finishing)
         return None
 
-    def _record(self, ran: Sequence[Attempt], rest: Sequence[Job[Any]]) -> Record:
+    def _record(self, ran: Sequence[Attempt], rest: Sequence[Job[Any]]) -> BatchOutcome:
         token = self.jobs[0].token
         assert token is not None
-        record = Record(self.queue, token, self.way.relaxed, rest=[job.id for job in rest])
+        record = BatchOutcome(self.queue, token, self.way.async_commit, rest=[job.id for job in rest])
         for attempt in ran:
             id, kept = attempt.job.id, attempt.kept
             if id not in self.errors:
                 record.done.append(id)
                 if isinstance(attempt.reason, JobCancelled):
                     record.asked.append(attempt.job)
-                if kept is not NOTHING_KEPT:
+                if kept is not NO_DATA:
                     record.kept.append((id, kept))
             else:
                 assert attempt.outcome is not None
                 record.failed.append((attempt.job, attempt.outcome, kept))
         return record
 
-    def _tell_all(self, completed: Finished, failed: Sequence[Finished], took: float) -> None:
+    def _tell_all(self, completed: FinishResult, failed: Sequence[FinishResult], took: float) -> None:
         finisher, others = self.finisher, iter(failed)
         if not self.errors and not finisher.hooks and not finisher.events:
             return
         for attempt in self.ran:
             error = self.errors.get(attempt.job.id)
             if error is None:
-                _within(attempt, finisher.tell, attempt, COMPLETED, completed, None, took)
+                _within(attempt, finisher.request_stop, attempt, COMPLETED, completed, None, took)
             elif attempt.outcome is not None:
-                _within(attempt, finisher.tell, attempt, attempt.outcome, next(others), error, took)
+                _within(attempt, finisher.request_stop, attempt, attempt.outcome, next(others), error, took)
 
     # --- when nothing of it is committed
 
@@ -439,7 +443,7 @@ class Batch:
             return by_id[culprit]
         return self.ran[0] if len(self.ran) == 1 else None
 
-    def _fall_back(self, held: Checkout, problem: Exception, culprit: Attempt | None, finishing: float) -> None:
+    def _fall_back(self, checkout: Checkout, problem: Exception, culprit: Attempt | None, finishing: float) -> None:
         """Record what can be told of each job: once, by whoever is first, the thread of the handlers or the one that
         reports that their connection was shut down."""
         with self._ending:
@@ -448,10 +452,10 @@ class Batch:
             if culprit is not None and culprit.job.id not in self.errors:
                 self._blame(culprit, problem)
             took = time.monotonic() - finishing
-            self._lost = held is not self.held or not held.usable
-            self._complete_late(held, culprit, took)
-            self._record_failed(held, took)
-            self._over = self._undo(held, problem, took)
+            self._lost = checkout is not self.checkout or not checkout.usable
+            self._complete_late(checkout, culprit, took)
+            self._record_failed(checkout, took)
+            self._over = self._undo(checkout, problem, took)
             self.executor.claimer.look_again(self.queue)
 
     def _blame(self, culprit: Attempt, problem: Exception) -> None:
@@ -471,39 +475,39 @@ class Batch:
         self.errors[culprit.job.id] = error
         _within(culprit, self.finisher.decide, culprit, error)
 
-    def _complete_late(self, held: Checkout, culprit: Attempt | None, took: float) -> None:
+    def _complete_late(self, checkout: Checkout, culprit: Attempt | None, took: float) -> None:
         """If a handler has committed the transaction that was not its own, the writes of the jobs before it are there,
         so these jobs are done."""
-        xid, store = self.found.xid, self.batches.store
+        xid, queries = self.found.xid, self.batches.queries
         before = self.ran if culprit is None else self.ran[: self.ran.index(culprit)]
         early = [attempt for attempt in before if attempt.job.id not in self.errors]
         if xid is None or not early:
             return
         record = self._record(early, [])
 
-        def write(conn: AnyConnection, lost: bool) -> dict[int, Finished]:
-            if not store.was_committed(conn, record, xid, lost=lost or self._lost):
+        def write(conn: AnyConnection, lost: bool) -> dict[int, FinishResult]:
+            if not queries.was_committed(conn, record, xid, lost=lost or self._lost):
                 return {}
-            return store.complete_late(conn, record)
+            return queries.complete_late(conn, record)
 
-        finished = self.finisher.write_late(held, write, f"{len(early)} jobs of {self.queue!r}") or {}
+        finished = self.finisher.write_late(checkout, write, f"{len(early)} jobs of {self.queue!r}") or {}
         for attempt in early:
             if attempt.job.id in finished:
-                _within(attempt, self.finisher.tell, attempt, COMPLETED, finished[attempt.job.id], None, took)
+                _within(attempt, self.finisher.request_stop, attempt, COMPLETED, finished[attempt.job.id], None, took)
         self.ran = [attempt for attempt in self.ran if attempt.job.id not in finished]
 
-    def _record_failed(self, held: Checkout, took: float) -> None:
+    def _record_failed(self, checkout: Checkout, took: float) -> None:
         """What failed by itself did so whatever has become of the others."""
         for attempt in self.ran:
             error = self.errors.get(attempt.job.id)
             if error is None or attempt.outcome is None:
                 continue
             with suppress(AttemptLost):  # it was severed, and that is on record
-                finished = self.finisher.finish_late(held, attempt, attempt.outcome, after_loss=self._lost)
+                finished = self.finisher.finish_late(checkout, attempt, attempt.outcome, after_loss=self._lost)
                 if finished is not None:
-                    _within(attempt, self.finisher.tell, attempt, attempt.outcome, finished, error, took)
+                    _within(attempt, self.finisher.request_stop, attempt, attempt.outcome, finished, error, took)
 
-    def _undo(self, held: Checkout, problem: Exception, took: float) -> bool:
+    def _undo(self, checkout: Checkout, problem: Exception, took: float) -> bool:
         """Give back what was not started; let the others run again, each by itself. Says whether that is on record."""
         done = [attempt for attempt in self.ran if attempt.job.id not in self.errors]
         record = self._record(done, self.jobs[self.started :])
@@ -511,11 +515,11 @@ class Batch:
         state = problem.sqlstate if isinstance(problem, psycopg.Error) else None
         error = TransactionBroken(why + one_line(problem) + (f" [{state}]" if state else ""))
 
-        def write(conn: AnyConnection, lost: bool) -> tuple[dict[int, Finished], dict[int, Finished]]:
+        def write(conn: AnyConnection, lost: bool) -> tuple[dict[int, FinishResult], dict[int, FinishResult]]:
             claimed_at = self.jobs[0].attempted_at if lost or self._lost else None
-            return self.batches.store.undo(conn, record, str(error), restore_before=claimed_at)
+            return self.batches.queries.undo(conn, record, str(error), restore_before=claimed_at)
 
-        written = self.finisher.write_late(held, write, f"{len(done)} jobs of {self.queue!r}")
+        written = self.finisher.write_late(checkout, write, f"{len(done)} jobs of {self.queue!r}")
         if written is None:
             return False
         undone, completed = written
@@ -524,13 +528,13 @@ class Batch:
             id = attempt.job.id
             if id in undone:
                 _within(attempt, self.executor.hooks, "on_undone", attempt.job, error)
-                _within(attempt, self.finisher.tell, attempt, again, undone[id], error, took)
+                _within(attempt, self.finisher.request_stop, attempt, again, undone[id], error, took)
             elif id in completed:  # the answer to the COMMIT was lost
-                _within(attempt, self.finisher.tell, attempt, COMPLETED, completed[id], None, took)
+                _within(attempt, self.finisher.request_stop, attempt, COMPLETED, completed[id], None, took)
         return True
 
-    def _on_severed(self, held: Checkout) -> None:
+    def _on_severed(self, checkout: Checkout) -> None:
         """The connection was shut down under a handler, whose outcome is on record. The thread of that may never come
         back; the other jobs do not wait for it."""
         problem = TransactionBroken("the connection was shut down under another job of its batch, which did not end")
-        self._fall_back(held, problem, None, time.monotonic())
+        self._fall_back(checkout, problem, None, time.monotonic())

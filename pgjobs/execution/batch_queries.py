@@ -19,12 +19,12 @@ from pgjobs.db import statements
 from pgjobs.db.cursors import AnyConnection, BatchCursor, answers, literal_cursor, one
 from pgjobs.db.rows import str_of
 from pgjobs.errors import AttemptLost
-from pgjobs.execution.outcome import COMPLETED, NOTHING_KEPT, Kept, Outcome
+from pgjobs.execution.outcome import COMPLETED, NO_DATA, AttemptData, Outcome
 from pgjobs.execution.queries import (
     ATTEMPT_LOST,
     CLAIM_DEFAULTS,
     ExecutionQueries,
-    Finished,
+    FinishResult,
     Session,
     finish_values,
     passing_over,
@@ -64,15 +64,15 @@ class Claimed:
 
 
 @dataclass(slots=True)
-class Record:
+class BatchOutcome:
     """What is to be written at the end of a batch."""
 
     queue: str
     token: UUID
-    relaxed: bool
+    async_commit: bool
     done: list[int] = field(default_factory=list)
-    kept: list[tuple[int, Kept]] = field(default_factory=list)  # of those of them that want something kept
-    failed: list[tuple[Job[Any], Outcome, Kept]] = field(default_factory=list)
+    kept: list[tuple[int, AttemptData]] = field(default_factory=list)  # of those of them that want something kept
+    failed: list[tuple[Job[Any], Outcome, AttemptData]] = field(default_factory=list)
     rest: list[int] = field(default_factory=list)  # not started
     asked: list[Job[Any]] = field(default_factory=list)  # of those that are done, which somebody wanted cancelled
 
@@ -91,19 +91,19 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class BatchResult:
     """What became of the jobs of a batch."""
 
-    completed: Finished
-    failed: list[Finished]  # in the order of the record
+    completed: FinishResult
+    failed: list[FinishResult]  # in the order of the record
 
 
 class BatchQueries:
     """The statements of one schema that are for batches."""
 
-    def __init__(self, store: ExecutionQueries) -> None:
-        work, tag = store.work, store.tag
-        batch = self._batch = statements.load("execution_batch.sql", store.schema)
+    def __init__(self, queries: ExecutionQueries) -> None:
+        work, tag = queries.work, queries.tag
+        batch = self._batch = statements.load("execution_batch.sql", queries.schema)
         self._work = work
         orders = {"priority": batch["next_batch_by_priority"], "scheduled_at": batch["next_batch_by_time"]}
         self._takes, self._takes_around = (
@@ -210,7 +210,7 @@ class BatchQueries:
 
     # --- finish
 
-    def finish(self, conn: AnyConnection, record: Record, release: bytes) -> tuple[Written, bool]:
+    def finish(self, conn: AnyConnection, record: BatchOutcome, release: bytes) -> tuple[BatchResult, bool]:
         """Commit the writes of all handlers together with their outcomes; whether the session is clean then. `release`
         is the savepoint of the handler that was the last to use the connection, as a message."""
         with literal_cursor(conn) as cur:
@@ -222,7 +222,7 @@ class BatchQueries:
             written, others = self._execute(cur, record, parts)
             return written, others[-1][0][-1] == 0
 
-    def finish_hot(self, hot: HotPath, record: Record, release: bytes | None) -> tuple[Written, bool]:
+    def finish_hot(self, hot: HotPath, record: BatchOutcome, release: bytes | None) -> tuple[BatchResult, bool]:
         """As `finish`, for a batch in which none failed or wants anything kept. Without a `release` its handlers have
         sent nothing."""
         before, after = list[Prepared](), self._hot_untouched
@@ -231,7 +231,7 @@ class BatchQueries:
             _, error = hot.send(release)
             if error is not None:
                 raise error
-        before += [self._hot_relax] if record.relaxed else []
+        before += [self._hot_relax] if record.async_commit else []
         before += [self._hot_release] if record.rest else []
         literals = hot.literals(record.values_of_claim() if release is None else record.values())
         results, error = hot.send(hot.message([(step, literals) for step in (*before, *after)]))
@@ -245,13 +245,13 @@ class BatchQueries:
             raise AttemptLost(f"of {len(record.done)} jobs of a batch {results[0].command_tuples} were still its own")
         return self._completed(hot.rows(results[1])), True
 
-    def _completed(self, rows: Sequence[TupleRow]) -> Written:
-        return Written(Finished(JobState.COMPLETED, rows[0][0], True), [])
+    def _completed(self, rows: Sequence[TupleRow]) -> BatchResult:
+        return BatchResult(FinishResult(JobState.COMPLETED, rows[0][0], True), [])
 
-    def _recording(self, cur: psycopg.ClientCursor[Any], record: Record) -> list[bytes]:
+    def _recording(self, cur: psycopg.ClientCursor[Any], record: BatchOutcome) -> list[bytes]:
         """The statements that write all outcomes."""
         values = record.values()
-        parts = [self._work["relax"]] if record.relaxed else []
+        parts = [self._work["relax"]] if record.async_commit else []
         for job, outcome, kept in record.failed:
             each = finish_values(job, outcome, kept)
             both = (self._work["finish"], self._work["cancel_if_asked"])
@@ -261,7 +261,7 @@ class BatchQueries:
         wanted += [self._batch["release_batch"]] if record.rest else []
         parts += [cur.mogrify(statement, values).encode() for statement in wanted]
         note = self._work["cancel_if_asked"]
-        return parts + [cur.mogrify(note, finish_values(job, COMPLETED, NOTHING_KEPT)).encode() for job in record.asked]
+        return parts + [cur.mogrify(note, finish_values(job, COMPLETED, NO_DATA)).encode() for job in record.asked]
 
     def _deallocating(self, cur: psycopg.ClientCursor[Any], session: Session | None) -> list[bytes]:
         """What handlers have prepared, where the session is that of others next."""
@@ -270,8 +270,8 @@ class BatchQueries:
         return [cur.mogrify(self._work["deallocate"], session_values(session)).encode()]
 
     def _execute(
-        self, cur: psycopg.ClientCursor[Any], record: Record, parts: Sequence[bytes]
-    ) -> tuple[Written, list[list[Any]]]:
+        self, cur: psycopg.ClientCursor[Any], record: BatchOutcome, parts: Sequence[bytes]
+    ) -> tuple[BatchResult, list[list[Any]]]:
         try:
             cur.execute(b"\n".join(parts))
         except psycopg.Error as error:
@@ -282,15 +282,15 @@ class BatchQueries:
         failed, rows = rows[: 2 * len(record.failed)], rows[2 * len(record.failed) :]
         finished = []
         for [(state, now, *_)], cancelled in zip(failed[::2], failed[1::2], strict=True):
-            finished.append(Finished(JobState(cancelled[0][0] if cancelled else state), now, True))
+            finished.append(FinishResult(JobState(cancelled[0][0] if cancelled else state), now, True))
         now = rows[0][0][0] if record.done else 0
-        return Written(Finished(JobState.COMPLETED, now, True), finished), rows
+        return BatchResult(FinishResult(JobState.COMPLETED, now, True), finished), rows
 
     # --- when that could not be
 
     def undo(
-        self, conn: AnyConnection, record: Record, error: str, *, restore_before: datetime | None
-    ) -> tuple[dict[int, Finished], dict[int, Finished]]:
+        self, conn: AnyConnection, record: BatchOutcome, error: str, *, restore_before: datetime | None
+    ) -> tuple[dict[int, FinishResult], dict[int, FinishResult]]:
         """Give those back that were not started, and make those available again whose writes are lost; which they
         were, and which were completed after all. In a transaction of its own, guarded by the token. `restore_before`:
         after the loss of a connection the claim may be lost too, which was made then."""
@@ -298,7 +298,7 @@ class BatchQueries:
             **record.values(), "error": error, "attempted_at": restore_before,
             "started": _ids([*record.done, *(job.id for job, _, _ in record.failed)]),
         }  # fmt: skip
-        parts = [self._work["begin_late_finish"]] + ([self._work["relax"]] if record.relaxed else [])
+        parts = [self._work["begin_late_finish"]] + ([self._work["relax"]] if record.async_commit else [])
         parts += [self._batch["restore_batch"]] if restore_before is not None else []
         parts += [self._batch["release_batch"], self._batch["undo_batch"], self._batch["completed_of_batch"]]
         with literal_cursor(conn) as cur:
@@ -306,9 +306,9 @@ class BatchQueries:
             undone, completed = answers(cur)
         return _all(JobState.AVAILABLE, undone), _all(JobState.COMPLETED, completed)
 
-    def complete_late(self, conn: AnyConnection, record: Record) -> dict[int, Finished]:
+    def complete_late(self, conn: AnyConnection, record: BatchOutcome) -> dict[int, FinishResult]:
         """Complete those whose writes were committed by the handler that ended their transaction."""
-        parts = [self._work["begin_late_finish"]] + ([self._work["relax"]] if record.relaxed else [])
+        parts = [self._work["begin_late_finish"]] + ([self._work["relax"]] if record.async_commit else [])
         values = record.values()
         parts += [self._batch["keep_of_batch"]] if values["metadata"] else []
         parts += [self._batch["complete_batch_late"], self._work["commit"]]
@@ -317,7 +317,7 @@ class BatchQueries:
             (completed,) = answers(cur)
         return _all(JobState.COMPLETED, completed)
 
-    def was_committed(self, conn: AnyConnection, record: Record, xid: str, *, lost: bool) -> bool:
+    def was_committed(self, conn: AnyConnection, record: BatchOutcome, xid: str, *, lost: bool) -> bool:
         """Whether the transaction of the batch was; `lost` says that this is not the connection it ran on."""
         with literal_cursor(conn) as cur:
             try:
@@ -381,11 +381,11 @@ def _ids(ids: Iterable[int]) -> str:
     return "{" + ",".join(map(str, ids)) + "}"
 
 
-def _all(state: JobState, rows: Iterable[tuple[int, int]]) -> dict[int, Finished]:
-    return {id: Finished(state, now, True) for id, now in rows}
+def _all(state: JobState, rows: Iterable[tuple[int, int]]) -> dict[int, FinishResult]:
+    return {id: FinishResult(state, now, True) for id, now in rows}
 
 
-def _lost_or(error: Exception, record: Record) -> Exception:
+def _lost_or(error: Exception, record: BatchOutcome) -> Exception:
     if isinstance(error, psycopg.Error) and error.sqlstate == ATTEMPT_LOST:
         return AttemptLost(f"a job of the batch of {len(record.done)} no longer runs under this attempt")
     return error

@@ -23,21 +23,21 @@ class Canceller:
         self._waiting: dict[Checkout, int] = {}  # with the id of its connection; the first one may be under way
         self._runs = False
 
-    def ask(self, held: Checkout, conn_id: int) -> None:
+    def ask(self, checkout: Checkout, conn_id: int) -> None:
         """Have the server cancel what runs on this connection, unless that is being asked for already. Never blocks."""
         with self._lock:
-            if held in self._waiting:
+            if checkout in self._waiting:
                 return
-            self._waiting[held] = conn_id
-            held.cancels_begin()
+            self._waiting[checkout] = conn_id
+            checkout.cancels_begin()
             if self._runs:
                 return
             try:
                 threading.Thread(target=self._work, name="pgjobs/cancel", daemon=True).start()
                 self._runs = True
             except (RuntimeError, MemoryError) as error:  # a limit of the system: the watch will ask again
-                del self._waiting[held]
-                held.cancel_ends()
+                del self._waiting[checkout]
+                checkout.cancel_ends()
                 log.error("pgjobs/cancel: no thread for it: %s", error)
 
     def _work(self) -> None:
@@ -46,15 +46,15 @@ class Canceller:
                 if not self._waiting:
                     self._runs = False
                     return
-                held, conn_id = next(iter(self._waiting.items()))
+                checkout, conn_id = next(iter(self._waiting.items()))
             try:
-                if id(held.conn) == conn_id:
-                    held.cancel_statement()
+                if id(checkout.conn) == conn_id:
+                    checkout.cancel_statement()
                 else:  # it has another connection by now, on which nothing is to be cancelled
-                    held.cancel_ends()
+                    checkout.cancel_ends()
             finally:
                 with self._lock:
-                    del self._waiting[held]
+                    del self._waiting[checkout]
 
 
 canceller = PerProcess(Canceller)

@@ -25,13 +25,13 @@ from pgjobs.errors import AttemptLost, JobStopped, UniqueConflict
 from pgjobs.execution.attempt import SERVER_GRACE
 from pgjobs.execution.lost_claims import Orphan
 from pgjobs.execution.low_water_mark import LowWaterMark
-from pgjobs.execution.outcome import COMPLETED, Kept
+from pgjobs.execution.outcome import COMPLETED, AttemptData
 from pgjobs.execution.queries import (
     CLAIM_DEFAULTS,
     ClaimRequest,
     ClaimValues,
     ExecutionQueries,
-    Finished,
+    FinishResult,
     Mark,
     ServerFacts,
     Session,
@@ -70,7 +70,7 @@ class Claimer:
     """What the threads of one process share to claim jobs. `timeout` bounds the kinds that say nothing themselves;
     `unknown_kinds` says what becomes of those without a handler."""
 
-    store: ExecutionQueries
+    queries: ExecutionQueries
     work_map: WorkMap
     worker: str
     order: str = "priority"
@@ -78,7 +78,7 @@ class Claimer:
     unknown_kinds: Literal["error", "leave"] | Handler = "error"
     lease: timedelta = timedelta(minutes=1)
     complaints: Complaints = field(default_factory=Complaints)
-    relaxed: set[str] = field(default_factory=set)  # queues whose finishes do not wait for the disk
+    async_commit: set[str] = field(default_factory=set)  # queues whose finishes do not wait for the disk
     _facts: ServerFacts | None = None
     _settings: tuple[ClaimValues, ClaimValues] = ({}, {})
     _settings_of: int = -1
@@ -92,8 +92,8 @@ class Claimer:
     aside: SetAside = field(default_factory=SetAside)
 
     def __post_init__(self) -> None:
-        self._hot_statements = HotStatements(self.store)
-        self._unworkable = Unworkable(self.store, self.aside)
+        self._hot_statements = HotStatements(self.queries)
+        self._unworkable = Unworkable(self.queries, self.aside)
 
     def begin_anew(self, worker: str) -> None:
         """Claim for another process, a forked child, which knows nothing of the server yet."""
@@ -104,15 +104,15 @@ class Claimer:
         self._marks = {}
         self._asking = threading.Lock()
         self.aside = SetAside()  # whose lock a thread of the parent may have held
-        self._unworkable = Unworkable(self.store, self.aside)
+        self._unworkable = Unworkable(self.queries, self.aside)
 
-    def claim(self, held: Checkout, queue: str, *, id: int | None = None) -> Job[Any] | None:
+    def claim(self, checkout: Checkout, queue: str, *, id: int | None = None) -> Job[Any] | None:
         """The next job, or the one with this id, locked in the transaction that is open now; None if there is none."""
-        hot: HotPath | None = held.hot_path
+        hot: HotPath | None = checkout.hot_path
         if hot is not None and hot.next is not None:
             job, hot.next = hot.next, None  # came with the finish of the one before
         else:
-            found = self._claim_in_time(held, queue, id)
+            found = self._claim_in_time(checkout, queue, id)
             if found is None:
                 return None
             job = found
@@ -121,19 +121,19 @@ class Claimer:
             vars(job)["decode"] = handler.decode  # nobody has seen it yet
         return job
 
-    def _claim_in_time(self, held: Checkout, queue: str, id: int | None) -> Job[Any] | None:
-        held.answer_due = time.monotonic() + _ANSWER_WITHIN
+    def _claim_in_time(self, checkout: Checkout, queue: str, id: int | None) -> Job[Any] | None:
+        checkout.answer_due = time.monotonic() + _ANSWER_WITHIN
         try:
-            return self._claim_next(held, queue, id)
+            return self._claim_next(checkout, queue, id)
         finally:
-            held.answer_due = NEVER
+            checkout.answer_due = NEVER
 
-    def _claim_next(self, held: Checkout, queue: str, id: int | None) -> Job[Any] | None:
-        self.facts(held)
-        self.take_back_orphans(held.conn)
+    def _claim_next(self, checkout: Checkout, queue: str, id: int | None) -> Job[Any] | None:
+        self.facts(checkout)
+        self.take_back_orphans(checkout.conn)
         mark = self.mark(queue) if id is None else None
         try:
-            job = self._claim_around(held, queue, id, mark)
+            job = self._claim_around(checkout, queue, id, mark)
         except psycopg.OperationalError as error:
             if not concerns_a_row(error):
                 self.be_cautious()
@@ -141,19 +141,24 @@ class Claimer:
         self.note(queue, job)
         return job
 
-    def _claim_around(self, held: Checkout, queue: str, id: int | None, mark: Mark | None) -> Job[Any] | None:
+    def _claim_around(self, checkout: Checkout, queue: str, id: int | None, mark: Mark | None) -> Job[Any] | None:
         """Claim the next job that can be claimed: each that cannot is dealt with."""
-        facts, until = self.facts(held), time.monotonic() + _DEALS_FOR
-        hot = self.hot_path_of(held, facts)
+        facts, until = self.facts(checkout), time.monotonic() + _DEALS_FOR
+        hot = self.hot_path_of(checkout, facts)
         while True:
-            held.answer_due = time.monotonic() + _ANSWER_WITHIN
+            checkout.answer_due = time.monotonic() + _ANSWER_WITHIN
             try:
-                job = self._claim(held, hot, self.request(queue, id, mark, facts))
+                job = self._claim(checkout, hot, self.request(queue, id, mark, facts))
                 if job is None and mark is not None:  # there may be some before the mark
                     self.look_at_all(queue)
                     mark = None
-                    job = self._claim(held, hot, self.request(queue, id, None, facts))
-                if job is None and id is None and self._has_unchanged(held, queue, facts) and time.monotonic() < until:
+                    job = self._claim(checkout, hot, self.request(queue, id, None, facts))
+                if (
+                    job is None
+                    and id is None
+                    and self._has_unchanged(checkout, queue, facts)
+                    and time.monotonic() < until
+                ):
                     continue
                 if self.aside:
                     self._note_what_works(claims_of(queue), job)
@@ -161,7 +166,7 @@ class Claimer:
             except (psycopg.Error, UnreadableRow) as error:
                 if id is not None or not concerns_a_row(error):
                     raise
-                self._deal_with(held, self.request(queue, None, mark, facts), error)
+                self._deal_with(checkout, self.request(queue, None, mark, facts), error)
                 if time.monotonic() > until:
                     self._note_what_works(claims_of(queue), None)
                     return None
@@ -171,20 +176,20 @@ class Claimer:
         if job is not None:
             self.aside.worked(act, job.id)
 
-    def _deal_with(self, held: Checkout, request: ClaimRequest, error: psycopg.Error | UnreadableRow) -> None:
+    def _deal_with(self, checkout: Checkout, request: ClaimRequest, error: psycopg.Error | UnreadableRow) -> None:
         """A claim has failed for the job that it would have taken: find out whether it is to be discarded, or passed
         over. Raises the error when it is no fault of that job, nor of any other."""
         if isinstance(error, UnreadableRow):
             return  # it is discarded
-        act, conn = claims_of(request.queue), held.conn
+        act, conn = claims_of(request.queue), checkout.conn
         if self.aside.is_common(act, error):
             raise error
         with self._looking(conn):
-            id = self.store.next_job(conn, self.order, request.values)
+            id = self.queries.next_job(conn, self.order, request.values)
             if id is None:
                 return  # another thread deals with it
             try:
-                self.store.try_claim(conn, id, request.values)
+                self.queries.try_claim(conn, id, request.values)
             except psycopg.Error as failed:
                 if not concerns_a_row(failed):
                     raise
@@ -195,7 +200,7 @@ class Claimer:
     @contextmanager
     def _looking(self, conn: AnyConnection) -> Iterator[None]:
         """A transaction for a look at the jobs of a queue, which is rolled back."""
-        self.store.begin_look(conn)
+        self.queries.begin_look(conn)
         try:
             yield
         finally:
@@ -204,30 +209,30 @@ class Claimer:
 
     def _others_work(self, conn: AnyConnection, request: ClaimRequest) -> bool:
         """Whether one of some others of the queue can be claimed: those that cannot may stand before all of them."""
-        for id in self.store.some_in_line(conn, request.values, MOST_TRIES):
+        for id in self.queries.some_in_line(conn, request.values, MOST_TRIES):
             try:
-                if self.store.try_claim(conn, id, request.values):
+                if self.queries.try_claim(conn, id, request.values):
                     return True
             except psycopg.Error as error:
                 if not concerns_a_row(error):
                     raise
         return False
 
-    def _has_unchanged(self, held: Checkout, queue: str, facts: ServerFacts) -> bool:
+    def _has_unchanged(self, checkout: Checkout, queue: str, facts: ServerFacts) -> bool:
         """Nothing was claimed: whether a trigger keeps the job that stands first as it is. That is then passed over, so
         it is worth while to claim again. Looked into now and then."""
         now = time.monotonic()
         if now < self._next_unchanged.setdefault(queue, now + _UNCHANGED_EVERY):
             return False
         self._next_unchanged[queue] = now + _UNCHANGED_EVERY
-        request, conn = self.request(queue, None, None, facts), held.conn
+        request, conn = self.request(queue, None, None, facts), checkout.conn
         with self._looking(conn):
-            id = self.store.next_job(conn, self.order, request.values)
+            id = self.queries.next_job(conn, self.order, request.values)
             if id is None:
                 return False
             self._next_unchanged[queue] = 0.0  # there may be more
             try:
-                if self.store.try_claim(conn, id, request.values):
+                if self.queries.try_claim(conn, id, request.values):
                     return True
                 others = partial(self._others_work, conn, request)
                 self._unworkable.deal_with(
@@ -240,24 +245,24 @@ class Claimer:
                 return not isinstance(error, UnchangedRow)  # else the claim says what is wrong
             return True
 
-    def complete(self, held: Checkout, job: Job[Any], kept: Kept, *, go_on: bool) -> Finished:
+    def complete(self, checkout: Checkout, job: Job[Any], kept: AttemptData, *, go_on: bool) -> FinishResult:
         """Commit the handler's writes together with the completion; and if there is work to go on with, have the next
         job claimed and locked in the same round trip, for the `claim` that follows."""
-        hot: HotPath | None = held.hot_path
+        hot: HotPath | None = checkout.hot_path
         if hot is None or job.kind in self._plain_kinds:
-            return self.complete_alone(held, job, kept)
-        if hot.used and held.configures:
+            return self.complete_alone(checkout, job, kept)
+        if hot.used and checkout.configures:
             go_on = False  # its owner's settings come first
         assert self._facts is not None
         then = self.request(job.queue, None, self.mark(job.queue), self._facts) if go_on else None
         try:
-            finished, problem = hot.complete(job, kept, self.order, then, relaxed=self.is_relaxed(job))
+            finished, problem = hot.complete(job, kept, self.order, then, async_commit=self.is_relaxed(job))
         except psycopg.Error as error:
             self._not_finished(job, then, error)
             raise
         if problem is not None and then is not None:  # with the next one; this one is finished
             try:
-                self.take_back(held, then.queue, then.token, problem)
+                self.take_back(checkout, then.queue, then.token, problem)
             except psycopg.Error as error:
                 log.debug("the connection is given up: %s", one_line(error))
                 finished = replace(finished, clean=False)
@@ -265,31 +270,35 @@ class Claimer:
             self._note_next(then, hot.next)
         return finished
 
-    def complete_alone(self, held: Checkout, job: Job[Any], kept: Kept, *, asked: bool = False) -> Finished:
+    def complete_alone(
+        self, checkout: Checkout, job: Job[Any], kept: AttemptData, *, asked: bool = False
+    ) -> FinishResult:
         """The same, and nothing with it; `asked` when somebody wanted the job cancelled, which is noted."""
-        relaxed, session = self.is_relaxed(job), held.session
-        return self.store.complete(held.conn, job, COMPLETED, kept, relaxed=relaxed, asked=asked, session=session)
+        async_commit, session = self.is_relaxed(job), checkout.session
+        return self.queries.complete(
+            checkout.conn, job, COMPLETED, kept, async_commit=async_commit, asked=asked, session=session
+        )
 
     def _not_finished(self, job: Job[Any], then: ClaimRequest | None, error: psycopg.Error) -> None:
         if isinstance(error, psycopg.OperationalError) and then is not None:
             self._orphan(then.queue, then.token)
-        if isinstance(error, psycopg.errors.InvalidSqlStatementName) and self.store.tag in str(error):
+        if isinstance(error, psycopg.errors.InvalidSqlStatementName) and self.queries.tag in str(error):
             self._plain_kinds.add(job.kind)  # its handler deallocates what others have prepared
             raise JobStopped("the handler deallocated what pgjobs had prepared; it runs again, without that") from error
 
-    def leave(self, held: Checkout) -> None:
+    def leave(self, checkout: Checkout) -> None:
         """Nothing is claimed any more: give back what came with the last finish and is not to be started."""
-        hot: HotPath | None = held.hot_path
+        hot: HotPath | None = checkout.hot_path
         if hot is None or hot.next is None:
             return
         (job, hot.next), released = (hot.next, None), False
         assert job.token is not None
         try:
-            if not held.usable or held.spoiled:
-                held.renew()
+            if not checkout.usable or checkout.spoiled:
+                checkout.replace()
             # In the transaction that holds the row: another claim, which saw the job as available, may wait to hold it.
-            found = self.store.release_claim(held.conn, queue=job.queue, token=job.token)
-            commit(held.conn)
+            found = self.queries.release_claim(checkout.conn, queue=job.queue, token=job.token)
+            commit(checkout.conn)
             released = found
         finally:
             if not released:
@@ -300,7 +309,7 @@ class Claimer:
         self._cautious_until = time.monotonic() + _CAUTIOUS.total_seconds()
 
     def is_relaxed(self, job: Job[Any]) -> bool:
-        return job.queue in self.relaxed
+        return job.queue in self.async_commit
 
     def look_again(self, queue: str) -> None:
         """A job that stands before the mark is available again: let the next claim find it."""
@@ -324,21 +333,21 @@ class Claimer:
             return self.timeout
         return self.timeout if limit == "inherit" else limit
 
-    def _claim(self, held: Checkout, hot: HotPath | None, request: ClaimRequest) -> Job[Any] | None:
+    def _claim(self, checkout: Checkout, hot: HotPath | None, request: ClaimRequest) -> Job[Any] | None:
         which = self.order if request.id is None else "id"
         try:
             try:
                 if hot is None:
-                    return self._claim_plain(held, which, request)
-                return self._claim_hot(held, hot, which, request)
+                    return self._claim_plain(checkout, which, request)
+                return self._claim_hot(checkout, hot, which, request)
             except psycopg.errors.InvalidSqlStatementName as error:
                 if hot is None:
                     raise
                 hot.forget()
-                self.take_back(held, request.queue, request.token, error)  # if the lock alone was not there
-                return self._claim_hot(held, hot, which, request)
+                self.take_back(checkout, request.queue, request.token, error)  # if the lock alone was not there
+                return self._claim_hot(checkout, hot, which, request)
         except (AttemptLost, psycopg.Error, MemoryError) as error:  # the memory is this process's, no fault of the row
-            self.take_back(held, request.queue, request.token, error)
+            self.take_back(checkout, request.queue, request.token, error)
             if isinstance(error, AttemptLost):
                 return None
             if (
@@ -347,43 +356,43 @@ class Claimer:
                 raise UniqueConflict(f"job {request.id} cannot run now: another job has its unique key") from error
             raise
         except Exception as error:
-            self._discard_unreadable(held, request, error)
+            self._discard_unreadable(checkout, request, error)
             raise UnreadableRow(f"a job of queue {request.queue!r} cannot be read: {one_line(error)}") from error
 
-    def _discard_unreadable(self, held: Checkout, request: ClaimRequest, error: Exception) -> None:
+    def _discard_unreadable(self, checkout: Checkout, request: ClaimRequest, error: Exception) -> None:
         """A claim is committed, and what it gave cannot be read: nor could it be the next time."""
-        conn = held.conn
+        conn = checkout.conn
         rollback(conn)
-        id = self.store.claimed_id(conn, request.queue, request.token)
+        id = self.queries.claimed_id(conn, request.queue, request.token)
         if id is not None:
             reason = f"this job cannot be worked, for its row cannot be read: {error_text(error)}"
             row = (id, request.queue)
             self._unworkable.discard(conn, row, (JobState.RUNNING,), reason, token=request.token)
 
-    def _claim_plain(self, held: Checkout, which: str, request: ClaimRequest) -> Job[Any] | None:
+    def _claim_plain(self, checkout: Checkout, which: str, request: ClaimRequest) -> Job[Any] | None:
         found: list[Session] = []
-        job = self.store.claim(
-            held.conn, which=which, claims_as=lambda user, role: found.append(Session(user, role)), **request.values
+        job = self.queries.claim(
+            checkout.conn, which=which, claims_as=lambda user, role: found.append(Session(user, role)), **request.values
         )
         if job is not None:
             pooled = self._facts is not None and self._facts.pooled
-            held.session = found[0]._replace(shared_since=job.attempted_at if pooled else None)
+            checkout.session = found[0]._replace(shared_since=job.attempted_at if pooled else None)
         return job
 
-    def _claim_hot(self, held: Checkout, hot: HotPath, which: str, request: ClaimRequest) -> Job[Any] | None:
+    def _claim_hot(self, checkout: Checkout, hot: HotPath, which: str, request: ClaimRequest) -> Job[Any] | None:
         job = hot.claim(which, request)
-        held.session = hot.session
+        checkout.session = hot.session
         return job
 
-    def take_back(self, held: Checkout, queue: str, token: UUID, why: object) -> None:
+    def take_back(self, checkout: Checkout, queue: str, token: UUID, why: object) -> None:
         """After a claim that went wrong: if it was committed all the same, the attempt is given back, if need be on
         the next connection."""
-        if not held.usable:
+        if not checkout.usable:
             self._orphan(queue, token)
             return
         try:
-            rollback(held.conn)
-            released = self.store.release_claim(held.conn, queue=queue, token=token)
+            rollback(checkout.conn)
+            released = self.queries.release_claim(checkout.conn, queue=queue, token=token)
         except psycopg.Error as error:
             self._orphan(queue, token)
             if concerns_a_row(error):
@@ -406,7 +415,7 @@ class Claimer:
             orphan.due = now + orphan.pause
             orphan.pause = min(2 * orphan.pause, _LONGEST_LOOK)
             try:
-                found = self.store.release_claim(conn, queue=orphan.queue, token=orphan.token)
+                found = self.queries.release_claim(conn, queue=orphan.queue, token=orphan.token)
             except psycopg.Error as error:
                 if not concerns_a_row(error):
                     raise
@@ -422,9 +431,9 @@ class Claimer:
         """The next claim of this queue, by a token of its own."""
         if self._settings_of != self.work_map.changes:
             self._settings_of, self._settings = self.work_map.changes, self._current_settings(facts)
-        cautious = time.monotonic() < self._cautious_until
+        after_crash = time.monotonic() < self._cautious_until
         aside = self.aside.rows(claims_of(queue)) if self.aside and id is None else ()
-        return ClaimRequest(self._settings[cautious], queue, new_token(), id, mark, aside)
+        return ClaimRequest(self._settings[after_crash], queue, new_token(), id, mark, aside)
 
     def _current_settings(self, facts: ServerFacts) -> tuple[ClaimValues, ClaimValues]:
         """What is the same for all claims, until the WorkMap changes: for usual times, and for cautious ones."""
@@ -442,16 +451,16 @@ class Claimer:
         }
         return {**settings, "synchronous_commit": False}, {**settings, "synchronous_commit": True}
 
-    def facts(self, held: Checkout) -> ServerFacts:
+    def facts(self, checkout: Checkout) -> ServerFacts:
         """What the way to claim depends on; the server is asked once."""
-        return self._facts or self._ask_server(held)
+        return self._facts or self._ask_server(checkout)
 
-    def hot_path_of(self, held: Checkout, facts: ServerFacts) -> HotPath | None:
+    def hot_path_of(self, checkout: Checkout, facts: ServerFacts) -> HotPath | None:
         """The hot path of this connection; None where it cannot be used."""
-        if held.hot_path is None and held.can_prepare and not facts.pooled:
-            held.found_direct()
-            held.hot_path = hot_path(held.conn, self._hot_statements)
-        hot: HotPath | None = held.hot_path
+        if checkout.hot_path is None and checkout.can_prepare and not facts.pooled:
+            checkout.enable_prepare()
+            checkout.hot_path = hot_path(checkout.conn, self._hot_statements)
+        hot: HotPath | None = checkout.hot_path
         return hot
 
     # --- the low-water mark
@@ -509,9 +518,9 @@ class Claimer:
             return self.timeout
         return handler.timeout if isinstance(handler.timeout, timedelta) else None
 
-    def _ask_server(self, held: Checkout) -> ServerFacts:
+    def _ask_server(self, checkout: Checkout) -> ServerFacts:
         with self._asking:
-            facts = self._facts = self.store.server_facts(held.conn)
+            facts = self._facts = self.queries.server_facts(checkout.conn)
             if self._cautious_until == _NOT_ASKED:
                 self._cautious_until = time.monotonic() + (_CAUTIOUS - facts.uptime).total_seconds()
             return facts

@@ -14,7 +14,7 @@ from pgjobs.execution.attempt import Attempt, own_context
 from pgjobs.execution.claimer import Claimer
 from pgjobs.execution.finisher import Finisher
 from pgjobs.execution.lock_job import forget
-from pgjobs.execution.watchdog import Watch
+from pgjobs.execution.watchdog import Watchdog
 from pgjobs.hooks import HookCalls, Middleware, around
 from pgjobs.job import Job, being_current, changed
 
@@ -25,14 +25,14 @@ class Executor:
 
     claimer: Claimer
     finisher: Finisher
-    watch: Watch
+    watchdog: Watchdog
     hooks: HookCalls
     middleware: Sequence[Middleware] = ()
     code_version: str | None = None
 
     def run_next(
         self,
-        held: Checkout,
+        checkout: Checkout,
         queue: str,
         *,
         claimed: Callable[[], None] = lambda: None,
@@ -45,29 +45,29 @@ class Executor:
         raises only what the connection raises before or after. What the application's functions set in context
         variables meanwhile is gone after it.
         """
-        return own_context().run(self._run_next, held, queue, claimed, go_on)
+        return own_context().run(self._run_next, checkout, queue, claimed, go_on)
 
     def _run_next(
-        self, held: Checkout, queue: str, claimed: Callable[[], None], go_on: Callable[[], bool]
+        self, checkout: Checkout, queue: str, claimed: Callable[[], None], go_on: Callable[[], bool]
     ) -> Job[Any] | None:
-        job = self._claim(held, queue)
+        job = self._claim(checkout, queue)
         if job is None:
             return None
         claimed()
-        references = held.references()
-        self._run(held, self.attempt(held, job), lambda: held.references() <= references and go_on())
-        if held.spoiled or held.references() > references:
-            self.claimer.leave(held)
-            held.renew()
+        references = checkout.references()
+        self._run(checkout, self.attempt(checkout, job), lambda: checkout.references() <= references and go_on())
+        if checkout.spoiled or checkout.references() > references:
+            self.claimer.leave(checkout)
+            checkout.replace()
         return job
 
-    def leave(self, held: Checkout) -> None:
+    def leave(self, checkout: Checkout) -> None:
         """No call follows: what is claimed already is given back."""
-        self.claimer.leave(held)
+        self.claimer.leave(checkout)
 
-    def _claim(self, held: Checkout, queue: str) -> Job[Any] | None:
+    def _claim(self, checkout: Checkout, queue: str) -> Job[Any] | None:
         try:
-            job = self.claimer.claim(held, queue)
+            job = self.claimer.claim(checkout, queue)
         except Exception as error:
             self.hooks("on_claim", None, error)
             raise
@@ -75,34 +75,34 @@ class Executor:
             self.hooks("on_claim", job, None)
         return job
 
-    def attempt(self, held: Checkout, job: Job[Any]) -> Attempt:
+    def attempt(self, checkout: Checkout, job: Job[Any]) -> Attempt:
         handler = self.claimer.handler_of(job.kind)
         timeout = self.claimer.timeout_of(job, handler)
         if handler is not None and handler.detached and job.leased_until is not None:
             attempt = Attempt(job, None, timeout, handler=handler, complete=self.finisher.complete_within)
-            attempt.session = held.session
+            attempt.session = checkout.session
         else:
-            attempt = Attempt(job, held, timeout, handler=handler)
+            attempt = Attempt(job, checkout, timeout, handler=handler)
         if self.code_version is not None:
             attempt.set_metadata({"code_version_processed": self.code_version})
         return attempt
 
-    def _run(self, held: Checkout, attempt: Attempt, go_on: Callable[[], bool]) -> None:
-        self.watch.add(attempt)
+    def _run(self, checkout: Checkout, attempt: Attempt, go_on: Callable[[], bool]) -> None:
+        self.watchdog.add(attempt)
         try:
-            if attempt.held is None:
-                self.finisher.rollback(held)  # the lease holds the job from here on
-                held.let_go()
+            if attempt.checkout is None:
+                self.finisher.rollback(checkout)  # the lease holds the job from here on
+                checkout.return_early()
             error = self.start(attempt)
-            going_on = error is None and not attempt.tainted and not held.in_block and go_on()
-            self.finisher.finish(held, attempt, error, go_on=going_on)
+            going_on = error is None and not attempt.tainted and not checkout.in_block and go_on()
+            self.finisher.finish(checkout, attempt, error, go_on=going_on)
         except BaseException:
-            held.spoiled = True  # whatever state it is in: not for the next job
+            checkout.spoiled = True  # whatever state it is in: not for the next job
             raise
         finally:
             attempt.end()
-            self.watch.remove(attempt)
-            held.spoiled = held.spoiled or (attempt.tainted and attempt.held is not None)
+            self.watchdog.remove(attempt)
+            checkout.spoiled = checkout.spoiled or (attempt.tainted and attempt.checkout is not None)
         forget(error)
         if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
             raise error  # somebody pressed Ctrl-C at a work_one()
@@ -127,16 +127,16 @@ class Executor:
             attempt.job = changed(attempt.job, decode=handler.decode)
         job = changed(attempt.job, running=attempt)
         job.decode_args()  # here, before the handler
-        held = None if handler.detached else attempt.held
+        checkout = None if handler.detached else attempt.checkout
         middleware = (*self.middleware, *handler.middleware)
         function = handler.function
 
         def call() -> None:
             being_current(job)  # for as long as the context of this call
-            if held is None:
+            if checkout is None:
                 around(middleware, None, job, function)()
                 return
-            with held.handing_over() as tx:
+            with checkout.handler_tx() as tx:
                 if middleware:
                     around(middleware, tx, job, function)()
                     return

@@ -35,7 +35,7 @@ from pgjobs.events import Event, EventKind, Events, JobStats
 from pgjobs.execution.attempt import Attempt
 from pgjobs.execution.claimer import Claimer
 from pgjobs.execution.outcome import AFTER_A_FAULT, COMPLETED, Outcome, decide
-from pgjobs.execution.queries import ExecutionQueries, Finished
+from pgjobs.execution.queries import ExecutionQueries, FinishResult
 from pgjobs.hooks import ErrorHandler, HookCalls
 from pgjobs.interval import microseconds
 from pgjobs.job import Job, JobState, changed
@@ -56,7 +56,7 @@ W = TypeVar("W")
 class Finisher:
     """What the threads of one process share to end attempts."""
 
-    store: ExecutionQueries
+    queries: ExecutionQueries
     claimer: Claimer
     backoff: Backoff
     error_handler: ErrorHandler | None = None
@@ -67,68 +67,68 @@ class Finisher:
     waits: Callable[[], None] = lambda: None  # called when a job is to run again sooner than maintenance might look
 
     def finish(
-        self, held: Checkout, attempt: Attempt, error: BaseException | None, *, go_on: bool = False
+        self, checkout: Checkout, attempt: Attempt, error: BaseException | None, *, go_on: bool = False
     ) -> BaseException | None:
         """Write what became of an attempt whose handler returned, or raised `error`. `go_on` with the next job, if that
         can be claimed in the same round trip. What the attempt failed for, in the end."""
         started, committed = time.monotonic(), False
-        finished: Finished | None = None
+        finished: FinishResult | None = None
         try:
-            outcome, finished, error = self._write(held, attempt, error, go_on)
+            outcome, finished, error = self._write(checkout, attempt, error, go_on)
             committed = error is None
         except AttemptLost as lost:
             log.warning("%s: its outcome stands already: it was finished for it, rescued, or changed", lost)
-            held.spoiled = True
+            checkout.spoiled = True
             error = error or lost
         finally:
             took = time.monotonic() - started
-            if attempt.held is not None:
-                held.error_details = self.error_details
-                held.settle(committed=committed)
-            if held.usable and not held.spoiled:
-                held.restore()
+            if attempt.checkout is not None:
+                checkout.error_details = self.error_details
+                checkout.settle(committed=committed)
+            if checkout.usable and not checkout.spoiled:
+                checkout.restore()
         if finished is not None and finished.state is JobState.AVAILABLE:
             self.claimer.look_again(attempt.job.queue)
         if finished is not None:  # now that a framework knows that the transaction is over: a hook may use it
-            self.tell(attempt, outcome, finished, error, took)
+            self.request_stop(attempt, outcome, finished, error, took)
         return error
 
-    def record_severed(self, attempt: Attempt, held: Checkout) -> None:
+    def record_severed(self, attempt: Attempt, checkout: Checkout) -> None:
         """Record the outcome of an attempt whose connection was shut down, whatever its handler still does: from here
         on its row is free, and it must not look as if its worker had vanished."""
         assert attempt.reason is not None
         outcome = self.decide(attempt, attempt.reason)
         with suppress(AttemptLost):  # it was finished, or rescued, in this very moment
-            finished = self.finish_late(held, attempt, outcome)
+            finished = self.finish_late(checkout, attempt, outcome)
             if finished is not None:
-                self.tell(attempt, outcome, finished, attempt.reason, 0.0)
+                self.request_stop(attempt, outcome, finished, attempt.reason, 0.0)
 
     def complete_within(self, conn: AnyConnection, attempt: Attempt) -> Job[Any]:
         """Complete a detached job in a transaction of its handler's."""
-        with self.store.as_claimed(conn, attempt.session):
+        with self.queries.as_claimed(conn, attempt.session):
             if attempt.completed and not self._runs(conn, attempt.job):
                 raise NotRunning(f"job {attempt.job.id} was completed already")
             asked = _asked_to_end(attempt)
-            finished = self.store.complete_within(conn, attempt.job, COMPLETED, attempt.kept, asked=asked)
+            finished = self.queries.complete_within(conn, attempt.job, COMPLETED, attempt.kept, asked=asked)
         attempt.completed = True
         return _job_after(attempt, COMPLETED, finished)
 
     def _runs(self, conn: AnyConnection, job: Job[Any]) -> bool:
         """Whether this transaction sees the attempt run: then the one that completed the job was rolled back."""
-        found = self.store.get_job(conn, job.id)
+        found = self.queries.get_job(conn, job.id)
         return found is not None and found.state is JobState.RUNNING and found.token == job.token
 
-    def rollback(self, held: Checkout) -> None:
-        rollback(held.conn)
+    def rollback(self, checkout: Checkout) -> None:
+        rollback(checkout.conn)
 
     # --- write
 
     def _write(
-        self, held: Checkout, attempt: Attempt, error: BaseException | None, go_on: bool
-    ) -> tuple[Outcome, Finished | None, BaseException | None]:
-        ended: Finished | BaseException | None = None
+        self, checkout: Checkout, attempt: Attempt, error: BaseException | None, go_on: bool
+    ) -> tuple[Outcome, FinishResult | None, BaseException | None]:
+        ended: FinishResult | BaseException | None = None
         if error is None or attempt.completed:
-            ended = self._complete(held, attempt, go_on)
+            ended = self._complete(checkout, attempt, go_on)
             if not isinstance(ended, BaseException):
                 if error is not None:
                     log.warning("job %d had completed when its handler raised: %s", attempt.job.id, one_line(error))
@@ -137,9 +137,9 @@ class Finisher:
                 error = _blamed(attempt, ended)
         outcome, undone = self.decide(attempt, error), error is ended
         try:
-            return outcome, self._record(held, attempt, outcome), error
+            return outcome, self._record(checkout, attempt, outcome), error
         except AttemptLost:
-            completed = self._find_completed(held, attempt) if _unanswered(ended) else None
+            completed = self._find_completed(checkout, attempt) if _unanswered(ended) else None
             if completed is None:
                 raise
             undone = False
@@ -148,105 +148,105 @@ class Finisher:
             if undone:
                 self.hooks("on_undone", attempt.job, error)
 
-    def _complete(self, held: Checkout, attempt: Attempt, go_on: bool) -> Finished | BaseException | None:
+    def _complete(self, checkout: Checkout, attempt: Attempt, go_on: bool) -> FinishResult | BaseException | None:
         """Commit the handler's writes and the completion together, or say why they cannot be."""
-        if attempt.held is None:
-            return self._complete_detached(held, attempt)
-        if not held.usable:
+        if attempt.checkout is None:
+            return self._complete_detached(checkout, attempt)
+        if not checkout.usable:
             return TransactionBroken("the handler left its connection closed, or in the middle of a command")
         try:
             if _asked_to_end(attempt):
-                finished = self.claimer.complete_alone(held, attempt.job, attempt.kept, asked=True)
+                finished = self.claimer.complete_alone(checkout, attempt.job, attempt.kept, asked=True)
             else:
-                finished = self.claimer.complete(held, attempt.job, attempt.kept, go_on=go_on)
+                finished = self.claimer.complete(checkout, attempt.job, attempt.kept, go_on=go_on)
         except AttemptLost:
             return TransactionBroken("the handler changed the row of its own job, or gave up the lock on it")
         except JobStopped as stopped:
             return stopped
         except (psycopg.Error, UnicodeEncodeError) as error:
             return why_not_committed(error)
-        held.spoiled = not finished.clean
+        checkout.spoiled = not finished.clean
         return finished
 
-    def _complete_detached(self, held: Checkout, attempt: Attempt) -> Finished | BaseException | None:
+    def _complete_detached(self, checkout: Checkout, attempt: Attempt) -> FinishResult | BaseException | None:
         if not attempt.completed:
             try:
-                return self.finish_late(held, attempt, COMPLETED)
+                return self.finish_late(checkout, attempt, COMPLETED)
             except AttemptLost:
-                completed = self._find_completed(held, attempt)
+                completed = self._find_completed(checkout, attempt)
                 if completed is None:
                     raise
                 return completed
-        if not held.usable:
-            held.renew()
-        job = self.store.get_job(held.conn, attempt.job.id)
+        if not checkout.usable:
+            checkout.replace()
+        job = self.queries.get_job(checkout.conn, attempt.job.id)
         if job is None or job.token != attempt.job.token:
             raise AttemptLost(f"job {attempt.job.id} no longer runs under attempt {attempt.job.attempt}")
         return _completed(job) or TransactionBroken("the transaction of job.complete(tx) was not committed")
 
-    def _find_completed(self, held: Checkout, attempt: Attempt) -> Finished | None:
+    def _find_completed(self, checkout: Checkout, attempt: Attempt) -> FinishResult | None:
         """Whether a COMMIT whose answer was lost has completed the job after all."""
         job = self.write_late(
-            held, lambda conn, lost: self.store.get_job(conn, attempt.job.id), f"job {attempt.job.id}"
+            checkout, lambda conn, lost: self.queries.get_job(conn, attempt.job.id), f"job {attempt.job.id}"
         )
-        held.spoiled = True  # nothing has made the session clean
+        checkout.spoiled = True  # nothing has made the session clean
         return None if job is None or job.token != attempt.job.token else _completed(job)
 
-    def _record(self, held: Checkout, attempt: Attempt, outcome: Outcome) -> Finished | None:
-        if held.usable and held.conn.info.transaction_status != TransactionStatus.IDLE:
+    def _record(self, checkout: Checkout, attempt: Attempt, outcome: Outcome) -> FinishResult | None:
+        if checkout.usable and checkout.conn.info.transaction_status != TransactionStatus.IDLE:
             try:
-                relaxed, session = self.claimer.is_relaxed(attempt.job), held.session
-                finished = self.store.fail(
-                    held.conn, attempt.job, outcome, attempt.kept, relaxed=relaxed, session=session
+                async_commit, session = self.claimer.is_relaxed(attempt.job), checkout.session
+                finished = self.queries.fail(
+                    checkout.conn, attempt.job, outcome, attempt.kept, async_commit=async_commit, session=session
                 )
             except (psycopg.Error, AttemptLost, UnicodeEncodeError):
                 # the savepoint is gone, or the connection, or the row was changed, or the session speaks another tongue
                 log.debug("job %d: its transaction is gone; recording the outcome in a new one", attempt.job.id)
             else:
-                held.spoiled = not finished.clean
+                checkout.spoiled = not finished.clean
                 return finished
-        return self.finish_late(held, attempt, outcome)
+        return self.finish_late(checkout, attempt, outcome)
 
     def finish_late(
-        self, held: Checkout, attempt: Attempt, outcome: Outcome, *, after_loss: bool = False
-    ) -> Finished | None:
+        self, checkout: Checkout, attempt: Attempt, outcome: Outcome, *, after_loss: bool = False
+    ) -> FinishResult | None:
         """The second path. What cannot be recorded now is left to the rescue, which counts the attempt too.
         `after_loss` of a connection that has been replaced already."""
 
-        def write(conn: AnyConnection, lost: bool) -> Finished:
-            return self.store.finish_late(
+        def write(conn: AnyConnection, lost: bool) -> FinishResult:
+            return self.queries.finish_late(
                 conn,
                 attempt.job,
                 outcome,
                 attempt.kept,
-                after_loss=after_loss or (lost and attempt.held is not None),
-                relaxed=self.claimer.is_relaxed(attempt.job),
-                session=held.session,
+                after_loss=after_loss or (lost and attempt.checkout is not None),
+                async_commit=self.claimer.is_relaxed(attempt.job),
+                session=checkout.session,
             )
 
-        finished = self.write_late(held, write, f"job {attempt.job.id}", transactional=attempt.held is not None)
+        finished = self.write_late(checkout, write, f"job {attempt.job.id}", transactional=attempt.checkout is not None)
         if finished is not None:
-            held.spoiled = not finished.clean
+            checkout.spoiled = not finished.clean
         return finished
 
     def write_late(
-        self, held: Checkout, write: Callable[[AnyConnection, bool], W], what: str, *, transactional: bool = True
+        self, checkout: Checkout, write: Callable[[AnyConnection, bool], W], what: str, *, transactional: bool = True
     ) -> W | None:
         """Call `write(conn, lost)` on this connection, else, if that is lost, on the next; None when it cannot be."""
         lost, left, dead = False, _LATE_FINISH_TRIES, _MOST_DEAD
         while True:
             try:
-                if held.usable:
-                    self.store.abandon(held.conn, held.session)
+                if checkout.usable:
+                    self.queries.abandon(checkout.conn, checkout.session)
                 else:
                     lost = True
                     if transactional:
                         self.claimer.be_cautious()
-                    held.renew()
-                return write(held.conn, lost)
+                    checkout.replace()
+                return write(checkout.conn, lost)
             except psycopg.Error as error:
-                held.spoiled = True
-                if held.conn.closed and not isinstance(error, _NO_CONNECTION):
+                checkout.spoiled = True
+                if checkout.conn.closed and not isinstance(error, _NO_CONNECTION):
                     dead -= 1
                 else:
                     left -= 1
@@ -297,8 +297,8 @@ class Finisher:
 
     # --- tell
 
-    def tell(
-        self, attempt: Attempt, outcome: Outcome, finished: Finished, error: BaseException | None, took: float
+    def request_stop(
+        self, attempt: Attempt, outcome: Outcome, finished: FinishResult, error: BaseException | None, took: float
     ) -> None:
         """Say in the log, to the hooks and to subscribers what was written."""
         if error is not None:
@@ -344,7 +344,7 @@ def _event_kind(job: Job[Any], outcome: Outcome) -> EventKind:
     return EventKind.SNOOZED if outcome.state is JobState.SCHEDULED else EventKind.INTERRUPTED
 
 
-def _job_after(attempt: Attempt, outcome: Outcome, finished: Finished) -> Job[Any]:
+def _job_after(attempt: Attempt, outcome: Outcome, finished: FinishResult) -> Job[Any]:
     """The job as the statement that wrote the outcome left it."""
     job, kept = attempt.job, attempt.kept
     metadata, errors = job.raw_metadata, job.raw_errors
@@ -375,16 +375,16 @@ def _blamed(attempt: Attempt, ended: BaseException) -> BaseException:
     return attempt.reason
 
 
-def _unanswered(ended: Finished | BaseException | None) -> bool:
+def _unanswered(ended: FinishResult | BaseException | None) -> bool:
     """Whether that may have been the answer to a COMMIT which was lost."""
     return isinstance(ended, BaseException) and isinstance(ended.__cause__, psycopg.OperationalError)
 
 
-def _completed(job: Job[Any]) -> Finished | None:
+def _completed(job: Job[Any]) -> FinishResult | None:
     """As the finish would have told it, if the job is completed."""
     if job.state is not JobState.COMPLETED or job.finalized_at is None:
         return None
-    return Finished(job.state, microseconds(job.finalized_at), True)
+    return FinishResult(job.state, microseconds(job.finalized_at), True)
 
 
 def _merged(metadata: str, kept: str | None) -> str:
@@ -397,7 +397,7 @@ def _with_snooze(metadata: str, before: str) -> str:
     return json.dumps({**json.loads(metadata), "snoozes": count + 1 if number else 1})
 
 
-def _with_entry(errors: str, attempt: int, outcome: Outcome, finished: Finished) -> str:
+def _with_entry(errors: str, attempt: int, outcome: Outcome, finished: FinishResult) -> str:
     entry = outcome.error_json(attempt)
     if entry is None:
         return errors

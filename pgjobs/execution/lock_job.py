@@ -17,27 +17,27 @@ from pgjobs.job import Job, changed
 
 @contextmanager
 def locked(
-    claimer: Claimer, finisher: Finisher, held: Checkout, queue: str, id: int | None
+    claimer: Claimer, finisher: Finisher, checkout: Checkout, queue: str, id: int | None
 ) -> Iterator[tuple[Any, Job[Any] | None]]:
     """The next job of the queue, or the one with this id, claimed and locked for as long as the block, which takes the
     place of the handler; two times None when there is none. What the block raises is recorded and raised, but for the
     signals."""
-    job = claimer.claim(held, queue, id=id)
+    job = claimer.claim(checkout, queue, id=id)
     if job is None:
-        held.let_go()  # nothing holds a transaction open: what is written here could not be undone
+        checkout.return_early()  # nothing holds a transaction open: what is written here could not be undone
         yield None, None
         return
     handler = claimer.handler_of(job.kind)
-    attempt = Attempt(job, held, None, handler=handler)
+    attempt = Attempt(job, checkout, None, handler=handler)
     error: BaseException | None = None
     try:
-        with held.handing_over() as tx:
+        with checkout.handler_tx() as tx:
             yield tx, changed(job, running=attempt, decode=handler.decode if handler else job.decode)
     except BaseException as raised:
         error = raised
         attempt.args_fit = not isinstance(error, UndecodableArgs)
     try:
-        error = attempt.context.run(finisher.finish, held, attempt, error)
+        error = attempt.context.run(finisher.finish, checkout, attempt, error)
     finally:
         attempt.end()
     if error is not None and not isinstance(error, Signal):

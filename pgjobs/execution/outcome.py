@@ -45,14 +45,14 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class AttemptData:
     """What an attempt leaves behind beside its outcome, as JSON texts in ASCII; None for nothing."""
 
     metadata: str | None = None
     output: str | None = None
 
 
-NOTHING_KEPT = Kept()
+NO_DATA = AttemptData()
 COMPLETED = Outcome(JobState.COMPLETED)
 # cut off by a stop: ready to run again, and no attempt the poorer
 INTERRUPTED = Outcome(JobState.AVAILABLE, attempt_given_back=True)

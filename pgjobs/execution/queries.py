@@ -20,7 +20,7 @@ from pgjobs.db.channel import channel
 from pgjobs.db.cursors import AnyConnection, ClaimCursor, act, answers, bound_cursor, literal_cursor, one, rollback
 from pgjobs.db.rows import QUEUE, as_job, claimed_job, only, str_of
 from pgjobs.errors import AttemptLost
-from pgjobs.execution.outcome import NOTHING_KEPT, Kept, Outcome
+from pgjobs.execution.outcome import NO_DATA, AttemptData, Outcome
 from pgjobs.interval import instant
 from pgjobs.job import Job, JobState
 
@@ -28,7 +28,7 @@ ATTEMPT_LOST = "PJ001"  # raised by the function attempt_lost() of the schema
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
+class FinishResult:
     """What became of the job when its outcome was written."""
 
     state: JobState
@@ -241,21 +241,27 @@ class ExecutionQueries:
         conn: AnyConnection,
         job: Job[Any],
         outcome: Outcome,
-        kept: Kept = NOTHING_KEPT,
+        kept: AttemptData = NO_DATA,
         *,
-        relaxed: bool = False,
+        async_commit: bool = False,
         asked: bool = False,
         session: Session | None = None,
-    ) -> Finished:
+    ) -> FinishResult:
         """Commit the handler's writes together with the outcome; `relaxed` does not wait for the disk. `asked` when
         somebody wanted it cancelled, which is noted."""
         asking = self._cancel_if_asked if asked else ()
-        steps = (*self._keep_effects, *self._own(session, relaxed=relaxed), *self._complete, *asking, *self._ending)
+        steps = (
+            *self._keep_effects,
+            *self._own(session, async_commit=async_commit),
+            *self._complete,
+            *asking,
+            *self._ending,
+        )
         return self._finish(conn, steps, job, outcome, kept, session=session)
 
     def complete_within(
-        self, conn: AnyConnection, job: Job[Any], outcome: Outcome, kept: Kept = NOTHING_KEPT, *, asked: bool = False
-    ) -> Finished:
+        self, conn: AnyConnection, job: Job[Any], outcome: Outcome, kept: AttemptData = NO_DATA, *, asked: bool = False
+    ) -> FinishResult:
         """Write the outcome in the transaction that is open, and leave that open."""
         asking = self._cancel_if_asked if asked else ()
         return self._finish(conn, (self.work["finish"], *asking), job, outcome, kept, ends=False)
@@ -289,13 +295,13 @@ class ExecutionQueries:
         conn: AnyConnection,
         job: Job[Any],
         outcome: Outcome,
-        kept: Kept = NOTHING_KEPT,
+        kept: AttemptData = NO_DATA,
         *,
-        relaxed: bool = False,
+        async_commit: bool = False,
         session: Session | None = None,
-    ) -> Finished:
+    ) -> FinishResult:
         """Drop the handler's writes, keep the lock, commit the outcome."""
-        before = (*self._drop_effects, *self._keep_effects, *self._own(session, relaxed=relaxed))
+        before = (*self._drop_effects, *self._keep_effects, *self._own(session, async_commit=async_commit))
         steps = (*before, *self._record, *self._ending)
         return self._finish(conn, steps, job, outcome, kept, session=session)
 
@@ -304,24 +310,24 @@ class ExecutionQueries:
         conn: AnyConnection,
         job: Job[Any],
         outcome: Outcome,
-        kept: Kept = NOTHING_KEPT,
+        kept: AttemptData = NO_DATA,
         *,
         after_loss: bool = False,
-        relaxed: bool = False,
+        async_commit: bool = False,
         session: Session | None = None,
-    ) -> Finished:
+    ) -> FinishResult:
         """Record the outcome in a transaction of its own, guarded by the token alone. `after_loss` of a connection the
         server may have lost the claim too; it is then made good."""
-        role, relax = self._as_claimed if session else (), self._relax if relaxed else ()
+        role, relax = self._as_claimed if session else (), self._relax if async_commit else ()
         restore = self._restore_claim if after_loss else ()
         steps = (*self._begin_late, *role, *relax, *restore, *self._record, *self._ending)
         return self._finish(conn, steps, job, outcome, kept, session=session)
 
-    def _own(self, session: Session | None, *, relaxed: bool) -> tuple[bytes, ...]:
+    def _own(self, session: Session | None, *, async_commit: bool) -> tuple[bytes, ...]:
         """What stands before an outcome where the handler may have changed what holds for its transaction."""
         role = self._as_claimed if session else ()
         deallocate = self._deallocate if session and session.shared_since else ()
-        return (*role, *self._no_bounds, *deallocate, *(self._relax if relaxed else ()))
+        return (*role, *self._no_bounds, *deallocate, *(self._relax if async_commit else ()))
 
     def _finish(
         self,
@@ -329,11 +335,11 @@ class ExecutionQueries:
         steps: Sequence[bytes],
         job: Job[Any],
         outcome: Outcome,
-        kept: Kept,
+        kept: AttemptData,
         *,
         session: Session | None = None,
         ends: bool = True,
-    ) -> Finished:
+    ) -> FinishResult:
         with literal_cursor(conn) as cur:
             try:
                 cur.execute(b"\n".join(steps), {**finish_values(job, outcome, kept), **session_values(session)})
@@ -346,7 +352,7 @@ class ExecutionQueries:
             left = others.pop()[0][-1] if ends else 0  # in the session
             for (answer, *_), *_ in filter(None, others):  # what a request to cancel made of it
                 state = answer
-            return Finished(JobState(state), now, left == 0)
+            return FinishResult(JobState(state), now, left == 0)
 
     def abandon(self, conn: AnyConnection, session: Session | None) -> None:
         """Roll back, and leave nothing in the session of what outlives that: behind a pooler it is that of others next,
@@ -438,7 +444,7 @@ def passing_over(next: bytes, part: bytes) -> bytes:
     return next.replace(b"{passed_over}", condition).rstrip(b";")
 
 
-def finish_values(job: Job[Any], outcome: Outcome, kept: Kept) -> dict[str, Any]:
+def finish_values(job: Job[Any], outcome: Outcome, kept: AttemptData) -> dict[str, Any]:
     """What the statement that writes the outcome of one attempt needs."""
     return {
         "id": job.id,

@@ -56,7 +56,7 @@ _NOT_OF_A_ROW = frozenset({"08", "25", "26", "40", "53", "55", "57", "58"})
 _ALSO_RAISED_BY_FUNCTIONS = frozenset({"08", "25", "40", "55"})
 _IN_A_FUNCTION = re.compile(r"PL/|\bSQL\b")  # in what the server says of where an error arose, in any language
 _TOO_LARGE = "54000"
-_TWIN = "23505"
+_DUPLICATE = "23505"
 _APPLICATION_CODE = frozenset({"P0", "09", "23", "27", "38", "39", "42", "44"})
 # Rules of our own table; see the migrations. Those of its types say which type.
 _OWN_CHECKS = frozenset({"job_finalized", "job_has_attempts_left", "job_unique_states"})
@@ -101,7 +101,7 @@ def is_application_code(error: psycopg.Error) -> bool:
     """Whether the error comes from code or a rule that the application has added to the table; or from another job that
     holds the unique key, perhaps not for long."""
     state, diag = error.sqlstate or "", error.diag
-    if diag.context or state == _TWIN:
+    if diag.context or state == _DUPLICATE:
         return True
     own_rule = bool(diag.datatype_name) or diag.constraint_name in _OWN_CHECKS
     return state[:2] in _APPLICATION_CODE and not own_rule

@@ -30,12 +30,12 @@ from psycopg.rows import tuple_row
 from pgjobs.db.cursors import AnyConnection, BatchCursor, ClaimCursor
 from pgjobs.db.rows import claimed_job
 from pgjobs.errors import AttemptLost
-from pgjobs.execution.outcome import NOTHING_KEPT, Kept
+from pgjobs.execution.outcome import NO_DATA, AttemptData
 from pgjobs.execution.queries import (
     ClaimRequest,
     ClaimValues,
     ExecutionQueries,
-    Finished,
+    FinishResult,
     Session,
     attempt_lost,
     lost_or,
@@ -88,8 +88,8 @@ def prepared(name: str, statement: bytes, fixed: Literals = _NO_VALUES) -> Prepa
 class HotStatements:
     """The statements of one schema, for any connection."""
 
-    def __init__(self, store: ExecutionQueries) -> None:
-        work, tag = store.work, store.tag
+    def __init__(self, queries: ExecutionQueries) -> None:
+        work, tag = queries.work, queries.tag
         self.tag = tag
 
         def one(name: str) -> Prepared:
@@ -98,7 +98,7 @@ class HotStatements:
         complete, release = one("complete"), one("release_savepoint")
         self.begin, self.commit, self.commit_and_begin = one("begin"), one("commit"), one("commit_and_begin")
         self.bound, self.savepoint = one("claim_bound"), one("savepoint")
-        self.takes, self.takes_around, self.lock = store.takes, store.takes_around, work["lock"]
+        self.takes, self.takes_around, self.lock = queries.takes, queries.takes_around, work["lock"]
         self.claims_as, self.as_claimed = one("claims_as").sql, work["as_claimed"]
         # by whether the handler has sent anything and wants something kept
         self.complete = {
@@ -208,9 +208,9 @@ class HotPath:
             self._finishes[place] = self._make_steps(*key)
         return self._finishes[place]
 
-    def _make_steps(self, used: bool, kept: bool, relaxed: bool) -> tuple[Prepared, ...]:
+    def _make_steps(self, used: bool, kept: bool, async_commit: bool) -> tuple[Prepared, ...]:
         known = self._statements
-        steps = [known.relax] if relaxed else []
+        steps = [known.relax] if async_commit else []
         if used:
             steps = [known.release, *self._role_steps(), *known.no_bounds, *steps]
         return (*steps, known.complete[used, kept])
@@ -225,12 +225,12 @@ class HotPath:
         return _commands(self._statements.as_claimed, literals)
 
     def complete(
-        self, job: Job[Any], kept: Kept, which: str, then: ClaimRequest | None, *, relaxed: bool = False
-    ) -> tuple[Finished, Exception | None]:
+        self, job: Job[Any], kept: AttemptData, which: str, then: ClaimRequest | None, *, async_commit: bool = False
+    ) -> tuple[FinishResult, Exception | None]:
         """As `ExecutionQueries.complete`; and with `then`, claim and lock the next job too, which is in `next`.
         What went wrong with that is given back, what went wrong before is raised."""
         known, used = self._statements, self.used
-        complete = self._complete_steps(used, kept is not NOTHING_KEPT, relaxed)
+        complete = self._complete_steps(used, kept is not NO_DATA, async_commit)
         self._in_handlers_role = used
         try:
             message = self._finish_message(complete, job, kept, then is not None)
@@ -248,7 +248,7 @@ class HotPath:
         reset = len(complete) + len(known.reset)
         # an error of the claim behind it does not undo the reset: that was committed by then
         clean = not used or (len(results) > reset + 1 and _integer(results[reset], 1) == 0)
-        done = Finished(JobState.COMPLETED, _integer(answer, 1), clean)
+        done = FinishResult(JobState.COMPLETED, _integer(answer, 1), clean)
         if error is None and then is not None:
             try:
                 self.next = self._locked(results, then)
@@ -256,7 +256,7 @@ class HotPath:
                 return done, lost
         return done, error
 
-    def _finish_message(self, complete: Sequence[Prepared], job: Job[Any], kept: Kept, going_on: bool) -> bytes:
+    def _finish_message(self, complete: Sequence[Prepared], job: Job[Any], kept: AttemptData, going_on: bool) -> bytes:
         """The finish, and what makes the session clean; `going_on` ends with a transaction for the next claim."""
         key = (complete, self._spelled(job.queue), self.used, going_on)
         template = self._messages.get(key)
@@ -264,7 +264,7 @@ class HotPath:
             template = self._messages[key] = self._finish_template(complete, job.queue, going_on)
         assert job.token is not None
         values: dict[bytes, Any] = {b"id": job.id, b"token": job.token.hex.encode()}
-        if kept is not NOTHING_KEPT:
+        if kept is not NO_DATA:
             values |= {b"metadata": self._literal(kept.metadata), b"output": self._literal(kept.output)}
         return template % values
 

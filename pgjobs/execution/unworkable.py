@@ -54,7 +54,7 @@ class Act(NamedTuple):
 class Unworkable:
     """Deals with the rows that the acts of one process fail for."""
 
-    store: ExecutionQueries
+    queries: ExecutionQueries
     aside: SetAside
 
     def deal_with(
@@ -83,7 +83,7 @@ class Unworkable:
         if is_application_code(error):
             return False
         try:
-            return self.store.bare_write(
+            return self.queries.bare_write(
                 conn,
                 *row,
                 states=change.states,
@@ -103,7 +103,7 @@ class Unworkable:
         be in the way. `token` is that of the claim, if this process has claimed the job."""
         for fresh in (False, True):
             try:
-                if self.store.discard_unworkable(conn, *row, states=states, reason=reason, fresh=fresh, token=token):
+                if self.queries.discard_unworkable(conn, *row, states=states, reason=reason, fresh=fresh, token=token):
                     log.warning("job %d discarded: %s", row[0], reason)
                     return True
             except psycopg.Error as error:

@@ -11,13 +11,13 @@ from uuid import UUID
 
 from pgjobs.db.checkout import NEVER, Checkout
 from pgjobs.errors import JobCancelled
-from pgjobs.execution.attempt import Attempt, Patience, Reason
+from pgjobs.execution.attempt import Attempt, GracePeriods, Reason
 from pgjobs.execution.interrupt import started
 
 _LOOK_EVERY = 5.0  # seconds between two looks for connections that wait in vain
 
 
-class Watch:
+class Watchdog:
     """The thread that sees to it that attempts end when they are to. It waits for nothing but the time, so nothing
     that happens to the database or to a handler can hold it up."""
 
@@ -42,7 +42,9 @@ class Watch:
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._next = NEVER
-        self._all_end: tuple[Callable[[], Reason], Patience] | None = None  # also those that begin after that was said
+        self._all_end: tuple[Callable[[], Reason], GracePeriods] | None = (
+            None  # also those that begin after that was said
+        )
         self.cut_off = 0  # so many attempts since the start, because all were to end
         self.unwanted: dict[tuple[int, UUID | None], JobCancelled] = {}  # a batch starts none of these any more
         self._started = False  # by the pool
@@ -112,15 +114,15 @@ class Watch:
             self._attempts.pop(attempt, None)
 
     @contextmanager
-    def over(self, held: Checkout) -> Iterator[None]:
+    def over(self, checkout: Checkout) -> Iterator[None]:
         """For as long as the block, see to it that nobody waits on this connection for an answer that does not come."""
         with self._lock:
-            self._holds.add(held)
+            self._holds.add(checkout)
         try:
             yield
         finally:
             with self._lock:
-                self._holds.discard(held)
+                self._holds.discard(checkout)
 
     @property
     def tokens(self) -> list[UUID]:
@@ -132,26 +134,28 @@ class Watch:
     def detached_tokens(self) -> list[UUID]:
         """Of those that hold no connection, and live by a lease."""
         with self._lock:
-            detached = [attempt.job for attempt in self._attempts if attempt.held is None and not attempt.severed]
+            detached = [attempt.job for attempt in self._attempts if attempt.checkout is None and not attempt.severed]
             return [job.token for job in detached if job.token is not None]
 
-    def tell(self, token: UUID, reason: Reason, patience: Patience | None = None, *, id: int | None = None) -> None:
+    def request_stop(
+        self, token: UUID, reason: Reason, patience: GracePeriods | None = None, *, id: int | None = None
+    ) -> None:
         """Tell the attempt with this token, at the job with this id if one is given, to end, if it still runs."""
         with self._lock:
             for attempt in self._attempts:
                 if attempt.job.token == token and id in (None, attempt.job.id):
-                    attempt.tell(reason, patience)
+                    attempt.request_stop(reason, patience)
             self._changed.notify()
 
-    def tell_of_lost_leases(self, tokens: set[UUID]) -> None:
+    def stop_those_without_lease(self, tokens: set[UUID]) -> None:
         """The leases of these attempts are over. Those that completed their jobs themselves need none any more."""
         with self._lock:
             for attempt in self._attempts:
                 if attempt.job.token in tokens and not attempt.completed:
-                    attempt.tell(JobCancelled("its lease ended before it did"))
+                    attempt.request_stop(JobCancelled("its lease ended before it did"))
             self._changed.notify()
 
-    def tell_all(self, reason: Callable[[], Reason], patience: Patience) -> None:
+    def request_stop_of_all(self, reason: Callable[[], Reason], patience: GracePeriods) -> None:
         """Tell every attempt that runs to end, and from now on those that begin: one that was claimed in this moment
         is not on the list yet."""
         with self._lock:
@@ -159,26 +163,26 @@ class Watch:
             for attempt in self._attempts:
                 self._cut_off(attempt, reason, patience)
 
-    def _cut_off(self, attempt: Attempt, reason: Callable[[], Reason], patience: Patience) -> None:
+    def _cut_off(self, attempt: Attempt, reason: Callable[[], Reason], patience: GracePeriods) -> None:
         self.cut_off += 1
-        attempt.tell(reason(), patience)
+        attempt.request_stop(reason(), patience)
         self._changed.notify()
 
     def _run(self) -> None:
         with self._lock:
             while self._thread is threading.current_thread():
                 now = time.monotonic()
-                self._next = min((attempt.press(now) for attempt in self._attempts), default=NEVER)
+                self._next = min((attempt.escalate(now) for attempt in self._attempts), default=NEVER)
                 self._report()
                 self._end_silence(now)
                 self._changed.wait(min(_LOOK_EVERY, max(0.0, self._next - time.monotonic())))
 
     def _end_silence(self, now: float) -> None:
         """Shut down the connections whose answer is overdue: the network may acknowledge all and pass nothing on."""
-        for held in self._holds:
-            if held.answer_due <= now:
-                held.answer_due = NEVER
-                held.shut_down(id(held.conn))
+        for checkout in self._holds:
+            if checkout.answer_due <= now:
+                checkout.answer_due = NEVER
+                checkout.shut_down(id(checkout.conn))
                 started(self._on_silent, name="pgjobs/silent")
 
     def _report(self) -> None:

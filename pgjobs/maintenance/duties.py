@@ -164,11 +164,11 @@ class Maintenance:
         self._unworkable.bit_by_bit(conn, Act("promote", find, promote, PROMOTE), error)
 
     def _promote_contested(self, conn: AnyConnection, id: int, queue: str) -> None:
-        """Promote a job whose unique key a twin may have taken while it waited."""
+        """Promote a job whose unique key a duplicate may have taken while it waited."""
         try:
             try:
                 state = self._queries.settle_promotion(conn, id, queue)
-            except (psycopg.errors.UniqueViolation, psycopg.errors.LockNotAvailable):  # the twin is being inserted
+            except (psycopg.errors.UniqueViolation, psycopg.errors.LockNotAvailable):  # the duplicate is being inserted
                 self._queries.postpone_promotion(conn, id, queue)
                 return
         except psycopg.Error as error:

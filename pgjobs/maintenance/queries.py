@@ -110,7 +110,8 @@ class MaintenanceQueries:
     def promote(
         self, conn: AnyConnection, batch: int, rows: Selection = ALL_ROWS
     ) -> tuple[dict[str, int], list[tuple[int, str]], timedelta | None]:
-        """Make due jobs available; how many per queue, id and queue of those that a twin may be in the way of, and how
+        """Make due jobs available; how many per queue, id and queue of those that a duplicate may be in the way of, and
+        how
         long until the next waiting job is due."""
         values = {"batch": batch, "channel": self.channel, **rows.values}
         found, [(due,)] = act(conn, self._maintain["promote"], values)
@@ -118,7 +119,8 @@ class MaintenanceQueries:
         return promoted, [(id, queue) for queue, _, id, *_ in found if id is not None], span(due)
 
     def settle_promotion(self, conn: AnyConnection, id: int, queue: str) -> JobState | None:
-        """Make one available, or discard it if its twin has its key; raises when that cannot be told yet. None: there
+        """Make one available, or discard it if its duplicate has its key; raises when that cannot be told yet. None:
+        there
         is nothing to settle any more."""
         values = {"id": id, "queue": queue, "channel": self.channel}
         (rows,) = act(conn, self._maintain["settle_promotion"], values)

@@ -75,7 +75,7 @@ class Bounds:
         """Cancel the statement when its time is up, or when the pool stops."""
         enough, finished = threading.Event(), threading.Event()
 
-        def watch() -> None:
+        def watchdog() -> None:
             enough.wait(seconds)
             with suppress(psycopg.Error):
                 while not finished.is_set() and not conn.closed:  # again: the first may come before the statement
@@ -86,7 +86,7 @@ class Bounds:
             self._enough = enough
             if self.stopping:
                 enough.set()
-        watcher = threading.Thread(target=watch, name=f"{self._name}-watch", daemon=True)
+        watcher = threading.Thread(target=watchdog, name=f"{self._name}-watch", daemon=True)
         watcher.start()
         try:
             yield

@@ -47,7 +47,7 @@ class MaintenanceThread:
         beside: Callable[[AnyConnection], None] = lambda conn: None,
         tick: Callable[[AnyConnection], timedelta] = lambda conn: duties.AT_LEAST_EVERY,
         at_end: Callable[[], None] = lambda: None,
-        over: Callable[[Checkout], AbstractContextManager[object]] = lambda held: nullcontext(),
+        over: Callable[[Checkout], AbstractContextManager[object]] = lambda checkout: nullcontext(),
         is_told: Callable[[], bool] = lambda: True,
         outages: Outages | None = None,
         on_closed: Callable[[], None] = lambda: None,
@@ -149,8 +149,8 @@ class MaintenanceThread:
     @contextmanager
     def _connection(self, duty: str = "") -> Iterator[AnyConnection]:
         within = _ANSWER_WITHIN if duty in ("", "promote", "rescue", "tick") else _SLOW_ANSWER_WITHIN
-        with self._source.own_checkout() as held, self._over(held), held.answered_within(within):
-            yield held.conn
+        with self._source.own_checkout() as checkout, self._over(checkout), checkout.answered_within(within):
+            yield checkout.conn
 
     def _look_beside(self) -> None:
         try:

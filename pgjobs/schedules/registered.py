@@ -36,14 +36,14 @@ class CodeSchedules:
 
     def __init__(
         self,
-        store: ScheduleQueries,
+        queries: ScheduleQueries,
         source: PoolSource,
         encode: Callable[[NewJob[Any]], EncodedJob],
         schedules: Iterable[Schedule],
         *,
         worker: str,
     ) -> None:
-        self._store = store
+        self._queries = queries
         self._source = source
         self._encode = encode
         self._schedules: Mapping[str, Schedule] = {}  # replaced, never changed: the ticking thread reads it
@@ -85,8 +85,8 @@ class CodeSchedules:
             if len(after) == len(self._schedules):
                 return False
             if self._scheduler is not None:
-                with self._source.own_checkout() as held:
-                    self._store.say_who_has_it(held.conn, self._scheduler, self._worker, after)
+                with self._source.own_checkout() as checkout:
+                    self._queries.say_who_has_it(checkout.conn, self._scheduler, self._worker, after)
             self._schedules = after
         return True
 
@@ -131,8 +131,8 @@ class CodeSchedules:
 
         def leave() -> None:
             if scheduler is not None and self._schedules:
-                with suppress(psycopg.Error), self._source.own_checkout() as held:
-                    self._store.leave(held.conn, scheduler)
+                with suppress(psycopg.Error), self._source.own_checkout() as checkout:
+                    self._queries.leave(checkout.conn, scheduler)
 
         return leave
 
@@ -146,7 +146,7 @@ class CodeSchedules:
             self._next_beat = time.monotonic() + _BEAT_EVERY
             if self._scheduler is None:
                 return
-            if not self._store.beat(conn, self._scheduler, self._worker, self._schedules):
+            if not self._queries.beat(conn, self._scheduler, self._worker, self._schedules):
                 self._gone = True
             if self._gone:
                 self._write(conn, self._scheduler, self._schedules, list(self), again=True)
@@ -156,8 +156,8 @@ class CodeSchedules:
             self._changing.release()
 
     def _register(self, scheduler: UUID, all: Iterable[str], new: Iterable[Schedule]) -> None:
-        with self._source.own_checkout() as held:
-            self._write(held.conn, scheduler, all, new)
+        with self._source.own_checkout() as checkout:
+            self._write(checkout.conn, scheduler, all, new)
 
     def _write(
         self,
@@ -171,11 +171,11 @@ class CodeSchedules:
         # what the application's code may do wrong is done before anything is locked
         rows = {schedule.name: self._fixed(schedule) for schedule in new}
         with conn.transaction():
-            now = self._store.begin_registration(conn)
-            self._store.say_who_has_it(conn, scheduler, self._worker, all)
+            now = self._queries.begin_registration(conn)
+            self._queries.say_who_has_it(conn, scheduler, self._worker, all)
             for schedule in sorted(new, key=lambda schedule: schedule.name):  # everybody locks in this order
                 first = bounded(schedule.next(now))
-                self._store.register(conn, schedule, rows[schedule.name], first, scheduler, again=again)
+                self._queries.register(conn, schedule, rows[schedule.name], first, scheduler, again=again)
 
     def _fixed(self, schedule: Schedule) -> EncodedJob | None:
         """The checked job of a schedule whose args are always the same."""

@@ -28,27 +28,27 @@ class Schedules:
 
     def __init__(
         self,
-        store: ScheduleQueries,
+        queries: ScheduleQueries,
         transaction: Callable[[Tx], AbstractContextManager[AnyConnection]],
         encode: Callable[[NewJob[Any]], EncodedJob],
     ) -> None:
-        self._store = store
+        self._queries = queries
         self._transaction = transaction
         self._encode = encode
 
     def __repr__(self) -> str:
-        return f"Schedules(schema={self._store.schema!r})"
+        return f"Schedules(schema={self._queries.schema!r})"
 
     def list(self, tx: Tx = None) -> Rows:
         """All schedules by name, as they are now."""
         with self._transaction(tx) as conn:
-            return self._store.rows(conn)
+            return self._queries.rows(conn)
 
     def get(self, name: str, tx: Tx = None) -> ScheduleRow | None:
         """The schedule of this name as it is now, or None."""
         _check_name(name)
         with self._transaction(tx) as conn:
-            return next(iter(self._store.rows(conn, name)), None)
+            return next(iter(self._queries.rows(conn, name)), None)
 
     def add(self, schedule: Schedule, tx: Tx = None) -> None:
         """Add a schedule that every worker pool ticks. InvalidSchedule if the name is taken, or if it needs code:
@@ -64,7 +64,7 @@ class Schedules:
         assert job is not None
         row = self._encode(job)
         with self._transaction(tx) as conn:
-            added = self._store.add(
+            added = self._queries.add(
                 conn,
                 schedule.name,
                 kind=row.kind,
@@ -75,7 +75,7 @@ class Schedules:
                 catch_up=schedule.catch_up,
                 window=schedule.window,
                 version=schedule.version,
-                next=bounded(schedule.next(self._store.now(conn))),
+                next=bounded(schedule.next(self._queries.now(conn))),
                 run_on_start=schedule.run_on_start,
             )
         if not added:
@@ -106,13 +106,13 @@ class Schedules:
         if catch_up is not None:
             check_catch_up(catch_up)
         with self._transaction(tx) as conn:
-            before = next(iter(self._store.rows(conn, name)), None)
+            before = next(iter(self._queries.rows(conn, name)), None)
             if before is None:
                 raise ScheduleNotFound(name)
             meant = before.spec if spec is None else str(spec)
             place = before.zone if zone is None else time_zone(zone).key
             ticks = None if meant is None else parse(meant, zone=place, name=name)
-            self._store.change(
+            self._queries.change(
                 conn,
                 name,
                 kind=row and row.kind,
@@ -124,29 +124,29 @@ class Schedules:
                 set_window=window is not ...,
                 window=None if window is ... else check_window(window),
             )
-            (after,) = self._store.rows(conn, name)
+            (after,) = self._queries.rows(conn, name)
             return after
 
     def pause(self, name: str, tx: Tx = None) -> None:
         """Let its ticks go by, until it is resumed. They are not made up then."""
-        self._must(name, tx, self._store.pause)
+        self._must(name, tx, self._queries.pause)
 
     def resume(self, name: str, tx: Tx = None) -> None:
         """Let it tick again."""
-        self._must(name, tx, self._store.resume)
+        self._must(name, tx, self._queries.resume)
 
     def run_now(self, name: str, tx: Tx = None) -> None:
         """Let it enqueue its job once more, at once, whenever its next tick is and also while it is paused. The worker
         pools do that, those whose code has it where code supplies the args. Asking twice before it has happened is
         asking once."""
-        self._must(name, tx, self._store.run_now)
+        self._must(name, tx, self._queries.run_now)
 
     def remove(self, name: str, tx: Tx = None) -> bool:
         """Remove it, for everybody; says whether there was one. What is in the code of a worker pool comes back when
         that starts again."""
         _check_name(name)
         with self._transaction(tx) as conn:
-            return self._store.remove(conn, name)
+            return self._queries.remove(conn, name)
 
     def _must(self, name: str, tx: Tx, act: Callable[[AnyConnection, str], bool]) -> None:
         _check_name(name)

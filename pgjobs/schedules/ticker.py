@@ -44,13 +44,13 @@ class Ticker:
 
     def __init__(
         self,
-        store: ScheduleQueries,
+        queries: ScheduleQueries,
         registered: Callable[[], Mapping[str, Schedule]],
         ask: Ask,
         *,
         wake: Callable[[str], None] = lambda queue: None,
     ) -> None:
-        self._store = store
+        self._queries = queries
         self._registered = registered
         self._ask = ask
         self._wake = wake
@@ -84,17 +84,17 @@ class Ticker:
         """What wants something now; schedule by schedule where one of the rows stops that."""
         aside = list(self._aside)
         try:
-            return self._store.look(conn, versions, aside, BATCH)
+            return self._queries.look(conn, versions, aside, BATCH)
         except Exception as error:
             if isinstance(error, psycopg.Error) and not concerns_a_row(error):
                 raise
-            names = self._store.names_of_due(conn, versions, aside, BATCH)
+            names = self._queries.names_of_due(conn, versions, aside, BATCH)
             if not names:
                 raise
         wanting: list[DueSchedule] = []
         for name in names:
             try:
-                wanting += self._store.look(conn, versions, aside, 1, only=name)[0]
+                wanting += self._queries.look(conn, versions, aside, 1, only=name)[0]
             except Exception as error:
                 self._set_aside(conn, name, error)
         return wanting, _AGAIN
@@ -142,7 +142,7 @@ class Ticker:
         return Move(tick=tick, next=what.next, counted=tick)
 
     def _move(self, conn: AnyConnection, seen: DueSchedule, move: Move) -> None:
-        moved = self._store.move(conn, seen, move)
+        moved = self._queries.move(conn, seen, move)
         self._ticked_at = time.monotonic()
         if moved is None:  # another process ticks it, or somebody changes it: not hot for that
             self._aside[seen.name] = time.monotonic() + _HELD
@@ -175,7 +175,7 @@ class Ticker:
             self._aside[name] = now + _AFTER_COMMON_FAILURE
         forget_details(error)
         try:
-            self._store.note_error(conn, name, error_text(error))
+            self._queries.note_error(conn, name, error_text(error))
         except psycopg.Error as other:
             if not concerns_a_row(other):
                 raise

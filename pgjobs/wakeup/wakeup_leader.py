@@ -34,9 +34,9 @@ class Posts:
     """The posts of this process. All of it is done by the thread that listens."""
 
     def __init__(
-        self, store: WakeupQueries, *, leaves_jobs: bool = False, clock: Callable[[], float] = time.monotonic
+        self, queries: WakeupQueries, *, leaves_jobs: bool = False, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._store = store
+        self._queries = queries
         self._leaves_jobs = leaves_jobs
         self._clock = clock
         self._class: int | None = None  # None where no locks can be held
@@ -44,10 +44,10 @@ class Posts:
 
     def begin(self, conn: AnyConnection) -> bool:
         """On a new connection. Says whether locks can be held on it: not behind a pooler."""
-        pooled, advisory_class = self._store.facts(conn)
+        pooled, advisory_class = self._queries.facts(conn)
         self._class = None if pooled else advisory_class
         if not pooled:
-            self._store.stay(conn)
+            self._queries.stay(conn)
         return not pooled
 
     def lose(self) -> None:
@@ -102,18 +102,18 @@ class Posts:
         for idle in spent:  # first: a thread that finds nothing from here on says so
             idle.post.armed = False
             idle.post.disarm_at = NEVER
-        self._store.disarm(conn, self._class, [self._kept[idle] for idle in spent])
+        self._queries.disarm(conn, self._class, [self._kept[idle] for idle in spent])
 
     def _leave(self, conn: AnyConnection, leave: list[IdleThreads]) -> None:
         assert self._class is not None
-        self._store.leave(conn, self._class, [(self._kept[idle], idle.post.armed) for idle in leave])
+        self._queries.leave(conn, self._class, [(self._kept[idle], idle.post.armed) for idle in leave])
         for idle in leave:
             idle.post.held = idle.post.armed = False
 
     def _arm(self, conn: AnyConnection, arm: list[IdleThreads]) -> None:
         assert self._class is not None
         asked = [(self._kept[idle], idle.post.held) for idle in arm]
-        answers = self._store.take(conn, self._class, asked, leaves_jobs=self._leaves_jobs)
+        answers = self._queries.take(conn, self._class, asked, leaves_jobs=self._leaves_jobs)
         now = self._clock()
         for idle, (held, armed) in zip(arm, answers, strict=True):
             post = idle.post

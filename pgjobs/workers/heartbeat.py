@@ -11,7 +11,7 @@ from pgjobs.db.cursors import AnyConnection
 from pgjobs.errors import JobCancelled
 from pgjobs.events import Events
 from pgjobs.execution.claimer import Claimer
-from pgjobs.execution.watchdog import Watch
+from pgjobs.execution.watchdog import Watchdog
 from pgjobs.workers.registration import Registration
 
 _KEEP_QUEUES_EVERY = 60.0  # seconds between two words that this process works its queues
@@ -23,18 +23,18 @@ class ProcessDuties:
     def __init__(
         self,
         claimer: Claimer,
-        watch: Watch,
+        watchdog: Watchdog,
         registration: Registration,
-        queue_store: QueueQueries,
+        queue_queries: QueueQueries,
         *,
         queues: Callable[[], Iterable[str]],
         lease: timedelta,
         events: Events,
     ) -> None:
         self._claimer = claimer
-        self._watch = watch
+        self._watchdog = watchdog
         self._registration = registration
-        self._queue_store = queue_store
+        self._queue_queries = queue_queries
         self._queues = queues
         self._lease = lease
         self._events = events
@@ -52,29 +52,29 @@ class ProcessDuties:
         self.look_at_queues(conn)
         if time.monotonic() >= self.keep_queues_at:
             self.keep_queues_at = time.monotonic() + _KEEP_QUEUES_EVERY
-            self._queue_store.keep_queues(conn, self._queues())
-            self._queue_store.forget_queues(conn)
+            self._queue_queries.keep_queues(conn, self._queues())
+            self._queue_queries.forget_queues(conn)
 
     def look_at_queues(self, conn: AnyConnection) -> None:
         """Tell those who subscribe to it which queues were paused or resumed, whoever did that."""
         if self._events.looks_at_queues:
-            self._events.note_paused(*self._queue_store.paused(conn))
+            self._events.note_paused(*self._queue_queries.paused(conn))
         elif self._events.knows_queues:
             self._events.forget_queues()
 
     def look_after_attempts(self, conn: AnyConnection) -> None:
         """Tell the handlers whose jobs somebody has cancelled, and extend the leases of the detached ones."""
         self._claimer.take_back_orphans(conn)
-        store, tokens = self._claimer.store, self._watch.tokens
-        wanted = store.cancelled_attempts(conn, tokens) if tokens else {}
+        queries, tokens = self._claimer.queries, self._watchdog.tokens
+        wanted = queries.cancelled_attempts(conn, tokens) if tokens else {}
         # first: a job that begins now is watched before it looks here
-        self._watch.unwanted = {(id, token): JobCancelled(reason) for (id, token), reason in wanted.items()}
+        self._watchdog.unwanted = {(id, token): JobCancelled(reason) for (id, token), reason in wanted.items()}
         for (id, token), reason in wanted.items():
-            self._watch.tell(token, JobCancelled(reason), id=id)
+            self._watchdog.request_stop(token, JobCancelled(reason), id=id)
         if time.monotonic() < self.extend_at:
             return
         self.extend_at = time.monotonic() + self._lease.total_seconds() / 4
-        detached = self._watch.detached_tokens
+        detached = self._watchdog.detached_tokens
         if detached:
-            kept = store.extend_leases(conn, detached, self._lease)
-            self._watch.tell_of_lost_leases(set(detached) - kept)
+            kept = queries.extend_leases(conn, detached, self._lease)
+            self._watchdog.stop_those_without_lease(set(detached) - kept)

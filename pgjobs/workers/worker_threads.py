@@ -46,7 +46,7 @@ class Place:
     way: Way
 
 
-class Crew:
+class WorkerThreads:
     """The worker threads of all queues of a pool. It outlives a stop, as a thread does that is stuck in its handler."""
 
     def __init__(
@@ -67,7 +67,7 @@ class Crew:
         self._hooks = executor.hooks
         self._executor = executor
         self._batches = Batches(executor)
-        self._post_store = WakeupQueries(executor.claimer.store.schema)
+        self._wakeup_queries = WakeupQueries(executor.claimer.queries.schema)
         self._poll_interval = poll_interval.total_seconds()
         self._cooldown = fetch_cooldown.total_seconds()
         self.on_closed: Callable[[], None] = lambda: None  # called when the source has no connections any more
@@ -81,7 +81,7 @@ class Crew:
         self._stuck: dict[threading.Thread, tuple[Job[Any] | None, float]] = {}
         self._started = 0  # since the last muster
 
-    def muster(self) -> None:
+    def reset(self) -> None:
         """The pool starts: count the names of its threads from 0."""
         self.stopping.clear()
         self._started = 0
@@ -177,41 +177,41 @@ class Crew:
         def goes_on() -> bool:
             return not (self._cooldown or self._ends(idle))
 
-        with self._source.checkout() as held, self._executor.watch.over(held):
+        with self._source.checkout() as checkout, self._executor.watchdog.over(checkout):
             try:
                 seen = idle.calls
-                if polls and not self._sees_any(held, queue):
+                if polls and not self._sees_any(checkout, queue):
                     return seen
                 while True:
                     seen = idle.calls
                     if self._ends(idle):
                         return seen
-                    if not self._run_next(held, place, goes_on):
+                    if not self._run_next(checkout, place, goes_on):
                         return seen
                     if self._cooldown:
                         self.stopping.wait(self._cooldown)
             finally:
-                self._executor.leave(held)
+                self._executor.leave(checkout)
 
-    def _sees_any(self, held: Checkout, queue: str) -> bool:
+    def _sees_any(self, checkout: Checkout, queue: str) -> bool:
         """Whether there is anything to claim."""
         claimer = self._executor.claimer
         kinds = list(claimer.work_map) if claimer.unknown_kinds == "leave" else None
         try:
-            with held.answered_within(_LOOK_WITHIN):
-                return self._post_store.sees_any(held.conn, queue, kinds)
+            with checkout.answered_within(_LOOK_WITHIN):
+                return self._wakeup_queries.sees_any(checkout.conn, queue, kinds)
         except Exception as error:
             if isinstance(error, psycopg.OperationalError):
                 claimer.be_cautious()
             self._hooks("on_claim", None, error)
             raise
 
-    def _run_next(self, held: Checkout, place: Place, goes_on: Callable[[], bool]) -> bool:
+    def _run_next(self, checkout: Checkout, place: Place, goes_on: Callable[[], bool]) -> bool:
         """Run the next job, or the next batch; says whether there was any."""
         queue, idle, way = place.queue, place.idle, place.way
         if way.batch_size > 1:
-            return self._batches.run_next(held, queue, way, claimed=idle.claimed, ends=partial(self._ends, idle))
-        return self._executor.run_next(held, queue, claimed=idle.claimed, go_on=goes_on) is not None
+            return self._batches.run_next(checkout, queue, way, claimed=idle.claimed, ends=partial(self._ends, idle))
+        return self._executor.run_next(checkout, queue, claimed=idle.claimed, go_on=goes_on) is not None
 
     def _ends(self, idle: IdleThreads) -> bool:
         """Whether this thread is to take no more jobs."""

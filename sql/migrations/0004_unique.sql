@@ -1,7 +1,7 @@
 -- Unique jobs: the key, computed here so that no two clients can disagree about it, and an insert for other languages.
 
 -- name: up
--- A job passes through these states without being asked. A key that did not hold in one of them could be taken by a twin
+-- A job passes through these states without being asked. A key that did not hold in one of them could be taken by a duplicate
 -- meanwhile, and the claim or the finish that brings the job back would fail. NOT VALID: no key is older than this.
 ALTER TABLE pgjobs.job ADD CONSTRAINT job_unique_covers CHECK (
     unique_states @> ARRAY['available', 'pending', 'running', 'scheduled']) NOT VALID;
@@ -116,8 +116,8 @@ END
 $$;
 
 -- Enqueues one job, for triggers, psql and other languages: SELECT * FROM pgjobs.enqueue('mail.welcome', '{"to": "a@b.c"}').
--- With `uniqueness` (see check_uniqueness) a job that is there already is the answer, as a duplicate. Waits for a twin
--- that another transaction is inserting. It looks again until one of the two is there: a twin may end in between.
+-- With `uniqueness` (see check_uniqueness) a job that is there already is the answer, as a duplicate. Waits for a duplicate
+-- that another transaction is inserting. It looks again until one of the two is there: a duplicate may end in between.
 CREATE FUNCTION pgjobs.enqueue(
     kind text, args jsonb DEFAULT '{}', queue text DEFAULT 'default', priority integer DEFAULT 0,
     scheduled_at timestamptz DEFAULT NULL, delay interval DEFAULT NULL, max_attempts integer DEFAULT 25,

@@ -21,7 +21,7 @@ from pgjobs import Cancel, Client, Discard, Interrupted, Job, JobRunning, JobSta
 from pgjobs.db.checkout import shut_down
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.errors import AttemptLost, JobStopped, JobTimedOut
-from pgjobs.execution.attempt import Patience, Reason
+from pgjobs.execution.attempt import GracePeriods, Reason
 from pgjobs.maintenance.duties import RESCUE_GRACE
 from pgjobs.maintenance.queries import MaintenanceQueries
 from tests.acceptance.job_model import HOUR, NOTHING, Model
@@ -32,8 +32,8 @@ DETACHED = "detached"  # the kind
 ON_THE_LINE = "on_the_line"  # the attribute of a store that says what happens there; see `unreliable`
 AGAIN = timedelta(hours=2)  # a step of time: past every delay
 STOPPED, TIMED_OUT = partial(JobStopped, "stopped"), partial(JobTimedOut, HOUR)
-QUICK = Patience(raised=0.02, severed=0.1, stuck=60)
-ENDLESS = Patience(raised=600, severed=600, stuck=600)
+QUICK = GracePeriods(raised=0.02, severed=0.1, stuck=60)
+ENDLESS = GracePeriods(raised=600, severed=600, stuck=600)
 
 
 @dataclass
@@ -44,13 +44,13 @@ class Scene:
     job: Job[Any]
     client: Client
     beside: AnyConnection  # commits at once
-    tell: Callable[[Callable[[], Reason], Patience], object]  # this attempt to end
+    tell: Callable[[Callable[[], Reason], GracePeriods], object]  # this attempt to end
     looks: Callable[[], bool]  # another worker of the queue; says whether it found a job
     successor: UUID  # the token of whoever takes the job over
 
     def when_written(self, *, before: OnTheLine | None = None, after: OnTheLine | None = None) -> None:
         """What is to happen before the outcome is sent, or before its answer arrives."""
-        self.client.store.__dict__[ON_THE_LINE] = (before or nothing_happens, after or nothing_happens)
+        self.client.queries.__dict__[ON_THE_LINE] = (before or nothing_happens, after or nothing_happens)
 
     def sql(self, text: str) -> sql.Composed:
         return sql.SQL(text).format(s=sql.Identifier(self.client.schema))
@@ -93,7 +93,7 @@ class Scene:
 def claim_and_vanish(client: Client, conn: AnyConnection, job: Job[Any], token: UUID) -> Job[Any] | None:
     """What a worker does that then loses its connection, or its process: the caller sees to that. It is a worker of its
     own, without neighbours that the rescue would excuse."""
-    return client.store.claim(
+    return client.queries.claim(
         conn,
         which="id",
         id=job.id,
@@ -202,7 +202,7 @@ def is_told_when_it_is_over(scene: Scene) -> None:
     """What is raised in a handler must not land in the library, which is writing its outcome by then."""
 
     def tell(conn: AnyConnection) -> None:
-        scene.tell(STOPPED, Patience(raised=0.001, severed=600, stuck=600))
+        scene.tell(STOPPED, GracePeriods(raised=0.001, severed=600, stuck=600))
         threading.Event().wait(0.05)
 
     scene.when_written(before=tell)
@@ -436,7 +436,7 @@ def is_taken_over_and_locks_again(scene: Scene) -> None:
     is_taken_over(scene)
     scene.tx.execute("BEGIN")
     scene.tx.execute(scene.sql("SELECT FROM {s}.job WHERE id = %s FOR UPDATE"), [scene.job.id])
-    savepoint = re.search(rb"SAVEPOINT \w+", scene.client.store.work["savepoint"])
+    savepoint = re.search(rb"SAVEPOINT \w+", scene.client.queries.work["savepoint"])
     assert savepoint is not None
     scene.tx.execute(savepoint[0])
     scene.effect(scene.tx)

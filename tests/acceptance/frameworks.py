@@ -210,11 +210,11 @@ class Trial:
         jobs = []
         work_map = WorkMap()
         pool = WorkerPool(self.client, work_map, **{"backoff": LATER, **settings})
-        with self.client.source.checkout() as held, pool._watch.running():
+        with self.client.source.checkout() as checkout, pool._watchdog.running():
             for number, handler in enumerate(handlers):
                 work_map[f"test-{number}"] = handler
                 jobs.append(self.enqueue(f"test-{number}"))
-                assert pool._executor.run_next(held, "default") is not None
+                assert pool._executor.run_next(checkout, "default") is not None
         return [self.job(job) for job in jobs]
 
 

@@ -38,7 +38,7 @@ from pgjobs import (
 )
 from pgjobs.db.checkout import shut_down
 from pgjobs.execution import batch as batches
-from pgjobs.execution.attempt import Patience
+from pgjobs.execution.attempt import GracePeriods
 from pgjobs.execution.batch_queries import BatchQueries
 from pgjobs.execution.queries import ExecutionQueries
 from pgjobs.execution.transport import HotPath, prepared
@@ -237,7 +237,7 @@ def test_a_claim_of_many_is_not_planned_anew_each_time(client: Client) -> None:
 
 @pytest.mark.no_decoys("makes an index by hand, whose condition finds one")
 def test_the_plan_of_a_claim_of_many_goes_by_the_index_though_the_table_was_small(client: Client) -> None:
-    store, desk = BatchQueries(client.store), Desk(client)
+    store, desk = BatchQueries(client.queries), Desk(client)
     desk.enqueue(5)
     desk.sql("CREATE INDEX job_by_time ON {schema}.job (queue, scheduled_at, id) WHERE state = 'available'")
     desk.sql("ANALYZE {schema}.job")
@@ -870,7 +870,7 @@ def test_a_line_that_dies_under_the_claim_of_a_batch_costs_no_attempt(
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Handlers that are told to end and do not are made to sooner."""
-    monkeypatch.setattr(pgjobs.execution.attempt, "AFTER_TIMEOUT", Patience(raised=0.2, severed=0.6, stuck=1.2))
+    monkeypatch.setattr(pgjobs.execution.attempt, "AFTER_TIMEOUT", GracePeriods(raised=0.2, severed=0.6, stuck=1.2))
 
 
 def short_of_time(desk: Desk, first: Do) -> WorkMap:

@@ -103,7 +103,7 @@ def test_the_workers_of_a_preloaded_gunicorn_enqueue_each_for_itself(
         parts = [range(start, total, askers) for start in range(askers)]
         got = [one for part in several.map(lambda numbers: ask_for(port, numbers), parts) for one in part]
     stored = {
-        job.id: json.loads(job.raw_args)["n"] for job in client.list(JobFilter(kinds=["forked"]), limit=1000).jobs
+        job.id: json.loads(job.raw_args)["n"] for job in client.list_jobs(JobFilter(kinds=["forked"]), limit=1000).jobs
     }
     made_before = [n for n in stored.values() if n < 0]
     assert {id: n for n, id, _ in got} == {id: n for id, n in stored.items() if n >= 0}
@@ -164,7 +164,7 @@ def refused(act, *args):
 
 
 def kinds_of(client: Client) -> list[str]:
-    return sorted(job.kind for job in client.list(limit=10_000).jobs)
+    return sorted(job.kind for job in client.list_jobs(limit=10_000).jobs)
 
 
 @pytest.fixture
@@ -253,7 +253,7 @@ assert [os.waitpid(pid, 0)[1] for pid in children] == [0, 0, 0]
 """)
     lines = [line.split() for line in printed.splitlines()]
     said = {int(id): (name, int(number)) for id, name, number, _ in lines}
-    stored = {job.id: json.loads(job.raw_args) for job in client.list(JobFilter(kinds=["child"]), limit=1000).jobs}
+    stored = {job.id: json.loads(job.raw_args) for job in client.list_jobs(JobFilter(kinds=["child"]), limit=1000).jobs}
     assert said == {id: (args["from"], args["number"]) for id, args in stored.items()}
     assert len(lines) == len(said) == 20 * (3 * 3 + 1)
     assert {own for _, _, _, own in lines} == {"True"}, "a child has an id of its own"
@@ -297,7 +297,7 @@ if __name__ == "__main__":
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    stored = {job.id: json.loads(job.raw_args) for job in client.list(JobFilter(kinds=["child"]), limit=1000).jobs}
+    stored = {job.id: json.loads(job.raw_args) for job in client.list_jobs(JobFilter(kinds=["child"]), limit=1000).jobs}
     assert [stored[int(id)]["number"] for id in done.stdout.split()] == list(range(60))
     assert len(stored) == 61
 
@@ -459,7 +459,7 @@ client = Client(pool, schema=schema)
 def child():
     with pool:
         client.enqueue(None, {}, kind="child")
-        assert len(client.list().jobs) >= 1
+        assert len(client.list_jobs().jobs) >= 1
 
 assert in_child(child) == 0
 assert in_child(child) == 0

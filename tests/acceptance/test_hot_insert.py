@@ -300,7 +300,7 @@ def test_many_threads_enqueue_at_once(client: Client, query: Query) -> None:
 def test_a_job_enqueued_for_a_listener_notifies_it_once(own: Client, connect: Connect, query: Query) -> None:
     """Whoever sleeps holds the lock of the queue."""
     ear = connect(autocommit=True)
-    ear.execute(sql.SQL("LISTEN {}").format(sql.Identifier(own.store.channel)))
+    ear.execute(sql.SQL("LISTEN {}").format(sql.Identifier(own.queries.channel)))
     lock = "SELECT pg_advisory_lock({}.advisory_class(), hashtext('mail'))"
     ear.execute(sql.SQL(lock).format(sql.Identifier(own.schema)))
     for number in range(3):

@@ -302,7 +302,7 @@ def test_a_job_that_was_claimed_when_the_pool_stops_is_given_back(client: Client
 
     claimer.complete = stopped_meanwhile  # type: ignore[method-assign]
     with pool:
-        wait_until(lambda: not pool._crew._working)
+        wait_until(lambda: not pool._threads._working)
     first, *others = (stored(client, job) for job in jobs)
     assert first.state == JobState.COMPLETED
     assert started == [first.id]
@@ -318,16 +318,16 @@ def test_a_job_that_was_never_started_has_no_attempt_counted_when_its_connection
     claimer = pool._executor.claimer
     complete = claimer.complete
 
-    def lost_meanwhile(held: Checkout, *args: Any, **options: Any) -> Any:
-        finished = complete(held, *args, **options)
+    def lost_meanwhile(checkout: Checkout, *args: Any, **options: Any) -> Any:
+        finished = complete(checkout, *args, **options)
         pool._begin_stop()
         with client.pool.connection() as conn:
-            conn.execute("SELECT pg_terminate_backend(%s, 5000)", [held.conn.info.backend_pid])
+            conn.execute("SELECT pg_terminate_backend(%s, 5000)", [checkout.conn.info.backend_pid])
         return finished
 
     claimer.complete = lost_meanwhile  # type: ignore[method-assign]
     with pool:
-        wait_until(lambda: not pool._crew._working)
+        wait_until(lambda: not pool._threads._working)
     wait_until(lambda: stored(client, second).state == JobState.AVAILABLE)
     assert started == [first.id]
     assert (stored(client, first).state, stored(client, second).attempt) == (JobState.COMPLETED, 0)
@@ -352,7 +352,7 @@ def test_nobody_comes_between_a_claim_and_its_being_given_back(client: Client, m
 
         monkeypatch.setattr(ExecutionQueries, "release_claim", meanwhile)
         with pool:
-            wait_until(lambda: not pool._crew._working, 20)
+            wait_until(lambda: not pool._threads._working, 20)
         other.execute("ROLLBACK")
     assert stored(client, first).state == JobState.COMPLETED
     assert (stored(client, second).state, stored(client, second).attempt) == (JobState.AVAILABLE, 0)

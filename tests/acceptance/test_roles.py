@@ -303,7 +303,7 @@ def test_the_worker_works_through_all_endings(roles: Roles, caplog: pytest.LogCa
         admin.cancel(made["waits"].id)
         wait_until(lambda: all(getattr(state(job), "final", False) for job in [*made.values(), future, vanished]))
         wait_until(lambda: admin.get(old.id) is None)
-        wait_until(lambda: any(job.metadata.get("schedule") == "s" for job in admin.list().jobs))
+        wait_until(lambda: any(job.metadata.get("schedule") == "s" for job in admin.list_jobs().jobs))
     ended = {kind: admin.get(job.id) for kind, job in made.items()}
     assert {kind: job and job.state for kind, job in ended.items()} == {
         "ends": JobState.COMPLETED,
@@ -336,7 +336,7 @@ def test_a_handler_of_the_worker_controls_other_jobs(roles: Roles) -> None:
         job: Job[Any] = admin.enqueue(None, {}, kind="controls", queue="control", max_attempts=1)
         with WorkerPool(client, {"controls": controls}, queues={"control": 1}):
             assert admin.wait(job, timeout=timedelta(seconds=20)).state is JobState.COMPLETED
-    found = {job.id: job.state for job in admin.list().jobs}
+    found = {job.id: job.state for job in admin.list_jobs().jobs}
     assert found[canceled] is found[many] is JobState.CANCELLED
     assert found[retried] is JobState.AVAILABLE
     assert deleted not in found
@@ -392,11 +392,11 @@ def test_no_role_changes_the_tables_themselves(roles: Roles, role: str, statemen
 
 def _looks(client: Client, id: int) -> None:
     assert client.get(id) is not None
-    assert client.list().jobs
-    assert client.list(JobFilter(states=["available"]), order="time").jobs
+    assert client.list_jobs().jobs
+    assert client.list_jobs(JobFilter(states=["available"]), order="time").jobs
     assert client.count().total > 0
     client.queues.list()
-    client.queues.figures()
+    client.queues.stats()
     client.workers()
     client.schedules.list()
     client.check_schema()
@@ -419,7 +419,7 @@ def test_the_viewer_looks_and_changes_nothing(roles: Roles) -> None:
     with roles.client_as("viewer") as client:
         assert client.count().total > 0
         client.queues.list()
-        client.queues.figures()
+        client.queues.stats()
         client.workers()
         client.check_schema()
         with pytest.raises(DENIED):

@@ -35,7 +35,7 @@ from pgjobs import (
 )
 from pgjobs.clean_text import ERROR_LIMIT, TRACE_LIMIT
 from pgjobs.contrib.sqlalchemy import SQLAlchemySource
-from pgjobs.execution.attempt import Patience
+from pgjobs.execution.attempt import GracePeriods
 from pgjobs.maintenance.queries import MaintenanceQueries
 from pgjobs.options import JobOptions
 from tests.waiting import wait_until
@@ -44,7 +44,7 @@ Tx = psycopg.Connection[Any]
 Function = Callable[[Any, Job[Any]], object]
 MARKER = "s3cr3t-m4rk3r"
 LATER = constant(timedelta(hours=1))
-QUICK = Patience(raised=0.2, severed=0.4, stuck=0.6)  # the same steps as by default, sooner
+QUICK = GracePeriods(raised=0.2, severed=0.4, stuck=0.6)  # the same steps as by default, sooner
 
 
 @dataclass

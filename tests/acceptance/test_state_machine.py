@@ -192,7 +192,7 @@ class Machine(RuleBasedStateMachine):
             job=job,
             client=self.client,
             beside=self.beside,
-            tell=lambda reason, patience: self.pool._watch.tell(model.token or uuid4(), reason(), patience),
+            tell=lambda reason, patience: self.pool._watchdog.request_stop(model.token or uuid4(), reason(), patience),
             looks=lambda: self._pool().work_one(job.queue),
             successor=model.successor,
         )
@@ -214,7 +214,7 @@ class Machine(RuleBasedStateMachine):
             model.settled += behaviour.settled
             behaviour.ends(model)
         self.played = None
-        self.client.store.__dict__.pop(ON_THE_LINE, None)
+        self.client.queries.__dict__.pop(ON_THE_LINE, None)
 
     # --- which job
 
@@ -292,7 +292,7 @@ class Machine(RuleBasedStateMachine):
         """As a worker's thread does: until the queue is empty, the next job claimed with the finish of the last."""
         model = self._ready(number, PLAIN)
         following = self._enqueue(PLAIN, model.queue, 2)
-        with self.pool._watch.running(), self._playing(model, behaviour, meanwhile):
+        with self.pool._watchdog.running(), self._playing(model, behaviour, meanwhile):
             while not self._worked_until_empty(model.queue):
                 continue
         if not following.starts:  # claimed with a finish whose answer was lost
@@ -307,7 +307,7 @@ class Machine(RuleBasedStateMachine):
 
     def _worked_until_empty(self, queue: str) -> bool:
         with suppress(KeyboardInterrupt):
-            self.pool._crew.work_while_jobs(self.pool._place(queue, 1))
+            self.pool._threads.work_while_jobs(self.pool._place(queue, 1))
             return True
         return False
 
@@ -372,12 +372,12 @@ class Machine(RuleBasedStateMachine):
         outcome = decide(job, RuntimeError("late"), BACKOFF)
         own = [model for model in self.jobs if (model.token, model.state) == (job.token, JobState.RUNNING)]
         if own:
-            self.client.store.finish_late(self.beside, job, outcome, after_loss=lost)
+            self.client.queries.finish_late(self.beside, job, outcome, after_loss=lost)
             own[0].marking = None
             own[0].fails()
             return
         with pytest.raises(AttemptLost):
-            self.client.store.finish_late(self.beside, job, outcome, after_loss=lost)
+            self.client.queries.finish_late(self.beside, job, outcome, after_loss=lost)
         self.beside.execute("ROLLBACK")
 
     @precondition(lambda self: self.unstarted)
@@ -388,7 +388,7 @@ class Machine(RuleBasedStateMachine):
         assert job.token is not None
         model = next((model for model in self.jobs if model.token == job.token), None)
         gives = model is not None and model.state in (JobState.RUNNING, JobState.RETRYABLE, JobState.DISCARDED)
-        assert self.client.store.release_claim(self.beside, queue=job.queue, token=job.token) == gives
+        assert self.client.queries.release_claim(self.beside, queue=job.queue, token=job.token) == gives
         if gives and model is not None:
             self.claims = [claim for claim in self.claims if claim.token != job.token]
             model.claim_is_given_back()

@@ -35,14 +35,14 @@ from pgjobs import (
 from pgjobs.db.checkout import Checkout
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.errors import JobStopped
-from pgjobs.execution.attempt import AT_STOP, Attempt, Patience
+from pgjobs.execution.attempt import AT_STOP, Attempt, GracePeriods
 from pgjobs.execution.interrupt import raise_in
 from tests.waiting import wait_until
 
 NOTHING: dict[str, Any] = {}
 SOON = timedelta(seconds=0.3)
 LATER = constant(timedelta(hours=1))
-QUICK = Patience(raised=0.2, severed=0.6, stuck=1.0)  # the same steps as by default, sooner
+QUICK = GracePeriods(raised=0.2, severed=0.6, stuck=1.0)  # the same steps as by default, sooner
 
 
 class Trial:
@@ -201,7 +201,7 @@ def test_a_handler_that_cannot_be_ended_loses_its_row_and_its_place(
 def test_a_handler_that_returns_after_its_time_but_before_the_end_has_succeeded(
     trial: Trial, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pgjobs.execution.attempt.AFTER_TIMEOUT", Patience(raised=30, severed=40, stuck=50))
+    monkeypatch.setattr("pgjobs.execution.attempt.AFTER_TIMEOUT", GracePeriods(raised=30, severed=40, stuck=50))
     job = trial.enqueue()
 
     def resist(tx: AnyConnection, job: Job[Any]) -> None:
@@ -372,13 +372,13 @@ def test_only_a_running_handler_can_ask_whether_it_is_to_end(client: Client) -> 
 
 @pytest.fixture
 def attempt(client: Client) -> Iterator[Attempt]:
-    with client.source.checkout() as held:
-        yield Attempt(client.enqueue(None, NOTHING, kind="timed"), held, timedelta(microseconds=1))
+    with client.source.checkout() as checkout:
+        yield Attempt(client.enqueue(None, NOTHING, kind="timed"), checkout, timedelta(microseconds=1))
 
 
 def tell_and_raise(attempt: Attempt) -> None:
-    attempt.press(time.monotonic())
-    attempt.press(time.monotonic() + QUICK.raised)
+    attempt.escalate(time.monotonic())
+    attempt.escalate(time.monotonic() + QUICK.raised)
 
 
 def test_t19_what_is_raised_in_a_handler_is_over_when_it_is_over(trial: Trial, attempt: Attempt) -> None:
@@ -397,20 +397,20 @@ def test_t19_nothing_is_raised_once_the_handler_is_over(trial: Trial, attempt: A
 
 
 def test_t19_what_arrives_while_the_window_is_being_closed_lands_in_there(trial: Trial, attempt: Attempt) -> None:
-    held = threading.Event()
+    checkout = threading.Event()
 
     def at_the_last_moment() -> None:
         with attempt._lock:
-            held.set()
+            checkout.set()
             closing = Attempt._close_window.__code__
             wait_until(lambda: sys._current_frames()[attempt.thread.ident or 0].f_code is closing)
             attempt._raised = True
             raise_in(attempt.thread, Interrupted)
 
     def handler() -> None:
-        attempt.tell(JobStopped("stopped"), QUICK)
+        attempt.request_stop(JobStopped("stopped"), QUICK)
         threading.Thread(target=at_the_last_moment, daemon=True).start()
-        held.wait()
+        checkout.wait()
 
     error = attempt.run(handler)
     sum(range(100))  # it would land here
@@ -445,8 +445,8 @@ def test_a_watch_that_comes_late_leaves_no_step_out(
     """After a while in which the machine was busy, or the process stopped, all of them are due at once."""
     raised: list[object] = []
     monkeypatch.setattr("pgjobs.execution.attempt.raise_in", lambda thread, exception: raised.append(exception))
-    attempt.tell(JobStopped("stopped"), QUICK)
-    attempt.run(lambda: attempt.press(time.monotonic() + QUICK.stuck))
+    attempt.request_stop(JobStopped("stopped"), QUICK)
+    attempt.run(lambda: attempt.escalate(time.monotonic() + QUICK.stuck))
     assert raised == [Interrupted]
     assert attempt.severed
     assert attempt.stuck
@@ -459,9 +459,9 @@ def test_the_watch_comes_again_for_each_step_in_time(
     again: list[float] = []
 
     def handler() -> None:
-        attempt.tell(JobStopped("stopped"), Patience(raised=0.01, severed=0.02, stuck=0.03))
+        attempt.request_stop(JobStopped("stopped"), GracePeriods(raised=0.01, severed=0.02, stuck=0.03))
         for after in (0.0, 0.011, 0.021, 0.031):
-            again.append(attempt.press(attempt._told_at + after) - attempt._told_at)
+            again.append(attempt.escalate(attempt._told_at + after) - attempt._told_at)
 
     attempt.run(handler)
     assert again == pytest.approx([0.01, 0.02, 0.03, float("inf")])
@@ -517,7 +517,7 @@ def test_the_time_of_a_job_that_one_thread_runs_by_itself_does_not_depend_on_ano
     assert pool.work_one()
     assert not other.is_alive()
     assert trial.job(job).state == JobState.RETRYABLE
-    assert pool._watch._thread is None, "nobody needs it any more"
+    assert pool._watchdog._thread is None, "nobody needs it any more"
 
 
 def test_a_pool_that_starts_while_a_thread_runs_a_job_by_itself_watches_over_its_own_when_that_is_over(
@@ -540,13 +540,13 @@ def test_a_pool_that_starts_while_a_thread_runs_a_job_by_itself_watches_over_its
         alone.join(20)
         job = trial.enqueue()
         wait_until(lambda: trial.job(job).state == JobState.RETRYABLE)
-    assert pool._watch._thread is None
+    assert pool._watchdog._thread is None
 
 
 def test_a_severed_job_is_free_and_on_record_long_before_its_thread_is_given_up(
     trial: Trial, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pgjobs.execution.attempt.AFTER_TIMEOUT", Patience(raised=0.1, severed=0.2, stuck=60))
+    monkeypatch.setattr("pgjobs.execution.attempt.AFTER_TIMEOUT", GracePeriods(raised=0.1, severed=0.2, stuck=60))
     job = trial.enqueue()
     pool = trial.pool(deaf(trial)).start()
     wait_until(lambda: trial.job(job).state == JobState.RETRYABLE)
@@ -648,9 +648,9 @@ def test_a_handler_may_stop_its_own_pool(trial: Trial) -> None:
 def test_a_thread_is_stuck_ten_seconds_after_its_timeout_by_default() -> None:
     from pgjobs.execution.attempt import AFTER_TIMEOUT
 
-    assert Patience(raised=1.0, severed=5.0, stuck=10.0) == AFTER_TIMEOUT
+    assert GracePeriods(raised=1.0, severed=5.0, stuck=10.0) == AFTER_TIMEOUT
 
 
 @pytest.mark.conformance(252)
 def test_a_stop_gives_a_thread_up_in_less_than_the_two_seconds_that_it_promises() -> None:
-    assert Patience(raised=0.2, severed=0.8, stuck=1.2) == AT_STOP
+    assert GracePeriods(raised=0.2, severed=0.8, stuck=1.2) == AT_STOP

@@ -19,7 +19,7 @@ from pgjobs import Client, Job, JobFilter, JobState, NewJob, Schedule, Unique, W
 from pgjobs.db.channel import listen
 from pgjobs.wakeup.queries import WakeupQueries
 from pgjobs.wakeup.wakeup_leader import Posts
-from pgjobs.workers.worker_threads import Crew, Place
+from pgjobs.workers.worker_threads import Place, WorkerThreads
 from tests.conftest import Connect
 from tests.waiting import wait_until
 from tests.waking import armed, sleep_on, sleepers, wake_up
@@ -53,7 +53,7 @@ def delays(chance: float) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for owner, names in (
             (Posts, ("_arm", "_leave", "_disarm", "send", "tend")),
-            (Crew, ("_ask_to_be_woken", "work_while_jobs")),
+            (WorkerThreads, ("_ask_to_be_woken", "work_while_jobs")),
         ):
             for name in names:
                 patch.setattr(owner, name, delayed(getattr(owner, name)))
@@ -115,10 +115,10 @@ class Storm:
 
     def wait_done(self, client: Client, pools: Sequence[WorkerPool]) -> None:
         try:
-            wait_until(lambda: not client.list(UNFINISHED, limit=1).jobs, timeout=20)
+            wait_until(lambda: not client.list_jobs(UNFINISHED, limit=1).jobs, timeout=20)
         except AssertionError:
             posts = [vars(pool._places["default"].idle.post) for pool in pools]
-            raise AssertionError(f"overlooked: {client.list(UNFINISHED).jobs}; {posts}") from None
+            raise AssertionError(f"overlooked: {client.list_jobs(UNFINISHED).jobs}; {posts}") from None
 
 
 @pytest.mark.parametrize(("pools", "threads"), [(1, 1), (1, 4), (4, 1), (3, 3)])
@@ -202,7 +202,7 @@ def several(client: Client, server: Tx, **options: Any) -> Job[Any]:
     """Enough of them for a COPY."""
     jobs = [NewJob({"n": n}, kind="thing", **options) for n in range(30)]
     client.enqueue_many(None, jobs, returning=False)
-    return client.list(JobFilter(states=["available", "running", "completed"]), limit=1, descending=True).jobs[0]
+    return client.list_jobs(JobFilter(states=["available", "running", "completed"]), limit=1, descending=True).jobs[0]
 
 
 def pending(client: Client) -> Job[Any]:
@@ -210,7 +210,7 @@ def pending(client: Client) -> Job[Any]:
 
 
 def ticked(client: Client, server: Tx) -> Job[Any] | None:
-    before = max((job.id for job in client.list(JobFilter.all()).jobs), default=0)
+    before = max((job.id for job in client.list_jobs(JobFilter.all()).jobs), default=0)
     client.schedules.remove("yearly")
     client.schedules.add(Schedule("yearly", "@yearly", {}, kind="thing", run_on_start=True))
     newer = f"SELECT id FROM pgjobs.job WHERE id > {before}"
@@ -251,7 +251,7 @@ def test_one_notification_until_the_sleeper_is_armed_again(client: Client, conne
     sleeper, commits = connect(autocommit=True), connect(autocommit=True)
 
     def heard() -> list[str]:
-        server.execute("SELECT pg_notify(%s, 'sentinel')", [client.store.channel])
+        server.execute("SELECT pg_notify(%s, 'sentinel')", [client.queries.channel])
         found: list[str] = []
         for notification in sleeper.notifies(timeout=10):
             if notification.payload == "sentinel":
@@ -290,7 +290,7 @@ def test_a_pool_is_called_once_until_it_sleeps_again(
         wait_until(lambda: armed(server, client) == [])
         for _ in range(5):
             thing(client, commits)
-        server.execute("SELECT pg_notify(%s, 'sentinel')", [client.store.channel])
+        server.execute("SELECT pg_notify(%s, 'sentinel')", [client.queries.channel])
         heard = []
         for notification in ear.notifies(timeout=10):
             if notification.payload == "sentinel":
@@ -298,7 +298,7 @@ def test_a_pool_is_called_once_until_it_sleeps_again(
             heard.append((notification.payload, notification.pid == commits.info.backend_pid))
         assert [mine for _, mine in heard].count(True) == 1, "beside it, the pool itself may call for others"
         free.set()
-        wait_until(lambda: not client.list(UNFINISHED).jobs)
+        wait_until(lambda: not client.list_jobs(UNFINISHED).jobs)
 
 
 def test_when_all_threads_of_one_process_are_at_work_another_one_is_called(
@@ -311,7 +311,7 @@ def test_when_all_threads_of_one_process_are_at_work_another_one_is_called(
     for at_work in range(3):
         wait_until(lambda: armed(server, client) == ["default"])
         thing(client)
-        wait_until(lambda at_work=at_work: len(client.list(running).jobs) == at_work + 1, timeout=5)  # type: ignore[misc]
+        wait_until(lambda at_work=at_work: len(client.list_jobs(running).jobs) == at_work + 1, timeout=5)  # type: ignore[misc]
     wait_until(lambda: sleepers(server, client) == 0)
     free.set()
     wait_until(lambda: armed(server, client) == ["default"])
@@ -412,7 +412,7 @@ def test_what_is_committed_around_a_change_of_the_sleepers_is_found(
     assert entered.acquire(timeout=5)
     assert entered.acquire(timeout=5), "by the second process, while the first is at work"
     free.set()
-    wait_until(lambda: not client.list(UNFINISHED).jobs, timeout=5)
+    wait_until(lambda: not client.list_jobs(UNFINISHED).jobs, timeout=5)
 
 
 # R13: a transaction that has enqueued stays open.
@@ -421,7 +421,7 @@ def test_what_is_committed_around_a_change_of_the_sleepers_is_found(
 def test_r13_a_sleeper_that_cannot_arm_hears_all_the_same_and_looks_now_and_then(
     client: Client, connect: Connect, server: Tx, pool_of: Callable[..., WorkerPool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tries, looks = count(monkeypatch, WakeupQueries, "take"), count(monkeypatch, Crew, "_run_next")
+    tries, looks = count(monkeypatch, WakeupQueries, "take"), count(monkeypatch, WorkerThreads, "_run_next")
     tx = connect()
     late = thing(client, tx)
     pool = pool_of(queues={"default": 200})
@@ -448,7 +448,7 @@ def test_r13_a_sleeper_that_cannot_arm_hears_all_the_same_and_looks_now_and_then
 def test_r13_the_pauses_between_two_tries_grow_to_50_ms(
     client: Client, connect: Connect, pool_of: Callable[..., WorkerPool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tries, looks = count(monkeypatch, WakeupQueries, "take"), count(monkeypatch, Crew, "_run_next")
+    tries, looks = count(monkeypatch, WakeupQueries, "take"), count(monkeypatch, WorkerThreads, "_run_next")
     thing(client, connect())
     pool_of(queues={"default": 3})
     wait_until(lambda: len(tries) >= 30)
@@ -480,7 +480,7 @@ def test_an_idle_process_of_200_threads_asks_no_more_than_one_of_two(
     wait_until(lambda: all(p.idle.post.sleeps and p.idle._idle == p.idle.threads for p in pool._places.values()))
     with pytest.MonkeyPatch.context() as patch:
         looks, tries = count(patch, WakeupQueries, "sees_any"), count(patch, WakeupQueries, "take")
-        claims = count(patch, Crew, "_run_next")
+        claims = count(patch, WorkerThreads, "_run_next")
         began = time.monotonic()
         wait_until(lambda: len(looks) >= 8)
         assert time.monotonic() - began >= 2.9, "each queue looks every second, whatever its threads"
@@ -491,7 +491,7 @@ def test_an_idle_process_of_200_threads_asks_no_more_than_one_of_two(
 def test_a_process_that_starts_looks_once_for_each_queue(
     client: Client, pool_of: Callable[..., WorkerPool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looks = count(monkeypatch, Crew, "_run_next")
+    looks = count(monkeypatch, WorkerThreads, "_run_next")
     pool = pool_of(queues={"default": 100, "mail": 20}, listen=False)
     wait_until(lambda: all(p.idle._idle == p.idle.threads for p in pool._places.values()))
     assert len(looks) == 2
@@ -503,14 +503,14 @@ def test_what_waits_at_the_start_is_worked_by_all_threads(
     client: Client, pool_of: Callable[..., WorkerPool], monkeypatch: pytest.MonkeyPatch, called_before: bool
 ) -> None:
     """Though the first of them may call the others before those have begun to wait."""
-    work = Crew._work
+    work = WorkerThreads._work
 
-    def late(self: Crew, place: Place, seen: int | None) -> None:
+    def late(self: WorkerThreads, place: Place, seen: int | None) -> None:
         if called_before and seen is not None:
             wait_until(lambda: place.idle.calls > seen)
         work(self, place, seen)
 
-    monkeypatch.setattr(Crew, "_work", late)
+    monkeypatch.setattr(WorkerThreads, "_work", late)
     together = threading.Barrier(8)
     client.enqueue_many(None, [NewJob({}, kind="thing")] * 8)
 
@@ -518,7 +518,7 @@ def test_what_waits_at_the_start_is_worked_by_all_threads(
         together.wait(20)
 
     pool_of(meet, queues={"default": 8}, listen=False)
-    wait_until(lambda: not client.list(UNFINISHED).jobs, timeout=20)
+    wait_until(lambda: not client.list_jobs(UNFINISHED).jobs, timeout=20)
 
 
 # --- a single job
@@ -560,7 +560,7 @@ def test_a_second_notification_disarms_a_sleeper_while_nobody_has_found_nothing(
     thing(client)
     wait_until(lambda: armed(server, client) == [])
     free.set()
-    wait_until(lambda: not client.list(UNFINISHED).jobs)
+    wait_until(lambda: not client.list_jobs(UNFINISHED).jobs)
     wait_until(lambda: armed(server, client) == ["default"])
 
 
@@ -576,7 +576,7 @@ def test_a_sleeper_of_another_schema_is_not_called(
         sleep_on(sleeper, other, "default")
         listen(sleeper, client.schema)
         thing(client)
-        server.execute("SELECT pg_notify(%s, 'sentinel')", [client.store.channel])
+        server.execute("SELECT pg_notify(%s, 'sentinel')", [client.queries.channel])
         assert next(sleeper.notifies(timeout=10)).payload == "sentinel"
         other.migrate(direction="down", target=0)
 

@@ -91,9 +91,9 @@ def test_a_duplicate_gives_the_args_that_are_stored_as_an_instance(client: Clien
     """A duplicate gave its args as a dict."""
     only = Unique()
     first = client.enqueue(None, Report(NOON, [1]), unique=only)
-    twin = client.enqueue(None, Report(NOON, [2]), unique=only)
-    assert twin.duplicate
-    assert (twin.id, twin.args) == (first.id, Report(NOON, [1]))
+    duplicate = client.enqueue(None, Report(NOON, [2]), unique=only)
+    assert duplicate.duplicate
+    assert (duplicate.id, duplicate.args) == (first.id, Report(NOON, [1]))
     batch = client.enqueue_many(None, [NewJob(Report(NOON, [n]), unique=only) for n in (3, 4)])
     assert [job.args for job in batch] == [Report(NOON, [1])] * 2
     replaced = client.enqueue(None, Report(NOON, [5]), unique=only, replace=True)
@@ -135,7 +135,7 @@ def test_wherever_a_job_comes_from_its_args_are_of_the_class_in_the_work_map(cli
     some = JobFilter(ids=ids)
     looks: list[Callable[[], Job[Any] | None]] = [
         lambda: decoding.get(ids[0]),
-        lambda: decoding.list(some).jobs[-1],
+        lambda: decoding.list_jobs(some).jobs[-1],
         lambda: decoding.release(ids[0]),
         lambda: decoding.update(ids[1], priority=2),
         lambda: decoding.update(ids[1]),
@@ -166,7 +166,7 @@ def test_wherever_a_job_comes_from_its_args_are_of_the_class_in_the_work_map(cli
 def test_a_job_whose_args_do_not_fit_is_listed_all_the_same(client: Client, decoding: Client) -> None:
     """Only its args cannot be had; its JSON text can."""
     odd = client.enqueue(None, {"pages": "many"}, kind="report")
-    (job,) = decoding.list().jobs
+    (job,) = decoding.list_jobs().jobs
     assert job.id == odd.id
     with pytest.raises(UndecodableArgs, match=r"Report.*\$\.of"):
         _ = job.args

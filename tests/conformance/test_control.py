@@ -69,7 +69,7 @@ def in_state(client: Client, sql: Rows) -> Callable[..., Job[Any]]:
 def running(client: Client, server: Tx) -> Job[Any]:
     """A job that a worker holds, on `server`."""
     client.enqueue(None, Thing(), metadata={"kept": 1})
-    job = client.store.claim(server, queue="default", token=uuid4(), worker="tester")
+    job = client.queries.claim(server, queue="default", token=uuid4(), worker="tester")
     assert job is not None
     return job
 
@@ -103,7 +103,7 @@ def is_recent(instant: datetime | None) -> bool:
 def heard(listener: Tx, client: Client) -> list[str]:
     """What was notified so far, told apart from what comes later by a notification of our own."""
     with psycopg.connect(client.pool.conninfo, autocommit=True) as conn:  # type: ignore[arg-type]
-        conn.execute("SELECT pg_notify(%s, 'sentinel')", [client.store.channel])
+        conn.execute("SELECT pg_notify(%s, 'sentinel')", [client.queries.channel])
     payloads: list[str] = []
     for notification in listener.notifies(timeout=10):
         if notification.payload == "sentinel":
@@ -186,15 +186,15 @@ def test_an_attempt_can_be_asked_whether_it_shall_be_cancelled(
 ) -> None:
     assert running.token is not None
     other = connect(autocommit=True)
-    assert client.store.cancelled_attempts(other, [running.token]) == {}
+    assert client.queries.cancelled_attempts(other, [running.token]) == {}
     client.cancel(running.id, reason="not needed")
     wanted = {(running.id, running.token): "not needed"}
-    assert client.store.cancelled_attempts(other, [uuid4(), running.token]) == {
+    assert client.queries.cancelled_attempts(other, [uuid4(), running.token]) == {
         (running.id, running.token): "not needed"
     }
-    assert client.store.cancelled_attempts(server, [running.token]) == wanted, "who holds it, too"
-    assert client.store.cancelled_attempts(other, [uuid4()]) == {}
-    assert client.store.cancelled_attempts(other, []) == {}
+    assert client.queries.cancelled_attempts(server, [running.token]) == wanted, "who holds it, too"
+    assert client.queries.cancelled_attempts(other, [uuid4()]) == {}
+    assert client.queries.cancelled_attempts(other, []) == {}
 
 
 def test_a_reason_of_any_characters_can_be_given(client: Client, in_state: Call, stored: Stored) -> None:
@@ -214,9 +214,9 @@ def test_a_running_job_with_a_request_on_record_that_fails_ends_cancelled(
     assert not outcome.state.final
     if late:
         server.execute("ROLLBACK")
-        client.store.finish_late(server, running, outcome)
+        client.queries.finish_late(server, running, outcome)
     else:
-        client.store.fail(server, running, outcome)
+        client.queries.fail(server, running, outcome)
     ended = stored(running)
     assert ended.state == JobState.CANCELLED
     assert is_recent(ended.finalized_at)
@@ -232,7 +232,7 @@ def test_a_running_job_with_a_request_on_record_that_completes_is_completed(
     *, client: Client, running: Job[Any], stored: Stored, sql: Rows, server: Tx, duties: Maintenance
 ) -> None:
     client.cancel(running.id)
-    client.store.complete(server, running, COMPLETED)
+    client.queries.complete(server, running, COMPLETED)
     assert stored(running).state == JobState.COMPLETED
     duties.rescue(server)
     assert stored(running).state == JobState.COMPLETED
@@ -305,7 +305,7 @@ def test_a_retry_allows_one_attempt_more_where_none_is_left(
 ) -> None:
     job = in_state(state, attempt=attempt, max_attempts=3)
     assert client.retry(job.id).max_attempts == allowed
-    claimed = client.store.claim(server, queue="default", token=uuid4(), worker="tester")
+    claimed = client.queries.claim(server, queue="default", token=uuid4(), worker="tester")
     assert claimed is not None
     assert (claimed.id, claimed.attempt) == (job.id, attempt + 1)
 
@@ -602,15 +602,15 @@ def test_a_request_to_cancel_does_not_wait_for_the_handler_of_the_job(
     assert time.monotonic() - started < patience / 2
     server.execute(f"SET LOCAL lock_timeout = '{patience:g}s'")
     started = time.monotonic()
-    client.store.complete(server, running, COMPLETED)  # nor the handler for the one who asks
+    client.queries.complete(server, running, COMPLETED)  # nor the handler for the one who asks
     assert time.monotonic() - started < patience / 2
 
 
-# --- unique twins
+# --- unique duplicates
 
 
 @pytest.fixture
-def twin(sql: Rows) -> Callable[[Job[Any], str], None]:
+def duplicate(sql: Rows) -> Callable[[Job[Any], str], None]:
     """Gives a job a unique key, and to another one, that is available, the same."""
 
     def make(job: Job[Any], states: str) -> None:
@@ -621,10 +621,10 @@ def twin(sql: Rows) -> Callable[[Job[Any], str], None]:
 
 
 def test_an_update_of_the_time_does_not_make_a_job_the_twin_of_another(
-    client: Client, in_state: Call, stored: Stored, twin: Callable[[Job[Any], str], None], tx: Tx | None
+    client: Client, in_state: Call, stored: Stored, duplicate: Callable[[Job[Any], str], None], tx: Tx | None
 ) -> None:
     job = in_state("retryable", after=HOUR)
-    twin(job, "{available,pending,running,scheduled}")
+    duplicate(job, "{available,pending,running,scheduled}")
     with pytest.raises(UniqueConflict):
         client.update(job.id, tx, scheduled_at=datetime.now(UTC))
     assert stored(job) == job
@@ -632,10 +632,10 @@ def test_an_update_of_the_time_does_not_make_a_job_the_twin_of_another(
 
 
 def test_to_cancel_succeeds_also_where_cancelled_jobs_are_unique(
-    client: Client, in_state: Call, twin: Callable[[Job[Any], str], None], sql: Rows, tx: Tx | None
+    client: Client, in_state: Call, duplicate: Callable[[Job[Any], str], None], sql: Rows, tx: Tx | None
 ) -> None:
     job = in_state("retryable")
-    twin(job, "{available,cancelled,pending,running,scheduled}")
+    duplicate(job, "{available,cancelled,pending,running,scheduled}")
     cancelled = client.cancel(job.id, tx)
     assert cancelled.state == JobState.CANCELLED
     assert cancelled.metadata["unique_key_conflict"] is True

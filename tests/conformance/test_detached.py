@@ -34,7 +34,7 @@ from pgjobs import (
     constant,
 )
 from pgjobs.embedded import EmbeddedPostgres
-from pgjobs.execution.attempt import Patience
+from pgjobs.execution.attempt import GracePeriods
 from pgjobs.maintenance.duties import Maintenance
 from tests.conformance.conftest import Rows
 from tests.waiting import wait_until
@@ -45,7 +45,7 @@ Tx = psycopg.Connection[Any]
 ROOT = Path(__file__).parents[2]
 SECOND = timedelta(seconds=1)
 LATER = constant(timedelta(hours=1))
-QUICK = Patience(raised=0.2, severed=0.4, stuck=0.6)  # the same steps as by default, sooner
+QUICK = GracePeriods(raised=0.2, severed=0.4, stuck=0.6)  # the same steps as by default, sooner
 
 
 def pool_of(client: Client, function: Function, **settings: Any) -> WorkerPool:

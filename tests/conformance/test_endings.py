@@ -27,7 +27,7 @@ from pgjobs import (
     constant,
 )
 from pgjobs.clean_text import ERROR_LIMIT, TRACE_LIMIT
-from pgjobs.execution.queries import Finished
+from pgjobs.execution.queries import FinishResult
 from tests.conformance.conftest import Rows
 from tests.waiting import wait_until
 
@@ -311,9 +311,9 @@ def test_a_record_that_cannot_be_written_at_first_is_tried_again(
     client: Client, run: Run, monkeypatch: pytest.MonkeyPatch, raises: bool
 ) -> None:
     """The handler's connection is gone, and two more fail; a returned handler's writes went with the first."""
-    right, tries = client.store.finish_late, []
+    right, tries = client.queries.finish_late, []
 
-    def finish_late(*args: Any, **options: Any) -> Finished:
+    def finish_late(*args: Any, **options: Any) -> FinishResult:
         tries.append(args)
         if len(tries) < 3:
             raise psycopg.OperationalError("still not")
@@ -324,7 +324,7 @@ def test_a_record_that_cannot_be_written_at_first_is_tried_again(
         if raises:
             raise ValueError("failed")
 
-    monkeypatch.setattr(client.store, "finish_late", finish_late)
+    monkeypatch.setattr(client.queries, "finish_late", finish_late)
     job = run(handler)
     assert (job.state, job.attempt, job.error_count) == (JobState.RETRYABLE, 1, 1)
     assert len(tries) == 3
@@ -334,10 +334,10 @@ def test_a_record_that_cannot_be_written_at_first_is_tried_again(
 def test_a_record_that_cannot_be_written_at_all_is_left_to_the_rescue(
     client: Client, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def finish_late(*args: Any, **options: Any) -> Finished:
+    def finish_late(*args: Any, **options: Any) -> FinishResult:
         raise psycopg.OperationalError("never")
 
-    monkeypatch.setattr(client.store, "finish_late", finish_late)
+    monkeypatch.setattr(client.queries, "finish_late", finish_late)
     job = run(lambda tx, job: tx.close())
     assert (job.state, job.attempt, job.errors) == (JobState.RUNNING, 1, ())
 

@@ -33,7 +33,7 @@ from pgjobs import (
     WorkerPool,
     constant,
 )
-from pgjobs.execution.attempt import Patience
+from pgjobs.execution.attempt import GracePeriods
 from pgjobs.hooks import Insert
 from tests.conformance.conftest import Rows, facts
 from tests.waiting import wait_until
@@ -42,7 +42,7 @@ Stored = Callable[[Job[Any]], Job[Any]]
 Tx = psycopg.Connection[Any]
 SECOND = timedelta(seconds=1)
 LATER = constant(timedelta(hours=1))
-QUICK = Patience(raised=0.2, severed=0.4, stuck=0.6)  # the same steps as by default, sooner
+QUICK = GracePeriods(raised=0.2, severed=0.4, stuck=0.6)  # the same steps as by default, sooner
 NAMES = [name for name in vars(Hooks) if name.startswith("on_")]
 
 
@@ -172,7 +172,7 @@ def test_a_claim_that_fails_is_told_with_the_error_and_nothing_else(
 
     observed.enqueue(None, Thing())
     told.calls.clear()
-    monkeypatch.setattr(observed.store, "claim", broken)
+    monkeypatch.setattr(observed.queries, "claim", broken)
     with pytest.raises(psycopg.OperationalError):
         WorkerPool(observed, {Thing: nothing}).work_one()
     assert told.calls == [("on_claim", (None, failure))]

@@ -13,7 +13,18 @@ import psycopg
 import pytest
 from psycopg_pool import ConnectionPool
 
-from pgjobs import Client, InvalidFilter, Job, JobFilter, JobNotFound, JobNotOver, JobPage, JobState, NewJob, WorkerPool
+from pgjobs import (
+    Client,
+    InvalidFilter,
+    Job,
+    JobFilter,
+    JobNotFinished,
+    JobNotFound,
+    JobPage,
+    JobState,
+    NewJob,
+    WorkerPool,
+)
 from tests.conformance.conftest import Rows
 from tests.conftest import Connect
 
@@ -62,7 +73,7 @@ def pages(client: Client, filter: JobFilter | None = None, **how: Any) -> list[l
     """The ids of every page, by following the cursors."""
     found, cursor = [], None
     while True:
-        page = client.list(filter, cursor=cursor, **how)
+        page = client.list_jobs(filter, cursor=cursor, **how)
         found.append(ids(page))
         cursor = page.next
         if cursor is None:
@@ -73,14 +84,14 @@ def pages(client: Client, filter: JobFilter | None = None, **how: Any) -> list[l
 
 
 def test_nothing_is_an_empty_page(client: Client) -> None:
-    assert client.list() == JobPage((), None)
-    assert client.list(JobFilter(states=["completed"]), order="time") == JobPage((), None)
+    assert client.list_jobs() == JobPage((), None)
+    assert client.list_jobs(JobFilter(states=["completed"]), order="time") == JobPage((), None)
 
 
 def test_a_job_is_listed_as_get_shows_it(client: Client) -> None:
     job = client.enqueue(None, Thing(7), tags=["one"], metadata={"a": 1}, priority=3, queue="mail")
-    assert client.list().jobs == (job,) == (client.get(job.id),)
-    assert client.list().jobs[0].raw_args == '{"n": 7}'
+    assert client.list_jobs().jobs == (job,) == (client.get(job.id),)
+    assert client.list_jobs().jobs[0].raw_args == '{"n": 7}'
 
 
 @pytest.fixture
@@ -128,13 +139,13 @@ def six(client: Client) -> list[Job[Any]]:
 def test_a_filter_finds_what_fits_all_of_it(
     client: Client, six: list[Job[Any]], filter: JobFilter, found: set[int]
 ) -> None:
-    assert {job.args["n"] for job in client.list(filter).jobs} == found
+    assert {job.args["n"] for job in client.list_jobs(filter).jobs} == found
     assert client.count(filter).total == len(found)
 
 
 def test_jobs_are_found_by_their_ids(client: Client, six: list[Job[Any]]) -> None:
     chosen = [six[4].id, six[1].id, 10**12]
-    assert ids(client.list(JobFilter(ids=chosen))) == [six[1].id, six[4].id]
+    assert ids(client.list_jobs(JobFilter(ids=chosen))) == [six[1].id, six[4].id]
 
 
 @pytest.mark.parametrize("name", ["created", "scheduled", "attempted", "finalized"])
@@ -144,9 +155,9 @@ def test_jobs_are_found_by_each_of_their_times(client: Client, fill: Fill, name:
     before: dict[str, Any] = {f"{name}_before": NOON + 50 * HOUR}
     since: dict[str, Any] = {f"{name}_after": NOON + 2 * HOUR}
     until: dict[str, Any] = {f"{name}_before": NOON + 2 * HOUR}
-    assert ids(client.list(JobFilter(**before))) == [first, second, third]
-    assert ids(client.list(JobFilter(**since, **before))) == [second, third], "that instant is in"
-    assert ids(client.list(JobFilter(**until))) == [first], "that instant is out"
+    assert ids(client.list_jobs(JobFilter(**before))) == [first, second, third]
+    assert ids(client.list_jobs(JobFilter(**since, **before))) == [second, third], "that instant is in"
+    assert ids(client.list_jobs(JobFilter(**until))) == [first], "that instant is out"
 
 
 def test_rows_made_by_hand_are_found_by_what_they_are(client: Client, sql: Rows) -> None:
@@ -159,8 +170,8 @@ def test_rows_made_by_hand_are_found_by_what_they_are(client: Client, sql: Rows)
         JobFilter(tags_all=[hostile, "{}"]),
         JobFilter(tags_any=["a,b"]),
     ):
-        assert [job.kind for job in client.list(filter).jobs] == [hostile]
-    assert client.list(JobFilter(tags_any=["a", "b"])).jobs == ()
+        assert [job.kind for job in client.list_jobs(filter).jobs] == [hostile]
+    assert client.list_jobs(JobFilter(tags_any=["a", "b"])).jobs == ()
 
 
 # --- in which order
@@ -170,8 +181,8 @@ def test_a_list_is_in_the_order_of_the_ids_however_jobs_were_changed(client: Cli
     client.update(six[2].id, priority=-5, scheduled_at=NOON)
     client.cancel(six[0].id)
     expected = [job.id for job in six]
-    assert ids(client.list()) == expected
-    assert ids(client.list(descending=True)) == expected[::-1]
+    assert ids(client.list_jobs()) == expected
+    assert ids(client.list_jobs(descending=True)) == expected[::-1]
 
 
 @pytest.mark.parametrize("state", list(JobState))
@@ -201,8 +212,8 @@ def test_available_jobs_are_listed_by_time_over_all_queues_and_priorities(client
     assert [*chain(*pages(client, chosen, order="time", limit=7))] == expected
     assert [*chain(*pages(client, chosen, order="time", limit=7, descending=True))] == expected[::-1]
     some = JobFilter(states=["available"], queues=["q1"], priorities=[0, 1])
-    wanted = [job.id for job in client.list(some, order="time").jobs]
-    assert wanted == [id for id in expected if id in {job.id for job in client.list(some).jobs}] != []
+    wanted = [job.id for job in client.list_jobs(some, order="time").jobs]
+    assert wanted == [id for id in expected if id in {job.id for job in client.list_jobs(some).jobs}] != []
 
 
 # --- page by page
@@ -211,26 +222,26 @@ def test_available_jobs_are_listed_by_time_over_all_queues_and_priorities(client
 def test_pages_join_without_a_gap_though_jobs_come_and_go_in_between(client: Client) -> None:
     jobs = client.enqueue_many(None, [Thing(n) for n in range(10)])
     expected = [job.id for job in jobs]
-    first = client.list(limit=4)
+    first = client.list_jobs(limit=4)
     assert ids(first) == expected[:4]
     client.delete(expected[1])  # of a page that was read already
     client.delete(expected[3])  # the one that the cursor points at
     new = client.enqueue(None, Thing())
-    second = client.list(limit=4, cursor=first.next)
+    second = client.list_jobs(limit=4, cursor=first.next)
     assert ids(second) == expected[4:8]
-    assert ids(client.list(limit=4, cursor=second.next)) == [*expected[8:], new.id]
+    assert ids(client.list_jobs(limit=4, cursor=second.next)) == [*expected[8:], new.id]
 
 
 def test_a_full_last_page_has_no_next(client: Client) -> None:
     client.enqueue_many(None, [Thing(n) for n in range(4)])
     assert [len(page) for page in pages(client, limit=2)] == [2, 2]
-    assert client.list(limit=4).next is None
+    assert client.list_jobs(limit=4).next is None
 
 
 def test_a_page_has_a_hundred_jobs_and_may_have_ten_thousand(client: Client, sql: Rows) -> None:
     sql("INSERT INTO pgjobs.job (kind) SELECT 'thing' FROM generate_series(1, 10001)")
     assert [len(page) for page in pages(client, limit=10_000)] == [10_000, 1]
-    assert len(client.list().jobs) == 100
+    assert len(client.list_jobs().jobs) == 100
 
 
 @pytest.mark.parametrize(
@@ -240,7 +251,7 @@ def test_a_page_has_a_hundred_jobs_and_may_have_ten_thousand(client: Client, sql
 )
 def test_what_cannot_be_listed_is_refused_before_anything_is_sent(how: dict[str, Any]) -> None:
     with pytest.raises(InvalidFilter):
-        Client(ConnectionPool(open=False)).list(**how)
+        Client(ConnectionPool(open=False)).list_jobs(**how)
 
 
 # --- on the caller's connection
@@ -253,13 +264,13 @@ def test_a_list_sees_the_callers_transaction_and_leaves_it_as_it_is(client: Clie
         tx.execute("CREATE FUNCTION pg_temp.count(bigint) RETURNS bigint LANGUAGE sql AS 'SELECT 666'")
         job = client.enqueue(tx, Thing(), scheduled_at=NOON.replace(year=2999))
         chosen = JobFilter(states=["scheduled"], scheduled_after=NOON.replace(year=2999))
-        assert client.list(chosen, tx, order="time").jobs == (job,)
-        page = client.list(chosen, tx.cursor(), order="time", descending=True)
+        assert client.list_jobs(chosen, tx, order="time").jobs == (job,)
+        page = client.list_jobs(chosen, tx.cursor(), order="time", descending=True)
         assert page.jobs[0].scheduled_at == NOON.replace(year=2999)
         assert client.count(chosen, tx).total == 1
-        assert client.list(chosen).jobs == (), "nobody else sees it"
+        assert client.list_jobs(chosen).jobs == (), "nobody else sees it"
         tx.rollback()
-    assert client.list().jobs == ()
+    assert client.list_jobs().jobs == ()
 
 
 def test_a_list_is_planned_for_its_own_filter_also_on_a_connection_that_prepares_everything(
@@ -268,8 +279,8 @@ def test_a_list_is_planned_for_its_own_filter_also_on_a_connection_that_prepares
     job = client.enqueue(None, Thing())
     conn = connect(autocommit=True, prepare_threshold=0)
     for _ in range(10):
-        assert client.list(JobFilter(kinds=["thing"]), conn).jobs == (job,)
-        assert client.list(JobFilter(kinds=["other"]), conn).jobs == ()
+        assert client.list_jobs(JobFilter(kinds=["thing"]), conn).jobs == (job,)
+        assert client.list_jobs(JobFilter(kinds=["other"]), conn).jobs == ()
     kept = "SELECT count(*) FROM pg_prepared_statements WHERE statement LIKE '-- name: list_jobs%'"
     assert conn.execute(kept).fetchone() == (0,)
 
@@ -317,7 +328,7 @@ def test_every_end_is_an_end(client: Client, fill: Fill, state: str) -> None:
 @pytest.mark.parametrize("state", ["available", "scheduled", "pending", "running", "retryable"])
 def test_a_job_that_is_not_over_in_time_is_a_timeout(client: Client, fill: Fill, state: str) -> None:
     (id,) = fill(state, 1)
-    with pytest.raises(JobNotOver, match=f"job {id} is not over after 0.05 s: it is {state}") as raised:
+    with pytest.raises(JobNotFinished, match=f"job {id} is not over after 0.05 s: it is {state}") as raised:
         client.wait(id, timeout=timedelta(milliseconds=50))
     assert isinstance(raised.value, TimeoutError)
     assert (raised.value.id, raised.value.state) == (id, state)

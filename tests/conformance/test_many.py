@@ -120,14 +120,14 @@ def test_a_filter_that_fits_nothing_changes_nothing(client: Client, call: Callab
     job = client.enqueue(None, Thing())
     for nothing in (JobFilter(ids=[]), JobFilter(kinds=["other"]), JobFilter(tags_any=[])):
         assert call(client, nothing) == ManyJobs((), {})
-    assert client.list().jobs == (job,)
+    assert client.list_jobs().jobs == (job,)
 
 
 @any_call
 def test_only_what_fits_is_touched(client: Client, call: Callable[..., ManyJobs]) -> None:
     jobs = client.enqueue_many(None, [NewJob(Thing(n), queue="ab"[n % 2], delay=HOUR) for n in range(6)])
     assert done(call(client, JobFilter(queues=["b"]))) == [job.id for job in jobs[1::2]]
-    assert client.list(JobFilter(queues=["a"])).jobs == tuple(jobs[::2])
+    assert client.list_jobs(JobFilter(queues=["a"])).jobs == tuple(jobs[::2])
 
 
 @any_call
@@ -163,7 +163,7 @@ def test_all_is_undone_with_the_callers_transaction(client: Client, call: Callab
         tx.execute("SET LOCAL search_path = pg_temp; SET LOCAL DateStyle = 'SQL, DMY'")
         assert done(call(client, ALL, tx)) == [job.id for job in jobs]
         tx.rollback()
-    assert client.list().jobs == tuple(jobs)
+    assert client.list_jobs().jobs == tuple(jobs)
 
 
 # --- what is done
@@ -264,7 +264,7 @@ def test_jobs_that_no_code_can_read_any_more_can_still_be_looked_at_cancelled_an
         '{"class": "a.module.that.Was"}' FROM generate_series(1, 3)"""
     )
     gone = JobFilter(kinds=["gone.for good"])
-    first, second, third = client.list(gone).jobs
+    first, second, third = client.list_jobs(gone).jobs
     assert client.cancel(first.id).state == JobState.CANCELLED
     assert done(client.cancel_many(gone)) == [second.id, third.id]
     assert done(client.delete_many(gone)) == [first.id, second.id, third.id]
@@ -272,7 +272,7 @@ def test_jobs_that_no_code_can_read_any_more_can_still_be_looked_at_cancelled_an
 
 @pytest.mark.conformance(209)
 def test_delete_many(client: Client, of_each_state: dict[str, int], tx: Tx | None, states: States) -> None:
-    before = client.list().jobs
+    before = client.list_jobs().jobs
     result = client.delete_many(ALL, tx)
     assert result.done == tuple(job for job in before if job.state != JobState.RUNNING), "as they were, sorted by id"
     assert result.skipped == {of_each_state["running"]: "running"}
@@ -331,7 +331,7 @@ def test_each_queue_that_has_work_is_called_with_the_commit(
     sleep_on(listener, client, "default", "mail")
     with client.pool.connection() as tx:
         act(client, tx)
-        tx.execute("SELECT pg_notify(%s, 'sentinel')", [client.store.channel])
+        tx.execute("SELECT pg_notify(%s, 'sentinel')", [client.queries.channel])
         assert list(listener.notifies(timeout=0)) == []
     heard = set()
     for notification in listener.notifies(timeout=10):
@@ -359,7 +359,7 @@ def test_a_row_that_somebody_holds_is_skipped_after_a_second_in_all(
     assert result.skipped == dict.fromkeys(held, "locked")
     holder.rollback()
     commit(tx)
-    assert client.list(JobFilter(ids=held)).jobs == tuple(jobs[1::2])
+    assert client.list_jobs(JobFilter(ids=held)).jobs == tuple(jobs[1::2])
 
 
 @any_call
@@ -425,7 +425,7 @@ def test_a_job_that_is_changed_between_the_look_and_the_lock_is_left_alone(
 
 def test_a_job_that_a_worker_holds_is_running_not_locked(client: Client, server: Tx) -> None:
     waiting = client.enqueue(None, Thing())
-    running = client.store.claim(server, queue="default", token=uuid4(), worker="tester")
+    running = client.queries.claim(server, queue="default", token=uuid4(), worker="tester")
     assert running is not None
     assert running.id == waiting.id
     began = time.monotonic()
@@ -450,7 +450,7 @@ def test_a_snapshot_that_is_kept_is_not_looked_at_again(client: Client, connect:
 
 
 @pytest.fixture
-def twins(client: Client, sql: Rows) -> Callable[..., list[int]]:
+def duplicates(client: Client, sql: Rows) -> Callable[..., list[int]]:
     """Jobs in these states that share a unique key, which covers `covered`."""
 
     def make(*states: str, covered: list[str]) -> list[int]:
@@ -467,9 +467,9 @@ def twins(client: Client, sql: Rows) -> Callable[..., list[int]]:
 
 
 def test_of_twins_in_one_batch_the_older_one_is_retried(
-    client: Client, twins: Callable[..., list[int]], tx: Tx | None
+    client: Client, duplicates: Callable[..., list[int]], tx: Tx | None
 ) -> None:
-    first, second, third = twins(
+    first, second, third = duplicates(
         "discarded", "discarded", "discarded", covered=["available", "pending", "running", "scheduled"]
     )
     alone = client.enqueue(None, Thing(9), delay=HOUR)
@@ -480,17 +480,17 @@ def test_of_twins_in_one_batch_the_older_one_is_retried(
 
 
 def test_of_twins_in_one_batch_the_older_one_gets_the_time(
-    client: Client, twins: Callable[..., list[int]], tx: Tx | None
+    client: Client, duplicates: Callable[..., list[int]], tx: Tx | None
 ) -> None:
-    first, second = twins("retryable", "retryable", covered=["available", "pending", "running", "scheduled"])
+    first, second = duplicates("retryable", "retryable", covered=["available", "pending", "running", "scheduled"])
     result = client.update_many(ALL, tx, scheduled_at=datetime.now(UTC) - HOUR)
     assert (done(result), result.skipped) == ([first], {second: "conflict"})
 
 
 def test_twins_are_all_cancelled_and_give_the_key_up(
-    client: Client, twins: Callable[..., list[int]], sql: Rows, tx: Tx | None
+    client: Client, duplicates: Callable[..., list[int]], sql: Rows, tx: Tx | None
 ) -> None:
-    ids = twins("retryable", "retryable", covered=["available", "cancelled", "pending", "running", "scheduled"])
+    ids = duplicates("retryable", "retryable", covered=["available", "cancelled", "pending", "running", "scheduled"])
     assert done(client.cancel_many(ALL, tx)) == ids
     commit(tx)
     assert sql("SELECT unique_key IS NULL, metadata ? 'unique_key_conflict' FROM pgjobs.job ORDER BY id") == [
@@ -503,19 +503,19 @@ def test_twins_are_all_cancelled_and_give_the_key_up(
 def test_a_twin_that_is_being_inserted_costs_its_job_alone_and_a_second_at_most(
     *,
     client: Client,
-    twins: Callable[..., list[int]],
+    duplicates: Callable[..., list[int]],
     connect: Connect,
     monkeypatch: pytest.MonkeyPatch,
     committed: bool,
 ) -> None:
     if committed:
         monkeypatch.setattr(many_module, "PATIENCE", 20.0)
-    (first,) = twins("discarded", covered=["available", "pending", "running", "scheduled"])
+    (first,) = duplicates("discarded", covered=["available", "pending", "running", "scheduled"])
     rest = client.enqueue_many(None, [NewJob(Thing(n), delay=HOUR) for n in range(4)])
     inserter, watcher = connect(), connect(autocommit=True)
     inserter.execute(
         f"""INSERT INTO "{client.schema}".job (kind, unique_key, unique_states)
-        VALUES ('twin', 'k', '{{available,pending,running,scheduled}}')"""
+        VALUES ('duplicate', 'k', '{{available,pending,running,scheduled}}')"""
     )
     waits = "SELECT 1 FROM pg_stat_activity WHERE %s = ANY (pg_blocking_pids(pid))"
 

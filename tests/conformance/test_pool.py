@@ -700,7 +700,7 @@ def test_a_hook_of_the_maintenance_may_stop_its_pool(database: str, client: Clie
             answers.append(pool.stop())
 
     client.enqueue(None, Thing())
-    client.store.claim(server, queue="default", token=uuid4(), worker="vanished")
+    client.queries.claim(server, queue="default", token=uuid4(), worker="vanished")
     server.execute("ROLLBACK")
     server.execute(f"""UPDATE "{client.schema}".job SET attempted_at = now() - interval '1 hour'""")
     with Client(database, schema=client.schema, hooks=[Stopping()]) as hooked:
@@ -722,7 +722,7 @@ def test_a_job_that_was_claimed_in_the_moment_of_a_stop_is_told_to_end_like_all_
     class Slow(Hooks):
         def on_claim(self, job: Job[Any] | None, error: BaseException | None) -> None:
             claimed.set()
-            wait_until(lambda: pool._watch._all_end)
+            wait_until(lambda: pool._watchdog._all_end)
 
     claimed, seen = threading.Event(), list[bool]()
     client.hooks = HookCalls([Slow()])

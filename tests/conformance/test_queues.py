@@ -27,9 +27,9 @@ from pgjobs import (
     NewJob,
     PoolTooSmall,
     Queue,
-    QueueFigures,
     QueueLocked,
     QueueNotFound,
+    QueueStats,
     WorkerPool,
     WorkerPoolError,
 )
@@ -109,8 +109,8 @@ def in_the_background(work: Callable[[], object]) -> Iterator[threading.Thread]:
 @pytest.mark.conformance(216)
 def test_figures_of_empty_tables_are_zeros(client: Client) -> None:
     assert client.queues.list() == ()
-    assert client.queues.figures() == {}
-    assert client.queues.figures(["default"]) == {"default": QueueFigures("default", None, 0, 0, None, 0, 0, 0)}
+    assert client.queues.stats() == {}
+    assert client.queues.stats(["default"]) == {"default": QueueStats("default", None, 0, 0, None, 0, 0, 0)}
 
 
 @pytest.mark.conformance(217)
@@ -133,7 +133,7 @@ def test_queues_are_listed_in_the_order_of_their_names_however_many_there_are(
     made = [f"q{n:03}" for n in range(60)]
     for name in random.sample(made, len(made)):
         in_state("available", name, priority=random.randint(-3, 3))
-    assert names(client) == made == list(client.queues.figures())
+    assert names(client) == made == list(client.queues.stats())
 
 
 # --- how they do
@@ -153,19 +153,19 @@ def test_figures(client: Client, in_state: Callable[..., None], sql: Rows) -> No
     sql(
         "INSERT INTO pgjobs.worker (id, host, pid, threads, version, queues) VALUES ('w', 'h', 1, 1, '1', '{\"a\": 1}')"
     )
-    found = client.queues.figures()
+    found = client.queues.stats()
     assert list(found) == ["a", "b"]
     a, b = found.values()
     assert (a.waiting, a.running, a.done_per_minute, a.failed_per_minute, a.workers) == (6, 4, 2, 2, 1)
     assert a.oldest_waiting is not None
     assert timedelta(0) <= a.oldest_waiting - 2 * HOUR < timedelta(minutes=1)
-    assert b == QueueFigures("b", paused.paused_at, 1, 0, timedelta(0), 0, 0, 0)
-    assert client.queues.figures(["b", "unknown"]) == {
+    assert b == QueueStats("b", paused.paused_at, 1, 0, timedelta(0), 0, 0, 0)
+    assert client.queues.stats(["b", "unknown"]) == {
         "b": b,
-        "unknown": QueueFigures("unknown", None, 0, 0, None, 0, 0, 0),
+        "unknown": QueueStats("unknown", None, 0, 0, None, 0, 0, 0),
     }
     with pytest.raises(InvalidOption):
-        client.queues.figures(["no such name"])
+        client.queues.stats(["no such name"])
 
 
 def test_what_is_asked_of_queues_sees_the_callers_transaction(client: Client) -> None:
@@ -175,7 +175,7 @@ def test_what_is_asked_of_queues_sees_the_callers_transaction(client: Client) ->
         )
         client.enqueue(tx, Thing())
         assert [queue.name for queue in client.queues.list(tx)] == ["default"]
-        (figures,) = client.queues.figures(tx=tx).values()
+        (figures,) = client.queues.stats(tx=tx).values()
         assert figures.waiting == 1
         assert figures.oldest_waiting is not None
         (paused,) = client.queues.pause("default", tx)
@@ -276,8 +276,8 @@ def test_nothing_is_started_once_a_pause_has_returned(client: Client, sql: Rows)
             wait_until(partial(lambda goal: completed() >= goal, goal))
             client.queues.pause("default")
             ((paused,),) = sql("SELECT clock_timestamp()")
-            wait_until(lambda: client.queues.figures()["default"].running == 0)
-            assert client.queues.figures()["default"].waiting == 8
+            wait_until(lambda: client.queues.stats()["default"].running == 0)
+            assert client.queues.stats()["default"].waiting == 8
             assert sql("SELECT id FROM pgjobs.job WHERE attempted_at > %s", paused) == []
             client.queues.resume("*")
         client.queues.pause("default")
@@ -287,7 +287,7 @@ def test_a_pause_holds_from_the_callers_commit_on(client: Client, in_state: Call
     in_state("available", "a", jobs=3)
 
     def claim() -> Job[Any] | None:
-        job = client.store.claim(server, queue="a", token=uuid4(), worker="tester")
+        job = client.queries.claim(server, queue="a", token=uuid4(), worker="tester")
         server.execute("COMMIT")
         return job
 
@@ -437,7 +437,7 @@ def test_removing_waits_for_the_jobs_at_work(client: Client, gate: Gate, stored:
             gate.open.set()
         assert removed == [True]
         assert [stored(job).state for job in (running, waiting, third)] == ["completed", "completed", "available"]
-        assert not [name for name in (thread.name for thread in pool._crew._working) if name.endswith(("1", "2"))]
+        assert not [name for name in (thread.name for thread in pool._threads._working) if name.endswith(("1", "2"))]
 
 
 def test_removing_with_a_timeout_leaves_the_jobs_to_end_by_themselves(
@@ -453,7 +453,7 @@ def test_removing_with_a_timeout_leaves_the_jobs_to_end_by_themselves(
         gate.open.set()
         for job in (running, another):
             assert client.wait(job, timeout=20 * SECOND).state == JobState.COMPLETED
-        wait_until(lambda: len(pool._crew._working) == 2)
+        wait_until(lambda: len(pool._threads._working) == 2)
 
 
 @pytest.mark.conformance(223)
@@ -508,7 +508,7 @@ def test_a_handler_may_add_and_remove_queues_its_own_too(client: Client) -> None
     with pool:
         job = client.enqueue(None, Thing(), queue="a")
         assert client.wait(job, timeout=20 * SECOND).errors == ()
-        wait_until(lambda: {place.queue for place in pool._crew._working.values()} == {"b"})
+        wait_until(lambda: {place.queue for place in pool._threads._working.values()} == {"b"})
 
 
 def test_a_handler_that_adds_a_queue_while_the_pool_stops_does_not_hold_it_up(client: Client) -> None:
@@ -563,7 +563,7 @@ def test_queues_that_come_and_go_under_load_lose_no_job_and_leave_no_thread(clie
         for thread in threads:
             thread.join(60)
         assert pool.threads == 1
-        assert len(pool._crew._working) == 1
+        assert len(pool._threads._working) == 1
         for n in range(4):
             pool.add_queue(f"q{n}", 1)
         wait_until(lambda: sql("SELECT DISTINCT state FROM pgjobs.job") == [("completed",)], timeout=30)

@@ -132,7 +132,7 @@ def test_an_output_stays_until_another_replaces_it(client: Client, sql: Rows, st
 
 @pytest.mark.parametrize("where", ["transactional", "detached"])
 def test_the_jobs_row_is_not_written_while_its_handler_runs(client: Client, run: Run, sql: Rows, *, where: str) -> None:
-    """R15: a unique twin's enqueue would wait for it."""
+    """R15: a unique duplicate's enqueue would wait for it."""
     rows: list[Any] = []
 
     def handler(tx: Any, job: Job[Any]) -> None:

@@ -29,7 +29,7 @@ from pgjobs import (
     WorkerPool,
     constant,
 )
-from pgjobs.execution.attempt import Patience
+from pgjobs.execution.attempt import GracePeriods
 from tests.conformance.conftest import Rows, facts
 from tests.waiting import wait_until
 
@@ -38,7 +38,7 @@ Tx = psycopg.Connection[Any]
 SECOND = timedelta(seconds=1)
 ZERO = timedelta(0)
 LATER = constant(timedelta(hours=1))
-QUICK = Patience(raised=0.2, severed=0.4, stuck=0.6)  # the same steps as by default, sooner
+QUICK = GracePeriods(raised=0.2, severed=0.4, stuck=0.6)  # the same steps as by default, sooner
 
 
 @dataclass

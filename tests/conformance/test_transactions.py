@@ -130,7 +130,7 @@ def test_a_notification_goes_out_with_the_commit_and_never_with_a_rollback(
     client: Client, conn: Tx, connect: Connect
 ) -> None:
     listener, sentinel = connect(autocommit=True), connect(autocommit=True)
-    channel = client.store.channel
+    channel = client.queries.channel
     sleep_on(listener, client, "mail")
 
     def heard() -> list[str]:
@@ -265,7 +265,7 @@ def test_a_job_that_was_changed_by_others_keeps_the_change_and_loses_what_the_ha
     """The handler gives up its lock, as a lost connection would, and then puts everything back but the ownership:
     nothing but the guard of the finish is left to notice."""
     changed: list[Any] = []
-    savepoint = re.search(r"SAVEPOINT (\w+)", client.store.work["savepoint"].decode())
+    savepoint = re.search(r"SAVEPOINT (\w+)", client.queries.work["savepoint"].decode())
     assert savepoint is not None
 
     def handler(tx: Tx, job: Job[Thing]) -> None:

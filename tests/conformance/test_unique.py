@@ -89,7 +89,7 @@ def test_without_anything_named_there_is_one_of_its_kind(client: Client) -> None
     assert not client.enqueue(None, Other(1), unique=Unique()).duplicate
 
 
-def test_a_job_that_is_not_unique_is_nobody_s_twin(client: Client) -> None:
+def test_a_job_that_is_not_unique_is_nobody_s_duplicate(client: Client) -> None:
     plain = client.enqueue(None, Thing(1))
     assert not client.enqueue(None, Thing(1), unique=Unique(by_args=True)).duplicate
     assert client.enqueue(None, Thing(1)).id != plain.id
@@ -398,12 +398,12 @@ def promote(duties: Maintenance, server: Server) -> Callable[[], timedelta]:
 
 
 def lost_its_key(client: Client, sql: Rows, *, states: list[StateName] = REQUIRED) -> tuple[Job[Any], Job[Any]]:
-    """A job that waits to be retried and is due, and the twin that took its key meanwhile."""
+    """A job that waits to be retried and is due, and the duplicate that took its key meanwhile."""
     job = client.enqueue(None, Thing(), unique=Unique(by_state=states))
     sql("UPDATE pgjobs.job SET state = 'retryable', attempt = 1 WHERE id = %s", job.id)
-    twin = client.enqueue(None, Thing(), unique=Unique(by_state=states))
-    assert not twin.duplicate
-    return job, twin
+    duplicate = client.enqueue(None, Thing(), unique=Unique(by_state=states))
+    assert not duplicate.duplicate
+    return job, duplicate
 
 
 @pytest.mark.conformance(151)
@@ -412,15 +412,15 @@ def test_a_due_job_whose_key_is_taken_is_discarded_and_its_neighbours_are_promot
     client: Client, promote: Callable[[], timedelta], stored: Stored, sql: Rows, also: list[StateName]
 ) -> None:
     before = client.enqueue(None, Other(), scheduled_at=datetime(2999, 1, 1, tzinfo=UTC))
-    loser, twin = lost_its_key(client, sql, states=[*REQUIRED, *also])
+    loser, duplicate = lost_its_key(client, sql, states=[*REQUIRED, *also])
     after = client.enqueue(None, Other(), scheduled_at=datetime(2999, 1, 1, tzinfo=UTC))
     sql("UPDATE pgjobs.job SET scheduled_at = now() WHERE state = 'scheduled'")
     promote()
-    assert [stored(job).state for job in (before, after, twin)] == ["available"] * 3
+    assert [stored(job).state for job in (before, after, duplicate)] == ["available"] * 3
     assert stored(loser).state == JobState.DISCARDED
     assert stored(loser).metadata["unique_key_conflict"] == "scheduler_discarded"
     assert stored(loser).finalized_at is not None
-    assert same(twin, client.enqueue(None, Thing(), unique=Unique(by_state=[*REQUIRED, *also])))
+    assert same(duplicate, client.enqueue(None, Thing(), unique=Unique(by_state=[*REQUIRED, *also])))
 
 
 @pytest.mark.conformance(152)

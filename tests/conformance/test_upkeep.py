@@ -84,7 +84,7 @@ def test_each_queue_that_got_jobs_is_notified_once_and_no_other(
     for _ in range(2):
         sql("UPDATE pgjobs.maintenance SET next_run_at = clock_timestamp()")
         duties.do(server, "promote")
-    server.execute("SELECT pg_notify(%s, 'sentinel')", [client.store.channel])
+    server.execute("SELECT pg_notify(%s, 'sentinel')", [client.queries.channel])
     heard = []
     for notification in listener.notifies(timeout=10):
         if notification.payload == "sentinel":

@@ -146,7 +146,7 @@ def test_text_is_stored_as_given_whatever_the_encoding_of_the_connection(
     with connect(client_encoding="LATIN1") as tx:
         batch = [NewJob({"x": "é"}, kind="thing", metadata={"y": "ü"})] * jobs
         client.enqueue_many(tx, batch, returning=returning)  # type: ignore[call-overload]
-    for job in client.list().jobs:
+    for job in client.list_jobs().jobs:
         assert (job.args, job.metadata) == ({"x": "é"}, {"y": "ü"})
 
 
@@ -249,7 +249,7 @@ def test_a_batch_sends_one_notification_for_each_queue_that_has_a_job_to_run(
     client.enqueue_many(None, jobs, returning=returning)  # type: ignore[call-overload]
     client.enqueue_many(None, jobs, returning=returning, notify=False)  # type: ignore[call-overload]
     with connect(autocommit=True) as last:
-        last.execute("SELECT pg_notify(%s, 'over')", [client.store.channel])
+        last.execute("SELECT pg_notify(%s, 'over')", [client.queries.channel])
     heard: list[str] = []
     for notice in listening.notifies():
         if notice.payload == "over":

@@ -99,7 +99,7 @@ def test_rows_alone_are_restored_into_tables_that_are_there(
         else:
             program("pg_restore", "--data-only", f"--dbname={target}", str(dump), errors=True)
         restored.check_schema()
-        assert [job.args["name"] for job in restored.list().jobs] == ["old 0", "old 1", "old 2"]
+        assert [job.args["name"] for job in restored.list_jobs().jobs] == ["old 0", "old 1", "old 2"]
         assert restored.enqueue(None, {"name": "new"}, kind="thing").id == 4
         assert [row.name for row in restored.schedules.list()] == ["stored"]
         assert conn.execute("SELECT count(*) FROM pgjobs.migration").fetchone() == (len(migrate.versions()),)

@@ -570,7 +570,7 @@ def test_instants_are_the_same_in_every_zone_of_the_server(table: Table, connect
         assert read is not None
         assert read.scheduled_at == datetime.fromisoformat(text)
     claimed = connect(options=f"-c TimeZone={zone}", autocommit=True)
-    early = table.client.store.claim(claimed, queue="default", token=uuid4(), worker="x")
+    early = table.client.queries.claim(claimed, queue="default", token=uuid4(), worker="x")
     assert early is not None
     assert early.scheduled_at == datetime.fromisoformat(EARLY)
 

@@ -34,7 +34,7 @@ def made(client: Client, connect: Connect) -> Made:
 
 
 def states(client: Client) -> dict[tuple[int, str], str]:
-    return {(job.id, job.queue): job.state.value for job in client.list(limit=10_000).jobs}
+    return {(job.id, job.queue): job.state.value for job in client.list_jobs(limit=10_000).jobs}
 
 
 # --- of any sign
@@ -73,7 +73,7 @@ def test_a_list_goes_on_behind_an_id_below_one(client: Client, made: Made, order
     made(SMALLEST, -5, 0, 3)
     filter, found, cursor = JobFilter(states=["available"]), [], None
     while True:
-        page = client.list(filter, order=order, descending=descending, limit=1, cursor=cursor)
+        page = client.list_jobs(filter, order=order, descending=descending, limit=1, cursor=cursor)
         found += [job.id for job in page.jobs]
         cursor = page.next
         if cursor is None:
@@ -183,7 +183,7 @@ def test_a_job_that_is_waited_for_is_told_by_its_queue(client: Client, made: Mad
     """`wait(job)` could wait for another job of the same id."""
     made(1, queue="mail", state="completed")
     made(1, queue="print", state="available")
-    job: Job[Any] = next(job for job in client.list().jobs if job.queue == "mail")
+    job: Job[Any] = next(job for job in client.list_jobs().jobs if job.queue == "mail")
     assert client.wait(job).queue == "mail"
 
 

@@ -93,7 +93,7 @@ def listening(client: Client, relay: Relay) -> Iterator[Callable[..., Listener]]
 
 def notify(client: Client, text: str) -> None:
     with client.pool.connection() as conn:
-        conn.execute("SELECT pg_notify(%s, %s)", [client.store.channel, text])
+        conn.execute("SELECT pg_notify(%s, %s)", [client.queries.channel, text])
 
 
 @pytest.mark.conformance(326)

@@ -140,9 +140,9 @@ BY_INDEX = {
 def test_pages_by_id_read_the_primary_key_from_the_cursor_on(
     full: Client, plans: list[Plan], filter: JobFilter, descending: bool
 ) -> None:
-    first = full.list(filter, descending=descending)
-    full.list(filter, descending=descending, cursor=first.next)
-    far = full.list(filter, descending=descending, cursor=f"id.{'down' if descending else 'up'}.{ROWS // 2}")
+    first = full.list_jobs(filter, descending=descending)
+    full.list_jobs(filter, descending=descending, cursor=first.next)
+    far = full.list_jobs(filter, descending=descending, cursor=f"id.{'down' if descending else 'up'}.{ROWS // 2}")
     assert far.next is not None
     for plan in plans:
         assert_no_scan(plan)
@@ -157,9 +157,9 @@ def test_pages_by_time_read_the_index_of_their_state_from_the_cursor_on(
     full: Client, plans: list[Plan], state: str, descending: bool
 ) -> None:
     filter = JobFilter(states=[JobState(state)])
-    page, pages = full.list(filter, order="time", descending=descending), 1
+    page, pages = full.list_jobs(filter, order="time", descending=descending), 1
     while page.next is not None and pages < 3:
-        page, pages = full.list(filter, order="time", descending=descending, cursor=page.next), pages + 1
+        page, pages = full.list_jobs(filter, order="time", descending=descending, cursor=page.next), pages + 1
     assert pages == (1 if state == "running" else 3)
     for plan in plans:
         assert_no_scan(plan)
@@ -176,16 +176,16 @@ def test_a_page_in_the_middle_is_as_cheap_as_the_first(full: Client, plans: list
         query = f"SELECT id, {column} FROM test_plans.job WHERE state = %s AND id >= %s ORDER BY id LIMIT 1"
         row: Any = conn.execute(query, [state, ROWS // 2]).fetchone()
     micros = (row[1] - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
-    page = full.list(JobFilter(states=[JobState(state)]), order="time", cursor=f"time.up.{row[0]}.{micros}")
+    page = full.list_jobs(JobFilter(states=[JobState(state)]), order="time", cursor=f"time.up.{row[0]}.{micros}")
     assert page.jobs[0].id > ROWS // 2
     assert blocks(plans[0]) < (15 * A_PAGE if state == "available" else A_PAGE)
 
 
 def test_what_runs_is_found_among_a_million_by_its_index(full: Client, plans: list[Plan]) -> None:
-    running = full.list(JobFilter(states=["running"])).jobs
+    running = full.list_jobs(JobFilter(states=["running"])).jobs
     assert len(running) == ROWS // 100_000
     full.count(JobFilter(states=["running"]))
-    full.list(JobFilter(ids=[job.id for job in running]))
+    full.list_jobs(JobFilter(ids=[job.id for job in running]))
     by_state, counted, by_id = plans
     assert indexes(by_state) == indexes(counted) == {"job_running"}
     assert indexes(by_id) == {"job_pkey"}
@@ -193,11 +193,11 @@ def test_what_runs_is_found_among_a_million_by_its_index(full: Client, plans: li
 
 
 def test_what_ended_lately_is_found_by_its_index(full: Client, plans: list[Plan]) -> None:
-    newest = full.list(JobFilter(states=["completed"]), order="time", descending=True, limit=1).jobs[0]
+    newest = full.list_jobs(JobFilter(states=["completed"]), order="time", descending=True, limit=1).jobs[0]
     assert newest.finalized_at is not None
     lately = newest.finalized_at - timedelta(seconds=1)
-    full.list(JobFilter(states=["completed"], finalized_after=lately))
-    full.list(JobFilter(states=["completed", "discarded"], finalized_after=lately))
+    full.list_jobs(JobFilter(states=["completed"], finalized_after=lately))
+    full.list_jobs(JobFilter(states=["completed", "discarded"], finalized_after=lately))
     for plan in plans:
         assert indexes(plan) == {"job_final"}
         assert blocks(plan) < A_PAGE
@@ -235,8 +235,8 @@ def test_the_next_batch_is_read_from_where_the_last_one_ended(full: Client, name
 
 
 def test_figures_read_the_index_of_each_state(full: Client, plans: list[Plan]) -> None:
-    figures = full.queues.figures()
-    one = full.queues.figures(["queue.2"])
+    figures = full.queues.stats()
+    one = full.queues.stats(["queue.2"])
     assert len(figures) == 5
     with full.pool.connection() as conn:
         query = "SELECT queue, count(*) FROM test_plans.job WHERE state = 'available' GROUP BY queue ORDER BY queue"
@@ -263,7 +263,7 @@ def test_the_list_of_queues_hops_over_the_jobs(full: Client, plans: list[Plan]) 
 
 
 def test_the_claim_looks_once_whether_its_queue_is_paused(full: Client) -> None:
-    statement = passing_over(full.store.work["next_by_priority"], b"").decode()
+    statement = passing_over(full.queries.work["next_by_priority"], b"").decode()
     with full.pool.connection() as conn, psycopg.ClientCursor(conn) as cursor:
         for queue, rows in (("queue.1", 1), ("queue.2", 0)):
             if not rows:
@@ -283,7 +283,7 @@ def test_the_claim_looks_once_whether_its_queue_is_paused(full: Client) -> None:
 def test_the_claim_and_the_finish_of_a_batch_read_by_the_indexes(full: Client, stale: bool) -> None:
     """By the plans that prepared statements get, which know none of the values, whatever the statistics say."""
     batch = statements.load("execution_batch.sql", full.schema)
-    take = batch_queries.BatchQueries(full.store)._takes["priority"].replace(b"%(limit)s", b"100")
+    take = batch_queries.BatchQueries(full.queries)._takes["priority"].replace(b"%(limit)s", b"100")
     ids = "{" + ",".join(map(str, range(1, 101))) + "}"
     token = str(uuid4())
     values = {**CLAIM_DEFAULTS, "queue": "queue.1", "worker": "me", "token": token, "batch_time": 1}
@@ -311,7 +311,7 @@ def test_the_claim_and_the_finish_of_a_batch_read_by_the_indexes(full: Client, s
 
 
 def test_a_claim_whose_answer_was_lost_is_found_by_the_indexes(full: Client) -> None:
-    statement = full.store.work["release_claim"].decode()
+    statement = full.queries.work["release_claim"].decode()
     with full.pool.connection() as conn, psycopg.ClientCursor(conn) as cursor:
         cursor.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}", {"queue": "queue.1", "token": uuid4()})
         found: Any = cursor.fetchone()

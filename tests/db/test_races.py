@@ -77,7 +77,7 @@ class Table:
 
     @property
     def store(self) -> ExecutionQueries:
-        return self.client.store
+        return self.client.queries
 
 
 @pytest.fixture
@@ -623,10 +623,10 @@ def test_r8_a_failed_attempt_that_is_no_longer_its_own_takes_no_request_with_it(
 # R10: two rows of one unique key.
 
 
-def with_twin(table: Table, state: str, *, twin: str = "available") -> Job[Any]:
-    """A job in a state that its key does not cover, and a twin that has the key meanwhile."""
+def with_duplicate(table: Table, state: str, *, duplicate: str = "available") -> Job[Any]:
+    """A job in a state that its key does not cover, and a duplicate that has the key meanwhile."""
     ids = []
-    for each in (state, twin):
+    for each in (state, duplicate):
         ids += table.query(
             "INSERT INTO {schema}.job (kind, state, finalized_at, unique_key, unique_states) "
             "VALUES ('any', %s, CASE WHEN %s IN ('completed', 'cancelled', 'discarded') THEN now() END, 'key', "
@@ -639,11 +639,11 @@ def with_twin(table: Table, state: str, *, twin: str = "available") -> Job[Any]:
 
 
 @pytest.mark.parametrize("state", ["discarded", "cancelled", "completed", "retryable"])
-@pytest.mark.parametrize("twin", ["available", "pending", "scheduled"])
+@pytest.mark.parametrize("duplicate", ["available", "pending", "scheduled"])
 def test_r10_a_retry_by_hand_of_a_job_whose_twin_waits_is_refused_and_costs_no_transaction(
-    table: Table, connect: Connect, state: str, twin: str
+    table: Table, connect: Connect, state: str, duplicate: str
 ) -> None:
-    job, tx = with_twin(table, state, twin=twin), connect()
+    job, tx = with_duplicate(table, state, duplicate=duplicate), connect()
     with pytest.raises(UniqueConflict):
         table.client.retry(job.id)
     args: dict[str, Any] = {}
@@ -656,16 +656,16 @@ def test_r10_a_retry_by_hand_of_a_job_whose_twin_waits_is_refused_and_costs_no_t
 
 
 def test_r10_a_retry_by_hand_of_a_job_whose_twin_is_over_goes_through(table: Table) -> None:
-    assert table.client.retry(with_twin(table, "discarded", twin="completed").id).state == JobState.AVAILABLE
+    assert table.client.retry(with_duplicate(table, "discarded", duplicate="completed").id).state == JobState.AVAILABLE
 
 
 def test_r10_a_job_that_has_its_key_keeps_it_over_a_retry_by_hand(table: Table) -> None:
-    job = with_twin(table, "scheduled", twin="discarded")
+    job = with_duplicate(table, "scheduled", duplicate="discarded")
     assert table.client.retry(job.id).state == JobState.AVAILABLE
 
 
 def test_r10_a_twin_that_is_being_inserted_is_not_waited_for_long(table: Table, connect: Connect) -> None:
-    job, inserter = with_twin(table, "discarded", twin="completed"), connect()
+    job, inserter = with_duplicate(table, "discarded", duplicate="completed"), connect()
     insert = (
         "INSERT INTO {schema}.job (kind, unique_key, unique_states) "
         "SELECT 'any', unique_key, unique_states FROM {schema}.job LIMIT 1"
@@ -734,7 +734,7 @@ def test_r11_a_connection_that_is_shut_down_frees_its_row_though_the_server_is_i
     running: list[Attempt] = []
 
     def handler(tx: AnyConnection, job: Job[Any]) -> None:
-        running.extend(pool._watch._attempts)
+        running.extend(pool._watchdog._attempts)
         started.set()
         try:
             tx.execute("SELECT pg_sleep(60)")
@@ -748,8 +748,8 @@ def test_r11_a_connection_that_is_shut_down_frees_its_row_though_the_server_is_i
     sleeping = "SELECT 1 FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(60)' AND state = 'active'"
     wait_until(lambda: table.query(sleeping))
     (attempt,) = running
-    assert attempt.held is not None
-    attempt.held.shut_down(attempt._conn_id)
+    assert attempt.checkout is not None
+    attempt.checkout.shut_down(attempt._conn_id)
     assert ended.wait(5), "the thread has its error at once"
     # by the server's look for its client, every half a second
     wait_until(lambda: table.query("SELECT id FROM {schema}.job FOR UPDATE SKIP LOCKED"), timeout=5)
@@ -771,12 +771,12 @@ def test_r11_no_commit_can_start_on_a_connection_that_was_shut_down(table: Table
 
 
 def test_r11_who_shuts_down_a_connection_that_was_renewed_meanwhile_hits_nobody(client: Client) -> None:
-    with client.source.checkout() as held:
-        before = id(held.conn)
-        old = held.conn  # kept, so that the new one has another id
-        held.renew()
-        held.shut_down(before)
-        assert held.conn.execute("SELECT 1").fetchone() == (1,)
+    with client.source.checkout() as checkout:
+        before = id(checkout.conn)
+        old = checkout.conn  # kept, so that the new one has another id
+        checkout.replace()
+        checkout.shut_down(before)
+        assert checkout.conn.execute("SELECT 1").fetchone() == (1,)
         assert old.closed
 
 
@@ -805,8 +805,8 @@ def test_r11_a_connection_that_was_sent_a_cancel_is_not_used_for_the_next_job(ta
 def test_r15_a_unique_twin_does_not_wait_for_a_job_that_wants_metadata_and_output_kept(
     table: Table, connect: Connect
 ) -> None:
-    twin = connect(autocommit=True)
-    twin.execute("SET statement_timeout = '5s'")
+    duplicate = connect(autocommit=True)
+    duplicate.execute("SET statement_timeout = '5s'")
     rows: list[Any] = []
 
     def handler(tx: AnyConnection, job: Job[Any]) -> None:
@@ -816,7 +816,7 @@ def test_r15_a_unique_twin_does_not_wait_for_a_job_that_wants_metadata_and_outpu
             "INSERT INTO {schema}.job (kind, unique_key, unique_states) SELECT kind, unique_key, unique_states "
             "FROM {schema}.job ON CONFLICT DO NOTHING RETURNING id"
         )
-        rows.append(twin.execute(table.sql(insert)).fetchall())
+        rows.append(duplicate.execute(table.sql(insert)).fetchall())
 
     table.query(
         "INSERT INTO {schema}.job (kind, unique_key, unique_states) VALUES "
@@ -955,7 +955,7 @@ def test_r12_a_duty_that_is_taken_at_the_same_time_is_no_error(table: Table, con
 # R20: an id alone names no job.
 
 
-def twins(table: Table, state: str = "available") -> int:
+def duplicates(table: Table, state: str = "available") -> int:
     """Two jobs of one id, in two queues."""
     for queue in ("default", "other"):
         table.query(
@@ -975,7 +975,7 @@ UNTOUCHED = ("available", 0, True, 0)
 
 
 def test_r20_claim_and_finish_touch_one_of_two_jobs_with_the_same_id(table: Table, worker: AnyConnection) -> None:
-    twins(table)
+    duplicates(table)
     job = table.must_claim(worker, queue="default")
     assert states(table) == {"default": ("running", 1, False, 0), "other": UNTOUCHED}
     table.store.fail(worker, job, failure(job))
@@ -983,7 +983,7 @@ def test_r20_claim_and_finish_touch_one_of_two_jobs_with_the_same_id(table: Tabl
 
 
 def test_r20_a_finish_names_queue_and_token_both(table: Table, worker: AnyConnection) -> None:
-    twins(table)
+    duplicates(table)
     job = table.must_claim(worker, queue="default")
     table.query("UPDATE {schema}.job SET state = 'running', token = %s WHERE queue = 'other'", job.token)
     table.store.complete(worker, job, COMPLETED)
@@ -991,7 +991,7 @@ def test_r20_a_finish_names_queue_and_token_both(table: Table, worker: AnyConnec
 
 
 def test_r20_rescue_promotion_and_cleaning_touch_one_of_two_jobs_with_the_same_id(table: Table) -> None:
-    twins(table, "available")
+    duplicates(table, "available")
     old = "UPDATE {schema}.job SET state = 'running', attempt = 1, attempted_at = '2020-01-01' WHERE queue = 'default'"
     table.query(old)
     assert [job.queue for job in table.rescue()] == ["default"]

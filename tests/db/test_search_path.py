@@ -343,7 +343,7 @@ FORGOTTEN: dict[str, tuple[str, str, str, Act]] = {
         lambda client, _: run_until_over(client, batch_size=1),
     ),
     "a unique job": (
-        "enqueuing.sql twins",
+        "enqueuing.sql duplicates",
         "unique_key OPERATOR(pg_catalog.=) ANY (",
         "unique_key = ANY (",
         lambda client, _: [client.enqueue(None, life.Deed("unique"), unique=Unique()) for _ in range(2)],

@@ -49,7 +49,7 @@ def waits(connect: Connect) -> Callable[[AnyConnection], bool]:
     return look
 
 
-# --- a twin that is being inserted
+# --- a duplicate that is being inserted
 
 
 @pytest.mark.parametrize("ending", ["commit", "rollback"])
@@ -90,19 +90,19 @@ def test_a_running_job_is_a_twin_that_nobody_waits_for(client: Client, table: Ta
 def test_a_twin_that_ends_between_the_insert_and_the_look_does_not_count(
     client: Client, table: Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The insert finds the twin, which is deleted before it can be read: so the job is inserted after all."""
-    store = client._enqueuer.store
-    find = store._find_twins
+    """The insert finds the duplicate, which is deleted before it can be read: so the job is inserted after all."""
+    store = client._enqueuer.queries
+    find = store._find_duplicates
     times = []
 
-    def find_late(conn: AnyConnection, jobs: Any, twins: Any, **options: Any) -> Any:
-        times.append(len(twins))
+    def find_late(conn: AnyConnection, jobs: Any, duplicates: Any, **options: Any) -> Any:
+        times.append(len(duplicates))
         if len(times) == 1:
             table.query("DELETE FROM {schema}.job")
-        return find(conn, jobs, twins, **options)
+        return find(conn, jobs, duplicates, **options)
 
     first = client.enqueue(None, Thing(), unique=UNIQUE)
-    monkeypatch.setattr(store, "_find_twins", find_late)
+    monkeypatch.setattr(store, "_find_duplicates", find_late)
     second, _ = client.enqueue_many(None, [NewJob(Thing(), unique=UNIQUE), Thing(1)])
     assert (second.duplicate, second.id > first.id) == (False, True)
     assert times == [1, 0]
@@ -196,7 +196,7 @@ def test_r10_a_running_job_has_its_key_so_no_end_of_its_attempt_can_collide(
 def test_r10_a_claim_is_not_given_back_to_a_job_whose_key_is_taken(
     client: Client, table: Table, connect: Connect
 ) -> None:
-    """It was rescued, and a twin came: it stays as the rescue left it, and waits for promote to settle it."""
+    """It was rescued, and a duplicate came: it stays as the rescue left it, and waits for promote to settle it."""
     unique = Unique(by_state=REQUIRED)
     job = client.enqueue(None, Thing(), unique=unique)
     worker = connect(autocommit=True)
@@ -213,11 +213,11 @@ def test_r10_a_job_whose_key_is_taken_cannot_be_locked_by_its_id(client: Client,
     unique = Unique(by_state=REQUIRED)
     job = client.enqueue(None, Thing(), unique=unique)
     table.query("UPDATE {schema}.job SET state = 'retryable', attempt = 1")
-    twin = client.enqueue(None, Thing(), unique=unique)
+    duplicate = client.enqueue(None, Thing(), unique=unique)
     with pytest.raises(UniqueConflict), client.lock_job(id=job.id):
         pass
     assert (table.job(job).state, table.job(job).attempt) == (JobState.RETRYABLE, 1)
-    with client.lock_job(id=twin.id) as (_, locked):
+    with client.lock_job(id=duplicate.id) as (_, locked):
         assert locked is not None
 
 

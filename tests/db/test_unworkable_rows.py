@@ -91,7 +91,7 @@ def until_nothing(act: Callable[[Tx], timedelta], conn: Tx, most: int = 30) -> N
 
 @pytest.mark.finding("S3")
 @pytest.mark.parametrize(
-    ("states", "key", "twin"),
+    ("states", "key", "duplicate"),
     [
         ("ARRAY['available','pending','running','scheduled',NULL]", "'k'", True),
         ("ARRAY[NULL,'available','pending','running','scheduled']", "'k'", True),
@@ -102,7 +102,7 @@ def until_nothing(act: Callable[[Tx], timedelta], conn: Tx, most: int = 30) -> N
     ],
 )
 def test_a_key_that_cannot_be_had_or_indexed_discards_its_job_alone(
-    *, sql: Rows, server: Tx, duties: Maintenance, make: Any, state: Any, states: str, key: str, twin: bool
+    *, sql: Rows, server: Tx, duties: Maintenance, make: Any, state: Any, states: str, key: str, duplicate: bool
 ) -> None:
     """A unique key of 12 kB, or NULL among the states that it covers, stopped the promote of all queues."""
     sql("""CREATE FUNCTION pgjobs.incompressible(bytes integer) RETURNS bytea LANGUAGE sql AS
@@ -111,13 +111,13 @@ def test_a_key_that_cannot_be_had_or_indexed_discards_its_job_alone(
     insert = f"""INSERT INTO pgjobs.job (kind, state, scheduled_at, unique_key, unique_states)
         VALUES ('bad', %s, now() - interval '1 hour', {key}, {states}) RETURNING id"""
     ((bad,),) = sql(insert, "retryable")
-    if twin:
+    if duplicate:
         sql(insert, "available")
     others = make(5, place=DUE)
     until_nothing(duties.promote, server)
     assert [state(id) for id in others] == ["available"] * 5
     assert state(bad) == "discarded"
-    if not twin:
+    if not duplicate:
         assert "index row" in last_error(sql, bad)
 
 
@@ -709,10 +709,10 @@ def test_a_claim_that_cannot_be_given_back_stops_no_other_claim(
     *, sql: Rows, make: Any, client: Client, server: Tx, state: Any
 ) -> None:
     """The attempt of a claim whose answer was lost was looked for before every claim; what failed then failed all."""
-    claimer = Claimer(client.store, WorkMap({}), "tester")
+    claimer = Claimer(client.queries, WorkMap({}), "tester")
     (lost,) = make(1)
     token = uuid4()
-    assert client.store.claim(server, queue="default", token=token, worker="tester") is not None
+    assert client.queries.claim(server, queue="default", token=token, worker="tester") is not None
     server.execute("ROLLBACK")
     forbid(sql, f"OLD.id = {lost}")
     claimer._orphan("default", token)

@@ -72,6 +72,6 @@ def test_a_logical_replica_follows_and_takes_over(logical_server: EmbeddedPostgr
             pass
         seen_to(replica, there)
         assert replica.enqueue(None, {}, kind="thing").id > 21
-        (left,) = replica.list(JobFilter(queues=["left"])).jobs
+        (left,) = replica.list_jobs(JobFilter(queues=["left"])).jobs
         assert (left.id, left.state) == (21, JobState.AVAILABLE)
         replica.check_schema()

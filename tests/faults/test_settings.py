@@ -278,12 +278,12 @@ class Trial:
     def look(self) -> None:
         """All that can be asked for."""
         client = self.client
-        page = client.list(JobFilter(states=["completed"], metadata={"seen": TEXTS}), order="time", limit=1)
+        page = client.list_jobs(JobFilter(states=["completed"], metadata={"seen": TEXTS}), order="time", limit=1)
         assert page.jobs
         assert page.next
-        assert client.list(JobFilter(states=["completed"]), order="time", cursor=page.next).jobs
+        assert client.list_jobs(JobFilter(states=["completed"]), order="time", cursor=page.next).jobs
         assert {queue.name for queue in client.queues.list()} >= {"default", "batch"}
-        assert client.queues.figures()["default"].workers == 1
+        assert client.queues.stats()["default"].workers == 1
         assert [worker.host for worker in client.workers()]
         (row,) = [row for row in client.schedules.list() if row.name == "in-code"]
         assert row.window == LONG

@@ -106,7 +106,7 @@ def test_f18_two_schemas_of_a_database_do_not_touch_each_other(ledger: Ledger, n
         duties = other.sql("SELECT duty, next_run_at FROM {schema}.maintenance ORDER BY duty")
         assert other.unfinished() == 5
         with psycopg.connect(ledger.dsn, autocommit=True) as ear:
-            ear.execute(f'LISTEN "{other.client.store.channel}"')
+            ear.execute(f'LISTEN "{other.client.queries.channel}"')
             more = ledger.enqueue()
             wait_until(lambda: ledger.effects(more) == [1])
             assert list(ear.notifies(timeout=0.2)) == []

@@ -87,7 +87,7 @@ def test_what_another_try_cannot_help_is_raised_at_once_with_the_servers_reason(
             lambda: client.enqueue(None, {}, kind="any"),
             lambda: client.enqueue(None, {}, kind="any", unique=Unique()),
             lambda: client.enqueue_many(None, [NewJob({}, kind="any")], returning=False),
-            client.list,
+            client.list_jobs,
             client.pool.getconn,
         ]
         for act in acts:
@@ -147,7 +147,7 @@ def test_a_refusal_that_is_mended_is_forgotten(server: EmbeddedPostgres, dsn: st
         admin.execute("CREATE DATABASE comes_later")
         client.migrate()
         client.enqueue(None, {}, kind="any")
-        assert len(client.list().jobs) == 1
+        assert len(client.list_jobs().jobs) == 1
 
 
 # --- away
@@ -192,7 +192,7 @@ def test_an_enqueue_in_a_restart_waits_for_the_server(server: EmbeddedPostgres, 
         thread.join(20)
     assert len(answered) == 4
     assert max(answered) - started < 5
-    assert len(client.list().jobs) == 5
+    assert len(client.list_jobs().jobs) == 5
 
 
 @pytest.mark.finding("E2")
@@ -241,7 +241,7 @@ def test_connections_that_died_while_they_were_idle_fail_no_enqueue(
         server.restart(mode)
         client.enqueue_many(None, [NewJob({}, kind="any")] * 2)
         client.enqueue(None, {}, kind="any", unique=Unique())
-        assert len(client.list().jobs) == 7
+        assert len(client.list_jobs().jobs) == 7
 
 
 @contextmanager
@@ -305,7 +305,7 @@ def test_the_same_over_tls(server: EmbeddedPostgres, dsn: str, tmp_path: Path) -
         server.restart()
         for _ in range(3):
             client.enqueue(None, {}, kind="any")
-        assert len(client.list().jobs) == 6
+        assert len(client.list_jobs().jobs) == 6
 
 
 @pytest.mark.finding("E2")
@@ -354,7 +354,7 @@ def test_an_error_after_something_was_sent_says_that_the_job_may_exist(ledger: L
             act()
         assert proxy.sprung.is_set()
         assert "look before you enqueue it again" in str(raised.value)
-    there = len(ledger.client.list(JobFilter(kinds=["any"])).jobs)
+    there = len(ledger.client.list_jobs(JobFilter(kinds=["any"])).jobs)
     assert there == (0 if cut == "before" else 3 if way == "many" else 1)
 
 
@@ -380,9 +380,9 @@ def test_a_thread_that_waits_for_a_connection_is_not_stuck_in_its_handler(
     server: EmbeddedPostgres, dsn: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, ends: str
 ) -> None:
     """Threads were reported stuck, "its handler ignores that it is to end", that waited for a connection."""
-    from pgjobs.execution.attempt import Patience
+    from pgjobs.execution.attempt import GracePeriods
 
-    monkeypatch.setattr("pgjobs.execution.attempt.AFTER_TIMEOUT", Patience(raised=0.1, severed=0.3, stuck=0.6))
+    monkeypatch.setattr("pgjobs.execution.attempt.AFTER_TIMEOUT", GracePeriods(raised=0.1, severed=0.3, stuck=0.6))
     caplog.set_level(logging.INFO)
     runs, cut = threading.Event(), threading.Event()
 
@@ -416,9 +416,9 @@ def test_a_network_that_passes_nothing_on_costs_one_thread_to_cancel_in(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A thread was started each quarter of a second for each statement that was to be cancelled."""
-    from pgjobs.execution.attempt import Patience
+    from pgjobs.execution.attempt import GracePeriods
 
-    monkeypatch.setattr("pgjobs.execution.attempt.AFTER_TIMEOUT", Patience(raised=3.0, severed=3.0, stuck=60.0))
+    monkeypatch.setattr("pgjobs.execution.attempt.AFTER_TIMEOUT", GracePeriods(raised=3.0, severed=3.0, stuck=60.0))
     most = 0
 
     def handler(tx: AnyConnection, job: Any) -> None:

@@ -23,8 +23,8 @@ def test_it_is_looked_for_at_once_then_ever_more_seldom_and_given_up_in_the_end(
     now, looks = 100.0, list[float]()
     monkeypatch.setattr(claiming, "time", SimpleNamespace(monotonic=lambda: now))
     claimer = Claimer(ExecutionQueries("pgjobs"), WorkMap({"any": lambda tx, job: None}), worker="w")
-    claimer.store = Mock(ExecutionQueries)
-    claimer.store.release_claim.side_effect = lambda *args, **options: looks.append(now)
+    claimer.queries = Mock(ExecutionQueries)
+    claimer.queries.release_claim.side_effect = lambda *args, **options: looks.append(now)
     claimer._orphan("q", uuid4())
     conn: Any = None
     for _ in range(6000):
@@ -39,10 +39,10 @@ def test_it_is_looked_for_at_once_then_ever_more_seldom_and_given_up_in_the_end(
 
 def test_it_is_looked_for_until_it_was_found() -> None:
     claimer = Claimer(ExecutionQueries("pgjobs"), WorkMap({"any": lambda tx, job: None}), worker="w")
-    claimer.store = Mock(ExecutionQueries)
-    claimer.store.release_claim.return_value = True
+    claimer.queries = Mock(ExecutionQueries)
+    claimer.queries.release_claim.return_value = True
     claimer._orphan("q", uuid4())
     conn: Any = None
     for _ in range(3):
         claimer.take_back_orphans(conn)
-    claimer.store.release_claim.assert_called_once()
+    claimer.queries.release_claim.assert_called_once()

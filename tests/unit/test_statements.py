@@ -35,7 +35,15 @@ FILES = [
     *("observe.sql", "roles.sql", "schedules.sql", "wakeup.sql", "workers.sql"),
 ]
 GIVE_JOBS = [
-    *("insert_job", "insert_unique_job", "insert_jobs", "twins", "twins_unread", "replace_twin", "release"),
+    *(
+        "insert_job",
+        "insert_unique_job",
+        "insert_jobs",
+        "duplicates",
+        "duplicates_unread",
+        "replace_duplicate",
+        "release",
+    ),
     *("rescue", "cancel", "retry", "delete", "update", "get_job", "list_jobs"),
     *("list_available", "cancel_many", "retry_many", "delete_many", "update_many"),
 ]

@@ -55,7 +55,7 @@ def uses(client: Client, tx: Connection[Any]) -> None:
     Unique(by_state=[JobState.AVAILABLE, "running"])
     JobFilter(states=["done"])  # error: List item 0 has incompatible type
     JobFilter(states=["completed", JobState.RUNNING])
-    client.list(JobFilter(states=[JobState("completed")]), order="id")
+    client.list_jobs(JobFilter(states=[JobState("completed")]), order="id")
 
 
 def events(client: Client, kind: EventKind) -> None:

@@ -181,11 +181,11 @@ CALLS: dict[str, tuple[Call, str, set[str]]] = {
     "update tags": (lambda client, value: client.update(1, tags=value), "tag", {"None", "list"}),
     "update metadata": (lambda client, value: client.update(1, metadata=value), "metadata", {"None", "dict"}),
     "get tx": (lambda client, value: client.get(1, value), "tx", {"None"}),
-    "list filter": (lambda client, value: client.list(value), "filter", {"None"}),
-    "list order": (lambda client, value: client.list(order=value), "order", set()),
-    "list descending": (lambda client, value: client.list(descending=value), "descending", {"True"}),
-    "list limit": (lambda client, value: client.list(limit=value), "limit", {"5"}),
-    "list cursor": (lambda client, value: client.list(cursor=value), "cursor", {"None"}),
+    "list filter": (lambda client, value: client.list_jobs(value), "filter", {"None"}),
+    "list order": (lambda client, value: client.list_jobs(order=value), "order", set()),
+    "list descending": (lambda client, value: client.list_jobs(descending=value), "descending", {"True"}),
+    "list limit": (lambda client, value: client.list_jobs(limit=value), "limit", {"5"}),
+    "list cursor": (lambda client, value: client.list_jobs(cursor=value), "cursor", {"None"}),
     "count filter": (lambda client, value: client.count(value), "filter", {"None"}),
     **{f"{name} filter": (method(name), "filter", set()) for name in ("cancel_many", "retry_many", "delete_many")},
     "update_many filter": (lambda client, value: client.update_many(value, priority=1), "filter", set()),
@@ -223,7 +223,7 @@ CALLS: dict[str, tuple[Call, str, set[str]]] = {
         for end in ("after", "before")
     },
     # queues and schedules
-    "queues.figures": (lambda client, value: client.queues.figures(value), "queue", {"None", "list"}),
+    "queues.figures": (lambda client, value: client.queues.stats(value), "queue", {"None", "list"}),
     "queues.pause": (lambda client, value: client.queues.pause(value), "queue", {"text"}),
     "queues.resume": (lambda client, value: client.queues.resume(value), "queue", {"text"}),
     **{

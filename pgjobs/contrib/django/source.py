@@ -60,8 +60,8 @@ class DjangoSource(PoolSource):
 
     @contextmanager
     def checkout(self) -> Iterator[Checkout]:
-        with giving_back(_AliasCheckout(connections[self.alias])) as held:
-            yield held
+        with giving_back(_AliasCheckout(connections[self.alias])) as checkout:
+            yield checkout
 
     def _fit(self, threads: int) -> None:
         pool = _pool(connections[self.alias])
@@ -153,7 +153,7 @@ class _AliasCheckout(Checkout):
         connection_created.send(sender=type(wrapper), connection=wrapper)
 
     @contextmanager
-    def handing_over(self) -> Iterator[Any]:
+    def handler_tx(self) -> Iterator[Any]:
         self._enter_block()
         yield self._wrapper
         self._check_block()
