@@ -594,7 +594,11 @@ def test_r7_the_server_ends_the_transaction_of_a_process_that_hangs_as_a_whole(t
 
 
 @pytest.mark.conformance(252)
-@pytest.mark.parametrize("kind", [lambda trial: statement, lambda trial: loop, c_call, deaf], ids=str)
+@pytest.mark.parametrize(
+    "kind",
+    [lambda trial: statement, lambda trial: loop, c_call, deaf],
+    ids=["statement", "loop", "c_call", "deaf"],
+)
 def test_a_stop_returns_in_time_whatever_handlers_do_and_gives_their_attempts_back(
     trial: Trial, kind: Callable[[Trial], Callable[[AnyConnection, Job[Any]], object]]
 ) -> None:

@@ -29,6 +29,7 @@ from pgjobs import (
     job_options,
 )
 from tests.conformance.conftest import Rows
+from tests.samples import shown
 
 Stored = Callable[[Job[Any]], Job[Any]]
 MINUTES = timedelta(minutes=1)
@@ -311,7 +312,7 @@ def test_a_number_of_attempts_that_makes_no_sense_is_refused_before_anything_is_
 
 @pytest.mark.conformance(27)
 @pytest.mark.parametrize(
-    "job", ["text", b"bytes", 5, 1.5, None, True, do_nothing, Greet, [Greet()], {1, 2}, object()], ids=repr
+    "job", ["text", b"bytes", 5, 1.5, None, True, do_nothing, Greet, [Greet()], {1, 2}, object()], ids=shown
 )
 def test_what_is_no_job_is_refused_with_one_error(client: Client, refuses: Callable[..., None], job: Any) -> None:
     refuses(InvalidJob, lambda tx: client.enqueue(tx, job))

@@ -44,6 +44,7 @@ from pgjobs.wakeup.listener import Listener
 from pgjobs.wakeup.queries import WakeupQueries
 from tests.conformance.conftest import Rows
 from tests.conftest import Connect
+from tests.samples import shown
 from tests.waiting import wait_until
 from tests.waking import armed, sleep_on, sleepers
 
@@ -383,7 +384,7 @@ def test_a_setting_of_the_client_out_of_its_range_is_refused_at_construction(
 
 
 @pytest.mark.conformance(268)
-@pytest.mark.parametrize("pool", [None, "", 5, object()], ids=repr)
+@pytest.mark.parametrize("pool", [None, "", 5, object()], ids=shown)
 def test_a_client_needs_something_to_connect_with(pool: Any) -> None:
     with pytest.raises(InvalidSetting, match="connection"):
         Client(pool)

@@ -17,6 +17,7 @@ from psycopg_pool import ConnectionPool
 from pgjobs import Client, InvalidTransaction, Job, JobState, WorkerPool
 from tests.conformance.conftest import Rows
 from tests.conftest import Connect
+from tests.samples import shown
 from tests.waking import sleep_on
 
 Stored = Callable[[Job[Any]], Job[Any]]
@@ -119,7 +120,7 @@ def test_enqueue_leaves_the_connection_as_it_found_it(client: Client, connect: C
 
 
 @pytest.mark.conformance(37)
-@pytest.mark.parametrize("tx", ["postgresql://localhost", 5, object(), dict], ids=repr)
+@pytest.mark.parametrize("tx", ["postgresql://localhost", 5, object(), dict], ids=shown)
 def test_what_is_no_transaction_is_refused(client: Client, tx: Any) -> None:
     with pytest.raises(InvalidTransaction, match="psycopg"):
         client.enqueue(tx, Thing())

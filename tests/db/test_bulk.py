@@ -17,6 +17,7 @@ from pgjobs import Client, EncodedJob, Hooks, InvalidArgs, InvalidJob, InvalidTr
 from pgjobs.db.cursors import AnyConnection
 from tests.conftest import Connect
 from tests.db.test_races import Table, table
+from tests.samples import shown
 from tests.waking import sleep_on
 
 __all__ = ["table"]  # a fixture
@@ -120,7 +121,7 @@ def test_a_batch_on_a_connection_in_autocommit_mode_or_in_a_pipeline(
         {"options": "-c TimeZone=Australia/Lord_Howe -c DateStyle=German -c IntervalStyle=sql_standard"},
         {"prepare_threshold": 0},
     ],
-    ids=str,
+    ids=shown,
 )
 def test_whatever_the_connection_is_like(
     client: Client, connect: Connect, table: Table, kwargs: dict[str, Any]

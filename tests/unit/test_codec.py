@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 
 from pgjobs.codec import MAX_DEPTH, check_class, decode, decode_dict, encode
 from pgjobs.errors import InvalidArgs, UndecodableArgs
+from tests.samples import shown
 
 T = TypeVar("T")
 UserId = NewType("UserId", int)
@@ -485,7 +486,7 @@ def test_a_to_dict_and_from_dict_of_the_class_are_used() -> None:
 
 
 @pytest.mark.conformance(27)
-@pytest.mark.parametrize("args", ["a", b"a", 1, 1.5, None, len, Point, [Point(1)], {1}, object()], ids=repr)
+@pytest.mark.parametrize("args", ["a", b"a", 1, 1.5, None, len, Point, [Point(1)], {1}, object()], ids=shown)
 def test_only_an_instance_of_a_dataclass_or_a_mapping_can_be_args(args: object) -> None:
     assert "$: expected an instance of a dataclass, or a dict, found " in refusal(args)
 

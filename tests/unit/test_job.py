@@ -154,7 +154,7 @@ def test_options_at_the_edge_of_their_range_pass(option: dict[str, Any]) -> None
         {"delay": timedelta(microseconds=-1)},
         {"delay": 60},
         {"tags": "one"},
-        {"tags": {"one-tag", "two-tag"}},
+        {"tags": {"one-tag"}},
         {"tags": [None]},
         {"tags": [5]},
         {"tags": ["a"]},

@@ -28,6 +28,7 @@ from pgjobs import (
     exponential,
     job_options,
 )
+from tests.samples import shown
 from tests.unit.samples import a_job
 
 
@@ -118,7 +119,7 @@ def test_queues_are_a_mapping(client: Client, queues: Any) -> None:
         ({"middleware": "abc"}, r"middleware is a list .*not 'abc'"),
         ({"middleware": [5]}, r"middleware is a list .*not of 5"),
     ],
-    ids=repr,
+    ids=shown,
 )
 def test_settings_of_a_worker_pool_that_are_of_another_type(client: Client, setting: Any, error: str) -> None:
     with pytest.raises(InvalidSetting, match=error):
@@ -143,7 +144,7 @@ def test_a_schedule_is_given_in_a_list(client: Client) -> None:
         ({"middleware": nothing}, r"middleware is a list .*give middleware=\[...\]"),
         ({"middleware": [5]}, "middleware is a list .*not of 5"),
     ],
-    ids=repr,
+    ids=shown,
 )
 def test_settings_of_a_client_that_are_of_another_type(setting: Any, error: str) -> None:
     with pytest.raises(InvalidSetting, match=error):
@@ -158,7 +159,7 @@ def test_settings_of_a_client_that_are_of_another_type(setting: Any, error: str)
         ({"middleware": nothing}, "middleware is a list"),
         ({"middleware": [5]}, "middleware is a list .*not of 5"),
     ],
-    ids=repr,
+    ids=shown,
 )
 def test_settings_of_a_handler_that_are_of_another_type(setting: Any, error: str) -> None:
     with pytest.raises(InvalidHandler, match=error):
