@@ -313,7 +313,7 @@ RESCUES = """
 import resource, sys
 from pgjobs import Client, Hooks, WorkerPool
 import psycopg
-from pgjobs.maintenance import Maintenance
+from pgjobs.maintenance.duties import Maintenance
 from pgjobs.control.many import ManyJobs
 from pgjobs.schedules.queries import ScheduleQueries
 from pgjobs.execution.queries import ExecutionQueries
