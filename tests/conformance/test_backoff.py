@@ -191,6 +191,6 @@ def test_a_wrong_clock_of_the_application_moves_no_delay_and_makes_nothing_due(
     (wait,) = sql("SELECT max(scheduled_at) - clock_timestamp() FROM pgjobs.job")[0]
     assert timedelta(minutes=9, seconds=58) < wait <= timedelta(minutes=10)
     duties.promote(server)
-    duties.clean(server)
+    duties.prune(server)
     pool = WorkerPool(client, {Thing: lambda tx, job: None})
     assert (pool.work_one(), pool.work_one()) == (True, False)

@@ -432,7 +432,7 @@ def test_a_state_that_is_kept_for_ever_stays_and_the_others_are_cut(
 ) -> None:
     Maintenance(
         client.schema, keep={state: None if state == forever else 7 * 24 * 3600 * SECOND for state in KEPT}
-    ).clean(server)
+    ).prune(server)
     assert left(sql) == ({forever} if forever else set())
     assert sql("SELECT count(*) FROM pgjobs.job WHERE kind = 'new'") == [(3,)]
     assert sql("SELECT count(*) FROM pgjobs.job WHERE finalized_at IS NULL") == [(5,)], "only what is over is cleaned"
@@ -441,7 +441,7 @@ def test_a_state_that_is_kept_for_ever_stays_and_the_others_are_cut(
 @pytest.mark.conformance(281, 288)
 @pytest.mark.usefixtures("old_jobs")
 def test_nothing_is_deleted_when_everything_is_kept_for_ever(client: Client, sql: Rows, server: Tx) -> None:
-    Maintenance(client.schema, keep=dict.fromkeys(KEPT)).clean(server)
+    Maintenance(client.schema, keep=dict.fromkeys(KEPT)).prune(server)
     assert sql("SELECT count(*) FROM pgjobs.job") == [(11,)]
 
 
@@ -462,9 +462,9 @@ def test_jobs_are_cleaned_in_batches_the_oldest_first(
         " SELECT 'old', 'completed', now() - interval '2 days' + n * interval '1 minute'"
         " FROM generate_series(3, 1, -1) n"
     )
-    assert duties.clean(server) == ZERO
+    assert duties.prune(server) == ZERO
     assert sql("SELECT id FROM pgjobs.job") == [(1,)], "the youngest"
-    assert duties.clean(server) > ZERO
+    assert duties.prune(server) > ZERO
     assert sql("SELECT id FROM pgjobs.job") == []
 
 
@@ -495,12 +495,12 @@ def test_a_duty_that_one_process_is_at_is_left_to_it_and_taken_over_when_it_dies
 def test_a_duty_that_was_just_done_is_not_due_for_another_process(
     client: Client, sql: Rows, server: Tx, connect: Connect, duties: Maintenance
 ) -> None:
-    assert duties.do(server, "clean") == timedelta(seconds=30)
+    assert duties.do(server, "prune") == timedelta(seconds=30)
     sql("INSERT INTO pgjobs.job (kind, state, finalized_at) VALUES ('old', 'completed', now() - interval '9 days')")
-    assert 29 * SECOND < duties.do(connect(autocommit=True), "clean") < 30 * SECOND
+    assert 29 * SECOND < duties.do(connect(autocommit=True), "prune") < 30 * SECOND
     assert sql("SELECT count(*) FROM pgjobs.job") == [(1,)]
     sql("UPDATE pgjobs.maintenance SET next_run_at = clock_timestamp()")
-    duties.do(server, "clean")
+    duties.do(server, "prune")
     assert sql("SELECT count(*) FROM pgjobs.job") == [(0,)]
 
 
@@ -630,5 +630,5 @@ def test_a_job_that_the_application_refers_to_stays_and_does_not_keep_the_others
     sql("UPDATE pgjobs.job SET state = 'completed', finalized_at = now() - interval '1 year'")
     sql("CREATE TABLE pgjobs.mine (job bigint, queue text, FOREIGN KEY (job, queue) REFERENCES pgjobs.job (id, queue))")
     sql(f"INSERT INTO pgjobs.mine VALUES ({jobs[2].id}, 'default')")
-    duties.clean(server)
+    duties.prune(server)
     assert sql("SELECT id FROM pgjobs.job") == [(jobs[2].id,)]

@@ -1003,7 +1003,7 @@ def test_r20_rescue_promotion_and_cleaning_touch_one_of_two_jobs_with_the_same_i
     assert states(table)["other"][0] == "pending"
 
     table.query("UPDATE {schema}.job SET state = 'completed', finalized_at = '2020-01-01' WHERE queue = 'default'")
-    assert table.maintenance.clean(table.conn, JobState.COMPLETED, NO_DELAY, 10) == 1
+    assert table.maintenance.prune(table.conn, JobState.COMPLETED, NO_DELAY, 10) == 1
     assert list(states(table)) == ["other"]
 
 

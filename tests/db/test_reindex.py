@@ -227,7 +227,7 @@ def test_a_pool_rebuilds_at_its_time_or_never(client: Client, sql: Rows, indexes
     pool = WorkerPool(client, {"any": handler}, queues={"idle": 1}, reindex_at=at if wanted else None)
     seen = "SELECT count(*) FROM pgjobs.maintenance WHERE duty = ANY (%s) AND next_run_at > clock_timestamp()"
     with pool:
-        wait_until(lambda: sql(seen, ["clean", "workers"]) == [(2,)])
+        wait_until(lambda: sql(seen, ["prune", "workers"]) == [(2,)])
         if wanted:
             wait_until(lambda: all(indexes().get(name, before[name]) != before[name] for name in OURS))
             wait_until(lambda: indexes().keys() == before.keys())

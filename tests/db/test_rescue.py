@@ -269,7 +269,7 @@ def slow(sql: Rows, client: Client, server: Tx) -> Callable[[bool], None]:
 
 
 @pytest.mark.conformance(139)
-@pytest.mark.parametrize("duty", ["rescue", "clean"])
+@pytest.mark.parametrize("duty", ["rescue", "prune"])
 def test_three_timeouts_in_a_row_shrink_the_batch_for_good(
     *,
     client: Client,
