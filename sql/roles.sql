@@ -70,7 +70,7 @@ GRANT SELECT (
     id, state, queue, kind, priority, attempt, max_attempts, metadata, tags, scheduled_at, created_at, attempted_at,
     finalized_at, attempted_by, leased_until, token, unique_key, unique_states, schedule, tick
 ) ON pgjobs.job TO "{role}";
-GRANT SELECT (name, paused_at, created_at, updated_at, keep_completed, keep_cancelled, keep_discarded)
+GRANT SELECT (name, paused_at, updated_at, keep_completed, keep_cancelled, keep_discarded)
     ON pgjobs.queue TO "{role}";
 GRANT SELECT (
     id, host, pid, queues, threads, kinds, version, code_version, started_at, seen_at, lost_at

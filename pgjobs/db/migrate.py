@@ -102,8 +102,14 @@ def migrate(
             break
         log.info("schema %s: %s", schema, step)
         done.append(step)
-    if direction == "up" and not missing(conn, schema):
-        bookkeeping.put_back(conn, schema)
+    if direction == "up":
+        with conn.transaction():  # under the lock, so that no other process takes the tables away meanwhile
+            migrations = MigrationQueries(schema)
+            if not borrowed:
+                migrations.begin_step(conn)
+            migrations.lock(conn)
+            if not missing(conn, schema):
+                bookkeeping.put_back(conn, schema)
     return done
 
 
