@@ -16,7 +16,7 @@ REVOKE ALL ON
 FROM "{role}";
 REVOKE ALL ON SEQUENCE pgjobs.job_id_seq FROM "{role}";
 GRANT USAGE ON SCHEMA {schema} TO "{role}";
-GRANT SELECT (version, name, applied_at) ON pgjobs.migration TO "{role}";
+GRANT SELECT (version, name, digest, applied_at) ON pgjobs.migration TO "{role}";
 
 -- name: grant_enqueuer
 -- Enqueues, and reads of other jobs what tells it of a duplicate: not their args, metadata, errors and output. It has
