@@ -22,10 +22,11 @@ from pathlib import Path
 
 from benchmarks import enqueuing, latency, memory, waking
 from benchmarks.chart import bars
-from benchmarks.drain import Drain, Handling
+from benchmarks.drain import Drain
 from benchmarks.floors import CHAIN, ENQUEUE, PROTOCOLS, Pgbench
 from benchmarks.ground import BATCHES, Table, configuration, database, progress, table
 from benchmarks.report import RESULTS, Question, write_json
+from benchmarks.workload import Handling
 from pgjobs import Client
 from pgjobs.embedded import EmbeddedPostgres, EmbeddedPostgresError
 

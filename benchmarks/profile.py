@@ -29,9 +29,10 @@ from unittest.mock import patch
 
 import psycopg
 
-from benchmarks.drain import Drain, Handling
+from benchmarks.drain import Drain
 from benchmarks.floors import Pgbench
-from benchmarks.ground import BATCHES, Table, configuration, table
+from benchmarks.ground import BATCHES, Table, configuration, own_server, table
+from benchmarks.workload import Handling
 from pgjobs import Client
 from pgjobs.embedded import EmbeddedPostgres
 
@@ -228,7 +229,7 @@ def main() -> None:
         for threads in given.threads
     ]
     with (
-        EmbeddedPostgres(settings={"shared_preload_libraries": ""}) as server,
+        own_server({"shared_preload_libraries": ""}) as server,
         table(server.dsn, "pgjobs", given.jobs) as (client, rows),
     ):
         print(configuration(rows.conn))
@@ -240,7 +241,7 @@ def main() -> None:
                 floor(server, rows, way)
             cost = processor_time(server, client, rows, way)
             functions(client, rows, way, cost, given.top)
-    with EmbeddedPostgres(settings={"shared_preload_libraries": _STATEMENTS}) as server:
+    with own_server({"shared_preload_libraries": _STATEMENTS}) as server:
         with table(server.dsn, "pgjobs", given.jobs) as (client, rows), statements_known(server) as known:
             for way in ways if known else []:
                 print(f"\n--- {way}")
