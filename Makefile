@@ -58,8 +58,8 @@ fix: $(READY) ## format, and mend what the linter can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(READY) ## how fast it is, beside the pgbench floor of the same statements; under 10 minutes
-	$(BIN)/python -m benchmarks.bench $(ARGS)
+bench: $(READY) ## how fast it is, beside the pgbench floor; under 10 minutes; BASELINE=<git revision or wheel>: over that version, in turns
+	$(BIN)/python -m benchmarks.bench $(if $(BASELINE),--baseline '$(BASELINE)') $(ARGS)
 
 bench-growth: $(READY) ## whether it stays so fast with a million rows, dead entries, slow disks; a quarter of an hour
 	$(BIN)/python -m benchmarks.growth $(ARGS)
