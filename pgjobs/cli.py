@@ -251,9 +251,10 @@ def _number(text: str) -> int:
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Index the Python standard library with two worker processes, and kill one of them half way: what its handlers "
-        "wrote is rolled back, and the other process rescues their jobs. At the end the tables equal what a plain loop "
-        "finds. On an embedded Postgres, or in the schemas pgjobs_demo and stdlib_index of a database that is given."
+        "Index the Python standard library with two worker processes, and kill one of them in the middle of a job: "
+        "what its handler wrote is rolled back, and the other process runs the job again. At the end queries count "
+        "what was lost and what was done twice. It takes about 15 seconds, on an embedded Postgres, or in the schemas "
+        "pgjobs_demo and stdlib_index of a database that is given, which it drops at the end."
     )
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the database in this directory")
     parser.add_argument("--dsn", default=None, help="use this database instead of an embedded one (or DATABASE_URL)")
@@ -261,6 +262,6 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from pgjobs import demo  # it and the embedded Postgres need what only Unix has
+    from pgjobs.demo import story  # it and the embedded Postgres need what only Unix has
 
-    return demo.run(dsn=options.dsn, keep=options.keep)
+    return story.run(dsn=options.dsn, keep=options.keep)
