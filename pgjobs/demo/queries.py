@@ -32,6 +32,7 @@ HAS_WRITTEN = """
     WHERE application_name = %s AND pg_stat_activity.state = 'idle in transaction'
         AND datname = current_database() AND relation = 'stdlib_index.file'::regclass AND mode = 'RowExclusiveLock'
 """
+STATE_OF_JOB = "SELECT state FROM pgjobs_demo.job WHERE id = %s"
 ROW_OF_JOB = """
     SELECT state, attempt, array_to_string(attempted_by, ', then '),
         (SELECT count(*) FROM stdlib_index.file WHERE path = args->>'path')
