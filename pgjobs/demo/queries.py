@@ -26,11 +26,11 @@ RUNNING_JOB = """
     SELECT id, args->>'path', clock_timestamp() FROM pgjobs_demo.job
     WHERE state = 'running' AND attempted_by[cardinality(attempted_by)] = %s
 """
-# A transaction that has written into `file` and is not committed holds this lock.
-HAS_WRITTEN = """
-    SELECT count(*) > 0 FROM pg_stat_activity JOIN pg_locks USING (pid)
-    WHERE application_name = %s AND pg_stat_activity.state = 'idle in transaction'
-        AND datname = current_database() AND relation = 'stdlib_index.file'::regclass AND mode = 'RowExclusiveLock'
+# Transactions that have written into `file` and are not committed: each holds a lock on the table.
+INSIDE_HANDLERS = """
+    SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid)
+    WHERE locktype = 'relation' AND database = datid AND relation = 'stdlib_index.file'::regclass
+        AND datname = current_database() AND mode = 'RowExclusiveLock' AND state = 'idle in transaction'
 """
 STATE_OF_JOB = "SELECT state FROM pgjobs_demo.job WHERE id = %s"
 ROW_OF_JOB = """

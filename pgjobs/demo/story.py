@@ -82,8 +82,8 @@ def _tell(dsn: str, loop_seconds: float) -> int:
         "job. At the end we count what was lost and what was done twice."
     )
     say(
-        "1. First without a queue. A plain loop takes one file after another, writes a row for the file and a row for "
-        "each class and function in it, and commits."
+        "1. First without a queue. A plain loop takes one file after another: it writes a row for the file and a row "
+        "for each class and function in it, and commits."
     )
     paths, seconds = plain_loop(dsn, loop_seconds)
     with Client(dsn, schema=app.SCHEMA, id="demo") as client:
@@ -96,7 +96,7 @@ def _tell(dsn: str, loop_seconds: float) -> int:
         )
         kill = work_off(dsn, (victim, other), len(paths))
         other.stop()
-    with psycopg.connect(dsn) as conn:
+    with psycopg.connect(dsn, prepare_threshold=None) as conn:
         counts = {title: one_row(conn, query)[0] for title, query in queries.COUNTS.items()}
         _print_rows(kill)
         _print_counts(conn, counts)
@@ -105,6 +105,7 @@ def _tell(dsn: str, loop_seconds: float) -> int:
             say(text)
         _print_results(conn)
         _print_speed(conn, kill, len(paths), seconds)
+    print(f"The code of this application: {os.path.relpath(app.__file__)}")
     return 1 if problems else 0
 
 

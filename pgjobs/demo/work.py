@@ -20,7 +20,7 @@ from pgjobs.demo import app, queries
 from pgjobs.demo.terminal import Progress, say
 from pgjobs.demo.worker_process import DemoFailed, WorkerProcess
 
-_FEWEST_FILES = 60  # on a very slow machine the loop takes longer than it was told
+_FEWEST_FILES = 100  # on a very slow machine the loop takes longer than it was told
 _ENOUGH_FILES = 1200  # some systems install the standard library without its tests
 _STALLED = 60.0  # seconds without any progress
 
@@ -31,7 +31,7 @@ def plain_loop(dsn: str, seconds: float) -> tuple[list[str], float]:
     for path in paths:
         Path(path).read_bytes()  # else the loop, which goes first, would be the only one to wait for the disk
     began = time.monotonic()
-    with psycopg.connect(dsn) as tx, warnings.catch_warnings(), Progress("plain loop") as progress:
+    with _connect_as_a_worker(dsn) as tx, warnings.catch_warnings(), Progress("plain loop") as progress:
         warnings.simplefilter("ignore")  # about the source files that are parsed
         for done, path in enumerate(paths, 1):
             app.write_index(tx, path)
@@ -43,6 +43,14 @@ def plain_loop(dsn: str, seconds: float) -> tuple[list[str], float]:
         tx.execute(queries.SET_LOOP_ASIDE)
         tx.execute(app.TABLES)
     return paths[:done], took
+
+
+def _connect_as_a_worker(dsn: str) -> Connection[Any]:
+    """Statements are prepared, except behind a pooler, where they would collide."""
+    conn = psycopg.connect(dsn, prepare_threshold=None)
+    if one_row(conn, "SELECT pg_backend_pid()") == (conn.info.backend_pid,):
+        conn.prepare_threshold = 5
+    return conn
 
 
 def find_files() -> list[str]:
@@ -86,17 +94,17 @@ class Kill:
 def work_off(dsn: str, workers: tuple[WorkerProcess, WorkerProcess], total: int) -> Kill:
     """Watch until all jobs are finished; half way, kill the first worker."""
     victim, other = workers
-    with psycopg.connect(dsn, autocommit=True) as conn:
+    with psycopg.connect(dsn, autocommit=True, prepare_threshold=None) as conn:
         watch = _Watch(conn, workers, total)
         with Progress("two workers") as progress:
             watch.until(lambda done: done >= total // 2, progress)
-        kill = _kill_inside_a_handler(conn, victim)
+        kill = _kill_inside_a_handler(conn, victim, other)
         began = time.monotonic()
         say(
-            f"3. Half way: kill -9 of {victim.name}, in the middle of job {kill.job_id} ({Path(kill.path).name}). The "
-            "handler had written rows and not committed them: Postgres rolls them back, and releases the lock on the "
-            f"row of the job. {other.name} goes on alone. In a few seconds it will find that row without a lock, and "
-            "run the job again."
+            f"3. Half way: kill -9 of {victim.name}, in the middle of job {kill.job_id} ({Path(kill.path).name}). Its "
+            "handler, the function that does the job, had written rows and not committed them: Postgres rolls them "
+            f"back, and releases the lock on the row of the job. {other.name} goes on alone. In a few seconds it will "
+            "find that row without a lock, and run the job again."
         )
         with Progress("one worker") as progress:
             watch.until(lambda done: one_row(conn, queries.STATE_OF_JOB, [kill.job_id]) != ("running",), progress)
@@ -129,21 +137,25 @@ class _Watch:
             time.sleep(0.1)  # more often would take time from the workers
 
 
-def _kill_inside_a_handler(conn: Connection[Any], worker: WorkerProcess) -> Kill:
-    """Freeze the process until the server says that it has written and not committed, then kill it."""
+def _kill_inside_a_handler(conn: Connection[Any], victim: WorkerProcess, other: WorkerProcess) -> Kill:
+    """Freeze both processes until the server says that both have written and not committed, then kill the victim."""
     half_way = one_row(conn, queries.NOW)[0]
-    for _ in range(100):
-        worker.freeze()
-        time.sleep(0.1)  # until the server has done what the process has sent before
-        job = conn.execute(queries.RUNNING_JOB, [worker.name]).fetchone()
-        if job and one_row(conn, queries.HAS_WRITTEN, [worker.name])[0]:
+    for _ in range(200):
+        victim.freeze()
+        other.freeze()
+        time.sleep(0.1)  # until the server has done what the processes have sent before
+        inside = one_row(conn, queries.INSIDE_HANDLERS)[0]
+        job = conn.execute(queries.RUNNING_JOB, [victim.name]).fetchone()
+        if inside == 2 and job:
             job_id, path, now = job
             row = _row_of(conn, job_id)
-            worker.kill()
+            victim.kill()
+            other.thaw()
             return Kill(job_id, path, half_way, now, [("before the kill", row)])
-        worker.thaw()
-        time.sleep(random.uniform(0.0, 0.03))
-    raise DemoFailed(f"{worker.name} was never seen inside a handler, so it could not be killed there")
+        victim.thaw()
+        other.thaw()
+        time.sleep(random.uniform(0.0, 0.01))
+    raise DemoFailed(f"{victim.name} was never seen inside a handler, so it could not be killed there")
 
 
 def _row_of(conn: Connection[Any], job_id: int) -> Row:

@@ -13,8 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO
 
-from psycopg.conninfo import make_conninfo
-
 from pgjobs import Client, PgjobsError
 from pgjobs.demo import app
 
@@ -71,8 +69,7 @@ def start_worker(dsn: str, name: str) -> Iterator[WorkerProcess]:
         tempfile.TemporaryFile() as log,
         subprocess.Popen(
             [sys.executable, "-m", __name__, name],
-            # not an argument, which every user of the machine can read; the story looks for the application_name
-            env=os.environ | {"DATABASE_URL": make_conninfo(dsn, application_name=name)},
+            env=os.environ | {"DATABASE_URL": dsn},  # not an argument, which every user of the machine can read
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
