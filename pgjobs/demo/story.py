@@ -152,7 +152,10 @@ def _print_speed(conn: Connection[Any], kill: Kill, files: int, seconds: float) 
         ("two workers, before the kill", together, together_seconds),
         ("one worker, after the kill", alone, alone_seconds),
     )
-    say("6. How fast is the queue, compared with the loop? Both wrote the same rows and committed after each file:")
+    say(
+        "6. How fast is the queue, compared with the loop? Both wrote the same rows and committed after each file. The "
+        "queue also writes which worker runs which job:"
+    )
     print_table(
         ("", "files", "seconds", "files/s", "times the loop"),
         [(name, n, f"{s:.1f}", f"{n / s:.0f}", f"{n / s * seconds / files:.2f}") for name, n, s in parts],

@@ -68,7 +68,7 @@ def start_worker(dsn: str, name: str) -> Iterator[WorkerProcess]:
     with (
         tempfile.TemporaryFile() as log,
         subprocess.Popen(
-            [sys.executable, "-m", __name__, name],
+            [sys.executable, "-P", "-m", __name__, name],
             env=os.environ | {"DATABASE_URL": dsn},  # not an argument, which every user of the machine can read
             stdin=subprocess.PIPE,
             stdout=log,
