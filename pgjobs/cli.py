@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,7 +14,7 @@ from zoneinfo import ZoneInfo
 
 import psycopg
 
-from pgjobs import timetable
+from pgjobs import guide, timetable
 from pgjobs.client import Client
 from pgjobs.db import migrate
 from pgjobs.db.roles import roles_sql
@@ -56,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_migrate(commands.add_parser("migrate", help="make the tables, or bring them to another version"))
     _add_roles(commands.add_parser("roles", help="print what database roles need to enqueue, work, view or control"))
     _add_schedule(commands.add_parser("schedule", help="say when a schedule would tick"))
+    _add_guide(commands.add_parser("guide", help="print a page of the guide, or list its topics"))
     _add_demo(commands.add_parser("demo", help="index the standard library with two workers, and kill one half way"))
     return parser
 
@@ -247,6 +250,33 @@ def _number(text: str) -> int:
     if not text.isdecimal() or len(text) > 9:
         raise argparse.ArgumentTypeError(f"a whole number, 0 or more, and not {text!r}")
     return int(text)
+
+
+def _add_guide(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Print a page of the guide, through a pager on a terminal. Without a topic, list the topics."
+    parser.add_argument("topic", nargs="?", help=", ".join(guide.TOPICS))
+    parser.set_defaults(run=_guide)
+
+
+def _guide(options: argparse.Namespace) -> int:
+    if options.topic is None:
+        print(_topics())
+        return 0
+    page = guide.read(options.topic)
+    if sys.stdout.isatty():
+        import pydoc  # it imports much, for this alone
+
+        pydoc.pager(page)
+    else:
+        print(page, end="")
+    return 0
+
+
+def _topics() -> str:
+    indent = " " * (max(map(len, guide.TOPICS)) + 2)
+    lines = textwrap.TextWrapper(width=min(shutil.get_terminal_size().columns, 100), subsequent_indent=indent)
+    listed = [lines.fill(f"{topic:{len(indent)}}{guide.summary(topic)}") for topic in guide.TOPICS]
+    return "\n".join([*listed, "", "`pgjobs guide TOPIC` prints one of them."])
 
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:
