@@ -10,6 +10,9 @@ INTERPRETER = $(shell $(PYTHON) -c "" 2>/dev/null && echo $(PYTHON) \
 
 POOL_TESTS = $(shell grep -rlE 'WorkerPool|nursery' --include 'test_*.py' tests/acceptance tests/conformance tests/db tests/faults)
 
+# four at a time, each with a server of its own: most of a test is waiting; ARGS="-n 0" runs them in one process
+PYTEST = pytest -n 4 --dist worksteal
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test modes decoys prerelease matrix faults storm soak check fix bench bench-growth bench-profile bench-crash bench-peers clean
 
@@ -20,14 +23,14 @@ demo: $(USABLE) ## index files with two workers, kill one of them in the middle 
 	$(BIN)/pgjobs demo
 
 test: $(READY) ## the whole test suite, on an embedded Postgres (or DATABASE_URL)
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/$(PYTEST) $(ARGS)
 
 modes: $(READY) ## the tests that start worker pools, in batches, and on the plain path; twice ten minutes or more
-	PGJOBS_TEST_BATCH=20 $(BIN)/pytest $(POOL_TESTS) $(ARGS)
-	PGJOBS_TEST_PLAIN=1 $(BIN)/pytest $(POOL_TESTS) $(ARGS)
+	PGJOBS_TEST_BATCH=20 $(BIN)/$(PYTEST) $(POOL_TESTS) $(ARGS)
+	PGJOBS_TEST_PLAIN=1 $(BIN)/$(PYTEST) $(POOL_TESTS) $(ARGS)
 
 decoys: $(READY) ## the tests that start worker pools, with operators of a stranger in the search_path; ten minutes or more
-	PGJOBS_TEST_DECOYS=1 $(BIN)/pytest $(POOL_TESTS) $(ARGS)
+	PGJOBS_TEST_DECOYS=1 $(BIN)/$(PYTEST) $(POOL_TESTS) $(ARGS)
 
 prerelease: ## the suite with the newest psycopg, psycopg_pool, croniter and dataclasses-json, pre-releases too
 	$(INTERPRETER) -m venv --clear .venv-prerelease
@@ -35,7 +38,7 @@ prerelease: ## the suite with the newest psycopg, psycopg_pool, croniter and dat
 	.venv-prerelease/bin/pip install --quiet --disable-pip-version-check --pre --upgrade \
 		'psycopg[binary]' psycopg-pool croniter dataclasses-json
 	.venv-prerelease/bin/pip list --disable-pip-version-check | grep -E '^(psycopg|croniter|dataclasses)'
-	.venv-prerelease/bin/pytest $(ARGS)
+	.venv-prerelease/bin/$(PYTEST) $(ARGS)
 
 matrix: $(READY) ## the suite on Postgres VERSIONS (14 15 16 17), whose programs it downloads; an hour
 	$(BIN)/python -m tests.matrix $(if $(VERSIONS),--versions $(VERSIONS)) -- $(ARGS)

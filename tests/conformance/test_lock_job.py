@@ -36,6 +36,7 @@ from pgjobs import (
 from pgjobs.maintenance.duties import Maintenance
 from pgjobs.maintenance.queries import MaintenanceQueries
 from tests.conformance.conftest import Rows
+from tests.samples import SAME_DATABASE
 from tests.waiting import wait_until
 
 Stored = Callable[[Job[Any]], Job[Any]]
@@ -346,7 +347,8 @@ def test_the_connection_goes_back_to_the_pool_as_it_came(client: Client, sql: Ro
         assert conn.autocommit is False
         assert conn.execute("SHOW statement_timeout").fetchone() == ("0",)
         assert conn.execute("SHOW search_path").fetchone() != ("nowhere",)
-    assert sql("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 4711") == [(0,)]
+    locks = f"SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 4711 AND {SAME_DATABASE}"
+    assert sql(locks) == [(0,)]
 
 
 # --- beside the rest

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -131,40 +133,42 @@ def test_a_duty_whose_time_is_absurd_is_due(own_client: Client, run: Run, when: 
         wait_until(lambda: own_client.count(JobFilter(states=["completed"])).total == 2, timeout=40)
 
 
+@pytest.fixture
+def reader(run: Run) -> Iterator[str]:
+    """A role that may log in, with no right of its own yet."""
+    name = f"reader_{uuid4().hex[:12]}"
+    run(f"CREATE ROLE {name} LOGIN")
+    yield name
+    run(f"DROP OWNED BY {name}")
+    run(f"DROP ROLE {name}")
+
+
 @pytest.mark.finding("W4")
-def test_who_may_not_put_it_back_is_told_what_to_do(own_client: Client, run: Run, fresh_database: str) -> None:
+def test_who_may_not_put_it_back_is_told_what_to_do(
+    own_client: Client, run: Run, fresh_database: str, reader: str
+) -> None:
     """A role without the right to write duties worked on without them."""
     run("DELETE FROM pgjobs.maintenance")
-    run("DROP ROLE IF EXISTS books_reader")
-    run("CREATE ROLE books_reader LOGIN")
-    try:
-        run("GRANT USAGE ON SCHEMA pgjobs TO books_reader")
-        run("GRANT SELECT, UPDATE ON ALL TABLES IN SCHEMA pgjobs TO books_reader")
-        with Client(psycopg.conninfo.make_conninfo(fresh_database, user="books_reader")) as other:
-            pool = WorkerPool(other, {"thing": lambda tx, job: None})
-            with pytest.raises(SchemaDamaged, match=r"may not write table maintenance.*pgjobs migrate"):
-                pool.start()
-            run("TRUNCATE pgjobs.migration")
-            with pytest.raises(SchemaDamaged, match="record of migrations"):
-                pool.start()
-    finally:
-        run("DROP OWNED BY books_reader")
-        run("DROP ROLE books_reader")
+    run(f"GRANT USAGE ON SCHEMA pgjobs TO {reader}")
+    run(f"GRANT SELECT, UPDATE ON ALL TABLES IN SCHEMA pgjobs TO {reader}")
+    with Client(psycopg.conninfo.make_conninfo(fresh_database, user=reader)) as other:
+        pool = WorkerPool(other, {"thing": lambda tx, job: None})
+        with pytest.raises(SchemaDamaged, match=r"may not write table maintenance.*pgjobs migrate"):
+            pool.start()
+        run("TRUNCATE pgjobs.migration")
+        with pytest.raises(SchemaDamaged, match="record of migrations"):
+            pool.start()
 
 
-def test_who_may_only_see_the_versions_may_check(own_client: Client, run: Run, fresh_database: str) -> None:
-    run("DROP ROLE IF EXISTS books_reader")
-    run("CREATE ROLE books_reader LOGIN")
-    try:
-        run("GRANT USAGE ON SCHEMA pgjobs TO books_reader")
-        run("GRANT SELECT ON pgjobs.migration TO books_reader")
-        run("CREATE PUBLICATION everything FOR ALL TABLES")
-        with Client(psycopg.conninfo.make_conninfo(fresh_database, user="books_reader")) as other:
-            other.check_schema()
-            assert other.migrate() == []
-    finally:
-        run("DROP OWNED BY books_reader")
-        run("DROP ROLE books_reader")
+def test_who_may_only_see_the_versions_may_check(
+    own_client: Client, run: Run, fresh_database: str, reader: str
+) -> None:
+    run(f"GRANT USAGE ON SCHEMA pgjobs TO {reader}")
+    run(f"GRANT SELECT ON pgjobs.migration TO {reader}")
+    run("CREATE PUBLICATION everything FOR ALL TABLES")
+    with Client(psycopg.conninfo.make_conninfo(fresh_database, user=reader)) as other:
+        other.check_schema()
+        assert other.migrate() == []
 
 
 def test_tables_that_are_not_there_are_told_from_a_record_that_is_empty(own_client: Client, run: Run) -> None:

@@ -28,6 +28,7 @@ from pgjobs.execution.outcome import COMPLETED, Outcome, decide
 from pgjobs.execution.queries import ExecutionQueries
 from pgjobs.maintenance.queries import MaintenanceQueries
 from tests.conftest import Connect
+from tests.samples import OF_THIS_DATABASE
 from tests.waiting import wait_until
 from tests.waking import sleep_on
 
@@ -745,7 +746,7 @@ def test_r11_a_connection_that_is_shut_down_frees_its_row_though_the_server_is_i
     pool = WorkerPool(client, {"any": handler}, backoff=LATER)
     thread = in_thread(pool.work_one)
     assert started.wait(10)
-    sleeping = "SELECT 1 FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(60)' AND state = 'active'"
+    sleeping = f"SELECT 1 FROM {OF_THIS_DATABASE} AND query = 'SELECT pg_sleep(60)' AND state = 'active'"
     wait_until(lambda: table.query(sleeping))
     (attempt,) = running
     assert attempt.checkout is not None
@@ -1111,7 +1112,7 @@ def test_t5_the_row_is_never_to_be_had_between_the_handler_and_the_record(
     pool = WorkerPool(table.client, {"any": handler}, backoff=LATER)
     thread = in_thread(pool.work_one)
     try:
-        wait_until(lambda: table.query("SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"))
+        wait_until(lambda: table.query(f"SELECT 1 FROM {OF_THIS_DATABASE} AND wait_event = 'advisory'"))
         assert table.query("SELECT state FROM {schema}.job") == [("running",)]
         assert table.query("SELECT id FROM {schema}.job FOR NO KEY UPDATE SKIP LOCKED") == []
         with pytest.raises(psycopg.errors.LockNotAvailable):
