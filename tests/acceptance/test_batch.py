@@ -42,10 +42,9 @@ from pgjobs.execution.attempt import GracePeriods
 from pgjobs.execution.batch_queries import BatchQueries
 from pgjobs.execution.queries import ExecutionQueries
 from pgjobs.execution.transport import HotPath, prepared
-from tests.samples import SAME_DATABASE
+from tests.samples import SAME_DATABASE, Tx
 from tests.waiting import wait_until
 
-Tx = psycopg.Connection[Any]
 Do = Callable[[Tx, Job[Any]], object]
 NO_DELAY = constant(timedelta(0))
 

@@ -22,9 +22,9 @@ from pgjobs.execution.queries import ClaimRequest, ExecutionQueries, Mark, Serve
 from pgjobs.execution.transport import HotPath
 from pgjobs.hooks import HookCalls
 from tests import modes
+from tests.samples import Tx
 from tests.waiting import wait_until
 
-Tx = psycopg.Connection[Any]
 Answer = tuple[list[Any], psycopg.Error | None]
 
 

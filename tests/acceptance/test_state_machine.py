@@ -54,7 +54,8 @@ from tests.acceptance.behaviours import (
     returns,
     unreliable,
 )
-from tests.acceptance.job_model import HOUR, Model
+from tests.acceptance.job_model import Model
+from tests.samples import HOUR
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.one_by_one("the model is of a job that shares its transaction with no other")

@@ -12,7 +12,6 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
 
-import psycopg
 import pytest
 
 from pgjobs import Client, Job, JobFilter, JobState, NewJob, Schedule, Unique, WorkerPool
@@ -21,15 +20,11 @@ from pgjobs.wakeup.queries import WakeupQueries
 from pgjobs.wakeup.wakeup_leader import Posts
 from pgjobs.workers.worker_threads import Place, WorkerThreads
 from tests.conftest import Connect
+from tests.samples import HOUR, Tx, nothing
 from tests.waiting import wait_until
 from tests.waking import armed, sleep_on, sleepers, wake_up
 
-HOUR = timedelta(hours=1)
 UNFINISHED = JobFilter(states=["available", "scheduled", "running", "retryable"])
-Tx = psycopg.Connection[Any]
-
-
-def nothing(tx: Tx, job: Job[Any]) -> None: ...
 
 
 @contextmanager

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import psycopg
 import pytest
 
 from pgjobs import (
@@ -26,17 +24,8 @@ from pgjobs import (
     river,
 )
 from pgjobs.maintenance.duties import Maintenance
-from tests.conformance.conftest import Rows
-
-Stored = Callable[[Job[Any]], Job[Any]]
-Tx = psycopg.Connection[Any]
-SECOND = timedelta(seconds=1)
-HOUR = timedelta(hours=1)
-
-
-@dataclass
-class Thing:
-    n: int = 0
+from tests.conformance.conftest import Rows, Stored
+from tests.samples import HOUR, SECOND, Thing, Tx
 
 
 def fails(tx: Tx, job: Job[Thing]) -> None:

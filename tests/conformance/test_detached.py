@@ -36,14 +36,12 @@ from pgjobs import (
 from pgjobs.embedded import EmbeddedPostgres
 from pgjobs.execution.attempt import GracePeriods
 from pgjobs.maintenance.duties import Maintenance
-from tests.conformance.conftest import Rows
+from tests.conformance.conftest import Rows, Stored
+from tests.samples import SECOND, Tx
 from tests.waiting import wait_until
 
-Stored = Callable[[Job[Any]], Job[Any]]
 Function = Callable[[None, Job[Any]], object]
-Tx = psycopg.Connection[Any]
 ROOT = Path(__file__).parents[2]
-SECOND = timedelta(seconds=1)
 LATER = constant(timedelta(hours=1))
 QUICK = GracePeriods(raised=0.2, severed=0.4, stuck=0.6)  # the same steps as by default, sooner
 

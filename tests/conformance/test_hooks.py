@@ -35,23 +35,13 @@ from pgjobs import (
 )
 from pgjobs.execution.attempt import GracePeriods
 from pgjobs.hooks import Insert
-from tests.conformance.conftest import Rows, facts
+from tests.conformance.conftest import Rows, Stored, facts
+from tests.samples import SECOND, Thing, Tx, nothing
 from tests.waiting import wait_until
 
-Stored = Callable[[Job[Any]], Job[Any]]
-Tx = psycopg.Connection[Any]
-SECOND = timedelta(seconds=1)
 LATER = constant(timedelta(hours=1))
 QUICK = GracePeriods(raised=0.2, severed=0.4, stuck=0.6)  # the same steps as by default, sooner
 NAMES = [name for name in vars(Hooks) if name.startswith("on_")]
-
-
-@dataclass
-class Thing:
-    n: int = 0
-
-
-def nothing(tx: Tx, job: Job[Any]) -> None: ...
 
 
 def raising(error: BaseException) -> Callable[[Tx, Job[Any]], None]:

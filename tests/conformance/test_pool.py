@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -42,42 +41,11 @@ from pgjobs import (
 from pgjobs.hooks import HookCalls
 from pgjobs.wakeup.listener import Listener
 from pgjobs.wakeup.queries import WakeupQueries
-from tests.conformance.conftest import Rows
+from tests.conformance.conftest import Gate, Rows, Stored
 from tests.conftest import Connect
-from tests.samples import shown
+from tests.samples import HOUR, SECOND, Thing, Tx, nothing, shown
 from tests.waiting import wait_until
 from tests.waking import armed, sleep_on, sleepers
-
-Stored = Callable[[Job[Any]], Job[Any]]
-Tx = psycopg.Connection[Any]
-HOUR = timedelta(hours=1)
-SECOND = timedelta(seconds=1)
-
-
-@dataclass
-class Thing:
-    n: int = 0
-
-
-def nothing(tx: Tx, job: Job[Any]) -> None: ...
-
-
-class Gate:
-    """A handler that says when it was entered, and waits to be let out."""
-
-    def __init__(self) -> None:
-        self.entered, self.open = threading.Semaphore(0), threading.Event()
-
-    def __call__(self, tx: Tx, job: Job[Any]) -> None:
-        self.entered.release()
-        assert self.open.wait(20)
-
-
-@pytest.fixture
-def gate() -> Iterator[Gate]:
-    gate = Gate()
-    yield gate
-    gate.open.set()
 
 
 def threads_of(pool: WorkerPool) -> set[str]:

@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, Literal
@@ -34,41 +33,12 @@ from pgjobs import (
     WorkerPoolError,
 )
 from pgjobs.control.queue_queries import QueueQueries
-from tests.conformance.conftest import Rows
+from tests.conformance.conftest import Gate, Rows, Stored
 from tests.conftest import Connect
+from tests.samples import HOUR, SECOND, Thing, Tx, nothing
 from tests.waiting import wait_until
 
-Stored = Callable[[Job[Any]], Job[Any]]
-Tx = psycopg.Connection[Any]
-HOUR = timedelta(hours=1)
-SECOND = timedelta(seconds=1)
 SOON = timedelta(milliseconds=10)
-
-
-@dataclass
-class Thing:
-    n: int = 0
-
-
-def nothing(tx: Tx, job: Job[Any]) -> None: ...
-
-
-class Gate:
-    """A handler that says when it was entered, and waits to be let out."""
-
-    def __init__(self) -> None:
-        self.entered, self.open = threading.Semaphore(0), threading.Event()
-
-    def __call__(self, tx: Tx, job: Job[Any]) -> None:
-        self.entered.release()
-        assert self.open.wait(20)
-
-
-@pytest.fixture
-def gate() -> Iterator[Gate]:
-    gate = Gate()
-    yield gate
-    gate.open.set()
 
 
 @pytest.fixture

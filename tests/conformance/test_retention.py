@@ -15,9 +15,9 @@ from pgjobs.db.cursors import LiteralCursor
 from pgjobs.maintenance.duties import Maintenance
 from tests.conformance.conftest import Rows
 from tests.conftest import Connect
+from tests.samples import HOUR
 from tests.waiting import wait_until
 
-HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)
 KEPT = [JobState.COMPLETED, JobState.CANCELLED, JobState.DISCARDED]
 

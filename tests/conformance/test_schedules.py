@@ -12,14 +12,12 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
 
-import psycopg
 import pytest
 
 from pgjobs import (
     Client,
     InvalidArgs,
     InvalidSchedule,
-    Job,
     JobState,
     NewJob,
     Schedule,
@@ -35,21 +33,16 @@ from pgjobs.schedules.registered import CodeSchedules
 from pgjobs.schedules.ticker import LOOK_EVERY, Ticker
 from tests.conformance.conftest import Rows
 from tests.conftest import Connect
+from tests.samples import HOUR, SECOND, Tx, nothing
 from tests.waiting import wait_until
 from tests.waking import sleepers
 
-Tx = psycopg.Connection[Any]
-SECOND = timedelta(seconds=1)
-HOUR = timedelta(hours=1)
 NEVER = datetime(9999, 12, 30, tzinfo=UTC)
 
 
 @dataclass
 class Report:
     number: int = 0
-
-
-def nothing(tx: Tx, job: Job[Any]) -> None: ...
 
 
 @dataclass

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-import psycopg
 import pytest
 
 from pgjobs import (
@@ -30,23 +27,13 @@ from pgjobs import (
     constant,
 )
 from pgjobs.execution.attempt import GracePeriods
-from tests.conformance.conftest import Rows, facts
+from tests.conformance.conftest import Rows, Stored, facts
+from tests.samples import SECOND, Thing, Tx, nothing
 from tests.waiting import wait_until
 
-Stored = Callable[[Job[Any]], Job[Any]]
-Tx = psycopg.Connection[Any]
-SECOND = timedelta(seconds=1)
 ZERO = timedelta(0)
 LATER = constant(timedelta(hours=1))
 QUICK = GracePeriods(raised=0.2, severed=0.4, stuck=0.6)  # the same steps as by default, sooner
-
-
-@dataclass
-class Thing:
-    n: int = 0
-
-
-def nothing(tx: Tx, job: Job[Any]) -> None: ...
 
 
 def waiting_in(subscription: Subscription) -> list[Event]:

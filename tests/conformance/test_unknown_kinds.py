@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-import psycopg
 import pytest
 
 from pgjobs import Client, Handler, Hooks, InvalidSetting, Job, JobState, WorkerPool, WorkerPoolError, WorkMap, constant
-from tests.conformance.conftest import Rows
+from tests.conformance.conftest import Rows, Stored
+from tests.samples import Thing, Tx, nothing
 from tests.waiting import wait_until
 
-Stored = Callable[[Job[Any]], Job[Any]]
-Tx = psycopg.Connection[Any]
 LATER = constant(timedelta(hours=1))
-
-
-@dataclass
-class Thing:
-    n: int = 0
-
-
-def nothing(tx: Tx, job: Job[Any]) -> None: ...
 
 
 class Told(Hooks):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -16,23 +15,13 @@ from pgjobs.db.cursors import rollback
 from pgjobs.maintenance.duties import Maintenance
 from pgjobs.maintenance.queries import MaintenanceQueries
 from pgjobs.maintenance.thread import MaintenanceThread
-from tests.conformance.conftest import Rows
+from tests.conformance.conftest import Rows, Stored
 from tests.conftest import Connect
+from tests.samples import SECOND, Thing, Tx, nothing
 from tests.waiting import wait_until
 from tests.waking import sleep_on, sleepers
 
-Stored = Callable[[Job[Any]], Job[Any]]
-Tx = psycopg.Connection[Any]
-SECOND = timedelta(seconds=1)
 ZERO = timedelta(0)
-
-
-@dataclass
-class Thing:
-    n: int = 0
-
-
-def nothing(tx: Tx, job: Job[Any]) -> None: ...
 
 
 # --- promote

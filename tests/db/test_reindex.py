@@ -16,11 +16,11 @@ from pgjobs.maintenance.queries import MaintenanceQueries
 from pgjobs.maintenance.reindexer import MIDNIGHT, Reindex
 from tests.conformance.conftest import Rows, server, sql
 from tests.conftest import Connect
+from tests.samples import Tx
 from tests.waiting import wait_until
 
 __all__ = ["server", "sql"]
 
-Tx = psycopg.Connection[Any]
 OURS = {"job_due", "job_fetch", "job_final", "job_pkey", "job_running", "job_unique"}
 
 

@@ -15,13 +15,12 @@ from pgjobs.maintenance.duties import Maintenance
 from pgjobs.maintenance.queries import MaintenanceQueries
 from tests.conformance.conftest import Rows, duties, server, sql, stored
 from tests.conftest import Connect
+from tests.samples import Tx
 from tests.waiting import wait_until
 
 __all__ = ["duties", "server", "sql", "stored"]
 
-Tx = psycopg.Connection[Any]
 Leave = Callable[..., int]
-SECOND = timedelta(seconds=1)
 
 
 @pytest.fixture

@@ -24,10 +24,8 @@ from pgjobs.schedules.queries import DueSchedule, Move, ScheduleQueries
 from pgjobs.schedules.registered import CodeSchedules
 from pgjobs.schedules.ticker import LOOK_EVERY, Ticker
 from tests.conftest import Connect
+from tests.samples import HOUR, SECOND
 from tests.waiting import wait_until
-
-SECOND = timedelta(seconds=1)
-HOUR = timedelta(hours=1)
 
 
 @dataclass

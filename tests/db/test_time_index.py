@@ -10,20 +10,17 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from pgjobs import Client, Job, WorkerPool
+from pgjobs import Client, WorkerPool
 from pgjobs.execution.queries import CLAIM_DEFAULTS, passing_over
 from pgjobs.maintenance import time_index
 from tests.conformance.conftest import Rows, server, sql
 from tests.conftest import Connect
+from tests.samples import nothing
 from tests.waiting import wait_until
 
 __all__ = ["server", "sql"]
 
-Tx = psycopg.Connection[Any]
 NO_ARGS: dict[str, Any] = {}
-
-
-def nothing(tx: Tx, job: Job[Any]) -> None: ...
 
 
 def valid(sql: Rows) -> bool | None:

@@ -25,11 +25,11 @@ from pgjobs.maintenance.duties import Maintenance
 from pgjobs.schedules.queries import ScheduleQueries
 from pgjobs.schedules.ticker import Ticker
 from tests.conformance.conftest import Rows, duties, server, sql
+from tests.samples import Tx
 from tests.waiting import wait_until
 
 __all__ = ["duties", "server", "sql"]
 
-Tx = psycopg.Connection[Any]
 DUTIES = ("promote", "rescue", "prune")
 
 # Rows that each act takes; the last column says where the others are to be afterwards.
