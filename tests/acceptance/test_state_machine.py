@@ -36,6 +36,7 @@ from pgjobs.execution.outcome import decide
 from pgjobs.execution.queries import ExecutionQueries
 from pgjobs.maintenance.duties import Maintenance
 from pgjobs.maintenance.queries import MaintenanceQueries
+from tests import inside
 from tests.acceptance.behaviours import (
     AGAIN,
     DETACHED,
@@ -193,7 +194,7 @@ class Machine(RuleBasedStateMachine):
             job=job,
             client=self.client,
             beside=self.beside,
-            tell=lambda reason, patience: self.pool._watchdog.request_stop(model.token or uuid4(), reason(), patience),
+            tell=lambda reason, patience: inside.request_stop(self.pool, model.token or uuid4(), reason(), patience),
             looks=lambda: self._pool().work_one(job.queue),
             successor=model.successor,
         )
@@ -308,7 +309,7 @@ class Machine(RuleBasedStateMachine):
 
     def _worked_until_empty(self, queue: str) -> bool:
         with suppress(KeyboardInterrupt):
-            self.pool._threads.work_while_jobs(self.pool._place(queue, 1))
+            inside.work_while_jobs(self.pool, queue)
             return True
         return False
 

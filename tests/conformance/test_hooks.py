@@ -35,6 +35,7 @@ from pgjobs import (
 )
 from pgjobs.execution.attempt import GracePeriods
 from pgjobs.hooks import Insert
+from tests import inside
 from tests.conformance.conftest import Rows, Stored, facts
 from tests.samples import SECOND, Thing, Tx, nothing
 from tests.waiting import wait_until
@@ -291,7 +292,7 @@ def test_hooks_that_raise_harm_nobody(
         "stays": Handler(stay, timeout=SECOND),
     }
     with WorkerPool(observed, work_map, queues={"default": 1}, backoff=LATER, poll_interval=timedelta(hours=1)) as pool:
-        wait_until(lambda: pool._listener is not None and pool._listener.listening)
+        wait_until(lambda: inside.listens(pool))
         for kind in ("fails", "undone", "nobody.knows", "stays", "thing"):
             observed.enqueue(None, {}, kind=kind)
         wait_until(

@@ -15,6 +15,7 @@ from pgjobs.db.cursors import rollback
 from pgjobs.maintenance.duties import Maintenance
 from pgjobs.maintenance.queries import MaintenanceQueries
 from pgjobs.maintenance.thread import MaintenanceThread
+from tests import inside
 from tests.conformance.conftest import Rows, Stored
 from tests.conftest import Connect
 from tests.samples import SECOND, Thing, Tx, nothing
@@ -35,7 +36,7 @@ def make_due(sql: Rows) -> None:
 def test_due_jobs_become_available_in_batches(
     client: Client, sql: Rows, server: Tx, duties: Maintenance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pgjobs.maintenance.duties.BATCH", 10)
+    monkeypatch.setattr("pgjobs.maintenance.duties.duties.BATCH", 10)
     client.enqueue_many(None, [NewJob(Thing(n), delay=timedelta(hours=1)) for n in range(12)])
     make_due(sql)
     sql("UPDATE pgjobs.job SET state = 'retryable' WHERE id <= 5")
@@ -125,9 +126,9 @@ def test_a_job_that_is_due_sooner_than_promote_brings_it_forward(
 @pytest.fixture
 def sleepy_promote(monkeypatch: pytest.MonkeyPatch) -> None:
     """Promote sleeps for an hour unless it learns of a job that is due earlier."""
-    monkeypatch.setattr("pgjobs.maintenance.duties.PROMOTE_EVERY", timedelta(hours=1))
-    monkeypatch.setattr("pgjobs.maintenance.duties.AT_LEAST_EVERY", timedelta(hours=1))
-    monkeypatch.setattr("pgjobs.maintenance.duties.GLANCE_EVERY", timedelta(hours=1))
+    monkeypatch.setattr("pgjobs.maintenance.duties.duties.PROMOTE_EVERY", timedelta(hours=1))
+    monkeypatch.setattr("pgjobs.maintenance.duties.duties.AT_LEAST_EVERY", timedelta(hours=1))
+    monkeypatch.setattr("pgjobs.maintenance.duties.duties.GLANCE_EVERY", timedelta(hours=1))
 
 
 @pytest.mark.usefixtures("sleepy_promote")
@@ -266,7 +267,7 @@ def test_more_vanished_jobs_than_a_batch_are_all_rescued_past_a_batch_that_canno
     vanished: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("pgjobs.maintenance.duties.LARGE_BATCH", 5)
+    monkeypatch.setattr("pgjobs.maintenance.duties.duties.LARGE_BATCH", 5)
     vanished(16)
     holder = connect()  # a whole batch of living workers stands in front
     holder.execute(f'SELECT id FROM "{client.schema}".job WHERE id <= 5 FOR NO KEY UPDATE')
@@ -370,7 +371,7 @@ def test_the_duties_of_one_schema_touch_no_other_and_wait_for_no_other(
 def test_a_live_job_is_not_rescued_however_long_it_runs(
     client: Client, server: Tx, duties: Maintenance, stored: Stored, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pgjobs.maintenance.duties.RESCUE_GRACE", ZERO)
+    monkeypatch.setattr("pgjobs.maintenance.duties.duties.RESCUE_GRACE", ZERO)
     seen: list[Job[Any]] = []
 
     def handler(tx: Tx, job: Job[Thing]) -> None:
@@ -445,7 +446,7 @@ def test_a_pool_cleans_by_its_settings(client: Client, sql: Rows) -> None:
 def test_jobs_are_cleaned_in_batches_the_oldest_first(
     client: Client, sql: Rows, server: Tx, duties: Maintenance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pgjobs.maintenance.duties.LARGE_BATCH", 2)
+    monkeypatch.setattr("pgjobs.maintenance.duties.duties.LARGE_BATCH", 2)
     sql(
         "INSERT INTO pgjobs.job (kind, state, finalized_at)"
         " SELECT 'old', 'completed', now() - interval '2 days' + n * interval '1 minute'"
@@ -565,7 +566,7 @@ def test_an_idle_process_that_hears_of_nothing_looks_every_second(
     client: Client, stored: Stored, monkeypatch: pytest.MonkeyPatch, listen: bool
 ) -> None:
     """Else a job with a short delay would wait for a look that is further away."""
-    monkeypatch.setattr("pgjobs.maintenance.duties.GLANCE_EVERY", timedelta(hours=1))
+    monkeypatch.setattr("pgjobs.maintenance.duties.duties.GLANCE_EVERY", timedelta(hours=1))
     glance, glances = MaintenanceQueries(client.schema).glance, list[set[str]]()
 
     def glanced(conn: Tx, soon: timedelta) -> set[str]:
@@ -576,7 +577,7 @@ def test_an_idle_process_that_hears_of_nothing_looks_every_second(
     with WorkerPool(client, {Thing: nothing}, queues={"default": 1}, listen=listen, poll_interval=SECOND / 20) as pool:
         wait_until(lambda: glances and glances[-1] == set())
         if listen:
-            wait_until(lambda: pool._listener is not None and pool._listener.hears)
+            wait_until(lambda: inside.hears_at_once(pool))
         job = client.enqueue(None, Thing(), delay=SECOND / 3)
         wait_until(lambda: stored(job).state == JobState.COMPLETED)
 
@@ -584,8 +585,8 @@ def test_an_idle_process_that_hears_of_nothing_looks_every_second(
 def test_a_rescued_job_starts_at_its_time_though_nobody_looks_for_what_is_due(
     client: Client, sql: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pgjobs.maintenance.duties.GLANCE_EVERY", timedelta(hours=1))
-    maintenance = "pgjobs.maintenance.duties.Maintenance.glance"
+    monkeypatch.setattr("pgjobs.maintenance.duties.duties.GLANCE_EVERY", timedelta(hours=1))
+    maintenance = "pgjobs.maintenance.duties.duties.Maintenance.glance"
     monkeypatch.setattr(maintenance, lambda *args: {"rescue"})  # all that was to be seen when it looked
     with WorkerPool(client, {"thing": nothing}, queues={"default": 1}, poll_interval=timedelta(hours=1)):
         wait_until(lambda: sql("SELECT 1 FROM pgjobs.maintenance WHERE duty = 'promote' AND next_run_at > now()"))

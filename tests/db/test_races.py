@@ -27,6 +27,7 @@ from pgjobs.execution.attempt import Attempt
 from pgjobs.execution.outcome import COMPLETED, Outcome, decide
 from pgjobs.execution.queries import ExecutionQueries
 from pgjobs.maintenance.queries import MaintenanceQueries
+from tests import inside
 from tests.conftest import Connect
 from tests.samples import OF_THIS_DATABASE
 from tests.waiting import wait_until
@@ -277,7 +278,7 @@ def test_r3_a_job_that_kills_its_backend_is_counted_from_the_second_time_at_the_
 
     pool = WorkerPool(crash_client, {"killer": handler}, backoff=AT_ONCE)
     # as if the server had been up for long: nobody has been cautious yet, the first claim need not reach the disk
-    pool._executor.claimer._cautious_until = 0.0
+    inside.forget_the_start_of_the_server(pool)
     args: dict[str, Any] = {}
     job = crash_client.enqueue(None, args, kind="killer", max_attempts=3)
     rounds = 0
@@ -735,7 +736,7 @@ def test_r11_a_connection_that_is_shut_down_frees_its_row_though_the_server_is_i
     running: list[Attempt] = []
 
     def handler(tx: AnyConnection, job: Job[Any]) -> None:
-        running.extend(pool._watchdog._attempts)
+        running.extend(inside.attempts(pool))
         started.set()
         try:
             tx.execute("SELECT pg_sleep(60)")

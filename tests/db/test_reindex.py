@@ -109,12 +109,11 @@ def test_a_rebuild_that_is_cut_off_removes_what_it_has_left_and_nothing_else(
     sql(f"CREATE INDEX other{left} ON pgjobs.job (kind)")
     before = indexes().keys()
     if why == "timed out":
-        monkeypatch.setattr("pgjobs.maintenance.reindexer._TIMEOUT", 0.5)
+        monkeypatch.setattr("pgjobs.maintenance.duties.reindexer._TIMEOUT", 0.5)
     holder = connect()
     holder.execute(holds.format(f'"{client.schema}"'))
     reindex.start()
-    thread = reindex._thread
-    assert thread is not None
+    (thread,) = rebuilding()
     wait_until(lambda: f"{first}{left}" in indexes())
     wait_until(lambda: is_dropping(sql, client) or why == "stopped")
     if why == "stopped":
@@ -125,6 +124,10 @@ def test_a_rebuild_that_is_cut_off_removes_what_it_has_left_and_nothing_else(
     thread.join(20)
     assert indexes().keys() == before
     assert all(valid for _, valid in indexes().values())
+
+
+def rebuilding() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "reindex"]
 
 
 def is_dropping(sql: Rows, client: Client) -> bool:
@@ -140,12 +143,11 @@ def test_a_rebuild_under_way_is_not_begun_again(client: Client, reindex: Reindex
     holder = connect()
     holder.execute(f"""INSERT INTO "{client.schema}".job (kind) VALUES ('thing')""")
     reindex.start()
-    first = reindex._thread
+    (first,) = rebuilding()
     reindex.start()
-    assert reindex._thread is first
+    assert rebuilding() == [first]
     holder.rollback()
     reindex.stop(20)
-    assert first is not None
     assert not first.is_alive()
 
 
