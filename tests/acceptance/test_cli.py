@@ -404,12 +404,14 @@ def test_an_interrupt_is_one_line(pgjobs: Command, fresh_database: str) -> None:
     with psycopg.connect(fresh_database) as holder:
         holder.execute("LOCK TABLE pgjobs.migration")
         program = Path(sys.executable).with_name("pgjobs")
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
         running = subprocess.Popen(
             [program, "migrate", "down", "--yes", "--dsn", fresh_database],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
+        signal.signal(signal.SIGINT, before)
         waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND database = (SELECT oid FROM pg_database WHERE "
         wait_until(lambda: _value(fresh_database, waiting + "datname = current_database())") == 1)
         running.send_signal(signal.SIGINT)
