@@ -14,7 +14,7 @@ POOL_TESTS = $(shell grep -rlE 'WorkerPool|nursery' --include 'test_*.py' tests/
 PYTEST = pytest -n 4 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test modes decoys prerelease matrix faults storm soak check fix bench bench-growth bench-profile bench-crash bench-peers clean
+.PHONY: help demo test test-tools modes decoys prerelease matrix faults storm soak check fix bench bench-growth bench-profile bench-crash bench-peers clean
 
 help: ## what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -24,6 +24,9 @@ demo: $(USABLE) ## index files with two workers, kill one of them in the middle 
 
 test: $(READY) ## the whole test suite, on an embedded Postgres (or DATABASE_URL)
 	$(BIN)/$(PYTEST) $(ARGS)
+
+test-tools: $(READY) ## whether the benchmarks and the demo do what they say, in small; two minutes
+	$(BIN)/$(PYTEST) -m tools $(ARGS)
 
 modes: $(READY) ## the tests that start worker pools, in batches, and on the plain path; twice ten minutes or more
 	PGJOBS_TEST_BATCH=20 $(BIN)/$(PYTEST) $(POOL_TESTS) $(ARGS)

@@ -18,6 +18,8 @@ import pytest
 from benchmarks.quiet import tree_time
 from benchmarks.ratios import Line, interval, report, verdict
 
+pytestmark = pytest.mark.tools
+
 ROOT = Path(__file__).parent.parent.parent
 
 

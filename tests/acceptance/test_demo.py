@@ -22,6 +22,8 @@ from pgjobs.demo.work import Kill, Row, one_row
 from pgjobs.embedded import EmbeddedPostgres
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.tools
+
 SCHEMAS = "SELECT nspname FROM pg_namespace WHERE nspname IN ('pgjobs_demo', 'stdlib_index')"
 RUNNING = Row("running", 1, "demo-1", 0)
 DONE = Row("completed", 2, "demo-1, then demo-2", 7)
