@@ -13,6 +13,9 @@ POOL_TESTS = $(shell grep -rlE 'WorkerPool|nursery' --include 'test_*.py' tests/
 # four at a time, each with a server of its own: most of a test is waiting; ARGS="-n 0" runs them in one process
 PYTEST = pytest -n 4 --dist worksteal
 
+# every process that a test starts would compile every module anew
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-tools modes decoys prerelease matrix faults storm soak check fix bench bench-growth bench-profile bench-crash bench-peers clean
 
