@@ -46,7 +46,7 @@ from pgjobs.schedules.args_supplier import Asking
 from pgjobs.schedules.queries import ScheduleQueries
 from pgjobs.schedules.registered import CodeSchedules
 from pgjobs.schedules.ticker import Ticker
-from pgjobs.wakeup.idle_threads import IdleThreads, Post
+from pgjobs.wakeup.idle_threads import IdleThreads, WakeupState
 from pgjobs.wakeup.listener import Listener
 from pgjobs.work_map import Handler, HandlerFunction, check_unknown_kinds, decoding, given_work_map
 from pgjobs.workers.heartbeat import ProcessDuties
@@ -308,7 +308,7 @@ class WorkerPool:
             at_end=partial(self._sign_off, self.schedules.sign_off()),
             tick=self._tick,
             over=self._watchdog.over,
-            is_told=lambda: self._listener is not None and self._listener.hears,
+            is_told=lambda: self._listener is not None and self._listener.receiving,
             outages=self._outages,
             on_closed=self._on_closed,
             name=f"{self.name}/maintenance",
@@ -319,7 +319,7 @@ class WorkerPool:
         self._maintenance = maintenance
         if self._listen:
             for place in self._places.values():
-                place.idle.post = Post()
+                place.idle.wakeup = WakeupState()
             listener = Listener(
                 queries.schema,
                 lambda: source.connect(self._listen_dsn),
@@ -519,7 +519,7 @@ class WorkerPool:
         self._places = {other: kept for other, kept in self._places.items() if other != name}
         place.idle.close()
         if self._listener is not None:
-            self._listener.call(place.idle, name)
+            self._listener.report(place.idle, name)
         return place
 
     @contextmanager

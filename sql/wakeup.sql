@@ -1,47 +1,49 @@
--- How sleepers see to it that they are woken: session locks, on the connection of the listener alone; and what those ask
--- who poll. Nothing here waits.
+-- The session locks of the wake-up leader, which the listener's connection alone takes, and the look of a worker that
+-- polls. pgjobs/wakeup/wakeup_leader.py explains the locks. No statement here waits for one.
 
 -- name: listener_facts
--- Who is at the other end, and the first number of the locks.
+-- The process id tells a pooler from the server itself.
 SELECT pg_catalog.pg_backend_pid(), pgjobs.advisory_class();
 
--- name: stay
--- The session of the listener is idle most of its life, and to be kept; only where it is its own, not behind a pooler.
+-- name: disable_idle_timeout
+-- The listener's session is idle most of the time. Not sent through a pooler, where the session is not the listener's.
 SET idle_session_timeout = 0;
 
--- name: take_posts
--- Of each queue: the post, which one of all processes has for the others too; and who has it, the lock that makes those
--- who enqueue notify. That cannot be had while a transaction is open that has enqueued without. A process that leaves
--- jobs to others has seen for itself alone, so the others are to look as well.
+-- name: lead
+-- Takes the leader's lock of each queue, unless this session has it, and then the queue's lock, which switches NOTIFY
+-- on. The second cannot be had while a transaction is open that has enqueued without a NOTIFY. A process that leaves
+-- jobs of unknown kinds to other processes has searched for its own kinds alone, so it wakes the others to search too.
 WITH tried AS MATERIALIZED (
-    SELECT queue, place, CASE WHEN held THEN true
-        ELSE pg_catalog.pg_try_advisory_lock((%(class)s)::integer, pg_catalog.hashtext(' post ' || queue)) END AS post
+    SELECT queue, place, CASE
+        WHEN already THEN true
+        ELSE pg_catalog.pg_try_advisory_lock((%(class)s)::integer, pg_catalog.hashtext(' leader ' || queue))
+        END AS leads
     FROM ROWS FROM (
-        pg_catalog.unnest(%(queues)s::text[]), pg_catalog.unnest(%(held)s::boolean[])
-    ) WITH ORDINALITY AS asked (queue, held, place)
+        pg_catalog.unnest(%(queues)s::text[]), pg_catalog.unnest(%(leads)s::boolean[])
+    ) WITH ORDINALITY AS asked (queue, already, place)
 )
 SELECT
-    post,
-    CASE WHEN post THEN pg_catalog.pg_try_advisory_lock((%(class)s)::integer, pg_catalog.hashtext(queue)) ELSE false END,
-    CASE WHEN post AND %(leaves_jobs)s THEN pg_catalog.pg_notify(%(channel)s, queue) END
+    leads,
+    CASE WHEN leads THEN pg_catalog.pg_try_advisory_lock((%(class)s)::integer, pg_catalog.hashtext(queue))
+        ELSE false END,
+    CASE WHEN leads AND %(leaves_jobs)s THEN pg_catalog.pg_notify(%(channel)s, queue) END
 FROM tried ORDER BY place;
 
--- name: disarm
--- Somebody has been woken: no more notifications until that one has looked.
+-- name: notify_off
 SELECT pg_catalog.pg_advisory_unlock((%(class)s)::integer, pg_catalog.hashtext(queue))
 FROM pg_catalog.unnest(%(queues)s::text[]) AS queue;
 
--- name: leave_posts
--- For another process to take, which is called for that.
+-- name: resign
+-- The notification wakes the other processes, one of which leads next.
 SELECT
-    CASE WHEN armed THEN pg_catalog.pg_advisory_unlock((%(class)s)::integer, pg_catalog.hashtext(queue)) END,
-    pg_catalog.pg_advisory_unlock((%(class)s)::integer, pg_catalog.hashtext(' post ' || queue)),
+    CASE WHEN notify_on THEN pg_catalog.pg_advisory_unlock((%(class)s)::integer, pg_catalog.hashtext(queue)) END,
+    pg_catalog.pg_advisory_unlock((%(class)s)::integer, pg_catalog.hashtext(' leader ' || queue)),
     pg_catalog.pg_notify(%(channel)s, queue)
 FROM ROWS FROM (
-    pg_catalog.unnest(%(queues)s::text[]), pg_catalog.unnest(%(armed)s::boolean[])) AS mine (queue, armed);
+    pg_catalog.unnest(%(queues)s::text[]), pg_catalog.unnest(%(notify_on)s::boolean[])) AS led (queue, notify_on);
 
--- name: sees_any
--- Whether a claim would find anything, or might: one that polls asks this first, as there is hardly ever anything.
+-- name: any_claimable
+-- Cheaper than a claim, and a worker that polls hardly ever finds a job.
 SELECT EXISTS (
     SELECT FROM pgjobs.job
     WHERE state = 'available' AND queue = %(queue)s AND scheduled_at <= pg_catalog.statement_timestamp()

@@ -13,7 +13,7 @@ from pgjobs.db.channel import listen
 Conn = psycopg.Connection[Any]
 
 #: What the connection of a listener has said last, as a condition on pg_stat_activity.
-LISTENS = "query ~ '^LISTEN|^-- name: (probe|listener_facts|take_posts|disarm|leave_posts)'"
+LISTENS = "query ~ '^LISTEN|^-- name: (probe|listener_facts|lead|notify_off|resign)'"
 
 
 def _composed(client: Client, query: str) -> sql.Composed:
@@ -47,7 +47,7 @@ def armed(conn: Conn, client: Client) -> list[str]:
 
 
 def sleepers(conn: Conn, client: Client) -> int:
-    """How many connections there are on which somebody sleeps, or has the post of a queue."""
+    """How many connections there are on which somebody sleeps, or that lead a queue."""
     query = """
         SELECT count(DISTINCT pid) FROM pg_locks
         WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())

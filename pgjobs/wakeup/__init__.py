@@ -1,1 +1,1 @@
-"""How idle worker threads learn that a job has come."""
+"""Waking idle worker threads when a job arrives."""

@@ -1,4 +1,12 @@
-"""How the threads of one queue wait for work."""
+"""How the idle worker threads of one queue wait for work.
+
+`IdleThreads` wakes the thread that fell asleep last, because its data is still in the caches of the processor: when
+there is little work, few of many threads do it. The thread that would be woken last ends its wait when the poll
+interval is over, and so polls for all of them.
+
+`WakeupState` belongs to the wake-up leader; see wakeup_leader.py. It is here because the worker threads change it too,
+under the lock of their IdleThreads.
+"""
 
 from __future__ import annotations
 
@@ -9,179 +17,179 @@ from typing import Any
 from pgjobs.db.checkout import NEVER
 from pgjobs.queue_settings import check_threads
 
-_SOON = 0.01  # seconds in which a post is left that nobody can be sent from
-_SLOW = 1.0  # the same when somebody was sent, who ought to be back by then
+# Seconds until a leader resigns, unless one of its threads finds the queue empty:
+_RESIGN_SOON = 0.01  # when no thread could be woken, because all are at work
+_RESIGN_AFTER = 1.0  # when a thread was woken
 
 
-class Post:
-    """How it stands with those who are to wake the threads of one queue; see wakeup_leader.py. The threads say when
-    they have looked, the listener does the rest."""
+class WakeupState:
+    """What a process is to one queue: its leader or not, with NOTIFY on or off. See the table in wakeup_leader.py.
+
+    The worker threads set `found_empty`; the listener's thread does all the rest.
+    """
 
     def __init__(self) -> None:
-        self.held = False  # this process is the one that sees to it that somebody is woken
-        self.armed = False  # who enqueues notifies
-        self.looked = False  # a thread has found nothing, not earlier than it was asked to look
-        self.since = 0  # the call that asked it to
-        self.deadline = 0.0  # when the post is left if nobody has looked
-        self.disarm_at = NEVER  # when it is disarmed, if nobody has looked; once it was notified
-        self.pause = 0.0  # between two tries to arm
-        self.due = 0.0  # when the next one is
+        self.leads = False  # holds the leader's lock
+        self.notify_on = False  # holds the queue's lock too, so transactions that enqueue notify
+        self.found_empty = False  # a worker has found the queue empty, in a search that counts
+        self.counts_from = 0  # a search counts if it began when this was the wake-up count, or later
+        self.resign_at = 0.0
+        self.notify_off_at = NEVER  # set when a notification arrives
+        self.retry_pause = 0.0  # seconds between two attempts to switch NOTIFY on
+        self.retry_at = 0.0
 
-    def lose(self) -> None:
-        self.held = self.armed = self.looked = False
-        self.pause = self.due = 0.0
-        self.disarm_at = NEVER
-
-    @property
-    def sleeps(self) -> bool:
-        """Whether there is nothing to do until a notification comes."""
-        return self.armed and self.looked
+    def reset(self) -> None:
+        """The connection is lost, and the locks with it."""
+        self.leads = self.notify_on = self.found_empty = False
+        self.retry_pause = self.retry_at = 0.0
+        self.notify_off_at = NEVER
 
     @property
-    def kept(self) -> bool:
-        """Whether there is, or will be, something to do for it at all."""
-        return self.held or self.looked
+    def asleep(self) -> bool:
+        """Whether there is nothing to do until a notification arrives."""
+        return self.notify_on and self.found_empty
 
-    def wants(self, now: float) -> bool:
-        """Whether to arm it is to be tried now."""
-        return self.looked and not self.armed and now >= self.due
+    @property
+    def active(self) -> bool:
+        """Whether the listener's thread must keep an eye on this queue."""
+        return self.leads or self.found_empty
 
-    def is_over(self, now: float) -> bool:
-        """Whether all its threads are at work, for all that can be told."""
-        return self.held and not self.looked and now >= self.deadline
+    def should_lead(self, now: float) -> bool:
+        """Whether to try now to lead the queue and to switch NOTIFY on."""
+        return self.found_empty and not self.notify_on and now >= self.retry_at
 
-    def is_spent(self, now: float) -> bool:
-        """Whether it is to be disarmed: it was notified, and nobody has found nothing since."""
-        return self.armed and not self.looked and now >= self.disarm_at
+    def should_resign(self, now: float) -> bool:
+        """Whether all threads of the queue seem to be at work, so that another process should lead."""
+        return self.leads and not self.found_empty and now >= self.resign_at
 
-    def rest(self, now: float, look_up: float) -> float:
-        """Seconds until something is to be done. Its threads say when they have found nothing, not when they stay."""
-        if self.looked:
-            return max(0.0, self.due - now)
-        return min(max(0.0, min(self.deadline, self.disarm_at) - now), look_up)
+    def notify_expired(self, now: float) -> bool:
+        """Whether to switch NOTIFY off: no worker has reported an empty queue in time after a notification."""
+        return self.notify_on and not self.found_empty and now >= self.notify_off_at
+
+    def seconds_until_due(self, now: float, recheck: float) -> float:
+        """Seconds until there is something to do: `recheck` at most while a thread searches, because a thread that
+        finds a job reports nothing."""
+        if self.found_empty:
+            return max(0.0, self.retry_at - now)
+        return min(max(0.0, min(self.resign_at, self.notify_off_at) - now), recheck)
 
 
 class _Sleeper:
     """One thread that waits."""
 
     def __init__(self) -> None:
-        self._bell = threading.Lock()
-        self._bell.acquire()
-        self.called = False
-        self.watches = False  # the clock
+        self._asleep = threading.Lock()
+        self._asleep.acquire()
+        self.woken = False
+        self.polls = False  # this thread watches the poll interval
 
-    def call(self) -> None:
-        self.called = True
-        self.ring()
+    def wake(self) -> None:
+        self.woken = True
+        self.interrupt()
 
-    def ring(self) -> None:
-        """One at a time: under the lock of all."""
-        if self._bell.locked():  # else it rings already
-            self._bell.release()
+    def interrupt(self) -> None:
+        """End the present sleep, or the next. The caller holds the lock of the IdleThreads."""
+        if self._asleep.locked():
+            self._asleep.release()
 
     def sleep(self, poll_interval: float) -> bool:
-        """Until it is rung, or the poll interval is over; says whether it was rung."""
-        return self._bell.acquire(timeout=min(poll_interval, threading.TIMEOUT_MAX) if self.watches else -1)
+        """Sleep until interrupted, or for the poll interval; returns whether it was interrupted."""
+        return self._asleep.acquire(timeout=min(poll_interval, threading.TIMEOUT_MAX) if self.polls else -1)
 
 
 class IdleThreads:
-    """The threads of one queue, and how the idle ones wait.
-
-    The one that came last is called first: what it needs is still in the caches of the processor. So of many threads a
-    few do what little there is to do. One of the others watches the clock for all, the one that is called last.
-    """
+    """The threads of one queue, and the sleep of the idle ones among them."""
 
     def __init__(self, threads: Any) -> None:
         check_threads(threads)
         self.threads = threads
-        self.closed = False  # no more jobs of this queue
-        self.calls = 0  # how often it was called; a thread that missed a call looks again before it waits
-        self.post = Post()
-        self._changing = threading.RLock()
-        self._idle = 0  # threads that wait
-        self._sleepers: list[_Sleeper] = []  # of them, those that were not called; from the end
-        self._watcher: _Sleeper | None = None  # the first of them, that waits no longer than the poll interval
+        self.closed = False  # its threads take no more jobs
+        self.wake_count = 0  # a thread that missed a wake-up since its search began searches again
+        self.wakeup = WakeupState()
+        self._lock = threading.RLock()
+        self._idle = 0  # threads that wait, including those that were woken and do not run yet
+        self._sleepers: list[_Sleeper] = []  # the waiting threads that were not woken; the last is woken first
+        self._poller: _Sleeper | None = None  # the sleeper that watches the poll interval
 
     def wake(self) -> bool:
-        """Call one idle thread. When it finds a job it calls the next: many jobs wake many threads, one job one. Says
-        whether there is one that will look."""
-        with self._changing:
-            self.calls += 1
+        """Wake one idle thread. If it finds a job it wakes the next, so one job wakes one thread, and many jobs many.
+        Returns whether a thread is going to search."""
+        with self._lock:
+            self.wake_count += 1
             if self._sleepers:
-                self._sleepers.pop().call()
+                self._sleepers.pop().wake()
             return self._idle > len(self._sleepers)
 
-    def send(self, *, armed: bool, now: float) -> None:
-        """Have a thread look, later than now, at what may have been enqueued without a notification."""
-        post = self.post
-        with self._changing:
-            post.since = self.calls + 1
-            post.looked = False
-            post.armed = armed
-            post.deadline = now + _SLOW  # before anybody is called, who may know better
+    def search_again(self, *, notify_on: bool, now: float) -> None:
+        """Make a thread search the queue once more, for jobs that may have been enqueued without a notification."""
+        state = self.wakeup
+        with self._lock:
+            state.counts_from = self.wake_count + 1
+            state.found_empty = False
+            state.notify_on = notify_on
+            state.resign_at = now + _RESIGN_AFTER  # before the wake-up: the thread may find the queue empty at once
             if not self.wake():
-                post.deadline = now + _SOON
+                state.resign_at = now + _RESIGN_SOON
 
-    def claimed(self) -> None:
-        """A thread has found a job: call the next."""
-        post = self.post
-        with self._changing:
-            if post.sleeps or not post.kept:
+    def found_job(self) -> None:
+        """A thread has claimed a job: wake the next thread."""
+        state = self.wakeup
+        with self._lock:
+            if state.asleep or not state.active:
                 self.wake()
                 return
+            state.found_empty = False
+            state.retry_pause = state.retry_at = 0.0
             now = time.monotonic()
-            post.looked = False
-            post.pause = post.due = 0.0
-            post.deadline = now + _SLOW
+            state.resign_at = now + _RESIGN_AFTER
             if not self.wake():
-                post.deadline = now + _SOON
+                state.resign_at = now + _RESIGN_SOON
 
-    def found_nothing(self, seen: int) -> bool:
-        """A thread has found no job, in a look that began when `seen` was the count of calls. Says whether the listener
-        has to know."""
-        post = self.post
-        with self._changing:
-            if post.looked or seen < post.since:
+    def found_empty(self, seen: int) -> bool:
+        """A thread has found no job, in a search that began when the wake-up count was `seen`. Returns whether the
+        listener must be told."""
+        state = self.wakeup
+        with self._lock:
+            if state.found_empty or seen < state.counts_from:
                 return False
-            post.looked = True
-            return not post.armed
+            state.found_empty = True
+            return not state.notify_on
 
     def wake_all(self) -> None:
-        with self._changing:
-            self.calls += 1
+        with self._lock:
+            self.wake_count += 1
             while self._sleepers:
-                self._sleepers.pop().call()
+                self._sleepers.pop().wake()
 
     def close(self) -> None:
-        """Let the threads end when they are done with their jobs."""
+        """End the threads when they have finished their jobs."""
         self.closed = True
         self.wake_all()
 
     def wait(self, seen: int, poll_interval: float) -> bool:
-        """Wait for a call that came after `seen`; one of the idle threads no longer than the poll interval. Says
-        whether that was over."""
+        """Sleep until woken; return at once if there was a wake-up since the count was `seen`. One of the idle threads
+        sleeps for the poll interval at most. Returns whether this thread did, and is to poll."""
         me = _Sleeper()
-        with self._changing:
-            if self.calls != seen:
+        with self._lock:
+            if self.wake_count != seen:
                 return False
             self._idle += 1
             self._sleepers.append(me)
-            self._watch_clock()
-        rung = True
-        while rung and not me.called:  # rung, but not called, to watch the clock
-            rung = me.sleep(poll_interval)
-        with self._changing:
+            self._ensure_poller()
+        interrupted = True
+        while interrupted and not me.woken:  # interrupted, but not woken: it has become the poller
+            interrupted = me.sleep(poll_interval)
+        with self._lock:
             self._idle -= 1
-            if not me.called:
+            if not me.woken:
                 self._sleepers.remove(me)
-            if self._watcher is me:
-                self._watcher = None
-                self._watch_clock()
-            return not me.called
+            if self._poller is me:
+                self._poller = None
+                self._ensure_poller()
+            return not me.woken
 
-    def _watch_clock(self) -> None:
-        """See to it that some idle thread does."""
-        if self._watcher is None and self._sleepers:
-            self._watcher = self._sleepers[0]
-            self._watcher.watches = True
-            self._watcher.ring()
+    def _ensure_poller(self) -> None:
+        if self._poller is None and self._sleepers:
+            self._poller = self._sleepers[0]
+            self._poller.polls = True
+            self._poller.interrupt()

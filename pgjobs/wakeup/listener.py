@@ -1,10 +1,9 @@
-"""LISTEN: one thread per process that calls idle workers when a notification arrives.
+"""LISTEN: one thread per process that wakes idle workers when a notification arrives.
 
-It only makes things faster. The idle workers poll by themselves, so a connection that does not listen, or a listener
-that hangs in one, loses no job.
+It only makes things faster: the idle workers poll too, so no job is lost when nothing listens.
 
-A peer that has gone silent looks exactly like one that has nothing to say, and neither TCP nor a wait with a timeout
-need ever tell them apart. So after a while of silence the listener asks something, and hangs up when no answer comes.
+A connection whose peer has vanished looks exactly like one on which nothing happens, and neither TCP nor a timeout ever
+need tell them apart. So after some silence the listener sends a query, and connects anew when no answer comes.
 """
 
 from __future__ import annotations
@@ -26,22 +25,22 @@ from pgjobs.db.cursors import AnyConnection
 from pgjobs.loggers import get_logger
 from pgjobs.wakeup.idle_threads import IdleThreads
 from pgjobs.wakeup.queries import WakeupQueries
-from pgjobs.wakeup.wakeup_leader import Posts
+from pgjobs.wakeup.wakeup_leader import WakeupLeader
 
 log = get_logger("pgjobs.listener")
 
-_FIRST_PAUSE = 0.1  # seconds before LISTEN is tried again; doubles
+_FIRST_PAUSE = 0.1  # seconds until the next attempt to connect and LISTEN; doubles
 _LONGEST_PAUSE = 10.0
-# A silent peer is noticed after the sum of these, at the latest.
-_SILENCE = 10.0  # seconds without a notification before the peer is asked whether it is there
-_ANSWER = 5.0  # seconds that it has to answer
+# A peer that has vanished is noticed after the sum of these two, at the latest.
+_SILENCE = 10.0  # seconds without a notification until the listener sends a query
+_ANSWER = 5.0  # seconds that the server has to answer it
 
 
 class Listener:
-    """The listening thread. Calls `wake(queue)` for each notification, `wake(None)` when some may have been missed.
+    """The listening thread. Calls `wake(queue)` for each notification, and `wake(None)` when it may have missed some.
 
-    For the idle threads that say so by `call` it also sees to it that those who enqueue notify; see wakeup_leader.py.
-    `leaves_jobs` says that some of the jobs are left to other processes.
+    It also runs this process's WakeupLeader, for the idle threads that `report` to it. `leaves_jobs` says that the
+    workers leave jobs of unknown kinds to other processes.
     """
 
     def __init__(
@@ -54,151 +53,155 @@ class Listener:
         leaves_jobs: bool = False,
     ) -> None:
         self._schema = schema
-        self._posts = Posts(WakeupQueries(schema), leaves_jobs=leaves_jobs)
-        self._called: dict[IdleThreads, str] = {}
-        self._calling = threading.Lock()
+        self._leader = WakeupLeader(WakeupQueries(schema), leaves_jobs=leaves_jobs)
+        self._reported: dict[IdleThreads, str] = {}  # since the last update of the leader; with the queue's name
+        self._reporting = threading.Lock()
         self._connect = connect
         self._wake = wake
-        self._call_read, self._call_write = os.pipe()  # a wait on a socket can only be ended through a descriptor
-        os.set_blocking(self._call_read, False)
-        os.set_blocking(self._call_write, False)
+        self._interrupt_read, self._interrupt_write = os.pipe()  # a wait on a socket ends through a descriptor alone
+        os.set_blocking(self._interrupt_read, False)
+        os.set_blocking(self._interrupt_write, False)
         self._warned = False
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._conn: AnyConnection | None = None
-        self._answers: _Answers | None = None
-        self._heard: list[tuple[int, str]] = []  # notifications, with who has sent them
+        self._answers: _AnswerTimer | None = None
+        self._notifications: list[tuple[int, str]] = []  # the sender's process id, and the payload
         self._listening = False
-        self._direct = False  # whether no pooler stands between
+        self._direct = False  # connected without a pooler
         self._pause = _FIRST_PAUSE
-        self._lost_at: float | None = None  # since when nobody listens, if that was said
+        self._lost_at: float | None = None  # set when the loss of the connection was logged
 
     def start(self) -> None:
         self._thread.start()
 
     def end(self) -> None:
-        """Stop soon. Waits for nothing."""
+        """Ask the thread to stop, without waiting for it."""
         self._stopping.set()
         self._interrupt()
 
     def stop(self, timeout: float = 2.0) -> None:
-        """End the thread and its connection. One that hangs in a connect is left behind; it ends when that does."""
+        """End the thread and its connection. A thread that hangs in a connect is left behind, and ends after it."""
         self.end()
-        if self._thread.is_alive():  # else it was not even started
+        if self._thread.is_alive():  # else it was never started
             self._thread.join(timeout)
         if not self._thread.is_alive():
-            with self._calling:
-                os.close(self._call_read)
-                os.close(self._call_write)
-                self._call_write = -1
+            with self._reporting:
+                os.close(self._interrupt_read)
+                os.close(self._interrupt_write)
+                self._interrupt_write = -1
 
-    def call(self, idle: IdleThreads, queue: str) -> None:
-        """The threads of this queue have found nothing to do, or are to do nothing more. From any thread."""
-        with self._calling:
-            silent = not self._called
-            self._called[idle] = queue
-        if silent:
+    def report(self, idle: IdleThreads, queue: str) -> None:
+        """The threads of this queue have found it empty, or the pool works it no longer. Any thread may call this."""
+        with self._reporting:
+            first = not self._reported
+            self._reported[idle] = queue
+        if first:
             self._interrupt()
 
     def _interrupt(self) -> None:
-        """End the wait of the thread, now or the next."""
-        with self._calling, suppress(BlockingIOError):  # a full pipe will do
-            if self._call_write >= 0:
-                os.write(self._call_write, b"x")
+        """End the present wait of the thread, or the next."""
+        with self._reporting, suppress(BlockingIOError):  # a full pipe interrupts just as well
+            if self._interrupt_write >= 0:
+                os.write(self._interrupt_write, b"x")
 
     @property
     def listening(self) -> bool:
-        """Whether it has a connection on which it listens now."""
+        """Whether a LISTEN is in force on a connection."""
         return self._listening
 
     @property
-    def hears(self) -> bool:
-        """Whether notifications arrive now, as far as is known: behind a pooler none does."""
+    def receiving(self) -> bool:
+        """Whether notifications arrive: none do behind a pooler."""
         return self._listening and self._direct
 
     def _run(self) -> None:
         while not self._stopping.is_set():
             try:
                 self._listen()
-            except Exception as error:  # also what a callable connection string raises
+            except Exception as error:  # any: a connection string may be a callable of the application
                 if not self._stopping.is_set():
-                    self._say_lost(error)
-                self._hang_up()
+                    self._log_lost(error)
+                self._disconnect()
                 self._stopping.wait(self._pause)
                 self._pause = min(2 * self._pause, _LONGEST_PAUSE)
-        self._hang_up()
+        self._disconnect()
 
-    def _say_lost(self, error: Exception) -> None:
-        """Said once, and not at every try."""
+    def _log_lost(self, error: Exception) -> None:
+        """Warn of the first failure; log further ones as debug messages."""
         level = logging.WARNING if self._lost_at is None else logging.DEBUG
-        log.log(level, "not listening, only polling, until a connection for it can be had: %s", one_line(error))
+        log.log(level, "not listening, only polling, until it can connect again: %s", one_line(error))
         if self._lost_at is None:
             self._lost_at = time.monotonic()
 
-    def _say_back(self) -> None:
+    def _log_listening_again(self) -> None:
         if self._lost_at is not None:
             log.info("listening again, after %.0f s", time.monotonic() - self._lost_at)
             self._lost_at = None
 
     def _listen(self) -> None:
-        """Listen until it is time to stop; raises when the connection is lost."""
+        """Connect, and listen until the thread is to stop. Raises when the connection is lost."""
         self._conn = conn = self._connect()
-        self._heard.clear()
-        conn.add_notify_handler(lambda came: self._heard.append((came.pid, came.payload)))  # beside an answer
-        self._answers = answers = _Answers(conn, f"{self._thread.name}-answers")
-        with answers.in_time():
+        self._notifications.clear()
+        # for notifications that arrive together with the answer to a query
+        conn.add_notify_handler(lambda notify: self._notifications.append((notify.pid, notify.payload)))
+        self._answers = answers = _AnswerTimer(conn, f"{self._thread.name}-answers")
+        with answers.expected():
             listen(conn, self._schema)
-            self._direct = self._posts.begin(conn)
+            self._direct = self._leader.connected(conn)
         if not self._direct and not self._warned:
             self._warned = True
-            log.warning("connected through a pooler, so nobody notifies this process: it finds jobs by polling; give "
-                        "listen_dsn=, a direct connection, or listen=False")  # fmt: skip
+            log.warning("connected through a pooler, which passes no notifications on: this process finds jobs by "
+                        "polling; give listen_dsn=, a direct connection, or listen=False")  # fmt: skip
         self._listening = True
-        self._say_back()
-        self._wake(None)  # for what was enqueued while nobody listened
+        self._log_listening_again()
+        self._wake(None)  # jobs may have been enqueued before the LISTEN
         self._pause = _FIRST_PAUSE
+        self._listen_on(conn, answers)
+        with answers.expected(), suppress(psycopg.Error):
+            self._leader.resign_all(conn)
+
+    def _listen_on(self, conn: AnyConnection, answers: _AnswerTimer) -> None:
         with selectors.DefaultSelector() as selector:
-            selector.register(self._call_read, selectors.EVENT_READ)
+            selector.register(self._interrupt_read, selectors.EVENT_READ)
             selector.register(conn.fileno(), selectors.EVENT_READ)
             while not self._stopping.is_set():
-                self._hear(conn, answers)
-                rest = self._tend(conn, answers)
+                self._dispatch(conn, answers)
+                pause = self._update_leader(conn, answers)
                 silence = answers.silence
                 if silence >= _SILENCE:
-                    with answers.in_time():
+                    with answers.expected():
                         probe(conn, self._schema)
-                    answers.have_come()
+                    answers.reset_silence()
                     continue  # a notification may have come with the answer
-                for key, _ in selector.select(min(rest, _SILENCE - silence)):
-                    if key.fd == self._call_read:
-                        os.read(self._call_read, 4096)
-        with answers.in_time(), suppress(psycopg.Error):
-            self._posts.leave_all(conn)
+                for key, _ in selector.select(min(pause, _SILENCE - silence)):
+                    if key.fd == self._interrupt_read:
+                        os.read(self._interrupt_read, 4096)
 
-    def _hear(self, conn: AnyConnection, answers: _Answers) -> None:
-        """Wake those whom the notifications are for."""
-        with conn.lock:  # psycopg's own generator takes longer than all the rest
+    def _dispatch(self, conn: AnyConnection, answers: _AnswerTimer) -> None:
+        """Read the notifications, and wake a thread for each."""
+        with conn.lock:  # read directly: the generator of psycopg takes longer than everything else here
             conn.pgconn.consume_input()
             while (read := conn.pgconn.notifies()) is not None:
-                self._heard.append((read.be_pid, read.extra.decode(errors="replace")))
-        heard, self._heard = self._heard, []
-        for pid, payload in heard:
-            answers.have_come()
-            if pid == conn.pgconn.backend_pid:  # for the other processes
+                self._notifications.append((read.be_pid, read.extra.decode(errors="replace")))
+        notifications, self._notifications = self._notifications, []
+        for pid, payload in notifications:
+            answers.reset_silence()
+            if pid == conn.pgconn.backend_pid:  # from this WakeupLeader, for the other processes
                 continue
-            if not self._posts.send(payload):
+            if not self._leader.notified(payload):
                 self._wake(payload)
 
-    def _tend(self, conn: AnyConnection, answers: _Answers) -> float:
-        """What those who have called need, and who was waiting; how long until there is more to do."""
-        with self._calling:
-            called, self._called = self._called, {}
-        with answers.in_time():
-            return self._posts.tend(conn, called)
+    def _update_leader(self, conn: AnyConnection, answers: _AnswerTimer) -> float:
+        """Returns the seconds until the next update, unless there is a report before."""
+        with self._reporting:
+            reported, self._reported = self._reported, {}
+        with answers.expected():
+            return self._leader.update(conn, reported)
 
-    def _hang_up(self) -> None:
+    def _disconnect(self) -> None:
         self._listening = False
-        self._posts.lose()
+        self._leader.connection_lost()
         if self._answers is not None:
             self._answers.end()
             self._answers = None
@@ -208,8 +211,8 @@ class Listener:
             self._conn = None
 
 
-class _Answers:
-    """Sees to it that answers come: when one is late the connection is shut down, and what waits for it raises."""
+class _AnswerTimer:
+    """Shuts the connection down when an answer is late, so that the thread that waits for it gets an error."""
 
     def __init__(self, conn: AnyConnection, name: str) -> None:
         self._conn = conn
@@ -221,15 +224,15 @@ class _Answers:
 
     @property
     def silence(self) -> float:
-        """Seconds for which nothing has come."""
+        """Seconds since the server last sent something."""
         return time.monotonic() - self._last
 
-    def have_come(self) -> None:
+    def reset_silence(self) -> None:
         self._last = time.monotonic()
 
     @contextmanager
-    def in_time(self) -> Iterator[None]:
-        """What is asked in the block is answered by its end."""
+    def expected(self) -> Iterator[None]:
+        """The queries of the block must be answered in time."""
         self._due = time.monotonic() + _ANSWER
         yield
         self._due = NEVER

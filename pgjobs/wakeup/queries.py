@@ -1,4 +1,4 @@
-"""One method per statement about who watches over a queue that sleeps, connection first."""
+"""One method per statement of sql/wakeup.sql, connection first."""
 
 from __future__ import annotations
 
@@ -10,57 +10,57 @@ from pgjobs.db.cursors import AnyConnection, literal_cursor, one
 
 
 class WakeupQueries:
-    """The statements of one schema. `advisory_class` is the first number of its locks."""
+    """The statements of one schema. `advisory_class` is the first number of its advisory locks."""
 
     def __init__(self, schema: str) -> None:
         self._channel = channel(schema)
         self._sql = statements.load("wakeup.sql", schema)
 
     def facts(self, conn: AnyConnection) -> tuple[bool, int]:
-        """Whether something stands between this process and the server, and the advisory class."""
+        """Whether a pooler stands between this process and the server; and the advisory class."""
         with literal_cursor(conn) as cur:
             cur.execute(self._sql["listener_facts"])
             backend_pid, advisory_class = one(cur)
             return backend_pid != conn.pgconn.backend_pid, advisory_class
 
-    def stay(self, conn: AnyConnection) -> None:
-        """Let the server not end the session for being idle."""
+    def disable_idle_timeout(self, conn: AnyConnection) -> None:
         with literal_cursor(conn) as cur:
-            cur.execute(self._sql["stay"])
+            cur.execute(self._sql["disable_idle_timeout"])
 
-    def take(
+    def lead(
         self, conn: AnyConnection, advisory_class: int, queues: Sequence[tuple[str, bool]], *, leaves_jobs: bool
     ) -> list[tuple[bool, bool]]:
-        """Of each queue, and whether its post is held already: whether it is now, and whether who enqueues notifies."""
+        """Try to lead these queues and to switch NOTIFY on. Takes each queue with whether this process leads it
+        already; returns for each whether it leads now, and whether NOTIFY is on."""
         values = {
             "class": advisory_class,
             "queues": [queue for queue, _ in queues],
-            "held": [held for _, held in queues],
+            "leads": [leads for _, leads in queues],
             "leaves_jobs": leaves_jobs,
             "channel": self._channel,
         }
         with literal_cursor(conn) as cur:
-            cur.execute(self._sql["take_posts"], values)
-            return [(post, armed) for post, armed, _ in cur.fetchall()]
+            cur.execute(self._sql["lead"], values)
+            return [(leads, notify_on) for leads, notify_on, _ in cur.fetchall()]
 
-    def sees_any(self, conn: AnyConnection, queue: str, kinds: Sequence[str] | None) -> bool:
-        """Whether the queue has a job that can be claimed now, of these kinds if they are given."""
+    def any_claimable(self, conn: AnyConnection, queue: str, kinds: Sequence[str] | None) -> bool:
+        """Whether the queue has a job that can be claimed now; of these kinds, unless they are None."""
         with literal_cursor(conn) as cur:
-            cur.execute(self._sql["sees_any"], {"queue": queue, "kinds": None if kinds is None else list(kinds)})
+            cur.execute(self._sql["any_claimable"], {"queue": queue, "kinds": None if kinds is None else list(kinds)})
             found: bool = one(cur)[0]
             return found
 
-    def disarm(self, conn: AnyConnection, advisory_class: int, queues: Sequence[str]) -> None:
+    def notify_off(self, conn: AnyConnection, advisory_class: int, queues: Sequence[str]) -> None:
         with literal_cursor(conn) as cur:
-            cur.execute(self._sql["disarm"], {"class": advisory_class, "queues": list(queues)})
+            cur.execute(self._sql["notify_off"], {"class": advisory_class, "queues": list(queues)})
 
-    def leave(self, conn: AnyConnection, advisory_class: int, queues: Sequence[tuple[str, bool]]) -> None:
-        """Of each queue, and whether it is armed."""
+    def resign(self, conn: AnyConnection, advisory_class: int, queues: Sequence[tuple[str, bool]]) -> None:
+        """Lead these queues no longer, and wake the other processes. Takes each queue with whether NOTIFY is on."""
         values = {
             "class": advisory_class,
             "queues": [queue for queue, _ in queues],
-            "armed": [armed for _, armed in queues],
+            "notify_on": [notify_on for _, notify_on in queues],
             "channel": self._channel,
         }
         with literal_cursor(conn) as cur:
-            cur.execute(self._sql["leave_posts"], values)
+            cur.execute(self._sql["resign"], values)

@@ -1,17 +1,29 @@
-"""Who is to be woken when a job is enqueued.
+"""When a transaction that enqueues sends a NOTIFY: only while a worker sleeps, and once.
 
-A notification in every commit would let all commits of the server wait for each other, so those who enqueue notify only
-when somebody sleeps: when they cannot have the lock of the queue, because a sleeper holds it. One process of all has
-the post of a queue. When its threads have found nothing more to do it arms itself, which is to take that lock, and lets
-one of them look again, for what was committed in between. A notification reaches all processes that listen. The one at
-the post sends a thread to look. If that, or the next, soon finds nothing more, it was a single job, and all is as it
-was before: whatever else is enqueued notifies. But when there are more of them, which a second notification tells or
-that nobody has found nothing yet, it disarms itself, so that there are no further ones, until a thread finds nothing
-again. When its threads are all at work it leaves the post, and calls the others, one of which takes it.
+A NOTIFY in every commit would make all commits of the server wait for each other. So each queue has two advisory locks,
+and the listener's connection of one process, the *wake-up leader* of the queue, holds them:
 
-None of this waits for a lock. What cannot be had, because a transaction is open that has enqueued, is tried again
-after a pause that grows, and a thread looks each time. A process that dies loses its locks, and the others take over
-when they next poll.
+- The *leader's lock* is held as long as the process leads. All other processes leave the queue to it.
+- The *queue's lock* switches NOTIFY on. A transaction that enqueues tries to share it, until its end: if it cannot,
+  a worker sleeps and it sends a NOTIFY; if it can, no worker sleeps and it sends none. The leader cannot have this
+  lock while a transaction is open that sent no NOTIFY. So when the leader has it, and then one of its threads searches
+  the queue once more and finds nothing, no job is overlooked.
+
+    state            locks   NOTIFY  its threads         goes on
+    not leader       none    -       any                 a thread finds the queue empty: try to lead
+    leading          leader  off     search or work      a thread finds the queue empty: NOTIFY on, search once more;
+                                                         no thread does for 1 s, or 10 ms if all are at work: resign
+    asleep           both    on      all asleep          a notification: wake one thread
+    woken            both    on      one searches        it finds the queue empty (the job was a single one): asleep;
+                                                         5 ms pass, or a second notification comes: NOTIFY off
+
+A notification reaches every process that listens, and each wakes one idle thread. A leader that resigns releases its
+locks and notifies the other processes, one of which then leads.
+
+None of this waits for a lock: a lock that cannot be had is tried again after a pause that grows, and a thread searches
+the queue each time. And nothing rests on it: every poll interval one idle thread per queue and process looks for jobs
+whether or not there was a notification, so a lost connection, lock or notification costs one interval at most. A
+process that dies loses its locks, and another process leads after its next poll.
 """
 
 from __future__ import annotations
@@ -24,14 +36,14 @@ from pgjobs.db.cursors import AnyConnection
 from pgjobs.wakeup.idle_threads import IdleThreads
 from pgjobs.wakeup.queries import WakeupQueries
 
-_FIRST_PAUSE = 0.001  # seconds until what could not be armed is tried again; doubles
+_FIRST_PAUSE = 0.001  # seconds until the next attempt to switch NOTIFY on; doubles
 _LONGEST_PAUSE = 0.05
-_LINGER = 0.005  # how long a post that was notified stays armed, unless it is notified again or all is done
-_LOOK_UP = 0.01  # how often to see what has become of a thread that was called
+_LINGER = 0.005  # seconds that NOTIFY stays on after a first notification
+_RECHECK = 0.01  # seconds between two looks at what a woken thread has found
 
 
-class Posts:
-    """The posts of this process. All of it is done by the thread that listens."""
+class WakeupLeader:
+    """This process as the leader of its queues. Only the listener's thread calls it."""
 
     def __init__(
         self, queries: WakeupQueries, *, leaves_jobs: bool = False, clock: Callable[[], float] = time.monotonic
@@ -39,94 +51,98 @@ class Posts:
         self._queries = queries
         self._leaves_jobs = leaves_jobs
         self._clock = clock
-        self._class: int | None = None  # None where no locks can be held
-        self._kept: dict[IdleThreads, str] = {}  # those that something must be done about, soon or when they are heard
+        self._class: int | None = None  # of the advisory locks; None while the connection cannot hold any
+        self._active: dict[IdleThreads, str] = {}  # with the name of the queue
 
-    def begin(self, conn: AnyConnection) -> bool:
-        """On a new connection. Says whether locks can be held on it: not behind a pooler."""
+    def connected(self, conn: AnyConnection) -> bool:
+        """Use a new connection. Returns whether it can hold session locks: it cannot behind a pooler."""
         pooled, advisory_class = self._queries.facts(conn)
         self._class = None if pooled else advisory_class
         if not pooled:
-            self._queries.stay(conn)
+            self._queries.disable_idle_timeout(conn)
         return not pooled
 
-    def lose(self) -> None:
-        """The connection is gone, and all locks with it."""
-        for idle in self._kept:
-            idle.post.lose()
-        self._kept.clear()
+    def connection_lost(self) -> None:
+        for idle in self._active:
+            idle.wakeup.reset()
+        self._active.clear()
         self._class = None
 
-    def send(self, queue: str) -> bool:
-        """A notification of the queue has come: if it is armed, send a thread to look. Says whether one was."""
-        for idle, name in self._kept.items():
-            if name == queue and idle.post.armed:
-                post, now = idle.post, self._clock()
-                again = post.disarm_at < NEVER and not post.looked
-                post.disarm_at = now if again else now + _LINGER
-                post.pause = post.due = 0.0
-                idle.send(armed=True, now=now)
+    def notified(self, queue: str) -> bool:
+        """A notification of the queue has come. Wakes a thread if NOTIFY is on; returns whether it was."""
+        for idle, name in self._active.items():
+            if name == queue and idle.wakeup.notify_on:
+                state, now = idle.wakeup, self._clock()
+                second = state.notify_off_at < NEVER and not state.found_empty
+                state.notify_off_at = now if second else now + _LINGER
+                state.retry_pause = state.retry_at = 0.0
+                idle.search_again(notify_on=True, now=now)
                 return True
         return False
 
-    def tend(self, conn: AnyConnection, called: Mapping[IdleThreads, str]) -> float:
-        """Arm what is to be armed, leave what is to be left: of those who have called now, and earlier ones. How many
-        seconds until there may be more to do, if nobody calls."""
-        self._kept.update(called)
+    def update(self, conn: AnyConnection, reported: Mapping[IdleThreads, str]) -> float:
+        """Take each queue to its next state, those included that were `reported` since the last call. Returns how many
+        seconds later to call again, unless there is a new report."""
+        self._active.update(reported)
         if self._class is None:
-            self.lose()
+            self.connection_lost()
             return NEVER
         now = self._clock()
-        spent = [idle for idle in self._kept if idle.post.is_spent(now)]
-        if spent:
-            self._disarm(conn, spent)
-        leave = [idle for idle in self._kept if idle.post.held and (idle.closed or idle.post.is_over(now))]
-        if leave:
-            self._leave(conn, leave)
-        arm = [idle for idle in self._kept if not idle.closed and idle.post.wants(now)]
-        if arm:
-            self._arm(conn, arm)
-        for idle in [idle for idle in self._kept if idle.closed or not idle.post.kept]:
-            del self._kept[idle]
-        if spent or leave or arm:
+        expired = [idle for idle in self._active if idle.wakeup.notify_expired(now)]
+        if expired:
+            self._notify_off(conn, expired)
+        resigning = [
+            idle for idle in self._active if idle.wakeup.should_resign(now) or (idle.closed and idle.wakeup.leads)
+        ]
+        if resigning:
+            self._resign(conn, resigning)
+        candidates = [idle for idle in self._active if not idle.closed and idle.wakeup.should_lead(now)]
+        if candidates:
+            self._lead(conn, candidates)
+        for idle in [idle for idle in self._active if idle.closed or not idle.wakeup.active]:
+            del self._active[idle]
+        if expired or resigning or candidates:
             return 0.0  # a notification may have come with the answers
-        return min((idle.post.rest(now, _LOOK_UP) for idle in self._kept if not idle.post.sleeps), default=NEVER)
+        waiting = (idle.wakeup for idle in self._active if not idle.wakeup.asleep)
+        return min((state.seconds_until_due(now, _RECHECK) for state in waiting), default=NEVER)
 
-    def leave_all(self, conn: AnyConnection) -> None:
-        held = [idle for idle in self._kept if idle.post.held]
-        if held:
-            self._leave(conn, held)
+    def resign_all(self, conn: AnyConnection) -> None:
+        led = [idle for idle in self._active if idle.wakeup.leads]
+        if led:
+            self._resign(conn, led)
 
-    def _disarm(self, conn: AnyConnection, spent: Sequence[IdleThreads]) -> None:
+    def _notify_off(self, conn: AnyConnection, expired: Sequence[IdleThreads]) -> None:
         assert self._class is not None
-        for idle in spent:  # first: a thread that finds nothing from here on says so
-            idle.post.armed = False
-            idle.post.disarm_at = NEVER
-        self._queries.disarm(conn, self._class, [self._kept[idle] for idle in spent])
+        for idle in expired:  # before the lock goes: a thread that finds the queue empty from here on must report it
+            idle.wakeup.notify_on = False
+            idle.wakeup.notify_off_at = NEVER
+        self._queries.notify_off(conn, self._class, [self._active[idle] for idle in expired])
 
-    def _leave(self, conn: AnyConnection, leave: list[IdleThreads]) -> None:
+    def _resign(self, conn: AnyConnection, resigning: Sequence[IdleThreads]) -> None:
         assert self._class is not None
-        self._queries.leave(conn, self._class, [(self._kept[idle], idle.post.armed) for idle in leave])
-        for idle in leave:
-            idle.post.held = idle.post.armed = False
+        queues = [(self._active[idle], idle.wakeup.notify_on) for idle in resigning]
+        self._queries.resign(conn, self._class, queues)
+        for idle in resigning:
+            idle.wakeup.leads = idle.wakeup.notify_on = False
 
-    def _arm(self, conn: AnyConnection, arm: list[IdleThreads]) -> None:
+    def _lead(self, conn: AnyConnection, candidates: Sequence[IdleThreads]) -> None:
+        """Lead these queues and switch NOTIFY on, if both locks can be had."""
         assert self._class is not None
-        asked = [(self._kept[idle], idle.post.held) for idle in arm]
-        answers = self._queries.take(conn, self._class, asked, leaves_jobs=self._leaves_jobs)
+        queues = [(self._active[idle], idle.wakeup.leads) for idle in candidates]
+        answers = self._queries.lead(conn, self._class, queues, leaves_jobs=self._leaves_jobs)
         now = self._clock()
-        for idle, (held, armed) in zip(arm, answers, strict=True):
-            post = idle.post
-            post.held = held
-            if armed:
-                post.pause = 0.0
-                post.disarm_at = NEVER
-                idle.send(armed=True, now=now)
-            elif not held:
-                post.looked = False  # another process wakes us
+        for idle, (leads, notify_on) in zip(candidates, answers, strict=True):
+            state = idle.wakeup
+            state.leads = leads
+            if notify_on:
+                state.retry_pause = 0.0
+                state.notify_off_at = NEVER
+                idle.search_again(notify_on=True, now=now)
+            elif not leads:
+                state.found_empty = False  # another process leads, and notifies this one when it resigns
             else:
-                first = not post.pause
-                post.pause = _FIRST_PAUSE if first else min(2 * post.pause, _LONGEST_PAUSE)
-                post.due = now + post.pause
+                first = not state.retry_pause
+                state.retry_pause = _FIRST_PAUSE if first else min(2 * state.retry_pause, _LONGEST_PAUSE)
+                state.retry_at = now + state.retry_pause
                 if not first:
-                    idle.send(armed=False, now=now)
+                    idle.search_again(notify_on=False, now=now)

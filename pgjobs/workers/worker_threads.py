@@ -88,7 +88,7 @@ class WorkerThreads:
 
     def start(self, place: Place) -> None:
         """One looks whether there is work, and calls the others if there is: they need no connections for nothing."""
-        seen = place.idle.calls
+        seen = place.idle.wake_count
         for nth in range(place.idle.threads):
             self._start_thread(place, seen if nth else None)
 
@@ -166,8 +166,8 @@ class WorkerThreads:
 
     def _ask_to_be_woken(self, queue: str, idle: IdleThreads, seen: int) -> None:
         listener = self.listener
-        if listener is not None and idle.found_nothing(seen):
-            listener.call(idle, queue)
+        if listener is not None and idle.found_empty(seen):
+            listener.report(idle, queue)
 
     def work_while_jobs(self, place: Place, *, polls: bool = False) -> int:
         """Work until the queue is found empty; the call count from before that look. One that `polls` was not called,
@@ -179,11 +179,11 @@ class WorkerThreads:
 
         with self._source.checkout() as checkout, self._executor.watchdog.over(checkout):
             try:
-                seen = idle.calls
-                if polls and not self._sees_any(checkout, queue):
+                seen = idle.wake_count
+                if polls and not self._any_claimable(checkout, queue):
                     return seen
                 while True:
-                    seen = idle.calls
+                    seen = idle.wake_count
                     if self._ends(idle):
                         return seen
                     if not self._run_next(checkout, place, goes_on):
@@ -193,13 +193,13 @@ class WorkerThreads:
             finally:
                 self._executor.leave(checkout)
 
-    def _sees_any(self, checkout: Checkout, queue: str) -> bool:
+    def _any_claimable(self, checkout: Checkout, queue: str) -> bool:
         """Whether there is anything to claim."""
         claimer = self._executor.claimer
         kinds = list(claimer.work_map) if claimer.unknown_kinds == "leave" else None
         try:
             with checkout.answered_within(_LOOK_WITHIN):
-                return self._wakeup_queries.sees_any(checkout.conn, queue, kinds)
+                return self._wakeup_queries.any_claimable(checkout.conn, queue, kinds)
         except Exception as error:
             if isinstance(error, psycopg.OperationalError):
                 claimer.be_cautious()
@@ -210,8 +210,8 @@ class WorkerThreads:
         """Run the next job, or the next batch; says whether there was any."""
         queue, idle, way = place.queue, place.idle, place.way
         if way.batch_size > 1:
-            return self._batches.run_next(checkout, queue, way, claimed=idle.claimed, ends=partial(self._ends, idle))
-        return self._executor.run_next(checkout, queue, claimed=idle.claimed, go_on=goes_on) is not None
+            return self._batches.run_next(checkout, queue, way, claimed=idle.found_job, ends=partial(self._ends, idle))
+        return self._executor.run_next(checkout, queue, claimed=idle.found_job, go_on=goes_on) is not None
 
     def _ends(self, idle: IdleThreads) -> bool:
         """Whether this thread is to take no more jobs."""

@@ -17,7 +17,7 @@ import pytest
 from pgjobs import Client, Job, JobFilter, JobState, NewJob, Schedule, Unique, WorkerPool
 from pgjobs.db.channel import listen
 from pgjobs.wakeup.queries import WakeupQueries
-from pgjobs.wakeup.wakeup_leader import Posts
+from pgjobs.wakeup.wakeup_leader import WakeupLeader
 from pgjobs.workers.worker_threads import Place, WorkerThreads
 from tests import inside
 from tests.conftest import Connect
@@ -48,7 +48,7 @@ def delays(chance: float) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         for owner, names in (
-            (Posts, ("_arm", "_leave", "_disarm", "send", "tend")),
+            (WakeupLeader, ("_lead", "_resign", "_notify_off", "notified", "update")),
             (WorkerThreads, ("_ask_to_be_woken", "work_while_jobs")),
         ):
             for name in names:
@@ -371,7 +371,7 @@ def test_a_listener_that_comes_back_arms_anew(client: Client, server: Tx, pool_o
 
 @pytest.mark.one_by_one("the first process may take both jobs into one batch")
 @pytest.mark.parametrize("moment", ["before", "after"])
-@pytest.mark.parametrize("what", ["take", "disarm", "leave"])
+@pytest.mark.parametrize("what", ["lead", "notify_off", "resign"])
 def test_what_is_committed_around_a_change_of_the_sleepers_is_found(
     *,
     client: Client,
@@ -417,7 +417,7 @@ def test_what_is_committed_around_a_change_of_the_sleepers_is_found(
 def test_r13_a_sleeper_that_cannot_arm_hears_all_the_same_and_looks_now_and_then(
     client: Client, connect: Connect, server: Tx, pool_of: Callable[..., WorkerPool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tries, looks = count(monkeypatch, WakeupQueries, "take"), count(monkeypatch, WorkerThreads, "_run_next")
+    tries, looks = count(monkeypatch, WakeupQueries, "lead"), count(monkeypatch, WorkerThreads, "_run_next")
     tx = connect()
     late = thing(client, tx)
     pool = pool_of(queues={"default": 200})
@@ -432,7 +432,7 @@ def test_r13_a_sleeper_that_cannot_arm_hears_all_the_same_and_looks_now_and_then
     passed = time.monotonic() - began
     assert len(tries) - tried <= passed / 0.05 + 21 * 10, "a few for each job, then every 50 ms"
     assert len(looks) - looked <= passed / 0.05 + 21 * 20
-    assert sleepers(server, client) == 1, "it has the post"
+    assert sleepers(server, client) == 1, "it leads the queue"
     assert armed(server, client) == []
     assert inside.listens(pool)
     tx.commit()
@@ -443,7 +443,7 @@ def test_r13_a_sleeper_that_cannot_arm_hears_all_the_same_and_looks_now_and_then
 def test_r13_the_pauses_between_two_tries_grow_to_50_ms(
     client: Client, connect: Connect, pool_of: Callable[..., WorkerPool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tries, looks = count(monkeypatch, WakeupQueries, "take"), count(monkeypatch, WorkerThreads, "_run_next")
+    tries, looks = count(monkeypatch, WakeupQueries, "lead"), count(monkeypatch, WorkerThreads, "_run_next")
     thing(client, connect())
     pool_of(queues={"default": 3})
     wait_until(lambda: len(tries) >= 30)
@@ -474,7 +474,7 @@ def test_an_idle_process_of_200_threads_asks_no_more_than_one_of_two(
     # each has also looked once more, as one does that has just been armed
     wait_until(lambda: inside.all_wait(pool, asleep=True))
     with pytest.MonkeyPatch.context() as patch:
-        looks, tries = count(patch, WakeupQueries, "sees_any"), count(patch, WakeupQueries, "take")
+        looks, tries = count(patch, WakeupQueries, "any_claimable"), count(patch, WakeupQueries, "lead")
         claims = count(patch, WorkerThreads, "_run_next")
         began = time.monotonic()
         wait_until(lambda: len(looks) >= 8)
@@ -502,7 +502,7 @@ def test_what_waits_at_the_start_is_worked_by_all_threads(
 
     def late(self: WorkerThreads, place: Place, seen: int | None) -> None:
         if called_before and seen is not None:
-            wait_until(lambda: place.idle.calls > seen)
+            wait_until(lambda: place.idle.wake_count > seen)
         work(self, place, seen)
 
     monkeypatch.setattr(WorkerThreads, "_work", late)
@@ -538,7 +538,7 @@ def test_a_second_notification_disarms_a_sleeper_while_nobody_has_found_nothing(
     client: Client, server: Tx, pool_of: Callable[..., WorkerPool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pgjobs.wakeup.wakeup_leader._LINGER", 60.0)
-    monkeypatch.setattr("pgjobs.wakeup.idle_threads._SOON", 60.0)
+    monkeypatch.setattr("pgjobs.wakeup.idle_threads._RESIGN_SOON", 60.0)
     entered, free = threading.Semaphore(0), threading.Event()
 
     def hold(tx: Tx, job: Job[Any]) -> None:

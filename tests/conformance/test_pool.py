@@ -556,13 +556,13 @@ def test_one_connection_listens_for_all_queues_and_is_gone_after_stop(client: Cl
 def test_the_poll_interval_is_a_second_unless_it_is_set(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     assert inspect.signature(WorkerPool).parameters["poll_interval"].default == SECOND
     looks: list[float] = []
-    look = WakeupQueries.sees_any
+    look = WakeupQueries.any_claimable
 
     def noted_look(*args: Any, **options: Any) -> bool:
         looks.append(time.monotonic())
         return look(*args, **options)
 
-    monkeypatch.setattr(WakeupQueries, "sees_any", noted_look)
+    monkeypatch.setattr(WakeupQueries, "any_claimable", noted_look)
     with WorkerPool(client, {Thing: nothing}, queues={"default": 1}, listen=False, poll_interval=SECOND / 20):
         wait_until(lambda: len(looks) >= 5)
     gaps = [later - earlier for earlier, later in pairwise(looks)]

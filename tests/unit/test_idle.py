@@ -21,7 +21,7 @@ class Waiting:
         self.back: SimpleQueue[tuple[str, bool]] = SimpleQueue()
 
     def add(self, name: str, poll_interval: float = HOUR) -> None:
-        before, seen = self.idle._idle, self.idle.calls
+        before, seen = self.idle._idle, self.idle.wake_count
         threading.Thread(target=lambda: self.back.put((name, self.idle.wait(seen, poll_interval))), daemon=True).start()
         wait_until(lambda: self.idle._idle == before + 1)
 
@@ -41,7 +41,7 @@ def test_who_came_last_is_called_first(waiting: Waiting) -> None:
 
 
 def test_a_call_that_was_missed_is_not_waited_for(waiting: Waiting) -> None:
-    seen = waiting.idle.calls
+    seen = waiting.idle.wake_count
     waiting.idle.wake()
     assert waiting.idle.wait(seen, HOUR) is False
 
