@@ -28,7 +28,6 @@ from pgjobs.control import jobs
 from pgjobs.control.filter_queries import FilterQueries, Turn
 from pgjobs.control.many import Many
 from pgjobs.control.queries import ControlQueries, ControlResult
-from pgjobs.control.queue_queries import QueueQueries
 from pgjobs.control.queues import Queues
 from pgjobs.db import migrate
 from pgjobs.db.advice import advised
@@ -659,7 +658,7 @@ class Client:
         subscription = self.events.subscribe(kinds, size)
         if self.events.looks_at_queues and not self.events.knows_queues:  # a pool runs: changes from here on are told
             with suppress(psycopg.Error, PoolTimeout), self._transaction(None) as conn:
-                self.events.note_paused(*QueueQueries(self.schema).paused(conn))
+                self.events.note_paused(*WorkerQueries(self.schema).paused_queues(conn))
         return subscription
 
     # --- look
@@ -675,7 +674,7 @@ class Client:
     def workers(self, tx: Borrowable | ConnectionPool[Any] | None = None) -> list[WorkerProcess]:
         """The processes that work jobs, the oldest first. One that was killed stays listed for a minute or two."""
         with self._transaction(tx) as conn:
-            return WorkerQueries(self.schema).workers(conn)
+            return WorkerQueries(self.schema).list_workers(conn)
 
     def list_jobs(
         self,

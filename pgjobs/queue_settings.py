@@ -1,7 +1,8 @@
-"""How a worker pool works one queue: with how many threads, whether in batches, and how durably."""
+"""How a worker pool works one queue: with how many threads, in which batches, and how durably."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from datetime import timedelta
 from typing import Any, Literal
@@ -15,9 +16,9 @@ MOST_THREADS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class QueueSettings:
-    """The threads of one queue, with settings of its own: `queues={"logs": QueueSettings(4, batch_size=50)}`.
+    """The threads of one queue, with its own settings: `queues={"logs": QueueSettings(threads=4, batch_size=50)}`.
 
-    What is left out is as the worker pool has it.
+    A setting that is left out is the worker pool's.
     """
 
     threads: int
@@ -37,35 +38,48 @@ class QueueSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
-    """How the jobs of a queue are run."""
+class RunSettings:
+    """How the jobs of a worker pool, or of one of its queues, are run."""
 
     batch_size: int
     batch_time: timedelta
     async_commit: bool
 
-    def of(self, threads: int | QueueSettings) -> Way:
-        """The way of one queue, where this is the pool's."""
+    def for_queue(self, threads: int | QueueSettings) -> RunSettings:
+        """The settings of a queue, where these are the pool's."""
         if not isinstance(threads, QueueSettings):
             return self
-        return way(
+        return RunSettings(
             self.batch_size if threads.batch_size is None else threads.batch_size,
             self.batch_time if threads.batch_time is None else threads.batch_time,
-            ("relaxed" if self.async_commit else "full") if threads.durability is None else threads.durability,
+            self.async_commit if threads.durability is None else threads.durability == "relaxed",
         )
 
 
-def way(batch_size: Any, batch_time: Any, durability: Any) -> Way:
-    """How jobs are run, checked."""
+def check_run_settings(batch_size: Any, batch_time: Any, durability: Any) -> RunSettings:
     _check_batch_size(batch_size)
     _check_batch_time(batch_time)
     _check_durability(durability)
-    return Way(batch_size, batch_time, durability == "relaxed")
+    return RunSettings(batch_size, batch_time, durability == "relaxed")
+
+
+def check_queues(queues: Any) -> Mapping[str, int | QueueSettings]:
+    if queues is None:
+        return {"default": 10}
+    if not isinstance(queues, Mapping):
+        raise InvalidSetting(f"queues is a mapping from name to threads, as in {{'default': 10}}, not {shown(queues)}")
+    if not queues:
+        raise InvalidSetting("queues is empty: give at least one, as in {'default': 10}")
+    return queues
 
 
 def check_threads(threads: object) -> None:
     if not isinstance(threads, int) or isinstance(threads, bool) or not 1 <= threads <= MOST_THREADS:
         raise InvalidSetting(f"threads is a whole number from 1 to {MOST_THREADS}, not {shown(threads)}")
+
+
+def thread_count(threads: int | QueueSettings) -> int:
+    return threads.threads if isinstance(threads, QueueSettings) else threads
 
 
 def _check_batch_size(batch_size: object) -> None:
@@ -75,14 +89,9 @@ def _check_batch_size(batch_size: object) -> None:
 
 def _check_batch_time(batch_time: object) -> None:
     if not isinstance(batch_time, timedelta) or batch_time <= timedelta(0):
-        raise InvalidSetting(f"batch_time is a timedelta longer than nothing, not {shown(batch_time)}")
+        raise InvalidSetting(f"batch_time is a timedelta > 0, not {shown(batch_time)}")
 
 
 def _check_durability(durability: object) -> None:
     if not isinstance(durability, str) or durability not in ("full", "relaxed"):
         raise InvalidSetting(f"durability is 'full' or 'relaxed', not {shown(durability)}")
-
-
-def number(threads: int | QueueSettings) -> int:
-    """How many threads there are."""
-    return threads.threads if isinstance(threads, QueueSettings) else threads

@@ -554,11 +554,6 @@ SELECT
 FROM seen LEFT JOIN answer ON answer.name = seen.name, LATERAL (SELECT seen.name AS queue) AS resumed
 ORDER BY seen.name;
 
--- name: paused_queues
--- In one row at least, which says when this is so.
-SELECT pg_catalog.statement_timestamp(), name, paused_at
-FROM (SELECT 1) AS always LEFT JOIN pgjobs.queue ON paused_at IS NOT NULL;
-
 -- name: update_queue
 -- How long its jobs are kept. No row comes back when somebody else has that of the queue.
 WITH free AS MATERIALIZED (
@@ -600,31 +595,3 @@ SELECT
 FROM pgjobs.queue
 WHERE keep_completed IS NOT NULL OR keep_cancelled IS NOT NULL OR keep_discarded IS NOT NULL
 ORDER BY name;
-
--- name: keep_queues
--- Said by a worker of the queues that it works. A row that somebody is just pausing is fresh enough; those who make the
--- same rows make them in the same order, and so never wait for each other in a circle.
-WITH mine AS (
-    SELECT name FROM pg_catalog.unnest(%(names)s::text[]) AS mine (name)
-), made AS (
-    INSERT INTO pgjobs.queue (name) SELECT name FROM mine WHERE NOT (name = ANY (SELECT name FROM pgjobs.queue))
-    ORDER BY name
-    ON CONFLICT DO NOTHING
-), free AS MATERIALIZED (
-    SELECT name FROM pgjobs.queue WHERE name = ANY (SELECT name FROM mine) FOR NO KEY UPDATE SKIP LOCKED
-)
-UPDATE pgjobs.queue SET updated_at = pg_catalog.statement_timestamp()
-FROM free WHERE queue.name = free.name;
-
--- name: forget_queues
--- Those that no worker has worked for a day; what is paused stays so, and what says how long its jobs are kept. Where
--- jobs wait the queue is still known by them.
-DELETE FROM pgjobs.queue WHERE name = ANY (
-    SELECT name FROM pgjobs.queue
-    WHERE paused_at IS NULL AND updated_at < (pg_catalog.statement_timestamp() - interval '1 day')
-        AND keep_completed IS NULL AND keep_cancelled IS NULL AND keep_discarded IS NULL
-    FOR UPDATE SKIP LOCKED);
-
--- name: leave_queues
--- Who leaves them may have given jobs back, for which somebody else is to look.
-SELECT {called} FROM pg_catalog.unnest(%(names)s::text[]) AS queue;

@@ -1,8 +1,8 @@
--- The registry of worker processes: who is there, since when, and what for. Nothing rests on it: a job is rescued by its
--- row's lock, whether or not its worker has a row here.
+-- The worker processes: their rows, and the rows of the queues that they work. Nothing depends on a worker's row: a job
+-- is rescued because its own row is not locked.
 
--- name: announce
--- Written every few seconds, so it waits for nobody for long. A process that took over a name starts anew.
+-- name: register_worker
+-- Runs every few seconds, so it must not wait long for a lock. A process that took over the id of another starts anew.
 BEGIN ISOLATION LEVEL READ COMMITTED;
 SET LOCAL lock_timeout = '1s';
 SET LOCAL statement_timeout = '5s';
@@ -21,19 +21,52 @@ ON CONFLICT (id) DO UPDATE SET
     seen_at = EXCLUDED.seen_at;
 COMMIT;
 
--- name: withdraw
+-- name: deregister_worker
 BEGIN ISOLATION LEVEL READ COMMITTED;
 SET LOCAL lock_timeout = '1s';
 SET LOCAL statement_timeout = '5s';
 DELETE FROM pgjobs.worker WHERE id = %(id)s;
 COMMIT;
 
--- name: age_out
--- Of processes that did not take their leave. One whose jobs are being rescued is remembered a little longer.
+-- name: prune_workers
+-- Processes that ended without deregistering. A process stays a little longer while its jobs are rescued.
 DELETE FROM pgjobs.worker
 WHERE GREATEST(seen_at, lost_at) < (pg_catalog.clock_timestamp() - %(after)s::interval)
 RETURNING id;
 
--- name: workers
+-- name: list_workers
 SELECT id, host, pid, queues, threads, kinds, version, code_version, started_at, seen_at FROM pgjobs.worker
 ORDER BY started_at, id;
+
+-- name: refresh_queues
+-- Skips locked rows: a transaction that pauses a queue refreshes its row. All processes insert missing rows in one
+-- order, so they cannot wait for each other in a circle.
+WITH mine AS (
+    SELECT name FROM pg_catalog.unnest(%(names)s::text[]) AS mine (name)
+), made AS (
+    INSERT INTO pgjobs.queue (name) SELECT name FROM mine WHERE NOT (name = ANY (SELECT name FROM pgjobs.queue))
+    ORDER BY name
+    ON CONFLICT DO NOTHING
+), free AS MATERIALIZED (
+    SELECT name FROM pgjobs.queue WHERE name = ANY (SELECT name FROM mine) FOR NO KEY UPDATE SKIP LOCKED
+)
+UPDATE pgjobs.queue SET updated_at = pg_catalog.statement_timestamp()
+FROM free WHERE queue.name = free.name;
+
+-- name: prune_queues
+-- Queues that no worker has worked for a day, unless the row says something: that the queue is paused, or how long its
+-- jobs are kept. A queue in which jobs wait is still listed.
+DELETE FROM pgjobs.queue WHERE name = ANY (
+    SELECT name FROM pgjobs.queue
+    WHERE paused_at IS NULL AND updated_at < (pg_catalog.statement_timestamp() - interval '1 day')
+        AND keep_completed IS NULL AND keep_cancelled IS NULL AND keep_discarded IS NULL
+    FOR UPDATE SKIP LOCKED);
+
+-- name: paused_queues
+-- At least one row, for the time.
+SELECT pg_catalog.statement_timestamp(), name, paused_at
+FROM (SELECT 1) AS always LEFT JOIN pgjobs.queue ON paused_at IS NOT NULL;
+
+-- name: wake_queues
+-- A process that stops may have unclaimed jobs, which workers of other processes should look for.
+SELECT {called} FROM pg_catalog.unnest(%(names)s::text[]) AS queue;

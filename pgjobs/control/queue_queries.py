@@ -44,13 +44,6 @@ class QueueQueries:
             cur.execute(self._queues["pause_queues"], values, prepare=False)
             return [None if row[6] else _queue(row) for row in cur.fetchall()]
 
-    def paused(self, conn: AnyConnection) -> tuple[datetime, dict[str, datetime]]:
-        """The time by the database's clock; and the queues that are paused then, with since when."""
-        with bound_cursor(conn) as cur:
-            cur.execute(self._queues["paused_queues"])
-            rows = cur.fetchall()
-            return rows[0][0], {name: since for _, name, since in rows if name is not None}
-
     def update_queue(self, conn: AnyConnection, name: str, keep: Mapping[str, timedelta | None]) -> Queue | None:
         """Set how long the jobs of a queue are kept, by the states that are named; None: somebody else has its row."""
         values: dict[str, Any] = {"name": name}
@@ -72,20 +65,6 @@ class QueueQueries:
                 for state, kept in zip(KEPT, map(_kept, seconds), strict=True)
                 if kept is not None
             ]
-
-    def keep_queues(self, conn: AnyConnection, names: Iterable[str]) -> None:
-        """A worker works these queues."""
-        with literal_cursor(conn) as cur:
-            cur.execute(self._queues["keep_queues"], {"names": list(names)})
-
-    def leave_queues(self, conn: AnyConnection, names: Iterable[str]) -> None:
-        """A worker works these queues no more: wake another."""
-        with literal_cursor(conn) as cur:
-            cur.execute(self._queues["leave_queues"], {"names": list(names), "channel": self._channel})
-
-    def forget_queues(self, conn: AnyConnection) -> None:
-        with literal_cursor(conn) as cur:
-            cur.execute(self._queues["forget_queues"])
 
 
 def _queue(row: tuple[Any, ...]) -> Queue:

@@ -32,7 +32,7 @@ from pgjobs.execution.set_aside import UnreadableRow, concerns_a_row
 from pgjobs.execution.transport import HotPath
 from pgjobs.job import Job, JobState, being_current, with_values
 from pgjobs.loggers import get_logger
-from pgjobs.queue_settings import MOST_IN_A_BATCH, Way
+from pgjobs.queue_settings import MOST_IN_A_BATCH, RunSettings
 from pgjobs.work_map import Handler, HandlerFunction
 
 log = get_logger("pgjobs.batch")
@@ -55,7 +55,7 @@ class Batches:
         self._planned = -1  # for so many changes of the WorkMap
 
     def run_next(
-        self, checkout: Checkout, queue: str, way: Way, *, claimed: Callable[[], None], ends: Callable[[], bool]
+        self, checkout: Checkout, queue: str, way: RunSettings, *, claimed: Callable[[], None], ends: Callable[[], bool]
     ) -> bool:
         """Claim the next jobs of the queue and run them to their end; says whether there were any.
 
@@ -105,7 +105,7 @@ class Batches:
 
     # --- claim
 
-    def _claim(self, checkout: Checkout, queue: str, way: Way, ask: int) -> Claimed | None:
+    def _claim(self, checkout: Checkout, queue: str, way: RunSettings, ask: int) -> Claimed | None:
         hooks = self.executor.hooks
         try:
             with checkout.answered_within(_ANSWER_WITHIN):
@@ -119,7 +119,7 @@ class Batches:
                 copy_context().run(hooks, "on_claim", job, None)
         return found
 
-    def _look(self, checkout: Checkout, queue: str, way: Way, ask: int) -> Claimed | None:
+    def _look(self, checkout: Checkout, queue: str, way: RunSettings, ask: int) -> Claimed | None:
         """Behind the mark first, as the claim of one does."""
         claimer = self.executor.claimer
         facts = claimer.facts(checkout)
@@ -222,7 +222,7 @@ class Batch:
     batches: Batches
     checkout: Checkout
     queue: str
-    way: Way
+    way: RunSettings
     found: Claimed
     ran: list[Attempt] = field(default_factory=list)  # whose handlers are over
     errors: dict[int, BaseException] = field(default_factory=dict)  # of those that did not complete, by job

@@ -255,7 +255,7 @@ class Maintenance:
 
     def forget_workers(self, conn: AnyConnection) -> timedelta:
         """Remove processes that vanished from the registry."""
-        for id in self._workers.age_out(conn, _FORGET_AFTER):
+        for id in self._workers.prune_workers(conn, _FORGET_AFTER):
             log.warning("worker %s is gone: it has not said for %s that it is there", one_line(id), _FORGET_AFTER)
         return _FORGET_EVERY
 

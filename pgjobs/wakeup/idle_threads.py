@@ -102,7 +102,7 @@ class IdleThreads:
 
     def __init__(self, threads: Any) -> None:
         check_threads(threads)
-        self.threads = threads
+        self.threads: int = threads
         self.closed = False  # its threads take no more jobs
         self.wake_count = 0  # a thread that missed a wake-up since its search began searches again
         self.wakeup = WakeupState()

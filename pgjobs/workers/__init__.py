@@ -1,1 +1,1 @@
-"""The worker process: its threads, its signals, and its row in the table of workers."""
+"""The worker threads of a process, its signals, and its row in the table of workers."""

@@ -1,80 +1,122 @@
-"""What each worker process does for itself every second, beside the duties that any process may do for all."""
+"""What each worker process does every second: it shows that it lives, and looks after its own attempts.
+
+The duties of maintenance are done by any process for all; these acts every process does for itself. They run on its
+maintenance thread.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from datetime import timedelta
 
-from pgjobs.control.queue_queries import QueueQueries
+import psycopg
+
+from pgjobs.clean_text import one_line
 from pgjobs.db.cursors import AnyConnection
+from pgjobs.db.source import in_autocommit
 from pgjobs.errors import JobCancelled
 from pgjobs.events import Events
-from pgjobs.execution.claimer import Claimer
-from pgjobs.execution.watchdog import Watchdog
+from pgjobs.execution.executor import Executor
+from pgjobs.loggers import get_logger
+from pgjobs.workers.context import PoolContext
+from pgjobs.workers.queries import WorkerQueries
 from pgjobs.workers.registration import Registration
 
-_KEEP_QUEUES_EVERY = 60.0  # seconds between two words that this process works its queues
+log = get_logger("pgjobs.worker")
+
+_REFRESH_QUEUES_EVERY = 60.0  # seconds
 
 
-class ProcessDuties:
-    """Of one pool: it says that it is there, takes back what it has claimed in vain, and looks after its attempts."""
+class Heartbeat:
+    """The heartbeat of one worker pool."""
 
     def __init__(
         self,
-        claimer: Claimer,
-        watchdog: Watchdog,
+        context: PoolContext,
+        executor: Executor,
         registration: Registration,
-        queue_queries: QueueQueries,
-        *,
-        queues: Callable[[], Iterable[str]],
-        lease: timedelta,
         events: Events,
+        *,
+        lease: timedelta,
     ) -> None:
-        self._claimer = claimer
-        self._watchdog = watchdog
+        self._context = context
+        self._claimer = executor.claimer
+        self._watchdog = executor.watchdog
         self._registration = registration
-        self._queue_queries = queue_queries
-        self._queues = queues
-        self._lease = lease
         self._events = events
-        # when they are next due, by the monotonic clock
-        self.keep_queues_at = 0.0
-        self.extend_at = 0.0
+        self._lease = lease
+        self._queries = WorkerQueries(context.schema)
+        # by the monotonic clock
+        self.refresh_queues_at = 0.0
+        self.extend_leases_at = 0.0
 
-    def begin(self) -> None:
-        """The queues are on record already."""
-        self.keep_queues_at = time.monotonic() + _KEEP_QUEUES_EVERY
+    def register_queues(self, names: Iterable[str]) -> None:
+        """Make the rows of these queues, so that they are listed at once."""
+        try:
+            with self._context.source.first_connection() as conn:
+                self._queries.refresh_queues(conn, names)
+        except psycopg.Error as error:  # no reason not to work
+            log.warning("%s: could not register its queues: %s", self._context.name, one_line(error))
 
-    def do(self, conn: AnyConnection) -> None:
+    def read_paused_queues(self) -> None:
+        """Learn which queues are paused now, for subscribers that came before the pool started."""
+        if self._events.looks_at_queues and not self._events.knows_queues:
+            with suppress(psycopg.Error), self._context.source.first_connection() as conn:
+                self._events.note_paused(*self._queries.paused_queues(conn))
+
+    def register(self) -> None:
+        """Write the row of this process before its first job starts: if that job kills the process at once, the rescue
+        can see that its other jobs had the same worker. Waits a second at most for a locked row."""
+        self.refresh_queues_at = time.monotonic() + _REFRESH_QUEUES_EVERY
+        self._registration.register(self, self._describe)
+        with suppress(psycopg.Error), self._context.source.first_connection() as conn, in_autocommit(conn):
+            self._registration.refresh(conn)
+
+    def deregister(self) -> None:
+        """Undo lost claims, wake other processes for them, and remove the row. If this fails, the rescue undoes the
+        claims, and the row is pruned."""
+        with self._context.source.own_checkout() as checkout:
+            with suppress(psycopg.Error):
+                self._claimer.take_back_orphans(checkout.conn, at_once=True)
+            with suppress(psycopg.Error):
+                self._queries.wake_queues(checkout.conn, self._context.queue_workers)
+            self._registration.deregister(self, checkout.conn)
+
+    def _describe(self) -> tuple[Mapping[str, int], Iterable[str]]:
+        threads = {queue: workers.threads for queue, workers in self._context.queue_workers.items()}
+        return threads, list(self._claimer.work_map)
+
+    def beat(self, conn: AnyConnection) -> None:
         self.look_after_attempts(conn)
         self._registration.refresh(conn)
-        self.look_at_queues(conn)
-        if time.monotonic() >= self.keep_queues_at:
-            self.keep_queues_at = time.monotonic() + _KEEP_QUEUES_EVERY
-            self._queue_queries.keep_queues(conn, self._queues())
-            self._queue_queries.forget_queues(conn)
+        self._look_for_paused_queues(conn)
+        if time.monotonic() >= self.refresh_queues_at:
+            self.refresh_queues_at = time.monotonic() + _REFRESH_QUEUES_EVERY
+            self._queries.refresh_queues(conn, self._context.queue_workers)
+            self._queries.prune_queues(conn)
 
-    def look_at_queues(self, conn: AnyConnection) -> None:
-        """Tell those who subscribe to it which queues were paused or resumed, whoever did that."""
+    def _look_for_paused_queues(self, conn: AnyConnection) -> None:
+        """Publish which queues were paused or resumed, by any process, if a subscription wants to know."""
         if self._events.looks_at_queues:
-            self._events.note_paused(*self._queue_queries.paused(conn))
+            self._events.note_paused(*self._queries.paused_queues(conn))
         elif self._events.knows_queues:
             self._events.forget_queues()
 
     def look_after_attempts(self, conn: AnyConnection) -> None:
-        """Tell the handlers whose jobs somebody has cancelled, and extend the leases of the detached ones."""
+        """Undo lost claims, stop the handlers of cancelled jobs, and extend the leases of detached attempts."""
         self._claimer.take_back_orphans(conn)
         queries, tokens = self._claimer.queries, self._watchdog.tokens
-        wanted = queries.cancelled_attempts(conn, tokens) if tokens else {}
-        # first: a job that begins now is watched before it looks here
-        self._watchdog.unwanted = {(id, token): JobCancelled(reason) for (id, token), reason in wanted.items()}
-        for (id, token), reason in wanted.items():
+        cancelled = queries.cancelled_attempts(conn, tokens) if tokens else {}
+        # before the loop: an attempt that starts now is watched before it looks here
+        self._watchdog.unwanted = {(id, token): JobCancelled(reason) for (id, token), reason in cancelled.items()}
+        for (id, token), reason in cancelled.items():
             self._watchdog.request_stop(token, JobCancelled(reason), id=id)
-        if time.monotonic() < self.extend_at:
+        if time.monotonic() < self.extend_leases_at:
             return
-        self.extend_at = time.monotonic() + self._lease.total_seconds() / 4
+        self.extend_leases_at = time.monotonic() + self._lease.total_seconds() / 4
         detached = self._watchdog.detached_tokens
         if detached:
-            kept = queries.extend_leases(conn, detached, self._lease)
-            self._watchdog.stop_those_without_lease(set(detached) - kept)
+            extended = queries.extend_leases(conn, detached, self._lease)
+            self._watchdog.stop_those_without_lease(set(detached) - extended)

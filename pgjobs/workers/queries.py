@@ -1,43 +1,66 @@
-"""One method per statement of the registry of worker processes, connection first."""
+"""One method per statement of sql/workers.sql, connection first."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from datetime import UTC, timedelta
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pgjobs.db import statements
+from pgjobs.db.channel import channel
 from pgjobs.db.cursors import AnyConnection, bound_cursor, literal_cursor
 from pgjobs.figures import WorkerProcess
 
 
 class WorkerQueries:
-    """The statements about the table of workers of one schema."""
+    """The statements of one schema."""
 
     def __init__(self, schema: str) -> None:
+        self._channel = channel(schema)
         self._sql = statements.load("workers.sql", schema)
 
-    def announce(self, conn: AnyConnection, worker: Mapping[str, Any]) -> None:
+    def register(self, conn: AnyConnection, worker: Mapping[str, Any]) -> None:
         """Write or refresh the row of a process, and commit."""
         with literal_cursor(conn) as cur:
-            cur.execute(self._sql["announce"], {**worker, "queues": json.dumps(worker["queues"])})
+            cur.execute(self._sql["register_worker"], {**worker, "queues": json.dumps(worker["queues"])})
 
-    def withdraw(self, conn: AnyConnection, id: str) -> None:
+    def deregister(self, conn: AnyConnection, id: str) -> None:
         """Remove the row of a process, and commit."""
         with literal_cursor(conn) as cur:
-            cur.execute(self._sql["withdraw"], {"id": id})
+            cur.execute(self._sql["deregister_worker"], {"id": id})
 
-    def age_out(self, conn: AnyConnection, after: timedelta) -> list[str]:
-        """Remove the rows that were not refreshed for so long; whose they were."""
+    def prune_workers(self, conn: AnyConnection, after: timedelta) -> list[str]:
+        """Remove the rows that were not refreshed for this long. Returns their ids."""
         with literal_cursor(conn) as cur:
-            cur.execute(self._sql["age_out"], {"after": after})
+            cur.execute(self._sql["prune_workers"], {"after": after})
             return [id for (id,) in cur.fetchall()]
 
-    def workers(self, conn: AnyConnection) -> list[WorkerProcess]:
+    def list_workers(self, conn: AnyConnection) -> list[WorkerProcess]:
         with bound_cursor(conn) as cur:
-            cur.execute(self._sql["workers"])
+            cur.execute(self._sql["list_workers"])
             return [_worker(row) for row in cur.fetchall()]
+
+    def refresh_queues(self, conn: AnyConnection, names: Iterable[str]) -> None:
+        """Note that a worker works these queues now."""
+        with literal_cursor(conn) as cur:
+            cur.execute(self._sql["refresh_queues"], {"names": list(names)})
+
+    def prune_queues(self, conn: AnyConnection) -> None:
+        with literal_cursor(conn) as cur:
+            cur.execute(self._sql["prune_queues"])
+
+    def paused_queues(self, conn: AnyConnection) -> tuple[datetime, dict[str, datetime]]:
+        """The database's time, and when each of the queues that are paused at that time was paused."""
+        with bound_cursor(conn) as cur:
+            cur.execute(self._sql["paused_queues"])
+            rows = cur.fetchall()
+            return rows[0][0], {name: since for _, name, since in rows if name is not None}
+
+    def wake_queues(self, conn: AnyConnection, names: Iterable[str]) -> None:
+        """Notify the processes that work these queues."""
+        with literal_cursor(conn) as cur:
+            cur.execute(self._sql["wake_queues"], {"names": list(names), "channel": self._channel})
 
 
 def _worker(row: Sequence[Any]) -> WorkerProcess:

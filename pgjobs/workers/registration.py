@@ -1,4 +1,4 @@
-"""What a process that works jobs says of itself in the table of workers."""
+"""The row of this process in the table of workers."""
 
 from __future__ import annotations
 
@@ -14,56 +14,56 @@ from pgjobs.db.cursors import AnyConnection
 from pgjobs.version import __version__
 from pgjobs.workers.queries import WorkerQueries
 
-_REFRESH = 5.0  # seconds
+_REFRESH_EVERY = 5.0  # seconds
 
 #: What a worker pool works now: its threads by queue, and the kinds that it has handlers for.
 Description = Callable[[], tuple[Mapping[str, int], Iterable[str]]]
 
 
 class Registration:
-    """The row of one client in the registry, however many worker pools it has. Their maintenance threads keep it."""
+    """The row of one client, which all its worker pools share. Their maintenance threads refresh it."""
 
     def __init__(self, schema: str, id: str, code_version: str | None) -> None:
-        self._workers = WorkerQueries(schema)
+        self._queries = WorkerQueries(schema)
         self._code_version = code_version
         self.begin_anew(id)
 
     def begin_anew(self, id: str) -> None:
-        """Be the row of another process, in which no pool works yet."""
+        """Be the row of another process, in which no pool runs yet."""
         self._id = id
         self._pools: dict[object, Description] = {}
         self._refresh_at = 0.0  # by the monotonic clock
         self._lock = threading.Lock()
 
-    def enter(self, pool: object, describe: Description) -> None:
-        """The pool starts. Nothing is written yet: a start waits for no row."""
+    def register(self, pool: object, describe: Description) -> None:
+        """The pool starts. The next refresh writes the row."""
         with self._lock:
             self._pools[pool] = describe
             self._refresh_at = 0.0
 
     def refresh(self, conn: AnyConnection) -> None:
-        """Say that this process is there, if it is time to say so again."""
+        """Write the row if it is due."""
         with self._lock:
             if self._pools and time.monotonic() >= self._refresh_at:
-                self._refresh_at = time.monotonic() + _REFRESH
-                self._workers.announce(conn, self._row())
+                self._refresh_at = time.monotonic() + _REFRESH_EVERY
+                self._queries.register(conn, self._row())
 
-    def leave(self, pool: object, conn: AnyConnection) -> None:
-        """The pool has stopped. With the last one the row goes."""
+    def deregister(self, pool: object, conn: AnyConnection) -> None:
+        """The pool has stopped. Removes the row with the last pool."""
         with self._lock:
             self._pools.pop(pool, None)
             if self._pools:
-                self._workers.announce(conn, self._row())
+                self._queries.register(conn, self._row())
             else:
-                self._workers.withdraw(conn, self._id)
+                self._queries.deregister(conn, self._id)
 
     def _row(self) -> dict[str, object]:
         queues: Counter[str] = Counter()
         kinds: set[str] = set()
         for describe in self._pools.values():
-            own_queues, own_kinds = describe()
-            queues.update(own_queues)
-            kinds.update(own_kinds)
+            pool_queues, pool_kinds = describe()
+            queues.update(pool_queues)
+            kinds.update(pool_kinds)
         return {
             "id": self._id,
             "host": one_line(socket.gethostname(), 255),

@@ -1,4 +1,4 @@
-"""The signals that end a worker process: the first softly, the second hard, the third at once."""
+"""The signals that end a worker process: the first stops it gently, the second cuts off handlers, the third exits."""
 
 from __future__ import annotations
 
@@ -9,19 +9,18 @@ from contextlib import contextmanager, suppress
 from queue import Empty, SimpleQueue
 from types import FrameType
 
-LOOK_UP = 0.5  # seconds
+LOOK_UP = 0.5  # seconds after which a wait on the main thread lets signal handlers run
 
 
 @contextmanager
 def signals() -> Iterator[SimpleQueue[int | None]]:
-    """Give a queue that gets each SIGTERM and SIGINT; the third one exits the process."""
+    """Give a queue that receives each SIGTERM and SIGINT. The third of them exits the process."""
     received: SimpleQueue[int | None] = SimpleQueue()  # its put() is safe in a signal handler, an Event's set() is not
     seen: list[int] = []
-
     process = os.getpid()
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        if os.getpid() != process:  # a child that a handler has forked, in which nobody asks the queue
+        if os.getpid() != process:  # a child that a handler forked, in which nothing reads the queue
             signal.signal(number, before[signal.Signals(number)] or signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
@@ -39,8 +38,8 @@ def signals() -> Iterator[SimpleQueue[int | None]]:
 
 
 def next_signal(received: SimpleQueue[int | None]) -> int | None:
-    """Wait for what the queue gets next. A signal that arrives in the moment before this thread falls asleep does not
-    wake it, and its handler runs on no other: so it looks up now and then."""
+    """Wait for the next item of the queue. A signal that arrives just before this thread falls asleep does not end its
+    wait, and signal handlers run on no other thread; so the wait ends now and then."""
     while True:
         with suppress(Empty):
             return received.get(timeout=LOOK_UP)

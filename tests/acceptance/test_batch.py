@@ -156,8 +156,8 @@ def states(jobs: Sequence[Job[Any]]) -> list[tuple[str, int]]:
         ({"batch_size": 0}, "batch_size is 1 to 1000 jobs, not 0"),
         ({"batch_size": 1001}, "batch_size is 1 to 1000 jobs, not 1001"),
         ({"batch_size": True}, "not True"),
-        ({"batch_time": timedelta(0)}, "batch_time is a timedelta longer than nothing"),
-        ({"batch_time": 1}, "batch_time is a timedelta longer than nothing, not 1"),
+        ({"batch_time": timedelta(0)}, "batch_time is a timedelta > 0"),
+        ({"batch_time": 1}, "batch_time is a timedelta > 0, not 1"),
         ({"durability": "none"}, "durability is 'full' or 'relaxed', not 'none'"),
     ],
 )

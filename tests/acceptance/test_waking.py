@@ -49,7 +49,7 @@ def delays(chance: float) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for owner, names in (
             (WakeupLeader, ("_lead", "_resign", "_notify_off", "notified", "update")),
-            (WorkerThreads, ("_ask_to_be_woken", "work_while_jobs")),
+            (WorkerThreads, ("_report_empty", "work_while_jobs")),
         ):
             for name in names:
                 patch.setattr(owner, name, delayed(getattr(owner, name)))
@@ -500,10 +500,10 @@ def test_what_waits_at_the_start_is_worked_by_all_threads(
     """Though the first of them may call the others before those have begun to wait."""
     work = WorkerThreads._work
 
-    def late(self: WorkerThreads, place: Place, seen: int | None) -> None:
+    def late(self: WorkerThreads, workers: QueueWorkers, seen: int | None) -> None:
         if called_before and seen is not None:
-            wait_until(lambda: place.idle.wake_count > seen)
-        work(self, place, seen)
+            wait_until(lambda: workers.idle.wake_count > seen)
+        work(self, workers, seen)
 
     monkeypatch.setattr(WorkerThreads, "_work", late)
     together = threading.Barrier(8)

@@ -291,7 +291,7 @@ def test_who_pauses_what_somebody_else_is_pausing_waits_a_second_at_most(
                 client.queues.resume(name, tx if borrowed else None)
             assert 1.0 <= time.monotonic() - began < 10
             assert tx.execute("SELECT 1").fetchone() == (1,), "the transaction is usable"
-    QueueQueries(client.schema).keep_queues(connect(autocommit=True), ["a"])  # which would hang
+    WorkerQueries(client.schema).refresh_queues(connect(autocommit=True), ["a"])  # which would hang
     holder.commit()
     assert client.queues.resume("a")[0].paused_at is None
 
@@ -340,7 +340,7 @@ def test_the_rows_of_new_queues_are_made_in_one_order_by_all_so_that_nobody_wait
     insert = f'INSERT INTO "{client.schema}".queue (name) VALUES (%s) ON CONFLICT DO NOTHING'
     holder.execute(insert, ["b"])
     waits = "SELECT 1 FROM pg_stat_activity WHERE %s = ANY (pg_blocking_pids(pid))"
-    with in_the_background(lambda: QueueQueries(client.schema).keep_queues(connect(autocommit=True), ["b", "a"])):
+    with in_the_background(lambda: WorkerQueries(client.schema).refresh_queues(connect(autocommit=True), ["b", "a"])):
         wait_until(lambda: third.execute(waits, [holder.info.backend_pid]).fetchone())
         third.execute("SET lock_timeout = '100ms'")
         with pytest.raises(psycopg.errors.LockNotAvailable):  # it has made `a` before it waits for `b`

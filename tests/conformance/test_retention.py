@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from pgjobs import Client, InvalidOption, InvalidSetting, JobState, QueueLocked, WorkerPool
-from pgjobs.control.queue_queries import FOR_EVER, QueueQueries
+from pgjobs.control.queue_queries import FOR_EVER
 from pgjobs.db import statements
 from pgjobs.db.cursors import LiteralCursor
 from pgjobs.maintenance.duties import Maintenance
+from pgjobs.workers.queries import WorkerQueries
 from tests.conformance.conftest import Rows
 from tests.conftest import Connect
 from tests.samples import HOUR
@@ -142,7 +143,7 @@ def test_a_row_that_says_something_is_not_forgotten(client: Client, sql: Rows, s
     client.queues.update("other", keep_completed=DAY)
     client.queues.update("other", keep_completed=None)
     sql("UPDATE pgjobs.queue SET updated_at = now() - interval '2 days'")
-    QueueQueries(client.schema).forget_queues(server)
+    WorkerQueries(client.schema).prune_queues(server)
     assert [queue.name for queue in client.queues.list()] == ["yearly"]
 
 

@@ -64,7 +64,7 @@ def test_a_row_is_refreshed_every_few_seconds_and_no_more_often(
     registration = Registration(client.schema, "me", None)
     registration.refresh(server)
     assert client.workers() == [], "no pool, no row"
-    registration.enter("pool", lambda: (threads, ["aa"]))
+    registration.register("pool", lambda: (threads, ["aa"]))
     registration.refresh(server)
     (first,) = client.workers()
     threads["mail"] = 2
@@ -81,7 +81,7 @@ def test_a_row_is_refreshed_every_few_seconds_and_no_more_often(
 
 def test_a_process_that_took_over_a_name_has_started_anew(client: Client, sql: Rows, server: Tx) -> None:
     registration = Registration(client.schema, "me", None)
-    registration.enter("pool", lambda: ({"default": 1}, []))
+    registration.register("pool", lambda: ({"default": 1}, []))
     sql("""INSERT INTO pgjobs.worker (id, host, pid, threads, version, started_at)
         VALUES ('me', 'elsewhere', 1, 1, '0', now() - interval '1 day')""")
     registration.refresh(server)
@@ -169,7 +169,7 @@ def test_a_process_that_is_told_to_end_leaves_no_registration_behind(
 def test_a_stop_without_a_database_does_not_wait_for_it(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     let_go = threading.Event()
     pool = WorkerPool(client, {"aa": nothing}, queues={"default": 1})
-    monkeypatch.setattr(client.registration, "leave", lambda pool, conn: let_go.wait(20))
+    monkeypatch.setattr(client.registration, "deregister", lambda pool, conn: let_go.wait(20))
     pool.start()
     wait_until(client.workers)
     began = time.monotonic()
