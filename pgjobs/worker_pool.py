@@ -486,8 +486,8 @@ class WorkerPool:
 
     def _belong_to_this_process(self) -> None:
         self._process = this_process()
-        self._control = threading.Lock()  # held by a start and by a stop
-        self._closing = threading.Lock()  # held since a part found the client closed
+        self._control = threading.Lock()  # locked during a start and a stop
+        self._closing = threading.Lock()  # locked once a part has found the client closed
 
     def _client_closed(self) -> None:
         """The client, or its connection pool, was closed while this pool runs: stop, and log it once."""

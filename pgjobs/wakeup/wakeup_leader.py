@@ -3,19 +3,20 @@
 A NOTIFY in every commit would make all commits of the server wait for each other. So each queue has two advisory locks,
 and the listener's connection of one process, the *wake-up leader* of the queue, holds them:
 
-- The *leader's lock* is held as long as the process leads. All other processes leave the queue to it.
+- The *leader's lock* is kept as long as the process leads. All other processes leave the queue to it.
 - The *queue's lock* switches NOTIFY on. A transaction that enqueues tries to share it, until its end: if it cannot,
   a worker sleeps and it sends a NOTIFY; if it can, no worker sleeps and it sends none. The leader cannot have this
   lock while a transaction is open that sent no NOTIFY. So when the leader has it, and then one of its threads searches
   the queue once more and finds nothing, no job is overlooked.
 
-    state            locks   NOTIFY  its threads         goes on
-    not leader       none    -       any                 a thread finds the queue empty: try to lead
-    leading          leader  off     search or work      a thread finds the queue empty: NOTIFY on, search once more;
-                                                         no thread does for 1 s, or 10 ms if all are at work: resign
-    asleep           both    on      all asleep          a notification: wake one thread
-    woken            both    on      one searches        it finds the queue empty (the job was a single one): asleep;
-                                                         5 ms pass, or a second notification comes: NOTIFY off
+    state        locks   NOTIFY  threads         what happens next
+    not leading  none    -       any             a thread finds the queue empty -> lead, or leave it to another process
+    busy         leader  off     search or work  a thread finds the queue empty -> searching
+    searching    both    on      one searches    it finds the queue empty -> asleep
+                                                 5 ms after a notification, or at the second one -> busy
+    asleep       both    on      all asleep      a notification wakes one thread -> searching
+
+    busy and searching: no thread finds the queue empty for 1 s (10 ms if none was free to search) -> resign
 
 A notification reaches every process that listens, and each wakes one idle thread. A leader that resigns releases its
 locks and notifies the other processes, one of which then leads.
