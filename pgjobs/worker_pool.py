@@ -270,7 +270,7 @@ class WorkerPool:
             at_end=partial(self._sign_off, self.schedules.sign_off()),
             tick=tick,
             over=self._watchdog.over,
-            is_told=lambda: self._context.listening,
+            is_told=self._context.listening,
             outages=self._context.outages,
             on_closed=self._client_closed,
             name=f"{self.name}/maintenance",

@@ -73,7 +73,6 @@ class PoolContext:
             self.listener.report(workers.idle, queue)
         return workers
 
-    @property
     def listening(self) -> bool:
         """Whether notifications arrive."""
         listener = self.listener
