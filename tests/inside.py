@@ -16,8 +16,8 @@ from pgjobs.execution.attempt import Attempt, GracePeriods, Reason
 from pgjobs.execution.claimer import Claimer
 from pgjobs.maintenance.time_index import TimeIndex
 from pgjobs.options import EncodedJob
-from pgjobs.queue_settings import Way
-from pgjobs.wakeup.idle_threads import Post
+from pgjobs.queue_settings import RunSettings
+from pgjobs.wakeup.idle_threads import WakeupState
 from pgjobs.wakeup.listener import Listener
 
 
@@ -42,37 +42,37 @@ def is_cut_off(pool: WorkerPool) -> bool:
 
 def at_work(pool: WorkerPool) -> list[str]:
     """The queue of each worker thread that has not ended."""
-    return [place.queue for place in pool._threads._working.values()]
+    return [workers.queue for workers in pool._threads._working.values()]
 
 
 def waiting(pool: WorkerPool, queue: str = "default") -> int:
     """How many threads of a queue wait for work."""
-    return pool._places[queue].idle._idle
+    return pool._context.queue_workers[queue].idle._idle
 
 
 def all_wait(pool: WorkerPool, *, asleep: bool = False) -> bool:
-    """Whether every thread waits for work; `asleep`: and the pool keeps the post of each queue, armed."""
-    idle = [place.idle for place in pool._places.values()]
-    return all(each._idle == each.threads and (each.post.sleeps or not asleep) for each in idle)
+    """Whether every thread waits for work; `asleep`: and it leads each queue, with NOTIFY on."""
+    idle = [workers.idle for workers in pool._context.queue_workers.values()]
+    return all(each._idle == each.threads and (each.wakeup.asleep or not asleep) for each in idle)
 
 
-def post(pool: WorkerPool, queue: str = "default") -> Post:
-    return pool._places[queue].idle.post
+def wakeup(pool: WorkerPool, queue: str = "default") -> WakeupState:
+    return pool._context.queue_workers[queue].idle.wakeup
 
 
 def listener(pool: WorkerPool) -> Listener:
-    assert pool._listener is not None
-    return pool._listener
+    assert pool._context.listener is not None
+    return pool._context.listener
 
 
 def listens(pool: WorkerPool) -> bool:
     """Whether notifications reach it."""
-    return pool._listener is not None and pool._listener.listening
+    return pool._context.listener is not None and pool._context.listener.listening
 
 
-def hears_at_once(pool: WorkerPool) -> bool:
+def listens_directly(pool: WorkerPool) -> bool:
     """Whether notifications reach it, and no pooler stands between."""
-    return pool._listener is not None and pool._listener.hears
+    return pool._context.listening()
 
 
 def claimer(pool: WorkerPool) -> Claimer:
@@ -86,13 +86,13 @@ def forget_the_start_of_the_server(pool: WorkerPool) -> None:
 
 def extend_leases(pool: WorkerPool, conn: psycopg.Connection[Any]) -> None:
     """Look after the detached attempts now, not in some seconds."""
-    pool._process_duties.extend_at = 0.0
-    pool._process_duties.look_after_attempts(conn)
+    pool._heartbeat.extend_leases_at = 0.0
+    pool._heartbeat.look_after_attempts(conn)
 
 
-def keep_queues(pool: WorkerPool) -> None:
-    """Let it see to the rows of its queues now, not in a minute."""
-    pool._process_duties.keep_queues_at = 0.0
+def refresh_queues(pool: WorkerPool) -> None:
+    """Let its next heartbeat refresh the rows of its queues, not that in a minute."""
+    pool._heartbeat.refresh_queues_at = 0.0
 
 
 def encoder(client: Client) -> Callable[..., EncodedJob]:
@@ -102,7 +102,7 @@ def encoder(client: Client) -> Callable[..., EncodedJob]:
 
 def tick_soon(pool: WorkerPool) -> None:
     """Look at the schedules now, as when one is due earlier than was known."""
-    pool._hurry("tick")
+    pool._context.tick_soon()
 
 
 # --- its parts, on the thread of the test
@@ -117,13 +117,13 @@ def on_one_connection(pool: WorkerPool) -> Iterator[Callable[[], bool]]:
 
 def work_while_jobs(pool: WorkerPool, queue: str) -> None:
     """What a worker thread does until it has found nothing."""
-    pool._threads.work_while_jobs(pool._place(queue, 1))
+    pool._threads.work_while_jobs(pool._build_queue_workers(queue, 1))
 
 
 def work_one_batch(pool: WorkerPool, size: int) -> None:
-    way = Way(size, timedelta(minutes=1), False)
+    settings = RunSettings(size, timedelta(minutes=1), False)
     with pool._watchdog.running(), pool._client.source.checkout() as checkout:
-        pool._threads._batches.run_next(checkout, "default", way, claimed=lambda: None, ends=lambda: False)
+        pool._threads._batches.run_next(checkout, "default", settings, claimed=lambda: None, ends=lambda: False)
 
 
 # --- the watch over running handlers, and the index by time

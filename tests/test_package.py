@@ -30,7 +30,10 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the source distribution of this tree is, and the wheel that is built from that."""
     directory = tmp_path_factory.mktemp("built")
     done = subprocess.run(
-        [sys.executable, "-m", "build", "--no-isolation", "--outdir", directory, ROOT], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "build", "--no-isolation", "--outdir", directory, ROOT],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return directory

@@ -18,7 +18,8 @@ from pgjobs import Client, Job, JobFilter, JobState, NewJob, Schedule, Unique, W
 from pgjobs.db.channel import listen
 from pgjobs.wakeup.queries import WakeupQueries
 from pgjobs.wakeup.wakeup_leader import WakeupLeader
-from pgjobs.workers.worker_threads import Place, WorkerThreads
+from pgjobs.workers.context import QueueWorkers
+from pgjobs.workers.worker_threads import WorkerThreads
 from tests import inside
 from tests.conftest import Connect
 from tests.samples import HOUR, Tx, nothing
@@ -113,8 +114,8 @@ class Storm:
         try:
             wait_until(lambda: not client.list_jobs(UNFINISHED, limit=1).jobs, timeout=20)
         except AssertionError:
-            posts = [vars(inside.post(pool)) for pool in pools]
-            raise AssertionError(f"overlooked: {client.list_jobs(UNFINISHED).jobs}; {posts}") from None
+            states = [vars(inside.wakeup(pool)) for pool in pools]
+            raise AssertionError(f"overlooked: {client.list_jobs(UNFINISHED).jobs}; {states}") from None
 
 
 @pytest.mark.parametrize(("pools", "threads"), [(1, 1), (1, 4), (4, 1), (3, 3)])
@@ -391,7 +392,7 @@ def test_what_is_committed_around_a_change_of_the_sleepers_is_found(
     pool_of(handler, kinds=["thing", "other"])
     wait_until(lambda: armed(server, client) == ["default"])
     second = pool_of(handler, kinds=["other"], unknown_kinds="leave")
-    wait_until(lambda: inside.waiting(second) == 1 and not inside.post(second).kept)
+    wait_until(lambda: inside.waiting(second) == 1 and not inside.wakeup(second).active)
     jobs: list[Job[Any]] = []
     change = getattr(WakeupQueries, what)
 
@@ -525,7 +526,7 @@ def test_a_sleeper_that_was_called_for_a_single_job_stays_armed(
     monkeypatch.setattr("pgjobs.wakeup.wakeup_leader._LINGER", 60.0)
     pool = pool_of(queues={"default": 3})
     wait_until(lambda: inside.all_wait(pool, asleep=True))
-    changes = [count(monkeypatch, WakeupQueries, what) for what in ("take", "disarm", "leave")]
+    changes = [count(monkeypatch, WakeupQueries, what) for what in ("lead", "notify_off", "resign")]
     for _ in range(5):
         job = thing(client)
         wait_until(lambda job=job: done(client, job), timeout=5)  # type: ignore[misc]
@@ -546,7 +547,7 @@ def test_a_second_notification_disarms_a_sleeper_while_nobody_has_found_nothing(
         free.wait(20)
 
     pool = pool_of(hold)
-    wait_until(lambda: inside.post(pool).sleeps)
+    wait_until(lambda: inside.wakeup(pool).asleep)
     thing(client)
     assert entered.acquire(timeout=5)
     assert armed(server, client) == ["default"]

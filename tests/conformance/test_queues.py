@@ -32,7 +32,7 @@ from pgjobs import (
     WorkerPool,
     WorkerPoolError,
 )
-from pgjobs.control.queue_queries import QueueQueries
+from pgjobs.workers.queries import WorkerQueries
 from tests import inside
 from tests.conformance.conftest import Gate, Rows, Stored
 from tests.conftest import Connect
@@ -323,7 +323,7 @@ def test_a_worker_keeps_the_rows_of_its_queues_fresh_and_old_ones_go(
     with WorkerPool(client, {Thing: nothing}, queues={"mine": 1}) as pool:
         assert "mine" in names(client), "as soon as it is started"
         sql("UPDATE pgjobs.queue SET updated_at = now() - interval '25 hours' WHERE name = 'mine'")
-        inside.keep_queues(pool)
+        inside.refresh_queues(pool)
         wait_until(lambda: "old" not in names(client))
         assert names(client) == ["mine", "not.so.old", "old.paused", "old.waiting"]
         mine = next(queue for queue in client.queues.list() if queue.name == "mine")

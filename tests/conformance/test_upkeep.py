@@ -577,7 +577,7 @@ def test_an_idle_process_that_hears_of_nothing_looks_every_second(
     with WorkerPool(client, {Thing: nothing}, queues={"default": 1}, listen=listen, poll_interval=SECOND / 20) as pool:
         wait_until(lambda: glances and glances[-1] == set())
         if listen:
-            wait_until(lambda: inside.hears_at_once(pool))
+            wait_until(lambda: inside.listens_directly(pool))
         job = client.enqueue(None, Thing(), delay=SECOND / 3)
         wait_until(lambda: stored(job).state == JobState.COMPLETED)
 
