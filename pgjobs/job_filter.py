@@ -102,6 +102,13 @@ class JobFilter:
         return None if self.metadata is None else _metadata_json(self.metadata)
 
 
+def check_filter(filter: object) -> None:
+    if not isinstance(filter, JobFilter):
+        raise InvalidFilter(
+            f"filter is a JobFilter, as in JobFilter(queues=['mail']), not {shown(filter)}: a tx comes behind it"
+        )
+
+
 def check_id(id: object) -> None:
     """Of a call that is about one job. Digits will do, as an address of the web has them."""
     if isinstance(id, str) and _DIGITS.fullmatch(id):

@@ -38,6 +38,7 @@ from pgjobs.maintenance.duties import Maintenance
 from pgjobs.maintenance.reindexer import MIDNIGHT, Reindex, check_time
 from pgjobs.maintenance.thread import MaintenanceThread
 from pgjobs.maintenance.time_index import TimeIndex
+from pgjobs.observe.queries import ObserveQueries
 from pgjobs.options import check_queue
 from pgjobs.outages import Outages
 from pgjobs.queue_settings import Durability, QueueSettings, number, way
@@ -204,11 +205,13 @@ class WorkerPool:
         )
         self._stopping = self._threads.stopping
         self._queue_queries = QueueQueries(client.schema)
+        self._observe = ObserveQueries(client.schema)
         self._process_duties = ProcessDuties(
             claimer,
             self._watchdog,
             client.registration,
             self._queue_queries,
+            self._observe,
             queues=lambda: self._places,
             lease=lease,
             events=client.events,
@@ -499,7 +502,7 @@ class WorkerPool:
         """Somebody may have subscribed already: what changes from now on is told."""
         if self._client.events.looks_at_queues and not self._client.events.knows_queues:
             with suppress(psycopg.Error), self._client.source.first_connection() as conn:
-                self._client.events.note_paused(*self._queue_queries.paused(conn))
+                self._client.events.note_paused(*self._observe.paused_queues(conn))
 
     def _place(self, queue: str, threads: int | QueueSettings) -> Place:
         """What the threads of a queue are there for, checked."""

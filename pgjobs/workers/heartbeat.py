@@ -12,6 +12,7 @@ from pgjobs.errors import JobCancelled
 from pgjobs.events import Events
 from pgjobs.execution.claimer import Claimer
 from pgjobs.execution.watchdog import Watchdog
+from pgjobs.observe.queries import ObserveQueries
 from pgjobs.workers.registration import Registration
 
 _KEEP_QUEUES_EVERY = 60.0  # seconds between two words that this process works its queues
@@ -26,6 +27,7 @@ class ProcessDuties:
         watchdog: Watchdog,
         registration: Registration,
         queue_queries: QueueQueries,
+        observe: ObserveQueries,
         *,
         queues: Callable[[], Iterable[str]],
         lease: timedelta,
@@ -35,6 +37,7 @@ class ProcessDuties:
         self._watchdog = watchdog
         self._registration = registration
         self._queue_queries = queue_queries
+        self._observe = observe
         self._queues = queues
         self._lease = lease
         self._events = events
@@ -58,7 +61,7 @@ class ProcessDuties:
     def look_at_queues(self, conn: AnyConnection) -> None:
         """Tell those who subscribe to it which queues were paused or resumed, whoever did that."""
         if self._events.looks_at_queues:
-            self._events.note_paused(*self._queue_queries.paused(conn))
+            self._events.note_paused(*self._observe.paused_queues(conn))
         elif self._events.knows_queues:
             self._events.forget_queues()
 

@@ -28,7 +28,7 @@ from pgjobs import (
     NotDiscarded,
     WorkerPool,
 )
-from pgjobs.control import many as many_module
+from pgjobs.control import jobs as control_jobs
 from tests.conformance.conftest import Rows
 from tests.conftest import Connect
 from tests.waiting import wait_until
@@ -134,7 +134,7 @@ def test_only_what_fits_is_touched(client: Client, call: Callable[..., ManyJobs]
 def test_more_than_a_batch_is_done_in_batches_to_the_end_and_sorted(
     client: Client, call: Callable[..., ManyJobs], tx: Tx | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(many_module, "BATCH", 3)
+    monkeypatch.setattr(control_jobs, "BATCH", 3)
     jobs = client.enqueue_many(None, [NewJob(Thing(n), queue="ab"[n % 2], delay=HOUR) for n in range(18)])
     assert done(call(client, JobFilter(queues=["b"]), tx)) == [job.id for job in jobs[1::2]]
     assert done(call(client, JobFilter(queues=["a"]), tx, limit=7)) == [job.id for job in jobs[::2]][:7]
@@ -144,15 +144,15 @@ def test_more_than_a_batch_is_done_in_batches_to_the_end_and_sorted(
 def test_what_is_enqueued_while_it_runs_is_not_meant(
     client: Client, call: Callable[..., ManyJobs], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(many_module, "BATCH", 2)
+    monkeypatch.setattr(control_jobs, "BATCH", 2)
     jobs = client.enqueue_many(None, [NewJob(Thing(n), delay=HOUR) for n in range(3)])
-    sort = many_module.Many._sort
+    sort = control_jobs._Control._sort
 
     def enqueue_one_more(self: Any, verdicts: Any) -> Any:
         client.enqueue(None, Thing(), delay=HOUR)
         return sort(self, verdicts)
 
-    monkeypatch.setattr(many_module.Many, "_sort", enqueue_one_more)
+    monkeypatch.setattr(control_jobs._Control, "_sort", enqueue_one_more)
     assert done(call(client, ALL)) == [job.id for job in jobs]
 
 
@@ -369,7 +369,7 @@ def test_a_row_that_comes_free_in_time_is_not_skipped(
     jobs = client.enqueue_many(None, [NewJob(Thing(n), delay=HOUR) for n in range(3)])
     holder = connect()
     holder.execute(f'SELECT FROM "{client.schema}".job WHERE id = %s FOR UPDATE', [jobs[1].id])
-    monkeypatch.setattr("pgjobs.control.many.time.sleep", lambda seconds: holder.rollback())
+    monkeypatch.setattr("pgjobs.control.jobs.time.sleep", lambda seconds: holder.rollback())
     result = call(client, ALL)
     assert (done(result), result.skipped) == ([job.id for job in jobs], {})
 
@@ -381,7 +381,7 @@ def test_a_job_that_no_longer_fits_when_it_comes_free_is_left_alone(
     job, other = client.enqueue_many(None, [NewJob(Thing(n), delay=HOUR, tags=["meant"]) for n in range(2)])
     holder = connect()
     holder.execute(f"UPDATE \"{client.schema}\".job SET tags = '{{}}' WHERE id = %s", [job.id])
-    monkeypatch.setattr("pgjobs.control.many.time.sleep", lambda seconds: holder.commit())
+    monkeypatch.setattr("pgjobs.control.jobs.time.sleep", lambda seconds: holder.commit())
     result = call(client, JobFilter(tags_any=["meant"]))
     assert (done(result), result.skipped) == ([other.id], {})
     kept = client.get(job.id)
@@ -399,12 +399,12 @@ def test_a_job_that_is_changed_between_the_look_and_the_lock_is_left_alone(
     meanwhile.execute("SELECT pg_advisory_lock(%s)", [key])
     # what has been seen is locked only when this test lets it go on
     look, lock = (
-        b"WHERE id OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT seen.id FROM seen))",
+        b"job.id OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT seen.id FROM seen))",
         f"(SELECT pg_advisory_xact_lock({key}))",
     )
-    slowly = look.replace(b"WHERE", f"WHERE {lock} IS NOT NULL AND".encode())
-    statements = {name: statement.replace(look, slowly) for name, statement in client._filters._many.items()}
-    monkeypatch.setattr(client._filters, "_many", statements)
+    slowly = f"{lock} IS NOT NULL AND ".encode() + look
+    statements = {name: statement.replace(look, slowly) for name, statement in client._control._control.items()}
+    monkeypatch.setattr(client._control, "_control", statements)
     waits = "SELECT 1 FROM pg_stat_activity WHERE %s = ANY (pg_blocking_pids(pid))"
 
     def change() -> None:
@@ -412,7 +412,7 @@ def test_a_job_that_is_changed_between_the_look_and_the_lock_is_left_alone(
         meanwhile.execute(f"UPDATE \"{client.schema}\".job SET tags = '{{}}' WHERE id = %s", [job.id])
         meanwhile.execute("SELECT pg_advisory_unlock(%s)", [key])
 
-    monkeypatch.setattr(many_module, "PATIENCE", 20.0)
+    monkeypatch.setattr(control_jobs, "PATIENCE", 20.0)
     changer = threading.Thread(target=change)
     changer.start()
     result = call(client, JobFilter(tags_any=["meant"]))
@@ -509,7 +509,7 @@ def test_a_twin_that_is_being_inserted_costs_its_job_alone_and_a_second_at_most(
     committed: bool,
 ) -> None:
     if committed:
-        monkeypatch.setattr(many_module, "PATIENCE", 20.0)
+        monkeypatch.setattr(control_jobs, "PATIENCE", 20.0)
     (first,) = duplicates("discarded", covered=["available", "pending", "running", "scheduled"])
     rest = client.enqueue_many(None, [NewJob(Thing(n), delay=HOUR) for n in range(4)])
     inserter, watcher = connect(), connect(autocommit=True)
