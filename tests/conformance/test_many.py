@@ -545,3 +545,142 @@ def test_a_job_that_the_application_refers_to_is_not_deleted_and_the_others_are(
     assert result.skipped == {jobs[1].id: "referenced"}
     with client.pool.connection() as tx, pytest.raises(psycopg.errors.ForeignKeyViolation):
         client.delete_many(ALL, tx)
+
+
+# --- dry run
+
+
+@pytest.fixture
+def rows(sql: Rows) -> Callable[[], list[Any]]:
+    """Everything that a call could change: the versions of the jobs, and the requests to cancel them."""
+    return lambda: [
+        *sql("SELECT xmin::text, * FROM pgjobs.job ORDER BY id"),
+        *sql("SELECT * FROM pgjobs.cancel_request ORDER BY job_id"),
+    ]
+
+
+def summary(result: ManyJobs) -> tuple[list[tuple[int, str, int, datetime | None]], dict[int, str]]:
+    """What a dry run and the real one have in common: all but the instants of the change."""
+    return [(job.id, job.state, job.priority, job.attempted_at) for job in result.done], dict(result.skipped)
+
+
+@any_call
+@pytest.mark.parametrize("limit", [None, 3])
+def test_a_dry_run_says_what_the_call_does_and_changes_nothing(
+    *,
+    client: Client,
+    of_each_state: dict[str, int],
+    call: Callable[..., ManyJobs],
+    tx: Tx | None,
+    rows: Callable[[], list[Any]],
+    limit: int | None,
+) -> None:
+    before = rows()
+    planned = call(client, ALL, tx, limit=limit, dry_run=True)
+    commit(tx)
+    assert rows() == before
+    assert summary(call(client, ALL, tx, limit=limit)) == summary(planned)
+    assert len(planned.done) == 3 if limit else planned.done
+    commit(tx)
+    assert rows() != before
+
+
+@any_call
+def test_a_dry_run_asks_no_running_job_to_end_and_notifies_nobody(
+    *,
+    client: Client,
+    server: Tx,
+    connect: Connect,
+    call: Callable[..., ManyJobs],
+    tx: Tx | None,
+    rows: Callable[[], list[Any]],
+) -> None:
+    running, waiting = client.enqueue_many(None, [Thing(1), Thing(2)])
+    claimed = client.queries.claim(server, queue="default", token=uuid4(), worker="tester")
+    assert claimed is not None
+    assert claimed.id == running.id
+    listener, before = connect(autocommit=True), rows()
+    sleep_on(listener, client, "default")
+    planned = call(client, ALL, tx, dry_run=True)
+    commit(tx)
+    connect(autocommit=True).execute("SELECT pg_notify(%s, 'sentinel')", [client.queries.channel])
+    assert next(listener.notifies(timeout=10)).payload == "sentinel"
+    assert rows() == before
+    assert {waiting.id, *planned.skipped} <= {running.id, *done(planned)}
+    assert planned.skipped == ({} if call is Client.cancel_many else {running.id: "running"})
+    assert summary(call(client, ALL, tx)) == summary(planned)
+
+
+@any_call
+def test_a_dry_run_says_which_jobs_are_locked(
+    client: Client, connect: Connect, call: Callable[..., ManyJobs], tx: Tx | None
+) -> None:
+    free, locked = client.enqueue_many(None, [NewJob(Thing(n), delay=HOUR) for n in range(2)])
+    holder = connect()
+    holder.execute(f'SELECT FROM "{client.schema}".job WHERE id = %s FOR UPDATE', [locked.id])
+    planned = call(client, ALL, tx, dry_run=True)
+    assert (done(planned), planned.skipped) == ([free.id], {locked.id: "locked"})
+
+
+@any_call
+def test_a_dry_run_leaves_the_callers_transaction_as_it_is(
+    *,
+    client: Client,
+    connect: Connect,
+    of_each_state: dict[str, int],
+    call: Callable[..., ManyJobs],
+    rows: Callable[[], list[Any]],
+) -> None:
+    before, tx, other = rows(), connect(), connect(autocommit=True)
+    call(client, ALL, tx, dry_run=True)
+    assert tx.info.transaction_status.name == "IDLE", "which it was"
+    tx.autocommit = True
+    call(client, ALL, tx, dry_run=True)
+    assert tx.info.transaction_status.name == "IDLE"
+    assert rows() == before
+    tx.autocommit = False
+    job = client.enqueue(tx, Thing(99))
+    assert job.id in done(call(client, ALL, tx, dry_run=True))
+    assert tx.info.transaction_status.name == "INTRANS", "it goes on"
+    other.execute(f'SELECT FROM "{client.schema}".job FOR UPDATE NOWAIT')  # no lock is left
+    tx.commit()
+    assert client.get(job.id) == job
+
+
+def test_a_dry_run_sees_what_its_batches_before_would_have_done(
+    client: Client, duplicates: Callable[..., list[int]], tx: Tx | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control_jobs, "BATCH", 1)
+    first, second, third = duplicates(
+        "discarded", "discarded", "discarded", covered=["available", "pending", "running", "scheduled"]
+    )
+    planned = client.retry_many(ALL, tx, dry_run=True)
+    assert (done(planned), planned.skipped) == ([first], {second: "conflict", third: "conflict"})
+    assert summary(client.retry_many(ALL, tx)) == summary(planned)
+
+
+def test_a_dry_run_says_which_jobs_the_application_does_not_let_go(
+    client: Client, sql: Rows, connect: Connect, rows: Callable[[], list[Any]]
+) -> None:
+    jobs = client.enqueue_many(None, [Thing(n) for n in range(4)])
+    sql(
+        """CREATE TABLE pgjobs.refers (job_id bigint, queue text,
+        FOREIGN KEY (job_id, queue) REFERENCES pgjobs.job (id, queue))"""
+    )
+    sql("INSERT INTO pgjobs.refers VALUES (%s, 'default')", jobs[1].id)
+    before, tx = rows(), connect()
+    tx.execute("CREATE TEMPORARY TABLE mine AS SELECT 1 AS n")
+    with pytest.raises(psycopg.errors.ForeignKeyViolation):  # as the call itself would be
+        client.delete_many(ALL, tx, dry_run=True)
+    assert tx.execute("SELECT n FROM mine").fetchall() == [(1,)], "but this transaction goes on"
+    planned = client.delete_many(ALL, dry_run=True)
+    assert planned.skipped == {jobs[1].id: "referenced"}
+    assert rows() == before
+    assert summary(client.delete_many(ALL)) == summary(planned)
+
+
+@any_call
+@pytest.mark.parametrize("dry_run", [None, 1, "yes"])
+def test_a_dry_run_that_is_neither_true_nor_false_is_refused(call: Callable[..., ManyJobs], dry_run: object) -> None:
+    with pytest.raises(InvalidFilter, match="dry_run is True or False"):
+        call(Client(ConnectionPool(open=False)), ALL, dry_run=dry_run)
