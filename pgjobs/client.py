@@ -644,15 +644,15 @@ class Client:
     # --- look
 
     def get(self, id: int, tx: Borrowable | ConnectionPool[Any] | None = None) -> Job[Any] | None:
-        """The job with this id as it is now, or None. Raises AmbiguousJob if several queues have a job with this id, as
-        may be after a restore."""
+        """The job with this id as it is now, or None. Raises AmbiguousJob if several queues have a job with this id,
+        which can happen after a restore."""
         check_id(id)
         with self._transaction(tx) as conn:
             job = self.queries.get_job(conn, id)
             return None if job is None else decoding(self._work_map, job)
 
     def workers(self, tx: Borrowable | ConnectionPool[Any] | None = None) -> list[WorkerProcess]:
-        """The processes that work jobs, the oldest first. One that was killed stays listed for a minute or two."""
+        """The processes that work jobs, the oldest first. A killed process stays listed for a minute or two."""
         with self._transaction(tx) as conn:
             return WorkerQueries(self.schema).workers(conn)
 
@@ -666,11 +666,12 @@ class Client:
         limit: int = 100,
         cursor: str | None = None,
     ) -> JobPage:
-        """A page of the jobs that fit, of all without a filter; its `next` is the `cursor` to the page behind it.
+        """A page of the jobs that fit, or of all jobs without a filter; its `next` is the `cursor` to the next page.
 
-        By their ids, or with `order="time"` by the time of their state, which the filter must name: of what is over its
-        end, of what runs its start, of what waits the time that it waits for; by their ids where that is the same.
-        A job that comes or goes between two pages moves no other. `limit` is 1 to 10,000.
+        The jobs are in the order of their ids. With `order="time"` the filter must name one state, and the jobs are in
+        the order of a time: the end of a finished job, the start of a running one, the time for which a waiting one
+        waits; then of their ids. A job that comes or goes between two pages does not move the others. `limit` is 1 to
+        10,000.
         """
         which = JobFilter() if filter is None else filter
         check_filter(which)
@@ -680,7 +681,8 @@ class Client:
         return wanted.page([decoding(self._work_map, job) for job in jobs])
 
     def count(self, filter: JobFilter | None = None, tx: Borrowable | ConnectionPool[Any] | None = None) -> JobCounts:
-        """How many jobs fit, by queue and state; of all without a filter. It looks at each: see `queues.figures`."""
+        """The number of jobs that fit, or of all jobs without a filter, by queue and state. It reads every one of them;
+        `queues.stats` does not."""
         which = JobFilter() if filter is None else filter
         check_filter(which)
         with self._transaction(tx) as conn:

@@ -2,16 +2,17 @@
 
 One job is a filter with one id: the statement and the way to apply it are the same. The two calls differ in this:
 
-    one job                                         many jobs
-    ----------------------------------------------  ------------------------------------------------------------
-    one batch                                       batches in the order of the keys, up to the newest job there is
-    two queues with a job of this id: AmbiguousJob  both jobs are meant
-    finished jobs count                             `cancel_many` passes over them
-    why a job was not changed is an error           it stands in `ManyJobs.skipped`
-    a statement that fails because of the job       in transactions of our own, the batch is done again job by job,
-    raises                                          and only that job is skipped
+                                      one job                   many jobs
+    --------------------------------  ------------------------  --------------------------------------------------
+    batches                           one                       as many as it takes, in the order of the keys, up
+                                                                to the job that is the newest when the call begins
+    two queues have a job of this id  AmbiguousJob              both jobs are meant
+    a finished job                    is found                  `cancel_many` passes over it
+    a job that cannot be changed      an error                  a reason in `ManyJobs.skipped`
+    a job that makes the statement    the error of the server,  the same in the caller's transaction; else the batch
+    fail                              or one of ours            is done again job by job, and that job is skipped
 
-Both wait a second in all for what another transaction holds.
+Both wait for the locks of other transactions, a second in all. `dry_run` of many jobs rolls everything back.
 """
 
 from __future__ import annotations
@@ -68,20 +69,20 @@ class JobControl:
         """Apply the action to the job with this id; return the job as it is then, or raise why it was not changed."""
         check_id(id)
         filter = JobFilter(ids=[int(id)] if SMALLEST_ID <= int(id) <= BIGGEST_ID else [])
-        control = _Control(self._queries, action, filter, lambda: self._transaction(tx), is_borrowed(tx), single=True)
+        call = _Call(self._queries, action, filter, lambda: self._transaction(tx), is_borrowed(tx), single=True)
         try:
-            control.run(KeysetBatch())
+            call.run(BIGGEST_ID)
         except psycopg.errors.LockNotAvailable as error:
             raise JobLocked(f"job {id} needs a lock that another transaction holds: {error}") from error
         except psycopg.errors.UniqueViolation as error:
             if is_conflict(error):
                 raise _conflict(id) from error
             raise
-        if control.busy:
+        if call.busy:
             raise JobLocked(f"another transaction holds job {id} at the moment: try again")
-        for job, result in control.skipped.values():
+        for job, result in call.skipped.values():
             raise not_allowed(job, result, action)
-        for job in control.done.values():
+        for job in call.done.values():
             return job
         raise JobNotFound(id)
 
@@ -92,15 +93,13 @@ class JobControl:
         check_limit(limit)
         check_bool("dry_run", dry_run, error=InvalidFilter)
         with self._transactions(tx, dry_run) as transaction:
-            control = _Control(
-                self._queries, action, filter, transaction, is_borrowed(tx), notify=not dry_run, limit=limit
-            )
+            call = _Call(self._queries, action, filter, transaction, is_borrowed(tx), notify=not dry_run, limit=limit)
             with transaction() as conn:
                 newest = self._queries.newest_id(conn)
             if newest is not None:
-                control.run(KeysetBatch(newest=newest))
-        done, skipped = control.done, {key: result for key, (_, result) in control.skipped.items()}
-        skipped.update(dict.fromkeys(control.busy, "locked"))
+                call.run(newest)
+        done, skipped = call.done, {key: result for key, (_, result) in call.skipped.items()}
+        skipped.update(dict.fromkeys(call.busy, "locked"))
         return ManyJobs(tuple(done[key] for key in sorted(done)), {key[0]: skipped[key] for key in sorted(skipped)})
 
     @contextmanager
@@ -129,8 +128,8 @@ def _savepoint(conn: AnyConnection) -> Iterator[AnyConnection]:
 
 
 @dataclass
-class _Control:
-    """One call: its jobs by what became of them."""
+class _Call:
+    """One call for one job or many, and what became of the jobs so far."""
 
     queries: ControlQueries
     action: Action
@@ -145,11 +144,11 @@ class _Control:
     busy: set[JobKey] = field(default_factory=set)
     _patience: float = field(default_factory=lambda: PATIENCE)  # seconds that are left to wait
 
-    def run(self, batch: KeysetBatch) -> None:
-        """Apply the action batch by batch, then again to the jobs that were busy, for as long as patience lasts."""
+    def run(self, newest: int) -> None:
+        """Apply the action batch by batch, up to the id `newest`; then to the busy jobs again, while patience lasts."""
         after: JobKey | None = None
         while (size := self._batch_size()) != 0:
-            keys = self._apply(KeysetBatch(newest=batch.newest, size=size, after=after))
+            keys = self._apply(KeysetBatch(newest=newest, size=size, after=after))
             if size is None or len(keys) < size:
                 break
             after = keys[-1]
@@ -160,7 +159,7 @@ class _Control:
             time.sleep(PAUSE)
             among, self.busy = sorted(self.busy), set()
             for first in range(0, len(among), BATCH):
-                self._apply(KeysetBatch(newest=batch.newest, size=BATCH, among=among[first : first + BATCH]))
+                self._apply(KeysetBatch(newest=newest, size=BATCH, among=among[first : first + BATCH]))
 
     def _batch_size(self) -> int | None:
         if self.single:
@@ -178,7 +177,7 @@ class _Control:
         try:
             return self._sort(self._try(batch))
         except psycopg.Error as error:
-            # the transaction of the caller is aborted; the error of one job is the caller's to see
+            # borrowed: the transaction of the caller is aborted; single: the caller gets the error of its job
             if self.borrowed or self.single or _why_skipped(error) is None:
                 raise
             return self._apply_one_by_one(batch)
@@ -195,7 +194,7 @@ class _Control:
                 raise
 
     def _apply_one_by_one(self, batch: KeysetBatch) -> Sequence[JobKey]:
-        """Skip only the jobs of a batch because of which its statement fails."""
+        """Apply the action to each job of a batch alone, and skip the jobs for which the statement fails."""
         with self.transaction() as conn:
             keys = self.queries.batch_keys(conn, self.filter, batch)
         refused = 0  # in succession
@@ -206,13 +205,13 @@ class _Control:
             except psycopg.Error as error:
                 why = _why_skipped(error)
                 refused = refused + 1 if why == "refused" else 0
-                if why is None or refused > MOST_ALIKE:  # the fault is not that of one job
+                if why is None or refused > MOST_ALIKE:  # the jobs are not to blame
                     raise
                 self.skipped[key] = (None, why)
         return keys
 
     def _sort(self, results: Sequence[ControlResult]) -> Sequence[JobKey]:
-        """Note what became of each job; their keys."""
+        """Keep each job by its result; the keys of all."""
         accepted = {"done", "unchanged"}
         if self.action.running == "request" or (self.single and self.action.running == "leave"):
             accepted.add("running")
@@ -228,7 +227,7 @@ class _Control:
 
 
 def _why_skipped(error: psycopg.Error) -> str | None:
-    """Why one job could not be changed; None when the error is not that of a job."""
+    """Why a job could not be changed; None when the error is not due to a job."""
     if isinstance(error, psycopg.errors.LockNotAvailable):
         return "locked"
     if is_conflict(error):

@@ -146,13 +146,13 @@ def test_what_is_enqueued_while_it_runs_is_not_meant(
 ) -> None:
     monkeypatch.setattr(control_jobs, "BATCH", 2)
     jobs = client.enqueue_many(None, [NewJob(Thing(n), delay=HOUR) for n in range(3)])
-    sort = control_jobs._Control._sort
+    sort = control_jobs._Call._sort
 
     def enqueue_one_more(self: Any, verdicts: Any) -> Any:
         client.enqueue(None, Thing(), delay=HOUR)
         return sort(self, verdicts)
 
-    monkeypatch.setattr(control_jobs._Control, "_sort", enqueue_one_more)
+    monkeypatch.setattr(control_jobs._Call, "_sort", enqueue_one_more)
     assert done(call(client, ALL)) == [job.id for job in jobs]
 
 
