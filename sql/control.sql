@@ -16,7 +16,8 @@
 --     conflict    another job has its unique key
 --     busy        another transaction holds its row, or has changed the row since the statement began
 --
--- No statement waits for the row lock of a job, and none fails where a failure would abort the caller's transaction.
+-- No statement waits for the row lock of a job. What it can see beforehand is a result, not an error: an error would
+-- abort the caller's transaction.
 -- `single` is true for one job by its id. When two queues have a job of that id, both are seen and neither is changed.
 
 -- name: begin_control

@@ -26,6 +26,7 @@ from pgjobs import (
     ManyJobs,
     NewJob,
     NotDiscarded,
+    QueueSettings,
     WorkerPool,
 )
 from pgjobs.control import jobs as control_jobs
@@ -677,6 +678,22 @@ def test_a_dry_run_says_which_jobs_the_application_does_not_let_go(
     assert planned.skipped == {jobs[1].id: "referenced"}
     assert rows() == before
     assert summary(client.delete_many(ALL)) == summary(planned)
+
+
+@pytest.mark.parametrize("batch_size", [1, 10])
+def test_a_handler_can_make_a_dry_run(client: Client, batch_size: int) -> None:
+    other = client.enqueue(None, Thing(), queue="other", delay=HOUR)
+    planned: list[list[int]] = []
+
+    def plan(tx: Tx, job: Job[Any]) -> None:
+        planned.append(done(client.delete_many(JobFilter(queues=["other"]), tx, dry_run=True)))
+
+    jobs = client.enqueue_many(None, [Thing(n) for n in range(3)])
+    with WorkerPool(client, {Thing: plan}, queues={"default": QueueSettings(1, batch_size=batch_size)}):
+        for job in jobs:
+            assert client.wait(job, timeout=timedelta(seconds=20)).state == JobState.COMPLETED
+    assert planned == [[other.id]] * 3
+    assert client.get(other.id) == other
 
 
 @any_call
