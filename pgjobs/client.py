@@ -24,10 +24,8 @@ from pgjobs import backoff as policies
 from pgjobs import checks, codec
 from pgjobs.backoff import Backoff
 from pgjobs.clean_text import ERROR_LIMIT, clean, one_line
-from pgjobs.control import jobs
-from pgjobs.control.filter_queries import FilterQueries, Turn
-from pgjobs.control.many import Many
-from pgjobs.control.queries import ControlQueries, ControlResult
+from pgjobs.control.jobs import JobControl, encode_changes
+from pgjobs.control.queries import Action, ControlQueries
 from pgjobs.control.queues import Queues
 from pgjobs.db import migrate
 from pgjobs.db.advice import advised
@@ -40,7 +38,7 @@ from pgjobs.db.source import PoolSource, defaults_for, in_autocommit, live_conne
 from pgjobs.db.statements import check_schema
 from pgjobs.enqueuing.enqueuer import Enqueuer
 from pgjobs.enqueuing.queries import EnqueueQueries, can_copy, is_plain
-from pgjobs.errors import InvalidArgs, InvalidFilter, InvalidOption, InvalidSetting, JobNotFinished, JobNotFound, shown
+from pgjobs.errors import InvalidArgs, InvalidOption, InvalidSetting, JobNotFinished, JobNotFound, shown
 from pgjobs.events import Event, EventKind, EventName, Events, QueueEvent, QueueEventKind, QueueEventName, Subscription
 from pgjobs.execution.claimer import Claimer
 from pgjobs.execution.finisher import Finisher
@@ -50,7 +48,7 @@ from pgjobs.figures import JobCounts, JobPage, ManyJobs, WorkerProcess
 from pgjobs.forking import PerProcess, check_pool, this_process
 from pgjobs.hooks import EnqueueMiddleware, HookCalls, Hooks, checked_hooks
 from pgjobs.job import Job, changed
-from pgjobs.job_filter import JobFilter, check_id, check_limit
+from pgjobs.job_filter import JobFilter, check_filter, check_id
 from pgjobs.observe.listing import Order, listing
 from pgjobs.observe.queries import ObserveQueries
 from pgjobs.options import NO_OPTIONS, EncodedJob, JobOptions, NewJob, Options, check_queue, options_given
@@ -115,10 +113,10 @@ class Client:
         self._processes = PerProcess(self._begin_process)
         self.queries = ExecutionQueries(self.schema)
         self._control = ControlQueries(self.schema)
-        self.source = _source(pool)
-        self.queues = Queues(self.schema, self._transaction)
-        self._filters = FilterQueries(self.schema)
         self._observe = ObserveQueries(self.schema)
+        self.source = _source(pool)
+        self._jobs = JobControl(self._control, self._transaction)
+        self.queues = Queues(self.schema, self._transaction, self._control, self._observe)
         self._work_map = None if work_map is None else given_work_map(work_map)
         checks.check_function("backoff", backoff, checks.A_BACKOFF)
         self.backoff = backoff or policies.river()
@@ -428,32 +426,32 @@ class Client:
     # --- control
 
     def cancel(self, id: int, tx: Borrowable | ConnectionPool[Any] | None = None, reason: str = "") -> Job[Any]:
-        """See to it that the job does not run, or does not run again.
+        """Make sure that the job does not run, or does not run again.
 
-        A job that waits is cancelled at once. For one that runs its worker is told: it comes back as running, with
-        `cancel_attempted_at` in its metadata, and ends cancelled unless it completes. One that is over stays as it is.
+        A job that waits is cancelled at once. For a running job its worker is notified: the job comes back as running,
+        with `cancel_attempted_at` in its metadata, and ends cancelled unless it completes. A finished job stays as it
+        is.
         """
-        why = _reason(reason)
-        return self._carry_out(tx, id, lambda conn: self._control.cancel(conn, id, reason=why), running=True)
+        return self._apply(tx, id, self._control.cancel(_reason(reason)))
 
     def release(self, id: int, tx: Borrowable | ConnectionPool[Any] | None = None) -> Job[Any]:
         """Let a job that was enqueued with `pending=True` run, at its time if it has one. Any other stays as it is."""
-        return self._carry_out(tx, id, lambda conn: self._control.release(conn, id), running=True)
+        return self._apply(tx, id, self._control.release())
 
     def retry(self, id: int, tx: Borrowable | ConnectionPool[Any] | None = None, *, reset: bool = False) -> Job[Any]:
-        """Let the job run now, whatever its state, with one attempt more if it has used them all. A running one is
-        left alone.
+        """Let the job run now, whatever its state, with one attempt more if it has used them all. A running job stays
+        as it is.
 
-        `reset` gives a discarded job all its attempts again, and any other is NotDiscarded; its errors stay. Raises
-        UniqueConflict when another job has its unique key. On a `tx`, one that is being inserted in the same moment is
-        waited for, and if it is committed then aborts the transaction.
+        `reset` gives a discarded job all its attempts again and keeps its errors; for any other job it raises
+        NotDiscarded. Raises UniqueConflict when another job has its unique key. On a `tx` this waits for a duplicate
+        that is being inserted in the same moment; if the duplicate is committed, the transaction is aborted.
         """
         checks.check_bool("reset", reset, error=InvalidOption)
-        return self._carry_out(tx, id, lambda conn: self._control.retry(conn, id, reset=reset), running=True)
+        return self._apply(tx, id, self._control.retry(reset=reset))
 
     def delete(self, id: int, tx: Borrowable | ConnectionPool[Any] | None = None) -> Job[Any]:
         """Delete the job, and return it as it was; JobRunning if it runs."""
-        return self._carry_out(tx, id, lambda conn: self._control.delete(conn, id), running=False)
+        return self._apply(tx, id, self._control.delete())
 
     def update(
         self,
@@ -467,12 +465,12 @@ class Client:
         max_attempts: int | None = None,
         tags: Sequence[str] | None = None,
     ) -> Job[Any]:
-        """Change a job that does not run; JobRunning if it does. What is not given stays as it is.
+        """Change a job that does not run; JobRunning if it does. An argument that is left out changes nothing.
 
-        `metadata` is merged key by key into what is there. `output` is any JSON value of at most 32 MiB, and replaces
+        `metadata` is merged key by key into that of the job. `output` is any JSON value of at most 32 MiB, and replaces
         the one before. A waiting job whose `scheduled_at` changes waits for the new time.
         """
-        changes = jobs.changes(
+        changes = encode_changes(
             metadata=metadata,
             output=output,
             priority=priority,
@@ -485,16 +483,10 @@ class Client:
             if job is None:
                 raise JobNotFound(id)
             return job
-        return self._carry_out(tx, id, lambda conn: self._control.update(conn, id, changes), running=False)
+        return self._apply(tx, id, self._control.update(changes))
 
-    def _carry_out(
-        self, tx: Borrowable | ConnectionPool[Any] | None, id: int, act: jobs.Act, *, running: bool
-    ) -> Job[Any]:
-        check_id(id)
-        with self._transaction(tx) as conn:
-            if tx is None or isinstance(tx, ConnectionPool):
-                self._control.begin_control(conn)
-            return decoding(self._work_map, jobs.carry_out(self._control, conn, id, act, running=running))
+    def _apply(self, tx: Borrowable | ConnectionPool[Any] | None, id: int, action: Action) -> Job[Any]:
+        return decoding(self._work_map, self._jobs.one(tx, id, action))
 
     # --- control of many
 
@@ -505,21 +497,21 @@ class Client:
         *,
         reason: str = "",
         limit: int | None = None,
+        dry_run: bool = False,
     ) -> ManyJobs:
-        """Do to the jobs that fit, the oldest first, what `cancel` does to one. Those that are over are not touched.
+        """Do to the jobs that fit, the oldest first, what `cancel` does to one job. Finished jobs are passed over.
 
-        Without a `tx` it commits batch by batch. What somebody else holds is skipped after a second, of which there is
-        one for the whole call; the answer says what was done, and why not to what was skipped. What is enqueued while
-        it runs is not meant. The jobs are all in the answer: with very many, `limit` them and call again.
+        Without a `tx` the call commits batch by batch. It waits a second in all for jobs that other transactions hold,
+        then skips them; the answer says which jobs were changed, and why each other one was skipped. Jobs that are
+        enqueued while the call runs are not meant. The answer holds all the jobs: with very many, set a `limit` and
+        call again.
+
+        `dry_run` changes nothing and returns what the call would: the jobs as they would be, and the reasons to skip
+        the others. It runs the same statements and rolls them back, without a notification, so it costs as much and
+        holds the row locks until it ends. Without a `tx` it is one transaction; with a `tx` it is a savepoint in it,
+        and what the real call would raise leaves the transaction usable.
         """
-        why = _reason(reason)
-        return self._carry_out_many(
-            tx,
-            filter,
-            limit,
-            lambda conn, turn: self._filters.cancel_many(conn, filter, turn, reason=why),
-            running=True,
-        )
+        return self._apply_many(tx, filter, self._control.cancel(_reason(reason)), limit, dry_run)
 
     def retry_many(
         self,
@@ -528,18 +520,22 @@ class Client:
         *,
         reset: bool = False,
         limit: int | None = None,
+        dry_run: bool = False,
     ) -> ManyJobs:
-        """Do to the jobs that fit what `retry` does to one, also to those that are completed; see `cancel_many`."""
+        """Do to the jobs that fit, completed jobs too, what `retry` does to one; for the rest see `cancel_many`."""
         checks.check_bool("reset", reset, error=InvalidOption)
-        return self._carry_out_many(
-            tx, filter, limit, lambda conn, turn: self._filters.retry_many(conn, filter, turn, reset=reset)
-        )
+        return self._apply_many(tx, filter, self._control.retry(reset=reset), limit, dry_run)
 
     def delete_many(
-        self, filter: JobFilter, tx: Borrowable | ConnectionPool[Any] | None = None, *, limit: int | None = None
+        self,
+        filter: JobFilter,
+        tx: Borrowable | ConnectionPool[Any] | None = None,
+        *,
+        limit: int | None = None,
+        dry_run: bool = False,
     ) -> ManyJobs:
-        """Delete the jobs that fit and do not run, and return them as they were; see `cancel_many`."""
-        return self._carry_out_many(tx, filter, limit, lambda conn, turn: self._filters.delete_many(conn, filter, turn))
+        """Delete the jobs that fit and do not run, and return them as they were; for the rest see `cancel_many`."""
+        return self._apply_many(tx, filter, self._control.delete(), limit, dry_run)
 
     def update_many(
         self,
@@ -553,9 +549,11 @@ class Client:
         max_attempts: int | None = None,
         tags: Sequence[str] | None = None,
         limit: int | None = None,
+        dry_run: bool = False,
     ) -> ManyJobs:
-        """Do to the jobs that fit what `update` does to one; see `cancel_many`. Nothing to change is refused."""
-        changes = jobs.changes(
+        """Do to the jobs that fit what `update` does to one; for the rest see `cancel_many`. A call with nothing to
+        change is refused."""
+        changes = encode_changes(
             metadata=metadata,
             output=output,
             priority=priority,
@@ -565,35 +563,17 @@ class Client:
         )
         if changes is None:
             raise InvalidOption("an update of many jobs needs something to change")
-        return self._carry_out_many(
-            tx, filter, limit, lambda conn, turn: self._filters.update_many(conn, filter, turn, changes)
-        )
+        return self._apply_many(tx, filter, self._control.update(changes), limit, dry_run)
 
-    def _carry_out_many(
+    def _apply_many(
         self,
         tx: Borrowable | ConnectionPool[Any] | None,
         filter: JobFilter,
+        action: Action,
         limit: int | None,
-        act: Callable[[AnyConnection, Turn], builtins.list[ControlResult]],
-        *,
-        running: bool = False,
+        dry_run: bool,
     ) -> ManyJobs:
-        check_filter(filter)
-        filter.check_not_empty()
-        check_limit(limit)
-        own = tx is None or isinstance(tx, ConnectionPool)
-        with self._transaction(tx) as conn:
-            retry_busy = own or not self._control.snapshot_is_kept(conn)
-        many = Many(
-            self._filters,
-            filter,
-            act,
-            lambda: self._transaction(tx),
-            limit=limit,
-            borrowed=not own,
-            running=running,
-            retry_busy=retry_busy,
-        ).carry_out()
+        many = self._jobs.many(tx, filter, action, limit=limit, dry_run=dry_run)
         for job in many.done:
             decoding(self._work_map, job)
         return many
@@ -664,15 +644,15 @@ class Client:
     # --- look
 
     def get(self, id: int, tx: Borrowable | ConnectionPool[Any] | None = None) -> Job[Any] | None:
-        """The job with this id as it is now, or None. Raises AmbiguousJob if several queues have a job with this id, as
-        may be after a restore."""
+        """The job with this id as it is now, or None. Raises AmbiguousJob if several queues have a job with this id,
+        which can happen after a restore."""
         check_id(id)
         with self._transaction(tx) as conn:
             job = self.queries.get_job(conn, id)
             return None if job is None else decoding(self._work_map, job)
 
     def workers(self, tx: Borrowable | ConnectionPool[Any] | None = None) -> list[WorkerProcess]:
-        """The processes that work jobs, the oldest first. One that was killed stays listed for a minute or two."""
+        """The processes that work jobs, the oldest first. A killed process stays listed for a minute or two."""
         with self._transaction(tx) as conn:
             return WorkerQueries(self.schema).list_workers(conn)
 
@@ -686,11 +666,12 @@ class Client:
         limit: int = 100,
         cursor: str | None = None,
     ) -> JobPage:
-        """A page of the jobs that fit, of all without a filter; its `next` is the `cursor` to the page behind it.
+        """A page of the jobs that fit, or of all jobs without a filter; its `next` is the `cursor` to the next page.
 
-        By their ids, or with `order="time"` by the time of their state, which the filter must name: of what is over its
-        end, of what runs its start, of what waits the time that it waits for; by their ids where that is the same.
-        A job that comes or goes between two pages moves no other. `limit` is 1 to 10,000.
+        The jobs are in the order of their ids. With `order="time"` the filter must name one state, and the jobs are in
+        the order of a time: the end of a finished job, the start of a running one, the time for which a waiting one
+        waits; then of their ids. A job that comes or goes between two pages does not move the others. `limit` is 1 to
+        10,000.
         """
         which = JobFilter() if filter is None else filter
         check_filter(which)
@@ -700,7 +681,8 @@ class Client:
         return wanted.page([decoding(self._work_map, job) for job in jobs])
 
     def count(self, filter: JobFilter | None = None, tx: Borrowable | ConnectionPool[Any] | None = None) -> JobCounts:
-        """How many jobs fit, by queue and state; of all without a filter. It looks at each: see `queues.figures`."""
+        """The number of jobs that fit, or of all jobs without a filter, by queue and state. It reads every one of them;
+        `queues.stats` does not."""
         which = JobFilter() if filter is None else filter
         check_filter(which)
         with self._transaction(tx) as conn:
@@ -771,13 +753,6 @@ def _reason(reason: object) -> str:
     if not isinstance(reason, str):
         raise InvalidOption(f"reason is text, not {shown(reason)}: give str(...) of it")
     return clean(reason, ERROR_LIMIT)
-
-
-def check_filter(filter: object) -> None:
-    if not isinstance(filter, JobFilter):
-        raise InvalidFilter(
-            f"filter is a JobFilter, as in JobFilter(queues=['mail']), not {shown(filter)}: a tx comes behind it"
-        )
 
 
 def _source(pool: object) -> PoolSource:

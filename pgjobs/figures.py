@@ -1,33 +1,38 @@
-"""What is told of jobs, queues, schedules and worker processes, as values."""
+"""Jobs in numbers and lists, queues, schedules and worker processes, as values."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pgjobs.job import Job, JobState
 
+#: The states for which a queue may set how long their jobs are kept, in the order of the columns.
+KEPT = (JobState.COMPLETED, JobState.CANCELLED, JobState.DISCARDED)
+#: How the table says for ever: infinite intervals are new in Postgres 17.
+FOR_EVER = timedelta(days=1_000_000)
+
 
 @dataclass(frozen=True, slots=True)
 class ScheduleRow:
-    """A schedule as the table has it."""
+    """A row of the table `schedule`."""
 
     name: str
     kind: str | None  # None where code supplies it at each tick
-    spec: str | None  # None for an object of the application's
+    spec: str | None  # None for a timetable object of the application
     zone: str
     raw_args: str | None = field(repr=False)  # the JSON text; None where code supplies them
     raw_options: str | None = field(repr=False)
     catch_up: str
     window: timedelta | None
     paused_at: datetime | None
-    next_tick_at: datetime | None  # None until somebody computes it; the last day of the year 9999 for never
+    next_tick_at: datetime | None  # None until a process computes it; the last day of the year 9999 for never
     last_tick_at: datetime | None
-    run_now_at: datetime | None  # when a run by hand was asked for that has not begun
-    error: str | None  # what went wrong at the last tick
+    run_now_at: datetime | None  # when a run by hand was requested that has not begun
+    error: str | None  # of the last tick
     in_code: bool  # ticks only in processes that registered it
     version: int
     created_at: datetime
@@ -36,10 +41,10 @@ class ScheduleRow:
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """A queue: one that a worker has worked within the last day, that is paused, or in which jobs wait or run.
+    """A queue that a worker has worked within the last day, that is paused, or in which jobs wait or run.
 
-    `updated_at` is when a worker last said that it works it, or somebody paused or resumed it; None for never.
-    `keep_*` is how long its jobs are kept when they are over: None as the worker pools say, `timedelta.max` for ever.
+    `updated_at` is when a worker last noted that it works the queue, or when the queue was paused or resumed; None for
+    never. `keep_*` is how long its finished jobs are kept: None as the worker pools say, `timedelta.max` for ever.
     """
 
     name: str
@@ -50,16 +55,32 @@ class Queue:
     keep_discarded: timedelta | None = None
 
 
+def queue_of(row: Sequence[Any]) -> Queue:
+    """A Queue from the columns that every statement about queues gives in this order."""
+    return Queue(row[0], as_utc(row[1]), as_utc(row[2]), *map(kept_for, row[3:6]))
+
+
+def kept_for(seconds: float | None) -> timedelta | None:
+    """How long jobs are kept, from the seconds in a row, which may be made by hand."""
+    if seconds is None:
+        return None
+    return timedelta.max if seconds >= FOR_EVER.total_seconds() else timedelta(seconds=max(seconds, 0.0))
+
+
+def as_utc(instant: datetime | None) -> datetime | None:
+    return None if instant is None else instant.astimezone(UTC)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerProcess:
-    """One process that works jobs, as the registry has it; its `id` is what stands in a job's `attempted_by`."""
+    """A process that works jobs, as the table `worker` has it; a job's `attempted_by` holds its `id`."""
 
     id: str
     host: str
     pid: int
     queues: Mapping[str, int]  # threads by queue
     threads: int
-    kinds: tuple[str, ...]  # that it has handlers for
+    kinds: tuple[str, ...]  # of its handlers
     version: str  # of pgjobs
     code_version: str | None  # of the application, if its Client says so
     started_at: datetime
@@ -68,14 +89,16 @@ class WorkerProcess:
 
 @dataclass(frozen=True, slots=True)
 class ManyJobs:
-    """What became of the jobs that fit: those it was done to, sorted by id, and by its id why one was left as it is.
+    """The jobs that were changed, sorted by id; and for each job that was skipped, by its id, the reason.
 
-    - "running": a worker has it
-    - "locked": somebody else held its row for as long as the call waits
+    - "running": a worker runs the job
+    - "locked": another transaction held its row for as long as the call waits
     - "conflict": another job has its unique key
-    - "unfit": it is not discarded, or has used up as many attempts as it was to have
-    - "referenced": a row of the application's refers to it and forbids that it goes
-    - "refused": a trigger, CHECK or policy of the application forbids it, or what the row holds
+    - "unfit": it is not discarded, or has used as many attempts as `max_attempts` would allow
+    - "referenced": a row of the application refers to the job, so it cannot be deleted
+    - "refused": a trigger, CHECK or policy of the application, or a value of the row, forbids the change
+
+    After a dry run: the jobs as they would be, and the reasons that the call would have found.
     """
 
     done: tuple[Job[Any], ...]
@@ -84,7 +107,7 @@ class ManyJobs:
 
 @dataclass(frozen=True, slots=True)
 class JobPage:
-    """A part of a list; `next` is the cursor to what comes behind it, None when that is nothing."""
+    """A page of a list of jobs; `next` is the cursor to the next page, None on the last one."""
 
     jobs: tuple[Job[Any], ...]
     next: str | None
@@ -92,7 +115,7 @@ class JobPage:
 
 @dataclass(frozen=True, slots=True)
 class JobCounts:
-    """How many jobs there are, by queue and state; what there is none of is left out, and counts as 0."""
+    """How many jobs there are, by queue and state. Pairs without a job are left out, and count as 0."""
 
     jobs: Mapping[tuple[str, JobState], int]
 
@@ -105,7 +128,7 @@ class JobCounts:
 
     @property
     def by_state(self) -> Counter[JobState]:
-        """Of each state, also of those that no job is in."""
+        """The number of jobs in each state, states without a job included."""
         counts = Counter(dict.fromkeys(JobState, 0))
         for (_, state), jobs in self.jobs.items():
             counts[state] += jobs
@@ -113,7 +136,7 @@ class JobCounts:
 
     @property
     def by_queue(self) -> Counter[str]:
-        """Of each queue that has any; 0 for every other name."""
+        """The number of jobs in each queue that has jobs; 0 for every other name."""
         counts: Counter[str] = Counter()
         for (queue, _), jobs in self.jobs.items():
             counts[queue] += jobs
@@ -122,8 +145,8 @@ class JobCounts:
 
 @dataclass(frozen=True, slots=True)
 class QueueStats:
-    """How a queue does. `waiting` jobs could run now, the oldest for as long as `oldest_waiting`; done and failed are
-    those that were completed and discarded in the last minute; `workers` are the processes that work it."""
+    """The numbers of a queue. `waiting` jobs could run now; the oldest has waited for `oldest_waiting`. Done and failed
+    jobs were completed and discarded in the last minute. `workers` is the number of processes that work the queue."""
 
     name: str
     paused_at: datetime | None

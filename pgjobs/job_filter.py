@@ -1,4 +1,4 @@
-"""Which jobs are meant: a filter. No database in here."""
+"""JobFilter, the jobs that a call is for, and the checks of its arguments. Nothing here uses a database."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from pgjobs.options import FIRST_INSTANT, LAST_INSTANT
 from pgjobs.states import StateName
 
 BIGGEST_ID = 2**63 - 1
-SMALLEST_ID = -(2**63)  # those that are made by hand may be of any sign
-_DIGITS = re.compile(r"-?\d+", re.ASCII)
+SMALLEST_ID = -(2**63)  # a row that is made by hand may have an id below zero
+_DIGITS = re.compile(r"-?\d{1,100}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobFilter:
-    """Which jobs are meant: those that fit everything that is given. What is left out does not matter.
+    """The jobs that meet all the conditions; a condition that is left out is met by every job.
 
-    A list fits a job that has one of its values, so an empty list fits none; `tags_all` wants all of its tags.
-    `metadata` fits where the job's metadata contains it, like the operator @> of Postgres. `..._after` is that instant
-    and later, `..._before` is earlier than it; a job that has no such time does not fit.
+    A job meets a list when it has one of the values, so no job meets an empty list; `tags_all` needs all of the tags. A
+    job meets `metadata` when its metadata contains it, like the operator @> of Postgres. `..._after` is that instant or
+    later, `..._before` is earlier than that instant; a job without such a time does not meet either.
 
-    Calls that change many jobs refuse a filter that says nothing: `JobFilter.all()` says that really all are meant.
-    Raises InvalidFilter for what no job can have.
+    Calls that change many jobs refuse a filter without conditions: `JobFilter.all()` means really all jobs. Raises
+    InvalidFilter for a value that no job can have.
     """
 
     ids: Sequence[int] | None = None
@@ -51,7 +51,7 @@ class JobFilter:
 
     @classmethod
     def all(cls) -> JobFilter:
-        """Every job there is."""
+        """All jobs."""
         return cls(really_all=True)
 
     def __post_init__(self) -> None:
@@ -66,44 +66,55 @@ class JobFilter:
         for field in fields(self):
             if field.name.endswith(("_after", "_before")):
                 _check_instant(field.name, getattr(self, field.name))
-        if self.metadata is not None:  # kept as a copy: the caller's may change
+        if self.metadata is not None:  # a copy, since the caller may change the mapping
             object.__setattr__(self, "metadata", codec.decode_dict(_metadata_json(self.metadata)))
         checks.check_bool("really_all", self.really_all, error=InvalidFilter)
         if self.tags_all == () or self.metadata == {}:
-            raise InvalidFilter("tags_all or metadata that is empty would fit every job: leave it out")
-        if self.really_all and self._says_something:
-            raise InvalidFilter("JobFilter.all() is all jobs: nothing else can be said beside it")
+            raise InvalidFilter("empty tags_all or metadata would fit every job: leave it out")
+        if self.really_all and self._has_conditions:
+            raise InvalidFilter("JobFilter.all() is all jobs: it takes no other condition")
 
     def __repr__(self) -> str:
-        """What is given, and no more."""
+        """The conditions that are given."""
         if self.really_all:
             return "JobFilter.all()"
-        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "really_all"}
-        return f"JobFilter({', '.join(f'{name}={value!r}' for name, value in values.items() if value is not None)})"
+        given = [f"{name}={value!r}" for name, value in self._conditions.items() if value is not None]
+        return f"JobFilter({', '.join(given)})"
 
     def check_not_empty(self) -> None:
-        """Raise EmptyFilter when nothing is said."""
-        if not self.really_all and not self._says_something:
-            raise EmptyFilter("the filter is empty: say which jobs, or JobFilter.all() for really all")
+        """Raise EmptyFilter when the filter has no condition."""
+        if not self.really_all and not self._has_conditions:
+            raise EmptyFilter("the filter is empty: give a condition, or JobFilter.all() for really all")
 
     @property
-    def _says_something(self) -> bool:
-        return any(getattr(self, field.name) is not None for field in fields(self) if field.name != "really_all")
+    def _conditions(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "really_all"}
+
+    @property
+    def _has_conditions(self) -> bool:
+        return any(value is not None for value in self._conditions.values())
 
     @property
     def parameters(self) -> dict[str, Any]:
         """The parameters of the SQL part `matches`."""
-        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "really_all"}
-        lists = {name: list(value) for name, value in values.items() if isinstance(value, tuple)}
-        return {**values, **lists, "metadata": self.metadata_json}
+        conditions = self._conditions
+        lists = {name: list(value) for name, value in conditions.items() if isinstance(value, tuple)}
+        return {**conditions, **lists, "metadata": self.metadata_json}
 
     @property
     def metadata_json(self) -> str | None:
         return None if self.metadata is None else _metadata_json(self.metadata)
 
 
+def check_filter(filter: object) -> None:
+    if not isinstance(filter, JobFilter):
+        raise InvalidFilter(
+            f"filter is a JobFilter, as in JobFilter(queues=['mail']), not {shown(filter)}: a tx comes behind it"
+        )
+
+
 def check_id(id: object) -> None:
-    """Of a call that is about one job. Digits will do, as an address of the web has them."""
+    """Refuse what is not the id of a job. A text of digits, as in a URL, is an id."""
     if isinstance(id, str) and _DIGITS.fullmatch(id):
         return
     if isinstance(id, bool) or not hasattr(type(id), "__index__"):
@@ -112,7 +123,7 @@ def check_id(id: object) -> None:
 
 
 def check_limit(limit: object) -> None:
-    """Of a call that changes many jobs; None is no limit."""
+    """Refuse what is not the limit of a call for many jobs; None is no limit."""
     if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
         raise InvalidFilter(f"limit is a whole number of jobs, or None for all; not {shown(limit, 40)}")
 
@@ -135,10 +146,10 @@ def _number(value: object, least: int, most: int) -> int:
 
 
 def _text(value: object) -> str:
-    """Any text that Postgres can hold: jobs may have been made by hand."""
+    """Any text that Postgres can store: a row that is made by hand may hold it."""
     if not isinstance(value, str) or "\0" in value:
         raise ValueError(f"a string without NUL, not {shown(value)}")
-    value.encode()  # a lone surrogate raises a ValueError too
+    value.encode()  # raises a ValueError for a lone surrogate
     return value
 
 

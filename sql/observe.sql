@@ -1,20 +1,16 @@
--- Looking, without changing anything. Functions are named in full: the search_path is the caller's.
+-- Reads jobs and queues, and changes nothing. Functions are named in full: the search_path is the caller's.
 
 -- name: get_job
-SELECT
-    id, state, queue, kind, priority, attempt, max_attempts, args, metadata, errors, tags, scheduled_at, created_at,
-    attempted_at, finalized_at, attempted_by, token, leased_until, output
+{select_job}
 FROM pgjobs.job WHERE id = %(id)s ORDER BY queue;
 
 -- name: probe
--- Whether anybody is there: the shortest question.
+-- The shortest statement that shows whether the server answers.
 SELECT 1;
 
 -- name: list_jobs
--- One page, from behind the cursor on. The order asked for is a constant too: all others are folded away.
-SELECT
-    id, state, queue, kind, priority, attempt, max_attempts, args, metadata, errors, tags, scheduled_at, created_at,
-    attempted_at, finalized_at, attempted_by, token, leased_until, output
+-- One page, from the cursor on. The order is a constant to the planner, which removes the branches of all others.
+{select_job}
 FROM pgjobs.job
 WHERE {matches}
     AND CASE
@@ -46,14 +42,14 @@ ORDER BY
 LIMIT %(limit)s::integer;
 
 -- name: list_available
--- The same for jobs that are available, by their time: no index has them in this order, but the one of the fetch has
--- those of each queue and priority, and a page of each is enough.
+-- The same for available jobs by their time. No index has them in this order; the fetch index has it for each queue and
+-- priority, so a page of each is read and merged.
 WITH RECURSIVE line AS (
     {lines}
 )
 SELECT
-    id, state, job.queue, kind, job.priority, attempt, max_attempts, args, metadata, errors, tags, scheduled_at, created_at,
-    attempted_at, finalized_at, attempted_by, token, leased_until, output
+    id, state, job.queue, kind, job.priority, attempt, max_attempts, args, metadata, errors, tags, scheduled_at,
+    created_at, attempted_at, finalized_at, attempted_by, token, leased_until, output
 FROM line, LATERAL (
     SELECT job.* FROM pgjobs.job
     WHERE job.state = 'available' AND job.queue = line.queue AND job.priority = line.priority
@@ -78,8 +74,85 @@ ORDER BY
 LIMIT %(limit)s::integer;
 
 -- name: count_jobs
--- How many fit, by queue and state.
+-- The number of jobs that fit, by queue and state.
 SELECT queue, state, pg_catalog.count(*) FROM pgjobs.job
 WHERE {matches}
 GROUP BY queue, state
 ORDER BY queue, state;
+
+-- ----- queues
+
+-- name: list_queues
+WITH RECURSIVE line AS (
+    {lines}
+), named AS (
+    SELECT name FROM pgjobs.queue
+    UNION SELECT queue FROM line
+    UNION SELECT queue FROM pgjobs.job WHERE state = 'running'
+)
+SELECT
+    named.name, paused_at, updated_at,
+    pg_catalog.date_part('epoch', keep_completed),
+    pg_catalog.date_part('epoch', keep_cancelled),
+    pg_catalog.date_part('epoch', keep_discarded)
+FROM named LEFT JOIN pgjobs.queue ON queue.name = named.name
+ORDER BY named.name;
+
+-- name: queue_stats
+-- Of the named queues, or of all. Each CTE reads the index of its state alone. Available jobs are counted in the fetch
+-- index, where the oldest of each priority comes first.
+WITH RECURSIVE line AS (
+    {lines}
+), waiting AS (
+    SELECT line.queue, pg_catalog.sum(these.jobs)::bigint AS jobs, pg_catalog.min(these.since) AS since
+    FROM line, LATERAL (
+        SELECT pg_catalog.count(*) AS jobs, pg_catalog.min(scheduled_at) AS since FROM pgjobs.job
+        WHERE state = 'available' AND job.queue = line.queue AND job.priority = line.priority) AS these
+    WHERE %(names)s::text[] IS NULL OR line.queue = ANY (%(names)s::text[])
+    GROUP BY line.queue
+), running AS (
+    SELECT queue, pg_catalog.count(*) AS jobs FROM pgjobs.job WHERE state = 'running' GROUP BY queue
+), ended AS (
+    SELECT queue,
+        pg_catalog.count(*) FILTER (WHERE state = 'completed') AS done,
+        pg_catalog.count(*) FILTER (WHERE state = 'discarded') AS failed
+    FROM pgjobs.job
+    WHERE state = ANY ('{completed,discarded}')
+        AND finalized_at > (pg_catalog.statement_timestamp() - interval '1 minute')
+    GROUP BY queue
+), named AS (
+    SELECT name FROM pgjobs.queue WHERE %(names)s::text[] IS NULL
+    UNION SELECT queue FROM line WHERE %(names)s::text[] IS NULL
+    UNION SELECT queue FROM running WHERE %(names)s::text[] IS NULL
+    UNION SELECT name FROM pg_catalog.unnest(%(names)s::text[]) AS asked (name)
+)
+SELECT
+    named.name,
+    paused_at,
+    COALESCE(waiting.jobs, 0),
+    COALESCE(running.jobs, 0),
+    -- a job may be available before its time: it does not wait yet
+    CASE WHEN waiting.since IS NOT NULL
+        THEN GREATEST(pg_catalog.statement_timestamp() - waiting.since, interval '0') END,
+    COALESCE(ended.done, 0),
+    COALESCE(ended.failed, 0),
+    (SELECT pg_catalog.count(*) FROM pgjobs.worker
+        WHERE pg_catalog.jsonb_exists(queues, named.name)
+            AND seen_at > (pg_catalog.statement_timestamp() - interval '2 minutes'))
+FROM named
+    LEFT JOIN pgjobs.queue ON queue.name = named.name
+    LEFT JOIN waiting ON waiting.queue = named.name
+    LEFT JOIN running ON running.queue = named.name
+    LEFT JOIN ended ON ended.queue = named.name
+ORDER BY named.name;
+
+-- name: own_retention
+-- The queues that keep their jobs for a time of their own.
+SELECT
+    name,
+    pg_catalog.date_part('epoch', keep_completed),
+    pg_catalog.date_part('epoch', keep_cancelled),
+    pg_catalog.date_part('epoch', keep_discarded)
+FROM pgjobs.queue
+WHERE keep_completed IS NOT NULL OR keep_cancelled IS NOT NULL OR keep_discarded IS NOT NULL
+ORDER BY name;

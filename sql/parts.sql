@@ -25,10 +25,6 @@
     AND (%(finalized_after)s::timestamptz IS NULL OR job.finalized_at >= %(finalized_after)s::timestamptz)
     AND (%(finalized_before)s::timestamptz IS NULL OR job.finalized_at < %(finalized_before)s::timestamptz)
 
--- part: alone
--- Whether no other queue has a job of the same id: else a call that names the id alone does not say which it means.
-NOT EXISTS (SELECT FROM pgjobs.job AS namesake WHERE namesake.id = job.id AND namesake.queue <> job.queue)
-
 -- part: next_in_turn
 -- A batch of what a call that changes many jobs has still to look at: in the order of their ids, nothing that was
 -- enqueued after the call began, and nothing that is over where that does not matter. Two queues may have jobs of one
@@ -162,3 +158,52 @@ SELECT job.id, job.queue FROM seen JOIN pgjobs.job ON job.id = seen.id AND job.q
     WHERE (%(queue)s::text IS NULL OR seen.queue = %(queue)s::text) AND seen.queue <> ALL (%(others)s::text[])
         AND job.state = %(state)s AND job.finalized_at = seen.finalized_at AND {selected}
     FOR UPDATE OF job SKIP LOCKED
+
+-- part: select_job
+-- The columns of a job, in the order in which Python reads them.
+SELECT
+    id, state, queue, kind, priority, attempt, max_attempts, args, metadata, errors, tags, scheduled_at, created_at,
+    attempted_at, finalized_at, attempted_by, token, leased_until, output
+
+-- part: one_meant
+-- An id that two queues have does not say which job is meant: a call for one job by its id then changes neither.
+(NOT %(single)s::boolean OR (SELECT pg_catalog.count(*) FROM seen) = 1)
+
+-- part: changeable
+-- The jobs of the CTE `seen` in a state that the action changes. The filter is applied again, to the row as it is when
+-- its lock is had.
+(job.id = ANY (ARRAY(SELECT seen.id FROM seen))
+        AND EXISTS (SELECT FROM seen WHERE seen.id = job.id AND seen.queue = job.queue)
+        AND {matches} AND job.state = ANY (%(from_states)s::text[]) AND {one_meant})
+
+-- part: select_key
+-- For a change to the state `next.state`: whether the job has to get its unique key first, and whether another job has
+-- the key.
+SELECT job.id, job.queue, unique_key, next.state, next.unfit,
+        (job.state = ANY (unique_states)) IS NOT TRUE AND next.state = ANY (unique_states) AS needs_key, EXISTS (
+            SELECT FROM pgjobs.job AS duplicate
+            WHERE duplicate.unique_key = job.unique_key AND duplicate.state = ANY (duplicate.unique_states)
+                AND (duplicate.id, duplicate.queue) <> (job.id, job.queue)) AS key_taken
+
+-- part: key_conflicts
+-- When several jobs of a batch need the same key, the oldest one gets it.
+SELECT id, queue, state, unfit, needs_key AND (
+        key_taken OR pg_catalog.row_number() OVER (PARTITION BY unique_key, needs_key ORDER BY id) > 1) AS conflict
+    FROM locked
+
+-- part: allowed
+(job.id = checked.id AND job.queue = checked.queue AND checked.unfit IS NOT TRUE AND checked.conflict IS NOT TRUE)
+
+-- part: control_results
+-- What an action did to each job of `seen`; sql/control.sql explains the results.
+SELECT 'done' AS result, changed.* FROM changed
+    UNION ALL
+    SELECT CASE
+        WHEN job.state = 'running' THEN 'running'
+        WHEN NOT (job.state = ANY (%(from_states)s::text[])) THEN 'unchanged'
+        WHEN checked.unfit THEN 'unfit'
+        WHEN checked.conflict THEN 'conflict'
+        ELSE 'busy' END, job.*
+    FROM seen JOIN pgjobs.job ON job.id = seen.id AND job.queue = seen.queue
+        LEFT JOIN checked ON checked.id = seen.id AND checked.queue = seen.queue
+    WHERE NOT EXISTS (SELECT FROM changed WHERE changed.id = seen.id AND changed.queue = seen.queue)

@@ -1,1 +1,1 @@
-"""What changes jobs and queues by hand: cancel, retry, delete, update, pause."""
+"""Changes jobs and queues by hand: cancel, release, retry, delete and update jobs; pause, resume and update queues."""

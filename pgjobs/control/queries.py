@@ -1,21 +1,62 @@
-"""One method per statement that changes a job by hand, connection first."""
+"""The statements that change jobs by hand; sql/control.sql explains them and their results.
+
+They are never prepared: the planner makes a plan for each filter, without the conditions that the filter leaves out.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from pgjobs.db import statements
 from pgjobs.db.channel import channel
 from pgjobs.db.cursors import AnyConnection, bound_cursor, literal_cursor, one
 from pgjobs.db.rows import as_job, only
 from pgjobs.job import Job
+from pgjobs.job_filter import BIGGEST_ID, JobFilter
+from pgjobs.states import JobState
+
+_RESULT = 19  # the column behind those of a job
+_WAITING = (JobState.AVAILABLE, JobState.SCHEDULED, JobState.RETRYABLE, JobState.PENDING)
+_NOT_RUNNING = tuple(state for state in JobState if state != JobState.RUNNING)
+
+#: The id and the queue of a job: after a restore, jobs of two queues may have the same id.
+JobKey = tuple[int, str]
+
+#: A job as a control statement leaves it, and the statement's result for it.
+ControlResult = tuple[Job[Any], str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeysetBatch:
+    """The next jobs of a filter by their keys: at most `size` of those behind the key `after`, or of those `among`
+    some keys; never one whose id is greater than `newest`."""
+
+    newest: int = BIGGEST_ID
+    size: int | None = None
+    after: JobKey | None = None
+    among: Sequence[JobKey] | None = None
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The parameters of the SQL part `next_in_turn`."""
+        after, after_queue = self.after or (None, None)
+        among = self.among
+        return {
+            "newest": self.newest,
+            "batch": self.size,
+            "after": after,
+            "after_queue": after_queue,
+            "among": None if among is None else [id for id, _ in among],
+            "names": None if among is None else [f"{id} {queue}" for id, queue in among],
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Changes:
-    """What one update changes, checked and encoded already; None leaves a thing as it is."""
+    """The new values of an update, checked and encoded; None leaves a value as it is."""
 
     metadata: str | None
     output: str | None
@@ -25,46 +66,98 @@ class Changes:
     tags: list[str] | None
 
 
-#: A job as a control statement leaves it, and what the statement says it did; see sql/control.sql.
-ControlResult = tuple[Job[Any], str]
+@dataclass(frozen=True, slots=True)
+class Action:
+    """A change to jobs: its statement and the values of that, without the filter.
+
+    `running` says what happens to a running job: the action requests its end, leaves the job as it is, or is refused.
+    """
+
+    name: str
+    statement: bytes
+    from_states: Sequence[JobState]  # in which the action changes a job
+    running: Literal["request", "leave", "refuse"]
+    values: Mapping[str, Any]
+    finished: bool = True  # whether a call for many jobs looks at finished jobs
 
 
 class ControlQueries:
-    """The statements that change one job by hand, in one schema. Each gives the job as it is now, and what became of
-    the call; None when there is no such job."""
+    """The statements of one schema."""
 
     def __init__(self, schema: str) -> None:
         self._channel = channel(schema)
         self._control = statements.load("control.sql", schema)
 
-    def begin_control(self, conn: AnyConnection) -> None:
-        with literal_cursor(conn) as cur:
-            cur.execute(self._control["begin_control"])
+    def cancel(self, reason: str) -> Action:
+        values = {"reason": reason}
+        return Action("cancel", self._control["cancel"], _WAITING, "request", values, finished=False)
 
-    def cancel(self, conn: AnyConnection, id: int, *, reason: str) -> ControlResult | None:
-        return self._judged(conn, self._control["cancel"], {"id": id, "reason": reason})
+    def release(self) -> Action:
+        return Action("release", self._control["release"], [JobState.PENDING], "leave", {})
 
-    def release(self, conn: AnyConnection, id: int) -> ControlResult | None:
-        return self._judged(conn, self._control["release"], {"id": id})
+    def retry(self, *, reset: bool) -> Action:
+        return Action("retry", self._control["retry"], _NOT_RUNNING, "leave", {"reset": reset})
 
-    def retry(self, conn: AnyConnection, id: int, *, reset: bool = False) -> ControlResult | None:
-        return self._judged(conn, self._control["retry"], {"id": id, "reset": reset})
+    def delete(self) -> Action:
+        return Action("delete", self._control["delete"], _NOT_RUNNING, "refuse", {})
 
-    def delete(self, conn: AnyConnection, id: int) -> ControlResult | None:
-        return self._judged(conn, self._control["delete"], {"id": id})
+    def update(self, changes: Changes) -> Action:
+        values = {f"new_{name}": getattr(changes, name) for name in Changes.__slots__}
+        return Action("update", self._control["update"], _NOT_RUNNING, "refuse", values)
 
-    def update(self, conn: AnyConnection, id: int, changes: Changes) -> ControlResult | None:
-        values = {name: getattr(changes, name) for name in Changes.__slots__}
-        return self._judged(conn, self._control["update"], {"id": id, **values})
+    def apply(
+        self,
+        conn: AnyConnection,
+        action: Action,
+        filter: JobFilter,
+        batch: KeysetBatch,
+        *,
+        single: bool = False,
+        notify: bool = True,
+    ) -> list[ControlResult]:
+        """Apply an action to a batch of jobs; each job as it is then, and the result for it.
 
-    def _judged(self, conn: AnyConnection, statement: bytes, parameters: dict[str, Any]) -> ControlResult | None:
+        `single`: the filter is the id of one job. Raises AmbiguousJob, and changes nothing, when several queues have a
+        job with this id.
+        """
+        values = {
+            **filter.parameters,
+            **batch.parameters,
+            **action.values,
+            "over": single or action.finished,
+            "from_states": list(action.from_states),
+            "single": single,
+            "notify": notify,
+            "channel": self._channel,
+        }
         with bound_cursor(conn) as cur:
-            cur.execute(statement, {**parameters, "channel": self._channel})
-            row = only(parameters["id"], cur.fetchall())
-            return (as_job(row), row[19]) if row else None
+            cur.execute(action.statement, values, prepare=False)
+            rows = cur.fetchall()
+        if single and filter.ids:
+            only(filter.ids[0], rows)
+        return [(as_job(row), row[_RESULT]) for row in rows]
+
+    def batch_keys(self, conn: AnyConnection, filter: JobFilter, batch: KeysetBatch) -> list[JobKey]:
+        with bound_cursor(conn) as cur:
+            cur.execute(
+                self._control["batch_keys"], {**filter.parameters, **batch.parameters, "over": True}, prepare=False
+            )
+            return [(id, queue) for id, queue in cur.fetchall()]
+
+    def newest_id(self, conn: AnyConnection) -> int | None:
+        """The greatest id; None when there is no job."""
+        with bound_cursor(conn) as cur:
+            cur.execute(self._control["newest_id"])
+            newest: int | None = one(cur)[0]
+            return newest
+
+    def begin(self, conn: AnyConnection, patience: float) -> None:
+        """Begin a transaction of our own, which waits at most `patience` seconds for a lock that it cannot skip."""
+        with literal_cursor(conn) as cur:
+            cur.execute(self._control["begin_control"], {"patience": f"{max(1, int(patience * 1000))}ms"})
 
     def snapshot_is_kept(self, conn: AnyConnection) -> bool:
-        """Whether the transaction that is open would see nothing new if it looked again."""
+        """Whether the open transaction would see nothing new in another try."""
         with bound_cursor(conn) as cur:
             cur.execute(self._control["snapshot_is_kept"])
             return bool(one(cur)[0])

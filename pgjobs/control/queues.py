@@ -1,4 +1,4 @@
-"""client.queues: which queues there are, how they do, and pausing them."""
+"""client.queues: list the queues and their numbers, pause, resume and update them."""
 
 from __future__ import annotations
 
@@ -7,42 +7,40 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from types import EllipsisType
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
-from psycopg_pool import ConnectionPool
 
 from pgjobs import checks
-from pgjobs.control.jobs import PATIENCE
+from pgjobs.control.jobs import PATIENCE, PAUSE, Tx, is_borrowed
 from pgjobs.control.queries import ControlQueries
-from pgjobs.control.queue_queries import FOR_EVER, KEPT, QueueQueries
-from pgjobs.db.borrow import Borrowable
+from pgjobs.control.queue_queries import QueueQueries
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.errors import InvalidOption, InvalidSetting, QueueLocked, QueueNotFound
-from pgjobs.figures import Queue, QueueStats
+from pgjobs.figures import FOR_EVER, KEPT, Queue, QueueStats
+from pgjobs.observe.queries import ObserveQueries
 from pgjobs.options import check_queue
 
-_PAUSE = 0.02  # seconds between two tries of what somebody holds
-_ALL = "*"  # which no queue can be called
-Tx = Borrowable | ConnectionPool[Any] | None
+_ALL = "*"  # no queue can have this name
 
-
-def _several(names: object) -> Iterable[Any]:
-    return checks.several("names", names, "names of queues", error=InvalidOption)  # type: ignore[arg-type]
-
-
-def _checked_keep(name: str, keep: Any) -> timedelta | None:
-    kept = checks.check_keep(name, keep)
-    return None if kept is None else min(kept, FOR_EVER)
+T = TypeVar("T")
 
 
 class Queues:
-    """What can be asked of queues, and done to them. Each call takes a `tx` like `enqueue`."""
+    """The queues: what is known of them, and what can be done to them. Each call takes a `tx` like `enqueue`."""
 
-    def __init__(self, schema: str, transaction: Callable[[Tx], AbstractContextManager[AnyConnection]]) -> None:
-        self._schema, self._control = schema, ControlQueries(schema)
-        self._queues = QueueQueries(schema)
+    def __init__(
+        self,
+        schema: str,
+        transaction: Callable[[Tx], AbstractContextManager[AnyConnection]],
+        control: ControlQueries,
+        observe: ObserveQueries,
+    ) -> None:
+        self._schema = schema
         self._transaction = transaction
+        self._control = control
+        self._observe = observe
+        self._queues = QueueQueries(schema)
 
     def __repr__(self) -> str:
         return f"Queues(schema={self._schema!r})"
@@ -51,28 +49,29 @@ class Queues:
         """Every queue by its name: those that a worker works or has worked within the last day, those that are paused,
         and those in which jobs are available or run."""
         with self._transaction(tx) as conn:
-            return tuple(self._queues.list_queues(conn))
+            return tuple(self._observe.list_queues(conn))
 
     def stats(self, names: Iterable[str] | None = None, tx: Tx = None) -> dict[str, QueueStats]:
-        """How each queue does, by its name: jobs waiting and running, how long the oldest has waited, ended per minute.
+        """The numbers of each queue, by its name: how many jobs wait, run and ended in the last minute, and how long
+        the oldest has waited.
 
-        Of the queues that are named, whether there are such or not, or of all.
+        Of the queues in `names`, whether they exist or not, or of all queues.
         """
-        asked = None if names is None else [check_queue(name) for name in _several(names)]
+        checked = None if names is None else [check_queue(name) for name in _several(names)]
         with self._transaction(tx) as conn:
-            return {figures.name: figures for figures in self._queues.queue_stats(conn, asked)}
+            return {stats.name: stats for stats in self._observe.queue_stats(conn, checked)}
 
     def pause(self, name: str, tx: Tx = None) -> tuple[Queue, ...]:
         """Let no worker start a job of this queue; "*" is every queue there is. Jobs that run are not stopped.
 
-        It holds from the commit of `tx` on. A queue that is paused already stays paused since when it was. Raises
-        QueueNotFound, or QueueLocked when somebody else is pausing or resuming it for more than a second.
+        The pause begins with the commit of `tx`. A queue that is paused already keeps the time of its pause. Raises
+        QueueNotFound, or QueueLocked when another transaction pauses or resumes the queue for more than a second.
         """
-        return self._set(name, tx, paused=True)
+        return self._pause(name, tx, paused=True)
 
     def resume(self, name: str, tx: Tx = None) -> tuple[Queue, ...]:
-        """Let the workers go on with this queue; "*" is every queue. Its idle workers are called at once."""
-        return self._set(name, tx, paused=False)
+        """Let the workers go on with this queue; "*" is every queue. Its idle workers are woken at once."""
+        return self._pause(name, tx, paused=False)
 
     def update(
         self,
@@ -83,7 +82,7 @@ class Queues:
         keep_cancelled: timedelta | EllipsisType | None = ...,
         keep_discarded: timedelta | EllipsisType | None = ...,
     ) -> Queue:
-        """Set how long the jobs of a queue stay in the table after their end. What is not given stays as it is.
+        """Set how long the finished jobs of a queue stay in the table. An argument that is left out changes nothing.
 
         None means the time that is set on the worker pool which cleans; `timedelta.max` means for ever. The row of the
         queue holds the time, so that all processes obey it; the row is made if there is none. Raises QueueLocked as
@@ -94,36 +93,42 @@ class Queues:
         keep = {str(state): _checked_keep(f"keep_{state}", kept) for state, kept in given.items() if kept is not ...}
         if not keep:
             raise InvalidSetting(f"there is nothing to change of queue {name!r}: give keep_completed=... or another")
-        give_up = time.monotonic() + PATIENCE
-        with self._transaction(tx) as conn:
-            if tx is None or isinstance(tx, ConnectionPool):
-                self._control.begin_control(conn)
-            while True:
-                try:
-                    queue = self._queues.update_queue(conn, name, keep)
-                except psycopg.errors.LockNotAvailable as error:
-                    raise QueueLocked(f"queue {name!r} is being made by somebody else: try again") from error
-                if queue is not None:
-                    return queue
-                if time.monotonic() >= give_up or self._control.snapshot_is_kept(conn):
-                    raise QueueLocked(f"queue {name!r} is being changed by somebody else: try again")
-                time.sleep(_PAUSE)
+        return self._until_free(name, tx, lambda conn: self._queues.update_queue(conn, name, keep), "is changing")
 
-    def _set(self, name: str, tx: Tx, *, paused: bool) -> tuple[Queue, ...]:
-        asked = None if name == _ALL else check_queue(name)
+    def _pause(self, name: str, tx: Tx, *, paused: bool) -> tuple[Queue, ...]:
+        only = None if name == _ALL else check_queue(name)
+
+        def pause(conn: AnyConnection) -> tuple[Queue, ...] | None:
+            found = self._queues.pause_queues(conn, only, paused=paused)
+            if only is not None and not found:
+                raise QueueNotFound(name)
+            free = tuple(queue for queue in found if queue is not None)
+            return free if len(free) == len(found) else None
+
+        return self._until_free(name, tx, pause, "is pausing or resuming")
+
+    def _until_free(self, name: str, tx: Tx, change: Callable[[AnyConnection], T | None], other_does: str) -> T:
+        """Make a change that is None while another transaction holds a row: try again for a second."""
         give_up = time.monotonic() + PATIENCE
         with self._transaction(tx) as conn:
-            if tx is None or isinstance(tx, ConnectionPool):
-                self._control.begin_control(conn)
+            if not is_borrowed(tx):
+                self._control.begin(conn, PATIENCE)
             while True:
                 try:
-                    found = self._queues.pause_queues(conn, asked, paused=paused)
+                    changed = change(conn)
                 except psycopg.errors.LockNotAvailable as error:
-                    raise QueueLocked(f"queue {name!r} is being made by somebody else: try again") from error
-                if asked is not None and not found:
-                    raise QueueNotFound(name)
-                if None not in found:
-                    return tuple(queue for queue in found if queue is not None)
+                    raise QueueLocked(f"another transaction is making queue {name!r}: try again") from error
+                if changed is not None:
+                    return changed
                 if time.monotonic() >= give_up or self._control.snapshot_is_kept(conn):
-                    raise QueueLocked(f"queue {name!r} is being paused or resumed by somebody else: try again")
-                time.sleep(_PAUSE)
+                    raise QueueLocked(f"another transaction {other_does} queue {name!r}: try again")
+                time.sleep(PAUSE)
+
+
+def _several(names: object) -> Iterable[Any]:
+    return checks.several("names", names, "names of queues", error=InvalidOption)  # type: ignore[arg-type]
+
+
+def _checked_keep(name: str, keep: Any) -> timedelta | None:
+    kept = checks.check_keep(name, keep)
+    return None if kept is None else min(kept, FOR_EVER)

@@ -15,11 +15,11 @@ from datetime import datetime, timedelta
 
 import psycopg
 
-from pgjobs.control.queue_queries import QueueQueries
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.execution.set_aside import concerns_a_row
 from pgjobs.execution.unworkable import MOST_TRIES, Act, Row, Unworkable
 from pgjobs.maintenance.queries import MaintenanceQueries, PrunePart, Selection
+from pgjobs.observe.queries import ObserveQueries
 from pgjobs.states import JobState
 
 _ANEW_EVERY = 3600.0  # seconds
@@ -60,7 +60,7 @@ class Pruning:
     def __init__(self, schema: str, unworkable: Unworkable) -> None:
         self._queries = MaintenanceQueries(schema)
         self._unworkable = unworkable
-        self._queues = QueueQueries(schema)
+        self._observe = ObserveQueries(schema)
         self._places: dict[Pass, Place] = {}
 
     def prune(self, conn: AnyConnection, keep: Mapping[JobState, timedelta | None], batch: int) -> bool:
@@ -70,7 +70,7 @@ class Pruning:
         return any([self._prune(conn, which, batch) for which in passes])
 
     def _passes(self, conn: AnyConnection, keep: Mapping[JobState, timedelta | None]) -> list[Pass]:
-        own = self._queues.own_retention(conn)
+        own = self._observe.own_retention(conn)
         general = [
             Pass(state, kept, others=tuple(queue for queue, of, _ in own if of == state))
             for state, kept in keep.items()

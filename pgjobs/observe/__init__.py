@@ -1,1 +1,1 @@
-"""What looks at jobs and queues and changes nothing."""
+"""Reads jobs and queues, and changes nothing: lists, counts and the numbers of queues."""

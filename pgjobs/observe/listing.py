@@ -1,10 +1,10 @@
-"""The list of jobs, page by page."""
+"""A list of jobs, page by page: its order, and the cursor from one page to the next."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal
 
@@ -23,7 +23,7 @@ _CURSOR = re.compile(r"(id|time)\.(up|down)\.(-?\d{1,19})(?:\.(-?\d{1,18}))?", r
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listing:
-    """In which order jobs are listed, how many, and from where on: after a job with this id and time."""
+    """The order of a list, the length of a page, and the id and time of the job that the page begins behind."""
 
     order: Order
     descending: bool
@@ -32,22 +32,22 @@ class Listing:
     after_time: datetime | None = None
 
     def page(self, jobs: Sequence[Job[Any]]) -> JobPage:
-        """The page from what was read, which is one job more than the limit when there are more."""
+        """The page of these jobs, of which there is one more than the limit when there is a next page."""
         shown = tuple(jobs[: self.limit])
         return JobPage(shown, self._cursor(shown[-1]) if len(jobs) > self.limit else None)
 
     def _cursor(self, job: Job[Any]) -> str:
-        place = f"{self.order}.{'down' if self.descending else 'up'}.{job.id}"
-        return place if self.order == "id" else f"{place}.{microseconds(_time_of(job))}"
+        cursor = f"{self.order}.{'down' if self.descending else 'up'}.{job.id}"
+        return cursor if self.order == "id" else f"{cursor}.{microseconds(_time_of(job))}"
 
 
 def listing(filter: JobFilter, order: str, descending: bool, limit: object, cursor: str | None) -> Listing:
-    """Check what a list is asked for; raises InvalidFilter."""
+    """Check the arguments of a list; raises InvalidFilter."""
     if order not in ("id", "time"):
         raise InvalidFilter(f"order is 'id' or 'time', not {shown(order, 40)}")
     if order == "time" and (filter.states is None or len(filter.states) != 1):
         raise InvalidFilter(
-            "order='time' is by the time of one state: say which, as in JobFilter(states=['completed'])"
+            "order='time' is the time of one state: name the state, as in JobFilter(states=['completed'])"
         )
     if not isinstance(limit, int) or isinstance(limit, bool) or not 1 <= limit <= _MOST_JOBS:
         raise InvalidFilter(f"limit is a whole number from 1 to {_MOST_JOBS}, not {shown(limit, 40)}")
@@ -57,7 +57,7 @@ def listing(filter: JobFilter, order: str, descending: bool, limit: object, curs
 
 
 def _after(wanted: Listing, cursor: object) -> Listing:
-    """The list from where the cursor points. It may come out of a URL, so anything may stand in it."""
+    """The list from the cursor on. The cursor may come out of a URL, so it may hold anything."""
     match = _CURSOR.fullmatch(cursor) if isinstance(cursor, str) else None
     if (
         match is None
@@ -66,22 +66,16 @@ def _after(wanted: Listing, cursor: object) -> Listing:
     ):
         raise InvalidFilter(f"{shown(cursor, 60)} is no cursor: give the `next` of a page")
     if (match[1], match[2] == "down") != (wanted.order, wanted.descending):
-        raise InvalidFilter(f"the cursor {shown(cursor, 60)} is of a list in another order")
+        raise InvalidFilter(f"the cursor {shown(cursor, 60)} belongs to a list in another order")
     try:
         time = None if match[4] is None else instant(int(match[4]))
     except OverflowError:
         raise InvalidFilter(f"{shown(cursor, 60)} is no cursor: its time is no date") from None
-    return Listing(
-        order=wanted.order,
-        descending=wanted.descending,
-        limit=wanted.limit,
-        after_id=int(match[3]),
-        after_time=time,
-    )
+    return replace(wanted, after_id=int(match[3]), after_time=time)
 
 
 def _time_of(job: Job[Any]) -> datetime:
-    """Since when, or until when, the job is in its state: what lists are ordered by; see list_jobs in the SQL."""
+    """The time by which the job is listed: list_jobs in sql/observe.sql orders by the same."""
     if job.state == JobState.RUNNING:
         return job.attempted_at or job.created_at
     return job.finalized_at or job.scheduled_at

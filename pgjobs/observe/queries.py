@@ -1,17 +1,19 @@
-"""One method per statement that looks at jobs, connection first.
+"""The statements that read jobs and queues.
 
-The values of a filter are never bound to a prepared statement: the plan is made for this filter, and the parts of it
-that say nothing are gone before.
+Those with a filter are never prepared: the planner makes a plan for each filter, without the conditions that the filter
+leaves out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from datetime import timedelta
 from typing import Any
 
 from pgjobs.db import statements
-from pgjobs.db.cursors import AnyConnection, BoundCursor, bound_cursor
+from pgjobs.db.cursors import AnyConnection, BoundCursor, bound_cursor, literal_cursor
 from pgjobs.db.rows import as_job
+from pgjobs.figures import KEPT, Queue, QueueStats, as_utc, kept_for, queue_of
 from pgjobs.job import Job, JobState
 from pgjobs.job_filter import JobFilter
 from pgjobs.observe.listing import Listing
@@ -24,24 +26,49 @@ class ObserveQueries:
         self._observe = statements.load("observe.sql", schema)
 
     def list_jobs(self, conn: AnyConnection, filter: JobFilter, listing: Listing) -> list[Job[Any]]:
-        """The jobs of a page, and one more if there are more."""
+        """The jobs of a page, and one more job if there is a next page."""
         clock = "id" if listing.order == "id" else _clock(filter)
         available = clock == "scheduled_at" and filter.states == (JobState.AVAILABLE,)
         statement = self._observe["list_available" if available else "list_jobs"]
-        place = {
+        page = {
             "order": f"{clock} {'down' if listing.descending else 'up'}",
             "limit": listing.limit + 1,
             "after_id": listing.after_id,
             "after_time": listing.after_time,
         }
         with bound_cursor(conn) as cur:
-            return [as_job(row) for row in _rows(cur, statement, filter, place)]
+            return [as_job(row) for row in _rows(cur, statement, filter, page)]
 
     def count_jobs(self, conn: AnyConnection, filter: JobFilter) -> dict[tuple[str, JobState], int]:
-        """How many fit, by queue and state."""
+        """The number of jobs that fit, by queue and state."""
         with bound_cursor(conn) as cur:
             rows = _rows(cur, self._observe["count_jobs"], filter, {})
             return {(queue, JobState(state)): jobs for queue, state, jobs in rows}
+
+    # --- queues
+
+    def list_queues(self, conn: AnyConnection) -> list[Queue]:
+        with bound_cursor(conn) as cur:
+            cur.execute(self._observe["list_queues"])
+            return [queue_of(row) for row in cur.fetchall()]
+
+    def queue_stats(self, conn: AnyConnection, names: Iterable[str] | None) -> list[QueueStats]:
+        """Of all queues, or of those in `names`, whether they exist or not."""
+        with bound_cursor(conn) as cur:
+            values = {"names": None if names is None else list(names)}
+            cur.execute(self._observe["queue_stats"], values, prepare=False)
+            return [QueueStats(row[0], as_utc(row[1]), *row[2:]) for row in cur.fetchall()]
+
+    def own_retention(self, conn: AnyConnection) -> list[tuple[str, JobState, timedelta]]:
+        """How long the jobs of a queue and state are kept, where the queue itself says that."""
+        with literal_cursor(conn) as cur:
+            cur.execute(self._observe["own_retention"])
+            return [
+                (name, state, kept)
+                for name, *seconds in cur.fetchall()
+                for state, kept in zip(KEPT, map(kept_for, seconds), strict=True)
+                if kept is not None
+            ]
 
 
 def _rows(cur: BoundCursor, statement: bytes, filter: JobFilter, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
@@ -50,7 +77,7 @@ def _rows(cur: BoundCursor, statement: bytes, filter: JobFilter, values: Mapping
 
 
 def _clock(filter: JobFilter) -> str:
-    """The column that tells the time of the one state that the filter names; see listing.py."""
+    """The column with the time by which jobs of the filter's one state are listed; see listing.py."""
     assert filter.states is not None
     state = JobState(filter.states[0])
     if state == JobState.RUNNING:

@@ -14,7 +14,7 @@ from sqlalchemy.exc import IntegrityError, ResourceClosedError
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from sqlalchemy.pool import NullPool
 
-from pgjobs import Client, InvalidSetting, InvalidTransaction, Job, JobState, WorkerPool
+from pgjobs import Client, InvalidSetting, InvalidTransaction, Job, JobFilter, JobState, WorkerPool
 from pgjobs.contrib.sqlalchemy import SQLAlchemySource
 from tests.acceptance.frameworks import Effect, SQLAlchemyApp, Trial, backend, trial
 from tests.waiting import wait_until
@@ -88,6 +88,17 @@ def test_a_session_goes_on_after_an_enqueue(made: Trial, app: SQLAlchemyApp) -> 
         made.client.enqueue(session, NOTHING, kind="three")
         session.commit()
     assert made.jobs == ["one-1", "three"]
+
+
+def test_a_session_goes_on_after_a_dry_run(made: Trial, app: SQLAlchemyApp) -> None:
+    made.client.enqueue(None, NOTHING, kind="before")
+    with Session(app.engine) as session:
+        assert len(made.client.delete_many(JobFilter.all(), session, dry_run=True).done) == 1
+        write(session, "mine")
+        made.client.enqueue(session, NOTHING, kind="mine")
+        assert len(made.client.delete_many(JobFilter.all(), session, dry_run=True).done) == 2
+        session.commit()
+    assert (made.jobs, made.effects) == (["before", "mine"], ["mine"])
 
 
 def test_another_driver_is_refused_with_what_to_write_instead() -> None:

@@ -25,9 +25,10 @@ from pgjobs import (
     ManyJobs,
     NewJob,
     NotDiscarded,
+    QueueSettings,
     WorkerPool,
 )
-from pgjobs.control import many as many_module
+from pgjobs.control import jobs as control_jobs
 from tests.conformance.conftest import Rows, Stored
 from tests.conftest import Connect
 from tests.samples import HOUR, Thing, Tx
@@ -126,7 +127,7 @@ def test_only_what_fits_is_touched(client: Client, call: Callable[..., ManyJobs]
 def test_more_than_a_batch_is_done_in_batches_to_the_end_and_sorted(
     client: Client, call: Callable[..., ManyJobs], tx: Tx | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(many_module, "BATCH", 3)
+    monkeypatch.setattr(control_jobs, "BATCH", 3)
     jobs = client.enqueue_many(None, [NewJob(Thing(n), queue="ab"[n % 2], delay=HOUR) for n in range(18)])
     assert done(call(client, JobFilter(queues=["b"]), tx)) == [job.id for job in jobs[1::2]]
     assert done(call(client, JobFilter(queues=["a"]), tx, limit=7)) == [job.id for job in jobs[::2]][:7]
@@ -136,15 +137,15 @@ def test_more_than_a_batch_is_done_in_batches_to_the_end_and_sorted(
 def test_what_is_enqueued_while_it_runs_is_not_meant(
     client: Client, call: Callable[..., ManyJobs], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(many_module, "BATCH", 2)
+    monkeypatch.setattr(control_jobs, "BATCH", 2)
     jobs = client.enqueue_many(None, [NewJob(Thing(n), delay=HOUR) for n in range(3)])
-    sort = many_module.Many._sort
+    sort = control_jobs._Call._sort
 
     def enqueue_one_more(self: Any, verdicts: Any) -> Any:
         client.enqueue(None, Thing(), delay=HOUR)
         return sort(self, verdicts)
 
-    monkeypatch.setattr(many_module.Many, "_sort", enqueue_one_more)
+    monkeypatch.setattr(control_jobs._Call, "_sort", enqueue_one_more)
     assert done(call(client, ALL)) == [job.id for job in jobs]
 
 
@@ -361,7 +362,7 @@ def test_a_row_that_comes_free_in_time_is_not_skipped(
     jobs = client.enqueue_many(None, [NewJob(Thing(n), delay=HOUR) for n in range(3)])
     holder = connect()
     holder.execute(f'SELECT FROM "{client.schema}".job WHERE id = %s FOR UPDATE', [jobs[1].id])
-    monkeypatch.setattr("pgjobs.control.many.time.sleep", lambda seconds: holder.rollback())
+    monkeypatch.setattr("pgjobs.control.jobs.time.sleep", lambda seconds: holder.rollback())
     result = call(client, ALL)
     assert (done(result), result.skipped) == ([job.id for job in jobs], {})
 
@@ -373,7 +374,7 @@ def test_a_job_that_no_longer_fits_when_it_comes_free_is_left_alone(
     job, other = client.enqueue_many(None, [NewJob(Thing(n), delay=HOUR, tags=["meant"]) for n in range(2)])
     holder = connect()
     holder.execute(f"UPDATE \"{client.schema}\".job SET tags = '{{}}' WHERE id = %s", [job.id])
-    monkeypatch.setattr("pgjobs.control.many.time.sleep", lambda seconds: holder.commit())
+    monkeypatch.setattr("pgjobs.control.jobs.time.sleep", lambda seconds: holder.commit())
     result = call(client, JobFilter(tags_any=["meant"]))
     assert (done(result), result.skipped) == ([other.id], {})
     kept = client.get(job.id)
@@ -391,12 +392,12 @@ def test_a_job_that_is_changed_between_the_look_and_the_lock_is_left_alone(
     meanwhile.execute("SELECT pg_advisory_lock(%s)", [key])
     # what has been seen is locked only when this test lets it go on
     look, lock = (
-        b"WHERE id OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT seen.id FROM seen))",
+        b"job.id OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT seen.id FROM seen))",
         f"(SELECT pg_advisory_xact_lock({key}))",
     )
-    slowly = look.replace(b"WHERE", f"WHERE {lock} IS NOT NULL AND".encode())
-    statements = {name: statement.replace(look, slowly) for name, statement in client._filters._many.items()}
-    monkeypatch.setattr(client._filters, "_many", statements)
+    slowly = f"{lock} IS NOT NULL AND ".encode() + look
+    statements = {name: statement.replace(look, slowly) for name, statement in client._control._control.items()}
+    monkeypatch.setattr(client._control, "_control", statements)
     waits = "SELECT 1 FROM pg_stat_activity WHERE %s = ANY (pg_blocking_pids(pid))"
 
     def change() -> None:
@@ -404,7 +405,7 @@ def test_a_job_that_is_changed_between_the_look_and_the_lock_is_left_alone(
         meanwhile.execute(f"UPDATE \"{client.schema}\".job SET tags = '{{}}' WHERE id = %s", [job.id])
         meanwhile.execute("SELECT pg_advisory_unlock(%s)", [key])
 
-    monkeypatch.setattr(many_module, "PATIENCE", 20.0)
+    monkeypatch.setattr(control_jobs, "PATIENCE", 20.0)
     changer = threading.Thread(target=change)
     changer.start()
     result = call(client, JobFilter(tags_any=["meant"]))
@@ -501,7 +502,7 @@ def test_a_twin_that_is_being_inserted_costs_its_job_alone_and_a_second_at_most(
     committed: bool,
 ) -> None:
     if committed:
-        monkeypatch.setattr(many_module, "PATIENCE", 20.0)
+        monkeypatch.setattr(control_jobs, "PATIENCE", 20.0)
     (first,) = duplicates("discarded", covered=["available", "pending", "running", "scheduled"])
     rest = client.enqueue_many(None, [NewJob(Thing(n), delay=HOUR) for n in range(4)])
     inserter, watcher = connect(), connect(autocommit=True)
@@ -537,3 +538,158 @@ def test_a_job_that_the_application_refers_to_is_not_deleted_and_the_others_are(
     assert result.skipped == {jobs[1].id: "referenced"}
     with client.pool.connection() as tx, pytest.raises(psycopg.errors.ForeignKeyViolation):
         client.delete_many(ALL, tx)
+
+
+# --- dry run
+
+
+@pytest.fixture
+def rows(sql: Rows) -> Callable[[], list[Any]]:
+    """Everything that a call could change: the versions of the jobs, and the requests to cancel them."""
+    return lambda: [
+        *sql("SELECT xmin::text, * FROM pgjobs.job ORDER BY id"),
+        *sql("SELECT * FROM pgjobs.cancel_request ORDER BY job_id"),
+    ]
+
+
+def summary(result: ManyJobs) -> tuple[list[tuple[int, str, int, datetime | None]], dict[int, str]]:
+    """What a dry run and the real one have in common: all but the instants of the change."""
+    return [(job.id, job.state, job.priority, job.attempted_at) for job in result.done], dict(result.skipped)
+
+
+@any_call
+@pytest.mark.parametrize("limit", [None, 3])
+def test_a_dry_run_says_what_the_call_does_and_changes_nothing(
+    *,
+    client: Client,
+    of_each_state: dict[str, int],
+    call: Callable[..., ManyJobs],
+    tx: Tx | None,
+    rows: Callable[[], list[Any]],
+    limit: int | None,
+) -> None:
+    before = rows()
+    planned = call(client, ALL, tx, limit=limit, dry_run=True)
+    commit(tx)
+    assert rows() == before
+    assert summary(call(client, ALL, tx, limit=limit)) == summary(planned)
+    assert len(planned.done) == 3 if limit else planned.done
+    commit(tx)
+    assert rows() != before
+
+
+@any_call
+def test_a_dry_run_asks_no_running_job_to_end_and_notifies_nobody(
+    *,
+    client: Client,
+    server: Tx,
+    connect: Connect,
+    call: Callable[..., ManyJobs],
+    tx: Tx | None,
+    rows: Callable[[], list[Any]],
+) -> None:
+    running, waiting = client.enqueue_many(None, [Thing(1), Thing(2)])
+    claimed = client.queries.claim(server, queue="default", token=uuid4(), worker="tester")
+    assert claimed is not None
+    assert claimed.id == running.id
+    listener, before = connect(autocommit=True), rows()
+    sleep_on(listener, client, "default")
+    planned = call(client, ALL, tx, dry_run=True)
+    commit(tx)
+    connect(autocommit=True).execute("SELECT pg_notify(%s, 'sentinel')", [client.queries.channel])
+    assert next(listener.notifies(timeout=10)).payload == "sentinel"
+    assert rows() == before
+    assert {waiting.id, *planned.skipped} <= {running.id, *done(planned)}
+    assert planned.skipped == ({} if call is Client.cancel_many else {running.id: "running"})
+    assert summary(call(client, ALL, tx)) == summary(planned)
+
+
+@any_call
+def test_a_dry_run_says_which_jobs_are_locked(
+    client: Client, connect: Connect, call: Callable[..., ManyJobs], tx: Tx | None
+) -> None:
+    free, locked = client.enqueue_many(None, [NewJob(Thing(n), delay=HOUR) for n in range(2)])
+    holder = connect()
+    holder.execute(f'SELECT FROM "{client.schema}".job WHERE id = %s FOR UPDATE', [locked.id])
+    planned = call(client, ALL, tx, dry_run=True)
+    assert (done(planned), planned.skipped) == ([free.id], {locked.id: "locked"})
+
+
+@any_call
+def test_a_dry_run_leaves_the_callers_transaction_as_it_is(
+    *,
+    client: Client,
+    connect: Connect,
+    of_each_state: dict[str, int],
+    call: Callable[..., ManyJobs],
+    rows: Callable[[], list[Any]],
+) -> None:
+    before, tx, other = rows(), connect(), connect(autocommit=True)
+    call(client, ALL, tx, dry_run=True)
+    assert tx.info.transaction_status.name == "IDLE", "which it was"
+    tx.autocommit = True
+    call(client, ALL, tx, dry_run=True)
+    assert tx.info.transaction_status.name == "IDLE"
+    assert rows() == before
+    tx.autocommit = False
+    job = client.enqueue(tx, Thing(99))
+    assert job.id in done(call(client, ALL, tx, dry_run=True))
+    assert tx.info.transaction_status.name == "INTRANS", "it goes on"
+    other.execute(f'SELECT FROM "{client.schema}".job FOR UPDATE NOWAIT')  # no lock is left
+    tx.commit()
+    assert client.get(job.id) == job
+
+
+def test_a_dry_run_sees_what_its_batches_before_would_have_done(
+    client: Client, duplicates: Callable[..., list[int]], tx: Tx | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control_jobs, "BATCH", 1)
+    first, second, third = duplicates(
+        "discarded", "discarded", "discarded", covered=["available", "pending", "running", "scheduled"]
+    )
+    planned = client.retry_many(ALL, tx, dry_run=True)
+    assert (done(planned), planned.skipped) == ([first], {second: "conflict", third: "conflict"})
+    assert summary(client.retry_many(ALL, tx)) == summary(planned)
+
+
+def test_a_dry_run_says_which_jobs_the_application_does_not_let_go(
+    client: Client, sql: Rows, connect: Connect, rows: Callable[[], list[Any]]
+) -> None:
+    jobs = client.enqueue_many(None, [Thing(n) for n in range(4)])
+    sql(
+        """CREATE TABLE pgjobs.refers (job_id bigint, queue text,
+        FOREIGN KEY (job_id, queue) REFERENCES pgjobs.job (id, queue))"""
+    )
+    sql("INSERT INTO pgjobs.refers VALUES (%s, 'default')", jobs[1].id)
+    before, tx = rows(), connect()
+    tx.execute("CREATE TEMPORARY TABLE mine AS SELECT 1 AS n")
+    with pytest.raises(psycopg.errors.ForeignKeyViolation):  # as the call itself would be
+        client.delete_many(ALL, tx, dry_run=True)
+    assert tx.execute("SELECT n FROM mine").fetchall() == [(1,)], "but this transaction goes on"
+    planned = client.delete_many(ALL, dry_run=True)
+    assert planned.skipped == {jobs[1].id: "referenced"}
+    assert rows() == before
+    assert summary(client.delete_many(ALL)) == summary(planned)
+
+
+@pytest.mark.parametrize("batch_size", [1, 10])
+def test_a_handler_can_make_a_dry_run(client: Client, batch_size: int) -> None:
+    other = client.enqueue(None, Thing(), queue="other", delay=HOUR)
+    planned: list[list[int]] = []
+
+    def plan(tx: Tx, job: Job[Any]) -> None:
+        planned.append(done(client.delete_many(JobFilter(queues=["other"]), tx, dry_run=True)))
+
+    jobs = client.enqueue_many(None, [Thing(n) for n in range(3)])
+    with WorkerPool(client, {Thing: plan}, queues={"default": QueueSettings(1, batch_size=batch_size)}):
+        for job in jobs:
+            assert client.wait(job, timeout=timedelta(seconds=20)).state == JobState.COMPLETED
+    assert planned == [[other.id]] * 3
+    assert client.get(other.id) == other
+
+
+@any_call
+@pytest.mark.parametrize("dry_run", [None, 1, "yes"])
+def test_a_dry_run_that_is_neither_true_nor_false_is_refused(call: Callable[..., ManyJobs], dry_run: object) -> None:
+    with pytest.raises(InvalidFilter, match="dry_run is True or False"):
+        call(Client(ConnectionPool(open=False)), ALL, dry_run=dry_run)

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from pgjobs import Client, InvalidOption, InvalidSetting, JobState, QueueLocked, WorkerPool
-from pgjobs.control.queue_queries import FOR_EVER
 from pgjobs.db import statements
 from pgjobs.db.cursors import LiteralCursor
+from pgjobs.figures import FOR_EVER
 from pgjobs.maintenance.duties import Maintenance
 from pgjobs.workers.queries import WorkerQueries
 from tests.conformance.conftest import Rows

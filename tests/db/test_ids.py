@@ -148,9 +148,9 @@ def test_calls_for_many_jobs_tell_two_of_one_id_apart(
     client: Client, made: Made, monkeypatch: pytest.MonkeyPatch, batch: int
 ) -> None:
     """Where a batch ended between two jobs of one id, the second was left out; and one of them stood for both."""
-    from pgjobs.control import many
+    from pgjobs.control import jobs
 
-    monkeypatch.setattr(many, "BATCH", batch)
+    monkeypatch.setattr(jobs, "BATCH", batch)
     made(1, 2, 3, queue="mail")
     made(1, 2, queue="print")
     cancelled = client.cancel_many(JobFilter(ids=[1], queues=["print"]))

@@ -6,7 +6,7 @@ of the table and its indexes that has read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
@@ -16,8 +16,9 @@ import pytest
 from psycopg import sql
 
 from pgjobs import Client, JobFilter, JobState
-from pgjobs.control import filter_queries, queue_queries
-from pgjobs.control.queries import Changes
+from pgjobs.control import queries as control_queries
+from pgjobs.control import queue_queries
+from pgjobs.control.queries import Action, Changes, ControlQueries, KeysetBatch
 from pgjobs.db import statements
 from pgjobs.db.cursors import AnyConnection, BoundCursor, bound_cursor
 from pgjobs.execution import batch_queries
@@ -88,7 +89,7 @@ def plans(monkeypatch: pytest.MonkeyPatch) -> list[Plan]:
         cursor.format, cursor.plans = plain.format, plans
         return cursor
 
-    for store in (filter_queries, queue_queries, observe_queries):
+    for store in (control_queries, queue_queries, observe_queries):
         monkeypatch.setattr(store, "bound_cursor", explained)
     return plans
 
@@ -203,32 +204,50 @@ def test_what_ended_lately_is_found_by_its_index(full: Client, plans: list[Plan]
         assert blocks(plan) < A_PAGE
 
 
-# --- control of many
+# --- control
+
+NOTHING = Changes(metadata=None, output=None, priority=None, scheduled_at=None, max_attempts=None, tags=None)
+ACTIONS = {
+    "cancel": lambda queries: queries.cancel(""),
+    "release": lambda queries: queries.release(),
+    "retry": lambda queries: queries.retry(reset=False),
+    "delete": lambda queries: queries.delete(),
+    "update": lambda queries: queries.update(NOTHING),
+}  # fmt: skip
+any_action = pytest.mark.parametrize("action", ACTIONS.values(), ids=ACTIONS)
 
 
-ACTS: dict[str, dict[str, Any]] = {
-    "cancel_many": {"over": False, "reason": ""},
-    "retry_many": {"over": True, "reset": False},
-    "delete_many": {"over": True},
-    "update_many": {"over": True, **{f"new_{name}": None for name in Changes.__slots__}},
-}
-
-
-@pytest.mark.parametrize("name", ACTS)
+@any_action
 @pytest.mark.parametrize("filter", [JobFilter.all(), JobFilter(states=["available"])], ids=["all", "state"])
-def test_the_next_batch_is_read_from_where_the_last_one_ended(full: Client, name: str, filter: JobFilter) -> None:
-    turn = filter_queries.Turn(newest=ROWS, batch=100, after=(ROWS // 2, ""))
-    values = {**filter_queries._turn(turn), **ACTS[name], "notify": True, "channel": "nobody"}
-    with full.pool.connection() as conn, Explained(conn) as cursor:
-        cursor.plans = []
-        filter_queries._rows(cursor, full._filters._many[name], filter, values)
+def test_the_next_batch_is_read_from_where_the_last_one_ended(
+    full: Client, plans: list[Plan], action: Callable[[ControlQueries], Action], filter: JobFilter
+) -> None:
+    queries, batch = ControlQueries(full.schema), KeysetBatch(newest=ROWS, size=100, after=(ROWS // 2, ""))
+    with full.pool.connection() as conn:
+        queries.apply(conn, action(queries), filter, batch)
         conn.rollback()
-    (plan,) = cursor.plans
+    (plan,) = plans
     assert_no_scan(plan)
     (seen,) = (node for node in nodes(plan) if node.get("Subplan Name") == "CTE seen")
     assert indexes(seen) == {"job_pkey"}
     assert seen["Actual Rows"] == 100
     assert blocks(seen) < A_PAGE
+
+
+@any_action
+def test_one_job_is_read_by_the_primary_key(
+    full: Client, plans: list[Plan], action: Callable[[ControlQueries], Action]
+) -> None:
+    queries = ControlQueries(full.schema)
+    with full.pool.connection() as conn:
+        queries.apply(conn, action(queries), JobFilter(ids=[ROWS // 2]), KeysetBatch(), single=True)
+        conn.rollback()
+    (plan,) = plans
+    assert_no_scan(plan)
+    (seen,) = (node for node in nodes(plan) if node.get("Subplan Name") == "CTE seen")
+    assert indexes(seen) == {"job_pkey"}
+    assert blocks(seen) < 20
+    assert blocks(plan) < 200
 
 
 # --- queues

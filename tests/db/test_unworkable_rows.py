@@ -314,7 +314,7 @@ import resource, sys
 from pgjobs import Client, Hooks, WorkerPool
 import psycopg
 from pgjobs.maintenance.duties import Maintenance
-from pgjobs.control.many import ManyJobs
+from pgjobs.control.jobs import ManyJobs
 from pgjobs.schedules.queries import ScheduleQueries
 from pgjobs.execution.queries import ExecutionQueries
 from pgjobs.schedules.ticker import Ticker

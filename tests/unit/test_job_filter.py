@@ -115,7 +115,7 @@ def test_everything_but_nothing_is_a_filter() -> None:
 
 def test_really_all_stands_alone() -> None:
     assert JobFilter.all() != JobFilter()
-    with pytest.raises(InvalidFilter, match="nothing else can be said beside it"):
+    with pytest.raises(InvalidFilter, match="it takes no other condition"):
         JobFilter(really_all=True, kinds=["a"])
 
 

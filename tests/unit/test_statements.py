@@ -14,8 +14,8 @@ import pytest
 
 import pgjobs
 from pgjobs import InvalidSetting, JobState
-from pgjobs.control import filter_queries, queue_queries
 from pgjobs.control import queries as control_queries
+from pgjobs.control import queue_queries
 from pgjobs.db import bookkeeping, migration_queries, roles, statements
 from pgjobs.db import channel as channels
 from pgjobs.db.channel import channel
@@ -45,10 +45,10 @@ GIVE_JOBS = [
         "release",
     ),
     *("rescue", "cancel", "retry", "delete", "update", "get_job", "list_jobs"),
-    *("list_available", "cancel_many", "retry_many", "delete_many", "update_many"),
+    "list_available",
 ]
 STORES = [
-    *(execution_queries, enqueuing_queries, filter_queries, queue_queries, migration_queries, workers_queries),
+    *(execution_queries, enqueuing_queries, queue_queries, migration_queries, workers_queries),
     *(index_queries, schedules_queries, wakeup_queries, batch_queries, bookkeeping, roles, channels),
     *(control_queries, observe_queries, maintenance_queries),
 ]
