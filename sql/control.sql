@@ -79,7 +79,7 @@ SELECT
     attempted_at, finalized_at, attempted_by, token, leased_until, output, verdict,
     CASE
         WHEN verdict <> 'done' THEN NULL
-        WHEN state = 'available' THEN {called}
+        WHEN state = 'available' THEN {notify_worker}
         WHEN scheduled_at < (pg_catalog.statement_timestamp() + interval '2 seconds')
             THEN pg_catalog.pg_notify(%(channel)s, ' due')
     END
@@ -137,7 +137,7 @@ WITH seen AS (
 SELECT
     id, state, queue, kind, priority, attempt, max_attempts, args, metadata, errors, tags, scheduled_at, created_at,
     attempted_at, finalized_at, attempted_by, token, leased_until, output, verdict,
-    CASE WHEN verdict = 'done' THEN {called} END
+    CASE WHEN verdict = 'done' THEN {notify_worker} END
 FROM answer;
 
 -- name: delete
@@ -211,7 +211,7 @@ SELECT
     attempted_at, finalized_at, attempted_by, token, leased_until, output, verdict,
     CASE
         WHEN verdict <> 'done' THEN NULL
-        WHEN state = 'available' THEN {called}
+        WHEN state = 'available' THEN {notify_worker}
         WHEN state = ANY ('{scheduled,retryable}')
             AND scheduled_at < (pg_catalog.statement_timestamp() + interval '2 seconds')
             THEN pg_catalog.pg_notify(%(channel)s, ' due')
@@ -244,11 +244,11 @@ SELECT pg_catalog.set_config('lock_timeout', %(patience)s, true);
 
 -- name: ids_in_turn
 -- For a batch that has to be done one by one.
-{next_in_turn};
+{next_batch};
 
 -- name: cancel_many
 WITH seen AS MATERIALIZED (
-    {next_in_turn}
+    {next_batch}
 ), free AS MATERIALIZED (
     SELECT id, queue, unique_key, 'cancelled' = ANY (unique_states) AS covered, EXISTS (
         SELECT FROM pgjobs.job AS duplicate
@@ -303,7 +303,7 @@ FROM answer ORDER BY id, queue;
 
 -- name: retry_many
 WITH seen AS MATERIALIZED (
-    {next_in_turn}
+    {next_batch}
 ), free AS MATERIALIZED (
     SELECT id, queue, unique_key, %(reset)s::boolean AND state <> 'discarded' AS unfit,
         (state = ANY (unique_states)) IS NOT TRUE AND 'available' = ANY (unique_states) AS covered, EXISTS (
@@ -359,12 +359,12 @@ WITH seen AS MATERIALIZED (
 SELECT
     id, state, queue, kind, priority, attempt, max_attempts, args, metadata, errors, tags, scheduled_at, created_at,
     attempted_at, finalized_at, attempted_by, token, leased_until, output, verdict,
-    CASE WHEN verdict = 'done' THEN {called} END
+    CASE WHEN verdict = 'done' THEN {notify_worker} END
 FROM answer ORDER BY id, queue;
 
 -- name: delete_many
 WITH seen AS MATERIALIZED (
-    {next_in_turn}
+    {next_batch}
 ), free AS MATERIALIZED (
     SELECT id, queue FROM pgjobs.job
     WHERE id = ANY (ARRAY(SELECT seen.id FROM seen))
@@ -390,7 +390,7 @@ FROM answer ORDER BY id, queue;
 -- name: update_many
 -- The new values have names of their own: those of the columns are the filter's.
 WITH seen AS MATERIALIZED (
-    {next_in_turn}
+    {next_batch}
 ), free AS MATERIALIZED (
     SELECT id, queue, unique_key, next.state,
         %(new_max_attempts)s::integer < (attempt + CASE WHEN job.finalized_at IS NULL THEN 1 ELSE 0 END) AS unfit,
@@ -440,7 +440,7 @@ WITH seen AS MATERIALIZED (
 SELECT
     id, state, queue, kind, priority, attempt, max_attempts, args, metadata, errors, tags, scheduled_at, created_at,
     attempted_at, finalized_at, attempted_by, token, leased_until, output, verdict,
-    CASE WHEN verdict = 'done' THEN {told} END
+    CASE WHEN verdict = 'done' THEN {notify_due} END
 FROM answer ORDER BY id, queue;
 
 -- ----- queues
@@ -449,7 +449,7 @@ FROM answer ORDER BY id, queue;
 
 -- name: list_queues
 WITH RECURSIVE line AS (
-    {lines}
+    {queue_priorities}
 ), named AS (
     SELECT name FROM pgjobs.queue
     UNION SELECT queue FROM line
@@ -467,7 +467,7 @@ ORDER BY named.name;
 -- Of the queues that are named, or of all. Every part reads the index of its state alone; those that wait are counted in
 -- that of the fetch, where the oldest of each priority stands first.
 WITH RECURSIVE line AS (
-    {lines}
+    {queue_priorities}
 ), waiting AS (
     SELECT line.queue, pg_catalog.sum(these.jobs)::bigint AS jobs, pg_catalog.min(these.since) AS since
     FROM line, LATERAL (
@@ -515,7 +515,7 @@ ORDER BY named.name;
 -- Whether they are paused or not from now on: the claims that begin after the commit see it. The row of a queue that only
 -- jobs know is made. Pausing what is paused changes nothing. What somebody else holds is told as busy.
 WITH RECURSIVE line AS (
-    {lines}
+    {queue_priorities}
 ), named AS (
     SELECT name FROM pgjobs.queue
     UNION SELECT queue FROM line
@@ -550,7 +550,7 @@ SELECT
     pg_catalog.date_part('epoch', answer.keep_cancelled),
     pg_catalog.date_part('epoch', answer.keep_discarded),
     answer.name IS NULL AS busy,
-    CASE WHEN NOT %(paused)s::boolean AND answer.name IS NOT NULL THEN {called} END
+    CASE WHEN NOT %(paused)s::boolean AND answer.name IS NOT NULL THEN {notify_worker} END
 FROM seen LEFT JOIN answer ON answer.name = seen.name, LATERAL (SELECT seen.name AS queue) AS resumed
 ORDER BY seen.name;
 
@@ -627,4 +627,4 @@ DELETE FROM pgjobs.queue WHERE name = ANY (
 
 -- name: leave_queues
 -- Who leaves them may have given jobs back, for which somebody else is to look.
-SELECT {called} FROM pg_catalog.unnest(%(names)s::text[]) AS queue;
+SELECT {notify_worker} FROM pg_catalog.unnest(%(names)s::text[]) AS queue;

@@ -154,7 +154,7 @@ WITH released AS (
             WHERE duplicate.unique_key = job.unique_key AND duplicate.state = ANY (duplicate.unique_states)))
     RETURNING queue
 )
-SELECT {called} FROM released;
+SELECT {notify_worker} FROM released;
 
 -- name: claimed_id
 -- Of a claim whose row could not be read.
@@ -305,7 +305,7 @@ WITH finished AS (
 -- The time in microseconds: no setting of the handler's changes how a number is written.
 SELECT pg_catalog.min(state), (EXTRACT(epoch FROM pg_catalog.statement_timestamp()) * 1000000)::bigint,
     CASE WHEN pg_catalog.count(*) = 1 THEN true ELSE pgjobs.attempt_lost() END,
-    (SELECT {called} FROM finished WHERE state = 'available')
+    (SELECT {notify_worker} FROM finished WHERE state = 'available')
 FROM finished;
 
 -- name: cancel_if_asked

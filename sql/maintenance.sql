@@ -59,7 +59,7 @@ WITH due AS MATERIALIZED (
 ), counted AS (
     SELECT queue, pg_catalog.count(*) AS jobs FROM promoted GROUP BY queue
 )
-SELECT queue, jobs, NULL::bigint AS id, {called}, NULL::timestamptz AS scheduled_at FROM counted
+SELECT queue, jobs, NULL::bigint AS id, {notify_worker}, NULL::timestamptz AS scheduled_at FROM counted
 UNION ALL
 SELECT queue, 1, id, NULL, scheduled_at FROM due WHERE contested
 ORDER BY scheduled_at NULLS FIRST, queue, id;
@@ -91,7 +91,7 @@ FROM (
 ) AS look
 WHERE id = %(id)s AND queue = %(queue)s AND state = ANY ('{scheduled,retryable}')
     AND (state = ANY (unique_states)) IS NOT TRUE
-RETURNING state, CASE WHEN state = 'available' THEN {called} END;
+RETURNING state, CASE WHEN state = 'available' THEN {notify_worker} END;
 SET LOCAL lock_timeout = '5s';
 
 -- name: postpone_promotion

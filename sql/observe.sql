@@ -49,7 +49,7 @@ LIMIT %(limit)s::integer;
 -- The same for jobs that are available, by their time: no index has them in this order, but the one of the fetch has
 -- those of each queue and priority, and a page of each is enough.
 WITH RECURSIVE line AS (
-    {lines}
+    {queue_priorities}
 )
 SELECT
     id, state, job.queue, kind, job.priority, attempt, max_attempts, args, metadata, errors, tags, scheduled_at, created_at,

@@ -29,7 +29,7 @@
 -- Whether no other queue has a job of the same id: else a call that names the id alone does not say which it means.
 NOT EXISTS (SELECT FROM pgjobs.job AS namesake WHERE namesake.id = job.id AND namesake.queue <> job.queue)
 
--- part: next_in_turn
+-- part: next_batch
 -- A batch of what a call that changes many jobs has still to look at: in the order of their ids, nothing that was
 -- enqueued after the call began, and nothing that is over where that does not matter. Two queues may have jobs of one
 -- id, and ids that were made by hand may be of any sign.
@@ -44,7 +44,7 @@ SELECT job.id, job.queue FROM pgjobs.job
     ORDER BY job.id, job.queue
     LIMIT %(batch)s::integer
 
--- part: lines
+-- part: queue_priorities
 -- Each queue and priority in which jobs are available, found by hopping from one to the next through the index, not past
 -- the jobs in between.
 SELECT queue, priority FROM (
@@ -55,19 +55,19 @@ SELECT queue, priority FROM (
         WHERE job.state = 'available' AND (job.queue, job.priority) > (line.queue, line.priority)
         ORDER BY job.queue, job.priority LIMIT 1) AS next
 
--- part: called
+-- part: notify_worker
 -- Wakes a worker of the queue, if one sleeps: the sleepers hold the lock of their queue, so that it cannot be had. If it
 -- can, there is nobody to be woken, and no notification, which would let all commits of the server wait for each other.
 -- It is then held to the end of the transaction, and nobody falls asleep who has not seen what that has done.
 CASE WHEN NOT pg_catalog.pg_try_advisory_xact_lock_shared(pgjobs.advisory_class(), pg_catalog.hashtext(queue))
         THEN pg_catalog.pg_notify(%(channel)s, queue) END
 
--- part: told
+-- part: notify_due
 -- Whom a job wakes that was inserted or changed: a worker of its queue if it can run now; maintenance if it is due sooner
 -- than that looks by itself. Postgres delivers it with the commit, once per queue and transaction.
 CASE
         WHEN NOT %(notify)s THEN NULL
-        WHEN state = 'available' THEN {called}
+        WHEN state = 'available' THEN {notify_worker}
         WHEN state = ANY ('{scheduled,retryable}')
             AND scheduled_at < (pg_catalog.statement_timestamp() + interval '2 seconds')
             THEN pg_catalog.pg_notify(%(channel)s, ' due')
