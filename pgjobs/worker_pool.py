@@ -615,7 +615,7 @@ class WorkerPool:
         sign_off()
         with self._client.source.own_checkout() as checkout:
             with suppress(psycopg.Error):  # the rescue will
-                self._claimer.take_back_orphans(checkout.conn, at_once=True)
+                self._claimer.lost_claims.unclaim_due(checkout.conn, at_once=True)
             with suppress(psycopg.Error):
                 self._queue_queries.leave_queues(checkout.conn, self._places)
             self._client.registration.leave(self, checkout.conn)

@@ -118,7 +118,7 @@ FOR NO KEY UPDATE;
 -- name: savepoint
 SAVEPOINT pgjobs;
 
--- name: release_claim
+-- name: unclaim
 -- The claim of a worker that lives but never got the lock: nothing ran, so the attempt is given back, also when
 -- a rescue has recorded it as vanished meanwhile. A job whose key a duplicate has taken since stays as the rescue left it; and so
 -- does one whose row is held still: nobody waits for the end of a lost connection. Only running jobs are found by their

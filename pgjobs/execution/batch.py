@@ -124,19 +124,19 @@ class Batches:
         claimer = self.executor.claimer
         facts = claimer.facts(checkout)
         hot = claimer.hot_path_of(checkout, facts)
-        claimer.take_back_orphans(checkout.conn)
-        mark = claimer.mark(queue)
+        claimer.lost_claims.unclaim_due(checkout.conn)
+        mark = claimer.marks.start(queue)
         more = {"limit": ask, "batch_time": milliseconds(way.batch_time)}
         try:
             found = self._take(claimer, checkout, hot, {**claimer.request(queue, None, mark, facts).values, **more})
             if found is None and mark is not None:
-                claimer.look_at_all(queue)
+                claimer.marks.full_scan(queue)
                 found = self._take(claimer, checkout, hot, {**claimer.request(queue, None, None, facts).values, **more})
         except psycopg.OperationalError as error:
             if not concerns_a_row(error):
                 claimer.be_cautious()
             raise
-        claimer.note(queue, found.jobs[-1] if found else None)
+        claimer.marks.record_claim(queue, found.jobs[-1] if found else None)
         if found is not None:
             checkout.session = found.session._replace(shared_since=found.jobs[0].attempted_at if facts.pooled else None)
         if found and claimer.aside:
@@ -149,7 +149,7 @@ class Batches:
                 return self.queries.claim(checkout.conn, hot, claimer.order, values)
             except (AttemptLost, psycopg.Error) as error:
                 deallocated = isinstance(error, psycopg.errors.InvalidSqlStatementName)
-                claimer.take_back(checkout, values["queue"], values["token"], error)
+                claimer.lost_claims.unclaim(checkout, values["queue"], values["token"], error)
                 if hot is not None and again and deallocated:  # a handler did, of an earlier job
                     hot.forget()
                     continue
@@ -157,7 +157,7 @@ class Batches:
                     return None
                 raise
             except Exception as error:
-                claimer.take_back(checkout, values["queue"], values["token"], error)
+                claimer.lost_claims.unclaim(checkout, values["queue"], values["token"], error)
                 raise UnreadableRow(f"a job of queue {values['queue']!r} cannot be read: {one_line(error)}") from error
         return None
 
@@ -400,7 +400,7 @@ class Batch:
         self._over = True
         checkout.spoiled = not clean
         if record.rest or any(each.state is JobState.AVAILABLE for each in written.failed):
-            self.executor.claimer.look_again(self.queue)
+            self.executor.claimer.marks.forget(self.queue)
         self._tell_all(written.completed, written.failed, time.monotonic() - finishing)
         return None
 
@@ -456,7 +456,7 @@ class Batch:
             self._complete_late(checkout, culprit, took)
             self._record_failed(checkout, took)
             self._over = self._undo(checkout, problem, took)
-            self.executor.claimer.look_again(self.queue)
+            self.executor.claimer.marks.forget(self.queue)
 
     def _blame(self, culprit: Attempt, problem: Exception) -> None:
         """Make what has become of the batch the failure of this one."""

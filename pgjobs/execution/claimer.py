@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
@@ -23,8 +23,8 @@ from pgjobs.db.checkout import NEVER, Checkout
 from pgjobs.db.cursors import AnyConnection, commit, rollback
 from pgjobs.errors import AttemptLost, JobStopped, UniqueConflict
 from pgjobs.execution.attempt import SERVER_GRACE
-from pgjobs.execution.lost_claims import Orphan
-from pgjobs.execution.low_water_mark import LowWaterMark
+from pgjobs.execution.lost_claims import LostClaims
+from pgjobs.execution.low_water_mark import LowWaterMarks
 from pgjobs.execution.outcome import COMPLETED, AttemptData
 from pgjobs.execution.queries import (
     CLAIM_DEFAULTS,
@@ -49,14 +49,7 @@ log = get_logger("pgjobs.claim")
 # must not take the count of its attempt with it.
 _CAUTIOUS = timedelta(minutes=5)
 _NOT_ASKED = float("inf")
-_ORPHANED_FOR = 30.0  # seconds: longer than a server takes to notice
-_LONGEST_LOOK = 1.0
 _ANSWER_WITHIN = 40.0  # seconds; the server gives a claim 30
-# A better job that appears before the mark waits no longer than the first of these where a look at all costs little;
-# where it costs much, it is done for no more than a part of the time, but no less often than the second says.
-_FULL_SCAN_EVERY = 0.1  # seconds
-_FULL_SCAN_AT_LEAST_EVERY = 1.0
-_PAUSE_PER_SCAN = 10  # times as long as it took
 _TOKENS_AT_ONCE = 32
 _LONGEST_BOUND = timedelta(milliseconds=2**31 - 1)
 _GRACE = SERVER_GRACE // timedelta(milliseconds=1)
@@ -83,10 +76,8 @@ class Claimer:
     _settings: tuple[ClaimValues, ClaimValues] = ({}, {})
     _settings_of: int = -1
     _plain_kinds: set[str] = field(default_factory=set)
-    _marks: dict[str, LowWaterMark] = field(default_factory=dict)
+    marks: LowWaterMarks = field(default_factory=LowWaterMarks)
     _next_unchanged: dict[str, float] = field(default_factory=dict)  # when to look for them, by queue
-    _look: threading.local = field(default_factory=threading.local)  # the one that this thread does: when it began
-    _orphans: list[Orphan] = field(default_factory=list)
     _cautious_until: float = _NOT_ASKED
     _asking: threading.Lock = field(default_factory=threading.Lock)
     aside: SetAside = field(default_factory=SetAside)
@@ -94,14 +85,15 @@ class Claimer:
     def __post_init__(self) -> None:
         self._hot_statements = HotStatements(self.queries)
         self._unworkable = Unworkable(self.queries, self.aside)
+        self.lost_claims = LostClaims(self.queries)
 
     def begin_anew(self, worker: str) -> None:
         """Claim for another process, a forked child, which knows nothing of the server yet."""
         self.worker = worker
         self._facts, self._settings_of = None, -1
         self._cautious_until = _NOT_ASKED
-        self._orphans = []  # the parent gives them back
-        self._marks = {}
+        self.lost_claims = LostClaims(self.queries)  # the parent undoes its own
+        self.marks = LowWaterMarks()
         self._asking = threading.Lock()
         self.aside = SetAside()  # whose lock a thread of the parent may have held
         self._unworkable = Unworkable(self.queries, self.aside)
@@ -130,15 +122,15 @@ class Claimer:
 
     def _claim_next(self, checkout: Checkout, queue: str, id: int | None) -> Job[Any] | None:
         self.facts(checkout)
-        self.take_back_orphans(checkout.conn)
-        mark = self.mark(queue) if id is None else None
+        self.lost_claims.unclaim_due(checkout.conn)
+        mark = self.marks.start(queue) if id is None else None
         try:
             job = self._claim_around(checkout, queue, id, mark)
         except psycopg.OperationalError as error:
             if not concerns_a_row(error):
                 self.be_cautious()
             raise
-        self.note(queue, job)
+        self.marks.record_claim(queue, job)
         return job
 
     def _claim_around(self, checkout: Checkout, queue: str, id: int | None, mark: Mark | None) -> Job[Any] | None:
@@ -150,7 +142,7 @@ class Claimer:
             try:
                 job = self._claim(checkout, hot, self.request(queue, id, mark, facts))
                 if job is None and mark is not None:  # there may be some before the mark
-                    self.look_at_all(queue)
+                    self.marks.full_scan(queue)
                     mark = None
                     job = self._claim(checkout, hot, self.request(queue, id, None, facts))
                 if (
@@ -254,7 +246,7 @@ class Claimer:
         if hot.used and checkout.configures:
             go_on = False  # its owner's settings come first
         assert self._facts is not None
-        then = self.request(job.queue, None, self.mark(job.queue), self._facts) if go_on else None
+        then = self.request(job.queue, None, self.marks.start(job.queue), self._facts) if go_on else None
         try:
             finished, problem = hot.complete(job, kept, self.order, then, async_commit=self.is_relaxed(job))
         except psycopg.Error as error:
@@ -262,12 +254,15 @@ class Claimer:
             raise
         if problem is not None and then is not None:  # with the next one; this one is finished
             try:
-                self.take_back(checkout, then.queue, then.token, problem)
+                self.lost_claims.unclaim(checkout, then.queue, then.token, problem)
             except psycopg.Error as error:
                 log.debug("the connection is given up: %s", one_line(error))
                 finished = replace(finished, clean=False)
         elif problem is None and then is not None:
-            self._note_next(then, hot.next)
+            if hot.next is not None or then.mark is None:
+                self.marks.record_claim(then.queue, hot.next)
+            else:
+                self.marks.record_empty(then.mark)
         return finished
 
     def complete_alone(
@@ -281,7 +276,7 @@ class Claimer:
 
     def _not_finished(self, job: Job[Any], then: ClaimRequest | None, error: psycopg.Error) -> None:
         if isinstance(error, psycopg.OperationalError) and then is not None:
-            self._orphan(then.queue, then.token)
+            self.lost_claims.add(then.queue, then.token)
         if isinstance(error, psycopg.errors.InvalidSqlStatementName) and self.queries.tag in str(error):
             self._plain_kinds.add(job.kind)  # its handler deallocates what others have prepared
             raise JobStopped("the handler deallocated what pgjobs had prepared; it runs again, without that") from error
@@ -297,12 +292,12 @@ class Claimer:
             if not checkout.usable or checkout.spoiled:
                 checkout.replace()
             # In the transaction that holds the row: another claim, which saw the job as available, may wait to hold it.
-            found = self.queries.release_claim(checkout.conn, queue=job.queue, token=job.token)
+            found = self.queries.unclaim(checkout.conn, queue=job.queue, token=job.token)
             commit(checkout.conn)
             released = found
         finally:
             if not released:
-                self._orphan(job.queue, job.token)
+                self.lost_claims.add(job.queue, job.token)
 
     def be_cautious(self) -> None:
         """A connection was lost: let claims wait for the disk for a while."""
@@ -310,10 +305,6 @@ class Claimer:
 
     def is_relaxed(self, job: Job[Any]) -> bool:
         return job.queue in self.async_commit
-
-    def look_again(self, queue: str) -> None:
-        """A job that stands before the mark is available again: let the next claim find it."""
-        self._marks.pop(queue, None)
 
     def handler_of(self, kind: str) -> Handler | None:
         """The handler of a kind, or what stands in for it."""
@@ -344,10 +335,12 @@ class Claimer:
                 if hot is None:
                     raise
                 hot.forget()
-                self.take_back(checkout, request.queue, request.token, error)  # if the lock alone was not there
+                self.lost_claims.unclaim(
+                    checkout, request.queue, request.token, error
+                )  # if the lock alone was not there
                 return self._claim_hot(checkout, hot, which, request)
         except (AttemptLost, psycopg.Error, MemoryError) as error:  # the memory is this process's, no fault of the row
-            self.take_back(checkout, request.queue, request.token, error)
+            self.lost_claims.unclaim(checkout, request.queue, request.token, error)
             if isinstance(error, AttemptLost):
                 return None
             if (
@@ -384,49 +377,6 @@ class Claimer:
         checkout.session = hot.session
         return job
 
-    def take_back(self, checkout: Checkout, queue: str, token: UUID, why: object) -> None:
-        """After a claim that went wrong: if it was committed all the same, the attempt is given back, if need be on
-        the next connection."""
-        if not checkout.usable:
-            self._orphan(queue, token)
-            return
-        try:
-            rollback(checkout.conn)
-            released = self.queries.release_claim(checkout.conn, queue=queue, token=token)
-        except psycopg.Error as error:
-            self._orphan(queue, token)
-            if concerns_a_row(error):
-                return
-            raise
-        if released:
-            log.warning("a claimed job could not be locked, its attempt is given back: %s", one_line(why))
-
-    def _orphan(self, queue: str, token: UUID) -> None:
-        self._orphans.append(Orphan(queue, token, time.monotonic() + _ORPHANED_FOR))
-
-    def take_back_orphans(self, conn: AnyConnection, *, at_once: bool = False) -> None:
-        """Give back the attempts of claims whose answer never came. The server may still be at work on them, so each is
-        looked for again, after a pause that grows, until it was found or it is too late for that. `at_once` looks for
-        all, whatever pause is left."""
-        for orphan in list(self._orphans):
-            now = time.monotonic()
-            if now < orphan.due and not at_once:
-                continue
-            orphan.due = now + orphan.pause
-            orphan.pause = min(2 * orphan.pause, _LONGEST_LOOK)
-            try:
-                found = self.queries.release_claim(conn, queue=orphan.queue, token=orphan.token)
-            except psycopg.Error as error:
-                if not concerns_a_row(error):
-                    raise
-                found = False  # the application stops it; when it is too late, it is left to the rescue
-                log.debug("a claim cannot be given back: %s", error)
-            if found or now > orphan.until:
-                with suppress(ValueError):  # another thread was faster
-                    self._orphans.remove(orphan)
-            if found:
-                log.warning("a job was claimed on a connection that was lost, its attempt is given back")
-
     def request(self, queue: str, id: int | None, mark: Mark | None, facts: ServerFacts) -> ClaimRequest:
         """The next claim of this queue, by a token of its own."""
         if self._settings_of != self.work_map.changes:
@@ -462,46 +412,6 @@ class Claimer:
             checkout.hot_path = hot_path(checkout.conn, self._hot_statements)
         hot: HotPath | None = checkout.hot_path
         return hot
-
-    # --- the low-water mark
-
-    def mark(self, queue: str) -> Mark | None:
-        """Where to start looking: behind the job that was claimed last, or, now and then, at the beginning."""
-        marked, look = self._marks.get(queue), vars(self._look)
-        if marked is None or time.monotonic() >= marked.until or look.pop("nothing_behind", None) == marked.mark:
-            self.look_at_all(queue)
-            return None
-        return marked.mark
-
-    def look_at_all(self, queue: str) -> None:
-        """This thread does, this time; the others meanwhile go by the mark."""
-        now, marked = time.monotonic(), self._marks.get(queue)
-        self._look.began = now
-        if marked is not None:
-            self._marks[queue] = LowWaterMark(marked.mark, now + _FULL_SCAN_AT_LEAST_EVERY)
-
-    def note(self, queue: str, job: Job[Any] | None) -> None:
-        """What this thread has claimed, with or without a look at all."""
-        marked = self._marks.get(queue)
-        began, self._look.began = getattr(self._look, "began", None), None
-        if job is None:
-            self._marks.pop(queue, None)
-            return
-        if began is not None or marked is None:
-            now = time.monotonic()
-            pause = _PAUSE_PER_SCAN * (now - (began or now))
-            until = now + min(max(pause, _FULL_SCAN_EVERY), _FULL_SCAN_AT_LEAST_EVERY)
-        else:
-            until = marked.until
-        self._marks[queue] = LowWaterMark(Mark(job.priority, job.scheduled_at, job.id), until)
-
-    def _note_next(self, claim: ClaimRequest, job: Job[Any] | None) -> None:
-        """What came of a claim that went with a finish. Where there was nothing behind the mark, the claim that follows
-        need not look there again."""
-        if job is not None or claim.mark is None:
-            self.note(claim.queue, job)
-        else:
-            self._look.nothing_behind = claim.mark
 
     def _bounds(self) -> str:
         """How long the server lets a job hold its transaction, by kind, as JSON. A timeout that depends on the job is

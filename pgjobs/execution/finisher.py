@@ -88,7 +88,7 @@ class Finisher:
             if checkout.usable and not checkout.spoiled:
                 checkout.restore()
         if finished is not None and finished.state is JobState.AVAILABLE:
-            self.claimer.look_again(attempt.job.queue)
+            self.claimer.marks.forget(attempt.job.queue)
         if finished is not None:  # now that a framework knows that the transaction is over: a hook may use it
             self.request_stop(attempt, outcome, finished, error, took)
         return error

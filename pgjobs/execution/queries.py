@@ -224,10 +224,10 @@ class ExecutionQueries:
             row = cur.fetchone()
             return row[0] if row else None
 
-    def release_claim(self, conn: AnyConnection, *, queue: str, token: UUID) -> bool:
+    def unclaim(self, conn: AnyConnection, *, queue: str, token: UUID) -> bool:
         """Give back the attempt of a claim whose handler never started. Says whether there was one."""
         with literal_cursor(conn) as cur:
-            cur.execute(self.work["release_claim"], {"queue": queue, "token": token})
+            cur.execute(self.work["unclaim"], {"queue": queue, "token": token})
             return cur.rowcount > 0
 
     def extend_leases(self, conn: AnyConnection, tokens: Sequence[UUID], lease: timedelta) -> set[UUID]:

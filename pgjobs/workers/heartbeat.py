@@ -64,7 +64,7 @@ class ProcessDuties:
 
     def look_after_attempts(self, conn: AnyConnection) -> None:
         """Tell the handlers whose jobs somebody has cancelled, and extend the leases of the detached ones."""
-        self._claimer.take_back_orphans(conn)
+        self._claimer.lost_claims.unclaim_due(conn)
         queries, tokens = self._claimer.queries, self._watchdog.tokens
         wanted = queries.cancelled_attempts(conn, tokens) if tokens else {}
         # first: a job that begins now is watched before it looks here

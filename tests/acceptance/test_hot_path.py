@@ -16,7 +16,7 @@ from psycopg_pool import ConnectionPool
 
 from pgjobs import Client, Discard, Handler, Hooks, Job, JobState, WorkerPool, constant
 from pgjobs.db.checkout import Checkout, shut_down
-from pgjobs.execution import claimer, transport
+from pgjobs.execution import low_water_mark, transport
 from pgjobs.execution.claimer import Claimer
 from pgjobs.execution.queries import ClaimRequest, ExecutionQueries, Mark, ServerFacts
 from pgjobs.execution.transport import HotPath
@@ -191,7 +191,7 @@ def test_a_claim_behind_a_finish_that_cannot_be_taken_back_is_no_fault_of_the_fi
     told = Undone()
     client.hooks = HookCalls([told])
     refused: list[int] = []
-    release = ExecutionQueries.release_claim
+    release = ExecutionQueries.unclaim
 
     def refuse(self: ExecutionQueries, conn: Tx, **options: Any) -> bool:
         if not refused:
@@ -199,7 +199,7 @@ def test_a_claim_behind_a_finish_that_cannot_be_taken_back_is_no_fault_of_the_fi
             raise psycopg.errors.ReadOnlySqlTransaction("cannot execute UPDATE in a read-only transaction")
         return release(self, conn, **options)
 
-    monkeypatch.setattr(ExecutionQueries, "release_claim", refuse)
+    monkeypatch.setattr(ExecutionQueries, "unclaim", refuse)
     pids: list[int] = []
     jobs = work(client, lambda tx, job: pids.append(tx.info.backend_pid), enqueue(client, 3))
     assert {(job.state, job.attempt, job.error_count) for job in jobs} == {(JobState.COMPLETED, 1, 0)}
@@ -338,7 +338,7 @@ def test_nobody_comes_between_a_claim_and_its_being_given_back(client: Client, m
     that it is taken, and holds the lock to its end. The stop must not meet that lock."""
     first, second, *_ = enqueue(client, 3)
     pool = WorkerPool(client, {"any": lambda tx, job: pool._begin_stop()}, queues={"default": 1})
-    claimer, release = pool._executor.claimer, ExecutionQueries.release_claim
+    claimer, release = pool._executor.claimer, ExecutionQueries.unclaim
     complete = claimer.complete
     monkeypatch.setattr(claimer, "complete", lambda held, job, kept, *, go_on: complete(held, job, kept, go_on=True))
     in_its_way: list[int] = []
@@ -350,7 +350,7 @@ def test_nobody_comes_between_a_claim_and_its_being_given_back(client: Client, m
             in_its_way.extend(id for (id,) in other.execute(query.format(sql.Identifier(client.schema))).fetchall())
             return release(self, *args, **options)
 
-        monkeypatch.setattr(ExecutionQueries, "release_claim", meanwhile)
+        monkeypatch.setattr(ExecutionQueries, "unclaim", meanwhile)
         with pool:
             wait_until(lambda: not pool._threads._working, 20)
         other.execute("ROLLBACK")
@@ -371,8 +371,8 @@ def test_where_a_finish_has_found_nothing_the_claim_that_follows_does_not_look_a
         return request(self, queue, id, mark, facts)
 
     monkeypatch.setattr(Claimer, "request", noted)
-    monkeypatch.setattr(claimer, "_FULL_SCAN_EVERY", 60.0)
-    monkeypatch.setattr(claimer, "_FULL_SCAN_AT_LEAST_EVERY", 60.0)
+    monkeypatch.setattr(low_water_mark, "_FULL_SCAN_EVERY", 60.0)
+    monkeypatch.setattr(low_water_mark, "_FULL_SCAN_AT_LEAST_EVERY", 60.0)
     first, second = enqueue(client, 2)
     pool = WorkerPool(
         client, {"any": lambda tx, job: None}, queues={"default": 1}, listen=False, poll_interval=timedelta(minutes=1)

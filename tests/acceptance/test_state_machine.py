@@ -388,7 +388,7 @@ class Machine(RuleBasedStateMachine):
         assert job.token is not None
         model = next((model for model in self.jobs if model.token == job.token), None)
         gives = model is not None and model.state in (JobState.RUNNING, JobState.RETRYABLE, JobState.DISCARDED)
-        assert self.client.queries.release_claim(self.beside, queue=job.queue, token=job.token) == gives
+        assert self.client.queries.unclaim(self.beside, queue=job.queue, token=job.token) == gives
         if gives and model is not None:
             self.claims = [claim for claim in self.claims if claim.token != job.token]
             model.claim_is_given_back()

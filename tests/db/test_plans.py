@@ -311,7 +311,7 @@ def test_the_claim_and_the_finish_of_a_batch_read_by_the_indexes(full: Client, s
 
 
 def test_a_claim_whose_answer_was_lost_is_found_by_the_indexes(full: Client) -> None:
-    statement = full.queries.work["release_claim"].decode()
+    statement = full.queries.work["unclaim"].decode()
     with full.pool.connection() as conn, psycopg.ClientCursor(conn) as cursor:
         cursor.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}", {"queue": "queue.1", "token": uuid4()})
         found: Any = cursor.fetchone()

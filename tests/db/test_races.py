@@ -117,7 +117,7 @@ def test_r1_a_late_finish_of_an_old_claim_does_not_touch_a_new_one_of_the_same_a
     old = table.must_claim(worker)
     assert old.token is not None
     worker.execute("ROLLBACK")
-    assert table.store.release_claim(table.conn, queue=old.queue, token=old.token)
+    assert table.store.unclaim(table.conn, queue=old.queue, token=old.token)
     new = table.must_claim(connect(autocommit=True))
     assert (new.id, new.attempt) == (old.id, old.attempt), "the number alone would fence nothing"
 

@@ -159,7 +159,7 @@ def test_the_late_record_of_an_attempt_that_was_given_back_changes_nothing(
     tokens = [token for (token,) in sql("SELECT token FROM pgjobs.job")]
     duties.rescue(server)
     for token in tokens:
-        assert not client.queries.release_claim(server, queue="default", token=token)
+        assert not client.queries.unclaim(server, queue="default", token=token)
     assert ended(sql) == [("retryable", 0, 0, 1)] * 2
 
 

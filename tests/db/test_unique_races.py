@@ -205,7 +205,7 @@ def test_r10_a_claim_is_not_given_back_to_a_job_whose_key_is_taken(
     worker.execute("ROLLBACK")  # the lock is lost
     assert [found.state for found in table.rescue()] == [JobState.RETRYABLE]
     assert not client.enqueue(None, Thing(), unique=unique).duplicate
-    assert not table.store.release_claim(worker, queue="default", token=claimed.token)
+    assert not table.store.unclaim(worker, queue="default", token=claimed.token)
     assert (table.job(job).state, table.job(job).attempt) == (JobState.RETRYABLE, 1)
 
 

@@ -715,10 +715,10 @@ def test_a_claim_that_cannot_be_given_back_stops_no_other_claim(
     assert client.queries.claim(server, queue="default", token=token, worker="tester") is not None
     server.execute("ROLLBACK")
     forbid(sql, f"OLD.id = {lost}")
-    claimer._orphan("default", token)
-    claimer.take_back_orphans(server, at_once=True)
+    claimer.lost_claims.add("default", token)
+    claimer.lost_claims.unclaim_due(server, at_once=True)
     _let(sql)
-    claimer.take_back_orphans(server, at_once=True)
+    claimer.lost_claims.unclaim_due(server, at_once=True)
     assert state(lost) == "available"
 
 
