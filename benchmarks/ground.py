@@ -126,7 +126,7 @@ class Table:
 
 def steady(pool: WorkerPool) -> WorkerPool:
     """On a server that has just started, claims wait for the disk for some minutes. Here the steady state counts."""
-    pool._executor.claimer._cautious_until = 0.0
+    pool._executor.claimer.sync_until = 0.0
     return pool
 
 

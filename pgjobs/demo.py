@@ -129,14 +129,14 @@ _ENOUGH_FILES = 1200
 _MARK = "made by pgjobs demo, which drops it when it runs again"
 # A rescue leaves an error, or, as the victim ran several jobs, a note that the attempt was given back.
 _VANISHED = {"victim": VICTIM, "error": f"worker vanished: {VICTIM} %"}
-_RESCUED = "errors->0->>'error' LIKE %(error)s OR metadata->'given_back'->0->>'worker' = %(victim)s"
-_RESCUED_AT = "COALESCE(metadata->'given_back'->0->>'at', errors->0->>'at')::timestamptz"
+_RESCUED = "errors->0->>'error' LIKE %(error)s OR metadata->'excused'->0->>'worker' = %(victim)s"
+_RESCUED_AT = "COALESCE(metadata->'excused'->0->>'at', errors->0->>'at')::timestamptz"
 _STALLED = 60.0  # seconds without any progress
 
 # Five lines to look at the tables with, for psql.
 LOOK = (
     "SELECT state, count(*) FROM pgjobs.job GROUP BY state;",
-    "SELECT id, attempt, attempted_by, metadata->'given_back' AS back FROM pgjobs.job WHERE attempted_by[2] <> '';",
+    "SELECT id, attempt, attempted_by, metadata->'excused' AS back FROM pgjobs.job WHERE attempted_by[2] <> '';",
     "SELECT attempted_by[cardinality(attempted_by)] AS worker, count(*) FROM pgjobs.job GROUP BY worker;",
     "SELECT args->>'path' AS path, finalized_at - attempted_at AS took FROM pgjobs.job ORDER BY took DESC LIMIT 10;",
     "SELECT name, count(*) FROM stdlib_index.definition GROUP BY name ORDER BY count(*) DESC LIMIT 10;",

@@ -307,7 +307,7 @@ class WorkerPool:
             beside=self._process_duties.do,
             at_end=partial(self._sign_off, self.schedules.sign_off()),
             tick=self._tick,
-            over=self._watchdog.over,
+            over=self._watchdog.guard,
             is_told=lambda: self._listener is not None and self._listener.hears,
             outages=self._outages,
             on_closed=self._on_closed,
@@ -390,7 +390,7 @@ class WorkerPool:
         self._room = 0
         self._started = False
         _ends.discard(self._end_with_process)
-        return ended and not self._watchdog.cut_off and not self._threads.any_stuck
+        return ended and not self._watchdog.stopped and not self._threads.any_stuck
 
     def stop_and_cancel(self) -> bool:
         """Stop without waiting: `stop` with no time at all."""
@@ -402,7 +402,7 @@ class WorkerPool:
             place.idle.wake_all()
 
     def _cut_off(self) -> None:
-        self._watchdog.request_stop_of_all(lambda: JobStopped("the worker pool stopped"), AT_STOP)
+        self._watchdog.request_stop_all(lambda: JobStopped("the worker pool stopped"), AT_STOP)
 
     # --- what happens around it
 
@@ -590,7 +590,7 @@ class WorkerPool:
         """
         check_queue(queue)
         self._enter_process()
-        with self._watchdog.running(), self._client.source.checkout() as checkout, self._watchdog.over(checkout):
+        with self._watchdog.running(), self._client.source.checkout() as checkout, self._watchdog.guard(checkout):
             return self._executor.run_next(checkout, queue) is not None
 
     def _on_severed(self, attempt: Attempt) -> None:

@@ -1,7 +1,7 @@
 -- One attempt: claim, lock, finish. Several statements stand under one name where they must leave in one round trip;
 -- an error in one of them skips all that follow.
 
--- name: next_by_priority
+-- name: select_by_priority
 -- Which job the claim takes: the most urgent that is due, of kinds that this process handles if it leaves the others.
 -- None once a pause of the queue is committed; that is asked once, not for each row. The scan starts behind the mark, the job that this process claimed last: before it the index may be full of entries
 -- that are dead and cannot be removed, because some old transaction might still want to see them.
@@ -10,34 +10,34 @@ SELECT id FROM pgjobs.job
         AND (%(kinds)s::text[] IS NULL OR kind = ANY (%(kinds)s::text[]))
         AND NOT EXISTS (SELECT FROM pgjobs.queue WHERE name = %(queue)s AND paused_at IS NOT NULL)
         AND (priority, scheduled_at, id) > ((%(mark_priority)s)::smallint, %(mark_time)s::timestamptz, (%(mark_id)s)::bigint)
-        {passed_over}
+        {skip_set_aside}
     ORDER BY priority, scheduled_at, id
     LIMIT 1
     FOR NO KEY UPDATE SKIP LOCKED;
 
--- name: next_by_time
+-- name: select_by_time
 -- The oldest that is due, whatever the priorities.
 SELECT id FROM pgjobs.job
     WHERE state = 'available' AND queue = %(queue)s AND scheduled_at <= pg_catalog.statement_timestamp()
         AND (%(kinds)s::text[] IS NULL OR kind = ANY (%(kinds)s::text[]))
         AND NOT EXISTS (SELECT FROM pgjobs.queue WHERE name = %(queue)s AND paused_at IS NOT NULL)
         AND (scheduled_at, id) > (%(mark_time)s::timestamptz, (%(mark_id)s)::bigint)
-        {passed_over}
+        {skip_set_aside}
     ORDER BY scheduled_at, id
     LIMIT 1
     FOR NO KEY UPDATE SKIP LOCKED;
 
--- name: next_by_id
+-- name: select_by_id
 -- A certain one that waits, before its time if need be.
 SELECT id FROM pgjobs.job
     WHERE id = %(id)s AND queue = %(queue)s AND state = ANY ('{available,scheduled,retryable}')
     FOR NO KEY UPDATE SKIP LOCKED;
 
--- name: passed_over
+-- name: skip_set_aside
 -- A part of the two above where there are jobs that cannot be claimed now; see pgjobs/set_aside.py.
 AND id <> ALL (%(aside)s::bigint[]);
 
--- name: some_in_line
+-- name: sample_available
 -- Some that a claim could take, when those that stand first cannot be claimed: in no order, but each kind in turn, since
 -- what the application stops is often of one kind.
 SELECT id FROM (
@@ -54,7 +54,7 @@ LIMIT %(most)s;
 -- Whatever the defaults of the session are.
 BEGIN ISOLATION LEVEL READ COMMITTED;
 
--- name: claim_bounds
+-- name: set_claim_timeouts
 -- With it, the role that claims: the finish is written by the same.
 SELECT
     pg_catalog.set_config('statement_timeout', '30s', true),
@@ -62,19 +62,19 @@ SELECT
     pg_catalog.current_setting('session_authorization'),
     pg_catalog.current_setting('role');
 
--- name: at_once
+-- name: check_constraints_at_once
 -- In a look at why a claim fails, which is rolled back: what the application has deferred to the commit is to fail too.
 SET CONSTRAINTS ALL IMMEDIATE;
 
--- name: claims_as
+-- name: read_role
 -- The same for the hot path, asked once for each time that a connection is taken from its pool.
 SELECT pg_catalog.current_setting('session_authorization'), pg_catalog.current_setting('role');
 
--- name: claim_bound
+-- name: set_claim_timeout
 -- The time alone: it bounds the waiting for locks as well.
 SET LOCAL statement_timeout = '30s';
 
--- name: take
+-- name: claim
 -- The claim, in a transaction of its own: it counts the attempt and makes it visible, and is committed before the handler
 -- starts, so that a job that kills its process is counted too. That commit need not wait for the disk: a crash that
 -- loses it also ends the attempt. But a detached attempt outlives a crash of the server, so its claim must too.
@@ -156,7 +156,7 @@ WITH released AS (
 )
 SELECT {notify_worker} FROM released;
 
--- name: claimed_id
+-- name: select_claimed_id
 -- Of a claim whose row could not be read.
 SELECT id FROM pgjobs.job WHERE queue = %(queue)s AND token = %(token)s AND state = 'running';
 
@@ -177,22 +177,22 @@ SELECT token FROM pgjobs.job WHERE token = ANY (%(tokens)s::uuid[]) AND state = 
 -- The tripwire of success: it fails when the handler ended or broke the transaction.
 RELEASE SAVEPOINT pgjobs;
 
--- name: as_claimed
+-- name: set_claim_role
 -- By the role that has claimed the job, whatever role the handler has taken: that may not write here. The session's own
 -- user first, which undoes a role. Commands, which cost the server a tenth of what set_config() does.
 SET LOCAL SESSION AUTHORIZATION %(session_user)s;
 SET LOCAL ROLE %(role)s;
 
--- name: stay_as_claimed
+-- name: set_session_role
 -- The same for what is recorded in other transactions, until the session is reset again.
 SET SESSION AUTHORIZATION %(session_user)s;
 SET ROLE %(role)s;
 
--- name: no_statement_timeout
+-- name: drop_statement_timeout
 -- What the handler has set is for its own statements.
 SET LOCAL statement_timeout = 0;
 
--- name: no_other_bounds
+-- name: drop_other_settings
 SET LOCAL lock_timeout = 0;
 SET LOCAL row_security = on;
 
@@ -201,7 +201,7 @@ SET LOCAL row_security = on;
 -- next. Nobody else can have used this session since the claim; what was prepared before is not this handler's.
 CALL pgjobs.deallocate_since(%(since)s::timestamptz);
 
--- name: relax
+-- name: commit_async
 -- The finish of a queue that need not wait for the disk.
 SET LOCAL synchronous_commit = off;
 
@@ -246,7 +246,7 @@ UPDATE pgjobs.job SET
 WHERE queue = %(queue)s AND id = %(id)s AND token = %(token)s AND state = 'running'
 RETURNING state, (EXTRACT(epoch FROM finalized_at) * 1000000)::bigint;
 
--- name: drop_effects
+-- name: rollback_to_savepoint
 -- The handler's writes go, the row's lock stays. The savepoint is released before the record is written: a row written by two
 -- subtransactions of its locker would need a MultiXact.
 ROLLBACK TO SAVEPOINT pgjobs;
@@ -274,7 +274,7 @@ WHERE queue = %(queue)s AND id = %(id)s AND (token <> %(token)s OR token IS NULL
 WITH finished AS (
     UPDATE pgjobs.job SET
         state = CASE WHEN next.due <= pg_catalog.statement_timestamp() THEN 'available' ELSE %(state)s END,
-        attempt = attempt - %(given_back)s,
+        attempt = attempt - %(refund)s,
         scheduled_at = COALESCE(next.due, scheduled_at),
         finalized_at = CASE WHEN %(final)s THEN pg_catalog.statement_timestamp() END,
         leased_until = NULL,
@@ -308,7 +308,7 @@ SELECT pg_catalog.min(state), (EXTRACT(epoch FROM pg_catalog.statement_timestamp
     (SELECT {notify_worker} FROM finished WHERE state = 'available')
 FROM finished;
 
--- name: cancel_if_asked
+-- name: cancel_if_requested
 -- Behind the finish of an attempt that did not complete, in the same message: somebody wanted the job cancelled while
 -- it ran, so it is, and the request goes with it. One that has completed all the same stays so, and keeps the reason.
 -- Not a part of finish, where the mere mention of a second table would cost every completed job a third of its finish.

@@ -1,11 +1,11 @@
 -- Many attempts in one transaction. A claim gives all its jobs one token, so that the lock finds them by one look into the
 -- index; what is written to one of them names its id beside it.
 
--- name: next_batch_by_priority
+-- name: select_batch_by_priority
 -- Which jobs the claim takes: those that claims of one would take one after the other. A job that must run alone ends
 -- the batch before it: one that was in trouble before, perhaps because of its neighbours, perhaps they because of it; one
 -- that has no second attempt; and one that is kept by a lease.
-SELECT id, attempt > 0 OR max_attempts = 1 OR metadata ? 'given_back' OR kind = ANY (%(detached)s::text[]) AS alone,
+SELECT id, attempt > 0 OR max_attempts = 1 OR metadata ? 'excused' OR kind = ANY (%(detached)s::text[]) AS alone,
     pg_catalog.pg_column_size(args) + pg_catalog.pg_column_size(metadata) + pg_catalog.pg_column_size(errors)
         + pg_catalog.pg_column_size(tags) AS bytes
     FROM pgjobs.job
@@ -13,14 +13,14 @@ SELECT id, attempt > 0 OR max_attempts = 1 OR metadata ? 'given_back' OR kind = 
         AND (%(kinds)s::text[] IS NULL OR kind = ANY (%(kinds)s::text[]))
         AND NOT EXISTS (SELECT FROM pgjobs.queue WHERE name = %(queue)s AND paused_at IS NOT NULL)
         AND (priority, scheduled_at, id) > ((%(mark_priority)s)::smallint, %(mark_time)s::timestamptz, (%(mark_id)s)::bigint)
-        {passed_over}
+        {skip_set_aside}
     ORDER BY priority, scheduled_at, id
     LIMIT %(limit)s
     FOR NO KEY UPDATE SKIP LOCKED;
 
--- name: next_batch_by_time
+-- name: select_batch_by_time
 -- The oldest that are due, whatever the priorities.
-SELECT id, attempt > 0 OR max_attempts = 1 OR metadata ? 'given_back' OR kind = ANY (%(detached)s::text[]) AS alone,
+SELECT id, attempt > 0 OR max_attempts = 1 OR metadata ? 'excused' OR kind = ANY (%(detached)s::text[]) AS alone,
     pg_catalog.pg_column_size(args) + pg_catalog.pg_column_size(metadata) + pg_catalog.pg_column_size(errors)
         + pg_catalog.pg_column_size(tags) AS bytes
     FROM pgjobs.job
@@ -28,12 +28,12 @@ SELECT id, attempt > 0 OR max_attempts = 1 OR metadata ? 'given_back' OR kind = 
         AND (%(kinds)s::text[] IS NULL OR kind = ANY (%(kinds)s::text[]))
         AND NOT EXISTS (SELECT FROM pgjobs.queue WHERE name = %(queue)s AND paused_at IS NOT NULL)
         AND (scheduled_at, id) > (%(mark_time)s::timestamptz, (%(mark_id)s)::bigint)
-        {passed_over}
+        {skip_set_aside}
     ORDER BY scheduled_at, id
     LIMIT %(limit)s
     FOR NO KEY UPDATE SKIP LOCKED;
 
--- name: batch_bounds
+-- name: set_batch_settings
 -- As those of a claim of one. No attempt in here outlives a crash of the server. The claim is planned once for each
 -- connection, not each time: that takes longer than to claim a hundred jobs. A plan that is kept must hold for a table of
 -- any size, so it goes by the index.
@@ -48,7 +48,7 @@ SELECT
     pg_catalog.current_setting('session_authorization'),
     pg_catalog.current_setting('role');
 
--- name: take_batch
+-- name: claim_batch
 -- The claim, in a transaction of its own. When the first job must run alone nothing is claimed. Found by an array, which
 -- every plan reads by the index; the jobs come in any order. What is the same for all is not said for each, nor what most
 -- have: all have the same instant, and most no tags and no errors. Jobs that hold much end the batch too, before the
@@ -107,7 +107,7 @@ SELECT jobs, attempted_at, pg_catalog.pg_current_xact_id_if_assigned()::text, bo
     pg_catalog.set_config(%(bounded_by)s::text, bound, true)
 FROM bounded WHERE jobs > 0;
 
--- name: ids_of_batch
+-- name: select_locked_ids
 -- Which of a claim are locked, when it is not all of them.
 SELECT id FROM pgjobs.job WHERE queue = %(queue)s AND token = %(token)s AND state = 'running';
 
@@ -155,22 +155,22 @@ UPDATE pgjobs.job SET
     leased_until = NULL
 WHERE queue = %(queue)s AND token = %(token)s AND state = 'running';
 
--- name: completed_at
+-- name: select_time
 -- The time of the message, which is that of its statements.
 SELECT (EXTRACT(epoch FROM pg_catalog.statement_timestamp()) * 1000000)::bigint;
 
--- name: keep_of_batch
+-- name: store_batch_data
 -- What the handlers of those wanted kept; an empty text is nothing, as a session may read no null out of an array.
 UPDATE pgjobs.job SET
-    metadata = CASE WHEN kept.metadata = '' THEN job.metadata ELSE job.metadata || kept.metadata::jsonb END,
-    output = CASE WHEN kept.output = '' THEN job.output ELSE kept.output::jsonb END
+    metadata = CASE WHEN data.metadata = '' THEN job.metadata ELSE job.metadata || data.metadata::jsonb END,
+    output = CASE WHEN data.output = '' THEN job.output ELSE data.output::jsonb END
 FROM ROWS FROM (
-    pg_catalog.unnest(%(kept_ids)s::bigint[]), pg_catalog.unnest(%(metadata)s::text[]),
+    pg_catalog.unnest(%(data_ids)s::bigint[]), pg_catalog.unnest(%(metadata)s::text[]),
     pg_catalog.unnest(%(output)s::text[])
-) AS kept (id, metadata, output)
-WHERE job.queue = %(queue)s AND job.id = ANY (%(kept_ids)s::bigint[]) AND job.id = kept.id AND token = %(token)s;
+) AS data (id, metadata, output)
+WHERE job.queue = %(queue)s AND job.id = ANY (%(data_ids)s::bigint[]) AND job.id = data.id AND token = %(token)s;
 
--- name: release_batch
+-- name: unclaim_batch
 -- Those whose handlers were not started: nothing ran, so the attempt is given back.
 UPDATE pgjobs.job SET
     state = 'available',
@@ -198,7 +198,7 @@ WHERE queue = %(queue)s AND id = ANY (%(started)s::bigint[]) AND (token <> %(tok
     AND state = 'available' AND attempt = 0
     AND (attempted_at < %(attempted_at)s OR attempted_at IS NULL);
 
--- name: completed_of_batch
+-- name: select_completed
 -- Which of these were completed after all, and when: the answer to their COMMIT was lost.
 SELECT id, (EXTRACT(epoch FROM finalized_at) * 1000000)::bigint FROM pgjobs.job
 WHERE queue = %(queue)s AND id = ANY (%(ids)s::bigint[]) AND token = %(token)s AND state = 'completed';

@@ -168,7 +168,7 @@ WITH seen AS MATERIALIZED (
         OFFSET 0  -- computed once
     ) AS sizes
     CROSS JOIN LATERAL (SELECT
-        CASE WHEN small AND pg_catalog.jsonb_typeof(metadata -> 'given_back') = 'array' THEN metadata -> 'given_back'
+        CASE WHEN small AND pg_catalog.jsonb_typeof(metadata -> 'excused') = 'array' THEN metadata -> 'excused'
             ELSE '[]' END AS given
         OFFSET 0
     ) AS said
@@ -184,7 +184,7 @@ WITH seen AS MATERIALIZED (
         token = CASE WHEN NOT excused THEN job.token END,
         finalized_at = CASE WHEN cancelled OR last AND NOT excused THEN pg_catalog.clock_timestamp() END,
         metadata = CASE WHEN cancelled AND small THEN metadata || cancel
-            WHEN excused THEN metadata || pg_catalog.jsonb_build_object('given_back', given
+            WHEN excused THEN metadata || pg_catalog.jsonb_build_object('excused', given
                 || pg_catalog.jsonb_build_array(
                     pg_catalog.jsonb_build_object('at', pg_catalog.clock_timestamp(), 'worker', worker)))
             ELSE metadata END,

@@ -43,7 +43,7 @@ def install() -> None:
 
         WorkerPool.__init__ = batched  # type: ignore[method-assign]
     if PLAIN:
-        without_hot_path(setattr)
+        without_transport(setattr)
     if DECOYS:
         migrate = Client.migrate
 
@@ -63,13 +63,13 @@ def beside(conn: AnyConnection) -> AnyConnection:
     return psycopg.connect(conn.info.dsn, password=conn.info.password, autocommit=True)
 
 
-def without_hot_path(patch: Callable[[Any, str, object], None]) -> None:
+def without_transport(patch: Callable[[Any, str, object], None]) -> None:
     """Let nothing be prepared by pgjobs, and no message be one of the hot path; `patch` is setattr, or pytest's."""
     insert = EnqueueQueries.insert_hot
 
     def unprepared(self: EnqueueQueries, conn: AnyConnection, job: EncodedJob, *, may_prepare: bool) -> Job[Any]:
         return insert(self, conn, job, may_prepare=False)
 
-    patch(Claimer, "hot_path_of", lambda *_: None)
+    patch(Claimer, "transport_of", lambda *_: None)
     patch(Client, "_is_direct", lambda *_: False)
     patch(EnqueueQueries, "insert_hot", unprepared)

@@ -1,4 +1,9 @@
-"""Claims the next job, with what its transaction is to be bounded by."""
+"""Claims jobs: one statement takes the next job of a queue, a second locks it in the handler's transaction.
+
+A claim fails as a whole if the row that it would take cannot be updated: a trigger of the application refuses the
+change, say. The claimer then finds out which row it is, in a transaction that is rolled back, and either discards the
+job or passes over it for a while (set_aside.py has the rules), so that the jobs behind it are claimed.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +42,7 @@ from pgjobs.execution.queries import (
     Session,
 )
 from pgjobs.execution.set_aside import SetAside, UnchangedRow, UnreadableRow, concerns_a_row
-from pgjobs.execution.transport import HotPath, HotStatements, hot_path
+from pgjobs.execution.transport import PreparedTransport, TransportStatements, transport_for
 from pgjobs.execution.unworkable import CLAIM, MOST_TRIES, Unworkable
 from pgjobs.job import Job, JobState, changed
 from pgjobs.loggers import get_logger
@@ -45,23 +50,22 @@ from pgjobs.work_map import Handler, WorkMap
 
 log = get_logger("pgjobs.claim")
 
-# After a lost connection or a server start, claims wait for the disk for so long: a job that crashes the server
-# must not take the count of its attempt with it.
-_CAUTIOUS = timedelta(minutes=5)
-_NOT_ASKED = float("inf")
-_ANSWER_WITHIN = 40.0  # seconds; the server gives a claim 30
+# For this long after a server start or a lost connection, claims commit synchronously: the count of an attempt must
+# survive when its job crashes the server.
+_SYNC_COMMIT_FOR = timedelta(minutes=5)
+_NOT_KNOWN = float("inf")
+_ANSWER_WITHIN = 40.0  # seconds; the server cancels a claim after 30
 _TOKENS_AT_ONCE = 32
 _LONGEST_BOUND = timedelta(milliseconds=2**31 - 1)
 _GRACE = SERVER_GRACE // timedelta(milliseconds=1)
-_DEALS_FOR = 3.0  # seconds in which one claim deals with the jobs that it fails for; the next one goes on
-# How often a queue in which nothing can be claimed is asked whether a trigger keeps the job that stands first in it.
-_UNCHANGED_EVERY = 2.0  # seconds
+_SKIP_FOR = 3.0  # seconds that one claim spends on jobs that cannot be claimed; the next claim goes on from there
+_CHECK_UNCHANGED_EVERY = 2.0  # seconds between two checks whether a trigger silently keeps the first job of a queue
 
 
 @dataclass
 class Claimer:
-    """What the threads of one process share to claim jobs. `timeout` bounds the kinds that say nothing themselves;
-    `unknown_kinds` says what becomes of those without a handler."""
+    """Claims jobs for the threads of one process. `timeout` is for handlers that have none of their own;
+    `unknown_kinds` says what to do with jobs whose kind has no handler."""
 
     queries: ExecutionQueries
     work_map: WorkMap
@@ -71,49 +75,50 @@ class Claimer:
     unknown_kinds: Literal["error", "leave"] | Handler = "error"
     lease: timedelta = timedelta(minutes=1)
     complaints: Complaints = field(default_factory=Complaints)
-    async_commit: set[str] = field(default_factory=set)  # queues whose finishes do not wait for the disk
+    async_commit: set[str] = field(default_factory=set)  # queues with asynchronous commits
     _facts: ServerFacts | None = None
     _settings: tuple[ClaimValues, ClaimValues] = ({}, {})
-    _settings_of: int = -1
-    _plain_kinds: set[str] = field(default_factory=set)
+    _settings_version: int = -1
+    _simple_kinds: set[str] = field(default_factory=set)
     marks: LowWaterMarks = field(default_factory=LowWaterMarks)
-    _next_unchanged: dict[str, float] = field(default_factory=dict)  # when to look for them, by queue
-    _cautious_until: float = _NOT_ASKED
-    _asking: threading.Lock = field(default_factory=threading.Lock)
+    _next_unchanged_check: dict[str, float] = field(default_factory=dict)  # by queue, by the monotonic clock
+    sync_until: float = _NOT_KNOWN
+    _facts_lock: threading.Lock = field(default_factory=threading.Lock)
     aside: SetAside = field(default_factory=SetAside)
 
     def __post_init__(self) -> None:
-        self._hot_statements = HotStatements(self.queries)
+        self._transport_statements = TransportStatements(self.queries)
         self._unworkable = Unworkable(self.queries, self.aside)
         self.lost_claims = LostClaims(self.queries)
 
     def begin_anew(self, worker: str) -> None:
-        """Claim for another process, a forked child, which knows nothing of the server yet."""
+        """Claim for a forked child: forget the locks, the claims and the facts of the parent."""
         self.worker = worker
-        self._facts, self._settings_of = None, -1
-        self._cautious_until = _NOT_ASKED
+        self._facts, self._settings_version = None, -1
+        self.sync_until = _NOT_KNOWN
         self.lost_claims = LostClaims(self.queries)  # the parent undoes its own
         self.marks = LowWaterMarks()
-        self._asking = threading.Lock()
-        self.aside = SetAside()  # whose lock a thread of the parent may have held
+        self._facts_lock = threading.Lock()
+        self.aside = SetAside()  # a thread of the parent may have held its lock
         self._unworkable = Unworkable(self.queries, self.aside)
 
     def claim(self, checkout: Checkout, queue: str, *, id: int | None = None) -> Job[Any] | None:
-        """The next job, or the one with this id, locked in the transaction that is open now; None if there is none."""
-        hot: HotPath | None = checkout.hot_path
-        if hot is not None and hot.next is not None:
-            job, hot.next = hot.next, None  # came with the finish of the one before
+        """Claim the next job, or the one with this id. It is locked in the transaction that is open then; None: there
+        was no job, and no transaction is open."""
+        transport: PreparedTransport | None = checkout.transport
+        if transport is not None and transport.next is not None:
+            job, transport.next = transport.next, None  # claimed together with the last finish
         else:
-            found = self._claim_in_time(checkout, queue, id)
+            found = self._claim_within_limit(checkout, queue, id)
             if found is None:
                 return None
             job = found
         handler = self.handler_of(job.kind)
         if handler is not None:
-            vars(job)["decode"] = handler.decode  # nobody has seen it yet
+            vars(job)["decode"] = handler.decode  # the job is frozen, but has not been handed out yet
         return job
 
-    def _claim_in_time(self, checkout: Checkout, queue: str, id: int | None) -> Job[Any] | None:
+    def _claim_within_limit(self, checkout: Checkout, queue: str, id: int | None) -> Job[Any] | None:
         checkout.answer_due = time.monotonic() + _ANSWER_WITHIN
         try:
             return self._claim_next(checkout, queue, id)
@@ -125,26 +130,26 @@ class Claimer:
         self.lost_claims.unclaim_due(checkout.conn)
         mark = self.marks.start(queue) if id is None else None
         try:
-            job = self._claim_around(checkout, queue, id, mark)
+            job = self._claim_workable(checkout, queue, id, mark)
         except psycopg.OperationalError as error:
             if not concerns_a_row(error):
-                self.be_cautious()
+                self.require_sync_commit()
             raise
         self.marks.record_claim(queue, job)
         return job
 
-    def _claim_around(self, checkout: Checkout, queue: str, id: int | None, mark: Mark | None) -> Job[Any] | None:
-        """Claim the next job that can be claimed: each that cannot is dealt with."""
-        facts, until = self.facts(checkout), time.monotonic() + _DEALS_FOR
-        hot = self.hot_path_of(checkout, facts)
+    def _claim_workable(self, checkout: Checkout, queue: str, id: int | None, mark: Mark | None) -> Job[Any] | None:
+        """Claim the next job that can be claimed; those before it are discarded or set aside."""
+        facts, until = self.facts(checkout), time.monotonic() + _SKIP_FOR
+        transport = self.transport_of(checkout, facts)
         while True:
             checkout.answer_due = time.monotonic() + _ANSWER_WITHIN
             try:
-                job = self._claim(checkout, hot, self.request(queue, id, mark, facts))
-                if job is None and mark is not None:  # there may be some before the mark
+                job = self._claim(checkout, transport, self.request(queue, id, mark, facts))
+                if job is None and mark is not None:  # there may be jobs before the mark
                     self.marks.full_scan(queue)
                     mark = None
-                    job = self._claim(checkout, hot, self.request(queue, id, None, facts))
+                    job = self._claim(checkout, transport, self.request(queue, id, None, facts))
                 if (
                     job is None
                     and id is None
@@ -153,33 +158,35 @@ class Claimer:
                 ):
                     continue
                 if self.aside:
-                    self._note_what_works(claims_of(queue), job)
+                    self._record_success(claims_of(queue), job)
                 return job
             except (psycopg.Error, UnreadableRow) as error:
                 if id is not None or not concerns_a_row(error):
                     raise
-                self._deal_with(checkout, self.request(queue, None, mark, facts), error)
+                self._set_aside_or_discard(checkout, self.request(queue, None, mark, facts), error)
                 if time.monotonic() > until:
-                    self._note_what_works(claims_of(queue), None)
+                    self._record_success(claims_of(queue), None)
                     return None
 
-    def _note_what_works(self, act: str, job: Job[Any] | None) -> None:
+    def _record_success(self, act: str, job: Job[Any] | None) -> None:
         self.aside.say(act)
         if job is not None:
             self.aside.worked(act, job.id)
 
-    def _deal_with(self, checkout: Checkout, request: ClaimRequest, error: psycopg.Error | UnreadableRow) -> None:
-        """A claim has failed for the job that it would have taken: find out whether it is to be discarded, or passed
-        over. Raises the error when it is no fault of that job, nor of any other."""
+    def _set_aside_or_discard(
+        self, checkout: Checkout, request: ClaimRequest, error: psycopg.Error | UnreadableRow
+    ) -> None:
+        """A claim has failed: find the job that it would have taken, and discard it or set it aside. Raises the error
+        if no job is to blame."""
         if isinstance(error, UnreadableRow):
-            return  # it is discarded
+            return  # the job is discarded already
         act, conn = claims_of(request.queue), checkout.conn
         if self.aside.is_common(act, error):
             raise error
-        with self._looking(conn):
-            id = self.queries.next_job(conn, self.order, request.values)
+        with self._trial(conn):
+            id = self.queries.select_next(conn, self.order, request.values)
             if id is None:
-                return  # another thread deals with it
+                return  # another thread has its lock, and does the same
             try:
                 self.queries.try_claim(conn, id, request.values)
             except psycopg.Error as failed:
@@ -190,9 +197,9 @@ class Claimer:
                     commit(conn)
 
     @contextmanager
-    def _looking(self, conn: AnyConnection) -> Iterator[None]:
-        """A transaction for a look at the jobs of a queue, which is rolled back."""
-        self.queries.begin_look(conn)
+    def _trial(self, conn: AnyConnection) -> Iterator[None]:
+        """A transaction in which claims are tried, and which is rolled back unless the block commits it."""
+        self.queries.begin_trial(conn)
         try:
             yield
         finally:
@@ -200,8 +207,8 @@ class Claimer:
                 rollback(conn)
 
     def _others_work(self, conn: AnyConnection, request: ClaimRequest) -> bool:
-        """Whether one of some others of the queue can be claimed: those that cannot may stand before all of them."""
-        for id in self.queries.some_in_line(conn, request.values, MOST_TRIES):
+        """Whether at least one of a sample of the other jobs of the queue can be claimed."""
+        for id in self.queries.sample_available(conn, request.values, MOST_TRIES):
             try:
                 if self.queries.try_claim(conn, id, request.values):
                     return True
@@ -211,18 +218,18 @@ class Claimer:
         return False
 
     def _has_unchanged(self, checkout: Checkout, queue: str, facts: ServerFacts) -> bool:
-        """Nothing was claimed: whether a trigger keeps the job that stands first as it is. That is then passed over, so
-        it is worth while to claim again. Looked into now and then."""
+        """Nothing was claimed: check now and then whether a trigger has silently kept the first job of the queue. That
+        job is then set aside, so the caller should claim again."""
         now = time.monotonic()
-        if now < self._next_unchanged.setdefault(queue, now + _UNCHANGED_EVERY):
+        if now < self._next_unchanged_check.setdefault(queue, now + _CHECK_UNCHANGED_EVERY):
             return False
-        self._next_unchanged[queue] = now + _UNCHANGED_EVERY
+        self._next_unchanged_check[queue] = now + _CHECK_UNCHANGED_EVERY
         request, conn = self.request(queue, None, None, facts), checkout.conn
-        with self._looking(conn):
-            id = self.queries.next_job(conn, self.order, request.values)
+        with self._trial(conn):
+            id = self.queries.select_next(conn, self.order, request.values)
             if id is None:
                 return False
-            self._next_unchanged[queue] = 0.0  # there may be more
+            self._next_unchanged_check[queue] = 0.0  # there may be more such jobs
             try:
                 if self.queries.try_claim(conn, id, request.values):
                     return True
@@ -233,119 +240,123 @@ class Claimer:
             except psycopg.Error as error:
                 if not concerns_a_row(error):
                     raise
-                self._next_unchanged[queue] = now + _UNCHANGED_EVERY
-                return not isinstance(error, UnchangedRow)  # else the claim says what is wrong
+                self._next_unchanged_check[queue] = now + _CHECK_UNCHANGED_EVERY
+                return not isinstance(error, UnchangedRow)  # another error: the next claim raises it
             return True
 
-    def complete(self, checkout: Checkout, job: Job[Any], kept: AttemptData, *, go_on: bool) -> FinishResult:
-        """Commit the handler's writes together with the completion; and if there is work to go on with, have the next
-        job claimed and locked in the same round trip, for the `claim` that follows."""
-        hot: HotPath | None = checkout.hot_path
-        if hot is None or job.kind in self._plain_kinds:
-            return self.complete_alone(checkout, job, kept)
-        if hot.used and checkout.configures:
-            go_on = False  # its owner's settings come first
+    def complete(self, checkout: Checkout, job: Job[Any], data: AttemptData, *, go_on: bool) -> FinishResult:
+        """Commit the handler's writes together with the completion. With `go_on`, the next job is claimed and locked in
+        the same round trip where that is possible; the `claim` that follows returns it."""
+        transport: PreparedTransport | None = checkout.transport
+        if transport is None or job.kind in self._simple_kinds:
+            return self.complete_simple(checkout, job, data)
+        if transport.used and checkout.configures:
+            go_on = False  # the owner's settings must be made before the next job
         assert self._facts is not None
         then = self.request(job.queue, None, self.marks.start(job.queue), self._facts) if go_on else None
         try:
-            finished, problem = hot.complete(job, kept, self.order, then, async_commit=self.is_relaxed(job))
+            finished, problem = transport.complete(job, data, self.order, then, async_commit=self.commits_async(job))
         except psycopg.Error as error:
             self._not_finished(job, then, error)
             raise
-        if problem is not None and then is not None:  # with the next one; this one is finished
+        if problem is not None and then is not None:  # the claim failed; the finish is committed
             try:
                 self.lost_claims.unclaim(checkout, then.queue, then.token, problem)
             except psycopg.Error as error:
-                log.debug("the connection is given up: %s", one_line(error))
+                log.debug("giving up the connection: %s", one_line(error))
                 finished = replace(finished, clean=False)
         elif problem is None and then is not None:
-            if hot.next is not None or then.mark is None:
-                self.marks.record_claim(then.queue, hot.next)
+            if transport.next is not None or then.mark is None:
+                self.marks.record_claim(then.queue, transport.next)
             else:
                 self.marks.record_empty(then.mark)
         return finished
 
-    def complete_alone(
-        self, checkout: Checkout, job: Job[Any], kept: AttemptData, *, asked: bool = False
+    def complete_simple(
+        self, checkout: Checkout, job: Job[Any], data: AttemptData, *, cancel_requested: bool = False
     ) -> FinishResult:
-        """The same, and nothing with it; `asked` when somebody wanted the job cancelled, which is noted."""
-        async_commit, session = self.is_relaxed(job), checkout.session
+        """The same without a claim, and without what is prepared. `cancel_requested`: the job's cancel request is noted
+        in its metadata."""
+        async_commit, session = self.commits_async(job), checkout.session
         return self.queries.complete(
-            checkout.conn, job, COMPLETED, kept, async_commit=async_commit, asked=asked, session=session
+            checkout.conn,
+            job,
+            COMPLETED,
+            data,
+            async_commit=async_commit,
+            cancel_requested=cancel_requested,
+            session=session,
         )
 
     def _not_finished(self, job: Job[Any], then: ClaimRequest | None, error: psycopg.Error) -> None:
         if isinstance(error, psycopg.OperationalError) and then is not None:
             self.lost_claims.add(then.queue, then.token)
         if isinstance(error, psycopg.errors.InvalidSqlStatementName) and self.queries.tag in str(error):
-            self._plain_kinds.add(job.kind)  # its handler deallocates what others have prepared
+            self._simple_kinds.add(job.kind)  # its handler deallocates what pgjobs has prepared
             raise JobStopped("the handler deallocated what pgjobs had prepared; it runs again, without that") from error
 
-    def leave(self, checkout: Checkout) -> None:
-        """Nothing is claimed any more: give back what came with the last finish and is not to be started."""
-        hot: HotPath | None = checkout.hot_path
-        if hot is None or hot.next is None:
+    def unclaim_next(self, checkout: Checkout) -> None:
+        """Undo the claim that came with the last finish: its job is not to be started."""
+        transport: PreparedTransport | None = checkout.transport
+        if transport is None or transport.next is None:
             return
-        (job, hot.next), released = (hot.next, None), False
+        (job, transport.next), undone = (transport.next, None), False
         assert job.token is not None
         try:
             if not checkout.usable or checkout.spoiled:
                 checkout.replace()
-            # In the transaction that holds the row: another claim, which saw the job as available, may wait to hold it.
+            # In the transaction that has the row's lock: another claim may wait for it, having seen the job available.
             found = self.queries.unclaim(checkout.conn, queue=job.queue, token=job.token)
             commit(checkout.conn)
-            released = found
+            undone = found
         finally:
-            if not released:
+            if not undone:
                 self.lost_claims.add(job.queue, job.token)
 
-    def be_cautious(self) -> None:
-        """A connection was lost: let claims wait for the disk for a while."""
-        self._cautious_until = time.monotonic() + _CAUTIOUS.total_seconds()
+    def require_sync_commit(self) -> None:
+        """A connection was lost, perhaps with the server: make claims commit synchronously for a while."""
+        self.sync_until = time.monotonic() + _SYNC_COMMIT_FOR.total_seconds()
 
-    def is_relaxed(self, job: Job[Any]) -> bool:
+    def commits_async(self, job: Job[Any]) -> bool:
         return job.queue in self.async_commit
 
     def handler_of(self, kind: str) -> Handler | None:
-        """The handler of a kind, or what stands in for it."""
-        handler: Handler | None = dict.get(self.work_map, kind)  # the map's own takes classes too, and some time
+        """The handler of a kind, or the handler for unknown kinds."""
+        handler: Handler | None = dict.get(self.work_map, kind)  # WorkMap.get also takes classes, and is slower
         return self.unknown_kinds if handler is None and isinstance(self.unknown_kinds, Handler) else handler
 
     def timeout_of(self, job: Job[Any], handler: Handler | None) -> timedelta | None:
-        """How long an attempt at the job may take."""
+        """How long an attempt at the job may take; None for no limit."""
         if handler is None or handler.timeout == "inherit":
             return self.timeout
         if not callable(handler.timeout):
             return handler.timeout
         try:
             limit = time_limit(handler.timeout(changed(job, decode=handler.decode)))
-        except BaseException as error:  # the user's code, whose sys.exit() must not cost the attempt; and args
-            self.complaints(job.kind, "timeout of its handler", error, instead="the worker pool's holds")
+        except BaseException as error:  # also sys.exit() in the user's function, and args that do not decode
+            self.complaints(job.kind, "timeout of its handler", error, instead="using the worker pool's")
             return self.timeout
         return self.timeout if limit == "inherit" else limit
 
-    def _claim(self, checkout: Checkout, hot: HotPath | None, request: ClaimRequest) -> Job[Any] | None:
+    def _claim(self, checkout: Checkout, transport: PreparedTransport | None, request: ClaimRequest) -> Job[Any] | None:
         which = self.order if request.id is None else "id"
         try:
             try:
-                if hot is None:
-                    return self._claim_plain(checkout, which, request)
-                return self._claim_hot(checkout, hot, which, request)
+                if transport is None:
+                    return self._claim_simple(checkout, which, request)
+                return self._claim_prepared(checkout, transport, which, request)
             except psycopg.errors.InvalidSqlStatementName as error:
-                if hot is None:
+                if transport is None:
                     raise
-                hot.forget()
-                self.lost_claims.unclaim(
-                    checkout, request.queue, request.token, error
-                )  # if the lock alone was not there
-                return self._claim_hot(checkout, hot, which, request)
-        except (AttemptLost, psycopg.Error, MemoryError) as error:  # the memory is this process's, no fault of the row
+                transport.forget()
+                # the claim was committed if only the lock was deallocated
+                self.lost_claims.unclaim(checkout, request.queue, request.token, error)
+                return self._claim_prepared(checkout, transport, which, request)
+        except (AttemptLost, psycopg.Error, MemoryError) as error:  # a lack of memory does not discard the job
             self.lost_claims.unclaim(checkout, request.queue, request.token, error)
             if isinstance(error, AttemptLost):
                 return None
-            if (
-                isinstance(error, psycopg.errors.UniqueViolation) and request.id is not None
-            ):  # one that waits to be retried, claimed by its id
+            if isinstance(error, psycopg.errors.UniqueViolation) and request.id is not None:  # it waited for its retry
                 raise UniqueConflict(f"job {request.id} cannot run now: another job has its unique key") from error
             raise
         except Exception as error:
@@ -353,40 +364,42 @@ class Claimer:
             raise UnreadableRow(f"a job of queue {request.queue!r} cannot be read: {one_line(error)}") from error
 
     def _discard_unreadable(self, checkout: Checkout, request: ClaimRequest, error: Exception) -> None:
-        """A claim is committed, and what it gave cannot be read: nor could it be the next time."""
+        """A claim is committed, and its row cannot be read, which the next claim could not change."""
         conn = checkout.conn
         rollback(conn)
-        id = self.queries.claimed_id(conn, request.queue, request.token)
+        id = self.queries.select_claimed_id(conn, request.queue, request.token)
         if id is not None:
-            reason = f"this job cannot be worked, for its row cannot be read: {error_text(error)}"
+            reason = f"this job cannot be worked because its row cannot be read: {error_text(error)}"
             row = (id, request.queue)
             self._unworkable.discard(conn, row, (JobState.RUNNING,), reason, token=request.token)
 
-    def _claim_plain(self, checkout: Checkout, which: str, request: ClaimRequest) -> Job[Any] | None:
+    def _claim_simple(self, checkout: Checkout, which: str, request: ClaimRequest) -> Job[Any] | None:
         found: list[Session] = []
         job = self.queries.claim(
-            checkout.conn, which=which, claims_as=lambda user, role: found.append(Session(user, role)), **request.values
+            checkout.conn, which=which, on_role=lambda user, role: found.append(Session(user, role)), **request.values
         )
         if job is not None:
             pooled = self._facts is not None and self._facts.pooled
             checkout.session = found[0]._replace(shared_since=job.attempted_at if pooled else None)
         return job
 
-    def _claim_hot(self, checkout: Checkout, hot: HotPath, which: str, request: ClaimRequest) -> Job[Any] | None:
-        job = hot.claim(which, request)
-        checkout.session = hot.session
+    def _claim_prepared(
+        self, checkout: Checkout, transport: PreparedTransport, which: str, request: ClaimRequest
+    ) -> Job[Any] | None:
+        job = transport.claim(which, request)
+        checkout.session = transport.session
         return job
 
     def request(self, queue: str, id: int | None, mark: Mark | None, facts: ServerFacts) -> ClaimRequest:
-        """The next claim of this queue, by a token of its own."""
-        if self._settings_of != self.work_map.changes:
-            self._settings_of, self._settings = self.work_map.changes, self._current_settings(facts)
-        after_crash = time.monotonic() < self._cautious_until
+        """The values of the next claim of this queue, with a new token."""
+        if self._settings_version != self.work_map.changes:
+            self._settings_version, self._settings = self.work_map.changes, self._current_settings(facts)
+        after_crash = time.monotonic() < self.sync_until
         aside = self.aside.rows(claims_of(queue)) if self.aside and id is None else ()
         return ClaimRequest(self._settings[after_crash], queue, new_token(), id, mark, aside)
 
     def _current_settings(self, facts: ServerFacts) -> tuple[ClaimValues, ClaimValues]:
-        """What is the same for all claims, until the WorkMap changes: for usual times, and for cautious ones."""
+        """The values that all claims share until the WorkMap changes: with asynchronous commits, and without."""
         kinds = list(self.work_map)
         settings: ClaimValues = {
             **CLAIM_DEFAULTS,
@@ -396,59 +409,59 @@ class Claimer:
             "lease": self.lease,
             "check_interval": "500ms" if facts.can_check_connections else "0",
             "bounded_by": facts.transaction_bound,
-            "bound": _milliseconds(self._bound_of(self.unknown_kinds)),
-            "bounds": self._bounds(),
+            "bound": _milliseconds(self._transaction_bound(self.unknown_kinds)),
+            "bounds": self._bounds_by_kind(),
         }
         return {**settings, "synchronous_commit": False}, {**settings, "synchronous_commit": True}
 
     def facts(self, checkout: Checkout) -> ServerFacts:
-        """What the way to claim depends on; the server is asked once."""
-        return self._facts or self._ask_server(checkout)
+        """The facts that claims depend on, read from the server once."""
+        return self._facts or self._read_facts(checkout)
 
-    def hot_path_of(self, checkout: Checkout, facts: ServerFacts) -> HotPath | None:
-        """The hot path of this connection; None where it cannot be used."""
-        if checkout.hot_path is None and checkout.can_prepare and not facts.pooled:
+    def transport_of(self, checkout: Checkout, facts: ServerFacts) -> PreparedTransport | None:
+        """The prepared transport of this connection; None where statements may not be prepared."""
+        if checkout.transport is None and checkout.can_prepare and not facts.pooled:
             checkout.enable_prepare()
-            checkout.hot_path = hot_path(checkout.conn, self._hot_statements)
-        hot: HotPath | None = checkout.hot_path
-        return hot
+            checkout.transport = transport_for(checkout.conn, self._transport_statements)
+        transport: PreparedTransport | None = checkout.transport
+        return transport
 
-    def _bounds(self) -> str:
-        """How long the server lets a job hold its transaction, by kind, as JSON. A timeout that depends on the job is
-        known too late for a bound."""
-        own = {
-            kind: _milliseconds(self._bound_of(handler))
+    def _bounds_by_kind(self) -> str:
+        """How long a transaction may last by kind, in milliseconds, as JSON. A timeout that depends on the job is not
+        known when the claim sets the bound."""
+        bounds = {
+            kind: _milliseconds(self._transaction_bound(handler))
             for kind, handler in list(self.work_map.items())
             if handler.timeout != "inherit"
         }
-        return json.dumps(own) if own else "{}"
+        return json.dumps(bounds) if bounds else "{}"
 
-    def _bound_of(self, handler: Handler | str) -> timedelta | None:
+    def _transaction_bound(self, handler: Handler | str) -> timedelta | None:
         if not isinstance(handler, Handler) or handler.timeout == "inherit":
             return self.timeout
         return handler.timeout if isinstance(handler.timeout, timedelta) else None
 
-    def _ask_server(self, checkout: Checkout) -> ServerFacts:
-        with self._asking:
+    def _read_facts(self, checkout: Checkout) -> ServerFacts:
+        with self._facts_lock:
             facts = self._facts = self.queries.server_facts(checkout.conn)
-            if self._cautious_until == _NOT_ASKED:
-                self._cautious_until = time.monotonic() + (_CAUTIOUS - facts.uptime).total_seconds()
+            if self.sync_until == _NOT_KNOWN:
+                self.sync_until = time.monotonic() + (_SYNC_COMMIT_FOR - facts.uptime).total_seconds()
             return facts
 
 
 def claims_of(queue: str) -> str:
-    """What the claims of a queue are called where rows are set aside."""
+    """The name of the claims of a queue in SetAside, which the log shows."""
     return f"claims of queue {queue!r}"
 
 
 _unused_tokens: list[bytes] = []
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_unused_tokens.clear)  # they are the parent's
+    os.register_at_fork(after_in_child=_unused_tokens.clear)  # the parent uses them
 
 
 def new_token() -> UUID:
-    """What uuid4() gives. To ask the system for each by itself takes as long as to send a message: it lets go of the
-    interpreter's lock."""
+    """Make a random UUID as uuid4() does, from random bytes that are read for many at once: each read releases the
+    interpreter's lock, which takes as long as to send a message."""
     try:
         token = _unused_tokens.pop()
     except IndexError:
@@ -459,7 +472,7 @@ def new_token() -> UUID:
 
 
 def _milliseconds(timeout: timedelta | None) -> str:
-    """The server's bound for a job with this timeout; 0 is none."""
+    """The server's bound for the transaction of a job with this timeout; 0 for none."""
     if timeout is None:
         return "0"
     return str(min(2**31 - 1, int(min(timeout, _LONGEST_BOUND) / timedelta(milliseconds=1)) + _GRACE))

@@ -68,7 +68,7 @@ class ProcessDuties:
         queries, tokens = self._claimer.queries, self._watchdog.tokens
         wanted = queries.cancelled_attempts(conn, tokens) if tokens else {}
         # first: a job that begins now is watched before it looks here
-        self._watchdog.unwanted = {(id, token): JobCancelled(reason) for (id, token), reason in wanted.items()}
+        self._watchdog.cancelled = {(id, token): JobCancelled(reason) for (id, token), reason in wanted.items()}
         for (id, token), reason in wanted.items():
             self._watchdog.request_stop(token, JobCancelled(reason), id=id)
         if time.monotonic() < self.extend_at:
@@ -77,4 +77,4 @@ class ProcessDuties:
         detached = self._watchdog.detached_tokens
         if detached:
             kept = queries.extend_leases(conn, detached, self._lease)
-            self._watchdog.stop_those_without_lease(set(detached) - kept)
+            self._watchdog.stop_expired_leases(set(detached) - kept)

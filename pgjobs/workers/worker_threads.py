@@ -177,7 +177,7 @@ class WorkerThreads:
         def goes_on() -> bool:
             return not (self._cooldown or self._ends(idle))
 
-        with self._source.checkout() as checkout, self._executor.watchdog.over(checkout):
+        with self._source.checkout() as checkout, self._executor.watchdog.guard(checkout):
             try:
                 seen = idle.calls
                 if polls and not self._sees_any(checkout, queue):
@@ -191,7 +191,7 @@ class WorkerThreads:
                     if self._cooldown:
                         self.stopping.wait(self._cooldown)
             finally:
-                self._executor.leave(checkout)
+                self._executor.unclaim_next(checkout)
 
     def _sees_any(self, checkout: Checkout, queue: str) -> bool:
         """Whether there is anything to claim."""
@@ -202,7 +202,7 @@ class WorkerThreads:
                 return self._wakeup_queries.sees_any(checkout.conn, queue, kinds)
         except Exception as error:
             if isinstance(error, psycopg.OperationalError):
-                claimer.be_cautious()
+                claimer.require_sync_commit()
             self._hooks("on_claim", None, error)
             raise
 

@@ -19,7 +19,7 @@ from pgjobs.db.checkout import Checkout, shut_down
 from pgjobs.execution import low_water_mark, transport
 from pgjobs.execution.claimer import Claimer
 from pgjobs.execution.queries import ClaimRequest, ExecutionQueries, Mark, ServerFacts
-from pgjobs.execution.transport import HotPath
+from pgjobs.execution.transport import PreparedTransport
 from pgjobs.hooks import HookCalls
 from tests import modes
 from tests.waiting import wait_until
@@ -49,13 +49,13 @@ def enqueue(client: Client, jobs: int) -> list[Job[Any]]:
 def round_trips(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many statements each round trip of the hot path had."""
     sent: list[int] = []
-    send = HotPath.send
+    send = PreparedTransport.send
 
-    def counted(self: HotPath, message: bytes) -> Answer:
+    def counted(self: PreparedTransport, message: bytes) -> Answer:
         sent.append(message.count(b";") + 1)
         return send(self, message)
 
-    monkeypatch.setattr(HotPath, "send", counted)
+    monkeypatch.setattr(PreparedTransport, "send", counted)
     return sent
 
 
@@ -75,13 +75,13 @@ def test_the_messages_of_a_connection_are_made_once_and_not_each_time_that_it_le
 ) -> None:
     """A worker that idles between two jobs asked for the role anew, and kept the messages of each time for ever."""
     made: list[int] = []
-    message = HotPath.message
+    message = PreparedTransport.message
 
-    def counted(self: HotPath, steps: Any) -> bytes:
+    def counted(self: PreparedTransport, steps: Any) -> bytes:
         made.append(1)
         return message(self, steps)
 
-    monkeypatch.setattr(HotPath, "message", counted)
+    monkeypatch.setattr(PreparedTransport, "message", counted)
     with ConnectionPool(database, min_size=1, max_size=1, kwargs={"prepare_threshold": 5}, open=True) as pool:
         worker = WorkerPool(Client(pool, schema=client.schema), {"any": lambda tx, job: tx.execute("SELECT 1")})
         for number in range(6):
@@ -258,9 +258,9 @@ def test_a_connection_lost_between_two_jobs_costs_neither_an_attempt(
     """With the answer, that of the claim is lost too: nothing ran, so the attempt is given back."""
     broken: list[int] = []
     ran: list[int] = []
-    receive = HotPath._receive
+    receive = PreparedTransport._receive
 
-    def lost(self: HotPath, sent: int) -> Answer:
+    def lost(self: PreparedTransport, sent: int) -> Answer:
         if not ran or broken:
             return receive(self, sent)
         broken.append(1)
@@ -275,7 +275,7 @@ def test_a_connection_lost_between_two_jobs_costs_neither_an_attempt(
 
     with client.pool.connection() as conn:
         conn.execute(sql.SQL("CREATE TABLE {}.effect (job bigint)").format(sql.Identifier(client.schema)))
-    monkeypatch.setattr(HotPath, "_receive", lost)
+    monkeypatch.setattr(PreparedTransport, "_receive", lost)
     first, second = work(client, handler, enqueue(client, 2))
     assert broken
     assert (second.state, second.attempt, second.error_count) == (JobState.COMPLETED, 1, 0)

@@ -45,7 +45,7 @@ Tx = psycopg.Connection[Any]
 ROOT = Path(__file__).parents[2]
 SECOND = timedelta(seconds=1)
 LATER = constant(timedelta(hours=1))
-QUICK = GracePeriods(raised=0.2, severed=0.4, stuck=0.6)  # the same steps as by default, sooner
+QUICK = GracePeriods(interrupted=0.2, severed=0.4, stuck=0.6)  # the same steps as by default, sooner
 
 
 def pool_of(client: Client, function: Function, **settings: Any) -> WorkerPool:
@@ -677,7 +677,7 @@ def test_a_crash_of_the_server_loses_neither_the_claim_of_a_detached_job_nor_its
             left.extend(conn.execute(f'SELECT state, attempt FROM "{crash_client.schema}".job'.encode()).fetchall())
 
     pool = pool_of(crash_client, handler)
-    pool._executor.claimer._cautious_until = 0.0  # as if the server had been up for long
+    pool._executor.claimer.sync_until = 0.0  # as if the server had been up for long
     job = enqueue(crash_client)
     assert pool.work_one()
     assert left == [("running", 1)]

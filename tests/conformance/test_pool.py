@@ -723,7 +723,7 @@ def test_a_job_that_was_claimed_in_the_moment_of_a_stop_is_told_to_end_like_all_
     class Slow(Hooks):
         def on_claim(self, job: Job[Any] | None, error: BaseException | None) -> None:
             claimed.set()
-            wait_until(lambda: pool._watchdog._all_end)
+            wait_until(lambda: pool._watchdog._stop_all)
 
     claimed, seen = threading.Event(), list[bool]()
     client.hooks = HookCalls([Slow()])

@@ -38,7 +38,7 @@ Tx = psycopg.Connection[Any]
 SECOND = timedelta(seconds=1)
 ZERO = timedelta(0)
 LATER = constant(timedelta(hours=1))
-QUICK = GracePeriods(raised=0.2, severed=0.4, stuck=0.6)  # the same steps as by default, sooner
+QUICK = GracePeriods(interrupted=0.2, severed=0.4, stuck=0.6)  # the same steps as by default, sooner
 
 
 @dataclass

@@ -138,7 +138,7 @@ def test_r1_a_late_finish_of_an_old_claim_does_not_touch_a_new_one_of_the_same_a
 def test_r1_a_snooze_between_two_attempts_makes_no_difference(table: Table, worker: AnyConnection) -> None:
     table.enqueue()
     old = table.must_claim(worker)
-    table.store.fail(worker, old, Outcome(JobState.SCHEDULED, delay=NO_DELAY, attempt_given_back=True))
+    table.store.fail(worker, old, Outcome(JobState.SCHEDULED, delay=NO_DELAY, refund=True))
     new = table.must_claim(worker)
     assert new.attempt == old.attempt == 1
     assert new.token != old.token
@@ -152,7 +152,7 @@ def test_r1_a_late_record_of_an_attempt_that_was_given_back_does_not_make_its_cl
 ) -> None:
     """The answer to its snooze was lost with the connection, so it records it again, as after a crash of the server."""
     job = table.enqueue()
-    snoozed = Outcome(JobState.SCHEDULED, delay=NO_DELAY, attempt_given_back=True)
+    snoozed = Outcome(JobState.SCHEDULED, delay=NO_DELAY, refund=True)
     old = table.must_claim(worker)
     table.store.fail(worker, old, snoozed)
     if since == "retried by hand":
@@ -276,7 +276,7 @@ def test_r3_a_job_that_kills_its_backend_is_counted_from_the_second_time_at_the_
 
     pool = WorkerPool(crash_client, {"killer": handler}, backoff=AT_ONCE)
     # as if the server had been up for long: nobody has been cautious yet, the first claim need not reach the disk
-    pool._executor.claimer._cautious_until = 0.0
+    pool._executor.claimer.sync_until = 0.0
     args: dict[str, Any] = {}
     job = crash_client.enqueue(None, args, kind="killer", max_attempts=3)
     rounds = 0
@@ -867,7 +867,7 @@ def test_r19_an_attempt_whose_row_is_still_locked_is_left_to_the_rescue(
     thread = in_thread(pool.work_one)
     thread.join(10)
     assert not thread.is_alive(), "the thread is free again while the row is still locked"
-    assert "its outcome could not be recorded, the rescue will" in caplog.text
+    assert "could not write the outcome; the rescue will" in caplog.text
     assert table.job(job).state == JobState.RUNNING
     assert table.rescue() == []
     holder.rollback()

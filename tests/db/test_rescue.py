@@ -48,7 +48,7 @@ def ended(sql: Rows) -> list[Any]:
     """State, attempt, number of errors and of attempts given back of each job."""
     return sql(
         """SELECT state, attempt, jsonb_array_length(errors),
-            jsonb_array_length(coalesce(metadata -> 'given_back', '[]'))
+            jsonb_array_length(coalesce(metadata -> 'excused', '[]'))
         FROM pgjobs.job ORDER BY id"""
     )
 
@@ -84,7 +84,7 @@ def test_neighbours_that_never_failed_get_their_attempt_back(
     duties.rescue(server)
     assert ended(sql) == [("retryable", 0, 0, 1), ("retryable", 0, 0, 1), ("discarded", 2, 2, 0)]
     assert sql(
-        """SELECT DISTINCT token, leased_until, finalized_at, metadata -> 'given_back' -> 0 ->> 'worker',
+        """SELECT DISTINCT token, leased_until, finalized_at, metadata -> 'excused' -> 0 ->> 'worker',
             scheduled_at BETWEEN clock_timestamp() AND clock_timestamp() + interval '2 s'
         FROM pgjobs.job WHERE id <> %s""",
         failed,
@@ -143,7 +143,7 @@ def test_a_neighbour_that_was_to_be_cancelled_is_cancelled(
 
 
 def test_metadata_made_by_hand_holds_up_no_rescue(sql: Rows, server: Tx, duties: Maintenance, leave: Leave) -> None:
-    for made in ('{"given_back": 7}', '{"given_back": {"a": 1}}', '{"given_back": null, "mine": 1}'):
+    for made in ('{"excused": 7}', '{"excused": {"a": 1}}', '{"excused": null, "mine": 1}'):
         sql("UPDATE pgjobs.job SET metadata = %s::jsonb WHERE id = %s", made, leave("gone"))
     duties.rescue(server)
     assert ended(sql) == [("retryable", 0, 0, 1)] * 3
