@@ -33,8 +33,9 @@ from pgjobs.db.cursors import AnyConnection
 from pgjobs.errors import AttemptLost, JobCancelled, TransactionBroken
 from pgjobs.execution.attempt import Attempt
 from pgjobs.execution.batch_queries import BatchOutcome, BatchQueries, Claimed, milliseconds, must_run_alone
-from pgjobs.execution.claimer import Claimer, claims_of
+from pgjobs.execution.claimer import Claimer
 from pgjobs.execution.executor import Executor
+from pgjobs.execution.failed_claims import claims_of
 from pgjobs.execution.finisher import why_not_committed
 from pgjobs.execution.lock_job import clear_frames
 from pgjobs.execution.outcome import COMPLETED, NO_DATA, Outcome
@@ -220,9 +221,8 @@ class _Call:
             check_done(answer, self.function)
 
 
-def _within(attempt: Attempt, act: Callable[..., object], *given: object) -> None:
-    """Call what may call functions of the application, in the context of the attempt, which only its own thread may
-    enter."""
+def _call_in_context(attempt: Attempt, act: Callable[..., object], *given: object) -> None:
+    """Call a function in the context of the attempt, which only the attempt's own thread may enter."""
     if threading.current_thread() is attempt.thread:
         attempt.context.run(act, *given)
     else:
@@ -445,9 +445,9 @@ class Batch:
         for attempt in self.ran:
             error = self.errors.get(attempt.job.id)
             if error is None:
-                _within(attempt, finisher.report, attempt, COMPLETED, completed, None, took)
+                _call_in_context(attempt, finisher.report, attempt, COMPLETED, completed, None, took)
             elif attempt.outcome is not None:
-                _within(attempt, finisher.report, attempt, attempt.outcome, next(others), error, took)
+                _call_in_context(attempt, finisher.report, attempt, attempt.outcome, next(others), error, took)
 
     # --- when the batch cannot be committed
 
@@ -488,9 +488,9 @@ class Batch:
             culprit.reason.__cause__ = error
             error = culprit.reason
         else:
-            _within(culprit, self.executor.hooks, "on_undone", culprit.job, error)
+            _call_in_context(culprit, self.executor.hooks, "on_undone", culprit.job, error)
         self.errors[culprit.job.id] = error
-        _within(culprit, self.finisher.decide, culprit, error)
+        _call_in_context(culprit, self.finisher.decide, culprit, error)
 
     def _complete_late(self, checkout: Checkout, culprit: Attempt | None, took: float) -> None:
         """If a handler has committed the transaction of the batch, complete the jobs before it: their writes are
@@ -510,7 +510,9 @@ class Batch:
         finished = self.finisher.write_late(checkout, write, f"{len(early)} jobs of {self.queue!r}") or {}
         for attempt in early:
             if attempt.job.id in finished:
-                _within(attempt, self.finisher.report, attempt, COMPLETED, finished[attempt.job.id], None, took)
+                _call_in_context(
+                    attempt, self.finisher.report, attempt, COMPLETED, finished[attempt.job.id], None, took
+                )
         self.ran = [attempt for attempt in self.ran if attempt.job.id not in finished]
 
     def _record_failed(self, checkout: Checkout, took: float) -> None:
@@ -522,7 +524,7 @@ class Batch:
             with suppress(AttemptLost):  # its connection was severed, and its outcome is written
                 finished = self.finisher.finish_late(checkout, attempt, attempt.outcome, after_loss=self._lost)
                 if finished is not None:
-                    _within(attempt, self.finisher.report, attempt, attempt.outcome, finished, error, took)
+                    _call_in_context(attempt, self.finisher.report, attempt, attempt.outcome, finished, error, took)
 
     def _undo(self, checkout: Checkout, problem: Exception, took: float) -> bool:
         """Undo the claims of the jobs that were not started, and make the others available again, each to run alone.
@@ -545,10 +547,10 @@ class Batch:
         for attempt in done:
             id = attempt.job.id
             if id in undone:
-                _within(attempt, self.executor.hooks, "on_undone", attempt.job, error)
-                _within(attempt, self.finisher.report, attempt, again, undone[id], error, took)
+                _call_in_context(attempt, self.executor.hooks, "on_undone", attempt.job, error)
+                _call_in_context(attempt, self.finisher.report, attempt, again, undone[id], error, took)
             elif id in completed:  # the answer to the COMMIT was lost
-                _within(attempt, self.finisher.report, attempt, COMPLETED, completed[id], None, took)
+                _call_in_context(attempt, self.finisher.report, attempt, COMPLETED, completed[id], None, took)
         return True
 
     def _on_severed(self, checkout: Checkout) -> None:

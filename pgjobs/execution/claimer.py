@@ -1,9 +1,4 @@
-"""Claims jobs: one statement takes the next job of a queue, a second locks it in the handler's transaction.
-
-A claim fails as a whole if the row that it would take cannot be updated: a trigger of the application refuses the
-change, say. The claimer then finds out which row it is, in a transaction that is rolled back, and either discards the
-job or passes over it for a while (set_aside.py has the rules), so that the jobs behind it are claimed.
-"""
+"""Claims jobs: one statement takes the next job of a queue, a second one locks it in the handler's transaction."""
 
 from __future__ import annotations
 
@@ -11,8 +6,6 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
@@ -20,14 +13,14 @@ from typing import Any, Literal
 from uuid import UUID
 
 import psycopg
-from psycopg.pq import TransactionStatus
 
 from pgjobs.answers import Complaints, time_limit
-from pgjobs.clean_text import error_text, one_line
+from pgjobs.clean_text import one_line
 from pgjobs.db.checkout import NEVER, Checkout
-from pgjobs.db.cursors import AnyConnection, commit, rollback
+from pgjobs.db.cursors import commit
 from pgjobs.errors import AttemptLost, JobStopped, UniqueConflict
 from pgjobs.execution.attempt import SERVER_GRACE
+from pgjobs.execution.failed_claims import FailedClaims, claims_of
 from pgjobs.execution.lost_claims import LostClaims
 from pgjobs.execution.low_water_mark import LowWaterMarks
 from pgjobs.execution.outcome import COMPLETED, AttemptData
@@ -41,10 +34,9 @@ from pgjobs.execution.queries import (
     ServerFacts,
     Session,
 )
-from pgjobs.execution.set_aside import SetAside, UnchangedRow, UnreadableRow, concerns_a_row
+from pgjobs.execution.set_aside import SetAside, UnreadableRow, concerns_a_row
 from pgjobs.execution.transport import PreparedTransport, TransportStatements, transport_for
-from pgjobs.execution.unworkable import CLAIM, MOST_TRIES, Unworkable
-from pgjobs.job import Job, JobState, changed
+from pgjobs.job import Job, changed
 from pgjobs.loggers import get_logger
 from pgjobs.work_map import Handler, WorkMap
 
@@ -59,7 +51,6 @@ _TOKENS_AT_ONCE = 32
 _LONGEST_BOUND = timedelta(milliseconds=2**31 - 1)
 _GRACE = SERVER_GRACE // timedelta(milliseconds=1)
 _SKIP_FOR = 3.0  # seconds that one claim spends on jobs that cannot be claimed; the next claim goes on from there
-_CHECK_UNCHANGED_EVERY = 2.0  # seconds between two checks whether a trigger silently keeps the first job of a queue
 
 
 @dataclass
@@ -81,14 +72,13 @@ class Claimer:
     _settings_version: int = -1
     _simple_kinds: set[str] = field(default_factory=set)
     marks: LowWaterMarks = field(default_factory=LowWaterMarks)
-    _next_unchanged_check: dict[str, float] = field(default_factory=dict)  # by queue, by the monotonic clock
     sync_until: float = _NOT_KNOWN
     _facts_lock: threading.Lock = field(default_factory=threading.Lock)
     aside: SetAside = field(default_factory=SetAside)
 
     def __post_init__(self) -> None:
         self._transport_statements = TransportStatements(self.queries)
-        self._unworkable = Unworkable(self.queries, self.aside)
+        self.failed_claims = FailedClaims(self.queries, self.aside, self.order)
         self.lost_claims = LostClaims(self.queries)
 
     def begin_anew(self, worker: str) -> None:
@@ -100,7 +90,7 @@ class Claimer:
         self.marks = LowWaterMarks()
         self._facts_lock = threading.Lock()
         self.aside = SetAside()  # a thread of the parent may have held its lock
-        self._unworkable = Unworkable(self.queries, self.aside)
+        self.failed_claims = FailedClaims(self.queries, self.aside, self.order)
 
     def claim(self, checkout: Checkout, queue: str, *, id: int | None = None) -> Job[Any] | None:
         """Claim the next job, or the one with this id. It is locked in the transaction that is open then; None: there
@@ -150,99 +140,19 @@ class Claimer:
                     self.marks.full_scan(queue)
                     mark = None
                     job = self._claim(checkout, transport, self.request(queue, id, None, facts))
-                if (
-                    job is None
-                    and id is None
-                    and self._has_unchanged(checkout, queue, facts)
-                    and time.monotonic() < until
-                ):
-                    continue
-                if self.aside:
-                    self._record_success(claims_of(queue), job)
+                if job is None and id is None:
+                    request = partial(self.request, queue, None, None, facts)
+                    if self.failed_claims.pass_unchanged(checkout.conn, queue, request) and time.monotonic() < until:
+                        continue
+                self.failed_claims.went_on(queue, job)
                 return job
             except (psycopg.Error, UnreadableRow) as error:
                 if id is not None or not concerns_a_row(error):
                     raise
-                self._set_aside_or_discard(checkout, self.request(queue, None, mark, facts), error)
+                self.failed_claims.deal_with(checkout.conn, self.request(queue, None, mark, facts), error)
                 if time.monotonic() > until:
-                    self._record_success(claims_of(queue), None)
+                    self.failed_claims.went_on(queue, None)
                     return None
-
-    def _record_success(self, act: str, job: Job[Any] | None) -> None:
-        self.aside.say(act)
-        if job is not None:
-            self.aside.worked(act, job.id)
-
-    def _set_aside_or_discard(
-        self, checkout: Checkout, request: ClaimRequest, error: psycopg.Error | UnreadableRow
-    ) -> None:
-        """A claim has failed: find the job that it would have taken, and discard it or set it aside. Raises the error
-        if no job is to blame."""
-        if isinstance(error, UnreadableRow):
-            return  # the job is discarded already
-        act, conn = claims_of(request.queue), checkout.conn
-        if self.aside.is_common(act, error):
-            raise error
-        with self._trial(conn):
-            id = self.queries.select_next(conn, self.order, request.values)
-            if id is None:
-                return  # another thread has its lock, and does the same
-            try:
-                self.queries.try_claim(conn, id, request.values)
-            except psycopg.Error as failed:
-                if not concerns_a_row(failed):
-                    raise
-                others = partial(self._others_work, conn, request)
-                if self._unworkable.deal_with(conn, act, (id, request.queue), failed, CLAIM, others_work=others):
-                    commit(conn)
-
-    @contextmanager
-    def _trial(self, conn: AnyConnection) -> Iterator[None]:
-        """A transaction in which claims are tried, and which is rolled back unless the block commits it."""
-        self.queries.begin_trial(conn)
-        try:
-            yield
-        finally:
-            if not conn.closed and conn.info.transaction_status != TransactionStatus.IDLE:
-                rollback(conn)
-
-    def _others_work(self, conn: AnyConnection, request: ClaimRequest) -> bool:
-        """Whether at least one of a sample of the other jobs of the queue can be claimed."""
-        for id in self.queries.sample_available(conn, request.values, MOST_TRIES):
-            try:
-                if self.queries.try_claim(conn, id, request.values):
-                    return True
-            except psycopg.Error as error:
-                if not concerns_a_row(error):
-                    raise
-        return False
-
-    def _has_unchanged(self, checkout: Checkout, queue: str, facts: ServerFacts) -> bool:
-        """Nothing was claimed: check now and then whether a trigger has silently kept the first job of the queue. That
-        job is then set aside, so the caller should claim again."""
-        now = time.monotonic()
-        if now < self._next_unchanged_check.setdefault(queue, now + _CHECK_UNCHANGED_EVERY):
-            return False
-        self._next_unchanged_check[queue] = now + _CHECK_UNCHANGED_EVERY
-        request, conn = self.request(queue, None, None, facts), checkout.conn
-        with self._trial(conn):
-            id = self.queries.select_next(conn, self.order, request.values)
-            if id is None:
-                return False
-            self._next_unchanged_check[queue] = 0.0  # there may be more such jobs
-            try:
-                if self.queries.try_claim(conn, id, request.values):
-                    return True
-                others = partial(self._others_work, conn, request)
-                self._unworkable.deal_with(
-                    conn, claims_of(queue), (id, queue), UnchangedRow(), CLAIM, others_work=others
-                )
-            except psycopg.Error as error:
-                if not concerns_a_row(error):
-                    raise
-                self._next_unchanged_check[queue] = now + _CHECK_UNCHANGED_EVERY
-                return not isinstance(error, UnchangedRow)  # another error: the next claim raises it
-            return True
 
     def complete(self, checkout: Checkout, job: Job[Any], data: AttemptData, *, go_on: bool) -> FinishResult:
         """Commit the handler's writes together with the completion. With `go_on`, the next job is claimed and locked in
@@ -360,18 +270,8 @@ class Claimer:
                 raise UniqueConflict(f"job {request.id} cannot run now: another job has its unique key") from error
             raise
         except Exception as error:
-            self._discard_unreadable(checkout, request, error)
+            self.failed_claims.discard_unreadable(checkout.conn, request.queue, request.token, error)
             raise UnreadableRow(f"a job of queue {request.queue!r} cannot be read: {one_line(error)}") from error
-
-    def _discard_unreadable(self, checkout: Checkout, request: ClaimRequest, error: Exception) -> None:
-        """A claim is committed, and its row cannot be read, which the next claim could not change."""
-        conn = checkout.conn
-        rollback(conn)
-        id = self.queries.select_claimed_id(conn, request.queue, request.token)
-        if id is not None:
-            reason = f"this job cannot be worked because its row cannot be read: {error_text(error)}"
-            row = (id, request.queue)
-            self._unworkable.discard(conn, row, (JobState.RUNNING,), reason, token=request.token)
 
     def _claim_simple(self, checkout: Checkout, which: str, request: ClaimRequest) -> Job[Any] | None:
         found: list[Session] = []
@@ -447,11 +347,6 @@ class Claimer:
             if self.sync_until == _NOT_KNOWN:
                 self.sync_until = time.monotonic() + (_SYNC_COMMIT_FOR - facts.uptime).total_seconds()
             return facts
-
-
-def claims_of(queue: str) -> str:
-    """The name of the claims of a queue in SetAside, which the log shows."""
-    return f"claims of queue {queue!r}"
 
 
 _unused_tokens: list[bytes] = []
