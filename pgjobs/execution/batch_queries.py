@@ -110,43 +110,39 @@ class BatchQueries:
             {order: batch["claim_batch"].replace(b"{next}", passing_over(next, part)) for order, next in orders.items()}
             for part in (b"", work["skip_set_aside"])
         )
-        before, after = (
-            (work["begin"], batch["set_batch_settings"]),
-            (work["commit"], work["begin"], batch["lock_batch"]),
-        )
+        before = (work["begin"], batch["set_batch_settings"])
+        after = (work["commit"], work["begin"], batch["lock_batch"])
         self._claim_messages, self._claim_messages_around = (
             {order: b"\n".join((*before, claim, *after)) for order, claim in claims.items()}
             for claims in (self._claims, self._claims_around)
         )
-
-        def step(name: str, sql: bytes) -> Prepared:
-            return prepared(f"{tag}_batch_{name}", sql)
-
-        def parts(name: str, sql: bytes) -> tuple[Prepared, ...]:
-            return tuple(
-                step(f"{name}_{number}", part) for number, part in enumerate(sql.rstrip(b"; \n").split(b";\n"))
-            )
-
-        begin, commit, lock = (
-            step("begin", work["begin"]),
-            step("commit", work["commit"]),
-            step("lock", batch["lock_batch"]),
-        )
-        self._around_claim = (begin, step("bounds", batch["set_batch_settings"])), (commit, begin, lock)
+        self._name = f"{tag}_batch_"
         self._prepared_claims: dict[tuple[str, int, bool], Prepared] = {}
-        self._step = step
-        self._clean_steps = parts("between", batch["between_jobs"])
-        self._async_commit_step = step("commit_async", work["commit_async"])
-        self._unclaim_step = step("release", batch["unclaim_batch"])
-        self._timeout_step = step("drop_statement_timeout", work["drop_statement_timeout"])
-        complete, at = step("complete_claim", batch["complete_claim"]), step("select_time", batch["select_time"])
-        self._complete_untouched: tuple[Prepared, ...] = (complete, at, commit)
-        self._complete_used = (
-            step("complete", batch["complete_batch"]),
-            commit,
-            *parts("reset", work["reset_session"]),
-        )
+        self._make_steps(work, batch)
+
+    def _make_steps(self, work: Mapping[str, bytes], batch: Mapping[str, bytes]) -> None:
+        """Make the steps of the messages of a prepared transport."""
+        step, steps = self._step, self._steps
+        begin, commit = step("begin", work["begin"]), step("commit", work["commit"])
+        settings, lock = step("settings", batch["set_batch_settings"]), step("lock", batch["lock_batch"])
+        self._around_claim = (begin, settings), (commit, begin, lock)
+        self._clean_steps = steps("between", batch["between_jobs"])
+        self._async_commit_step = step("async", work["commit_async"])
+        self._unclaim_step = step("unclaim", batch["unclaim_batch"])
+        self._timeout_step = step("timeout", work["drop_statement_timeout"])
+        complete, time = step("complete_claim", batch["complete_claim"]), step("time", batch["select_time"])
+        self._complete_untouched: tuple[Prepared, ...] = (complete, time, commit)
+        complete = step("complete", batch["complete_batch"])
+        self._complete_used = (complete, commit, *steps("reset", work["reset_session"]))
         self._commit_step = commit
+
+    def _step(self, name: str, sql: bytes) -> Prepared:
+        return prepared(self._name + name, sql)
+
+    def _steps(self, name: str, sql: bytes) -> tuple[Prepared, ...]:
+        """A step for each command."""
+        commands = sql.rstrip(b"; \n").split(b";\n")
+        return tuple(self._step(f"{name}_{number}", command) for number, command in enumerate(commands))
 
     # --- claim
 
