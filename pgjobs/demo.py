@@ -127,7 +127,7 @@ WORKERS = ("demo-1", "demo-2")
 VICTIM = WORKERS[0]
 _ENOUGH_FILES = 1200
 _MARK = "made by pgjobs demo, which drops it when it runs again"
-# A rescue leaves an error, or, as the victim ran several jobs, a note that the attempt was given back.
+# A rescue leaves an error, or, as the victim ran several jobs, a note that the attempt was excused.
 _VANISHED = {"victim": VICTIM, "error": f"worker vanished: {VICTIM} %"}
 _RESCUED = "errors->0->>'error' LIKE %(error)s OR metadata->'excused'->0->>'worker' = %(victim)s"
 _RESCUED_AT = "COALESCE(metadata->'excused'->0->>'at', errors->0->>'at')::timestamptz"

@@ -183,7 +183,7 @@ class WorkerPool:
             hooks=client.hooks,
             events=client.events,
             error_details=client.error_details,
-            waits=lambda: self._hurry("promote"),
+            on_due_soon=lambda: self._hurry("promote"),
         )
         self._executor = Executor(
             claimer=claimer,

@@ -1,7 +1,7 @@
 """The other ways to run the tests that start worker pools, chosen by the environment: see `make modes`.
 
 PGJOBS_TEST_BATCH=20    pools run batches of that many jobs, where a test says nothing of them
-PGJOBS_TEST_PLAIN=1     there is no hot path, and nothing of pgjobs' own accord is prepared, as behind a pooler
+PGJOBS_TEST_PLAIN=1     there is no prepared transport, and pgjobs prepares nothing itself, as behind a pooler
 PGJOBS_TEST_DECOYS=1    decoys come before `public` in the search_path, and no statement of pgjobs may find one
 
 A test of what cannot be so in a mode says why with a mark, `one_by_one("...")`, `prepared("...")` or
@@ -64,7 +64,7 @@ def beside(conn: AnyConnection) -> AnyConnection:
 
 
 def without_transport(patch: Callable[[Any, str, object], None]) -> None:
-    """Let nothing be prepared by pgjobs, and no message be one of the hot path; `patch` is setattr, or pytest's."""
+    """Let nothing be prepared by pgjobs, and no transport be a prepared one; `patch` is setattr, or pytest's."""
     insert = EnqueueQueries.insert_hot
 
     def unprepared(self: EnqueueQueries, conn: AnyConnection, job: EncodedJob, *, may_prepare: bool) -> Job[Any]:

@@ -76,7 +76,7 @@ class Attempt:
     tainted = False  # a cancel or an exception may arrive late: the connection must not be used again
     severed = False
     stuck = False
-    over = False
+    ended = False
     _context: Context | None = None
     _metadata: Mapping[str, Any] = MappingProxyType({})
     _output: str | None = None
@@ -164,7 +164,7 @@ class Attempt:
         return self.job
 
     def _check_running(self) -> None:
-        if self.over:
+        if self.ended:
             raise NotRunning(f"job {self.job.id} is not being run any more: this attempt has ended")
 
     # --- for the worker's thread
@@ -222,7 +222,7 @@ class Attempt:
     def end(self) -> None:
         """The outcome is written: the watchdog leaves the attempt and its connection alone from now on."""
         with self._lock:
-            self.over = True
+            self.ended = True
             if not self.severed:
                 self.on_severed = None  # else a job that the application keeps would keep its whole batch
 
@@ -242,7 +242,7 @@ class Attempt:
         if self.reason is None and self._timeout is not None and now >= self.expires:
             self.request_stop(JobTimedOut(self._timeout))
         with self._lock:
-            if self.over or self.stuck:
+            if self.ended or self.stuck:
                 return NEVER
             if self.reason is None:
                 return self.expires

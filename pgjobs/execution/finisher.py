@@ -75,7 +75,9 @@ class Finisher:
     events: Events
     error_details: bool = True  # whether the DETAIL, HINT and CONTEXT of Postgres errors are stored and logged
     complaints: Complaints = field(default_factory=Complaints)
-    waits: Callable[[], None] = lambda: None  # called when a job is due again before maintenance would look for it
+    on_due_soon: Callable[[], None] = lambda: (
+        None
+    )  # called when a job is due again before maintenance would look for it
 
     def finish(
         self, checkout: Checkout, attempt: Attempt, error: BaseException | None, *, go_on: bool = False
@@ -275,18 +277,18 @@ class Finisher:
         come here."""
         with attempt.deciding:
             if attempt.outcome is None:
-                attempt.outcome = self._judge(attempt, error)
+                attempt.outcome = self._decide_with_error_handler(attempt, error)
             return attempt.outcome
 
-    def _judge(self, attempt: Attempt, error: BaseException) -> Outcome:
+    def _decide_with_error_handler(self, attempt: Attempt, error: BaseException) -> Outcome:
         if not self.error_details:
             forget_details(error)
         try:
-            outcome = self._decided(attempt, error)
+            outcome = self._decide_by_policy(attempt, error)
         except BaseException as broken:  # a signal that was made without its constructor, and lacks its values
             unclear = TypeError(f"{type(error).__name__} has no time to wait: {one_line(broken)}")
             unclear.__cause__ = error
-            outcome = self._decided(attempt, unclear)
+            outcome = self._decide_by_policy(attempt, unclear)
         if self.error_handler is None or outcome.error is None or isinstance(error, Cancel | Discard | JobCancelled):
             return outcome
         match self.error_handler.judge(attempt.job, error, error_details=self.error_details):
@@ -296,7 +298,7 @@ class Finisher:
                 return replace(outcome, state=JobState.DISCARDED, delay=None, at=None)
         return outcome
 
-    def _decided(self, attempt: Attempt, error: BaseException) -> Outcome:
+    def _decide_by_policy(self, attempt: Attempt, error: BaseException) -> Outcome:
         """Decide by the policy of the handler, then by that of the pool. Args that do not fit skip the first, which may
         read them."""
         own_policy = attempt.handler.backoff if attempt.handler is not None and attempt.args_fit else None
@@ -319,7 +321,7 @@ class Finisher:
         if error is not None:
             _log(attempt.job, finished.state, outcome, error)
         if outcome.at is not None or (outcome.delay is not None and outcome.delay < _SOON):
-            self.waits()
+            self.on_due_soon()
         if not self.hooks and not self.events:
             return
         job = _job_after(attempt, outcome, finished)

@@ -15,7 +15,7 @@ from pgjobs.errors import Cancel, Discard, JobCancelled, JobStopped, RetryAfter,
 from pgjobs.job import Job, JobState
 from pgjobs.options import FIRST_INSTANT
 
-#: Called with a backoff and its exception; WrongAnswer if it returned what is no time.
+#: Called with a backoff and its exception; WrongAnswer if it returned no time.
 Complain = Callable[[Backoff, BaseException], None]
 AFTER_A_FAULT = timedelta(seconds=1)  # the least delay where the time of the next attempt comes from a bug
 _MOMENT = timedelta(seconds=1)  # allowed for the difference of the two clocks and a late answer to the claim
@@ -71,10 +71,9 @@ def decide(
 ) -> Outcome:
     """Decide the outcome of an attempt whose handler returned (`error` is None) or raised.
 
-    The attempt that failed is `job.attempt`. If `backoff` raises or returns what is no time, the next of `others`
-    decides, and after the last of them River's policy; the job is then retried after a second at the earliest. An
-    instant is compared with the time of the claim, by the database's clock, plus `ran`.
-    """
+    The attempt that failed is `job.attempt`. If `backoff` raises or returns no time, the next of `others` decides, and
+    after the last of them River's policy; the job is then retried after a second at the earliest. An instant is
+    compared with the time of the claim, by the database's clock, plus `ran`."""
     if error is None:
         return COMPLETED
     decided = _final_or_snoozed(error)

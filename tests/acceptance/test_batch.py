@@ -286,16 +286,16 @@ def test_jobs_that_must_run_alone_do(desk: Desk) -> None:
     detached = desk.client.enqueue(None, {"number": 2}, kind="detached")
     middle = desk.enqueue(2)
     once = desk.enqueue(1, max_attempts=1)
-    failed, given_back = desk.enqueue(2)
+    failed, excused = desk.enqueue(2)
     last = desk.enqueue(2)
     desk.sql("UPDATE {schema}.job SET attempt = 1 WHERE id = %s", failed.id)
-    desk.sql("UPDATE {schema}.job SET metadata = '{{\"excused\": []}}' WHERE id = %s", given_back.id)
+    desk.sql("UPDATE {schema}.job SET metadata = '{{\"excused\": []}}' WHERE id = %s", excused.id)
     leases: list[object] = []
     handlers = {
         "any": desk.handler,
         "detached": Handler(lambda tx, job: leases.append((tx, job.leased_until is not None)), detached=True),
     }
-    alone = [once[0], failed, given_back]
+    alone = [once[0], failed, excused]
     jobs = [*first, detached, *middle, *alone, *last]
     done = desk.work(jobs, handlers=handlers)
     assert {job.state for job in done} == {JobState.COMPLETED}
@@ -306,7 +306,7 @@ def test_jobs_that_must_run_alone_do(desk: Desk) -> None:
 
 
 @pytest.mark.conformance(272)
-def test_a_batch_that_is_claimed_when_the_pool_stops_is_given_back_but_for_what_was_started(desk: Desk) -> None:
+def test_a_batch_that_is_claimed_when_the_pool_stops_is_unclaimed_but_for_what_was_started(desk: Desk) -> None:
     jobs = desk.enqueue(10)
     pool = desk.pool()
     desk.does[3] = lambda tx, job: pool.stop()
@@ -362,8 +362,8 @@ def test_no_batch_has_more_savepoints_than_the_server_keeps_at_hand(desk: Desk) 
 def test_no_more_jobs_are_claimed_than_there_are_savepoints_for(desk: Desk) -> None:
     jobs = desk.enqueue(250)
     desk.work(jobs, batch_size=100)
-    given_back = "SELECT count(*) FROM {schema}.job WHERE pg_catalog.cardinality(attempted_by) > 1"
-    assert desk.sql(given_back) == [(40,)], "of the first claim, which could not know"
+    claimed_twice = "SELECT count(*) FROM {schema}.job WHERE pg_catalog.cardinality(attempted_by) > 1"
+    assert desk.sql(claimed_twice) == [(40,)], "of the first claim, which could not know"
 
 
 def test_claims_are_of_few_sizes_whatever_part_of_the_handlers_needs_a_savepoint() -> None:

@@ -147,7 +147,7 @@ def test_r1_a_snooze_between_two_attempts_makes_no_difference(table: Table, work
 
 
 @pytest.mark.parametrize("since", ["retried by hand", "run again"])
-def test_r1_a_late_record_of_an_attempt_that_was_given_back_does_not_make_its_claim_good(
+def test_r1_a_late_record_of_a_refunded_attempt_does_not_restore_its_claim(
     table: Table, worker: AnyConnection, since: str
 ) -> None:
     """The answer to its snooze was lost with the connection, so it records it again, as after a crash of the server."""

@@ -94,7 +94,7 @@ def test_neighbours_that_never_failed_get_their_attempt_back(
 def test_what_kills_its_process_and_always_has_neighbours_is_bounded_too(
     sql: Rows, server: Tx, duties: Maintenance, leave: Leave
 ) -> None:
-    """Twice its attempt is given back, with growing delays. From then on each one counts."""
+    """Twice its attempt is excused, with growing delays. From then on each one counts."""
     leave("0", max_attempts=2)
     seen, delays = [], []
     for worker in range(1, 10):
@@ -150,7 +150,7 @@ def test_metadata_made_by_hand_holds_up_no_rescue(sql: Rows, server: Tx, duties:
     assert sql("SELECT metadata -> 'mine' FROM pgjobs.job WHERE id = 3") == [(1,)]
 
 
-def test_the_late_record_of_an_attempt_that_was_given_back_changes_nothing(
+def test_the_late_record_of_an_excused_attempt_changes_nothing(
     client: Client, sql: Rows, server: Tx, duties: Maintenance, leave: Leave
 ) -> None:
     """Not that of a claim that never got its lock, either: it would give the attempt back a second time."""

@@ -705,7 +705,7 @@ def test_a_batch_of_large_jobs_is_no_larger_than_some_megabytes(client: Client, 
 
 
 @pytest.mark.finding("S3")
-def test_a_claim_that_cannot_be_given_back_stops_no_other_claim(
+def test_a_claim_that_cannot_be_undone_stops_no_other_claim(
     *, sql: Rows, make: Any, client: Client, server: Tx, state: Any
 ) -> None:
     """The attempt of a claim whose answer was lost was looked for before every claim; what failed then failed all."""
