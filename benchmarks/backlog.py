@@ -15,10 +15,9 @@ from typing import Any
 import psycopg
 
 from benchmarks.drain import Drain
-from benchmarks.ground import BATCHES, LARGE, Size, Table, table
+from benchmarks.ground import BATCHES, LARGE, Size, Table, own_server, table
 from benchmarks.report import Question
 from pgjobs import Client, WorkerPool
-from pgjobs.embedded import EmbeddedPostgres
 
 _THREADS = 8
 _MADE_WITHIN = 10.0  # seconds
@@ -91,7 +90,7 @@ BACKLOGS = (
 
 
 def measure(size: Size) -> Iterator[Question]:
-    with EmbeddedPostgres(settings=LARGE) as server:
+    with own_server(LARGE) as server:
         for backlog in BACKLOGS:
             for share in backlog.sizes:
                 yield _measured(size, server.dsn, backlog, round(share * size.rows))

@@ -2,6 +2,7 @@
 
     python -m benchmarks.bench                       # on an embedded Postgres with fsync on, or on DATABASE_URL
     python -m benchmarks.bench --parts drain enqueue
+    python -m benchmarks.bench --baseline v0.1.0     # over another version: a git revision, or a wheel; versus.py
 
 One table for each question; the arms of a table take turns. After every run it is counted that each job was done, and
 done once, and so for each effect: what went wrong ends the program. The floors are the bare statements, in one round
@@ -22,10 +23,12 @@ from pathlib import Path
 
 from benchmarks import enqueuing, latency, memory, waking
 from benchmarks.chart import bars
-from benchmarks.drain import Drain, Handling
+from benchmarks.drain import Drain
 from benchmarks.floors import CHAIN, ENQUEUE, PROTOCOLS, Pgbench
 from benchmarks.ground import BATCHES, Table, configuration, database, progress, table
 from benchmarks.report import RESULTS, Question, write_json
+from benchmarks.versus import compare, rows
+from benchmarks.workload import Handling
 from pgjobs import Client
 from pgjobs.embedded import EmbeddedPostgres, EmbeddedPostgresError
 
@@ -180,21 +183,37 @@ def chart(path: Path, questions: list[Question]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=8_000, help="jobs of one run of a drain (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="runs of each arm (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, help="runs of each arm (default: 3, with --baseline 5)")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 4, 8], help="of the drain; default: 1 4 8")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="default: all")
     parser.add_argument("--results", type=Path, default=RESULTS, help="directory of the files (default: %(default)s)")
+    parser.add_argument("--baseline", help="a git revision or a wheel that each row is measured over, in turns")
     given = parser.parse_args()
+    if given.baseline is not None:
+        over_baseline(given.baseline, given)
+    else:
+        over_floors(given)
+
+
+def over_baseline(baseline: str, given: argparse.Namespace) -> None:
+    asked = [row for row in rows(given.jobs, given.threads) if row.part in given.parts]
+    if not asked:
+        raise SystemExit("none of these parts has a row that is measured over a baseline")
+    compare(baseline, asked, given.rounds or 5, given.results)
+
+
+def over_floors(given: argparse.Namespace) -> None:
+    rounds = given.rounds or 3
     asked: list[Question] = []
     with ExitStack() as stack:
         dsn, schema = stack.enter_context(database())
-        client, rows = stack.enter_context(table(dsn, schema, given.jobs))
-        bench = Bench(dsn, client, rows, given.threads, given.rounds, stack)
-        what = configuration(rows.conn) + f"\n{given.jobs:,} jobs a drain, {given.rounds} rounds"
+        client, jobs = stack.enter_context(table(dsn, schema, given.jobs))
+        bench = Bench(dsn, client, jobs, given.threads, rounds, stack)
+        what = configuration(jobs.conn) + f"\n{given.jobs:,} jobs a drain, {rounds} rounds"
         print(what, flush=True)
         for part in given.parts:
             for question in PARTS[part](bench):
-                question.measure(given.rounds)
+                question.measure(rounds)
                 print(f"\n{question}", flush=True)
                 asked.append(question)
     progress("")

@@ -36,7 +36,7 @@ from psycopg.conninfo import make_conninfo
 
 from benchmarks.compare_report import Figures, write
 from benchmarks.contenders import CONTENDERS, Contender, Installed, Way
-from benchmarks.ground import progress
+from benchmarks.ground import look_long_up, progress
 from benchmarks.install import CannotInstall
 from benchmarks.report import RESULTS
 from pgjobs.embedded import EmbeddedPostgres
@@ -324,6 +324,7 @@ def main() -> None:
     options = parser.parse_args()
     figures = Figures()
     with EmbeddedPostgres(tcp=True, settings=SETTINGS) as server:
+        look_long_up(server.dsn_for("template1"))  # which each contender's database is made from
         figures.describe(server.dsn, SETTINGS)
         benches = prepare(options.queues, server, figures)
         print(figures.configuration({name: CONTENDERS[name] for name in benches}, options.jobs), flush=True)

@@ -8,18 +8,17 @@ from functools import partial
 
 from benchmarks import latency, memory
 from benchmarks.drain import Drain
-from benchmarks.ground import LARGE, Size, table
+from benchmarks.ground import LARGE, Size, own_server, table
 from benchmarks.report import Question
-from pgjobs.embedded import EmbeddedPostgres
 
 _THREADS = 200
 _DUE = 10_000
 
 
 def measure(size: Size) -> Iterator[Question]:
-    with EmbeddedPostgres(settings={**LARGE, "shared_preload_libraries": memory.STATEMENTS}) as server:
+    with own_server({**LARGE, "shared_preload_libraries": memory.STATEMENTS}) as server:
         yield _idle(server.dsn)
-    with EmbeddedPostgres(settings=LARGE) as server, table(server.dsn, "pgjobs", size.jobs) as (client, rows):
+    with own_server(LARGE) as server, table(server.dsn, "pgjobs", size.jobs) as (client, rows):
         full = Question("crowd", f"Drain by {_THREADS} threads", "jobs/s")
         for name, wanted, options in size.modes:
             for threads in (8, _THREADS):

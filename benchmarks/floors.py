@@ -13,7 +13,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from benchmarks.ground import DEADLINE, Table, WrongResult
+from benchmarks.ground import Table, WrongResult
+from benchmarks.workload import DEADLINE
 from pgjobs.embedded import EmbeddedPostgresError, find_bindir
 
 PROTOCOLS = ("prepared", "simple")

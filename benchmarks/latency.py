@@ -7,63 +7,36 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
 
-from benchmarks.ground import DEADLINE, Table, WrongResult, steady
+from benchmarks import workload
+from benchmarks.ground import Table, WrongResult
+from benchmarks.workload import DEADLINE, Probe, probed
 from pgjobs import Client, Job, WorkerPool
 
-_THREADS = 4
 _LEAD = 1.5  # seconds between the enqueue of scheduled jobs and the first of their instants
-
-
-@dataclass
-class Probe:
-    sent: float
 
 
 @contextmanager
 def _probed(dsn: str, table: Table, expected: int) -> Iterator[tuple[Client, list[tuple[float, datetime]]]]:
-    """A client to enqueue with, beside a pool of a client of its own that works; and, once the block is over and all
-    are done, the wait of each job, with its instant. A wait is from `Probe.sent`, on the clock of `time.time`."""
-    waits: list[tuple[float, datetime]] = []
-    over = threading.Event()
-
-    def pick_up(tx: psycopg.Connection[Any], job: Job[Probe]) -> None:
-        waits.append((time.time() - job.args.sent, job.scheduled_at))
-        if len(waits) >= expected:
-            over.set()
-
+    """As `probed`, on an empty table; all jobs are completed at the end."""
     table.empty()
     table.settle()
-    with Client(dsn, schema=table.schema) as working, Client(dsn, schema=table.schema) as client:
-        with steady(WorkerPool(working, {Probe: pick_up}, queues={"default": _THREADS})):
-            for _ in range(3):  # the first need connections
-                client.enqueue(None, Probe(time.time()))
-                time.sleep(0.3)
-            expected += len(waits)
-            warm = len(waits)
-            over.clear()
-            yield client, waits
-            over.wait(DEADLINE)
-        done = table.value("SELECT count(*) FROM {job} WHERE state = 'completed' AND attempt = 1")
-        if not len(waits) == done == expected or warm != 3:
-            raise WrongResult(
-                f"{expected} jobs should be completed, but {len(waits)} were started and {done} completed"
-            )
-        del waits[:warm]
+    with probed(dsn, table.schema, expected) as (client, waits):
+        yield client, waits
+    table.check_probes(expected, len(waits))
 
 
 def pickup(dsn: str, table: Table, probes: int) -> list[float]:
     """In ms, from just before the enqueue, which commits a transaction of its own, to the start of the handler."""
-    with _probed(dsn, table, probes) as (client, waits):
-        for _ in range(probes):
-            time.sleep(random.uniform(0.02, 0.06))
-            client.enqueue(None, Probe(time.time()))
-    return [1000 * wait for wait, _ in waits]
+    table.empty()
+    table.settle()
+    waits = workload.pickup(dsn, table.schema, probes)
+    table.check_probes(probes, len(waits))
+    return waits
 
 
 def scheduled(dsn: str, table: Table, probes: int) -> list[float]:
@@ -100,7 +73,7 @@ def same_instant(dsn: str, table: Table, threads: int, jobs: int) -> list[float]
         at = time.time() + 5
         instant = datetime.fromtimestamp(at, UTC) + timedelta(seconds=_ahead(table.conn))
         table.fill(jobs, state="'scheduled'", scheduled_at=f"'{instant}'")
-        with steady(pool):
+        with pool:
             over.wait(DEADLINE)
     if len(late) != jobs or min(late) < -1:
         raise WrongResult(

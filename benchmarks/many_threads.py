@@ -7,7 +7,7 @@ from functools import partial
 
 from benchmarks.drain import Drain
 from benchmarks.floors import Pgbench
-from benchmarks.ground import LARGE, Size, Table, table
+from benchmarks.ground import LARGE, Size, Table, own_server, table
 from benchmarks.report import Question
 from benchmarks.slow_disk import slow_disk
 from pgjobs.embedded import EmbeddedPostgres
@@ -16,7 +16,7 @@ _THREADS = (8, 16, 32, 64)
 
 
 def measure(size: Size) -> Iterator[Question]:
-    with EmbeddedPostgres(settings=LARGE) as server:
+    with own_server(LARGE) as server:
         yield _on(server, "this disk", size)
     with slow_disk(LARGE) as server:
         yield _on(server, "+1 ms per flush", size)

@@ -19,7 +19,8 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from benchmarks.drain import Drain
-from benchmarks.ground import DEADLINE, table
+from benchmarks.ground import table
+from benchmarks.workload import DEADLINE
 from pgjobs import Client, WorkerPool
 
 STATEMENTS = "pg_stat_statements"

@@ -10,16 +10,16 @@ from collections.abc import Iterator
 
 from benchmarks.bulk import SCHEMA, probing
 from benchmarks.drain import Drain
-from benchmarks.ground import DEADLINE, LARGE, Size, WrongResult, table
+from benchmarks.ground import LARGE, Size, WrongResult, own_server, table
 from benchmarks.report import Question
-from pgjobs.embedded import EmbeddedPostgres
+from benchmarks.workload import DEADLINE
 
 _THREADS = 8
 _IDLE = 3.0  # seconds of probes with nothing beside them
 
 
 def measure(size: Size) -> Iterator[Question]:
-    with EmbeddedPostgres(settings=LARGE) as server, table(server.dsn, SCHEMA, size.rows) as (client, rows):
+    with own_server(LARGE) as server, table(server.dsn, SCHEMA, size.rows) as (client, rows):
         command = [sys.executable, "-m", "benchmarks.bulk", "--dsn", server.dsn, "--way", "without"]
         with probing(client) as idle:
             time.sleep(_IDLE)

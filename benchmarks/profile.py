@@ -29,9 +29,11 @@ from unittest.mock import patch
 
 import psycopg
 
-from benchmarks.drain import Drain, Handling
+from benchmarks import quiet
+from benchmarks.drain import Drain
 from benchmarks.floors import Pgbench
-from benchmarks.ground import BATCHES, Table, configuration, table
+from benchmarks.ground import BATCHES, Table, configuration, own_server, table
+from benchmarks.workload import Handling
 from pgjobs import Client
 from pgjobs.embedded import EmbeddedPostgres
 
@@ -91,7 +93,7 @@ class Reading:
         for stat in Path("/proc").glob("[0-9]*/stat"):
             try:
                 if int(stat.read_text().rpartition(")")[2].split()[1]) == postmaster:
-                    server[_role(stat.parent)] += _processor_time(stat.parent)
+                    server[_role(stat.parent)] += quiet.processor_time(stat.parent) * 1e6
             except (OSError, IndexError):  # it has just ended
                 continue
         return cls(time.process_time() * 1e6, server)
@@ -102,15 +104,6 @@ def _role(process: Path) -> str:
     title = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
     role = title.removeprefix("postgres: ")
     return "backends" if role.startswith("pgjobs ") else re.sub(r"\W*\d.*", "", role)
-
-
-def _processor_time(process: Path) -> float:
-    """In microseconds; by the hundredth of a second where the kernel keeps no better account."""
-    try:
-        return int((process / "schedstat").read_text().split()[0]) / 1000
-    except OSError:
-        fields = (process / "stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) * 1e6 / os.sysconf("SC_CLK_TCK")
 
 
 def processor_time(server: EmbeddedPostgres, client: Client, table: Table, way: Way) -> float:
@@ -228,7 +221,7 @@ def main() -> None:
         for threads in given.threads
     ]
     with (
-        EmbeddedPostgres(settings={"shared_preload_libraries": ""}) as server,
+        own_server({"shared_preload_libraries": ""}) as server,
         table(server.dsn, "pgjobs", given.jobs) as (client, rows),
     ):
         print(configuration(rows.conn))
@@ -240,7 +233,7 @@ def main() -> None:
                 floor(server, rows, way)
             cost = processor_time(server, client, rows, way)
             functions(client, rows, way, cost, given.top)
-    with EmbeddedPostgres(settings={"shared_preload_libraries": _STATEMENTS}) as server:
+    with own_server({"shared_preload_libraries": _STATEMENTS}) as server:
         with table(server.dsn, "pgjobs", given.jobs) as (client, rows), statements_known(server) as known:
             for way in ways if known else []:
                 print(f"\n--- {way}")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psycopg
 
-from benchmarks.ground import WrongResult
+from benchmarks.ground import WrongResult, look_long_up
 from pgjobs.embedded import EmbeddedPostgres
 
 _SOURCE = Path(__file__).with_name("slow_flush.c")
@@ -36,6 +36,7 @@ def slow_disk(settings: Mapping[str, str]) -> Iterator[EmbeddedPostgres]:
         finally:
             del os.environ["LD_PRELOAD"]
         try:
+            look_long_up(server.dsn)
             _check(server)
             yield server
         finally:

@@ -5,6 +5,7 @@
 CREATE TABLE IF NOT EXISTS pgjobs.migration (
     version    integer PRIMARY KEY,
     name       text NOT NULL,
+    digest     text NOT NULL, -- of the SQL that made the tables
     applied_at timestamptz NOT NULL DEFAULT pg_catalog.statement_timestamp()
 );
 
@@ -45,10 +46,11 @@ SELECT EXISTS (
     WHERE nspname = %(schema)s AND relname = 'migration' AND relkind = 'r');
 
 -- name: applied_migrations
-SELECT version FROM pgjobs.migration ORDER BY version;
+-- Tables of an unreleased version have no digest.
+SELECT version, pg_catalog.to_jsonb(migration) ->> 'digest' FROM pgjobs.migration ORDER BY version;
 
 -- name: record_migration
-INSERT INTO pgjobs.migration (version, name) VALUES ({version}, '{name}');
+INSERT INTO pgjobs.migration (version, name, digest) VALUES ({version}, '{name}', '{digest}');
 
 -- name: forget_migration
 DELETE FROM pgjobs.migration WHERE version = {version};
@@ -73,6 +75,8 @@ BEGIN
         EXECUTE $pgjobs_step$
 {table}
 $pgjobs_step$;
+    ELSIF EXISTS (SELECT FROM pgjobs.migration AS done WHERE pg_catalog.to_jsonb(done) ->> 'digest' IS NULL) THEN
+        RAISE EXCEPTION 'the tables of schema {schema} were made by an unreleased version of pgjobs: drop the schema';
     END IF;
     PERFORM pg_catalog.set_config('search_path', path, true);
 END
@@ -141,9 +145,10 @@ SELECT pg_catalog.has_table_privilege(%(table)s::pg_catalog.regclass, 'INSERT')
     AND pg_catalog.current_setting('transaction_read_only') = 'off';
 
 -- name: record_migrations
-INSERT INTO pgjobs.migration (version, name)
-SELECT version, name FROM ROWS FROM (
-    pg_catalog.unnest(%(versions)s::integer[]), pg_catalog.unnest(%(names)s::text[])) AS known (version, name)
+INSERT INTO pgjobs.migration (version, name, digest)
+SELECT version, name, digest FROM ROWS FROM (
+    pg_catalog.unnest(%(versions)s::integer[]), pg_catalog.unnest(%(names)s::text[]),
+    pg_catalog.unnest(%(digests)s::text[])) AS known (version, name, digest)
 ON CONFLICT DO NOTHING;
 
 -- name: may_see_duties

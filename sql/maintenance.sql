@@ -309,7 +309,7 @@ WITH stale AS MATERIALIZED (
 )
 SELECT DISTINCT job_id, queue FROM stale;
 
--- name: clean
+-- name: prune
 -- Deletes what has been over for longer than it is kept, the oldest first, a batch at a time.
 WITH old AS MATERIALIZED (
     {old_jobs}
@@ -318,13 +318,13 @@ WITH old AS MATERIALIZED (
 )
 SELECT pg_catalog.count(*) FROM deleted;
 
--- name: rows_to_clean
+-- name: rows_to_prune
 WITH old AS MATERIALIZED (
     {old_jobs}
 )
 SELECT id, queue FROM old;
 
--- name: clean_part
+-- name: prune_part
 -- Where a queue says itself how long its jobs are kept. Reads the index on, past the jobs of all queues, and deletes
 -- those of one queue, or of all but some. Passes over rows that another transaction holds.
 WITH seen AS MATERIALIZED (
@@ -342,7 +342,7 @@ SELECT
     (SELECT id FROM last),
     (SELECT pg_catalog.count(*) FROM deleted);
 
--- name: rows_to_clean_part
+-- name: rows_to_prune_part
 WITH seen AS MATERIALIZED (
     {next_ended}
 ), old AS MATERIALIZED (
@@ -350,7 +350,7 @@ WITH seen AS MATERIALIZED (
 )
 SELECT id, queue FROM old;
 
--- name: some_old_jobs
+-- name: some_jobs_to_prune
 -- When very many are referenced by rows of the application, and may not go: some, in no order, so that those that must
 -- stay do not hide the others for ever.
 SELECT id, queue FROM pgjobs.job

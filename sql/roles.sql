@@ -16,7 +16,7 @@ REVOKE ALL ON
 FROM "{role}";
 REVOKE ALL ON SEQUENCE pgjobs.job_id_seq FROM "{role}";
 GRANT USAGE ON SCHEMA {schema} TO "{role}";
-GRANT SELECT (version, name, applied_at) ON pgjobs.migration TO "{role}";
+GRANT SELECT (version, name, digest, applied_at) ON pgjobs.migration TO "{role}";
 
 -- name: grant_enqueuer
 -- Enqueues, and reads of other jobs what tells it of a duplicate: not their args, metadata, errors and output. It has
@@ -70,7 +70,7 @@ GRANT SELECT (
     id, state, queue, kind, priority, attempt, max_attempts, metadata, tags, scheduled_at, created_at, attempted_at,
     finalized_at, attempted_by, leased_until, token, unique_key, unique_states, schedule, tick
 ) ON pgjobs.job TO "{role}";
-GRANT SELECT (name, paused_at, created_at, updated_at, keep_completed, keep_cancelled, keep_discarded)
+GRANT SELECT (name, paused_at, updated_at, keep_completed, keep_cancelled, keep_discarded)
     ON pgjobs.queue TO "{role}";
 GRANT SELECT (
     id, host, pid, queues, threads, kinds, version, code_version, started_at, seen_at, lost_at

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import shutil
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -23,6 +26,7 @@ settings.register_profile("suite", deadline=None, suppress_health_check=[HealthC
 settings.load_profile("suite")
 
 Connect = Callable[..., psycopg.Connection[Any]]
+_MEMORY = "/dev/shm"
 
 
 modes.install()
@@ -37,6 +41,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason=f"{name}: {mark.args[0]}"))
 
 
+def pytest_collection_finish() -> None:
+    """Let no garbage collection look at the thousands of tests again."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def server_dsn() -> Iterator[str]:
     """A server to make databases on: PGJOBS_TEST_DATABASE_URL, else DATABASE_URL, else one started here."""
@@ -44,8 +54,25 @@ def server_dsn() -> Iterator[str]:
     if given:
         yield given
         return
-    with EmbeddedPostgres(fsync=False, settings={"max_connections": "300"}) as server:
+    server = EmbeddedPostgres(fsync=False, settings={"max_connections": "300", "max_wal_size": "128MB"})
+    with in_memory():
+        server.start()
+    try:
         yield server.dsn
+    finally:
+        server.stop()
+
+
+@contextmanager
+def in_memory() -> Iterator[None]:
+    """Make temporary directories in memory, if there is room: most of what a test costs is tables made and dropped."""
+    before = tempfile.tempdir
+    if os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > 2 << 30:
+        tempfile.tempdir = _MEMORY
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
 
 
 @contextmanager

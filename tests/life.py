@@ -31,10 +31,10 @@ from pgjobs import (
 from pgjobs.maintenance.duties import Maintenance
 from pgjobs.maintenance.queries import MaintenanceQueries
 from pgjobs.maintenance.reindexer import MIDNIGHT, Reindex
+from tests.samples import HOUR
 from tests.waiting import wait_until
 
 Conn = psycopg.Connection[Any]
-HOUR = timedelta(hours=1)
 NO_TIME = timedelta(0)
 WAITS = [JobState.AVAILABLE, JobState.SCHEDULED, JobState.PENDING]
 

@@ -58,7 +58,7 @@ def main() -> None:
         release = subprocess.run([bindir / "postgres", "--version"], capture_output=True, text=True, check=True).stdout
         print(f"--- {release.strip()}", flush=True)
         environment = {name: value for name, value in os.environ.items() if not name.endswith("DATABASE_URL")}
-        pytest = [sys.executable, "-m", "pytest", *given.arguments]
+        pytest = [sys.executable, "-m", "pytest", "-n", "4", "--dist", "worksteal", *given.arguments]
         if subprocess.run(pytest, env={**environment, "PGJOBS_PG_BINDIR": str(bindir)}, check=False).returncode:
             failed.append(version)
     print(f"failed on: {', '.join(map(str, failed))}" if failed else "passed on all")

@@ -6,8 +6,11 @@ import ast
 from collections import defaultdict
 from pathlib import Path
 
+import pytest
+
 import tests
 
+Found = dict[str, dict[str, bool]]
 ROOT = Path(tests.__file__).parent
 FINDINGS = [
     *(f"S{number}" for number in range(1, 7)),  # security
@@ -31,33 +34,30 @@ def said(node: ast.Module | ast.FunctionDef) -> bool:
     return bool(ast.get_docstring(node))
 
 
-def tests_of_findings() -> dict[str, dict[str, bool]]:
+@pytest.fixture(scope="module")
+def found() -> Found:
     """By finding: its tests, or modules of them, and whether each says what the fault was."""
-    found: dict[str, dict[str, bool]] = defaultdict(dict)
+    by_name: Found = defaultdict(dict)
     for path in sorted(ROOT.rglob("test_*.py")):
         module = ast.parse(path.read_text("utf-8"))
         for node in ast.walk(module):
             if isinstance(node, ast.FunctionDef):
                 for name in set().union(*map(findings_in, node.decorator_list)):
-                    found[name][f"{path.name}::{node.name}"] = said(node)
+                    by_name[name][f"{path.name}::{node.name}"] = said(node)
             elif isinstance(node, ast.Assign):
                 for name in findings_in(node.value):
-                    found[name][path.name] = said(module)
-    return found
+                    by_name[name][path.name] = said(module)
+    return by_name
 
 
-tests_of_findings.__test__ = False  # type: ignore[attr-defined]
-FOUND = tests_of_findings()
+def test_each_finding_has_a_test(found: Found) -> None:
+    assert [name for name in FINDINGS if name not in found] == []
 
 
-def test_each_finding_has_a_test() -> None:
-    assert [name for name in FINDINGS if name not in FOUND] == []
+def test_no_mark_names_a_finding_that_is_not_in_the_list(found: Found) -> None:
+    assert sorted(found.keys() - set(FINDINGS)) == []
 
 
-def test_no_mark_names_a_finding_that_is_not_in_the_list() -> None:
-    assert sorted(FOUND.keys() - set(FINDINGS)) == []
-
-
-def test_each_of_these_tests_says_what_the_fault_was() -> None:
-    silent = {test for group in FOUND.values() for test, says in group.items() if not says}
+def test_each_of_these_tests_says_what_the_fault_was(found: Found) -> None:
+    silent = {test for group in found.values() for test, says in group.items() if not says}
     assert sorted(silent) == []

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import pgjobs
+from pgjobs import guide
 from pgjobs.db import statements
 
 ROOT = Path(__file__).parent.parent
@@ -29,7 +30,10 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the source distribution of this tree is, and the wheel that is built from that."""
     directory = tmp_path_factory.mktemp("built")
     done = subprocess.run(
-        [sys.executable, "-m", "build", "--outdir", directory, ROOT], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "build", "--no-isolation", "--outdir", directory, ROOT],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return directory
@@ -76,6 +80,7 @@ def outcome_of(program: str, *arguments: object, cwd: Path) -> object:
 
 def test_the_wheel_carries_all_of_the_sql_and_of_the_code(unpacked: Path) -> None:
     assert files(unpacked / "pgjobs" / "sql", "*.sql") == files(ROOT / "sql", "*.sql") != set()
+    assert files(unpacked / "pgjobs", "*.md") == files(ROOT / "pgjobs", "*.md") != set()
     assert files(unpacked / "pgjobs", "*.py") == files(ROOT / "pgjobs", "*.py") != set()
     for path in files(ROOT / "sql", "*.sql"):
         assert (unpacked / "pgjobs" / "sql" / path).read_bytes() == (ROOT / "sql" / path).read_bytes()
@@ -89,7 +94,7 @@ def test_the_wheel_says_that_it_is_typed_and_carries_the_licence(unpacked: Path)
 def test_the_wheel_carries_nothing_else(unpacked: Path) -> None:
     assert {path.name for path in unpacked.iterdir()} == {"pgjobs", f"pgjobs_psycopg-{pgjobs.__version__}.dist-info"}
     assert not files(unpacked, "test*")
-    assert {path.suffix for path in files(unpacked / "pgjobs", "*.*")} == {".py", ".sql", ".typed"}
+    assert {path.suffix for path in files(unpacked / "pgjobs", "*.*")} == {".md", ".py", ".sql", ".typed"}
 
 
 def test_the_wheel_brings_the_program(unpacked: Path) -> None:
@@ -113,6 +118,17 @@ print(json.dumps([pgjobs.__file__, str(statements.ROOT), len(pgjobs.schema_sql()
         list(pgjobs.db.migrate.versions()),
     ]
     assert statements.ROOT == ROOT / "sql", "a checkout uses the one copy that is edited"
+
+
+def test_code_imported_from_the_wheel_finds_its_own_guide(unpacked: Path) -> None:
+    program = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+from pgjobs import guide
+print(json.dumps([guide.__file__, *map(guide.read, guide.TOPICS)]))
+"""
+    found = outcome_of(program, unpacked, cwd=unpacked)
+    assert found == [str(unpacked / "pgjobs" / "guide" / "__init__.py"), *map(guide.read, guide.TOPICS)]
 
 
 @pytest.mark.finding("E11")
@@ -142,7 +158,7 @@ def test_the_sources_carry_what_checks_them(sources: Path) -> None:
     for name in ("Makefile", "pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE"):
         assert (sources / name).read_bytes() == (ROOT / name).read_bytes()
     for directory in ("sql", "tests", "pgjobs", "benchmarks"):
-        for pattern in ("*.py", "*.sql"):
+        for pattern in ("*.py", "*.sql", "*.md"):
             assert files(sources / directory, pattern) == files(ROOT / directory, pattern)
 
 

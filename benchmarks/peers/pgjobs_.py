@@ -37,8 +37,6 @@ def work(client: Client, options: dict[str, Any]) -> None:
     work_map = WorkMap({Args: effect if options["handler"] == "effect" else noop, Probe: probe})
     batch = {"batch_size": options["batch_size"]} if "batch_size" in options else {}
     pool = WorkerPool(client, work_map, queues={"default": options["threads"]}, **batch)
-    # On a server that has just started, claims wait for the disk for some minutes. Here the steady state counts.
-    pool._executor.claimer.sync_until = 0.0
     pool.run()
 
 

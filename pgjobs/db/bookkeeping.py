@@ -7,7 +7,7 @@ worker pool that starts, and `migrate`, repair what can be repaired without a do
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import psycopg
 
@@ -20,7 +20,7 @@ from pgjobs.loggers import get_logger
 
 log = get_logger("pgjobs.bookkeeping")
 
-DUTIES = ("promote", "rescue", "clean", "workers", "indexes")
+DUTIES = ("promote", "rescue", "prune", "workers", "indexes")
 TABLES = ("job", "queue", "worker", "schedule", "scheduler", "cancel_request", "maintenance")
 _FAR = 10_000  # ids that are drawn one by one; more than that anybody draws in the time of one statement
 _MADE_BY_HAND = 2**53  # no sequence comes so far: an id beyond is no reason to go there
@@ -70,17 +70,17 @@ class Bookkeeping:
             f"{newest}: {'; '.join(different[:5])}{'; and more' if len(different) > 5 else ''}. "
         )
         cure = (
-            "If they are pgjobs tables of an older version N, as of a dump without rows, say so: INSERT INTO "
-            f"{self._schema}.migration (version, name) SELECT v, '' FROM generate_series(1, N) AS v; if they are not, "
-            "give Client another schema; if nothing in them is wanted, drop the schema"
+            "If another version of pgjobs made them, as in a dump without rows, migrate with that version first; if "
+            "they are not tables of pgjobs, give Client another schema; if nothing in them is wanted, drop the schema"
         )
         raise MigrationError(problem + cure)
 
-    def record(self, conn: AnyConnection, versions: Mapping[int, str]) -> None:
+    def record(self, conn: AnyConnection, versions: Mapping[int, str], digests: Sequence[str]) -> None:
         """Write down that the tables have these versions, which they have."""
         self._require_right(conn, "migration", "the record of migrations is empty")
         with literal_cursor(conn) as cur:
-            cur.execute(self._sql["record_migrations"], {"versions": list(versions), "names": list(versions.values())})
+            values = {"versions": list(versions), "names": list(versions.values()), "digests": list(digests)}
+            cur.execute(self._sql["record_migrations"], values)
         log.warning("schema %s: the record of migrations was empty, as in a dump without rows; the tables are those "
                     "of version %d, which is on record now", self._schema, max(versions))  # fmt: skip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from functools import cache
+from hashlib import sha256
 from typing import Literal
 
 import psycopg
@@ -52,6 +53,17 @@ def versions() -> dict[int, str]:
     return {int(match[1]): match[2] for file in files if (match := re.fullmatch(r"(\d{4})_(\w+)", file.stem))}
 
 
+def digest(version: int) -> str:
+    """What stands on record of the SQL of a migration. Comments and white space do not count."""
+    up = statements.templates(_path(version))["up"]
+    code = " ".join(re.sub(r"^\s*--.*$", "", up, flags=re.MULTILINE).split())
+    return sha256(code.encode()).hexdigest()
+
+
+def _path(version: int) -> str:
+    return f"migrations/{version:04}_{versions()[version]}.sql"
+
+
 def check_request(direction: object, target: object, max_steps: object, dry_run: object) -> None:
     """Refuse what `migrate` cannot do."""
     if not isinstance(direction, str) or direction not in ("up", "down"):
@@ -90,8 +102,14 @@ def migrate(
             break
         log.info("schema %s: %s", schema, step)
         done.append(step)
-    if direction == "up" and not missing(conn, schema):
-        bookkeeping.put_back(conn, schema)
+    if direction == "up":
+        with conn.transaction():  # under the lock, so that no other process takes the tables away meanwhile
+            migrations = MigrationQueries(schema)
+            if not borrowed:
+                migrations.begin_step(conn)
+            migrations.lock(conn)
+            if not missing(conn, schema):
+                bookkeeping.put_back(conn, schema)
     return done
 
 
@@ -110,14 +128,25 @@ def _recognise(conn: AnyConnection, schema: str) -> list[int]:
     books = Bookkeeping(schema)
     found = books.recognise(conn, versions())
     if found:
-        books.record(conn, versions())
+        books.record(conn, versions(), [digest(version) for version in versions()])
     return found
 
 
 def applied(conn: AnyConnection, schema: str) -> list[int]:
     """The versions that the schema has; [] on an empty database."""
     migrations = MigrationQueries(schema)
-    return migrations.applied(conn) if migrations.table_exists(conn) else []
+    return _applied(conn, migrations, schema) if migrations.table_exists(conn) else []
+
+
+def _applied(conn: AnyConnection, migrations: MigrationQueries, schema: str) -> list[int]:
+    found = migrations.applied(conn)
+    for version, recorded in found.items():
+        if recorded is None or (version in versions() and recorded != digest(version)):
+            raise MigrationError(
+                f"the tables of schema {schema!r} were made by an unreleased version of pgjobs (migration {version}): "
+                f'drop the schema (DROP SCHEMA "{schema}" CASCADE, which deletes its jobs) and migrate again'
+            )
+    return list(found)
 
 
 def missing(conn: AnyConnection, schema: str) -> list[int]:
@@ -193,7 +222,7 @@ def schema_sql(schema: str = "pgjobs", *, start: int = 0, target: int | None = N
     migrations = MigrationQueries(schema)
     parts = [migrations.guarded_table_sql]
     for step in _plan(schema, have, direction, goal):
-        whole = f"{step.sql}\n{migrations.bookkeeping_sql(step.version, step.name, direction)}"
+        whole = f"{step.sql}\n{migrations.bookkeeping_sql(step.version, step.name, digest(step.version), direction)}"
         parts.append(migrations.guarded_sql(step.version, direction, whole))
     return "\n\n".join(["BEGIN;", *parts, "COMMIT;"] if transaction else parts) + "\n"
 
@@ -229,9 +258,8 @@ def _plan(schema: str, have: list[int], direction: Direction, target: int | None
 
 
 def _step(schema: str, version: int, direction: Direction) -> Step:
-    name = versions()[version]
-    sql = statements.load(f"migrations/{version:04}_{name}.sql", schema)[direction]
-    return Step(version, name, direction, sql.decode())
+    sql = statements.load(_path(version), schema)[direction]
+    return Step(version, versions()[version], direction, sql.decode())
 
 
 def _advance(
@@ -255,13 +283,13 @@ def _take_next(
     # IF NOT EXISTS alone would ask for the right to create, also from a role that has nothing to create
     if not migrations.table_exists(conn):
         migrations.create_table(conn)
-    have = migrations.applied(conn) or _recognise(conn, schema)
+    have = _applied(conn, migrations, schema) or _recognise(conn, schema)
     steps = _plan(schema, have, direction, target)
     if not steps:
         return None
     step = steps[0]
     migrations.execute(conn, step.sql)
-    migrations.execute(conn, migrations.bookkeeping_sql(step.version, step.name, direction))
+    migrations.execute(conn, migrations.bookkeeping_sql(step.version, step.name, digest(step.version), direction))
     return step
 
 

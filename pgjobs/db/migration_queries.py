@@ -39,10 +39,10 @@ class MigrationQueries:
             if conn.info.transaction_status == TransactionStatus.INTRANS:  # else a rollback does it
                 self.execute(conn, callers)
 
-    def bookkeeping_sql(self, version: int, name: str, direction: str) -> str:
-        """What records a step; version and name come from the files of this package."""
+    def bookkeeping_sql(self, version: int, name: str, digest: str, direction: str) -> str:
+        """The statement that records a step. All three values come from the files of this package."""
         statement = self._sql["record_migration" if direction == "up" else "forget_migration"].decode()
-        return statement.format(version=version, name=name)
+        return statement.format(version=version, name=name, digest=digest)
 
     @property
     def guarded_table_sql(self) -> str:
@@ -78,10 +78,11 @@ class MigrationQueries:
             cur.execute(self._sql["migration_table_exists"], {"schema": self._schema})
             return bool(one(cur)[0])
 
-    def applied(self, conn: AnyConnection) -> list[int]:
+    def applied(self, conn: AnyConnection) -> dict[int, str | None]:
+        """The applied versions, each with the digest of its SQL; None where an unreleased version recorded none."""
         with literal_cursor(conn) as cur:
             cur.execute(self._sql["applied_migrations"])
-            return [version for (version,) in cur.fetchall()]
+            return dict(cur.fetchall())
 
     def execute(self, conn: AnyConnection, sql: str) -> None:
         with literal_cursor(conn) as cur:

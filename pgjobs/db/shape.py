@@ -35,9 +35,9 @@ column job unique_states covered_states
 column maintenance duty text not null
 column maintenance next_run_at timestamptz not null
 column migration applied_at timestamptz not null
+column migration digest text not null
 column migration name text not null
 column migration version int4 not null
-column queue created_at timestamptz not null
 column queue keep_cancelled interval
 column queue keep_completed interval
 column queue keep_discarded interval

@@ -23,7 +23,7 @@ from pgjobs.execution.set_aside import SetAside, concerns_a_row
 from pgjobs.execution.unworkable import CANCEL, MOST_TRIES, PROMOTE, RESCUE, Act, Row, Unworkable
 from pgjobs.job import Job, JobState
 from pgjobs.loggers import get_logger
-from pgjobs.maintenance.pruning import Cleaning
+from pgjobs.maintenance.pruning import Pruning
 from pgjobs.maintenance.queries import DutyMissing, MaintenanceQueries, Rescued, Selection
 from pgjobs.maintenance.reindexer import Reindex, is_time, next_time
 from pgjobs.workers.queries import WorkerQueries
@@ -38,7 +38,7 @@ RESCUE_GRACE = timedelta(seconds=3)
 PROMOTE_EVERY = timedelta(seconds=1)  # at the latest; an enqueue that is due within twice that tells, see enqueuing.sql
 _PROMOTE_AGAIN = timedelta(milliseconds=20)  # for a job that is due still because somebody holds it
 _RESCUE_EVERY = timedelta(seconds=1)
-_CLEAN_EVERY = timedelta(seconds=30)
+_PRUNE_EVERY = timedelta(seconds=30)
 # Who has done a rescue is late for the next one, by up to so much: what one process must leave, another may take.
 _STAND_BACK = timedelta(seconds=0.5)
 _FORGET_EVERY = timedelta(seconds=30)
@@ -102,15 +102,15 @@ class Maintenance:
         self._workers = WorkerQueries(schema)
         self._books = Bookkeeping(schema)
         self._rescue_batches = Batches()
-        self._clean_batches = Batches()
+        self._prune_batches = Batches()
         self._promoted: dict[str, int] = {}
         self.aside = SetAside()
         self._unworkable = Unworkable(ExecutionQueries(schema), self.aside)
-        self._cleaning = Cleaning(schema, self._unworkable)
+        self._pruning = Pruning(schema, self._unworkable)
         self.duties: dict[str, Callable[[AnyConnection], timedelta]] = {
             "promote": self.promote,
             "rescue": self.rescue,
-            "clean": self.clean,
+            "prune": self.prune,
             "workers": self.forget_workers,
         }
         self._reindex = reindex
@@ -248,10 +248,10 @@ class Maintenance:
             self._unworkable.bit_by_bit(conn, Act(act, find, settle, CANCEL), error)
         return cancelled, batch  # there may be more
 
-    def clean(self, conn: AnyConnection) -> timedelta:
+    def prune(self, conn: AnyConnection) -> timedelta:
         """Delete what has been over for longer than it is kept."""
-        with self._clean_batches.next() as batch:
-            return SOON if self._cleaning.clean(conn, self._keep, batch) else _CLEAN_EVERY
+        with self._prune_batches.next() as batch:
+            return SOON if self._pruning.prune(conn, self._keep, batch) else _PRUNE_EVERY
 
     def forget_workers(self, conn: AnyConnection) -> timedelta:
         """Remove processes that vanished from the registry."""

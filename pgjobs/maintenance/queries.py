@@ -35,7 +35,7 @@ class Selection(NamedTuple):
 ALL_ROWS = Selection()
 
 
-class CleanPart(NamedTuple):
+class PrunePart(NamedTuple):
     """Which jobs that are over are looked at: those that ended in a state longer ago than `keep`, from a place in the
     index on; and which of them are deleted: those of a queue, or of all queues but some."""
 
@@ -169,7 +169,7 @@ class MaintenanceQueries:
         [[(cancelled, settled)]] = act(conn, self._maintain["settle_requests"], {"batch": batch, **rows.values})
         return cancelled, settled
 
-    def clean(
+    def prune(
         self,
         conn: AnyConnection,
         state: JobState,
@@ -182,23 +182,23 @@ class MaintenanceQueries:
     ) -> int:
         """Delete jobs that ended in this state longer ago than `keep`, of a queue or of all but some; how many."""
         values = {"state": state, "keep": keep, "batch": batch, "queue": queue, "others": list(others), **rows.values}
-        [[(deleted,)]] = act(conn, self._maintain["clean"], values)
+        [[(deleted,)]] = act(conn, self._maintain["prune"], values)
         return deleted  # type: ignore[no-any-return]
 
-    def clean_part(
-        self, conn: AnyConnection, part: CleanPart, batch: int, rows: Selection = ALL_ROWS
+    def prune_part(
+        self, conn: AnyConnection, part: PrunePart, batch: int, rows: Selection = ALL_ROWS
     ) -> tuple[int, tuple[datetime, int] | None]:
         """Look at the next jobs that ended in a state longer ago than they are kept, and delete those of the queue, or
         of all but the others; how many were looked at, and when the last of them ended, with its id."""
-        [[(seen, ended_at, id, _)]] = act(conn, self._maintain["clean_part"], part.values(batch, rows))
+        [[(seen, ended_at, id, _)]] = act(conn, self._maintain["prune_part"], part.values(batch, rows))
         return seen, None if ended_at is None else (ended_at, id)
 
-    def rows_to_clean_part(
-        self, conn: AnyConnection, part: CleanPart, batch: int, rows: Selection = ALL_ROWS
+    def rows_to_prune_part(
+        self, conn: AnyConnection, part: PrunePart, batch: int, rows: Selection = ALL_ROWS
     ) -> list[tuple[int, str]]:
-        return _rows(conn, self._maintain["rows_to_clean_part"], part.values(batch, rows))
+        return _rows(conn, self._maintain["rows_to_prune_part"], part.values(batch, rows))
 
-    def some_old_jobs(
+    def some_jobs_to_prune(
         self,
         conn: AnyConnection,
         state: JobState,
@@ -211,7 +211,7 @@ class MaintenanceQueries:
         """Some jobs that may be deleted, of a queue or of all but some: id and queue."""
         values = {"state": state, "keep": keep, "batch": batch, "queue": queue, "others": list(others)}
         with literal_cursor(conn) as cur:
-            cur.execute(self._maintain["some_old_jobs"], values)
+            cur.execute(self._maintain["some_jobs_to_prune"], values)
             return [(id, queue) for id, queue in cur.fetchall()]
 
     def rows_to_promote(self, conn: AnyConnection, batch: int, rows: Selection = ALL_ROWS) -> list[tuple[int, str]]:
@@ -225,12 +225,12 @@ class MaintenanceQueries:
     def rows_to_settle(self, conn: AnyConnection, batch: int, rows: Selection = ALL_ROWS) -> list[tuple[int, str]]:
         return _rows(conn, self._maintain["rows_to_settle"], {"batch": batch, **rows.values})
 
-    def rows_to_clean(
+    def rows_to_prune(
         self, conn: AnyConnection, state: JobState, keep: timedelta, batch: int, rows: Selection = ALL_ROWS
     ) -> list[tuple[int, str]]:
         """Where no queue says anything itself."""
         values = {"state": state, "keep": keep, "batch": batch, "queue": None, "others": [], **rows.values}
-        return _rows(conn, self._maintain["rows_to_clean"], values)
+        return _rows(conn, self._maintain["rows_to_prune"], values)
 
 
 def _rows(conn: AnyConnection, statement: bytes, values: Mapping[str, Any]) -> list[tuple[int, str]]:

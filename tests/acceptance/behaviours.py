@@ -24,7 +24,8 @@ from pgjobs.errors import AttemptLost, JobStopped, JobTimedOut
 from pgjobs.execution.attempt import GracePeriods, Reason
 from pgjobs.maintenance.duties import RESCUE_GRACE
 from pgjobs.maintenance.queries import MaintenanceQueries
-from tests.acceptance.job_model import HOUR, NOTHING, Model
+from tests.acceptance.job_model import NOTHING, Model
+from tests.samples import HOUR
 from tests.waiting import wait_until
 
 OnTheLine = Callable[[AnyConnection], None]

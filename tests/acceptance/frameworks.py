@@ -23,6 +23,7 @@ from pgjobs import Client, Job, WorkerPool, WorkMap, constant
 from pgjobs.contrib.django import DjangoSource
 from pgjobs.contrib.sqlalchemy import SQLAlchemySource
 from pgjobs.work_map import HandlerFunction
+from tests import inside
 
 LATER = constant(timedelta(hours=1))
 TABLE = "CREATE TABLE effect (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, note text NOT NULL UNIQUE)"
@@ -210,11 +211,11 @@ class Trial:
         jobs = []
         work_map = WorkMap()
         pool = WorkerPool(self.client, work_map, **{"backoff": LATER, **settings})
-        with self.client.source.checkout() as checkout, pool._watchdog.running():
+        with inside.on_one_connection(pool) as work_one:
             for number, handler in enumerate(handlers):
                 work_map[f"test-{number}"] = handler
                 jobs.append(self.enqueue(f"test-{number}"))
-                assert pool._executor.run_next(checkout, "default") is not None
+                assert work_one()
         return [self.job(job) for job in jobs]
 
 

@@ -7,8 +7,8 @@ from datetime import timedelta
 from uuid import UUID, uuid4
 
 from pgjobs import JobState
+from tests.samples import HOUR
 
-HOUR = timedelta(hours=1)
 NOTHING = timedelta(0)
 
 

@@ -42,9 +42,9 @@ from pgjobs.execution.attempt import GracePeriods
 from pgjobs.execution.batch_queries import BatchQueries
 from pgjobs.execution.queries import ExecutionQueries
 from pgjobs.execution.transport import PreparedTransport, prepared
+from tests.samples import SAME_DATABASE, Tx
 from tests.waiting import wait_until
 
-Tx = psycopg.Connection[Any]
 Do = Callable[[Tx, Job[Any]], object]
 NO_DELAY = constant(timedelta(0))
 
@@ -625,7 +625,7 @@ def test_what_a_handler_does_to_its_session_does_not_reach_the_next_one_of_its_b
 def test_an_advisory_lock_is_held_until_the_writes_of_its_batch_are_committed(desk: Desk, fails: bool) -> None:
     """As of a job by itself: what it guards is not for others before they see what was done to it."""
     held: list[Any] = []
-    locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 4711"
+    locks = f"SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 4711 AND {SAME_DATABASE}"
 
     def look(tx: Tx, job: Job[Any]) -> None:
         held.append((job.args["number"], desk.sql(locks)[0][0]))

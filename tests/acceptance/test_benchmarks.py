@@ -8,23 +8,29 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
+from benchmarks.quiet import tree_time
+from benchmarks.ratios import Line, interval, report, verdict
+
+pytestmark = pytest.mark.tools
+
 ROOT = Path(__file__).parent.parent.parent
 
 
-def run(*arguments: str, database: str | None = None) -> str:
+def run(*arguments: str, database: str | None = None, timeout: float = 100) -> str:
     done = subprocess.run(
         [sys.executable, "-m", *arguments],
         cwd=ROOT,
         env=os.environ | ({} if database is None else {"DATABASE_URL": database}),
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=timeout,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
@@ -47,6 +53,136 @@ def test_the_benchmark_prints_its_tables_and_cleans_up(fresh_database: str, tmp_
     assert (tmp_path / "bench.svg").exists()
     with psycopg.connect(fresh_database) as conn:
         assert conn.execute("SELECT nspname FROM pg_namespace WHERE nspname ~ '^pgjobs'").fetchall() == []
+
+
+IN_GIT = shutil.which("git") and (ROOT / ".git").exists()
+ROWS = [
+    ("drain, 1 thread", "jobs/s"),
+    ("drain, 3 threads", "jobs/s"),
+    ("drain, handler inserts, 4 threads", "jobs/s"),
+    ("batches of 100, 4 threads", "jobs/s"),
+    ("batches of 100, handler inserts, 4 threads", "jobs/s"),
+    ("pickup p50", "ms"),
+    ("pickup p99", "ms"),
+    ("enqueue one, 1 thread", "jobs/s"),
+    ("enqueue one, 4 threads", "jobs/s"),
+    ("bulk with ids", "jobs/s"),
+    ("bulk without ids", "jobs/s"),
+]
+
+
+@pytest.mark.timeout(300)  # it starts some thirty processes
+@pytest.mark.skipif(not IN_GIT, reason="a revision is taken from a git checkout")
+def test_every_row_is_measured_over_a_baseline(fresh_database: str, tmp_path: Path) -> None:
+    sizes = ["--jobs", "24", "--rounds", "1", "--threads", "1", "3", "--results", str(tmp_path)]
+    said = run("benchmarks.bench", "--baseline", "HEAD", *sizes, database=fresh_database, timeout=280)
+    _, table, *processor, notes, end = said.split("\n\n")
+    assert [measured(row) for row in table.splitlines()[1:]] == ROWS
+    assert [measured(row) for row in processor[0].splitlines()[1:3]] == [
+        ("drain, 1 thread: client", "us/job"),
+        ("drain, 1 thread: server", "us/job"),
+    ]
+    assert "the smallest to the largest of 1 ratios" in notes
+    assert re.match(r"(Slower than|Not slower than) HEAD[,:]", end.splitlines()[-1])
+    rows = json.loads((tmp_path / "baseline.json").read_text())["rows"]
+    assert {row["name"]: len(row["floor"]) for row in rows if row["floor"]} == dict.fromkeys(
+        [name for name, _ in ROWS if re.match("drain|enqueue", name)], 1
+    )
+    with psycopg.connect(fresh_database) as conn:
+        assert conn.execute("SELECT nspname FROM pg_namespace WHERE nspname ~ '^pgjobs'").fetchall() == []
+
+
+def measured(row: str) -> tuple[str, str]:
+    """The name and the unit of a row that has both figures, their ratio and its interval."""
+    figure, ratio = r" +[\d,.e+]+", r"\d+\.\d\d"
+    found = re.match(rf"(.*\S) +(jobs/s|ms|us/job){figure}{figure} +{ratio} +{ratio} to {ratio}", row)
+    assert found, row
+    return found[1], found[2]
+
+
+def test_a_wheel_as_the_baseline(fresh_database: str, tmp_path: Path) -> None:
+    wheel = tmp_path / "pgjobs_psycopg-0.0.1-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for part, target in (("pgjobs", "pgjobs"), ("sql", "pgjobs/sql")):
+            for path in (ROOT / part).rglob("*"):
+                if path.suffix != ".pyc":
+                    archive.write(path, Path(target, path.relative_to(ROOT / part)))
+    sizes = ["--jobs", "24", "--rounds", "1", "--threads", "1", "--parts", "drain", "--results", str(tmp_path)]
+    said = run("benchmarks.bench", "--baseline", str(wheel), *sizes, database=fresh_database)
+    assert f" over {wheel.name}, in turns" in said
+    assert measured(said.split("\n\n")[1].splitlines()[1]) == ROWS[0]
+
+
+def refused(baseline: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.bench", "--baseline", baseline],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 1
+    return done.stderr
+
+
+def test_what_cannot_be_a_baseline_is_refused(tmp_path: Path) -> None:
+    assert refused("no-such-revision").startswith(
+        "BASELINE=no-such-revision: neither a revision of this repository nor"
+    )
+    assert "nowhere.whl: this wheel cannot be read: " in refused(str(tmp_path / "nowhere.whl"))
+    other = tmp_path / "other.whl"
+    with zipfile.ZipFile(other, "w") as archive:
+        archive.writestr("other/__init__.py", "")
+    assert refused(str(other)) == f"BASELINE={other}: there is no pgjobs in it\n"
+
+
+def line(name: str, *ratios: float, unit: str = "jobs/s") -> Line:
+    return Line(name, unit, now=[1000 * ratio for ratio in ratios], baseline=[1000.0] * len(ratios))
+
+
+def test_a_row_is_slower_when_its_whole_interval_is_below_the_limit() -> None:
+    below = [0.9, 0.91, 0.92, 0.93, 0.94, 0.95, 0.96, 0.965, 1.2]  # the 2nd and the 8th of nine are the interval
+    reaching = [*below[:-2], 0.98, 1.2]
+    slower, not_slower = line("slow", *below), line("other", *reaching)
+    assert slower.slower
+    assert not not_slower.slower
+    assert verdict([slower, not_slower], "1.0") == "Slower than 1.0, the whole interval below 0.97: slow (0.94)."
+    assert verdict([not_slower], "1.0") == "Not slower than 1.0: none of 1 rows has its whole interval below 0.97."
+    shown = report([slower, not_slower]).splitlines()
+    assert [row.partition("  ")[0] for row in shown if "SLOWER" in row] == ["slow"]
+
+
+def test_a_longer_time_is_slower() -> None:
+    longer = line("pickup", 1.1, 1.12, 1.15, unit="ms")
+    assert longer.slower
+    assert longer.ratio == pytest.approx(1 / 1.12)
+    assert not line("pickup", 0.9, 0.91, 0.92, unit="ms").slower
+
+
+def test_the_interval_is_that_of_the_sign_test() -> None:
+    nine, five = interval([9, 8, 7, 6, 5, 4, 3, 2, 1]), interval([1, 2, 3, 4, 5])
+    assert (nine.low, nine.high, round(nine.sure, 3)) == (2, 8, 0.961)
+    assert (five.low, five.high, round(five.sure, 4)) == (1, 5, 0.9375)
+
+
+def test_a_verdict_names_its_doubts() -> None:
+    few = verdict([line("a", 1.0, 1.0, 1.0)], "1.0", quiet=False)
+    assert few.endswith(" (but the machine was not quiet, and an interval of 3 rounds is 75% sure).")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processor time is read from /proc")
+def test_our_processor_time_is_that_of_all_that_we_started() -> None:
+    burn = "import time\nwhile time.process_time() < 0.3: pass\nprint(flush=True)\ninput()"
+    before = tree_time(os.getpid())
+    with subprocess.Popen([sys.executable, "-c", burn], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        alive = tree_time(os.getpid())
+        child.communicate(b"\n")
+    ended = tree_time(os.getpid())
+    assert alive - before > 0.28
+    assert ended - before > 0.28
 
 
 def grown(results: Path, *parts: str) -> dict[str, Any]:

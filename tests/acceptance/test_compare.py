@@ -18,6 +18,8 @@ from benchmarks.compare import SETTINGS, Bench, Refused
 from benchmarks.contenders import PGJOBS, Way, pgjobs_itself
 from pgjobs.embedded import EmbeddedPostgres
 
+pytestmark = pytest.mark.tools
+
 ROOT = Path(__file__).parent.parent.parent
 ROWS = ["drain, no-op handler", "drain, the handler inserts one row", "pickup", "enqueue, one", "enqueue in bulk"]
 

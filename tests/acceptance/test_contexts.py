@@ -10,7 +10,6 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
-import psycopg
 import pytest
 
 from pgjobs import (
@@ -27,9 +26,9 @@ from pgjobs import (
     constant,
     current_job,
 )
+from tests.samples import Tx
 from tests.waiting import wait_until
 
-Tx = psycopg.Connection[Any]
 tenant: contextvars.ContextVar[str] = contextvars.ContextVar("tenant", default="nobody")
 JOBS = 4
 

@@ -17,9 +17,9 @@ from sqlalchemy import URL, create_engine, text
 
 from pgjobs import Client, Handler, Job, JobState, NotRunning, QueueSettings, Snooze, WorkerPool, constant
 from pgjobs.contrib.sqlalchemy import SQLAlchemySource
+from tests.samples import Tx
 from tests.waiting import wait_until
 
-Tx = psycopg.Connection[Any]
 Act = Callable[[Any], object]
 LATER = constant(timedelta(hours=1))
 

@@ -21,6 +21,7 @@ from pgjobs.db.cursors import AnyConnection
 from pgjobs.maintenance.duties import RESCUE_GRACE
 from pgjobs.maintenance.queries import MaintenanceQueries
 from tests.conftest import Connect
+from tests.samples import OF_THIS_DATABASE
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -326,7 +327,7 @@ def test_the_row_of_a_worker_killed_in_a_long_statement_is_free_long_before_that
     job = table.enqueue("wait in sql")
     with table.worker() as process:
         wait_until(lambda: table.started(job))
-        wait_until(lambda: table.query("SELECT 1 FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep(60)%%'"))
+        wait_until(lambda: table.query(f"SELECT 1 FROM {OF_THIS_DATABASE} AND query LIKE 'SELECT pg_sleep(60)%%'"))
         process.kill()
         process.wait()
     free = "SELECT 1 FROM {schema}.job WHERE state = 'running' FOR UPDATE SKIP LOCKED"
@@ -338,7 +339,7 @@ def test_a_worker_whose_connection_is_ended_goes_on_with_the_next_job(table: Tab
     with gate(connect) as (number, open_gate), table.worker() as process:
         job = table.enqueue("wait for the gate", gate=number)
         wait_until(lambda: table.started(job))
-        end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'advisory' AND query LIKE %s"
+        end = f"SELECT pg_terminate_backend(pid) FROM {OF_THIS_DATABASE} AND wait_event = 'advisory' AND query LIKE %s"
         wait_until(lambda: table.query(end, "SELECT pg_advisory_xact_lock_shared%"))
         open_gate()
         wait_until(lambda: table.job(job).state == JobState.COMPLETED)

@@ -13,9 +13,9 @@ from psycopg_pool import ConnectionPool
 
 from pgjobs import Client, Job, JobState, QueueSettings, WorkerPool, constant
 from pgjobs.db.source import in_autocommit
+from tests.samples import Tx
 from tests.waiting import wait_until
 
-Tx = psycopg.Connection[Any]
 Act = Callable[[Tx, int], object]
 JOBS = 20  # statements are prepared from the sixth time on
 PREPARED = (

@@ -40,7 +40,6 @@ from pgjobs.maintenance.queries import MaintenanceQueries
 from pgjobs.options import JobOptions
 from tests.waiting import wait_until
 
-Tx = psycopg.Connection[Any]
 Function = Callable[[Any, Job[Any]], object]
 MARKER = "s3cr3t-m4rk3r"
 LATER = constant(timedelta(hours=1))

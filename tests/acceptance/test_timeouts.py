@@ -37,6 +37,7 @@ from pgjobs.db.cursors import AnyConnection
 from pgjobs.errors import JobStopped
 from pgjobs.execution.attempt import AT_STOP, Attempt, GracePeriods
 from pgjobs.execution.interrupt import raise_in_thread
+from tests import inside
 from tests.waiting import wait_until
 
 NOTHING: dict[str, Any] = {}
@@ -517,7 +518,7 @@ def test_the_time_of_a_job_that_one_thread_runs_by_itself_does_not_depend_on_ano
     assert pool.work_one()
     assert not other.is_alive()
     assert trial.job(job).state == JobState.RETRYABLE
-    assert pool._watchdog._thread is None, "nobody needs it any more"
+    assert not inside.is_watched(pool), "nobody needs it any more"
 
 
 def test_a_pool_that_starts_while_a_thread_runs_a_job_by_itself_watches_over_its_own_when_that_is_over(
@@ -540,7 +541,7 @@ def test_a_pool_that_starts_while_a_thread_runs_a_job_by_itself_watches_over_its
         alone.join(20)
         job = trial.enqueue()
         wait_until(lambda: trial.job(job).state == JobState.RETRYABLE)
-    assert pool._watchdog._thread is None
+    assert not inside.is_watched(pool)
 
 
 def test_a_severed_job_is_free_and_on_record_long_before_its_thread_is_given_up(

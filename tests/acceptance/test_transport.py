@@ -21,10 +21,10 @@ from pgjobs.execution.claimer import Claimer
 from pgjobs.execution.queries import ClaimRequest, ExecutionQueries, Mark, ServerFacts
 from pgjobs.execution.transport import PreparedTransport
 from pgjobs.hooks import HookCalls
-from tests import modes
+from tests import inside, modes
+from tests.samples import Tx
 from tests.waiting import wait_until
 
-Tx = psycopg.Connection[Any]
 Answer = tuple[list[Any], psycopg.Error | None]
 
 
@@ -295,17 +295,17 @@ def test_a_job_that_was_claimed_when_the_pool_stops_is_unclaimed(client: Client)
     jobs = enqueue(client, 3)
     started: list[int] = []
     pool = WorkerPool(client, {"any": lambda tx, job: started.append(job.id)}, queues={"default": 1})
-    claimer = pool._executor.claimer
+    claimer = inside.claimer(pool)
     complete = claimer.complete
 
     def stopped_meanwhile(*args: Any, **options: Any) -> Any:
         finished = complete(*args, **options)
-        pool._begin_stop()
+        inside.begin_stop(pool)
         return finished
 
     claimer.complete = stopped_meanwhile  # type: ignore[method-assign]
     with pool:
-        wait_until(lambda: not pool._threads._working)
+        wait_until(lambda: not inside.at_work(pool))
     first, *others = (stored(client, job) for job in jobs)
     assert first.state == JobState.COMPLETED
     assert started == [first.id]
@@ -318,19 +318,19 @@ def test_a_job_that_was_never_started_has_no_attempt_counted_when_its_connection
     first, second = enqueue(client, 2)
     started: list[int] = []
     pool = WorkerPool(client, {"any": lambda tx, job: started.append(job.id)}, queues={"default": 1})
-    claimer = pool._executor.claimer
+    claimer = inside.claimer(pool)
     complete = claimer.complete
 
     def lost_meanwhile(checkout: Checkout, *args: Any, **options: Any) -> Any:
         finished = complete(checkout, *args, **options)
-        pool._begin_stop()
+        inside.begin_stop(pool)
         with client.pool.connection() as conn:
             conn.execute("SELECT pg_terminate_backend(%s, 5000)", [checkout.conn.info.backend_pid])
         return finished
 
     claimer.complete = lost_meanwhile  # type: ignore[method-assign]
     with pool:
-        wait_until(lambda: not pool._threads._working)
+        wait_until(lambda: not inside.at_work(pool))
     wait_until(lambda: stored(client, second).state == JobState.AVAILABLE)
     assert started == [first.id]
     assert (stored(client, first).state, stored(client, second).attempt) == (JobState.COMPLETED, 0)
@@ -340,8 +340,8 @@ def test_no_other_claim_comes_between_a_claim_and_its_undoing(client: Client, mo
     """Another claim that is under way still sees the job as available: it locks the row as soon as that is free, finds
     that it is taken, and holds the lock to its end. The stop must not meet that lock."""
     first, second, *_ = enqueue(client, 3)
-    pool = WorkerPool(client, {"any": lambda tx, job: pool._begin_stop()}, queues={"default": 1})
-    claimer, release = pool._executor.claimer, ExecutionQueries.unclaim
+    pool = WorkerPool(client, {"any": lambda tx, job: inside.begin_stop(pool)}, queues={"default": 1})
+    claimer, release = inside.claimer(pool), ExecutionQueries.unclaim
     complete = claimer.complete
     monkeypatch.setattr(claimer, "complete", lambda held, job, kept, *, go_on: complete(held, job, kept, go_on=True))
     in_its_way: list[int] = []
@@ -355,7 +355,7 @@ def test_no_other_claim_comes_between_a_claim_and_its_undoing(client: Client, mo
 
         monkeypatch.setattr(ExecutionQueries, "unclaim", meanwhile)
         with pool:
-            wait_until(lambda: not pool._threads._working, 20)
+            wait_until(lambda: not inside.at_work(pool), 20)
         other.execute("ROLLBACK")
     assert stored(client, first).state == JobState.COMPLETED
     assert (stored(client, second).state, stored(client, second).attempt) == (JobState.AVAILABLE, 0)

@@ -8,10 +8,8 @@ import gc
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from datetime import timedelta
 from typing import Any
 
-import psycopg
 import pytest
 
 from pgjobs import (
@@ -27,10 +25,8 @@ from pgjobs import (
     WorkerPool,
     constant,
 )
+from tests.samples import HOUR, Tx
 from tests.waiting import wait_until
-
-Tx = psycopg.Connection[Any]
-HOUR = timedelta(hours=1)
 
 
 async def coroutine(tx: Any, job: Any) -> None:

@@ -12,7 +12,6 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
 
-import psycopg
 import pytest
 
 from pgjobs import Client, Job, JobFilter, JobState, NewJob, Schedule, Unique, WorkerPool
@@ -20,16 +19,13 @@ from pgjobs.db.channel import listen
 from pgjobs.wakeup.queries import WakeupQueries
 from pgjobs.wakeup.wakeup_leader import Posts
 from pgjobs.workers.worker_threads import Place, WorkerThreads
+from tests import inside
 from tests.conftest import Connect
+from tests.samples import HOUR, Tx, nothing
 from tests.waiting import wait_until
 from tests.waking import armed, sleep_on, sleepers, wake_up
 
-HOUR = timedelta(hours=1)
 UNFINISHED = JobFilter(states=["available", "scheduled", "running", "retryable"])
-Tx = psycopg.Connection[Any]
-
-
-def nothing(tx: Tx, job: Job[Any]) -> None: ...
 
 
 @contextmanager
@@ -117,7 +113,7 @@ class Storm:
         try:
             wait_until(lambda: not client.list_jobs(UNFINISHED, limit=1).jobs, timeout=20)
         except AssertionError:
-            posts = [vars(pool._places["default"].idle.post) for pool in pools]
+            posts = [vars(inside.post(pool)) for pool in pools]
             raise AssertionError(f"overlooked: {client.list_jobs(UNFINISHED).jobs}; {posts}") from None
 
 
@@ -324,7 +320,7 @@ def test_a_process_that_stops_or_gives_its_queue_up_leaves_the_post_to_another(
     wait_until(lambda: armed(server, client) == ["default", "mail"])
     second, third = pool_of(queues={"default": 2, "mail": 1}), pool_of()
     for pool in (second, third):
-        wait_until(lambda pool=pool: pool._listener is not None and pool._listener.listening)  # type: ignore[misc]
+        wait_until(lambda pool=pool: inside.listens(pool))  # type: ignore[misc]
     first.remove_queue("default")
     wait_until(lambda: sleepers(server, client) == 2)
     wait_until(lambda: armed(server, client) == ["default", "mail"])
@@ -348,7 +344,7 @@ def test_an_attempt_that_a_stop_gives_back_wakes_another_process(
     def handler(tx: Tx, job: Job[Any]) -> None:
         starts.append(job)
         if len(starts) == 1:
-            assert first._stopping.wait(20)
+            assert inside.stopping(first).wait(20)
             if hard:
                 tx.execute("SELECT pg_sleep(60)")
 
@@ -395,7 +391,7 @@ def test_what_is_committed_around_a_change_of_the_sleepers_is_found(
     pool_of(handler, kinds=["thing", "other"])
     wait_until(lambda: armed(server, client) == ["default"])
     second = pool_of(handler, kinds=["other"], unknown_kinds="leave")
-    wait_until(lambda: second._places["default"].idle._idle == 1 and not second._places["default"].idle.post.kept)
+    wait_until(lambda: inside.waiting(second) == 1 and not inside.post(second).kept)
     jobs: list[Job[Any]] = []
     change = getattr(WakeupQueries, what)
 
@@ -438,8 +434,7 @@ def test_r13_a_sleeper_that_cannot_arm_hears_all_the_same_and_looks_now_and_then
     assert len(looks) - looked <= passed / 0.05 + 21 * 20
     assert sleepers(server, client) == 1, "it has the post"
     assert armed(server, client) == []
-    assert pool._listener is not None
-    assert pool._listener.listening
+    assert inside.listens(pool)
     tx.commit()
     wait_until(lambda: done(client, late), timeout=5)
     wait_until(lambda: armed(server, client) == ["default"])
@@ -477,7 +472,7 @@ def test_an_idle_process_of_200_threads_asks_no_more_than_one_of_two(
     pool = pool_of(queues=queues, poll_interval=timedelta(seconds=1))
     wait_until(lambda: armed(server, client) == ["default", "mail"])
     # each has also looked once more, as one does that has just been armed
-    wait_until(lambda: all(p.idle.post.sleeps and p.idle._idle == p.idle.threads for p in pool._places.values()))
+    wait_until(lambda: inside.all_wait(pool, asleep=True))
     with pytest.MonkeyPatch.context() as patch:
         looks, tries = count(patch, WakeupQueries, "sees_any"), count(patch, WakeupQueries, "take")
         claims = count(patch, WorkerThreads, "_run_next")
@@ -493,7 +488,7 @@ def test_a_process_that_starts_looks_once_for_each_queue(
 ) -> None:
     looks = count(monkeypatch, WorkerThreads, "_run_next")
     pool = pool_of(queues={"default": 100, "mail": 20}, listen=False)
-    wait_until(lambda: all(p.idle._idle == p.idle.threads for p in pool._places.values()))
+    wait_until(lambda: inside.all_wait(pool))
     assert len(looks) == 2
 
 
@@ -529,13 +524,12 @@ def test_a_sleeper_that_was_called_for_a_single_job_stays_armed(
 ) -> None:
     monkeypatch.setattr("pgjobs.wakeup.wakeup_leader._LINGER", 60.0)
     pool = pool_of(queues={"default": 3})
-    idle = pool._places["default"].idle
-    wait_until(lambda: idle.post.sleeps and idle._idle == 3)
+    wait_until(lambda: inside.all_wait(pool, asleep=True))
     changes = [count(monkeypatch, WakeupQueries, what) for what in ("take", "disarm", "leave")]
     for _ in range(5):
         job = thing(client)
         wait_until(lambda job=job: done(client, job), timeout=5)  # type: ignore[misc]
-        wait_until(lambda: idle.post.sleeps and idle._idle == 3)
+        wait_until(lambda: inside.all_wait(pool, asleep=True))
     assert changes == [[], [], []]
     assert armed(server, client) == ["default"]
 
@@ -552,8 +546,7 @@ def test_a_second_notification_disarms_a_sleeper_while_nobody_has_found_nothing(
         free.wait(20)
 
     pool = pool_of(hold)
-    idle = pool._places["default"].idle
-    wait_until(lambda: idle.post.sleeps)
+    wait_until(lambda: inside.post(pool).sleeps)
     thing(client)
     assert entered.acquire(timeout=5)
     assert armed(server, client) == ["default"]
@@ -614,11 +607,10 @@ def test_a_pool_behind_a_pooler_only_polls_and_says_so_once(
     asked = count(monkeypatch, WakeupQueries, "facts")
     pool = pool_of(poll_interval=timedelta(milliseconds=50))
     wait_until(lambda: len(asked) == 1)
-    listener = pool._listener
-    assert listener is not None
-    wait_until(lambda: listener.listening)
-    assert listener._conn is not None
-    server.execute("SELECT pg_terminate_backend(%s)", [listener._conn.info.backend_pid])
+    wait_until(lambda: inside.listens(pool))
+    conn = inside.listener(pool)._conn
+    assert conn is not None
+    server.execute("SELECT pg_terminate_backend(%s)", [conn.info.backend_pid])
     wait_until(lambda: len(asked) == 2)
     job = thing(client)
     wait_until(lambda: done(client, job), timeout=5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -15,8 +16,10 @@ from psycopg import sql as composing
 from pgjobs import Client, Job, JobState
 from pgjobs.maintenance.duties import Maintenance
 from tests.conftest import Connect
+from tests.samples import Tx
 
 Rows = Callable[..., list[tuple[Any, ...]]]
+Stored = Callable[[Job[Any]], Job[Any]]
 
 
 def facts(job: Job[Any]) -> tuple[Any, ...]:
@@ -38,7 +41,7 @@ def sql(client: Client, connect: Connect) -> Rows:
 
 
 @pytest.fixture
-def stored(client: Client) -> Callable[[Job[Any]], Job[Any]]:
+def stored(client: Client) -> Stored:
     """The job as the table has it now."""
 
     def read(job: Job[Any]) -> Job[Any]:
@@ -47,6 +50,24 @@ def stored(client: Client) -> Callable[[Job[Any]], Job[Any]]:
         return found
 
     return read
+
+
+class Gate:
+    """A handler that says when it was entered, and waits to be let out."""
+
+    def __init__(self) -> None:
+        self.entered, self.open = threading.Semaphore(0), threading.Event()
+
+    def __call__(self, tx: Tx, job: Job[Any]) -> None:
+        self.entered.release()
+        assert self.open.wait(20)
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    gate = Gate()
+    yield gate
+    gate.open.set()
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, ClassVar
 
-import psycopg
 import pytest
 
 from pgjobs import (
@@ -32,7 +31,6 @@ from pgjobs import (
 )
 from tests.conftest import Connect
 
-Tx = psycopg.Connection[Any]
 NOON = datetime(2026, 5, 1, 12, tzinfo=UTC)
 
 

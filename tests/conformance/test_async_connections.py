@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from typing import Any
 
 import psycopg
@@ -11,13 +10,9 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from pgjobs import Client, InvalidTransaction
+from tests.samples import Thing
 
 CURE = r"tx .*asynchronous connection.*asyncio\.to_thread"
-
-
-@dataclass
-class Thing:
-    n: int = 0
 
 
 @pytest.mark.finding("E7")

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import psycopg
 import pytest
 
 from pgjobs import (
@@ -26,17 +24,8 @@ from pgjobs import (
     river,
 )
 from pgjobs.maintenance.duties import Maintenance
-from tests.conformance.conftest import Rows
-
-Stored = Callable[[Job[Any]], Job[Any]]
-Tx = psycopg.Connection[Any]
-SECOND = timedelta(seconds=1)
-HOUR = timedelta(hours=1)
-
-
-@dataclass
-class Thing:
-    n: int = 0
+from tests.conformance.conftest import Rows, Stored
+from tests.samples import HOUR, SECOND, Thing, Tx
 
 
 def fails(tx: Tx, job: Job[Thing]) -> None:
@@ -191,6 +180,6 @@ def test_a_wrong_clock_of_the_application_moves_no_delay_and_makes_nothing_due(
     (wait,) = sql("SELECT max(scheduled_at) - clock_timestamp() FROM pgjobs.job")[0]
     assert timedelta(minutes=9, seconds=58) < wait <= timedelta(minutes=10)
     duties.promote(server)
-    duties.clean(server)
+    duties.prune(server)
     pool = WorkerPool(client, {Thing: lambda tx, job: None})
     assert (pool.work_one(), pool.work_one()) == (True, False)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
@@ -27,22 +26,15 @@ from pgjobs import (
 )
 from pgjobs.execution.outcome import COMPLETED, decide
 from pgjobs.maintenance.duties import Maintenance
-from tests.conformance.conftest import Rows
+from tests.conformance.conftest import Rows, Stored
 from tests.conftest import Connect
+from tests.samples import HOUR, Thing, Tx
 from tests.waking import sleep_on
 
-Stored = Callable[[Job[Any]], Job[Any]]
 Call = Callable[..., Job[Any]]
-Tx = psycopg.Connection[Any]
 WAITING = ["available", "scheduled", "retryable", "pending"]
 FINAL = ["completed", "cancelled", "discarded"]
 NEVER = 10**12  # an id that no job has
-HOUR = timedelta(hours=1)
-
-
-@dataclass
-class Thing:
-    n: int = 0
 
 
 @pytest.fixture

@@ -36,14 +36,13 @@ from pgjobs import (
 from pgjobs.embedded import EmbeddedPostgres
 from pgjobs.execution.attempt import GracePeriods
 from pgjobs.maintenance.duties import Maintenance
-from tests.conformance.conftest import Rows
+from tests import inside
+from tests.conformance.conftest import Rows, Stored
+from tests.samples import SECOND, Tx
 from tests.waiting import wait_until
 
-Stored = Callable[[Job[Any]], Job[Any]]
 Function = Callable[[None, Job[Any]], object]
-Tx = psycopg.Connection[Any]
 ROOT = Path(__file__).parents[2]
-SECOND = timedelta(seconds=1)
 LATER = constant(timedelta(hours=1))
 QUICK = GracePeriods(interrupted=0.2, severed=0.4, stuck=0.6)  # the same steps as by default, sooner
 
@@ -322,8 +321,7 @@ def test_a_handler_whose_lease_was_lost_is_told_and_its_result_changes_nothing(
     with at_work(pool, busy):
         # as the rescue leaves it
         sql("UPDATE pgjobs.job SET state = 'retryable', leased_until = NULL, scheduled_at = now() + interval '1 hour'")
-        pool._process_duties.extend_at = 0.0
-        pool._process_duties.look_after_attempts(server)
+        inside.extend_leases(pool, server)
         assert told.wait(10)
     found = stored(job)
     assert (found.state, found.attempt, found.errors) == (JobState.RETRYABLE, 1, ())
@@ -513,8 +511,7 @@ def test_a_handler_that_goes_on_after_its_job_was_completed_is_left_alone(
     job = enqueue(client)
     pool = pool_of(client, handler)
     with at_work(pool, busy):
-        pool._process_duties.extend_at = 0.0
-        pool._process_duties.look_after_attempts(server)
+        inside.extend_leases(pool, server)
     assert saw == [False]
     assert stored(job).state == JobState.COMPLETED
 
@@ -641,7 +638,7 @@ def test_a_stop_waits_for_a_detached_handler(client: Client, busy: Busy, stored:
     assert busy.started.wait(10)
     stopped = threading.Thread(target=pool.stop, daemon=True)
     stopped.start()
-    wait_until(pool._stopping.is_set)
+    wait_until(inside.stopping(pool).is_set)
     assert stored(job).state == JobState.RUNNING
     busy.go.set()
     stopped.join(10)
@@ -677,7 +674,7 @@ def test_a_crash_of_the_server_loses_neither_the_claim_of_a_detached_job_nor_its
             left.extend(conn.execute(f'SELECT state, attempt FROM "{crash_client.schema}".job'.encode()).fetchall())
 
     pool = pool_of(crash_client, handler)
-    pool._executor.claimer.sync_until = 0.0  # as if the server had been up for long
+    inside.forget_the_start_of_the_server(pool)
     job = enqueue(crash_client)
     assert pool.work_one()
     assert left == [("running", 1)]

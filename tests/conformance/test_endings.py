@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -28,18 +27,11 @@ from pgjobs import (
 )
 from pgjobs.clean_text import ERROR_LIMIT, TRACE_LIMIT
 from pgjobs.execution.queries import FinishResult
-from tests.conformance.conftest import Rows
+from tests.conformance.conftest import Rows, Stored
+from tests.samples import SECOND, Thing, Tx
 from tests.waiting import wait_until
 
-Stored = Callable[[Job[Any]], Job[Any]]
-Tx = psycopg.Connection[Any]
 HandlerFunction = Callable[[Tx, Job[Any]], object]
-SECOND = timedelta(seconds=1)
-
-
-@dataclass
-class Thing:
-    n: int = 0
 
 
 def raising(*errors: BaseException | None) -> HandlerFunction:

@@ -28,10 +28,9 @@ from pgjobs import (
     decode_args,
     job_options,
 )
-from tests.conformance.conftest import Rows
+from tests.conformance.conftest import Rows, Stored
 from tests.samples import shown
 
-Stored = Callable[[Job[Any]], Job[Any]]
 MINUTES = timedelta(minutes=1)
 
 

@@ -5,28 +5,19 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, Literal
 
-import psycopg
 import pytest
 
 from pgjobs import Client, Job, JobState, NewJob, WorkerPool
 from pgjobs.maintenance.duties import Maintenance
-from tests.conformance.conftest import Rows
+from tests.conformance.conftest import Rows, Stored
 from tests.conftest import Connect
+from tests.samples import SECOND, Thing, Tx
 from tests.waiting import wait_until
 
-Stored = Callable[[Job[Any]], Job[Any]]
-Tx = psycopg.Connection[Any]
 Order = Literal["priority", "scheduled_at"]
-SECOND = timedelta(seconds=1)
-
-
-@dataclass
-class Thing:
-    n: int = 0
 
 
 class Ran:

@@ -35,23 +35,14 @@ from pgjobs import (
 )
 from pgjobs.execution.attempt import GracePeriods
 from pgjobs.hooks import Insert
-from tests.conformance.conftest import Rows, facts
+from tests import inside
+from tests.conformance.conftest import Rows, Stored, facts
+from tests.samples import SECOND, Thing, Tx, nothing
 from tests.waiting import wait_until
 
-Stored = Callable[[Job[Any]], Job[Any]]
-Tx = psycopg.Connection[Any]
-SECOND = timedelta(seconds=1)
 LATER = constant(timedelta(hours=1))
 QUICK = GracePeriods(interrupted=0.2, severed=0.4, stuck=0.6)  # the same steps as by default, sooner
 NAMES = [name for name in vars(Hooks) if name.startswith("on_")]
-
-
-@dataclass
-class Thing:
-    n: int = 0
-
-
-def nothing(tx: Tx, job: Job[Any]) -> None: ...
 
 
 def raising(error: BaseException) -> Callable[[Tx, Job[Any]], None]:
@@ -301,7 +292,7 @@ def test_hooks_that_raise_harm_nobody(
         "stays": Handler(stay, timeout=SECOND),
     }
     with WorkerPool(observed, work_map, queues={"default": 1}, backoff=LATER, poll_interval=timedelta(hours=1)) as pool:
-        wait_until(lambda: pool._listener is not None and pool._listener.listening)
+        wait_until(lambda: inside.listens(pool))
         for kind in ("fails", "undone", "nobody.knows", "stays", "thing"):
             observed.enqueue(None, {}, kind=kind)
         wait_until(

@@ -9,7 +9,6 @@ from datetime import UTC, datetime, timedelta
 from itertools import chain
 from typing import Any
 
-import psycopg
 import pytest
 from psycopg_pool import ConnectionPool
 
@@ -27,16 +26,10 @@ from pgjobs import (
 )
 from tests.conformance.conftest import Rows
 from tests.conftest import Connect
+from tests.samples import HOUR, Thing, Tx
 
-Tx = psycopg.Connection[Any]
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
-HOUR = timedelta(hours=1)
 Fill = Callable[..., list[int]]
-
-
-@dataclass
-class Thing:
-    n: int = 0
 
 
 @dataclass

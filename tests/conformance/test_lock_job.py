@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ from pgjobs import (
     EventKind,
     Handler,
     InvalidOption,
-    Job,
     JobNotFound,
     JobState,
     NotRunning,
@@ -35,22 +33,11 @@ from pgjobs import (
 )
 from pgjobs.maintenance.duties import Maintenance
 from pgjobs.maintenance.queries import MaintenanceQueries
-from tests.conformance.conftest import Rows
+from tests.conformance.conftest import Rows, Stored
+from tests.samples import HOUR, SAME_DATABASE, Thing, Tx, nothing
 from tests.waiting import wait_until
 
-Stored = Callable[[Job[Any]], Job[Any]]
-Tx = psycopg.Connection[Any]
 ROOT = Path(__file__).parents[2]
-SECOND = timedelta(seconds=1)
-HOUR = timedelta(hours=1)
-
-
-@dataclass
-class Thing:
-    n: int = 0
-
-
-def nothing(tx: Tx, job: Job[Any]) -> None: ...
 
 
 def write(tx: Tx, effects: str, note: str = "written") -> None:
@@ -346,7 +333,8 @@ def test_the_connection_goes_back_to_the_pool_as_it_came(client: Client, sql: Ro
         assert conn.autocommit is False
         assert conn.execute("SHOW statement_timeout").fetchone() == ("0",)
         assert conn.execute("SHOW search_path").fetchone() != ("nowhere",)
-    assert sql("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 4711") == [(0,)]
+    locks = f"SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 4711 AND {SAME_DATABASE}"
+    assert sql(locks) == [(0,)]
 
 
 # --- beside the rest

@@ -6,7 +6,6 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
@@ -29,23 +28,16 @@ from pgjobs import (
     WorkerPool,
 )
 from pgjobs.control import many as many_module
-from tests.conformance.conftest import Rows
+from tests.conformance.conftest import Rows, Stored
 from tests.conftest import Connect
+from tests.samples import HOUR, Thing, Tx
 from tests.waiting import wait_until
 from tests.waking import sleep_on
 
-Stored = Callable[[Job[Any]], Job[Any]]
-Tx = psycopg.Connection[Any]
 States = Callable[[], dict[int, str]]
 WAITING = ["available", "scheduled", "retryable", "pending"]
 FINAL = ["completed", "cancelled", "discarded"]
 ALL = JobFilter.all()
-HOUR = timedelta(hours=1)
-
-
-@dataclass
-class Thing:
-    n: int = 0
 
 
 @pytest.fixture

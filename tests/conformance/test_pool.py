@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -42,42 +41,12 @@ from pgjobs import (
 from pgjobs.hooks import HookCalls
 from pgjobs.wakeup.listener import Listener
 from pgjobs.wakeup.queries import WakeupQueries
-from tests.conformance.conftest import Rows
+from tests import inside
+from tests.conformance.conftest import Gate, Rows, Stored
 from tests.conftest import Connect
-from tests.samples import shown
+from tests.samples import HOUR, SECOND, Thing, Tx, nothing, shown
 from tests.waiting import wait_until
 from tests.waking import armed, sleep_on, sleepers
-
-Stored = Callable[[Job[Any]], Job[Any]]
-Tx = psycopg.Connection[Any]
-HOUR = timedelta(hours=1)
-SECOND = timedelta(seconds=1)
-
-
-@dataclass
-class Thing:
-    n: int = 0
-
-
-def nothing(tx: Tx, job: Job[Any]) -> None: ...
-
-
-class Gate:
-    """A handler that says when it was entered, and waits to be let out."""
-
-    def __init__(self) -> None:
-        self.entered, self.open = threading.Semaphore(0), threading.Event()
-
-    def __call__(self, tx: Tx, job: Job[Any]) -> None:
-        self.entered.release()
-        assert self.open.wait(20)
-
-
-@pytest.fixture
-def gate() -> Iterator[Gate]:
-    gate = Gate()
-    yield gate
-    gate.open.set()
 
 
 def threads_of(pool: WorkerPool) -> set[str]:
@@ -119,7 +88,7 @@ def test_stop_waits_for_the_jobs_at_work_and_no_longer(client: Client, gate: Gat
         assert gate.entered.acquire(timeout=10)
     stopped: list[tuple[bool, float]] = []
     with in_the_background(lambda: stopped.append((pool.stop(), time.monotonic()))):
-        wait_until(pool._stopping.is_set)
+        wait_until(inside.stopping(pool).is_set)
         assert stopped == [], "a handler still runs"
         assert sql("SELECT DISTINCT state FROM pgjobs.job") == [("running",)]
         opened = time.monotonic()
@@ -136,7 +105,7 @@ def test_no_job_is_started_after_stop_was_called(client: Client, gate: Gate, sto
     running = client.enqueue(None, Thing(1))
     assert gate.entered.acquire(timeout=10)
     with in_the_background(pool.stop):
-        wait_until(pool._stopping.is_set)
+        wait_until(inside.stopping(pool).is_set)
         waiting = client.enqueue(None, Thing(2))
         gate.open.set()
     assert stored(running).state == JobState.COMPLETED
@@ -683,7 +652,7 @@ def test_a_stop_that_is_less_patient_than_the_one_under_way_cuts_off(
     assert entered.wait(10)
     answers: list[bool] = []
     with in_the_background(lambda: answers.append(pool.stop())):
-        wait_until(pool._control.locked)
+        wait_until(lambda: inside.is_being_started_or_stopped(pool))
         assert pool.stop(patience) is False
     assert answers == [False], "neither of them let all handlers end"
     assert (stored(job).state, stored(job).attempt) == (JobState.AVAILABLE, 0)
@@ -723,7 +692,7 @@ def test_a_job_that_was_claimed_in_the_moment_of_a_stop_is_told_to_end_like_all_
     class Slow(Hooks):
         def on_claim(self, job: Job[Any] | None, error: BaseException | None) -> None:
             claimed.set()
-            wait_until(lambda: pool._watchdog._stop_all)
+            wait_until(lambda: inside.is_cut_off(pool))
 
     claimed, seen = threading.Event(), list[bool]()
     client.hooks = HookCalls([Slow()])

@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, Literal
@@ -34,41 +33,13 @@ from pgjobs import (
     WorkerPoolError,
 )
 from pgjobs.control.queue_queries import QueueQueries
-from tests.conformance.conftest import Rows
+from tests import inside
+from tests.conformance.conftest import Gate, Rows, Stored
 from tests.conftest import Connect
+from tests.samples import HOUR, SECOND, Thing, Tx, nothing
 from tests.waiting import wait_until
 
-Stored = Callable[[Job[Any]], Job[Any]]
-Tx = psycopg.Connection[Any]
-HOUR = timedelta(hours=1)
-SECOND = timedelta(seconds=1)
 SOON = timedelta(milliseconds=10)
-
-
-@dataclass
-class Thing:
-    n: int = 0
-
-
-def nothing(tx: Tx, job: Job[Any]) -> None: ...
-
-
-class Gate:
-    """A handler that says when it was entered, and waits to be let out."""
-
-    def __init__(self) -> None:
-        self.entered, self.open = threading.Semaphore(0), threading.Event()
-
-    def __call__(self, tx: Tx, job: Job[Any]) -> None:
-        self.entered.release()
-        assert self.open.wait(20)
-
-
-@pytest.fixture
-def gate() -> Iterator[Gate]:
-    gate = Gate()
-    yield gate
-    gate.open.set()
 
 
 @pytest.fixture
@@ -352,7 +323,7 @@ def test_a_worker_keeps_the_rows_of_its_queues_fresh_and_old_ones_go(
     with WorkerPool(client, {Thing: nothing}, queues={"mine": 1}) as pool:
         assert "mine" in names(client), "as soon as it is started"
         sql("UPDATE pgjobs.queue SET updated_at = now() - interval '25 hours' WHERE name = 'mine'")
-        pool._process_duties.keep_queues_at = 0.0  # as it would be in a minute
+        inside.keep_queues(pool)
         wait_until(lambda: "old" not in names(client))
         assert names(client) == ["mine", "not.so.old", "old.paused", "old.waiting"]
         mine = next(queue for queue in client.queues.list() if queue.name == "mine")
@@ -415,9 +386,9 @@ def test_a_queue_that_is_added_is_worked_and_one_that_is_removed_waits_until_it_
 @pytest.mark.conformance(223)
 def test_a_queue_that_was_added_is_woken_by_notifications(client: Client) -> None:
     with WorkerPool(client, {Thing: nothing}, queues={"a": 1}, poll_interval=HOUR) as pool:
-        wait_until(lambda: pool._listener is not None and pool._listener.listening)
+        wait_until(lambda: inside.listens(pool))
         pool.add_queue("b", 1)
-        wait_until(lambda: pool._places["b"].idle._idle == 1)
+        wait_until(lambda: inside.waiting(pool, "b") == 1)
         client.wait(client.enqueue(None, Thing(), queue="b"), timeout=20 * SECOND)
 
 
@@ -431,13 +402,13 @@ def test_removing_waits_for_the_jobs_at_work(client: Client, gate: Gate, stored:
         third = client.enqueue(None, Thing(), queue="b")
         removed: list[bool] = []
         with in_the_background(lambda: removed.append(pool.remove_queue("b"))):
-            wait_until(lambda: "b" not in pool._places)
+            wait_until(lambda: pool.threads == 1)
             assert pool.running
             assert removed == []
             gate.open.set()
         assert removed == [True]
         assert [stored(job).state for job in (running, waiting, third)] == ["completed", "completed", "available"]
-        assert not [name for name in (thread.name for thread in pool._threads._working) if name.endswith(("1", "2"))]
+        assert inside.at_work(pool) == ["a"]
 
 
 def test_removing_with_a_timeout_leaves_the_jobs_to_end_by_themselves(
@@ -453,7 +424,7 @@ def test_removing_with_a_timeout_leaves_the_jobs_to_end_by_themselves(
         gate.open.set()
         for job in (running, another):
             assert client.wait(job, timeout=20 * SECOND).state == JobState.COMPLETED
-        wait_until(lambda: len(pool._threads._working) == 2)
+        wait_until(lambda: sorted(inside.at_work(pool)) == ["a", "b"])
 
 
 @pytest.mark.conformance(223)
@@ -508,7 +479,7 @@ def test_a_handler_may_add_and_remove_queues_its_own_too(client: Client) -> None
     with pool:
         job = client.enqueue(None, Thing(), queue="a")
         assert client.wait(job, timeout=20 * SECOND).errors == ()
-        wait_until(lambda: {place.queue for place in pool._threads._working.values()} == {"b"})
+        wait_until(lambda: inside.at_work(pool) == ["b"])
 
 
 def test_a_handler_that_adds_a_queue_while_the_pool_stops_does_not_hold_it_up(client: Client) -> None:
@@ -517,7 +488,7 @@ def test_a_handler_that_adds_a_queue_while_the_pool_stops_does_not_hold_it_up(cl
 
     def add(tx: Tx, job: Job[Any]) -> None:
         entered.set()
-        wait_until(lambda: pool._stopper is not None)
+        wait_until(lambda: inside.stopping(pool).is_set())
         try:
             pool.add_queue("b", 1)
         except WorkerPoolError as error:
@@ -535,7 +506,7 @@ def test_a_stop_does_not_wait_for_who_removes_a_queue(client: Client, gate: Gate
     client.enqueue(None, Thing(), queue="a")
     assert gate.entered.acquire(timeout=20)
     with in_the_background(lambda: pool.remove_queue("a")):
-        wait_until(lambda: "a" not in pool._places)
+        wait_until(lambda: pool.threads == 0)
         began = time.monotonic()
         assert pool.stop(timeout=timedelta(0)) is False
         assert time.monotonic() - began < 10
@@ -563,7 +534,7 @@ def test_queues_that_come_and_go_under_load_lose_no_job_and_leave_no_thread(clie
         for thread in threads:
             thread.join(60)
         assert pool.threads == 1
-        assert len(pool._threads._working) == 1
+        assert inside.at_work(pool) == ["a"]
         for n in range(4):
             pool.add_queue(f"q{n}", 1)
         wait_until(lambda: sql("SELECT DISTINCT state FROM pgjobs.job") == [("completed",)], timeout=30)

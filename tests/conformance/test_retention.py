@@ -15,9 +15,9 @@ from pgjobs.db.cursors import LiteralCursor
 from pgjobs.maintenance.duties import Maintenance
 from tests.conformance.conftest import Rows
 from tests.conftest import Connect
+from tests.samples import HOUR
 from tests.waiting import wait_until
 
-HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)
 KEPT = [JobState.COMPLETED, JobState.CANCELLED, JobState.DISCARDED]
 
@@ -42,7 +42,7 @@ def left(sql: Rows) -> dict[str, list[str]]:
 
 
 def clean(duties: Maintenance, server: Any) -> None:
-    while duties.clean(server) == timedelta(0):
+    while duties.prune(server) == timedelta(0):
         pass
 
 
@@ -87,13 +87,13 @@ def test_a_job_of_another_queue_with_the_same_id_is_kept_where_some_may_not_be_d
         referenced,
     )
     for _ in range(20):
-        duties.clean(server)
+        duties.prune(server)
     assert left(sql) == {"audit": ["3"] * (referenced + 3), "short": ["2"] * referenced}
 
 
 @pytest.mark.finding("E10")
 def test_it_is_obeyed_also_by_a_pool_that_keeps_everything(client: Client, sql: Rows) -> None:
-    """Cleaning is the duty of any process, so what a queue says holds in all of them."""
+    """Pruning is the duty of any process, so what a queue says holds in all of them."""
     client.queues.update("short", keep_completed=HOUR)
     ended(sql, "short", 2, 0.001)
     ended(sql, "default", 2)
@@ -228,7 +228,7 @@ def test_a_batch_costs_the_same_wherever_it_is(client: Client, sql: Rows, connec
         ROWS,
     )
     sql("ANALYZE pgjobs.job")
-    statement = statements.load("maintenance.sql", client.schema)["clean_part"]
+    statement = statements.load("maintenance.sql", client.schema)["prune_part"]
     conn = connect(autocommit=True)
     end = sql("SELECT max(finalized_at) - interval '100 seconds' FROM pgjobs.job")[0][0]
     blocks = []

@@ -6,11 +6,9 @@ import contextvars
 import json
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-import psycopg
 import pytest
 
 from pgjobs import (
@@ -28,18 +26,12 @@ from pgjobs import (
     current_job,
 )
 from pgjobs.codec import METADATA_LIMIT, OUTPUT_LIMIT
-from tests.conformance.conftest import Rows
+from tests.conformance.conftest import Rows, Stored
+from tests.samples import Thing, Tx
 from tests.waiting import wait_until
 
-Stored = Callable[[Job[Any]], Job[Any]]
-Tx = psycopg.Connection[Any]
 Function = Callable[[Any, Job[Any]], object]
 LATER = constant(timedelta(hours=1))
-
-
-@dataclass
-class Thing:
-    n: int = 0
 
 
 @pytest.fixture

@@ -12,14 +12,12 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
 
-import psycopg
 import pytest
 
 from pgjobs import (
     Client,
     InvalidArgs,
     InvalidSchedule,
-    Job,
     JobState,
     NewJob,
     Schedule,
@@ -33,23 +31,19 @@ from pgjobs.schedules.args_supplier import answer
 from pgjobs.schedules.queries import ScheduleQueries
 from pgjobs.schedules.registered import CodeSchedules
 from pgjobs.schedules.ticker import LOOK_EVERY, Ticker
+from tests import inside
 from tests.conformance.conftest import Rows
 from tests.conftest import Connect
+from tests.samples import HOUR, SECOND, Tx, nothing
 from tests.waiting import wait_until
 from tests.waking import sleepers
 
-Tx = psycopg.Connection[Any]
-SECOND = timedelta(seconds=1)
-HOUR = timedelta(hours=1)
 NEVER = datetime(9999, 12, 30, tzinfo=UTC)
 
 
 @dataclass
 class Report:
     number: int = 0
-
-
-def nothing(tx: Tx, job: Job[Any]) -> None: ...
 
 
 @dataclass
@@ -82,7 +76,7 @@ def process(client: Client, connect: Connect) -> Start:
     """Starts a process with some schedules in its code."""
 
     def start(*schedules: Schedule) -> Process:
-        store, encode = ScheduleQueries(client.schema), client._enqueuer.encoded
+        store, encode = ScheduleQueries(client.schema), inside.encoder(client)
         code = CodeSchedules(store, client.source, encode, schedules, worker="by hand")
         ticker = Ticker(store, lambda: code.by_name, lambda schedule, tick: answer(schedule, encode))
         return Process(client, connect(autocommit=True), code, ticker).start()
@@ -493,7 +487,7 @@ def test_what_a_client_adds_to_every_job_is_no_change_of_the_schedule(
         with Client(database, schema=client.schema, code_version=code_version) as newer:
             store = ScheduleQueries(client.schema)
             schedule = Schedule("report", "@daily", Report(1), **setting)
-            CodeSchedules(store, newer.source, newer._enqueuer.encoded, [schedule], worker=newer.id).start(lambda: None)
+            CodeSchedules(store, newer.source, inside.encoder(newer), [schedule], worker=newer.id).start(lambda: None)
         return row(client, "report")
 
     deploy("one")
@@ -666,7 +660,7 @@ def test_a_name_that_no_schedule_has_is_not_found(client: Client) -> None:
 def test_a_running_pool_learns_at_once_of_what_is_done_by_hand(
     *, client: Client, sql: Rows, jobs: Jobs, conn: Tx, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pgjobs.schedules.ticker.LOOK_EVERY", HOUR)
+    monkeypatch.setattr("pgjobs.schedules.stored.ticker.LOOK_EVERY", HOUR)
     conn.autocommit = True
     with pool_of(client):
         wait_until(lambda: sleepers(conn, client) == 1)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-import psycopg
 import pytest
 
 from pgjobs import (
@@ -30,23 +28,13 @@ from pgjobs import (
     constant,
 )
 from pgjobs.execution.attempt import GracePeriods
-from tests.conformance.conftest import Rows, facts
+from tests.conformance.conftest import Rows, Stored, facts
+from tests.samples import SECOND, Thing, Tx, nothing
 from tests.waiting import wait_until
 
-Stored = Callable[[Job[Any]], Job[Any]]
-Tx = psycopg.Connection[Any]
-SECOND = timedelta(seconds=1)
 ZERO = timedelta(0)
 LATER = constant(timedelta(hours=1))
 QUICK = GracePeriods(interrupted=0.2, severed=0.4, stuck=0.6)  # the same steps as by default, sooner
-
-
-@dataclass
-class Thing:
-    n: int = 0
-
-
-def nothing(tx: Tx, job: Job[Any]) -> None: ...
 
 
 def waiting_in(subscription: Subscription) -> list[Event]:
@@ -201,7 +189,7 @@ def test_the_events_that_are_kept_are_the_first_ones(client: Client) -> None:
 
 
 def test_a_thousand_are_kept_by_default(client: Client) -> None:
-    assert client.subscribe()._size == 1000
+    assert inspect.signature(client.subscribe).parameters["size"].default == 1000
 
 
 def test_a_subscriber_may_wait_for_the_next_event(client: Client) -> None:
@@ -294,10 +282,11 @@ def test_a_start_that_failed_and_a_stop_of_what_did_not_run_end_no_subscription(
             assert WorkerPool(other_client, {Thing: nothing}).work_one()
             assert len(waiting_in(others)) == 1
         assert len(subscription) == 1, "another client's events are its own"
-        assert subscription._closed is False
+        client.enqueue(None, Thing())
+        wait_until(lambda: len(subscription) == 2)
     finally:
         running.stop()
-    assert subscription._closed is True
+    assert len(list(subscription)) == 2, "it has ended"
 
 
 def test_a_pool_that_is_started_again_is_heard_by_who_subscribes_again(client: Client) -> None:

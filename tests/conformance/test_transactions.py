@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +14,10 @@ from psycopg.rows import dict_row
 from psycopg_pool import ConnectionPool
 
 from pgjobs import Client, InvalidTransaction, Job, JobState, WorkerPool
-from tests.conformance.conftest import Rows
+from tests.conformance.conftest import Rows, Stored
 from tests.conftest import Connect
-from tests.samples import shown
+from tests.samples import Thing, Tx, shown
 from tests.waking import sleep_on
-
-Stored = Callable[[Job[Any]], Job[Any]]
-Tx = psycopg.Connection[Any]
-
-
-@dataclass
-class Thing:
-    n: int = 0
-
 
 # --- enqueue
 

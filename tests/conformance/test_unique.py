@@ -26,11 +26,10 @@ from pgjobs import (
 )
 from pgjobs.maintenance.duties import Maintenance
 from pgjobs.states import StateName
-from tests.conformance.conftest import Rows
+from tests.conformance.conftest import Rows, Stored
+from tests.samples import HOUR
 
-Stored = Callable[[Job[Any]], Job[Any]]
 Server = psycopg.Connection[Any]
-HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)
 REQUIRED: list[StateName] = ["available", "pending", "running", "scheduled"]
 ALL_STATES: list[StateName] = [*REQUIRED, "retryable", "completed", "cancelled", "discarded"]

@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-import psycopg
 import pytest
 
 from pgjobs import Client, Handler, Hooks, InvalidSetting, Job, JobState, WorkerPool, WorkerPoolError, WorkMap, constant
-from tests.conformance.conftest import Rows
+from tests import inside
+from tests.conformance.conftest import Rows, Stored
+from tests.samples import Thing, Tx, nothing
 from tests.waiting import wait_until
 
-Stored = Callable[[Job[Any]], Job[Any]]
-Tx = psycopg.Connection[Any]
 LATER = constant(timedelta(hours=1))
-
-
-@dataclass
-class Thing:
-    n: int = 0
-
-
-def nothing(tx: Tx, job: Job[Any]) -> None: ...
 
 
 class Told(Hooks):
@@ -177,8 +166,7 @@ def test_a_left_kind_is_taken_once_the_work_map_has_it(client: Client, stored: S
 def test_a_left_kind_wakes_nobody_for_long(client: Client, stored: Stored) -> None:
     """Its notification finds nothing to do, and the next one for a known kind is heard."""
     with WorkerPool(client, {Thing: nothing}, unknown_kinds="leave", poll_interval=timedelta(hours=1)) as pool:
-        assert pool._listener is not None
-        wait_until(lambda: pool._listener is not None and pool._listener.listening)
+        wait_until(lambda: inside.listens(pool))
         foreign = enqueue(client, "foreign")
         known = enqueue(client, "thing")
         wait_until(lambda: stored(known).state == JobState.COMPLETED)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -16,23 +15,14 @@ from pgjobs.db.cursors import rollback
 from pgjobs.maintenance.duties import Maintenance
 from pgjobs.maintenance.queries import MaintenanceQueries
 from pgjobs.maintenance.thread import MaintenanceThread
-from tests.conformance.conftest import Rows
+from tests import inside
+from tests.conformance.conftest import Rows, Stored
 from tests.conftest import Connect
+from tests.samples import SECOND, Thing, Tx, nothing
 from tests.waiting import wait_until
 from tests.waking import sleep_on, sleepers
 
-Stored = Callable[[Job[Any]], Job[Any]]
-Tx = psycopg.Connection[Any]
-SECOND = timedelta(seconds=1)
 ZERO = timedelta(0)
-
-
-@dataclass
-class Thing:
-    n: int = 0
-
-
-def nothing(tx: Tx, job: Job[Any]) -> None: ...
 
 
 # --- promote
@@ -46,7 +36,7 @@ def make_due(sql: Rows) -> None:
 def test_due_jobs_become_available_in_batches(
     client: Client, sql: Rows, server: Tx, duties: Maintenance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pgjobs.maintenance.duties.BATCH", 10)
+    monkeypatch.setattr("pgjobs.maintenance.duties.duties.BATCH", 10)
     client.enqueue_many(None, [NewJob(Thing(n), delay=timedelta(hours=1)) for n in range(12)])
     make_due(sql)
     sql("UPDATE pgjobs.job SET state = 'retryable' WHERE id <= 5")
@@ -136,9 +126,9 @@ def test_a_job_that_is_due_sooner_than_promote_brings_it_forward(
 @pytest.fixture
 def sleepy_promote(monkeypatch: pytest.MonkeyPatch) -> None:
     """Promote sleeps for an hour unless it learns of a job that is due earlier."""
-    monkeypatch.setattr("pgjobs.maintenance.duties.PROMOTE_EVERY", timedelta(hours=1))
-    monkeypatch.setattr("pgjobs.maintenance.duties.AT_LEAST_EVERY", timedelta(hours=1))
-    monkeypatch.setattr("pgjobs.maintenance.duties.GLANCE_EVERY", timedelta(hours=1))
+    monkeypatch.setattr("pgjobs.maintenance.duties.duties.PROMOTE_EVERY", timedelta(hours=1))
+    monkeypatch.setattr("pgjobs.maintenance.duties.duties.AT_LEAST_EVERY", timedelta(hours=1))
+    monkeypatch.setattr("pgjobs.maintenance.duties.duties.GLANCE_EVERY", timedelta(hours=1))
 
 
 @pytest.mark.usefixtures("sleepy_promote")
@@ -277,7 +267,7 @@ def test_more_vanished_jobs_than_a_batch_are_all_rescued_past_a_batch_that_canno
     vanished: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("pgjobs.maintenance.duties.LARGE_BATCH", 5)
+    monkeypatch.setattr("pgjobs.maintenance.duties.duties.LARGE_BATCH", 5)
     vanished(16)
     holder = connect()  # a whole batch of living workers stands in front
     holder.execute(f'SELECT id FROM "{client.schema}".job WHERE id <= 5 FOR NO KEY UPDATE')
@@ -381,7 +371,7 @@ def test_the_duties_of_one_schema_touch_no_other_and_wait_for_no_other(
 def test_a_live_job_is_not_rescued_however_long_it_runs(
     client: Client, server: Tx, duties: Maintenance, stored: Stored, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pgjobs.maintenance.duties.RESCUE_GRACE", ZERO)
+    monkeypatch.setattr("pgjobs.maintenance.duties.duties.RESCUE_GRACE", ZERO)
     seen: list[Job[Any]] = []
 
     def handler(tx: Tx, job: Job[Thing]) -> None:
@@ -432,7 +422,7 @@ def test_a_state_that_is_kept_for_ever_stays_and_the_others_are_cut(
 ) -> None:
     Maintenance(
         client.schema, keep={state: None if state == forever else 7 * 24 * 3600 * SECOND for state in KEPT}
-    ).clean(server)
+    ).prune(server)
     assert left(sql) == ({forever} if forever else set())
     assert sql("SELECT count(*) FROM pgjobs.job WHERE kind = 'new'") == [(3,)]
     assert sql("SELECT count(*) FROM pgjobs.job WHERE finalized_at IS NULL") == [(5,)], "only what is over is cleaned"
@@ -441,7 +431,7 @@ def test_a_state_that_is_kept_for_ever_stays_and_the_others_are_cut(
 @pytest.mark.conformance(281, 288)
 @pytest.mark.usefixtures("old_jobs")
 def test_nothing_is_deleted_when_everything_is_kept_for_ever(client: Client, sql: Rows, server: Tx) -> None:
-    Maintenance(client.schema, keep=dict.fromkeys(KEPT)).clean(server)
+    Maintenance(client.schema, keep=dict.fromkeys(KEPT)).prune(server)
     assert sql("SELECT count(*) FROM pgjobs.job") == [(11,)]
 
 
@@ -456,15 +446,15 @@ def test_a_pool_cleans_by_its_settings(client: Client, sql: Rows) -> None:
 def test_jobs_are_cleaned_in_batches_the_oldest_first(
     client: Client, sql: Rows, server: Tx, duties: Maintenance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pgjobs.maintenance.duties.LARGE_BATCH", 2)
+    monkeypatch.setattr("pgjobs.maintenance.duties.duties.LARGE_BATCH", 2)
     sql(
         "INSERT INTO pgjobs.job (kind, state, finalized_at)"
         " SELECT 'old', 'completed', now() - interval '2 days' + n * interval '1 minute'"
         " FROM generate_series(3, 1, -1) n"
     )
-    assert duties.clean(server) == ZERO
+    assert duties.prune(server) == ZERO
     assert sql("SELECT id FROM pgjobs.job") == [(1,)], "the youngest"
-    assert duties.clean(server) > ZERO
+    assert duties.prune(server) > ZERO
     assert sql("SELECT id FROM pgjobs.job") == []
 
 
@@ -495,12 +485,12 @@ def test_a_duty_that_one_process_is_at_is_left_to_it_and_taken_over_when_it_dies
 def test_a_duty_that_was_just_done_is_not_due_for_another_process(
     client: Client, sql: Rows, server: Tx, connect: Connect, duties: Maintenance
 ) -> None:
-    assert duties.do(server, "clean") == timedelta(seconds=30)
+    assert duties.do(server, "prune") == timedelta(seconds=30)
     sql("INSERT INTO pgjobs.job (kind, state, finalized_at) VALUES ('old', 'completed', now() - interval '9 days')")
-    assert 29 * SECOND < duties.do(connect(autocommit=True), "clean") < 30 * SECOND
+    assert 29 * SECOND < duties.do(connect(autocommit=True), "prune") < 30 * SECOND
     assert sql("SELECT count(*) FROM pgjobs.job") == [(1,)]
     sql("UPDATE pgjobs.maintenance SET next_run_at = clock_timestamp()")
-    duties.do(server, "clean")
+    duties.do(server, "prune")
     assert sql("SELECT count(*) FROM pgjobs.job") == [(0,)]
 
 
@@ -576,7 +566,7 @@ def test_an_idle_process_that_hears_of_nothing_looks_every_second(
     client: Client, stored: Stored, monkeypatch: pytest.MonkeyPatch, listen: bool
 ) -> None:
     """Else a job with a short delay would wait for a look that is further away."""
-    monkeypatch.setattr("pgjobs.maintenance.duties.GLANCE_EVERY", timedelta(hours=1))
+    monkeypatch.setattr("pgjobs.maintenance.duties.duties.GLANCE_EVERY", timedelta(hours=1))
     glance, glances = MaintenanceQueries(client.schema).glance, list[set[str]]()
 
     def glanced(conn: Tx, soon: timedelta) -> set[str]:
@@ -587,7 +577,7 @@ def test_an_idle_process_that_hears_of_nothing_looks_every_second(
     with WorkerPool(client, {Thing: nothing}, queues={"default": 1}, listen=listen, poll_interval=SECOND / 20) as pool:
         wait_until(lambda: glances and glances[-1] == set())
         if listen:
-            wait_until(lambda: pool._listener is not None and pool._listener.hears)
+            wait_until(lambda: inside.hears_at_once(pool))
         job = client.enqueue(None, Thing(), delay=SECOND / 3)
         wait_until(lambda: stored(job).state == JobState.COMPLETED)
 
@@ -595,8 +585,8 @@ def test_an_idle_process_that_hears_of_nothing_looks_every_second(
 def test_a_rescued_job_starts_at_its_time_though_nobody_looks_for_what_is_due(
     client: Client, sql: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pgjobs.maintenance.duties.GLANCE_EVERY", timedelta(hours=1))
-    maintenance = "pgjobs.maintenance.duties.Maintenance.glance"
+    monkeypatch.setattr("pgjobs.maintenance.duties.duties.GLANCE_EVERY", timedelta(hours=1))
+    maintenance = "pgjobs.maintenance.duties.duties.Maintenance.glance"
     monkeypatch.setattr(maintenance, lambda *args: {"rescue"})  # all that was to be seen when it looked
     with WorkerPool(client, {"thing": nothing}, queues={"default": 1}, poll_interval=timedelta(hours=1)):
         wait_until(lambda: sql("SELECT 1 FROM pgjobs.maintenance WHERE duty = 'promote' AND next_run_at > now()"))
@@ -630,5 +620,5 @@ def test_a_job_that_the_application_refers_to_stays_and_does_not_keep_the_others
     sql("UPDATE pgjobs.job SET state = 'completed', finalized_at = now() - interval '1 year'")
     sql("CREATE TABLE pgjobs.mine (job bigint, queue text, FOREIGN KEY (job, queue) REFERENCES pgjobs.job (id, queue))")
     sql(f"INSERT INTO pgjobs.mine VALUES ({jobs[2].id}, 'default')")
-    duties.clean(server)
+    duties.prune(server)
     assert sql("SELECT id FROM pgjobs.job") == [(jobs[2].id,)]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
 from pgjobs import Client
+from pgjobs.db import migrate, statements
 
 Run = Callable[..., list[tuple[Any, ...]]]
 
@@ -38,3 +41,33 @@ def running(dsn: str) -> Iterator[Run]:
 def run(fresh_database: str) -> Iterator[Run]:
     with running(fresh_database) as run:
         yield run
+
+
+SECOND = """
+-- name: up
+ALTER TABLE pgjobs.queue ADD COLUMN colour text;
+
+-- name: down
+ALTER TABLE pgjobs.queue DROP COLUMN colour;
+"""
+THIRD = """
+-- name: up
+CREATE TABLE pgjobs.shelf (name text PRIMARY KEY);
+
+-- name: down
+DROP TABLE pgjobs.shelf;
+"""
+
+
+@pytest.fixture
+def three_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The code as it will be two migrations from now. Only for schemas that have a name of their own."""
+    newest = max(migrate.versions())
+    shutil.copytree(statements.ROOT, tmp_path / "sql")
+    for number, text in enumerate([SECOND, THIRD], start=newest + 1):
+        (tmp_path / "sql" / "migrations" / f"{number:04}_more.sql").write_text(text)
+    monkeypatch.setattr(statements, "ROOT", tmp_path / "sql")
+    migrate.versions.cache_clear()
+    yield
+    monkeypatch.undo()
+    migrate.versions.cache_clear()

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from datetime import timedelta
+from dataclasses import replace
 from typing import Any
 
 import psycopg
@@ -17,18 +16,12 @@ from pgjobs import Client, EncodedJob, Hooks, InvalidArgs, InvalidJob, InvalidTr
 from pgjobs.db.cursors import AnyConnection
 from tests.conftest import Connect
 from tests.db.test_races import Table, table
-from tests.samples import shown
+from tests.samples import HOUR, Thing, shown
 from tests.waking import sleep_on
 
 __all__ = ["table"]  # a fixture
 
-HOUR = timedelta(hours=1)
 BY_N = Unique(by_args=["n"])
-
-
-@dataclass
-class Thing:
-    n: int = 0
 
 
 def count(table: Table) -> int:

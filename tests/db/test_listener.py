@@ -17,6 +17,7 @@ from pgjobs import Client
 from pgjobs.db.channel import listen, probe
 from pgjobs.db.source import defaults_for
 from pgjobs.wakeup.listener import Listener
+from tests.samples import OF_THIS_DATABASE
 from tests.waiting import wait_until
 
 
@@ -181,7 +182,7 @@ def test_a_listener_is_not_ended_for_being_idle(
     )
     listener.start()
     with psycopg.connect(database, autocommit=True) as admin:
-        idle = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'idle one' AND state = 'idle' "
+        idle = f"SELECT count(*) FROM {OF_THIS_DATABASE} AND application_name = 'idle one' AND state = 'idle' "
         try:
             wait_until(lambda: listener.listening)
             wait_until(lambda: admin.execute(idle + "AND now() - state_change > interval '1 s'").fetchone() == (1,))

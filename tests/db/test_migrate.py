@@ -70,21 +70,6 @@ SELECT 'trigger', tgname, pg_get_triggerdef(pg_trigger.oid)
     FROM pg_trigger JOIN pg_class ON pg_class.oid = tgrelid WHERE relnamespace = %(schema)s::text::regnamespace
 """
 
-SECOND = """
--- name: up
-ALTER TABLE pgjobs.queue ADD COLUMN colour text;
-
--- name: down
-ALTER TABLE pgjobs.queue DROP COLUMN colour;
-"""
-THIRD = """
--- name: up
-CREATE TABLE pgjobs.shelf (name text PRIMARY KEY);
-
--- name: down
-DROP TABLE pgjobs.shelf;
-"""
-
 
 def catalog(dsn: str, schema: str) -> list[tuple[str, str, str]]:
     """Everything the schema consists of, without the schema's own name."""
@@ -157,20 +142,6 @@ def empty(fresh_database: str, schema: str) -> Iterator[Client]:
     """A client on a database without tables."""
     with Client(fresh_database, schema=schema) as client:
         yield client
-
-
-@pytest.fixture
-def three_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The code as it will be two migrations from now. Only for schemas that have a name of their own."""
-    newest = NEWEST
-    shutil.copytree(statements.ROOT, tmp_path / "sql")
-    for number, text in enumerate([SECOND, THIRD], start=newest + 1):
-        (tmp_path / "sql" / "migrations" / f"{number:04}_more.sql").write_text(text)
-    monkeypatch.setattr(statements, "ROOT", tmp_path / "sql")
-    migrate.versions.cache_clear()
-    yield
-    monkeypatch.undo()
-    migrate.versions.cache_clear()
 
 
 @contextmanager
@@ -481,7 +452,7 @@ def test_a_worker_pool_refuses_a_schema_without_tables_and_says_what_to_do(empty
 def test_code_that_is_older_than_the_schema_refuses_it_and_names_both_versions(client: Client, database: str) -> None:
     with client.pool.connection() as conn:
         conn.execute(
-            sql.SQL("INSERT INTO {} (version, name) VALUES (99, 'from the future')").format(
+            sql.SQL("INSERT INTO {} VALUES (99, 'from the future', 'unknown')").format(
                 sql.Identifier(client.schema, "migration")
             )
         )
@@ -877,7 +848,6 @@ FINAL = "finalized_at = now()"
 WAITING = ("available", "scheduled", "pending", "retryable")
 
 
-@pytest.mark.parametrize("version", [5, NEWEST], ids=["as CHECKs of the table", "as domains"])
 @pytest.mark.parametrize(
     ("changes", "rule"),
     [
@@ -906,10 +876,8 @@ WAITING = ("available", "scheduled", "pending", "retryable")
         ("unique_key = 'x', unique_states = '{available}'", "job_unique_covers"),
     ],
 )  # fmt: skip
-def test_a_row_that_cannot_be_is_refused(
-    empty: Client, fresh_database: str, version: int, changes: str, rule: str
-) -> None:
-    empty.migrate(target=version)
+def test_a_row_that_cannot_be_is_refused(empty: Client, fresh_database: str, changes: str, rule: str) -> None:
+    empty.migrate()
     with psycopg.connect(fresh_database, autocommit=True) as conn:
         conn.execute(sql.SQL("SET search_path = {}").format(sql.Identifier(empty.schema)))
         conn.execute("INSERT INTO job (kind) VALUES ('thing')")
@@ -920,33 +888,83 @@ def test_a_row_that_cannot_be_is_refused(
             conn.execute(f"UPDATE job SET {changes}".encode())
 
 
-def test_the_rules_move_to_the_types_of_the_columns_without_writing_a_row_anew(
-    empty: Client, fresh_database: str
+def test_the_job_table_has_few_checks(empty: Client, fresh_database: str) -> None:
+    """An UPDATE reads every CHECK that the table has from the catalog: most rules stand in domains."""
+    empty.migrate()
+    query = "SELECT count(*) FROM pg_constraint WHERE contype = 'c' AND conrelid = %s::regclass"
+    with psycopg.connect(fresh_database) as conn:
+        assert conn.execute(query, [f"{empty.schema}.job"]).fetchone() == (3,)
+
+
+# --- tables of versions that were never released
+
+
+def make_unreleased(dsn: str, schema: str, *, with_digest: bool) -> None:
+    """The record of migrations as an unreleased version wrote it."""
+    table = sql.Identifier(schema, "migration")
+    with psycopg.connect(dsn) as conn:
+        if with_digest:
+            conn.execute(sql.SQL("UPDATE {} SET digest = 'of another file'").format(table))
+        else:
+            conn.execute(sql.SQL("ALTER TABLE {} DROP COLUMN digest").format(table))
+            conn.execute(sql.SQL("INSERT INTO {} (version, name) VALUES (2, 'schedules')").format(table))
+
+
+@pytest.mark.parametrize("with_digest", [True, False], ids=["another digest", "no digest"])
+def test_tables_of_an_unreleased_version_are_refused_by_name(
+    empty: Client, fresh_database: str, with_digest: bool
 ) -> None:
-    """A table of a million jobs is not to be copied for it; and an UPDATE reads every CHECK that the table has."""
-    file = "SELECT relfilenode, (SELECT count(*) FROM pg_constraint WHERE conrelid = pg_class.oid AND contype = 'c')"
-    empty.migrate(target=5)
+    empty.migrate()
+    make_unreleased(fresh_database, empty.schema, with_digest=with_digest)
+    before = catalog(fresh_database, empty.schema)
+    for act in (
+        empty.migrate,
+        lambda: empty.migrate(dry_run=True),
+        empty.missing_migrations,
+        empty.check_schema,
+        WorkerPool(empty, WorkMap({"thing": lambda tx, job: None})).start,
+    ):
+        with pytest.raises(MigrationError, match=f'unreleased version.*DROP SCHEMA "{empty.schema}"'):
+            act()
+    assert catalog(fresh_database, empty.schema) == before
     with psycopg.connect(fresh_database, autocommit=True) as conn:
-        conn.execute(sql.SQL("INSERT INTO {} (kind) VALUES ('thing')").format(sql.Identifier(empty.schema, "job")))
+        conn.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(empty.schema)))
+    empty.migrate()
+    empty.check_schema()
 
-        def look() -> Any:
-            query = file + " FROM pg_class WHERE relname = 'job' AND relnamespace = %s::regnamespace"
-            return conn.execute(query, [empty.schema]).fetchall()[0]
 
-        before, checks = look()
-        empty.migrate(target=6)
-        assert look() == (before, 3)
-        empty.migrate(direction="down", target=5)
-        assert look() == (before, checks)
+def test_the_sql_text_refuses_tables_of_an_unreleased_version(empty: Client, fresh_database: str) -> None:
+    empty.migrate()
+    make_unreleased(fresh_database, empty.schema, with_digest=False)
+    with psycopg.connect(fresh_database) as conn, pytest.raises(psycopg.errors.RaiseException, match="unreleased"):
+        conn.execute(schema_sql(empty.schema).encode())
+
+
+def test_comments_and_white_space_do_not_change_the_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded = migrate.digest(1)
+    shutil.copytree(statements.ROOT, tmp_path / "sql")
+    (file,) = (tmp_path / "sql" / "migrations").glob("0001_*.sql")
+    text = file.read_text()
+    monkeypatch.setattr(statements, "ROOT", tmp_path / "sql")
+    for changed, same in (
+        (text.replace("\n    queue", "\n    -- a comment\n        queue"), True),
+        (text.replace("DEFAULT 25", "DEFAULT 26"), False),
+    ):
+        assert changed != text
+        file.write_text(changed)
+        statements.templates.cache_clear()
+        assert (migrate.digest(1) == recorded) is same
+    statements.templates.cache_clear()
 
 
 @pytest.mark.finding("E7")
+@pytest.mark.usefixtures("three_versions")
 def test_up_to_a_version_below_the_one_that_is_there_is_refused(empty: Client) -> None:
     """`migrate(target=1)` on version 3 did nothing, and said nothing."""
     empty.migrate()
     for dry_run in (False, True):
         with pytest.raises(
-            MigrationError, match=rf"is at version {NEWEST}.* already, above target=1: .*direction='down'"
+            MigrationError, match=rf"is at version {NEWEST + 2}.* already, above target=1: .*direction='down'"
         ):
             empty.migrate(target=1, dry_run=dry_run)
     assert empty.missing_migrations() == []

@@ -84,7 +84,7 @@ def test_late_requests_are_settled_in_published_tables(own_client: Client, publi
         duties = Maintenance(own_client.schema, keep={state: timedelta(0) for state in JobState if state.final})
         duties.do(conn, "rescue")
         assert own_client.get(job.id).state is JobState.CANCELLED  # type: ignore[union-attr]
-        duties.do(conn, "clean")
+        duties.do(conn, "prune")
         duties.do(conn, "workers")
     assert run("SELECT * FROM pgjobs.cancel_request") == []
     assert own_client.get(job.id) is None

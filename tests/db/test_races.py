@@ -27,7 +27,9 @@ from pgjobs.execution.attempt import Attempt
 from pgjobs.execution.outcome import COMPLETED, Outcome, decide
 from pgjobs.execution.queries import ExecutionQueries
 from pgjobs.maintenance.queries import MaintenanceQueries
+from tests import inside
 from tests.conftest import Connect
+from tests.samples import OF_THIS_DATABASE
 from tests.waiting import wait_until
 from tests.waking import sleep_on
 
@@ -276,7 +278,7 @@ def test_r3_a_job_that_kills_its_backend_is_counted_from_the_second_time_at_the_
 
     pool = WorkerPool(crash_client, {"killer": handler}, backoff=AT_ONCE)
     # as if the server had been up for long: nobody has been cautious yet, the first claim need not reach the disk
-    pool._executor.claimer.sync_until = 0.0
+    inside.forget_the_start_of_the_server(pool)
     args: dict[str, Any] = {}
     job = crash_client.enqueue(None, args, kind="killer", max_attempts=3)
     rounds = 0
@@ -734,7 +736,7 @@ def test_r11_a_connection_that_is_shut_down_frees_its_row_though_the_server_is_i
     running: list[Attempt] = []
 
     def handler(tx: AnyConnection, job: Job[Any]) -> None:
-        running.extend(pool._watchdog._attempts)
+        running.extend(inside.attempts(pool))
         started.set()
         try:
             tx.execute("SELECT pg_sleep(60)")
@@ -745,7 +747,7 @@ def test_r11_a_connection_that_is_shut_down_frees_its_row_though_the_server_is_i
     pool = WorkerPool(client, {"any": handler}, backoff=LATER)
     thread = in_thread(pool.work_one)
     assert started.wait(10)
-    sleeping = "SELECT 1 FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(60)' AND state = 'active'"
+    sleeping = f"SELECT 1 FROM {OF_THIS_DATABASE} AND query = 'SELECT pg_sleep(60)' AND state = 'active'"
     wait_until(lambda: table.query(sleeping))
     (attempt,) = running
     assert attempt.checkout is not None
@@ -1003,7 +1005,7 @@ def test_r20_rescue_promotion_and_cleaning_touch_one_of_two_jobs_with_the_same_i
     assert states(table)["other"][0] == "pending"
 
     table.query("UPDATE {schema}.job SET state = 'completed', finalized_at = '2020-01-01' WHERE queue = 'default'")
-    assert table.maintenance.clean(table.conn, JobState.COMPLETED, NO_DELAY, 10) == 1
+    assert table.maintenance.prune(table.conn, JobState.COMPLETED, NO_DELAY, 10) == 1
     assert list(states(table)) == ["other"]
 
 
@@ -1111,7 +1113,7 @@ def test_t5_the_row_is_never_to_be_had_between_the_handler_and_the_record(
     pool = WorkerPool(table.client, {"any": handler}, backoff=LATER)
     thread = in_thread(pool.work_one)
     try:
-        wait_until(lambda: table.query("SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"))
+        wait_until(lambda: table.query(f"SELECT 1 FROM {OF_THIS_DATABASE} AND wait_event = 'advisory'"))
         assert table.query("SELECT state FROM {schema}.job") == [("running",)]
         assert table.query("SELECT id FROM {schema}.job FOR NO KEY UPDATE SKIP LOCKED") == []
         with pytest.raises(psycopg.errors.LockNotAvailable):

@@ -13,7 +13,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
 
 import pgjobs
@@ -22,15 +21,12 @@ from pgjobs.maintenance.duties import Maintenance
 from pgjobs.workers.registration import Registration
 from tests.conformance.conftest import Rows, duties, server, sql
 from tests.conftest import Connect
+from tests.samples import Tx, nothing
 from tests.waiting import wait_until
 
 __all__ = ["duties", "server", "sql"]
 
-Tx = psycopg.Connection[Any]
 ROOT = Path(__file__).parents[2]
-
-
-def nothing(tx: Tx, job: Job[Any]) -> None: ...
 
 
 def test_a_pool_is_listed_while_it_runs(database: str, client: Client) -> None:

@@ -16,11 +16,11 @@ from pgjobs.maintenance.queries import MaintenanceQueries
 from pgjobs.maintenance.reindexer import MIDNIGHT, Reindex
 from tests.conformance.conftest import Rows, server, sql
 from tests.conftest import Connect
+from tests.samples import Tx
 from tests.waiting import wait_until
 
 __all__ = ["server", "sql"]
 
-Tx = psycopg.Connection[Any]
 OURS = {"job_due", "job_fetch", "job_final", "job_pkey", "job_running", "job_unique"}
 
 
@@ -109,12 +109,11 @@ def test_a_rebuild_that_is_cut_off_removes_what_it_has_left_and_nothing_else(
     sql(f"CREATE INDEX other{left} ON pgjobs.job (kind)")
     before = indexes().keys()
     if why == "timed out":
-        monkeypatch.setattr("pgjobs.maintenance.reindexer._TIMEOUT", 0.5)
+        monkeypatch.setattr("pgjobs.maintenance.duties.reindexer._TIMEOUT", 0.5)
     holder = connect()
     holder.execute(holds.format(f'"{client.schema}"'))
     reindex.start()
-    thread = reindex._thread
-    assert thread is not None
+    (thread,) = rebuilding()
     wait_until(lambda: f"{first}{left}" in indexes())
     wait_until(lambda: is_dropping(sql, client) or why == "stopped")
     if why == "stopped":
@@ -125,6 +124,10 @@ def test_a_rebuild_that_is_cut_off_removes_what_it_has_left_and_nothing_else(
     thread.join(20)
     assert indexes().keys() == before
     assert all(valid for _, valid in indexes().values())
+
+
+def rebuilding() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "reindex"]
 
 
 def is_dropping(sql: Rows, client: Client) -> bool:
@@ -140,12 +143,11 @@ def test_a_rebuild_under_way_is_not_begun_again(client: Client, reindex: Reindex
     holder = connect()
     holder.execute(f"""INSERT INTO "{client.schema}".job (kind) VALUES ('thing')""")
     reindex.start()
-    first = reindex._thread
+    (first,) = rebuilding()
     reindex.start()
-    assert reindex._thread is first
+    assert rebuilding() == [first]
     holder.rollback()
     reindex.stop(20)
-    assert first is not None
     assert not first.is_alive()
 
 
@@ -227,7 +229,7 @@ def test_a_pool_rebuilds_at_its_time_or_never(client: Client, sql: Rows, indexes
     pool = WorkerPool(client, {"any": handler}, queues={"idle": 1}, reindex_at=at if wanted else None)
     seen = "SELECT count(*) FROM pgjobs.maintenance WHERE duty = ANY (%s) AND next_run_at > clock_timestamp()"
     with pool:
-        wait_until(lambda: sql(seen, ["clean", "workers"]) == [(2,)])
+        wait_until(lambda: sql(seen, ["prune", "workers"]) == [(2,)])
         if wanted:
             wait_until(lambda: all(indexes().get(name, before[name]) != before[name] for name in OURS))
             wait_until(lambda: indexes().keys() == before.keys())

@@ -23,11 +23,10 @@ from pgjobs.schedules.args_supplier import answer
 from pgjobs.schedules.queries import DueSchedule, Move, ScheduleQueries
 from pgjobs.schedules.registered import CodeSchedules
 from pgjobs.schedules.ticker import LOOK_EVERY, Ticker
+from tests import inside
 from tests.conftest import Connect
+from tests.samples import HOUR, SECOND
 from tests.waiting import wait_until
-
-SECOND = timedelta(seconds=1)
-HOUR = timedelta(hours=1)
 
 
 @dataclass
@@ -52,7 +51,7 @@ class Table:
 
     def process(self, *schedules: Schedule) -> Callable[[], timedelta]:
         """Registers schedules as a process does that has them in its code; the act that ticks them."""
-        store, encode = ScheduleQueries(self.client.schema), self.client._enqueuer.encoded
+        store, encode = ScheduleQueries(self.client.schema), inside.encoder(self.client)
         code = CodeSchedules(store, self.client.source, encode, schedules, worker="by hand")
         code.start(lambda: None)
         ticker = Ticker(store, lambda: code.by_name, lambda schedule, tick: answer(schedule, encode))
@@ -194,11 +193,11 @@ def test_r17_a_function_that_hangs_holds_up_its_own_schedule_in_its_own_process_
 
     with WorkerPool(table.client, {Report: nothing}, cron=cron(hang), queues={"none": 1}) as pool:
         table.come("hangs")
-        pool._hurry("tick")
+        inside.tick_soon(pool)
         assert hangs.wait(10)
         later = table.client.enqueue(None, Report(), delay=SECOND / 50)
         table.come("asks", "fixed")
-        pool._hurry("tick")
+        inside.tick_soon(pool)
         ((locked,),) = table.query("SELECT count(*) FROM (SELECT FROM {schema}.schedule FOR UPDATE NOWAIT) AS free")
         assert locked == 3, "nothing is held meanwhile"
         wait_until(lambda: {2, 3} <= set(table.numbers()))
@@ -208,7 +207,7 @@ def test_r17_a_function_that_hangs_holds_up_its_own_schedule_in_its_own_process_
         let_go.set()
         wait_until(lambda: not any("schedule-hangs" in thread.name for thread in threading.enumerate()))
         table.come("asks")
-        pool._hurry("tick")
+        inside.tick_soon(pool)
         wait_until(lambda: table.numbers().count(2) == 2)
     assert sorted(table.numbers()) == [0, 1, 2, 2, 3], "its answer came too late, and the tick is not made twice"
 
@@ -418,7 +417,7 @@ def test_f30_two_that_saw_the_same_tick_cannot_both_make_it(table: Table, connec
     tick = seen[0].next_tick_at
     new = Schedule("x", "@daily", Report(1)).job()
     assert new is not None
-    move = Move(tick=tick, next=tick + HOUR, counted=tick, row=table.client._enqueuer.encoded(new))
+    move = Move(tick=tick, next=tick + HOUR, counted=tick, row=inside.encoder(table.client)(new))
     first = store.move(one, seen[0], move)
     assert first is not None
     assert first.id == 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -21,11 +21,6 @@ from tests.waking import sleep_on
 __all__ = ["table"]  # a fixture
 
 Call = Callable[..., tuple[int, bool]]
-
-
-@dataclass
-class Thing:
-    n: int = 0
 
 
 @pytest.fixture

@@ -10,20 +10,18 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from pgjobs import Client, Job, WorkerPool
+from pgjobs import Client, WorkerPool
 from pgjobs.execution.queries import CLAIM_DEFAULTS, passing_over
 from pgjobs.maintenance import time_index
+from tests import inside
 from tests.conformance.conftest import Rows, server, sql
 from tests.conftest import Connect
+from tests.samples import nothing
 from tests.waiting import wait_until
 
 __all__ = ["server", "sql"]
 
-Tx = psycopg.Connection[Any]
 NO_ARGS: dict[str, Any] = {}
-
-
-def nothing(tx: Tx, job: Job[Any]) -> None: ...
 
 
 def valid(sql: Rows) -> bool | None:
@@ -46,7 +44,7 @@ def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_who_does_not_ask_for_the_order_does_not_pay_for_it(client: Client, sql: Rows) -> None:
     with WorkerPool(client, {"thing": nothing}) as pool:
-        assert pool._time_index is None
+        assert inside.time_index(pool) is None
     assert valid(sql) is None
 
 
@@ -126,8 +124,7 @@ def test_what_somebody_else_has_left_is_named_and_not_touched(
     sql("CREATE INDEX job_by_time ON pgjobs.job (queue)")
     sql("UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'pgjobs.job_by_time'::regclass")
     with oldest_first(client) as pool:
-        assert pool._time_index is not None
-        pool._time_index._thread.join(10)
+        inside.time_index_thread(pool).join(10)
     assert valid(sql) is False
     assert ["job_by_time is not valid" in record.getMessage() for record in caplog.records] == [True]
 
@@ -150,9 +147,8 @@ def test_a_role_that_may_not_make_it_says_once_who_should_run_what(
 ) -> None:
     modest = Client(make_conninfo(database, options=f"-c role={worker_role}"), schema=client.schema)
     with modest, oldest_first(modest, reindex_at=None) as pool:
-        assert pool._time_index is not None
-        pool._time_index._thread.join(10)
-        assert not pool._time_index._thread.is_alive(), "and does not try again"
+        inside.time_index_thread(pool).join(10)
+        assert not inside.time_index_thread(pool).is_alive(), "and does not try again"
         job = modest.enqueue(None, NO_ARGS, kind="thing")
         wait_until(lambda: client.get(job.id).state == "completed")  # type: ignore[union-attr]
     (warning,) = (message for message in map(str, (r.getMessage() for r in caplog.records)) if "by time" in message)

@@ -25,18 +25,18 @@ from pgjobs.maintenance.duties import Maintenance
 from pgjobs.schedules.queries import ScheduleQueries
 from pgjobs.schedules.ticker import Ticker
 from tests.conformance.conftest import Rows, duties, server, sql
+from tests.samples import Tx
 from tests.waiting import wait_until
 
 __all__ = ["duties", "server", "sql"]
 
-Tx = psycopg.Connection[Any]
-DUTIES = ("promote", "rescue", "clean")
+DUTIES = ("promote", "rescue", "prune")
 
 # Rows that each act takes; the last column says where the others are to be afterwards.
 DUE = "state = 'scheduled', scheduled_at = now() - interval '1 hour'"
 VANISHED = "state = 'running', attempt = 1, attempted_at = now() - interval '1 hour', token = gen_random_uuid()"
 OLD = "state = 'completed', finalized_at = now() - interval '10 years'"
-PLACES = {"promote": (DUE, "available"), "rescue": (VANISHED, "retryable"), "clean": (OLD, None)}
+PLACES = {"promote": (DUE, "available"), "rescue": (VANISHED, "retryable"), "prune": (OLD, None)}
 
 
 @pytest.fixture
@@ -206,8 +206,8 @@ def _let(sql: Rows) -> None:
 @pytest.mark.finding("S3")
 @pytest.mark.parametrize(
     ("duty", "stopper"),
-    [(duty, stopper) for duty in DUTIES for stopper in STOPPERS if ("check" in stopper) <= (duty != "clean")
-     and (stopper == "foreign key") <= (duty == "clean")],
+    [(duty, stopper) for duty in DUTIES for stopper in STOPPERS if ("check" in stopper) <= (duty != "prune")
+     and (stopper == "foreign key") <= (duty == "prune")],
 )  # fmt: skip
 def test_a_row_that_the_application_stops_is_passed_over_and_never_discarded(
     *, sql: Rows, server: Tx, duties: Maintenance, make: Any, state: Any, duty: str, stopper: str,
@@ -217,7 +217,7 @@ def test_a_row_that_the_application_stops_is_passed_over_and_never_discarded(
     place, then = PLACES[duty]
     before, (bad,), after = make(20, place=place), make(1, "bad", place), make(20, place=place)
     was = state(bad)
-    STOPPERS[stopper](sql, "DELETE" if duty == "clean" else "UPDATE")
+    STOPPERS[stopper](sql, "DELETE" if duty == "prune" else "UPDATE")
     caplog.set_level(logging.WARNING, "pgjobs")
     until_nothing(duties.duties[duty], server)
     assert {state(id) for id in before + after} == {then}
@@ -537,7 +537,7 @@ def test_a_trigger_that_fails_as_a_server_does_stops_its_own_row_alone_in_duties
     place, then = PLACES[duty]
     before, (bad,), after = make(20, place=place), make(1, "bad", place), make(20, place=place)
     was = state(bad)
-    forbid(sql, "OLD.kind = 'bad'", "DELETE" if duty == "clean" else "UPDATE", ALSO_RAISED[what])
+    forbid(sql, "OLD.kind = 'bad'", "DELETE" if duty == "prune" else "UPDATE", ALSO_RAISED[what])
     until_nothing(duties.duties[duty], server)
     assert {state(id) for id in before + after} == {then}
     assert state(bad) == was
@@ -570,7 +570,7 @@ def forbid_at_commit(sql: Rows, event: str) -> None:
 
 
 @pytest.mark.finding("S3")
-@pytest.mark.parametrize(("duty", "rule"), [*((duty, "trigger") for duty in DUTIES), ("clean", "foreign key")])
+@pytest.mark.parametrize(("duty", "rule"), [*((duty, "trigger") for duty in DUTIES), ("prune", "foreign key")])
 def test_a_rule_that_is_deferred_to_the_commit_stops_its_own_row_alone_in_duties(
     *, sql: Rows, server: Tx, duties: Maintenance, make: Any, state: Any, duty: str, rule: str
 ) -> None:
@@ -579,7 +579,7 @@ def test_a_rule_that_is_deferred_to_the_commit_stops_its_own_row_alone_in_duties
     before, (bad,), after = make(20, place=place), make(1, "bad", place), make(20, place=place)
     was = state(bad)
     if rule == "trigger":
-        forbid_at_commit(sql, "DELETE" if duty == "clean" else "UPDATE")
+        forbid_at_commit(sql, "DELETE" if duty == "prune" else "UPDATE")
     else:
         _refer(sql, "DEFERRABLE INITIALLY DEFERRED")
     for _ in range(30):

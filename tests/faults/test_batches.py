@@ -11,7 +11,7 @@ import pytest
 
 from pgjobs import Client, Job, JobState, WorkerPool, constant
 from pgjobs.embedded import EmbeddedPostgres
-from pgjobs.queue_settings import Way
+from tests import inside
 from tests.faults.ledger import Ledger
 from tests.faults.test_server import load, wait_for_more
 from tests.faults.workers import Nursery
@@ -98,9 +98,8 @@ def test_a_batch_whose_number_another_transaction_has_after_a_crash_is_not_compl
                         other.execute("SELECT pg_current_xact_id()")
 
         pool = WorkerPool(client, {"any": handler}, batch_size=10, backoff=constant(timedelta(0)))
-        with suppress(psycopg.Error), pool._watchdog.running(), client.source.checkout() as checkout:
-            way = Way(10, timedelta(minutes=1), False)
-            pool._threads._batches.run_next(checkout, "default", way, claimed=lambda: None, ends=lambda: False)
+        with suppress(psycopg.Error):
+            inside.work_one_batch(pool, 10)
         with client.pool.connection() as conn:
             effects = {job for (job,) in conn.execute("SELECT job FROM effect")}
         found = [client.get(job.id) for job in jobs]

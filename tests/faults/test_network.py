@@ -14,7 +14,7 @@ from psycopg.conninfo import make_conninfo
 from pgjobs import Client, JobState, WorkerPool
 from pgjobs.embedded import EmbeddedPostgres
 from pgjobs.wakeup import listener
-from tests import modes
+from tests import inside, modes
 from tests.conftest import new_database
 from tests.faults.ledger import Ledger
 from tests.faults.proxy import Proxy
@@ -76,13 +76,11 @@ def test_a_listener_whose_peer_falls_silent_finds_out_and_listens_again(
     with Client(ledger.dsn) as client:
         pool = WorkerPool(client, {"job": lambda tx, job: None}, listen_dsn=through(ledger.dsn, proxy.port))
         with pool:
-            ear = pool._listener
-            assert ear is not None
-            wait_until(lambda: ear.listening)
+            wait_until(lambda: inside.listens(pool))
             proxy.stall()
-            wait_until(lambda: not ear.listening)
+            wait_until(lambda: not inside.listens(pool))
             proxy.flow()
-            wait_until(lambda: ear.listening)
+            wait_until(lambda: inside.listens(pool))
             wait_until(lambda: ledger.sql(f"SELECT 1 FROM pg_stat_activity WHERE {LISTENS}"))
 
 

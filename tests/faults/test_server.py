@@ -18,10 +18,9 @@ from pgjobs.embedded import EmbeddedPostgres
 from tests.faults.ledger import Ledger
 from tests.faults.servers import ROOT_ON_LINUX, small_disk
 from tests.faults.workers import Nursery
+from tests.samples import Tx
 from tests.waiting import wait_until
 from tests.waking import LISTENS
-
-Tx = psycopg.Connection[object]
 
 _LISTENING = f"SELECT 1 FROM pg_stat_activity WHERE {LISTENS} AND datname = current_database()"
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from pgjobs import Backoff, InvalidSetting, constant, exponential, never, only_for, river
 from pgjobs.options import LONGEST_DELAY
+from tests.samples import HOUR
 from tests.unit.samples import a_job
 
-HOUR = timedelta(hours=1)
 ERROR = ValueError("failed")
 
 

@@ -14,9 +14,8 @@ from pgjobs import InvalidOption, InvalidSchedule, NewJob, Schedule, every
 from pgjobs.options import LAST_INSTANT
 from pgjobs.schedule import CatchUp, Due, due
 from pgjobs.timetable import parse
+from tests.samples import HOUR, SECOND
 
-SECOND = timedelta(seconds=1)
-HOUR = timedelta(hours=1)
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 HOURLY = parse("@hourly")
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from pgjobs import Client, ErrorHandler, Hooks, InvalidSetting, Job, WorkerPool
-from tests.unit.test_wrong_values import POOL, Thing, nothing
+from tests.samples import Thing
+from tests.unit.test_wrong_values import POOL, nothing
 
 
 def method(self: Any, *args: Any) -> None: ...

@@ -16,10 +16,9 @@ from pgjobs import Backoff, Cancel, Discard, JobState, RetryAfter, RetryAt, Sign
 from pgjobs.clean_text import ERROR_LIMIT, TRACE_LIMIT, clean, error_text, error_trace
 from pgjobs.execution.outcome import Outcome, decide
 from pgjobs.options import LONGEST_DELAY
+from tests.samples import HOUR, SECOND
 from tests.unit.samples import NOON, a_job
 
-SECOND = timedelta(seconds=1)
-HOUR = timedelta(hours=1)
 LATER = NOON + HOUR
 
 

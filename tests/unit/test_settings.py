@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -28,13 +27,8 @@ from pgjobs import (
     exponential,
     job_options,
 )
-from tests.samples import shown
+from tests.samples import Thing, shown
 from tests.unit.samples import a_job
-
-
-@dataclass
-class Thing:
-    n: int = 0
 
 
 def nothing(tx: Any, job: Any) -> None: ...

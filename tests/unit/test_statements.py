@@ -190,11 +190,11 @@ def test_every_block_of_the_roles_is_printed_for_some_role() -> None:
 
 def test_only_the_stores_and_the_migrations_load_statements_and_only_the_stores_run_them() -> None:
     package = Path(pgjobs.__file__).parent
-    apart = ("embedded.py", "demo.py")  # a server's own statements, and an application's
+    apart = {package / "embedded.py", *(package / "demo").iterdir()}  # a server's own statements, an application's
     sources = {
         ".".join(path.relative_to(package).with_suffix("").parts): path.read_text()
         for path in package.rglob("*.py")
-        if path.name not in apart
+        if path not in apart
     }
     of_stores = {store.__name__.removeprefix("pgjobs.") for store in STORES}
     assert {name for name, source in sources.items() if "statements.load(" in source} == {*of_stores, "db.migrate"}

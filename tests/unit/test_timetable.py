@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from pgjobs import InvalidSchedule, every
 from pgjobs.options import FIRST_INSTANT, LAST_INSTANT
 from pgjobs.timetable import Cron, Every, Own, Ticks, parse, time_zone
+from tests.samples import HOUR
 
-HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)
 NEW_YEAR = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -38,14 +37,10 @@ from pgjobs import (
     river,
     schema_sql,
 )
+from tests.samples import Thing
 from tests.unit.samples import a_job
 
 Call = Callable[[Client, Any], object]
-
-
-@dataclass
-class Thing:
-    n: int = 0
 
 
 class Unprintable:

@@ -1,0 +1,403 @@
+-- The tables of pgjobs. Every statement names the schema; none depends on the search_path.
+
+-- name: up
+-- The types of the job table's columns. A CHECK of the table costs every statement that writes to it, because Postgres
+-- reads all of them anew from its catalog; a domain costs only a statement that writes its column.
+CREATE DOMAIN pgjobs.job_state AS text CONSTRAINT job_state CHECK (VALUE IN (
+    'available', 'scheduled', 'pending', 'running', 'retryable', 'completed', 'cancelled', 'discarded'));
+CREATE DOMAIN pgjobs.queue_name AS text CONSTRAINT job_names CHECK (pg_catalog.length(VALUE) BETWEEN 1 AND 64);
+CREATE DOMAIN pgjobs.kind_name AS text CONSTRAINT job_names CHECK (pg_catalog.length(VALUE) BETWEEN 1 AND 128);
+-- The years that a client can read in every time zone: no infinity, no year 10000, nothing BC.
+CREATE DOMAIN pgjobs.instant AS timestamptz
+    CONSTRAINT job_times CHECK (VALUE BETWEEN '0001-01-03 UTC' AND '9999-12-30 UTC');
+CREATE DOMAIN pgjobs.attempts AS integer CONSTRAINT job_attempt CHECK (VALUE >= 0);
+CREATE DOMAIN pgjobs.attempt_limit AS integer CONSTRAINT job_attempt CHECK (VALUE >= 1);
+-- No element is null. Citus cannot copy a rule that says IS NULL to other nodes.
+CREATE DOMAIN pgjobs.texts AS text[] CONSTRAINT job_arrays CHECK (VALUE = pg_catalog.array_remove(VALUE, NULL));
+-- A job passes through these states on its own. If its key did not hold in one of them, another job could take the key,
+-- and the claim or finish that brings the job back would fail.
+CREATE DOMAIN pgjobs.covered_states AS text[] CONSTRAINT job_unique_covers CHECK (
+    VALUE @> ARRAY['available', 'pending', 'running', 'scheduled']);
+CREATE DOMAIN pgjobs.json_object AS jsonb CONSTRAINT job_json CHECK (pg_catalog.jsonb_typeof(VALUE) = 'object');
+CREATE DOMAIN pgjobs.json_array AS jsonb CONSTRAINT job_json CHECK (pg_catalog.jsonb_typeof(VALUE) = 'array');
+
+-- A role that may use a type may make operators for it, which a search_path can put before those of Postgres.
+REVOKE USAGE ON DOMAIN pgjobs.job_state, pgjobs.queue_name, pgjobs.kind_name, pgjobs.instant, pgjobs.attempts,
+    pgjobs.attempt_limit, pgjobs.texts, pgjobs.covered_states, pgjobs.json_object, pgjobs.json_array FROM PUBLIC;
+
+-- One row per job, from enqueue until it is pruned. Columns of fixed width stand first, so that rows pack well.
+CREATE TABLE pgjobs.job (
+    id            bigint GENERATED ALWAYS AS IDENTITY,
+    scheduled_at  pgjobs.instant NOT NULL DEFAULT pg_catalog.statement_timestamp(),
+    created_at    pgjobs.instant NOT NULL DEFAULT pg_catalog.statement_timestamp(),
+    attempted_at  pgjobs.instant,
+    finalized_at  pgjobs.instant,
+    leased_until  pgjobs.instant,
+    tick          timestamptz,
+    token         uuid,
+    attempt       pgjobs.attempts      NOT NULL DEFAULT 0,
+    max_attempts  pgjobs.attempt_limit NOT NULL DEFAULT 25,
+    priority      smallint             NOT NULL DEFAULT 0,
+    state         pgjobs.job_state     NOT NULL DEFAULT 'available',
+    queue         pgjobs.queue_name    NOT NULL DEFAULT 'default',
+    kind          pgjobs.kind_name     NOT NULL,
+    tags          pgjobs.texts         NOT NULL DEFAULT '{}',
+    attempted_by  pgjobs.texts         NOT NULL DEFAULT '{}',
+    unique_key    bytea,
+    unique_states pgjobs.covered_states,
+    args          pgjobs.json_object   NOT NULL DEFAULT '{}',
+    metadata      pgjobs.json_object   NOT NULL DEFAULT '{}',
+    errors        pgjobs.json_array    NOT NULL DEFAULT '[]',
+    output        jsonb,
+    schedule      text,
+
+    -- The queue is part of the key, so that the table can be distributed by queue.
+    PRIMARY KEY (id, queue),
+
+    -- A row that was made by hand must stay readable: a fetch never meets one that it cannot return.
+    -- The final states, cancelled, completed and discarded, are those that begin with c or d.
+    CONSTRAINT job_finalized CHECK ((finalized_at IS NOT NULL) = (state ~ '^[cd]')),
+    CONSTRAINT job_has_attempts_left CHECK (
+        attempt + (finalized_at IS NULL AND state <> 'running')::integer <= max_attempts),
+    CONSTRAINT job_unique_states CHECK ((unique_key IS NULL) = (unique_states IS NULL))
+) WITH (
+    -- Every row of a queue is written several times: vacuum by the thousand rows, not by a fifth of the table.
+    autovacuum_vacuum_scale_factor = 0.01,
+    autovacuum_vacuum_threshold = 1000,
+    autovacuum_vacuum_insert_scale_factor = 0.1,
+    autovacuum_analyze_scale_factor = 0.05,
+    autovacuum_vacuum_cost_delay = 1
+);
+
+-- Each index holds only the rows of its own question, so that a million rows in other states cost it nothing.
+CREATE INDEX job_fetch ON pgjobs.job (queue, priority, scheduled_at, id) WHERE state = 'available';
+CREATE INDEX job_due ON pgjobs.job (scheduled_at) WHERE state IN ('scheduled', 'retryable');
+CREATE INDEX job_running ON pgjobs.job (token) WHERE state = 'running';
+CREATE INDEX job_final ON pgjobs.job (state, finalized_at) WHERE finalized_at IS NOT NULL;
+CREATE UNIQUE INDEX job_unique ON pgjobs.job (unique_key) WHERE unique_key IS NOT NULL AND state = ANY (unique_states);
+-- One job per tick of a schedule.
+CREATE UNIQUE INDEX job_tick ON pgjobs.job (schedule, tick) WHERE schedule IS NOT NULL;
+
+-- A queue that some worker works, or has worked lately. keep_*: how long its finished jobs are kept; null means as long
+-- as the worker pool says. The table holds it because any process may prune.
+CREATE TABLE pgjobs.queue (
+    name           text PRIMARY KEY,
+    paused_at      timestamptz,
+    updated_at     timestamptz NOT NULL DEFAULT pg_catalog.statement_timestamp(),
+    keep_completed interval,
+    keep_cancelled interval,
+    keep_discarded interval,
+    CONSTRAINT queue_name CHECK (pg_catalog.length(name) BETWEEN 1 AND 64),
+    CONSTRAINT queue_times CHECK (
+        paused_at BETWEEN '0001-01-03 UTC' AND '9999-12-30 UTC'
+        AND updated_at BETWEEN '0001-01-03 UTC' AND '9999-12-30 UTC')
+);
+
+-- One row per worker process. lost_at: when a job of this process was last rescued; for a minute the other jobs that it
+-- ran count as neighbours of that job.
+CREATE TABLE pgjobs.worker (
+    id           text PRIMARY KEY,
+    host         text NOT NULL,
+    pid          integer NOT NULL,
+    queues       jsonb NOT NULL DEFAULT '{}',
+    threads      integer NOT NULL,
+    kinds        text[] NOT NULL DEFAULT '{}',
+    version      text NOT NULL,
+    code_version text,
+    started_at   timestamptz NOT NULL DEFAULT pg_catalog.statement_timestamp(),
+    seen_at      timestamptz NOT NULL DEFAULT pg_catalog.statement_timestamp(),
+    lost_at      timestamptz,
+    CONSTRAINT worker_times CHECK (
+        started_at BETWEEN '0001-01-03 UTC' AND '9999-12-30 UTC'
+        AND seen_at BETWEEN '0001-01-03 UTC' AND '9999-12-30 UTC')
+);
+
+-- One row per cron entry. kind, spec, args and options are null where code supplies them at each tick.
+CREATE TABLE pgjobs.schedule (
+    name         text PRIMARY KEY,
+    kind         text,
+    spec         text,
+    zone         text NOT NULL DEFAULT 'UTC',
+    args         jsonb,
+    options      jsonb,
+    catch_up     text NOT NULL DEFAULT 'last',
+    "window"     interval,
+    paused_at    timestamptz,
+    next_tick_at timestamptz,
+    last_tick_at timestamptz,
+    created_at   timestamptz NOT NULL DEFAULT pg_catalog.statement_timestamp(),
+    updated_at   timestamptz NOT NULL DEFAULT pg_catalog.statement_timestamp(),
+    -- true: code registered it, and it ticks only in processes that registered it
+    in_code      boolean NOT NULL DEFAULT false,
+    version      integer NOT NULL DEFAULT 0,
+    -- what code registered last: a change by hand stays until the code changes
+    registered   jsonb,
+    -- the spec and zone that next_tick_at was computed from; when they change, it is computed anew
+    planned_for  text,
+    run_now_at   timestamptz,
+    -- when a process last said that its code has the schedule
+    seen_at      timestamptz,
+    error        text,
+    CONSTRAINT schedule_catch_up CHECK (catch_up IN ('last', 'all', 'skip')),
+    CONSTRAINT schedule_names CHECK (
+        pg_catalog.length(name) BETWEEN 1 AND 127 AND pg_catalog.length(kind) BETWEEN 1 AND 128
+        AND pg_catalog.length(spec) BETWEEN 1 AND 250 AND pg_catalog.length(zone) BETWEEN 1 AND 250),
+    CONSTRAINT schedule_is_whole CHECK (in_code OR (kind IS NOT NULL AND spec IS NOT NULL)),
+    CONSTRAINT schedule_json CHECK (
+        pg_catalog.jsonb_typeof(args) = 'object' AND pg_catalog.jsonb_typeof(options) = 'object'),
+    CONSTRAINT schedule_window CHECK ("window" BETWEEN '0' AND '100000 days'),
+    CONSTRAINT schedule_times CHECK (
+        next_tick_at BETWEEN '0001-01-03 UTC' AND '9999-12-30 UTC'
+        AND last_tick_at BETWEEN '0001-01-03 UTC' AND '9999-12-30 UTC'
+        AND run_now_at BETWEEN '0001-01-03 UTC' AND '9999-12-30 UTC'
+        AND paused_at BETWEEN '0001-01-03 UTC' AND '9999-12-30 UTC'
+        AND created_at BETWEEN '0001-01-03 UTC' AND '9999-12-30 UTC'
+        AND updated_at BETWEEN '0001-01-03 UTC' AND '9999-12-30 UTC')
+);
+
+-- A change by hand notifies the processes that tick, whoever makes it and by whatever means; a tick notifies nobody.
+CREATE FUNCTION pgjobs.schedule_changed() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM pg_notify('pgjobs:' || TG_TABLE_SCHEMA, ' schedule');
+    RETURN NULL;
+END
+$$;
+CREATE TRIGGER schedule_inserted AFTER INSERT ON pgjobs.schedule
+    FOR EACH ROW EXECUTE FUNCTION pgjobs.schedule_changed();
+CREATE TRIGGER schedule_updated AFTER UPDATE ON pgjobs.schedule
+    FOR EACH ROW WHEN (
+        OLD.spec IS DISTINCT FROM NEW.spec OR OLD.zone <> NEW.zone
+        OR (NEW.run_now_at IS NOT NULL AND OLD.run_now_at IS DISTINCT FROM NEW.run_now_at))
+    EXECUTE FUNCTION pgjobs.schedule_changed();
+
+-- One row per worker pool whose code has schedules: `run_on_start` runs only if no other such pool is alive.
+CREATE TABLE pgjobs.scheduler (
+    id        uuid PRIMARY KEY,
+    worker    text NOT NULL,
+    schedules text[] NOT NULL DEFAULT '{}',
+    seen_at   timestamptz NOT NULL DEFAULT pg_catalog.statement_timestamp()
+);
+
+-- A request to cancel a job that runs: the worker has locked the job's row, so the request stands in a row of its own.
+-- It names the attempt by token. No unique key or foreign key on the job: an insert would wait for that lock.
+CREATE TABLE pgjobs.cancel_request (
+    id           bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    job_id       bigint NOT NULL,
+    queue        text NOT NULL,
+    token        uuid,
+    reason       text,
+    requested_at timestamptz NOT NULL DEFAULT pg_catalog.statement_timestamp(),
+    -- the reason becomes part of the job when that ends
+    CONSTRAINT cancel_request_size CHECK (
+        requested_at BETWEEN '0001-01-03 UTC' AND '9999-12-30 UTC' AND pg_catalog.length(reason) <= 10000)
+);
+CREATE INDEX cancel_request_job ON pgjobs.cancel_request (job_id);
+
+-- The duties that any process may do. A process that locks the row of a due duty does it and moves the time on.
+CREATE TABLE pgjobs.maintenance (
+    duty        text PRIMARY KEY,
+    next_run_at timestamptz NOT NULL DEFAULT pg_catalog.statement_timestamp()
+);
+INSERT INTO pgjobs.maintenance (duty) VALUES ('promote'), ('rescue'), ('prune'), ('workers'), ('indexes');
+
+-- Called by a finish that matched no row: it stops the COMMIT sent behind it. Volatile, so that no plan runs it early.
+CREATE FUNCTION pgjobs.attempt_lost() RETURNS boolean
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RAISE EXCEPTION 'pgjobs: the job no longer runs under this token' USING ERRCODE = 'PJ001';
+END
+$$;
+
+-- Deallocates the statements that were prepared by name in this session since a time.
+CREATE PROCEDURE pgjobs.deallocate_since(since timestamptz) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    prepared text;
+BEGIN
+    FOR prepared IN SELECT name FROM pg_catalog.pg_prepared_statement() WHERE from_sql AND prepare_time > since LOOP
+        EXECUTE pg_catalog.concat('DEALLOCATE ', pg_catalog.quote_ident(prepared));
+    END LOOP;
+END
+$$;
+
+-- The first of the two numbers of our advisory locks; the second is a hash of the queue. If an application uses the same
+-- number for locks of its own, replace this function by one that returns another number, and restart the workers.
+CREATE FUNCTION pgjobs.advisory_class() RETURNS integer LANGUAGE sql STABLE PARALLEL SAFE
+BEGIN ATOMIC
+    SELECT 'pgjobs.job'::pg_catalog.regclass::pg_catalog.oid::integer;
+END;
+
+-- The unique key of a job: sha256 of a JSON array of its kind, queue, period and args, each null when `uniqueness` does
+-- not count it. The database computes it, so that no two clients can disagree. jsonb sorts keys and writes each string in
+-- one way; only equal numbers may differ in text (1.50, 1.5), so the pattern cuts their trailing zeros. It matches whole
+-- strings first, so that digits inside strings stay. Text counts as encoded: é as one code point differs from é as two.
+-- Periods are counted from midnight UTC of Monday, 0001-01-01.
+CREATE FUNCTION pgjobs.unique_key(kind text, queue text, args jsonb, due timestamptz, uniqueness jsonb) RETURNS bytea
+LANGUAGE sql STABLE PARALLEL SAFE
+BEGIN ATOMIC
+    SELECT pg_catalog.sha256(pg_catalog.convert_to(pg_catalog.regexp_replace(
+        pg_catalog.jsonb_build_array(
+            CASE WHEN uniqueness ->> 'exclude_kind' = 'true' THEN NULL ELSE kind END,
+            CASE WHEN uniqueness ->> 'by_queue' = 'true' THEN queue END,
+            CASE WHEN uniqueness ->> 'by_period' IS NOT NULL THEN pg_catalog.to_jsonb(EXTRACT(epoch FROM
+                pg_catalog.date_bin((uniqueness ->> 'by_period')::interval, due, '0001-01-01 00:00:00+00'))) END,
+            CASE pg_catalog.jsonb_typeof(uniqueness -> 'by_args')
+                WHEN 'array' THEN (
+                    SELECT COALESCE(pg_catalog.jsonb_object_agg(field.key, field.value), '{}')
+                    FROM pg_catalog.jsonb_each(args) AS field WHERE (uniqueness -> 'by_args') ? field.key)
+                WHEN 'boolean' THEN CASE WHEN uniqueness ->> 'by_args' = 'true' THEN args END
+            END
+        )::text,
+        E'("(?:[^"\\\\]|\\\\.)*"|-?[0-9]+(?:\\.[0-9]*[1-9])?)\\.?0*', E'\\1', 'g'), 'UTF8'));
+END;
+
+-- The states in which a job holds its key.
+CREATE FUNCTION pgjobs.unique_states(uniqueness jsonb) RETURNS text[] LANGUAGE sql IMMUTABLE PARALLEL SAFE
+BEGIN ATOMIC
+    SELECT CASE WHEN uniqueness IS NULL THEN NULL
+        WHEN uniqueness ->> 'by_state' IS NULL
+            THEN ARRAY['available', 'completed', 'pending', 'retryable', 'running', 'scheduled']
+        ELSE ARRAY(SELECT pg_catalog.jsonb_array_elements_text(uniqueness -> 'by_state')) END;
+END;
+
+-- Raises unless `uniqueness` is an object that pgjobs.Unique could have made: {"by_args": true | ["field", ...], "by_period": "1 day",
+-- "by_queue": true, "by_state": ["available", ...], "exclude_kind": true}, all of them optional.
+CREATE FUNCTION pgjobs.check_uniqueness(uniqueness jsonb, args jsonb) RETURNS void
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    names constant text[] := ARRAY['by_args', 'by_period', 'by_queue', 'by_state', 'exclude_kind'];
+    all_states constant text[] := ARRAY[
+        'available', 'scheduled', 'pending', 'running', 'retryable', 'completed', 'cancelled', 'discarded'];
+    by_args constant jsonb := uniqueness -> 'by_args';
+    problem text;
+BEGIN
+    problem := CASE
+        WHEN jsonb_typeof(uniqueness) <> 'object' THEN 'is a JSON object'
+        WHEN uniqueness - names <> '{}' THEN 'knows by_args, by_period, by_queue, by_state and exclude_kind'
+        WHEN jsonb_typeof(uniqueness -> 'by_queue') NOT IN ('boolean', 'null')
+            OR jsonb_typeof(uniqueness -> 'exclude_kind') NOT IN ('boolean', 'null')
+            THEN 'says true or false of by_queue and exclude_kind'
+        WHEN jsonb_typeof(by_args) NOT IN ('boolean', 'null', 'array') OR by_args = '[]'
+            OR by_args @? '$[*] ? (@.type() != "string" && @.type() != "boolean" && @.type() != "null")'
+            THEN 'says true, false or a list of fields as by_args'
+        WHEN jsonb_typeof(by_args) = 'array' AND NOT args ?& ARRAY(
+                SELECT jsonb_array_elements_text(CASE jsonb_typeof(by_args) WHEN 'array' THEN by_args ELSE '[]' END))
+            THEN 'names a field in by_args that the args do not have'
+        WHEN jsonb_typeof(uniqueness -> 'by_state') NOT IN ('array', 'null') THEN 'says a list of states as by_state'
+        WHEN NOT pgjobs.unique_states(uniqueness) <@ all_states THEN 'names a state in by_state that is none'
+        WHEN NOT pgjobs.unique_states(uniqueness) @> ARRAY['available', 'pending', 'running', 'scheduled']
+            THEN 'needs available, pending, running and scheduled in by_state: a job passes through these'
+        WHEN (uniqueness ->> 'by_period')::interval NOT BETWEEN '1 second' AND '365000 days'
+            OR EXTRACT(month FROM (uniqueness ->> 'by_period')::interval) <> 0
+            OR EXTRACT(year FROM (uniqueness ->> 'by_period')::interval) <> 0
+            THEN 'needs a by_period of 1 second to 365000 days, without months'
+        WHEN uniqueness ->> 'exclude_kind' = 'true' AND COALESCE(by_args, 'null') IN ('null', 'false')
+            AND COALESCE(uniqueness ->> 'by_queue', 'false') = 'false'
+            THEN 'would make all jobs one: exclude_kind needs by_args or by_queue'
+    END;
+    IF problem IS NOT NULL THEN
+        RAISE EXCEPTION 'pgjobs: uniqueness % %', uniqueness, problem USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+END
+$$;
+
+-- Raises unless these values make a job; the parameters are in the order of pgjobs.enqueue.
+CREATE FUNCTION pgjobs.check_job(
+    kind text, args jsonb, queue text, priority integer, scheduled_at timestamptz, delay interval, max_attempts integer,
+    tags text[], metadata jsonb
+) RETURNS void LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    problem text;
+BEGIN
+    problem := CASE
+        WHEN (length(kind) <= 128 AND kind COLLATE "C" ~ '^[A-Za-z0-9_][][A-Za-z0-9_<>/.·:+-]+$') IS NOT TRUE
+            THEN format('kind %L: use 2 to 128 ASCII letters, digits and - _ [ ] < > / . : +', left(kind, 140))
+        WHEN (length(queue) <= 64 AND queue COLLATE "C" ~ '^[A-Za-z0-9_][][A-Za-z0-9_<>/.·:+-]*$') IS NOT TRUE
+            THEN format('queue %L: use 1 to 64 ASCII letters, digits and - _ [ ] < > / . : +', left(queue, 80))
+        WHEN (priority BETWEEN -32768 AND 32767) IS NOT TRUE
+            THEN format('priority is a whole number from -32768 to 32767, not %L', priority)
+        WHEN (max_attempts BETWEEN 1 AND 32767) IS NOT TRUE
+            THEN format('max_attempts is a whole number from 1 to 32767, not %L', max_attempts)
+        WHEN scheduled_at IS NOT NULL AND delay IS NOT NULL THEN 'give scheduled_at or delay, not both'
+        WHEN delay < interval '0' THEN format('delay cannot be negative: %s', delay)
+        WHEN scheduled_at NOT BETWEEN '0001-01-03 UTC' AND '9999-12-30 UTC'
+            THEN format('scheduled_at %s is out of range: from year 1 to 9999-12-30', scheduled_at)
+        WHEN EXISTS (SELECT FROM unnest(tags) AS tag WHERE (
+            length(tag) <= 255 AND tag COLLATE "C" ~ '^[A-Za-z0-9_][A-Za-z0-9_-]+[A-Za-z0-9_]$') IS NOT TRUE)
+            THEN format('tags %L: use 3 to 255 ASCII letters, digits, - and _ in each, not beginning or ending with -',
+                left(tags::text, 300))
+        WHEN (jsonb_typeof(args) = 'object') IS NOT TRUE THEN 'args is a JSON object'
+        WHEN octet_length(args::text) > 1048576
+            THEN 'args has more than 1 MiB: store it elsewhere and enqueue a reference'
+        WHEN (jsonb_typeof(metadata) = 'object') IS NOT TRUE THEN 'metadata is a JSON object'
+        WHEN octet_length(metadata::text) > 65536 THEN 'metadata has more than 64 KiB'
+    END;
+    IF problem IS NOT NULL THEN
+        RAISE EXCEPTION 'pgjobs: %', problem USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+END
+$$;
+
+-- Enqueues one job, for triggers, psql and other languages:
+--     SELECT * FROM pgjobs.enqueue('mail.welcome', '{"to": "a@b.c"}');
+-- With `uniqueness` (see check_uniqueness) it returns a job that has the same key, if there is one, as a duplicate. It
+-- waits for a duplicate that another transaction is inserting, and looks again if a duplicate ends in between.
+CREATE FUNCTION pgjobs.enqueue(
+    kind text, args jsonb DEFAULT '{}', queue text DEFAULT 'default', priority integer DEFAULT 0,
+    scheduled_at timestamptz DEFAULT NULL, delay interval DEFAULT NULL, max_attempts integer DEFAULT 25,
+    tags text[] DEFAULT '{}', metadata jsonb DEFAULT '{}', uniqueness jsonb DEFAULT NULL, pending boolean DEFAULT false,
+    notify boolean DEFAULT true, OUT id bigint, OUT duplicate boolean
+) LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+    due constant timestamptz := COALESCE(
+        scheduled_at, statement_timestamp() + LEAST(COALESCE(delay, '0'), interval '2900000 days'));
+    initial constant text := CASE
+        WHEN pending THEN 'pending' WHEN due > statement_timestamp() THEN 'scheduled' ELSE 'available' END;
+    key bytea;
+BEGIN
+    PERFORM pgjobs.check_job(
+        enqueue.kind, enqueue.args, enqueue.queue, enqueue.priority, enqueue.scheduled_at, delay, enqueue.max_attempts,
+        enqueue.tags, enqueue.metadata);
+    IF uniqueness IS NOT NULL THEN
+        PERFORM pgjobs.check_uniqueness(uniqueness, enqueue.args);
+        key := pgjobs.unique_key(enqueue.kind, enqueue.queue, enqueue.args, due, uniqueness);
+    END IF;
+    LOOP
+        INSERT INTO pgjobs.job (
+            state, queue, kind, priority, max_attempts, args, metadata, tags, scheduled_at, unique_key, unique_states)
+        VALUES (
+            initial, enqueue.queue, enqueue.kind, enqueue.priority, enqueue.max_attempts, enqueue.args,
+            enqueue.metadata, COALESCE(enqueue.tags, '{}'), due, key, pgjobs.unique_states(uniqueness))
+        ON CONFLICT (unique_key) WHERE unique_key IS NOT NULL AND state = ANY (unique_states) DO NOTHING
+        RETURNING job.id INTO id;
+        duplicate := NOT FOUND;
+        EXIT WHEN FOUND;
+        SELECT job.id INTO id FROM pgjobs.job WHERE unique_key = key AND state = ANY (unique_states);
+        EXIT WHEN FOUND;
+    END LOOP;
+    -- Wake a worker of the queue if one sleeps, or maintenance if the job is due before its next look.
+    IF notify AND NOT duplicate AND initial <> 'pending' AND due < statement_timestamp() + interval '2 seconds'
+        AND (initial = 'scheduled'
+            OR NOT pg_try_advisory_xact_lock_shared(pgjobs.advisory_class(), hashtext(enqueue.queue)))
+    THEN
+        PERFORM pg_notify('pgjobs:' || (parse_ident('pgjobs.job'))[1],
+            CASE initial WHEN 'available' THEN enqueue.queue ELSE ' due' END);
+    END IF;
+END
+$$;
+
+-- name: down
+DROP FUNCTION pgjobs.enqueue(
+    text, jsonb, text, integer, timestamptz, interval, integer, text[], jsonb, jsonb, boolean, boolean);
+DROP FUNCTION pgjobs.check_job(text, jsonb, text, integer, timestamptz, interval, integer, text[], jsonb);
+DROP FUNCTION pgjobs.check_uniqueness(jsonb, jsonb);
+DROP FUNCTION pgjobs.unique_states(jsonb);
+DROP FUNCTION pgjobs.unique_key(text, text, jsonb, timestamptz, jsonb);
+DROP FUNCTION pgjobs.advisory_class();
+DROP PROCEDURE pgjobs.deallocate_since(timestamptz);
+DROP FUNCTION pgjobs.attempt_lost();
+DROP TABLE pgjobs.maintenance, pgjobs.cancel_request, pgjobs.scheduler, pgjobs.schedule, pgjobs.worker, pgjobs.queue,
+    pgjobs.job;
+DROP FUNCTION pgjobs.schedule_changed();
+DROP DOMAIN pgjobs.job_state, pgjobs.queue_name, pgjobs.kind_name, pgjobs.instant, pgjobs.attempts,
+    pgjobs.attempt_limit, pgjobs.texts, pgjobs.covered_states, pgjobs.json_object, pgjobs.json_array;
