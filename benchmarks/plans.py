@@ -48,7 +48,7 @@ def measure(size: Size) -> Iterator[Question]:
         rows.empty()
         rows.fill(size.rows, **FIVE_PRIORITIES, queue=f"'{_QUEUE}'")
         rows.settle()
-        tell(f"{many} in one queue, the oldest whatever the priority", next_job(rows, "next_by_time"))
+        tell(f"{many} in one queue, the oldest whatever the priority", next_job(rows, "select_by_time"))
         rows.empty()
         with old_snapshot(server.dsn):
             dead_entries(rows, size.rows, queue=f"'{_QUEUE}'")
@@ -70,7 +70,7 @@ def _first(table: Table) -> dict[str, Any]:
 
 def next_job(
     table: Table,
-    which: Literal["next_by_priority", "next_by_time"] = "next_by_priority",
+    which: Literal["select_by_priority", "select_by_time"] = "select_by_priority",
     behind: Mapping[str, Any] | None = None,
 ) -> Plan:
     """The plan of a claim, from the beginning of the queue or behind a mark, prepared as on the hot path."""

@@ -42,7 +42,7 @@ from pgjobs.errors import InvalidArgs, InvalidOption, InvalidSetting, JobNotFini
 from pgjobs.events import Event, EventKind, EventName, Events, QueueEvent, QueueEventKind, QueueEventName, Subscription
 from pgjobs.execution.claimer import Claimer
 from pgjobs.execution.finisher import Finisher
-from pgjobs.execution.lock_job import locked
+from pgjobs.execution.lock_job import lock_job
 from pgjobs.execution.queries import ExecutionQueries
 from pgjobs.figures import JobCounts, JobPage, ManyJobs, WorkerProcess
 from pgjobs.forking import PerProcess, check_pool, this_process
@@ -606,7 +606,7 @@ class Client:
         with (
             advised(self.schema),
             self.source.checkout() as checkout,
-            locked(claimer, finisher, checkout, queue, id) as (tx, job),
+            lock_job(claimer, finisher, checkout, queue, id) as (tx, job),
         ):
             if job is not None and self.code_version is not None:
                 job.set_metadata(code_version_processed=self.code_version)

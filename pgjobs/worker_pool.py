@@ -210,7 +210,7 @@ class WorkerPool:
                 hooks=client.hooks,
                 events=client.events,
                 error_details=client.error_details,
-                waits=self._context.promote_soon,
+                on_due_soon=self._context.promote_soon,
             ),
             watchdog=Watchdog(
                 on_severed=self._on_severed,
@@ -269,7 +269,7 @@ class WorkerPool:
             beside=self._heartbeat.beat,
             at_end=partial(self._sign_off, self.schedules.sign_off()),
             tick=tick,
-            over=self._watchdog.over,
+            over=self._watchdog.guard,
             is_told=self._context.listening,
             outages=self._context.outages,
             on_closed=self._client_closed,
@@ -406,7 +406,7 @@ class WorkerPool:
         self._reserved = 0
         self._started = False
         _end_calls.discard(self._end_with_process)
-        return ended and not self._watchdog.cut_off and not self._threads.any_stuck
+        return ended and not self._watchdog.stopped and not self._threads.any_stuck
 
     def stop_and_cancel(self) -> bool:
         """Stop without waiting: `stop` with a timeout of zero."""
@@ -417,7 +417,7 @@ class WorkerPool:
         self._context.wake_all()
 
     def _cut_off(self) -> None:
-        self._watchdog.request_stop_of_all(lambda: JobStopped("the worker pool stopped"), AT_STOP)
+        self._watchdog.request_stop_all(lambda: JobStopped("the worker pool stopped"), AT_STOP)
 
     @property
     def running(self) -> bool:
@@ -584,7 +584,7 @@ class WorkerPool:
         """
         check_queue(queue)
         self._enter_process()
-        with self._watchdog.running(), self._client.source.checkout() as checkout, self._watchdog.over(checkout):
+        with self._watchdog.running(), self._client.source.checkout() as checkout, self._watchdog.guard(checkout):
             return self._executor.run_next(checkout, queue) is not None
 
     # --- what its parts report

@@ -36,14 +36,14 @@ SELECT pg_catalog.max(id) FROM pgjobs.job;
 
 -- name: batch_keys
 -- The keys of a batch whose jobs must be changed one by one.
-{next_in_turn};
+{next_batch};
 
 -- name: cancel
 -- The row of a running job is locked by its worker: the request goes to a table of its own, for this attempt, and a
 -- notification tells the workers. A job gives up its key when the state 'cancelled' would share the key with a
 -- duplicate: cancelling always succeeds.
 WITH seen AS MATERIALIZED (
-    {next_in_turn}
+    {next_batch}
 ), locked AS MATERIALIZED (
     {select_key} FROM pgjobs.job, LATERAL (SELECT 'cancelled' AS state, false AS unfit) AS next
     WHERE {changeable}
@@ -89,7 +89,7 @@ FROM answer ORDER BY id, queue;
 
 -- name: release
 WITH seen AS MATERIALIZED (
-    {next_in_turn}
+    {next_batch}
 ), locked AS MATERIALIZED (
     {select_key} FROM pgjobs.job, LATERAL (
         SELECT false AS unfit, CASE WHEN job.scheduled_at > pg_catalog.statement_timestamp() THEN 'scheduled'
@@ -105,7 +105,7 @@ WITH seen AS MATERIALIZED (
 ), results AS (
     {control_results}
 )
-{select_job}, result, CASE WHEN result = 'done' THEN {told} END
+{select_job}, result, CASE WHEN result = 'done' THEN {notify_due} END
 FROM results ORDER BY id, queue;
 
 -- name: retry
@@ -113,7 +113,7 @@ FROM results ORDER BY id, queue;
 -- request that another transaction is handling would still reach the job: then the job counts as busy. Without its
 -- token, no late record of an old attempt finds the job. `reset` gives a discarded job all its attempts again.
 WITH seen AS MATERIALIZED (
-    {next_in_turn}
+    {next_batch}
 ), locked AS MATERIALIZED (
     {select_key} FROM pgjobs.job, LATERAL (
         SELECT 'available' AS state, %(reset)s::boolean AND job.state <> 'discarded' AS unfit) AS next
@@ -149,13 +149,13 @@ WITH seen AS MATERIALIZED (
 ), results AS (
     {control_results}
 )
-{select_job}, result, CASE WHEN result = 'done' THEN {told} END
+{select_job}, result, CASE WHEN result = 'done' THEN {notify_due} END
 FROM results ORDER BY id, queue;
 
 -- name: delete
 -- FOR UPDATE, unlike the other actions: a row that an open insert of the application references cannot be deleted now.
 WITH seen AS MATERIALIZED (
-    {next_in_turn}
+    {next_batch}
 ), locked AS MATERIALIZED (
     SELECT id, queue FROM pgjobs.job
     WHERE {changeable}
@@ -175,7 +175,7 @@ FROM results ORDER BY id, queue;
 -- A null value changes nothing. A new time also moves the job between `scheduled` or `retryable` and `available`. The
 -- new values are called new_...: the names of the columns are the filter's.
 WITH seen AS MATERIALIZED (
-    {next_in_turn}
+    {next_batch}
 ), locked AS MATERIALIZED (
     {select_key} FROM pgjobs.job, LATERAL (
         SELECT
@@ -205,7 +205,7 @@ WITH seen AS MATERIALIZED (
 ), results AS (
     {control_results}
 )
-{select_job}, result, CASE WHEN result = 'done' THEN {told} END
+{select_job}, result, CASE WHEN result = 'done' THEN {notify_due} END
 FROM results ORDER BY id, queue;
 
 -- name: cancelled_attempts
@@ -223,7 +223,7 @@ ORDER BY job_id, token, requested_at;
 -- queue that only its jobs show. Pausing a paused queue keeps the time of its pause. `busy`: another transaction holds
 -- the row.
 WITH RECURSIVE line AS (
-    {lines}
+    {queue_priorities}
 ), named AS (
     SELECT name FROM pgjobs.queue
     UNION SELECT queue FROM line
@@ -258,7 +258,7 @@ SELECT
     pg_catalog.date_part('epoch', answer.keep_cancelled),
     pg_catalog.date_part('epoch', answer.keep_discarded),
     answer.name IS NULL AS busy,
-    CASE WHEN NOT %(paused)s::boolean AND answer.name IS NOT NULL THEN {called} END
+    CASE WHEN NOT %(paused)s::boolean AND answer.name IS NOT NULL THEN {notify_worker} END
 FROM seen LEFT JOIN answer ON answer.name = seen.name, LATERAL (SELECT seen.name AS queue) AS resumed
 ORDER BY seen.name;
 

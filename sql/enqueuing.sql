@@ -20,7 +20,7 @@ RETURNING
     id, state, queue, kind, priority, attempt, max_attempts, %(args)s::jsonb AS args, %(metadata)s::jsonb AS metadata,
     '[]'::jsonb AS errors, tags, scheduled_at, created_at, attempted_at, finalized_at, attempted_by,
     NULL::uuid AS token, leased_until, NULL::jsonb AS output,
-    {told};
+    {notify_due};
 
 -- name: insert_plain_job
 -- One job that is to run now and says nothing unusual: what is not named here has its default. What comes back is what
@@ -31,7 +31,7 @@ VALUES (%(queue)s, %(kind)s, %(priority)s, %(max_attempts)s, %(args)s::jsonb, %(
 RETURNING
     id, state, %(args)s::jsonb::text, %(metadata)s::jsonb::text, scheduled_at, created_at, queue, kind, priority,
     max_attempts, pg_catalog.pg_backend_pid(),
-    {called};
+    {notify_worker};
 
 -- name: insert_unique_job
 -- One job with a key. If it is not inserted, another job has that key.
@@ -58,7 +58,7 @@ SELECT
     '[]'::jsonb AS errors, tags, scheduled_at, created_at, attempted_at, finalized_at, attempted_by,
     NULL::uuid AS token, leased_until, NULL::jsonb AS output,
     1 AS place, key, {may_read},
-    CASE WHEN id IS NOT NULL THEN {told} END
+    CASE WHEN id IS NOT NULL THEN {notify_due} END
 FROM given LEFT JOIN inserted ON true;
 
 -- name: insert_jobs
@@ -105,7 +105,7 @@ SELECT
     '[]'::jsonb AS errors, tags, scheduled_at, created_at, attempted_at, finalized_at, attempted_by,
     NULL::uuid AS token, leased_until, NULL::jsonb AS output,
     place, key, (SELECT {may_read}),
-    {told}
+    {notify_due}
 FROM (SELECT place, key, new_id, args AS sent_args, metadata AS sent_metadata FROM given) AS asked
     LEFT JOIN inserted ON id = new_id
 ORDER BY place;
@@ -167,7 +167,7 @@ SELECT
     id, state, queue, kind, priority, attempt, max_attempts, NULL::jsonb AS args, NULL::jsonb AS metadata,
     NULL::jsonb AS errors, tags, scheduled_at, created_at, attempted_at, finalized_at, attempted_by,
     NULL::uuid AS token, leased_until, NULL::jsonb AS output,
-    {told}
+    {notify_due}
 FROM replaced;
 
 -- name: read_replaced
@@ -202,5 +202,5 @@ COPY pgjobs.job (
 SELECT CASE
         WHEN queue = ' due' OR pg_catalog.cardinality(%(queues)s::text[]) > 100
             THEN pg_catalog.pg_notify(%(channel)s, queue)
-        ELSE {called} END
+        ELSE {notify_worker} END
 FROM pg_catalog.unnest(%(queues)s::text[]) AS queue;

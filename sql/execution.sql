@@ -1,45 +1,46 @@
--- One attempt: claim, lock, finish. Several statements stand under one name where they must leave in one round trip;
--- an error in one of them skips all that follow.
+-- The statements of one attempt: claim, lock, finish. Many are sent in one message: an error in one of them skips all
+-- that follow. Some names have several commands.
 
--- name: next_by_priority
--- Which job the claim takes: the most urgent that is due, of kinds that this process handles if it leaves the others.
--- None once a pause of the queue is committed; that is asked once, not for each row. The scan starts behind the mark, the job that this process claimed last: before it the index may be full of entries
--- that are dead and cannot be removed, because some old transaction might still want to see them.
+-- name: select_by_priority
+-- The job that a claim takes: the most urgent one that is due, of the given kinds. None while the queue is paused,
+-- which is read once, not for each row. The scan starts behind the low-water mark, the job that this process claimed
+-- last: before it the index may be full of dead entries that cannot be removed while an old transaction can see them.
 SELECT id FROM pgjobs.job
     WHERE state = 'available' AND queue = %(queue)s AND scheduled_at <= pg_catalog.statement_timestamp()
         AND (%(kinds)s::text[] IS NULL OR kind = ANY (%(kinds)s::text[]))
         AND NOT EXISTS (SELECT FROM pgjobs.queue WHERE name = %(queue)s AND paused_at IS NOT NULL)
-        AND (priority, scheduled_at, id) > ((%(mark_priority)s)::smallint, %(mark_time)s::timestamptz, (%(mark_id)s)::bigint)
-        {passed_over}
+        AND (priority, scheduled_at, id) >
+            ((%(mark_priority)s)::smallint, %(mark_time)s::timestamptz, (%(mark_id)s)::bigint)
+        {skip_set_aside}
     ORDER BY priority, scheduled_at, id
     LIMIT 1
     FOR NO KEY UPDATE SKIP LOCKED;
 
--- name: next_by_time
--- The oldest that is due, whatever the priorities.
+-- name: select_by_time
+-- The oldest job that is due, whatever its priority.
 SELECT id FROM pgjobs.job
     WHERE state = 'available' AND queue = %(queue)s AND scheduled_at <= pg_catalog.statement_timestamp()
         AND (%(kinds)s::text[] IS NULL OR kind = ANY (%(kinds)s::text[]))
         AND NOT EXISTS (SELECT FROM pgjobs.queue WHERE name = %(queue)s AND paused_at IS NOT NULL)
         AND (scheduled_at, id) > (%(mark_time)s::timestamptz, (%(mark_id)s)::bigint)
-        {passed_over}
+        {skip_set_aside}
     ORDER BY scheduled_at, id
     LIMIT 1
     FOR NO KEY UPDATE SKIP LOCKED;
 
--- name: next_by_id
--- A certain one that waits, before its time if need be.
+-- name: select_by_id
+-- The waiting job with this id, even before its time.
 SELECT id FROM pgjobs.job
     WHERE id = %(id)s AND queue = %(queue)s AND state = ANY ('{available,scheduled,retryable}')
     FOR NO KEY UPDATE SKIP LOCKED;
 
--- name: passed_over
--- A part of the two above where there are jobs that cannot be claimed now; see pgjobs/set_aside.py.
+-- name: skip_set_aside
+-- A condition of the statements above that passes over jobs which cannot be claimed now; see execution/set_aside.py.
 AND id <> ALL (%(aside)s::bigint[]);
 
--- name: some_in_line
--- Some that a claim could take, when those that stand first cannot be claimed: in no order, but each kind in turn, since
--- what the application stops is often of one kind.
+-- name: sample_available
+-- A sample of the jobs that a claim could take, when the first ones cannot be claimed: in random order, but each kind
+-- in turn, because the application often refuses jobs of one kind.
 SELECT id FROM (
     SELECT id, kind FROM pgjobs.job
     WHERE state = 'available' AND queue = %(queue)s AND scheduled_at <= pg_catalog.statement_timestamp()
@@ -51,58 +52,61 @@ ORDER BY pg_catalog.row_number() OVER (PARTITION BY kind ORDER BY pg_catalog.ran
 LIMIT %(most)s;
 
 -- name: begin
--- Whatever the defaults of the session are.
+-- The defaults of the session may be others.
 BEGIN ISOLATION LEVEL READ COMMITTED;
 
--- name: claim_bounds
--- With it, the role that claims: the finish is written by the same.
+-- name: set_claim_timeouts
+-- Also reads the role that claims, which must write the finish.
 SELECT
     pg_catalog.set_config('statement_timeout', '30s', true),
     pg_catalog.set_config('lock_timeout', '10s', true),
     pg_catalog.current_setting('session_authorization'),
     pg_catalog.current_setting('role');
 
--- name: at_once
--- In a look at why a claim fails, which is rolled back: what the application has deferred to the commit is to fail too.
+-- name: check_constraints_at_once
+-- For claims that are tried and rolled back: deferred constraints of the application must fail as they would at COMMIT.
 SET CONSTRAINTS ALL IMMEDIATE;
 
--- name: claims_as
--- The same for the hot path, asked once for each time that a connection is taken from its pool.
+-- name: read_role
+-- The role that claims; a prepared transport reads it once for each checkout.
 SELECT pg_catalog.current_setting('session_authorization'), pg_catalog.current_setting('role');
 
--- name: claim_bound
--- The time alone: it bounds the waiting for locks as well.
+-- name: set_claim_timeout
+-- It bounds the waiting for locks, too.
 SET LOCAL statement_timeout = '30s';
 
--- name: take
--- The claim, in a transaction of its own: it counts the attempt and makes it visible, and is committed before the handler
--- starts, so that a job that kills its process is counted too. That commit need not wait for the disk: a crash that
--- loses it also ends the attempt. But a detached attempt outlives a crash of the server, so its claim must too.
+-- name: claim
+-- The claim, in a transaction of its own: it counts the attempt and shows it as running, and is committed before the
+-- handler starts, so that the attempt of a job that kills its process is counted. The commit need not wait for the
+-- disk: a server crash that loses it also ends the attempt. A detached attempt survives such a crash, so its claim
+-- must, too.
 UPDATE pgjobs.job SET
     state = 'running',
     attempt = attempt + 1,
     attempted_at = pg_catalog.statement_timestamp(),
-    -- an array that counts from elsewhere, or in more directions, was made by hand: it begins anew
+    -- an array with another lower bound or more dimensions was made by hand: start a new one
     attempted_by = CASE
         WHEN pg_catalog.array_lower(attempted_by, 1) = 1 AND pg_catalog.array_ndims(attempted_by) = 1
             THEN (pg_catalog.array_append(attempted_by, %(worker)s::text))[
                 GREATEST(pg_catalog.cardinality(attempted_by) - 98, 1):]
         ELSE ARRAY[%(worker)s::text] END,
     token = %(token)s,
-    leased_until = CASE WHEN kind = ANY (%(detached)s::text[]) THEN pg_catalog.statement_timestamp() + %(lease)s::interval END
+    leased_until = CASE WHEN kind = ANY (%(detached)s::text[])
+        THEN pg_catalog.statement_timestamp() + %(lease)s::interval END
 WHERE queue = %(queue)s AND id = ({next})
 RETURNING
-    -- what the claimer does not know by itself; instants as JSON has them, whatever the DateStyle of the session is
+    -- only columns that the claimer does not know; instants in the format of JSON, because the DateStyle may be any
     id, kind, priority, attempt, max_attempts, args, metadata, errors, tags, pg_catalog.to_json(scheduled_at),
     pg_catalog.to_json(created_at), pg_catalog.to_json(attempted_at), attempted_by, pg_catalog.to_json(leased_until),
     pg_catalog.set_config('synchronous_commit',
         CASE WHEN leased_until IS NULL THEN %(synchronous_commit)s::text ELSE 'on' END, true);
 
 -- name: lock
--- The handler's transaction: it finds the row by the token that only this attempt has, and holds its lock to the end. It
--- leaves in one message with the claim, so that nothing can come between the two. FOR NO KEY UPDATE lets the application
--- insert rows that reference the job. With it come the bounds: the row of a host that vanished is free within half a
--- minute, not after two hours; and the server ends the transaction when this process hangs as a whole and cannot.
+-- Begins the handler's transaction: finds the row by the token, which only this attempt has, and locks it until the
+-- end. It is sent in one message with the claim, so that no other transaction gets the row in between. FOR NO KEY
+-- UPDATE lets the application insert rows that reference the job. The settings bound the transaction: the row of a host
+-- that vanished is free within half a minute, not after two hours, and the server ends the transaction of a process
+-- that hangs.
 SELECT id,
     pg_catalog.set_config('idle_in_transaction_session_timeout', '0', true),
     pg_catalog.set_config('client_connection_check_interval', %(check_interval)s::text, true),
@@ -118,13 +122,13 @@ FOR NO KEY UPDATE;
 -- name: savepoint
 SAVEPOINT pgjobs;
 
--- name: release_claim
--- The claim of a worker that lives but never got the lock: nothing ran, so the attempt is given back, also when
--- a rescue has recorded it as vanished meanwhile. A job whose key a duplicate has taken since stays as the rescue left it; and so
--- does one whose row is held still: nobody waits for the end of a lost connection. Only running jobs are found by their
--- token. Those that were rescued since the claim, which is not long ago, are found by when that was; without, each look
--- would read the whole table.
-WITH released AS (
+-- name: unclaim
+-- Undoes a claim whose handler has not started: the attempt is not counted, and the error of a rescue that has taken
+-- the job for one of a vanished worker is removed. A job stays as it is if a duplicate has its unique key by now, or if
+-- its row is locked: this must not wait for the end of a lost connection. The index by token has running jobs only; a
+-- job that was rescued since the claim is found by the time of the rescue, which was not long ago. Without that time,
+-- each call would read the whole table.
+WITH unclaimed AS (
     UPDATE pgjobs.job SET
         state = 'available',
         attempt = attempt - 1,
@@ -154,59 +158,59 @@ WITH released AS (
             WHERE duplicate.unique_key = job.unique_key AND duplicate.state = ANY (duplicate.unique_states)))
     RETURNING queue
 )
-SELECT {called} FROM released;
+SELECT {notify_worker} FROM unclaimed;
 
--- name: claimed_id
--- Of a claim whose row could not be read.
+-- name: select_claimed_id
+-- The job of a claim whose row could not be read.
 SELECT id FROM pgjobs.job WHERE queue = %(queue)s AND token = %(token)s AND state = 'running';
 
 -- name: extend_leases
--- Detached attempts that still run in this process. The answer is which of them are still theirs; one that somebody
--- holds at the moment, to finish it, is not waited for.
-WITH mine AS MATERIALIZED (
+-- Extends the leases of the detached attempts of this process, and returns those that still run. A row that another
+-- transaction has locked, to finish it, is left out.
+WITH locked AS MATERIALIZED (
     SELECT id, queue FROM pgjobs.job
     WHERE token = ANY (%(tokens)s::uuid[]) AND state = 'running' AND leased_until IS NOT NULL
     FOR NO KEY UPDATE SKIP LOCKED
 ), extended AS (
     UPDATE pgjobs.job SET leased_until = pg_catalog.clock_timestamp() + %(lease)s::interval
-    FROM mine WHERE job.id = mine.id AND job.queue = mine.queue
+    FROM locked WHERE job.id = locked.id AND job.queue = locked.queue
 )
 SELECT token FROM pgjobs.job WHERE token = ANY (%(tokens)s::uuid[]) AND state = 'running';
 
 -- name: release_savepoint
--- The tripwire of success: it fails when the handler ended or broke the transaction.
+-- Fails when the handler has ended or broken the transaction: then its job is not completed.
 RELEASE SAVEPOINT pgjobs;
 
--- name: as_claimed
--- By the role that has claimed the job, whatever role the handler has taken: that may not write here. The session's own
--- user first, which undoes a role. Commands, which cost the server a tenth of what set_config() does.
+-- name: set_claim_role
+-- Returns to the role that has claimed the job, because a role of the handler may not write here. The user comes first:
+-- to set it resets the role. Commands take the server a tenth of the time of set_config().
 SET LOCAL SESSION AUTHORIZATION %(session_user)s;
 SET LOCAL ROLE %(role)s;
 
--- name: stay_as_claimed
--- The same for what is recorded in other transactions, until the session is reset again.
+-- name: set_session_role
+-- The same beyond the transaction, for outcomes that are written in later ones.
 SET SESSION AUTHORIZATION %(session_user)s;
 SET ROLE %(role)s;
 
--- name: no_statement_timeout
--- What the handler has set is for its own statements.
+-- name: drop_statement_timeout
+-- A timeout that the handler has set is for its own statements.
 SET LOCAL statement_timeout = 0;
 
--- name: no_other_bounds
+-- name: drop_other_settings
 SET LOCAL lock_timeout = 0;
 SET LOCAL row_security = on;
 
 -- name: deallocate
--- What the handler has prepared by name outlives its transaction, and behind a pooler its session is that of others
--- next. Nobody else can have used this session since the claim; what was prepared before is not this handler's.
+-- Statements that the handler has prepared outlive its transaction, and behind a pooler other clients get the session.
+-- No other client has used the session since the claim, so what was prepared since then is the handler's.
 CALL pgjobs.deallocate_since(%(since)s::timestamptz);
 
--- name: relax
--- The finish of a queue that need not wait for the disk.
+-- name: commit_async
+-- For queues whose finishes need not wait for the disk.
 SET LOCAL synchronous_commit = off;
 
 -- name: complete
--- What `finish` would write, for the outcome that most attempts have.
+-- The same as `finish`, for the outcome of most attempts.
 WITH finished AS (
     UPDATE pgjobs.job SET
         state = 'completed',
@@ -222,8 +226,8 @@ SELECT pg_catalog.min(state), (EXTRACT(epoch FROM pg_catalog.statement_timestamp
 FROM finished;
 
 -- name: complete_used
--- The same where the handler wanted nothing kept. It may have changed or deleted the row that it locks, so what was
--- updated is counted before the COMMIT behind it.
+-- The same without metadata and output. The handler may have changed or deleted its own row, so the updated rows are
+-- counted before the COMMIT that follows.
 WITH finished AS (
     UPDATE pgjobs.job SET
         state = 'completed',
@@ -237,8 +241,8 @@ SELECT pg_catalog.min(state), (EXTRACT(epoch FROM pg_catalog.statement_timestamp
 FROM finished;
 
 -- name: complete_untouched
--- The same after a handler that sent nothing and wanted nothing kept: the row was locked all the while, so nobody can
--- have changed it, and there are no effects that could stay without it.
+-- The same after a handler that has not used the connection: its row was locked all the time, so it cannot have
+-- changed, and there are no writes that could be committed without the completion.
 UPDATE pgjobs.job SET
     state = 'completed',
     finalized_at = pg_catalog.statement_timestamp(),
@@ -246,22 +250,22 @@ UPDATE pgjobs.job SET
 WHERE queue = %(queue)s AND id = %(id)s AND token = %(token)s AND state = 'running'
 RETURNING state, (EXTRACT(epoch FROM finalized_at) * 1000000)::bigint;
 
--- name: drop_effects
--- The handler's writes go, the row's lock stays. The savepoint is released before the record is written: a row written by two
--- subtransactions of its locker would need a MultiXact.
+-- name: rollback_to_savepoint
+-- Drops the handler's writes and keeps the row's lock. The savepoint is released before the outcome is written: a row
+-- that is locked by the transaction and written by its subtransaction would need a MultiXact.
 ROLLBACK TO SAVEPOINT pgjobs;
 
 -- name: begin_late_finish
--- The handler's transaction is gone, and its lock with it: the token alone guards the record. Never waits long: who
--- holds the row now is the dead connection or a rescue.
+-- The handler's transaction and its lock are gone: the token alone guards the outcome. It does not wait long: if the
+-- row is locked, a dead connection or a rescue has the lock.
 BEGIN ISOLATION LEVEL READ COMMITTED;
 SET LOCAL statement_timeout = '10s';
 SET LOCAL lock_timeout = '1s';
 
 -- name: restore_claim
--- A server that crashed may have lost the claim itself, which did not wait for the disk. The attempt did start, so it
--- counts: the row is brought to where the claim had left it. In every other case this matches nothing: the row of an
--- attempt that was given back, and perhaps taken and given back again, says when it was last claimed.
+-- A server that has crashed may have lost the claim, which did not wait for the disk. The attempt has started, so it
+-- counts: the row is set as the claim had left it. In all other cases this matches no row: the row of a claim that was
+-- undone, or of an attempt that was not counted, has the time of its last claim.
 UPDATE pgjobs.job SET
     state = 'running', attempt = %(attempt)s, attempted_at = pg_catalog.statement_timestamp(), token = %(token)s
 WHERE queue = %(queue)s AND id = %(id)s AND (token <> %(token)s OR token IS NULL)
@@ -269,12 +273,12 @@ WHERE queue = %(queue)s AND id = %(id)s AND (token <> %(token)s OR token IS NULL
     AND (attempted_at < %(attempted_at)s OR attempted_at IS NULL);
 
 -- name: finish
--- Writes the outcome of one attempt, and what its handler wanted kept. Raises in the server when the attempt no longer owns the job, which skips the
--- COMMIT behind it. Functions are named in full: a handler may have changed the search_path.
+-- Writes the outcome of one attempt, with the metadata and the output of its handler. Raises an error when the attempt
+-- no longer owns the job, which skips the COMMIT that follows.
 WITH finished AS (
     UPDATE pgjobs.job SET
         state = CASE WHEN next.due <= pg_catalog.statement_timestamp() THEN 'available' ELSE %(state)s END,
-        attempt = attempt - %(given_back)s,
+        attempt = attempt - %(refund)s,
         scheduled_at = COALESCE(next.due, scheduled_at),
         finalized_at = CASE WHEN %(final)s THEN pg_catalog.statement_timestamp() END,
         leased_until = NULL,
@@ -287,14 +291,14 @@ WITH finished AS (
                     ELSE '{}'::jsonb END)
             END,
         output = COALESCE(%(output)s::jsonb, output),
-        -- at most 100 errors: the first and the latest tell most, so the middle one goes
+        -- at most 100 errors: the first and the last ones say most, so the middle one is removed
         errors = CASE WHEN next.error IS NULL THEN errors
             ELSE CASE WHEN pg_catalog.jsonb_array_length(errors) >= 100 THEN errors - 50 ELSE errors END
                 || pg_catalog.jsonb_build_array(
                     next.error || pg_catalog.jsonb_build_object('at', pg_catalog.statement_timestamp()))
             END
     FROM (SELECT
-        -- an instant that is over would be a retry without a pause, and perhaps the next one too
+        -- a past instant would make a retry without a pause, perhaps again and again
         CASE WHEN %(at)s::timestamptz <= pg_catalog.statement_timestamp()
             THEN (pg_catalog.statement_timestamp() + interval '1 second')
             ELSE COALESCE(%(at)s::timestamptz, (pg_catalog.statement_timestamp() + %(delay)s::interval)) END AS due,
@@ -302,16 +306,16 @@ WITH finished AS (
     WHERE queue = %(queue)s AND id = %(id)s AND token = %(token)s AND state = 'running'
     RETURNING state, queue
 )
--- The time in microseconds: no setting of the handler's changes how a number is written.
+-- The time in microseconds: no setting of the handler changes the format of a number.
 SELECT pg_catalog.min(state), (EXTRACT(epoch FROM pg_catalog.statement_timestamp()) * 1000000)::bigint,
     CASE WHEN pg_catalog.count(*) = 1 THEN true ELSE pgjobs.attempt_lost() END,
-    (SELECT {called} FROM finished WHERE state = 'available')
+    (SELECT {notify_worker} FROM finished WHERE state = 'available')
 FROM finished;
 
--- name: cancel_if_asked
--- Behind the finish of an attempt that did not complete, in the same message: somebody wanted the job cancelled while
--- it ran, so it is, and the request goes with it. One that has completed all the same stays so, and keeps the reason.
--- Not a part of finish, where the mere mention of a second table would cost every completed job a third of its finish.
+-- name: cancel_if_requested
+-- Sent after the finish in the same message: if the job has a cancel request, the job is cancelled and the request is
+-- deleted. A job that has completed all the same stays completed; its metadata has the request. This is not a part of
+-- `finish`, where a second table would take each finish a third more time.
 WITH request AS (
     DELETE FROM pgjobs.cancel_request WHERE job_id = %(id)s AND token = %(token)s RETURNING requested_at, reason
 )
@@ -331,13 +335,13 @@ RETURNING state;
 COMMIT;
 
 -- name: commit_and_begin
--- The next transaction is like the one before, which no default of the session is asked for. A handler cannot have made
--- that another: it runs behind a savepoint.
+-- The next transaction has the isolation level of this one, whatever the defaults of the session are. A handler cannot
+-- have changed it, because it runs behind a savepoint.
 COMMIT AND CHAIN;
 
 -- name: reset_session
--- Whatever a handler left in the session is gone before the next job. The answer is how many named statements it
--- prepared: then the connection is better given up.
+-- Resets what a handler has left in the session. Returns the number of statements that it has prepared by name: if
+-- there are any, the connection is given up.
 RESET SESSION AUTHORIZATION;
 RESET ALL;
 UNLISTEN *;
@@ -346,8 +350,8 @@ DISCARD TEMP;
 SELECT pg_catalog.pg_advisory_unlock_all(), pg_catalog.count(*) FROM pg_catalog.pg_prepared_statement() WHERE from_sql;
 
 -- name: server_facts
--- How long the server has been up, whether it can watch for clients that vanish while it works for them, its version, and who is at
--- the other end.
+-- How long the server has been up, whether it can notice during a statement that the client is gone, its version, and
+-- the process that serves this connection.
 SELECT
     (EXTRACT(epoch FROM (pg_catalog.clock_timestamp() - pg_catalog.pg_postmaster_start_time())) * 1000000)::bigint,
     pg_catalog.version() ~ 'linux|darwin|apple|bsd',

@@ -1,26 +1,27 @@
--- Many attempts in one transaction. A claim gives all its jobs one token, so that the lock finds them by one look into the
--- index; what is written to one of them names its id beside it.
+-- The statements of many attempts in one transaction. All jobs of a claim have the same token, so that the lock finds
+-- them by one index scan; a statement for one of them also has its id.
 
--- name: next_batch_by_priority
--- Which jobs the claim takes: those that claims of one would take one after the other. A job that must run alone ends
--- the batch before it: one that was in trouble before, perhaps because of its neighbours, perhaps they because of it; one
--- that has no second attempt; and one that is kept by a lease.
-SELECT id, attempt > 0 OR max_attempts = 1 OR metadata ? 'given_back' OR kind = ANY (%(detached)s::text[]) AS alone,
+-- name: select_batch_by_priority
+-- The jobs that a claim takes: those that claims of one job would take one after the other. A job that must run alone
+-- ends the batch before it: a job that has failed before or was in a batch that crashed, a job with one attempt only,
+-- and a detached job.
+SELECT id, attempt > 0 OR max_attempts = 1 OR metadata ? 'excused' OR kind = ANY (%(detached)s::text[]) AS alone,
     pg_catalog.pg_column_size(args) + pg_catalog.pg_column_size(metadata) + pg_catalog.pg_column_size(errors)
         + pg_catalog.pg_column_size(tags) AS bytes
     FROM pgjobs.job
     WHERE state = 'available' AND queue = %(queue)s AND scheduled_at <= pg_catalog.statement_timestamp()
         AND (%(kinds)s::text[] IS NULL OR kind = ANY (%(kinds)s::text[]))
         AND NOT EXISTS (SELECT FROM pgjobs.queue WHERE name = %(queue)s AND paused_at IS NOT NULL)
-        AND (priority, scheduled_at, id) > ((%(mark_priority)s)::smallint, %(mark_time)s::timestamptz, (%(mark_id)s)::bigint)
-        {passed_over}
+        AND (priority, scheduled_at, id) >
+            ((%(mark_priority)s)::smallint, %(mark_time)s::timestamptz, (%(mark_id)s)::bigint)
+        {skip_set_aside}
     ORDER BY priority, scheduled_at, id
     LIMIT %(limit)s
     FOR NO KEY UPDATE SKIP LOCKED;
 
--- name: next_batch_by_time
--- The oldest that are due, whatever the priorities.
-SELECT id, attempt > 0 OR max_attempts = 1 OR metadata ? 'given_back' OR kind = ANY (%(detached)s::text[]) AS alone,
+-- name: select_batch_by_time
+-- The oldest jobs that are due, whatever their priorities.
+SELECT id, attempt > 0 OR max_attempts = 1 OR metadata ? 'excused' OR kind = ANY (%(detached)s::text[]) AS alone,
     pg_catalog.pg_column_size(args) + pg_catalog.pg_column_size(metadata) + pg_catalog.pg_column_size(errors)
         + pg_catalog.pg_column_size(tags) AS bytes
     FROM pgjobs.job
@@ -28,15 +29,15 @@ SELECT id, attempt > 0 OR max_attempts = 1 OR metadata ? 'given_back' OR kind = 
         AND (%(kinds)s::text[] IS NULL OR kind = ANY (%(kinds)s::text[]))
         AND NOT EXISTS (SELECT FROM pgjobs.queue WHERE name = %(queue)s AND paused_at IS NOT NULL)
         AND (scheduled_at, id) > (%(mark_time)s::timestamptz, (%(mark_id)s)::bigint)
-        {passed_over}
+        {skip_set_aside}
     ORDER BY scheduled_at, id
     LIMIT %(limit)s
     FOR NO KEY UPDATE SKIP LOCKED;
 
--- name: batch_bounds
--- As those of a claim of one. No attempt in here outlives a crash of the server. The claim is planned once for each
--- connection, not each time: that takes longer than to claim a hundred jobs. A plan that is kept must hold for a table of
--- any size, so it goes by the index.
+-- name: set_batch_settings
+-- As set_claim_timeouts; synchronous_commit is the same for all jobs, because none is detached. The claim is planned
+-- once for each connection: to plan it takes longer than to claim a hundred jobs. A plan that is used again must suit a
+-- table of any size, so it uses the index.
 SELECT
     pg_catalog.set_config('statement_timeout', '30s', true),
     pg_catalog.set_config('lock_timeout', '10s', true),
@@ -48,11 +49,11 @@ SELECT
     pg_catalog.current_setting('session_authorization'),
     pg_catalog.current_setting('role');
 
--- name: take_batch
--- The claim, in a transaction of its own. When the first job must run alone nothing is claimed. Found by an array, which
--- every plan reads by the index; the jobs come in any order. What is the same for all is not said for each, nor what most
--- have: all have the same instant, and most no tags and no errors. Jobs that hold much end the batch too, before the
--- process would hold more of them than some megabytes as they are stored.
+-- name: claim_batch
+-- The claim, in a transaction of its own. When the first job must run alone, no job is claimed. The rows are found by
+-- an array, for which every plan uses the index; the jobs come in any order. Values that all jobs have in common are
+-- not returned, and values that most have are NULL. Large jobs end the batch, too: a process never has more than some
+-- megabytes of jobs, by their size in the table.
 WITH next AS MATERIALIZED (
     {next}
 ), placed AS MATERIALIZED (
@@ -81,9 +82,9 @@ RETURNING
     CASE WHEN pg_catalog.cardinality(attempted_by) > 1 THEN attempted_by END;
 
 -- name: lock_batch
--- The transaction of all handlers, with the bounds of a single one. The server ends it when the last job that may be started
--- in it has had all its time. The rows are locked in one order, whoever locks them. The answer: how many there are, when
--- they were claimed (as JSON has it, for the DateStyle is the session's again), the transaction, and its bound.
+-- Begins the transaction of all handlers, with the settings of `lock`. The server ends it when the last job that may be
+-- started in it has used up its time. All processes lock the rows in the same order. Returns the number of jobs, when
+-- they were claimed (in the format of JSON, because the DateStyle is reset by now), the transaction id, and its bound.
 WITH locked AS MATERIALIZED (
     SELECT kind, attempted_at FROM pgjobs.job
     WHERE queue = %(queue)s AND token = %(token)s AND state = 'running'
@@ -107,14 +108,13 @@ SELECT jobs, attempted_at, pg_catalog.pg_current_xact_id_if_assigned()::text, bo
     pg_catalog.set_config(%(bounded_by)s::text, bound, true)
 FROM bounded WHERE jobs > 0;
 
--- name: ids_of_batch
--- Which of a claim are locked, when it is not all of them.
+-- name: select_locked_ids
+-- The jobs of a claim that are locked, when some were taken away.
 SELECT id FROM pgjobs.job WHERE queue = %(queue)s AND token = %(token)s AND state = 'running';
 
 -- name: between_jobs
--- What a handler has left in the session is gone before the next one of its batch; the role that has claimed and what
--- bounds the transaction are there again. Its advisory locks stay until its writes are committed: what they guard,
--- nobody else sees before.
+-- Resets what a handler has left in the session, and restores the role of the claim and the bounds of the transaction.
+-- Advisory locks are kept until the commit: other sessions cannot see the writes that they guard before it.
 RESET SESSION AUTHORIZATION;
 RESET ALL;
 UNLISTEN *;
@@ -147,31 +147,32 @@ SELECT (EXTRACT(epoch FROM pg_catalog.statement_timestamp()) * 1000000)::bigint,
 FROM finished;
 
 -- name: complete_claim
--- All that still run of a claim whose handlers have sent nothing: the rows were locked all the while, so nobody can have
--- changed them. They are found by the token.
+-- Completes the jobs of a claim whose handlers have not used the connection: the rows were locked all the time, so they
+-- cannot have changed. They are found by the token.
 UPDATE pgjobs.job SET
     state = 'completed',
     finalized_at = pg_catalog.statement_timestamp(),
     leased_until = NULL
 WHERE queue = %(queue)s AND token = %(token)s AND state = 'running';
 
--- name: completed_at
--- The time of the message, which is that of its statements.
+-- name: select_time
+-- The time of the message, which all its statements have in common.
 SELECT (EXTRACT(epoch FROM pg_catalog.statement_timestamp()) * 1000000)::bigint;
 
--- name: keep_of_batch
--- What the handlers of those wanted kept; an empty text is nothing, as a session may read no null out of an array.
+-- name: store_batch_data
+-- Stores the metadata and the output of the handlers. An empty text stands for none: a session with array_nulls = off
+-- reads NULL in an array as a text.
 UPDATE pgjobs.job SET
-    metadata = CASE WHEN kept.metadata = '' THEN job.metadata ELSE job.metadata || kept.metadata::jsonb END,
-    output = CASE WHEN kept.output = '' THEN job.output ELSE kept.output::jsonb END
+    metadata = CASE WHEN data.metadata = '' THEN job.metadata ELSE job.metadata || data.metadata::jsonb END,
+    output = CASE WHEN data.output = '' THEN job.output ELSE data.output::jsonb END
 FROM ROWS FROM (
-    pg_catalog.unnest(%(kept_ids)s::bigint[]), pg_catalog.unnest(%(metadata)s::text[]),
+    pg_catalog.unnest(%(data_ids)s::bigint[]), pg_catalog.unnest(%(metadata)s::text[]),
     pg_catalog.unnest(%(output)s::text[])
-) AS kept (id, metadata, output)
-WHERE job.queue = %(queue)s AND job.id = ANY (%(kept_ids)s::bigint[]) AND job.id = kept.id AND token = %(token)s;
+) AS data (id, metadata, output)
+WHERE job.queue = %(queue)s AND job.id = ANY (%(data_ids)s::bigint[]) AND job.id = data.id AND token = %(token)s;
 
--- name: release_batch
--- Those whose handlers were not started: nothing ran, so the attempt is given back.
+-- name: unclaim_batch
+-- Undoes the claim of the jobs whose handlers were not started.
 UPDATE pgjobs.job SET
     state = 'available',
     attempt = attempt - 1,
@@ -180,8 +181,8 @@ UPDATE pgjobs.job SET
 WHERE queue = %(queue)s AND id = ANY (%(rest)s::bigint[]) AND token = %(token)s AND state = 'running';
 
 -- name: undo_batch
--- Those whose handlers ran, and whose transaction was not committed: ready to run again, each by itself now that an
--- attempt is counted. The answer is which they are.
+-- Makes the jobs available again whose handlers ran and whose transaction was not committed. Their attempt is counted,
+-- so each will run alone.
 UPDATE pgjobs.job SET
     state = 'available',
     errors = CASE WHEN pg_catalog.jsonb_array_length(errors) >= 100 THEN errors - 50 ELSE errors END
@@ -191,20 +192,20 @@ WHERE queue = %(queue)s AND id = ANY (%(ids)s::bigint[]) AND token = %(token)s A
 RETURNING id, (EXTRACT(epoch FROM pg_catalog.statement_timestamp()) * 1000000)::bigint;
 
 -- name: restore_batch
--- What restore_claim does, for those that were started.
+-- As restore_claim, for the jobs that were started.
 UPDATE pgjobs.job SET
     state = 'running', attempt = 1, attempted_at = pg_catalog.statement_timestamp(), token = %(token)s
 WHERE queue = %(queue)s AND id = ANY (%(started)s::bigint[]) AND (token <> %(token)s OR token IS NULL)
     AND state = 'available' AND attempt = 0
     AND (attempted_at < %(attempted_at)s OR attempted_at IS NULL);
 
--- name: completed_of_batch
--- Which of these were completed after all, and when: the answer to their COMMIT was lost.
+-- name: select_completed
+-- The jobs that were completed after all: the answer to their COMMIT was lost.
 SELECT id, (EXTRACT(epoch FROM finalized_at) * 1000000)::bigint FROM pgjobs.job
 WHERE queue = %(queue)s AND id = ANY (%(ids)s::bigint[]) AND token = %(token)s AND state = 'completed';
 
 -- name: complete_batch_late
--- A handler has committed the transaction of its batch itself, and with it the writes of these: they are done.
+-- Completes the jobs whose writes a handler has committed by ending the transaction of its batch.
 UPDATE pgjobs.job SET
     state = 'completed',
     finalized_at = pg_catalog.statement_timestamp(),
@@ -213,10 +214,10 @@ WHERE queue = %(queue)s AND id = ANY (%(ids)s::bigint[]) AND token = %(token)s A
 RETURNING id, (EXTRACT(epoch FROM pg_catalog.statement_timestamp()) * 1000000)::bigint;
 
 -- name: was_committed
--- Whether the transaction of a batch was committed. A server that has crashed since may have lost it, and given its number
--- to another; so when the connection was lost, a row must still tell that this number has locked it, by itself or with
--- others (a foreign key's insert): what was written then was lost or kept together with the commit. There is no other
--- way to tell a number of several lockers than to ask for them, which fails for any other number.
+-- Whether the transaction of a batch was committed. A server that has crashed since may have lost the transaction, and
+-- may have given its id to another. So when the connection was lost, a row must show that this id has locked it, alone
+-- or in a MultiXact with the insert of a foreign key: that mark was lost or kept together with the commit. The function
+-- that reads a MultiXact fails for the id of a single transaction.
 SELECT pg_catalog.pg_xact_status(%(xid)s::text::xid8) = 'committed' AND CASE
     WHEN NOT %(lost)s THEN true
     WHEN EXISTS (

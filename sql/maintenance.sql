@@ -59,7 +59,7 @@ WITH due AS MATERIALIZED (
 ), counted AS (
     SELECT queue, pg_catalog.count(*) AS jobs FROM promoted GROUP BY queue
 )
-SELECT queue, jobs, NULL::bigint AS id, {called}, NULL::timestamptz AS scheduled_at FROM counted
+SELECT queue, jobs, NULL::bigint AS id, {notify_worker}, NULL::timestamptz AS scheduled_at FROM counted
 UNION ALL
 SELECT queue, 1, id, NULL, scheduled_at FROM due WHERE contested
 ORDER BY scheduled_at NULLS FIRST, queue, id;
@@ -91,7 +91,7 @@ FROM (
 ) AS look
 WHERE id = %(id)s AND queue = %(queue)s AND state = ANY ('{scheduled,retryable}')
     AND (state = ANY (unique_states)) IS NOT TRUE
-RETURNING state, CASE WHEN state = 'available' THEN {called} END;
+RETURNING state, CASE WHEN state = 'available' THEN {notify_worker} END;
 SET LOCAL lock_timeout = '5s';
 
 -- name: postpone_promotion
@@ -168,7 +168,7 @@ WITH seen AS MATERIALIZED (
         OFFSET 0  -- computed once
     ) AS sizes
     CROSS JOIN LATERAL (SELECT
-        CASE WHEN small AND pg_catalog.jsonb_typeof(metadata -> 'given_back') = 'array' THEN metadata -> 'given_back'
+        CASE WHEN small AND pg_catalog.jsonb_typeof(metadata -> 'excused') = 'array' THEN metadata -> 'excused'
             ELSE '[]' END AS given
         OFFSET 0
     ) AS said
@@ -184,7 +184,7 @@ WITH seen AS MATERIALIZED (
         token = CASE WHEN NOT excused THEN job.token END,
         finalized_at = CASE WHEN cancelled OR last AND NOT excused THEN pg_catalog.clock_timestamp() END,
         metadata = CASE WHEN cancelled AND small THEN metadata || cancel
-            WHEN excused THEN metadata || pg_catalog.jsonb_build_object('given_back', given
+            WHEN excused THEN metadata || pg_catalog.jsonb_build_object('excused', given
                 || pg_catalog.jsonb_build_array(
                     pg_catalog.jsonb_build_object('at', pg_catalog.clock_timestamp(), 'worker', worker)))
             ELSE metadata END,

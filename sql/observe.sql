@@ -45,7 +45,7 @@ LIMIT %(limit)s::integer;
 -- The same for available jobs by their time. No index has them in this order; the fetch index has it for each queue and
 -- priority, so a page of each is read and merged.
 WITH RECURSIVE line AS (
-    {lines}
+    {queue_priorities}
 )
 SELECT
     id, state, job.queue, kind, job.priority, attempt, max_attempts, args, metadata, errors, tags, scheduled_at,
@@ -84,7 +84,7 @@ ORDER BY queue, state;
 
 -- name: list_queues
 WITH RECURSIVE line AS (
-    {lines}
+    {queue_priorities}
 ), named AS (
     SELECT name FROM pgjobs.queue
     UNION SELECT queue FROM line
@@ -102,7 +102,7 @@ ORDER BY named.name;
 -- Of the named queues, or of all. Each CTE reads the index of its state alone. Available jobs are counted in the fetch
 -- index, where the oldest of each priority comes first.
 WITH RECURSIVE line AS (
-    {lines}
+    {queue_priorities}
 ), waiting AS (
     SELECT line.queue, pg_catalog.sum(these.jobs)::bigint AS jobs, pg_catalog.min(these.since) AS since
     FROM line, LATERAL (

@@ -11,7 +11,9 @@
         WHEN %(states)s::text[] IS NULL THEN true
         WHEN pg_catalog.cardinality(%(states)s::text[]) = 1 THEN job.state = (%(states)s::text[])[1]
         ELSE job.state = ANY (%(states)s::text[]) END
-    AND CASE WHEN %(states)s::text[] <@ '{completed,cancelled,discarded}' THEN job.finalized_at IS NOT NULL ELSE true END
+    AND CASE
+        WHEN %(states)s::text[] <@ '{completed,cancelled,discarded}' THEN job.finalized_at IS NOT NULL
+        ELSE true END
     AND (%(priorities)s::smallint[] IS NULL OR job.priority = ANY (%(priorities)s::smallint[]))
     AND (%(tags_any)s::text[] IS NULL OR job.tags && %(tags_any)s::text[])
     AND (%(tags_all)s::text[] IS NULL OR job.tags @> %(tags_all)s::text[])
@@ -25,10 +27,10 @@
     AND (%(finalized_after)s::timestamptz IS NULL OR job.finalized_at >= %(finalized_after)s::timestamptz)
     AND (%(finalized_before)s::timestamptz IS NULL OR job.finalized_at < %(finalized_before)s::timestamptz)
 
--- part: next_in_turn
--- A batch of what a call that changes many jobs has still to look at: in the order of their ids, nothing that was
--- enqueued after the call began, and nothing that is over where that does not matter. Two queues may have jobs of one
--- id, and ids that were made by hand may be of any sign.
+-- part: next_batch
+-- The next batch of jobs for a call that changes many: in the order of their ids, without jobs that were enqueued after
+-- the call began, and without finished jobs unless the call includes them. Two queues may have jobs with the same id,
+-- and ids that were written by hand may be negative.
 SELECT job.id, job.queue FROM pgjobs.job
     WHERE {matches}
         AND (%(over)s::boolean OR job.finalized_at IS NULL)
@@ -40,9 +42,9 @@ SELECT job.id, job.queue FROM pgjobs.job
     ORDER BY job.id, job.queue
     LIMIT %(batch)s::integer
 
--- part: lines
--- Each queue and priority in which jobs are available, found by hopping from one to the next through the index, not past
--- the jobs in between.
+-- part: queue_priorities
+-- Each queue and priority in which jobs are available, found by jumps through the index, without reading the jobs in
+-- between.
 SELECT queue, priority FROM (
         SELECT queue, priority FROM pgjobs.job WHERE state = 'available' ORDER BY queue, priority LIMIT 1) AS first
     UNION ALL
@@ -51,19 +53,20 @@ SELECT queue, priority FROM (
         WHERE job.state = 'available' AND (job.queue, job.priority) > (line.queue, line.priority)
         ORDER BY job.queue, job.priority LIMIT 1) AS next
 
--- part: called
--- Wakes a worker of the queue, if one sleeps: the sleepers hold the lock of their queue, so that it cannot be had. If it
--- can, there is nobody to be woken, and no notification, which would let all commits of the server wait for each other.
--- It is then held to the end of the transaction, and nobody falls asleep who has not seen what that has done.
+-- part: notify_worker
+-- Notifies the queue if a worker sleeps: a sleeping worker has the advisory lock of its queue. If this transaction gets
+-- the lock, no worker sleeps, and it sends no notification, which would make all commits of the server wait for each
+-- other. It keeps the lock to its end, so that no worker falls asleep before it can see the job.
 CASE WHEN NOT pg_catalog.pg_try_advisory_xact_lock_shared(pgjobs.advisory_class(), pg_catalog.hashtext(queue))
         THEN pg_catalog.pg_notify(%(channel)s, queue) END
 
--- part: told
--- Whom a job wakes that was inserted or changed: a worker of its queue if it can run now; maintenance if it is due sooner
--- than that looks by itself. Postgres delivers it with the commit, once per queue and transaction.
+-- part: notify_due
+-- Sends the notification of a job that was inserted or changed: to a worker of its queue if it can run now; to
+-- maintenance if it is due before maintenance would look for it. Postgres delivers one at most for each queue and
+-- commit.
 CASE
         WHEN NOT %(notify)s THEN NULL
-        WHEN state = 'available' THEN {called}
+        WHEN state = 'available' THEN {notify_worker}
         WHEN state = ANY ('{scheduled,retryable}')
             AND scheduled_at < (pg_catalog.statement_timestamp() + interval '2 seconds')
             THEN pg_catalog.pg_notify(%(channel)s, ' due')

@@ -91,7 +91,7 @@ WITH held AS MATERIALIZED (
     RETURNING id, queue, state
 )
 SELECT id, queue, CASE
-    WHEN state = 'available' THEN {called}
+    WHEN state = 'available' THEN {notify_worker}
     WHEN state = 'scheduled' THEN pg_catalog.pg_notify(%(channel)s, ' due') END
 FROM moved LEFT JOIN inserted ON true;
 COMMIT;

@@ -69,4 +69,4 @@ FROM (SELECT 1) AS always LEFT JOIN pgjobs.queue ON paused_at IS NOT NULL;
 
 -- name: wake_queues
 -- A process that stops may have unclaimed jobs, which workers of other processes should look for.
-SELECT {called} FROM pg_catalog.unnest(%(names)s::text[]) AS queue;
+SELECT {notify_worker} FROM pg_catalog.unnest(%(names)s::text[]) AS queue;

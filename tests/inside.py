@@ -37,7 +37,7 @@ def is_being_started_or_stopped(pool: WorkerPool) -> bool:
 
 def is_cut_off(pool: WorkerPool) -> bool:
     """Whether a stop has told all handlers to end."""
-    return pool._watchdog._all_end is not None
+    return pool._watchdog._stop_all is not None
 
 
 def at_work(pool: WorkerPool) -> list[str]:
@@ -81,7 +81,7 @@ def claimer(pool: WorkerPool) -> Claimer:
 
 def forget_the_start_of_the_server(pool: WorkerPool) -> None:
     """Claim as when the server has been up for long."""
-    claimer(pool)._cautious_until = 0.0
+    claimer(pool).sync_until = 0.0
 
 
 def extend_leases(pool: WorkerPool, conn: psycopg.Connection[Any]) -> None:

@@ -1,7 +1,7 @@
 """The other ways to run the tests that start worker pools, chosen by the environment: see `make modes`.
 
 PGJOBS_TEST_BATCH=20    pools run batches of that many jobs, where a test says nothing of them
-PGJOBS_TEST_PLAIN=1     there is no hot path, and nothing of pgjobs' own accord is prepared, as behind a pooler
+PGJOBS_TEST_PLAIN=1     there is no prepared transport, and pgjobs prepares nothing itself, as behind a pooler
 PGJOBS_TEST_DECOYS=1    decoys come before `public` in the search_path, and no statement of pgjobs may find one
 
 A test of what cannot be so in a mode says why with a mark, `one_by_one("...")`, `prepared("...")` or
@@ -43,7 +43,7 @@ def install() -> None:
 
         WorkerPool.__init__ = batched  # type: ignore[method-assign]
     if PLAIN:
-        without_hot_path(setattr)
+        without_transport(setattr)
     if DECOYS:
         migrate = Client.migrate
 
@@ -63,13 +63,13 @@ def beside(conn: AnyConnection) -> AnyConnection:
     return psycopg.connect(conn.info.dsn, password=conn.info.password, autocommit=True)
 
 
-def without_hot_path(patch: Callable[[Any, str, object], None]) -> None:
-    """Let nothing be prepared by pgjobs, and no message be one of the hot path; `patch` is setattr, or pytest's."""
+def without_transport(patch: Callable[[Any, str, object], None]) -> None:
+    """Let nothing be prepared by pgjobs, and no transport be a prepared one; `patch` is setattr, or pytest's."""
     insert = EnqueueQueries.insert_hot
 
     def unprepared(self: EnqueueQueries, conn: AnyConnection, job: EncodedJob, *, may_prepare: bool) -> Job[Any]:
         return insert(self, conn, job, may_prepare=False)
 
-    patch(Claimer, "hot_path_of", lambda *_: None)
+    patch(Claimer, "transport_of", lambda *_: None)
     patch(Client, "_is_direct", lambda *_: False)
     patch(EnqueueQueries, "insert_hot", unprepared)

@@ -64,7 +64,7 @@ class Checkout(ABC):
 
     conn: AnyConnection
     spoiled: bool  # not for another job
-    hot_path: Any  # what the claimer keeps with the connection
+    transport: Any  # what the claimer keeps with the connection
     session: Any  # what the last claim found of its session; None before that
     configures = True  # whether its owner has settings of his own, which a reset takes away
     error_details = True  # whether the details of Postgres may be logged
@@ -97,7 +97,7 @@ class Checkout(ABC):
         self.conn = self._get()
         self._gone = False
         self.spoiled = False
-        self.hot_path = self.session = None
+        self.transport = self.session = None
         self._kept = _python_state(self.conn)
         self._wanted = (True, *self._kept[1:])
         self._callbacks = (list(self.conn._notice_handlers), list(self.conn._notify_handlers))
@@ -343,8 +343,8 @@ def _add_to_prepared(conn: AnyConnection, add: Callable[..., Any], query: Any, p
     if name or _ENDS_WHAT_IS_PREPARED.search(query.query.upper()) is None:
         return add(query, prepare, name)
     conn._prepared.clear()  # behind the statement psycopg deallocates what is still there
-    for hot in vars(conn).get("_pgjobs_hot_paths", {}).values():
-        hot.forget()
+    for transport in vars(conn).get("_pgjobs_transports", {}).values():
+        transport.forget()
     return None
 
 

@@ -1,13 +1,14 @@
-"""One running attempt, and how it is made to end: ever more firmly, when its time is up, somebody cancels it, or the
-pool stops.
+"""One running attempt, and the steps that stop it when its time is up, its job is cancelled or the pool stops.
 
-    told       `job.cancelled` is true, and a statement that runs on its connection is cancelled
-    raised     Interrupted is raised in its thread, as soon as that is back in Python
-    severed    its connection is shut down: the row is free, and no COMMIT can start any more
-    stuck      the thread is reported, and another one takes its place
+    step         what is done                                                                     after a timeout
+    -----------  -------------------------------------------------------------------------------  ---------------
+    requested    `job.cancelled` is true, and the statement that its connection runs is cancelled  at once
+    interrupted  Interrupted is raised in its thread, as soon as the thread is back in Python      1 s
+    severed      its connection is shut down: the row is free, and no COMMIT can start any more    5 s
+    stuck        the thread is reported, and another thread takes its place                        10 s
 
-Each step waits for the one before it to be ignored for a while. An exception raised from outside must not land in the
-library's own code or in the next job, so the window for it is opened and closed around the handler alone.
+A step is taken if the attempt has not ended by then. The exception must not arrive in the library's own code or in the
+next job, so it is raised only while the handler runs, and absorbed right after the handler if it is late.
 """
 
 from __future__ import annotations
@@ -31,62 +32,58 @@ from pgjobs.db.checkout import NEVER, Checkout
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.errors import Interrupted, InvalidTransaction, JobCancelled, JobStopped, JobTimedOut, NotRunning
 from pgjobs.execution.canceller import canceller
-from pgjobs.execution.interrupt import let_arrive, raise_in
+from pgjobs.execution.interrupt import absorb_interrupt, raise_in_thread
 from pgjobs.execution.outcome import NO_DATA, AttemptData, Outcome
 from pgjobs.job import Job
-from pgjobs.loggers import get_logger
 from pgjobs.options import LAST_INSTANT
 from pgjobs.work_map import Handler
-
-log = get_logger("pgjobs.watch")
 
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
 
 Reason = JobTimedOut | JobCancelled | JobStopped
 
-_CANCEL_AGAIN = 0.25  # seconds after which a handler that goes on with the next statement is cancelled again
+_CANCEL_AGAIN = 0.25  # seconds; a handler may ignore a cancelled statement and run the next one
 
 
 @dataclass(frozen=True, slots=True)
 class GracePeriods:
-    """When each step is taken, in seconds after the attempt was told to end."""
+    """When each step is taken, in seconds after the stop was requested."""
 
-    raised: float
+    interrupted: float
     severed: float
     stuck: float
 
 
-AFTER_TIMEOUT = GracePeriods(raised=1.0, severed=5.0, stuck=10.0)
-AT_STOP = GracePeriods(raised=0.2, severed=0.8, stuck=1.2)
+AFTER_TIMEOUT = GracePeriods(interrupted=1.0, severed=5.0, stuck=10.0)
+AT_STOP = GracePeriods(interrupted=0.2, severed=0.8, stuck=1.2)
 
-
-# What the server allows a transaction beyond the job's timeout: by then a process that lives has severed it.
+# The server ends a transaction this long after the job's timeout: by then a process that works has severed it.
 SERVER_GRACE = timedelta(seconds=AFTER_TIMEOUT.stuck)
 
 
 class Attempt:
-    """One start of a handler in this process. The worker's thread runs it; the watch may end it."""
+    """One start of a handler in this process. The worker's thread runs it; the watchdog may stop it."""
 
-    # as it begins: there is one for each job, and most end without having changed any of these
-    started = False  # its handler was called
-    args_fit = True  # the class that the handler wants
-    outcome: Outcome | None = None  # when it did not complete
-    completed = False  # by job.complete(tx); whether that was committed is not known
+    # Defaults of the class: most attempts change none of these, and an attempt is made for every job.
+    started = False  # the handler was called
+    args_fit = True  # the args could be decoded for the handler
+    outcome: Outcome | None = None  # once it is decided; None if the job completes
+    completed = False  # by job.complete(tx), which may not be committed
     run_seconds = 0.0  # of the handler
-    reason: Reason | None = None  # why it is to end
-    session: Any = None  # of a detached one: what its claim found of the connection
-    on_severed: Callable[[Checkout], None] | None = None  # what its connection was also for
-    tainted = False  # a cancel or an exception may still be on its way: its connection is not used again
+    reason: Reason | None = None  # why it is to stop
+    session: Any = None  # of a detached attempt: the session of the connection that claimed the job
+    on_severed: Callable[[Checkout], None] | None = None  # called for the other jobs of a batch on the same connection
+    tainted = False  # a cancel or an exception may arrive late: the connection must not be used again
     severed = False
     stuck = False
-    over = False
+    ended = False
     _context: Context | None = None
     _metadata: Mapping[str, Any] = MappingProxyType({})
     _output: str | None = None
-    _told_at = NEVER
-    _patience = AFTER_TIMEOUT
+    _requested_at = NEVER
+    _grace = AFTER_TIMEOUT
     _in_handler = False
-    _raised = False
+    _interrupted = False
 
     def __init__(
         self,
@@ -98,23 +95,21 @@ class Attempt:
         complete: Callable[[AnyConnection, Attempt], Job[Any]] | None = None,
     ) -> None:
         self.job = job
-        self.checkout = checkout  # None: detached, without a connection
-        self.handler = handler  # None: nobody handles its kind
+        self.checkout = checkout  # None: a detached attempt, which has no connection
+        self.handler = handler  # None: the kind has no handler
         self.deciding = threading.Lock()
         self.thread = threading.current_thread()
         self._began = time.time()
         self.expires = NEVER if timeout is None else time.monotonic() + timeout.total_seconds()
-        self._conn_id = (
-            id(checkout.conn) if checkout else 0
-        )  # no reference: who holds one is what the executor looks for
+        self._conn_id = id(checkout.conn) if checkout else 0  # a reference would look like a leak of the connection
         self._complete = complete
         self._timeout = timeout
         self._lock = threading.Lock()
         self._process = os.getpid()
 
     def followed_by(self, job: Job[Any], timeout: timedelta | None, handler: Handler) -> Attempt:
-        """The attempt at the next job of a batch, in the same thread and on the same connection; this one is over. What
-        is made for both costs as much as all the rest of an attempt."""
+        """Make the attempt at the next job of a batch, in the same thread and on the same connection, after this one
+        has ended. It shares the locks: to make them takes half of the time of a new attempt."""
         made: Attempt = object.__new__(Attempt)
         made.job = job
         made.checkout = self.checkout
@@ -136,7 +131,7 @@ class Attempt:
 
     @property
     def in_handler(self) -> bool:
-        """Whether its handler is still at work, not its thread at the record of what became of it."""
+        """Whether the handler still runs; False when the thread is writing the outcome."""
         return self._in_handler
 
     @property
@@ -151,12 +146,12 @@ class Attempt:
     def set_metadata(self, values: Mapping[str, Any]) -> None:
         self._check_running()
         text = codec.encode_metadata({**self._metadata, **values})
-        self._metadata = json.loads(text)  # a copy: what the handler changes later is not checked any more
+        self._metadata = json.loads(text)  # a copy: later changes by the handler would not be checked
 
     def record_output(self, output: object) -> None:
         self._check_running()
         text = codec.encode_output(output)
-        # in ASCII, as metadata is: whatever encoding the handler leaves its session in
+        # in ASCII, as metadata is, because the handler may have changed the session's encoding
         self._output = text if text.isascii() else _NOT_ASCII.sub(lambda found: json.dumps(found[0])[1:-1], text)
 
     def complete(self, tx: Any) -> Job[Any]:
@@ -169,42 +164,42 @@ class Attempt:
         return self.job
 
     def _check_running(self) -> None:
-        if self.over:
-            raise NotRunning(f"job {self.job.id} is not being run any more: this attempt is over")
+        if self.ended:
+            raise NotRunning(f"job {self.job.id} is not being run any more: this attempt has ended")
 
     # --- for the worker's thread
 
     @property
-    def kept(self) -> AttemptData:
-        """What is to be written with the outcome."""
+    def data(self) -> AttemptData:
+        """The metadata and the output of the handler, which are written with the outcome."""
         if not self._metadata and self._output is None:
             return NO_DATA
         return AttemptData(json.dumps(dict(self._metadata)) if self._metadata else None, self._output)
 
     @property
     def context(self) -> Context:
-        """The context variables of all that the application's functions do around this attempt: a copy of those of its
-        thread, which must not be entered twice at a time."""
+        """The context in which hooks, policies and other functions of the application run for this attempt: a copy of
+        the thread's context, because a context cannot be entered twice at a time."""
         if self._context is None:
-            self._context = own_context()
+            self._context = private_context()
         return self._context
 
     def run(self, handler: Callable[[], object]) -> BaseException | None:
-        """Call the handler, in a copy of the context variables; what it raised, or why it was told to end if it raised
-        for that. When this returns, no exception from outside can arrive any more."""
+        """Call the handler in a context of its own. Returns the exception that it raised; if a stop was requested, the
+        reason of the stop instead. After this no exception of the watchdog can arrive."""
         error: BaseException | None = None
         started = time.monotonic()
         try:
             try:
-                context = own_context() if self._context is None else with_own_decimals(self._context.copy())
-                self._in_handler = True  # without the lock: the watch may find it a moment later
+                context = private_context() if self._context is None else with_copied_decimals(self._context.copy())
+                self._in_handler = True  # without the lock: the watchdog may see it a moment later
                 context.run(handler)
             except BaseException as raised:  # also SystemExit: a handler must not end the worker's thread
                 error = raised
-            if os.getpid() != self._process:  # a child that the handler forked has come back out of it
+            if os.getpid() != self._process:  # the handler has forked, and this is the child
                 os._exit(0 if error is None or (isinstance(error, SystemExit) and not error.code) else 1)
             self._close_window()
-        except Interrupted as late:  # it arrived between the handler's end and the end of the window
+        except Interrupted as late:  # it arrived after the handler and before the window was closed
             self._close_window()
             error = late
         self.run_seconds = time.monotonic() - started
@@ -216,55 +211,55 @@ class Attempt:
     def _close_window(self) -> None:
         with self._lock:
             self._in_handler = False
-        if self._raised:
-            let_arrive()
+        if self._interrupted:
+            absorb_interrupt()
 
     def abandon(self) -> None:
-        """Give its connection up on behalf of a thread that does not come back: the pool makes another."""
+        """Give up the connection of a thread that does not come back, so that the pool makes another one."""
         if self.checkout is not None:
             self.checkout.abandon(self._conn_id)
 
     def end(self) -> None:
-        """It is finished: nothing will be done to it or its connection any more."""
+        """The outcome is written: the watchdog leaves the attempt and its connection alone from now on."""
         with self._lock:
-            self.over = True
+            self.ended = True
             if not self.severed:
-                self.on_severed = None  # a job that the handler keeps does not keep all its neighbours
+                self.on_severed = None  # else a job that the application keeps would keep its whole batch
 
-    # --- for the watch; nothing in here blocks
+    # --- for the watchdog; nothing in here blocks
 
-    def request_stop(self, reason: Reason, patience: GracePeriods | None = None) -> None:
-        """It is to end. The first reason counts; a later call can only be less patient."""
-        patience = patience or AFTER_TIMEOUT
+    def request_stop(self, reason: Reason, grace: GracePeriods | None = None) -> None:
+        """Stop the attempt. The first reason counts; a later call can only shorten the grace periods."""
+        grace = grace or AFTER_TIMEOUT
         with self._lock:
-            if self.reason is None or patience.stuck < self._patience.stuck:
-                self._told_at = time.monotonic()
-                self._patience = patience
+            if self.reason is None or grace.stuck < self._grace.stuck:
+                self._requested_at = time.monotonic()
+                self._grace = grace
             self.reason = self.reason or reason
 
     def escalate(self, now: float) -> float:
-        """Take the step that is due; when to come again."""
+        """Take the steps that are due. Returns when the next one is due, by the monotonic clock."""
         if self.reason is None and self._timeout is not None and now >= self.expires:
             self.request_stop(JobTimedOut(self._timeout))
         with self._lock:
-            if self.over or self.stuck:
+            if self.ended or self.stuck:
                 return NEVER
             if self.reason is None:
                 return self.expires
-            return self._told_at + self._step(now - self._told_at)
+            return self._requested_at + self._step(now - self._requested_at)
 
     def _step(self, waited: float) -> float:
-        """The steps that are due after so many seconds, in their order; after how many to come again. A watch that
-        comes late, on a busy machine, leaves none out."""
-        if self._in_handler and not self._raised and waited >= self._patience.raised:
-            self._raised = self.tainted = True
-            raise_in(self.thread, Interrupted)
-        if waited >= self._patience.severed:
+        """Take the steps that are due so many seconds after the request; all of them, if the watchdog is late. Returns
+        after how many seconds the next one is due."""
+        if self._in_handler and not self._interrupted and waited >= self._grace.interrupted:
+            self._interrupted = self.tainted = True
+            raise_in_thread(self.thread, Interrupted)
+        if waited >= self._grace.severed:
             return self._sever(waited)
         if self._in_handler and self.checkout is not None and self.checkout.in_statement:
             self.tainted = True
-            canceller.get().ask(self.checkout, self._conn_id)
-        due = (self._patience.raised, self._patience.severed, waited + _CANCEL_AGAIN)
+            canceller.get().cancel(self.checkout, self._conn_id)
+        due = (self._grace.interrupted, self._grace.severed, waited + _CANCEL_AGAIN)
         return min(later for later in due if later > waited)
 
     def _sever(self, waited: float) -> float:
@@ -272,21 +267,21 @@ class Attempt:
             self.severed = self.tainted = True
             if self.checkout is not None:
                 self.checkout.shut_down(self._conn_id)
-        self.stuck = waited >= self._patience.stuck
-        return NEVER if self.stuck else self._patience.stuck
+        self.stuck = waited >= self._grace.stuck
+        return NEVER if self.stuck else self._grace.stuck
 
 
-def own_context() -> Context:
-    """A copy of the context variables of this thread, for functions of the application."""
-    return with_own_decimals(copy_context())
+def private_context() -> Context:
+    """Copy the context of this thread, so that variables set by the application's functions do not stay in it."""
+    return with_copied_decimals(copy_context())
 
 
-def with_own_decimals(context: Context) -> Context:
-    """The precision of decimals is kept in an object, which copies of a context share: this one has its own."""
-    if len(context):  # what a thread of a pool starts with is empty
-        context.run(_own_decimals)
+def with_copied_decimals(context: Context) -> Context:
+    """Give the context a decimal context of its own: copies of a context would share the object with the precision."""
+    if len(context):  # a thread of a pool starts with an empty context
+        context.run(_copy_decimals)
     return context
 
 
-def _own_decimals() -> None:
+def _copy_decimals() -> None:
     setcontext(getcontext().copy())

@@ -1,4 +1,4 @@
-"""The statements of batches, as queries.py has those of one attempt; prepared where the hot path can be used."""
+"""The statements of batches, a method for each; prepared where the connection has a prepared transport."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ from pgjobs.execution.queries import (
     passing_over,
     session_values,
 )
-from pgjobs.execution.transport import HotPath, Prepared, prepared
+from pgjobs.execution.transport import Prepared, PreparedTransport, prepared
 from pgjobs.job import Job, JobState, with_values
 
-# Those that claims of one would take one after the other.
+# In the order in which claims of one job would take them.
 _ORDERS: dict[str, Callable[[Any], Any]] = {
     "priority": attrgetter("priority", "scheduled_at", "id"),
     "scheduled_at": attrgetter("scheduled_at", "id"),
 }
 
 
-# What all jobs of a claim have in common, or most; with a place for everything, which is not made job by job.
+# All fields of a job, with the values that all or most jobs of a claim have: to copy this is faster than to build it.
 _SAME = dict.fromkeys(field.name for field in dataclasses.fields(Job)) | {
     "state": JobState.RUNNING,
     "attempt": 1,
@@ -54,102 +54,109 @@ _SAME = dict.fromkeys(field.name for field in dataclasses.fields(Job)) | {
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """What a claim of many gave: jobs, locked in the transaction that is open now."""
+    """The jobs of a claim, locked in the transaction that is open."""
 
     jobs: list[Job[Any]]
-    xid: str | None  # the transaction
+    xid: str | None  # the id of the transaction
     session: Session
-    bounds: dict[str, str]  # what it is bounded by, and by whose role
-    missed: int  # that were claimed, and taken away before they were locked
+    bounds: dict[str, str]  # the settings of the transaction, set again after each handler
+    missed: int  # jobs that were claimed but taken away before they were locked
 
 
 @dataclass(slots=True)
 class BatchOutcome:
-    """What is to be written at the end of a batch."""
+    """The outcomes to be written at the end of a batch."""
 
     queue: str
     token: UUID
     async_commit: bool
     done: list[int] = field(default_factory=list)
-    kept: list[tuple[int, AttemptData]] = field(default_factory=list)  # of those of them that want something kept
+    data: list[tuple[int, AttemptData]] = field(default_factory=list)  # of those in `done` that have any
     failed: list[tuple[Job[Any], Outcome, AttemptData]] = field(default_factory=list)
-    rest: list[int] = field(default_factory=list)  # not started
-    asked: list[Job[Any]] = field(default_factory=list)  # of those that are done, which somebody wanted cancelled
+    rest: list[int] = field(default_factory=list)  # jobs that were not started
+    cancel_requested: list[Job[Any]] = field(default_factory=list)  # of those in `done`
 
     def values(self) -> dict[str, Any]:
         return {
             **self.values_of_claim(),
             "ids": _ids(self.done),
-            "kept_ids": _ids(id for id, _ in self.kept),
-            "metadata": [each.metadata or "" for _, each in self.kept],
-            "output": [each.output or "" for _, each in self.kept],
+            "data_ids": _ids(id for id, _ in self.data),
+            "metadata": [each.metadata or "" for _, each in self.data],
+            "output": [each.output or "" for _, each in self.data],
         }
 
     def values_of_claim(self) -> dict[str, Any]:
-        """Where all were done that are not given back."""
+        """The values where all jobs but those in `rest` are done."""
         return {"queue": self.queue, "token": self.token, "rest": _ids(self.rest)}
 
 
 @dataclass(frozen=True, slots=True)
 class BatchResult:
-    """What became of the jobs of a batch."""
+    """The jobs of a batch after their outcomes were written."""
 
     completed: FinishResult
-    failed: list[FinishResult]  # in the order of the record
+    failed: list[FinishResult]  # in the order of BatchOutcome.failed
 
 
 class BatchQueries:
-    """The statements of one schema that are for batches."""
+    """The statements of batches, in one schema."""
 
     def __init__(self, queries: ExecutionQueries) -> None:
         work, tag = queries.work, queries.tag
         batch = self._batch = statements.load("execution_batch.sql", queries.schema)
         self._work = work
-        orders = {"priority": batch["next_batch_by_priority"], "scheduled_at": batch["next_batch_by_time"]}
-        self._takes, self._takes_around = (
-            {order: batch["take_batch"].replace(b"{next}", passing_over(next, part)) for order, next in orders.items()}
-            for part in (b"", work["passed_over"])
-        )
-        before, after = (work["begin"], batch["batch_bounds"]), (work["commit"], work["begin"], batch["lock_batch"])
+        orders = {"priority": batch["select_batch_by_priority"], "scheduled_at": batch["select_batch_by_time"]}
         self._claims, self._claims_around = (
-            {order: b"\n".join((*before, take, *after)) for order, take in takes.items()}
-            for takes in (self._takes, self._takes_around)
+            {order: batch["claim_batch"].replace(b"{next}", passing_over(next, part)) for order, next in orders.items()}
+            for part in (b"", work["skip_set_aside"])
         )
-
-        def hot(name: str, sql: bytes) -> Prepared:
-            return prepared(f"{tag}_batch_{name}", sql)
-
-        def parts(name: str, sql: bytes) -> tuple[Prepared, ...]:
-            return tuple(hot(f"{name}_{number}", part) for number, part in enumerate(sql.rstrip(b"; \n").split(b";\n")))
-
-        begin, commit, lock = (
-            hot("begin", work["begin"]),
-            hot("commit", work["commit"]),
-            hot("lock", batch["lock_batch"]),
+        before = (work["begin"], batch["set_batch_settings"])
+        after = (work["commit"], work["begin"], batch["lock_batch"])
+        self._claim_messages, self._claim_messages_around = (
+            {order: b"\n".join((*before, claim, *after)) for order, claim in claims.items()}
+            for claims in (self._claims, self._claims_around)
         )
-        self._around_take = (begin, hot("bounds", batch["batch_bounds"])), (commit, begin, lock)
-        self._hot_takes: dict[tuple[str, int, bool], Prepared] = {}
-        self._prepared = hot
-        self._hot_between = parts("between", batch["between_jobs"])
-        self._hot_relax = hot("relax", work["relax"])
-        self._hot_release = hot("release", batch["release_batch"])
-        self._hot_no_timeout = hot("no_statement_timeout", work["no_statement_timeout"])
-        complete, at = hot("complete_claim", batch["complete_claim"]), hot("completed_at", batch["completed_at"])
-        self._hot_untouched: tuple[Prepared, ...] = (complete, at, commit)
-        self._hot_used = (hot("complete", batch["complete_batch"]), commit, *parts("reset", work["reset_session"]))
-        self._hot_commit = commit
+        self._name = f"{tag}_batch_"
+        self._prepared_claims: dict[tuple[str, int, bool], Prepared] = {}
+        self._make_steps(work, batch)
+
+    def _make_steps(self, work: Mapping[str, bytes], batch: Mapping[str, bytes]) -> None:
+        """Make the steps of the messages of a prepared transport."""
+        step, steps = self._step, self._steps
+        begin, commit = step("begin", work["begin"]), step("commit", work["commit"])
+        settings, lock = step("settings", batch["set_batch_settings"]), step("lock", batch["lock_batch"])
+        self._around_claim = (begin, settings), (commit, begin, lock)
+        self._clean_steps = steps("between", batch["between_jobs"])
+        self._async_commit_step = step("async", work["commit_async"])
+        self._unclaim_step = step("unclaim", batch["unclaim_batch"])
+        self._timeout_step = step("timeout", work["drop_statement_timeout"])
+        complete, time = step("complete_claim", batch["complete_claim"]), step("time", batch["select_time"])
+        self._complete_untouched: tuple[Prepared, ...] = (complete, time, commit)
+        complete = step("complete", batch["complete_batch"])
+        self._complete_used = (complete, commit, *steps("reset", work["reset_session"]))
+        self._commit_step = commit
+
+    def _step(self, name: str, sql: bytes) -> Prepared:
+        return prepared(self._name + name, sql)
+
+    def _steps(self, name: str, sql: bytes) -> tuple[Prepared, ...]:
+        """A step for each command."""
+        commands = sql.rstrip(b"; \n").split(b";\n")
+        return tuple(self._step(f"{name}_{number}", command) for number, command in enumerate(commands))
 
     # --- claim
 
-    def claim(self, conn: AnyConnection, hot: HotPath | None, order: str, values: Mapping[str, Any]) -> Claimed | None:
-        """Claim many jobs, and lock them in the transaction that is then open. None: there is nothing to claim, or the
-        first job must run alone, and no transaction is open. Raises AttemptLost when all were taken away before they
-        could be locked."""
-        if hot is not None:
-            limits, taken, locked = self._claim_hot(hot, order, values)
+    def claim(
+        self, conn: AnyConnection, transport: PreparedTransport | None, order: str, values: Mapping[str, Any]
+    ) -> Claimed | None:
+        """Claim many jobs, and lock them in the transaction that is open then. None: there is no job, or the first one
+        must run alone, and no transaction is open. Raises AttemptLost when other transactions changed all rows before
+        they could be locked."""
+        if transport is not None:
+            limits, taken, locked = self._claim_prepared(transport, order, values)
         else:
             with BatchCursor(conn, row_factory=tuple_row) as cur:
-                claims = self._claims_around if values.get("aside") else self._claims
+                claims = self._claim_messages_around if values.get("aside") else self._claim_messages
                 cur.execute(claims[order], {**CLAIM_DEFAULTS, **values})
                 [limits], taken, locked = answers(cur)
         if not locked:
@@ -169,40 +176,47 @@ class BatchQueries:
         bounds = {"check_interval": values["check_interval"], "bounded_by": values["bounded_by"], "bound": bound}
         return Claimed(jobs, xid, session, {**bounds, "session_user": session.user, "role": session.role}, missed)
 
-    def _claim_hot(self, hot: HotPath, order: str, values: Mapping[str, Any]) -> tuple[Any, list[Any], list[Any]]:
-        literals = hot.literals(values)
-        before, after = self._around_take
-        steps = (*before, self._hot_take(order, values["limit"], around=bool(values.get("aside"))), *after)
-        results, error = hot.send(hot.message([(step, literals) for step in steps]))
+    def _claim_prepared(
+        self, transport: PreparedTransport, order: str, values: Mapping[str, Any]
+    ) -> tuple[Any, list[Any], list[Any]]:
+        literals = transport.literals(values)
+        before, after = self._around_claim
+        steps = (*before, self._prepared_claim(order, values["limit"], around=bool(values.get("aside"))), *after)
+        results, error = transport.send(transport.message([(step, literals) for step in steps]))
         if error is not None:
             raise error
-        hot.used = False
-        return hot.rows(results[1])[0], hot.rows(results[2]), hot.rows(results[5])
+        transport.used = False
+        return transport.rows(results[1])[0], transport.rows(results[2]), transport.rows(results[5])
 
     def _locked_ids(self, conn: AnyConnection, values: Mapping[str, Any]) -> set[int]:
         with literal_cursor(conn) as cur:
-            cur.execute(self._batch["ids_of_batch"], values)
+            cur.execute(self._batch["select_locked_ids"], values)
             return {id for (id,) in cur.fetchall()}
 
-    def _hot_take(self, order: str, limit: int, *, around: bool) -> Prepared:
-        """The claim of so many. The limit stands in the text: a plan for any is one for a tenth of the table."""
+    def _prepared_claim(self, order: str, limit: int, *, around: bool) -> Prepared:
+        """The claim of so many jobs. The limit is written into the text: with a parameter, the planner would expect a
+        tenth of the table."""
         try:
-            return self._hot_takes[order, limit, around]
+            return self._prepared_claims[order, limit, around]
         except KeyError:
-            take = (self._takes_around if around else self._takes)[order].replace(b"%(limit)s", b"%d" % limit)
-            name = f"take_{order}_{limit}{'_around' if around else ''}"
-            made = self._hot_takes[order, limit, around] = self._prepared(name, take)
+            claim = (self._claims_around if around else self._claims)[order].replace(b"%(limit)s", b"%d" % limit)
+            name = f"claim_{order}_{limit}{'_around' if around else ''}"
+            made = self._prepared_claims[order, limit, around] = self._step(name, claim)
             return made
 
     # --- between two jobs
 
     def between_jobs(
-        self, conn: AnyConnection, hot: HotPath | None, bounds: Mapping[str, str], session: Session | None
+        self,
+        conn: AnyConnection,
+        transport: PreparedTransport | None,
+        bounds: Mapping[str, str],
+        session: Session | None,
     ) -> bytes:
-        """What makes the session clean for the next handler, as one message."""
-        if hot is not None:
-            literals = hot.literals(bounds)
-            return hot.message([(step, literals) for step in self._hot_between]) + b";"
+        """Make the message that resets the session for the next handler."""
+        if transport is not None:
+            literals = transport.literals(bounds)
+            return transport.message([(step, literals) for step in self._clean_steps]) + b";"
         with literal_cursor(conn) as cur:
             statements = re.sub(rb"^--.*\n", b"", self._batch["between_jobs"], flags=re.MULTILINE)
             between = [cur.mogrify(statements, bounds).encode(), *self._deallocating(cur, session)]
@@ -211,60 +225,65 @@ class BatchQueries:
     # --- finish
 
     def finish(self, conn: AnyConnection, record: BatchOutcome, release: bytes) -> tuple[BatchResult, bool]:
-        """Commit the writes of all handlers together with their outcomes; whether the session is clean then. `release`
-        is the savepoint of the handler that was the last to use the connection, as a message."""
+        """Commit the writes of all handlers together with their outcomes. Also returns whether the session is clean.
+        `release` is the message that ends the last savepoint."""
         with literal_cursor(conn) as cur:
-            if release and conn.info.encoding != "utf-8":  # as a handler wants it: this undoes it first
+            if release and conn.info.encoding != "utf-8":  # set by a handler: this resets it before values are sent
                 cur.execute(release)
                 release = b""
-            parts = [release, self._work["no_statement_timeout"], *self._recording(cur, record)]
+            parts = [release, self._work["drop_statement_timeout"], *self._recording(cur, record)]
             parts += [self._work["commit"], self._work["reset_session"]]
             written, others = self._execute(cur, record, parts)
             return written, others[-1][0][-1] == 0
 
-    def finish_hot(self, hot: HotPath, record: BatchOutcome, release: bytes | None) -> tuple[BatchResult, bool]:
-        """As `finish`, for a batch in which none failed or wants anything kept. Without a `release` its handlers have
-        sent nothing."""
-        before, after = list[Prepared](), self._hot_untouched
+    def finish_prepared(
+        self, transport: PreparedTransport, record: BatchOutcome, release: bytes | None
+    ) -> tuple[BatchResult, bool]:
+        """As `finish`, for a batch in which no job has failed or has metadata or output. Without `release`: its
+        handlers have not used the connection."""
+        before, after = list[Prepared](), self._complete_untouched
         if release is not None:
-            before, after = [self._hot_no_timeout], self._hot_used
-            _, error = hot.send(release)
+            before, after = [self._timeout_step], self._complete_used
+            _, error = transport.send(release)
             if error is not None:
                 raise error
-        before += [self._hot_relax] if record.async_commit else []
-        before += [self._hot_release] if record.rest else []
-        literals = hot.literals(record.values_of_claim() if release is None else record.values())
-        results, error = hot.send(hot.message([(step, literals) for step in (*before, *after)]))
+        before += [self._async_commit_step] if record.async_commit else []
+        before += [self._unclaim_step] if record.rest else []
+        literals = transport.literals(record.values_of_claim() if release is None else record.values())
+        results, error = transport.send(transport.message([(step, literals) for step in (*before, *after)]))
         results = results[len(before) :]
-        if len(results) <= after.index(self._hot_commit):
+        if len(results) <= after.index(self._commit_step):
             raise _lost_or(error or psycopg.OperationalError("the answer is lost"), record)
         if release is not None:
-            clean = len(results) == len(after) and hot.rows(results[-1])[0][1] == 0
-            return self._completed(hot.rows(results[0])), clean
+            clean = len(results) == len(after) and transport.rows(results[-1])[0][1] == 0
+            return self._completed(transport.rows(results[0])), clean
         if results[0].command_tuples != len(record.done):
             raise AttemptLost(f"of {len(record.done)} jobs of a batch {results[0].command_tuples} were still its own")
-        return self._completed(hot.rows(results[1])), True
+        return self._completed(transport.rows(results[1])), True
 
     def _completed(self, rows: Sequence[TupleRow]) -> BatchResult:
         return BatchResult(FinishResult(JobState.COMPLETED, rows[0][0], True), [])
 
     def _recording(self, cur: psycopg.ClientCursor[Any], record: BatchOutcome) -> list[bytes]:
-        """The statements that write all outcomes."""
+        """Make the statements that write all outcomes."""
         values = record.values()
-        parts = [self._work["relax"]] if record.async_commit else []
-        for job, outcome, kept in record.failed:
-            each = finish_values(job, outcome, kept)
-            both = (self._work["finish"], self._work["cancel_if_asked"])
+        parts = [self._work["commit_async"]] if record.async_commit else []
+        for job, outcome, data in record.failed:
+            each = finish_values(job, outcome, data)
+            both = (self._work["finish"], self._work["cancel_if_requested"])
             parts += [cur.mogrify(statement, each).encode() for statement in both]
         wanted = [self._batch["complete_batch"]] if record.done else []
-        wanted += [self._batch["keep_of_batch"]] if values["metadata"] else []
-        wanted += [self._batch["release_batch"]] if record.rest else []
+        wanted += [self._batch["store_batch_data"]] if values["metadata"] else []
+        wanted += [self._batch["unclaim_batch"]] if record.rest else []
         parts += [cur.mogrify(statement, values).encode() for statement in wanted]
-        note = self._work["cancel_if_asked"]
-        return parts + [cur.mogrify(note, finish_values(job, COMPLETED, NO_DATA)).encode() for job in record.asked]
+        note = self._work["cancel_if_requested"]
+        return parts + [
+            cur.mogrify(note, finish_values(job, COMPLETED, NO_DATA)).encode() for job in record.cancel_requested
+        ]
 
     def _deallocating(self, cur: psycopg.ClientCursor[Any], session: Session | None) -> list[bytes]:
-        """What handlers have prepared, where the session is that of others next."""
+        """Make the statement that drops what handlers have prepared, where a pooler gives the session to other
+        clients."""
         if session is None or session.shared_since is None:
             return []
         return [cur.mogrify(self._work["deallocate"], session_values(session)).encode()]
@@ -276,9 +295,8 @@ class BatchQueries:
             cur.execute(b"\n".join(parts))
         except psycopg.Error as error:
             raise _lost_or(error, record) from error
-        rows = answers(cur)[
-            -(2 * len(record.failed) + bool(record.done) + len(record.asked) + 1) :
-        ]  # before them, what cleaned the session
+        number = 2 * len(record.failed) + bool(record.done) + len(record.cancel_requested) + 1
+        rows = answers(cur)[-number:]  # without those of `release`
         failed, rows = rows[: 2 * len(record.failed)], rows[2 * len(record.failed) :]
         finished = []
         for [(state, now, *_)], cancelled in zip(failed[::2], failed[1::2], strict=True):
@@ -286,31 +304,32 @@ class BatchQueries:
         now = rows[0][0][0] if record.done else 0
         return BatchResult(FinishResult(JobState.COMPLETED, now, True), finished), rows
 
-    # --- when that could not be
+    # --- when the batch cannot be committed
 
     def undo(
         self, conn: AnyConnection, record: BatchOutcome, error: str, *, restore_before: datetime | None
     ) -> tuple[dict[int, FinishResult], dict[int, FinishResult]]:
-        """Give those back that were not started, and make those available again whose writes are lost; which they
-        were, and which were completed after all. In a transaction of its own, guarded by the token. `restore_before`:
-        after the loss of a connection the claim may be lost too, which was made then."""
+        """Undo the claims of the jobs that were not started, and make those available again whose writes are lost, in a
+        new transaction, guarded by the token. Returns the latter, and the jobs that were completed after all: the
+        answer to their COMMIT was lost. `restore_before`: after the loss of a connection, the server may have crashed
+        and lost the claim of this time; it is then restored."""
         values = {
             **record.values(), "error": error, "attempted_at": restore_before,
             "started": _ids([*record.done, *(job.id for job, _, _ in record.failed)]),
         }  # fmt: skip
-        parts = [self._work["begin_late_finish"]] + ([self._work["relax"]] if record.async_commit else [])
+        parts = [self._work["begin_late_finish"]] + ([self._work["commit_async"]] if record.async_commit else [])
         parts += [self._batch["restore_batch"]] if restore_before is not None else []
-        parts += [self._batch["release_batch"], self._batch["undo_batch"], self._batch["completed_of_batch"]]
+        parts += [self._batch["unclaim_batch"], self._batch["undo_batch"], self._batch["select_completed"]]
         with literal_cursor(conn) as cur:
             cur.execute(b"\n".join((*parts, self._work["commit"])), values)
             undone, completed = answers(cur)
         return _all(JobState.AVAILABLE, undone), _all(JobState.COMPLETED, completed)
 
     def complete_late(self, conn: AnyConnection, record: BatchOutcome) -> dict[int, FinishResult]:
-        """Complete those whose writes were committed by the handler that ended their transaction."""
-        parts = [self._work["begin_late_finish"]] + ([self._work["relax"]] if record.async_commit else [])
+        """Complete the jobs whose writes were committed by a handler that ended the transaction."""
+        parts = [self._work["begin_late_finish"]] + ([self._work["commit_async"]] if record.async_commit else [])
         values = record.values()
-        parts += [self._batch["keep_of_batch"]] if values["metadata"] else []
+        parts += [self._batch["store_batch_data"]] if values["metadata"] else []
         parts += [self._batch["complete_batch_late"], self._work["commit"]]
         with literal_cursor(conn) as cur:
             cur.execute(b"\n".join(parts), values)
@@ -318,18 +337,18 @@ class BatchQueries:
         return _all(JobState.COMPLETED, completed)
 
     def was_committed(self, conn: AnyConnection, record: BatchOutcome, xid: str, *, lost: bool) -> bool:
-        """Whether the transaction of the batch was; `lost` says that this is not the connection it ran on."""
+        """Whether the transaction of the batch was committed. `lost`: its connection was lost."""
         with literal_cursor(conn) as cur:
             try:
                 cur.execute(self._batch["was_committed"], {**record.values_of_claim(), "xid": xid, "lost": lost})
             except (psycopg.errors.InvalidParameterValue, psycopg.errors.InternalError_):
-                return False  # the server has crashed, and knows of no such transaction
+                return False  # the server has crashed, and knows no such transaction
             return bool(one(cur)[0])
 
 
 def must_run_alone(job: Job[Any]) -> bool:
-    """Whether a claimed job is one that no batch may have."""
-    return job.attempt > 1 or job.max_attempts == 1 or job.leased_until is not None or "given_back" in _metadata(job)
+    """Whether a claimed job must not be in a batch; the claim of a batch has the same condition in SQL."""
+    return job.attempt > 1 or job.max_attempts == 1 or job.leased_until is not None or "excused" in _metadata(job)
 
 
 def _metadata(job: Job[Any]) -> Mapping[str, Any]:
@@ -337,7 +356,7 @@ def _metadata(job: Job[Any]) -> Mapping[str, Any]:
 
 
 def _as_jobs(rows: Iterable[TupleRow], queue: str, token: UUID, worker: str, attempted_at: datetime) -> list[Job[Any]]:
-    """The jobs of a claim, which says only what is not the same for all."""
+    """Make the jobs of a claim from its rows, which have only the columns that may differ."""
     same = {
         **_SAME, "queue": queue, "attempted_at": attempted_at, "token": token, "attempted_by": (worker,),
     }  # fmt: skip
@@ -365,7 +384,7 @@ def _as_jobs(rows: Iterable[TupleRow], queue: str, token: UUID, worker: str, att
 
 
 class _Instants(dict[str, datetime]):
-    """By their text: jobs that were enqueued together have the same."""
+    """Instants by their text: jobs that were enqueued together have the same."""
 
     def __missing__(self, text: str) -> datetime:
         made = self[text] = _instant(text)

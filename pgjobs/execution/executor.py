@@ -1,4 +1,4 @@
-"""Runs one job: claim, lock, handler, finish. Nothing in here is about threads."""
+"""Runs one job in the calling thread: claim, lock, handler, finish."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 from pgjobs.answers import check_done
 from pgjobs.db.checkout import Checkout
 from pgjobs.errors import UnknownKind
-from pgjobs.execution.attempt import Attempt, own_context
+from pgjobs.execution.attempt import Attempt, private_context
 from pgjobs.execution.claimer import Claimer
 from pgjobs.execution.finisher import Finisher
-from pgjobs.execution.lock_job import forget
+from pgjobs.execution.lock_job import clear_frames
 from pgjobs.execution.watchdog import Watchdog
 from pgjobs.hooks import HookCalls, Middleware, around
 from pgjobs.job import Job, being_current, changed
@@ -21,7 +21,7 @@ from pgjobs.job import Job, being_current, changed
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Executor:
-    """What the threads of one process share to run jobs."""
+    """Runs jobs for the threads of one process."""
 
     claimer: Claimer
     finisher: Finisher
@@ -38,14 +38,15 @@ class Executor:
         claimed: Callable[[], None] = lambda: None,
         go_on: Callable[[], bool] = lambda: False,
     ) -> Job[Any] | None:
-        """Claim the next job of the queue and run it to its end. The job as it was claimed, or None if there was none.
+        """Claim the next job of the queue, run its handler and write the outcome. Returns the job as it was claimed, or
+        None.
 
-        `claimed` is called before the handler: where one job was, there may be more. `go_on` says after it whether
-        another call follows, which then finds the next job claimed already. Whatever a handler does is an outcome;
-        raises only what the connection raises before or after. What the application's functions set in context
-        variables meanwhile is gone after it.
+        `claimed` is called before the handler: there may be more jobs, for other threads. `go_on` is called after the
+        handler; if it returns True, another call must follow, for which the next job may be claimed already. Whatever
+        the handler does is an outcome: only errors of the connection, before or after it, are raised. Context variables
+        that the application's functions set are not seen by the next job.
         """
-        return own_context().run(self._run_next, checkout, queue, claimed, go_on)
+        return private_context().run(self._run_next, checkout, queue, claimed, go_on)
 
     def _run_next(
         self, checkout: Checkout, queue: str, claimed: Callable[[], None], go_on: Callable[[], bool]
@@ -57,13 +58,13 @@ class Executor:
         references = checkout.references()
         self._run(checkout, self.attempt(checkout, job), lambda: checkout.references() <= references and go_on())
         if checkout.spoiled or checkout.references() > references:
-            self.claimer.leave(checkout)
+            self.claimer.unclaim_next(checkout)
             checkout.replace()
         return job
 
-    def leave(self, checkout: Checkout) -> None:
-        """No call follows: what is claimed already is given back."""
-        self.claimer.leave(checkout)
+    def unclaim_next(self, checkout: Checkout) -> None:
+        """No call follows: undo the claim of the next job, if there is one."""
+        self.claimer.unclaim_next(checkout)
 
     def _claim(self, checkout: Checkout, queue: str) -> Job[Any] | None:
         try:
@@ -91,27 +92,27 @@ class Executor:
         self.watchdog.add(attempt)
         try:
             if attempt.checkout is None:
-                self.finisher.rollback(checkout)  # the lease holds the job from here on
+                self.finisher.rollback(checkout)  # from here on the lease keeps the job
                 checkout.return_early()
             error = self.start(attempt)
             going_on = error is None and not attempt.tainted and not checkout.in_block and go_on()
             self.finisher.finish(checkout, attempt, error, go_on=going_on)
         except BaseException:
-            checkout.spoiled = True  # whatever state it is in: not for the next job
+            checkout.spoiled = True  # its state is unknown: not for the next job
             raise
         finally:
             attempt.end()
             self.watchdog.remove(attempt)
             checkout.spoiled = checkout.spoiled or (attempt.tainted and attempt.checkout is not None)
-        forget(error)
+        clear_frames(error)
         if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
-            raise error  # somebody pressed Ctrl-C at a work_one()
+            raise error  # Ctrl-C in the thread that called work_one()
 
     def start(self, attempt: Attempt) -> BaseException | None:
-        """Call the handler; what it raised, or why it could not be called."""
+        """Call the handler. Returns its exception, or the error for which it could not be called."""
         try:
             run = self._prepare(attempt)
-        except BaseException as error:  # args that do not fit are this attempt's failure, and so is the code that reads
+        except BaseException as error:  # args that do not fit, or an error in the code that decodes them
             attempt.args_fit = False
             return error
         self.hooks("on_start", attempt.job)
@@ -126,13 +127,13 @@ class Executor:
         if attempt.job.decode is not handler.decode:  # another handler was registered since the claim
             attempt.job = changed(attempt.job, decode=handler.decode)
         job = changed(attempt.job, running=attempt)
-        job.decode_args()  # here, before the handler
+        job.decode_args()  # before the handler, which may rely on them
         checkout = None if handler.detached else attempt.checkout
         middleware = (*self.middleware, *handler.middleware)
         function = handler.function
 
         def call() -> None:
-            being_current(job)  # for as long as the context of this call
+            being_current(job)  # in the context of this call
             if checkout is None:
                 around(middleware, None, job, function)()
                 return

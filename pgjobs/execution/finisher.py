@@ -1,5 +1,16 @@
-"""Ends an attempt: decides its outcome and writes it, in the job's transaction while that lives, else in one of its
-own."""
+"""Finishes an attempt: decides its outcome and writes it.
+
+    what has happened                               where the outcome is written
+    ----------------------------------------------  --------------------------------------------------------------------
+    the handler returned                            in its transaction, which commits its writes and the completion
+    the handler failed, or that COMMIT failed       in its transaction, after its writes are rolled back
+    the transaction or the connection is gone       in a new transaction, on a new connection if need be (late finish)
+    the late finish fails too                       nowhere: the rescue finds the job
+
+A late finish is guarded by the token alone and waits for no lock longer than a second: if the row is locked, a dead
+connection or a rescue holds the lock. If the answer to a COMMIT was lost, the job is looked up to see whether the
+commit has taken place.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +55,7 @@ from pgjobs.loggers import get_logger
 log = get_logger("pgjobs.finish")
 
 _LATE_FINISH_TRIES = 3
-_MOST_DEAD = 100  # connections that died with the server: each is handed out once, and is no try
+_MOST_DEAD = 100  # connections that died with the server: the pool hands out each one once; they do not count as tries
 _NO_CONNECTION = (PoolTimeout, PoolClosed, TooManyRequests, CannotConnect)
 _LOCK_NOT_AVAILABLE = "55P03"
 _MOST_ERRORS = 100
@@ -54,7 +65,7 @@ W = TypeVar("W")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finisher:
-    """What the threads of one process share to end attempts."""
+    """Finishes attempts for the threads of one process."""
 
     queries: ExecutionQueries
     claimer: Claimer
@@ -62,22 +73,24 @@ class Finisher:
     error_handler: ErrorHandler | None = None
     hooks: HookCalls
     events: Events
-    error_details: bool = True  # whether what Postgres says beside the message of an error is kept and logged
+    error_details: bool = True  # whether the DETAIL, HINT and CONTEXT of Postgres errors are stored and logged
     complaints: Complaints = field(default_factory=Complaints)
-    waits: Callable[[], None] = lambda: None  # called when a job is to run again sooner than maintenance might look
+    on_due_soon: Callable[[], None] = lambda: (
+        None
+    )  # called when a job is due again before maintenance would look for it
 
     def finish(
         self, checkout: Checkout, attempt: Attempt, error: BaseException | None, *, go_on: bool = False
     ) -> BaseException | None:
-        """Write what became of an attempt whose handler returned, or raised `error`. `go_on` with the next job, if that
-        can be claimed in the same round trip. What the attempt failed for, in the end."""
+        """Write the outcome of an attempt whose handler returned, or raised `error`. With `go_on`, claim the next job
+        in the same round trip if possible. Returns the error that the attempt has failed with in the end."""
         started, committed = time.monotonic(), False
         finished: FinishResult | None = None
         try:
             outcome, finished, error = self._write(checkout, attempt, error, go_on)
             committed = error is None
         except AttemptLost as lost:
-            log.warning("%s: its outcome stands already: it was finished for it, rescued, or changed", lost)
+            log.warning("%s: its outcome is not written; it was finished, rescued or changed in the meantime", lost)
             checkout.spoiled = True
             error = error or lost
         finally:
@@ -88,33 +101,35 @@ class Finisher:
             if checkout.usable and not checkout.spoiled:
                 checkout.restore()
         if finished is not None and finished.state is JobState.AVAILABLE:
-            self.claimer.look_again(attempt.job.queue)
-        if finished is not None:  # now that a framework knows that the transaction is over: a hook may use it
-            self.request_stop(attempt, outcome, finished, error, took)
+            self.claimer.marks.forget(attempt.job.queue)
+        if finished is not None:  # after `settle`: a hook may use the framework, which must know of the commit
+            self.report(attempt, outcome, finished, error, took)
         return error
 
     def record_severed(self, attempt: Attempt, checkout: Checkout) -> None:
-        """Record the outcome of an attempt whose connection was shut down, whatever its handler still does: from here
-        on its row is free, and it must not look as if its worker had vanished."""
+        """Write the outcome of an attempt whose connection was shut down, although its handler may still run: the row
+        is free now, and the rescue must not take the job for one of a vanished worker."""
         assert attempt.reason is not None
         outcome = self.decide(attempt, attempt.reason)
-        with suppress(AttemptLost):  # it was finished, or rescued, in this very moment
+        with suppress(AttemptLost):  # finished or rescued at the same moment
             finished = self.finish_late(checkout, attempt, outcome)
             if finished is not None:
-                self.request_stop(attempt, outcome, finished, attempt.reason, 0.0)
+                self.report(attempt, outcome, finished, attempt.reason, 0.0)
 
     def complete_within(self, conn: AnyConnection, attempt: Attempt) -> Job[Any]:
-        """Complete a detached job in a transaction of its handler's."""
+        """Complete a detached job in a transaction of its handler: `job.complete(tx)`."""
         with self.queries.as_claimed(conn, attempt.session):
             if attempt.completed and not self._runs(conn, attempt.job):
                 raise NotRunning(f"job {attempt.job.id} was completed already")
-            asked = _asked_to_end(attempt)
-            finished = self.queries.complete_within(conn, attempt.job, COMPLETED, attempt.kept, asked=asked)
+            cancel_requested = _cancel_requested(attempt)
+            finished = self.queries.complete_within(
+                conn, attempt.job, COMPLETED, attempt.data, cancel_requested=cancel_requested
+            )
         attempt.completed = True
         return _job_after(attempt, COMPLETED, finished)
 
     def _runs(self, conn: AnyConnection, job: Job[Any]) -> bool:
-        """Whether this transaction sees the attempt run: then the one that completed the job was rolled back."""
+        """Whether the attempt still runs for this transaction: the one that completed the job was rolled back then."""
         found = self.queries.get_job(conn, job.id)
         return found is not None and found.state is JobState.RUNNING and found.token == job.token
 
@@ -149,16 +164,16 @@ class Finisher:
                 self.hooks("on_undone", attempt.job, error)
 
     def _complete(self, checkout: Checkout, attempt: Attempt, go_on: bool) -> FinishResult | BaseException | None:
-        """Commit the handler's writes and the completion together, or say why they cannot be."""
+        """Commit the handler's writes together with the completion. Returns the error if that fails."""
         if attempt.checkout is None:
             return self._complete_detached(checkout, attempt)
         if not checkout.usable:
             return TransactionBroken("the handler left its connection closed, or in the middle of a command")
         try:
-            if _asked_to_end(attempt):
-                finished = self.claimer.complete_alone(checkout, attempt.job, attempt.kept, asked=True)
+            if _cancel_requested(attempt):
+                finished = self.claimer.complete_simple(checkout, attempt.job, attempt.data, cancel_requested=True)
             else:
-                finished = self.claimer.complete(checkout, attempt.job, attempt.kept, go_on=go_on)
+                finished = self.claimer.complete(checkout, attempt.job, attempt.data, go_on=go_on)
         except AttemptLost:
             return TransactionBroken("the handler changed the row of its own job, or gave up the lock on it")
         except JobStopped as stopped:
@@ -185,23 +200,23 @@ class Finisher:
         return _completed(job) or TransactionBroken("the transaction of job.complete(tx) was not committed")
 
     def _find_completed(self, checkout: Checkout, attempt: Attempt) -> FinishResult | None:
-        """Whether a COMMIT whose answer was lost has completed the job after all."""
+        """Find out whether a COMMIT whose answer was lost has completed the job."""
         job = self.write_late(
             checkout, lambda conn, lost: self.queries.get_job(conn, attempt.job.id), f"job {attempt.job.id}"
         )
-        checkout.spoiled = True  # nothing has made the session clean
+        checkout.spoiled = True  # its session was not reset
         return None if job is None or job.token != attempt.job.token else _completed(job)
 
     def _record(self, checkout: Checkout, attempt: Attempt, outcome: Outcome) -> FinishResult | None:
         if checkout.usable and checkout.conn.info.transaction_status != TransactionStatus.IDLE:
             try:
-                async_commit, session = self.claimer.is_relaxed(attempt.job), checkout.session
+                async_commit, session = self.claimer.commits_async(attempt.job), checkout.session
                 finished = self.queries.fail(
-                    checkout.conn, attempt.job, outcome, attempt.kept, async_commit=async_commit, session=session
+                    checkout.conn, attempt.job, outcome, attempt.data, async_commit=async_commit, session=session
                 )
             except (psycopg.Error, AttemptLost, UnicodeEncodeError):
-                # the savepoint is gone, or the connection, or the row was changed, or the session speaks another tongue
-                log.debug("job %d: its transaction is gone; recording the outcome in a new one", attempt.job.id)
+                # the savepoint or connection is gone, the row was changed, or the session's encoding lacks a character
+                log.debug("job %d: its transaction is gone; writing the outcome in a new one", attempt.job.id)
             else:
                 checkout.spoiled = not finished.clean
                 return finished
@@ -210,17 +225,17 @@ class Finisher:
     def finish_late(
         self, checkout: Checkout, attempt: Attempt, outcome: Outcome, *, after_loss: bool = False
     ) -> FinishResult | None:
-        """The second path. What cannot be recorded now is left to the rescue, which counts the attempt too.
-        `after_loss` of a connection that has been replaced already."""
+        """Write the outcome in a new transaction; None if that fails, which leaves the job to the rescue. `after_loss`:
+        the job's connection was lost and is replaced already."""
 
         def write(conn: AnyConnection, lost: bool) -> FinishResult:
             return self.queries.finish_late(
                 conn,
                 attempt.job,
                 outcome,
-                attempt.kept,
+                attempt.data,
                 after_loss=after_loss or (lost and attempt.checkout is not None),
-                async_commit=self.claimer.is_relaxed(attempt.job),
+                async_commit=self.claimer.commits_async(attempt.job),
                 session=checkout.session,
             )
 
@@ -232,7 +247,7 @@ class Finisher:
     def write_late(
         self, checkout: Checkout, write: Callable[[AnyConnection, bool], W], what: str, *, transactional: bool = True
     ) -> W | None:
-        """Call `write(conn, lost)` on this connection, else, if that is lost, on the next; None when it cannot be."""
+        """Call `write(conn, lost)` on this connection, or on new ones if it is lost. None if no try succeeds."""
         lost, left, dead = False, _LATE_FINISH_TRIES, _MOST_DEAD
         while True:
             try:
@@ -241,7 +256,7 @@ class Finisher:
                 else:
                     lost = True
                     if transactional:
-                        self.claimer.be_cautious()
+                        self.claimer.require_sync_commit()
                     checkout.replace()
                 return write(checkout.conn, lost)
             except psycopg.Error as error:
@@ -250,29 +265,30 @@ class Finisher:
                     dead -= 1
                 else:
                     left -= 1
-                # a row that is still locked is held by the dead connection, or by a rescue: not worth a thread's wait
+                # a dead connection or a rescue holds the row's lock: not worth a thread's wait
                 if not left or not dead or error.sqlstate == _LOCK_NOT_AVAILABLE:
-                    log.error("%s: its outcome could not be recorded, the rescue will: %s", what, one_line(error))
+                    log.error("%s: could not write the outcome; the rescue will: %s", what, one_line(error))
                     return None
 
     # --- decide
 
     def decide(self, attempt: Attempt, error: BaseException) -> Outcome:
-        """Decided once: an attempt that was severed may end twice, and for its own thread it does."""
+        """Decide the outcome, once: after a severed connection both the watchdog's report and the attempt's own thread
+        come here."""
         with attempt.deciding:
             if attempt.outcome is None:
-                attempt.outcome = self._judge(attempt, error)
+                attempt.outcome = self._decide_with_error_handler(attempt, error)
             return attempt.outcome
 
-    def _judge(self, attempt: Attempt, error: BaseException) -> Outcome:
+    def _decide_with_error_handler(self, attempt: Attempt, error: BaseException) -> Outcome:
         if not self.error_details:
             forget_details(error)
         try:
-            outcome = self._decided(attempt, error)
-        except BaseException as broken:  # a signal made by hand, without what it should say
-            unclear = TypeError(f"{type(error).__name__} does not say when: {one_line(broken)}")
+            outcome = self._decide_by_policy(attempt, error)
+        except BaseException as broken:  # a signal that was made without its constructor, and lacks its values
+            unclear = TypeError(f"{type(error).__name__} has no time to wait: {one_line(broken)}")
             unclear.__cause__ = error
-            outcome = self._decided(attempt, unclear)
+            outcome = self._decide_by_policy(attempt, unclear)
         if self.error_handler is None or outcome.error is None or isinstance(error, Cancel | Discard | JobCancelled):
             return outcome
         match self.error_handler.judge(attempt.job, error, error_details=self.error_details):
@@ -282,29 +298,30 @@ class Finisher:
                 return replace(outcome, state=JobState.DISCARDED, delay=None, at=None)
         return outcome
 
-    def _decided(self, attempt: Attempt, error: BaseException) -> Outcome:
-        """By the handler's own policy first, unless the args do not fit: it may go by what they say."""
-        own = attempt.handler.backoff if attempt.handler is not None and attempt.args_fit else None
+    def _decide_by_policy(self, attempt: Attempt, error: BaseException) -> Outcome:
+        """Decide by the policy of the handler, then by that of the pool. Args that do not fit skip the first, which may
+        read them."""
+        own_policy = attempt.handler.backoff if attempt.handler is not None and attempt.args_fit else None
 
         def complain(policy: Backoff, broken: BaseException) -> None:
-            what = "backoff of its handler" if policy is own else "backoff of the worker pool"
-            instead = "the worker pool's decides" if policy is own else "River's policy decides"
+            what = "backoff of its handler" if policy is own_policy else "backoff of the worker pool"
+            instead = "using the worker pool's" if policy is own_policy else "using River's policy"
             self.complaints(attempt.job.kind, what, broken, instead=instead)
 
-        policies = (self.backoff,) if own is None else (own, self.backoff)
+        policies = (self.backoff,) if own_policy is None else (own_policy, self.backoff)
         ran = timedelta(seconds=attempt.run_seconds)
         return decide(attempt.job, error, *policies, ran=ran, complain=complain)
 
-    # --- tell
+    # --- report
 
-    def request_stop(
+    def report(
         self, attempt: Attempt, outcome: Outcome, finished: FinishResult, error: BaseException | None, took: float
     ) -> None:
-        """Say in the log, to the hooks and to subscribers what was written."""
+        """Report an outcome that was written to the log, the hooks and the subscribers."""
         if error is not None:
             _log(attempt.job, finished.state, outcome, error)
         if outcome.at is not None or (outcome.delay is not None and outcome.delay < _SOON):
-            self.waits()
+            self.on_due_soon()
         if not self.hooks and not self.events:
             return
         job = _job_after(attempt, outcome, finished)
@@ -315,13 +332,13 @@ class Finisher:
         self.events.publish(Event(_event_kind(job, outcome), job, stats))
 
 
-def _asked_to_end(attempt: Attempt) -> bool:
-    """Whether somebody wanted its job cancelled. It may complete all the same."""
+def _cancel_requested(attempt: Attempt) -> bool:
+    """Whether the job was cancelled while it ran. It may complete all the same."""
     return isinstance(attempt.reason, JobCancelled)
 
 
 def _log(job: Job[Any], state: JobState, outcome: Outcome, error: BaseException) -> None:
-    with suppress(BaseException):  # a handler of the log that fails must not look like a fault of the database
+    with suppress(BaseException):  # a logging handler that fails must not look like a fault of the database
         log.log(
             logging.INFO if outcome.error is None else logging.WARNING,
             "job %d (%s) attempt %d of %d: %s: %s",
@@ -345,11 +362,11 @@ def _event_kind(job: Job[Any], outcome: Outcome) -> EventKind:
 
 
 def _job_after(attempt: Attempt, outcome: Outcome, finished: FinishResult) -> Job[Any]:
-    """The job as the statement that wrote the outcome left it."""
-    job, kept = attempt.job, attempt.kept
+    """The job as it is after the statement that wrote the outcome."""
+    job, data = attempt.job, attempt.data
     metadata, errors = job.raw_metadata, job.raw_errors
-    with suppress(ValueError, RecursionError):  # written by hand, and more than Python reads
-        metadata, errors = _merged(metadata, kept.metadata), _with_entry(errors, job.attempt, outcome, finished)
+    with suppress(ValueError, RecursionError):  # written by hand, in JSON that Python does not read
+        metadata, errors = _merged(metadata, data.metadata), _with_entry(errors, job.attempt, outcome, finished)
         metadata = _with_snooze(metadata, job.raw_metadata) if outcome.snoozed else metadata
     due = outcome.at or (None if outcome.delay is None else finished.at + outcome.delay)
     if outcome.at is not None and outcome.at <= finished.at:
@@ -357,18 +374,18 @@ def _job_after(attempt: Attempt, outcome: Outcome, finished: FinishResult) -> Jo
     return changed(
         job,
         state=finished.state,
-        attempt=job.attempt - int(outcome.attempt_given_back),
+        attempt=job.attempt - int(outcome.refund),
         scheduled_at=due or job.scheduled_at,
         finalized_at=finished.at if finished.state.final else None,
         leased_until=None,
         raw_errors=errors,
         raw_metadata=metadata,
-        raw_output=kept.output,
+        raw_output=data.output,
     )
 
 
 def _blamed(attempt: Attempt, ended: BaseException) -> BaseException:
-    """What an attempt has failed for that could not be completed: what made it end may be to blame."""
+    """The error of an attempt that could not be completed: the reason of its stop, if a stop was requested."""
     if attempt.reason is None:
         return ended
     attempt.reason.__cause__ = ended
@@ -376,19 +393,19 @@ def _blamed(attempt: Attempt, ended: BaseException) -> BaseException:
 
 
 def _unanswered(ended: FinishResult | BaseException | None) -> bool:
-    """Whether that may have been the answer to a COMMIT which was lost."""
+    """Whether the COMMIT may have taken place, and only its answer was lost."""
     return isinstance(ended, BaseException) and isinstance(ended.__cause__, psycopg.OperationalError)
 
 
 def _completed(job: Job[Any]) -> FinishResult | None:
-    """As the finish would have told it, if the job is completed."""
+    """The result that the finish would have had, if the job is completed."""
     if job.state is not JobState.COMPLETED or job.finalized_at is None:
         return None
     return FinishResult(job.state, microseconds(job.finalized_at), True)
 
 
-def _merged(metadata: str, kept: str | None) -> str:
-    return metadata if kept is None else json.dumps({**json.loads(metadata), **json.loads(kept)})
+def _merged(metadata: str, data: str | None) -> str:
+    return metadata if data is None else json.dumps({**json.loads(metadata), **json.loads(data)})
 
 
 def _with_snooze(metadata: str, before: str) -> str:

@@ -10,27 +10,30 @@ from contextlib import suppress
 from pgjobs.errors import Interrupted
 from pgjobs.loggers import get_logger
 
-log = get_logger("pgjobs.watch")
+log = get_logger("pgjobs.watchdog")
 
 
-def raise_in(thread: threading.Thread, exception: type[BaseException]) -> None:
-    """Let the thread raise this when it next runs Python code."""
+def raise_in_thread(thread: threading.Thread, exception: type[BaseException]) -> None:
+    """Have the thread raise this exception when it next runs Python code."""
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(exception))
 
 
-def started(act: Callable[[], object], *, name: str) -> bool:
-    """Whether it has a thread of its own now: the system may refuse that for a while, by a limit on processes."""
+def absorb_interrupt() -> None:
+    """Let an exception that was raised in this thread arrive here, and drop it.
+
+    It is not withdrawn instead: CPython 3.11 would then take an exception to be due forever, and under a debugger or a
+    coverage tool no call would get past its first line.
+    """
+    with suppress(Interrupted):
+        for _ in range(100):  # the interpreter checks for it at every jump back
+            pass
+
+
+def start_thread(function: Callable[[], object], *, name: str) -> bool:
+    """Call the function in a thread of its own. False when the system refuses a new thread, which may pass."""
     try:
-        threading.Thread(target=act, name=name, daemon=True).start()
+        threading.Thread(target=function, name=name, daemon=True).start()
     except (RuntimeError, MemoryError) as error:
-        log.error("%s: no thread for it: %s", name, error)
+        log.error("%s: could not start a thread for it: %s", name, error)
         return False
     return True
-
-
-def let_arrive() -> None:
-    """What was raised in this thread and is still on its way arrives now. It is not taken back: for CPython 3.11 one
-    would then be due for ever, and under a debugger or a coverage tool, no call would get past its first line."""
-    with suppress(Interrupted):
-        for _ in range(100):  # the interpreter looks each time it goes back
-            pass

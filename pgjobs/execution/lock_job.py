@@ -1,4 +1,4 @@
-"""The low-level door: one job, locked for a block of the caller's."""
+"""Runs one job inside a block of the caller's: `client.lock_job()`."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ from pgjobs.job import Job, changed
 
 
 @contextmanager
-def locked(
+def lock_job(
     claimer: Claimer, finisher: Finisher, checkout: Checkout, queue: str, id: int | None
 ) -> Iterator[tuple[Any, Job[Any] | None]]:
-    """The next job of the queue, or the one with this id, claimed and locked for as long as the block, which takes the
-    place of the handler; two times None when there is none. What the block raises is recorded and raised, but for the
-    signals."""
+    """Claim and lock the next job of the queue, or the job with this id; the block takes the place of its handler.
+
+    Yields `tx` and the job; None and None if there is no job. An exception of the block is recorded as the outcome and
+    raised again, unless it is a signal such as Snooze.
+    """
     job = claimer.claim(checkout, queue, id=id)
     if job is None:
-        checkout.return_early()  # nothing holds a transaction open: what is written here could not be undone
+        checkout.return_early()  # without a transaction, the writes of the block could not be undone
         yield None, None
         return
     handler = claimer.handler_of(job.kind)
@@ -44,8 +46,8 @@ def locked(
         raise error
 
 
-def forget(error: BaseException | None) -> None:
-    """Let go of what the frames of a recorded error hold, the connection among it."""
+def clear_frames(error: BaseException | None) -> None:
+    """Release the local variables in the frames of a recorded error and its causes: one of them is the connection."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:  # a chain of causes may be a ring
         seen.add(id(error))

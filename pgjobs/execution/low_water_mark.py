@@ -1,14 +1,79 @@
-"""The low-water mark of a queue: the newest claimed place, behind which the next claim starts."""
+"""The low-water mark of each queue: the newest claimed place, behind which the next claim starts its scan.
+
+Index entries of jobs that were claimed stay until vacuum removes them, and while an old snapshot is open it cannot. A
+scan from the beginning of the queue would read all of them. So a process starts behind the job that it claimed last.
+
+A better job may appear before the mark: one with a lower priority, or one that is available again. So there are full
+scans, which start at the beginning of the queue:
+
+    when                                                  who
+    ----------------------------------------------------  ------------------------------------------------------------
+    nothing was found behind the mark                     the thread that found nothing, at once
+    a job before the mark is available again (`forget`)   the next claim
+    0.1 s after the last full scan, or 10 times as long   one thread; the others keep using the mark while it scans
+    as that took; at the latest 1 s after it
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import threading
+import time
+from typing import Any, NamedTuple
 
 from pgjobs.execution.queries import Mark
+from pgjobs.job import Job
+
+_FULL_SCAN_EVERY = 0.1  # seconds
+_FULL_SCAN_AT_LEAST_EVERY = 1.0
+_PAUSE_PER_SCAN = 10  # times as long as the scan took
 
 
-class LowWaterMark(NamedTuple):
-    """The job of a queue that was claimed last: what stands before it in the index is most likely dead."""
-
+class _MarkedUntil(NamedTuple):
     mark: Mark
-    until: float  # when to look at all again, by the monotonic clock
+    full_scan_at: float  # by the monotonic clock
+
+
+class LowWaterMarks:
+    """The marks of one process, by queue."""
+
+    def __init__(self) -> None:
+        self._marks: dict[str, _MarkedUntil] = {}
+        self._thread = threading.local()  # `scan_began`: of its full scan; `empty_behind`: a mark
+
+    def start(self, queue: str) -> Mark | None:
+        """Where this thread's next claim starts: behind the mark, or with None at the beginning of the queue."""
+        known, thread = self._marks.get(queue), vars(self._thread)
+        if known is None or time.monotonic() >= known.full_scan_at or thread.pop("empty_behind", None) == known.mark:
+            self.full_scan(queue)
+            return None
+        return known.mark
+
+    def full_scan(self, queue: str) -> None:
+        """Make this thread's next claim scan the whole queue; other threads keep using the mark."""
+        now, known = time.monotonic(), self._marks.get(queue)
+        self._thread.scan_began = now
+        if known is not None:
+            self._marks[queue] = _MarkedUntil(known.mark, now + _FULL_SCAN_AT_LEAST_EVERY)
+
+    def record_claim(self, queue: str, job: Job[Any] | None) -> None:
+        """Move the mark to the job that this thread has claimed. None: a full scan has found nothing."""
+        known = self._marks.get(queue)
+        began, self._thread.scan_began = getattr(self._thread, "scan_began", None), None
+        if job is None:
+            self._marks.pop(queue, None)
+            return
+        if began is not None or known is None:
+            now = time.monotonic()
+            pause = _PAUSE_PER_SCAN * (now - (began or now))
+            full_scan_at = now + min(max(pause, _FULL_SCAN_EVERY), _FULL_SCAN_AT_LEAST_EVERY)
+        else:
+            full_scan_at = known.full_scan_at
+        self._marks[queue] = _MarkedUntil(Mark(job.priority, job.scheduled_at, job.id), full_scan_at)
+
+    def record_empty(self, mark: Mark) -> None:
+        """Nothing was found behind this mark: if it still stands, this thread's next claim scans the whole queue."""
+        self._thread.empty_behind = mark
+
+    def forget(self, queue: str) -> None:
+        """A job before the mark is available again: make the next claim scan the whole queue."""
+        self._marks.pop(queue, None)

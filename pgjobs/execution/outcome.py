@@ -1,4 +1,4 @@
-"""What one attempt leads to: a value, decided by a pure function before anything is written."""
+"""The outcome of an attempt: a value that a pure function decides before anything is written."""
 
 from __future__ import annotations
 
@@ -15,30 +15,31 @@ from pgjobs.errors import Cancel, Discard, JobCancelled, JobStopped, RetryAfter,
 from pgjobs.job import Job, JobState
 from pgjobs.options import FIRST_INSTANT
 
-#: Called with a backoff and with what it raised, or with WrongAnswer for what it gave.
+#: Called with a backoff and its exception; WrongAnswer if it returned no time.
 Complain = Callable[[Backoff, BaseException], None]
-AFTER_A_FAULT = timedelta(seconds=1)  # where the time of the next attempt comes from a bug, it is no sooner than this
-_MOMENT = timedelta(seconds=1)  # how far the two clocks may differ, or how late the answer to a claim may come
+AFTER_A_FAULT = timedelta(seconds=1)  # the least delay where the time of the next attempt comes from a bug
+_MOMENT = timedelta(seconds=1)  # allowed for the difference of the two clocks and a late answer to the claim
 _RIVER = river()
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How an attempt ends. `retryable` and `scheduled` wait for `delay` or `at`; the other states are final."""
+    """How an attempt ends. `retryable` and `scheduled` wait for `delay` or `at`. With `refund` the attempt is not
+    counted."""
 
     state: JobState
     delay: timedelta | None = None
     at: datetime | None = None
     error: str | None = None
     trace: str | None = None
-    attempt_given_back: bool = False
+    refund: bool = False
 
     @property
     def snoozed(self) -> bool:
         return self.state is JobState.SCHEDULED
 
     def error_json(self, attempt: int) -> str | None:
-        """The entry of `errors`, without its time: that is the database's to give."""
+        """The entry for the job's `errors`, without its time, which the database adds."""
         if self.error is None:
             return None
         return json.dumps({"attempt": attempt, "error": self.error, "trace": self.trace})
@@ -46,7 +47,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class AttemptData:
-    """What an attempt leaves behind beside its outcome, as JSON texts in ASCII; None for nothing."""
+    """The metadata and the output that a handler has set, as JSON texts in ASCII; None for nothing."""
 
     metadata: str | None = None
     output: str | None = None
@@ -54,11 +55,10 @@ class AttemptData:
 
 NO_DATA = AttemptData()
 COMPLETED = Outcome(JobState.COMPLETED)
-# cut off by a stop: ready to run again, and no attempt the poorer
-INTERRUPTED = Outcome(JobState.AVAILABLE, attempt_given_back=True)
+INTERRUPTED = Outcome(JobState.AVAILABLE, refund=True)  # stopped by the pool
 
 
-def _nobody_hears(backoff: Backoff, error: BaseException) -> None: ...
+def _ignore(backoff: Backoff, error: BaseException) -> None: ...
 
 
 def decide(
@@ -67,14 +67,13 @@ def decide(
     backoff: Backoff,
     *others: Backoff,
     ran: timedelta = answers.NOTHING,
-    complain: Complain = _nobody_hears,
+    complain: Complain = _ignore,
 ) -> Outcome:
-    """The outcome of an attempt that returned (`error` is None) or raised. Touches no database.
+    """Decide the outcome of an attempt whose handler returned (`error` is None) or raised.
 
-    The attempt that failed is `job.attempt`. If `backoff` raises or gives what is no time, the next of `others`
-    decides, and River's policy after the last of them; then the job does not run again within a second. An instant is
-    compared with the time of the claim, by the database's clock, plus `ran`.
-    """
+    The attempt that failed is `job.attempt`. If `backoff` raises or returns no time, the next of `others` decides, and
+    after the last of them River's policy; the job is then retried after a second at the earliest. An instant is
+    compared with the time of the claim, by the database's clock, plus `ran`."""
     if error is None:
         return COMPLETED
     decided = _final_or_snoozed(error)
@@ -86,12 +85,12 @@ def decide(
 
 
 def _final_or_snoozed(error: BaseException) -> Outcome | None:
-    """What a handler asked for, or a stop brought about, whatever attempts are left."""
+    """The outcomes that do not depend on the number of attempts left."""
     match error:
         case JobStopped():
             return INTERRUPTED
         case Snooze():
-            return Outcome(JobState.SCHEDULED, delay=_not_past(error.delay), attempt_given_back=True)
+            return Outcome(JobState.SCHEDULED, delay=_not_past(error.delay), refund=True)
         case Cancel() | JobCancelled():
             return _failed(JobState.CANCELLED, error)
         case Discard():
@@ -100,11 +99,11 @@ def _final_or_snoozed(error: BaseException) -> Outcome | None:
 
 
 def _signalled(error: BaseException) -> Outcome | None:
-    """A retry at the time that the handler says, whatever the policy would."""
+    """A retry at a time that the handler has chosen."""
     match error:
         case RetryAfter():
             return _failed(JobState.RETRYABLE, error, _not_past(error.delay))
-        case RetryAt():  # one that is past is put off by the statement that writes it: by the database's clock
+        case RetryAt():  # the statement that writes it moves a past instant, by the database's clock
             return _failed(JobState.RETRYABLE, error, answers.plain_instant(error.when))
     return None
 
@@ -112,8 +111,8 @@ def _signalled(error: BaseException) -> Outcome | None:
 def _by_policy(
     job: Job[Any], error: BaseException, policies: Sequence[Backoff], ran: timedelta, complain: Complain
 ) -> Outcome:
-    """What the first policy that works says. A bug in a policy must not cost the job or the record of what its handler
-    raised, and must not make all attempts fail within a second."""
+    """A retry at the time that the first working policy gives. A bug in a policy must not lose the job or its error,
+    and must not use up all attempts within a second."""
     now = (job.attempted_at or FIRST_INSTANT) + max(answers.NOTHING, ran - _MOMENT)
     due: timedelta | datetime | None = AFTER_A_FAULT
     soonest = answers.NOTHING
@@ -134,7 +133,7 @@ def _no_sooner(due: timedelta | datetime | None, now: datetime, soonest: timedel
 
 
 def _not_past(delay: timedelta) -> timedelta:
-    """The delay of a signal that was made without its constructor; a negative one is a bug."""
+    """The delay of a signal. It is negative only in a signal that was made without its constructor, which is a bug."""
     plain = answers.plain_delay(delay)
     return plain if plain >= answers.NOTHING else AFTER_A_FAULT
 

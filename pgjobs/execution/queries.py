@@ -1,4 +1,4 @@
-"""One method per statement of an attempt, connection first: rows in, Jobs out."""
+"""The statements of one attempt, a method for each; those of batches are in batch_queries.py."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ ATTEMPT_LOST = "PJ001"  # raised by the function attempt_lost() of the schema
 
 @dataclass(frozen=True, slots=True)
 class FinishResult:
-    """What became of the job when its outcome was written."""
+    """The job after its outcome was written."""
 
     state: JobState
     microseconds: int  # since 1970, by the database's clock
-    clean: bool  # whether nothing of the handler's is left in the session
+    clean: bool  # whether the session is free of what the handler has prepared
 
     @property
     def at(self) -> datetime:
@@ -41,17 +41,17 @@ class FinishResult:
 
 
 class ClaimValues(TypedDict, total=False):
-    """What a claim and its lock need; what is left out is as in CLAIM_DEFAULTS."""
+    """The parameters of a claim and its lock; CLAIM_DEFAULTS has those that are left out."""
 
     queue: str
     token: UUID
     worker: str
-    id: int | None  # the one to claim
-    aside: list[int]  # those to pass over
-    kinds: list[str] | None  # all others are passed over
+    id: int | None  # the job to claim
+    aside: list[int]  # jobs to pass over
+    kinds: list[str] | None  # kinds to claim; None: all
     detached: list[str]  # kinds that get a lease
     lease: timedelta
-    mark_priority: int  # where the scan starts
+    mark_priority: int  # the place where the scan starts
     mark_time: str
     mark_id: int
     synchronous_commit: bool
@@ -62,7 +62,7 @@ class ClaimValues(TypedDict, total=False):
 
 
 class Mark(NamedTuple):
-    """A place in the order of a queue: the claim looks behind it."""
+    """A place in the order of a queue: the claim starts its scan behind it."""
 
     priority: int
     scheduled_at: datetime
@@ -70,7 +70,7 @@ class Mark(NamedTuple):
 
 
 class ClaimRequest(NamedTuple):
-    """The values of one claim: what is the same for many, one object for all of them, and what is its own."""
+    """The values of one claim. `settings` are shared: claims with the same object have the same settings."""
 
     settings: ClaimValues
     queue: str
@@ -107,22 +107,22 @@ CLAIM_DEFAULTS: ClaimValues = {
 
 
 class Session(NamedTuple):
-    """What a claim found of the session on its connection. The handler may leave another; the outcome is written as the
-    claim was."""
+    """The user and the role that claimed the job. The handler may change the role; the outcome is written in this
+    one."""
 
     user: str
     role: str
-    shared_since: datetime | None = None  # behind a pooler: when it became that of the job, and is not for longer
+    shared_since: datetime | None = None  # behind a pooler: since when the job has the session
 
 
 @dataclass(frozen=True, slots=True)
 class ServerFacts:
-    """What the way to claim depends on."""
+    """What claims depend on."""
 
     uptime: timedelta
-    can_check_connections: bool  # whether it can watch for clients that vanish while it works for them
-    transaction_bound: str  # the setting that ends a transaction which lasts too long
-    pooled: bool  # whether something stands between this process and the server
+    can_check_connections: bool  # whether it can notice during a statement that the client is gone
+    transaction_bound: str  # the setting that ends transactions that last too long
+    pooled: bool  # whether there is a pooler between this process and the server
 
 
 class ExecutionQueries:
@@ -134,35 +134,36 @@ class ExecutionQueries:
         maintain = statements.load("maintenance.sql", schema)
         self._bare_write, self._discard_unworkable = maintain["bare_write"], maintain["discard_unworkable"]
         self._observe = statements.load("observe.sql", schema)
-        self.tag = f"pgjobs_{token_hex(4)}"  # of what has a name in a session, so that no handler hits it
+        self.tag = f"pgjobs_{token_hex(4)}"  # in names that no handler may use by chance
         work = self.work = _named(statements.load("execution.sql", schema), self.tag, self.channel)
         orders = {
-            "priority": work["next_by_priority"],
-            "scheduled_at": work["next_by_time"],
-            "id": work["next_by_id"],
+            "priority": work["select_by_priority"],
+            "scheduled_at": work["select_by_time"],
+            "id": work["select_by_id"],
         }
-        # as they are, and where there are jobs to be passed over, which costs the others nothing
-        self.takes, self.takes_around = (
-            {order: work["take"].replace(b"{next}", passing_over(sql, part)) for order, sql in orders.items()}
-            for part in (b"", work["passed_over"])
+        # without and with the condition that passes over jobs: most claims have none to pass over
+        self.claims, self.claims_around = (
+            {order: work["claim"].replace(b"{next}", passing_over(sql, part)) for order, sql in orders.items()}
+            for part in (b"", work["skip_set_aside"])
         )
-        before = (work["begin"], work["claim_bounds"])
+        before = (work["begin"], work["set_claim_timeouts"])
         after = (work["commit"], work["begin"], work["lock"], work["savepoint"])
-        self._claims, self._claims_around = (
-            {order: b"\n".join((*before, take, *after)) for order, take in takes.items()}
-            for takes in (self.takes, self.takes_around)
+        self._claim_messages, self._claim_messages_around = (
+            {order: b"\n".join((*before, claim, *after)) for order, claim in claims.items()}
+            for claims in (self.claims, self.claims_around)
         )
-        self._begin_look = b"\n".join((*before, work["at_once"]))
-        self._looks = {order: passing_over(sql, work["passed_over"]) for order, sql in orders.items()}
-        # what the messages that write an outcome are made of
-        self._keep_effects, self._drop_effects = (work["release_savepoint"],), (work["drop_effects"],)
+        self._begin_trial = b"\n".join((*before, work["check_constraints_at_once"]))
+        self._selects = {order: passing_over(sql, work["skip_set_aside"]) for order, sql in orders.items()}
+        # parts of the messages that write an outcome
+        self._release_savepoint = (work["release_savepoint"],)
+        self._rollback_to_savepoint = (work["rollback_to_savepoint"],)
         self._begin_late, self._restore_claim = (work["begin_late_finish"],), (work["restore_claim"],)
-        self._as_claimed, self._stay_as_claimed = (work["as_claimed"],), (work["stay_as_claimed"],)
+        self._set_claim_role, self._set_session_role = (work["set_claim_role"],), (work["set_session_role"],)
         self._deallocate = (work["deallocate"],)
-        self._no_bounds = (work["no_statement_timeout"], work["no_other_bounds"])
-        self._relax, self._complete = (work["relax"],), (work["complete"],)
-        self._cancel_if_asked = (work["cancel_if_asked"],)
-        self._record = (work["finish"], *self._cancel_if_asked)
+        self._drop_settings = (work["drop_statement_timeout"], work["drop_other_settings"])
+        self._async_commit, self._complete = (work["commit_async"],), (work["complete"],)
+        self._note_cancel = (work["cancel_if_requested"],)
+        self._record = (work["finish"], *self._note_cancel)
         self._reset_session = (work["reset_session"],)
         self._ending = (work["commit"], *self._reset_session)
 
@@ -173,65 +174,65 @@ class ExecutionQueries:
         conn: AnyConnection,
         *,
         which: str = "priority",
-        claims_as: Callable[[str, str], None] = lambda user, role: None,
+        on_role: Callable[[str, str], None] = lambda user, role: None,
         **values: Unpack[ClaimValues],
     ) -> Job[Any] | None:
-        """Claim the next job, and lock it in the transaction that is then open, behind the savepoint.
+        """Claim the next job, and lock it in the transaction that is open then, behind the savepoint.
 
-        `which` is the order that makes it the next one, or "id"; `claims_as` is told the session's user and its role.
-        None: nothing to claim, and no transaction open. Raises AttemptLost when the claim was committed but its row was
-        taken away before it could be locked.
+        `which` is the order of the queue, or "id"; `on_role` is called with the session's user and role. None: there
+        was no job, and no transaction is open. Raises AttemptLost when the claim was committed but another transaction
+        changed the row before it could be locked.
         """
         with ClaimCursor(conn, row_factory=tuple_row) as cur:
-            claims = self._claims_around if values.get("aside") else self._claims
+            claims = self._claim_messages_around if values.get("aside") else self._claim_messages
             cur.execute(claims[which], {**CLAIM_DEFAULTS, **values})
             [bounds], claimed, locked = answers(cur)
         if claimed and locked:
-            claims_as(*map(str_of, bounds[-2:]))
+            on_role(*map(str_of, bounds[-2:]))
             return claimed_job(claimed[0], values["queue"], values["token"])
         rollback(conn)
         if claimed:
             raise AttemptLost(f"job {claimed[0][0]} was claimed but taken away before it was locked")
         return None
 
-    def begin_look(self, conn: AnyConnection) -> None:
-        """Begin a transaction to find out which job a claim fails for."""
+    def begin_trial(self, conn: AnyConnection) -> None:
+        """Begin a transaction in which claims are tried one by one, to find the job that a claim fails for."""
         with literal_cursor(conn) as cur:
-            cur.execute(self._begin_look)
+            cur.execute(self._begin_trial)
 
-    def next_job(self, conn: AnyConnection, which: str, values: ClaimValues) -> int | None:
-        """The job that such a claim would take, held to the end of the transaction."""
+    def select_next(self, conn: AnyConnection, which: str, values: ClaimValues) -> int | None:
+        """Find and lock the job that a claim with these values would take."""
         aside = values.get("aside") or []
-        (rows,) = act(conn, self._looks[which], {**CLAIM_DEFAULTS, **values, "aside": aside})
+        (rows,) = act(conn, self._selects[which], {**CLAIM_DEFAULTS, **values, "aside": aside})
         return rows[0][0] if rows else None
 
-    def some_in_line(self, conn: AnyConnection, values: ClaimValues, most: int) -> list[int]:
-        """Some of the jobs that such a claim could take, and that others may take meanwhile."""
+    def sample_available(self, conn: AnyConnection, values: ClaimValues, most: int) -> list[int]:
+        """Find some of the jobs that a claim with these values could take, without locking them."""
         aside = values.get("aside") or []
         given = {**CLAIM_DEFAULTS, **values, "aside": aside, "most": most}
-        (rows,) = act(conn, self.work["some_in_line"], given)
+        (rows,) = act(conn, self.work["sample_available"], given)
         return [id for (id,) in rows]
 
     def try_claim(self, conn: AnyConnection, id: int, values: ClaimValues) -> bool:
-        """Claim this job in the transaction that is open; raises what a claim fails with, and leaves that usable."""
-        (rows,) = act(conn, self.takes["id"], {**CLAIM_DEFAULTS, **values, "id": id})
+        """Claim this job in the transaction that is open, behind a savepoint. Raises the error of the claim."""
+        (rows,) = act(conn, self.claims["id"], {**CLAIM_DEFAULTS, **values, "id": id})
         return bool(rows)
 
-    def claimed_id(self, conn: AnyConnection, queue: str, token: UUID) -> int | None:
-        """Which job runs under this token."""
+    def select_claimed_id(self, conn: AnyConnection, queue: str, token: UUID) -> int | None:
+        """Find the job that runs under this token."""
         with literal_cursor(conn) as cur:
-            cur.execute(self.work["claimed_id"], {"queue": queue, "token": token})
+            cur.execute(self.work["select_claimed_id"], {"queue": queue, "token": token})
             row = cur.fetchone()
             return row[0] if row else None
 
-    def release_claim(self, conn: AnyConnection, *, queue: str, token: UUID) -> bool:
-        """Give back the attempt of a claim whose handler never started. Says whether there was one."""
+    def unclaim(self, conn: AnyConnection, *, queue: str, token: UUID) -> bool:
+        """Undo a claim whose handler has not started. Returns whether it was found."""
         with literal_cursor(conn) as cur:
-            cur.execute(self.work["release_claim"], {"queue": queue, "token": token})
+            cur.execute(self.work["unclaim"], {"queue": queue, "token": token})
             return cur.rowcount > 0
 
     def extend_leases(self, conn: AnyConnection, tokens: Sequence[UUID], lease: timedelta) -> set[UUID]:
-        """Let the detached attempts with these tokens run on; which of them still run, for all the table says."""
+        """Extend the leases of the detached attempts with these tokens. Returns the tokens that are still running."""
         with literal_cursor(conn) as cur:
             cur.execute(self.work["extend_leases"], {"tokens": list(tokens), "lease": lease})
             return {token for (token,) in cur.fetchall()}
@@ -241,93 +242,99 @@ class ExecutionQueries:
         conn: AnyConnection,
         job: Job[Any],
         outcome: Outcome,
-        kept: AttemptData = NO_DATA,
+        data: AttemptData = NO_DATA,
         *,
         async_commit: bool = False,
-        asked: bool = False,
+        cancel_requested: bool = False,
         session: Session | None = None,
     ) -> FinishResult:
-        """Commit the handler's writes together with the outcome; `relaxed` does not wait for the disk. `asked` when
-        somebody wanted it cancelled, which is noted."""
-        asking = self._cancel_if_asked if asked else ()
+        """Commit the handler's writes together with the completion. `async_commit` does not wait for the disk.
+        `cancel_requested`: the job's cancel request is noted in its metadata."""
+        note_cancel = self._note_cancel if cancel_requested else ()
         steps = (
-            *self._keep_effects,
-            *self._own(session, async_commit=async_commit),
+            *self._release_savepoint,
+            *self._undo_settings(session, async_commit=async_commit),
             *self._complete,
-            *asking,
+            *note_cancel,
             *self._ending,
         )
-        return self._finish(conn, steps, job, outcome, kept, session=session)
+        return self._finish(conn, steps, job, outcome, data, session=session)
 
     def complete_within(
-        self, conn: AnyConnection, job: Job[Any], outcome: Outcome, kept: AttemptData = NO_DATA, *, asked: bool = False
+        self,
+        conn: AnyConnection,
+        job: Job[Any],
+        outcome: Outcome,
+        data: AttemptData = NO_DATA,
+        *,
+        cancel_requested: bool = False,
     ) -> FinishResult:
         """Write the outcome in the transaction that is open, and leave that open."""
-        asking = self._cancel_if_asked if asked else ()
-        return self._finish(conn, (self.work["finish"], *asking), job, outcome, kept, ends=False)
+        note_cancel = self._note_cancel if cancel_requested else ()
+        return self._finish(conn, (self.work["finish"], *note_cancel), job, outcome, data, ends=False)
 
     @contextmanager
     def as_claimed(self, conn: AnyConnection, session: Session | None) -> Iterator[None]:
-        """For as long as the block, which must not end the transaction, be in the role that claimed, if the handler
-        has taken another. A connection of another user is left as it is."""
+        """For the block, which must not end the transaction, return to the role that claimed the job, if the handler
+        has changed it. A connection of another user keeps its role."""
         if session is None:
             yield
             return
         with literal_cursor(conn) as cur:
-            cur.execute(self.work["claims_as"])
+            cur.execute(self.work["read_role"])
             user, role = map(str_of, one(cur))
         if user != session.user or role == session.role:
             yield
             return
-        self._take_role(conn, session)
+        self._set_role(conn, session)
         try:
             yield
         finally:
-            if conn.info.transaction_status == TransactionStatus.INTRANS:  # else a rollback brings the role back
-                self._take_role(conn, session._replace(role=role))
+            if conn.info.transaction_status == TransactionStatus.INTRANS:  # else the rollback restores the role
+                self._set_role(conn, session._replace(role=role))
 
-    def _take_role(self, conn: AnyConnection, session: Session) -> None:
+    def _set_role(self, conn: AnyConnection, session: Session) -> None:
         with literal_cursor(conn) as cur:
-            cur.execute(*self._as_claimed, session_values(session))
+            cur.execute(*self._set_claim_role, session_values(session))
 
     def fail(
         self,
         conn: AnyConnection,
         job: Job[Any],
         outcome: Outcome,
-        kept: AttemptData = NO_DATA,
+        data: AttemptData = NO_DATA,
         *,
         async_commit: bool = False,
         session: Session | None = None,
     ) -> FinishResult:
-        """Drop the handler's writes, keep the lock, commit the outcome."""
-        before = (*self._drop_effects, *self._keep_effects, *self._own(session, async_commit=async_commit))
-        steps = (*before, *self._record, *self._ending)
-        return self._finish(conn, steps, job, outcome, kept, session=session)
+        """Roll back the handler's writes, keep the row's lock, and commit the outcome."""
+        undo = (*self._rollback_to_savepoint, *self._release_savepoint)
+        steps = (*undo, *self._undo_settings(session, async_commit=async_commit), *self._record, *self._ending)
+        return self._finish(conn, steps, job, outcome, data, session=session)
 
     def finish_late(
         self,
         conn: AnyConnection,
         job: Job[Any],
         outcome: Outcome,
-        kept: AttemptData = NO_DATA,
+        data: AttemptData = NO_DATA,
         *,
         after_loss: bool = False,
         async_commit: bool = False,
         session: Session | None = None,
     ) -> FinishResult:
-        """Record the outcome in a transaction of its own, guarded by the token alone. `after_loss` of a connection the
-        server may have lost the claim too; it is then made good."""
-        role, relax = self._as_claimed if session else (), self._relax if async_commit else ()
+        """Write the outcome in a new transaction, guarded by the token alone. `after_loss` of a connection, the server
+        may have crashed and lost the claim, which did not wait for the disk: it is then restored."""
+        role, async_part = self._set_claim_role if session else (), self._async_commit if async_commit else ()
         restore = self._restore_claim if after_loss else ()
-        steps = (*self._begin_late, *role, *relax, *restore, *self._record, *self._ending)
-        return self._finish(conn, steps, job, outcome, kept, session=session)
+        steps = (*self._begin_late, *role, *async_part, *restore, *self._record, *self._ending)
+        return self._finish(conn, steps, job, outcome, data, session=session)
 
-    def _own(self, session: Session | None, *, async_commit: bool) -> tuple[bytes, ...]:
-        """What stands before an outcome where the handler may have changed what holds for its transaction."""
-        role = self._as_claimed if session else ()
+    def _undo_settings(self, session: Session | None, *, async_commit: bool) -> tuple[bytes, ...]:
+        """The commands that undo the handler's settings of its transaction before the outcome is written."""
+        role = self._set_claim_role if session else ()
         deallocate = self._deallocate if session and session.shared_since else ()
-        return (*role, *self._no_bounds, *deallocate, *(self._relax if async_commit else ()))
+        return (*role, *self._drop_settings, *deallocate, *(self._async_commit if async_commit else ()))
 
     def _finish(
         self,
@@ -335,33 +342,33 @@ class ExecutionQueries:
         steps: Sequence[bytes],
         job: Job[Any],
         outcome: Outcome,
-        kept: AttemptData,
+        data: AttemptData,
         *,
         session: Session | None = None,
         ends: bool = True,
     ) -> FinishResult:
         with literal_cursor(conn) as cur:
             try:
-                cur.execute(b"\n".join(steps), {**finish_values(job, outcome, kept), **session_values(session)})
+                cur.execute(b"\n".join(steps), {**finish_values(job, outcome, data), **session_values(session)})
             except psycopg.Error as error:
                 raise lost_or(error, job) from error
             rows, *others = answers(cur)
             if not rows:
                 raise attempt_lost(job)
             state, now, *_ = rows[0]
-            left = others.pop()[0][-1] if ends else 0  # in the session
-            for (answer, *_), *_ in filter(None, others):  # what a request to cancel made of it
+            left = others.pop()[0][-1] if ends else 0  # statements that the handler has prepared
+            for (answer, *_), *_ in filter(None, others):  # the state that a cancel request has changed
                 state = answer
             return FinishResult(JobState(state), now, left == 0)
 
     def abandon(self, conn: AnyConnection, session: Session | None) -> None:
-        """Roll back, and leave nothing in the session of what outlives that: behind a pooler it is that of others next,
-        and what a handler has committed of its role must not stand in the way of what is recorded."""
-        if session is None:  # no handler has had it
+        """Roll back and reset the session, so that the outcome can be written in it. Behind a pooler the next client
+        gets the session; and a role that the handler has committed may not write the outcome."""
+        if session is None:  # no handler has used the connection
             rollback(conn)
             return
         pooled = session.shared_since is not None
-        after = (*self._as_claimed, *self._deallocate) if pooled else self._stay_as_claimed
+        after = (*self._set_claim_role, *self._deallocate) if pooled else self._set_session_role
         with literal_cursor(conn) as cur:
             cur.execute(b"\n".join((b"ROLLBACK;", *self._reset_session, *after)), session_values(session))
 
@@ -370,7 +377,7 @@ class ExecutionQueries:
             cur.execute(self.work["server_facts"])
             uptime, can_check, version, backend_pid = one(cur)
             bound = "transaction_timeout" if version >= 170000 else "idle_in_transaction_session_timeout"
-            pooled = backend_pid != conn.pgconn.backend_pid  # a pooler makes up numbers of its own
+            pooled = backend_pid != conn.pgconn.backend_pid  # a pooler tells the client a number of its own
             return ServerFacts(timedelta(microseconds=uptime), can_check, bound, pooled)
 
     def bare_write(
@@ -384,7 +391,7 @@ class ExecutionQueries:
         counted: int,
         keep_key: bool,
     ) -> bool:
-        """Whether the row takes a change of its state that reads nothing of it. Leaves it as it is."""
+        """Whether the row takes a change of its state that reads none of its values. The change is rolled back."""
         values = {"id": id, "queue": queue, "states": list(states), "state": to, "counted": counted, "key": keep_key}
         with conn.transaction(force_rollback=True):
             [rows] = act(conn, self._bare_write, values)
@@ -401,22 +408,20 @@ class ExecutionQueries:
         fresh: bool,
         token: UUID | None = None,
     ) -> bool:
-        """Discard a job that cannot be worked; `fresh` gives up its errors, its unique key and its workers. One that
-        runs is discarded only under this token, or without one where no lease keeps it."""
+        """Discard a job that cannot be worked; `fresh` drops its errors, its unique key and its workers. A running job
+        is discarded only if it has this token; without a token, only if it has no lease."""
         values = {"id": id, "queue": queue, "states": list(states), "reason": reason, "fresh": fresh, "token": token}
         [rows] = act(conn, self._discard_unworkable, values)
         return bool(rows)
 
     def cancelled_attempts(self, conn: AnyConnection, tokens: Sequence[UUID]) -> dict[tuple[int, UUID], str]:
-        """Of which jobs, by id and token, somebody wants the attempt cancelled, and why."""
+        """Find the cancel requests for these attempts: the reason, by id and token of the job."""
         with literal_cursor(conn) as cur:
             cur.execute(statements.load("control.sql", self.schema)["cancelled_attempts"], {"tokens": list(tokens)})
             return {(id, token): reason for id, token, reason in cur.fetchall()}
 
-    # --- observe
-
     def get_job(self, conn: AnyConnection, id: int, queue: str | None = None) -> Job[Any] | None:
-        """The job with this id; AmbiguousJob when several queues have one, and it is not said which."""
+        """Find the job with this id. Raises AmbiguousJob when several queues have one and no queue is given."""
         with bound_cursor(conn) as cur:
             cur.execute(self._observe["get_job"], {"id": id})
             rows = [row for row in cur.fetchall() if queue is None or row[QUEUE] == queue]
@@ -425,27 +430,26 @@ class ExecutionQueries:
 
 
 def _named(work: Mapping[str, bytes], savepoint: str, channel: str) -> dict[str, bytes]:
-    """The statements with another name for the savepoint, so that no handler hits it with one of its own, and with that
-    of the channel."""
-    own, text = b"SAVEPOINT " + savepoint.encode(), f"'{channel}'".encode()
-    return {key: sql.replace(b"SAVEPOINT pgjobs", own).replace(b"%(channel)s", text) for key, sql in work.items()}
+    """Put the names of the savepoint, which no handler uses by chance, and of the channel into the statements."""
+    name, text = b"SAVEPOINT " + savepoint.encode(), f"'{channel}'".encode()
+    return {key: sql.replace(b"SAVEPOINT pgjobs", name).replace(b"%(channel)s", text) for key, sql in work.items()}
 
 
 def session_values(session: Session | None) -> dict[str, Any]:
-    """What the statements need that make the session what it was."""
+    """The parameters of the statements that restore the session of the claim."""
     if session is None:
         return {}
     return {"session_user": session.user, "role": session.role, "since": session.shared_since}
 
 
 def passing_over(next: bytes, part: bytes) -> bytes:
-    """The choice of the next job or jobs, with the part that passes over some of them, or nothing in its place."""
+    """Put the condition that passes over jobs, or nothing, into a statement that selects the next jobs."""
     condition = re.sub(rb"^--.*\n", b"", part, flags=re.MULTILINE).rstrip(b"; \n")
-    return next.replace(b"{passed_over}", condition).rstrip(b";")
+    return next.replace(b"{skip_set_aside}", condition).rstrip(b";")
 
 
-def finish_values(job: Job[Any], outcome: Outcome, kept: AttemptData) -> dict[str, Any]:
-    """What the statement that writes the outcome of one attempt needs."""
+def finish_values(job: Job[Any], outcome: Outcome, data: AttemptData) -> dict[str, Any]:
+    """The parameters of the statement that writes the outcome of one attempt."""
     return {
         "id": job.id,
         "queue": job.queue,
@@ -454,18 +458,18 @@ def finish_values(job: Job[Any], outcome: Outcome, kept: AttemptData) -> dict[st
         "attempted_at": job.attempted_at,
         "state": outcome.state,
         "final": outcome.state.final,
-        "given_back": int(outcome.attempt_given_back),
+        "refund": int(outcome.refund),
         "snoozed": outcome.snoozed,
         "at": outcome.at,
         "delay": None if outcome.state.final else outcome.delay,
         "error": outcome.error_json(job.attempt),
-        "metadata": kept.metadata,
-        "output": kept.output,
+        "metadata": data.metadata,
+        "output": data.output,
     }
 
 
 def lost_or(error: psycopg.Error, job: Job[Any]) -> Exception:
-    """The error of a finish; AttemptLost if it says that the job was no longer the attempt's."""
+    """AttemptLost if the server has raised it in a finish, else the error itself."""
     return attempt_lost(job) if error.sqlstate == ATTEMPT_LOST else error
 
 

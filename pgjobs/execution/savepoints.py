@@ -1,4 +1,4 @@
-"""The savepoints of a batch: one for each handler that sends something, set in the moment in which it first does."""
+"""The savepoints of a batch: one for each handler that uses the connection, set before its first statement."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from pgjobs.clean_text import connection_ended
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.errors import TransactionBroken
 
-# The server keeps 64 subtransactions of a backend at hand; with more of them, everybody's snapshots get slow.
+# The server caches 64 subtransactions of a backend; with more of them, the snapshots of all sessions get slow.
 MOST = 60
 
-_IN_TRANSACTION = TransactionStatus.INTRANS  # to ask the enum for it takes longer than to compare
+_IN_TRANSACTION = TransactionStatus.INTRANS  # an access through the enum takes longer than the comparison
 
 _ENDED = "the handler ended its transaction itself (COMMIT or ROLLBACK); only pgjobs may"
 _OVER = "the transaction of the batch is over: the handler of another job of the batch has ended it"
 
 
 class Savepoints:
-    """What stands between the handlers of a batch and their connection, for as long as the batch runs.
+    """Watches what the handlers of a batch send, for as long as the batch runs.
 
-    Everything that psycopg sends goes through `conn.wait`, where the first statement of a handler is noticed. Before it
-    goes the savepoint, in a round trip of its own with what ends the handler before: RELEASE, which fails if
-    that one has ended the transaction, and what makes the session clean.
+    psycopg sends everything through `conn.wait`, which is wrapped here to notice the first statement of a handler. The
+    savepoint is sent before that statement, in a round trip of its own, together with the end of the previous handler:
+    RELEASE, which fails if that handler has ended the transaction, and the reset of the session.
     """
 
     def __init__(self, conn: AnyConnection, name: str, between: Callable[[], bytes]) -> None:
         self.used = 0  # how many were set
-        self.broken = False  # whether the transaction was found ended, or what it is cannot be told
-        self.last: int | None = None  # the job that was the last to send something and ended well; not released yet
-        self.culprit: int | None = None  # the job that has ended the transaction, if that was found out too late
-        self.fault = _ENDED  # what it did
+        self.broken = False  # whether the transaction has ended, or its state is unknown
+        self.last: int | None = None  # the last job that has used the connection and succeeded; not released yet
+        self.culprit: int | None = None  # the job that has ended the transaction, if a later handler noticed it
+        self.fault = _ENDED  # how the transaction was ended
         self._name = name.encode()
         self._between = between
         self._conn = conn
-        self._job: int | None = None  # whose handler runs
+        self._job: int | None = None  # the job whose handler runs
         self._begun = self._set = self._unclean = False
         self._wait = conn.wait
         self._was_there = conn.__dict__.get("wait")
@@ -48,7 +48,7 @@ class Savepoints:
         conn._num_transactions += 1  # psycopg refuses commit() and rollback() as it does in a transaction() block
 
     def detach(self) -> None:
-        """The batch is over: psycopg sends as it did before."""
+        """The batch is over: remove the wrapper."""
         if self._was_there is None:
             del self._conn.__dict__["wait"]
         else:
@@ -62,7 +62,7 @@ class Savepoints:
 
     @property
     def release(self) -> bytes:
-        """What ends the last handler that sent something, and cleans up behind it."""
+        """The message that releases the last savepoint and resets the session."""
         release = b"" if self.last is None else b"RELEASE SAVEPOINT %s;" % self._name
         return release + self._between() if self._unclean else release
 
@@ -72,8 +72,8 @@ class Savepoints:
         self._begun = self._set = False
 
     def end(self, error: BaseException | None) -> BaseException | None:
-        """The handler is over: keep what it wrote, or drop it. What the attempt failed for, in the end. `broken` if the
-        transaction cannot go on."""
+        """The handler has ended: roll its writes back if it has failed. Returns the error that the attempt has failed
+        with in the end. Sets `broken` if the transaction cannot go on."""
         job, self._job = self._job, None
         status = self._conn.pgconn.transaction_status
         if not self._begun and status == _IN_TRANSACTION:
@@ -94,7 +94,7 @@ class Savepoints:
             self.broken = True
         return error
 
-    # --- the conversation
+    # --- messages
 
     @property
     def _busy(self) -> bool:
@@ -106,7 +106,7 @@ class Savepoints:
         return self._wait(generator, *args, **options)
 
     def _begin(self) -> None:
-        if self._begun or self.broken:  # an exception from outside has hit the last try: what it did is not known
+        if self._begun or self.broken:  # an interrupt has hit the last try, which may have been sent or not
             self.broken = True
             raise TransactionBroken(_OVER)
         self._begun = True
@@ -125,8 +125,7 @@ class Savepoints:
         self._set = self._unclean = True
 
     def _drop(self) -> bool:
-        """Roll back to the savepoint and release it. A cancel that was meant for the handler may hit this instead; then
-        the next try works."""
+        """Roll back to the savepoint and release it. A late cancel for the handler may hit this; the next try works."""
         for _ in range(3):
             try:
                 self._send(b"ROLLBACK TO SAVEPOINT %s; RELEASE SAVEPOINT %s" % (self._name, self._name))
@@ -134,29 +133,29 @@ class Savepoints:
                 if self._conn.pgconn.transaction_status != TransactionStatus.INERROR:
                     return False
             else:
-                self._conn._prepared.clear()  # as psycopg does: what was prepared may be about what is gone
+                self._conn._prepared.clear()  # as psycopg does: statements may refer to tables that are gone
                 return True
         return False
 
     def _send(self, message: bytes) -> None:
-        """Send it and wait for its end, whatever psycopg is about to do; raises as psycopg does."""
+        """Send a message and wait for its answers, inside a call of psycopg. Raises the errors of psycopg."""
         pgconn = self._conn.pgconn
         if pgconn.pipeline_status == PipelineStatus.OFF:
             results = [pgconn.exec_(message)]
-        else:  # the handler has begun with a pipeline, in which nothing was sent yet
+        else:  # the handler has opened a pipeline, and has sent nothing in it yet
             for statement in filter(None, map(bytes.strip, message.split(b";"))):
                 pgconn.send_query_params(statement, None)
             pgconn.pipeline_sync()
             results = _results(pgconn)
         for result in results:
             if result.status not in (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK):
-                if pgconn.status == ConnStatus.BAD:  # why, stands in what was said before its end
+                if pgconn.status == ConnStatus.BAD:  # the message of the connection has the server's reason
                     raise connection_ended(pgconn.get_error_message())
                 raise error_from_result(result, encoding="utf-8")
 
 
 def _results(pgconn: PGconn) -> list[PGresult]:
-    """All up to the end of the pipeline's message."""
+    """Read all results up to the sync of the pipeline."""
     results: list[PGresult] = []
     while True:
         result = pgconn.get_result()
@@ -164,5 +163,5 @@ def _results(pgconn: PGconn) -> list[PGresult]:
             raise connection_ended(pgconn.get_error_message())
         if result is not None and result.status == ExecStatus.PIPELINE_SYNC:
             return results
-        if result is not None:  # None stands between the results of two statements
+        if result is not None:  # None separates the results of two statements
             results.append(result)

@@ -3,27 +3,28 @@
 An act (a claim of a queue, a duty, the ticks of schedules) is one statement for many rows. If the statement fails
 because of one row, the act goes on without that row:
 
-    what is seen                                        whose fault it is         what becomes of the row
+    what is seen                                        what is to blame          what is done with the row
     --------------------------------------------------  ------------------------  ----------------------------------
     its values cannot be read; or the act fails, and    the row's own values      discarded, with the reason
     a bare write of the same change, which reads
     nothing of the row and adds nothing to it, works
-    (without its unique key, if something of the row
-    has no room)
-    a function raised it (P0001, or an error with a     a trigger, CHECK, policy  passed over for 1 s, then 2 s, 4 s,
-    context), or a constraint of others, or a policy;   or index that the         up to 5 min; never discarded
-    or the bare write fails too                         application has added
+    (without its unique key, if a value of the row is
+    too large)
+    a function raised the error (P0001, or an error     a trigger, CHECK, policy  passed over for 1 s, then 2 s, 4 s,
+    with a context), or a constraint or policy of the   or index that the         up to 5 min; never discarded
+    application; or the bare write fails too            application has added
     more than 5 rows in succession fail alike, and no   the same, or a missing    nothing: the act fails as a whole,
     other row of the act works                          privilege                 and that is logged once
-    the connection, a time limit, the disk; and, but    the server's              nothing: the act fails as a whole
-    not in a function, which may fail so for certain
-    rows, a lock, a conflict, a read-only database
-    the act goes through, and the row is as it was      a trigger that returns    as where a function raises
+    an error of the connection, a time limit, the       the server                nothing: the act fails as a whole
+    disk; or of a lock, a conflict or a read-only
+    database, unless a function raised it, which may
+    fail so for certain rows
+    the act succeeds, and the row is as it was          a trigger that returns    as where a function raised the error
                                                         NULL for it
 
 A bare write alone does not prove that the values of the row are to blame: a CHECK or trigger of the application may
-judge the very values that the bare write leaves out. So an error that looks like code of the application counts as such
-without a trial. In doubt no job is discarded.
+check the very values that the bare write leaves out. So an error that looks like code of the application counts as such
+without a bare write. In doubt the job is not discarded.
 """
 
 from __future__ import annotations
@@ -41,41 +42,41 @@ from pgjobs.loggers import get_logger
 
 log = get_logger("pgjobs.set_aside")
 
-MOST_ALIKE = 5  # rows of an act that are set aside for the same cause while nothing else works
+MOST_ALIKE = 5  # rows of an act that are set aside for the same cause while no other row works
 _FIRST_PAUSE = 1.0  # seconds; doubles
 _LONGEST_PAUSE = 300.0
 _MOST_ROWS = 1000  # of one act
 _MOST_ACTS = 1000
-_COMMON_FOR = 5.0  # seconds in which an act that cannot be done is not looked into again: good rows may have come since
+_COMMON_FOR = 5.0  # seconds in which the rows of an act that fails as a whole are not tried again one by one
 
-# Classes of SQLSTATE that say nothing of a row: connection, transaction state, conflicts of transactions, resources,
+# Classes of SQLSTATE that do not concern a row: connection, transaction state, conflicts of transactions, resources,
 # state of objects (locks), the operator, the system; and prepared statements that are gone.
 _NOT_OF_A_ROW = frozenset({"08", "25", "26", "40", "53", "55", "57", "58"})
-# Of those, what a function of the application's may raise itself for a certain row: another server that it cannot
-# reach, a lock that it does not wait for. A time limit is that of the whole statement, for all its rows.
+# Of those, the classes that a function of the application may raise for a certain row: it cannot reach another server,
+# say, or does not wait for a lock. A time limit is not among them: it is for the whole statement, with all its rows.
 _ALSO_RAISED_BY_FUNCTIONS = frozenset({"08", "25", "40", "55"})
-_IN_A_FUNCTION = re.compile(r"PL/|\bSQL\b")  # in what the server says of where an error arose, in any language
+_IN_A_FUNCTION = re.compile(r"PL/|\bSQL\b")  # in the context of an error, in any language of the server
 _TOO_LARGE = "54000"
 _DUPLICATE = "23505"
 _APPLICATION_CODE = frozenset({"P0", "09", "23", "27", "38", "39", "42", "44"})
-# Rules of our own table; see the migrations. Those of its types say which type.
+# The CHECK constraints of our own table. An error of a type has the type's name instead.
 _OWN_CHECKS = frozenset({"job_finalized", "job_has_attempts_left", "job_unique_states"})
 _CHANGING = re.compile(r'"[^"]*"|\'[^\']*\'|\d+')
 
 
 class UnreadableRow(Exception):
-    """The server gave a row, and it cannot be read."""
+    """A row of the server cannot be read in Python."""
 
 
 class UnchangedRow(psycopg.errors.TriggeredActionException):
-    """A trigger of the application has left the row as it is, and the statement went through."""
+    """A trigger of the application has kept the row as it is, and the statement has succeeded."""
 
     def __init__(self) -> None:
         super().__init__("a trigger of the application returns NULL for it")
 
 
 def concerns_a_row(error: BaseException) -> bool:
-    """Whether the statement may have failed because of what it did to a certain row."""
+    """Whether the statement may have failed because of a certain row."""
     if isinstance(error, UnreadableRow):
         return True
     if not isinstance(error, psycopg.Error) or error.sqlstate is None:
@@ -86,20 +87,20 @@ def concerns_a_row(error: BaseException) -> bool:
 
 
 def short(error: Exception) -> str:
-    """What the server says, without the row that it may add to that."""
+    """The message of an error, without the DETAIL, which may show the row."""
     if not isinstance(error, psycopg.Error):
         return str(error)
     return f"{error.diag.message_primary or error} [{error.sqlstate}]"
 
 
 def is_too_large(error: psycopg.Error) -> bool:
-    """Whether a value has no room, perhaps in an index: not every such error says which."""
+    """Whether a value is too large, perhaps for an index: the error may not say which."""
     return error.sqlstate == _TOO_LARGE
 
 
 def is_application_code(error: psycopg.Error) -> bool:
-    """Whether the error comes from code or a rule that the application has added to the table; or from another job that
-    holds the unique key, perhaps not for long."""
+    """Whether the error comes from code or a rule that the application has added to the table; or from another job with
+    the same unique key, which may end soon."""
     state, diag = error.sqlstate or "", error.diag
     if diag.context or state == _DUPLICATE:
         return True
@@ -115,19 +116,19 @@ class _Row:
 
 @dataclass(slots=True)
 class _Act:
-    """What one act passes over."""
+    """The rows that one act passes over."""
 
     rows: dict[Hashable, _Row] = field(default_factory=dict)
-    cause: Hashable = None  # of the rows that have failed in succession
+    cause: Hashable = None  # that the rows in `in_succession` have in common
     in_succession: list[Hashable] = field(default_factory=list)
-    common_until: float = 0.0  # the act cannot be done for this cause, and that was said
-    said: dict[Hashable, int] = field(default_factory=dict)  # how many rows were logged for a cause
-    unsaid: list[tuple[str, Exception]] = field(default_factory=list)
+    common_until: float = 0.0  # until then the act fails as a whole for this cause, which was logged
+    logged: dict[Hashable, int] = field(default_factory=dict)  # how many rows, by cause
+    not_logged: list[tuple[str, Exception]] = field(default_factory=list)
 
 
 class SetAside:
-    """The rows that the acts of one process pass over, by act. What it remembers is bounded, and gone with the process:
-    another one finds out for itself."""
+    """The rows that the acts of one process pass over, by act. Their number is bounded. Each process finds out for
+    itself."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -135,11 +136,11 @@ class SetAside:
         self._lock = threading.Lock()
 
     def __bool__(self) -> bool:
-        """Whether there is anything to be passed over, or was lately."""
+        """Whether any act passes over rows, or did a short while ago."""
         return bool(self._acts)
 
     def rows(self, act: str) -> list[Any]:
-        """What the act passes over now. Costs nothing while there is nothing."""
+        """The rows that the act passes over now."""
         if not self._acts or act not in self._acts:
             return []
         now = self._clock()
@@ -147,12 +148,12 @@ class SetAside:
             known = self._acts.get(act)
             if known is None:
                 return []
-            # whose time is over long since is gone, or has been worked by others
+            # a row that has not failed again long after its pause is gone, or another process has worked it
             known.rows = {key: row for key, row in known.rows.items() if now < row.until + 2 * row.pause}
             return [key for key, row in known.rows.items() if now < row.until]
 
     def worked(self, act: str, key: Hashable = None) -> None:
-        """Something of the act works: what fails now is not its common fault. `key` is a row that works itself."""
+        """A row of the act has worked: the next failure is not common to all rows. `key` is the row, if it is known."""
         if not self._acts or act not in self._acts:
             return
         with self._lock:
@@ -167,19 +168,19 @@ class SetAside:
                 del self._acts[act]
 
     def is_common(self, act: str, error: psycopg.Error) -> bool:
-        """Whether it is known that the act cannot be done for this cause."""
+        """Whether the act is known to fail as a whole for this cause."""
         known = self._acts.get(act)
         return known is not None and known.cause == _cause(error) and self._clock() < known.common_until
 
     def is_in_doubt(self, act: str, error: Exception) -> bool:
-        """Whether one more row that fails for this cause is taken for no fault of the rows, unless others work."""
+        """Whether one more row that fails for this cause makes the act fail as a whole, unless another row works."""
         known = self._acts.get(act)
         if known is None or known.cause != _cause(error):
             return False
         return bool(known.common_until) or len(known.in_succession) >= MOST_ALIKE
 
     def was_said(self, error: BaseException) -> bool:
-        """Whether the log has it already that an act cannot be done for this cause."""
+        """Whether it was logged already that an act fails as a whole for this cause."""
         if not self._acts or not isinstance(error, psycopg.Error):
             return False
         with self._lock:
@@ -187,9 +188,9 @@ class SetAside:
         return any(self.is_common(act, error) for act in acts)
 
     def failed(self, act: str, key: Hashable, error: Exception, what: str, *, others_work: bool = False) -> float:
-        """Pass over a row from now on, for twice as long as the last time; for how many seconds. `others_work`
-        says that rows beside it did just now. Raises the error when it is no fault of this row, so that the act cannot
-        be done; else `say` follows when the act goes on."""
+        """Pass over a row from now on, for twice as long as the last time; returns for how many seconds. `others_work`:
+        other rows of the act have just worked. Raises the error if the act fails as a whole; else the caller logs the
+        row by `say` when the act goes on."""
         cause, now = _cause(error), self._clock()
         with self._lock:
             known = self._acts.setdefault(act, _Act())
@@ -205,10 +206,10 @@ class SetAside:
             few = len(known.in_succession) <= MOST_ALIKE and (key in known.rows or len(known.rows) < _MOST_ROWS)
             if few and not known.common_until:
                 return self._set_aside(known, key, error, f"{act}: {what}")
-            for each in known.in_succession:  # it was no fault of theirs
+            for each in known.in_succession:  # these rows are not to blame
                 known.rows.pop(each, None)
             known.in_succession.clear()
-            known.unsaid.clear()
+            known.not_logged.clear()
             new, known.common_until = not known.common_until, now + _COMMON_FOR
         if new:
             log.warning("%s: more than %d rows fail alike, so none is set aside: %s", act, MOST_ALIKE, short(error))
@@ -219,30 +220,30 @@ class SetAside:
         pause = _FIRST_PAUSE if row is None else min(2 * row.pause, _LONGEST_PAUSE)
         known.rows[key] = _Row(self._clock() + pause, pause)
         if row is None:
-            known.unsaid.append((what, error))
+            known.not_logged.append((what, error))
         return pause
 
     def say(self, act: str) -> None:
-        """Log what was set aside just now: each row once, and of many that fail alike only a few."""
+        """Log the rows that were set aside just now: each row once, and of many that fail alike only a few."""
         known = self._acts.get(act)
-        while known is not None and known.unsaid:
-            what, error = known.unsaid.pop(0)
+        while known is not None and known.not_logged:
+            what, error = known.not_logged.pop(0)
             cause = _cause(error)
-            said = known.said[cause] = known.said.get(cause, 0) + 1
-            if said <= MOST_ALIKE:
+            logged = known.logged[cause] = known.logged.get(cause, 0) + 1
+            if logged <= MOST_ALIKE:
                 log.warning("%s fails and is passed over for a while, longer each time: %s", what, short(error))
-            elif said == MOST_ALIKE + 1:
-                log.warning("%s fails too; others that fail alike are not logged: %s", what, short(error))
+            elif logged == MOST_ALIKE + 1:
+                log.warning("%s fails too; more rows that fail alike are not logged: %s", what, short(error))
 
     def _forget_others(self, act: str) -> None:
-        """Keep the number of acts bounded: names of queues come out of the table."""
+        """Keep the number of acts bounded: the names of queues come from the table."""
         while len(self._acts) > _MOST_ACTS:
             del self._acts[next(name for name in self._acts if name != act)]
 
 
 def _cause(error: Exception) -> Hashable:
-    """What errors have in common that have one cause: the place in the application's code, or else the text but for the
-    values in it."""
+    """A key that errors with the same cause have in common: the place in the application's code, or else the message
+    without the values in it."""
     if not isinstance(error, psycopg.Error):
         return type(error), _CHANGING.sub("#", str(error))
     diag = error.diag

@@ -1,12 +1,11 @@
-"""The hot path: the statements of queries.py, prepared once for each connection and sent all in one message, so that
-the finish of one job and the claim and lock of the next cost one round trip.
+"""Sends the statements of queries.py prepared, many in one message: the finish of a job and the claim and lock of the
+next cost one round trip.
 
-It speaks to libpq itself, through what psycopg documents of `psycopg.pq`: the cursors of psycopg cost more than the
-statements. The message is a simple query of EXECUTEs. In pipeline mode the same takes the client twice the time when
-threads compete for the interpreter's lock, which libpq's functions for that let go of for every statement.
+It calls libpq through the documented `psycopg.pq`, because cursors take more time than the statements themselves. A
+message is one simple query of EXECUTE commands. Pipeline mode would take the client twice the time when its threads
+compete for the interpreter's lock, which is released and taken again for every statement.
 
-Where a connection cannot be used like this, behind a pooler or under a framework, queries.py does the same with the
-same SQL, only slower.
+Where statements may not be prepared, behind a pooler or in a framework, queries.py sends the same SQL more slowly.
 """
 
 from __future__ import annotations
@@ -43,9 +42,9 @@ from pgjobs.execution.queries import (
 from pgjobs.interval import interval_text
 from pgjobs.job import Job, JobState
 
-_MOST_ON_A_CONNECTION = 8  # clients
-_MOST_PREPARED = 100  # statements on a connection: each WorkMap that is changed needs its own
-_AT_ONCE = 8192  # bytes, which every socket takes at once
+_MOST_ON_A_CONNECTION = 8  # transports, one for each client
+_MOST_PREPARED = 100  # statements on a connection; each change of a WorkMap needs new ones
+_AT_ONCE = 8192  # bytes that every socket takes without waiting
 _GOOD = (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK)
 
 
@@ -55,18 +54,18 @@ _NO_VALUES: Literals = {}
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prepared:
-    """A statement as it is prepared, and the parameters it takes in their order; or a command like COMMIT, which cannot
-    be prepared and takes none."""
+    """A statement to be prepared, with the names of its parameters in order; or a command such as COMMIT, which cannot
+    be prepared and has no parameters."""
 
-    name: bytes  # the first part of it
+    name: bytes  # a number is added to it
     sql: bytes
     parameters: tuple[str, ...]
     command: bool
 
 
 def prepared(name: str, statement: bytes, fixed: Literals = _NO_VALUES) -> Prepared:
-    """A statement of the files. The values that are `fixed` stand in it: each that is sent anew costs the server two or
-    three microseconds."""
+    """Make a `Prepared` of a statement of the .sql files. The `fixed` values are written into its text: the server
+    takes two or three microseconds for each parameter."""
     parameters: list[str] = []
 
     def numbered(match: re.Match[bytes]) -> bytes:
@@ -85,8 +84,8 @@ def prepared(name: str, statement: bytes, fixed: Literals = _NO_VALUES) -> Prepa
     return Prepared(name.encode(), sql, tuple(parameters), command)
 
 
-class HotStatements:
-    """The statements of one schema, for any connection."""
+class TransportStatements:
+    """The statements of one schema, which serve all connections."""
 
     def __init__(self, queries: ExecutionQueries) -> None:
         work, tag = queries.work, queries.tag
@@ -97,33 +96,33 @@ class HotStatements:
 
         complete, release = one("complete"), one("release_savepoint")
         self.begin, self.commit, self.commit_and_begin = one("begin"), one("commit"), one("commit_and_begin")
-        self.bound, self.savepoint = one("claim_bound"), one("savepoint")
-        self.takes, self.takes_around, self.lock = queries.takes, queries.takes_around, work["lock"]
-        self.claims_as, self.as_claimed = one("claims_as").sql, work["as_claimed"]
-        # by whether the handler has sent anything and wants something kept
+        self.set_timeout, self.savepoint = one("set_claim_timeout"), one("savepoint")
+        self.claims, self.claims_around, self.lock = queries.claims, queries.claims_around, work["lock"]
+        self.read_role, self.set_claim_role = one("read_role").sql, work["set_claim_role"]
+        # by whether the handler has used the connection, and whether it has set metadata or output
         self.complete = {
             (False, False): one("complete_untouched"),
             (False, True): complete,
             (True, False): one("complete_used"),
             (True, True): complete,
         }
-        self.release, self.relax = release, one("relax")
-        self.no_bounds = (one("no_statement_timeout"), *_commands(work["no_other_bounds"]))
+        self.release, self.commit_async = release, one("commit_async")
+        self.drop_settings = (one("drop_statement_timeout"), *_commands(work["drop_other_settings"]))
         parts = work["reset_session"].rstrip(b"; ").split(b";\n")
         self.rollback = prepared(f"{tag}_rollback", b"ROLLBACK")
         self.reset = tuple(prepared(f"{tag}_reset_{number}", part) for number, part in enumerate(parts))
 
 
 def _commands(statements: bytes, fixed: Literals = _NO_VALUES) -> tuple[Prepared, ...]:
-    """Several commands, which give a result each."""
+    """Split a text into its commands: each gives a result of its own."""
     without_comments = re.sub(rb"^ *--.*\n", b"", statements, flags=re.MULTILINE)
     return tuple(prepared("", each, fixed) for each in without_comments.strip().rstrip(b";").split(b";"))
 
 
 Step = tuple[Prepared, Literals]
-# What is a claim's own; the other values are the same for so many that they stand in the statements.
-_OWN = ("queue", "token", "id", "mark_priority", "mark_time", "mark_id", "aside")
-# Where it stands in a message that is kept; see `_template`.
+# The parameters of a claim that change with each one; the other values are written into the statements.
+_PER_CLAIM = ("queue", "token", "id", "mark_priority", "mark_time", "mark_id", "aside")
+# Their placeholders in the templates of messages; see `_template`.
 _PLACES: Literals = {
     "token": b"'%(token)b'",
     "id": b"%(id)d",
@@ -136,31 +135,31 @@ _PLACES: Literals = {
 }
 
 
-class HotPath:
-    """One connection, and what is prepared on it."""
+class PreparedTransport:
+    """Sends messages on one connection, and knows what is prepared on it."""
 
-    def __init__(self, conn: AnyConnection, statements: HotStatements) -> None:
+    def __init__(self, conn: AnyConnection, statements: TransportStatements) -> None:
         self._statements = statements
         self._conn = conn
-        self._names: dict[bytes, bytes] = {}  # of what is prepared, by its text
-        self._stale: list[bytes] = []  # names of what is prepared and not used any more
-        self._made = 0  # names
-        self.forgotten = 0  # how often that was forgotten
-        self._messages: dict[Any, bytes] = {}  # the messages of claims and finishes, with places for the values
-        self._settings: ClaimValues | None = None  # those of the claims among them
+        self._names: dict[bytes, bytes] = {}  # of the prepared statements, by their text
+        self._stale: list[bytes] = []  # names of prepared statements that are not used any more
+        self._made = 0  # names so far
+        self.forgotten = 0  # how often `forget` was called
+        self._messages: dict[Any, bytes] = {}  # templates of claims and finishes
+        self._settings: ClaimValues | None = None  # of the claims among them
         self._transformer = Transformer(ClaimCursor(conn, row_factory=tuple_row))
         self._texts = Transformer(BatchCursor(conn, row_factory=tuple_row))
         self._escaping = Escaping(conn.pgconn)
         self._socket = select.poll()
         self._socket.register(conn.fileno(), select.POLLIN)
         self.next: Job[Any] | None = None  # claimed and locked together with the last finish
-        self.used = False  # whether somebody else has sent anything since the last claim
-        self._in_handlers_role = False  # for all that is known, until what is to be prepared was
-        self.session: Session | None = None  # as the claims find it; asked by the next one when it is not known
+        self.used = False  # whether psycopg has sent anything since the last claim
+        self._in_handlers_role = False  # whether the handler may have changed the role; undone before a PREPARE
+        self.session: Session | None = None  # None: the next claim reads it
         self._finishes: dict[Any, tuple[Prepared, ...]] = {}
-        self._finishes_for: Session | None = None  # the session that they name
+        self._finishes_for: Session | None = None  # the session whose role they restore
         self._named_in_ascii = True
-        # all that psycopg sends goes through here
+        # psycopg sends everything through `wait`
         conn.wait = partial(self._wait, conn.wait)  # type: ignore[method-assign]
         conn._deallocate = partial(self._deallocate, conn._deallocate)  # type: ignore[method-assign]
 
@@ -169,20 +168,20 @@ class HotPath:
         return wait(*args, **options)
 
     def _deallocate(self, deallocate: Callable[..., Any], name: bytes | None) -> Any:
-        """Psycopg deallocates: all that there is, behind a ROLLBACK or DROP, if it has prepared anything itself."""
+        """Psycopg deallocates a statement; all of them after a ROLLBACK or DROP, if it has prepared any itself."""
         if name is None:
             self.forget()
         return deallocate(name)
 
-    # --- what the store does, in fewer round trips
+    # --- claim and finish
 
     def claim(self, which: str, claim: ClaimRequest) -> Job[Any] | None:
         """As `ExecutionQueries.claim`."""
         while self._stale:
-            self._conn.pgconn.exec_(b"DEALLOCATE " + self._stale.pop())  # a handler may have done it before
+            self._conn.pgconn.exec_(b"DEALLOCATE " + self._stale.pop())  # fails if a handler has done the same
         begin = self._statements.begin.sql
         if self.session is None:
-            begin += b";" + self._statements.claims_as
+            begin += b";" + self._statements.read_role
         results, error = self.send(begin + b";" + self._claim_message(which, claim))
         if error is not None:
             raise error
@@ -194,46 +193,46 @@ class HotPath:
         values = [answer.get_value(0, column) or b"" for column in range(2)]
         user, role = (value.decode(self._conn.info.encoding, "surrogateescape") for value in values)
         self.session = Session(user, role)
-        if self.session != self._finishes_for:  # else what was made for it serves again
+        if self.session != self._finishes_for:  # else its messages can be used again
             self._finishes_for = self.session
             self._named_in_ascii = (user + role).isascii()
             self._finishes.clear()
             self._messages.clear()
 
     def _complete_steps(self, *key: bool) -> tuple[Prepared, ...]:
-        """What completes a job: by whether the handler has sent anything, wants something kept, and the commit is not
-        to wait for the disk. What undoes a handler's role names one, which is written as the session's encoding is."""
+        """The steps that complete a job, by the arguments of `_make_steps`. They name a role, whose bytes depend on the
+        session's encoding."""
         place = (*key, None if self._named_in_ascii else self._conn.info.encoding)
         if place not in self._finishes:
             self._finishes[place] = self._make_steps(*key)
         return self._finishes[place]
 
-    def _make_steps(self, used: bool, kept: bool, async_commit: bool) -> tuple[Prepared, ...]:
+    def _make_steps(self, used: bool, has_data: bool, async_commit: bool) -> tuple[Prepared, ...]:
         known = self._statements
-        steps = [known.relax] if async_commit else []
+        steps = [known.commit_async] if async_commit else []
         if used:
-            steps = [known.release, *self._role_steps(), *known.no_bounds, *steps]
-        return (*steps, known.complete[used, kept])
+            steps = [known.release, *self._role_steps(), *known.drop_settings, *steps]
+        return (*steps, known.complete[used, has_data])
 
     def _role_steps(self) -> tuple[Prepared, ...]:
-        """What undoes the role of a handler; a part of a template."""
+        """The steps that return to the role of the claim, as parts of a template."""
         session = self.session
         if session is None:
             return ()
         names = {"session_user": session.user, "role": session.role}
         literals = {name: literal.replace(b"%", b"%%") for name, literal in self.literals(names).items()}
-        return _commands(self._statements.as_claimed, literals)
+        return _commands(self._statements.set_claim_role, literals)
 
     def complete(
-        self, job: Job[Any], kept: AttemptData, which: str, then: ClaimRequest | None, *, async_commit: bool = False
+        self, job: Job[Any], data: AttemptData, which: str, then: ClaimRequest | None, *, async_commit: bool = False
     ) -> tuple[FinishResult, Exception | None]:
-        """As `ExecutionQueries.complete`; and with `then`, claim and lock the next job too, which is in `next`.
-        What went wrong with that is given back, what went wrong before is raised."""
+        """As `ExecutionQueries.complete`; with `then`, also claim and lock the next job, and store it in `next`. Raises
+        the error of the finish; returns the error of the claim."""
         known, used = self._statements, self.used
-        complete = self._complete_steps(used, kept is not NO_DATA, async_commit)
+        complete = self._complete_steps(used, data is not NO_DATA, async_commit)
         self._in_handlers_role = used
         try:
-            message = self._finish_message(complete, job, kept, then is not None)
+            message = self._finish_message(complete, job, data, then is not None)
             if then is not None:
                 message = b"%b;%b" % (message, self._claim_message(which, then))
         finally:
@@ -246,32 +245,32 @@ class HotPath:
         if not answer.ntuples:
             raise attempt_lost(job)
         reset = len(complete) + len(known.reset)
-        # an error of the claim behind it does not undo the reset: that was committed by then
+        # the reset is committed before the claim, so an error of the claim does not undo it
         clean = not used or (len(results) > reset + 1 and _integer(results[reset], 1) == 0)
         done = FinishResult(JobState.COMPLETED, _integer(answer, 1), clean)
         if error is None and then is not None:
             try:
                 self.next = self._locked(results, then)
-            except Exception as lost:  # or it cannot be read
+            except Exception as lost:  # AttemptLost, or an error in reading the row
                 return done, lost
         return done, error
 
-    def _finish_message(self, complete: Sequence[Prepared], job: Job[Any], kept: AttemptData, going_on: bool) -> bytes:
-        """The finish, and what makes the session clean; `going_on` ends with a transaction for the next claim."""
+    def _finish_message(self, complete: Sequence[Prepared], job: Job[Any], data: AttemptData, going_on: bool) -> bytes:
+        """The finish and the reset of the session. With `going_on` it ends in a transaction for the next claim."""
         key = (complete, self._spelled(job.queue), self.used, going_on)
         template = self._messages.get(key)
         if template is None:
             template = self._messages[key] = self._finish_template(complete, job.queue, going_on)
         assert job.token is not None
         values: dict[bytes, Any] = {b"id": job.id, b"token": job.token.hex.encode()}
-        if kept is not NO_DATA:
-            values |= {b"metadata": self._literal(kept.metadata), b"output": self._literal(kept.output)}
+        if data is not NO_DATA:
+            values |= {b"metadata": self._literal(data.metadata), b"output": self._literal(data.output)}
         return template % values
 
     def _finish_template(self, complete: Sequence[Prepared], queue: str, going_on: bool) -> bytes:
         known = self._statements
         after: tuple[Prepared, ...] = (known.commit_and_begin if going_on else known.commit,)
-        if self.used:  # a transaction of its own, which nothing behind it can roll back
+        if self.used:  # the reset is a transaction of its own, which the claim cannot roll back
             after = (known.commit_and_begin, *known.reset, *after)
         return self._template([*complete, *after], queue, _PLACES)
 
@@ -299,29 +298,30 @@ class HotPath:
         if len(self._names) >= _MOST_PREPARED:
             self._stale += self._names.values()
             self.forget()
-        fixed = {name: self._literal(value) for name, value in settings.items() if name not in _OWN}
-        takes = known.takes_around if around else known.takes
-        take = prepared(f"{known.tag}_take_{which}", takes[which], fixed)
+        fixed = {name: self._literal(value) for name, value in settings.items() if name not in _PER_CLAIM}
+        claims = known.claims_around if around else known.claims
+        claim = prepared(f"{known.tag}_claim_{which}", claims[which], fixed)
         lock = prepared(f"{known.tag}_lock", known.lock, fixed)
-        steps = [known.bound, take, known.commit_and_begin, lock, known.savepoint]
+        steps = [known.set_timeout, claim, known.commit_and_begin, lock, known.savepoint]
         places = _PLACES if marked else {**_PLACES, **self._beginning(settings)}
         return self._template(steps, queue, places)
 
     def _beginning(self, settings: ClaimValues) -> Literals:
-        """In the place of a mark: nothing comes before this."""
+        """The mark before all jobs."""
         return {name: self._literal(settings.get(name)) for name in ("mark_priority", "mark_time", "mark_id")}
 
     def _spelled(self, queue: str) -> object:
-        """What tells messages with this queue apart: how it is written hangs on the session's encoding, if it does."""
+        """The queue as a part of a key of `_messages`: the bytes of a name beyond ASCII depend on the session's
+        encoding."""
         return queue if queue.isascii() else (queue, self._conn.info.encoding)
 
     def _template(self, steps: Iterable[Prepared], queue: str, places: Literals) -> bytes:
-        """A message to be filled by `%`."""
+        """A message with placeholders for `%`."""
         values = {**places, "queue": self._literal(queue).replace(b"%", b"%%")}
         return self.message([(step, values) for step in steps])
 
     def _locked(self, results: Sequence[PGresult], claim: ClaimRequest) -> Job[Any] | None:
-        """The job that was claimed and locked; leaves no transaction open when there is none."""
+        """Read the job that was claimed and locked. None if there is none: then the transaction is rolled back."""
         self.used = False
         taken, lock = results[-4], results[-2]
         if taken.ntuples and lock.ntuples:
@@ -332,21 +332,21 @@ class HotPath:
             raise AttemptLost(f"job {_integer(taken, 0)} was claimed but taken away before it was locked")
         return None
 
-    # --- the conversation
+    # --- messages
 
     def rows(self, result: PGresult) -> list[tuple[Any, ...]]:
-        """With instants as text."""
+        """The rows of a result, with instants as text."""
         self._texts.set_pgresult(result)
         return self._texts.load_rows(0, result.ntuples, tuple)
 
     def forget(self) -> None:
-        """Somebody deallocated what was prepared here: prepare it again, under other names."""
+        """The prepared statements were deallocated, or are too many: prepare them again, under new names."""
         self.forgotten += 1
         self._names.clear()
         self._messages.clear()
 
     def message(self, steps: Iterable[Step]) -> bytes:
-        """Statements with their values, prepared where they are not yet."""
+        """Make a message of statements with their values; statements that are not prepared yet are prepared first."""
         names, parts = self._names, []
         for statement, values in steps:
             if statement.command:
@@ -358,7 +358,7 @@ class HotPath:
         return b";".join(parts)
 
     def send(self, message: bytes) -> tuple[list[PGresult], psycopg.Error | None]:
-        """The results up to the first that failed, and why that did."""
+        """Send a message. Returns the results up to the first error, and the error."""
         with self._conn.lock:
             self._conn.pgconn.send_query(message)
             return self._receive(len(message))
@@ -366,7 +366,7 @@ class HotPath:
     def _prepare(self, statement: Prepared) -> bytes:
         name = b"%b_%d" % (statement.name, self._made)
         self._made += 1
-        # without the connection's lock: that is held where a statement of a handler's is what this comes before
+        # without the connection's lock, which psycopg has taken when this goes before a handler's statement
         if self._in_handlers_role:
             self._in_handlers_role = False
             self._undo_role()
@@ -378,8 +378,7 @@ class HotPath:
         return name
 
     def _undo_role(self) -> None:
-        """Be in the role that claimed: that of the handler need not even see the schema, without which nothing is
-        prepared."""
+        """Return to the role that claimed the job: the handler's role may lack the privileges to prepare statements."""
         message = b";".join(step.sql for step in self._role_steps()) % {}
         if not message:
             return
@@ -395,7 +394,7 @@ class HotPath:
                 self._flush()
             self._read()
             self._collect(results, errors)
-        except psycopg.OperationalError as lost:  # to read fails; what was read before may say why
+        except psycopg.OperationalError as lost:  # the answer that was read before the error may say why
             if not errors and (result := pgconn.get_result()) is not None:
                 errors.append(error_from_result(result, encoding="utf-8"))
             raise _connection_lost(errors, str(lost)) from lost
@@ -406,7 +405,7 @@ class HotPath:
     def _collect(self, results: list[PGresult], errors: list[psycopg.Error]) -> None:
         pgconn = self._conn.pgconn
         while True:
-            while pgconn.is_busy():  # else to get the result would wait for it, and keep the interpreter's lock
+            while pgconn.is_busy():  # else get_result() would wait while it has the interpreter's lock
                 self._read()
             result = pgconn.get_result()
             if result is None:
@@ -421,7 +420,7 @@ class HotPath:
         self._conn.pgconn.consume_input()
 
     def _flush(self) -> None:
-        """Send what is too long for the socket's buffer bit by bit, reading what comes meanwhile."""
+        """Send a message that is too long for the socket's buffer, and read answers in between."""
         pgconn = self._conn.pgconn
         if not pgconn.flush():
             return
@@ -432,12 +431,12 @@ class HotPath:
         self._socket.modify(pgconn.socket, select.POLLIN)
 
     def literals(self, values: Mapping[str, Any]) -> dict[str, bytes]:
-        """The values as they stand in a message."""
+        """The values as they are written in a message."""
         return {name: self._literal(value) for name, value in values.items()}
 
     def _literal(self, value: Any) -> bytes:
         if isinstance(value, str):
-            # what a handler may have changed of the session holds until the message is read
+            # in the encoding that the handler may have set: it is reset only by this message
             text = value.encode() if value.isascii() else value.encode(self._conn.info.encoding)
             return self._escaping.escape_literal(text)
         match value:
@@ -454,21 +453,21 @@ class HotPath:
         return self._literal(_array(value))
 
 
-def hot_path(conn: AnyConnection, statements: HotStatements) -> HotPath | None:
-    """The hot path of a connection, which lasts as long as that; None when others have made too many on it: each is
-    a layer around its `wait`, and a dozen statements that the server keeps."""
-    known: dict[str, HotPath] = conn.__dict__.setdefault("_pgjobs_hot_paths", {})
+def transport_for(conn: AnyConnection, statements: TransportStatements) -> PreparedTransport | None:
+    """The transport of a connection, made at the first call. None if the connection has too many of other clients: each
+    wraps its `wait`, and has a dozen statements in the server."""
+    known: dict[str, PreparedTransport] = conn.__dict__.setdefault("_pgjobs_transports", {})
     if statements.tag not in known:
         if len(known) >= _MOST_ON_A_CONNECTION:
             return None
-        known[statements.tag] = HotPath(conn, statements)
-    known[statements.tag].session = None  # its owner may have changed it since
+        known[statements.tag] = PreparedTransport(conn, statements)
+    known[statements.tag].session = None  # the owner may have changed it since
     return known[statements.tag]
 
 
 def _connection_lost(errors: Sequence[psycopg.Error], message: str) -> psycopg.OperationalError:
-    """What is raised for a connection that has ended: why the server says it ended it, if it says so. It is always an
-    OperationalError, which others go by."""
+    """The error of a connection that has ended, with the server's reason if it gave one. It is always an
+    OperationalError: the callers catch this class."""
     said = next((error for error in errors if error.sqlstate), None)
     if said is None:
         return psycopg.OperationalError(message)

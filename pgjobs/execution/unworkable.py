@@ -20,18 +20,18 @@ from pgjobs.loggers import get_logger
 
 log = get_logger("pgjobs.unworkable")
 
-# Parts of a batch that are tried in one transaction, each behind a savepoint: more would overflow a cache of Postgres.
+# Tries in one transaction, each behind a savepoint: more would overflow a cache of Postgres.
 MOST_TRIES = 50
 
 Row = tuple[int, str]  # id and queue
 
 
 class Change(NamedTuple):
-    """What an act does to the state of a job."""
+    """The change that an act makes to jobs."""
 
-    states: Sequence[JobState]  # it takes those that are in one of these
+    states: Sequence[JobState]  # of the jobs that it changes
     to: JobState
-    counted: int = 0  # attempts
+    counted: int = 0  # attempts that it adds
 
 
 WAITING = (JobState.AVAILABLE, JobState.SCHEDULED, JobState.RETRYABLE, JobState.PENDING)
@@ -42,17 +42,17 @@ CANCEL = Change(WAITING, JobState.CANCELLED)
 
 
 class Act(NamedTuple):
-    """An act as it is done bit by bit."""
+    """An act that can be done row by row."""
 
     name: str
-    find: Callable[[], list[Row]]  # the rows that it would take
-    do: Callable[[Sequence[int]], object]  # by id
-    change: Change | None  # None where it only deletes
+    find: Callable[[], list[Row]]  # the rows that the act would change
+    do: Callable[[Sequence[int]], object]  # the act for these ids
+    change: Change | None  # None if the act only deletes
 
 
 @dataclass(frozen=True, slots=True)
 class Unworkable:
-    """Deals with the rows that the acts of one process fail for."""
+    """Discards or sets aside the rows for which the acts of one process fail."""
 
     queries: ExecutionQueries
     aside: SetAside
@@ -67,11 +67,11 @@ class Unworkable:
         *,
         others_work: Callable[[], bool] = lambda: False,
     ) -> bool:
-        """Discard the job, if what it holds is to blame: then True; else pass it over from now on. Raises the error if
-        it is no fault of this row. `change` is what the act does; None where it only deletes. `others_work` is asked
-        where it is in doubt whether it is this row's fault."""
+        """Discard the job if the values of its row are to blame, and return True; else set the row aside. Raises the
+        error if the row is not to blame. `change` is what the act does; None if it only deletes. `others_work` is
+        called if it is in doubt whether the row is to blame."""
         if change is not None and self._is_to_blame(conn, row, error, change):
-            reason = clean(f"this job cannot be worked, for what its row holds: {short(error)}", ERROR_LIMIT)
+            reason = clean(f"this job cannot be worked because of a value in its row: {short(error)}", ERROR_LIMIT)
             if self.discard(conn, row, change.states, reason):
                 self.aside.worked(act, row[0])
                 return True
@@ -99,8 +99,8 @@ class Unworkable:
     def discard(
         self, conn: AnyConnection, row: Row, states: Sequence[JobState], reason: str, *, token: UUID | None = None
     ) -> bool:
-        """Discard a job, with the reason in its errors. If that fails, try again without the values of the row that may
-        be in the way. `token` is that of the claim, if this process has claimed the job."""
+        """Discard a job, with the reason in its errors. If that fails, try again and drop the values of the row that
+        may be the cause. `token` is that of the claim, if this process has claimed the job."""
         for fresh in (False, True):
             try:
                 if self.queries.discard_unworkable(conn, *row, states=states, reason=reason, fresh=fresh, token=token):
@@ -111,17 +111,17 @@ class Unworkable:
                     raise
                 log.debug("job %d could not be discarded: %s", row[0], error)
             else:
-                return False  # another process is at it
+                return False  # another process has changed or locked the row
         return False
 
     def bit_by_bit(self, conn: AnyConnection, act: Act, error: psycopg.Error) -> None:
-        """Do an act that has failed because of a row to halves of its rows, and halves of those, until it is known for
-        which it fails; at most as many as a transaction has savepoints for, the next time goes on. Raises the error if
-        that says nothing of a row, or nothing of the act works."""
+        """Do an act that has failed to one half of its rows and to the other, and so on, until the rows are found for
+        which it fails. One call makes at most MOST_TRIES tries; the next call goes on. Raises the error if it does not
+        concern a row, or if no row works."""
         if not concerns_a_row(error) or self.aside.is_common(act.name, error):
             raise error
         rows = act.find()
-        shuffle(rows)  # those that fail alike may lie side by side, and are not to hide that others work
+        shuffle(rows)  # rows that fail alike may be neighbours, and would look like a failure of all rows
         parts, tries, works = [rows] if rows else [], 0, False
         while parts and tries < MOST_TRIES:
             part, tries = parts.pop(), tries + 1

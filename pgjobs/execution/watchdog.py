@@ -1,4 +1,8 @@
-"""Watches over running attempts: ends one, ever more firmly, when its time is up, it is cancelled or the pool stops."""
+"""The thread that stops attempts when their time is up, their job is cancelled or the pool stops.
+
+The steps that it takes are those of attempt.py. It waits for the clock alone: no call to the database, a handler or a
+hook is made in this thread, so none of them can hold it up.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +16,14 @@ from uuid import UUID
 from pgjobs.db.checkout import NEVER, Checkout
 from pgjobs.errors import JobCancelled
 from pgjobs.execution.attempt import Attempt, GracePeriods, Reason
-from pgjobs.execution.interrupt import started
+from pgjobs.execution.interrupt import start_thread
 
-_LOOK_EVERY = 5.0  # seconds between two looks for connections that wait in vain
+_CHECK_EVERY = 5.0  # seconds between two checks for connections whose answer is overdue
 
 
 class Watchdog:
-    """The thread that sees to it that attempts end when they are to. It waits for nothing but the time, so nothing
-    that happens to the database or to a handler can hold it up."""
+    """The attempts that run in this process, and the thread that watches them while there is a user: the pool, or a
+    caller that runs a job in its own thread."""
 
     def __init__(
         self,
@@ -36,37 +40,48 @@ class Watchdog:
         self.begin_anew()
 
     def begin_anew(self) -> None:
-        """As it is when it is made; and in a forked child, which has none of the threads and attempts."""
-        self._attempts: dict[Attempt, bool] = {}  # with whether its severing was reported
-        self._holds: set[Checkout] = set()
+        """Forget all attempts and threads: of a new watchdog, and in a forked child, which has none of them."""
+        self._attempts: dict[Attempt, bool] = {}  # with whether its severed connection was reported
+        self._guarded: set[Checkout] = set()
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._next = NEVER
-        self._all_end: tuple[Callable[[], Reason], GracePeriods] | None = (
-            None  # also those that begin after that was said
-        )
-        self.cut_off = 0  # so many attempts since the start, because all were to end
-        self.unwanted: dict[tuple[int, UUID | None], JobCancelled] = {}  # a batch starts none of these any more
+        self._stop_all: tuple[Callable[[], Reason], GracePeriods] | None = None  # holds for attempts added later, too
+        self.stopped = 0  # attempts that `request_stop_all` has stopped since the start
+        self.cancelled: dict[tuple[int, UUID | None], JobCancelled] = {}  # a batch does not start these jobs
         self._started = False  # by the pool
-        self._users = 0  # the pool, and those who run a job on a thread of their own
-        self._thread: threading.Thread | None = None  # while there are any
+        self._users = 0
+        self._thread: threading.Thread | None = None  # while there are users
 
     def start(self) -> None:
-        """The pool starts."""
+        """Watch for the pool, which starts."""
         with self._lock:
-            self._all_end, self.cut_off = None, 0
-            self._enter()
+            self._stop_all, self.stopped = None, 0
+            self._add_user()
             self._started = True
 
     def stop(self) -> None:
         """The pool has stopped."""
         with self._lock:
             started, self._started = self._started, False
-            thread = self._leave() if started else None
+            thread = self._remove_user() if started else None
         if thread is not None:
             thread.join()
 
-    def _enter(self) -> None:
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Watch for as long as the block."""
+        with self._lock:
+            self._add_user()
+        try:
+            yield
+        finally:
+            with self._lock:
+                thread = self._remove_user()
+            if thread is not None:
+                thread.join()
+
+    def _add_user(self) -> None:
         self._users += 1
         if self._users == 1:
             self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
@@ -76,36 +91,25 @@ class Watchdog:
                 self._users = 0
                 raise
 
-    def _leave(self) -> threading.Thread | None:
-        """The thread that ends, if that was the last user."""
+    def _remove_user(self) -> threading.Thread | None:
+        """Returns the thread, which ends, if that was the last user."""
         self._users -= 1
         if self._users:
             return None
-        thread, self._thread, self._all_end = self._thread, None, None
+        thread, self._thread, self._stop_all = self._thread, None, None
         self._changed.notify()
         return thread
 
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """Run for as long as the block, if it does not run already."""
-        with self._lock:
-            self._enter()
-        try:
-            yield
-        finally:
-            with self._lock:
-                thread = self._leave()
-            if thread is not None:
-                thread.join()
+    # --- what is watched
 
     def add(self, attempt: Attempt, *, instead_of: Attempt | None = None) -> None:
-        """Watch over an attempt until it is removed."""
+        """Watch an attempt until it is removed."""
         with self._lock:
             if instead_of is not None:
                 self._attempts.pop(instead_of, None)
             self._attempts[attempt] = False
-            if self._all_end is not None:
-                self._cut_off(attempt, *self._all_end)
+            if self._stop_all is not None:
+                self._stop_attempt(attempt, *self._stop_all)
             elif attempt.expires < self._next:
                 self._changed.notify()
 
@@ -114,59 +118,64 @@ class Watchdog:
             self._attempts.pop(attempt, None)
 
     @contextmanager
-    def over(self, checkout: Checkout) -> Iterator[None]:
-        """For as long as the block, see to it that nobody waits on this connection for an answer that does not come."""
+    def guard(self, checkout: Checkout) -> Iterator[None]:
+        """For as long as the block, shut the connection down when its answer is overdue (`checkout.answer_due`)."""
         with self._lock:
-            self._holds.add(checkout)
+            self._guarded.add(checkout)
         try:
             yield
         finally:
             with self._lock:
-                self._holds.discard(checkout)
+                self._guarded.discard(checkout)
 
     @property
     def tokens(self) -> list[UUID]:
-        """Of the attempts that run now."""
+        """The tokens of the attempts that run now."""
         with self._lock:
             return [attempt.job.token for attempt in self._attempts if attempt.job.token is not None]
 
     @property
     def detached_tokens(self) -> list[UUID]:
-        """Of those that hold no connection, and live by a lease."""
+        """The tokens of the detached attempts that run now: they have no connection, and their leases are extended."""
         with self._lock:
             detached = [attempt.job for attempt in self._attempts if attempt.checkout is None and not attempt.severed]
             return [job.token for job in detached if job.token is not None]
 
+    # --- stopping attempts
+
     def request_stop(
-        self, token: UUID, reason: Reason, patience: GracePeriods | None = None, *, id: int | None = None
+        self, token: UUID, reason: Reason, grace: GracePeriods | None = None, *, id: int | None = None
     ) -> None:
-        """Tell the attempt with this token, at the job with this id if one is given, to end, if it still runs."""
+        """Stop the attempt with this token, if it still runs; of a batch, only the attempt at the job with this id."""
         with self._lock:
             for attempt in self._attempts:
                 if attempt.job.token == token and id in (None, attempt.job.id):
-                    attempt.request_stop(reason, patience)
+                    attempt.request_stop(reason, grace)
             self._changed.notify()
 
-    def stop_those_without_lease(self, tokens: set[UUID]) -> None:
-        """The leases of these attempts are over. Those that completed their jobs themselves need none any more."""
+    def stop_expired_leases(self, tokens: set[UUID]) -> None:
+        """Stop the attempts with these tokens, whose leases have expired; but one that has completed its own job needs
+        no lease any more."""
         with self._lock:
             for attempt in self._attempts:
                 if attempt.job.token in tokens and not attempt.completed:
                     attempt.request_stop(JobCancelled("its lease ended before it did"))
             self._changed.notify()
 
-    def request_stop_of_all(self, reason: Callable[[], Reason], patience: GracePeriods) -> None:
-        """Tell every attempt that runs to end, and from now on those that begin: one that was claimed in this moment
-        is not on the list yet."""
+    def request_stop_all(self, reason: Callable[[], Reason], grace: GracePeriods) -> None:
+        """Stop every attempt that runs, and each one that is added from now on: a job may have been claimed a moment
+        ago, and its attempt not added yet."""
         with self._lock:
-            self._all_end = reason, patience
+            self._stop_all = reason, grace
             for attempt in self._attempts:
-                self._cut_off(attempt, reason, patience)
+                self._stop_attempt(attempt, reason, grace)
 
-    def _cut_off(self, attempt: Attempt, reason: Callable[[], Reason], patience: GracePeriods) -> None:
-        self.cut_off += 1
-        attempt.request_stop(reason(), patience)
+    def _stop_attempt(self, attempt: Attempt, reason: Callable[[], Reason], grace: GracePeriods) -> None:
+        self.stopped += 1
+        attempt.request_stop(reason(), grace)
         self._changed.notify()
+
+    # --- the thread
 
     def _run(self) -> None:
         with self._lock:
@@ -174,23 +183,23 @@ class Watchdog:
                 now = time.monotonic()
                 self._next = min((attempt.escalate(now) for attempt in self._attempts), default=NEVER)
                 self._report()
-                self._end_silence(now)
-                self._changed.wait(min(_LOOK_EVERY, max(0.0, self._next - time.monotonic())))
+                self._shut_down_silent(now)
+                self._changed.wait(min(_CHECK_EVERY, max(0.0, self._next - time.monotonic())))
 
-    def _end_silence(self, now: float) -> None:
-        """Shut down the connections whose answer is overdue: the network may acknowledge all and pass nothing on."""
-        for checkout in self._holds:
+    def _report(self) -> None:
+        """Report attempts that were severed or are stuck, each in a thread of its own, because a report may block."""
+        for attempt, reported in list(self._attempts.items()):
+            if attempt.severed and not reported:
+                self._attempts[attempt] = start_thread(partial(self._on_severed, attempt), name="pgjobs/severed")
+            # a thread whose handler has ended comes back by itself, however long it waits for a connection
+            replaces = attempt.in_handler or self._stop_all is not None
+            if attempt.stuck and replaces and start_thread(partial(self._on_stuck, attempt), name="pgjobs/stuck"):
+                del self._attempts[attempt]
+
+    def _shut_down_silent(self, now: float) -> None:
+        """Shut down the connections whose answer is overdue: a network may acknowledge packets and deliver none."""
+        for checkout in self._guarded:
             if checkout.answer_due <= now:
                 checkout.answer_due = NEVER
                 checkout.shut_down(id(checkout.conn))
-                started(self._on_silent, name="pgjobs/silent")
-
-    def _report(self) -> None:
-        """Hand on what was severed and what is stuck, each in a thread of its own: a report may take its time."""
-        for attempt, reported in list(self._attempts.items()):
-            if attempt.severed and not reported:
-                self._attempts[attempt] = started(partial(self._on_severed, attempt), name="pgjobs/severed")
-            # a thread whose handler is over comes back by itself, however long it waits for a connection
-            left_behind = attempt.in_handler or self._all_end is not None
-            if attempt.stuck and left_behind and started(partial(self._on_stuck, attempt), name="pgjobs/stuck"):
-                del self._attempts[attempt]
+                start_thread(self._on_silent, name="pgjobs/silent")

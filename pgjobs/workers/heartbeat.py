@@ -79,7 +79,7 @@ class Heartbeat:
         claims, and the row is pruned."""
         with self._context.source.own_checkout() as checkout:
             with suppress(psycopg.Error):
-                self._claimer.take_back_orphans(checkout.conn, at_once=True)
+                self._claimer.lost_claims.unclaim_due(checkout.conn, at_once=True)
             with suppress(psycopg.Error):
                 self._queries.wake_queues(checkout.conn, self._context.queue_workers)
             self._registration.deregister(self, checkout.conn)
@@ -106,11 +106,11 @@ class Heartbeat:
 
     def look_after_attempts(self, conn: AnyConnection) -> None:
         """Undo lost claims, stop the handlers of cancelled jobs, and extend the leases of detached attempts."""
-        self._claimer.take_back_orphans(conn)
+        self._claimer.lost_claims.unclaim_due(conn)
         queries, tokens = self._claimer.queries, self._watchdog.tokens
         cancelled = queries.cancelled_attempts(conn, tokens) if tokens else {}
         # before the loop: an attempt that starts now is watched before it looks here
-        self._watchdog.unwanted = {(id, token): JobCancelled(reason) for (id, token), reason in cancelled.items()}
+        self._watchdog.cancelled = {(id, token): JobCancelled(reason) for (id, token), reason in cancelled.items()}
         for (id, token), reason in cancelled.items():
             self._watchdog.request_stop(token, JobCancelled(reason), id=id)
         if time.monotonic() < self.extend_leases_at:
@@ -119,4 +119,4 @@ class Heartbeat:
         detached = self._watchdog.detached_tokens
         if detached:
             extended = queries.extend_leases(conn, detached, self._lease)
-            self._watchdog.stop_those_without_lease(set(detached) - extended)
+            self._watchdog.stop_expired_leases(set(detached) - extended)

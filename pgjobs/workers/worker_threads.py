@@ -161,7 +161,7 @@ class WorkerThreads:
         def goes_on() -> bool:
             return not (self._cooldown or self._ends(idle))
 
-        with self._source.checkout() as checkout, self._executor.watchdog.over(checkout):
+        with self._source.checkout() as checkout, self._executor.watchdog.guard(checkout):
             try:
                 seen = idle.wake_count
                 if polls and not self._any_claimable(checkout, queue):
@@ -175,7 +175,7 @@ class WorkerThreads:
                     if self._cooldown:
                         self.stopping.wait(self._cooldown)
             finally:
-                self._executor.leave(checkout)
+                self._executor.unclaim_next(checkout)
 
     def _any_claimable(self, checkout: Checkout, queue: str) -> bool:
         claimer = self._executor.claimer
@@ -185,7 +185,7 @@ class WorkerThreads:
                 return self._wakeup_queries.any_claimable(checkout.conn, queue, kinds)
         except Exception as error:
             if isinstance(error, psycopg.OperationalError):
-                claimer.be_cautious()
+                claimer.require_sync_commit()
             self._hooks("on_claim", None, error)
             raise
 

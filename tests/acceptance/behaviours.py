@@ -33,8 +33,8 @@ DETACHED = "detached"  # the kind
 ON_THE_LINE = "on_the_line"  # the attribute of a store that says what happens there; see `unreliable`
 AGAIN = timedelta(hours=2)  # a step of time: past every delay
 STOPPED, TIMED_OUT = partial(JobStopped, "stopped"), partial(JobTimedOut, HOUR)
-QUICK = GracePeriods(raised=0.02, severed=0.1, stuck=60)
-ENDLESS = GracePeriods(raised=600, severed=600, stuck=600)
+QUICK = GracePeriods(interrupted=0.02, severed=0.1, stuck=60)
+ENDLESS = GracePeriods(interrupted=600, severed=600, stuck=600)
 
 
 @dataclass
@@ -203,7 +203,7 @@ def is_told_when_it_is_over(scene: Scene) -> None:
     """What is raised in a handler must not land in the library, which is writing its outcome by then."""
 
     def tell(conn: AnyConnection) -> None:
-        scene.tell(STOPPED, GracePeriods(raised=0.001, severed=600, stuck=600))
+        scene.tell(STOPPED, GracePeriods(interrupted=0.001, severed=600, stuck=600))
         threading.Event().wait(0.05)
 
     scene.when_written(before=tell)

@@ -26,7 +26,7 @@ class Model:
     successor: UUID = field(default_factory=uuid4)  # of whoever takes it over from the attempt that runs
     errors: list[int] = field(default_factory=list)  # the attempts that have an entry
     starts: int = 0  # of its handler
-    given_back: int = 0  # of these, by a snooze or a stop
+    refunded: int = 0  # of these, by a snooze or a stop
     settled: int = 0  # effects that are not this completion's: an earlier one's, or committed by the handler itself
     vanished: int = 0  # entries of the rescue
     asked: bool = False  # somebody wants the attempt that runs cancelled
@@ -85,7 +85,7 @@ class Model:
 
     def _gives_back(self) -> None:
         self.attempt -= 1
-        self.given_back += 1
+        self.refunded += 1
 
     def _ends(self, state: JobState, delay: timedelta | None = None) -> None:
         self.mark = self.marking if self.marking is not None else self.mark
@@ -118,7 +118,7 @@ class Model:
         self.due = self.old = True
         self.delay = None if self.delay is None else self.delay - by
 
-    def claim_is_given_back(self) -> None:
+    def is_unclaimed(self) -> None:
         """The claim of a worker that never got to start the handler, whether or not it was rescued meanwhile."""
         if self.state is not JobState.RUNNING:
             self.errors.pop()

@@ -41,7 +41,7 @@ from pgjobs.execution import batch as batches
 from pgjobs.execution.attempt import GracePeriods
 from pgjobs.execution.batch_queries import BatchQueries
 from pgjobs.execution.queries import ExecutionQueries
-from pgjobs.execution.transport import HotPath, prepared
+from pgjobs.execution.transport import PreparedTransport, prepared
 from tests.samples import SAME_DATABASE, Tx
 from tests.waiting import wait_until
 
@@ -204,13 +204,13 @@ def test_handlers_that_send_nothing_cost_two_round_trips_for_a_batch(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent: list[bytes] = []
-    send = HotPath.send
+    send = PreparedTransport.send
 
-    def counted(self: HotPath, message: bytes) -> Any:
+    def counted(self: PreparedTransport, message: bytes) -> Any:
         sent.append(message)
         return send(self, message)
 
-    monkeypatch.setattr(HotPath, "send", counted)
+    monkeypatch.setattr(PreparedTransport, "send", counted)
     desk = Desk(client, writes=False)
     jobs = desk.enqueue(200)
     with desk.pool(listen=False):
@@ -225,7 +225,7 @@ def test_a_claim_of_many_is_not_planned_anew_each_time(client: Client) -> None:
 
     def look(tx: Tx, job: Job[Any]) -> None:
         found = tx.execute(
-            "SELECT custom_plans, generic_plans FROM pg_prepared_statements WHERE name LIKE '%batch_take%'"
+            "SELECT custom_plans, generic_plans FROM pg_prepared_statements WHERE name LIKE '%batch_claim%'"
         )
         plans[:] = found.fetchall()
 
@@ -242,11 +242,11 @@ def test_the_plan_of_a_claim_of_many_goes_by_the_index_though_the_table_was_smal
     desk.sql("CREATE INDEX job_by_time ON {schema}.job (queue, scheduled_at, id) WHERE state = 'available'")
     desk.sql("ANALYZE {schema}.job")
     with client.pool.connection() as conn:
-        conn.execute(store._batch["batch_bounds"].replace(b"%(synchronous_commit)s", b"'off'"))
+        conn.execute(store._batch["set_batch_settings"].replace(b"%(synchronous_commit)s", b"'off'"))
         for order, index in (("priority", "job_fetch"), ("scheduled_at", "job_by_time")):
-            take = prepared("look", store._takes[order].replace(b"%(limit)s", b"100"))
-            conn.execute(b"PREPARE look AS " + take.sql)
-            nulls = ", ".join(["NULL"] * len(take.parameters))
+            claim = prepared("look", store._claims[order].replace(b"%(limit)s", b"100"))
+            conn.execute(b"PREPARE look AS " + claim.sql)
+            nulls = ", ".join(["NULL"] * len(claim.parameters))
             plan = "\n".join(line for (line,) in conn.execute(f"EXPLAIN EXECUTE look ({nulls})".encode()))
             conn.execute("DEALLOCATE look")
             assert f"Index Scan using {index}" in plan
@@ -286,16 +286,16 @@ def test_jobs_that_must_run_alone_do(desk: Desk) -> None:
     detached = desk.client.enqueue(None, {"number": 2}, kind="detached")
     middle = desk.enqueue(2)
     once = desk.enqueue(1, max_attempts=1)
-    failed, given_back = desk.enqueue(2)
+    failed, excused = desk.enqueue(2)
     last = desk.enqueue(2)
     desk.sql("UPDATE {schema}.job SET attempt = 1 WHERE id = %s", failed.id)
-    desk.sql("UPDATE {schema}.job SET metadata = '{{\"given_back\": []}}' WHERE id = %s", given_back.id)
+    desk.sql("UPDATE {schema}.job SET metadata = '{{\"excused\": []}}' WHERE id = %s", excused.id)
     leases: list[object] = []
     handlers = {
         "any": desk.handler,
         "detached": Handler(lambda tx, job: leases.append((tx, job.leased_until is not None)), detached=True),
     }
-    alone = [once[0], failed, given_back]
+    alone = [once[0], failed, excused]
     jobs = [*first, detached, *middle, *alone, *last]
     done = desk.work(jobs, handlers=handlers)
     assert {job.state for job in done} == {JobState.COMPLETED}
@@ -306,7 +306,7 @@ def test_jobs_that_must_run_alone_do(desk: Desk) -> None:
 
 
 @pytest.mark.conformance(272)
-def test_a_batch_that_is_claimed_when_the_pool_stops_is_given_back_but_for_what_was_started(desk: Desk) -> None:
+def test_a_batch_that_is_claimed_when_the_pool_stops_is_unclaimed_but_for_what_was_started(desk: Desk) -> None:
     jobs = desk.enqueue(10)
     pool = desk.pool()
     desk.does[3] = lambda tx, job: pool.stop()
@@ -362,8 +362,8 @@ def test_no_batch_has_more_savepoints_than_the_server_keeps_at_hand(desk: Desk) 
 def test_no_more_jobs_are_claimed_than_there_are_savepoints_for(desk: Desk) -> None:
     jobs = desk.enqueue(250)
     desk.work(jobs, batch_size=100)
-    given_back = "SELECT count(*) FROM {schema}.job WHERE pg_catalog.cardinality(attempted_by) > 1"
-    assert desk.sql(given_back) == [(40,)], "of the first claim, which could not know"
+    claimed_twice = "SELECT count(*) FROM {schema}.job WHERE pg_catalog.cardinality(attempted_by) > 1"
+    assert desk.sql(claimed_twice) == [(40,)], "of the first claim, which could not know"
 
 
 def test_claims_are_of_few_sizes_whatever_part_of_the_handlers_needs_a_savepoint() -> None:
@@ -769,7 +769,7 @@ def test_a_line_that_dies_around_the_commit_of_a_batch_neither_loses_nor_doubles
         monkeypatch.setattr(BatchQueries, name, call)
 
     across("finish")
-    across("finish_hot")
+    across("finish_prepared")
     desk.writes = writes
     jobs = desk.enqueue(5)
     with desk.client.subscribe() as events:
@@ -870,7 +870,9 @@ def test_a_line_that_dies_under_the_claim_of_a_batch_costs_no_attempt(
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Handlers that are told to end and do not are made to sooner."""
-    monkeypatch.setattr(pgjobs.execution.attempt, "AFTER_TIMEOUT", GracePeriods(raised=0.2, severed=0.6, stuck=1.2))
+    monkeypatch.setattr(
+        pgjobs.execution.attempt, "AFTER_TIMEOUT", GracePeriods(interrupted=0.2, severed=0.6, stuck=1.2)
+    )
 
 
 def short_of_time(desk: Desk, first: Do) -> WorkMap:

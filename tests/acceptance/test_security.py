@@ -43,7 +43,7 @@ from tests.waiting import wait_until
 Function = Callable[[Any, Job[Any]], object]
 MARKER = "s3cr3t-m4rk3r"
 LATER = constant(timedelta(hours=1))
-QUICK = GracePeriods(raised=0.2, severed=0.4, stuck=0.6)  # the same steps as by default, sooner
+QUICK = GracePeriods(interrupted=0.2, severed=0.4, stuck=0.6)  # the same steps as by default, sooner
 
 
 @dataclass

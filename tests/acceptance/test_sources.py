@@ -359,7 +359,7 @@ def test_a_handler_that_resists_is_cut_off_and_its_thread_and_connection_replace
     name: str, fresh_database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its place in a pool is free for the next; and when it comes back, it writes nothing."""
-    monkeypatch.setattr("pgjobs.execution.attempt.AFTER_TIMEOUT", GracePeriods(raised=0.2, severed=0.4, stuck=0.6))
+    monkeypatch.setattr("pgjobs.execution.attempt.AFTER_TIMEOUT", GracePeriods(interrupted=0.2, severed=0.4, stuck=0.6))
     source, settings = ONE_CONNECTION[name]
     app: App = APPS[source](fresh_database, "pgjobs", **settings)
     release = threading.Event()

@@ -89,19 +89,19 @@ SESSION = """
 # Each gives what breaks it. `known` is the model: a row for each job.
 KNOWN = """
     WITH known AS (SELECT * FROM jsonb_to_recordset(%(known)s)
-        AS known (id bigint, vanished boolean, given_back integer, delay interval))
+        AS known (id bigint, vanished boolean, refunded integer, delay interval))
 """
 INVARIANTS = {
     "I1 effects: one of a completed job, else none": """
         SELECT job.id FROM {s}.job LEFT JOIN {s}.effect ON effect.job = job.id AND NOT settled
         GROUP BY job.id, state HAVING count(effect.job) <> CASE state WHEN 'completed' THEN 1 ELSE 0 END""",
     "I2 none lost: what was enqueued and committed is there, and nothing else": """
-        SELECT id FROM known FULL JOIN {s}.job USING (id) WHERE known.given_back IS NULL OR job.queue IS NULL""",
+        SELECT id FROM known FULL JOIN {s}.job USING (id) WHERE known.refunded IS NULL OR job.queue IS NULL""",
     "I3 none stuck: what runs has a worker, or one that vanished and waits for its rescue": """
         SELECT id FROM {s}.job JOIN known USING (id) WHERE state = 'running' AND NOT vanished""",
     "I4 bounded: no more starts than attempts and give-backs": """
         SELECT id FROM {s}.job JOIN known USING (id)
-        WHERE (SELECT count(*) FROM {s}.start WHERE start.job = id) > max_attempts + given_back""",
+        WHERE (SELECT count(*) FROM {s}.start WHERE start.job = id) > max_attempts + refunded""",
     "I4 bounded: one error of an attempt at most, in their order": """
         SELECT id FROM {s}.job, jsonb_array_elements(errors) WITH ORDINALITY AS one (error, n),
             jsonb_array_elements(errors) WITH ORDINALITY AS later (error, n)
@@ -391,10 +391,10 @@ class Machine(RuleBasedStateMachine):
         assert job.token is not None
         model = next((model for model in self.jobs if model.token == job.token), None)
         gives = model is not None and model.state in (JobState.RUNNING, JobState.RETRYABLE, JobState.DISCARDED)
-        assert self.client.queries.release_claim(self.beside, queue=job.queue, token=job.token) == gives
+        assert self.client.queries.unclaim(self.beside, queue=job.queue, token=job.token) == gives
         if gives and model is not None:
             self.claims = [claim for claim in self.claims if claim.token != job.token]
-            model.claim_is_given_back()
+            model.is_unclaimed()
             MaintenanceQueries(self.client.schema).settle_requests(self.beside, 10)
 
     # --- upkeep
@@ -492,7 +492,7 @@ class Machine(RuleBasedStateMachine):
             {
                 "id": model.id,
                 "vanished": model.state is JobState.RUNNING,
-                "given_back": model.given_back,
+                "refunded": model.refunded,
                 "delay": None if model.delay is None else f"{model.delay.total_seconds()} s",
             }
             for model in self.jobs

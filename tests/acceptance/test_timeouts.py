@@ -36,14 +36,14 @@ from pgjobs.db.checkout import Checkout
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.errors import JobStopped
 from pgjobs.execution.attempt import AT_STOP, Attempt, GracePeriods
-from pgjobs.execution.interrupt import raise_in
+from pgjobs.execution.interrupt import raise_in_thread
 from tests import inside
 from tests.waiting import wait_until
 
 NOTHING: dict[str, Any] = {}
 SOON = timedelta(seconds=0.3)
 LATER = constant(timedelta(hours=1))
-QUICK = GracePeriods(raised=0.2, severed=0.6, stuck=1.0)  # the same steps as by default, sooner
+QUICK = GracePeriods(interrupted=0.2, severed=0.6, stuck=1.0)  # the same steps as by default, sooner
 
 
 class Trial:
@@ -202,7 +202,7 @@ def test_a_handler_that_cannot_be_ended_loses_its_row_and_its_place(
 def test_a_handler_that_returns_after_its_time_but_before_the_end_has_succeeded(
     trial: Trial, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pgjobs.execution.attempt.AFTER_TIMEOUT", GracePeriods(raised=30, severed=40, stuck=50))
+    monkeypatch.setattr("pgjobs.execution.attempt.AFTER_TIMEOUT", GracePeriods(interrupted=30, severed=40, stuck=50))
     job = trial.enqueue()
 
     def resist(tx: AnyConnection, job: Job[Any]) -> None:
@@ -379,7 +379,7 @@ def attempt(client: Client) -> Iterator[Attempt]:
 
 def tell_and_raise(attempt: Attempt) -> None:
     attempt.escalate(time.monotonic())
-    attempt.escalate(time.monotonic() + QUICK.raised)
+    attempt.escalate(time.monotonic() + QUICK.interrupted)
 
 
 def test_t19_what_is_raised_in_a_handler_is_over_when_it_is_over(trial: Trial, attempt: Attempt) -> None:
@@ -405,8 +405,8 @@ def test_t19_what_arrives_while_the_window_is_being_closed_lands_in_there(trial:
             checkout.set()
             closing = Attempt._close_window.__code__
             wait_until(lambda: sys._current_frames()[attempt.thread.ident or 0].f_code is closing)
-            attempt._raised = True
-            raise_in(attempt.thread, Interrupted)
+            attempt._interrupted = True
+            raise_in_thread(attempt.thread, Interrupted)
 
     def handler() -> None:
         attempt.request_stop(JobStopped("stopped"), QUICK)
@@ -424,14 +424,14 @@ def test_t19_an_interpreter_that_is_traced_goes_on_after_an_interrupt() -> None:
         "import sys, time\n"
         "from datetime import UTC, datetime, timedelta\n"
         "from pgjobs import Interrupted, Job, JobState\n"
-        "from pgjobs.attempt import AFTER_TIMEOUT, Attempt\n"
+        "from pgjobs.execution.attempt import AFTER_TIMEOUT, Attempt\n"
         "now = datetime.now(UTC)\n"
         "job = Job(id=1, state=JobState.RUNNING, queue='default', kind='slow', priority=0, attempt=1, max_attempts=1,\n"
         "    raw_args='{}', scheduled_at=now, created_at=now)\n"
         "attempt = Attempt(job, None, timedelta(microseconds=1))\n"
         "def resist():\n"
-        "    attempt.press(time.monotonic())\n"
-        "    attempt.press(time.monotonic() + AFTER_TIMEOUT.raised)\n"
+        "    attempt.escalate(time.monotonic())\n"
+        "    attempt.escalate(time.monotonic() + AFTER_TIMEOUT.interrupted)\n"
         "assert isinstance(attempt.run(resist).__cause__, Interrupted)\n"
         "sys.settrace(lambda *event: None)\n"
         "print((lambda: 'goes on')())\n"
@@ -445,7 +445,7 @@ def test_a_watch_that_comes_late_leaves_no_step_out(
 ) -> None:
     """After a while in which the machine was busy, or the process stopped, all of them are due at once."""
     raised: list[object] = []
-    monkeypatch.setattr("pgjobs.execution.attempt.raise_in", lambda thread, exception: raised.append(exception))
+    monkeypatch.setattr("pgjobs.execution.attempt.raise_in_thread", lambda thread, exception: raised.append(exception))
     attempt.request_stop(JobStopped("stopped"), QUICK)
     attempt.run(lambda: attempt.escalate(time.monotonic() + QUICK.stuck))
     assert raised == [Interrupted]
@@ -456,13 +456,13 @@ def test_a_watch_that_comes_late_leaves_no_step_out(
 def test_the_watch_comes_again_for_each_step_in_time(
     trial: Trial, attempt: Attempt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pgjobs.execution.attempt.raise_in", lambda thread, exception: None)
+    monkeypatch.setattr("pgjobs.execution.attempt.raise_in_thread", lambda thread, exception: None)
     again: list[float] = []
 
     def handler() -> None:
-        attempt.request_stop(JobStopped("stopped"), GracePeriods(raised=0.01, severed=0.02, stuck=0.03))
+        attempt.request_stop(JobStopped("stopped"), GracePeriods(interrupted=0.01, severed=0.02, stuck=0.03))
         for after in (0.0, 0.011, 0.021, 0.031):
-            again.append(attempt.escalate(attempt._told_at + after) - attempt._told_at)
+            again.append(attempt.escalate(attempt._requested_at + after) - attempt._requested_at)
 
     attempt.run(handler)
     assert again == pytest.approx([0.01, 0.02, 0.03, float("inf")])
@@ -473,7 +473,7 @@ def test_the_watch_outlives_a_system_that_refuses_a_thread(
     trial: Trial, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """A limit on processes counts threads. What was to be done in one is done when there is one again."""
-    monkeypatch.setattr("pgjobs.execution.watchdog._LOOK_EVERY", 0.05)
+    monkeypatch.setattr("pgjobs.execution.watchdog._CHECK_EVERY", 0.05)
     start, refused = threading.Thread.start, list[str]()
 
     def refuse(thread: threading.Thread) -> None:
@@ -547,7 +547,7 @@ def test_a_pool_that_starts_while_a_thread_runs_a_job_by_itself_watches_over_its
 def test_a_severed_job_is_free_and_on_record_long_before_its_thread_is_given_up(
     trial: Trial, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pgjobs.execution.attempt.AFTER_TIMEOUT", GracePeriods(raised=0.1, severed=0.2, stuck=60))
+    monkeypatch.setattr("pgjobs.execution.attempt.AFTER_TIMEOUT", GracePeriods(interrupted=0.1, severed=0.2, stuck=60))
     job = trial.enqueue()
     pool = trial.pool(deaf(trial)).start()
     wait_until(lambda: trial.job(job).state == JobState.RETRYABLE)
@@ -563,9 +563,9 @@ def test_r7_the_server_ends_the_transaction_of_a_process_that_hangs_as_a_whole(t
     program = (
         "import sys, threading\n"
         "from datetime import timedelta\n"
-        "import pgjobs.claim\n"
+        "import pgjobs.execution.claimer\n"
         "from pgjobs import Client, WorkerPool\n"
-        "pgjobs.claim.SERVER_GRACE = timedelta(0)\n"
+        "pgjobs.execution.claimer._GRACE = 0\n"
         "client = Client(sys.argv[1], schema=sys.argv[2])\n"
         "def slow(tx, job):\n"
         "    print('started', flush=True)\n"
@@ -653,9 +653,9 @@ def test_a_handler_may_stop_its_own_pool(trial: Trial) -> None:
 def test_a_thread_is_stuck_ten_seconds_after_its_timeout_by_default() -> None:
     from pgjobs.execution.attempt import AFTER_TIMEOUT
 
-    assert GracePeriods(raised=1.0, severed=5.0, stuck=10.0) == AFTER_TIMEOUT
+    assert GracePeriods(interrupted=1.0, severed=5.0, stuck=10.0) == AFTER_TIMEOUT
 
 
 @pytest.mark.conformance(252)
 def test_a_stop_gives_a_thread_up_in_less_than_the_two_seconds_that_it_promises() -> None:
-    assert GracePeriods(raised=0.2, severed=0.8, stuck=1.2) == AT_STOP
+    assert GracePeriods(interrupted=0.2, severed=0.8, stuck=1.2) == AT_STOP

@@ -44,7 +44,7 @@ from tests.waiting import wait_until
 Function = Callable[[None, Job[Any]], object]
 ROOT = Path(__file__).parents[2]
 LATER = constant(timedelta(hours=1))
-QUICK = GracePeriods(raised=0.2, severed=0.4, stuck=0.6)  # the same steps as by default, sooner
+QUICK = GracePeriods(interrupted=0.2, severed=0.4, stuck=0.6)  # the same steps as by default, sooner
 
 
 def pool_of(client: Client, function: Function, **settings: Any) -> WorkerPool:

@@ -41,7 +41,7 @@ from tests.samples import SECOND, Thing, Tx, nothing
 from tests.waiting import wait_until
 
 LATER = constant(timedelta(hours=1))
-QUICK = GracePeriods(raised=0.2, severed=0.4, stuck=0.6)  # the same steps as by default, sooner
+QUICK = GracePeriods(interrupted=0.2, severed=0.4, stuck=0.6)  # the same steps as by default, sooner
 NAMES = [name for name in vars(Hooks) if name.startswith("on_")]
 
 

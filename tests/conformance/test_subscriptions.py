@@ -34,7 +34,7 @@ from tests.waiting import wait_until
 
 ZERO = timedelta(0)
 LATER = constant(timedelta(hours=1))
-QUICK = GracePeriods(raised=0.2, severed=0.4, stuck=0.6)  # the same steps as by default, sooner
+QUICK = GracePeriods(interrupted=0.2, severed=0.4, stuck=0.6)  # the same steps as by default, sooner
 
 
 def waiting_in(subscription: Subscription) -> list[Event]:

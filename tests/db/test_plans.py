@@ -282,7 +282,7 @@ def test_the_list_of_queues_hops_over_the_jobs(full: Client, plans: list[Plan]) 
 
 
 def test_the_claim_looks_once_whether_its_queue_is_paused(full: Client) -> None:
-    statement = passing_over(full.queries.work["next_by_priority"], b"").decode()
+    statement = passing_over(full.queries.work["select_by_priority"], b"").decode()
     with full.pool.connection() as conn, psycopg.ClientCursor(conn) as cursor:
         for queue, rows in (("queue.1", 1), ("queue.2", 0)):
             if not rows:
@@ -302,14 +302,14 @@ def test_the_claim_looks_once_whether_its_queue_is_paused(full: Client) -> None:
 def test_the_claim_and_the_finish_of_a_batch_read_by_the_indexes(full: Client, stale: bool) -> None:
     """By the plans that prepared statements get, which know none of the values, whatever the statistics say."""
     batch = statements.load("execution_batch.sql", full.schema)
-    take = batch_queries.BatchQueries(full.queries)._takes["priority"].replace(b"%(limit)s", b"100")
+    claim = batch_queries.BatchQueries(full.queries)._claims["priority"].replace(b"%(limit)s", b"100")
     ids = "{" + ",".join(map(str, range(1, 101))) + "}"
     token = str(uuid4())
     values = {**CLAIM_DEFAULTS, "queue": "queue.1", "worker": "me", "token": token, "batch_time": 1}
     nothing = "{" + ",".join(['""'] * 100) + "}"
-    values |= {"ids": ids, "rest": ids, "kept_ids": ids, "metadata": nothing, "output": nothing}
-    names = ("lock_batch", "ids_of_batch", "keep_of_batch", "release_batch", "complete_claim")
-    wanted = {"take": take} | {name: batch[name] for name in names}
+    values |= {"ids": ids, "rest": ids, "data_ids": ids, "metadata": nothing, "output": nothing}
+    names = ("lock_batch", "select_locked_ids", "store_batch_data", "unclaim_batch", "complete_claim")
+    wanted = {"claim": claim} | {name: batch[name] for name in names}
     wanted["complete"] = batch["complete_batch"].split(b"WITH finished AS (")[1].split(b")\nSELECT")[0]
     with full.pool.connection() as conn:
         conn.execute("SET LOCAL plan_cache_mode = force_generic_plan")
@@ -330,7 +330,7 @@ def test_the_claim_and_the_finish_of_a_batch_read_by_the_indexes(full: Client, s
 
 
 def test_a_claim_whose_answer_was_lost_is_found_by_the_indexes(full: Client) -> None:
-    statement = full.queries.work["release_claim"].decode()
+    statement = full.queries.work["unclaim"].decode()
     with full.pool.connection() as conn, psycopg.ClientCursor(conn) as cursor:
         cursor.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}", {"queue": "queue.1", "token": uuid4()})
         found: Any = cursor.fetchone()

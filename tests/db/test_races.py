@@ -119,7 +119,7 @@ def test_r1_a_late_finish_of_an_old_claim_does_not_touch_a_new_one_of_the_same_a
     old = table.must_claim(worker)
     assert old.token is not None
     worker.execute("ROLLBACK")
-    assert table.store.release_claim(table.conn, queue=old.queue, token=old.token)
+    assert table.store.unclaim(table.conn, queue=old.queue, token=old.token)
     new = table.must_claim(connect(autocommit=True))
     assert (new.id, new.attempt) == (old.id, old.attempt), "the number alone would fence nothing"
 
@@ -140,7 +140,7 @@ def test_r1_a_late_finish_of_an_old_claim_does_not_touch_a_new_one_of_the_same_a
 def test_r1_a_snooze_between_two_attempts_makes_no_difference(table: Table, worker: AnyConnection) -> None:
     table.enqueue()
     old = table.must_claim(worker)
-    table.store.fail(worker, old, Outcome(JobState.SCHEDULED, delay=NO_DELAY, attempt_given_back=True))
+    table.store.fail(worker, old, Outcome(JobState.SCHEDULED, delay=NO_DELAY, refund=True))
     new = table.must_claim(worker)
     assert new.attempt == old.attempt == 1
     assert new.token != old.token
@@ -149,12 +149,12 @@ def test_r1_a_snooze_between_two_attempts_makes_no_difference(table: Table, work
 
 
 @pytest.mark.parametrize("since", ["retried by hand", "run again"])
-def test_r1_a_late_record_of_an_attempt_that_was_given_back_does_not_make_its_claim_good(
+def test_r1_a_late_record_of_a_refunded_attempt_does_not_restore_its_claim(
     table: Table, worker: AnyConnection, since: str
 ) -> None:
     """The answer to its snooze was lost with the connection, so it records it again, as after a crash of the server."""
     job = table.enqueue()
-    snoozed = Outcome(JobState.SCHEDULED, delay=NO_DELAY, attempt_given_back=True)
+    snoozed = Outcome(JobState.SCHEDULED, delay=NO_DELAY, refund=True)
     old = table.must_claim(worker)
     table.store.fail(worker, old, snoozed)
     if since == "retried by hand":
@@ -869,7 +869,7 @@ def test_r19_an_attempt_whose_row_is_still_locked_is_left_to_the_rescue(
     thread = in_thread(pool.work_one)
     thread.join(10)
     assert not thread.is_alive(), "the thread is free again while the row is still locked"
-    assert "its outcome could not be recorded, the rescue will" in caplog.text
+    assert "could not write the outcome; the rescue will" in caplog.text
     assert table.job(job).state == JobState.RUNNING
     assert table.rescue() == []
     holder.rollback()

@@ -47,7 +47,7 @@ def ended(sql: Rows) -> list[Any]:
     """State, attempt, number of errors and of attempts given back of each job."""
     return sql(
         """SELECT state, attempt, jsonb_array_length(errors),
-            jsonb_array_length(coalesce(metadata -> 'given_back', '[]'))
+            jsonb_array_length(coalesce(metadata -> 'excused', '[]'))
         FROM pgjobs.job ORDER BY id"""
     )
 
@@ -83,7 +83,7 @@ def test_neighbours_that_never_failed_get_their_attempt_back(
     duties.rescue(server)
     assert ended(sql) == [("retryable", 0, 0, 1), ("retryable", 0, 0, 1), ("discarded", 2, 2, 0)]
     assert sql(
-        """SELECT DISTINCT token, leased_until, finalized_at, metadata -> 'given_back' -> 0 ->> 'worker',
+        """SELECT DISTINCT token, leased_until, finalized_at, metadata -> 'excused' -> 0 ->> 'worker',
             scheduled_at BETWEEN clock_timestamp() AND clock_timestamp() + interval '2 s'
         FROM pgjobs.job WHERE id <> %s""",
         failed,
@@ -93,7 +93,7 @@ def test_neighbours_that_never_failed_get_their_attempt_back(
 def test_what_kills_its_process_and_always_has_neighbours_is_bounded_too(
     sql: Rows, server: Tx, duties: Maintenance, leave: Leave
 ) -> None:
-    """Twice its attempt is given back, with growing delays. From then on each one counts."""
+    """Twice its attempt is excused, with growing delays. From then on each one counts."""
     leave("0", max_attempts=2)
     seen, delays = [], []
     for worker in range(1, 10):
@@ -142,14 +142,14 @@ def test_a_neighbour_that_was_to_be_cancelled_is_cancelled(
 
 
 def test_metadata_made_by_hand_holds_up_no_rescue(sql: Rows, server: Tx, duties: Maintenance, leave: Leave) -> None:
-    for made in ('{"given_back": 7}', '{"given_back": {"a": 1}}', '{"given_back": null, "mine": 1}'):
+    for made in ('{"excused": 7}', '{"excused": {"a": 1}}', '{"excused": null, "mine": 1}'):
         sql("UPDATE pgjobs.job SET metadata = %s::jsonb WHERE id = %s", made, leave("gone"))
     duties.rescue(server)
     assert ended(sql) == [("retryable", 0, 0, 1)] * 3
     assert sql("SELECT metadata -> 'mine' FROM pgjobs.job WHERE id = 3") == [(1,)]
 
 
-def test_the_late_record_of_an_attempt_that_was_given_back_changes_nothing(
+def test_the_late_record_of_an_excused_attempt_changes_nothing(
     client: Client, sql: Rows, server: Tx, duties: Maintenance, leave: Leave
 ) -> None:
     """Not that of a claim that never got its lock, either: it would give the attempt back a second time."""
@@ -158,7 +158,7 @@ def test_the_late_record_of_an_attempt_that_was_given_back_changes_nothing(
     tokens = [token for (token,) in sql("SELECT token FROM pgjobs.job")]
     duties.rescue(server)
     for token in tokens:
-        assert not client.queries.release_claim(server, queue="default", token=token)
+        assert not client.queries.unclaim(server, queue="default", token=token)
     assert ended(sql) == [("retryable", 0, 0, 1)] * 2
 
 

@@ -91,11 +91,11 @@ def single_statements() -> dict[str, str]:
         f"{path} {name}": text.decode() for path in FILES for name, text in statements.load(path, "pgjobs").items()
     }
     nexts = {
-        "execution.sql take": "execution.sql next_by_priority",
-        "execution_batch.sql take_batch": "execution_batch.sql next_batch_by_priority",
+        "execution.sql claim": "execution.sql select_by_priority",
+        "execution_batch.sql claim_batch": "execution_batch.sql select_batch_by_priority",
     }
-    passed_over = texts.pop("execution.sql passed_over").encode()  # a part of those that choose
-    texts = {name: passing_over(text.encode(), passed_over).decode() for name, text in texts.items()}
+    skip_set_aside = texts.pop("execution.sql skip_set_aside").encode()  # a part of those that choose
+    texts = {name: passing_over(text.encode(), skip_set_aside).decode() for name, text in texts.items()}
     for take, next in nexts.items():
         texts[take] = texts[take].replace("{next}", texts[next].strip())
     singles = {
@@ -312,7 +312,7 @@ def test_nothing_of_a_stranger_runs_where_jobs_are_worked(
 ) -> None:
     """Claims and finishes ran the stranger's `=`, `+` and `||` with the rights of the worker."""
     if way.startswith("plain"):
-        modes.without_hot_path(monkeypatch.setattr)
+        modes.without_transport(monkeypatch.setattr)
     workers, enqueuer = clients
     life.work_in_every_way(workers, enqueuer, **WAYS[way])
     assert found() == []
@@ -337,7 +337,7 @@ def run_until_over(client: Client, batch_size: int) -> None:
 # What is named in full at one place each, and what comes by there.
 FORGOTTEN: dict[str, tuple[str, str, str, Act]] = {
     "a claim": (
-        "execution.sql next_by_priority",
+        "execution.sql select_by_priority",
         "state OPERATOR(pg_catalog.=) 'available'",
         "state = 'available'",
         lambda client, _: run_until_over(client, batch_size=1),
@@ -349,7 +349,7 @@ FORGOTTEN: dict[str, tuple[str, str, str, Act]] = {
         lambda client, _: [client.enqueue(None, life.Deed("unique"), unique=Unique()) for _ in range(2)],
     ),
     "a batch": (
-        "execution_batch.sql take_batch",
+        "execution_batch.sql claim_batch",
         "pg_catalog.cardinality(tags) OPERATOR(pg_catalog.>) 0",
         "pg_catalog.cardinality(tags) > 0",
         lambda client, _: run_until_over(client, batch_size=2),

@@ -55,7 +55,7 @@ def test_the_claim_by_time_reads_the_index_whatever_the_priorities(client: Clien
     )
     sql("ANALYZE pgjobs.job")
     statement = (
-        "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + passing_over(client.queries.work["next_by_time"], b"").decode()
+        "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + passing_over(client.queries.work["select_by_time"], b"").decode()
     )
 
     def plan() -> tuple[str, int]:

@@ -193,9 +193,7 @@ def test_r10_a_running_job_has_its_key_so_no_end_of_its_attempt_can_collide(
     assert client.enqueue(None, Thing(), unique=unique).duplicate == (expected in states)
 
 
-def test_r10_a_claim_is_not_given_back_to_a_job_whose_key_is_taken(
-    client: Client, table: Table, connect: Connect
-) -> None:
+def test_r10_a_claim_is_not_undone_for_a_job_whose_key_is_taken(client: Client, table: Table, connect: Connect) -> None:
     """It was rescued, and a duplicate came: it stays as the rescue left it, and waits for promote to settle it."""
     unique = Unique(by_state=REQUIRED)
     job = client.enqueue(None, Thing(), unique=unique)
@@ -205,7 +203,7 @@ def test_r10_a_claim_is_not_given_back_to_a_job_whose_key_is_taken(
     worker.execute("ROLLBACK")  # the lock is lost
     assert [found.state for found in table.rescue()] == [JobState.RETRYABLE]
     assert not client.enqueue(None, Thing(), unique=unique).duplicate
-    assert not table.store.release_claim(worker, queue="default", token=claimed.token)
+    assert not table.store.unclaim(worker, queue="default", token=claimed.token)
     assert (table.job(job).state, table.job(job).attempt) == (JobState.RETRYABLE, 1)
 
 

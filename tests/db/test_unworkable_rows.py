@@ -153,8 +153,8 @@ def test_errors_of_256_mb_cost_only_their_own_job(
         "attempt = 2147483646, max_attempts = 2147483647",
         "token = NULL",
         "token = NULL, attempted_at = NULL, created_at = now() - interval '1 day'",
-        """metadata = jsonb_build_object('given_back', jsonb_build_array(repeat('x', 200000000)))""",
-        'metadata = \'{"given_back": {"a": 1}}\'',
+        """metadata = jsonb_build_object('excused', jsonb_build_array(repeat('x', 200000000)))""",
+        'metadata = \'{"excused": {"a": 1}}\'',
     ],
 )
 def test_a_running_row_of_any_values_is_rescued_or_discarded(
@@ -376,7 +376,7 @@ class Worked:
 def worker(client: Client, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Worked]:
     def worker(size: int = 1, order: str = "priority", plain: bool = False) -> Worked:
         if plain:
-            monkeypatch.setattr(Claimer, "hot_path_of", lambda *_: None)
+            monkeypatch.setattr(Claimer, "transport_of", lambda *_: None)
         return Worked(client, size, order)
 
     return worker
@@ -430,10 +430,10 @@ def test_a_job_that_another_worker_has_claimed_meanwhile_is_not_discarded(
     """A worker that stalled after it had claimed an unreadable job discarded the attempt that came after the rescue."""
     sql("ALTER DOMAIN pgjobs.instant DROP CONSTRAINT job_times")
     (bad,) = make(1, "bad", "created_at = '-infinity'")
-    claimed_id = ExecutionQueries.claimed_id
+    select_claimed_id = ExecutionQueries.select_claimed_id
 
     def late(self: ExecutionQueries, conn: Tx, queue: str, token: UUID) -> int | None:
-        found = claimed_id(self, conn, queue, token)
+        found = select_claimed_id(self, conn, queue, token)
         sql(
             """UPDATE pgjobs.job SET token = gen_random_uuid(), attempt = 2, leased_until = now() + interval '1 hour'
             WHERE id = %s""",
@@ -441,7 +441,7 @@ def test_a_job_that_another_worker_has_claimed_meanwhile_is_not_discarded(
         )
         return found
 
-    monkeypatch.setattr(ExecutionQueries, "claimed_id", late)
+    monkeypatch.setattr(ExecutionQueries, "select_claimed_id", late)
     assert not WorkerPool(client, {"good": lambda tx, job: None}).work_one()
     assert state(bad) == "running"
 
@@ -705,7 +705,7 @@ def test_a_batch_of_large_jobs_is_no_larger_than_some_megabytes(client: Client, 
 
 
 @pytest.mark.finding("S3")
-def test_a_claim_that_cannot_be_given_back_stops_no_other_claim(
+def test_a_claim_that_cannot_be_undone_stops_no_other_claim(
     *, sql: Rows, make: Any, client: Client, server: Tx, state: Any
 ) -> None:
     """The attempt of a claim whose answer was lost was looked for before every claim; what failed then failed all."""
@@ -715,10 +715,10 @@ def test_a_claim_that_cannot_be_given_back_stops_no_other_claim(
     assert client.queries.claim(server, queue="default", token=token, worker="tester") is not None
     server.execute("ROLLBACK")
     forbid(sql, f"OLD.id = {lost}")
-    claimer._orphan("default", token)
-    claimer.take_back_orphans(server, at_once=True)
+    claimer.lost_claims.add("default", token)
+    claimer.lost_claims.unclaim_due(server, at_once=True)
     _let(sql)
-    claimer.take_back_orphans(server, at_once=True)
+    claimer.lost_claims.unclaim_due(server, at_once=True)
     assert state(lost) == "available"
 
 

@@ -183,7 +183,7 @@ class Handler:
         effect = "INSERT INTO {}.effect (job, attempt, pid, session) VALUES (%s, %s, %s, " + session + ")"
         tx = borrow(tx)
         tx.execute(sql.SQL(effect).format(self._schema), [job.id, job.attempt, os.getpid()])
-        first = job.attempt == 1 and "given_back" not in job.metadata
+        first = job.attempt == 1 and "excused" not in job.metadata
         command, _, value = job.args["first" if first else "then"].partition(" ")
         getattr(self, f"_{command}")(tx, value)
 

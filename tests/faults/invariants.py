@@ -38,7 +38,7 @@ INVARIANTS = {
         SELECT id, job.attempt, max_attempts, metadata, count(*), array_agg(start.attempt) FROM {schema}.job
         JOIN {schema}.start ON start.job = id
         GROUP BY id, job.attempt, max_attempts, metadata
-        HAVING count(*) > job.attempt + COALESCE(jsonb_array_length(metadata -> 'given_back'), 0)
+        HAVING count(*) > job.attempt + COALESCE(jsonb_array_length(metadata -> 'excused'), 0)
             OR job.attempt > max_attempts
     """,
     "I4 each failed attempt has one error, numbered from 1": """

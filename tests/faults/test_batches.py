@@ -61,7 +61,7 @@ def test_poison_in_a_batch_costs_its_neighbours_nothing(ledger: Ledger, nursery:
     assert [ledger.job(job).state for job in others] == [JobState.COMPLETED] * 10
     found = ledger.job(poison)
     assert (found.state, found.attempt) == (JobState.DISCARDED, 2)
-    assert len(ledger.starts(poison)) == 2 + len(found.metadata["given_back"])
+    assert len(ledger.starts(poison)) == 2 + len(found.metadata["excused"])
     assert len(workers) == len(ledger.starts(poison)) + 1, "the last one is not asked to die"
 
 

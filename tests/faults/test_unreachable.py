@@ -382,7 +382,7 @@ def test_a_thread_that_waits_for_a_connection_is_not_stuck_in_its_handler(
     """Threads were reported stuck, "its handler ignores that it is to end", that waited for a connection."""
     from pgjobs.execution.attempt import GracePeriods
 
-    monkeypatch.setattr("pgjobs.execution.attempt.AFTER_TIMEOUT", GracePeriods(raised=0.1, severed=0.3, stuck=0.6))
+    monkeypatch.setattr("pgjobs.execution.attempt.AFTER_TIMEOUT", GracePeriods(interrupted=0.1, severed=0.3, stuck=0.6))
     caplog.set_level(logging.INFO)
     runs, cut = threading.Event(), threading.Event()
 
@@ -418,7 +418,9 @@ def test_a_network_that_passes_nothing_on_costs_one_thread_to_cancel_in(
     """A thread was started each quarter of a second for each statement that was to be cancelled."""
     from pgjobs.execution.attempt import GracePeriods
 
-    monkeypatch.setattr("pgjobs.execution.attempt.AFTER_TIMEOUT", GracePeriods(raised=3.0, severed=3.0, stuck=60.0))
+    monkeypatch.setattr(
+        "pgjobs.execution.attempt.AFTER_TIMEOUT", GracePeriods(interrupted=3.0, severed=3.0, stuck=60.0)
+    )
     most = 0
 
     def handler(tx: AnyConnection, job: Any) -> None:

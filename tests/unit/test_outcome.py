@@ -47,8 +47,8 @@ ENDINGS: dict[str, tuple[int, BaseException | None, Backoff, Outcome]] = {
     "exited": (1, SystemExit(0), constant(HOUR), Outcome(JobState.RETRYABLE, delay=HOUR)),
     "exited at last": (3, SystemExit(0), constant(HOUR), Outcome(JobState.DISCARDED)),
     "interrupted": (1, KeyboardInterrupt(), constant(HOUR), Outcome(JobState.RETRYABLE, delay=HOUR)),
-    "snoozed": (1, Snooze(HOUR), never(), Outcome(JobState.SCHEDULED, delay=HOUR, attempt_given_back=True)),
-    "snoozed at last": (3, Snooze(HOUR), never(), Outcome(JobState.SCHEDULED, delay=HOUR, attempt_given_back=True)),
+    "snoozed": (1, Snooze(HOUR), never(), Outcome(JobState.SCHEDULED, delay=HOUR, refund=True)),
+    "snoozed at last": (3, Snooze(HOUR), never(), Outcome(JobState.SCHEDULED, delay=HOUR, refund=True)),
     "retry after": (1, RetryAfter(SECOND), constant(HOUR), Outcome(JobState.RETRYABLE, delay=SECOND)),
     "retry after, never": (1, RetryAfter(SECOND), never(), Outcome(JobState.RETRYABLE, delay=SECOND)),
     "retry after at last": (3, RetryAfter(SECOND), constant(HOUR), Outcome(JobState.DISCARDED)),
@@ -73,7 +73,7 @@ ENDINGS: dict[str, tuple[int, BaseException | None, Backoff, Outcome]] = {
         1,
         Snooze(timedelta.max),
         never(),
-        Outcome(JobState.SCHEDULED, delay=LONGEST_DELAY, attempt_given_back=True),
+        Outcome(JobState.SCHEDULED, delay=LONGEST_DELAY, refund=True),
     ),
 }
 
@@ -82,11 +82,11 @@ ENDINGS: dict[str, tuple[int, BaseException | None, Backoff, Outcome]] = {
 def test_the_outcome_of_an_attempt(ending: str) -> None:
     attempt, error, policy, expected = ENDINGS[ending]
     outcome = decide(a_job(attempt=attempt, max_attempts=3), error and raised(error), policy)
-    assert (outcome.state, outcome.delay, outcome.at, outcome.attempt_given_back) == (
+    assert (outcome.state, outcome.delay, outcome.at, outcome.refund) == (
         expected.state,
         expected.delay,
         expected.at,
-        expected.attempt_given_back,
+        expected.refund,
     )
     on_record = error is not None and not isinstance(error, Snooze)
     assert (outcome.error is not None, outcome.trace is not None) == (on_record, on_record)

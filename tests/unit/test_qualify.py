@@ -105,9 +105,9 @@ def test_an_assignment_ends_where_the_expression_begins() -> None:
 )  # fmt: skip
 def test_what_cannot_be_named_in_full_is_refused_with_what_to_write(written: str, form: str, instead: str) -> None:
     with pytest.raises(UnsafeStatement) as refused:
-        qualify(written, "sql/execution.sql, statement take")
+        qualify(written, "sql/execution.sql, statement claim")
     message = str(refused.value)
-    assert message.startswith("sql/execution.sql, statement take: ")
+    assert message.startswith("sql/execution.sql, statement claim: ")
     assert form in message
     assert instead in message.partition("write ")[2]
 

@@ -140,7 +140,7 @@ def test_each_statement_is_loaded_once() -> None:
 
 
 def named_in(function: ast.AST) -> set[str]:
-    """The statements whose names stand in square brackets: self._work["take"]."""
+    """The statements whose names stand in square brackets: self._work["claim"]."""
     keys = [node.slice for node in ast.walk(function) if isinstance(node, ast.Subscript)]
     return {
         constant.value
@@ -155,7 +155,7 @@ def again(module: object, function: str) -> set[str]:
     if module is not batch_queries:
         return set()
     own = set(statements.load("execution_batch.sql", "pgjobs"))
-    return set(everything()) if function == "__init__" else set(everything()) - own
+    return set(everything()) if function in ("__init__", "_make_steps") else set(everything()) - own
 
 
 def test_every_statement_has_exactly_one_caller_in_the_stores() -> None:
@@ -169,14 +169,14 @@ def test_every_statement_has_exactly_one_caller_in_the_stores() -> None:
     for name in named_in(ast.parse(inspect.getsource(batch_queries))):
         callers[name] = callers[name] or ["__init__"]
     for name in re.findall(r'one\("(\w+)"\)', inspect.getsource(transport)):
-        callers[name] = callers[name] or ["HotStatements"]  # it prepares what the store sends as well
+        callers[name] = callers[name] or ["TransportStatements"]  # it prepares what the store sends as well
     for table in (*bookkeeping.TABLES, "migration"):  # each may be published
         callers[f"try_{table}"] = ["_refusal"]
     shared = {
         "create_migration_table": ["table_sql", "guarded_table_sql", "create_table"],
         "finish": ["__init__", "complete_within"],
-        "keep_of_batch": ["_recording", "complete_late"],
-        "release_batch": ["_recording", "undo"],
+        "store_batch_data": ["_recording", "complete_late"],
+        "unclaim_batch": ["_recording", "undo"],
         "make_time_index": ["making_time_index", "make_time_index"],
     }
     assert {name: functions for name, functions in callers.items() if len(functions) != 1} == shared
@@ -217,7 +217,7 @@ def columns(statement: str) -> list[str]:
 
 def claimed_columns() -> list[str]:
     """What a claim lists, from `id` to what is no column."""
-    as_columns = re.sub(r"pg_catalog\.to_json\((\w+)\)", r"\1", code(everything()["take"]))
+    as_columns = re.sub(r"pg_catalog\.to_json\((\w+)\)", r"\1", code(everything()["claim"]))
     found = re.findall(r"RETURNING\s+(id, [^;]*?),\s*pg_catalog", as_columns)
     assert len(found) == 1
     return [column.strip() for column in found[0].split(",")]

@@ -16,10 +16,10 @@ from psycopg_pool import ConnectionPool
 
 from pgjobs import Client, Discard, Handler, Hooks, Job, JobState, WorkerPool, constant
 from pgjobs.db.checkout import Checkout, shut_down
-from pgjobs.execution import claimer, transport
+from pgjobs.execution import low_water_mark, transport
 from pgjobs.execution.claimer import Claimer
 from pgjobs.execution.queries import ClaimRequest, ExecutionQueries, Mark, ServerFacts
-from pgjobs.execution.transport import HotPath
+from pgjobs.execution.transport import PreparedTransport
 from pgjobs.hooks import HookCalls
 from tests import inside, modes
 from tests.samples import Tx
@@ -47,15 +47,15 @@ def enqueue(client: Client, jobs: int) -> list[Job[Any]]:
 
 @pytest.fixture
 def round_trips(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many statements each round trip of the hot path had."""
+    """How many statements each round trip of the prepared transport had."""
     sent: list[int] = []
-    send = HotPath.send
+    send = PreparedTransport.send
 
-    def counted(self: HotPath, message: bytes) -> Answer:
+    def counted(self: PreparedTransport, message: bytes) -> Answer:
         sent.append(message.count(b";") + 1)
         return send(self, message)
 
-    monkeypatch.setattr(HotPath, "send", counted)
+    monkeypatch.setattr(PreparedTransport, "send", counted)
     return sent
 
 
@@ -68,20 +68,23 @@ def test_a_job_costs_one_round_trip(client: Client, round_trips: list[int]) -> N
     assert len(full) >= 49, "each finish took the next claim with it"
 
 
-@pytest.mark.prepared("the hot path")
+@pytest.mark.prepared("the prepared transport")
 @pytest.mark.one_by_one("a batch writes its finish anew")
 def test_the_messages_of_a_connection_are_made_once_and_not_each_time_that_it_leaves_the_pool(
     database: str, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker that idles between two jobs asked for the role anew, and kept the messages of each time for ever."""
     made: list[int] = []
-    message = HotPath.message
+    message = PreparedTransport.message
 
-    def counted(self: HotPath, steps: Any) -> bytes:
+    def counted(self: PreparedTransport, steps: Any) -> bytes:
         made.append(1)
         return message(self, steps)
 
-    monkeypatch.setattr(HotPath, "message", counted)
+    monkeypatch.setattr(PreparedTransport, "message", counted)
+    # however slow the machine is: a claim of a full scan has a message of its own
+    monkeypatch.setattr(low_water_mark, "_FULL_SCAN_EVERY", 60.0)
+    monkeypatch.setattr(low_water_mark, "_FULL_SCAN_AT_LEAST_EVERY", 60.0)
     with ConnectionPool(database, min_size=1, max_size=1, kwargs={"prepare_threshold": 5}, open=True) as pool:
         worker = WorkerPool(Client(pool, schema=client.schema), {"any": lambda tx, job: tx.execute("SELECT 1")})
         for number in range(6):
@@ -191,7 +194,7 @@ def test_a_claim_behind_a_finish_that_cannot_be_taken_back_is_no_fault_of_the_fi
     told = Undone()
     client.hooks = HookCalls([told])
     refused: list[int] = []
-    release = ExecutionQueries.release_claim
+    release = ExecutionQueries.unclaim
 
     def refuse(self: ExecutionQueries, conn: Tx, **options: Any) -> bool:
         if not refused:
@@ -199,7 +202,7 @@ def test_a_claim_behind_a_finish_that_cannot_be_taken_back_is_no_fault_of_the_fi
             raise psycopg.errors.ReadOnlySqlTransaction("cannot execute UPDATE in a read-only transaction")
         return release(self, conn, **options)
 
-    monkeypatch.setattr(ExecutionQueries, "release_claim", refuse)
+    monkeypatch.setattr(ExecutionQueries, "unclaim", refuse)
     pids: list[int] = []
     jobs = work(client, lambda tx, job: pids.append(tx.info.backend_pid), enqueue(client, 3))
     assert {(job.state, job.attempt, job.error_count) for job in jobs} == {(JobState.COMPLETED, 1, 0)}
@@ -255,12 +258,12 @@ def test_a_handler_that_changes_the_encoding_does_not_harm_the_jobs_behind_it(cl
 def test_a_connection_lost_between_two_jobs_costs_neither_an_attempt(
     client: Client, monkeypatch: pytest.MonkeyPatch, after: bool
 ) -> None:
-    """With the answer, that of the claim is lost too: nothing ran, so the attempt is given back."""
+    """With the answer, that of the claim is lost too: nothing ran, so the claim is undone."""
     broken: list[int] = []
     ran: list[int] = []
-    receive = HotPath._receive
+    receive = PreparedTransport._receive
 
-    def lost(self: HotPath, sent: int) -> Answer:
+    def lost(self: PreparedTransport, sent: int) -> Answer:
         if not ran or broken:
             return receive(self, sent)
         broken.append(1)
@@ -275,7 +278,7 @@ def test_a_connection_lost_between_two_jobs_costs_neither_an_attempt(
 
     with client.pool.connection() as conn:
         conn.execute(sql.SQL("CREATE TABLE {}.effect (job bigint)").format(sql.Identifier(client.schema)))
-    monkeypatch.setattr(HotPath, "_receive", lost)
+    monkeypatch.setattr(PreparedTransport, "_receive", lost)
     first, second = work(client, handler, enqueue(client, 2))
     assert broken
     assert (second.state, second.attempt, second.error_count) == (JobState.COMPLETED, 1, 0)
@@ -287,7 +290,7 @@ def test_a_connection_lost_between_two_jobs_costs_neither_an_attempt(
 
 
 @pytest.mark.one_by_one("no job is claimed with the finish of another")
-def test_a_job_that_was_claimed_when_the_pool_stops_is_given_back(client: Client) -> None:
+def test_a_job_that_was_claimed_when_the_pool_stops_is_unclaimed(client: Client) -> None:
     """The stop comes while the first finish, and the claim with it, is under way."""
     jobs = enqueue(client, 3)
     started: list[int] = []
@@ -333,12 +336,12 @@ def test_a_job_that_was_never_started_has_no_attempt_counted_when_its_connection
     assert (stored(client, first).state, stored(client, second).attempt) == (JobState.COMPLETED, 0)
 
 
-def test_nobody_comes_between_a_claim_and_its_being_given_back(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_other_claim_comes_between_a_claim_and_its_undoing(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another claim that is under way still sees the job as available: it locks the row as soon as that is free, finds
     that it is taken, and holds the lock to its end. The stop must not meet that lock."""
     first, second, *_ = enqueue(client, 3)
     pool = WorkerPool(client, {"any": lambda tx, job: inside.begin_stop(pool)}, queues={"default": 1})
-    claimer, release = inside.claimer(pool), ExecutionQueries.release_claim
+    claimer, release = inside.claimer(pool), ExecutionQueries.unclaim
     complete = claimer.complete
     monkeypatch.setattr(claimer, "complete", lambda held, job, kept, *, go_on: complete(held, job, kept, go_on=True))
     in_its_way: list[int] = []
@@ -350,7 +353,7 @@ def test_nobody_comes_between_a_claim_and_its_being_given_back(client: Client, m
             in_its_way.extend(id for (id,) in other.execute(query.format(sql.Identifier(client.schema))).fetchall())
             return release(self, *args, **options)
 
-        monkeypatch.setattr(ExecutionQueries, "release_claim", meanwhile)
+        monkeypatch.setattr(ExecutionQueries, "unclaim", meanwhile)
         with pool:
             wait_until(lambda: not inside.at_work(pool), 20)
         other.execute("ROLLBACK")
@@ -371,8 +374,8 @@ def test_where_a_finish_has_found_nothing_the_claim_that_follows_does_not_look_a
         return request(self, queue, id, mark, facts)
 
     monkeypatch.setattr(Claimer, "request", noted)
-    monkeypatch.setattr(claimer, "_FULL_SCAN_EVERY", 60.0)
-    monkeypatch.setattr(claimer, "_FULL_SCAN_AT_LEAST_EVERY", 60.0)
+    monkeypatch.setattr(low_water_mark, "_FULL_SCAN_EVERY", 60.0)
+    monkeypatch.setattr(low_water_mark, "_FULL_SCAN_AT_LEAST_EVERY", 60.0)
     first, second = enqueue(client, 2)
     pool = WorkerPool(
         client, {"any": lambda tx, job: None}, queues={"default": 1}, listen=False, poll_interval=timedelta(minutes=1)
