@@ -76,7 +76,7 @@ def many(client: Client, table: Table, *, returning: bool) -> float:
 def bare_copy(client: Client, table: Table) -> Callable[[], float]:
     """The floor: the very rows of `many`, ready beforehand as the bytes of a binary COPY."""
     rows = CopyRows()
-    encoded = map(client._enqueuer.encoded, mails(table.jobs))
+    encoded = map(client._encoder.encode, mails(table.jobs))
     ready = b"".join([HEADER, *map(rows.due_now, encoded), TRAILER])
     statement = statements.load("enqueuing.sql", client.schema)["copy_due_now"]
 

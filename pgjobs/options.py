@@ -106,12 +106,12 @@ class EncodedJob:
     pending: bool = False
     decode: Callable[[str], Any] = field(default=json.loads, repr=False, compare=False)  # what reads the args again
     #: The kind and the args text that it was made with, and the args themselves: the job that comes back gives them.
-    given: tuple[str, str, object] | None = field(default=None, repr=False, compare=False)
+    original: tuple[str, str, object] | None = field(default=None, repr=False, compare=False)
 
-    def with_args(self, args: str, given: object) -> EncodedJob:
+    def with_args(self, args: str, original: object) -> EncodedJob:
         """The same with other args. `dataclasses.replace` takes ten times as long, which counts for a million."""
         job = object.__new__(EncodedJob)
-        vars(job).update(vars(self), args=args, given=(self.kind, args, given))
+        vars(job).update(vars(self), args=args, original=(self.kind, args, original))
         return job
 
 

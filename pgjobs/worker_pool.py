@@ -215,7 +215,7 @@ class WorkerPool:
         )
         self._schedule_queries = ScheduleQueries(client.schema)
         self.schedules = CodeSchedules(
-            self._schedule_queries, client.source, client._enqueuer.encoded, cron, worker=client.id
+            self._schedule_queries, client.source, client._encoder.encode, cron, worker=client.id
         )
         self._control = threading.Lock()  # start and stop, one at a time
         self._process = this_process()
@@ -278,7 +278,7 @@ class WorkerPool:
         """Refuse a WorkMap that handles a kind with another args class than the client has enqueued."""
         for kind, handler in self.work_map.items():
             if handler.args_class is not None:
-                self._client._enqueuer.note_class(kind, handler.args_class, error=InvalidHandler)
+                self._client._encoder.note_class(kind, handler.args_class, error=InvalidHandler)
 
     def _start_threads(self) -> None:
         queries, source = self._client.queries, self._client.source
@@ -290,7 +290,7 @@ class WorkerPool:
         self._ticker = Ticker(
             self._schedule_queries,
             lambda: self.schedules.by_name,
-            Asking(self._client._enqueuer.encoded, self._schedule_answered, name=self.name),
+            Asking(self._client._encoder.encode, self._schedule_answered, name=self.name),
             wake=lambda queue: self._wake_for(queue, 1),
         )
         maintenance = MaintenanceThread(

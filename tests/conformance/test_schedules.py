@@ -82,7 +82,7 @@ def process(client: Client, connect: Connect) -> Start:
     """Starts a process with some schedules in its code."""
 
     def start(*schedules: Schedule) -> Process:
-        store, encode = ScheduleQueries(client.schema), client._enqueuer.encoded
+        store, encode = ScheduleQueries(client.schema), client._encoder.encode
         code = CodeSchedules(store, client.source, encode, schedules, worker="by hand")
         ticker = Ticker(store, lambda: code.by_name, lambda schedule, tick: answer(schedule, encode))
         return Process(client, connect(autocommit=True), code, ticker).start()
@@ -493,7 +493,7 @@ def test_what_a_client_adds_to_every_job_is_no_change_of_the_schedule(
         with Client(database, schema=client.schema, code_version=code_version) as newer:
             store = ScheduleQueries(client.schema)
             schedule = Schedule("report", "@daily", Report(1), **setting)
-            CodeSchedules(store, newer.source, newer._enqueuer.encoded, [schedule], worker=newer.id).start(lambda: None)
+            CodeSchedules(store, newer.source, newer._encoder.encode, [schedule], worker=newer.id).start(lambda: None)
         return row(client, "report")
 
     deploy("one")

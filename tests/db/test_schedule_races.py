@@ -52,7 +52,7 @@ class Table:
 
     def process(self, *schedules: Schedule) -> Callable[[], timedelta]:
         """Registers schedules as a process does that has them in its code; the act that ticks them."""
-        store, encode = ScheduleQueries(self.client.schema), self.client._enqueuer.encoded
+        store, encode = ScheduleQueries(self.client.schema), self.client._encoder.encode
         code = CodeSchedules(store, self.client.source, encode, schedules, worker="by hand")
         code.start(lambda: None)
         ticker = Ticker(store, lambda: code.by_name, lambda schedule, tick: answer(schedule, encode))
@@ -418,7 +418,7 @@ def test_f30_two_that_saw_the_same_tick_cannot_both_make_it(table: Table, connec
     tick = seen[0].next_tick_at
     new = Schedule("x", "@daily", Report(1)).job()
     assert new is not None
-    move = Move(tick=tick, next=tick + HOUR, counted=tick, row=table.client._enqueuer.encoded(new))
+    move = Move(tick=tick, next=tick + HOUR, counted=tick, row=table.client._encoder.encode(new))
     first = store.move(one, seen[0], move)
     assert first is not None
     assert first.id == 1
