@@ -276,27 +276,27 @@ class Client:
     ) -> Job[Args]:
         """Insert one job in the transaction `tx`; it exists when, and only when, that transaction commits.
 
-        `tx` is a psycopg connection, cursor or transaction; a SQLAlchemy Session, scoped_session or Connection; a
-        Django connection or alias, which outside `atomic()` commits at once, as all of Django does; None (or a pool)
-        is a transaction of its own. A Session is not flushed: the job is inserted before what is pending in it.
-        `args` is a dataclass instance, or a dict together with `kind`. Options that are left out come from the args
-        class (`@job_options`), then from the client:
+        `tx` is a psycopg connection, cursor or transaction; a SQLAlchemy Session, scoped_session or Connection; or a
+        Django connection or alias, which outside `atomic()` commits at once, as always in Django. With None (or a
+        pool) the job gets a transaction of its own. A Session is not flushed: the job is inserted before its pending
+        objects. `args` is a dataclass instance, or a dict together with `kind`. Options that are left out come from the
+        args class (`@job_options`), then from the client:
 
         - `queue`; `priority`: any smallint, lower runs first; `max_attempts`: 1 to 32767
-        - `scheduled_at` (aware) or `delay` (from now, by the database's clock; very long ones are cut to about 7900
-          years): not before
+        - `scheduled_at` (aware) or `delay` (from now, by the database's clock; at most about 7900 years): the earliest
+          time to run
         - `tags`: 3 to 255 letters, digits, - and _ each; `metadata`: a JSON object of at most 64 KiB beside the args
         - `context`: a small mapping that reaches the handler as `job.context`
-        - `unique=Unique(...)`: what may be there only once. If it is there already, that job is the answer, with
-          `duplicate` set, and the transaction goes on. While another transaction is inserting the same, this waits for
-          its end; who cannot wait sets `lock_timeout` in the transaction, and is raised `LockNotAvailable`
-        - `replace`: True, or what of a duplicate that still waits is replaced by what this call says: `args`,
+        - `unique=Unique(...)`: which jobs count as the same. If there is such a job already, it is returned, with
+          `duplicate` set, and the transaction goes on. While another transaction inserts such a job, this call waits
+          for its end; set `lock_timeout` in the transaction to get `LockNotAvailable` instead of a long wait
+        - `replace`: True, or the parts of a duplicate that this call changes while the duplicate still waits: `args`,
           `scheduled_at` (or the delay), `priority`, `max_attempts`, `tags`, `metadata`
-        - `pending=True`: does not run before `release`
+        - `pending=True`: the job does not run before `release`
 
-        `notify=False` wakes no worker, which then finds the job by polling: for PREPARE TRANSACTION, which Postgres
-        refuses after a notification. Raises InvalidJob (a ValueError) before anything is sent; errors of the database
-        pass through. Nothing is committed on a `tx` that was given.
+        `notify=False` wakes no worker; workers find the job by polling. Use it for PREPARE TRANSACTION, which Postgres
+        refuses after a notification. An invalid job raises InvalidJob (a ValueError) before anything is sent; errors of
+        the database pass through. On a `tx` of the caller nothing is committed.
         """
         checks.check_bool("notify", notify, error=InvalidOption)
         has_options = kind is not None or bool(options)
@@ -337,15 +337,15 @@ class Client:
     ) -> builtins.list[Job[Any]] | int:
         """Insert many jobs in the transaction `tx`; they come back in their order, duplicates among them.
 
-        Each is an args instance, or `NewJob(args, **options)`. The call takes the options of `enqueue`, which hold for
-        all of its jobs; the options of a NewJob come before them, those of the args class and of the client after
-        them. If one job is invalid, the error names its position, and nothing is sent. An empty list is refused. Large
+        Each job is an args instance, or `NewJob(args, **options)`. The call takes the options of `enqueue` for all of
+        its jobs; the options of a NewJob win over them, and they win over those of the args class and of the client.
+        If one job is invalid, the error names its position, and nothing is sent. An empty list is refused. Large
         batches go by COPY; unique jobs in the order of their keys, so that two such batches never wait for each other.
-        On a connection in autocommit mode with no transaction open, a batch may be more than one commit.
+        On a connection in autocommit mode with no transaction open, a batch may take more than one commit.
 
-        `returning=False` gives back how many were inserted, and is for batches of any size: `jobs` may be an iterator,
-        and the memory is bounded, but for unique jobs, hooks and middleware, which need them all. Row security forbids
-        the COPY that it uses.
+        `returning=False` returns the number of jobs that were inserted, and is for batches of any size: `jobs` may be
+        an iterator, and memory is bounded, except with unique jobs, hooks or middleware, which need all jobs at once.
+        It sends a COPY, which row security forbids.
         """
         checks.check_bool("notify", notify, error=InvalidOption)
         checks.check_bool("returning", returning, error=InvalidOption)
