@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 from secrets import token_hex
@@ -17,7 +16,6 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, Unpack, cast, overload
 
 import psycopg
-from psycopg.pq import TransactionStatus
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from pgjobs import backoff as policies
@@ -30,14 +28,15 @@ from pgjobs.control.queues import Queues
 from pgjobs.db import migrate
 from pgjobs.db.advice import advised
 from pgjobs.db.borrow import Borrowable, borrow
-from pgjobs.db.checkout import allow_prepare, may_prepare
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.db.dsn import for_libpq
-from pgjobs.db.own_pool import OwnPool, live, say_that_it_may_exist
-from pgjobs.db.source import PoolSource, defaults_for, in_autocommit, live_connection
+from pgjobs.db.own_pool import OwnPool
+from pgjobs.db.source import PoolSource, defaults_for, live_connection
 from pgjobs.db.statements import check_schema
+from pgjobs.enqueuing.builder import InsertBuilder
+from pgjobs.enqueuing.encoder import Encoder
 from pgjobs.enqueuing.enqueuer import Enqueuer
-from pgjobs.enqueuing.queries import EnqueueQueries, can_copy, is_plain
+from pgjobs.enqueuing.queries import EnqueueQueries
 from pgjobs.errors import InvalidArgs, InvalidOption, InvalidSetting, JobNotFinished, JobNotFound, shown
 from pgjobs.events import Event, EventKind, EventName, Events, QueueEvent, QueueEventKind, QueueEventName, Subscription
 from pgjobs.execution.claimer import Claimer
@@ -51,7 +50,7 @@ from pgjobs.job import Job, changed
 from pgjobs.job_filter import JobFilter, check_filter, check_id
 from pgjobs.observe.listing import Order, listing
 from pgjobs.observe.queries import ObserveQueries
-from pgjobs.options import NO_OPTIONS, EncodedJob, JobOptions, NewJob, Options, check_queue, options_given
+from pgjobs.options import NO_OPTIONS, JobOptions, NewJob, Options, check_queue, options_given
 from pgjobs.schedules.queries import ScheduleQueries
 from pgjobs.schedules.stored import Schedules
 from pgjobs.work_map import Handler, HandlerFunction, WorkMap, decoding, given_work_map
@@ -128,18 +127,25 @@ class Client:
         self.error_details = error_details
         self.hooks = HookCalls(checked_hooks(hooks), error_details=error_details)
         self._events = Events()
-        self._enqueuer = Enqueuer(
-            queries=EnqueueQueries(self.schema),
+        self._encoder = Encoder(
             defaults=JobOptions(queue=queue, priority=priority, max_attempts=max_attempts),
             max_args_bytes=max_args_bytes,
             work_map=self._work_map,
             context=context,
             code_version=self.code_version,
+        )
+        self._enqueuer = Enqueuer(
+            schema=self.schema,
+            encoder=self._encoder,
+            builder=InsertBuilder(EnqueueQueries(self.schema), self._encoder),
+            source=self.source,
+            transaction=self._transaction,
+            server=self.queries,
             hooks=self.hooks,
             middleware=checks.functions("middleware", middleware, "functions of (tx, jobs, insert)"),
         )
         self._registration = Registration(self.schema, "", self.code_version)
-        self.schedules = Schedules(ScheduleQueries(self.schema), self._transaction, self._enqueuer.encoded)
+        self.schedules = Schedules(ScheduleQueries(self.schema), self._transaction, self._encoder.encode)
 
     def __repr__(self) -> str:
         return f"Client(schema={self.schema!r}, id={self.id!r})"
@@ -152,7 +158,7 @@ class Client:
 
     # --- this process
 
-    def _begin_process(self) -> _Process:
+    def _begin_process(self) -> str:
         """What a client is in one process. A child that was forked is another: it begins anew."""
         id = self._given_id or f"{socket.gethostname()}-{os.getpid()}-{token_hex(4)}"
         if self._given_id and self._made_in != this_process():
@@ -160,12 +166,12 @@ class Client:
         id = one_line(id, 255)
         self._events.begin_anew()
         self._registration.begin_anew(id)
-        return _Process(id)
+        return id
 
     @property
     def id(self) -> str:
         """The name of this process in `attempted_by` and in the list of workers. In a forked child it is another."""
-        return self._processes.get().id
+        return self._processes.get()
 
     @property
     def events(self) -> Events:
@@ -267,62 +273,33 @@ class Client:
     ) -> Job[Args]:
         """Insert one job in the transaction `tx`; it exists when, and only when, that transaction commits.
 
-        `tx` is a psycopg connection, cursor or transaction; a SQLAlchemy Session, scoped_session or Connection; a
-        Django connection or alias, which outside `atomic()` commits at once, as all of Django does; None (or a pool)
-        is a transaction of its own. A Session is not flushed: the job is inserted before what is pending in it.
-        `args` is a dataclass instance, or a dict together with `kind`. Options that are left out come from the args
-        class (`@job_options`), then from the client:
+        `tx` is a psycopg connection, cursor or transaction; a SQLAlchemy Session, scoped_session or Connection; or a
+        Django connection or alias, which outside `atomic()` commits at once, as always in Django. With None (or a
+        pool) the job gets a transaction of its own. A Session is not flushed: the job is inserted before its pending
+        objects. `args` is a dataclass instance, or a dict together with `kind`. Options that are left out come from the
+        args class (`@job_options`), then from the client:
 
         - `queue`; `priority`: any smallint, lower runs first; `max_attempts`: 1 to 32767
-        - `scheduled_at` (aware) or `delay` (from now, by the database's clock; very long ones are cut to about 7900
-          years): not before
+        - `scheduled_at` (aware) or `delay` (from now, by the database's clock; at most about 7900 years): the earliest
+          time to run
         - `tags`: 3 to 255 letters, digits, - and _ each; `metadata`: a JSON object of at most 64 KiB beside the args
         - `context`: a small mapping that reaches the handler as `job.context`
-        - `unique=Unique(...)`: what may be there only once. If it is there already, that job is the answer, with
-          `duplicate` set, and the transaction goes on. While another transaction is inserting the same, this waits for
-          its end; who cannot wait sets `lock_timeout` in the transaction, and is raised `LockNotAvailable`
-        - `replace`: True, or what of a duplicate that still waits is replaced by what this call says: `args`,
+        - `unique=Unique(...)`: which jobs count as the same. If there is such a job already, it is returned, with
+          `duplicate` set, and the transaction goes on. While another transaction inserts such a job, this call waits
+          for its end; set `lock_timeout` in the transaction to get `LockNotAvailable` instead of a long wait
+        - `replace`: True, or the parts of a duplicate that this call changes while the duplicate still waits: `args`,
           `scheduled_at` (or the delay), `priority`, `max_attempts`, `tags`, `metadata`
-        - `pending=True`: does not run before `release`
+        - `pending=True`: the job does not run before `release`
 
-        `notify=False` wakes no worker, which then finds the job by polling: for PREPARE TRANSACTION, which Postgres
-        refuses after a notification. Raises InvalidJob (a ValueError) before anything is sent; errors of the database
-        pass through. Nothing is committed on a `tx` that was given.
+        `notify=False` wakes no worker; workers find the job by polling. Use it for PREPARE TRANSACTION, which Postgres
+        refuses after a notification. An invalid job raises InvalidJob (a ValueError) before anything is sent; errors of
+        the database pass through. On a `tx` of the caller nothing is committed.
         """
         checks.check_bool("notify", notify, error=InvalidOption)
-        said = kind is not None or bool(options)
-        if said and isinstance(args, NewJob):
-            raise InvalidOption("a NewJob brings its own kind and options: give them there")
-        job = self._enqueuer.encoded(NewJob(args, kind=kind, **options) if said else args)
-        if (tx is None or isinstance(tx, ConnectionPool)) and self._enqueuer.needs_one_statement(job):
-            with advised(self.schema):
-                inserted = self._insert_alone(self.source.pool if tx is None else tx, job, notify)
-            if inserted is not None:
-                return inserted
-        with self._enqueuing(tx) as conn:
-            self._let_prepare(conn)
-            return self._enqueuer.insert(conn, tx, [job], notify=notify)[0]
-
-    def _insert_alone(self, pool: ConnectionPool[Any], job: EncodedJob, notify: bool) -> Job[Any] | None:
-        """Insert it in a transaction of its own, which is one statement; None where that cannot be."""
-        if type(pool).connection is not ConnectionPool.connection:  # who has his own wants it to be called
-            return None
-        conn = live(pool)  # and no more: what `connection()` does costs as much again
-        try:
-            if conn.pgconn.transaction_status != TransactionStatus.IDLE:  # the pool's check has begun one
-                return None
-            if notify and is_plain(job):
-                may_prepare = isinstance(pool, OwnPool) or conn.prepare_threshold is not None
-                return self._enqueuer.insert_hot(conn, job, may_prepare=may_prepare)
-            with in_autocommit(conn):
-                self._let_prepare(conn)
-                return self._enqueuer.insert(conn, None, [job], notify=notify)[0]
-        except psycopg.OperationalError as error:
-            if conn.closed:
-                say_that_it_may_exist(error)
-            raise
-        finally:
-            pool.putconn(conn)
+        has_options = kind is not None or bool(options)
+        if has_options and isinstance(args, NewJob):
+            raise InvalidOption("a NewJob has its own kind and options: pass them to NewJob(...)")
+        return self._enqueuer.enqueue(tx, NewJob(args, kind=kind, **options) if has_options else args, notify=notify)
 
     @overload
     def enqueue_many(
@@ -357,45 +334,22 @@ class Client:
     ) -> builtins.list[Job[Any]] | int:
         """Insert many jobs in the transaction `tx`; they come back in their order, duplicates among them.
 
-        Each is an args instance, or `NewJob(args, **options)`. The call takes the options of `enqueue`, which hold for
-        all of its jobs; the options of a NewJob come before them, those of the args class and of the client after
-        them. If one job is invalid, the error names its position, and nothing is sent. An empty list is refused. Large
+        Each job is an args instance, or `NewJob(args, **options)`. The call takes the options of `enqueue` for all of
+        its jobs; the options of a NewJob win over them, and they win over those of the args class and of the client.
+        If one job is invalid, the error names its position, and nothing is sent. An empty list is refused. Large
         batches go by COPY; unique jobs in the order of their keys, so that two such batches never wait for each other.
-        On a connection in autocommit mode with no transaction open, a batch may be more than one commit.
+        On a connection in autocommit mode with no transaction open, a batch may take more than one commit.
 
-        `returning=False` gives back how many were inserted, and is for batches of any size: `jobs` may be an iterator,
-        and the memory is bounded, but for unique jobs, hooks and middleware, which need them all. Row security forbids
-        the COPY that it uses.
+        `returning=False` returns the number of jobs that were inserted, and is for batches of any size: `jobs` may be
+        an iterator, and memory is bounded, except with unique jobs, hooks or middleware, which need all jobs at once.
+        It sends a COPY, which row security forbids.
         """
         checks.check_bool("notify", notify, error=InvalidOption)
         checks.check_bool("returning", returning, error=InvalidOption)
         call = options_given(options) if options else NO_OPTIONS
         if returning:
-            encoded = list(self._enqueuer.all_encoded(jobs, call))
-            with self._enqueuing(tx) as conn:
-                return self._enqueuer.insert(conn, tx, encoded, notify=notify)
-        own = tx is None or isinstance(tx, ConnectionPool)
-        return self._enqueuer.insert_counted(
-            self._enqueuing(tx), tx, jobs, call, notify=notify, copy=own or can_copy(borrow(tx))
-        )
-
-    def _let_prepare(self, conn: AnyConnection) -> None:
-        """Let psycopg prepare what is sent often, if the connection is of our own pool and leads to the server itself;
-        for as long as it lives, unless somebody wants it otherwise later."""
-        wanted = self._is_ours(conn) and conn.prepare_threshold is None and not may_prepare(conn)
-        if wanted and can_copy(conn) and self._is_direct(conn):
-            allow_prepare(conn)
-
-    def _is_ours(self, conn: AnyConnection) -> bool:
-        """Whether it belongs to the pool that the client made."""
-        return self.source.owned and getattr(conn, "_pool", None) is self.source.pool
-
-    def _is_direct(self, conn: AnyConnection) -> bool:
-        """Whether no pooler stands between this process and the server. Asked once."""
-        process = self._processes.get()
-        if process.direct is None:
-            process.direct = not self.queries.server_facts(conn).pooled
-        return process.direct
+            return self._enqueuer.enqueue_many(tx, jobs, call, notify=notify)
+        return self._enqueuer.enqueue_counted(tx, jobs, call, notify=notify)
 
     @contextmanager
     def _transaction(self, tx: Borrowable | ConnectionPool[Any] | None) -> Iterator[AnyConnection]:
@@ -409,19 +363,6 @@ class Client:
                     yield conn
             else:
                 yield borrow(tx)
-
-    @contextmanager
-    def _enqueuing(self, tx: Borrowable | ConnectionPool[Any] | None) -> Iterator[AnyConnection]:
-        """The transaction of an enqueue. When the answer to its COMMIT is lost, the error says what is not known."""
-        all_sent = False
-        try:
-            with self._transaction(tx) as conn:
-                yield conn
-                all_sent = True
-        except psycopg.OperationalError as error:
-            if all_sent:
-                say_that_it_may_exist(error)
-            raise
 
     # --- control
 
@@ -720,14 +661,6 @@ class Client:
                 raise JobNotFinished(id, found.state, timeout)
             time.sleep(min(pause, left))
             pause = min(1.5 * pause, _LONGEST_PAUSE)
-
-
-@dataclass(slots=True)
-class _Process:
-    """What is of one process alone."""
-
-    id: str
-    direct: bool | None = None  # whether its own connections lead to the server itself; not asked yet
 
 
 def decode_args(cls: type[Args], raw: str | Mapping[str, Any] | Args) -> Args:

@@ -1,4 +1,4 @@
-"""What may be asked of a job when it is enqueued, and the checks of it. Nothing in here knows a database."""
+"""The options of a job, and the checks of them. This file uses no database."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from pgjobs.unique import Replaceable, Unique, checked_replace
 Args = TypeVar("Args", covariant=True)  # noqa: PLC0105  users read NewJob[Args]
 ArgsClass = TypeVar("ArgsClass", bound=type)
 
-# What River allows in a kind; ASCII on purpose, so that no two kinds look alike.
+# The characters that River allows in a kind; only ASCII, so that no two kinds look alike.
 _KIND = re.compile(r"\w[\w\-\[\]<>/.·:+]+", re.ASCII)
 _QUEUE = re.compile(r"\w[\w\-\[\]<>/.·:+]*", re.ASCII)
 _TAG = re.compile(r"\w[\w\-]+\w", re.ASCII)
-# What the table can hold, so that it can be read in every time zone.
+# The first and last instant that can be stored and then read in every time zone.
 LAST_INSTANT = datetime(9999, 12, 30, tzinfo=UTC)
 FIRST_INSTANT = datetime(1, 1, 3, tzinfo=UTC)
-# The longest delay that still ends in a year that Python and Postgres can both write down.
+# The longest delay that ends in a year that both Python and Postgres can represent.
 LONGEST_DELAY = timedelta(days=2_900_000)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JobOptions:
-    """The options of one job; None means that the next level decides: call, then args class, then client."""
+    """The options of one job. None leaves the decision to the next level: call, then args class, then client."""
 
     queue: str | None = None
     priority: int | None = None
@@ -66,20 +66,20 @@ class JobOptions:
             object.__setattr__(self, "replace", checked_replace(self.replace))
 
     def __repr__(self) -> str:
-        return f"JobOptions({self.given})"
+        return f"JobOptions({self.summary})"
 
     @property
-    def given(self) -> str:
-        """What is said, for a repr. What metadata and context hold may not belong into a log."""
-        said = {name: getattr(self, name) for name in JobOptions.__slots__ if getattr(self, name) is not None}
+    def summary(self) -> str:
+        """The options that are set, for a repr: without metadata and context, whose values may be secret."""
+        chosen = {name: getattr(self, name) for name in JobOptions.__slots__ if getattr(self, name) is not None}
         return ", ".join(
-            f"{name}={'...' if name in ('metadata', 'context') else repr(value)}" for name, value in said.items()
+            f"{name}={'...' if name in ('metadata', 'context') else repr(value)}" for name, value in chosen.items()
         )
 
     def over(self, other: JobOptions) -> JobOptions:
-        """These options, with `other` where they say nothing. A time counts as one option in both its forms."""
+        """These options, and those of `other` where they are None. `scheduled_at` and `delay` count as one option."""
         has_time = self.scheduled_at is not None or self.delay is not None
-        joined = object.__new__(JobOptions)  # not JobOptions(...): both are checked already
+        joined = object.__new__(JobOptions)  # JobOptions(...) would check all values again
         for name in JobOptions.__slots__:
             value = getattr(self, name)
             if value is None and not (has_time and name in ("scheduled_at", "delay")):
@@ -90,7 +90,7 @@ class JobOptions:
 
 @dataclass(frozen=True)
 class EncodedJob:
-    """A job as it is about to be inserted: checked, its args and metadata as JSON text."""
+    """A checked job that is about to be inserted, its args and metadata as JSON text."""
 
     kind: str
     queue: str
@@ -99,19 +99,20 @@ class EncodedJob:
     args: str
     metadata: str
     tags: Sequence[str]
-    scheduled_at: datetime | None  # or, when that is None:
-    delay: timedelta
-    unique: Unique | None = None  # its fields as they are called in JSON
-    replace: Sequence[str] = ()  # of a waiting duplicate
+    scheduled_at: datetime | None
+    delay: timedelta  # counts when scheduled_at is None
+    unique: Unique | None = None  # with the names that the fields have in JSON
+    replace: Sequence[str] = ()  # the columns to change in a duplicate that waits
     pending: bool = False
-    decode: Callable[[str], Any] = field(default=json.loads, repr=False, compare=False)  # what reads the args again
-    #: The kind and the args text that it was made with, and the args themselves: the job that comes back gives them.
-    given: tuple[str, str, object] | None = field(default=None, repr=False, compare=False)
+    decode: Callable[[str], Any] = field(default=json.loads, repr=False, compare=False)  # makes args of their JSON
+    #: The kind, the JSON of the args and the args of the call. Middleware may change the job; if it does not, the job
+    #: that comes back has these args.
+    original: tuple[str, str, object] | None = field(default=None, repr=False, compare=False)
 
-    def with_args(self, args: str, given: object) -> EncodedJob:
-        """The same with other args. `dataclasses.replace` takes ten times as long, which counts for a million."""
+    def with_args(self, args: str, original: object) -> EncodedJob:
+        """A copy with other args. `dataclasses.replace` takes ten times as long, too long for a million jobs."""
         job = object.__new__(EncodedJob)
-        vars(job).update(vars(self), args=args, given=(self.kind, args, given))
+        vars(job).update(vars(self), args=args, original=(self.kind, args, original))
         return job
 
 
@@ -133,7 +134,7 @@ class Options(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True, init=False)
 class NewJob(Generic[Args]):
-    """Args together with the options of this one job, for `enqueue_many`: `NewJob(Welcome("a@b.c"), priority=1)`."""
+    """The args and options of one job, for `enqueue_many`: `NewJob(Welcome("a@b.c"), priority=1)`."""
 
     args: Args
     kind: str | None
@@ -149,10 +150,10 @@ class NewJob(Generic[Args]):
             raise
 
     def __repr__(self) -> str:
-        """What args hold may not belong into a log: only their class is shown."""
+        """Of the args only the class, since their values may be secret."""
         args = "{...}" if isinstance(self.args, Mapping) else f"{type(self.args).__qualname__}(...)"
         kind = "" if self.kind is None else f"kind={self.kind!r}"
-        return f"NewJob({', '.join(part for part in (args, kind, self.options.given) if part)})"
+        return f"NewJob({', '.join(part for part in (args, kind, self.options.summary) if part)})"
 
 
 def job_options(**options: Unpack[Options]) -> Callable[[ArgsClass], ArgsClass]:
@@ -170,13 +171,13 @@ def job_options(**options: Unpack[Options]) -> Callable[[ArgsClass], ArgsClass]:
 
 
 def options_given(options: Options) -> JobOptions:
-    """The options of a call by their names; InvalidOption for a name that there is not."""
+    """The keyword arguments of a call as JobOptions; InvalidOption for an unknown name."""
     _check_names(options)
     return JobOptions(**options)
 
 
 def options_of(args: object) -> JobOptions:
-    """The options that the class of `args` asks for."""
+    """The options of the class of `args`."""
     method = None if isinstance(args, Mapping) else getattr(args, "job_options", None)
     if method is None:
         return NO_OPTIONS
@@ -187,7 +188,7 @@ def options_of(args: object) -> JobOptions:
 
 
 def kind_of(cls: type) -> str:
-    """The kind of an args class: its class attribute `kind`, or its name in snake case."""
+    """The kind of an args class: the class attribute `kind`, or the name of the class in snake case."""
     named = getattr(cls, "kind", None)
     if named is not None and "kind" not in {f.name for f in dataclasses.fields(cls)}:
         return check_kind(named)
@@ -196,13 +197,13 @@ def kind_of(cls: type) -> str:
         return check_kind(made)
     except InvalidKind as error:
         raise InvalidKind(
-            f"the name of class {cls.__qualname__} makes no kind: {error}; say one in the class, as in "
+            f"the name of class {cls.__qualname__} makes no kind: {error}; set one in the class, as in "
             "kind: ClassVar[str] = 'mail.created'"
         ) from None
 
 
 class ClassName(NamedTuple):
-    """What tells an args class from others: the same for one that is made anew, by a reload or in a notebook."""
+    """The identity of an args class. It stays the same when a reload or a notebook defines the class again."""
 
     module: str
     qualname: str
@@ -217,16 +218,16 @@ class ClassName(NamedTuple):
 
 
 def two_classes(kind: str, known: ClassName, other: ClassName) -> str:
-    """What is wrong with two classes of one kind, and what to do."""
+    """The text of the error that two classes have one kind."""
     own = f"{other.module.rpartition('.')[2]}.{kind}"
     return (
-        f"kind {kind!r} is that of two classes, {known} and {other}, and the handler of one would be given the args of "
-        f"the other: give one of them a kind of its own, as in kind: ClassVar[str] = {own!r}"
+        f"two args classes have the kind {kind!r}, {known} and {other}, so the handler of one would get the args of "
+        f"the other: give one class a kind of its own, as in kind: ClassVar[str] = {own!r}"
     )
 
 
 def _name_of_main() -> str:
-    """What the module that the process was started with is called where it is imported."""
+    """The name under which other modules import the module that the process was started with."""
     main = sys.modules.get("__main__")
     spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None)
     if spec is not None:
@@ -245,7 +246,7 @@ def check_kind(kind: object) -> str:
     if len(kind) > 128 or not _KIND.fullmatch(kind):
         raise InvalidKind(
             f"kind {kind[:140]!r}: use 2 to 128 ASCII letters, digits and - _ [ ] < > / . : + "
-            "and begin with a letter, digit or underscore"
+            "and begin with a letter, a digit or an underscore"
         )
     return kind
 
@@ -260,7 +261,7 @@ def _check_names(options: Mapping[str, object]) -> None:
     for name in options:
         if name not in JobOptions.__slots__:
             raise InvalidOption(
-                f"there is no option {shown(name)}: there are {', '.join(JobOptions.__slots__)}"
+                f"there is no option {shown(name)}: the options are {', '.join(JobOptions.__slots__)}"
             ) from None
 
 
@@ -302,4 +303,4 @@ def _check_tags(tags: object) -> None:
             )
 
 
-NO_OPTIONS = JobOptions()  # always the same one, so that what follows from it is worked out once
+NO_OPTIONS = JobOptions()  # one object, so that a job without options is recognised by `is`

@@ -1,4 +1,4 @@
-"""What makes a job the same as another one. A value and its checks; the key itself is computed by the database."""
+"""Which jobs are the same: the options of a unique job, and their checks. The database computes the key."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pgjobs.interval import interval_text
 from pgjobs.states import JobState, StateName
 
 STATES: tuple[StateName, ...] = get_args(StateName)
-# A job passes through these without being asked, so its key must hold in all of them.
+# Every job can pass through these states, so its key must count in all of them.
 REQUIRED: tuple[StateName, ...] = ("available", "pending", "running", "scheduled")
-#: What `replace=True` takes over from the newer call.
+#: The parts of a duplicate that `replace=True` changes to those of the newer call.
 Replaceable = Literal["args", "scheduled_at", "priority", "max_attempts", "tags", "metadata"]
 REPLACEABLE: tuple[Replaceable, ...] = get_args(Replaceable)
 
@@ -24,15 +24,16 @@ _DEFAULT_STATES: tuple[StateName, ...] = ("available", "completed", "pending", "
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unique:
-    """At most one job of its kind at a time; or of its kind and what is named here.
+    """At most one job of a kind at a time; with these options, one job for each of their values:
 
-    - `by_args`: True for all args, or the names of some fields: jobs with other values in these are different
-    - `by_queue`: one per queue
-    - `by_period`: one per period, which are counted from midnight UTC of a Monday: by the job's time if it has one
-      (`scheduled_at`, `delay`), else by the database's clock. The key still holds no longer than `by_state` says
-    - `by_state`: the states in which an earlier job counts. Without `completed`, one may be enqueued again as soon as
-      the one before is done. `available`, `pending`, `running` and `scheduled` must be among them
-    - `exclude_kind`: other kinds count too; for several kinds that do one thing. Needs `by_args` or `by_queue`
+    - `by_args`: True for all args, or the names of some fields: jobs that differ in these are different
+    - `by_queue`: one job per queue
+    - `by_period`: one job per period, counted from midnight UTC of a Monday. A job belongs to the period of its time
+      (`scheduled_at` or `delay`); without one, to the present period of the database's clock. The key also ends when
+      the job leaves the states of `by_state`
+    - `by_state`: the states in which an earlier job counts. Without `completed` a job may be enqueued again as soon as
+      the earlier one is completed. `available`, `pending`, `running` and `scheduled` must be among them
+    - `exclude_kind`: jobs of other kinds count too, for several kinds that do the same. Needs `by_args` or `by_queue`
     """
 
     by_args: bool | Sequence[str] = False
@@ -50,10 +51,12 @@ class Unique:
         if self.by_period is not None:
             _check_period(self.by_period)
         if self.exclude_kind and not self.by_args and not self.by_queue:
-            raise InvalidOption("exclude_kind without by_args or by_queue would make all jobs one: name one of them")
+            raise InvalidOption(
+                "exclude_kind without by_args or by_queue would make all jobs the same: set one of them too"
+            )
 
     def to_json(self) -> str:
-        """This, as the SQL functions `unique_key` and `enqueue` understand it."""
+        """The JSON that the SQL functions `unique_key` and `enqueue` take."""
         return json.dumps(
             {
                 "by_args": self.by_args,
@@ -66,7 +69,7 @@ class Unique:
 
 
 def checked_replace(replace: object) -> tuple[Replaceable, ...]:
-    """What of a waiting duplicate a new job replaces, in a fixed order; () is nothing."""
+    """The parts of a waiting duplicate that a new job replaces, in a fixed order; () for none."""
     if isinstance(replace, bool):
         return REPLACEABLE if replace else ()
     if (
@@ -92,10 +95,12 @@ def _checked_states(by_state: object) -> tuple[str, ...]:
         raise InvalidOption(f"by_state is a list of states, not {shown(by_state)}")
     for state in by_state:
         if state not in STATES:
-            raise InvalidOption(f"by_state: {shown(state, 40)} is no state; there are {', '.join(STATES)}")
+            raise InvalidOption(f"by_state: {shown(state, 40)} is no state; the states are {', '.join(STATES)}")
     missing = [state for state in REQUIRED if state not in by_state]
     if missing:
-        raise InvalidOption(f"by_state lacks {', '.join(missing)}: a job passes through these, and its key with it")
+        raise InvalidOption(
+            f"by_state lacks {', '.join(missing)}: every job can pass through these states, so its key must count there"
+        )
     return tuple(sorted(str(state) for state in set(by_state)))
 
 

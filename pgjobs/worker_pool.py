@@ -226,7 +226,7 @@ class WorkerPool:
     def _build_schedules(self, cron: Iterable[Schedule]) -> CodeSchedules:
         client = self._client
         queries = ScheduleQueries(client.schema)
-        return CodeSchedules(queries, client.source, client._enqueuer.encoded, cron, worker=client.id)
+        return CodeSchedules(queries, client.source, client._encoder.encode, cron, worker=client.id)
 
     def _build_queue_workers(self, queue: str, threads: int | QueueSettings) -> QueueWorkers:
         settings, source = self._run_settings.for_queue(threads), self._client.source
@@ -243,7 +243,7 @@ class WorkerPool:
             ticker.answered(schedule)
             self._context.tick_soon()
 
-        supplier = Asking(self._client._enqueuer.encoded, answered, name=self.name)
+        supplier = Asking(self._client._encoder.encode, answered, name=self.name)
         queries = ScheduleQueries(self._client.schema)
         ticker = Ticker(queries, lambda: self.schedules.by_name, supplier, wake=self._context.wake)
         return ticker
@@ -333,7 +333,7 @@ class WorkerPool:
         """Raise if the WorkMap handles a kind with another args class than the client has enqueued."""
         for kind, handler in self.work_map.items():
             if handler.args_class is not None:
-                self._client._enqueuer.note_class(kind, handler.args_class, error=InvalidHandler)
+                self._client._encoder.note_class(kind, handler.args_class, error=InvalidHandler)
 
     def _start_parts(self) -> None:
         schema, source, context = self._client.schema, self._client.source, self._context

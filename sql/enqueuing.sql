@@ -1,31 +1,15 @@
--- What the application runs on its own connection, inside its own transaction. Functions are named in full: the
--- search_path is the application's. The time is that of the statement, not of the transaction, so that a delay counts
--- from the call.
+-- The statements that the application sends on its own connection, in its own transaction. Functions have their full
+-- names, because the search_path is the application's. A delay counts from the call: the time is that of the statement,
+-- not that of the transaction.
 --
--- A role that enqueues need not have the right to read what others have enqueued, and a right to read a column holds
--- for every row. So args and metadata come back from what was sent, as Postgres writes it, and not from the row;
--- errors, token and output, which a new job does not have, are not read either.
-
--- name: insert_job
--- One job that nothing is unique about. Said without a subquery: it is planned each time.
-INSERT INTO pgjobs.job (state, queue, kind, priority, max_attempts, args, metadata, tags, scheduled_at)
-VALUES (
-    CASE WHEN %(pending)s THEN 'pending'
-        WHEN COALESCE(%(scheduled_at)s::timestamptz, pg_catalog.statement_timestamp() + %(delay)s::interval)
-            > pg_catalog.statement_timestamp() THEN 'scheduled'
-        ELSE 'available' END,
-    %(queue)s, %(kind)s, %(priority)s, %(max_attempts)s, %(args)s::jsonb, %(metadata)s::jsonb, %(tags)s::text[],
-    COALESCE(%(scheduled_at)s::timestamptz, pg_catalog.statement_timestamp() + %(delay)s::interval))
-RETURNING
-    id, state, queue, kind, priority, attempt, max_attempts, %(args)s::jsonb AS args, %(metadata)s::jsonb AS metadata,
-    '[]'::jsonb AS errors, tags, scheduled_at, created_at, attempted_at, finalized_at, attempted_by,
-    NULL::uuid AS token, leased_until, NULL::jsonb AS output,
-    {notify_due};
+-- A role may have the right to enqueue and no right to read the jobs of other roles, and a right to read a column holds
+-- for all rows. So these statements return args and metadata as they were sent, written as Postgres writes them, and do
+-- not read them from the row. Errors, token and output of a new job are empty and are not read either.
 
 -- name: insert_plain_job
--- One job that is to run now and says nothing unusual: what is not named here has its default. What comes back is what
--- was sent and a trigger may have changed, what the caller cannot know, and the server's process. Values that say
--- nothing are the larger part of what the statement above costs.
+-- One job that can run now and has no tags, no key and no time: most jobs. Columns that are missing here get their
+-- default, since sending the values costs more than half of what insert_job costs. It returns what was sent, what a
+-- trigger may have changed, what the caller cannot know, and the process id of the server.
 INSERT INTO pgjobs.job (queue, kind, priority, max_attempts, args, metadata)
 VALUES (%(queue)s, %(kind)s, %(priority)s, %(max_attempts)s, %(args)s::jsonb, %(metadata)s::jsonb)
 RETURNING
@@ -33,21 +17,33 @@ RETURNING
     max_attempts, pg_catalog.pg_backend_pid(),
     {notify_worker};
 
+-- name: insert_job
+-- One job without a key. It could be sent as insert_unique_job too, but planning that takes three times as long.
+INSERT INTO pgjobs.job (state, queue, kind, priority, max_attempts, args, metadata, tags, scheduled_at)
+SELECT
+    {initial_state},
+    %(queue)s, %(kind)s, %(priority)s, %(max_attempts)s, %(args)s::jsonb, %(metadata)s::jsonb, %(tags)s::text[], due
+FROM ({moment}) AS moment
+RETURNING
+    id, state, queue, kind, priority, attempt, max_attempts, %(args)s::jsonb AS args, %(metadata)s::jsonb AS metadata,
+    '[]'::jsonb AS errors, tags, scheduled_at, created_at, attempted_at, finalized_at, attempted_by,
+    NULL::uuid AS token, leased_until, NULL::jsonb AS output,
+    {notify_due};
+
 -- name: insert_unique_job
--- One job with a key. If it is not inserted, another job has that key.
-WITH given AS MATERIALIZED (
-    SELECT due, pgjobs.unique_key(%(kind)s, %(queue)s, %(args)s::jsonb, due, %(uniqueness)s::jsonb) AS key
-    FROM (
-        SELECT COALESCE(%(scheduled_at)s::timestamptz, pg_catalog.statement_timestamp() + %(delay)s::interval) AS due
-    ) AS moment
+-- One job with a key. If it is not inserted, another job has the key.
+WITH new_job AS MATERIALIZED (
+    SELECT
+        pending, due, pgjobs.unique_key(%(kind)s, %(queue)s, %(args)s::jsonb, due, %(uniqueness)s::jsonb) AS key
+    FROM ({moment}) AS moment
 ), inserted AS (
     INSERT INTO pgjobs.job (
         state, queue, kind, priority, max_attempts, args, metadata, tags, scheduled_at, unique_key, unique_states)
     SELECT
-        CASE WHEN %(pending)s THEN 'pending' WHEN due > pg_catalog.statement_timestamp() THEN 'scheduled' ELSE 'available' END,
-        %(queue)s, %(kind)s, %(priority)s, %(max_attempts)s, %(args)s::jsonb, %(metadata)s::jsonb, %(tags)s::text[], due,
-        key, pgjobs.unique_states(%(uniqueness)s::jsonb)
-    FROM given
+        {initial_state},
+        %(queue)s, %(kind)s, %(priority)s, %(max_attempts)s, %(args)s::jsonb, %(metadata)s::jsonb, %(tags)s::text[],
+        due, key, pgjobs.unique_states(%(uniqueness)s::jsonb)
+    FROM new_job
     ON CONFLICT (unique_key) WHERE unique_key IS NOT NULL AND state = ANY (unique_states) DO NOTHING
     RETURNING
         id, state, queue, kind, priority, attempt, max_attempts, tags, scheduled_at, created_at, attempted_at,
@@ -57,16 +53,16 @@ SELECT
     id, state, queue, kind, priority, attempt, max_attempts, %(args)s::jsonb AS args, %(metadata)s::jsonb AS metadata,
     '[]'::jsonb AS errors, tags, scheduled_at, created_at, attempted_at, finalized_at, attempted_by,
     NULL::uuid AS token, leased_until, NULL::jsonb AS output,
-    1 AS place, key, {may_read},
+    key, {may_read},
     CASE WHEN id IS NOT NULL THEN {notify_due} END
-FROM given LEFT JOIN inserted ON true;
+FROM new_job LEFT JOIN inserted ON true;
 
 -- name: insert_jobs
--- Any number of jobs, of which some may be unique: one array for each column. They are inserted in the order of their
--- keys, the same in every process, so that two of them never wait for each other; the ids are drawn before, so that
--- they rise in the order given. Of those with one key the first given is inserted; of a job that has a duplicate nothing but
--- place and key come back. No array holds a null: a session may be set to read none.
-WITH given AS MATERIALIZED (
+-- Several jobs, with and without keys: one array for each column. They are inserted in the order of their keys, which
+-- is the same in every process, so that two batches never wait for each other. Their ids are drawn first, so that ids
+-- rise in the order of the call. Of several jobs with one key the first is inserted; for a job that has a duplicate
+-- only its key comes back. No array holds a null, because a session can be set to read the word as text.
+WITH new_jobs AS MATERIALIZED (
     SELECT column_values.*, moment.due, CASE WHEN uniqueness <> ''
             THEN pgjobs.unique_key(kind, queue, args::jsonb, moment.due, uniqueness::jsonb) END AS key,
         pg_catalog.nextval('pgjobs.job_id_seq') AS new_id
@@ -89,11 +85,10 @@ WITH given AS MATERIALIZED (
     OVERRIDING SYSTEM VALUE
     SELECT
         new_id,
-        CASE WHEN pending THEN 'pending' WHEN due > pg_catalog.statement_timestamp() THEN 'scheduled'
-            ELSE 'available' END,
+        {initial_state},
         queue, kind, priority, max_attempts, args::jsonb, metadata::jsonb, tags::text[], due, key,
         CASE WHEN uniqueness <> '' THEN pgjobs.unique_states(uniqueness::jsonb) END
-    FROM given
+    FROM new_jobs
     ORDER BY key, place
     ON CONFLICT (unique_key) WHERE unique_key IS NOT NULL AND state = ANY (unique_states) DO NOTHING
     RETURNING
@@ -104,15 +99,16 @@ SELECT
     id, state, queue, kind, priority, attempt, max_attempts, sent_args::jsonb AS args, sent_metadata::jsonb AS metadata,
     '[]'::jsonb AS errors, tags, scheduled_at, created_at, attempted_at, finalized_at, attempted_by,
     NULL::uuid AS token, leased_until, NULL::jsonb AS output,
-    place, key, (SELECT {may_read}),
+    key, (SELECT {may_read}),
     {notify_due}
-FROM (SELECT place, key, new_id, args AS sent_args, metadata AS sent_metadata FROM given) AS asked
+FROM (SELECT place, key, new_id, args AS sent_args, metadata AS sent_metadata FROM new_jobs) AS sent
     LEFT JOIN inserted ON id = new_id
 ORDER BY place;
 
 -- name: duplicates
--- The jobs that hold these keys now. A statement of its own: one that was committed while the insert waited for it is
--- not in the insert's snapshot. Keys go in the binary form: how the other is quoted depends on a setting of the session.
+-- The jobs that have these keys now. It is a statement of its own, because the snapshot of the insert does not show a
+-- job that was committed while the insert waited for it. The keys are sent in binary form, since the quoting of the
+-- text form depends on a setting of the session.
 SELECT
     id, state, queue, kind, priority, attempt, max_attempts, args, metadata, errors, tags, scheduled_at, created_at,
     attempted_at, finalized_at, attempted_by, token, leased_until, output,
@@ -121,21 +117,18 @@ FROM pgjobs.job
 WHERE unique_key = ANY (%(keys)b::bytea[]) AND state = ANY (unique_states);
 
 -- name: duplicates_unread
--- The same for a role that may not read all of a job: without what others have given it and what came of it.
-SELECT
-    id, state, queue, kind, priority, attempt, max_attempts, NULL::jsonb AS args, NULL::jsonb AS metadata,
-    NULL::jsonb AS errors, tags, scheduled_at, created_at, attempted_at, finalized_at, attempted_by,
-    NULL::uuid AS token, leased_until, NULL::jsonb AS output,
+-- The same for a role that may not read args, metadata, errors, token and output.
+{select_unread},
     unique_key
 FROM pgjobs.job
 WHERE unique_key = ANY (%(keys)b::bytea[]) AND state = ANY (unique_states);
 
 -- name: replace_duplicate
--- Gives the job that holds the key what a newer call says, if it still waits. Only the assignments that the call names
--- are sent, each of which follows its comment: a role may have no right to what the others write and read. Metadata is
--- merged key by key; a new time also moves the job between waiting for its time and waiting for a worker.
+-- Changes the job that has the key to what the newer call says, if the job still waits. The client sends only the
+-- assignments that the call names, each of which stands under its comment: a role may have no right to write or read
+-- the other columns. Metadata is merged key by key. A new time also moves the job between available and scheduled.
 WITH moment AS (
-    SELECT COALESCE(%(scheduled_at)s::timestamptz, pg_catalog.statement_timestamp() + %(delay)s::interval) AS due
+    {moment}
 ), replaced AS (
     UPDATE pgjobs.job SET
         -- replace args
@@ -163,44 +156,46 @@ WITH moment AS (
         id, state, queue, kind, priority, attempt, max_attempts, tags, scheduled_at, created_at, attempted_at,
         finalized_at, attempted_by, leased_until
 )
-SELECT
-    id, state, queue, kind, priority, attempt, max_attempts, NULL::jsonb AS args, NULL::jsonb AS metadata,
-    NULL::jsonb AS errors, tags, scheduled_at, created_at, attempted_at, finalized_at, attempted_by,
-    NULL::uuid AS token, leased_until, NULL::jsonb AS output,
+{select_unread},
     {notify_due}
 FROM replaced;
 
 -- name: read_replaced
--- What the statement above leaves out, for a role that may read it.
+-- The columns that replace_duplicate does not read, for a role that may read them.
 SELECT args, metadata, errors, token, output FROM pgjobs.job WHERE id = %(id)s AND queue = %(queue)s;
 
 -- name: prepare_copy
--- What a COPY with ids needs: the ids, the time that counts as now, and whether row security would forbid it.
+-- What a COPY needs to know: the time that counts as now, whether row security forbids a COPY, and ids.
 SELECT
     pg_catalog.statement_timestamp(),
     pg_catalog.row_security_active('pgjobs.job'),
     ARRAY(SELECT pg_catalog.nextval('pgjobs.job_id_seq') FROM pg_catalog.generate_series(1, %(jobs)s::integer));
 
 -- name: copy_with_ids
--- Three times as fast as any INSERT, but it gives no rows back and cannot pass over a duplicate: for jobs without a key.
+-- Three times as fast as any INSERT, but a COPY returns no rows and cannot skip a duplicate: for jobs without a key.
 COPY pgjobs.job (
     id, created_at, scheduled_at, state, args, queue, kind, priority, max_attempts, metadata, tags
 ) FROM STDIN (FORMAT binary);
 
 -- name: copy_due_now
--- Jobs without a time of their own: state, time and id are the table's defaults.
+-- Jobs without a time of their own: id, state and times are the defaults of the table.
 COPY pgjobs.job (args, queue, kind, priority, max_attempts, metadata, tags) FROM STDIN (FORMAT binary);
 
 -- name: copy_timed
+-- Jobs with a time, or pending.
 COPY pgjobs.job (
     created_at, scheduled_at, state, args, queue, kind, priority, max_attempts, metadata, tags
 ) FROM STDIN (FORMAT binary);
 
--- name: notify_queues
--- After a COPY, which cannot: each queue, or maintenance. Of very many queues each is notified: the server has not room
--- for as many locks.
+-- name: notify_copied
+-- Sends after a COPY the notifications that the INSERTs above send with their rows. One row stands for all available
+-- jobs of a queue, and one for the scheduled job that is due first. With more than 100 queues each is notified at once:
+-- notify_worker locks each queue, and the lock table of the server has no room for very many locks.
 SELECT CASE
-        WHEN queue = ' due' OR pg_catalog.cardinality(%(queues)s::text[]) > 100
+        WHEN state = 'available' AND pg_catalog.cardinality(%(queues)s::text[]) > 100
             THEN pg_catalog.pg_notify(%(channel)s, queue)
-        ELSE {notify_worker} END
-FROM pg_catalog.unnest(%(queues)s::text[]) AS queue;
+        ELSE {notify_due} END
+FROM ROWS FROM (
+    pg_catalog.unnest(%(queues)s::text[]), pg_catalog.unnest(%(states)s::text[]),
+    pg_catalog.unnest(%(times)s::timestamptz[])
+) AS copied(queue, state, scheduled_at);

@@ -72,8 +72,24 @@ CASE
             THEN pg_catalog.pg_notify(%(channel)s, ' due')
     END
 
+-- part: moment
+-- When a job that is being enqueued is due: at the time given, or after the delay.
+SELECT %(pending)s::boolean AS pending,
+        COALESCE(%(scheduled_at)s::timestamptz, pg_catalog.statement_timestamp() + %(delay)s::interval) AS due
+
+-- part: initial_state
+-- The state of a new job. pgjobs/enqueuing/copy_rows.py decides the same for jobs that go by COPY.
+CASE WHEN pending THEN 'pending' WHEN due > pg_catalog.statement_timestamp() THEN 'scheduled' ELSE 'available' END
+
+-- part: select_unread
+-- Selects all columns of a job in their order, with nulls for those that not every role may read.
+SELECT
+    id, state, queue, kind, priority, attempt, max_attempts, NULL::jsonb AS args, NULL::jsonb AS metadata,
+    NULL::jsonb AS errors, tags, scheduled_at, created_at, attempted_at, finalized_at, attempted_by,
+    NULL::uuid AS token, leased_until, NULL::jsonb AS output
+
 -- part: may_read
--- Whether the role may read the columns that hold what others have given a job and what came of it.
+-- Whether the role may read all columns of a job: also those that say what other roles enqueued and what came of it.
 pg_catalog.has_column_privilege('pgjobs.job', 'args', 'SELECT')
         AND pg_catalog.has_column_privilege('pgjobs.job', 'metadata', 'SELECT')
         AND pg_catalog.has_column_privilege('pgjobs.job', 'errors', 'SELECT')

@@ -97,7 +97,7 @@ def refresh_queues(pool: WorkerPool) -> None:
 
 def encoder(client: Client) -> Callable[..., EncodedJob]:
     """Makes of args and options the values of a row."""
-    return client._enqueuer.encoded
+    return client._encoder.encode
 
 
 def tick_soon(pool: WorkerPool) -> None:

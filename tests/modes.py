@@ -17,11 +17,12 @@ from typing import Any
 
 import psycopg
 
-from pgjobs import Client, Job, WorkerPool
+from pgjobs import Client, WorkerPool
 from pgjobs.db.cursors import AnyConnection
-from pgjobs.enqueuing.queries import EnqueueQueries
+from pgjobs.enqueuing import single_insert
+from pgjobs.enqueuing.enqueuer import Enqueuer
+from pgjobs.enqueuing.queries import Request, Rows
 from pgjobs.execution.claimer import Claimer
-from pgjobs.options import EncodedJob
 from tests import decoys
 
 BATCH_SIZE = int(os.environ.get("PGJOBS_TEST_BATCH") or 1)
@@ -65,11 +66,11 @@ def beside(conn: AnyConnection) -> AnyConnection:
 
 def without_transport(patch: Callable[[Any, str, object], None]) -> None:
     """Let nothing be prepared by pgjobs, and no transport be a prepared one; `patch` is setattr, or pytest's."""
-    insert = EnqueueQueries.insert_hot
+    send = single_insert.send
 
-    def unprepared(self: EnqueueQueries, conn: AnyConnection, job: EncodedJob, *, may_prepare: bool) -> Job[Any]:
-        return insert(self, conn, job, may_prepare=False)
+    def unprepared(conn: AnyConnection, may_prepare: bool, request: Request) -> Rows:
+        return send(conn, False, request)
 
     patch(Claimer, "transport_of", lambda *_: None)
-    patch(Client, "_is_direct", lambda *_: False)
-    patch(EnqueueQueries, "insert_hot", unprepared)
+    patch(Enqueuer, "_is_direct", lambda *_: False)
+    patch(single_insert, "send", unprepared)

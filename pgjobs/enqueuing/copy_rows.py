@@ -1,20 +1,26 @@
-"""Jobs as rows of a binary COPY. Its text form would need every args escaped, and costs the server more to read."""
+"""The rows of a binary COPY. The text form would need all args escaped, and costs the server more to read."""
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
+from typing import TypeVar
 
+from pgjobs.job import JobState
 from pgjobs.options import EncodedJob
+
+Instant = TypeVar("Instant", int, datetime)
 
 HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 TRAILER = b"\xff\xff"
 
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)  # of Postgres
 _MICROSECOND = timedelta(microseconds=1)
+_BLOCK = 128 * 1024  # bytes that are passed to a COPY at once
 _TEXT = 25  # the type of an element of text[]
 _JSONB_VERSION = b"\x01"
-# each field is its length and its bytes; a row begins with how many fields it has
+# each field is its length and its bytes; a row begins with the number of its fields
 _COUNT = struct.Struct("!h")
 _LENGTH = struct.Struct("!i")
 _SMALLINT = struct.Struct("!ih")
@@ -27,13 +33,13 @@ _MOST_TAILS = 1000
 
 
 class CopyRows:
-    """Writes the rows of one COPY. What follows the args is mostly the same from job to job, and kept."""
+    """Writes the rows of one COPY. The columns after args are mostly the same from job to job, so they are cached."""
 
     def __init__(self) -> None:
         self._tails: dict[tuple[object, ...], bytes] = {}
 
     def with_id(self, job: EncodedJob, id: int, state: str, due: int, now: int) -> bytes:
-        """A row of `copy_with_ids`; the times in microseconds, as `microseconds` gives them."""
+        """A row of `copy_with_ids`; both times as `postgres_time` gives them."""
         return _ID_AND_TIMES.pack(11, 8, id, 8, now, 8, due) + _field(state.encode()) + self.rest(job)
 
     def timed(self, rest: bytes, state: str, due: int, now: int) -> bytes:
@@ -45,7 +51,7 @@ class CopyRows:
         return _COUNT.pack(7) + self.rest(job)
 
     def rest(self, job: EncodedJob) -> bytes:
-        """The columns that all of them end with: args, queue, kind, priority, max_attempts, metadata, tags."""
+        """The last columns of every row: args, queue, kind, priority, max_attempts, metadata, tags."""
         args = job.args.encode()
         key = (job.queue, job.kind, job.priority, job.max_attempts, job.metadata, *job.tags)
         tail = self._tails.get(key)
@@ -56,17 +62,37 @@ class CopyRows:
         return _LENGTH.pack(len(args) + 1) + _JSONB_VERSION + args + tail
 
 
-def microseconds(when: datetime) -> int:
-    """An instant as Postgres counts it."""
-    return span(when - _EPOCH)
+def initial_state(due: Instant, now: Instant, *, pending: bool) -> JobState:
+    """The state of a new job, as the part `initial_state` of sql/parts.sql says it for an INSERT."""
+    if pending:
+        return JobState.PENDING
+    return JobState.SCHEDULED if due > now else JobState.AVAILABLE
 
 
-def instant(when: int) -> datetime:
-    return _EPOCH + when * _MICROSECOND
+def in_blocks(rows: Iterable[bytes]) -> Iterator[bytes]:
+    """The rows, joined to blocks that are worth a call."""
+    block, size = [], 0
+    for row in rows:
+        block.append(row)
+        size += len(row)
+        if size >= _BLOCK:
+            yield b"".join(block)
+            block, size = [], 0
+    yield b"".join(block)
 
 
-def span(time: timedelta) -> int:
-    return time // _MICROSECOND
+def postgres_time(at: datetime) -> int:
+    """Microseconds since 2000, as Postgres counts them."""
+    return in_microseconds(at - _EPOCH)
+
+
+def instant(time: int) -> datetime:
+    """The instant of a `postgres_time`."""
+    return _EPOCH + time * _MICROSECOND
+
+
+def in_microseconds(duration: timedelta) -> int:
+    return duration // _MICROSECOND
 
 
 def _tail(job: EncodedJob) -> bytes:

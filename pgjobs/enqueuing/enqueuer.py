@@ -1,100 +1,125 @@
-"""What `enqueue` does: check and encode, then insert. Nothing is sent before all is checked."""
+"""Inserts jobs on psycopg connections: the synchronous driver of builder.py, with middleware and hooks around it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, is_dataclass, replace
-from datetime import timedelta
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from pgjobs import codec
-from pgjobs.db.cursors import AnyConnection
-from pgjobs.enqueuing.copy_buffer import CopyBuffer
-from pgjobs.enqueuing.queries import EnqueueQueries
-from pgjobs.errors import InvalidArgs, InvalidKind, InvalidOption, NoJobs, PgjobsError, UnknownKind, shown
-from pgjobs.hooks import EnqueueMiddleware, HookCalls, around_insert
-from pgjobs.job import Job, has_args
-from pgjobs.options import (
-    LONGEST_DELAY,
-    NO_OPTIONS,
-    ClassName,
-    EncodedJob,
-    JobOptions,
-    NewJob,
-    check_kind,
-    kind_of,
-    options_of,
-    two_classes,
-)
-from pgjobs.unique import Unique, checked_replace
-from pgjobs.work_map import Handler, WorkMap, decoding
+import psycopg
+from psycopg.pq import TransactionStatus
+from psycopg_pool import ConnectionPool
 
-#: By args class: what its own options were, and all of a job but its args.
-Templates = dict[type, tuple[JobOptions, EncodedJob]]
+from pgjobs.db.advice import advised
+from pgjobs.db.borrow import Borrowable, borrow
+from pgjobs.db.checkout import allow_prepare, may_prepare
+from pgjobs.db.cursors import AnyConnection
+from pgjobs.db.own_pool import OwnPool, live, say_that_it_may_exist
+from pgjobs.db.source import PoolSource, in_autocommit
+from pgjobs.enqueuing import queries, single_insert
+from pgjobs.enqueuing.builder import InsertBuilder, is_plain
+from pgjobs.enqueuing.copy_buffer import CopyBuffer
+from pgjobs.enqueuing.encoder import Encoder
+from pgjobs.enqueuing.queries import can_copy, run
+from pgjobs.errors import InvalidTransaction
+from pgjobs.execution.queries import ExecutionQueries
+from pgjobs.forking import PerProcess
+from pgjobs.hooks import EnqueueMiddleware, HookCalls, around_insert
+from pgjobs.job import Job
+from pgjobs.options import EncodedJob, JobOptions
+
+#: What `enqueue` takes: the caller's transaction; or None or a pool, for a transaction of its own.
+Tx = Borrowable | ConnectionPool[Any] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Enqueuer:
-    """What the enqueues of one client share."""
+    """Enqueues the jobs of one client."""
 
-    queries: EnqueueQueries
-    defaults: JobOptions
-    max_args_bytes: int
-    work_map: WorkMap | None = None
-    context: Callable[[], Mapping[str, Any] | None] | None = None
-    code_version: str | None = None
+    schema: str
+    encoder: Encoder
+    builder: InsertBuilder
+    source: PoolSource
+    transaction: Callable[[Tx], AbstractContextManager[AnyConnection]]
+    server: ExecutionQueries  # for `server_facts`
     hooks: HookCalls
     middleware: Sequence[EnqueueMiddleware] = ()
-    _templates: Templates = field(default_factory=dict)
-    _classes: dict[str, ClassName] = field(default_factory=dict)  # of the kinds that were enqueued here, or are handled
+    _direct: PerProcess[dict[str, bool]] = field(default_factory=lambda: PerProcess(dict))
 
-    def encoded(self, job: object, call: JobOptions = NO_OPTIONS, templates: Templates | None = None) -> EncodedJob:
-        """Check and encode one job, a `NewJob` or args; raises before any SQL. `call` are the options of a call for
-        many, and `templates` what its earlier jobs have left."""
-        args = job.args if isinstance(job, NewJob) else job
-        kept = self._templates if templates is None else templates
-        template = None
-        if not isinstance(job, NewJob) or (job.options is NO_OPTIONS and job.kind is None):
-            template = self._kept_template(args, kept)
-        if template is None:
-            template = self._template(job if isinstance(job, NewJob) else NewJob(job), call, kept)
-        return template.with_args(codec.encode(args, max_bytes=self.max_args_bytes), args)
-
-    def all_encoded(self, jobs: Iterable[object], call: JobOptions = NO_OPTIONS) -> Iterator[EncodedJob]:
-        """One after the other; what is wrong with one names its position."""
-        position = -1
-        templates = self._templates if call is NO_OPTIONS else {}
-        if isinstance(jobs, str | bytes | Mapping) or not isinstance(jobs, Iterable):
-            raise InvalidArgs(f"enqueue_many takes a list of jobs, not {shown(jobs)}: one job goes to enqueue")
-        for position, job in enumerate(jobs):
+    def enqueue(self, tx: Tx, new: object, *, notify: bool) -> Job[Any]:
+        """Insert one job, a `NewJob` or args."""
+        job = self.encoder.encode(new)
+        if (tx is None or isinstance(tx, ConnectionPool)) and job.unique is None and not self.middleware:
             try:
-                yield self.encoded(job, call, templates)
-            except Exception as error:
-                if isinstance(error, PgjobsError):  # not one of the application's own, whose args mean something else
-                    error.args = (f"at position {position} of the jobs to enqueue: {error}", *error.args[1:])
-                error.add_note(f"at position {position} of the jobs to enqueue")
-                raise
-        if position < 0:
-            raise NoJobs("there are no jobs to enqueue")
+                inserted = self._enqueue_alone(self.source.pool if tx is None else tx, job, notify)
+            except psycopg.Error:
+                with advised(self.schema):  # only now: around each insert it would cost more than the checks
+                    raise
+            if inserted is not None:
+                return inserted
+        with self._transaction(tx) as conn:
+            self._enable_prepare(conn)
+            return self._insert(conn, tx, [job], notify)[0]
 
-    def needs_one_statement(self, job: EncodedJob) -> bool:
-        """Whether nothing but one statement will be sent for it, which is a transaction by itself."""
-        return job.unique is None and not self.middleware
+    def enqueue_many(self, tx: Tx, new: Iterable[object], call: JobOptions, *, notify: bool) -> list[Job[Any]]:
+        """Insert many jobs; they come back in their order."""
+        jobs = list(self.encoder.encode_all(new, call))
+        with self._transaction(tx) as conn:
+            return self._insert(conn, tx, jobs, notify)
 
-    def insert_hot(self, conn: AnyConnection, job: EncodedJob, *, may_prepare: bool) -> Job[Any]:
-        """As `insert`, of one that `is_plain` and needs one statement; see `EnqueueQueries.insert_hot`."""
-        inserted = self._with_args(job, self.queries.insert_hot(conn, job, may_prepare=may_prepare))
-        self.hooks("on_enqueue", inserted)
-        return inserted
+    def enqueue_counted(self, tx: Tx, new: Iterable[object], call: JobOptions, *, notify: bool) -> int:
+        """Insert any number of jobs; return how many, without the duplicates. Memory is bounded where COPY is possible
+        and neither hooks nor middleware get to see each job. The transaction begins when all jobs are checked: until
+        then the caller's iterator may use it."""
+        may_copy = tx is None or isinstance(tx, ConnectionPool) or can_copy(borrow(tx))
+        may_copy = may_copy and not self.hooks and not self.middleware
+        with CopyBuffer() as buffer:
+            jobs = []
+            for job in self.encoder.encode_all(new, call):
+                if may_copy and job.unique is None:
+                    buffer.add(job)
+                else:
+                    jobs.append(job)
+            with self._transaction(tx) as conn:
+                if buffer.jobs:
+                    self._insert_buffer(conn, buffer, notify)
+                inserted = self._insert(conn, tx, jobs, notify) if jobs else []
+            return buffer.jobs + sum(not job.duplicate for job in inserted)
 
-    def insert(self, conn: AnyConnection, tx: object, jobs: Sequence[EncodedJob], *, notify: bool) -> list[Job[Any]]:
-        """Insert the jobs, middleware around it; they come back in their order. `tx` is what middleware gets."""
+    def _enqueue_alone(self, pool: ConnectionPool[Any], job: EncodedJob, notify: bool) -> Job[Any] | None:
+        """Insert one job by one statement that is a transaction by itself; None where that is not possible."""
+        if type(pool).connection is not ConnectionPool.connection:  # a subclass wants its own method to be called
+            return None
+        conn = live(pool)  # `pool.connection()` costs as much as the insert
+        try:
+            if conn.pgconn.transaction_status != TransactionStatus.IDLE:  # the pool's check has begun a transaction
+                return None
+            if notify and is_plain(job):
+                prepare = isinstance(pool, OwnPool) or conn.prepare_threshold is not None
+                requests = self.builder.insert([job], notify=notify, may_copy=False)
+                (inserted,) = run(requests, partial(single_insert.send, conn, prepare))
+                self.hooks("on_enqueue", inserted)
+                return inserted
+            with in_autocommit(conn):
+                self._enable_prepare(conn)
+                return self._insert(conn, None, [job], notify)[0]
+        except psycopg.OperationalError as error:
+            if conn.closed:
+                say_that_it_may_exist(error)
+            raise
+        finally:
+            pool.putconn(conn)
+
+    def _insert(self, conn: AnyConnection, tx: Tx, jobs: Sequence[EncodedJob], notify: bool) -> list[Job[Any]]:
+        """Insert the jobs, with the middleware around it, which gets the caller's `tx`."""
 
         def insert(jobs: Sequence[EncodedJob]) -> list[Job[Any]]:
-            stored = self.queries.insert(conn, jobs, notify=notify) if jobs else []
-            return [self._with_args(job, made) for job, made in zip(jobs, stored, strict=True)]
+            if not jobs:
+                return []
+            may_copy = len(jobs) > 1 and can_copy(conn)
+            return run(self.builder.insert(jobs, notify=notify, may_copy=may_copy), partial(queries.send, conn))
 
         inserted = around_insert(self.middleware, conn if tx is None else tx, insert)(jobs)
         for job in inserted if self.hooks else ():
@@ -102,149 +127,44 @@ class Enqueuer:
                 self.hooks("on_enqueue", job)
         return inserted
 
-    def _with_args(self, job: EncodedJob, made: Job[Any]) -> Job[Any]:
-        """The job that was made of it, which gives the args that it was made with; a duplicate those that are stored.
-        Middleware may have changed them."""
-        kind, text, args = job.given or ("", "", None)
-        if not has_args(made):
-            return made
-        if made.kind != kind:
-            return decoding(self.work_map, made)
-        values = vars(made)  # the caller has not seen it yet
-        values["decode"] = job.decode
-        if text is job.args and not made.duplicate:
-            values["args"] = args
-        return made
+    def _insert_buffer(self, conn: AnyConnection, buffer: CopyBuffer, notify: bool) -> None:
+        if not can_copy(conn):
+            raise InvalidTransaction(
+                "enqueue_many(returning=False) sends a COPY: it needs a connection with client_encoding UTF8, outside "
+                "a pipeline"
+            )
+        run(self.builder.insert_buffer(buffer, notify=notify), partial(queries.send, conn))
 
-    def insert_counted(
-        self,
-        transaction: AbstractContextManager[AnyConnection],
-        tx: object,
-        jobs: Iterable[object],
-        call: JobOptions = NO_OPTIONS,
-        *,
-        notify: bool,
-        copy: bool,
-    ) -> int:
-        """Insert any number of jobs; how many were, without the duplicates. Where it can `copy`, and nobody wants to
-        see each, in bounded memory. The transaction begins when all are checked: until then the caller's iterator may
-        use it."""
-        apart = not copy or bool(self.hooks) or bool(self.middleware)
-        with CopyBuffer() as spool:
-            kept = []
-            for job in self.all_encoded(jobs, call):
-                if apart or job.unique is not None:
-                    kept.append(job)
-                else:
-                    spool.add(job)
-            with transaction as conn:
-                if spool.jobs:
-                    self.queries.insert_spooled(conn, spool, notify=notify)
-                inserted = self.insert(conn, tx, kept, notify=notify) if kept else []
-            return spool.jobs + sum(not job.duplicate for job in inserted)
+    @contextmanager
+    def _transaction(self, tx: Tx) -> Iterator[AnyConnection]:
+        """The transaction of an enqueue. If the connection is lost during the COMMIT, the error says that the job may
+        exist."""
+        all_sent = False
+        try:
+            with self.transaction(tx) as conn:
+                yield conn
+                all_sent = True
+        except psycopg.OperationalError as error:
+            if all_sent:
+                say_that_it_may_exist(error)
+            raise
 
-    def _kept_template(self, args: object, templates: Templates) -> EncodedJob | None:
-        """What an earlier job of the same class has left."""
-        asked, template = templates.get(type(args), (None, None))
-        if template is None or options_of(args) is not asked:
-            return None
-        if self.work_map is not None:
-            self._check_handled(self.work_map, template.kind, type(args))
-        return template
+    # --- prepared statements
 
-    def _template(self, new: NewJob[Any], call: JobOptions, templates: Templates) -> EncodedJob:
-        """All of a job but its args; kept where it is the same for every instance of a class."""
-        kind = self._kind(new)
-        asked = options_of(new.args)
-        options = new.options.over(call).over(asked).over(self.defaults)
-        context = options.context if options.context is not None or self.context is None else self.context()
-        assert options.queue is not None
-        assert options.priority is not None
-        assert options.max_attempts is not None
-        template = EncodedJob(
-            # the plain values, where somebody's enumeration has others as their text
-            kind=str.__str__(kind),
-            queue=str.__str__(options.queue),
-            priority=int(options.priority),
-            max_attempts=int(options.max_attempts),
-            args="{}",
-            metadata=codec.encode_metadata(self._metadata(new.args, options.metadata, context)),
-            tags=tuple(options.tags or ()),
-            scheduled_at=options.scheduled_at,
-            delay=min(options.delay or timedelta(0), LONGEST_DELAY),
-            unique=_unique(new.args, options.unique or None),
-            replace=_replaced(options),
-            pending=bool(options.pending),
-            decode=partial(codec.decode, type(new.args)) if is_dataclass(new.args) else codec.decode_dict,
-        )
-        always_so = self.context is None and options.context is None and asked.metadata is None
-        if always_so and new.options is NO_OPTIONS and new.kind is None and is_dataclass(new.args):
-            templates[type(new.args)] = (asked, template)
-        return template
+    def _enable_prepare(self, conn: AnyConnection) -> None:
+        """Let psycopg prepare frequent statements on a connection of our own pool that leads to the server itself,
+        unless the application has decided otherwise on this connection."""
+        wanted = self._is_ours(conn) and conn.prepare_threshold is None and not may_prepare(conn)
+        if wanted and can_copy(conn) and self._is_direct(conn):
+            allow_prepare(conn)
 
-    def _metadata(
-        self, args: object, own: Mapping[str, Any] | None, context: Mapping[str, Any] | None
-    ) -> dict[str, Any]:
-        metadata = dict(own or {})
-        if is_dataclass(args):
-            metadata.setdefault("class", f"{type(args).__module__}.{type(args).__qualname__}")
-        if context is not None:
-            metadata["context"] = context
-        if self.code_version is not None:
-            metadata["code_version_enqueued"] = self.code_version
-        return metadata
+    def _is_ours(self, conn: AnyConnection) -> bool:
+        """Whether it belongs to the pool that the client made."""
+        return self.source.owned and getattr(conn, "_pool", None) is self.source.pool
 
-    def _kind(self, new: NewJob[Any]) -> str:
-        if isinstance(new.args, Mapping):
-            kind = check_kind(new.kind)
-        elif is_dataclass(new.args) and not isinstance(new.args, type):
-            kind = check_kind(new.kind) if new.kind is not None else kind_of(type(new.args))
-        else:
-            raise InvalidArgs(f"a job is a dataclass instance, or a dict with kind=; not {shown(new.args)}")
-        args_class = None if isinstance(new.args, Mapping) else type(new.args)
-        if self.work_map is not None:
-            self._check_handled(self.work_map, kind, args_class)
-        if args_class is not None:
-            self.note_class(kind, args_class)
-        return kind
-
-    def _check_handled(self, work_map: WorkMap, kind: str, args_class: type | None) -> None:
-        """Refuse a kind without a handler, and one whose handler is given args of another class."""
-        handler: Handler | None = dict.get(work_map, kind)
-        if handler is None:
-            raise UnknownKind(kind)
-        handled = handler.args_class
-        if handled is None or args_class is None or handled is args_class:
-            return
-        if ClassName.of(handled) != ClassName.of(args_class):
-            raise InvalidKind(two_classes(kind, ClassName.of(handled), ClassName.of(args_class)))
-
-    def note_class(self, kind: str, args_class: type, error: Callable[[str], Exception] = InvalidKind) -> None:
-        """Remember the class of a kind, and refuse another one of the same kind: its handler would be the first's."""
-        name = ClassName.of(args_class)
-        known = self._classes.setdefault(kind, name)
-        if known != name:
-            raise error(two_classes(kind, known, name))
-
-
-def _unique(args: object, unique: Unique | None) -> Unique | None:
-    """With the fields as they are called in JSON. One that is not there is refused: it would make all jobs the same."""
-    if unique is None or not isinstance(unique.by_args, tuple):
-        return unique
-    if isinstance(args, Mapping):
-        names: Mapping[str, str] | None = {str(key): str(key) for key in args}
-    else:
-        names = codec.json_names(type(args))
-    if names is None:
-        return unique
-    unknown = [name for name in unique.by_args if name not in names]
-    if unknown:
-        raise InvalidOption(f"by_args names {unknown[0]!r}, which the args do not have: they have {', '.join(names)}")
-    return replace(unique, by_args=[names[name] for name in unique.by_args])
-
-
-def _replaced(options: JobOptions) -> tuple[str, ...]:
-    what = checked_replace(options.replace or False)
-    if what and options.unique is None:
-        raise InvalidOption("replace is about the duplicate of a unique job: say unique=Unique(...) too")
-    return what if options.unique else ()
+    def _is_direct(self, conn: AnyConnection) -> bool:
+        """Whether no pooler stands between this process and the server. Each process asks the server once."""
+        known = self._direct.get()
+        if "direct" not in known:
+            known["direct"] = not self.server.server_facts(conn).pooled
+        return known["direct"]

@@ -332,15 +332,15 @@ def test_hooks_are_told_and_middleware_stands_around_it(database: str, client: C
 def test_who_is_interrupted_while_it_is_prepared_leaves_the_connection_in_order(
     own: Client, query: Query, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answer, calls = single_insert._answer, count(1)
+    wait, calls = single_insert._wait, count(1)
 
     def interrupted(conn: psycopg.Connection[Any], send: Callable[[], None]) -> Any:
-        result = answer(conn, send)
+        result = wait(conn, send)
         if next(calls) == 2:  # the first insert was the first
             raise KeyboardInterrupt
         return result
 
-    monkeypatch.setattr(single_insert, "_answer", interrupted)
+    monkeypatch.setattr(single_insert, "_wait", interrupted)
     own.enqueue(None, Letter("x"))
     with pytest.raises(KeyboardInterrupt):
         own.enqueue(None, Letter("x"))
@@ -434,9 +434,9 @@ def test_what_is_deallocated_whenever_the_connection_comes_back_is_prepared_no_m
     with ConnectionPool(database, min_size=1, max_size=1, reset=reset, kwargs={"autocommit": True}, open=True) as pool:
         sender = Client(pool, schema=client.schema)
         notices: list[str] = []
-        send = single_insert.HotInsert._send
+        send = single_insert.SingleInsert._send
 
-        def noted(self: single_insert.HotInsert, *args: Any) -> Any:
+        def noted(self: single_insert.SingleInsert, *args: Any) -> Any:
             try:
                 return send(self, *args)
             except psycopg.errors.InvalidSqlStatementName as error:
@@ -444,7 +444,7 @@ def test_what_is_deallocated_whenever_the_connection_comes_back_is_prepared_no_m
                 raise
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(single_insert.HotInsert, "_send", noted)
+            patch.setattr(single_insert.SingleInsert, "_send", noted)
             jobs = [sender.enqueue(None, Letter("x")) for _ in range(30)]
         assert len({job.id for job in jobs}) == 30
         assert len(notices) == 10, "each is an error in the server's log"

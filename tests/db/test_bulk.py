@@ -256,7 +256,7 @@ def test_a_batch_sends_one_notification_for_each_queue_that_has_a_job_to_run(
 
 
 def test_a_long_iterator_takes_no_more_memory_than_a_short_one(client: Client, table: Table) -> None:
-    """50,000 jobs are 30 MB as bytes of rows and more as objects; a spool keeps 8 MB of them in memory."""
+    """50,000 jobs are 30 MB as bytes of rows and more as objects; a buffer keeps 8 MB of them in memory."""
     text = "x" * 500
     tracemalloc.start()
     try:

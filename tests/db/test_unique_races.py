@@ -19,6 +19,7 @@ from psycopg.pq import TransactionStatus
 
 from pgjobs import Client, Discard, Job, JobState, NewJob, Snooze, Unique, UniqueConflict, WorkerPool, constant
 from pgjobs.db.cursors import AnyConnection
+from pgjobs.enqueuing import queries
 from pgjobs.states import StateName
 from pgjobs.unique import REQUIRED, STATES
 from tests.conftest import Connect
@@ -91,21 +92,20 @@ def test_a_twin_that_ends_between_the_insert_and_the_look_does_not_count(
     client: Client, table: Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The insert finds the duplicate, which is deleted before it can be read: so the job is inserted after all."""
-    store = client._enqueuer.queries
-    find = store._find_duplicates
-    times = []
+    send, looks = queries.send, list[int]()
 
-    def find_late(conn: AnyConnection, jobs: Any, duplicates: Any, **options: Any) -> Any:
-        times.append(len(duplicates))
-        if len(times) == 1:
-            table.query("DELETE FROM {schema}.job")
-        return find(conn, jobs, duplicates, **options)
+    def send_late(conn: AnyConnection, request: queries.Request) -> queries.Rows:
+        if request.statement.startswith(b"-- name: duplicates\n"):
+            looks.append(len(request.parameters["keys"]))
+            if len(looks) == 1:
+                table.query("DELETE FROM {schema}.job")
+        return send(conn, request)
 
     first = client.enqueue(None, Thing(), unique=UNIQUE)
-    monkeypatch.setattr(store, "_find_duplicates", find_late)
+    monkeypatch.setattr(queries, "send", send_late)
     second, _ = client.enqueue_many(None, [NewJob(Thing(), unique=UNIQUE), Thing(1)])
     assert (second.duplicate, second.id > first.id) == (False, True)
-    assert times == [1, 0]
+    assert looks == [1]
     assert table.query("SELECT count(*) FROM {schema}.job") == [(2,)]
 
 

@@ -33,7 +33,7 @@ USES: dict[str, set[str]] = {
     "_deallocate": {"execution/transport.py"},
     # psycopg_pool
     "_configure": {"db/checkout.py"},
-    "_pool": {"client.py", "db/inherited.py"},
+    "_pool": {"db/inherited.py", "enqueuing/enqueuer.py"},
     "_add_connection": {"db/own_pool.py"},
     "_connect": {"db/own_pool.py"},
     # db/own_pool.py uses `_lock`, `_nconns`, `_waiting` and `_maybe_grow_pool` of itself: see test_unreachable.py
@@ -49,7 +49,7 @@ USES: dict[str, set[str]] = {
 #: Private names of our own values.
 OURS = {
     "execution/attempt.py": {"_began", "_complete", "_conn_id", "_lock", "_process", "_timeout"},
-    "worker_pool.py": {"_enqueuer"},
+    "worker_pool.py": {"_encoder"},
     "db/own_pool.py": {"_pid"},
     "timetable.py": {"_fields", "_next_wall", "_written_out"},
 }

@@ -187,7 +187,7 @@ def test_one_job_goes_to_enqueue(client: Client, jobs: Any, returning: bool) -> 
 def test_an_option_that_there_is_not_is_named_beside_those_there_are(
     client: Client, call: Callable[[Client], object]
 ) -> None:
-    with pytest.raises(InvalidOption, match=r"no option 'prioritty': there are queue, priority, .*, pending$"):
+    with pytest.raises(InvalidOption, match=r"no option 'prioritty': the options are queue, priority, .*, pending$"):
         call(client)
 
 

@@ -1,0 +1,250 @@
+"""Decides how jobs are inserted, and makes Jobs of the rows that come back. It does no I/O: it yields requests and is
+sent their rows, so that every driver, synchronous or not, inserts in the same way.
+
+| jobs | statement |
+| --- | --- |
+| one, and nothing about it is unusual | insert_plain_job |
+| one, with a time, tags, `pending` or `notify=False` | insert_job |
+| one with a key | insert_unique_job, then what is done about duplicates |
+| several, of which some have a key | insert_jobs, then what is done about duplicates |
+| several without a key, fewer than 20 or where COPY is not possible | insert_jobs |
+| several without a key | prepare_copy, copy_with_ids, notify_copied |
+| any number without a key, to be counted only | copy_due_now; prepare_copy and copy_timed; notify_copied |
+
+Unique jobs are inserted in turns. The insert of a turn skips each job that has a duplicate. Then the duplicates are
+changed, if the job says `replace`, or looked up. A duplicate can end between the insert and that: its job takes part in
+the next turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+import psycopg
+
+from pgjobs.db.rows import as_job
+from pgjobs.enqueuing.copy_buffer import CopyBuffer
+from pgjobs.enqueuing.copy_rows import CopyRows, in_blocks, initial_state, instant, postgres_time
+from pgjobs.enqueuing.encoder import Encoder
+from pgjobs.enqueuing.queries import EnqueueQueries, Request, Requests, Rows
+from pgjobs.job import Job, JobState, changed, job_of, without_args
+from pgjobs.options import EncodedJob
+
+COPY_FROM = 20  # jobs: for fewer, the round trips of a COPY take longer than an INSERT
+_KEY, _MAY_READ = 19, 20  # the columns after those of a job
+_TURNS = 100  # at most, for a job whose duplicate is there, and gone, and there again
+
+
+class _Duplicate(NamedTuple):
+    """That a job was not inserted, because another job has its key. They sort as the insert sorts the jobs."""
+
+    key: bytes
+    place: int  # of the job that was not inserted
+
+
+class InsertBuilder:
+    """Builds the inserts of one client."""
+
+    def __init__(self, queries: EnqueueQueries, encoder: Encoder) -> None:
+        self._queries = queries
+        self._with_args = encoder.with_args
+
+    def insert(self, jobs: Sequence[EncodedJob], *, notify: bool, may_copy: bool) -> Requests[list[Job[Any]]]:
+        """Insert the jobs; they come back in their order. Instead of a duplicate the job that is there comes back."""
+        if len(jobs) == 1 and notify and is_plain(jobs[0]):
+            return self._insert_plain(jobs[0])
+        if any(job.unique is not None for job in jobs):
+            return self._insert_unique(jobs, notify)
+        if len(jobs) == 1:
+            return self._insert_one(jobs[0], notify)
+        if len(jobs) >= COPY_FROM and may_copy:
+            return self._copy_with_ids(jobs, notify)
+        return self._insert_several(jobs, notify)
+
+    def insert_buffer(self, buffer: CopyBuffer, *, notify: bool) -> Requests[None]:
+        """Insert all jobs of the buffer, and return none of them."""
+        yield self._queries.copy_due_now(buffer.due_now())
+        if buffer.has_timed:
+            ((now, _, _),) = yield self._queries.prepare_copy()
+            yield self._queries.copy_timed(in_blocks(buffer.timed(postgres_time(now))))
+        if notify:
+            first_due = None if buffer.first_due is None else instant(buffer.first_due)
+            yield from self._notify_copied(buffer.available, first_due)
+
+    # --- without a key
+
+    def _insert_plain(self, job: EncodedJob) -> Requests[list[Job[Any]]]:
+        rows = yield self._queries.insert_plain_job(job)
+        id, state, args, metadata, scheduled_at, created_at, queue, kind, priority, max_attempts, *_ = _one(rows)
+        made = job_of(
+            {
+                "id": id,
+                "state": JobState(state),
+                "queue": queue,
+                "kind": kind,
+                "priority": priority,
+                "attempt": 0,
+                "max_attempts": max_attempts,
+                "raw_args": args,
+                "raw_metadata": metadata,
+                "scheduled_at": scheduled_at.astimezone(UTC),
+                "created_at": created_at.astimezone(UTC),
+            }
+        )
+        return [self._with_args(job, made)]
+
+    def _insert_one(self, job: EncodedJob, notify: bool) -> Requests[list[Job[Any]]]:
+        rows = yield self._queries.insert_job(job, notify=notify)
+        return [self._with_args(job, as_job(_one(rows)))]
+
+    def _insert_several(self, jobs: Sequence[EncodedJob], notify: bool) -> Requests[list[Job[Any]]]:
+        rows = yield self._queries.insert_jobs(jobs, notify=notify)
+        return [self._with_args(job, as_job(_inserted(row))) for job, row in zip(jobs, rows, strict=True)]
+
+    def _copy_with_ids(self, jobs: Sequence[EncodedJob], notify: bool) -> Requests[list[Job[Any]]]:
+        ((now, forbidden, ids),) = yield self._queries.prepare_copy(len(jobs))
+        if forbidden:
+            return (yield from self._insert_several(jobs, notify))
+        now = now.astimezone(UTC)
+        inserted = [_copied_job(job, id, now) for job, id in zip(jobs, ids, strict=True)]
+        yield self._queries.copy_with_ids(in_blocks(_rows_with_ids(jobs, inserted, now)))
+        if notify:
+            available = {job.queue for job in inserted if job.state is JobState.AVAILABLE}
+            scheduled = (job.scheduled_at for job in inserted if job.state is JobState.SCHEDULED)
+            yield from self._notify_copied(available, min(scheduled, default=None))
+        return [self._with_args(job, made) for job, made in zip(jobs, inserted, strict=True)]
+
+    def _notify_copied(self, available: set[str], first_due: datetime | None) -> Requests[None]:
+        if available or first_due is not None:
+            yield self._queries.notify_copied(available, first_due)
+
+    # --- with a key
+
+    def _insert_unique(self, jobs: Sequence[EncodedJob], notify: bool) -> Requests[list[Job[Any]]]:
+        done: dict[int, Job[Any]] = {}
+        left = list(range(len(jobs)))
+        for _ in range(_TURNS):
+            rows = yield self._insert_turn([jobs[place] for place in left], notify)
+            may_read = all(row[_MAY_READ] for row in rows)
+            duplicates = []
+            for place, row in zip(left, rows, strict=True):
+                if row[0] is None and row[_KEY] is not None:
+                    duplicates.append(_Duplicate(row[_KEY], place))
+                else:
+                    done[place] = as_job(_inserted(row))
+            replaced = yield from self._replace_duplicates(jobs, duplicates, notify, may_read)
+            found = yield from self._find_duplicates(
+                jobs, [duplicate for duplicate in duplicates if duplicate.place not in replaced], may_read
+            )
+            done |= replaced | found
+            left = [place for place in left if place not in done]
+            if not left:
+                return [self._with_args(job, done[place]) for place, job in enumerate(jobs)]
+        raise psycopg.DataError(f"job {left[0]} of {len(jobs)}: its key is taken, but no job has it")
+
+    def _insert_turn(self, jobs: Sequence[EncodedJob], notify: bool) -> Request:
+        if len(jobs) == 1:
+            return self._queries.insert_unique_job(jobs[0], notify=notify)
+        return self._queries.insert_jobs(jobs, notify=notify)
+
+    def _replace_duplicates(
+        self, jobs: Sequence[EncodedJob], duplicates: Sequence[_Duplicate], notify: bool, may_read: bool
+    ) -> Requests[dict[int, Job[Any]]]:
+        """The duplicates that waited and were changed, by the place of the job. They are changed in the order of their
+        keys, as jobs are inserted."""
+        replaced = {}
+        for key, place in sorted(duplicates):
+            job = jobs[place]
+            if not job.replace:
+                continue
+            rows = yield self._queries.replace_duplicate(job, key, notify=notify)
+            if not rows:
+                continue
+            duplicate = as_job(rows[0])
+            if may_read:
+                rest = yield self._queries.read_replaced(duplicate.id, duplicate.queue)
+                replaced[place] = _as_duplicate(_with_private(duplicate, rest[0]) if rest else duplicate)
+            else:
+                replaced[place] = _as_duplicate(_without_private(duplicate, job, replaced=True))
+        return replaced
+
+    def _find_duplicates(
+        self, jobs: Sequence[EncodedJob], duplicates: Sequence[_Duplicate], may_read: bool
+    ) -> Requests[dict[int, Job[Any]]]:
+        """The duplicates that are still there, by the place of the job."""
+        if not duplicates:
+            return {}
+        rows = yield self._queries.duplicates({key for key, _ in duplicates}, may_read=may_read)
+        found = {row[_KEY]: as_job(row) for row in rows}
+        return {
+            place: _as_duplicate(found[key] if may_read else _without_private(found[key], jobs[place]))
+            for key, place in duplicates
+            if key in found
+        }
+
+
+def is_plain(job: EncodedJob) -> bool:
+    """Whether the job can run now and has nothing that most jobs have not."""
+    return not (job.unique or job.tags or job.pending or job.delay or job.scheduled_at)
+
+
+def _one(rows: Rows) -> Sequence[Any]:
+    if not rows:  # a trigger of the application has dropped it, for example
+        raise psycopg.DataError("the statement gave no row")
+    return rows[0]
+
+
+def _inserted(row: Sequence[Any]) -> Sequence[Any]:
+    """The row of a job; of a job that was not inserted it has no id."""
+    if row[0] is None:
+        raise psycopg.DataError("the statement gave no row")
+    return row
+
+
+def _as_duplicate(job: Job[Any]) -> Job[Any]:
+    return changed(job, duplicate=True)
+
+
+def _with_private(duplicate: Job[Any], row: Sequence[Any]) -> Job[Any]:
+    args, metadata, errors, token, output = row
+    return changed(duplicate, raw_args=args, raw_metadata=metadata, raw_errors=errors, token=token, raw_output=output)
+
+
+def _without_private(duplicate: Job[Any], job: EncodedJob, *, replaced: bool = False) -> Job[Any]:
+    """The duplicate for a role that may not read args. They are known if the key covers them, or if they were just
+    replaced; else it is an error to ask for them."""
+    assert job.unique is not None
+    known = {"raw_metadata": "{}", "raw_errors": "[]"}
+    if job.unique.by_args is True or (replaced and "args" in job.replace):
+        return changed(duplicate, raw_args=job.args, **known)
+    return without_args(changed(duplicate, **known))
+
+
+def _copied_job(job: EncodedJob, id: int, now: datetime) -> Job[Any]:
+    """The job that a COPY inserts. Its args are the text that was sent; Postgres writes the same with blanks in it."""
+    due = now + job.delay if job.scheduled_at is None else job.scheduled_at.astimezone(UTC)
+    return job_of(
+        {
+            "id": id,
+            "state": initial_state(due, now, pending=job.pending),
+            "queue": job.queue,
+            "kind": job.kind,
+            "priority": job.priority,
+            "attempt": 0,
+            "max_attempts": job.max_attempts,
+            "raw_args": job.args,
+            "raw_metadata": job.metadata,
+            "tags": tuple(job.tags),
+            "scheduled_at": due,
+            "created_at": now,
+        }
+    )
+
+
+def _rows_with_ids(jobs: Sequence[EncodedJob], inserted: Sequence[Job[Any]], now: datetime) -> Iterator[bytes]:
+    rows, created = CopyRows(), postgres_time(now)
+    for job, made in zip(jobs, inserted, strict=True):
+        due = created if made.scheduled_at == now else postgres_time(made.scheduled_at)
+        yield rows.with_id(job, made.id, made.state, due, created)
