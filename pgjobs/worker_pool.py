@@ -42,7 +42,7 @@ from pgjobs.options import check_queue
 from pgjobs.outages import Outages
 from pgjobs.queue_settings import Durability, QueueSettings, number, way
 from pgjobs.schedule import Schedule
-from pgjobs.schedules.args_supplier import Asking
+from pgjobs.schedules.args_supplier import ArgsSupplier
 from pgjobs.schedules.queries import ScheduleQueries
 from pgjobs.schedules.registered import CodeSchedules
 from pgjobs.schedules.ticker import Ticker
@@ -290,7 +290,7 @@ class WorkerPool:
         self._ticker = Ticker(
             self._schedule_queries,
             lambda: self.schedules.by_name,
-            Asking(self._client._enqueuer.encoded, self._schedule_answered, name=self.name),
+            ArgsSupplier(self._client._enqueuer.encoded, lambda: self._hurry("tick"), name=self.name),
             wake=lambda queue: self._wake_for(queue, 1),
         )
         maintenance = MaintenanceThread(
@@ -305,7 +305,7 @@ class WorkerPool:
             ),
             source,
             beside=self._process_duties.do,
-            at_end=partial(self._sign_off, self.schedules.sign_off()),
+            at_end=partial(self._sign_off, self.schedules.deregistration()),
             tick=self._tick,
             over=self._watchdog.over,
             is_told=lambda: self._listener is not None and self._listener.hears,
@@ -635,12 +635,8 @@ class WorkerPool:
     # --- schedules
 
     def _tick(self, conn: AnyConnection) -> timedelta:
-        self.schedules.beat(conn)
+        self.schedules.heartbeat(conn)
         return self._ticker.tick(conn)
-
-    def _schedule_answered(self, name: str) -> None:
-        self._ticker.answered(name)
-        self._hurry("tick")
 
     def _hurry(self, act: str) -> None:
         if self._maintenance is not None:
