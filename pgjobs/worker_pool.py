@@ -304,11 +304,11 @@ class WorkerPool:
                 reindex=self._reindex,
             ),
             source,
-            beside=self._process_duties.do,
+            housekeeping=self._process_duties.do,
             at_end=partial(self._sign_off, self.schedules.deregistration()),
             tick=self._tick,
-            over=self._watchdog.over,
-            is_told=lambda: self._listener is not None and self._listener.hears,
+            guard=self._watchdog.over,
+            listening=lambda: self._listener is not None and self._listener.hears,
             outages=self._outages,
             on_closed=self._on_closed,
             name=f"{self.name}/maintenance",
@@ -640,7 +640,7 @@ class WorkerPool:
 
     def _hurry(self, act: str) -> None:
         if self._maintenance is not None:
-            self._maintenance.hurry(act)
+            self._maintenance.run_soon(act)
 
     # --- waking
 
@@ -648,7 +648,7 @@ class WorkerPool:
         """Call a thread of the queue that a notification names; of every queue when it cannot name one. What cannot be
         the name of a queue says that somebody cancels a job, that one is due soon, or that a schedule has changed."""
         if queue == CANCEL_NOTICE and self._maintenance is not None:
-            self._maintenance.call()
+            self._maintenance.wake()
         if queue in (DUE_NOTICE, None):
             self._hurry("promote")
         if queue in (SCHEDULE_NOTICE, None):

@@ -616,7 +616,7 @@ WITH mine AS (
 UPDATE pgjobs.queue SET updated_at = pg_catalog.statement_timestamp()
 FROM free WHERE queue.name = free.name;
 
--- name: forget_queues
+-- name: prune_queues
 -- Those that no worker has worked for a day; what is paused stays so, and what says how long its jobs are kept. Where
 -- jobs wait the queue is still known by them.
 DELETE FROM pgjobs.queue WHERE name = ANY (

@@ -33,7 +33,7 @@ ORDER BY LEAST(run_now_at, next_tick_at) NULLS FIRST
 LIMIT %(batch)s;
 
 -- name: tick
--- Enqueues the job of one tick, if %(wanted)s, and moves the schedule on: both or neither, and only if the row is still
+-- Enqueues the job of one tick, if `wanted`, and moves the schedule on: both or neither, and only if the row is still
 -- as it was when the process planned the tick. So any number of processes may try. Kind, args and options come from the
 -- row unless code has computed them. If the job has a duplicate, no job is inserted and the schedule moves on.
 BEGIN ISOLATION LEVEL READ COMMITTED;

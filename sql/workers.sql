@@ -28,8 +28,8 @@ SET LOCAL statement_timeout = '5s';
 DELETE FROM pgjobs.worker WHERE id = %(id)s;
 COMMIT;
 
--- name: age_out
--- Of processes that did not take their leave. One whose jobs are being rescued is remembered a little longer.
+-- name: prune_workers
+-- The rows of processes that vanished. A process whose jobs are being rescued keeps its row a little longer.
 DELETE FROM pgjobs.worker
 WHERE GREATEST(seen_at, lost_at) < (pg_catalog.clock_timestamp() - %(after)s::interval)
 RETURNING id;

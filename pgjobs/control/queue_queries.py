@@ -83,9 +83,9 @@ class QueueQueries:
         with literal_cursor(conn) as cur:
             cur.execute(self._queues["leave_queues"], {"names": list(names), "channel": self._channel})
 
-    def forget_queues(self, conn: AnyConnection) -> None:
+    def prune_queues(self, conn: AnyConnection) -> None:
         with literal_cursor(conn) as cur:
-            cur.execute(self._queues["forget_queues"])
+            cur.execute(self._queues["prune_queues"])
 
 
 def _queue(row: tuple[Any, ...]) -> Queue:

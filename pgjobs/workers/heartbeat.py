@@ -53,7 +53,7 @@ class ProcessDuties:
         if time.monotonic() >= self.keep_queues_at:
             self.keep_queues_at = time.monotonic() + _KEEP_QUEUES_EVERY
             self._queue_queries.keep_queues(conn, self._queues())
-            self._queue_queries.forget_queues(conn)
+            self._queue_queries.prune_queues(conn)
 
     def look_at_queues(self, conn: AnyConnection) -> None:
         """Tell those who subscribe to it which queues were paused or resumed, whoever did that."""

@@ -28,10 +28,10 @@ class WorkerQueries:
         with literal_cursor(conn) as cur:
             cur.execute(self._sql["withdraw"], {"id": id})
 
-    def age_out(self, conn: AnyConnection, after: timedelta) -> list[str]:
-        """Remove the rows that were not refreshed for so long; whose they were."""
+    def prune_workers(self, conn: AnyConnection, after: timedelta) -> list[str]:
+        """Delete the rows that were not refreshed for so long; the ids of their processes."""
         with literal_cursor(conn) as cur:
-            cur.execute(self._sql["age_out"], {"after": after})
+            cur.execute(self._sql["prune_workers"], {"after": after})
             return [id for (id,) in cur.fetchall()]
 
     def workers(self, conn: AnyConnection) -> list[WorkerProcess]:

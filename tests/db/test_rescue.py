@@ -195,7 +195,7 @@ def test_r24_after_a_day_it_is_set_aside_by_whoever_finds_it(
 def test_r24_jobs_that_are_left_to_others_hide_no_job_behind_them(
     client: Client, sql: Rows, server: Tx, leave: Leave, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pgjobs.maintenance.duties.LARGE_BATCH", 2)
+    monkeypatch.setattr("pgjobs.maintenance.batch_size.LARGE_BATCH", 2)
     for worker in "abc":
         leave(worker)
     leave("d", max_attempts=2)
@@ -275,7 +275,6 @@ def test_three_timeouts_in_a_row_shrink_the_batch_for_good(
     client: Client,
     sql: Rows,
     server: Tx,
-    duties: Maintenance,
     slow: Callable[[bool], None],
     duty: str,
     leave: Leave,
@@ -289,7 +288,8 @@ def test_three_timeouts_in_a_row_shrink_the_batch_for_good(
         return act(*args)
 
     monkeypatch.setattr(MaintenanceQueries, duty, staticmethod(noted))
-    duties._keep = {JobState.COMPLETED: timedelta(0)}  # one statement a time
+    keep = {JobState.COMPLETED: timedelta(0)}  # one statement a time
+    duties = Maintenance(client.schema, keep=keep)
 
     def times_out() -> None:
         slow(True)
@@ -314,5 +314,5 @@ def test_three_timeouts_in_a_row_shrink_the_batch_for_good(
     succeeds()
     times_out()
     assert sizes[6:] == [1_000] * 3, "and no success brings it back"
-    succeeds(Maintenance(client.schema, keep=duties._keep))
+    succeeds(Maintenance(client.schema, keep=keep))
     assert sizes[9:] == [10_000], "a new start does"

@@ -167,7 +167,7 @@ def test_r16_an_act_that_fails_is_tried_again_later(table: Table, caplog: pytest
     thread.start()
     assert tried.acquire(timeout=10)
     wait_until(lambda: f"duty tick failed and is tried again in {AFTER_FAILURE}" in caplog.text)
-    thread.hurry("tick")
+    thread.run_soon("tick")
     assert tried.acquire(timeout=10), "the thread lives"
     assert thread.stop(10)
 
