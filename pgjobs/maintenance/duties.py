@@ -56,16 +56,16 @@ _LONGEST_WAIT = timedelta(minutes=5)
 _WORKER_GONE_AFTER = timedelta(minutes=1)  # without a heartbeat
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Duty:
-    """A duty: call it to do, at once, what there is to do. Returns how long until it should be done again."""
+    """A duty. Calling it does the act now, and returns how long until it should be done again."""
 
     name: str
-    act: Callable[[AnyConnection], timedelta | None]  # how long until there is more to do; None: not known
+    act: Callable[[AnyConnection], timedelta | None]  # returns how long until there is more to do; None: not known
     every: timedelta  # it is done again after this time at the latest
-    after_commit: Callable[[], None] = lambda: None
-    urgent: bool = False  # users wait for it; `anything_due` says whether it has anything to do
-    yields: timedelta = NOW  # the process that did it comes back later, by a random part of this: see `rescue`
+    urgent: bool = False  # users wait for it; `anything_due` must say whether it has anything to do
+    after_commit: Callable[[], None] = lambda: None  # for what cannot be done in the transaction of the duty
+    yields: timedelta = NOW  # this process tries it later, by a random part of this, so that others do it too
 
     def __call__(self, conn: AnyConnection) -> timedelta:
         wait = self.act(conn)
@@ -96,34 +96,15 @@ class Maintenance:
         rescuer = Rescuer(self._queries, unworkable, kinds=kinds, on_rescued=rescued, reads_rescued=reads_rescued)
         pruner = Pruner(self._queries, QueueQueries(schema), unworkable, keep)
         duties = [
-            Duty(
-                name="promote",
-                act=promoter.promote,
-                every=PROMOTE_EVERY,
-                after_commit=promoter.wake_workers,  # only then can they see the jobs
-                urgent=True,
-            ),
-            # it yields because another process may know kinds that this one must leave
-            Duty(
-                name="rescue",
-                act=rescuer.rescue,
-                every=timedelta(seconds=1),
-                urgent=True,
-                yields=timedelta(seconds=0.5),
-            ),
-            Duty(name="prune", act=pruner.prune, every=timedelta(seconds=30)),
-            Duty(name="workers", act=self._prune_workers, every=timedelta(seconds=30)),
+            Duty("promote", promoter.promote, PROMOTE_EVERY, urgent=True, after_commit=promoter.wake_workers),
+            # it yields to other processes: they may know kinds of jobs that this one must leave
+            Duty("rescue", rescuer.rescue, timedelta(seconds=1), urgent=True, yields=timedelta(seconds=0.5)),
+            Duty("prune", pruner.prune, timedelta(seconds=30)),
+            Duty("workers", self._prune_workers, timedelta(seconds=30)),
         ]
         if reindex is not None:
-            # a rebuild cannot run in a transaction; after the commit no other process begins one that day
-            duties.append(
-                Duty(
-                    name="indexes",
-                    act=reindex.check_time,
-                    every=timedelta(hours=25),  # the longest day
-                    after_commit=reindex.start_if_time,
-                )
-            )
+            longest_day = timedelta(hours=25)
+            duties.append(Duty("indexes", reindex.check_time, longest_day, after_commit=reindex.start_if_time))
         self.duties = {duty.name: duty for duty in duties}
         self.promote, self.rescue, self.prune = (self.duties[name] for name in ("promote", "rescue", "prune"))
         self.bring_promote_forward = promoter.bring_forward
