@@ -54,12 +54,14 @@ class Rescuer:
         self._batch_size = BatchSize()
 
     def rescue(self, conn: AnyConnection) -> timedelta | None:
-        """Do a batch of both. Zero if there may be more, None if not."""
+        """Rescue a batch of jobs and settle a batch of requests. Zero if there may be more, None if not."""
         with self._batch_size.next() as batch:
             jobs = self._rescue(conn, batch)
             cancelled, settled = self._settle_requests(conn, batch)
         for job in jobs:
-            count = f"attempt {job.attempt} counts" if job.token else "as it ran others too, the attempt is given back"
+            count = (
+                f"attempt {job.attempt} counts" if job.token else "as it ran other jobs too, the attempt does not count"
+            )
             log.warning("job %d rescued: its worker vanished; %s; now %s", job.id, count, job.state)
             self._report(conn, job)
         if cancelled:
