@@ -4,8 +4,8 @@
 -- name: begin_duty
 -- Begins the transaction of a duty and locks its row. The server bounds the transaction: a process that hangs in it
 -- loses its connection, and with it the duty. Returns how long until the duty is due (null if another process holds the
--- row), and whether there is a row. A time further away than `longest` was written under a wrong clock, or by hand: then
--- the duty is due.
+-- row), and whether there is a row. A time further away than `longest` was written under a wrong clock, or by hand:
+-- then the duty is due.
 BEGIN ISOLATION LEVEL READ COMMITTED;
 SET LOCAL idle_in_transaction_session_timeout = '5s';
 SET LOCAL statement_timeout = '30s';
@@ -120,7 +120,7 @@ COMMIT;
 
 -- name: rescue
 -- Finishes the attempts of workers that vanished: of running jobs without a lease, old enough to be locked, and not
--- locked; and of jobs whose lease is over. SKIP LOCKED is the proof: a live worker holds the lock of its row. A job with
+-- locked; and of jobs whose lease is over. SKIP LOCKED is the proof: a live worker holds its row's lock. A job with
 -- a request to cancel is cancelled, not retried. A last attempt of a kind that this process does not know is left for a
 -- day to a process that does.
 -- If a process ran several jobs, any of them may have killed it. So a job that had neighbours and never failed before
