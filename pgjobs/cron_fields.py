@@ -1,8 +1,8 @@
-"""What ranges and steps of a cron text mean, written out so that croniter has nothing to decide about them.
+"""Rewrites the ranges of a cron text that croniter misreads.
 
-croniter 7.0.0 counts the steps of a range that passes the end of its field (`22-4/3`, `fri-mon/2`) wrongly, and takes
-one that begins and ends at the same value (`9-9`) for the whole field, where every other cron takes it for that value.
-So the first are replaced by the list of their values, the second are refused.
+croniter 7.0.0 miscounts the steps of a range that passes the end of its field (`22-4/3`, `fri-mon/2`), and takes a
+range that begins and ends at the same value (`9-9`) for the whole field; every other cron takes it for that value. So
+the first kind is replaced by the list of its values, and the second kind is refused.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pgjobs.errors import InvalidSchedule
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
 _BLANKS = re.compile(r"\S+", re.ASCII)  # as croniter splits
-# low-high or low-high/step, and #n of days of the week behind it
+# low-high or low-high/step; a day of the week may have #n after it
 _RANGE = re.compile(r"(\w+)-(\w+)(?:/(\d+))?(#\w+)?", re.ASCII)
 _STEP = re.compile(r"/(\d+)", re.ASCII)
 
@@ -25,15 +25,15 @@ class _Field:
     name: str
     least: int
     most: int
-    names: tuple[str, ...] = ()  # of the values, from `least`
-    unit: str = ""  # of an interval that would do in place of a long step
+    names: tuple[str, ...] = ()  # of the values, beginning with `least`
+    unit: str = ""  # of the interval to propose in place of a step that is too long
 
     @property
     def size(self) -> int:
         return self.most - self.least + 1
 
     def value(self, text: str) -> int | None:
-        """The number that a name or digits stand for; None where croniter is to say what is wrong."""
+        """The number that a name or digits stand for; None if they stand for none, which croniter then reports."""
         if text in self.names:
             return self.least + self.names.index(text)
         return int(text) if text.isdigit() and len(text) <= 9 else None
@@ -51,14 +51,14 @@ _FIELDS = (
 
 
 def fields_of(text: str) -> list[str]:
-    """The fields of a cron text, which blanks of ASCII separate."""
+    """The fields of a cron text, separated by ASCII blanks."""
     return _BLANKS.findall(text)
 
 
 def written_out(text: str) -> str:
-    """The cron text of five fields with each range that passes the end of its field as a list of its values.
+    """The cron text of five fields, with a list of values in place of each range that passes the end of its field.
 
-    Raises InvalidSchedule for a step longer than its field, and for a range that is not clear.
+    Raises InvalidSchedule for a step longer than its field, and for a range that other crons read differently.
     """
     fields = zip(_FIELDS, fields_of(text.lower()), strict=True)
     return " ".join(_field_written_out(field, parts) for field, parts in fields)
@@ -78,13 +78,13 @@ def _part_written_out(field: _Field, part: str) -> str:
         high = field.most
     step = int(match[3] or 1) if match else 0
     if match is None or low is None or high is None or not step:
-        return part  # croniter says what is wrong, if it is
-    most = 7 if field is _WEEKDAY else field.most  # 7 is a Sunday too
+        return part  # if it is wrong, croniter reports it
+    most = 7 if field is _WEEKDAY else field.most  # 0 and 7 are Sunday
     if not (field.least <= low <= most and field.least <= high <= most):
         raise InvalidSchedule(f"{part[:80]!r}: a {field.name} is {field.least} to {most}")
     if low == high or (low == 7 and high == 0 and field is _WEEKDAY):
         raise InvalidSchedule(
-            f"{part[:80]!r} begins and ends at the same {field.name}: write {match[1]}, or * for each of them"
+            f"{part[:80]!r} begins and ends at the same {field.name}: write {match[1]}, or * for every value"
         )
     if low < high <= field.most:
         return part
@@ -107,5 +107,5 @@ def _values(field: _Field, low: int, high: int, step: int, part: str) -> list[in
 def _too_long(field: _Field, text: str, step: str) -> str:
     problem = f"{text[:80]!r}: a step of {step[:20]} is longer than the field, which has {field.size} values"
     if not field.unit:
-        return f"{problem}: list what is meant"
-    return f"{problem}: write every(timedelta({field.unit}={step[:20]})) for an interval, or list what is meant"
+        return f"{problem}: list the values"
+    return f"{problem}: write every(timedelta({field.unit}={step[:20]})) for an interval, or list the values"

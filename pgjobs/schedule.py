@@ -1,4 +1,4 @@
-"""Schedule: what ticks when, and what each tick enqueues. Pure: no database in here."""
+"""Schedule: when it ticks, and which job each tick enqueues. Uses no database."""
 
 from __future__ import annotations
 
@@ -12,35 +12,38 @@ from zoneinfo import ZoneInfo
 from pgjobs import checks
 from pgjobs.errors import InvalidSchedule, shown
 from pgjobs.options import FIRST_INSTANT, LAST_INSTANT, JobOptions, NewJob, Options, check_kind, options_given
-from pgjobs.timetable import Own, Ticks, Timetable, parse, time_zone
+from pgjobs.timetable import CustomTimetable, Ticks, Timetable, parse, time_zone
 
-#: What becomes of ticks that nobody was there for: the last of them is made up, all are, or none is.
+#: Which ticks are made up after a time without a running worker pool: the last one, all, or none.
 CatchUp = Literal["last", "all", "skip"]
 
 _NAME = re.compile(r"\w[\w\-\[\]<>/.·:+]*", re.ASCII)
-_ON_TIME = timedelta(minutes=1)  # with catch_up="skip": what is no later than this was not missed
+_ON_TIME = timedelta(minutes=1)  # with catch_up="skip": a tick that is later than this was missed
 LONGEST_WINDOW = timedelta(days=100_000)
 
 
 class Schedule:
-    """A job at each tick of a clock, once however many processes have the schedule.
+    """Enqueues a job at each tick; once, however many processes have the schedule.
 
         Schedule("nightly", "30 2 * * *", Report("sales"), zone="Europe/Berlin")
         Schedule("poll", every(timedelta(seconds=30)), lambda: Poll(limit=100), queue="io")
 
-    `name` tells it from others: letters, digits and `- _ [ ] < > / . : +`, less than 128. `spec` is a cron text of five
-    fields, an alias (`@yearly`, `@monthly`, `@weekly`, `@daily`, `@hourly`), an interval (`every(timedelta)`,
-    `"@every 1h30m"`), or an object whose `next(after)` gives the next instant or None. The module `pgjobs.timetable`
-    says what happens when the clocks of `zone` are put forward or back.
+    `name` identifies it: up to 127 letters, digits and `- _ [ ] < > / . : +`.
 
-    `args` is an args instance, a dict together with `kind`, a `NewJob`, or a function that gives one of these for each
-    tick, or None to skip it. The function may be called by several processes for one tick, of which one's answer
-    counts: let it compute, not act.
+    `spec` says when it ticks: a cron text of five fields, an alias (`@yearly`, `@monthly`, `@weekly`, `@daily`,
+    `@hourly`), an interval (`every(timedelta)`, `"@every 1h30m"`), or an object with a method `next(after)`, which
+    returns the next instant or None. The module `pgjobs.timetable` says what happens when the clocks of `zone` are put
+    forward or back.
 
-    `catch_up` is for ticks that came while no process was there: "last" makes up the last of them, "all" each, "skip"
-    none that is more than a minute old. Whichever, what is older than `window` is not made up. `run_on_start` enqueues
-    once more, at once, when the first live process registers the schedule. Of two deploys that say different things
-    under one name the higher `version` wins; of equal ones the one that started last.
+    `args` is an args instance, a dict together with `kind`, or a `NewJob`; or a function that returns one of these for
+    each tick, or None to skip the tick. Several processes may call the function for the same tick, and the result of
+    one of them is used: so it should compute and have no effects.
+
+    `catch_up` says what happens to ticks that came while no worker pool ran: "last" makes up the last of them, "all"
+    makes up each, "skip" none that is more than a minute late. Ticks older than `window` are never made up.
+    `run_on_start` enqueues one more job, at once, when a worker pool starts while no other live process has the
+    schedule. If two deploys define the schedule differently, the higher `version` wins; if the versions are equal, the
+    deploy that started last.
 
     Options of the jobs (`queue`, `priority`, `tags`, ...) are keywords, as for `enqueue`.
     """
@@ -76,33 +79,33 @@ class Schedule:
         self.options = options_given(options)
 
     def __repr__(self) -> str:
-        return f"Schedule({self.name!r}, {self.spec or 'of its own'!r}, zone={self.zone!r})"
+        return f"Schedule({self.name!r}, {self.spec or 'custom'!r}, zone={self.zone!r})"
 
     @property
     def spec(self) -> str | None:
-        """The spec as text; None for an object of the application's."""
-        return None if isinstance(self.ticks, Own) else str(self.ticks)
+        """The spec as text; None if it is an object of the application."""
+        return None if isinstance(self.ticks, CustomTimetable) else str(self.ticks)
 
     @property
     def computed(self) -> bool:
-        """Whether the args are made anew for each tick."""
+        """Whether a function computes the args for each tick."""
         return callable(self.args) and not _is_payload(self.args)
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """What the schedule itself says about the metadata of its jobs."""
+        """The metadata of its jobs, as far as the schedule sets them."""
         own = self.args.options.metadata if isinstance(self.args, NewJob) else None
         return dict((own if own is not None else self.options.metadata) or {})
 
     def next(self, after: datetime) -> datetime | None:
-        """The first tick after an instant (aware); None when there is none any more."""
+        """The first tick after an aware datetime; None if there is none."""
         given: object = after
         if not isinstance(given, datetime) or given.utcoffset() is None:
             raise InvalidSchedule(f"after is an aware datetime, not {shown(after)}")
         return self.ticks.next(after)
 
     def job(self) -> NewJob[Any] | None:
-        """What a tick enqueues; None when its function wants to skip it."""
+        """The job of a tick; None if the function of the args skips it."""
         given = cast(Any, self.args)() if self.computed else self.args
         if given is None:
             return None
@@ -133,23 +136,24 @@ def check_catch_up(catch_up: object) -> CatchUp:
 
 def check_window(window: object) -> timedelta | None:
     if window is not None and (not isinstance(window, timedelta) or window <= timedelta(0)):
-        raise InvalidSchedule(f"a window is a timedelta longer than nothing, or None for any age; not {shown(window)}")
+        raise InvalidSchedule(f"window must be a timedelta > 0, or None for no limit; not {shown(window)}")
     return None if window is None else min(window, LONGEST_WINDOW)
 
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """What to do about a schedule whose next tick has come."""
+    """What to do with a schedule whose next tick is due."""
 
-    tick: datetime | None  # the one to make; None: they are all too late
+    tick: datetime | None  # enqueue the job of this tick; None: all ticks are too late
     next: datetime  # the tick after it
-    missed: bool  # whether there are ticks that nobody makes up
+    missed: bool  # whether there are ticks that are not made up
 
 
 def due(ticks: Ticks, first: datetime, now: datetime, catch_up: CatchUp, window: timedelta | None) -> Due:
-    """Which tick to make now, when `first` and perhaps more after it have come.
+    """Which tick to make now, if `first`, and perhaps more ticks after it, are due.
 
-    "all" makes up one after the other, the others only the last. What is older than `window` is not made up.
+    "all" makes them up one by one, beginning with the first; "last" and "skip" make up the last one. A tick older than
+    `window` is not made up.
     """
     if window is None and catch_up == "skip":
         window = _ON_TIME
@@ -158,11 +162,11 @@ def due(ticks: Ticks, first: datetime, now: datetime, catch_up: CatchUp, window:
     if tick is None or tick > now:
         return Due(None, bounded(tick), missed=True)
     following = ticks.next(tick)
-    if catch_up != "all" and following is not None and following <= now:  # more than could be counted
+    if catch_up != "all" and following is not None and following <= now:  # `last` gave up counting
         following = ticks.next(now)
     return Due(tick if tick >= oldest else None, bounded(following), missed=tick > first or tick < oldest)
 
 
 def bounded(tick: datetime | None) -> datetime:
-    """A tick that the table can hold; the last instant of all stands for never."""
+    """A tick that the table can hold; LAST_INSTANT stands for never."""
     return LAST_INSTANT if tick is None else min(tick, LAST_INSTANT)

@@ -1,16 +1,15 @@
-"""When a spec ticks: what it means, and the rule about clocks that are put forward and back. Pure: instants in,
-instants out.
+"""What the spec of a schedule means: from an instant it computes the next tick. Uses no clock and no database.
 
 A spec is a cron text of five fields, an alias (`@hourly`), an interval (`every(timedelta)`, `@every 1h30m`), or any
-object with a method `next(after)`. The rule for cron texts in zones that put their clocks forward and back:
+object with a method `next(after)`. Where a zone puts its clocks forward and back:
 
-- A time of day, which is one whose hour field has no star, ticks once on each day that the zone has. If the clock jumps
-  over it, it ticks at the first instant after the jump; if it comes twice, it ticks the first time. Several times that
-  one jump swallows are one tick.
-- With a star in the hour field it ticks whenever the clock shows a minute that fits: a minute that comes twice ticks
-  twice, one that is jumped over does not tick. So `*/15 * * * *` and `@hourly` go on evenly through a change of whole
-  hours.
-- An interval takes no notice of clocks: one tick is the interval after the one before.
+- A cron text whose hour field has no star is a time of day. It ticks once on each day that the zone has. If the clock
+  jumps over the time, it ticks at the first instant after the jump; if the time comes twice, it ticks the first time.
+  Several times within one jump are one tick.
+- A cron text with a star in the hour field ticks whenever the clock shows a minute that fits: a minute that comes twice
+  ticks twice, a minute that is jumped over does not tick. So `*/15 * * * *` and `@hourly` tick evenly through a change
+  by whole hours.
+- An interval is elapsed time: clocks do not matter.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ _ALIASES = {
     "@midnight": "0 0 * * *",
     "@hourly": "0 * * * *",
 }
-_MOST_STEPS = 10_000  # through the ticks of an object that can only say which tick is next
+_MOST_STEPS = 10_000  # of counting the ticks of an object that can only compute the next one
 _MICROSECOND = timedelta(microseconds=1)
 _DAY = timedelta(days=1)
 _UNITS = {
@@ -60,21 +59,21 @@ _DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(h|ms|m|s|us|µs|μs|ns)", re.ASCI
 
 @runtime_checkable
 class Timetable(Protocol):
-    """What may stand for a spec: the first tick after an aware instant, or None when there is none any more."""
+    """An object that can be a spec: `next` returns the first tick after an aware datetime, or None if there is none."""
 
     def next(self, after: datetime) -> datetime | None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Every:
-    """Ticks an interval apart, by elapsed time, from when the schedule is first known."""
+    """Ticks at equal intervals of elapsed time. See `every`."""
 
     interval: timedelta
 
     def __post_init__(self) -> None:
         given: object = self.interval
         if not isinstance(given, timedelta) or given <= timedelta(0):
-            raise InvalidSchedule(f"an interval is a timedelta longer than nothing, not {shown(given)}")
+            raise InvalidSchedule(f"interval must be a timedelta > 0, not {shown(given)}")
 
     def next(self, after: datetime) -> datetime | None:
         return _plus(after, self.interval)
@@ -91,13 +90,14 @@ class Every:
 
 
 def every(interval: timedelta) -> Every:
-    """A spec: a tick each `interval`, by elapsed time, the first one interval from when the schedule is first known."""
+    """A spec that ticks every `interval` of elapsed time. The first tick comes one interval after the schedule was
+    first registered, or added to the table."""
     return Every(interval)
 
 
 @dataclass(frozen=True)
 class Cron:
-    """A cron text in a time zone. `name` is what fields with an H are drawn from."""
+    """A cron text in a time zone. The values of fields with an H are derived from `name`."""
 
     text: str
     zone: ZoneInfo
@@ -110,7 +110,7 @@ class Cron:
             return None
 
     def last(self, tick: datetime, until: datetime) -> datetime:
-        """The latest tick up to `until`, from one that is; found by halving, however many lie between."""
+        """The latest tick up to `until`, if `tick` is one; found by bisection, since there may be many between."""
         low, high = tick, until
         while (following := self.next(low)) is not None and following <= until:
             low = following
@@ -141,8 +141,8 @@ class Cron:
         return written_out(self._fields)
 
     def _next_wall(self, wall: datetime) -> datetime | None:
-        """The next fit on a clock that nobody ever puts forward or back."""
-        # made anew each time: it has a state, and threads share a schedule
+        """The next time that fits, on a clock that is never put forward or back."""
+        # a new object each time: it has state, and threads share a schedule
         ticks = croniter(self._written_out, wall, hash_id=self.name)
         try:
             found: datetime = ticks.get_next(datetime)
@@ -165,14 +165,14 @@ class Cron:
             change = _next_change(self.zone, start, tick)
             if change is None:
                 return tick
-            # the clock jumps before it shows that; it goes on from where it jumped to, that minute included
+            # the clock changes before it shows that time: search again from the time it then shows, inclusive
             start, wall = change, _wall(self.zone, change) - _MICROSECOND
         return None
 
 
 @dataclass(frozen=True)
-class Own:
-    """The application's own object with `next(after)`, held to what that must give."""
+class CustomTimetable:
+    """An object of the application with `next(after)`, whose results are checked."""
 
     timetable: Timetable
 
@@ -181,9 +181,9 @@ class Own:
         if tick is None:
             return None
         if not isinstance(tick, datetime) or tick.utcoffset() is None:
-            raise InvalidSchedule(f"next(after) of a schedule gives an aware datetime or None, not {tick!r}")
+            raise InvalidSchedule(f"next(after) of a schedule must return an aware datetime or None, not {tick!r}")
         if tick <= after:
-            raise InvalidSchedule(f"next(after) of a schedule gives a later instant: {tick} is not after {after}")
+            raise InvalidSchedule(f"next(after) of a schedule must return a later instant: {tick} is not after {after}")
         try:
             return tick.astimezone(UTC)
         except OverflowError:
@@ -206,43 +206,44 @@ class Own:
         return found
 
 
-Ticks = Cron | Every | Own
+Ticks = Cron | Every | CustomTimetable
 
 
 def parse(spec: object, *, zone: str = "UTC", name: str = "") -> Ticks:
-    """What a spec means; InvalidSchedule if it means nothing, or never comes."""
-    place = time_zone(zone)
+    """Parse a spec. Raises InvalidSchedule if it has no meaning, or is a date that never comes."""
+    parsed_zone = time_zone(zone)
     if isinstance(spec, str):
         text = spec.strip()
-        return _parse_every(text) if text.lower().startswith("@every ") else _parse_cron(text, place, name)
+        return _parse_every(text) if text.lower().startswith("@every ") else _parse_cron(text, parsed_zone, name)
     if isinstance(spec, Every):
         return spec
     if isinstance(spec, timedelta):
-        raise InvalidSchedule(f"a spec that is an interval is written every({spec!r})")
+        raise InvalidSchedule(f"a spec is not a timedelta: write every({spec!r})")
     if isinstance(spec, Timetable) and not isinstance(spec, type):
-        return Own(spec)
+        return CustomTimetable(spec)
     raise InvalidSchedule(
-        f"a spec is a cron text, an alias as @daily, every(timedelta), or an object with next(after); not {shown(spec)}"
+        "a spec is a cron text, an alias like @daily, every(timedelta), or an object with next(after), "
+        f"not {shown(spec)}"
     )
 
 
 def time_zone(zone: object) -> ZoneInfo:
     key = zone.key if isinstance(zone, ZoneInfo) else zone
     if not isinstance(key, str) or not key:
-        raise InvalidSchedule(f"a zone is the name of a time zone as Europe/Berlin, not {shown(zone)}")
+        raise InvalidSchedule(f"a zone is the name of a time zone, as in Europe/Berlin, not {shown(zone)}")
     try:
         return ZoneInfo(key)
     except (LookupError, ValueError, OSError):
         raise InvalidSchedule(
-            f"there is no time zone {key[:80]!r} here: use a name as Europe/Berlin "
-            "(without a database of zones on this machine: pip install tzdata)"
+            f"unknown time zone {key[:80]!r}: use a name like Europe/Berlin "
+            "(if this machine has no time zone database: pip install tzdata)"
         ) from None
 
 
 def _parse_every(text: str) -> Every:
     duration = "".join(text[len("@every ") :].split())
     if not duration or _DURATION.sub("", duration) or len(duration) > LONGEST_SPEC:
-        raise InvalidSchedule(f"spec {text[:80]!r}: write an interval as @every 1h30m, with h, m, s, ms or us")
+        raise InvalidSchedule(f"spec {text[:80]!r}: write an interval like @every 1h30m, with h, m, s, ms or us")
     microseconds = sum((Decimal(number) * _UNITS[unit] for number, unit in _DURATION.findall(duration)), Decimal(0))
     try:
         interval = timedelta(microseconds=int(microseconds))
@@ -264,17 +265,19 @@ def _parse_cron(text: str, zone: ZoneInfo, name: str) -> Cron:
             "(for seconds: every(timedelta(seconds=10)))"
         )
     if any(part.lower().startswith("r") for field in fields for part in field.split(",")):
-        raise InvalidSchedule(f"spec {text!r}: a field R is another at each start; H is drawn once, from the name")
+        raise InvalidSchedule(
+            f"spec {text!r}: a field R differs at each start; use H, whose value is derived from the name"
+        )
     try:
         croniter(cron._written_out, datetime(2000, 1, 1), hash_id=name)
         if cron._next_wall(datetime(2000, 1, 1)) is None:
-            raise InvalidSchedule("there is no such date")
+            raise InvalidSchedule("this date never comes")
     except CroniterBadCronError as error:
-        raise InvalidSchedule(f"spec {text!r} is no cron text: {error}") from None
+        raise InvalidSchedule(f"spec {text!r} is not a cron text: {error}") from None
     except InvalidSchedule as error:
         raise InvalidSchedule(f"spec {text!r}: {error}") from None
     except (ValueError, TypeError, LookupError, OverflowError) as error:
-        raise InvalidSchedule(f"spec {text!r} is no cron text: {error}") from error
+        raise InvalidSchedule(f"spec {text!r} is not a cron text: {error}") from error
     return cron
 
 
@@ -295,12 +298,13 @@ def _offset(zone: ZoneInfo, instant: datetime) -> timedelta:
 
 
 def _wall(zone: ZoneInfo, instant: datetime) -> datetime:
-    """What the zone's clocks show."""
+    """The time that the clocks of the zone show."""
     return instant.astimezone(zone).replace(tzinfo=None, fold=0)
 
 
 def _first_instant(zone: ZoneInfo, wall: datetime) -> datetime | None:
-    """When the clocks first show this; if they jump over it, when they have jumped; None on a day left out whole."""
+    """When the clocks first show this time. If they jump over it, the instant of the jump; None if the zone skips the
+    whole day."""
     instant = wall.replace(tzinfo=zone).astimezone(UTC)
     if _wall(zone, instant) == wall:
         return instant
@@ -309,7 +313,7 @@ def _first_instant(zone: ZoneInfo, wall: datetime) -> datetime | None:
 
 
 def _next_change(zone: ZoneInfo, start: datetime, until: datetime) -> datetime | None:
-    """When, after `start`, the clocks are first put forward or back; None if not up to `until`."""
+    """The first change of the clocks after `start` and up to `until`, or None."""
     offset = _offset(zone, start)
     while start < until:
         step = min(start + _DAY, until)
@@ -320,7 +324,7 @@ def _next_change(zone: ZoneInfo, start: datetime, until: datetime) -> datetime |
 
 
 def _change(zone: ZoneInfo, low: datetime, high: datetime) -> datetime:
-    """The instant of the one change after `low` and up to `high`; they are whole seconds."""
+    """The instant of the one change of the clocks after `low` and up to `high`; it is a whole second."""
     offset = _offset(zone, low)
     first, last = int((low - FIRST_INSTANT).total_seconds()), -int((FIRST_INSTANT - high) // timedelta(seconds=1))
     while last - first > 1:

@@ -42,7 +42,7 @@ from pgjobs.queue_settings import (
     thread_count,
 )
 from pgjobs.schedule import Schedule
-from pgjobs.schedules.args_supplier import Asking
+from pgjobs.schedules.args_supplier import ArgsSupplier
 from pgjobs.schedules.queries import ScheduleQueries
 from pgjobs.schedules.registered import CodeSchedules
 from pgjobs.schedules.ticker import Ticker
@@ -239,20 +239,15 @@ class WorkerPool:
         return workers
 
     def _build_ticker(self) -> Ticker:
-        def answered(schedule: str) -> None:
-            ticker.answered(schedule)
-            self._context.tick_soon()
-
-        supplier = Asking(self._client._encoder.encode, answered, name=self.name)
+        supplier = ArgsSupplier(self._client._encoder.encode, self._context.tick_soon, name=self.name)
         queries = ScheduleQueries(self._client.schema)
-        ticker = Ticker(queries, lambda: self.schedules.by_name, supplier, wake=self._context.wake)
-        return ticker
+        return Ticker(queries, lambda: self.schedules.by_name, supplier, wake=self._context.wake)
 
     def _build_maintenance(self) -> MaintenanceThread:
         ticker = self._build_ticker()
 
         def tick(conn: AnyConnection) -> timedelta:
-            self.schedules.beat(conn)
+            self.schedules.heartbeat(conn)
             return ticker.tick(conn)
 
         return MaintenanceThread(
@@ -266,11 +261,11 @@ class WorkerPool:
                 reindex=self._reindex,
             ),
             self._client.source,
-            beside=self._heartbeat.beat,
-            at_end=partial(self._sign_off, self.schedules.sign_off()),
+            housekeeping=self._heartbeat.beat,
+            at_end=partial(self._sign_off, self.schedules.deregistration()),
             tick=tick,
-            over=self._watchdog.guard,
-            is_told=self._context.listening,
+            guard=self._watchdog.guard,
+            listening=self._context.listening,
             outages=self._context.outages,
             on_closed=self._client_closed,
             name=f"{self.name}/maintenance",
@@ -614,9 +609,9 @@ class WorkerPool:
         """The kinds that this pool has handlers for; None for every kind."""
         return None if isinstance(self._executor.claimer.unknown_kinds, Handler) else list(self.work_map)
 
-    def _sign_off(self, schedules_sign_off: Callable[[], None]) -> None:
+    def _sign_off(self, deregister_schedules: Callable[[], None]) -> None:
         """Tell the other processes that this pool has stopped. Without it they notice later by themselves."""
-        schedules_sign_off()
+        deregister_schedules()
         self._heartbeat.deregister()
 
 

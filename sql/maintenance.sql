@@ -1,30 +1,31 @@
--- The duties that keep the queue moving. Any process may do them; each is a short transaction. A time that is to be
--- read comes as microseconds: how an interval is written hangs on the session, which may have another style by then.
+-- The duties that keep the queues moving. Any process may do them; each is a short transaction. Durations and instants
+-- are returned as microseconds, since the text of an interval depends on settings of the session.
 
 -- name: begin_duty
--- Begins with bounds that the server keeps: a process that hangs in here loses its connection, and with it the duty.
--- Null when somebody else holds the row; and whether there is one.
--- A time that is further away than the duty ever wants is of a clock that was wrong, or was set by hand: then it is due.
+-- Begins the transaction of a duty and locks its row. The server bounds the transaction: a process that hangs in it
+-- loses its connection, and with it the duty. Returns how long until the duty is due (null if another process holds the
+-- row), and whether there is a row. A time further away than `longest` was written under a wrong clock, or by hand:
+-- then the duty is due.
 BEGIN ISOLATION LEVEL READ COMMITTED;
 SET LOCAL idle_in_transaction_session_timeout = '5s';
 SET LOCAL statement_timeout = '30s';
 SET LOCAL lock_timeout = '5s';
 SET LOCAL DateStyle = ISO;
--- what the application has deferred to the commit is to fail with the row that it is about, not the whole duty
+-- a deferred constraint of the application fails at the row that violates it, not at the commit of the duty
 SET CONSTRAINTS ALL IMMEDIATE;
-WITH held AS MATERIALIZED (
+WITH locked AS MATERIALIZED (
     SELECT CASE
         WHEN next_run_at > (pg_catalog.clock_timestamp() + %(longest)s::interval)
             OR next_run_at < (pg_catalog.clock_timestamp() - %(longest)s::interval) THEN pg_catalog.clock_timestamp()
         ELSE next_run_at END AS next_run_at
     FROM pgjobs.maintenance WHERE duty = %(duty)s FOR NO KEY UPDATE SKIP LOCKED
 )
-SELECT (SELECT (EXTRACT(epoch FROM (next_run_at - pg_catalog.clock_timestamp())) * 1000000)::bigint FROM held),
+SELECT (SELECT (EXTRACT(epoch FROM (next_run_at - pg_catalog.clock_timestamp())) * 1000000)::bigint FROM locked),
     EXISTS (SELECT FROM pgjobs.maintenance WHERE duty = %(duty)s);
 
--- name: glance
--- Whether there is anything that will be due soon, or may have to be rescued or settled: without, one look takes the place
--- of the transactions of both duties.
+-- name: anything_due
+-- Whether the duties promote and rescue may have something to do: this one statement saves an idle queue the
+-- transactions of both.
 SELECT
     EXISTS (SELECT FROM pgjobs.job WHERE state = ANY ('{scheduled,retryable}')
         AND scheduled_at < (pg_catalog.clock_timestamp() + %(soon)s::interval)),
@@ -35,20 +36,21 @@ UPDATE pgjobs.maintenance SET next_run_at = pg_catalog.clock_timestamp() + %(aft
 COMMIT;
 
 -- name: current_time
--- By the clock that decides when a duty is due.
+-- The clock of the server decides when a duty is due.
 SELECT (EXTRACT(epoch FROM pg_catalog.clock_timestamp()) * 1000000)::bigint;
 
 -- name: postpone_duty
--- After a failure: moved on all the same, so that not every process tries again at once.
+-- After a failure, so that not every process tries again at once.
 UPDATE pgjobs.maintenance SET next_run_at = pg_catalog.clock_timestamp() + %(after)s::interval
 WHERE duty = %(duty)s AND next_run_at <= pg_catalog.clock_timestamp();
 
 -- name: promote
--- Makes due jobs available and wakes their workers: at most one notification per queue, with the commit. A job whose key does
--- not hold while it waits may have lost it to a duplicate, which the update of the whole batch would fail on: it is only
--- named here, for settle_promotion. Nobody waits for the disk: what a crash of the server takes back is done again, and
--- who commits what a promoted job has done waits for this too. Then how long until the next one is due; null when none
--- waits.
+-- First result: makes due jobs available and wakes their workers, with one notification per queue at most. A job whose
+-- unique key does not hold while it waits may have lost the key to a duplicate, and the update of the whole batch would
+-- fail on it: such jobs are only returned (with their id), for settle_promotion. Second result: how long until the next
+-- job is due; null if none waits.
+-- The commit does not wait for the disk: after a crash of the server the jobs are promoted again, and the commit of a
+-- finished job flushes this one too.
 SET LOCAL synchronous_commit = off;
 WITH due AS MATERIALIZED (
     {due_jobs}
@@ -66,16 +68,16 @@ ORDER BY scheduled_at NULLS FIRST, queue, id;
 {next_due_job};
 
 -- name: rows_to_promote
--- What `promote` would take, when that has failed because of one of them.
+-- The jobs that promote would take; for when it fails because of one of them.
 WITH due AS MATERIALIZED (
     {due_jobs}
 )
 SELECT id, queue FROM due;
 
 -- name: settle_promotion
--- One due job whose duplicate may have its key meanwhile: available, or discarded. For a duplicate that somebody is inserting it
--- does not wait: then this fails, and postpone_promotion follows. A key that the state 'discarded' would share with the
--- duplicate is given up.
+-- Makes one due job available, or discards it if a duplicate has its unique key by now. If a transaction is inserting
+-- the duplicate, this does not wait but fails, and postpone_promotion follows. A discarded job gives its key up if the
+-- key would hold in the state 'discarded'.
 SET LOCAL lock_timeout = '50ms';
 UPDATE pgjobs.job SET
     state = CASE WHEN lost THEN 'discarded' ELSE 'available' END,
@@ -95,16 +97,17 @@ RETURNING state, CASE WHEN state = 'available' THEN {notify_worker} END;
 SET LOCAL lock_timeout = '5s';
 
 -- name: postpone_promotion
--- Looked at again soon, and until then in nobody's way.
+-- Tried again a second later; until then it does not stop other jobs.
 UPDATE pgjobs.job SET scheduled_at = pg_catalog.clock_timestamp() + interval '1 second'
 WHERE id = %(id)s AND queue = %(queue)s;
 
 -- name: next_due
--- How long until the next waiting job is due; null when none waits.
+-- How long until the next waiting job is due; null if none waits.
 {next_due_job};
 
--- name: hurry_promote
--- A job has come that is due before the next promote. Waits for one that is under way, which may have looked too early.
+-- name: bring_promote_forward
+-- A job was enqueued that is due before the next promote. Waits for a promote that is running: it may have read the
+-- table before the job was there.
 BEGIN ISOLATION LEVEL READ COMMITTED;
 SET LOCAL statement_timeout = '10s';
 SET LOCAL lock_timeout = '5s';
@@ -116,17 +119,17 @@ WHERE duty = 'promote' AND next_run_at > next.due;
 COMMIT;
 
 -- name: rescue
--- Running rows that nobody works on: without a lease, old enough to have been locked, and not locked; or with a lease
--- that is over. SKIP LOCKED is the proof of life: a worker holds its row's lock for as long as it lives. What somebody
--- wanted cancelled is cancelled, not retried. A last attempt of a kind that this process does not know is left to one
--- that does, for a day.
--- Which of several jobs took the process down nobody can tell. So a job that had neighbours, and was never in trouble
--- before, has its attempt given back; that is noted in its metadata, and done twice at most. Without a token, so
--- that no late record of the attempt finds it.
--- What a row holds may be large. So the rescue takes the rows in their order until their stored values reach some
--- megabytes, and one at least. Its answer has no args and no metadata, and of the errors only the new one. It does not
--- change metadata that are large. Errors larger than pgjobs ever records are removed and their job is discarded with
--- that reason, since to add another error takes longer than a duty has, or cannot be done.
+-- Finishes the attempts of workers that vanished: of running jobs without a lease, old enough to be locked, and not
+-- locked; and of jobs whose lease is over. SKIP LOCKED is the proof: a live worker holds its row's lock. A job with
+-- a request to cancel is cancelled, not retried. A last attempt of a kind that this process does not know is left for a
+-- day to a process that does.
+-- If a process ran several jobs, any of them may have killed it. So a job that had neighbours and never failed before
+-- is excused: the attempt does not count. The metadata record that, and it is done twice at most. The token is removed,
+-- so that a late outcome of the attempt does not find the job.
+-- The values of a row may be large. So the rescue takes rows in their order until their stored values reach some
+-- megabytes, and one row at least. It returns no args and no metadata, and of the errors only the new one. It does not
+-- change large metadata. If the errors are larger than pgjobs ever writes, they are removed and the job is discarded
+-- with that reason, since adding to them may take longer than a duty may last, or is impossible.
 WITH seen AS MATERIALIZED (
     {vanished_jobs}
 ), vanished AS MATERIALIZED (
@@ -141,7 +144,7 @@ WITH seen AS MATERIALIZED (
     WHERE cancel_request.job_id = vanished.id AND cancel_request.queue = vanished.queue
         AND (cancel_request.token = vanished.token OR (cancel_request.token IS NULL AND vanished.token IS NULL))
     RETURNING job_id, cancel_request.queue, reason, requested_at
-), crew AS MATERIALIZED (
+), had_neighbours AS MATERIALIZED (
     SELECT attempted_by[pg_catalog.array_upper(attempted_by, 1)] AS worker FROM pgjobs.job
     WHERE state = 'running' AND EXISTS (SELECT FROM vanished)
     GROUP BY 1 HAVING pg_catalog.count(*) > 1
@@ -156,13 +159,13 @@ WITH seen AS MATERIALIZED (
     SELECT vanished.*, given, small, cancel, cancel IS NOT NULL AS cancelled,
         cancel IS NULL AND attempt > 0 AND small AND NOT overfull AND errors = '[]'
             AND pg_catalog.jsonb_array_length(given) < 2
-            AND EXISTS (SELECT FROM crew WHERE crew.worker = vanished.worker) AS excused,
+            AND EXISTS (SELECT FROM had_neighbours WHERE had_neighbours.worker = vanished.worker) AS excused,
         attempt >= max_attempts OR overfull AS last, overfull
     FROM vanished
     JOIN pgjobs.job ON job.id = vanished.id AND job.queue = vanished.queue
     CROSS JOIN LATERAL (SELECT
         pg_catalog.pg_column_size(metadata) <= 1000000 AS small,
-        -- what comes out of the operator is no longer compressed
+        -- the operator returns the value uncompressed
         CASE WHEN pg_catalog.pg_column_size(errors) > 100000
             THEN pg_catalog.pg_column_size(errors || '[]') > 16000000 ELSE false END AS overfull
         OFFSET 0  -- computed once
@@ -188,8 +191,8 @@ WITH seen AS MATERIALIZED (
                 || pg_catalog.jsonb_build_array(
                     pg_catalog.jsonb_build_object('at', pg_catalog.clock_timestamp(), 'worker', worker)))
             ELSE metadata END,
-        -- a delay of its own, 1 s doubling up to 60 s: the job is rarely to blame. Those that had neighbours come back
-        -- apart from each other, so that the one that is to blame meets them less
+        -- 1 s, doubling up to 60 s, and not the backoff of the job: it is rarely to blame. Excused jobs are spread over
+        -- time, so that the job that kills the process meets fewer of them
         scheduled_at = CASE
             WHEN excused
                 THEN pg_catalog.clock_timestamp() + ((1 + pg_catalog.random())
@@ -208,7 +211,7 @@ WITH seen AS MATERIALIZED (
             || pg_catalog.jsonb_build_array(pg_catalog.jsonb_build_object(
                 'attempt', attempt,
                 'at', pg_catalog.clock_timestamp(),
-                -- what clients call themselves is clean; what somebody wrote by hand may not be
+                -- clients check their names, but a row may have been written by hand
                 'error', 'worker vanished: '
                     || COALESCE(pg_catalog.regexp_replace(
                         pg_catalog.left(worker, 255), E'[\\x01-\\x1f\\x7f-\\x9f]', '?', 'g'), 'unknown')
@@ -241,7 +244,7 @@ WITH seen AS MATERIALIZED (
 SELECT id, queue FROM seen;
 
 -- name: rescued_job
--- For hooks, which may read all of it; what is larger than a few megabytes is left out.
+-- For hooks. Values larger than a few megabytes are left out.
 SELECT
     id, state, queue, kind, priority, attempt, max_attempts,
     CASE WHEN pg_catalog.pg_column_size(args) > 1000000 OR pg_catalog.octet_length(args::text) > 4000000
@@ -259,9 +262,12 @@ SELECT
 FROM pgjobs.job WHERE id = %(id)s AND queue = %(queue)s;
 
 -- name: settle_requests
--- Requests to cancel an attempt that no longer runs: it ended while the request was being committed. A job that waits is
--- cancelled now; of one that runs again the newer attempt is asked, for as long as it takes until the job is over; one
--- that is over or gone needs none any more. What somebody else holds is left for the next time.
+-- Settles requests to cancel an attempt that has ended: it ended while the request was being committed.
+--     the job         the request
+--     waits           is applied: the job is cancelled
+--     runs again      is passed on to the new attempt
+--     is over, gone   is deleted
+-- Rows that another transaction holds are left for the next time.
 WITH stale AS MATERIALIZED (
     {stale_requests}
 ), free AS MATERIALIZED (
@@ -310,7 +316,7 @@ WITH stale AS MATERIALIZED (
 SELECT DISTINCT job_id, queue FROM stale;
 
 -- name: prune
--- Deletes what has been over for longer than it is kept, the oldest first, a batch at a time.
+-- Deletes jobs of a state that ended longer ago than `keep`, the oldest first.
 WITH old AS MATERIALIZED (
     {old_jobs}
 ), deleted AS (
@@ -324,9 +330,9 @@ WITH old AS MATERIALIZED (
 )
 SELECT id, queue FROM old;
 
--- name: prune_part
--- Where a queue says itself how long its jobs are kept. Reads the index on, past the jobs of all queues, and deletes
--- those of one queue, or of all but some. Passes over rows that another transaction holds.
+-- name: prune_after
+-- For when a queue has its own retention. Reads the next jobs of all queues after a position in the index, and deletes
+-- those of one queue, or of all queues but some. Leaves rows that another transaction holds.
 WITH seen AS MATERIALIZED (
     {next_ended}
 ), old AS MATERIALIZED (
@@ -342,7 +348,7 @@ SELECT
     (SELECT id FROM last),
     (SELECT pg_catalog.count(*) FROM deleted);
 
--- name: rows_to_prune_part
+-- name: rows_to_prune_after
 WITH seen AS MATERIALIZED (
     {next_ended}
 ), old AS MATERIALIZED (
@@ -351,8 +357,8 @@ WITH seen AS MATERIALIZED (
 SELECT id, queue FROM old;
 
 -- name: some_jobs_to_prune
--- When very many are referenced by rows of the application, and may not go: some, in no order, so that those that must
--- stay do not hide the others for ever.
+-- Some jobs in no order. For when none of the oldest can be deleted, because rows of the application reference them:
+-- they must not hide the others for ever.
 SELECT id, queue FROM pgjobs.job
 WHERE state = %(state)s AND finalized_at < (pg_catalog.clock_timestamp() - %(keep)s::interval)
     AND (%(queue)s::text IS NULL OR queue = %(queue)s::text) AND queue <> ALL (%(others)s::text[])
@@ -360,8 +366,8 @@ ORDER BY pg_catalog.random()
 LIMIT %(batch)s;
 
 -- name: bare_write
--- The change that an act makes to the state of a job, without anything that the act reads of the row or adds to it. It
--- is tried with a row that the act has failed for, and rolled back; see pgjobs/set_aside.py.
+-- The change of state that an act makes, without reading the other values of the row or adding to them. Tried, and
+-- rolled back, with a row for which the act has failed: see pgjobs/execution/set_aside.py.
 UPDATE pgjobs.job SET
     state = CASE WHEN %(state)s::text = 'retryable' AND attempt >= max_attempts THEN 'discarded'
         ELSE %(state)s::text END,
@@ -381,8 +387,8 @@ WHERE id = ANY (ARRAY(
 RETURNING id;
 
 -- name: discard_unworkable
--- With `fresh`, nothing of the row's that may be in the way is kept. A running job only under the token that is given,
--- or without one where it has no lease that lasts: it may have been claimed anew since it was looked at.
+-- With `fresh`, removes all values of the row that may stop the statement. A running job is discarded only if it has
+-- the given token, or, without a token, if it has no valid lease: another worker may have claimed it since.
 UPDATE pgjobs.job SET
     state = 'discarded',
     finalized_at = pg_catalog.statement_timestamp(),
@@ -406,28 +412,28 @@ WHERE id = ANY (ARRAY(
 RETURNING id;
 
 -- ----- indexes
--- The upkeep of the indexes of the job table. None of these runs in a transaction of several statements.
+-- Of the job table. Each statement is sent by itself, without a transaction block.
 
 -- name: job_indexes
--- Ours begin with job_; what a rebuild leaves behind when it is cut off is called like its index, with _ccnew or _ccold.
+-- Our indexes begin with job_. An interrupted rebuild leaves an index of the same name with _ccnew or _ccold.
 SELECT relname, indisvalid FROM pg_catalog.pg_index JOIN pg_catalog.pg_class ON pg_class.oid = indexrelid
 WHERE indrelid = 'pgjobs.job'::pg_catalog.regclass AND pg_catalog.starts_with(relname::text, 'job_')
 ORDER BY relname;
 
 -- name: rebuild_index
--- Nobody is locked out, but in the end it waits for every transaction that has used the table and is open still.
+-- Blocks no reads or writes, but waits in the end for every open transaction that has used the table.
 REINDEX INDEX CONCURRENTLY {index};
 
 -- name: drop_index
 DROP INDEX CONCURRENTLY IF EXISTS {index};
 
--- name: begin_making
--- One process at a time makes the index: two that do it on the same table would wait for each other. It waits for all
--- snapshots that are older, so this transaction must have none.
+-- name: lock_index_duty
+-- One process at a time creates an index: two of them would wait for each other. CREATE INDEX CONCURRENTLY waits for
+-- all older snapshots, so this transaction must hold none: hence READ COMMITTED.
 SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
 SET LOCAL idle_in_transaction_session_timeout = 0;
 SELECT duty FROM pgjobs.maintenance WHERE duty = 'indexes' FOR NO KEY UPDATE SKIP LOCKED;
 
--- name: make_time_index
--- For those who take the oldest first, whatever the priorities. Who never asks for that order does not pay for it.
+-- name: create_time_index
+-- For worker pools with order="scheduled_at". Not in the migrations, since it slows down writes of those without.
 CREATE INDEX CONCURRENTLY IF NOT EXISTS job_by_time ON pgjobs.job (queue, scheduled_at, id) WHERE state = 'available';

@@ -157,8 +157,8 @@ SELECT id, queue FROM pgjobs.job
     FOR UPDATE SKIP LOCKED
 
 -- part: due_schedule
--- A schedule that wants something now, and that this process may tick.
-(NOT in_code OR (%(mine)s::jsonb ->> name)::integer >= version) AND name <> ALL (%(aside)s::text[])
+-- A schedule that has something to do now and that this process may tick: see due_schedules.
+(NOT in_code OR (%(versions)s::jsonb ->> name)::integer >= version) AND name <> ALL (%(left_out)s::text[])
     AND (next_tick_at IS NULL OR next_tick_at <= pg_catalog.clock_timestamp() OR run_now_at IS NOT NULL
         OR planned_for IS NULL OR planned_for <> (COALESCE(spec, '') || ' ' || zone))
 

@@ -1,11 +1,10 @@
--- Durable cron. A schedule's row is its duty: whoever locks it while its tick is due makes the job and moves the next
--- tick on, in one statement.
+-- Durable cron. Any process may tick a due schedule: one statement enqueues the job and moves next_tick_at on.
 
 -- name: due_schedules
--- First the schedules that this process may tick and that want something now: a tick, a run by hand, or a next tick
--- computed. What code supplies is for processes whose code has it, and not an older one. A schedule that was never
--- planned is known since it was made; one whose spec has changed begins now. Then how long until one of those that want
--- nothing now will; null when none ever does.
+-- First result: the schedules that have something to do now: a tick, a run by hand, or a first next_tick_at to compute.
+-- A schedule of code is for the processes whose code has it, in this version or a newer one. If next_tick_at must be
+-- computed, it comes after the returned instant: created_at for a new schedule, now for one whose spec has changed.
+-- Second result: how long until the next schedule is due; null if none ever is.
 BEGIN ISOLATION LEVEL READ COMMITTED;
 SET LOCAL idle_in_transaction_session_timeout = '5s';
 SET LOCAL statement_timeout = '30s';
@@ -23,26 +22,26 @@ ORDER BY LEAST(run_now_at, next_tick_at) NULLS FIRST
 LIMIT %(batch)s;
 SELECT (EXTRACT(epoch FROM (pg_catalog.min(next_tick_at) - pg_catalog.clock_timestamp())) * 1000000)::bigint
 FROM pgjobs.schedule
-WHERE (NOT in_code OR (%(mine)s::jsonb ->> name)::integer >= version) AND name <> ALL (%(aside)s::text[]);
+WHERE (NOT in_code OR (%(versions)s::jsonb ->> name)::integer >= version) AND name <> ALL (%(left_out)s::text[]);
 COMMIT;
 
 -- name: names_of_due_schedules
--- When what the rows hold cannot be read.
+-- For when due_schedules fails because of the values in a row.
 SELECT name FROM pgjobs.schedule
 WHERE {due_schedule}
 ORDER BY LEAST(run_now_at, next_tick_at) NULLS FIRST
 LIMIT %(batch)s;
 
 -- name: tick
--- Makes the job of one tick, if one is to be made, and moves the schedule on: both or neither, and only while the row
--- is as it was when that was decided, so that any number of processes may try. Nothing is held between two messages.
--- What the row has itself is used where code supplied nothing. A job that has a duplicate is not made, and the tick is over.
+-- Enqueues the job of one tick, if `wanted`, and moves the schedule on: both or neither, and only if the row is still
+-- as it was when the process planned the tick. So any number of processes may try. Kind, args and options come from the
+-- row unless code has computed them. If the job has a duplicate, no job is inserted and the schedule moves on.
 BEGIN ISOLATION LEVEL READ COMMITTED;
 SET LOCAL idle_in_transaction_session_timeout = '5s';
 SET LOCAL statement_timeout = '30s';
 SET LOCAL lock_timeout = '5s';
 SET LOCAL DateStyle = ISO;
-WITH held AS MATERIALIZED (
+WITH locked AS MATERIALIZED (
     SELECT name, COALESCE(%(kind)s, kind) AS kind, COALESCE(%(args)s::jsonb, args, '{}') AS args,
         COALESCE(%(options)s::jsonb, options, '{}') AS options
     FROM pgjobs.schedule
@@ -60,8 +59,8 @@ WITH held AS MATERIALIZED (
         last_tick_at = COALESCE(%(last)s::timestamptz, last_tick_at),
         run_now_at = CASE WHEN %(ran_now)s THEN NULL ELSE run_now_at END,
         error = %(error)s
-    FROM held WHERE schedule.name = held.name
-    RETURNING held.*
+    FROM locked WHERE schedule.name = locked.name
+    RETURNING locked.*
 ), inserted AS (
     INSERT INTO pgjobs.job (
         state, queue, kind, priority, max_attempts, args, metadata, tags, scheduled_at, schedule, tick, unique_key,
@@ -96,28 +95,30 @@ SELECT id, queue, CASE
 FROM moved LEFT JOIN inserted ON true;
 COMMIT;
 
--- name: note_schedule_error
--- Why a schedule cannot tick, for who looks; written once.
+-- name: write_schedule_error
+-- Why a schedule cannot tick. Not written again while it is the same.
 UPDATE pgjobs.schedule SET error = %(error)s WHERE name = %(name)s AND (error <> %(error)s OR error IS NULL);
 
 -- name: begin_registration
--- The instant that new schedules count from. Each statement must see what others have committed meanwhile.
+-- Returns the time: new schedules tick first after it. READ COMMITTED, so that each of the following statements sees
+-- what other processes have committed.
 SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
 SET LOCAL lock_timeout = '10s';
 SET LOCAL idle_in_transaction_session_timeout = '10s';
 SELECT (EXTRACT(epoch FROM pg_catalog.clock_timestamp()) * 1000000)::bigint;
 
 -- name: register_schedule
--- Makes the row if there is none, and holds it. Who comes second sees below what the first has done.
+-- Inserts the row if there is none, and locks it: a second process waits here, then sees what the first has written.
 INSERT INTO pgjobs.schedule (
     name, kind, spec, zone, args, options, catch_up, "window", in_code, version, registered, planned_for, next_tick_at,
     seen_at)
 VALUES (
-    %(name)s, %(kind)s, %(spec)s, %(zone)s, %(args)s::jsonb, %(options)s::jsonb, %(catch_up)s, %(window)s::interval, true,
-    %(version)s, %(registered)s::jsonb, COALESCE(%(spec)s, '') || ' ' || %(zone)s, %(next)s::timestamptz,
+    %(name)s, %(kind)s, %(spec)s, %(zone)s, %(args)s::jsonb, %(options)s::jsonb, %(catch_up)s, %(window)s::interval,
+    true, %(version)s, %(registered)s::jsonb, COALESCE(%(spec)s, '') || ' ' || %(zone)s, %(next)s::timestamptz,
     pg_catalog.clock_timestamp())
 ON CONFLICT (name) DO UPDATE SET seen_at = pg_catalog.clock_timestamp();
--- What a newer deploy says wins, and between equals what was not said before; an older one changes nothing.
+-- A higher version replaces the definition; the same version does so if its definition differs from the registered one;
+-- a lower version changes nothing.
 UPDATE pgjobs.schedule SET
     kind = %(kind)s, spec = %(spec)s, zone = %(zone)s, args = %(args)s::jsonb, options = %(options)s::jsonb,
     catch_up = %(catch_up)s, "window" = %(window)s::interval, in_code = true, version = %(version)s,
@@ -126,16 +127,16 @@ UPDATE pgjobs.schedule SET
     updated_at = pg_catalog.statement_timestamp()
 WHERE name = %(name)s AND (version < %(version)s
     OR (version = %(version)s AND (NOT in_code OR registered <> %(registered)s::jsonb OR registered IS NULL)));
--- The first live process that has it lets it run at once.
+-- run_on_start: only if no other live process has the schedule.
 UPDATE pgjobs.schedule SET run_now_at = pg_catalog.statement_timestamp()
 WHERE name = %(name)s AND %(run_on_start)s AND run_now_at IS NULL AND version <= %(version)s AND NOT EXISTS (
     SELECT FROM pgjobs.scheduler
     WHERE id <> %(scheduler)s AND name = ANY (schedules)
         AND scheduler.seen_at > (pg_catalog.clock_timestamp() - %(dead_after)s::interval));
 
--- name: beat_scheduler
--- This process lives, and has these schedules. What was in some code and has been in none for long is forgotten. The
--- answer is whether it was known: if not, somebody has emptied the tables.
+-- name: scheduler_heartbeat
+-- Writes that this process is alive and has these schedules. Deletes the rows of dead processes, and schedules that no
+-- live process has had for long. Returns whether the process had a row: if not, the tables have been emptied.
 BEGIN ISOLATION LEVEL READ COMMITTED;
 SET LOCAL idle_in_transaction_session_timeout = '5s';
 SET LOCAL statement_timeout = '30s';
@@ -150,47 +151,48 @@ UPDATE pgjobs.schedule SET seen_at = pg_catalog.clock_timestamp() WHERE name = A
     WHERE name = ANY (%(names)s::text[]) AND seen_at < (pg_catalog.clock_timestamp() - interval '1 hour')
     FOR NO KEY UPDATE SKIP LOCKED);
 DELETE FROM pgjobs.schedule
-WHERE seen_at < (pg_catalog.clock_timestamp() - %(forget_after)s::interval) AND NOT EXISTS (
+WHERE seen_at < (pg_catalog.clock_timestamp() - %(prune_after)s::interval) AND NOT EXISTS (
     SELECT FROM pgjobs.scheduler WHERE name = ANY (schedules)
         AND scheduler.seen_at > (pg_catalog.clock_timestamp() - %(dead_after)s::interval));
 COMMIT;
 
--- name: write_scheduler
--- The first part of beat_scheduler, inside the transaction that registers.
+-- name: register_scheduler
+-- As in scheduler_heartbeat, but within the transaction that registers schedules.
 INSERT INTO pgjobs.scheduler (id, worker, schedules, seen_at)
 VALUES (%(scheduler)s, %(worker)s, %(names)s::text[], pg_catalog.clock_timestamp())
 ON CONFLICT (id) DO UPDATE SET schedules = excluded.schedules, seen_at = excluded.seen_at;
 
--- name: remove_scheduler
--- A worker pool that stops has its schedules no more.
+-- name: deregister_scheduler
+-- When a worker pool stops.
 DELETE FROM pgjobs.scheduler WHERE id = %(scheduler)s;
 
--- What people do to schedules by hand, on the caller's connection and inside its transaction.
+-- ----- client.schedules: on the caller's connection and in the caller's transaction
 
 -- name: schedules_now
--- The instant that a schedule which is added by hand counts from.
+-- A schedule that is added by hand ticks first after this instant.
 SELECT pg_catalog.clock_timestamp();
 
 -- name: list_schedules
--- All, or the one of a name.
+-- All schedules, or the one of this name.
 SELECT
     name, kind, spec, zone, args, options, catch_up, "window", paused_at, next_tick_at, last_tick_at, run_now_at, error,
     in_code, version, created_at, updated_at
 FROM pgjobs.schedule WHERE %(name)s::text IS NULL OR name = %(name)s::text ORDER BY name;
 
 -- name: add_schedule
--- Whoever is first has the name.
+-- Inserts nothing if the name is taken.
 INSERT INTO pgjobs.schedule (
     name, kind, spec, zone, args, options, catch_up, "window", version, planned_for, next_tick_at, run_now_at)
 VALUES (
-    %(name)s::text, %(kind)s::text, %(spec)s::text, %(zone)s::text, %(args)s::jsonb, %(options)s::jsonb, %(catch_up)s::text,
-    %(window)s::interval, %(version)s::integer, %(spec)s::text || ' ' || %(zone)s::text, %(next)s::timestamptz,
-    CASE WHEN %(run_on_start)s::boolean THEN pg_catalog.statement_timestamp() END)
+    %(name)s::text, %(kind)s::text, %(spec)s::text, %(zone)s::text, %(args)s::jsonb, %(options)s::jsonb,
+    %(catch_up)s::text, %(window)s::interval, %(version)s::integer, %(spec)s::text || ' ' || %(zone)s::text,
+    %(next)s::timestamptz, CASE WHEN %(run_on_start)s::boolean THEN pg_catalog.statement_timestamp() END)
 ON CONFLICT (name) DO NOTHING
 RETURNING name;
 
 -- name: change_schedule
--- What is null stays. Another spec or zone has another next tick, which who ticks next computes.
+-- A null leaves the column as it is. After a change of spec or zone the process that ticks next computes next_tick_at:
+-- planned_for no longer matches.
 UPDATE pgjobs.schedule SET
     kind = COALESCE(%(kind)s::text, kind),
     spec = COALESCE(%(spec)s::text, spec),
@@ -205,24 +207,25 @@ WHERE name = %(name)s::text
 RETURNING name;
 
 -- name: pause_schedule
--- It stays paused since when it was first.
+-- If it is paused already, paused_at stays.
 UPDATE pgjobs.schedule SET
     paused_at = COALESCE(paused_at, pg_catalog.statement_timestamp()), updated_at = pg_catalog.statement_timestamp()
 WHERE name = %(name)s::text
 RETURNING name;
 
 -- name: resume_schedule
--- Its ticks went by meanwhile: who ticks moved it on.
+-- The ticks of the pause are not made up: a paused schedule is moved on at each tick, without a job.
 UPDATE pgjobs.schedule SET paused_at = NULL, updated_at = pg_catalog.statement_timestamp()
 WHERE name = %(name)s::text
 RETURNING name;
 
 -- name: remove_schedule
--- Its jobs stay.
+-- The jobs that it has enqueued stay.
 DELETE FROM pgjobs.schedule WHERE name = %(name)s::text RETURNING name;
 
 -- name: run_schedule_now
--- A wish, which who ticks next fulfils: also where code supplies the args. Twice before that is once.
+-- The process that ticks next enqueues the job, since only code may be able to compute its args. A second call before
+-- that changes nothing.
 UPDATE pgjobs.schedule SET run_now_at = COALESCE(run_now_at, pg_catalog.statement_timestamp())
 WHERE name = %(name)s::text
 RETURNING name;

@@ -219,8 +219,8 @@ def do_the_duties(client: Client, conn: Conn, admin: Conn) -> None:
         MaintenanceQueries(client.schema).postpone_duty(conn, name, NO_TIME)
     client.queries.extend_leases(conn, [uuid4()], HOUR)
     client.queries.cancelled_attempts(conn, [uuid4()])
-    MaintenanceQueries(client.schema).glance(conn, HOUR)
-    MaintenanceQueries(client.schema).hurry_promote(conn)
+    MaintenanceQueries(client.schema).anything_due(conn, HOUR)
+    MaintenanceQueries(client.schema).bring_promote_forward(conn)
     states = admin.execute(
         f"SELECT state FROM {table} WHERE id = ANY (%s) ORDER BY id", [[job.id for job in jobs]]
     ).fetchall()

@@ -1,1 +1,1 @@
-"""The duties that keep the queues moving: promote, rescue, prune and the upkeep of indexes."""
+"""The duties that any process may do for all: promote, rescue, prune, and the care of the indexes."""

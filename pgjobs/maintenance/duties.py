@@ -1,86 +1,82 @@
-"""The duties that keep the queue moving, and the one thread that repeats them.
+"""The duties that keep the queues moving, and how a process comes to do one.
 
-No process is the leader. A duty is a row with a time; whoever can lock that row when it is due does the duty, in short
-transactions that the server bounds, and moves the time on. So a process that dies or hangs holds nobody up.
+No process is the leader. Each duty has a row in the table `maintenance` with the time at which it is due. A process
+that finds a duty due locks its row, does the duty in a short transaction that the server bounds, and moves the time on.
+If that process dies or hangs, the server ends its transaction, and another process does the duty.
+
+To add a duty, add it to the list in `Maintenance`: its name, its act and its interval. Its row is inserted if its name
+is in DUTIES of pgjobs/db/bookkeeping.py.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from random import random
 from typing import Any
-
-import psycopg
 
 from pgjobs.clean_text import one_line
 from pgjobs.db.bookkeeping import Bookkeeping
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.execution.queries import ExecutionQueries
-from pgjobs.execution.set_aside import SetAside, concerns_a_row
-from pgjobs.execution.unworkable import CANCEL, MOST_TRIES, PROMOTE, RESCUE, Act, Row, Unworkable
+from pgjobs.execution.set_aside import SetAside
+from pgjobs.execution.unworkable import Unworkable
 from pgjobs.job import Job, JobState
 from pgjobs.loggers import get_logger
-from pgjobs.maintenance.pruning import Pruning
-from pgjobs.maintenance.queries import DutyMissing, MaintenanceQueries, Rescued, Selection
-from pgjobs.maintenance.reindexer import Reindex, is_time, next_time
+from pgjobs.maintenance.promoting import Promoter
+from pgjobs.maintenance.pruning import Pruner
+from pgjobs.maintenance.queries import DutyMissing, MaintenanceQueries
+from pgjobs.maintenance.reindexer import Reindex
+from pgjobs.maintenance.rescuing import Rescuer
+from pgjobs.observe.queries import ObserveQueries
 from pgjobs.workers.queries import WorkerQueries
 
 log = get_logger("pgjobs.maintenance")
 
-BATCH = 1000  # rows that one statement of a duty touches at most
-LARGE_BATCH = 10_000  # the same where each row costs little, until the database proves too slow for that
-_TIMEOUTS = 3  # in a row
-# A claim and its lock leave in one message, so a running row this old without a lock has lost its worker.
-RESCUE_GRACE = timedelta(seconds=3)
-PROMOTE_EVERY = timedelta(seconds=1)  # at the latest; an enqueue that is due within twice that tells, see enqueuing.sql
-_PROMOTE_AGAIN = timedelta(milliseconds=20)  # for a job that is due still because somebody holds it
-_RESCUE_EVERY = timedelta(seconds=1)
-_PRUNE_EVERY = timedelta(seconds=30)
-# Who has done a rescue is late for the next one, by up to so much: what one process must leave, another may take.
-_STAND_BACK = timedelta(seconds=0.5)
-_FORGET_EVERY = timedelta(seconds=30)
-_FORGET_AFTER = timedelta(minutes=1)
+NOW = timedelta(0)
+
+# The intervals that are not used in the list of duties alone.
+PROMOTE_EVERY = timedelta(
+    seconds=1
+)  # an enqueue notifies if its job is due within twice this: see notify_due in parts.sql
 AFTER_FAILURE = timedelta(seconds=5)
-# What the row of a duty may say at most; more is of a server whose clock was ahead, or of a hand.
-_LONGEST = timedelta(minutes=5)
-_LONGEST_OF_INDEXES = timedelta(hours=25)  # once in a day
-AT_LEAST_EVERY = timedelta(seconds=1)  # look whether somebody else's duty is due
-URGENT = ("promote", "rescue")  # the duties that somebody may be waiting for
-# When to look again after a look that found nothing for them: a job that starts now is rescued after RESCUE_GRACE at
-# the earliest, and one that is due within two seconds tells when it is enqueued, where that is heard.
-GLANCE_EVERY = timedelta(seconds=1.75)
-_SELDOM = timedelta(seconds=30)  # the same for the others
-SOON = timedelta(0)
-_EARLY = timedelta(milliseconds=1)  # by which the row says sooner: not to find it too early at the moment itself
-_ONE_BY_ONE = MOST_TRIES  # rows of a transaction that puts each behind a savepoint
+
+# How often this process looks at duties that are not due yet, or that another process is doing.
+LOOK_EVERY = timedelta(seconds=1)  # at urgent duties
+LOOK_SELDOM = timedelta(seconds=30)  # at the others
+# At urgent duties that had nothing to do. That is soon enough: a job that starts now is rescued after RESCUE_GRACE at
+# the earliest; a job that is due within two seconds notifies when it is enqueued, if this process listens.
+IDLE_LOOK_EVERY = timedelta(seconds=1.75)
+
+# The time in the row of a duty. An exact time is written a little early, so that a look at that time finds it due. A
+# time further away than _LONGEST_WAIT was written under a wrong clock; such a duty is due.
+_EARLY = timedelta(milliseconds=1)
+_LONGEST_WAIT = timedelta(minutes=5)
+
+_WORKER_GONE_AFTER = timedelta(minutes=1)  # without a heartbeat
 
 
-class Batches:
-    """How many rows a duty takes at once: fewer, once several of its tries in a row were ended by the server's
-    timeout, and then for as long as the process lives."""
+@dataclass(frozen=True, slots=True)
+class Duty:
+    """A duty. Calling it does the act now, and returns how long until it should be done again."""
 
-    def __init__(self) -> None:
-        self._timeouts = 0
+    name: str
+    act: Callable[[AnyConnection], timedelta | None]  # returns how long until there is more to do; None: not known
+    every: timedelta  # it is done again after this time at the latest
+    urgent: bool = False  # users wait for it; `anything_due` must say whether it has anything to do
+    after_commit: Callable[[], None] = lambda: None  # for what cannot be done in the transaction of the duty
+    yields: timedelta = NOW  # this process tries it later, by a random part of this, so that others do it too
 
-    @contextmanager
-    def next(self) -> Iterator[int]:
-        """The size of the batch that the block deals with."""
-        try:
-            yield BATCH if self._timeouts >= _TIMEOUTS else LARGE_BATCH
-        except psycopg.errors.QueryCanceled:
-            self._timeouts += 1
-            if self._timeouts == _TIMEOUTS:
-                log.warning("%d timeouts in a row: batches of %d from now on", _TIMEOUTS, BATCH)
-            raise
-        if self._timeouts < _TIMEOUTS:
-            self._timeouts = 0
+    def __call__(self, conn: AnyConnection) -> timedelta:
+        wait = self.act(conn)
+        return self.every if wait is None else min(wait, self.every)
 
 
 class Maintenance:
-    """The acts. Each is one call that does all there is to do now, and returns when it wants to be done again."""
+    """The duties of one process. `keep` is how long jobs are kept, by state; the other parameters are explained where
+    they are used, in promoting.py and rescuing.py."""
 
     def __init__(
         self,
@@ -93,221 +89,57 @@ class Maintenance:
         kinds: Callable[[], Iterable[str] | None] = lambda: None,
         reindex: Reindex | None = None,
     ) -> None:
+        self.aside = SetAside()
         self._queries = MaintenanceQueries(schema)
-        self._keep = keep
-        self._wake = wake
-        self._rescued = rescued
-        self._reads_rescued = reads_rescued  # whether `rescued` wants more than what was changed: args, metadata
-        self._kinds = kinds  # that this process knows; None is every kind
         self._workers = WorkerQueries(schema)
         self._books = Bookkeeping(schema)
-        self._rescue_batches = Batches()
-        self._prune_batches = Batches()
-        self._promoted: dict[str, int] = {}
-        self.aside = SetAside()
-        self._unworkable = Unworkable(ExecutionQueries(schema), self.aside)
-        self._pruning = Pruning(schema, self._unworkable)
-        self.duties: dict[str, Callable[[AnyConnection], timedelta]] = {
-            "promote": self.promote,
-            "rescue": self.rescue,
-            "prune": self.prune,
-            "workers": self.forget_workers,
-        }
-        self._reindex = reindex
-        self._afterwards: list[Callable[[], None]] = []  # what a duty does when its time has been moved on
+        unworkable = Unworkable(ExecutionQueries(schema), self.aside)
+        promoter = Promoter(self._queries, unworkable, wake)
+        rescuer = Rescuer(self._queries, unworkable, kinds=kinds, on_rescued=rescued, reads_rescued=reads_rescued)
+        pruner = Pruner(self._queries, ObserveQueries(schema), unworkable, keep)
+        duties = [
+            Duty("promote", promoter.promote, PROMOTE_EVERY, urgent=True, after_commit=promoter.wake_workers),
+            # it yields to other processes: they may know kinds of jobs that this one must leave
+            Duty("rescue", rescuer.rescue, timedelta(seconds=1), urgent=True, yields=timedelta(seconds=0.5)),
+            Duty("prune", pruner.prune, timedelta(seconds=30)),
+            Duty("workers", self._prune_workers, timedelta(seconds=30)),
+        ]
         if reindex is not None:
-            self.duties["indexes"] = self.rebuild_indexes
+            longest_day = timedelta(hours=25)
+            duties.append(Duty("indexes", reindex.check_time, longest_day, after_commit=reindex.start_if_time))
+        self.duties = {duty.name: duty for duty in duties}
+        self.promote, self.rescue, self.prune = (self.duties[name] for name in ("promote", "rescue", "prune"))
+        self.bring_promote_forward = promoter.bring_forward
 
-    def promote(self, conn: AnyConnection) -> timedelta:
-        """Make due jobs available; until exactly the next one is due."""
-        rows = self._selected("promote")
+    def do(self, conn: AnyConnection, name: str) -> timedelta:
+        """Do a duty if it is due and no other process is doing it. How long until this process should try it again."""
+        duty = self.duties[name]
         try:
-            self._promoted, contested, due = self._queries.promote(conn, BATCH, *rows)
-        except psycopg.Error as error:
-            self._promote_bit_by_bit(conn, rows, error)
-            return SOON
-        self._note_work("promote", self._promoted)
-        for id, queue in contested[:_ONE_BY_ONE]:
-            self._promote_contested(conn, id, queue)
-        if sum(self._promoted.values()) + len(contested) >= BATCH or len(contested) > _ONE_BY_ONE:
-            return SOON
-        if contested:  # which are due no longer
-            due = self._queries.next_due(conn, *self._selected("promote"))
-        if due is None:
-            return PROMOTE_EVERY
-        if due > SOON:
-            return min(due, PROMOTE_EVERY)
-        return _PROMOTE_AGAIN if -due > _PROMOTE_AGAIN else SOON  # due since a moment ago, or held by somebody
-
-    def _selected(self, act: str) -> tuple[Selection] | tuple[()]:
-        """What an act is to leave out, if there is anything."""
-        aside = self.aside.rows(act)
-        return (Selection(aside=aside),) if aside else ()
-
-    def _note_work(self, act: str, done: Sized) -> None:
-        if done:
-            self.aside.worked(act)
-
-    def _promote_bit_by_bit(self, conn: AnyConnection, rows: Sequence[Selection], error: psycopg.Error) -> None:
-        self._promoted = {}
-
-        def promote(ids: Sequence[int]) -> None:
-            promoted, contested, _ = self._queries.promote(conn, len(ids), Selection(among=ids))
-            for queue, jobs in promoted.items():
-                self._promoted[queue] = self._promoted.get(queue, 0) + jobs
-            for id, queue in contested if len(ids) == 1 else ():
-                self._promote_contested(conn, id, queue)
-
-        def find() -> list[Row]:
-            return self._queries.rows_to_promote(conn, BATCH, *rows)
-
-        self._unworkable.bit_by_bit(conn, Act("promote", find, promote, PROMOTE), error)
-
-    def _promote_contested(self, conn: AnyConnection, id: int, queue: str) -> None:
-        """Promote a job whose unique key a duplicate may have taken while it waited."""
-        try:
-            try:
-                state = self._queries.settle_promotion(conn, id, queue)
-            except (psycopg.errors.UniqueViolation, psycopg.errors.LockNotAvailable):  # the duplicate is being inserted
-                self._queries.postpone_promotion(conn, id, queue)
-                return
-        except psycopg.Error as error:
-            if not concerns_a_row(error):
-                raise
-            self._unworkable.deal_with(conn, "promote", (id, queue), error, PROMOTE)
-            self.aside.say("promote")
-            return
-        if state is JobState.AVAILABLE:
-            self._promoted[queue] = self._promoted.get(queue, 0) + 1
-        elif state is not None:
-            log.info("job %d discarded: another job has its unique key", id)
-
-    def rescue(self, conn: AnyConnection) -> timedelta:
-        """Finish the attempts of workers that vanished, and what is left of requests to cancel attempts that ended.
-
-        An attempt counts, with an error that says so, and the job is tried again after 1 s, the next time after 2 s,
-        up to a minute; or discarded, if that was its last one. But if its worker ran other jobs as well, any of them
-        may be to blame: then a job that never failed before gets its attempt back, twice at most. So what kills its
-        process is started `max_attempts` times when it is alone, and twice more when it never is. A last attempt of a
-        kind that this process does not know is left for a day to one that does.
-        """
-        with self._rescue_batches.next() as batch:
-            jobs = self._rescue(conn, batch)
-            cancelled, settled = self._settle_requests(conn, batch)
-        for job in jobs:
-            count = f"attempt {job.attempt} counts" if job.token else "as it ran others too, the attempt is given back"
-            log.warning("job %d rescued: its worker vanished; %s; now %s", job.id, count, job.state)
-            self._tell_of(conn, job)
-        if cancelled:
-            log.info("%d jobs cancelled whose attempt ended while that was being asked for", cancelled)
-        return SOON if jobs.more or max(len(jobs), settled) >= batch else _RESCUE_EVERY
-
-    def _rescue(self, conn: AnyConnection, batch: int) -> Rescued:
-        rows, kinds = self._selected("rescue"), self._kinds()
-        try:
-            jobs = self._queries.rescue(conn, batch, RESCUE_GRACE, kinds, *rows)
-        except psycopg.Error as error:
-            jobs = Rescued()
-            jobs.more = True
-
-            def rescue(ids: Sequence[int]) -> None:
-                jobs.extend(self._queries.rescue(conn, len(ids), RESCUE_GRACE, kinds, Selection(among=ids)))
-
-            def find() -> list[Row]:
-                return self._queries.rows_to_rescue(conn, batch, RESCUE_GRACE, kinds, *rows)
-
-            self._unworkable.bit_by_bit(conn, Act("rescue", find, rescue, RESCUE), error)
-        self._note_work("rescue", jobs)
-        return jobs
-
-    def _tell_of(self, conn: AnyConnection, job: Job[Any]) -> None:
-        """Tell of a rescued job. What it holds may be large, so it is read only for who wants it, one job at a time."""
-        if self._rescued is None:
-            return
-        if self._reads_rescued():
-            with suppress(psycopg.DataError, psycopg.ProgrammingError):
-                job = self._queries.rescued_job(conn, job.id, job.queue) or job
-        self._rescued(job)
-
-    def _settle_requests(self, conn: AnyConnection, batch: int) -> tuple[int, int]:
-        """How many jobs are cancelled, and requests dealt with."""
-        act = "cancel requests"
-        rows, cancelled, settled = self._selected(act), 0, 0
-        try:
-            return self._queries.settle_requests(conn, batch, *rows)
-        except psycopg.Error as error:
-
-            def settle(ids: Sequence[int]) -> None:
-                nonlocal cancelled, settled
-                counts = self._queries.settle_requests(conn, batch, Selection(among=ids))
-                cancelled, settled = cancelled + counts[0], settled + counts[1]
-
-            def find() -> list[Row]:
-                return self._queries.rows_to_settle(conn, batch, *rows)
-
-            self._unworkable.bit_by_bit(conn, Act(act, find, settle, CANCEL), error)
-        return cancelled, batch  # there may be more
-
-    def prune(self, conn: AnyConnection) -> timedelta:
-        """Delete what has been over for longer than it is kept."""
-        with self._prune_batches.next() as batch:
-            return SOON if self._pruning.prune(conn, self._keep, batch) else _PRUNE_EVERY
-
-    def forget_workers(self, conn: AnyConnection) -> timedelta:
-        """Remove processes that vanished from the registry."""
-        for id in self._workers.prune_workers(conn, _FORGET_AFTER):
-            log.warning("worker %s is gone: it has not said for %s that it is there", one_line(id), _FORGET_AFTER)
-        return _FORGET_EVERY
-
-    def rebuild_indexes(self, conn: AnyConnection) -> timedelta:
-        """Let the indexes be rebuilt if it is their time of the day: once in a day by one process. When nobody was
-        there at that time, not until the next one.
-
-        A rebuild is no part of a transaction. It begins when the duty's time has been moved on and that is committed,
-        so that nobody else begins one.
-        """
-        assert self._reindex is not None
-        now = self._queries.current_time(conn)
-        if is_time(self._reindex.at, now):
-            self._afterwards.append(self._reindex.start)
-        return next_time(self._reindex.at, now) - now
-
-    def do(self, conn: AnyConnection, duty: str) -> timedelta:
-        """Do a duty if it is due and nobody else is at it; how long until it is due again."""
-        try:
-            longest = _LONGEST_OF_INDEXES if duty == "indexes" else _LONGEST
-            remaining = self._queries.begin_duty(conn, duty, longest)
-        except DutyMissing:  # somebody has emptied the table
+            remaining = self._queries.begin_duty(conn, name, max(duty.every, _LONGEST_WAIT))
+        except DutyMissing:
             self._books.put_back_duties(conn, self._books.missing_duties(conn))
-            return SOON
-        if remaining is None:  # somebody else is at it
-            return AT_LEAST_EVERY
-        if remaining > SOON:
-            return min(remaining + _EARLY, AT_LEAST_EVERY if duty in URGENT else _SELDOM)
-        self._afterwards.clear()
-        after = self.duties[duty](conn)
-        said, exact = time.monotonic(), SOON < after < AT_LEAST_EVERY
-        self._queries.end_duty(conn, duty, max(SOON, after - _EARLY) if exact else after)
-        for act in self._afterwards:
-            act()
-        self._wake_promoted()  # not before others can see them
-        if exact:
-            after = max(SOON, after - timedelta(seconds=time.monotonic() - said))
-        return after + _STAND_BACK * random() if duty == "rescue" else after
+            return NOW
+        if remaining is None:
+            return LOOK_EVERY
+        if remaining > NOW:
+            return min(remaining + _EARLY, LOOK_EVERY if duty.urgent else LOOK_SELDOM)
+        wait = duty(conn)
+        done_at, is_exact = time.monotonic(), NOW < wait < LOOK_EVERY
+        self._queries.end_duty(conn, name, max(NOW, wait - _EARLY) if is_exact else wait)
+        duty.after_commit()
+        if is_exact:
+            wait = max(NOW, wait - timedelta(seconds=time.monotonic() - done_at))
+        return wait + duty.yields * random()
 
-    def _wake_promoted(self) -> None:
-        promoted, self._promoted = self._promoted, {}
-        for queue, jobs in promoted.items():
-            self._wake(queue, jobs)
+    def anything_due(self, conn: AnyConnection) -> set[str]:
+        """The urgent duties that have something to do now, or will before this process looks again."""
+        return self._queries.anything_due(conn, IDLE_LOOK_EVERY + PROMOTE_EVERY)
 
-    def glance(self, conn: AnyConnection) -> set[str]:
-        """Those of the duties of every second that would find anything."""
-        return self._queries.glance(conn, GLANCE_EVERY + PROMOTE_EVERY)
+    def postpone(self, conn: AnyConnection, name: str) -> None:
+        """Move the time of a duty on that has failed, so that not every process tries it at once."""
+        self._queries.postpone_duty(conn, name, AFTER_FAILURE)
 
-    def hurry(self, conn: AnyConnection) -> None:
-        """A job was enqueued that is due before the next promote was to be."""
-        self._queries.hurry_promote(conn)
-
-    def postpone(self, conn: AnyConnection, duty: str) -> None:
-        """After a failure: move the duty's time on, so that not every process tries it hot."""
-        self._queries.postpone_duty(conn, duty, AFTER_FAILURE)
+    def _prune_workers(self, conn: AnyConnection) -> None:
+        """Delete the rows of processes that vanished."""
+        for id in self._workers.prune_workers(conn, _WORKER_GONE_AFTER):
+            log.warning("worker %s is gone: no heartbeat for %s", one_line(id), _WORKER_GONE_AFTER)

@@ -1,9 +1,12 @@
-"""The work of the duty `prune`: deletes jobs that have been over for longer than they are kept.
+"""The act of the duty `prune`: deletes jobs that ended longer ago than they are kept.
 
-If no queue has a retention of its own, a batch is the oldest jobs of a state, which the index on the state and the end
-of a job gives. If a queue is kept for longer or shorter than the others, that index also holds the jobs of other
-queues, which may be millions. Then each pass goes on reading the index from where it stopped, a batch of jobs at a
-time. Once an hour it begins anew, for jobs that were locked, or whose end was committed much later than it was written.
+How long jobs are kept is a list of rules, one per state, and one per state and queue where a queue has a retention of
+its own. There are two ways to find the jobs of a rule:
+
+- If no queue has its own retention, they are the oldest jobs of a state: the first ones in the index on state and end.
+- Otherwise the same index also has jobs of other queues, which stay and may be millions. So each batch reads on from
+  where the last one stopped. Once an hour it starts again, for jobs that were locked then, and for jobs whose end was
+  committed much later than it was written.
 """
 
 from __future__ import annotations
@@ -11,133 +14,115 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 import psycopg
 
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.execution.set_aside import concerns_a_row
 from pgjobs.execution.unworkable import MOST_TRIES, Act, Row, Unworkable
-from pgjobs.maintenance.queries import MaintenanceQueries, PrunePart, Selection
+from pgjobs.maintenance.batch_size import BatchSize
+from pgjobs.maintenance.queries import START, MaintenanceQueries, Position, RetentionRule, Selection
 from pgjobs.observe.queries import ObserveQueries
 from pgjobs.states import JobState
 
-_ANEW_EVERY = 3600.0  # seconds
-_OVERLAP = timedelta(minutes=1)  # by which a pass goes back: the end of a job is written before it is committed
-
-
-@dataclass(frozen=True, slots=True)
-class Pass:
-    """The jobs of a state that go after a time: of one queue, or of all but some."""
-
-    state: JobState
-    keep: timedelta
-    queue: str | None = None
-    others: tuple[str, ...] = ()
-
-    @property
-    def is_simple(self) -> bool:
-        return self.queue is None and not self.others
-
-    @property
-    def name(self) -> str:
-        return f"prune {self.state}" if self.queue is None else f"prune {self.state} of queue {self.queue}"
+_RESTART_EVERY = 3600.0  # seconds
+_OVERLAP = timedelta(minutes=1)  # reread at the end of the index: the end of a job is written before it is committed
 
 
 @dataclass(slots=True)
-class Place:
-    """How far a pass has read the index, in this process."""
+class _Scan:
+    """How far the index was read for a rule, in this process."""
 
-    ended_at: datetime | None = None
-    id: int = 0
-    began: float = field(default_factory=time.monotonic)
-    is_through: bool = False
+    position: Position = START
+    started_at: float = field(default_factory=time.monotonic)
+    at_end: bool = False
 
 
-class Pruning:
-    """Deletes what has been over for longer than it is kept."""
+class Pruner:
+    """`keep` is how long jobs are kept, by state, in queues without their own retention; None is for ever."""
 
-    def __init__(self, schema: str, unworkable: Unworkable) -> None:
-        self._queries = MaintenanceQueries(schema)
+    def __init__(
+        self,
+        queries: MaintenanceQueries,
+        observe: ObserveQueries,
+        unworkable: Unworkable,
+        keep: Mapping[JobState, timedelta | None],
+    ) -> None:
+        self._queries = queries
+        self._observe = observe
         self._unworkable = unworkable
-        self._observe = ObserveQueries(schema)
-        self._places: dict[Pass, Place] = {}
+        self._keep = keep
+        self._batch_size = BatchSize()
+        self._scans: dict[RetentionRule, _Scan] = {}
 
-    def prune(self, conn: AnyConnection, keep: Mapping[JobState, timedelta | None], batch: int) -> bool:
-        """Do a batch of each pass; `keep` is what holds for queues that say nothing. Whether to go on at once."""
-        passes = self._passes(conn, keep)
-        self._places = {which: self._places.get(which, Place()) for which in passes}
-        return any([self._prune(conn, which, batch) for which in passes])
+    def prune(self, conn: AnyConnection) -> timedelta | None:
+        """Delete a batch of the jobs of each rule. Zero if there may be more, None if not."""
+        rules = self._rules(conn)
+        self._scans = {rule: self._scans.get(rule, _Scan()) for rule in rules}
+        with self._batch_size.next() as batch:
+            more = any([self._prune(conn, rule, batch) for rule in rules])
+        return timedelta(0) if more else None
 
-    def _passes(self, conn: AnyConnection, keep: Mapping[JobState, timedelta | None]) -> list[Pass]:
+    def _rules(self, conn: AnyConnection) -> list[RetentionRule]:
         own = self._observe.own_retention(conn)
         general = [
-            Pass(state, kept, others=tuple(queue for queue, of, _ in own if of == state))
-            for state, kept in keep.items()
+            RetentionRule(state, kept, other_queues=tuple(queue for queue, of, _ in own if of == state))
+            for state, kept in self._keep.items()
             if kept is not None
         ]
-        return general + [Pass(state, kept, queue) for queue, state, kept in own if kept < timedelta.max]
+        return general + [RetentionRule(state, kept, queue) for queue, state, kept in own if kept < timedelta.max]
 
-    def _prune(self, conn: AnyConnection, which: Pass, batch: int) -> bool:
-        """Do a batch of a pass, without the rows that may not be deleted now; whether to go on at once."""
-        act = which.name
+    def _prune(self, conn: AnyConnection, rule: RetentionRule, batch: int) -> bool:
+        """Delete a batch of the jobs of a rule. If a row stops the statement, delete the others. Returns whether there
+        may be more."""
+        act = f"prune {rule.state}" if rule.queue is None else f"prune {rule.state} of queue {rule.queue}"
         rows = Selection(aside=self._unworkable.aside.rows(act))
         try:
-            return self._do(conn, which, batch, rows)
+            if _is_simple(rule):
+                return self._queries.prune(conn, rule, batch, rows) >= batch
+            return self._read_on(conn, rule, batch, rows)
         except psycopg.Error as error:
 
             def prune(ids: Sequence[int]) -> None:
-                self._prune_among(conn, which, ids)
+                self._queries.prune(conn, rule, len(ids), Selection(among=ids))
 
             def find() -> list[Row]:
-                if which.is_simple:
-                    return self._queries.rows_to_prune(conn, which.state, which.keep, batch, rows)
-                return self._queries.rows_to_prune_part(conn, self._part(which), batch, rows)
+                if _is_simple(rule):
+                    return self._queries.rows_to_prune(conn, rule, batch, rows)
+                return self._queries.rows_to_prune_after(conn, rule, self._scans[rule].position, batch, rows)
 
             try:
                 self._unworkable.bit_by_bit(conn, Act(act, find, prune, None), error)
             except psycopg.Error as common:
                 if not concerns_a_row(common):
                     raise
-                return self._prune_some(conn, which) > 0
+                return self._prune_some(conn, rule) > 0
         return True
 
-    def _do(self, conn: AnyConnection, which: Pass, batch: int, rows: Selection) -> bool:
-        if which.is_simple:
-            return self._queries.prune(conn, which.state, which.keep, batch, rows) >= batch
-        return self._read_on(conn, which, batch, rows)
-
-    def _prune_some(self, conn: AnyConnection, which: Pass) -> int:
-        """Delete some jobs in no order, since the first in order must all stay. How many were deleted."""
+    def _prune_some(self, conn: AnyConnection, rule: RetentionRule) -> int:
+        """Delete some jobs in no order, because none of the oldest can be deleted. How many were deleted."""
         deleted = 0
-        for id, _ in self._queries.some_jobs_to_prune(
-            conn, which.state, which.keep, MOST_TRIES, queue=which.queue, others=which.others
-        ):
+        for id, _ in self._queries.some_jobs_to_prune(conn, rule, MOST_TRIES):
             try:
-                deleted += self._prune_among(conn, which, [id])
+                deleted += self._queries.prune(conn, rule, 1, Selection(among=[id]))
             except psycopg.Error as error:
                 if not concerns_a_row(error):
                     raise
         return deleted
 
-    def _prune_among(self, conn: AnyConnection, which: Pass, ids: Sequence[int]) -> int:
-        """Those with these ids: other queues, which are kept for longer, may have jobs of the same."""
-        among, queue, others = Selection(among=ids), which.queue, which.others
-        return self._queries.prune(conn, which.state, which.keep, len(ids), among, queue=queue, others=others)
-
-    def _part(self, which: Pass) -> PrunePart:
-        place = self._places[which]
-        return PrunePart(which.state, which.keep, which.queue, which.others, place.ended_at, place.id)
-
-    def _read_on(self, conn: AnyConnection, which: Pass, batch: int, rows: Selection) -> bool:
-        place = self._places[which]
-        if place.is_through and time.monotonic() - place.began >= _ANEW_EVERY:
-            place = self._places[which] = Place()
-        seen, last = self._queries.prune_part(conn, self._part(which), batch, rows)
-        if last is not None:
-            place.ended_at, place.id = last
+    def _read_on(self, conn: AnyConnection, rule: RetentionRule, batch: int, rows: Selection) -> bool:
+        scan = self._scans[rule]
+        if scan.at_end and time.monotonic() - scan.started_at >= _RESTART_EVERY:
+            scan = self._scans[rule] = _Scan()
+        seen, scan.position = self._queries.prune_after(conn, rule, scan.position, batch, rows)
         if seen < batch:
-            place.is_through = True
-            if last is not None:
-                place.ended_at, place.id = last[0] - _OVERLAP, 0
+            scan.at_end = True
+            ended_at, _ = scan.position
+            if seen and ended_at is not None:
+                scan.position = (ended_at - _OVERLAP, 0)
         return seen >= batch
+
+
+def _is_simple(rule: RetentionRule) -> bool:
+    return rule.queue is None and not rule.other_queues

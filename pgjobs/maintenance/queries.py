@@ -1,4 +1,4 @@
-"""One method per statement of the duties, connection first."""
+"""The statements of the duties, one method each."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pgjobs.db import statements
 from pgjobs.db.channel import channel
 from pgjobs.db.cursors import AnyConnection, act, answers, literal_cursor, one, rollback
 from pgjobs.db.rows import as_job
-from pgjobs.interval import instant, span
+from pgjobs.interval import span
 from pgjobs.job import Job, JobState
 
 
 class DutyMissing(LookupError):
-    """The table of duties has no row of this one: somebody has emptied it."""
+    """The table `maintenance` has no row for this duty: the table was emptied."""
 
 
 class Selection(NamedTuple):
-    """Which rows an act leaves out, by their ids, and which it is restricted to."""
+    """Restricts a statement of a duty to rows, by their ids: not those `aside`, and only those `among`."""
 
     aside: Sequence[int] | None = None
     among: Sequence[int] | None = None
@@ -35,25 +35,35 @@ class Selection(NamedTuple):
 ALL_ROWS = Selection()
 
 
-class PrunePart(NamedTuple):
-    """Which jobs that are over are looked at: those that ended in a state longer ago than `keep`, from a place in the
-    index on; and which of them are deleted: those of a queue, or of all queues but some."""
+class RetentionRule(NamedTuple):
+    """Jobs that ended in `state` are deleted after `keep`: the jobs of `queue`, or those of all queues but
+    `other_queues`."""
 
     state: JobState
     keep: timedelta
-    queue: str | None
-    others: Sequence[str]
-    after: datetime | None
-    after_id: int
+    queue: str | None = None
+    other_queues: tuple[str, ...] = ()
 
     def values(self, batch: int, rows: Selection) -> dict[str, Any]:
-        return {**self._asdict(), "others": list(self.others), "batch": batch, **rows.values}
+        return {
+            "state": self.state,
+            "keep": self.keep,
+            "queue": self.queue,
+            "others": list(self.other_queues),
+            "batch": batch,
+            **rows.values,
+        }
+
+
+#: A position in the index on the ends of jobs: the end and the id of the last job that was read; None: none yet.
+Position = tuple[datetime | None, int]
+START: Position = (None, 0)
 
 
 class Rescued(list[Job[Any]]):
-    """The jobs that a rescue has finished."""
+    """The jobs whose attempts a rescue has finished."""
 
-    more = False  # whether it has left some for the next time
+    more = False  # whether there are more to rescue
 
 
 class MaintenanceQueries:
@@ -62,17 +72,16 @@ class MaintenanceQueries:
     def __init__(self, schema: str) -> None:
         self.schema = schema
         self.channel = channel(schema)
-        self._maintain = statements.load("maintenance.sql", schema)
+        self._sql = statements.load("maintenance.sql", schema)
 
     def begin_duty(self, conn: AnyConnection, duty: str, longest: timedelta = timedelta(hours=25)) -> timedelta | None:
-        """Lock a duty in a transaction that stays open if the duty is due, also if it says to be for longer than
-        `longest`.
+        """Begin a transaction and lock the row of a duty. Returns how long until the duty is due.
 
-        How long until it is due, zero or less for now; None: somebody else is at it. Raises DutyMissing when there is
-        no row of the duty.
+        If that is zero or less, the duty is due and the transaction stays open. None: another process does the duty
+        now. A time further away than `longest` is wrong, and counts as due. Raises DutyMissing if there is no row.
         """
         with literal_cursor(conn) as cur:
-            cur.execute(self._maintain["begin_duty"], {"duty": duty, "longest": longest})
+            cur.execute(self._sql["begin_duty"], {"duty": duty, "longest": longest})
             (((microseconds, known),),) = answers(cur)
         remaining = span(microseconds)
         if remaining is None or remaining > timedelta(0):
@@ -82,56 +91,51 @@ class MaintenanceQueries:
         return remaining
 
     def end_duty(self, conn: AnyConnection, duty: str, after: timedelta) -> None:
-        """Move the duty's time on and commit."""
+        """Set when the duty is due again, and commit."""
         with literal_cursor(conn) as cur:
-            cur.execute(self._maintain["end_duty"], {"duty": duty, "after": after})
-
-    def current_time(self, conn: AnyConnection) -> datetime:
-        with literal_cursor(conn) as cur:
-            cur.execute(self._maintain["current_time"])
-            return instant(one(cur)[0])
+            cur.execute(self._sql["end_duty"], {"duty": duty, "after": after})
 
     def postpone_duty(self, conn: AnyConnection, duty: str, after: timedelta) -> None:
+        """Set when a duty that has failed is due again."""
         with literal_cursor(conn) as cur:
-            cur.execute(self._maintain["postpone_duty"], {"duty": duty, "after": after})
+            cur.execute(self._sql["postpone_duty"], {"duty": duty, "after": after})
 
-    def glance(self, conn: AnyConnection, soon: timedelta) -> set[str]:
-        """Whether `promote` and `rescue` would find anything."""
+    def anything_due(self, conn: AnyConnection, soon: timedelta) -> set[str]:
+        """The duties of `promote` and `rescue` that have something to do now or within `soon`."""
         with literal_cursor(conn) as cur:
-            cur.execute(self._maintain["glance"], {"soon": soon})
+            cur.execute(self._sql["anything_due"], {"soon": soon})
             promote, rescue = one(cur)
             return {duty for duty, wanted in (("promote", promote), ("rescue", rescue)) if wanted}
 
-    def hurry_promote(self, conn: AnyConnection) -> None:
-        """Let the duty be done when the next job is due, if that is sooner than it was to be."""
+    def bring_promote_forward(self, conn: AnyConnection) -> None:
+        """Make the duty `promote` due when the next job is due, if that is earlier."""
         with literal_cursor(conn) as cur:
-            cur.execute(self._maintain["hurry_promote"])
+            cur.execute(self._sql["bring_promote_forward"])
 
     def promote(
         self, conn: AnyConnection, batch: int, rows: Selection = ALL_ROWS
     ) -> tuple[dict[str, int], list[tuple[int, str]], timedelta | None]:
-        """Make due jobs available; how many per queue, id and queue of those that a duplicate may be in the way of, and
-        how
-        long until the next waiting job is due."""
+        """Make due jobs available. Returns how many jobs of each queue; the jobs (id and queue) that were left because
+        another job may have taken their unique key; and how long until the next waiting job is due."""
         values = {"batch": batch, "channel": self.channel, **rows.values}
-        found, [(due,)] = act(conn, self._maintain["promote"], values)
+        found, [(due,)] = act(conn, self._sql["promote"], values)
         promoted = {queue: jobs for queue, jobs, id, *_ in found if id is None}
         return promoted, [(id, queue) for queue, _, id, *_ in found if id is not None], span(due)
 
     def settle_promotion(self, conn: AnyConnection, id: int, queue: str) -> JobState | None:
-        """Make one available, or discard it if its duplicate has its key; raises when that cannot be told yet. None:
-        there
-        is nothing to settle any more."""
+        """Make one job available, or discard it if another job has its unique key. Returns the new state, or None if
+        the job no longer waits. Raises if a transaction is still inserting the other job."""
         values = {"id": id, "queue": queue, "channel": self.channel}
-        (rows,) = act(conn, self._maintain["settle_promotion"], values)
+        (rows,) = act(conn, self._sql["settle_promotion"], values)
         return JobState(rows[0][0]) if rows else None
 
     def postpone_promotion(self, conn: AnyConnection, id: int, queue: str) -> None:
-        act(conn, self._maintain["postpone_promotion"], {"id": id, "queue": queue})
+        """Make a job due a second later."""
+        act(conn, self._sql["postpone_promotion"], {"id": id, "queue": queue})
 
     def next_due(self, conn: AnyConnection, rows: Selection = ALL_ROWS) -> timedelta | None:
         """How long until the next waiting job is due."""
-        [[(due,)]] = act(conn, self._maintain["next_due"], rows.values)
+        [[(due,)]] = act(conn, self._sql["next_due"], rows.values)
         return span(due)
 
     def rescue(
@@ -142,11 +146,11 @@ class MaintenanceQueries:
         kinds: Iterable[str] | None = None,
         rows: Selection = ALL_ROWS,
     ) -> Rescued:
-        """Finish the attempts of workers that vanished; the jobs as they are now, without a token where the attempt was
-        given back, and without their args, metadata and earlier errors. Last attempts of other kinds than these are
-        left to others; None is every kind."""
+        """Finish the attempts of workers that vanished. Returns the jobs as they are now, without their args, metadata
+        and earlier errors, and without a token if the attempt was excused. `kinds` are the kinds that this process
+        knows, None is every kind; a last attempt of another kind is left to other processes."""
         values = self._rescue_values(batch, grace, kinds, rows)
-        (found,) = act(conn, self._maintain["rescue"], values)
+        (found,) = act(conn, self._sql["rescue"], values)
         rescued = Rescued(as_job(row) for row in found)
         rescued.more = bool(found) and bool(found[0][-1])
         return rescued
@@ -157,80 +161,64 @@ class MaintenanceQueries:
         return {"batch": batch, "grace": grace, "kinds": None if kinds is None else list(kinds), **rows.values}
 
     def rescued_job(self, conn: AnyConnection, id: int, queue: str) -> Job[Any] | None:
-        """A job that was just rescued; without what of it is larger than a few megabytes."""
+        """A job that was just rescued. Values larger than a few megabytes are empty."""
         with literal_cursor(conn) as cur:
-            cur.execute(self._maintain["rescued_job"], {"id": id, "queue": queue})
+            cur.execute(self._sql["rescued_job"], {"id": id, "queue": queue})
             row = cur.fetchone()
             return as_job(row) if row else None
 
     def settle_requests(self, conn: AnyConnection, batch: int, rows: Selection = ALL_ROWS) -> tuple[int, int]:
-        """Apply, pass on or drop requests to cancel attempts that are over: how many jobs are cancelled, requests dealt
-        with."""
-        [[(cancelled, settled)]] = act(conn, self._maintain["settle_requests"], {"batch": batch, **rows.values})
+        """Settle the requests to cancel attempts that have ended. Returns how many jobs were cancelled, and how many
+        requests were settled."""
+        [[(cancelled, settled)]] = act(conn, self._sql["settle_requests"], {"batch": batch, **rows.values})
         return cancelled, settled
 
-    def prune(
-        self,
-        conn: AnyConnection,
-        state: JobState,
-        keep: timedelta,
-        batch: int,
-        rows: Selection = ALL_ROWS,
-        *,
-        queue: str | None = None,
-        others: Sequence[str] = (),
-    ) -> int:
-        """Delete jobs that ended in this state longer ago than `keep`, of a queue or of all but some; how many."""
-        values = {"state": state, "keep": keep, "batch": batch, "queue": queue, "others": list(others), **rows.values}
-        [[(deleted,)]] = act(conn, self._maintain["prune"], values)
+    def prune(self, conn: AnyConnection, rule: RetentionRule, batch: int, rows: Selection = ALL_ROWS) -> int:
+        """Delete the oldest jobs that a rule lets go; how many."""
+        [[(deleted,)]] = act(conn, self._sql["prune"], rule.values(batch, rows))
         return deleted  # type: ignore[no-any-return]
 
-    def prune_part(
-        self, conn: AnyConnection, part: PrunePart, batch: int, rows: Selection = ALL_ROWS
-    ) -> tuple[int, tuple[datetime, int] | None]:
-        """Look at the next jobs that ended in a state longer ago than they are kept, and delete those of the queue, or
-        of all but the others; how many were looked at, and when the last of them ended, with its id."""
-        [[(seen, ended_at, id, _)]] = act(conn, self._maintain["prune_part"], part.values(batch, rows))
-        return seen, None if ended_at is None else (ended_at, id)
+    def prune_after(
+        self, conn: AnyConnection, rule: RetentionRule, after: Position, batch: int, rows: Selection = ALL_ROWS
+    ) -> tuple[int, Position]:
+        """Read the next jobs of all queues that ended in the state of the rule, and delete those that it lets go.
+        Returns how many were read, and the new position."""
+        [[(seen, ended_at, id, _)]] = act(conn, self._sql["prune_after"], _values_after(rule, after, batch, rows))
+        return seen, after if ended_at is None else (ended_at, id)
 
-    def rows_to_prune_part(
-        self, conn: AnyConnection, part: PrunePart, batch: int, rows: Selection = ALL_ROWS
-    ) -> list[tuple[int, str]]:
-        return _rows(conn, self._maintain["rows_to_prune_part"], part.values(batch, rows))
-
-    def some_jobs_to_prune(
-        self,
-        conn: AnyConnection,
-        state: JobState,
-        keep: timedelta,
-        batch: int,
-        *,
-        queue: str | None = None,
-        others: Sequence[str] = (),
-    ) -> list[tuple[int, str]]:
-        """Some jobs that may be deleted, of a queue or of all but some: id and queue."""
-        values = {"state": state, "keep": keep, "batch": batch, "queue": queue, "others": list(others)}
+    def some_jobs_to_prune(self, conn: AnyConnection, rule: RetentionRule, batch: int) -> list[tuple[int, str]]:
+        """Some jobs that a rule lets go, in no order: id and queue."""
         with literal_cursor(conn) as cur:
-            cur.execute(self._maintain["some_jobs_to_prune"], values)
+            cur.execute(self._sql["some_jobs_to_prune"], rule.values(batch, ALL_ROWS))
             return [(id, queue) for id, queue in cur.fetchall()]
 
+    # --- the rows that a statement above would take, as id and queue; for when it fails because of one of them
+
     def rows_to_promote(self, conn: AnyConnection, batch: int, rows: Selection = ALL_ROWS) -> list[tuple[int, str]]:
-        return _rows(conn, self._maintain["rows_to_promote"], {"batch": batch, **rows.values})
+        return _rows(conn, self._sql["rows_to_promote"], {"batch": batch, **rows.values})
 
     def rows_to_rescue(
         self, conn: AnyConnection, batch: int, grace: timedelta, kinds: Iterable[str] | None, rows: Selection = ALL_ROWS
     ) -> list[tuple[int, str]]:
-        return _rows(conn, self._maintain["rows_to_rescue"], self._rescue_values(batch, grace, kinds, rows))
+        return _rows(conn, self._sql["rows_to_rescue"], self._rescue_values(batch, grace, kinds, rows))
 
     def rows_to_settle(self, conn: AnyConnection, batch: int, rows: Selection = ALL_ROWS) -> list[tuple[int, str]]:
-        return _rows(conn, self._maintain["rows_to_settle"], {"batch": batch, **rows.values})
+        return _rows(conn, self._sql["rows_to_settle"], {"batch": batch, **rows.values})
 
     def rows_to_prune(
-        self, conn: AnyConnection, state: JobState, keep: timedelta, batch: int, rows: Selection = ALL_ROWS
+        self, conn: AnyConnection, rule: RetentionRule, batch: int, rows: Selection = ALL_ROWS
     ) -> list[tuple[int, str]]:
-        """Where no queue says anything itself."""
-        values = {"state": state, "keep": keep, "batch": batch, "queue": None, "others": [], **rows.values}
-        return _rows(conn, self._maintain["rows_to_prune"], values)
+        return _rows(conn, self._sql["rows_to_prune"], rule.values(batch, rows))
+
+    def rows_to_prune_after(
+        self, conn: AnyConnection, rule: RetentionRule, after: Position, batch: int, rows: Selection = ALL_ROWS
+    ) -> list[tuple[int, str]]:
+        return _rows(conn, self._sql["rows_to_prune_after"], _values_after(rule, after, batch, rows))
+
+
+def _values_after(rule: RetentionRule, after: Position, batch: int, rows: Selection) -> dict[str, Any]:
+    ended_at, id = after
+    return {**rule.values(batch, rows), "after": ended_at, "after_id": id}
 
 
 def _rows(conn: AnyConnection, statement: bytes, values: Mapping[str, Any]) -> list[tuple[int, str]]:

@@ -1,4 +1,9 @@
-"""The one thread that repeats the duties."""
+"""The thread of a worker pool that does the duties, ticks the schedules, and does the housekeeping of its process.
+
+It calls these its acts, and sleeps until the next act is ready or `wake` or `run_soon` is called. An idle queue should
+cost little, so before it tries urgent duties it asks, in one statement, whether they would find anything. It does not
+ask about an act that `run_soon` named, or that has said exactly when it has something to do.
+"""
 
 from __future__ import annotations
 
@@ -19,24 +24,27 @@ from pgjobs.db.cursors import AnyConnection
 from pgjobs.db.source import PoolSource
 from pgjobs.loggers import get_logger
 from pgjobs.maintenance import duties
-from pgjobs.maintenance.duties import (
-    AFTER_FAILURE,
-    SOON,
-    URGENT,
-    Maintenance,
-)
+from pgjobs.maintenance.duties import AFTER_FAILURE, NOW, Maintenance
 from pgjobs.outages import Outages
 
 log = get_logger("pgjobs.maintenance")
 
-_BESIDE_EVERY = 1.0  # seconds
-_BESIDE = "looking for jobs to cancel, and saying that this process is there,"
-_ANSWER_WITHIN = 40.0  # seconds for what is quick; the server gives each statement 30
-_SLOW_ANSWER_WITHIN = 600.0  # for duties of many statements
+_HOUSEKEEPING = "the housekeeping of this process"  # in the log
+_HOUSEKEEPING_EVERY = 1.0  # seconds
+
+# How long this thread waits for an answer of the server, in seconds.
+_ANSWER_WITHIN = 40.0  # the server gives each statement 30
+_SLOW_ANSWER_WITHIN = 600.0  # for duties that are not urgent and may take many statements
 
 
 class MaintenanceThread:
-    """Repeats the duties until it is stopped."""
+    """Repeats its acts until it is stopped.
+
+    `housekeeping` is done every second, and after `wake`. `tick` ticks the schedules; it returns how long until the
+    next tick. `at_end` is called when the thread ends. `guard` guards a connection while it is used. `listening` says
+    whether notifications of jobs that are due soon reach this process. `on_closed` is called when the source of
+    connections was closed.
+    """
 
     def __init__(
         self,
@@ -44,148 +52,153 @@ class MaintenanceThread:
         source: PoolSource,
         *,
         name: str,
-        beside: Callable[[AnyConnection], None] = lambda conn: None,
-        tick: Callable[[AnyConnection], timedelta] = lambda conn: duties.AT_LEAST_EVERY,
+        housekeeping: Callable[[AnyConnection], None] = lambda conn: None,
+        tick: Callable[[AnyConnection], timedelta] = lambda conn: duties.LOOK_EVERY,
         at_end: Callable[[], None] = lambda: None,
-        over: Callable[[Checkout], AbstractContextManager[object]] = lambda checkout: nullcontext(),
-        is_told: Callable[[], bool] = lambda: True,
+        guard: Callable[[Checkout], AbstractContextManager[object]] = lambda checkout: nullcontext(),
+        listening: Callable[[], bool] = lambda: True,
         outages: Outages | None = None,
         on_closed: Callable[[], None] = lambda: None,
     ) -> None:
         self._maintenance = maintenance
         self._acts: dict[str, Callable[[AnyConnection], timedelta]] = {
-            **{duty: partial(maintenance.do, duty=duty) for duty in maintenance.duties},
-            "tick": tick,  # no duty of one process: each looks after the schedules that it has
+            **{duty: partial(maintenance.do, name=duty) for duty in maintenance.duties},
+            "tick": tick,  # no duty: each process has schedules of its own
         }
-        self._hurried: SimpleQueue[str] = SimpleQueue()
-        self._exact: set[str] = set()  # acts that have said for which moment there is something to do
+        self._urgent = {duty.name for duty in maintenance.duties.values() if duty.urgent}
         self._source = source
-        self._beside = beside  # what concerns this process alone; called every second, and when called for
+        self._housekeeping = housekeeping
         self._at_end = at_end
-        self._over = over  # watches over a connection
-        self._on_closed = on_closed  # called when the source has no connections any more
-        self._is_told = is_told  # whether it hears of jobs that are due soon
+        self._guard = guard
+        self._listening = listening
         self._outages = outages or Outages()
-        self._called = threading.Event()
+        self._on_closed = on_closed
+        self._requested: SimpleQueue[str] = SimpleQueue()  # acts, by run_soon
+        self._exact: set[str] = set()  # acts that have said exactly when they have something to do
+        self._woken = threading.Event()
         self._stopping = False
-        self._thread = threading.Thread(target=self._repeat, name=name, daemon=True)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     def end(self) -> None:
-        """Stop after the act under way. Waits for nothing."""
+        """Let the thread end after the present act. Does not wait."""
         self._stopping = True
-        self._called.set()
+        self._woken.set()
 
     def stop(self, timeout: float | None = None) -> bool:
-        """Stop after the act under way. Says whether the thread has ended."""
+        """Let the thread end, and wait for it. Returns whether it has ended."""
         self.end()
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
     @property
     def is_current(self) -> bool:
-        """Whether this is asked on the thread itself, by a hook."""
+        """Whether the caller runs on this thread, as a hook does."""
         return self._thread is threading.current_thread()
 
-    def call(self) -> None:
-        """Something is to be looked at now."""
-        self._called.set()
+    def wake(self) -> None:
+        """Do the housekeeping now. May be called from any thread."""
+        self._woken.set()
 
-    def hurry(self, act: str) -> None:
-        """There may be something for this act before its time. May be called from any thread."""
-        self._hurried.put(act)
-        self._called.set()
+    def run_soon(self, act: str) -> None:
+        """Do an act now: it may have something to do earlier than expected. May be called from any thread."""
+        self._requested.put(act)
+        self._woken.set()
 
-    def _repeat(self) -> None:
-        due = dict.fromkeys(self._acts, 0.0)
+    def _run(self) -> None:
+        ready_at = dict.fromkeys(self._acts, 0.0)
         while not self._stopping:
-            hurried = self._taken_hurries()
-            due.update(dict.fromkeys(hurried, 0.0))
-            ready = [duty for duty, when in due.items() if when <= time.monotonic()]
-            sure = hurried | self._exact  # for these a look would only take time
-            in_vain = self._in_vain(set(ready) - sure) - sure
-            pause = duties.GLANCE_EVERY if self._is_told() else duties.AT_LEAST_EVERY
-            due.update(dict.fromkeys(in_vain, time.monotonic() + pause.total_seconds()))
-            for duty in ready:
-                if duty not in in_vain and not self._stopping:
-                    due[duty] = time.monotonic() + self._next(duty).total_seconds()
-            self._look_beside()
-            self._called.wait(max(0.0, min(*due.values(), time.monotonic() + _BESIDE_EVERY) - time.monotonic()))
-            self._called.clear()
-        with suppress(Exception):  # the rows of those who could not take their leave age out
+            requested = self._take_requested()
+            ready_at.update(dict.fromkeys(requested, 0.0))
+            ready = [act for act, at in ready_at.items() if at <= time.monotonic()]
+            idle = self._find_idle(set(ready), requested | self._exact)
+            pause = duties.IDLE_LOOK_EVERY if self._listening() else duties.LOOK_EVERY
+            ready_at.update(dict.fromkeys(idle, time.monotonic() + pause.total_seconds()))
+            for act in ready:
+                if act not in idle and not self._stopping:
+                    ready_at[act] = time.monotonic() + self._do(act).total_seconds()
+            self._do_housekeeping()
+            wake_at = min(*ready_at.values(), time.monotonic() + _HOUSEKEEPING_EVERY)
+            self._woken.wait(max(0.0, wake_at - time.monotonic()))
+            self._woken.clear()
+        with suppress(Exception):  # other processes find out by themselves that this one has gone
             self._at_end()
 
-    def _next(self, duty: str) -> timedelta:
-        """Do an act; when to do it again."""
-        after = self._attempt(duty, self._acts[duty])
-        (self._exact.add if after < duties.AT_LEAST_EVERY else self._exact.discard)(duty)
-        return after
-
-    def _in_vain(self, ready: set[str]) -> set[str]:
-        """Those of the acts that would find nothing, ready or not, so that an idle queue costs one look."""
-        if not ready.intersection(URGENT):
-            return set()
-        try:
-            with self._connection() as conn:
-                return set(URGENT) - self._maintenance.glance(conn)
-        except psycopg.Error:  # the acts will say what is wrong
-            return set()
-
-    def _taken_hurries(self) -> set[str]:
-        hurried = set()
+    def _take_requested(self) -> set[str]:
+        """The acts that run_soon named since the last call."""
+        requested = set()
         with suppress(Empty):
             while True:
-                hurried.add(self._hurried.get_nowait())
-        if "promote" in hurried:
-            self._attempt("promote", self._hurry_promote)
-        return hurried
+                requested.add(self._requested.get_nowait())
+        if "promote" in requested:
+            self._attempt("promote", self._bring_promote_forward)
+        return requested
 
-    def _hurry_promote(self, conn: AnyConnection) -> timedelta:
-        self._maintenance.hurry(conn)
-        return SOON
+    def _bring_promote_forward(self, conn: AnyConnection) -> timedelta:
+        self._maintenance.bring_promote_forward(conn)
+        return NOW
 
-    @contextmanager
-    def _connection(self, duty: str = "") -> Iterator[AnyConnection]:
-        within = _ANSWER_WITHIN if duty in ("", "promote", "rescue", "tick") else _SLOW_ANSWER_WITHIN
-        with self._source.own_checkout() as checkout, self._over(checkout), checkout.answered_within(within):
-            yield checkout.conn
-
-    def _look_beside(self) -> None:
+    def _find_idle(self, ready: set[str], certain: set[str]) -> set[str]:
+        """The urgent duties that would find nothing to do, but for those that are certain to. Asks the database only if
+        one of them is ready; the answer then holds for all."""
+        if not (ready - certain) & self._urgent:
+            return set()
         try:
             with self._connection() as conn:
-                self._beside(conn)
-            self._outages.worked(log, _BESIDE)
+                return self._urgent - self._maintenance.anything_due(conn) - certain
+        except psycopg.Error:  # the duties will fail too, and that is logged
+            return set()
+
+    def _do(self, act: str) -> timedelta:
+        """Do an act. How long until it should be done again."""
+        wait = self._attempt(act, self._acts[act])
+        (self._exact.add if wait < duties.LOOK_EVERY else self._exact.discard)(act)
+        return wait
+
+    def _do_housekeeping(self) -> None:
+        try:
+            with self._connection() as conn:
+                self._housekeeping(conn)
+            self._outages.worked(log, _HOUSEKEEPING)
         except PoolClosed:
             self._on_closed()
         except Exception as error:
             with suppress(Exception):
-                self._outages.failed(log, _BESIDE, error, f"{_BESIDE} failed")
+                self._outages.failed(log, _HOUSEKEEPING, error, f"{_HOUSEKEEPING} failed")
 
-    def _attempt(self, duty: str, act: Callable[[AnyConnection], timedelta]) -> timedelta:
-        """Do one act, whatever may come of it; when to try it again."""
+    def _attempt(self, act: str, call: Callable[[AnyConnection], timedelta]) -> timedelta:
+        """Call an act, and survive whatever it raises. How long until it should be done again."""
+        is_duty = act in self._maintenance.duties
         try:
-            with self._connection(duty) as conn:
-                after = act(conn)
-            # a tick may have found nothing to do, and written nothing
-            self._outages.worked(log, f"duty {duty}", wrote=duty in self._maintenance.duties)
-            return after
+            within = _SLOW_ANSWER_WITHIN if is_duty and act not in self._urgent else _ANSWER_WITHIN
+            with self._connection(within) as conn:
+                wait = call(conn)
+            self._outages.worked(log, f"duty {act}", wrote=is_duty)  # a tick may have had nothing to write
+            return wait
         except PoolClosed:
             self._on_closed()
             return AFTER_FAILURE
-        except Exception as error:  # the thread outlives every error of the database
+        except Exception as error:
             with suppress(Exception):  # a handler of the log that fails
-                text = f"duty {duty} failed and is tried again in {AFTER_FAILURE}"
-                if self._maintenance.aside.was_said(error):
-                    log.debug("%s: %s", text, one_line(error))
-                else:
-                    self._outages.failed(log, f"duty {duty}", error, text)
-        if duty not in self._maintenance.duties:
-            return AFTER_FAILURE
-        try:
-            with self._connection() as conn:
-                self._maintenance.postpone(conn, duty)
-        except psycopg.Error as error:
-            log.debug("duty %s could not be postponed: %s", duty, one_line(error))
+                self._log_failure(act, error)
+        if is_duty:
+            try:
+                with self._connection() as conn:
+                    self._maintenance.postpone(conn, act)
+            except psycopg.Error as error:
+                log.debug("duty %s could not be postponed: %s", act, one_line(error))
         return AFTER_FAILURE
+
+    def _log_failure(self, act: str, error: Exception) -> None:
+        text = f"duty {act} failed and is tried again in {AFTER_FAILURE}"
+        if self._maintenance.aside.was_said(error):
+            log.debug("%s: %s", text, one_line(error))
+        else:
+            self._outages.failed(log, f"duty {act}", error, text)
+
+    @contextmanager
+    def _connection(self, within: float = _ANSWER_WITHIN) -> Iterator[AnyConnection]:
+        with self._source.own_checkout() as checkout, self._guard(checkout), checkout.answered_within(within):
+            yield checkout.conn

@@ -1,1 +1,1 @@
-"""Cron: the schedules of the code and of the table, and the tick that enqueues their jobs."""
+"""Cron schedules: those in code, those in the table, and the tick that enqueues their jobs."""

@@ -1,91 +1,51 @@
-"""Asks the application for the args of a tick, in a thread of its own."""
+"""Calls the functions of schedules whose args are computed for each tick."""
 
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from datetime import datetime
+from concurrent.futures import Future
 from typing import Any
 
-from pgjobs.clean_text import error_text, forget_details, one_line
-from pgjobs.loggers import get_logger
 from pgjobs.options import EncodedJob, NewJob
 from pgjobs.schedule import Schedule
-from pgjobs.schedules.queries import DueSchedule, Move
 
-log = get_logger("pgjobs.cron")
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What code supplied for one tick: a checked job, None to skip it, or why there is none."""
-
-    row: EncodedJob | None = None
-    error: BaseException | None = None
+Encode = Callable[[NewJob[Any]], EncodedJob]
+#: The checked job of one tick, or None to skip the tick; or what the function raised.
+SuppliedJob = Future[EncodedJob | None]
 
 
-#: Asks a schedule for the job of one tick; None while there is no answer yet.
-Ask = Callable[[Schedule, datetime], Answer | None]
+class ArgsSupplier:
+    """Calls each function in a thread of its own, so that a slow or hanging function delays nothing else.
+
+    `on_supplied` is called in that thread when the job of a tick, or an error in its place, has come.
+    """
+
+    def __init__(self, encode: Encode, on_supplied: Callable[[], None], *, name: str) -> None:
+        self._encode = encode
+        self._on_supplied = on_supplied
+        self._name = name
+
+    def __call__(self, schedule: Schedule) -> SuppliedJob:
+        """Start the function of the schedule. Does not wait for it."""
+        future = SuppliedJob()
+        future.add_done_callback(lambda _: self._on_supplied())
+        threading.Thread(
+            target=compute_job,
+            args=(schedule, self._encode, future),
+            name=f"{self._name}/schedule-{schedule.name}",
+            daemon=True,
+        ).start()
+        return future
 
 
-def with_answer(seen: DueSchedule, move: Move, answer: Answer) -> Move:
-    if answer.row is not None:
-        return replace(move, row=answer.row)
-    if answer.error is None:
-        return replace(move, tick=None)
-    forget_details(answer.error)
-    log.warning("schedule %s: its tick of %s is skipped: %s", seen.name, move.tick, one_line(answer.error))
-    return replace(move, tick=None, error=f"tick of {move.tick}: {error_text(answer.error)}")
-
-
-def answer(schedule: Schedule, encode: Callable[[NewJob[Any]], EncodedJob]) -> Answer:
-    """Ask here and now, whatever the application's code does."""
+def compute_job(schedule: Schedule, encode: Encode, future: SuppliedJob) -> SuppliedJob:
+    """Call the function of the schedule in this thread; returns the future with its result."""
     try:
         job = schedule.job()
-        return Answer() if job is None else Answer(encode(job))
-    except BaseException as error:  # a sys.exit() too: it must not end a thread of ours
-        return Answer(error=error)
-
-
-class Asking:
-    """Asks schedules for their args, each in a thread of its own that ends with the answer."""
-
-    def __init__(
-        self, encode: Callable[[NewJob[Any]], EncodedJob], answered: Callable[[str], None], *, name: str
-    ) -> None:
-        self._encode = encode
-        self._answered = answered
-        self._name = name
-        self._lock = threading.Lock()
-        self._calls: dict[str, _Call] = {}
-
-    def __call__(self, schedule: Schedule, tick: datetime) -> Answer | None:
-        with self._lock:
-            call = self._calls.get(schedule.name)
-            if call is not None and call.answer is None:
-                log.warning("schedule %s: the function of its args has not answered for %.0f s", schedule.name,
-                            time.monotonic() - call.began)  # fmt: skip
-                return None
-            if call is not None:
-                del self._calls[schedule.name]
-                if (call.schedule, call.tick) == (schedule, tick):
-                    return call.answer
-            call = self._calls[schedule.name] = _Call(schedule, tick, time.monotonic())
-        threading.Thread(
-            target=self._run, args=(call,), name=f"{self._name}/schedule-{schedule.name}", daemon=True
-        ).start()
-        return None
-
-    def _run(self, call: _Call) -> None:
-        call.answer = answer(call.schedule, self._encode)
-        self._answered(call.schedule.name)
-
-
-@dataclass(slots=True)
-class _Call:
-    schedule: Schedule
-    tick: datetime
-    began: float
-    answer: Answer | None = None
+        encoded = None if job is None else encode(job)
+    except BaseException as error:  # a sys.exit() of the application must not end our thread
+        future.set_exception(error)
+    else:
+        future.set_result(encoded)
+    return future

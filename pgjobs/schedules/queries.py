@@ -22,14 +22,14 @@ from pgjobs.interval import instant, interval_text, span
 from pgjobs.options import EncodedJob
 from pgjobs.schedule import CatchUp, Schedule
 
-DEAD_AFTER = timedelta(seconds=30)  # a process that has not been heard of for so long has its schedules no more
-FORGET_AFTER = timedelta(days=30)  # a schedule that no code has had for so long
+DEAD_AFTER = timedelta(seconds=30)  # a process without a heartbeat for this long no longer has its schedules
+PRUNE_AFTER = timedelta(days=30)  # a schedule that has been in no process's code for this long is deleted
 _ERROR_LIMIT = 2000  # characters
 
 
 @dataclass(frozen=True, slots=True)
 class DueSchedule:
-    """A schedule that wants something now, as it was when that was seen."""
+    """The row of a schedule that has something to do now, as it was when it was read."""
 
     name: str
     spec: str | None
@@ -39,32 +39,32 @@ class DueSchedule:
     next_tick_at: datetime | None
     run_now_at: datetime | None
     paused: bool
-    needs_code: bool  # its args, or its kind, are not in the row
-    planned: bool  # next_tick_at is that of this spec
-    since: datetime  # what the first tick comes after, when it is not planned
+    needs_code: bool  # the row has no args: code computes them for each tick
+    planned: bool  # whether next_tick_at was computed from the present spec and zone
+    since: datetime  # if it was not: compute the first tick after this instant
     now: datetime
 
     @property
     def state(self) -> tuple[object, ...]:
-        """What must be the same still when it is moved on."""
+        """The columns that must be unchanged when a plan for this schedule is written."""
         return (self.spec, self.zone, self.next_tick_at, self.run_now_at, self.paused)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Move:
-    """What is to become of a due schedule: a job for `tick` or none, and its next tick."""
+class TickPlan:
+    """What to do with a due schedule: enqueue a job for `tick` (none if it is None), and tick next at `next`."""
 
     tick: datetime | None
     next: datetime | None
-    ran_now: bool = False
-    row: EncodedJob | None = None  # what code supplied; None: what the table has
+    ran_now: bool = False  # the tick is a run that was asked for by hand
+    job: EncodedJob | None = None  # computed by code; None: use the args and options of the row
     error: str | None = None
-    counted: datetime | None = None  # the tick that is over
+    last_tick: datetime | None = None  # for the column last_tick_at; None leaves it
 
 
 @dataclass(frozen=True, slots=True)
-class Moved:
-    """What a move did: the job that was made, if one was."""
+class TickResult:
+    """The job that a written tick has enqueued, if any."""
 
     id: int | None
     queue: str | None
@@ -80,33 +80,37 @@ class ScheduleQueries:
 
     # --- ticks
 
-    def look(
+    def due(
         self,
         conn: AnyConnection,
-        mine: Mapping[str, int],
-        aside: Sequence[str],
+        versions: Mapping[str, int],
+        left_out: Sequence[str],
         batch: int,
         *,
         only: str | None = None,
     ) -> tuple[list[DueSchedule], timedelta | None]:
-        """What wants something now, and how long until more does: of the schedules of the table, and of `mine`, which
-        code has in these versions; or of `only` one of them."""
-        values = {"mine": json.dumps(mine), "aside": list(aside), "batch": batch, "only": only}
+        """The schedules that have something to do now, and how long until another one has; of the schedules of the
+        table and of those in the code of this process, whose `versions` are given by name. `only` restricts it to one
+        schedule."""
+        values = {"versions": json.dumps(versions), "left_out": list(left_out), "batch": batch, "only": only}
         with _one_message(conn) as cur:
             cur.execute(self._sql["due_schedules"], values)
             rows, ((wait,),) = answers(cur)
             return [_due(row) for row in rows], span(wait)
 
-    def names_of_due(self, conn: AnyConnection, mine: Mapping[str, int], aside: Sequence[str], batch: int) -> list[str]:
-        """Which schedules want something now, whatever else their rows hold."""
+    def due_names(
+        self, conn: AnyConnection, versions: Mapping[str, int], left_out: Sequence[str], batch: int
+    ) -> list[str]:
+        """The names of the schedules that `due` would read; for when it fails because of what a row holds."""
         with literal_cursor(conn) as cur:
-            values = {"mine": json.dumps(mine), "aside": list(aside), "batch": batch}
+            values = {"versions": json.dumps(versions), "left_out": list(left_out), "batch": batch}
             cur.execute(self._sql["names_of_due_schedules"], values)
             return [name for (name,) in cur.fetchall()]
 
-    def move(self, conn: AnyConnection, seen: DueSchedule, move: Move) -> Moved | None:
-        """Make the job and move on; None if the schedule is no longer as it was seen, or somebody else has it."""
-        row = move.row
+    def write_tick(self, conn: AnyConnection, seen: DueSchedule, plan: TickPlan) -> TickResult | None:
+        """Enqueue the job of a plan and move the schedule on. None, and nothing is written, if the schedule has changed
+        since it was seen, or another process holds it."""
+        job = plan.job
         parameters = {
             "name": seen.name,
             "seen_next": seen.next_tick_at,
@@ -114,31 +118,32 @@ class ScheduleQueries:
             "spec": seen.spec,
             "zone": seen.zone,
             "paused": seen.paused,
-            "kind": row and row.kind,
-            "args": row and row.args,
-            "options": row and options_json(row),
-            "wanted": move.tick is not None,
-            "tick": move.tick,
-            "tick_text": move.tick and move.tick.isoformat(),
-            "next": move.next,
-            "last": move.counted,
-            "ran_now": move.ran_now,
-            "error": move.error and clean(move.error, _ERROR_LIMIT),
+            "kind": job and job.kind,
+            "args": job and job.args,
+            "options": job and options_json(job),
+            "wanted": plan.tick is not None,
+            "tick": plan.tick,
+            "tick_text": plan.tick and plan.tick.isoformat(),
+            "next": plan.next,
+            "last": plan.last_tick,
+            "ran_now": plan.ran_now,
+            "error": plan.error and clean(plan.error, _ERROR_LIMIT),
             "channel": self._channel,
         }
         with _one_message(conn) as cur:
             cur.execute(self._sql["tick"], parameters)
             (rows,) = answers(cur)
-        return Moved(*rows[0][:2]) if rows else None
+        return TickResult(*rows[0][:2]) if rows else None
 
-    def note_error(self, conn: AnyConnection, name: str, error: str) -> None:
+    def write_error(self, conn: AnyConnection, name: str, error: str) -> None:
+        """Write down why a schedule cannot tick."""
         with literal_cursor(conn) as cur:
-            cur.execute(self._sql["note_schedule_error"], {"name": name, "error": clean(error, _ERROR_LIMIT)})
+            cur.execute(self._sql["write_schedule_error"], {"name": name, "error": clean(error, _ERROR_LIMIT)})
 
-    # --- what code registers
+    # --- schedules in code
 
     def begin_registration(self, conn: AnyConnection) -> datetime:
-        """Begins; the instant that new schedules count from."""
+        """Set the bounds of the registering transaction. Returns the time: new schedules tick first after it."""
         with literal_cursor(conn) as cur:
             cur.execute(self._sql["begin_registration"])
             ((epoch,),) = answers(cur)[-1]
@@ -148,23 +153,23 @@ class ScheduleQueries:
         self,
         conn: AnyConnection,
         schedule: Schedule,
-        row: EncodedJob | None,
+        job: EncodedJob | None,
         next: datetime | None,
         scheduler: UUID,
         *,
         again: bool = False,
     ) -> None:
-        """Write down what code says; `row` is None where it supplies the args at each tick. `again` is not the start
-        of a process, at which a schedule may want to run."""
+        """Write the definition of a schedule in code. `job` is None if its args are computed for each tick. `again`
+        restores rows while the process runs: `run_on_start` does not count then."""
         parameters = {
-            "kind": row and row.kind,
+            "kind": job and job.kind,
             "spec": schedule.spec,
             "zone": schedule.zone,
-            "args": row and row.args,
-            "options": row and options_json(row),
+            "args": job and job.args,
+            "options": job and options_json(job),
             "catch_up": schedule.catch_up,
             "window": schedule.window,
-            "registered": _definition(schedule, row),
+            "registered": _definition(schedule, job),
             "name": schedule.name,
             "version": schedule.version,
             "next": next,
@@ -175,26 +180,27 @@ class ScheduleQueries:
         with literal_cursor(conn) as cur:
             cur.execute(self._sql["register_schedule"], parameters)
 
-    def say_who_has_it(self, conn: AnyConnection, scheduler: UUID, worker: str, names: Iterable[str]) -> None:
+    def register_scheduler(self, conn: AnyConnection, scheduler: UUID, worker: str, names: Iterable[str]) -> None:
+        """Write which schedules the code of this process has."""
         with literal_cursor(conn) as cur:
             cur.execute(
-                self._sql["write_scheduler"], {"scheduler": scheduler, "worker": worker, "names": sorted(names)}
+                self._sql["register_scheduler"], {"scheduler": scheduler, "worker": worker, "names": sorted(names)}
             )
 
-    def beat(self, conn: AnyConnection, scheduler: UUID, worker: str, names: Iterable[str]) -> bool:
-        """Say that this process lives and has these schedules; forget those that no code has had for long. Whether the
-        process was known."""
+    def heartbeat(self, conn: AnyConnection, scheduler: UUID, worker: str, names: Iterable[str]) -> bool:
+        """Write that this process is alive and has these schedules, and delete schedules that no code has had for long.
+        Returns whether the table still knew this process."""
         parameters = {"scheduler": scheduler, "worker": worker, "names": sorted(names)}
         with _one_message(conn) as cur:
             cur.execute(
-                self._sql["beat_scheduler"], {**parameters, "dead_after": DEAD_AFTER, "forget_after": FORGET_AFTER}
+                self._sql["scheduler_heartbeat"], {**parameters, "dead_after": DEAD_AFTER, "prune_after": PRUNE_AFTER}
             )
             (((known,),),) = answers(cur)
             return bool(known)
 
-    def leave(self, conn: AnyConnection, scheduler: UUID) -> None:
+    def deregister_scheduler(self, conn: AnyConnection, scheduler: UUID) -> None:
         with literal_cursor(conn) as cur:
-            cur.execute(self._sql["remove_scheduler"], {"scheduler": scheduler})
+            cur.execute(self._sql["deregister_scheduler"], {"scheduler": scheduler})
 
     # --- by hand
 
@@ -205,6 +211,7 @@ class ScheduleQueries:
             return now.astimezone(UTC)
 
     def rows(self, conn: AnyConnection, name: str | None = None) -> list[ScheduleRow]:
+        """All schedules by name, or the one of this name."""
         with bound_cursor(conn) as cur:
             cur.execute(self._sql["list_schedules"], {"name": name})
             return [
@@ -212,7 +219,7 @@ class ScheduleQueries:
                 for row in cur.fetchall()
             ]
 
-    # each says whether there was something to do it to
+    # each returns whether a schedule was changed
 
     def add(self, conn: AnyConnection, name: str, **columns: Any) -> bool:
         return self._change(conn, self._sql["add_schedule"], name, columns)
@@ -242,7 +249,7 @@ class ScheduleQueries:
 
 @contextmanager
 def _one_message(conn: AnyConnection) -> Iterator[LiteralCursor]:
-    """A cursor for a message that begins its transaction itself; where that fails, it ends it too."""
+    """A cursor for a message that begins and commits its own transaction; if the message fails, rolls it back."""
     with literal_cursor(conn) as cur:
         try:
             yield cur
@@ -252,28 +259,28 @@ def _one_message(conn: AnyConnection) -> Iterator[LiteralCursor]:
             raise
 
 
-def options_json(row: EncodedJob) -> str:
-    """The options of a job as a schedule keeps them, which need no args class to be read."""
+def options_json(job: EncodedJob) -> str:
+    """The options of a job as the row of a schedule has them."""
     options = {
-        "queue": row.queue,
-        "priority": row.priority,
-        "max_attempts": row.max_attempts,
-        "tags": row.tags,
-        "delay": interval_text(row.delay),
-        "pending": row.pending,
-        "uniqueness": row.unique and json.loads(row.unique.to_json()),
+        "queue": job.queue,
+        "priority": job.priority,
+        "max_attempts": job.max_attempts,
+        "tags": job.tags,
+        "delay": interval_text(job.delay),
+        "pending": job.pending,
+        "uniqueness": job.unique and json.loads(job.unique.to_json()),
     }
-    if row.scheduled_at is not None:
-        options["scheduled_at"] = row.scheduled_at.isoformat()
-    return f'{json.dumps(options)[:-1]}, "metadata": {row.metadata}}}'
+    if job.scheduled_at is not None:
+        options["scheduled_at"] = job.scheduled_at.isoformat()
+    return f'{json.dumps(options)[:-1]}, "metadata": {job.metadata}}}'
 
 
-def _definition(schedule: Schedule, row: EncodedJob | None) -> str:
-    """What the code says, to be compared with what it said before; without what a client adds to the metadata of every
-    job, which may be different in each process."""
-    options = row and {name: str(value) for name, value in vars(row).items() if name != "metadata"}
-    said = [schedule.spec, schedule.zone, schedule.catch_up, str(schedule.window), options, str(schedule.metadata)]
-    return json.dumps(said)
+def _definition(schedule: Schedule, job: EncodedJob | None) -> str:
+    """The definition in the code, to notice when the code changes. Without the metadata that a client adds to all its
+    jobs: they may differ between processes."""
+    options = job and {name: str(value) for name, value in vars(job).items() if name != "metadata"}
+    values = [schedule.spec, schedule.zone, schedule.catch_up, str(schedule.window), options, str(schedule.metadata)]
+    return json.dumps(values)
 
 
 def _due(row: Sequence[Any]) -> DueSchedule:

@@ -1,4 +1,4 @@
-"""client.schedules: the schedules that the table holds, changed by hand while everything runs."""
+"""`client.schedules`: lists and changes the schedules in the table, while worker pools run."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ Rows = list[ScheduleRow]
 
 
 class Schedules:
-    """Every schedule of a schema: those that were added here or by SQL, which any worker pool ticks, and those that
-    code registered. Each call takes a `tx` as `enqueue` does, and holds when, and only when, that commits.
+    """All schedules of a schema. Schedules added here or by SQL are ticked by any worker pool; those that the code of a
+    pool registered, by the pools that have them. Each call takes a `tx` as `enqueue` does, and takes effect when that
+    commits.
     """
 
     def __init__(
@@ -45,33 +46,34 @@ class Schedules:
             return self._queries.rows(conn)
 
     def get(self, name: str, tx: Tx = None) -> ScheduleRow | None:
-        """The schedule of this name as it is now, or None."""
+        """The schedule of this name, or None."""
         _check_name(name)
         with self._transaction(tx) as conn:
             return next(iter(self._queries.rows(conn, name)), None)
 
     def add(self, schedule: Schedule, tx: Tx = None) -> None:
-        """Add a schedule that every worker pool ticks. InvalidSchedule if the name is taken, or if it needs code:
-        what computes args or instants belongs to a worker pool, `pool.schedules.add(schedule)`."""
+        """Add a schedule that any worker pool ticks. Raises InvalidSchedule if the name is taken, or if the schedule
+        computes its args or its ticks by a function: such a schedule belongs to a worker pool,
+        `pool.schedules.add(schedule)`."""
         if not isinstance(schedule, Schedule):
             raise InvalidSchedule(f"schedule is a Schedule(...), not {shown(schedule)}")
         if schedule.computed or schedule.spec is None:
             raise InvalidSchedule(
-                f"schedule {schedule.name!r} is supplied by code, which only a worker pool runs: "
-                "WorkerPool(client, work_map, cron=[...]), or pool.schedules.add(schedule)"
+                f"schedule {schedule.name!r} computes its args or ticks by a function, which only a worker pool can "
+                "call: use WorkerPool(client, work_map, cron=[...]), or pool.schedules.add(schedule)"
             )
         job = schedule.job()
         assert job is not None
-        row = self._encode(job)
+        new = self._encode(job)
         with self._transaction(tx) as conn:
             added = self._queries.add(
                 conn,
                 schedule.name,
-                kind=row.kind,
+                kind=new.kind,
                 spec=schedule.spec,
                 zone=schedule.zone,
-                args=row.args,
-                options=options_json(row),
+                args=new.args,
+                options=options_json(new),
                 catch_up=schedule.catch_up,
                 window=schedule.window,
                 version=schedule.version,
@@ -92,9 +94,9 @@ class Schedules:
         catch_up: CatchUp | None = None,
         window: timedelta | EllipsisType | None = ...,
     ) -> ScheduleRow:
-        """Change a schedule; what is not given stays. `args` is an args instance or a NewJob, and brings the options of
-        the jobs with it. Another spec or zone has another next tick. What code registered stays changed until the code
-        itself says something else."""
+        """Change a schedule. A parameter that is left out changes nothing. `args` is an args instance or a NewJob, and
+        replaces the options of the jobs too. A new spec or zone gives a new next tick. A change to a schedule that code
+        registered lasts until the code defines it differently."""
         _check_name(name)
         if spec is not None:
             parse(spec, name=name)
@@ -102,24 +104,24 @@ class Schedules:
             time_zone(zone)
         if window is not ...:
             check_window(window)
-        row = None if args is None else self._encode(args if isinstance(args, NewJob) else NewJob(args))
+        new = None if args is None else self._encode(args if isinstance(args, NewJob) else NewJob(args))
         if catch_up is not None:
             check_catch_up(catch_up)
         with self._transaction(tx) as conn:
             before = next(iter(self._queries.rows(conn, name)), None)
             if before is None:
                 raise ScheduleNotFound(name)
-            meant = before.spec if spec is None else str(spec)
-            place = before.zone if zone is None else time_zone(zone).key
-            ticks = None if meant is None else parse(meant, zone=place, name=name)
+            new_spec = before.spec if spec is None else str(spec)
+            new_zone = before.zone if zone is None else time_zone(zone).key
+            ticks = None if new_spec is None else parse(new_spec, zone=new_zone, name=name)
             self._queries.change(
                 conn,
                 name,
-                kind=row and row.kind,
+                kind=new and new.kind,
                 spec=None if spec is None else str(ticks),
-                zone=place,
-                args=row and row.args,
-                options=row and options_json(row),
+                zone=new_zone,
+                args=new and new.args,
+                options=new and options_json(new),
                 catch_up=catch_up,
                 set_window=window is not ...,
                 window=None if window is ... else check_window(window),
@@ -128,27 +130,26 @@ class Schedules:
             return after
 
     def pause(self, name: str, tx: Tx = None) -> None:
-        """Let its ticks go by, until it is resumed. They are not made up then."""
-        self._must(name, tx, self._queries.pause)
+        """Enqueue no jobs at its ticks until it is resumed. The ticks of the pause are not made up."""
+        self._apply(name, tx, self._queries.pause)
 
     def resume(self, name: str, tx: Tx = None) -> None:
-        """Let it tick again."""
-        self._must(name, tx, self._queries.resume)
+        """End a pause."""
+        self._apply(name, tx, self._queries.resume)
 
     def run_now(self, name: str, tx: Tx = None) -> None:
-        """Let it enqueue its job once more, at once, whenever its next tick is and also while it is paused. The worker
-        pools do that, those whose code has it where code supplies the args. Asking twice before it has happened is
-        asking once."""
-        self._must(name, tx, self._queries.run_now)
+        """Enqueue its job once, now, also while it is paused; its next tick stays. A worker pool does this, so one must
+        run; if the args are computed, a pool whose code has the schedule. Two calls before that enqueue one job."""
+        self._apply(name, tx, self._queries.run_now)
 
     def remove(self, name: str, tx: Tx = None) -> bool:
-        """Remove it, for everybody; says whether there was one. What is in the code of a worker pool comes back when
-        that starts again."""
+        """Remove it from the table. Returns whether there was one. A worker pool with the schedule in its code adds it
+        again when it starts."""
         _check_name(name)
         with self._transaction(tx) as conn:
             return self._queries.remove(conn, name)
 
-    def _must(self, name: str, tx: Tx, act: Callable[[AnyConnection, str], bool]) -> None:
+    def _apply(self, name: str, tx: Tx, act: Callable[[AnyConnection, str], bool]) -> None:
         _check_name(name)
         with self._transaction(tx) as conn:
             if not act(conn, name):
@@ -156,5 +157,5 @@ class Schedules:
 
 
 def _check_name(name: object) -> None:
-    """Any text that the table can hold: a schedule may have been made by SQL, under a name that code may not use."""
+    """Any text that the table can hold is allowed: SQL may add a schedule under a name that code may not use."""
     checks.check_text("name", name, error=InvalidSchedule)

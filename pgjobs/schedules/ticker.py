@@ -1,8 +1,18 @@
-"""The act `tick`: every process does it for the schedules of the table and for those of its own code.
+"""Ticks the schedules: enqueues the job of each tick that is due, and moves the schedule to its next tick.
 
-A schedule's row is its duty, so there is no duty row: what several processes want to tick at once, one of them does.
-What the application supplies, args or a `next(after)`, runs before anything is locked, and args in threads of their
-own: a function that hangs holds up its own schedule in its own process, and nothing else.
+Every process ticks the schedules that were made in the table, and those that its own code registered. Several processes
+may see the same due tick. Each makes a plan and writes it with one guarded statement, and the guard lets one of them
+through: it compares the row with what the process saw when it made the plan.
+
+The application's functions (computed args, the `next(after)` of a timetable) run before any row is locked. Args are
+computed in a thread of their own. Such a tick waits in `Ticker.pending`, where the next calls of `tick` find it:
+
+    the schedule in `pending`       next call of `tick`
+    ------------------------------  -----------------------------------------------------------
+    is not there                    plans the tick and starts the function
+    still computes                  leaves it out; after each minute logs that it has not answered
+    done, schedule unchanged        writes the planned tick, even if later ticks are due by now
+    done, schedule changed since    drops the answer and plans again
 """
 
 from __future__ import annotations
@@ -10,9 +20,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from dataclasses import replace
 from datetime import timedelta
-from queue import Empty, SimpleQueue
+from functools import lru_cache
 
 import psycopg
 
@@ -22,161 +32,195 @@ from pgjobs.execution.set_aside import SetAside, concerns_a_row
 from pgjobs.loggers import get_logger
 from pgjobs.outages import kind_of
 from pgjobs.schedule import Schedule, bounded, due
-from pgjobs.schedules.args_supplier import Ask, with_answer
-from pgjobs.schedules.queries import DueSchedule, Move, ScheduleQueries
+from pgjobs.schedules.args_supplier import SuppliedJob
+from pgjobs.schedules.queries import DueSchedule, ScheduleQueries, TickPlan
 from pgjobs.timetable import Ticks, parse
 
 log = get_logger("pgjobs.cron")
 
-BATCH = 10  # schedules that one look takes: promote and a stop wait for no more
-LOOK_EVERY = timedelta(seconds=5)  # for changes that no notification told of
-_AGAIN = timedelta(milliseconds=1)
-_AFTER_FAILURE = 30.0  # seconds that a schedule which cannot tick is left alone at least
-_AFTER_COMMON_FAILURE = 5.0  # the same when many cannot, for a cause that may be that of all
-_LATELY = 300.0  # seconds for which a tick shows that those which fail are to blame themselves
-_ACT = "ticks"  # as it is called where schedules that fail are set aside
-_HELD = 0.1  # seconds that one which somebody else holds, or has just moved, is left alone
-_LONG = 60.0  # seconds after which a function that supplies args is reported
+BATCH = 10  # schedules of one call: a promote, or a stop of the pool, waits for no more than these
+LOOK_EVERY = timedelta(seconds=5)  # for a change of the table whose notification got lost
+_SOON = timedelta(milliseconds=1)
+_ACT = "ticks"  # the name under which SetAside keeps schedules
+
+# seconds
+_LONG = 60.0  # a function that computes args for longer is logged
+_CONTENDED = 0.1  # pause of a schedule that another process holds or has just moved
+_AFTER_FAILURE = 30.0  # pause of a schedule that failed, at least
+_AFTER_COMMON_FAILURE = 5.0  # the same when many schedules fail alike: the cause may lie outside of them
+_RECENTLY = 300.0  # a tick within this time proves that schedules can tick, so one that fails is itself to blame
+
+
+class _PendingTick:
+    """A planned tick whose args are being computed."""
+
+    def __init__(self, seen: DueSchedule, schedule: Schedule, plan: TickPlan, job: SuppliedJob) -> None:
+        self.seen = seen
+        self.schedule = schedule
+        self.plan = plan
+        self.job = job
+        self._started_at = time.monotonic()
+        self._log_at = self._started_at + _LONG
+
+    def is_for(self, seen: DueSchedule, schedule: Schedule | None) -> bool:
+        """Whether the row and the code of the schedule are the same as when the tick was planned."""
+        return self.seen.state == seen.state and self.schedule is schedule
+
+    @property
+    def still_computes(self) -> bool:
+        """Whether there is no answer yet, and none is to be logged as overdue."""
+        return not self.job.done() and time.monotonic() < self._log_at
+
+    def log_if_slow(self) -> None:
+        now = time.monotonic()
+        if now >= self._log_at:
+            self._log_at = now + _LONG
+            log.warning("schedule %s: the function of its args has not answered for %.0f s", self.seen.name,
+                        now - self._started_at)  # fmt: skip
 
 
 class Ticker:
-    """Ticks what is due. `registered` gives the schedules that the code of this process has, by name."""
+    """`registered` returns the schedules in the code of this process, by name; `supply` computes the job of a tick;
+    `wake` is called with the queue of each job that was enqueued."""
 
     def __init__(
         self,
         queries: ScheduleQueries,
         registered: Callable[[], Mapping[str, Schedule]],
-        ask: Ask,
+        supply: Callable[[Schedule], SuppliedJob],
         *,
         wake: Callable[[str], None] = lambda queue: None,
     ) -> None:
         self._queries = queries
         self._registered = registered
-        self._ask = ask
+        self._supply = supply
         self._wake = wake
-        self._aside: dict[str, float] = {}  # schedules that wait for an answer, are held, or failed: until when
+        self.pending: dict[str, _PendingTick] = {}
+        self._paused_until: dict[str, float] = {}  # schedules that failed or are contended
         self._failing = SetAside()
-        self._ticked_at = -math.inf  # when a tick went through
-        self._asked: dict[str, tuple[DueSchedule, Move]] = {}  # what code has not answered yet
-        self._answered: SimpleQueue[str] = SimpleQueue()  # filled by other threads
-        self._ticks: dict[str, tuple[tuple[str, str], Ticks]] = {}  # parsed, by name
+        self._ticked_at = -math.inf  # the latest tick that was written
 
     def tick(self, conn: AnyConnection) -> timedelta:
-        """Tick what is due, and run what was asked for; how long until the next."""
-        mine = self._registered()
-        self._call_back()
-        versions = {name: schedule.version for name, schedule in mine.items()}
-        wanting, wait = self._look(conn, versions)
-        for seen in wanting:
+        """Tick each schedule that is due, and make each run that was asked for; how long until the next."""
+        registered = self._registered()
+        now = time.monotonic()
+        self._paused_until = {name: until for name, until in self._paused_until.items() if until > now}
+        due_schedules, wait = self._find_due(conn, registered)
+        for seen in due_schedules:
             try:
-                self._tick(conn, seen, mine.get(seen.name))
-            except Exception as error:  # whatever is wrong with one holds up no other
-                self._set_aside(conn, seen.name, error)
+                self._tick(conn, seen, registered.get(seen.name))
+            except Exception as error:  # the other schedules tick all the same
+                self._pause(conn, seen.name, error)
             else:
                 self._failing.worked(_ACT, seen.name)
         self._failing.say(_ACT)
-        if wanting:
-            return _AGAIN
-        back = min(self._aside.values(), default=math.inf) - time.monotonic()
-        return max(_AGAIN, min(LOOK_EVERY if wait is None else wait, timedelta(seconds=min(back, _LONG)), LOOK_EVERY))
+        if due_schedules:
+            return _SOON
+        pauses = [timedelta(seconds=until - time.monotonic()) for until in self._paused_until.values()]
+        return max(_SOON, min(LOOK_EVERY, LOOK_EVERY if wait is None else wait, *pauses))
 
-    def _look(self, conn: AnyConnection, versions: Mapping[str, int]) -> tuple[list[DueSchedule], timedelta | None]:
-        """What wants something now; schedule by schedule where one of the rows stops that."""
-        aside = list(self._aside)
+    def _find_due(
+        self, conn: AnyConnection, registered: Mapping[str, Schedule]
+    ) -> tuple[list[DueSchedule], timedelta | None]:
+        """The due schedules, and how long until another is due. If a row cannot be read, the rows are read one by
+        one."""
+        versions = {name: schedule.version for name, schedule in registered.items()}
+        left_out = [*self._paused_until, *(name for name, pending in self.pending.items() if pending.still_computes)]
         try:
-            return self._queries.look(conn, versions, aside, BATCH)
+            return self._queries.due(conn, versions, left_out, BATCH)
         except Exception as error:
             if isinstance(error, psycopg.Error) and not concerns_a_row(error):
                 raise
-            names = self._queries.names_of_due(conn, versions, aside, BATCH)
+            names = self._queries.due_names(conn, versions, left_out, BATCH)
             if not names:
                 raise
-        wanting: list[DueSchedule] = []
+        found: list[DueSchedule] = []
         for name in names:
             try:
-                wanting += self._queries.look(conn, versions, aside, 1, only=name)[0]
+                found += self._queries.due(conn, versions, left_out, 1, only=name)[0]
             except Exception as error:
-                self._set_aside(conn, name, error)
-        return wanting, _AGAIN
-
-    def answered(self, name: str) -> None:
-        """There is an answer for a schedule that waited for one. May be called from any thread."""
-        self._answered.put(name)
-
-    def _call_back(self) -> None:
-        """Look again at the schedules whose answer has come, and at those whose time aside is over."""
-        with suppress(Empty):
-            while True:
-                self._aside.pop(self._answered.get_nowait(), None)
-        now = time.monotonic()
-        self._aside = {name: until for name, until in self._aside.items() if until > now}
+                self._pause(conn, name, error)
+        return found, _SOON
 
     def _tick(self, conn: AnyConnection, seen: DueSchedule, schedule: Schedule | None) -> None:
-        move = self._asked_for(seen) or self._decide(seen, schedule)
-        if move.tick is not None and seen.needs_code:
-            assert schedule is not None
-            answer = self._ask(schedule, move.tick)
-            if answer is None:
-                self._asked[seen.name] = (seen, move)
-                self._aside[seen.name] = time.monotonic() + _LONG
+        pending = self.pending.get(seen.name)
+        if pending is None or not pending.is_for(seen, schedule):
+            plan = self._plan(seen, schedule)
+            if plan.tick is None or not seen.needs_code:
+                self._write(conn, seen, plan)
                 return
-            move = with_answer(seen, move, answer)
-        self._move(conn, seen, move)
-
-    def _asked_for(self, seen: DueSchedule) -> Move | None:
-        """What code was asked for when the schedule stood as it does now: the answer is to that, whatever ticks have
-        come meanwhile."""
-        then, move = self._asked.pop(seen.name, (None, None))
-        return move if then is not None and then.state == seen.state else None
-
-    def _decide(self, seen: DueSchedule, schedule: Schedule | None) -> Move:
-        ticks = self._ticks_of(seen, schedule)
-        if not seen.planned or seen.next_tick_at is None:
-            return Move(tick=None, next=bounded(ticks.next(seen.since)))
-        if seen.run_now_at is not None:
-            return Move(tick=seen.run_now_at, next=seen.next_tick_at, ran_now=True)
-        what = due(ticks, seen.next_tick_at, seen.now, seen.catch_up, seen.window)
-        if what.missed and not seen.paused:
-            log.warning("schedule %s: ticks since %s that came too late are left out", seen.name, seen.next_tick_at)
-        tick = None if seen.paused else what.tick
-        return Move(tick=tick, next=what.next, counted=tick)
-
-    def _move(self, conn: AnyConnection, seen: DueSchedule, move: Move) -> None:
-        moved = self._queries.move(conn, seen, move)
-        self._ticked_at = time.monotonic()
-        if moved is None:  # another process ticks it, or somebody changes it: not hot for that
-            self._aside[seen.name] = time.monotonic() + _HELD
-        elif moved.id is not None and moved.queue is not None:
-            log.info("schedule %s: job %d for %s", seen.name, moved.id, move.tick)
-            self._wake(moved.queue)
-
-    def _ticks_of(self, seen: DueSchedule, schedule: Schedule | None) -> Ticks:
-        if seen.spec is None:
+            if pending is not None and not pending.job.done():  # a schedule has one thread at most
+                pending.log_if_slow()
+                return
             assert schedule is not None
-            return schedule.ticks
-        key = (seen.spec, seen.zone)
-        known = self._ticks.get(seen.name)
-        if known is None or known[0] != key:
-            known = self._ticks[seen.name] = (key, parse(seen.spec, zone=seen.zone, name=seen.name))
-        return known[1]
+            pending = self.pending[seen.name] = _PendingTick(seen, schedule, plan, self._supply(schedule))
+        if not pending.job.done():
+            pending.log_if_slow()
+            return
+        del self.pending[seen.name]
+        self._write(conn, seen, _with_job(seen, pending.plan, pending.job))
 
-    def _set_aside(self, conn: AnyConnection, name: str, error: Exception) -> None:
-        if kind_of(error) is not None:  # no fault of the schedule: it ticks as soon as that is over
-            raise error
+    def _plan(self, seen: DueSchedule, schedule: Schedule | None) -> TickPlan:
+        ticks = _ticks_of(seen, schedule)
+        if not seen.planned or seen.next_tick_at is None:
+            return TickPlan(tick=None, next=bounded(ticks.next(seen.since)))
+        if seen.run_now_at is not None:
+            return TickPlan(tick=seen.run_now_at, next=seen.next_tick_at, ran_now=True)
+        found = due(ticks, seen.next_tick_at, seen.now, seen.catch_up, seen.window)
+        if found.missed and not seen.paused:
+            log.warning("schedule %s: ticks since %s that came too late are left out", seen.name, seen.next_tick_at)
+        tick = None if seen.paused else found.tick
+        return TickPlan(tick=tick, next=found.next, last_tick=tick)
+
+    def _write(self, conn: AnyConnection, seen: DueSchedule, plan: TickPlan) -> None:
+        result = self._queries.write_tick(conn, seen, plan)
+        self._ticked_at = time.monotonic()
+        if result is None:  # another process ticks it, or it was changed: not at once again
+            self._paused_until[seen.name] = time.monotonic() + _CONTENDED
+        elif result.id is not None and result.queue is not None:
+            log.info("schedule %s: job %d for %s", seen.name, result.id, plan.tick)
+            self._wake(result.queue)
+
+    def _pause(self, conn: AnyConnection, name: str, error: Exception) -> None:
+        """Leave a schedule that failed alone for a while, and write down why. Raises the error if the database is to
+        blame and not the schedule."""
         of_database = isinstance(error, psycopg.Error)
-        if of_database and not concerns_a_row(error):  # the server's, not the schedule's
+        if kind_of(error) is not None or (of_database and not concerns_a_row(error)):
             raise error
         now = time.monotonic()
-        others_work = not of_database or now - self._ticked_at < _LATELY
+        others_work = not of_database or now - self._ticked_at < _RECENTLY
         try:
             pause = self._failing.failed(_ACT, name, error, f"schedule {name}", others_work=others_work)
-            self._aside[name] = now + max(pause, _AFTER_FAILURE)
-        except psycopg.Error:  # as many others: those behind them may tick all the same
-            self._aside[name] = now + _AFTER_COMMON_FAILURE
+            self._paused_until[name] = now + max(pause, _AFTER_FAILURE)
+        except psycopg.Error:  # many fail alike; schedules after them may tick all the same
+            self._paused_until[name] = now + _AFTER_COMMON_FAILURE
         forget_details(error)
         try:
-            self._queries.note_error(conn, name, error_text(error))
+            self._queries.write_error(conn, name, error_text(error))
         except psycopg.Error as other:
             if not concerns_a_row(other):
                 raise
-            log.debug("schedule %s: its error is not on record: %s", name, one_line(other))
+            log.debug("schedule %s: its error could not be written: %s", name, one_line(other))
+
+
+def _ticks_of(seen: DueSchedule, schedule: Schedule | None) -> Ticks:
+    if seen.spec is not None:
+        return _parsed(seen.spec, seen.zone, seen.name)
+    assert schedule is not None
+    return schedule.ticks
+
+
+@lru_cache(maxsize=1000)
+def _parsed(spec: str, zone: str, name: str) -> Ticks:
+    return parse(spec, zone=zone, name=name)
+
+
+def _with_job(seen: DueSchedule, plan: TickPlan, supplied: SuppliedJob) -> TickPlan:
+    """The plan with the job that the function supplied; without its tick if there is none."""
+    error = supplied.exception()
+    if error is None:
+        job = supplied.result()
+        return replace(plan, tick=None) if job is None else replace(plan, job=job)
+    forget_details(error)
+    log.warning("schedule %s: its tick of %s is skipped: %s", seen.name, plan.tick, one_line(error))
+    return replace(plan, tick=None, error=f"tick of {plan.tick}: {error_text(error)}")

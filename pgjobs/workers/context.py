@@ -17,9 +17,9 @@ from pgjobs.wakeup.listener import Listener
 class DutyThread(Protocol):
     """The maintenance thread, as a worker pool and its parts use it."""
 
-    def call(self) -> None: ...
+    def wake(self) -> None: ...
 
-    def hurry(self, act: str) -> None: ...
+    def run_soon(self, duty: str) -> None: ...
 
     def end(self) -> None: ...
 
@@ -104,7 +104,7 @@ class PoolContext:
     def heartbeat_soon(self) -> None:
         """A job may have been cancelled."""
         if (maintenance := self.maintenance) is not None:
-            maintenance.call()
+            maintenance.wake()
 
     def promote_soon(self) -> None:
         """A job is due in a moment."""
@@ -116,4 +116,4 @@ class PoolContext:
 
     def run_soon(self, duty: str) -> None:
         if (maintenance := self.maintenance) is not None:
-            maintenance.hurry(duty)
+            maintenance.run_soon(duty)

@@ -22,8 +22,8 @@ from pgjobs.db.checkout import shut_down
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.errors import AttemptLost, JobStopped, JobTimedOut
 from pgjobs.execution.attempt import GracePeriods, Reason
-from pgjobs.maintenance.duties import RESCUE_GRACE
 from pgjobs.maintenance.queries import MaintenanceQueries
+from pgjobs.maintenance.rescuing import RESCUE_GRACE
 from tests.acceptance.job_model import NOTHING, Model
 from tests.samples import HOUR
 from tests.waiting import wait_until

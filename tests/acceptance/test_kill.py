@@ -18,8 +18,8 @@ from psycopg import sql
 
 from pgjobs import Client, Job, JobState, WorkerPool, constant
 from pgjobs.db.cursors import AnyConnection
-from pgjobs.maintenance.duties import RESCUE_GRACE
 from pgjobs.maintenance.queries import MaintenanceQueries
+from pgjobs.maintenance.rescuing import RESCUE_GRACE
 from tests.conftest import Connect
 from tests.samples import OF_THIS_DATABASE
 from tests.waiting import wait_until

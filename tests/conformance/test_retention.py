@@ -179,7 +179,7 @@ def test_a_pass_reads_on_from_where_it_was_and_begins_anew_now_and_then(
     client: Client, duties: Maintenance, server: Any, sql: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was locked, or came with an earlier time, goes later. Jobs that ended at the same time are told apart."""
-    monkeypatch.setattr("pgjobs.maintenance.duties.LARGE_BATCH", 3)
+    monkeypatch.setattr("pgjobs.maintenance.batch_size.LARGE_BATCH", 3)
     client.queues.update("audit", keep_completed=timedelta.max)
     sql(
         "INSERT INTO pgjobs.job (queue, kind, state, finalized_at)"
@@ -193,7 +193,7 @@ def test_a_pass_reads_on_from_where_it_was_and_begins_anew_now_and_then(
     ended(sql, "default", 300)
     clean(duties, server)
     assert left(sql)["default"] == ["300"], "behind the place"
-    monkeypatch.setattr("pgjobs.maintenance.pruning._ANEW_EVERY", 0.0)
+    monkeypatch.setattr("pgjobs.maintenance.pruning._RESTART_EVERY", 0.0)
     clean(duties, server)
     assert left(sql) == {"audit": [str(n) for n in range(2, 21, 2)]}
 
@@ -229,7 +229,7 @@ def test_a_batch_costs_the_same_wherever_it_is(client: Client, sql: Rows, connec
         ROWS,
     )
     sql("ANALYZE pgjobs.job")
-    statement = statements.load("maintenance.sql", client.schema)["prune_part"]
+    statement = statements.load("maintenance.sql", client.schema)["prune_after"]
     conn = connect(autocommit=True)
     end = sql("SELECT max(finalized_at) - interval '100 seconds' FROM pgjobs.job")[0][0]
     blocks = []

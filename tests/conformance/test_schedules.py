@@ -27,7 +27,7 @@ from pgjobs import (
     WorkerPool,
     every,
 )
-from pgjobs.schedules.args_supplier import answer
+from pgjobs.schedules.args_supplier import SuppliedJob, compute_job
 from pgjobs.schedules.queries import ScheduleQueries
 from pgjobs.schedules.registered import CodeSchedules
 from pgjobs.schedules.ticker import LOOK_EVERY, Ticker
@@ -63,9 +63,9 @@ class Process:
         return self.ticker.tick(self.conn)
 
     def stop(self) -> None:
-        leave = self.schedules.sign_off()
+        deregister = self.schedules.deregistration()
         self.schedules.stop()
-        leave()
+        deregister()
 
 
 Start = Callable[..., Process]
@@ -78,7 +78,7 @@ def process(client: Client, connect: Connect) -> Start:
     def start(*schedules: Schedule) -> Process:
         store, encode = ScheduleQueries(client.schema), inside.encoder(client)
         code = CodeSchedules(store, client.source, encode, schedules, worker="by hand")
-        ticker = Ticker(store, lambda: code.by_name, lambda schedule, tick: answer(schedule, encode))
+        ticker = Ticker(store, lambda: code.by_name, lambda schedule: compute_job(schedule, encode, SuppliedJob()))
         return Process(client, connect(autocommit=True), code, ticker).start()
 
     return start
@@ -447,8 +447,8 @@ def test_what_no_code_has_had_for_thirty_days_is_forgotten_and_what_some_has_is_
     client.schedules.add(Schedule("in.the.table", "@daily", Report()))
     sql("UPDATE pgjobs.schedule SET seen_at = now() - interval '31 days' WHERE name IN ('gone', 'alive')")
     sql("UPDATE pgjobs.schedule SET seen_at = now() - interval '29 days' WHERE name = 'recent'")
-    worker.schedules._next_beat = 0.0
-    worker.schedules.beat(worker.conn)
+    worker.schedules._next_heartbeat = 0.0
+    worker.schedules.heartbeat(worker.conn)
     assert {name for (name,) in sql("SELECT name FROM pgjobs.schedule")} == {"alive", "recent", "in.the.table"}
     assert sql("SELECT now() - seen_at < interval '1 minute' FROM pgjobs.schedule WHERE name = 'alive'") == [(True,)]
 

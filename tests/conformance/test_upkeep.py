@@ -36,7 +36,7 @@ def make_due(sql: Rows) -> None:
 def test_due_jobs_become_available_in_batches(
     client: Client, sql: Rows, server: Tx, duties: Maintenance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pgjobs.maintenance.duties.duties.BATCH", 10)
+    monkeypatch.setattr("pgjobs.maintenance.promoting.BATCH", 10)
     client.enqueue_many(None, [NewJob(Thing(n), delay=timedelta(hours=1)) for n in range(12)])
     make_due(sql)
     sql("UPDATE pgjobs.job SET state = 'retryable' WHERE id <= 5")
@@ -98,7 +98,7 @@ def test_each_queue_that_got_jobs_is_notified_once_and_no_other(
 def test_promote_sleeps_until_exactly_the_next_due_instant(
     *, client: Client, server: Tx, duties: Maintenance, monkeypatch: pytest.MonkeyPatch, due: Any, wait: timedelta
 ) -> None:
-    monkeypatch.setattr(MaintenanceQueries, "promote", staticmethod(lambda conn, batch: ({}, [], due)))
+    monkeypatch.setattr(MaintenanceQueries, "promote", staticmethod(lambda conn, batch, rows: ({}, [], due)))
     assert duties.promote(server) == wait
 
 
@@ -107,16 +107,16 @@ def test_a_job_that_is_due_sooner_than_promote_brings_it_forward(
 ) -> None:
     sql("UPDATE pgjobs.maintenance SET next_run_at = clock_timestamp() + interval '1 hour'")
     soon = client.enqueue(None, Thing(), delay=timedelta(minutes=1))
-    duties.hurry(server)
+    duties.bring_promote_forward(server)
     at = "SELECT next_run_at FROM pgjobs.maintenance WHERE duty = 'promote'"
     assert sql(at) == [(soon.scheduled_at,)]
-    duties.hurry(server)
+    duties.bring_promote_forward(server)
     client.enqueue(None, Thing(), delay=timedelta(minutes=5))
-    duties.hurry(server)
+    duties.bring_promote_forward(server)
     assert sql(at) == [(soon.scheduled_at,)]
     sql("UPDATE pgjobs.maintenance SET next_run_at = clock_timestamp() + interval '1 second'")
     before = sql(at)
-    duties.hurry(server)
+    duties.bring_promote_forward(server)
     assert sql(at) == before, "never later"
     sql("UPDATE pgjobs.maintenance SET next_run_at = clock_timestamp() + interval '1 hour' WHERE duty <> 'promote'")
     others = "SELECT 1 FROM pgjobs.maintenance WHERE duty <> 'promote' AND next_run_at < now() + interval '30 min'"
@@ -126,9 +126,9 @@ def test_a_job_that_is_due_sooner_than_promote_brings_it_forward(
 @pytest.fixture
 def sleepy_promote(monkeypatch: pytest.MonkeyPatch) -> None:
     """Promote sleeps for an hour unless it learns of a job that is due earlier."""
-    monkeypatch.setattr("pgjobs.maintenance.duties.duties.PROMOTE_EVERY", timedelta(hours=1))
-    monkeypatch.setattr("pgjobs.maintenance.duties.duties.AT_LEAST_EVERY", timedelta(hours=1))
-    monkeypatch.setattr("pgjobs.maintenance.duties.duties.GLANCE_EVERY", timedelta(hours=1))
+    monkeypatch.setattr("pgjobs.maintenance.duties.PROMOTE_EVERY", timedelta(hours=1))
+    monkeypatch.setattr("pgjobs.maintenance.duties.LOOK_EVERY", timedelta(hours=1))
+    monkeypatch.setattr("pgjobs.maintenance.duties.IDLE_LOOK_EVERY", timedelta(hours=1))
 
 
 @pytest.mark.usefixtures("sleepy_promote")
@@ -267,7 +267,7 @@ def test_more_vanished_jobs_than_a_batch_are_all_rescued_past_a_batch_that_canno
     vanished: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("pgjobs.maintenance.duties.duties.LARGE_BATCH", 5)
+    monkeypatch.setattr("pgjobs.maintenance.batch_size.LARGE_BATCH", 5)
     vanished(16)
     holder = connect()  # a whole batch of living workers stands in front
     holder.execute(f'SELECT id FROM "{client.schema}".job WHERE id <= 5 FOR NO KEY UPDATE')
@@ -371,7 +371,7 @@ def test_the_duties_of_one_schema_touch_no_other_and_wait_for_no_other(
 def test_a_live_job_is_not_rescued_however_long_it_runs(
     client: Client, server: Tx, duties: Maintenance, stored: Stored, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pgjobs.maintenance.duties.duties.RESCUE_GRACE", ZERO)
+    monkeypatch.setattr("pgjobs.maintenance.rescuing.RESCUE_GRACE", ZERO)
     seen: list[Job[Any]] = []
 
     def handler(tx: Tx, job: Job[Thing]) -> None:
@@ -446,7 +446,7 @@ def test_a_pool_cleans_by_its_settings(client: Client, sql: Rows) -> None:
 def test_jobs_are_cleaned_in_batches_the_oldest_first(
     client: Client, sql: Rows, server: Tx, duties: Maintenance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pgjobs.maintenance.duties.duties.LARGE_BATCH", 2)
+    monkeypatch.setattr("pgjobs.maintenance.batch_size.LARGE_BATCH", 2)
     sql(
         "INSERT INTO pgjobs.job (kind, state, finalized_at)"
         " SELECT 'old', 'completed', now() - interval '2 days' + n * interval '1 minute'"
@@ -534,31 +534,31 @@ def test_an_idle_queue_costs_no_transaction_of_a_duty_that_would_find_nothing(
     client: Client, sql: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done: list[str] = []
-    glances: list[set[str]] = []
-    begin, glance = MaintenanceQueries(client.schema).begin_duty, MaintenanceQueries(client.schema).glance
+    looks: list[set[str]] = []
+    begin, look = MaintenanceQueries(client.schema).begin_duty, MaintenanceQueries(client.schema).anything_due
 
     def begun(conn: Tx, duty: str, *more: Any) -> timedelta | None:
         done.append(duty)
         return begin(conn, duty, *more)
 
-    def glanced(conn: Tx, soon: timedelta) -> set[str]:
-        glances.append(glance(conn, soon))
-        return glances[-1]
+    def looked(conn: Tx, soon: timedelta) -> set[str]:
+        looks.append(look(conn, soon))
+        return looks[-1]
 
     monkeypatch.setattr(MaintenanceQueries, "begin_duty", staticmethod(begun))
-    monkeypatch.setattr(MaintenanceQueries, "glance", staticmethod(glanced))
+    monkeypatch.setattr(MaintenanceQueries, "anything_due", staticmethod(looked))
     with WorkerPool(client, {Thing: nothing}, queues={"idle": 1}):
         wait_until(lambda: "promote" in done, 20)  # when the listener began to listen, for what it may have missed
         done.clear()
-        before = len(glances)
-        wait_until(lambda: len(glances) > before + 1, 20)
+        before = len(looks)
+        wait_until(lambda: len(looks) > before + 1, 20)
         assert not {"promote", "rescue"} & set(done)
         client.enqueue(None, Thing(), delay=timedelta(hours=1))
         sql("UPDATE pgjobs.job SET scheduled_at = now()")  # behind the back of all who would tell
         wait_until(lambda: "promote" in done, 20)
         sql("UPDATE pgjobs.job SET state = 'running', attempt = 1")
         wait_until(lambda: "rescue" in done, 20)
-        assert {"promote"} in glances
+        assert {"promote"} in looks
 
 
 @pytest.mark.parametrize("listen", [True, False])
@@ -566,16 +566,16 @@ def test_an_idle_process_that_hears_of_nothing_looks_every_second(
     client: Client, stored: Stored, monkeypatch: pytest.MonkeyPatch, listen: bool
 ) -> None:
     """Else a job with a short delay would wait for a look that is further away."""
-    monkeypatch.setattr("pgjobs.maintenance.duties.duties.GLANCE_EVERY", timedelta(hours=1))
-    glance, glances = MaintenanceQueries(client.schema).glance, list[set[str]]()
+    monkeypatch.setattr("pgjobs.maintenance.duties.IDLE_LOOK_EVERY", timedelta(hours=1))
+    look, looks = MaintenanceQueries(client.schema).anything_due, list[set[str]]()
 
-    def glanced(conn: Tx, soon: timedelta) -> set[str]:
-        glances.append(glance(conn, soon))
-        return glances[-1]
+    def looked(conn: Tx, soon: timedelta) -> set[str]:
+        looks.append(look(conn, soon))
+        return looks[-1]
 
-    monkeypatch.setattr(MaintenanceQueries, "glance", staticmethod(glanced))
+    monkeypatch.setattr(MaintenanceQueries, "anything_due", staticmethod(looked))
     with WorkerPool(client, {Thing: nothing}, queues={"default": 1}, listen=listen, poll_interval=SECOND / 20) as pool:
-        wait_until(lambda: glances and glances[-1] == set())
+        wait_until(lambda: looks and looks[-1] == set())
         if listen:
             wait_until(lambda: inside.listens_directly(pool))
         job = client.enqueue(None, Thing(), delay=SECOND / 3)
@@ -585,8 +585,8 @@ def test_an_idle_process_that_hears_of_nothing_looks_every_second(
 def test_a_rescued_job_starts_at_its_time_though_nobody_looks_for_what_is_due(
     client: Client, sql: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pgjobs.maintenance.duties.duties.GLANCE_EVERY", timedelta(hours=1))
-    maintenance = "pgjobs.maintenance.duties.duties.Maintenance.glance"
+    monkeypatch.setattr("pgjobs.maintenance.duties.IDLE_LOOK_EVERY", timedelta(hours=1))
+    maintenance = "pgjobs.maintenance.duties.Maintenance.anything_due"
     monkeypatch.setattr(maintenance, lambda *args: {"rescue"})  # all that was to be seen when it looked
     with WorkerPool(client, {"thing": nothing}, queues={"default": 1}, poll_interval=timedelta(hours=1)):
         wait_until(lambda: sql("SELECT 1 FROM pgjobs.maintenance WHERE duty = 'promote' AND next_run_at > now()"))

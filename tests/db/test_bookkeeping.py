@@ -81,7 +81,7 @@ def test_duties_and_schedules_come_back_while_the_pool_runs(
     own_client: Client, run: Run, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A TRUNCATE under a running worker pool stopped its duties and its schedules for good."""
-    monkeypatch.setattr(registered, "_BEAT_EVERY", 0.5)
+    monkeypatch.setattr(registered, "_HEARTBEAT_EVERY", 0.5)
     done: list[str] = []
 
     def handler(tx: psycopg.Connection[Any], job: Job[Any]) -> None:

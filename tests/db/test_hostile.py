@@ -42,6 +42,7 @@ from pgjobs import (
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.maintenance.duties import Maintenance
 from pgjobs.maintenance.queries import MaintenanceQueries
+from pgjobs.schedules.args_supplier import SuppliedJob
 from pgjobs.schedules.queries import ScheduleQueries
 from pgjobs.schedules.ticker import Ticker
 from tests.conftest import Connect
@@ -903,12 +904,12 @@ def test_schedules_on_a_connection_with_a_hostile_search_path(table: Table, conn
 
     hostile = connect(options=trapped, autocommit=True)
     store = ScheduleQueries(table.client.schema)
-    ticker = Ticker(store, lambda: {}, lambda schedule, tick: None)
+    ticker = Ticker(store, lambda: {}, lambda schedule: SuppliedJob())
     ticker.tick(hostile)
     table.query("UPDATE {schema}.schedule SET next_tick_at = clock_timestamp()")
     for _ in range(2):
         ticker.tick(hostile)
-    store.beat(hostile, uuid4(), "worker", ["by.hand"])
+    store.heartbeat(hostile, uuid4(), "worker", ["by.hand"])
     assert table.query("SELECT args, schedule FROM {schema}.job") == [({"n": 1}, "by.hand")] * 2
     assert schedules.remove("by.hand", tx)
     tx.commit()

@@ -26,7 +26,7 @@ from pgjobs.embedded import EmbeddedPostgres
 from pgjobs.execution.attempt import Attempt
 from pgjobs.execution.outcome import COMPLETED, Outcome, decide
 from pgjobs.execution.queries import ExecutionQueries
-from pgjobs.maintenance.queries import MaintenanceQueries
+from pgjobs.maintenance.queries import MaintenanceQueries, RetentionRule
 from tests import inside
 from tests.conftest import Connect
 from tests.samples import OF_THIS_DATABASE
@@ -1005,7 +1005,7 @@ def test_r20_rescue_promotion_and_cleaning_touch_one_of_two_jobs_with_the_same_i
     assert states(table)["other"][0] == "pending"
 
     table.query("UPDATE {schema}.job SET state = 'completed', finalized_at = '2020-01-01' WHERE queue = 'default'")
-    assert table.maintenance.prune(table.conn, JobState.COMPLETED, NO_DELAY, 10) == 1
+    assert table.maintenance.prune(table.conn, RetentionRule(JobState.COMPLETED, NO_DELAY), 10) == 1
     assert list(states(table)) == ["other"]
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from pgjobs import Client, Job, WorkerPool
 from pgjobs.maintenance.duties import Maintenance
+from pgjobs.maintenance.index_queries import IndexQueries
 from pgjobs.maintenance.queries import MaintenanceQueries
 from pgjobs.maintenance.reindexer import MIDNIGHT, Reindex
 from tests.conformance.conftest import Rows, server, sql
@@ -166,7 +167,7 @@ def noted(client: Client, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def at_midnight(client: Client, monkeypatch: pytest.MonkeyPatch) -> datetime:
     """For the database's clock, as the duty reads it, it has just been midnight."""
     now = datetime(2026, 5, 1, 0, 0, 1, tzinfo=UTC)
-    monkeypatch.setattr(MaintenanceQueries, "current_time", staticmethod(lambda conn: now))
+    monkeypatch.setattr(IndexQueries, "current_time", staticmethod(lambda conn: now))
     return now
 
 
@@ -211,9 +212,7 @@ def test_r16_nobody_makes_up_for_a_time_at_which_nobody_was_there(
     *, client: Client, reindex: Reindex, sql: Rows, server: Tx, noted: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So a first start, or one after a night of standstill, does not begin with a rebuild by day."""
-    monkeypatch.setattr(
-        MaintenanceQueries, "current_time", staticmethod(lambda conn: datetime(2026, 5, 1, 9, tzinfo=UTC))
-    )
+    monkeypatch.setattr(IndexQueries, "current_time", staticmethod(lambda conn: datetime(2026, 5, 1, 9, tzinfo=UTC)))
     assert Maintenance(client.schema, keep={}, reindex=reindex).do(server, "indexes") == timedelta(hours=15)
     assert noted == []
 

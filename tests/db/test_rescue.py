@@ -194,7 +194,7 @@ def test_r24_after_a_day_it_is_set_aside_by_whoever_finds_it(
 def test_r24_jobs_that_are_left_to_others_hide_no_job_behind_them(
     client: Client, sql: Rows, server: Tx, leave: Leave, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pgjobs.maintenance.duties.duties.LARGE_BATCH", 2)
+    monkeypatch.setattr("pgjobs.maintenance.batch_size.LARGE_BATCH", 2)
     for worker in "abc":
         leave(worker)
     leave("d", max_attempts=2)

@@ -19,8 +19,8 @@ from pgjobs import Client, Job, Schedule, ScheduleRow, WorkerPool, every
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.maintenance.duties import AFTER_FAILURE, Maintenance
 from pgjobs.maintenance.thread import MaintenanceThread
-from pgjobs.schedules.args_supplier import answer
-from pgjobs.schedules.queries import DueSchedule, Move, ScheduleQueries
+from pgjobs.schedules.args_supplier import SuppliedJob, compute_job
+from pgjobs.schedules.queries import DueSchedule, ScheduleQueries, TickPlan
 from pgjobs.schedules.registered import CodeSchedules
 from pgjobs.schedules.ticker import LOOK_EVERY, Ticker
 from tests import inside
@@ -54,7 +54,7 @@ class Table:
         store, encode = ScheduleQueries(self.client.schema), inside.encoder(self.client)
         code = CodeSchedules(store, self.client.source, encode, schedules, worker="by hand")
         code.start(lambda: None)
-        ticker = Ticker(store, lambda: code.by_name, lambda schedule, tick: answer(schedule, encode))
+        ticker = Ticker(store, lambda: code.by_name, lambda schedule: compute_job(schedule, encode, SuppliedJob()))
         return partial(ticker.tick, self.connect(autocommit=True))
 
     def come(self, *names: str, ago: timedelta = timedelta(0)) -> datetime:
@@ -166,7 +166,7 @@ def test_r16_an_act_that_fails_is_tried_again_later(table: Table, caplog: pytest
     thread.start()
     assert tried.acquire(timeout=10)
     wait_until(lambda: f"duty tick failed and is tried again in {AFTER_FAILURE}" in caplog.text)
-    thread.hurry("tick")
+    thread.run_soon("tick")
     assert tried.acquire(timeout=10), "the thread lives"
     assert thread.stop(10)
 
@@ -228,17 +228,32 @@ def test_r17_a_function_that_takes_longer_than_the_interval_is_not_asked_for_eve
 def test_r17_an_answer_that_comes_when_another_has_made_the_tick_is_for_nothing(table: Table) -> None:
     schedule = Schedule("report", every(HOUR), lambda: Report(1))
     other = table.process(schedule)
-    asked: list[datetime] = []
-    ticker = Ticker(
-        ScheduleQueries(table.client.schema), lambda: {"report": schedule}, lambda schedule, tick: asked.append(tick)
-    )
+    answers: list[SuppliedJob] = []
+    asked: list[datetime | None] = []
+
+    def supply(schedule: Schedule) -> SuppliedJob:
+        answers.append(SuppliedJob())
+        return answers[-1]
+
+    def tick() -> None:
+        before = len(answers)
+        ticker.tick(table.conn)
+        if len(answers) > before:
+            asked.append(ticker.pending["report"].plan.tick)
+
+    ticker = Ticker(ScheduleQueries(table.client.schema), lambda: {"report": schedule}, supply)
     first = table.come("report")
-    ticker.tick(table.conn)
+    tick()
+    tick()
+    assert asked == [first], "the function is asked once"
     other()
     second = table.come("report")
-    ticker.answered("report")
-    ticker.tick(table.conn)
+    tick()
+    assert asked == [first], "and has one thread, whatever becomes of the schedule"
+    compute_job(Schedule("report", every(HOUR), Report(2)), inside.encoder(table.client), answers[0])
+    tick()
     assert asked == [first, second]
+    assert table.numbers() == [1]
 
 
 def test_r17_a_run_by_hand_does_not_hide_a_change_of_spec(table: Table) -> None:
@@ -411,17 +426,17 @@ def test_f30_two_that_saw_the_same_tick_cannot_both_make_it(table: Table, connec
     table.come("report")
     store = ScheduleQueries(table.client.schema)
     one, two = connect(autocommit=True), connect(autocommit=True)
-    seen: list[DueSchedule] = [store.look(conn, {"report": 0}, [], 10)[0][0] for conn in (one, two)]
+    seen: list[DueSchedule] = [store.due(conn, {"report": 0}, [], 10)[0][0] for conn in (one, two)]
     assert seen[0].next_tick_at is not None
     assert seen[0].next_tick_at == seen[1].next_tick_at
     tick = seen[0].next_tick_at
     new = Schedule("x", "@daily", Report(1)).job()
     assert new is not None
-    move = Move(tick=tick, next=tick + HOUR, counted=tick, row=inside.encoder(table.client)(new))
-    first = store.move(one, seen[0], move)
+    plan = TickPlan(tick=tick, next=tick + HOUR, last_tick=tick, job=inside.encoder(table.client)(new))
+    first = store.write_tick(one, seen[0], plan)
     assert first is not None
     assert first.id == 1
-    assert store.move(two, seen[1], move) is None
+    assert store.write_tick(two, seen[1], plan) is None
     assert table.numbers() == [1]
 
 

@@ -287,7 +287,7 @@ def test_nothing_of_a_stranger_runs_where_jobs_are_enqueued_looked_at_and_contro
 def test_nothing_of_a_stranger_runs_in_the_upkeep(
     clients: tuple[Client, Client], server: Conn, admin: Conn, found: Found
 ) -> None:
-    """What upkeep asked outside of its own search_path (glance, hurry_promote ..) ran the stranger's code."""
+    """What upkeep asked outside of its own search_path (anything_due, current_time ..) ran the stranger's code."""
     life.do_the_duties(clients[0], server, admin)
     assert found() == []
 

@@ -39,7 +39,7 @@ def oldest_first(client: Client, **options: Any) -> WorkerPool:
 
 @pytest.fixture
 def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(time_index, "_AGAIN", 0.05)
+    monkeypatch.setattr(time_index, "_LONGEST_PAUSE", 0.05)
 
 
 def test_who_does_not_ask_for_the_order_does_not_pay_for_it(client: Client, sql: Rows) -> None:

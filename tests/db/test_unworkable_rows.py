@@ -22,6 +22,7 @@ from pgjobs.execution.claimer import Claimer
 from pgjobs.execution.queries import ExecutionQueries
 from pgjobs.figures import ManyJobs
 from pgjobs.maintenance.duties import Maintenance
+from pgjobs.schedules.args_supplier import SuppliedJob
 from pgjobs.schedules.queries import ScheduleQueries
 from pgjobs.schedules.ticker import Ticker
 from tests.conformance.conftest import Rows, duties, server, sql
@@ -761,7 +762,7 @@ def test_a_schedule_that_cannot_tick_stops_no_other(
         sql(SCHEDULE, name, name[:4])
     AT_TICK[stopper](sql)
     caplog.set_level(logging.DEBUG, "pgjobs")
-    ticker = Ticker(ScheduleQueries(client.schema), lambda: {}, lambda schedule, tick: None)
+    ticker = Ticker(ScheduleQueries(client.schema), lambda: {}, lambda schedule: SuppliedJob())
     for _ in range(3):
         ticker.tick(server)
     assert sorted(sql("SELECT kind FROM pgjobs.job")) == sorted([("good",), ("\x1b[31",)])
@@ -779,7 +780,7 @@ def test_however_many_schedules_fail_alike_the_others_tick(
     sql("""UPDATE pgjobs.schedule SET options = '{"tags": 5}'""")
     sql(SCHEDULE, "good", "good")
     caplog.set_level(logging.WARNING, "pgjobs")
-    ticker = Ticker(ScheduleQueries(client.schema), lambda: {}, lambda schedule, tick: None)
+    ticker = Ticker(ScheduleQueries(client.schema), lambda: {}, lambda schedule: SuppliedJob())
     for _ in range(4):
         ticker.tick(server)
     assert sql("SELECT kind FROM pgjobs.job") == [("good",)]

@@ -52,7 +52,7 @@ def test_a_server_that_is_away_is_told_once(
         caplog.clear()
         fault_server.kill()
         try:
-            wait_until(lambda: lines(caplog, "not listening") and lines(caplog, "not said again"), timeout=20)
+            wait_until(lambda: lines(caplog, "not listening") and lines(caplog, "not logged again"), timeout=20)
             tries = "not listening"
             wait_until(lambda: sum(tries in record.getMessage() for record in caplog.records) >= 3, timeout=20)
         finally:
@@ -62,7 +62,7 @@ def test_a_server_that_is_away_is_told_once(
         wait_until(lambda: lines(caplog, "listening again, after"), timeout=30)
         wait_until(lambda: lines(caplog, AWAY), timeout=30)
     assert len(lines(caplog, "not listening")) == len(lines(caplog, "listening again")) == 1
-    assert len(lines(caplog, "not said again")) == len(lines(caplog, AWAY)) == 1, lines(caplog)
+    assert len(lines(caplog, "not logged again")) == len(lines(caplog, AWAY)) == 1, lines(caplog)
 
 
 @pytest.mark.finding("E5")
@@ -99,19 +99,19 @@ def test_what_is_not_the_database_s_is_said_for_each(caplog: pytest.LogCaptureFi
     caplog.set_level(logging.INFO)
     outages, log = Outages(), logging.getLogger("outages")
     for error in (ValueError("a"), ValueError("b"), KeyError("c"), psycopg.errors.LockNotAvailable("d")):
-        outages.failed(log, "duty clean", error, "duty clean failed")
+        outages.failed(log, "duty prune", error, "duty prune failed")
     outages.failed(log, "duty rescue", ValueError("e"), "duty rescue failed")
-    outages.worked(log, "duty clean")
-    outages.worked(log, "duty clean")
-    outages.failed(log, "duty clean", ValueError("f"), "duty clean failed")
+    outages.worked(log, "duty prune")
+    outages.worked(log, "duty prune")
+    outages.failed(log, "duty prune", ValueError("f"), "duty prune failed")
     said = [record.getMessage() for record in caplog.records]
     assert [line.split(" (")[0] for line in said] == [
-        "duty clean failed: a",
-        "duty clean failed: 'c'",
-        "duty clean failed: d",
+        "duty prune failed: a",
+        "duty prune failed: 'c'",
+        "duty prune failed: d",
         "duty rescue failed: e",
-        "duty clean works again after 0 s",
-        "duty clean failed: f",
+        "duty prune works again after 0 s",
+        "duty prune failed: f",
     ]
 
 

@@ -177,7 +177,7 @@ def test_every_statement_has_exactly_one_caller_in_the_stores() -> None:
         "finish": ["__init__", "complete_within"],
         "store_batch_data": ["_recording", "complete_late"],
         "unclaim_batch": ["_recording", "undo"],
-        "make_time_index": ["making_time_index", "make_time_index"],
+        "create_time_index": ["time_index_sql", "create_time_index"],
     }
     assert {name: functions for name, functions in callers.items() if len(functions) != 1} == shared
 

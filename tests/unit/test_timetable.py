@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pgjobs import InvalidSchedule, every
 from pgjobs.options import FIRST_INSTANT, LAST_INSTANT
-from pgjobs.timetable import Cron, Every, Own, Ticks, parse, time_zone
+from pgjobs.timetable import Cron, CustomTimetable, Every, Ticks, parse, time_zone
 from tests.samples import HOUR
 
 DAY = timedelta(days=1)
@@ -376,7 +376,7 @@ def test_a_text_that_is_no_cron_or_never_comes_is_refused_by_its_text(spec: str)
     assert repr(spec.strip()[:70])[:-1] in str(refused.value)
 
 
-@pytest.mark.parametrize("spec", [None, 5, HOUR, object(), Own])
+@pytest.mark.parametrize("spec", [None, 5, HOUR, object(), CustomTimetable])
 def test_what_is_no_spec_at_all_is_refused(spec: object) -> None:
     with pytest.raises(InvalidSchedule):
         parse(spec)
@@ -493,7 +493,7 @@ def test_days_at_the_end_of_one_month_and_the_beginning_of_the_next() -> None:
         ("0 */25 * * *", "every(timedelta(hours=25))"),
         ("0 0 */45 * *", "every(timedelta(days=45))"),
         ("0 0 * * */14", "every(timedelta(days=14))"),
-        ("0 0 1 */18 *", "list what is meant"),
+        ("0 0 1 */18 *", "list the values"),
         (f"*/{'9' * 30} * * * *", "every(timedelta(minutes=9999"),
     ],
 )
