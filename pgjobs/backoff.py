@@ -36,7 +36,7 @@ def exponential(
     checks.check_duration("maximum", maximum)
     checks.check_not_negative("exponential: base", base)
     checks.check_not_negative("exponential: maximum", maximum)
-    checks.check_share("exponential: factor", factor, 1)
+    checks.check_float("exponential: factor", factor, 1)
     _check_jitter(jitter)
 
     def backoff(job: Job[Any], error: BaseException) -> timedelta:
@@ -77,7 +77,7 @@ def only_for(*types: type[BaseException], policy: Backoff | None = None) -> Back
 
 
 def _check_jitter(jitter: float) -> None:
-    checks.check_share("jitter", jitter, 0, 1)
+    checks.check_float("jitter", jitter, 0, 1)
 
 
 def _seconds(attempt: int, power: int) -> float:

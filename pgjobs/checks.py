@@ -55,7 +55,7 @@ def check_number(
     raise error(f"{name} is a whole number, {limits}; not {shown(value)}")
 
 
-def check_share(name: str, value: object, least: float, below: float = math.inf) -> None:
+def check_float(name: str, value: object, least: float, below: float = math.inf) -> None:
     """Refuse what is no number from `least` to less than `below`."""
     if isinstance(value, int | float) and not isinstance(value, bool) and least <= value < below:
         return
@@ -87,14 +87,14 @@ def check_timeout(timeout: timedelta | None, *, error: Error = InvalidSetting) -
         raise error(f"timeout is longer than nothing, or None for ever; not {timeout!r}")
 
 
-def check_keep(name: str, keep: timedelta | None) -> timedelta | None:
+def check_retention(name: str, keep: timedelta | None) -> timedelta | None:
     check_duration(name, keep, or_none=True, unit="hours")
     if keep is not None and keep < timedelta(0):
         raise InvalidSetting(f"{name} is a timedelta of zero or more, or None for ever; not {keep!r}")
     return keep
 
 
-def patience(timeout: timedelta | None) -> float | None:
+def timeout_seconds(timeout: timedelta | None) -> float | None:
     """The seconds that a call waits, as a lock takes them; None for ever. What is over already is no time at all."""
     check_duration("timeout", timeout, or_none=True)
     return None if timeout is None else min(max(timeout.total_seconds(), 0.0), threading.TIMEOUT_MAX)
@@ -111,16 +111,16 @@ def check_function(name: str, value: object, wanted: str, *, error: Error = Inva
         raise error(f"{name} is {wanted}, not {shown(value)}")
 
 
-def several(name: str, values: Iterable[T], wanted: str, *, error: Error = InvalidSetting) -> tuple[T, ...]:
+def check_list(name: str, values: Iterable[T], wanted: str, *, error: Error = InvalidSetting) -> tuple[T, ...]:
     """All of what may be given more than once; one alone, without the list around it, is refused."""
     if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
         raise error(f"{name} is a list of {wanted}, not {shown(values)}: give {name}=[...]")
     return tuple(values)
 
 
-def functions(name: str, values: Iterable[T], wanted: str, *, error: Error = InvalidSetting) -> tuple[T, ...]:
+def check_functions(name: str, values: Iterable[T], wanted: str, *, error: Error = InvalidSetting) -> tuple[T, ...]:
     """The same, of functions."""
-    given: tuple[Any, ...] = several(name, values, wanted, error=error)
+    given: tuple[Any, ...] = check_list(name, values, wanted, error=error)
     for value in given:
         if not callable(value):
             raise error(f"{name} is a list of {wanted}, not of {shown(value)}")

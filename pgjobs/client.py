@@ -57,7 +57,7 @@ from pgjobs.observe.queries import ObserveQueries
 from pgjobs.options import NO_OPTIONS, EncodedJob, JobOptions, NewJob, Options, check_queue, options_given
 from pgjobs.schedules.queries import ScheduleQueries
 from pgjobs.schedules.stored import Schedules
-from pgjobs.work_map import Handler, HandlerFunction, WorkMap, decoding, given_work_map
+from pgjobs.work_map import Handler, HandlerFunction, WorkMap, as_work_map, decoding
 from pgjobs.workers.queries import WorkerQueries
 from pgjobs.workers.registration import Registration
 
@@ -120,7 +120,7 @@ class Client:
         self.queues = Queues(self.schema, self._transaction)
         self._filters = FilterQueries(self.schema)
         self._observe = ObserveQueries(self.schema)
-        self._work_map = None if work_map is None else given_work_map(work_map)
+        self._work_map = None if work_map is None else as_work_map(work_map)
         checks.check_function("backoff", backoff, checks.A_BACKOFF)
         self.backoff = backoff or policies.river()
         checks.check_function("context", context, "a function that gives a mapping or None")
@@ -139,7 +139,7 @@ class Client:
             context=context,
             code_version=self.code_version,
             hooks=self.hooks,
-            middleware=checks.functions("middleware", middleware, "functions of (tx, jobs, insert)"),
+            middleware=checks.check_functions("middleware", middleware, "functions of (tx, jobs, insert)"),
         )
         self._registration = Registration(self.schema, "", self.code_version)
         self.schedules = Schedules(ScheduleQueries(self.schema), self._transaction, self._enqueuer.encoded)
@@ -161,7 +161,7 @@ class Client:
         if self._given_id and self._made_in != this_process():
             id = f"{self._given_id[:240]}-{os.getpid()}"  # two processes of one name would share a row of workers
         id = one_line(id, 255)
-        self._events.begin_anew()
+        self._events.reset()
         self._registration.begin_anew(id)
         return _Process(id)
 
@@ -657,9 +657,11 @@ class Client:
         to `size` unread events, and drops and counts those that come after. It is closed when the worker pool stops.
         """
         subscription = self.events.subscribe(kinds, size)
-        if self.events.looks_at_queues and not self.events.knows_queues:  # a pool runs: changes from here on are told
+        if (
+            self.events.wants_queue_events and not self.events.knows_paused_queues
+        ):  # a pool runs: changes from here on are told
             with suppress(psycopg.Error, PoolTimeout), self._transaction(None) as conn:
-                self.events.note_paused(*QueueQueries(self.schema).paused(conn))
+                self.events.update_paused_queues(*QueueQueries(self.schema).paused(conn))
         return subscription
 
     # --- look
@@ -722,7 +724,7 @@ class Client:
         """
         id, queue = (job.id, job.queue) if isinstance(job, Job) else (job, None)
         check_id(id)
-        seconds = checks.patience(timeout)
+        seconds = checks.timeout_seconds(timeout)
         give_up = time.monotonic() + (threading.TIMEOUT_MAX if seconds is None else seconds)
         pause = _FIRST_PAUSE
         while True:

@@ -96,7 +96,7 @@ class Subscription(Generic[E]):
 
     def get(self, timeout: timedelta | None = None) -> E | None:
         """The next event; None when there was none for `timeout`, or when it is closed and all is read."""
-        seconds = checks.patience(timeout)
+        seconds = checks.timeout_seconds(timeout)
         if self._process != this_process():  # what it is told of happens in the process that forked this one
             return None
         give_up = None if seconds is None else time.monotonic() + seconds
@@ -149,9 +149,9 @@ class Events:
 
     def __init__(self) -> None:
         self._subscriptions: tuple[Subscription[Any], ...] = ()
-        self.begin_anew()
+        self.reset()
 
-    def begin_anew(self) -> None:
+    def reset(self) -> None:
         """In a forked child there are no subscribers, and no worker pool runs."""
         self._lock = threading.Lock()
         self._subscriptions = ()
@@ -164,17 +164,17 @@ class Events:
         return bool(self._subscriptions)
 
     @property
-    def looks_at_queues(self) -> bool:
+    def wants_queue_events(self) -> bool:
         """Whether a worker pool is to look which queues are paused."""
         return self._worker_pools > 0 and any(
             kind in subscription.kinds for subscription in self._subscriptions for kind in QueueEventKind
         )
 
     @property
-    def knows_queues(self) -> bool:
+    def knows_paused_queues(self) -> bool:
         return self._paused is not None
 
-    def note_paused(self, now: datetime, paused: dict[str, datetime]) -> None:
+    def update_paused_queues(self, now: datetime, paused: dict[str, datetime]) -> None:
         """Which queues are paused, and since when; tells what has changed since the last time. Several worker pools of
         a client look: what one of them saw earlier, and tells later, is past."""
         with self._lock:
@@ -192,13 +192,13 @@ class Events:
                 if queue in paused:
                     self._publish(QueueEvent(QueueEventKind.PAUSED, queue))
 
-    def forget_queues(self) -> None:
+    def forget_paused_queues(self) -> None:
         """Nobody asks any more: what changes meanwhile is not told later."""
         self._paused = None
 
     def subscribe(self, kinds: Iterable[str], size: int) -> Subscription[Any]:
         checks.check_number("size", size, 1)
-        checks.several("kinds", kinds, "EventKind")
+        checks.check_list("kinds", kinds, "EventKind")
         try:
             chosen = frozenset(_kind(kind) for kind in kinds) or frozenset(EventKind)
         except ValueError:

@@ -41,7 +41,7 @@ def this_process() -> tuple[int, int]:
     return getpid(), _forks
 
 
-def in_each_child(act: Callable[[], object]) -> None:
+def run_in_child(act: Callable[[], object]) -> None:
     """Call this, which raises nothing, in each child as soon as it is forked."""
     _at_fork.append(act)
 

@@ -14,12 +14,12 @@ from difflib import get_close_matches
 from typing import Any
 
 from pgjobs import checks
-from pgjobs.answers import check_done
 from pgjobs.clean_text import forget_details
 from pgjobs.errors import Cancel, Discard, InvalidSetting, shown
 from pgjobs.job import Job
 from pgjobs.loggers import get_logger
 from pgjobs.options import EncodedJob
+from pgjobs.return_values import check_handler_return
 
 log = get_logger("pgjobs.hooks")
 
@@ -123,7 +123,7 @@ class Hooks:
 
 def checked_hooks(hooks: Any) -> tuple[Hooks, ...]:
     """The hooks of a client, which are objects of classes that inherit from Hooks."""
-    given: tuple[object, ...] = checks.several("hooks", hooks, "Hooks")
+    given: tuple[object, ...] = checks.check_list("hooks", hooks, "Hooks")
     for hook in given:
         if isinstance(hook, type) and issubclass(hook, Hooks):
             raise InvalidSetting(f"hooks is a list of objects, not of classes: give {hook.__name__}()")
@@ -198,7 +198,7 @@ class _Step:
     def __call__(self) -> object:
         answer = self.middleware(self.tx, self.job, self.run)
         if answer is not None:
-            check_done(answer, self.middleware)
+            check_handler_return(answer, self.middleware)
         return answer
 
 
@@ -213,11 +213,11 @@ class _Call:
     def __call__(self) -> object:
         answer = self.handler(self.tx, self.job)
         if answer is not None:
-            check_done(answer, self.handler)
+            check_handler_return(answer, self.handler)
         return answer
 
 
-def around(
+def with_middleware(
     middleware: Sequence[Middleware], tx: Any, job: Job[Any], handler: Callable[[Any, Any], object]
 ) -> Callable[[], object]:
     """The handler with all middleware around it, the first one outermost. Each of them raises InvalidHandler where it
@@ -228,7 +228,7 @@ def around(
     return run
 
 
-def around_insert(middleware: Sequence[EnqueueMiddleware], tx: Any, insert: Insert) -> Insert:
+def insert_with_middleware(middleware: Sequence[EnqueueMiddleware], tx: Any, insert: Insert) -> Insert:
     """The insert with all middleware around it, the first one outermost."""
     for step in reversed(middleware):
         insert = _insert_step(step, tx, insert)

@@ -21,12 +21,12 @@ __all__ = [
     "Job",
     "JobState",
     "RunningAttempt",
-    "being_current",
     "changed",
     "current_job",
-    "job_of",
-    "no_longer_current",
-    "with_values",
+    "job_from",
+    "job_owning",
+    "reset_current_job",
+    "set_current_job",
 ]
 
 Args = TypeVar("Args", covariant=True)  # noqa: PLC0105  users read Job[Args]
@@ -172,7 +172,7 @@ class Job(Generic[Args]):
         return self.errors[-1].error if self.errors else None
 
 
-def job_of(values: Mapping[str, Any]) -> Job[Any]:
+def job_from(values: Mapping[str, Any]) -> Job[Any]:
     """`Job(...)`, in a fifth of the time: a frozen dataclass sets its fields one by one."""
     made: Job[Any] = object.__new__(Job)
     fields = vars(made)
@@ -181,7 +181,7 @@ def job_of(values: Mapping[str, Any]) -> Job[Any]:
     return made
 
 
-def with_values(values: dict[str, Any]) -> Job[Any]:
+def job_owning(values: dict[str, Any]) -> Job[Any]:
     """The job of which these are all values, and the dict its own."""
     made: Job[Any] = object.__new__(Job)
     object.__setattr__(made, "__dict__", values)
@@ -234,8 +234,8 @@ def current_job() -> Job[Any] | None:
 
 
 # Makes a job the current one, until the answer is given to the other.
-being_current: Callable[[Job[Any]], Token[Job[Any] | None]] = _current.set
-no_longer_current: Callable[[Token[Job[Any] | None]], None] = _current.reset
+set_current_job: Callable[[Job[Any]], Token[Job[Any] | None]] = _current.set
+reset_current_job: Callable[[Token[Job[Any] | None]], None] = _current.reset
 
 
 def _attempt_error(entry: Any) -> AttemptError:

@@ -64,7 +64,7 @@ class Handler:
         _check_signature(self.function)
         checks.check_bool("detached", self.detached, error=InvalidHandler)
         checks.check_function("backoff", self.backoff, checks.A_BACKOFF, error=InvalidHandler)
-        middleware = checks.functions(
+        middleware = checks.check_functions(
             "middleware", self.middleware, "functions of (tx, job, run)", error=InvalidHandler
         )
         object.__setattr__(self, "middleware", middleware)
@@ -94,7 +94,7 @@ class WorkMap(dict[str, Handler]):
         kind = _kind(key)
         if kind in self:
             self._check_replaced(kind, key)
-        given = checked_handler(handler)
+        given = as_handler(handler)
         if isinstance(key, type):
             given = replace(given, decode=partial(codec.decode, key), args_class=key)
         super().__setitem__(kind, given)
@@ -187,7 +187,7 @@ def decoding(work_map: WorkMap | None, job: Job[Any]) -> Job[Any]:
     return job
 
 
-def given_work_map(work_map: Any) -> WorkMap:
+def as_work_map(work_map: Any) -> WorkMap:
     """The WorkMap that was given, or one that is made of the mapping that was."""
     if isinstance(work_map, WorkMap):
         return work_map
@@ -198,7 +198,7 @@ def given_work_map(work_map: Any) -> WorkMap:
     return WorkMap(work_map)
 
 
-def checked_handler(handler: Handler | HandlerFunction) -> Handler:
+def as_handler(handler: Handler | HandlerFunction) -> Handler:
     """The handler, or one made of a plain function; raises InvalidHandler unless it can be called with (tx, job)."""
     return handler if isinstance(handler, Handler) else Handler(handler)
 
@@ -213,7 +213,7 @@ def check_unknown_kinds(
         raise InvalidSetting(f"unknown_kinds is 'error', 'leave' or a handler(tx, job), not {shown(unknown)}")
     if not callable(unknown) and not isinstance(unknown, Handler):
         raise InvalidSetting(f"unknown_kinds is 'error', 'leave' or a handler(tx, job), not {shown(unknown)}")
-    handler = checked_handler(unknown)
+    handler = as_handler(unknown)
     if handler.detached:
         raise InvalidSetting("a handler of unknown kinds cannot be detached: name the kinds in the WorkMap")
     return handler

@@ -48,7 +48,7 @@ from pgjobs.schedules.registered import CodeSchedules
 from pgjobs.schedules.ticker import Ticker
 from pgjobs.wakeup.idle_threads import IdleThreads, Post
 from pgjobs.wakeup.listener import Listener
-from pgjobs.work_map import Handler, HandlerFunction, check_unknown_kinds, decoding, given_work_map
+from pgjobs.work_map import Handler, HandlerFunction, as_work_map, check_unknown_kinds, decoding
 from pgjobs.workers.heartbeat import ProcessDuties
 from pgjobs.workers.signals import LOOK_UP, next_signal, signals
 from pgjobs.workers.worker_threads import Place, WorkerThreads
@@ -137,7 +137,7 @@ class WorkerPool:
         checks.check_text("name", name, is_cleaned=True)
         checks.check_bool("listen", listen)
         self.name = one_line(name)
-        self.work_map = given_work_map(work_map)
+        self.work_map = as_work_map(work_map)
         self._client = client
         self._note_classes()
         wanted = _checked_queues(queues)
@@ -148,9 +148,9 @@ class WorkerPool:
         _check_dsn(listen_dsn)
         self._listen_dsn = listen_dsn
         self._keep = {
-            JobState.COMPLETED: checks.check_keep("keep_completed", keep_completed),
-            JobState.CANCELLED: checks.check_keep("keep_cancelled", keep_cancelled),
-            JobState.DISCARDED: checks.check_keep("keep_discarded", keep_discarded),
+            JobState.COMPLETED: checks.check_retention("keep_completed", keep_completed),
+            JobState.CANCELLED: checks.check_retention("keep_cancelled", keep_cancelled),
+            JobState.DISCARDED: checks.check_retention("keep_discarded", keep_discarded),
         }
         self._reindex_at = check_time(reindex_at)
         checks.check_timeout(timeout)
@@ -190,7 +190,7 @@ class WorkerPool:
             finisher=self._finisher,
             watchdog=self._watchdog,
             hooks=client.hooks,
-            middleware=checks.functions("middleware", middleware, "functions of (tx, job, run)"),
+            middleware=checks.check_functions("middleware", middleware, "functions of (tx, job, run)"),
             code_version=client.code_version,
         )
         self._outages = Outages()
@@ -349,7 +349,7 @@ class WorkerPool:
         calls it gets False at once, and the pool stops when it can. Calling it on a pool that does not run is no error;
         a stopped pool may be started again.
         """
-        seconds = checks.patience(timeout)  # refused, if it is none, before anybody is told to end
+        seconds = checks.timeout_seconds(timeout)  # refused, if it is none, before anybody is told to end
         self._enter_process()
         self._begin_stop()
         if self._is_one_of_its_threads():  # a handler or a hook asks: it would wait for itself
@@ -474,7 +474,7 @@ class WorkerPool:
         again. Raises WorkerPoolError when the pool does not work the queue. A handler of the queue that calls it does
         not wait for itself.
         """
-        seconds = checks.patience(timeout)
+        seconds = checks.timeout_seconds(timeout)
         with self._in_control():
             if check_queue(name) not in self._places:
                 raise WorkerPoolError(f"worker pool {self.name!r} does not work queue {name!r}")
@@ -497,9 +497,9 @@ class WorkerPool:
 
     def _know_paused_queues(self) -> None:
         """Somebody may have subscribed already: what changes from now on is told."""
-        if self._client.events.looks_at_queues and not self._client.events.knows_queues:
+        if self._client.events.wants_queue_events and not self._client.events.knows_paused_queues:
             with suppress(psycopg.Error), self._client.source.first_connection() as conn:
-                self._client.events.note_paused(*self._queue_queries.paused(conn))
+                self._client.events.update_paused_queues(*self._queue_queries.paused(conn))
 
     def _place(self, queue: str, threads: int | QueueSettings) -> Place:
         """What the threads of a queue are there for, checked."""

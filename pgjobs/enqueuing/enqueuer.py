@@ -14,7 +14,7 @@ from pgjobs.db.cursors import AnyConnection
 from pgjobs.enqueuing.copy_buffer import CopyBuffer
 from pgjobs.enqueuing.queries import EnqueueQueries
 from pgjobs.errors import InvalidArgs, InvalidKind, InvalidOption, NoJobs, PgjobsError, UnknownKind, shown
-from pgjobs.hooks import EnqueueMiddleware, HookCalls, around_insert
+from pgjobs.hooks import EnqueueMiddleware, HookCalls, insert_with_middleware
 from pgjobs.job import Job, has_args
 from pgjobs.options import (
     LONGEST_DELAY,
@@ -96,7 +96,7 @@ class Enqueuer:
             stored = self.queries.insert(conn, jobs, notify=notify) if jobs else []
             return [self._with_args(job, made) for job, made in zip(jobs, stored, strict=True)]
 
-        inserted = around_insert(self.middleware, conn if tx is None else tx, insert)(jobs)
+        inserted = insert_with_middleware(self.middleware, conn if tx is None else tx, insert)(jobs)
         for job in inserted if self.hooks else ():
             if not job.duplicate:
                 self.hooks("on_enqueue", job)

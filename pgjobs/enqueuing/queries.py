@@ -19,7 +19,7 @@ from pgjobs.enqueuing.copy_rows import HEADER, TRAILER, CopyRows, instant, micro
 from pgjobs.enqueuing.single_insert import hot_insert
 from pgjobs.errors import InvalidTransaction
 from pgjobs.execution.transport import prepared
-from pgjobs.job import Job, JobState, changed, job_of, without_args
+from pgjobs.job import Job, JobState, changed, job_from, without_args
 from pgjobs.options import FIRST_INSTANT, EncodedJob
 
 Answer = TypeVar("Answer")
@@ -334,7 +334,7 @@ def _copied(job: EncodedJob, id: int, now: datetime) -> Job[Any]:
 
 def _inserted(job: EncodedJob, **known: Any) -> Job[Any]:
     """The job as it stands in the table, for all that is `known` of that; the rest is as it was sent."""
-    return job_of(
+    return job_from(
         {
             "queue": job.queue,
             "kind": job.kind,

@@ -17,7 +17,6 @@ from uuid import UUID
 import psycopg
 from psycopg.pq import TransactionStatus
 
-from pgjobs.answers import Complaints, time_limit
 from pgjobs.clean_text import error_text, one_line
 from pgjobs.db.checkout import NEVER, Checkout
 from pgjobs.db.cursors import AnyConnection, commit, rollback
@@ -41,6 +40,7 @@ from pgjobs.execution.transport import HotPath, HotStatements, hot_path
 from pgjobs.execution.unworkable import CLAIM, MOST_TRIES, Unworkable
 from pgjobs.job import Job, JobState, changed
 from pgjobs.loggers import get_logger
+from pgjobs.return_values import WarnOnce, checked_timeout
 from pgjobs.work_map import Handler, WorkMap
 
 log = get_logger("pgjobs.claim")
@@ -77,7 +77,7 @@ class Claimer:
     timeout: timedelta | None = None
     unknown_kinds: Literal["error", "leave"] | Handler = "error"
     lease: timedelta = timedelta(minutes=1)
-    complaints: Complaints = field(default_factory=Complaints)
+    complaints: WarnOnce = field(default_factory=WarnOnce)
     async_commit: set[str] = field(default_factory=set)  # queues whose finishes do not wait for the disk
     _facts: ServerFacts | None = None
     _settings: tuple[ClaimValues, ClaimValues] = ({}, {})
@@ -327,7 +327,7 @@ class Claimer:
         if not callable(handler.timeout):
             return handler.timeout
         try:
-            limit = time_limit(handler.timeout(changed(job, decode=handler.decode)))
+            limit = checked_timeout(handler.timeout(changed(job, decode=handler.decode)))
         except BaseException as error:  # the user's code, whose sys.exit() must not cost the attempt; and args
             self.complaints(job.kind, "timeout of its handler", error, instead="the worker pool's holds")
             return self.timeout

@@ -16,7 +16,6 @@ import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
-from pgjobs.answers import Complaints
 from pgjobs.backoff import Backoff
 from pgjobs.clean_text import forget_details, hint, one_line
 from pgjobs.db.checkout import Checkout
@@ -40,6 +39,7 @@ from pgjobs.hooks import ErrorHandler, HookCalls
 from pgjobs.interval import microseconds
 from pgjobs.job import Job, JobState, changed
 from pgjobs.loggers import get_logger
+from pgjobs.return_values import WarnOnce
 
 log = get_logger("pgjobs.finish")
 
@@ -63,7 +63,7 @@ class Finisher:
     hooks: HookCalls
     events: Events
     error_details: bool = True  # whether what Postgres says beside the message of an error is kept and logged
-    complaints: Complaints = field(default_factory=Complaints)
+    complaints: WarnOnce = field(default_factory=WarnOnce)
     waits: Callable[[], None] = lambda: None  # called when a job is to run again sooner than maintenance might look
 
     def finish(

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from pgjobs import answers
+from pgjobs import return_values
 from pgjobs.backoff import Backoff, river
 from pgjobs.clean_text import error_text, error_trace
 from pgjobs.errors import Cancel, Discard, JobCancelled, JobStopped, RetryAfter, RetryAt, Snooze
 from pgjobs.job import Job, JobState
 from pgjobs.options import FIRST_INSTANT
 
-#: Called with a backoff and with what it raised, or with WrongAnswer for what it gave.
+#: Called with a backoff and with what it raised, or with BadReturnValue for what it gave.
 Complain = Callable[[Backoff, BaseException], None]
 AFTER_A_FAULT = timedelta(seconds=1)  # where the time of the next attempt comes from a bug, it is no sooner than this
 _MOMENT = timedelta(seconds=1)  # how far the two clocks may differ, or how late the answer to a claim may come
@@ -66,7 +66,7 @@ def decide(
     error: BaseException | None,
     backoff: Backoff,
     *others: Backoff,
-    ran: timedelta = answers.NOTHING,
+    ran: timedelta = return_values.NOTHING,
     complain: Complain = _nobody_hears,
 ) -> Outcome:
     """The outcome of an attempt that returned (`error` is None) or raised. Touches no database.
@@ -105,7 +105,7 @@ def _signalled(error: BaseException) -> Outcome | None:
         case RetryAfter():
             return _failed(JobState.RETRYABLE, error, _not_past(error.delay))
         case RetryAt():  # one that is past is put off by the statement that writes it: by the database's clock
-            return _failed(JobState.RETRYABLE, error, answers.plain_instant(error.when))
+            return _failed(JobState.RETRYABLE, error, return_values.plain_instant(error.when))
     return None
 
 
@@ -114,12 +114,12 @@ def _by_policy(
 ) -> Outcome:
     """What the first policy that works says. A bug in a policy must not cost the job or the record of what its handler
     raised, and must not make all attempts fail within a second."""
-    now = (job.attempted_at or FIRST_INSTANT) + max(answers.NOTHING, ran - _MOMENT)
+    now = (job.attempted_at or FIRST_INSTANT) + max(return_values.NOTHING, ran - _MOMENT)
     due: timedelta | datetime | None = AFTER_A_FAULT
-    soonest = answers.NOTHING
+    soonest = return_values.NOTHING
     for policy in (*policies, _RIVER):
         try:
-            due = _no_sooner(answers.due(policy(job, error), now), now, soonest)
+            due = _no_sooner(return_values.retry_time(policy(job, error), now), now, soonest)
             break
         except BaseException as broken:  # also a sys.exit(): a policy is the user's code
             complain(policy, broken)
@@ -135,8 +135,8 @@ def _no_sooner(due: timedelta | datetime | None, now: datetime, soonest: timedel
 
 def _not_past(delay: timedelta) -> timedelta:
     """The delay of a signal that was made without its constructor; a negative one is a bug."""
-    plain = answers.plain_delay(delay)
-    return plain if plain >= answers.NOTHING else AFTER_A_FAULT
+    plain = return_values.plain_delay(delay)
+    return plain if plain >= return_values.NOTHING else AFTER_A_FAULT
 
 
 def _failed(state: JobState, error: BaseException, due: timedelta | datetime | None = None) -> Outcome:

@@ -51,7 +51,7 @@ class CodeSchedules:
         self._changed: Callable[[], None] = lambda: None
         self._next_beat = 0.0
         self._gone = False  # from the table
-        self.add(*checks.several("cron", schedules, "Schedule(...)", error=InvalidSchedule))
+        self.add(*checks.check_list("cron", schedules, "Schedule(...)", error=InvalidSchedule))
 
     def __repr__(self) -> str:
         return f"CodeSchedules({', '.join(map(repr, self._schedules))})"

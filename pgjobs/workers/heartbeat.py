@@ -57,10 +57,10 @@ class ProcessDuties:
 
     def look_at_queues(self, conn: AnyConnection) -> None:
         """Tell those who subscribe to it which queues were paused or resumed, whoever did that."""
-        if self._events.looks_at_queues:
-            self._events.note_paused(*self._queue_queries.paused(conn))
-        elif self._events.knows_queues:
-            self._events.forget_queues()
+        if self._events.wants_queue_events:
+            self._events.update_paused_queues(*self._queue_queries.paused(conn))
+        elif self._events.knows_paused_queues:
+            self._events.forget_paused_queues()
 
     def look_after_attempts(self, conn: AnyConnection) -> None:
         """Tell the handlers whose jobs somebody has cancelled, and extend the leases of the detached ones."""

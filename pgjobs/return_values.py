@@ -16,7 +16,7 @@ from pgjobs.interval import EPOCH
 from pgjobs.loggers import get_logger
 from pgjobs.options import FIRST_INSTANT, LAST_INSTANT, LONGEST_DELAY
 
-log = get_logger("pgjobs.answers")
+log = get_logger("pgjobs.return_values")
 
 NOTHING = timedelta(0)
 _EARLIEST, _LATEST = FIRST_INSTANT - EPOCH, LAST_INSTANT - EPOCH
@@ -24,7 +24,7 @@ _MOST_COMPLAINTS = 1000  # that are remembered
 _LAZY = (map, filter, itertools.starmap)  # each calls its function only when its values are read
 
 
-class WrongAnswer(Exception):
+class BadReturnValue(Exception):
     """What a function of the application's gave cannot be used. `problem` is the same for all that is wrong in the same
     way."""
 
@@ -49,28 +49,28 @@ def plain_instant(when: datetime) -> datetime:
     return EPOCH + max(_EARLIEST, min(plain, _LATEST))
 
 
-def due(answer: object, now: datetime) -> timedelta | datetime | None:
-    """What a backoff gave, if that says when; WrongAnswer if it does not, or would be a retry without a pause that
+def retry_time(answer: object, now: datetime) -> timedelta | datetime | None:
+    """What a backoff gave, if that says when; BadReturnValue if it does not, or would be a retry without a pause that
     the backoff did not ask for. `now` may be a moment late: an instant that is just over is left to the database."""
     if answer is None:
         return None
     if isinstance(answer, timedelta):
         delay = plain_delay(answer)
         if delay < NOTHING:
-            raise WrongAnswer("negative", f"gave a negative delay: {delay!r}")
+            raise BadReturnValue("negative", f"gave a negative delay: {delay!r}")
         return delay
     if isinstance(answer, datetime):
         if answer.utcoffset() is None:
-            raise WrongAnswer("naive", f"gave a datetime without a time zone: {answer!r:.80}")
+            raise BadReturnValue("naive", f"gave a datetime without a time zone: {answer!r:.80}")
         when = plain_instant(answer)
         if when <= now:
-            raise WrongAnswer("past", f"gave an instant that is over: {when.isoformat()}")
+            raise BadReturnValue("past", f"gave an instant that is over: {when.isoformat()}")
         return when
     raise _no_time(answer, "a timedelta, an aware datetime, or None for never again")
 
 
-def time_limit(answer: object) -> timedelta | Literal["inherit"] | None:
-    """The timeout that a function gave; raises WrongAnswer if it gave something else."""
+def checked_timeout(answer: object) -> timedelta | Literal["inherit"] | None:
+    """The timeout that a function gave; raises BadReturnValue if it gave something else."""
     if answer is None:
         return None
     if isinstance(answer, str) and answer == "inherit":
@@ -78,20 +78,20 @@ def time_limit(answer: object) -> timedelta | Literal["inherit"] | None:
     if isinstance(answer, timedelta):
         limit = plain_delay(answer)
         if limit <= NOTHING:
-            raise WrongAnswer("no time", f"gave a timeout of no time: {limit!r}")
+            raise BadReturnValue("no time", f"gave a timeout of no time: {limit!r}")
         return limit
     raise _no_time(answer, 'a timedelta, None for ever, or "inherit"')
 
 
-def _no_time(answer: object, wanted: str) -> WrongAnswer:
+def _no_time(answer: object, wanted: str) -> BadReturnValue:
     _close(answer)
-    return WrongAnswer(f"type {type(answer).__name__}", f"gave {answer!r:.80}, which is not {wanted}")
+    return BadReturnValue(f"type {type(answer).__name__}", f"gave {answer!r:.80}, which is not {wanted}")
 
 
 # --- the end of a handler
 
 
-def check_done(answer: object, function: object) -> None:
+def check_handler_return(answer: object, function: object) -> None:
     """Raise InvalidHandler when a handler or middleware returned work that has not been done (a coroutine, a
     generator), or an error instead of raising it. All other answers are ignored."""
     said = _undone(answer)
@@ -129,7 +129,7 @@ def _close(answer: Any) -> None:
 # --- what is said of it
 
 
-class Complaints:
+class WarnOnce:
     """Logs what is wrong with a function of the application, once for each kind and problem: the function may be called
     a thousand times a second."""
 
@@ -137,9 +137,9 @@ class Complaints:
         self._said: set[tuple[str, str, str]] = set()
 
     def __call__(self, kind: str, what: str, error: BaseException, *, instead: str) -> None:
-        """`what` of this kind has raised `error`, or given what WrongAnswer says; `instead` is done."""
-        wrong = isinstance(error, WrongAnswer)
-        key = (kind, what, error.problem if isinstance(error, WrongAnswer) else type(error).__name__)
+        """`what` of this kind has raised `error`, or given what BadReturnValue says; `instead` is done."""
+        wrong = isinstance(error, BadReturnValue)
+        key = (kind, what, error.problem if isinstance(error, BadReturnValue) else type(error).__name__)
         if key in self._said:
             return
         if len(self._said) >= _MOST_COMPLAINTS:
