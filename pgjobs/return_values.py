@@ -1,5 +1,7 @@
-"""What the application's own functions give around an attempt: a handler, a backoff, a timeout. Checked, and made plain
-values, so that no subclass of a timedelta or datetime goes further than here."""
+"""Checks of what the application's handlers, middleware, backoffs and timeout functions return.
+
+Times are converted to plain timedelta and datetime objects: a subclass could override the arithmetic that pgjobs uses.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +22,13 @@ log = get_logger("pgjobs.return_values")
 
 NOTHING = timedelta(0)
 _EARLIEST, _LATEST = FIRST_INSTANT - EPOCH, LAST_INSTANT - EPOCH
-_MOST_COMPLAINTS = 1000  # that are remembered
-_LAZY = (map, filter, itertools.starmap)  # each calls its function only when its values are read
+_MOST_WARNINGS = 1000  # remembered before WarnOnce starts again
+_LAZY = (map, filter, itertools.starmap)  # they call their function only when their values are read
 
 
 class BadReturnValue(Exception):
-    """What a function of the application's gave cannot be used. `problem` is the same for all that is wrong in the same
-    way."""
+    """A function of the application returned an unusable value. `problem` is the key by which WarnOnce tells one kind
+    of problem from another."""
 
     def __init__(self, problem: str, text: str) -> None:
         super().__init__(text)
@@ -37,118 +39,121 @@ class BadReturnValue(Exception):
 
 
 def plain_delay(delay: timedelta) -> timedelta:
-    """As the standard library has it, and no longer than the table can hold."""
+    """As a plain timedelta, cut to the longest delay that the table can hold."""
     plain = timedelta(delay.days, delay.seconds, delay.microseconds)
     return max(-LONGEST_DELAY, min(plain, LONGEST_DELAY))
 
 
 def plain_instant(when: datetime) -> datetime:
-    """In UTC, as the standard library has it, and within what the table can hold."""
+    """As a plain datetime in UTC, cut to the range that the table can hold."""
     since = when - EPOCH
     plain = timedelta(since.days, since.seconds, since.microseconds)
     return EPOCH + max(_EARLIEST, min(plain, _LATEST))
 
 
-def retry_time(answer: object, now: datetime) -> timedelta | datetime | None:
-    """What a backoff gave, if that says when; BadReturnValue if it does not, or would be a retry without a pause that
-    the backoff did not ask for. `now` may be a moment late: an instant that is just over is left to the database."""
-    if answer is None:
+def retry_time(value: object, now: datetime) -> timedelta | datetime | None:
+    """The return value of a backoff. Raises BadReturnValue if its type is wrong or it lies in the past.
+
+    `now` may be slightly behind the database's clock, so a time just past may get through; the database corrects it.
+    """
+    if value is None:
         return None
-    if isinstance(answer, timedelta):
-        delay = plain_delay(answer)
+    if isinstance(value, timedelta):
+        delay = plain_delay(value)
         if delay < NOTHING:
-            raise BadReturnValue("negative", f"gave a negative delay: {delay!r}")
+            raise BadReturnValue("negative", f"returned a negative delay: {delay!r}")
         return delay
-    if isinstance(answer, datetime):
-        if answer.utcoffset() is None:
-            raise BadReturnValue("naive", f"gave a datetime without a time zone: {answer!r:.80}")
-        when = plain_instant(answer)
+    if isinstance(value, datetime):
+        if value.utcoffset() is None:
+            raise BadReturnValue("naive", f"returned a datetime without a time zone: {value!r:.80}")
+        when = plain_instant(value)
         if when <= now:
-            raise BadReturnValue("past", f"gave an instant that is over: {when.isoformat()}")
+            raise BadReturnValue("past", f"returned a time in the past: {when.isoformat()}")
         return when
-    raise _no_time(answer, "a timedelta, an aware datetime, or None for never again")
+    raise _wrong_type(value, "a timedelta, an aware datetime, or None for no further attempt")
 
 
-def checked_timeout(answer: object) -> timedelta | Literal["inherit"] | None:
-    """The timeout that a function gave; raises BadReturnValue if it gave something else."""
-    if answer is None:
+def checked_timeout(value: object) -> timedelta | Literal["inherit"] | None:
+    """The return value of a timeout function. Raises BadReturnValue if it is no timeout."""
+    if value is None:
         return None
-    if isinstance(answer, str) and answer == "inherit":
+    if isinstance(value, str) and value == "inherit":
         return "inherit"
-    if isinstance(answer, timedelta):
-        limit = plain_delay(answer)
+    if isinstance(value, timedelta):
+        limit = plain_delay(value)
         if limit <= NOTHING:
-            raise BadReturnValue("no time", f"gave a timeout of no time: {limit!r}")
+            raise BadReturnValue("no time", f"returned a timeout that is not > 0: {limit!r}")
         return limit
-    raise _no_time(answer, 'a timedelta, None for ever, or "inherit"')
+    raise _wrong_type(value, 'a timedelta, None for no limit, or "inherit"')
 
 
-def _no_time(answer: object, wanted: str) -> BadReturnValue:
-    _close(answer)
-    return BadReturnValue(f"type {type(answer).__name__}", f"gave {answer!r:.80}, which is not {wanted}")
+def _wrong_type(value: object, wanted: str) -> BadReturnValue:
+    _close(value)
+    return BadReturnValue(f"type {type(value).__name__}", f"returned {value!r:.80}, which is not {wanted}")
 
 
-# --- the end of a handler
+# --- return values of handlers
 
 
-def check_handler_return(answer: object, function: object) -> None:
-    """Raise InvalidHandler when a handler or middleware returned work that has not been done (a coroutine, a
-    generator), or an error instead of raising it. All other answers are ignored."""
-    said = _undone(answer)
-    if said is None:
+def check_handler_return(value: object, function: object) -> None:
+    """Raise InvalidHandler if a handler or middleware returned work that has not run, such as a coroutine or generator,
+    or an exception that it should have raised. Other return values are ignored."""
+    problem = _unfinished(value)
+    if problem is None:
         return
-    _close(answer)
+    _close(value)
     name = getattr(function, "__qualname__", None) or type(function).__qualname__
-    raise InvalidHandler(f"{name} returned {said}")
+    raise InvalidHandler(f"{name} returned {problem}")
 
 
-def _undone(answer: object) -> str | None:
-    if isinstance(answer, BaseException):
-        return f"{type(answer).__name__}(...) and did not raise it: write raise {type(answer).__name__}(...)"
-    if isinstance(answer, type):
-        if issubclass(answer, BaseException):
-            return f"the class {answer.__name__} and did not raise it: write raise {answer.__name__}(...)"
+def _unfinished(value: object) -> str | None:
+    if isinstance(value, BaseException):
+        return f"{type(value).__name__}(...) and did not raise it: write raise {type(value).__name__}(...)"
+    if isinstance(value, type):
+        if issubclass(value, BaseException):
+            return f"the class {value.__name__} and did not raise it: write raise {value.__name__}(...)"
         return None
-    what = f"a {type(answer).__name__}"
-    if isinstance(answer, Future):
-        return f"{what}, and nobody waits for its work: call its result() in the handler"
-    if isinstance(answer, (Generator, *_LAZY)):
+    what = f"a {type(value).__name__}"
+    if isinstance(value, Future):
+        return f"{what} without waiting for its result: call its result() in the handler"
+    if isinstance(value, (Generator, *_LAZY)):
         return f"{what}, whose body never ran: call the function in a for loop in the handler, without yield"
-    if isinstance(answer, Awaitable | AsyncGenerator):
+    if isinstance(value, Awaitable | AsyncGenerator):
         return f"{what}, whose body never ran: pgjobs runs plain functions, so write def, or asyncio.run(...) in it"
     return None
 
 
-def _close(answer: Any) -> None:
-    """What never began and never will be says so in a warning, unless it is closed."""
-    if isinstance(answer, Awaitable | Generator) and not isinstance(answer, Future):
+def _close(value: Any) -> None:
+    """Close a coroutine or generator that will never run; else Python warns about it."""
+    if isinstance(value, Awaitable | Generator) and not isinstance(value, Future):
         with suppress(Exception):
-            getattr(answer, "close", bool)()
+            getattr(value, "close", bool)()
 
 
-# --- what is said of it
+# --- warnings
 
 
 class WarnOnce:
-    """Logs what is wrong with a function of the application, once for each kind and problem: the function may be called
-    a thousand times a second."""
+    """Logs problems of the application's functions, once for each kind and problem: the function may be called a
+    thousand times a second."""
 
     def __init__(self) -> None:
-        self._said: set[tuple[str, str, str]] = set()
+        self._warned: set[tuple[str, str, str]] = set()
 
     def __call__(self, kind: str, what: str, error: BaseException, *, instead: str) -> None:
-        """`what` of this kind has raised `error`, or given what BadReturnValue says; `instead` is done."""
-        wrong = isinstance(error, BadReturnValue)
+        """Warn that the function `what` of this kind raised `error`, or returned an unusable value if that is a
+        BadReturnValue; `instead` says what pgjobs does now."""
+        bad_value = isinstance(error, BadReturnValue)
         key = (kind, what, error.problem if isinstance(error, BadReturnValue) else type(error).__name__)
-        if key in self._said:
+        if key in self._warned:
             return
-        if len(self._said) >= _MOST_COMPLAINTS:
-            self._said.clear()
-        self._said.add(key)
+        if len(self._warned) >= _MOST_WARNINGS:
+            self._warned.clear()
+        self._warned.add(key)
         text = error_text(error)
-        did = text if wrong else f"raised {type(error).__name__}: {text}"
-        with suppress(Exception):  # a handler of the log that fails must not cost the attempt
+        did = text if bad_value else f"raised {type(error).__name__}: {text}"
+        with suppress(Exception):  # an exception of a log handler must not fail the attempt
             log.warning(
-                "kind %s: the %s %s; %s. Said once for each kind and problem",
-                one_line(kind), what, one_line(did), instead, exc_info=None if wrong else error,
+                "kind %s: the %s %s; %s. Logged once for each kind and problem",
+                one_line(kind), what, one_line(did), instead, exc_info=None if bad_value else error,
             )  # fmt: skip
