@@ -434,7 +434,7 @@ def child():
     mine = client if {made == "in the parent"} else None
     make = lambda: mine or Client(pool, schema=schema)
     print(refused(lambda: make().enqueue(None, {{}}, kind="child")), flush=True)
-    print(refused(lambda: make().list()), flush=True)
+    print(refused(lambda: make().list_jobs()), flush=True)
     print(refused(lambda: make().pool), flush=True)
     print(refused(lambda: WorkerPool(make(), {{"work": print}}).start()), flush=True)
     print(refused(lambda: Client(dsn, schema=schema).enqueue(pool, {{}}, kind="child")), flush=True)
@@ -444,7 +444,7 @@ assert in_child(child) == 0
 client.enqueue(None, {{}}, kind="parent")
 pool.close()
 """)
-    assert printed.count('"the application\'s", was opened before the process forked') == 5
+    assert printed.count('"the application\'s" was opened before the process forked') == 5
     assert printed.count("open it in each child (gunicorn: the post_fork hook;") == 5
     assert kinds_of(client) == ["parent"] * 2
 
