@@ -670,7 +670,7 @@ class Client:
                 self.events.update_paused_queues(*QueueQueries(self.schema).paused(conn))
         return subscription
 
-    # --- look
+    # --- read
 
     def get(self, id: int, tx: Borrowable | ConnectionPool[Any] | None = None) -> Job[Any] | None:
         """The current job with this id, or None. Raises AmbiguousJob if several queues have a job with this id, which a

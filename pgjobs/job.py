@@ -136,8 +136,8 @@ class Job(Generic[Args]):
     def set_metadata(self, values: Mapping[str, Any] | None = None, **more: Any) -> None:
         """In the handler: merge these keys into the job's metadata.
 
-        They are written together with the outcome of the attempt, whether it succeeds or fails. The metadata may have
-        64 KiB of JSON; raises InvalidOption for more, and for values that JSON cannot hold.
+        They are written together with the outcome of the attempt, whether it succeeds or fails. The keys of one attempt
+        may have 64 KiB of JSON; raises InvalidOption for more, and for values that JSON cannot hold.
         """
         if values is not None and not isinstance(values, Mapping):
             raise InvalidOption(f"values of set_metadata must be a mapping, not {shown(values)}")

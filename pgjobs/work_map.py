@@ -97,22 +97,21 @@ class WorkMap(dict[str, Handler]):
         kind = _kind(key)
         if kind in self:
             self._check_replaced(kind, key)
-        given = as_handler(handler)
+        made = as_handler(handler)
         if isinstance(key, type):
-            given = replace(given, decode=partial(codec.decode, key), args_class=key)
-        super().__setitem__(kind, given)
+            made = replace(made, decode=partial(codec.decode, key), args_class=key)
+        super().__setitem__(kind, made)
         self.changes += 1
 
     def _check_replaced(self, kind: str, key: str | type) -> None:
         """Refuse a second handler, unless its args class is a new version of the same class."""
         before = super().__getitem__(kind)
+        name = _name(before.function)
         if before.args_class is None or not isinstance(key, type) or before.args_class is key:
-            raise DuplicateHandler(f"kind {kind!r} has a handler already: {_name(before.function)}")
+            raise DuplicateHandler(f"kind {kind!r} has a handler already, {name}: delete it first to replace it")
         known, other = ClassName.of(before.args_class), ClassName.of(key)
         if known != other:
-            raise DuplicateHandler(
-                f"{two_classes(kind, known, other)}; it has a handler already: {_name(before.function)}"
-            )
+            raise DuplicateHandler(f"{two_classes(kind, known, other)}; it has a handler already, {name}")
 
     def __getitem__(self, key: str | type) -> Handler:
         return super().__getitem__(_kind(key))

@@ -167,7 +167,7 @@ def _call_listeners(session: Session, committed: bool, *, error_details: bool) -
 def _flush(session: Session, connection: Connection) -> None:
     """Flush the pending changes as a commit does, and raise where a commit would."""
     if not session.is_active:
-        raise TransactionBroken("the handler swallowed an error of a flush: its Session can only be rolled back")
+        raise TransactionBroken("a flush failed and the handler swallowed its error: the Session must be rolled back")
     dispatch: Any = session.dispatch
     dispatch.before_commit(session)
     for _ in range(_MOST_FLUSHES):
