@@ -1,4 +1,4 @@
-"""What is kept of an error, and what may be printed of anything: cut, and cleaned of what a terminal would obey."""
+"""Text for storage and logs: messages and tracebacks of errors, cut to a length and without control characters."""
 
 from __future__ import annotations
 
@@ -12,20 +12,19 @@ import psycopg
 
 from pgjobs.errors import Signal
 
-ERROR_LIMIT = 8 * 1024  # characters of an error's text that are kept
+ERROR_LIMIT = 8 * 1024  # characters of an error's message
 TRACE_LIMIT = 32 * 1024  # characters of its traceback
-_FRAMES = 60  # of each traceback in a chain: the innermost
-# What must not reach a log line or a terminal as it is, and what Postgres cannot store: control characters but newline
-# and tab, and lone surrogates.
+_FRAMES = 60  # the innermost ones of each traceback in a chain
+# control characters except newline and tab, which may command a terminal; and lone surrogates, which Postgres refuses
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
-# Beside those what ends a line, or turns the direction of the text.
+# the same, and characters that end a line or change the direction of the text
 _NOT_FOR_A_LINE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def error_text(error: BaseException) -> str:
-    """The error's message, cleaned and cut; with the cause of a signal, and the SQLSTATE of a database error.
+    """The error's message, cleaned and cut, with the cause of a signal and the SQLSTATE of a database error.
 
-    The type stands before it where the message alone says little: none, or that of a `sys.exit(0)`.
+    The type comes first if the message alone says little, as that of a KeyError or a `sys.exit(0)`.
     """
     text = _message(error)
     if not text or not isinstance(error, Exception) or isinstance(error, KeyError):
@@ -38,18 +37,18 @@ def error_text(error: BaseException) -> str:
 
 
 def forget_details(error: BaseException) -> None:
-    """Take out of the error, and of all that it came from, what Postgres says beside the message: whole rows, keys,
-    and the text of statements. It stays in `diag` of a psycopg.Error, which is not printed."""
+    """Remove Postgres's details (rows, keys, the text of statements) from the error and from its causes, keeping the
+    primary messages. Only `diag` of a psycopg.Error still has them, and that is not printed."""
     chain = _chain(error)
     shorter = [(str(each), _primary(each)) for each in chain if isinstance(each, psycopg.Error)]
     for each in chain:
-        with suppress(Exception):  # an exception of the application's may have other ideas of its attributes
+        with suppress(Exception):  # an exception class of the application may refuse the assignment
             if isinstance(each, psycopg.Error):
                 each.args = (_primary(each), *each.args[1:])
             else:
                 each.args = tuple(_shortened(arg, shorter) for arg in each.args)
         with suppress(Exception):
-            if hasattr(each, "hide_parameters"):  # an error of SQLAlchemy, which prints the values of the statement
+            if hasattr(each, "hide_parameters"):  # a SQLAlchemy error, which prints the parameters of the statement
                 each.hide_parameters = True
             if hasattr(each, "__notes__"):
                 each.__notes__ = [_shortened(note, shorter) for note in each.__notes__]
@@ -69,7 +68,7 @@ def _chain(error: BaseException) -> list[BaseException]:
 
 
 def _primary(error: psycopg.Error) -> str:
-    """The message of the server without its details; of an error that the server did not make, its text."""
+    """The server's message without its details; the whole text of an error that did not come from the server."""
     return error.diag.message_primary or str(error)
 
 
@@ -80,29 +79,27 @@ def _shortened(text: Any, shorter: list[tuple[str, str]]) -> Any:
     return text
 
 
-_LIMIT = "{}, of the handler, or of its role, database or server; or it took longer than its timeout and 10 s"
+_LIMIT = "{} of the handler, role, database or server, or because the attempt exceeded its timeout by 10 s"
 _HINTS = {
     "25P03": _LIMIT.format("idle_in_transaction_session_timeout"),
     "25P04": _LIMIT.format("transaction_timeout"),
-    "57P01": "pg_terminate_backend(), or a stop of the server",
-    "57P02": "a crash of another backend, after which the server starts anew",
-    "57P05": "idle_session_timeout, of the role, database or server",
+    "57P01": "pg_terminate_backend(), or a shutdown of the server",
+    "57P02": "a crash of another backend, after which the server restarts",
+    "57P05": "idle_session_timeout of the role, database or server",
 }
-
-
-# How a server that speaks English says so, where libpq tells only the text.
-_SAID = {"idle-in-transaction timeout": "25P03", "transaction timeout": "25P04", "administrator command": "57P01"}
+# The SQLSTATE by a part of the message, in English, for when libpq gives only the text.
+_MESSAGES = {"idle-in-transaction timeout": "25P03", "transaction timeout": "25P04", "administrator command": "57P01"}
 
 
 def connection_ended(message: str) -> psycopg.OperationalError:
-    """The error of a connection that has ended, with the SQLSTATE if the message tells the reason."""
+    """The error of a connection that has ended, with the SQLSTATE that belongs to the message, if known."""
     error = psycopg.OperationalError(message.strip())
-    error.sqlstate = next((sqlstate for text, sqlstate in _SAID.items() if text in message), None)
+    error.sqlstate = next((sqlstate for text, sqlstate in _MESSAGES.items() if text in message), None)
     return error
 
 
 def hint(error: object) -> str:
-    """Where the server has ended a connection: what made it do so."""
+    """The likely reason if the server ended the connection; else an empty text."""
     found = _HINTS.get(error.sqlstate or "") if isinstance(error, psycopg.Error) else None
     return f" (by {found})" if found else ""
 
@@ -110,32 +107,32 @@ def hint(error: object) -> str:
 def _message(error: object) -> str:
     try:
         return str(error)
-    except BaseException:  # an exception's own __str__ is the user's code
-        return "<its text cannot be read>"
+    except BaseException:  # __str__ is the application's code
+        return "<str() of the error raised>"
 
 
 def error_trace(error: BaseException) -> str | None:
-    """The traceback from the handler's first line on, without values of variables; cleaned and cut in the middle."""
-    handlers_own = without_pgjobs(error.__traceback__)
-    if handlers_own is None:
+    """The traceback from the handler's first line on, without values of variables, cleaned and cut in the middle. None
+    if the error has no frames outside of pgjobs."""
+    of_handler = _skip_pgjobs(error.__traceback__)
+    if of_handler is None:
         return None
     try:
-        lines = traceback.TracebackException(type(error), error, handlers_own, limit=-_FRAMES, compact=True).format()
+        lines = traceback.TracebackException(type(error), error, of_handler, limit=-_FRAMES, compact=True).format()
         return clean("".join(lines), TRACE_LIMIT)
-    except Exception as broken:  # never let the record of a failure fail
+    except Exception as broken:  # the failure must be recorded, with or without its traceback
         return f"<the traceback cannot be formatted: {type(broken).__name__}>"
 
 
-def without_pgjobs(trace: TracebackType | None) -> TracebackType | None:
-    """Skip the library's own frames before the handler's; None when there are no others."""
+def _skip_pgjobs(trace: TracebackType | None) -> TracebackType | None:
+    """The traceback without the frames of pgjobs at its start."""
     while trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("pgjobs."):
         trace = trace.tb_next
     return trace
 
 
 def clean(text: str, limit: int) -> str:
-    """Text that can be stored and printed: no control characters but newline and tab, at most `limit` characters,
-    cut in the middle."""
+    """Text without control characters except newline and tab, cut in the middle to at most `limit` characters."""
     if len(text) > limit:
         half = (limit - 40) // 2
         text = f"{text[:half]}\n[{len(text) - 2 * half} characters cut]\n{text[-half:]}"
@@ -143,8 +140,8 @@ def clean(text: str, limit: int) -> str:
 
 
 def one_line(text: object, limit: int = 500) -> str:
-    """Text for a line of a log: nothing in it ends the line or commands the terminal. Of an error of the database
-    without the details, in which there may be whole rows."""
-    said = _primary(text) if isinstance(text, psycopg.Error) else _message(text)
-    said = said.rstrip() + hint(text) if isinstance(text, BaseException) else said
-    return _NOT_FOR_A_LINE.sub(lambda match: match[0].encode("unicode_escape").decode(), said[:limit])[:limit]
+    """Text for one line of a log: line breaks and control characters are escaped. A database error is shown without its
+    details, which may contain whole rows."""
+    line = _primary(text) if isinstance(text, psycopg.Error) else _message(text)
+    line = line.rstrip() + hint(text) if isinstance(text, BaseException) else line
+    return _NOT_FOR_A_LINE.sub(lambda match: match[0].encode("unicode_escape").decode(), line[:limit])[:limit]

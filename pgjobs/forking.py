@@ -1,11 +1,11 @@
-"""What each process makes for itself, and what it leaves alone because the process that it was forked from made it.
+"""What a forked child must make for itself, and what it must not touch.
 
-A child has the parent's sockets: whatever it sends on one reaches the parent's session, and what it closes with a
-farewell to the server ends that session. The parent's threads are not there, and a lock that one of them held stays
-locked. So a child uses nothing of this kind that it has inherited, not even to close it.
+A child inherits the parent's sockets. A query that it sends on one reaches the parent's session, and closing the
+connection tells the server to end that session. The parent's threads do not exist in the child, and a lock that one of
+them held stays locked. So a child never uses an inherited connection, pool or lock, not even to close it.
 
-A process is told by its id, which also tells a fork that Python was not told of (uwsgi makes such), and by the forks
-that Python knows of, for ids come round again.
+A process is identified by its id together with a count of the forks that Python knows of. The id also detects forks
+that bypass Python, as uwsgi makes them; the count also detects a child that got the id of a dead ancestor.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from pgjobs.errors import UsedAfterFork
 
 T = TypeVar("T")
 
-_forks = 0  # between the process that has imported this and the present one
-_at_fork: list[Callable[[], object]] = []
-_left_alone: list[object] = []  # what was inherited; never destroyed, since that may wait for a lock of the parent's
+_forks = 0  # between the process that imported this module and the current one
+_run_in_child: list[Callable[[], object]] = []
+_left_alone: list[object] = []  # inherited objects; never destroyed, since that may wait for a lock of the parent
 
 
 def _in_child() -> None:
-    global _forks  # noqa: PLW0603  the process has but one count
+    global _forks  # noqa: PLW0603  one count per process
     _forks += 1
-    for act in _at_fork:
-        act()
+    for function in _run_in_child:
+        function()
 
 
 if hasattr(os, "register_at_fork"):
@@ -37,27 +37,29 @@ if hasattr(os, "register_at_fork"):
 
 
 def this_process() -> tuple[int, int]:
-    """What tells this process from those that it was forked from."""
+    """A value that differs from that of every ancestor of this process."""
     return getpid(), _forks
 
 
-def in_each_child(act: Callable[[], object]) -> None:
-    """Call this, which raises nothing, in each child as soon as it is forked."""
-    _at_fork.append(act)
+def run_in_child(function: Callable[[], object]) -> None:
+    """Call the function in each child directly after the fork. It must not raise."""
+    _run_in_child.append(function)
 
 
 def leave_alone(inherited: object) -> None:
-    """Never touch this again, not even to destroy it."""
+    """Keep an inherited object alive for ever, so that its destructor never runs in this process."""
     _left_alone.append(inherited)
 
 
 class PerProcess(Generic[T]):
-    """A value that each process makes for itself, when it needs it first."""
+    """A value that each process makes for itself when it first reads it."""
 
     def __init__(self, make: Callable[[], T]) -> None:
         self._make = make
         self._made: tuple[int, int, T] | None = None
-        self._making: dict[tuple[int, int], threading.Lock] = {}  # by process: a lock may be inherited locked
+        self._making: dict[
+            tuple[int, int], threading.Lock
+        ] = {}  # one for each process: an inherited lock may be locked
 
     def get(self) -> T:
         made = self._made
@@ -79,10 +81,10 @@ class PerProcess(Generic[T]):
 
 
 def check_pool(pool: Any) -> None:
-    """Raise UsedAfterFork if a psycopg pool was opened before the fork: its threads are not in this process.
+    """Raise UsedAfterFork if a psycopg pool was opened before the fork, since its threads do not run in this process.
 
-    psycopg_pool has no public word for that. Where it does not keep its threads as it does now, nothing is found, and
-    a caller waits for a connection as long as the pool lets it.
+    psycopg_pool has no public way to ask. If a future version keeps its threads elsewhere, this finds nothing, and the
+    caller waits for a connection until the pool's timeout.
     """
     runner = getattr(pool, "_sched_runner", None)
     if runner is not None and not runner.is_alive() and not pool.closed:
@@ -91,16 +93,15 @@ def check_pool(pool: Any) -> None:
 
 def opened_before_fork(pool: Any) -> UsedAfterFork:
     return UsedAfterFork(
-        f"this psycopg_pool, {pool.name!r}, was opened before the process forked, and its connections are the "
-        "parent's: make it with open=False and open it in each child (gunicorn: the post_fork hook; uwsgi: "
-        "@postfork; Celery: worker_process_init), or give the Client a connection string"
+        f"the psycopg_pool {pool.name!r} was opened before the process forked, and its connections are the parent's: "
+        "create it with open=False and open it in each child (gunicorn: the post_fork hook; uwsgi: @postfork; "
+        "Celery: worker_process_init), or give the Client a connection string"
     )
 
 
 def connection_of_parent() -> UsedAfterFork:
     return UsedAfterFork(
-        "this connection was opened before the process forked, and is the parent's: what is sent on it would become "
-        "part of the parent's session. Open connections in the child, and close those that were opened earlier before "
-        "the fork (SQLAlchemy: engine.dispose(close=False) in the child; Django: connections.close_all() before the "
-        "fork)"
+        "this connection was opened before the process forked, and belongs to the parent's session: open connections "
+        "in the child, and close earlier ones before the fork (SQLAlchemy: engine.dispose(close=False) in the child; "
+        "Django: connections.close_all() before the fork)"
     )

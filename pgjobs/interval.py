@@ -1,4 +1,4 @@
-"""Durations and instants as Postgres is given them, and gives them."""
+"""Conversions of timedelta and datetime to the forms that the SQL uses."""
 
 from __future__ import annotations
 
@@ -10,24 +10,27 @@ _HOUR = 3_600_000_000
 
 
 def interval_text(duration: timedelta) -> str:
-    """An `interval` of hours and seconds: a day of Postgres has 23 or 25 hours where the clocks change, and to
-    version 14 more than 2^31 of a unit is too much, of which microseconds are 36 minutes."""
-    microseconds = timedelta.__floordiv__(duration, _MICROSECOND)  # a subclass may have a division of its own
-    sign = "-" if microseconds < 0 else ""  # said of both: what is left out means something else in each IntervalStyle
+    """The text of an `interval`, in hours and seconds.
+
+    Not in days: a day of Postgres has 23 or 25 hours when the clocks change. Not in microseconds: Postgres 14 allows at
+    most 2^31 of a unit, which is 36 minutes.
+    """
+    microseconds = timedelta.__floordiv__(duration, _MICROSECOND)  # a subclass may override the division
+    sign = "-" if microseconds < 0 else ""  # on both parts: IntervalStyle decides how far a single sign reaches
     hours, rest = divmod(abs(microseconds), _HOUR)
     return f"{sign}{hours} hours {sign}{rest // 1_000_000}.{rest % 1_000_000:06d} seconds"
 
 
 def microseconds(at: datetime) -> int:
-    """Microseconds since 1970."""
+    """Microseconds since 1970-01-01 UTC."""
     return (at - EPOCH) // _MICROSECOND
 
 
 def instant(microseconds: int) -> datetime:
-    """The instant so many microseconds after 1970."""
+    """The inverse of `microseconds`."""
     return EPOCH + timedelta(microseconds=microseconds)
 
 
 def span(microseconds: int | None) -> timedelta | None:
-    """A duration, of which Postgres gave the microseconds."""
+    """A duration from its microseconds."""
     return None if microseconds is None else timedelta(microseconds=microseconds)

@@ -1,4 +1,4 @@
-"""A job as a value: one row of the table. No database in here."""
+"""Job: one row of the job table as a frozen value. Knows no database."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ __all__ = [
     "Job",
     "JobState",
     "RunningAttempt",
-    "being_current",
     "changed",
     "current_job",
-    "job_of",
-    "no_longer_current",
-    "with_values",
+    "job_from",
+    "job_owning",
+    "reset_current_job",
+    "set_current_job",
 ]
 
 Args = TypeVar("Args", covariant=True)  # noqa: PLC0105  users read Job[Args]
@@ -34,7 +34,8 @@ Args = TypeVar("Args", covariant=True)  # noqa: PLC0105  users read Job[Args]
 
 @dataclass(frozen=True, slots=True)
 class AttemptError:
-    """One failed attempt. `trace` is None when no Python exception was at hand, as for a vanished worker."""
+    """One failed attempt: its number, its time (aware), the error and the traceback as text. `trace` is None if there
+    was no Python exception, as for a vanished worker."""
 
     attempt: int
     at: datetime
@@ -43,7 +44,7 @@ class AttemptError:
 
 
 class RunningAttempt(Protocol):
-    """What a handler may ask of its attempt; the executor makes it."""
+    """The methods of Job that work only inside its handler. The executor implements them."""
 
     @property
     def cancelled(self) -> bool: ...
@@ -56,9 +57,10 @@ class RunningAttempt(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Job(Generic[Args]):
-    """One row, as it was when it was read. Its args, metadata and errors are decoded when they are first asked for.
+    """One row of the job table, as it was when it was read.
 
-    `repr` shows no args: what they hold may not belong into a log.
+    `args`, `metadata`, `output` and `errors` are decoded when they are first read. All datetimes are aware. `repr`
+    hides the args, metadata, errors and output, which may be confidential.
     """
 
     id: int
@@ -66,101 +68,107 @@ class Job(Generic[Args]):
     queue: str  # never changes
     kind: str  # never changes
     priority: int  # lower runs first
-    attempt: int  # starts of the handler; 0 until the first claim; snoozes give theirs back
+    attempt: int  # counted attempts: 0 before the first claim; snoozes and stops are not counted
     max_attempts: int
-    raw_args: str = field(repr=False)  # the JSON text
+    raw_args: str = field(repr=False)  # JSON text
     raw_metadata: str = field(repr=False, default="{}")
     raw_errors: str = field(repr=False, default="[]")
     tags: tuple[str, ...] = ()
-    scheduled_at: datetime  # not started before; moved by retry and snooze
+    scheduled_at: datetime  # not started before; a retry or snooze moves it
     created_at: datetime
     attempted_at: datetime | None = None  # the last claim
-    finalized_at: datetime | None = None  # set exactly in the final states
-    attempted_by: tuple[str, ...] = field(repr=False, default=())  # the client ids of the last 100 claims
-    token: UUID | None = field(repr=False, default=None)  # of the last claim; fences every later write
-    leased_until: datetime | None = field(repr=False, default=None)  # of a detached attempt; None for all others
-    raw_output: str | None = field(repr=False, default=None)  # the JSON text; not read by a claim
-    duplicate: bool = field(
-        repr=False, compare=False, default=False
-    )  # of the job that was to be enqueued: its duplicate
+    finalized_at: datetime | None = None  # set in the final states, and only in them
+    attempted_by: tuple[str, ...] = field(repr=False, default=())  # client ids of the last 100 claims, the newest last
+    token: UUID | None = field(repr=False, default=None)  # of the last claim; every write of the attempt checks it
+    leased_until: datetime | None = field(repr=False, default=None)  # set while a detached attempt runs
+    raw_output: str | None = field(repr=False, default=None)  # JSON text; a claim does not read it
+    # True in the return value of `enqueue` if this job was there already and has the same unique key
+    duplicate: bool = field(repr=False, compare=False, default=False)
     decode: Callable[[str], Args] = field(repr=False, compare=False, default=json.loads)
-    running: RunningAttempt | None = field(repr=False, compare=False, default=None)  # in the handler alone
+    running: RunningAttempt | None = field(repr=False, compare=False, default=None)  # set only inside the handler
 
     @cached_property
     def args(self) -> Args:
-        """The payload: an instance of the args class, or a dict. Raises UndecodableArgs when it does not fit."""
+        """The payload: an instance of the args class, or a dict. Raises UndecodableArgs if the JSON does not fit the
+        class."""
         return self.decode(self.raw_args)
 
     def decode_args(self) -> None:
-        """Raise what `args` would raise, now. It stands ready then, without the lock of a cached_property."""
+        """Decode `args` now, which is faster than the first read of the property: that takes a lock in Python 3.11."""
         vars(self)["args"] = self.decode(self.raw_args)
 
     @cached_property
     def metadata(self) -> Mapping[str, Any]:
-        """What was stored beside the args."""
+        """The JSON object that was stored with the job."""
         stored: dict[str, Any] = json.loads(self.raw_metadata)
         return stored
 
     @property
     def context(self) -> Mapping[str, Any] | None:
-        """What `enqueue(context=...)` or `Client(context=...)` sent along; None when nothing was."""
+        """The mapping from `enqueue(context=...)` or `Client(context=...)`; None without one."""
         context = self.metadata.get("context")
         return context if isinstance(context, dict) else None
 
     @cached_property
     def output(self) -> Any:
-        """What a handler recorded as its result; None when none did."""
+        """The result that a handler recorded with `record_output`; None if there is none."""
         return None if self.raw_output is None else json.loads(self.raw_output)
 
     @cached_property
     def errors(self) -> tuple[AttemptError, ...]:
-        """One entry per failed attempt, the oldest first, kept as long as the row."""
+        """One entry per failed attempt, the oldest first. Kept as long as the row."""
         try:
             return tuple(_attempt_error(entry) for entry in json.loads(self.raw_errors))
-        except (ValueError, RecursionError):  # written by hand, and more than Python reads
+        except (ValueError, RecursionError):  # JSON that was written by hand, and that Python cannot read
             return (AttemptError(0, FIRST_INSTANT, self.raw_errors[:1000]),)
 
     @property
     def cancelled(self) -> bool:
-        """In the handler: whether this attempt is to end, because its time is up or the worker pool stops. A handler
-        that takes long looks at it now and then, and raises or returns."""
+        """In the handler: True when this attempt should end, because its timeout is over, the job was cancelled or the
+        worker pool stops. A long handler should check it now and then, and return or raise."""
         return self._attempt.cancelled
 
     @property
     def deadline(self) -> datetime | None:
-        """In the handler: when the attempt's time is up, aware, by the clock of this machine; None for never."""
+        """In the handler: when the timeout is over (aware, by the clock of this machine); None without a timeout."""
         return self._attempt.deadline
 
     def set_metadata(self, values: Mapping[str, Any] | None = None, **more: Any) -> None:
-        """In the handler: merge these keys into the job's metadata when the attempt ends, however it ends.
+        """In the handler: merge these keys into the job's metadata.
 
-        Written with the outcome, not before: the job's row must not change while it runs. At most 64 KiB; raises
-        InvalidOption for what JSON cannot hold.
+        They are written together with the outcome of the attempt, whether it succeeds or fails. The keys of one attempt
+        may have 64 KiB of JSON; raises InvalidOption for more, and for values that JSON cannot hold.
         """
         if values is not None and not isinstance(values, Mapping):
-            raise InvalidOption(f"values of set_metadata are a mapping, not {shown(values)}")
+            raise InvalidOption(f"values of set_metadata must be a mapping, not {shown(values)}")
         self._attempt.set_metadata({**(values or {}), **more})
 
     def record_output(self, output: object) -> None:
-        """In the handler: keep any JSON value of at most 32 MiB as the job's `output`, written when the attempt ends,
-        however it ends. The last call counts. Raises InvalidOption for what JSON cannot hold."""
+        """In the handler: set the job's `output` to any JSON value of at most 32 MiB. The last call wins.
+
+        It is written together with the outcome of the attempt, whether it succeeds or fails. Raises InvalidOption for a
+        value that is larger, or that JSON cannot hold.
+        """
         self._attempt.record_output(output)
 
     def complete(self, tx: Any) -> Job[Args]:
-        """In a detached handler: complete the job in the transaction `tx`, so that it is completed when, and only when,
-        that transaction commits with what else was written in it. The job as it is then.
+        """In a detached handler: complete the job in the transaction `tx`, together with the handler's other writes.
 
-        Raises AttemptLost, which aborts `tx`, when the job is no longer this attempt's. If `tx` is rolled back, this
-        may be called again in another; if the handler returns all the same, the attempt has failed. A transactional
-        handler completes its job by returning: there this changes nothing, and takes no other transaction than the
-        job's own.
+        The job is completed if, and only if, the caller commits `tx`. Returns the completed job. Raises AttemptLost if
+        the job no longer belongs to this attempt; `tx` is aborted then. If `tx` is rolled back, this may be called
+        again in another transaction; if the handler returns without that, the attempt fails.
+
+        A handler that is not detached completes its job by returning. There this call changes nothing, and accepts only
+        the job's own transaction.
         """
         return self._attempt.complete(tx)
 
     @property
     def _attempt(self) -> RunningAttempt:
         if self.running is None:
-            raise NotRunning(f"job {self.id} is not being run by this handler")
+            raise NotRunning(
+                f"job {self.id} is not run by this handler: this needs a handler, and the job that it was called with"
+            )
         return self.running
 
     @property
@@ -172,8 +180,8 @@ class Job(Generic[Args]):
         return self.errors[-1].error if self.errors else None
 
 
-def job_of(values: Mapping[str, Any]) -> Job[Any]:
-    """`Job(...)`, in a fifth of the time: a frozen dataclass sets its fields one by one."""
+def job_from(values: Mapping[str, Any]) -> Job[Any]:
+    """Like `Job(**values)`, but five times as fast: a frozen dataclass sets its fields one by one."""
     made: Job[Any] = object.__new__(Job)
     fields = vars(made)
     fields.update(_DEFAULTS)
@@ -181,31 +189,31 @@ def job_of(values: Mapping[str, Any]) -> Job[Any]:
     return made
 
 
-def with_values(values: dict[str, Any]) -> Job[Any]:
-    """The job of which these are all values, and the dict its own."""
+def job_owning(values: dict[str, Any]) -> Job[Any]:
+    """A job whose `__dict__` is this dict, without a copy. It must have all fields."""
     made: Job[Any] = object.__new__(Job)
     object.__setattr__(made, "__dict__", values)
     return made
 
 
 def changed(job: Job[Args], **values: Any) -> Job[Args]:
-    """The job with other values: `dataclasses.replace`, in a sixth of the time."""
+    """Like `dataclasses.replace`, but six times as fast."""
     made = object.__new__(Job)
     fields = vars(made)
     fields.update(vars(job))
     fields.update(values)
-    if len(fields) > _FIELDS:  # something was decoded
+    if len(fields) > _FIELDS:  # drop the decoded values, which may be outdated now
         for name in _DECODED:
             fields.pop(name, None)
     return made
 
 
 def without_args(job: Job[Args]) -> Job[Args]:
-    """The job as a database role sees it that may not read its args: to ask for them is an error."""
+    """The job for a database role that lacks the right to read its args: `job.args` raises UndecodableArgs."""
 
     def decode(raw: str) -> Any:
         raise UndecodableArgs(
-            f"this database role may not read the args of job {job.id}: it lacks the right to one of the columns args, "
+            f"this database role may not read the args of job {job.id}: it lacks SELECT on one of the columns args, "
             "metadata, errors, token and output"
         )
 
@@ -213,33 +221,30 @@ def without_args(job: Job[Args]) -> Job[Args]:
 
 
 def has_args(job: Job[Any]) -> bool:
-    """Whether its args could be read."""
+    """False for a job from `without_args`."""
     return job.raw_args != _NOT_READ
 
 
-_NOT_READ = "null"  # which args never are
-
-
+_NOT_READ = "null"  # args are always a JSON object
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(Job) if field.default is not MISSING}
 _FIELDS = len(dataclasses.fields(Job))
 _DECODED = [name for name, value in vars(Job).items() if isinstance(value, cached_property)]
-
 
 _current: ContextVar[Job[Any] | None] = ContextVar("pgjobs.current_job", default=None)
 
 
 def current_job() -> Job[Any] | None:
-    """The job whose handler runs in this thread, or None: for a log filter that adds its id to every line."""
+    """The job whose handler runs in this thread, or None. For example for a log filter that adds the job's id."""
     return _current.get()
 
 
-# Makes a job the current one, until the answer is given to the other.
-being_current: Callable[[Job[Any]], Token[Job[Any] | None]] = _current.set
-no_longer_current: Callable[[Token[Job[Any] | None]], None] = _current.reset
+#: Set the job of `current_job()`; pass the returned token to `reset_current_job`.
+set_current_job: Callable[[Job[Any]], Token[Job[Any] | None]] = _current.set
+reset_current_job: Callable[[Token[Job[Any] | None]], None] = _current.reset
 
 
 def _attempt_error(entry: Any) -> AttemptError:
-    """Read an entry that may have been written by hand: what cannot be understood is shown as it stands."""
+    """One entry of `errors`. An entry that was written by hand in another form becomes the text of the error."""
     try:
         at = datetime.fromisoformat(entry["at"])
         return AttemptError(

@@ -1,3 +1,3 @@
-"""The version of this code; the distribution of pyproject.toml has the same."""
+"""The version of pgjobs; pyproject.toml repeats it."""
 
 __version__ = "0.1.0"

@@ -48,7 +48,7 @@ from pgjobs.schedules.registered import CodeSchedules
 from pgjobs.schedules.ticker import Ticker
 from pgjobs.wakeup.idle_threads import IdleThreads, WakeupState
 from pgjobs.wakeup.listener import Listener
-from pgjobs.work_map import Handler, HandlerFunction, check_unknown_kinds, decoding, given_work_map
+from pgjobs.work_map import Handler, HandlerFunction, as_work_map, check_unknown_kinds, decoding
 from pgjobs.workers.context import PoolContext, QueueWorkers
 from pgjobs.workers.heartbeat import Heartbeat
 from pgjobs.workers.pool_settings import check_error_handler, check_listen_dsn, check_order
@@ -147,16 +147,16 @@ class WorkerPool:
         check_listen_dsn(listen_dsn)
         check_error_handler(error_handler)
         self.name = one_line(name)
-        self.work_map = given_work_map(work_map)
+        self.work_map = as_work_map(work_map)
         self._client = client
         self._note_classes()
         self._listen = listen
         self._listen_dsn = listen_dsn
         self._reindex_at = check_time(reindex_at)
         self._keep = {
-            JobState.COMPLETED: checks.check_keep("keep_completed", keep_completed),
-            JobState.CANCELLED: checks.check_keep("keep_cancelled", keep_cancelled),
-            JobState.DISCARDED: checks.check_keep("keep_discarded", keep_discarded),
+            JobState.COMPLETED: checks.check_retention("keep_completed", keep_completed),
+            JobState.CANCELLED: checks.check_retention("keep_cancelled", keep_cancelled),
+            JobState.DISCARDED: checks.check_retention("keep_discarded", keep_discarded),
         }
         self._context = PoolContext(self.name, client.schema, client.source, client_closed=self._client_closed)
         claimer = self._build_claimer(check_order(order), timeout, check_unknown_kinds(unknown_kinds), lease)
@@ -219,7 +219,7 @@ class WorkerPool:
                 name=f"{self.name}/watch",
             ),
             hooks=client.hooks,
-            middleware=checks.functions("middleware", middleware, "functions of (tx, job, run)"),
+            middleware=checks.check_functions("middleware", middleware, "functions of (tx, job, run)"),
             code_version=client.code_version,
         )
 
@@ -360,7 +360,7 @@ class WorkerPool:
         off. In a handler or a hook it returns False at once, and the pool stops when that has ended. On a pool that
         does not run it does nothing. A stopped pool may be started again.
         """
-        seconds = checks.patience(timeout)  # raises for a wrong value before any thread is asked to end
+        seconds = checks.timeout_seconds(timeout)  # raises for a wrong value before any thread is asked to end
         self._enter_process()
         self._begin_stop()
         if self._is_own_thread():  # a handler or a hook, which would wait for itself
@@ -536,7 +536,7 @@ class WorkerPool:
         WorkerPoolError if the pool does not work the queue. In a handler of the queue it does not wait for that
         handler.
         """
-        seconds = checks.patience(timeout)
+        seconds = checks.timeout_seconds(timeout)
         with self._controlling():
             if check_queue(name) not in self._context.queue_workers:
                 raise WorkerPoolError(f"worker pool {self.name!r} does not work queue {name!r}")

@@ -1,23 +1,25 @@
-"""Args to JSON and back: what a handler reads equals what was enqueued, or enqueuing it is refused by its path.
+"""Args to JSON and back: a handler gets args equal to the enqueued ones, or enqueuing raises InvalidArgs with the path.
 
-The form is that of dataclasses-json, whose configuration is honoured: `config(field_name, letter_case, encoder,
-decoder, exclude)` on a field, `dataclass_json(letter_case, undefined)` on a class, a `to_dict` or `from_dict` of
-one's own. Each class is compiled once. What dataclasses-json changes without a word is written otherwise:
+The form is that of dataclasses-json, whose configuration is respected: `config(field_name, letter_case, encoder,
+decoder, exclude)` on a field, `dataclass_json(letter_case, undefined)` on a class, and overridden `to_dict` or
+`from_dict` methods. Each class is compiled once. The form differs where dataclasses-json would silently change a value:
 
     datetime             ISO text with its offset (a zone comes back as its offset); a naive one is refused
     date, time           ISO text
-    timedelta            whole microseconds, an integer
+    timedelta            an integer: microseconds
     set, frozenset       an array in a fixed order
     OrderedDict          an array of pairs: Postgres keeps no order of keys
-    Decimal, UUID, Enum  text, text, the value; bytes are an array of numbers
+    Decimal, UUID        text
+    Enum                 its value
+    bytes                an array of numbers
     A | B                the member that writes a value must be the one that reads it back
-    dict[K, V]           keys become text, and come back as K in an order of Postgres's own
+    dict[K, V]           keys become text, and come back as K in the order of Postgres
 
 A value must have the type that its field declares, when it is written and when it is read. Reading converts only
-what loses nothing: 5 for a float, 5.0 for an int. Fields that the class does not know are ignored, so that old
-and new code can run side by side, unless it says `undefined=Undefined.RAISE` or `INCLUDE`. A dict payload, or a
-field of type `Any`, has no type to come back to: it holds what JSON holds, int keys become text and a tuple
-becomes a list. Postgres keeps numbers as decimals, which have no -0.0: it comes back as 0.0.
+without loss: 5 to a float, 5.0 to an int. Unknown fields are ignored, so that old and new code can run side by side,
+unless the class says `undefined=Undefined.RAISE` or `INCLUDE`. A dict payload, and a field of type `Any`, can hold only
+what JSON holds: int keys become text, and a tuple becomes a list. Postgres stores numbers as decimals, which have no
+-0.0: it comes back as 0.0.
 """
 
 from __future__ import annotations
@@ -28,8 +30,19 @@ from functools import lru_cache
 from typing import Any, TypeVar
 
 from pgjobs.codec.classes import compile_class
-from pgjobs.codec.text import JSONB_BYTES, MAX_DEPTH, MAX_DIGITS, Refused, at, expected, instance, read, write
-from pgjobs.codec.values import Codec, plain
+from pgjobs.codec.scalars import Codec
+from pgjobs.codec.text import (
+    JSONB_BYTES,
+    MAX_DEPTH,
+    MAX_DIGITS,
+    Refused,
+    as_refused,
+    check_instance,
+    expected,
+    read,
+    write,
+)
+from pgjobs.codec.values import json_copy
 from pgjobs.errors import InvalidArgs, InvalidOption, UndecodableArgs
 
 __all__ = [
@@ -54,27 +67,27 @@ T = TypeVar("T")
 
 
 def encode(args: object, *, max_bytes: int = 1_048_576) -> str:
-    """The JSON text of a dataclass instance or a mapping; `InvalidArgs` if it would not come back as it is."""
+    """The JSON text of a dataclass instance or a mapping. Raises InvalidArgs if it would not come back equal."""
     try:
         if is_dataclass(args) and not isinstance(args, type):
             tree = _compiled(type(args)).encode(args)
         elif isinstance(args, Mapping):
-            tree = plain(args)
+            tree = json_copy(args)
         else:
             raise expected("an instance of a dataclass, or a dict", args)
         return write(tree, min(max_bytes, JSONB_BYTES))
     except (Refused, RecursionError) as error:
-        raise InvalidArgs(f"args cannot be stored: {at(error)}") from error.__cause__
+        raise InvalidArgs(f"args cannot be stored: {as_refused(error)}") from error.__cause__
 
 
 def encode_metadata(metadata: Mapping[str, Any]) -> str:
-    """The JSON text of metadata; `InvalidOption` if it cannot be stored, or is too much."""
+    """The JSON text of metadata. Raises InvalidOption if JSON cannot hold it, or it is too large."""
     return _encode_option("metadata", metadata, METADATA_LIMIT)
 
 
 def encode_output(output: object) -> str:
-    """The JSON text of any value that JSON has; `InvalidOption` if it cannot be stored, or is too much."""
-    head = '{"output":'  # it travels as `$.output`, which is also what errors call it
+    """The JSON text of any JSON value. Raises InvalidOption if JSON cannot hold it, or it is too large."""
+    head = '{"output":'  # encoded as `$.output`, so that errors name that path
     return _encode_option("output", {"output": output}, OUTPUT_LIMIT + len(head) + 1)[len(head) : -1]
 
 
@@ -86,39 +99,39 @@ def _encode_option(name: str, value: object, max_bytes: int) -> str:
 
 
 def decode(cls: type[T], raw: str | Mapping[str, Any]) -> T:
-    """An instance of the dataclass `cls` from JSON text, or from what that holds; `UndecodableArgs` names the field
-    that does not fit, but not its value, which may not belong into a log."""
+    """An instance of the dataclass `cls` from JSON text, or from a mapping. Raises UndecodableArgs, whose message names
+    the field that does not fit, but not its value, which may be confidential."""
     args_class: Any = cls
     try:
         args: T = _compiled(args_class).decode(read(raw) if type(raw) is str else _tree(raw))
     except (Refused, RecursionError) as error:
         name = getattr(cls, "__qualname__", repr(cls))
-        raise UndecodableArgs(f"args do not fit {name}: {at(error).discreet}") from error.__cause__
+        raise UndecodableArgs(f"args do not fit {name}: {as_refused(error).discreet}") from error.__cause__
     return args
 
 
 def _tree(raw: object) -> Any:
-    return plain(raw) if isinstance(raw, Mapping) else read(instance(str, raw, "JSON text, or a dict"))
+    return json_copy(raw) if isinstance(raw, Mapping) else read(check_instance(str, raw, "JSON text, or a dict"))
 
 
 def decode_dict(raw: str) -> dict[str, Any]:
-    """The object that the text holds, as a dict."""
+    """A dict from the JSON text of an object. Raises UndecodableArgs."""
     try:
-        return instance(dict, read(raw), "an object")
+        return check_instance(dict, read(raw), "an object")
     except (Refused, RecursionError) as error:
-        raise UndecodableArgs(f"args cannot be read: {at(error).discreet}") from error.__cause__
+        raise UndecodableArgs(f"args cannot be read: {as_refused(error).discreet}") from error.__cause__
 
 
 def check_class(cls: type) -> None:
-    """Raise `InvalidArgs` if `cls` is no dataclass, or has a field whose type cannot come back from JSON."""
+    """Raise InvalidArgs if `cls` is not a dataclass, or a field has a type that cannot come back from JSON."""
     try:
         _compiled(cls)
     except (Refused, RecursionError) as error:
-        raise InvalidArgs(f"{cls.__qualname__} cannot be a class of args: {at(error)}") from error.__cause__
+        raise InvalidArgs(f"{cls.__qualname__} cannot be a class of args: {as_refused(error)}") from error.__cause__
 
 
 def json_names(cls: type) -> Mapping[str, str] | None:
-    """What each field of a dataclass is called in JSON; None for a class that writes its JSON itself."""
+    """The JSON name of each field of a dataclass; None for a class with its own `to_dict`."""
     return _compiled(cls).names
 
 
@@ -126,4 +139,4 @@ def json_names(cls: type) -> Mapping[str, str] | None:
 def _compiled(cls: Any) -> Codec:
     if isinstance(cls, type) and is_dataclass(cls):
         return compile_class(cls, {})
-    raise Refused(f"{cls!r} is no dataclass")
+    raise Refused(f"{cls!r} is not a dataclass")

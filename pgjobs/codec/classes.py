@@ -1,4 +1,4 @@
-"""Dataclasses, and what they tell dataclasses-json about themselves and their fields."""
+"""The codec of a dataclass, with its configuration for dataclasses-json."""
 
 from __future__ import annotations
 
@@ -11,29 +11,30 @@ from typing import Any, get_args, get_origin
 from dataclasses_json import CatchAll, DataClassJsonMixin, Exclude, Undefined
 
 from pgjobs.codec.generics import field_hints
-from pgjobs.codec.text import Refused, at, call, expected, instance, segment
-from pgjobs.codec.values import ANY, Codec, Convert, codec_of, json_object, plain
+from pgjobs.codec.scalars import Codec, Convert
+from pgjobs.codec.text import Refused, as_refused, call_application, check_instance, expected, segment
+from pgjobs.codec.values import ANY, codec_of, json_copy, json_object
 
-_ABSENT = object()  # what an excluded field is written as, until it is dropped
+_ABSENT = object()  # stands for an excluded field, which is dropped at the end
 _OBJECT = json_object(dict)
 
 
 def compile_class(hint: Any, seen: dict[Any, Codec]) -> Codec:
-    """The codec of a dataclass; `seen` holds those of this compilation, since a class may contain itself."""
+    """The codec of a dataclass. `seen` has the codecs of this compilation, since a class may contain itself."""
     if hint in seen:
         return seen[hint]
-    record = _Record(get_origin(hint) or hint)
-    to_dict, from_dict = _own_method(record.cls, "to_dict"), _own_method(record.cls, "from_dict")
-    encode = record.encode_own if to_dict else record.encode
-    decode = record.decode_own if from_dict else record.decode
+    record = _ClassCodec(get_origin(hint) or hint)
+    to_dict, from_dict = _overrides(record.cls, "to_dict"), _overrides(record.cls, "from_dict")
+    encode = record.encode_by_method if to_dict else record.encode
+    decode = record.decode_by_method if from_dict else record.decode
     seen[hint] = Codec(encode, decode, (dict,), names=None if to_dict else record.names)
     if not (to_dict and from_dict):
         record.add_fields(_hints(record.cls, hint), seen)
     return seen[hint]
 
 
-def _own_method(cls: type, name: str) -> bool:
-    """Whether a class of dataclasses-json has a method of its own in place of the library's."""
+def _overrides(cls: type, name: str) -> bool:
+    """Whether a class overrides this method of DataClassJsonMixin."""
     if not issubclass(cls, DataClassJsonMixin):
         return False
     own, library = getattr(cls, name), getattr(DataClassJsonMixin, name)
@@ -45,8 +46,8 @@ def _hints(cls: Any, hint: Any) -> dict[str, Any]:
         return field_hints(hint)
     except RecursionError:
         raise
-    except Exception as error:  # evaluating them can raise anything
-        raise Refused(f"the annotations of {cls.__qualname__} mean nothing in its module: {error}") from error
+    except Exception as error:  # an annotation may be any expression
+        raise Refused(f"cannot evaluate the annotations of {cls.__qualname__}: {error}") from error
 
 
 def _check_parameters(cls: Any) -> None:
@@ -54,24 +55,24 @@ def _check_parameters(cls: Any) -> None:
     for parameter in inspect.signature(cls).parameters.values():
         variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
         if parameter.name not in names and parameter.default is parameter.empty and not variadic:
-            raise Refused(f"{cls.__qualname__}() needs {parameter.name!r}, which is no field: give it a default")
+            raise Refused(f"{cls.__qualname__}() needs {parameter.name!r}, which is not a field: give it a default")
 
 
 def _encode_with(encoder: Convert) -> Convert:
-    return lambda value: plain(call(encoder, value))
+    return lambda value: json_copy(call_application(encoder, value))
 
 
 def _decode_with(decoder: Convert, nullable: bool) -> Convert:
-    # As in dataclasses-json, null does not reach the decoder: one like date.fromisoformat counts on it.
-    return lambda raw: None if raw is None and nullable else call(decoder, raw)
+    # As in dataclasses-json, null does not reach the decoder: date.fromisoformat, for one, could not take it.
+    return lambda raw: None if raw is None and nullable else call_application(decoder, raw)
 
 
 def _unless(exclude: Convert, encode: Convert) -> Convert:
-    return lambda value: _ABSENT if call(exclude, value) else encode(value)
+    return lambda value: _ABSENT if call_application(exclude, value) else encode(value)
 
 
-class _Record:
-    """A dataclass as a JSON object. Its fields are added after it exists, since they may hold the class itself."""
+class _ClassCodec:
+    """A dataclass as a JSON object. The fields are added later, since their types may contain the class itself."""
 
     def __init__(self, cls: Any) -> None:
         self.cls = cls
@@ -79,7 +80,7 @@ class _Record:
         self.readers: list[tuple[str, str, type | None, Convert, bool]] = []
         self.keys: set[str] = set()
         self.names: dict[str, str] = {}
-        self.extra = ""  # the field that keeps what the class does not know
+        self.extra = ""  # the CatchAll field, which keeps unknown keys
         self.strict = self.excludes = False
 
     def add_fields(self, hints: dict[str, Any], seen: dict[Any, Codec]) -> None:
@@ -95,7 +96,7 @@ class _Record:
                 if field.name != self.extra:
                     self._add(field, hints[field.name], config | field.metadata.get("dataclasses_json", {}), seen)
             except Refused as error:
-                raise at(error, segment(field.name)) from error.__cause__
+                raise as_refused(error, segment(field.name)) from error.__cause__
         _check_parameters(self.cls)
 
     def _add(self, field: Field[Any], hint: Any, config: dict[str, Any], seen: dict[Any, Codec]) -> None:
@@ -110,7 +111,7 @@ class _Record:
             self.excludes, encode = True, _unless(exclude, encode)
         key = config["letter_case"](field.name) if config.get("letter_case") else field.name
         if key in self.keys:
-            raise Refused(f"another field is called {key!r} in JSON too")
+            raise Refused(f"another field has the JSON name {key!r} too")
         self.keys.add(key)
         self.names[field.name] = key
         self.writers.append((field.name, key, None if encoder or exclude else same, encode))
@@ -128,13 +129,13 @@ class _Record:
                 part = getattr(value, name)
                 tree[key] = part if type(part) is same else convert(part)
         except (Refused, RecursionError, AttributeError) as error:
-            raise at(error, segment(key)) from error.__cause__
+            raise as_refused(error, segment(key)) from error.__cause__
         return self._finish(tree, value) if self.excludes or self.extra else tree
 
     def _finish(self, tree: dict[str, Any], value: Any) -> dict[str, Any]:
         unknown: dict[str, Any] = _OBJECT.encode((self.extra and getattr(value, self.extra)) or {})
         for key in self.keys & unknown.keys():
-            raise Refused(f"is a field, and in {self.extra} too: leave one of them out", segment(key))
+            raise Refused(f"is a field, and a key of {self.extra} too: leave one of them out", segment(key))
         return {key: part for key, part in tree.items() if part is not _ABSENT} | unknown
 
     def decode(self, raw: Any) -> Any:
@@ -150,10 +151,10 @@ class _Record:
                 elif required:
                     raise Refused(f"missing, and {self.cls.__qualname__} has no default for it")
         except (Refused, RecursionError) as error:
-            raise at(error, segment(key)) from error.__cause__
+            raise as_refused(error, segment(key)) from error.__cause__
         if self.extra or self.strict:
             kwargs |= self._unknown(raw)
-        return call(self.cls, **kwargs)
+        return call_application(self.cls, **kwargs)
 
     def _unknown(self, raw: dict[str, Any]) -> dict[str, Any]:
         unknown = {key: part for key, part in raw.items() if key not in self.keys}
@@ -161,10 +162,12 @@ class _Record:
             raise Refused(f"{self.cls.__qualname__} has no such field", segment(min(unknown)))
         return {self.extra: unknown} if self.extra and unknown else {}
 
-    def encode_own(self, value: Any) -> Any:
+    def encode_by_method(self, value: Any) -> Any:
         if type(value) is self.cls:
-            return _OBJECT.encode(call(value.to_dict))
+            return _OBJECT.encode(call_application(value.to_dict))
         raise expected(self.cls.__qualname__, value)
 
-    def decode_own(self, raw: Any) -> Any:
-        return instance(self.cls, call(self.cls.from_dict, raw), f"{self.cls.__qualname__} from its from_dict")
+    def decode_by_method(self, raw: Any) -> Any:
+        return check_instance(
+            self.cls, call_application(self.cls.from_dict, raw), f"{self.cls.__qualname__} from its from_dict"
+        )

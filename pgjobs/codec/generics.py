@@ -1,4 +1,4 @@
-"""Which types the type variables of generic classes stand for, where a class inherits from `Base[int]`."""
+"""The types of a dataclass's fields, with the type variables of generic base classes such as `Base[int]` replaced."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ Bound = Mapping[Any, Any]  # from type variables to types
 
 
 def field_hints(hint: Any) -> dict[str, Any]:
-    """The types of the fields of a dataclass, or of `Box[int]`: each as the class that declares the field has it, with
-    what its type variables stand for."""
+    """The types of the fields of a dataclass, or of `Box[int]`. Type variables are replaced by the types that they
+    stand for in the class that declares the field."""
     cls = get_origin(hint) or hint
     hints = _evaluated(cls)
     owners = dict(_bases(cls, _bound(cls, get_args(hint))))
@@ -33,7 +33,7 @@ def _evaluated(cls: Any) -> dict[str, Any]:
 
 
 def substituted(hint: Any, bound: Bound) -> Any:
-    """The type with its variables replaced; those that stand for nothing stay."""
+    """The type with its variables replaced; unbound ones stay."""
     if isinstance(hint, TypeVar):
         return bound.get(hint, hint)
     parameters = () if isinstance(hint, type) else getattr(hint, "__parameters__", ())
@@ -43,8 +43,8 @@ def substituted(hint: Any, bound: Bound) -> Any:
 
 
 def _bases(cls: Any, bound: Bound) -> Iterator[tuple[Any, Bound]]:
-    """The class and all it inherits from, each with what its own type variables stand for."""
-    # not by getattr, which would find those of a base
+    """The class and its bases, each with the types that its own type variables stand for."""
+    # from __dict__, since getattr would find the __orig_bases__ of a base class
     for base in reversed(cls.__dict__.get("__orig_bases__", cls.__bases__)):
         origin = get_origin(base) or base
         if isinstance(origin, type) and origin is not object:
@@ -55,7 +55,7 @@ def _bases(cls: Any, bound: Bound) -> Iterator[tuple[Any, Bound]]:
 def _bound(cls: Any, parts: list[Any] | tuple[Any, ...]) -> Bound:
     parameters = getattr(cls, "__parameters__", ())
     if len(parameters) != len(parts) or not all(isinstance(parameter, TypeVar) for parameter in parameters):
-        parts = parameters  # not said, or a number of types that is not known before
+        parts = parameters  # no arguments, or a variable number of them
     return {
         parameter: _default(parameter) if part is parameter else part
         for parameter, part in zip(parameters, parts, strict=True)
@@ -63,11 +63,11 @@ def _bound(cls: Any, parts: list[Any] | tuple[Any, ...]) -> Bound:
 
 
 def _default(parameter: Any) -> Any:
-    """What a type variable stands for where nothing else is said: its default, new in Python 3.13."""
+    """The default of a type variable, new in Python 3.13; else the variable itself."""
     return parameter.__default__ if getattr(parameter, "has_default", bool)() else parameter
 
 
 def _of_owner(cls: Any, field: Field[Any], owners: Mapping[Any, Bound]) -> Bound:
-    """What the type variables stand for in the class that declares the field."""
+    """The types that the type variables stand for in the class that declares the field."""
     declaring = [base for base in cls.__mro__ if vars(base).get("__dataclass_fields__", {}).get(field.name) is field]
     return owners.get(declaring[-1], {}) if declaring else {}

@@ -1,7 +1,7 @@
-"""JSON text from a tree and back, and the error that names a place in it.
+"""JSON text from a tree of dicts and lists and back, and Refused, the error with the path of the value.
 
-What json itself or a search of the text can notice needs no check per value: the tree is walked only when something
-is wrong, to name the path.
+There is no check per value: `json` and searches of the text find all problems. Only then the tree is walked, to find
+the path.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-MAX_DEPTH = 128  # levels of nesting: reading one may take five frames, of the thousand that Python allows
-MAX_DIGITS = 4300  # of an int: what Python reads unless told otherwise
+MAX_DEPTH = 128  # levels of nesting: reading one may take five of the thousand frames that Python allows
+MAX_DIGITS = 4300  # of an int: the default limit of Python
 JSONB_BYTES = 268_435_455  # the largest object or string that jsonb can hold
 
 
 class Refused(Exception):
-    """What cannot be written or read. The path grows while the error rises through the levels of nesting."""
+    """A value cannot be written or read. The path grows while the error rises through the levels of nesting."""
 
     def __init__(self, problem: str, path: str = "", *, discreet: str = "") -> None:
         super().__init__(problem)
         self.path = path
-        self.discreet_problem = discreet or problem  # without the value: what is recorded and logged must not show it
+        self.discreet_problem = discreet or problem  # without the value, for logs and `errors`
 
     def __str__(self) -> str:
         path = self.path if len(self.path) <= 120 else self.path[:120] + "…"
@@ -36,15 +36,15 @@ class Refused(Exception):
 
     @property
     def discreet(self) -> str:
-        """The same, without the value."""
+        """The message without the value."""
         return str(Refused(self.discreet_problem, self.path))
 
 
-def at(error: Exception, segment: str = "") -> Refused:
-    """The error as one of the place that holds the place it rises from."""
+def as_refused(error: Exception, segment: str = "") -> Refused:
+    """The error as a Refused, with the segment put before its path."""
     if not isinstance(error, Refused):
-        looped = isinstance(error, RecursionError)
-        error = Refused("contains itself, or is nested too deeply" if looped else str(error))
+        recursion = isinstance(error, RecursionError)
+        error = Refused("contains itself, or is nested too deeply" if recursion else str(error))
     error.path = segment + error.path
     return error
 
@@ -61,22 +61,22 @@ _BRIEF.maxstring = _BRIEF.maxother = _BRIEF.maxlong = 60
 def short(value: object) -> str:
     try:
         return _BRIEF.repr(value)[:60]
-    except Exception:  # a __repr__ that fails, or an int too long for one, must not hide what was wrong
+    except Exception:  # a __repr__ that fails, or an int with too many digits, must not hide the problem
         return "…"
 
 
-def found(value: object) -> str:
+def described(value: object) -> str:
     return f"{type(value).__qualname__} {short(value)}"
 
 
 def expected(wanted: str, value: object) -> Refused:
     return Refused(
-        f"expected {wanted}, found {found(value)}", discreet=f"expected {wanted}, found {type(value).__qualname__}"
+        f"expected {wanted}, found {described(value)}", discreet=f"expected {wanted}, found {type(value).__qualname__}"
     )
 
 
-def call(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-    """Call what the user wrote: whatever it raises is a problem of this value."""
+def call_application(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    """Call a function of the application; its exceptions become a Refused."""
     try:
         return function(*args, **kwargs)
     except Exception as error:
@@ -85,7 +85,7 @@ def call(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         raise Refused(f"{raised}: {error}", discreet=raised) from error
 
 
-def instance(tp: type[T], value: Any, wanted: str = "") -> T:
+def check_instance(tp: type[T], value: Any, wanted: str = "") -> T:
     if isinstance(value, tp):
         return value
     raise expected(wanted or tp.__name__, value)
@@ -98,11 +98,11 @@ _STRING_OR_LARGE_FLOAT = re.compile(r'("[^"\\]*(?:\\.[^"\\]*)*")|\d(?:\.\d+)?e\+
 def write(tree: Any, max_bytes: int) -> str:
     try:
         text = _ENCODER.encode(tree)
-        if "e+" in text:  # Postgres would write 1e+22 as an int
+        if "e+" in text:  # Postgres would turn 1e+22 into an int
             text = _STRING_OR_LARGE_FLOAT.sub(lambda match: match[1] or f"{Decimal(match[0]):f}.0", text)
         size = len(text) if text.isascii() else len(text.encode())
-    except (ValueError, RecursionError) as error:  # a lone surrogate is a ValueError too
-        raise _problem(tree) or at(error) from None
+    except (ValueError, RecursionError) as error:  # a lone surrogate raises a ValueError too
+        raise _problem(tree) or as_refused(error) from None
     digits_were_counted = 0 < sys.get_int_max_str_digits() <= MAX_DIGITS
     many = text.count("{") + text.count("[") > MAX_DEPTH
     suspect = "\\u0000" in text or not digits_were_counted or (many and _too_deep(tree))
@@ -112,7 +112,7 @@ def write(tree: Any, max_bytes: int) -> str:
         path, _, longest = max(_walk(tree), key=lambda node: len(node[2]) if isinstance(node[2], str) else 0)
         advice = "store it elsewhere and enqueue a reference to it"
         raise Refused(
-            f"{size} bytes of JSON, more than the {max_bytes} allowed; here is {found(longest)}: {advice}", path
+            f"{size} bytes of JSON, more than the {max_bytes} allowed; here is {described(longest)}: {advice}", path
         )
     return text
 
@@ -126,7 +126,7 @@ def _too_deep(tree: Any) -> bool:
 
 
 def _walk(tree: Any) -> Iterator[tuple[str, int, Any]]:
-    """The path, the depth and the value of every key and value in the tree."""
+    """The path, depth and value of each key and value in the tree."""
     stack: list[tuple[str, int, Any]] = [("", 1, tree)]
     while stack:
         path, depth, value = stack.pop()
@@ -143,7 +143,7 @@ def _problem(tree: Any) -> Refused | None:
         if depth > MAX_DEPTH and type(value) in (dict, list):
             return Refused(f"nested more than {MAX_DEPTH} levels deep: flatten it", path)
         if problem := _leaf_problem(value):
-            return Refused(f"{found(value)} {problem}", path)
+            return Refused(f"{described(value)} {problem}", path)
     return None
 
 
@@ -153,7 +153,7 @@ def _leaf_problem(value: Any) -> str | None:
     if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
         return "holds a lone surrogate, which UTF-8 cannot encode: remove it, or use bytes"
     if isinstance(value, float) and not math.isfinite(value):
-        return "is no number in JSON: use None, or a Decimal"
+        return "is not a number in JSON: use None, or a Decimal"
     if isinstance(value, int) and abs(value) >= 10**MAX_DIGITS:
         return f"has more than {MAX_DIGITS} digits: pass it as text"
     return None
@@ -163,11 +163,11 @@ def _finite(text: str) -> float:
     number = float(text)
     if math.isfinite(number):
         return number
-    raise ValueError(f"{short(text)} is no number that a float can hold")
+    raise ValueError(f"{short(text)} is too large for a float")
 
 
 _DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_finite)
-# what `decode` calls, between two searches for white space around the text
+# the core of `decode`, without its two searches for surrounding white space
 _scan: Callable[[str, int], tuple[Any, int]] = vars(_DECODER)["scan_once"]
 
 
@@ -176,10 +176,10 @@ def read(raw: str) -> Any:
         tree, end = _scan(raw, 0)
         if end == len(raw):
             return tree
-    except Exception:  # `decode` says better what is wrong, if it is
+    except Exception:  # `decode` below has the better error message, or accepts the white space
         pass
     try:
-        return _DECODER.decode(instance(str, raw, "the text of a JSON object"))
+        return _DECODER.decode(check_instance(str, raw, "the text of a JSON object"))
     except ValueError as error:
-        problem = "no JSON that Python can read"
+        problem = "not JSON that Python can read"
         raise Refused(f"{problem}: {error}: {short(raw)}", discreet=problem) from error

@@ -1,1 +1,1 @@
-"""Integrations, each imported only by who uses it."""
+"""Integrations with SQLAlchemy and Django. pgjobs itself imports none of them."""

@@ -1,4 +1,4 @@
-"""SQLAlchemy: enqueue on a Session, and handlers that are given one.
+"""SQLAlchemy: enqueue on a Session, and run handlers with a Session.
 
     engine = create_engine("postgresql+psycopg://localhost/app")
     client = Client(SQLAlchemySource(engine))
@@ -6,7 +6,7 @@
     def welcome(session: Session, job: Job[Welcome]) -> None:
         session.get_one(Account, job.args.account).greeted = True
 
-What is pending in the Session when the handler returns is flushed, and committed together with the job.
+Changes that are pending in the Session when the handler returns are flushed, and committed together with the job.
 """
 
 from __future__ import annotations
@@ -33,30 +33,29 @@ from pgjobs.loggers import get_logger
 
 log = get_logger("pgjobs.contrib.sqlalchemy")
 
-_MOST_FLUSHES = 100  # in a row, each of which leaves something new to flush; as many as SQLAlchemy's commit allows
+_MOST_FLUSHES = 100  # in a row, as in SQLAlchemy's commit; each may cause new changes to flush
 
 
 class SQLAlchemySource(PoolSource):
-    """Connections of an engine; a handler is given a Session on the connection that holds its job.
+    """Connections of an engine. A handler gets a Session on the connection that holds its job's row lock.
 
-    `session` makes it: the application's `sessionmaker`, or a subclass of Session. Inside the handler, `commit()`,
-    `rollback()`, `close()` and `begin()` act on a savepoint of the job's transaction: what they keep is committed with
-    the job, and only with it, what they drop is dropped. The engine needs a connection for each worker thread, by its
-    `pool_size` and `max_overflow`. What pgjobs does itself (upkeep, LISTEN, `enqueue(None, ...)`) it does on
-    connections of its own, made as the engine makes them.
+    `session` makes the Session: the application's `sessionmaker`, or a subclass of Session. Inside the handler,
+    `commit()`, `rollback()`, `close()` and `begin()` act on a savepoint of the job's transaction; the result becomes
+    permanent with the job's commit. The engine needs a connection for each worker thread (`pool_size` and
+    `max_overflow`). Maintenance, LISTEN and `enqueue(None, ...)` use other connections, made as the engine makes them.
     """
 
-    batches = False  # a Session is told of one end of its transaction, which is that of one job
+    batches = False  # the end of a Session's transaction must be the end of one job's transaction
 
     def __init__(self, engine: Engine, *, session: Callable[..., Session] = Session) -> None:
         if not isinstance(engine, Engine):
-            raise InvalidSetting(f"a SQLAlchemySource needs an Engine of SQLAlchemy, not {engine!r}")
+            raise InvalidSetting(f"engine must be an Engine of SQLAlchemy, not {engine!r}")
         if (engine.dialect.name, engine.dialect.driver) != ("postgresql", "psycopg"):
             raise InvalidSetting(
-                f"pgjobs needs psycopg 3: create_engine('postgresql+psycopg://...'), not {engine.url.drivername}"
+                f"pgjobs needs psycopg 3: use create_engine('postgresql+psycopg://...'), not {engine.url.drivername}"
             )
-        if "@" in (engine.url.host or ""):  # it would be shown with each failure
-            raise InvalidSetting("the URL of the engine has an @ in its host: in a password write %40 for @")
+        if "@" in (engine.url.host or ""):  # part of a password, which error messages would show
+            raise InvalidSetting("the URL of the engine has an @ in its host: write %40 for an @ in the password")
         super().__init__(partial(own_pool, self._connect))
         self.engine = engine
         remember_engine(engine)
@@ -69,29 +68,27 @@ class SQLAlchemySource(PoolSource):
 
     def _fit(self, threads: int) -> None:
         pool: Any = self.engine.pool
-        overflow = getattr(pool, "_max_overflow", -1)  # -1: no limit; other pools than the usual one have none
+        overflow = getattr(pool, "_max_overflow", -1)  # -1: no limit; only a QueuePool has one
         if overflow >= 0 and pool.size() + overflow < threads:
             raise PoolTooSmall(
-                f"{threads} worker threads need an engine with as many connections; "
-                f"this one has pool_size={pool.size()} and max_overflow={overflow}"
+                f"{threads} worker threads need as many connections; "
+                f"the engine has pool_size={pool.size()} and max_overflow={overflow}"
             )
 
     def _connect(self) -> AnyConnection:
-        """A connection that is not the engine's, made as the engine makes its own."""
+        """A new connection outside of the engine's pool, made as the engine makes its own."""
         with _driver_errors():
-            beside = (
-                engine_here(self.engine).pool.recreate().connect()
-            )  # a pool apart, which takes nothing from the engine's
-            conn: Any = beside.driver_connection
-            beside.detach()
+            fairy = engine_here(self.engine).pool.recreate().connect()  # a new pool with the same settings
+            conn: Any = fairy.driver_connection
+            fairy.detach()
         return _psycopg(conn)
 
 
 class _EngineCheckout(Checkout):
-    """A hold on a connection of an engine.
+    """A checkout of a connection of the engine.
 
-    pgjobs says BEGIN and COMMIT on the driver's connection, so the engine's is in its AUTOCOMMIT mode. What SQLAlchemy
-    takes for its transaction is begun for the handler alone, and ended when the real one is over.
+    pgjobs sends BEGIN and COMMIT on the driver's connection, so the engine's connection is in AUTOCOMMIT mode and sends
+    none. SQLAlchemy's transaction object exists only while the handler runs.
     """
 
     def __init__(self, engine: Engine, session: Callable[..., Session]) -> None:
@@ -110,7 +107,7 @@ class _EngineCheckout(Checkout):
     def _put(self, conn: AnyConnection) -> None:
         with suppress(exc.SQLAlchemyError, psycopg.Error):
             if self._ours and conn.info.transaction_status != TransactionStatus.IDLE:
-                self._connection.invalidate()  # else close() would send a ROLLBACK
+                self._connection.invalidate()  # without this, close() would send a ROLLBACK
             self._connection.close()
 
     @property
@@ -118,7 +115,7 @@ class _EngineCheckout(Checkout):
         return self._fairy.driver_connection is self.conn
 
     def _configure(self) -> None:
-        """Call what the application listens with for new connections: it may have set something in the session."""
+        """Call the application's listeners for new connections, which may set up the database session."""
         record: Any = getattr(self._fairy, "_connection_record", None)
         self._engine.pool.dispatch.connect(self.conn, record)
 
@@ -128,7 +125,7 @@ class _EngineCheckout(Checkout):
     @contextmanager
     def handler_tx(self) -> Iterator[Session]:
         self._connection.begin()
-        # a savepoint of its own, so that a rollback() leaves the job's transaction, and with it the lock, alone
+        # in a savepoint, so that a rollback() does not end the job's transaction and release its row lock
         session = self._session = self._make_session(
             bind=self._connection, binds=None, twophase=False, join_transaction_mode="create_savepoint"
         )
@@ -137,40 +134,40 @@ class _EngineCheckout(Checkout):
 
     def settle(self, *, committed: bool) -> None:
         session, self._session = self._session, None
-        untold = session is not None and session.in_transaction()
+        unfinished = session is not None and session.in_transaction()
         try:
             self._end_transaction(committed)
             if session is not None:
-                if untold:
-                    _tell(session, committed, error_details=self.error_details)
+                if unfinished:
+                    _call_listeners(session, committed, error_details=self.error_details)
                 session.close()
         except Exception as error:
             log.warning("a Session could not be closed after its job: %s", one_line(error))
             self.spoiled = True
 
     def _end_transaction(self, committed: bool) -> None:
-        """End what SQLAlchemy takes for its transaction. The real one is over: nothing is sent."""
+        """End SQLAlchemy's transaction object. The database transaction has ended already: nothing is sent."""
         transaction = self._connection.get_transaction()
         if transaction is not None:
             transaction.commit() if committed else transaction.rollback()
 
 
-def _tell(session: Session, committed: bool, *, error_details: bool) -> None:
-    """Call who listens to the Session for its end, which its own commit() or rollback() would have come too early for.
-    The outcome stands, whatever they raise."""
+def _call_listeners(session: Session, committed: bool, *, error_details: bool) -> None:
+    """Call the after_commit or after_rollback listeners of the Session, now that the job's transaction has ended. Their
+    exceptions are logged."""
     dispatch: Any = session.dispatch
     try:
         (dispatch.after_commit if committed else dispatch.after_rollback)(session)
     except Exception as error:
         if not error_details:
             forget_details(error)
-        log.error("a listener failed after a job: %s", one_line(error), exc_info=True)
+        log.error("a listener of the Session failed after a job: %s", one_line(error), exc_info=True)
 
 
 def _flush(session: Session, connection: Connection) -> None:
-    """Send what is pending, as a commit does; raises when a commit would."""
+    """Flush the pending changes as a commit does, and raise where a commit would."""
     if not session.is_active:
-        raise TransactionBroken("a flush failed in the handler and was swallowed, so its Session was to be rolled back")
+        raise TransactionBroken("a flush failed and the handler swallowed its error: the Session must be rolled back")
     dispatch: Any = session.dispatch
     dispatch.before_commit(session)
     for _ in range(_MOST_FLUSHES):
@@ -178,20 +175,22 @@ def _flush(session: Session, connection: Connection) -> None:
             break
         session.flush()
     transaction = session.get_transaction()
-    used = () if transaction is None else {taken[0] for taken in transaction._connections.values()}
+    used = () if transaction is None else {entry[0] for entry in transaction._connections.values()}
     if any(other is not connection for other in used):
-        raise TransactionBroken("the Session has used a connection beside the job's: its get_bind() leads elsewhere")
+        raise TransactionBroken(
+            "the Session used another connection than the job's: its get_bind() returns another one"
+        )
 
 
 def _psycopg(conn: Any) -> AnyConnection:
     if not isinstance(conn, psycopg.Connection):
-        raise InvalidSetting(f"the engine gives connections of {type(conn).__module__}, and pgjobs needs psycopg 3")
+        raise InvalidSetting(f"the engine makes connections of {type(conn).__module__}, and pgjobs needs psycopg 3")
     return conn
 
 
 @contextmanager
 def _driver_errors() -> Iterator[None]:
-    """Let errors of the driver and of the pool through as psycopg's: pgjobs goes by them."""
+    """Raise errors of the driver and the pool as psycopg's, which pgjobs knows how to treat."""
     try:
         yield
     except exc.TimeoutError as error:

@@ -126,9 +126,9 @@ class Queues:
 
 
 def _several(names: object) -> Iterable[Any]:
-    return checks.several("names", names, "names of queues", error=InvalidOption)  # type: ignore[arg-type]
+    return checks.check_list("names", names, "names of queues", error=InvalidOption)  # type: ignore[arg-type]
 
 
 def _checked_keep(name: str, keep: Any) -> timedelta | None:
-    kept = checks.check_keep(name, keep)
+    kept = checks.check_retention(name, keep)
     return None if kept is None else min(kept, FOR_EVER)

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 from psycopg import Connection
 
 from pgjobs.db.cursors import AnyConnection
-from pgjobs.forking import check_pool, connection_of_parent, in_each_child, leave_alone, this_process
+from pgjobs.forking import check_pool, connection_of_parent, leave_alone, run_in_child, this_process
 
 _engines: WeakKeyDictionary[Any, tuple[int, int]] = WeakKeyDictionary()  # the process that uses the pool of each
 
@@ -79,4 +79,4 @@ def _begin_anew() -> None:
             drop_inherited(wrapper)
 
 
-in_each_child(_begin_anew)
+run_in_child(_begin_anew)

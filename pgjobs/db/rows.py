@@ -10,7 +10,7 @@ from uuid import UUID
 from psycopg.rows import TupleRow
 
 from pgjobs.errors import AmbiguousJob
-from pgjobs.job import Job, JobState, job_of
+from pgjobs.job import Job, JobState, job_from
 
 
 def only(id: int, rows: Sequence[TupleRow]) -> TupleRow | None:
@@ -47,7 +47,7 @@ def _job(values: dict[str, Any], instants: Sequence[str]) -> Job[Any]:
     for name in instants:
         if values[name] is not None:
             values[name] = values[name].astimezone(UTC)
-    return job_of(values)
+    return job_from(values)
 
 
 _COLUMNS = (

@@ -29,7 +29,7 @@ from pgjobs.enqueuing.copy_buffer import CopyBuffer
 from pgjobs.enqueuing.copy_rows import CopyRows, in_blocks, initial_state, instant, postgres_time
 from pgjobs.enqueuing.encoder import Encoder
 from pgjobs.enqueuing.queries import EnqueueQueries, Request, Requests, Rows
-from pgjobs.job import Job, JobState, changed, job_of, without_args
+from pgjobs.job import Job, JobState, changed, job_from, without_args
 from pgjobs.options import EncodedJob
 
 COPY_FROM = 20  # jobs: for fewer, the round trips of a COPY take longer than an INSERT
@@ -78,7 +78,7 @@ class InsertBuilder:
     def _insert_plain(self, job: EncodedJob) -> Requests[list[Job[Any]]]:
         rows = yield self._queries.insert_plain_job(job)
         id, state, args, metadata, scheduled_at, created_at, queue, kind, priority, max_attempts, *_ = _one(rows)
-        made = job_of(
+        made = job_from(
             {
                 "id": id,
                 "state": JobState(state),
@@ -225,7 +225,7 @@ def _without_private(duplicate: Job[Any], job: EncodedJob, *, replaced: bool = F
 def _copied_job(job: EncodedJob, id: int, now: datetime) -> Job[Any]:
     """The job that a COPY inserts. Its args are the text that was sent; Postgres writes the same with blanks in it."""
     due = now + job.delay if job.scheduled_at is None else job.scheduled_at.astimezone(UTC)
-    return job_of(
+    return job_from(
         {
             "id": id,
             "state": initial_state(due, now, pending=job.pending),

@@ -26,7 +26,7 @@ from pgjobs.enqueuing.queries import can_copy, run
 from pgjobs.errors import InvalidTransaction
 from pgjobs.execution.queries import ExecutionQueries
 from pgjobs.forking import PerProcess
-from pgjobs.hooks import EnqueueMiddleware, HookCalls, around_insert
+from pgjobs.hooks import EnqueueMiddleware, HookCalls, insert_with_middleware
 from pgjobs.job import Job
 from pgjobs.options import EncodedJob, JobOptions
 
@@ -121,7 +121,7 @@ class Enqueuer:
             may_copy = len(jobs) > 1 and can_copy(conn)
             return run(self.builder.insert(jobs, notify=notify, may_copy=may_copy), partial(queries.send, conn))
 
-        inserted = around_insert(self.middleware, conn if tx is None else tx, insert)(jobs)
+        inserted = insert_with_middleware(self.middleware, conn if tx is None else tx, insert)(jobs)
         for job in inserted if self.hooks else ():
             if not job.duplicate:
                 self.hooks("on_enqueue", job)

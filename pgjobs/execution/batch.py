@@ -26,7 +26,6 @@ from typing import Any
 import psycopg
 from psycopg.pq import PipelineStatus
 
-from pgjobs.answers import check_done
 from pgjobs.clean_text import one_line
 from pgjobs.db.checkout import Checkout
 from pgjobs.db.cursors import AnyConnection
@@ -43,9 +42,10 @@ from pgjobs.execution.queries import FinishResult
 from pgjobs.execution.savepoints import MOST, Savepoints
 from pgjobs.execution.set_aside import UnreadableRow, concerns_a_row
 from pgjobs.execution.transport import PreparedTransport
-from pgjobs.job import Job, JobState, being_current, with_values
+from pgjobs.job import Job, JobState, job_owning, set_current_job
 from pgjobs.loggers import get_logger
 from pgjobs.queue_settings import MOST_IN_A_BATCH, RunSettings
+from pgjobs.return_values import check_handler_return
 from pgjobs.work_map import Handler, HandlerFunction
 
 log = get_logger("pgjobs.batch")
@@ -221,10 +221,10 @@ class _Call:
 
     def __call__(self) -> None:
         job = self.job
-        being_current(job)
+        set_current_job(job)
         answer = self.function(self.checkout.conn, job)
         if answer is not None:
-            check_done(answer, self.function)
+            check_handler_return(answer, self.function)
 
 
 def _call_in_context(attempt: Attempt, act: Callable[..., object], *given: object) -> None:
@@ -378,7 +378,7 @@ class Batch:
             return error
         values["running"] = attempt
         call = self._call
-        call.function, call.job = handler.function, with_values(values)
+        call.function, call.job = handler.function, job_owning(values)
         if self._on_start is not None:
             attempt.context.run(self._on_start, "on_start", attempt.job)
         attempt.started = True

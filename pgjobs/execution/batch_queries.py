@@ -31,7 +31,7 @@ from pgjobs.execution.queries import (
     session_values,
 )
 from pgjobs.execution.transport import Prepared, PreparedTransport, prepared
-from pgjobs.job import Job, JobState, with_values
+from pgjobs.job import Job, JobState, job_owning
 
 # In the order in which claims of one job would take them.
 _ORDERS: dict[str, Callable[[Any], Any]] = {
@@ -379,7 +379,7 @@ def _as_jobs(rows: Iterable[TupleRow], queue: str, token: UUID, worker: str, att
             values["tags"] = tuple(tags)
         if attempted_by is not None:
             values["attempted_by"] = tuple(attempted_by)
-        jobs.append(with_values(values))
+        jobs.append(job_owning(values))
     return jobs
 
 

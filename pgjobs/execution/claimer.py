@@ -14,7 +14,6 @@ from uuid import UUID
 
 import psycopg
 
-from pgjobs.answers import Complaints, time_limit
 from pgjobs.clean_text import one_line
 from pgjobs.db.checkout import NEVER, Checkout
 from pgjobs.db.cursors import commit
@@ -38,6 +37,7 @@ from pgjobs.execution.set_aside import SetAside, UnreadableRow, concerns_a_row
 from pgjobs.execution.transport import PreparedTransport, TransportStatements, transport_for
 from pgjobs.job import Job, changed
 from pgjobs.loggers import get_logger
+from pgjobs.return_values import WarnOnce, checked_timeout
 from pgjobs.work_map import Handler, WorkMap
 
 log = get_logger("pgjobs.claim")
@@ -65,7 +65,7 @@ class Claimer:
     timeout: timedelta | None = None
     unknown_kinds: Literal["error", "leave"] | Handler = "error"
     lease: timedelta = timedelta(minutes=1)
-    complaints: Complaints = field(default_factory=Complaints)
+    complaints: WarnOnce = field(default_factory=WarnOnce)
     async_commit: set[str] = field(default_factory=set)  # queues with asynchronous commits
     _facts: ServerFacts | None = None
     _settings: tuple[ClaimValues, ClaimValues] = ({}, {})
@@ -242,7 +242,7 @@ class Claimer:
         if not callable(handler.timeout):
             return handler.timeout
         try:
-            limit = time_limit(handler.timeout(changed(job, decode=handler.decode)))
+            limit = checked_timeout(handler.timeout(changed(job, decode=handler.decode)))
         except BaseException as error:  # also sys.exit() in the user's function, and args that do not decode
             self.complaints(job.kind, "timeout of its handler", error, instead="using the worker pool's")
             return self.timeout

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pgjobs.answers import check_done
 from pgjobs.db.checkout import Checkout
 from pgjobs.errors import UnknownKind
 from pgjobs.execution.attempt import Attempt, private_context
@@ -15,8 +14,9 @@ from pgjobs.execution.claimer import Claimer
 from pgjobs.execution.finisher import Finisher
 from pgjobs.execution.lock_job import clear_frames
 from pgjobs.execution.watchdog import Watchdog
-from pgjobs.hooks import HookCalls, Middleware, around
-from pgjobs.job import Job, being_current, changed
+from pgjobs.hooks import HookCalls, Middleware, with_middleware
+from pgjobs.job import Job, changed, set_current_job
+from pgjobs.return_values import check_handler_return
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,16 +133,16 @@ class Executor:
         function = handler.function
 
         def call() -> None:
-            being_current(job)  # in the context of this call
+            set_current_job(job)  # in the context of this call
             if checkout is None:
-                around(middleware, None, job, function)()
+                with_middleware(middleware, None, job, function)()
                 return
             with checkout.handler_tx() as tx:
                 if middleware:
-                    around(middleware, tx, job, function)()
+                    with_middleware(middleware, tx, job, function)()
                     return
                 answer = function(tx, job)
                 if answer is not None:
-                    check_done(answer, function)
+                    check_handler_return(answer, function)
 
         return call

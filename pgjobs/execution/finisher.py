@@ -27,7 +27,6 @@ import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
-from pgjobs.answers import Complaints
 from pgjobs.backoff import Backoff
 from pgjobs.clean_text import forget_details, hint, one_line
 from pgjobs.db.checkout import Checkout
@@ -51,6 +50,7 @@ from pgjobs.hooks import ErrorHandler, HookCalls
 from pgjobs.interval import microseconds
 from pgjobs.job import Job, JobState, changed
 from pgjobs.loggers import get_logger
+from pgjobs.return_values import WarnOnce
 
 log = get_logger("pgjobs.finish")
 
@@ -74,7 +74,7 @@ class Finisher:
     hooks: HookCalls
     events: Events
     error_details: bool = True  # whether the DETAIL, HINT and CONTEXT of Postgres errors are stored and logged
-    complaints: Complaints = field(default_factory=Complaints)
+    complaints: WarnOnce = field(default_factory=WarnOnce)
     on_due_soon: Callable[[], None] = lambda: (
         None
     )  # called when a job is due again before maintenance would look for it

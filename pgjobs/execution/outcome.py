@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from pgjobs import answers
+from pgjobs import return_values
 from pgjobs.backoff import Backoff, river
 from pgjobs.clean_text import error_text, error_trace
 from pgjobs.errors import Cancel, Discard, JobCancelled, JobStopped, RetryAfter, RetryAt, Snooze
@@ -66,7 +66,7 @@ def decide(
     error: BaseException | None,
     backoff: Backoff,
     *others: Backoff,
-    ran: timedelta = answers.NOTHING,
+    ran: timedelta = return_values.NOTHING,
     complain: Complain = _ignore,
 ) -> Outcome:
     """Decide the outcome of an attempt whose handler returned (`error` is None) or raised.
@@ -104,7 +104,7 @@ def _signalled(error: BaseException) -> Outcome | None:
         case RetryAfter():
             return _failed(JobState.RETRYABLE, error, _not_past(error.delay))
         case RetryAt():  # the statement that writes it moves a past instant, by the database's clock
-            return _failed(JobState.RETRYABLE, error, answers.plain_instant(error.when))
+            return _failed(JobState.RETRYABLE, error, return_values.plain_instant(error.when))
     return None
 
 
@@ -113,12 +113,12 @@ def _by_policy(
 ) -> Outcome:
     """A retry at the time that the first working policy gives. A bug in a policy must not lose the job or its error,
     and must not use up all attempts within a second."""
-    now = (job.attempted_at or FIRST_INSTANT) + max(answers.NOTHING, ran - _MOMENT)
+    now = (job.attempted_at or FIRST_INSTANT) + max(return_values.NOTHING, ran - _MOMENT)
     due: timedelta | datetime | None = AFTER_A_FAULT
-    soonest = answers.NOTHING
+    soonest = return_values.NOTHING
     for policy in (*policies, _RIVER):
         try:
-            due = _no_sooner(answers.due(policy(job, error), now), now, soonest)
+            due = _no_sooner(return_values.retry_time(policy(job, error), now), now, soonest)
             break
         except BaseException as broken:  # also a sys.exit(): a policy is the user's code
             complain(policy, broken)
@@ -134,8 +134,8 @@ def _no_sooner(due: timedelta | datetime | None, now: datetime, soonest: timedel
 
 def _not_past(delay: timedelta) -> timedelta:
     """The delay of a signal. It is negative only in a signal that was made without its constructor, which is a bug."""
-    plain = answers.plain_delay(delay)
-    return plain if plain >= answers.NOTHING else AFTER_A_FAULT
+    plain = return_values.plain_delay(delay)
+    return plain if plain >= return_values.NOTHING else AFTER_A_FAULT
 
 
 def _failed(state: JobState, error: BaseException, due: timedelta | datetime | None = None) -> Outcome:

@@ -56,7 +56,7 @@ class CodeSchedules:
         self._changed: Callable[[], None] = lambda: None
         self._next_heartbeat = 0.0
         self._missing = False  # the tables have been emptied, and the schedules are not registered again yet
-        self.add(*checks.several("cron", schedules, "Schedule(...)", error=InvalidSchedule))
+        self.add(*checks.check_list("cron", schedules, "Schedule(...)", error=InvalidSchedule))
 
     def __repr__(self) -> str:
         return f"CodeSchedules({', '.join(map(repr, self._schedules))})"

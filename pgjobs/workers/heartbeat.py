@@ -62,9 +62,9 @@ class Heartbeat:
 
     def read_paused_queues(self) -> None:
         """Learn which queues are paused now, for subscribers that came before the pool started."""
-        if self._events.looks_at_queues and not self._events.knows_queues:
+        if self._events.wants_queue_events and not self._events.knows_paused_queues:
             with suppress(psycopg.Error), self._context.source.first_connection() as conn:
-                self._events.note_paused(*self._queries.paused_queues(conn))
+                self._events.update_paused_queues(*self._queries.paused_queues(conn))
 
     def register(self) -> None:
         """Write the row of this process before its first job starts: if that job kills the process at once, the rescue
@@ -99,10 +99,10 @@ class Heartbeat:
 
     def _look_for_paused_queues(self, conn: AnyConnection) -> None:
         """Publish which queues were paused or resumed, by any process, if a subscription wants to know."""
-        if self._events.looks_at_queues:
-            self._events.note_paused(*self._queries.paused_queues(conn))
-        elif self._events.knows_queues:
-            self._events.forget_queues()
+        if self._events.wants_queue_events:
+            self._events.update_paused_queues(*self._queries.paused_queues(conn))
+        elif self._events.knows_paused_queues:
+            self._events.forget_paused_queues()
 
     def look_after_attempts(self, conn: AnyConnection) -> None:
         """Undo lost claims, stop the handlers of cancelled jobs, and extend the leases of detached attempts."""

@@ -324,7 +324,7 @@ def test_all_jobs_are_deleted_only_when_that_is_meant(
     pgjobs.migrate()
     job: Job[Any] = default_client.enqueue(None, {}, kind="test")
     assert pgjobs.migrate("down", *how) == 1
-    assert "all jobs and schedules: say --yes if that is meant" in pgjobs.errors
+    assert "all jobs and schedules: add --yes to do that" in pgjobs.errors
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     for answer in ("", "n", "no", "yep"):
         monkeypatch.setattr("builtins.input", lambda question, answer=answer: answer)
@@ -369,10 +369,10 @@ def test_output_that_cannot_be_written_is_one_line() -> None:
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (["--from", "0001-01-01", "--zone", "Asia/Tokyo"], "--from is a date or an instant"),
-        (["--from", "9999-12-31T23:00", "--zone", "America/New_York"], "--from is a date or an instant"),
-        (["--count", "-1"], "--count: a whole number, 0 or more"),
-        (["--count", "many"], "--count: a whole number, 0 or more"),
+        (["--from", "0001-01-01", "--zone", "Asia/Tokyo"], "--from must be a date or a time"),
+        (["--from", "9999-12-31T23:00", "--zone", "America/New_York"], "--from must be a date or a time"),
+        (["--count", "-1"], "--count: must be a whole number, 0 or more"),
+        (["--count", "many"], "--count: must be a whole number, 0 or more"),
     ],
 )
 def test_simulate_refuses_what_it_cannot_count(arguments: list[str], problem: str) -> None:
@@ -417,7 +417,7 @@ def test_an_interrupt_is_one_line(pgjobs: Command, fresh_database: str) -> None:
         running.send_signal(signal.SIGINT)
         out, err = running.communicate(timeout=30)
     assert (running.returncode, out) == (130, "")
-    assert err == "pgjobs: interrupted; a step that was not finished has changed nothing\n"
+    assert err == "pgjobs: interrupted; the unfinished step changed nothing\n"
     assert pgjobs.migrate("--dry-run") == 0
     assert pgjobs.lines == ["nothing to do"]
 

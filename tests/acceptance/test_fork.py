@@ -444,7 +444,7 @@ assert in_child(child) == 0
 client.enqueue(None, {{}}, kind="parent")
 pool.close()
 """)
-    assert printed.count('"the application\'s", was opened before the process forked') == 5
+    assert printed.count('"the application\'s" was opened before the process forked') == 5
     assert printed.count("open it in each child (gunicorn: the post_fork hook;") == 5
     assert kinds_of(client) == ["parent"] * 2
 

@@ -632,7 +632,7 @@ def test_a_backoff_policy_that_fails_leaves_it_to_the_pools(
 
     trial.faulty_backoff = policy
     check(trial, Fault("policy", act, AGAIN, "of the handler"), trial.run(act))
-    said = [record.getMessage() for record in caplog.records if record.name == "pgjobs.answers"]
+    said = [record.getMessage() for record in caplog.records if record.name == "pgjobs.return_values"]
     assert len(said) == 1
     assert said[0].startswith("kind faulty: the backoff of its handler")
 
@@ -655,7 +655,7 @@ def test_behind_a_pools_backoff_that_fails_stands_rivers_and_it_is_said_once(
         assert found is not None
         assert (found.state, found.last_error) == (AGAIN, "of the handler")
         assert timedelta(seconds=0.8) < found.scheduled_at - found.errors[0].at < timedelta(seconds=1.2)
-    said = [record.getMessage() for record in caplog.records if record.name == "pgjobs.answers"]
+    said = [record.getMessage() for record in caplog.records if record.name == "pgjobs.return_values"]
     assert [text.partition(";")[0] for text in said] == [
         "kind any: the backoff of the worker pool raised LookupError: from a policy"
     ]

@@ -612,5 +612,5 @@ def test_what_sqlalchemy_prints_of_the_parameters_is_left_out_too(
 
 @pytest.mark.parametrize("value", [None, 0, "no"])
 def test_error_details_is_true_or_false(database: str, value: Any) -> None:
-    with pytest.raises(InvalidSetting, match="error_details is True or False"):
+    with pytest.raises(InvalidSetting, match="error_details must be True or False"):
         Client(database, error_details=value)

@@ -283,7 +283,7 @@ def test_a_session_that_goes_to_another_connection_is_no_success(made: Trial, ap
     job = client.enqueue(None, NOTHING, kind="test")
     WorkerPool(client, {"test": lambda session, job: write(session, "elsewhere")}).work_one()
     client.close()
-    assert "beside the job's" in (made.job(job).last_error or "")
+    assert "another connection than the job's" in (made.job(job).last_error or "")
     assert made.effects == []
 
 

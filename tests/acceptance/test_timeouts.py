@@ -318,7 +318,7 @@ def test_where_a_timeout_cannot_be_told_the_pools_holds_and_it_is_said_once(
         wait_until(lambda: all(state_of(client, job).final for job in jobs))
     assert {state_of(client, job) for job in jobs} == {JobState.COMPLETED}
     assert seen == [None] * 3
-    said = [record.getMessage() for record in caplog.records if record.name == "pgjobs.answers"]
+    said = [record.getMessage() for record in caplog.records if record.name == "pgjobs.return_values"]
     assert len(said) == 1
     assert said[0].startswith("kind timed: the timeout of its handler")
 
@@ -343,7 +343,7 @@ def test_a_function_of_a_timeout_may_give_what_a_handler_may(
     else:
         assert deadline is not None
         assert deadline > datetime.now(UTC) + expected - timedelta(minutes=1)
-    assert not [record for record in caplog.records if record.name == "pgjobs.answers"]
+    assert not [record for record in caplog.records if record.name == "pgjobs.return_values"]
 
 
 @pytest.mark.finding("W9")

@@ -173,7 +173,7 @@ def test_detached_jobs_that_run_at_once_hold_no_connections(
 
 
 def test_a_lease_shorter_than_can_be_extended_in_time_is_refused(client: Client) -> None:
-    with pytest.raises(InvalidSetting, match="lease is 5 seconds or more"):
+    with pytest.raises(InvalidSetting, match="lease must be 5 seconds or more"):
         pool_of(client, lambda tx, job: None, lease=timedelta(seconds=4.9))
 
 

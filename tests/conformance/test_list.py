@@ -321,7 +321,7 @@ def test_every_end_is_an_end(client: Client, fill: Fill, state: str) -> None:
 @pytest.mark.parametrize("state", ["available", "scheduled", "pending", "running", "retryable"])
 def test_a_job_that_is_not_over_in_time_is_a_timeout(client: Client, fill: Fill, state: str) -> None:
     (id,) = fill(state, 1)
-    with pytest.raises(JobNotFinished, match=f"job {id} is not over after 0.05 s: it is {state}") as raised:
+    with pytest.raises(JobNotFinished, match=f"job {id} has not finished after 0.05 s: it is {state}") as raised:
         client.wait(id, timeout=timedelta(milliseconds=50))
     assert isinstance(raised.value, TimeoutError)
     assert (raised.value.id, raised.value.state) == (id, state)

@@ -154,9 +154,9 @@ def test_stop_before_any_start_is_no_error(client: Client) -> None:
 @pytest.mark.parametrize("timeout", [5, "5"], ids=repr)
 def test_a_stop_that_is_refused_tells_nobody_to_end(client: Client, stored: Stored, timeout: Any) -> None:
     with WorkerPool(client, {Thing: nothing}, queues={"default": 1}) as pool:
-        with pytest.raises(InvalidSetting, match=r"timeout is a timedelta or None, not '?5"):
+        with pytest.raises(InvalidSetting, match=r"timeout must be a timedelta or None, not '?5"):
             pool.stop(timeout)
-        with pytest.raises(InvalidSetting, match=r"timeout is a timedelta or None, not '?5"):
+        with pytest.raises(InvalidSetting, match=r"timeout must be a timedelta or None, not '?5"):
             pool.remove_queue("default", timeout)
         job = client.enqueue(None, Thing())
         wait_until(lambda: stored(job).state == JobState.COMPLETED)

@@ -513,14 +513,14 @@ class Unprintable:
 
 
 BAD_VALUES: list[tuple[Any, str]] = [
-    (float("nan"), "float nan is no number in JSON"),
-    (float("-inf"), "float -inf is no number in JSON"),
+    (float("nan"), "float nan is not a number in JSON"),
+    (float("-inf"), "float -inf is not a number in JSON"),
     ("a\0b", "str 'a\\x00b' holds the character NUL"),
     ("\udc80", "str '\\udc80' holds a lone surrogate"),
     (10**4300, "int … has more than 4300 digits"),
     (-(10**4300), "int … has more than 4300 digits"),
-    ({1, 2}, "set {1, 2} is nothing JSON has"),
-    (b"a", "bytes b'a' is nothing JSON has"),
+    ({1, 2}, "set {1, 2} is not a JSON value"),
+    (b"a", "bytes b'a' is not a JSON value"),
     (AWARE, "datetime datetime.datetime(2024, 2, 2"),
     (ID, "UUID UUID('1234"),
     (Color.RED, "Color <Color.RED: 'red'>"),
@@ -655,8 +655,8 @@ def test_a_string_that_jsonb_cannot_hold_is_refused_whatever_the_limit() -> None
         (int, None, "$.x: expected int, found NoneType None"),
         (float, 2**53 + 1, "$.x: expected a number that a float holds exactly"),
         (float, 10**400, "$.x: expected float"),
-        (float, float("nan"), "$.x: float nan is no number"),
-        (list[float], [0.0, float("inf")], "$.x[1]: float inf is no number"),
+        (float, float("nan"), "$.x: float nan is not a number"),
+        (list[float], [0.0, float("inf")], "$.x[1]: float inf is not a number"),
         (str, b"a", "$.x: expected str, found bytes b'a'"),
         (list[int], (1,), "$.x: expected list, found tuple (1,)"),
         (list[int], [1, "a"], "$.x[1]: expected int, found str 'a'"),
@@ -845,8 +845,8 @@ class NeedsMore:
         (dict[int | None, int], "$.x: keys are text in JSON"),
         (NeedsMore, "$.x: NeedsMore() needs 'seed'"),
         (Growing[int], "nested too deeply"),
-        ("int |", "the annotations of Holder mean nothing in its module"),
-        ("Missing", "the annotations of Holder mean nothing in its module"),
+        ("int |", "cannot evaluate the annotations of Holder"),
+        ("Missing", "cannot evaluate the annotations of Holder"),
         (Open, None),
     ],
     ids=str,
@@ -865,7 +865,7 @@ def test_a_class_whose_fields_cannot_come_back_is_refused_early(hint: Any, probl
 
 def test_two_fields_with_one_name_in_json_are_refused() -> None:
     cls = make_dataclass("Cls", [("a", int), ("b", int, field(metadata=config(field_name="a")))])
-    with pytest.raises(InvalidArgs, match=r"\$\.b: another field is called 'a' in JSON too"):
+    with pytest.raises(InvalidArgs, match=r"\$\.b: another field has the JSON name 'a' too"):
         check_class(cls)
 
 
@@ -877,5 +877,5 @@ def test_a_class_that_keeps_unknown_fields_needs_one_field_for_them() -> None:
 
 @pytest.mark.parametrize("cls", [int, dict, Custom])
 def test_only_a_dataclass_can_be_a_class_of_args(cls: type) -> None:
-    with pytest.raises(InvalidArgs, match="is no dataclass"):
+    with pytest.raises(InvalidArgs, match="is not a dataclass"):
         check_class(cls)

@@ -113,8 +113,8 @@ def generator(self: Any, job: Any) -> Any:
         (staticmethod(lambda self, job, error: None), "missing a required argument"),
         (asynchronous, "is async"),
         (generator, "is a generator"),
-        (5, "is a method"),
-        (None, "is a method"),
+        (5, "must be a method"),
+        (None, "must be a method"),
     ],
 )
 def test_a_method_that_cannot_be_called_as_it_is_called_is_refused(wrong: Any, problem: str) -> None:
@@ -135,7 +135,7 @@ class Judge(ErrorHandler):
 @pytest.mark.finding("E6")
 def test_a_class_in_place_of_an_object_is_refused() -> None:
     """`hooks=[Hooks]` failed at every event, in the log."""
-    with pytest.raises(InvalidSetting, match=r"hooks is a list of objects, not of classes: give Mine\(\)"):
+    with pytest.raises(InvalidSetting, match=r"hooks must be a list of objects, not of classes: give Mine\(\)"):
         Client(POOL, hooks=[Mine])  # type: ignore[list-item]
     with pytest.raises(InvalidSetting, match=r"error_handler is an object.*give Judge\(\)"):
         WorkerPool(Client(POOL), {Thing: nothing}, error_handler=Judge)  # type: ignore[arg-type]

@@ -56,14 +56,14 @@ DURATIONS = {
 @pytest.mark.parametrize("name", DURATIONS)
 def test_a_number_in_place_of_a_duration_is_told_how_to_be_one(client: Client, name: str) -> None:
     given, right = DURATIONS[name]
-    with pytest.raises(InvalidSetting, match=rf"{name} is a timedelta.*, not {given}: give timedelta\({right}\)"):
+    with pytest.raises(InvalidSetting, match=rf"{name} must be a timedelta.*, not {given}: give timedelta\({right}\)"):
         WorkerPool(client, {Thing: nothing}, **{name: given})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", DURATIONS)
 @pytest.mark.parametrize("given", ["60", True, [1]], ids=repr)
 def test_what_is_no_duration_is_refused(client: Client, name: str, given: Any) -> None:
-    with pytest.raises(InvalidSetting, match=rf"{name} is a timedelta.*timedelta\((seconds|hours)=1\)"):
+    with pytest.raises(InvalidSetting, match=rf"{name} must be a timedelta.*timedelta\((seconds|hours)=1\)"):
         WorkerPool(client, {Thing: nothing}, **{name: given})
 
 
@@ -77,7 +77,9 @@ def test_what_is_no_duration_is_refused(client: Client, name: str, given: Any) -
     ],
 )
 def test_handlers_and_policies_are_told_so_too(call: Callable[[], object], name: str) -> None:
-    with pytest.raises((InvalidHandler, InvalidSetting), match=rf"{name} is .* not 5: give timedelta\(seconds=5\)"):
+    with pytest.raises(
+        (InvalidHandler, InvalidSetting), match=rf"{name} must be .* not 5: give timedelta\(seconds=5\)"
+    ):
         call()
 
 
@@ -92,7 +94,7 @@ def test_handlers_and_policies_are_told_so_too(call: Callable[[], object], name:
     ids=["wait", "get", "stop", "remove_queue"],
 )
 def test_who_waits_for_a_number_is_told_so_too(client: Client, call: Callable[[Client], object]) -> None:
-    with pytest.raises(InvalidSetting, match=r"timeout is .* not 5: give timedelta\(seconds=5\)"):
+    with pytest.raises(InvalidSetting, match=r"timeout must be .* not 5: give timedelta\(seconds=5\)"):
         call(client)
 
 
@@ -106,12 +108,12 @@ def test_queues_are_a_mapping(client: Client, queues: Any) -> None:
     ("setting", "error"),
     [
         ({"listen_dsn": 5}, r"listen_dsn is a connection string, not of type int"),
-        ({"backoff": 5}, r"backoff is .*constant\(.*not 5"),
+        ({"backoff": 5}, r"backoff must be .*constant\(.*not 5"),
         ({"error_handler": 5}, r"error_handler is .*ErrorHandler, not 5"),
         ({"error_handler": ErrorHandler}, r"error_handler is .*ErrorHandler, not <class"),
-        ({"middleware": nothing}, r"middleware is a list .*give middleware=\[...\]"),
-        ({"middleware": "abc"}, r"middleware is a list .*not 'abc'"),
-        ({"middleware": [5]}, r"middleware is a list .*not of 5"),
+        ({"middleware": nothing}, r"middleware must be a list .*give middleware=\[...\]"),
+        ({"middleware": "abc"}, r"middleware must be a list .*not 'abc'"),
+        ({"middleware": [5]}, r"middleware must be a list .*not of 5"),
     ],
     ids=shown,
 )
@@ -123,7 +125,7 @@ def test_settings_of_a_worker_pool_that_are_of_another_type(client: Client, sett
 def test_a_schedule_is_given_in_a_list(client: Client) -> None:
     schedule = Schedule("nightly", "@daily", Thing())
     for cron in (schedule, 5):
-        with pytest.raises(InvalidSchedule, match=r"cron is a list of Schedule\(...\), not .*give cron=\[...\]"):
+        with pytest.raises(InvalidSchedule, match=r"cron must be a list of Schedule\(...\), not .*give cron=\[...\]"):
             WorkerPool(client, {Thing: nothing}, cron=cron)  # type: ignore[arg-type]
     assert len(WorkerPool(client, {Thing: nothing}, cron=iter([schedule])).schedules) == 1
 
@@ -131,12 +133,12 @@ def test_a_schedule_is_given_in_a_list(client: Client) -> None:
 @pytest.mark.parametrize(
     ("setting", "error"),
     [
-        ({"code_version": 5}, "code_version is a text, not 5"),
-        ({"backoff": 5}, "backoff is .*not 5"),
-        ({"context": {"user": 1}}, "context is a function .*not {'user': 1}"),
-        ({"hooks": Hooks()}, r"hooks is a list of Hooks, not .*give hooks=\[...\]"),
-        ({"middleware": nothing}, r"middleware is a list .*give middleware=\[...\]"),
-        ({"middleware": [5]}, "middleware is a list .*not of 5"),
+        ({"code_version": 5}, "code_version must be a str, not 5"),
+        ({"backoff": 5}, "backoff must be .*not 5"),
+        ({"context": {"user": 1}}, "context must be a function .*not {'user': 1}"),
+        ({"hooks": Hooks()}, r"hooks must be a list of Hooks, not .*give hooks=\[...\]"),
+        ({"middleware": nothing}, r"middleware must be a list .*give middleware=\[...\]"),
+        ({"middleware": [5]}, "middleware must be a list .*not of 5"),
     ],
     ids=shown,
 )
@@ -148,10 +150,10 @@ def test_settings_of_a_client_that_are_of_another_type(setting: Any, error: str)
 @pytest.mark.parametrize(
     ("setting", "error"),
     [
-        ({"timeout": "never"}, "timeout is .*not 'never'"),
-        ({"backoff": 5}, "backoff is .*not 5"),
-        ({"middleware": nothing}, "middleware is a list"),
-        ({"middleware": [5]}, "middleware is a list .*not of 5"),
+        ({"timeout": "never"}, "timeout must be .*not 'never'"),
+        ({"backoff": 5}, "backoff must be .*not 5"),
+        ({"middleware": nothing}, "middleware must be a list"),
+        ({"middleware": [5]}, "middleware must be a list .*not of 5"),
     ],
     ids=shown,
 )
@@ -163,7 +165,7 @@ def test_settings_of_a_handler_that_are_of_another_type(setting: Any, error: str
 @pytest.mark.parametrize("given", [5, nothing, [nothing]], ids=["number", "function", "list"])
 def test_a_work_map_is_made_of_a_mapping(client: Client, given: Any) -> None:
     for make in (WorkMap, lambda given: WorkerPool(client, given)):
-        with pytest.raises(InvalidHandler, match=r"a WorkMap is made of a mapping.*not (5|.*nothing)"):
+        with pytest.raises(InvalidHandler, match=r"(WorkMap|work_map) must be a mapping.*not (5|.*nothing)"):
             make(given)
 
 

@@ -1,4 +1,4 @@
-"""Django: enqueue on an alias, and handlers that run inside `atomic()`."""
+"""Django: enqueue on the connection of an alias, and run handlers inside `atomic()`."""
 
 from pgjobs.contrib.django.source import DjangoSource
 

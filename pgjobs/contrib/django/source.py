@@ -1,11 +1,11 @@
-"""A source of connections that are Django's.
+"""A source of Django's connections.
 
     client = Client(DjangoSource("default"))
 
     def welcome(connection: BaseDatabaseWrapper, job: Job[Welcome]) -> None:
         Account.objects.filter(id=job.args.account).update(greeted=True)
 
-What the handler does through the ORM on that alias is committed together with the job.
+What the handler writes through the ORM on that alias is committed together with the job.
 """
 
 from __future__ import annotations
@@ -35,17 +35,16 @@ log = get_logger("pgjobs.contrib.django")
 
 
 class DjangoSource(PoolSource):
-    """Connections of an alias of `settings.DATABASES`. A handler runs inside `atomic()` on the one that holds its job,
-    and is given it as `tx`.
+    """Connections of an alias of `settings.DATABASES`. A handler runs inside `atomic()` on the connection that holds
+    its job's row lock, and gets that connection as `tx`.
 
-    Each worker thread has the alias's connection for itself, as a thread of a web server does, and keeps it while it
-    finds work; after that, and for the other aliases after each job, `CONN_MAX_AGE` decides. In a handler `atomic()` is
-    a savepoint, `transaction.on_commit` waits for the job's commit, and `set_rollback(True)` makes the attempt a failed
-    one. What pgjobs does itself (upkeep, LISTEN, `enqueue(None, ...)`) it does on connections of its own, made as
-    Django makes them.
+    Each worker thread has its own connection of the alias, as a thread of a web server does, and keeps it while it
+    finds jobs. After that `CONN_MAX_AGE` decides; on the other aliases it decides after each job. In a handler,
+    `atomic()` is a savepoint, `transaction.on_commit` waits for the job's commit, and `set_rollback(True)` makes the
+    attempt fail. Maintenance, LISTEN and `enqueue(None, ...)` use other connections, made as Django makes them.
     """
 
-    batches = False  # on_commit hooks and the end of atomic() belong to one job
+    batches = False  # on_commit hooks, and the end of atomic(), belong to one job
 
     def __init__(self, alias: str = "default") -> None:
         if alias not in connections:
@@ -56,7 +55,7 @@ class DjangoSource(PoolSource):
 
     def _created(self, connection: Any, **_: Any) -> None:
         if isinstance(connection.connection, psycopg.Connection):
-            opened_here(connection.connection)  # so that a child knows it
+            opened_here(connection.connection)  # so that a forked child recognises it as inherited
 
     @contextmanager
     def checkout(self) -> Iterator[Checkout]:
@@ -72,29 +71,31 @@ class DjangoSource(PoolSource):
             )
 
     def _connect(self) -> AnyConnection:
-        """A connection that is not the alias's, made as Django makes its own."""
-        theirs = connections[self.alias]
-        options = {**CONNECTION_DEFAULTS, **theirs.settings_dict["OPTIONS"]}
+        """A new connection apart from the alias's, made as Django makes its own."""
+        of_alias = connections[self.alias]
+        options = {**CONNECTION_DEFAULTS, **of_alias.settings_dict["OPTIONS"]}
         options.pop("pool", None)
-        apart = type(theirs)({**theirs.settings_dict, "OPTIONS": options}, self.alias)
+        wrapper = type(of_alias)({**of_alias.settings_dict, "OPTIONS": options}, self.alias)
         with _driver_errors():
-            apart.connect()
-        conn = _psycopg(apart)
+            wrapper.connect()
+        conn = _psycopg(wrapper)
         conn.cursor_factory = psycopg.Cursor
         return conn
 
 
 class _AliasCheckout(Checkout):
-    """This thread's hold on the connection of an alias.
+    """This thread's checkout of the connection of an alias.
 
-    pgjobs says BEGIN and COMMIT on the driver's connection. For the handler Django is made to believe that it is inside
-    an `atomic()` block. It could not be inside one of its own making: that would have to begin before the claim.
+    pgjobs sends BEGIN and COMMIT on the driver's connection. For the handler it puts Django's wrapper into the state of
+    an `atomic()` block. A real block would have to begin before the claim.
     """
 
     def __init__(self, wrapper: Any) -> None:
         drop_inherited(wrapper)
         if wrapper.in_atomic_block:
-            raise WorkerPoolError(f"{wrapper.alias!r} is inside an atomic() block here: jobs begin transactions")
+            raise WorkerPoolError(
+                f"{wrapper.alias!r} is inside an atomic() block: leave it first, since each job has its own transaction"
+            )
         self._wrapper = wrapper
         self._thread = get_ident()
         self._abandoned = False
@@ -103,12 +104,12 @@ class _AliasCheckout(Checkout):
         super().__init__()
 
     def _get(self) -> AnyConnection:
-        if self._wrapper.in_atomic_block:  # a detached handler has left it open
+        if self._wrapper.in_atomic_block:  # a detached handler left the block open
             self._in_block = True
             self._leave_block()
             self._wrapper.close()
         with _driver_errors():
-            self._wrapper.cursor().close()  # connects, after a health check if the settings want one
+            self._wrapper.cursor().close()  # connects; the settings may ask for a health check first
             if not self._wrapper.get_autocommit():
                 self._wrapper.set_autocommit(True)
         self._abandoned = False
@@ -132,8 +133,11 @@ class _AliasCheckout(Checkout):
                 wrapper.close_if_unusable_or_obsolete()
 
     def _abandon(self, conn: AnyConnection) -> None:
-        """Only Django's pool is told. Its own thread may still be in the handler: as long as Django sees a closed
-        connection there, and not none, it does not make another one that knows of no job."""
+        """Return the connection to Django's pool, and leave the wrapper alone.
+
+        The wrapper's thread may still run the handler. There Django finds a closed connection and raises; without a
+        connection it would open a new one, outside of the job's transaction.
+        """
         self._abandoned = True
         pool = _pool(self._wrapper)
         if pool is not None:
@@ -145,10 +149,10 @@ class _AliasCheckout(Checkout):
         return self._wrapper.connection is self.conn
 
     def _configure(self) -> None:
-        """Do what Django does with a new connection: time zone, role, and who listens for new connections."""
+        """Set up the session as Django does with a new connection: time zone, role, connection_created listeners."""
         wrapper = self._wrapper
         wrapper.init_connection_state()
-        if _pool(wrapper) is not None:  # then its pool does this
+        if _pool(wrapper) is not None:  # which Django does in its pool's configure callback
             wrapper._configure_connection(self.conn)
         connection_created.send(sender=type(wrapper), connection=wrapper)
 
@@ -179,29 +183,29 @@ class _AliasCheckout(Checkout):
             self.spoiled = True
 
     def _enter_block(self) -> None:
-        """The state that `Atomic.__enter__` makes, without its SQL."""
+        """Set the state that `Atomic.__enter__` sets, without its SQL."""
         wrapper = self._wrapper
         self._in_block = True
         wrapper.autocommit = False
         wrapper.in_atomic_block = wrapper.commit_on_exit = True
         wrapper.needs_rollback = False
         wrapper.savepoint_ids, wrapper.run_on_commit = [], []
-        wrapper.atomic_blocks = [transaction.atomic(wrapper.alias)]  # what a durable block inside looks for
+        wrapper.atomic_blocks = [transaction.atomic(wrapper.alias)]  # a durable block inside refuses to be nested
 
     def _check_block(self) -> None:
         wrapper = self._wrapper
         if wrapper.closed_in_transaction:
-            return  # and so not usable, which the executor finds
+            return  # the executor finds the closed connection
         if wrapper.needs_rollback:
             raise TransactionBroken(
-                "the handler's transaction was marked for rollback: by set_rollback(True), or by an error in an "
-                "atomic(savepoint=False) block that was swallowed"
+                "the handler's transaction is marked for rollback: by set_rollback(True), or by an error that was "
+                "swallowed in an atomic(savepoint=False) block"
             )
         if len(wrapper.atomic_blocks) != 1:
             raise TransactionBroken("the handler left an atomic() block open")
 
     def _leave_block(self) -> None:
-        """The state that the end of the outermost block makes. Nothing is sent: the real transaction is over."""
+        """Set the state after the outermost block. Nothing is sent: the database transaction has ended already."""
         if not self._in_block:
             return
         wrapper = self._wrapper
@@ -215,21 +219,21 @@ class _AliasCheckout(Checkout):
 
 
 def _pool(wrapper: Any) -> Any:
-    """The psycopg pool of an alias whose OPTIONS have one; Django knows them since 5.1."""
+    """The psycopg pool of an alias whose OPTIONS have one (Django 5.1 or later); else None."""
     return getattr(wrapper, "pool", None)
 
 
 def _psycopg(wrapper: Any) -> AnyConnection:
     if not isinstance(wrapper.connection, psycopg.Connection):
         raise InvalidSetting(
-            f"{wrapper.alias!r} is connected by {type(wrapper.connection).__module__}, and pgjobs needs psycopg 3"
+            f"{wrapper.alias!r} uses {type(wrapper.connection).__module__}, and pgjobs needs psycopg 3"
         )
     return wrapper.connection
 
 
 @contextmanager
 def _driver_errors() -> Iterator[None]:
-    """Let errors of the driver through as they were raised: pgjobs goes by them."""
+    """Raise errors of the driver as psycopg's, which pgjobs knows how to treat."""
     try:
         yield
     except Error as error:
