@@ -33,7 +33,7 @@ from pgjobs.control.queues import Queues
 from pgjobs.db import migrate
 from pgjobs.db.advice import advised
 from pgjobs.db.borrow import Borrowable, borrow
-from pgjobs.db.checkout import allow_prepare, may_prepare
+from pgjobs.db.connection import allow_prepare, may_prepare
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.db.dsn import for_libpq
 from pgjobs.db.own_pool import OwnPool, live, say_that_it_may_exist

@@ -277,7 +277,7 @@ class Batch:
                 if savepoints.used:
                     checkout.restore()
                 else:
-                    checkout.forget_python_state()  # nobody has sent anything
+                    checkout.python_state.restore()  # nobody has sent anything
         except BaseException:
             checkout.spoiled = True  # whatever state it is in: not for the next batch
             raise
@@ -340,7 +340,7 @@ class Batch:
             self.errors[job.id] = ended
             forget(ended)
         self.ran.append(attempt)
-        self.checkout.forget_state_in_transaction()
+        self.checkout.python_state.restore_in_transaction()
         return attempt
 
     def _start(self, attempt: Attempt, handler: Handler) -> BaseException | None:

@@ -20,7 +20,7 @@ import pytest
 from psycopg import sql
 
 from pgjobs import AttemptLost, Client, Handler, Job, JobLocked, JobState, NewJob, UniqueConflict, WorkerPool, constant
-from pgjobs.db.checkout import shut_down
+from pgjobs.db.connection import shut_down
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.embedded import EmbeddedPostgres
 from pgjobs.execution.attempt import Attempt
