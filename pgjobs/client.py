@@ -36,7 +36,7 @@ from pgjobs.db.borrow import Borrowable, borrow
 from pgjobs.db.connection import allow_prepare, may_prepare
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.db.dsn import for_libpq
-from pgjobs.db.own_pool import OwnPool, live, say_that_it_may_exist
+from pgjobs.db.own_pool import OwnPool, explain_lost_answer, take_live
 from pgjobs.db.source import PoolSource, defaults_for, in_autocommit, live_connection
 from pgjobs.db.statements import check_schema
 from pgjobs.enqueuing.enqueuer import Enqueuer
@@ -310,7 +310,7 @@ class Client:
         """Insert it in a transaction of its own, which is one statement; None where that cannot be."""
         if type(pool).connection is not ConnectionPool.connection:  # who has his own wants it to be called
             return None
-        conn = live(pool)  # and no more: what `connection()` does costs as much again
+        conn = take_live(pool)  # and no more: what `connection()` does costs as much again
         try:
             if conn.pgconn.transaction_status != TransactionStatus.IDLE:  # the pool's check has begun one
                 return None
@@ -322,7 +322,7 @@ class Client:
                 return self._enqueuer.insert(conn, None, [job], notify=notify)[0]
         except psycopg.OperationalError as error:
             if conn.closed:
-                say_that_it_may_exist(error)
+                explain_lost_answer(error)
             raise
         finally:
             pool.putconn(conn)
@@ -423,7 +423,7 @@ class Client:
                 all_sent = True
         except psycopg.OperationalError as error:
             if all_sent:
-                say_that_it_may_exist(error)
+                explain_lost_answer(error)
             raise
 
     # --- control

@@ -256,7 +256,7 @@ class WorkerPool:
             if self._closing.locked():
                 self._closing.release()
             self._keep_queues(self._places)
-            self._client.source.make_room(self.threads)
+            self._client.source.reserve_connections(self.threads)
             self._room = self.threads
             self._started = True
             self._starts += 1
@@ -384,7 +384,7 @@ class WorkerPool:
         self._watchdog.stop()
         self.schedules.stop()
         self._stopper = None
-        self._client.source.give_room_back(self._room)
+        self._client.source.release_connections(self._room)
         if self._started:
             self._client.events.worker_pool_stopped()
         self._room = 0
@@ -456,7 +456,7 @@ class WorkerPool:
                 raise WorkerPoolError(f"worker pool {self.name!r} works queue {name!r} already")
             if self._started:
                 self._keep_queues([name])
-                self._client.source.make_room(place.idle.threads)
+                self._client.source.reserve_connections(place.idle.threads)
                 self._room += place.idle.threads
             self._set_durability(place)
             self._places = {**self._places, name: place}  # a new dict: other threads look at it all the time
@@ -483,7 +483,7 @@ class WorkerPool:
             return False
         with suppress(WorkerPoolError), self._in_control():  # a stop gives all room back
             if self._started and self._starts == starts:
-                self._client.source.give_room_back(place.idle.threads)
+                self._client.source.release_connections(place.idle.threads)
                 self._room -= place.idle.threads
         return True
 
@@ -607,7 +607,7 @@ class WorkerPool:
 
     def _on_silent(self) -> None:
         log.warning("%s: the server has not answered for too long; its connections are made anew", self.name)
-        self._client.source.drop_idle()
+        self._client.source.discard_idle()
 
     def _sign_off(self, sign_off: Callable[[], None]) -> None:
         """Give back what was claimed in vain, and tell the other processes that this one has gone; they would notice by

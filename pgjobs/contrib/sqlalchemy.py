@@ -67,7 +67,7 @@ class SQLAlchemySource(PoolSource):
         with returning(_EngineCheckout(engine_here(self.engine), self._session)) as checkout:
             yield checkout
 
-    def _fit(self, threads: int) -> None:
+    def _ensure_size(self, threads: int) -> None:
         pool: Any = self.engine.pool
         overflow = getattr(pool, "_max_overflow", -1)  # -1: no limit; other pools than the usual one have none
         if overflow >= 0 and pool.size() + overflow < threads:

@@ -21,7 +21,7 @@ from psycopg_pool import ConnectionPool
 from pgjobs.clean_text import one_line
 from pgjobs.db.connection import allow_prepare, force_close, shut_down
 from pgjobs.db.cursors import AnyConnection
-from pgjobs.db.own_pool import live
+from pgjobs.db.own_pool import take_live
 from pgjobs.db.python_state import PythonState
 from pgjobs.loggers import get_logger
 
@@ -246,7 +246,7 @@ class PoolCheckout(Checkout):
         super().__init__()
 
     def _get(self) -> AnyConnection:
-        conn = live(self._pool)
+        conn = take_live(self._pool)
         self.can_prepare = self._may_prepare or conn.prepare_threshold is not None
         return conn
 

@@ -195,7 +195,7 @@ class OwnPool(ConnectionPool[Any]):
             each.fail(refusal)
 
 
-def live(pool: ConnectionPool[Any]) -> AnyConnection:
+def take_live(pool: ConnectionPool[Any]) -> AnyConnection:
     """A connection from any pool that the server has not closed, as far as can be known without a round trip."""
     if isinstance(pool, OwnPool):
         return pool.getconn()
@@ -208,7 +208,7 @@ def live(pool: ConnectionPool[Any]) -> AnyConnection:
         pool.putconn(conn)  # the pool opens another one
 
 
-def say_that_it_may_exist(error: psycopg.Error) -> None:
+def explain_lost_answer(error: psycopg.Error) -> None:
     """Add to the error of a connection that was lost after an enqueue was sent: the job may exist."""
     text = str(error).rstrip() or "the connection was lost"
     error.args = (f"{text}\nThe answer of the server was lost, so the job may exist or not: look before you enqueue it "

@@ -81,14 +81,14 @@ class PoolSource:
         weakref.finalize(self, pool.close).atexit = False  # at exit own_pool.py closes it, later than this would
         return pool
 
-    def make_room(self, threads: int) -> None:
+    def reserve_connections(self, threads: int) -> None:
         """Reserve a connection for each of these threads: our own pool grows, another one must be large enough, or this
         raises PoolTooSmall."""
         used = self._used.get()
-        self._check_size(used["threads"] + threads)
+        self._ensure_size(used["threads"] + threads)
         used["threads"] += threads
 
-    def _check_size(self, threads: int) -> None:
+    def _ensure_size(self, threads: int) -> None:
         needed = threads + SPARE_CONNECTIONS
         if self.pool.max_size == 0 or self.pool.max_size >= needed:  # 0 is a NullConnectionPool without a limit
             return
@@ -99,8 +99,8 @@ class PoolSource:
             )
         self.pool.resize(self.pool.min_size, needed)
 
-    def give_room_back(self, threads: int) -> None:
-        """End the reservation of `make_room`."""
+    def release_connections(self, threads: int) -> None:
+        """End the reservation of `reserve_connections`."""
         self._used.get()["threads"] -= threads
 
     @contextmanager
@@ -141,7 +141,7 @@ class PoolSource:
         with self.connect() if self.owned else self.pool.connection() as conn:
             yield conn
 
-    def drop_idle(self) -> None:
+    def discard_idle(self) -> None:
         """Discard the pool's idle connections, after one connection has stopped answering."""
         with suppress(AttributeError):  # psycopg_pool before 3.3 has no drain()
             self.pool.drain()
