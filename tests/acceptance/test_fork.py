@@ -434,7 +434,7 @@ def child():
     mine = client if {made == "in the parent"} else None
     make = lambda: mine or Client(pool, schema=schema)
     print(refused(lambda: make().enqueue(None, {{}}, kind="child")), flush=True)
-    print(refused(lambda: make().list()), flush=True)
+    print(refused(lambda: make().list_jobs()), flush=True)
     print(refused(lambda: make().pool), flush=True)
     print(refused(lambda: WorkerPool(make(), {{"work": print}}).start()), flush=True)
     print(refused(lambda: Client(dsn, schema=schema).enqueue(pool, {{}}, kind="child")), flush=True)
