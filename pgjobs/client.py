@@ -30,7 +30,7 @@ from pgjobs.control.many import Many
 from pgjobs.control.queries import ControlQueries, ControlResult
 from pgjobs.control.queue_queries import QueueQueries
 from pgjobs.control.queues import Queues
-from pgjobs.db import migrate
+from pgjobs.db import migrate, migration_plan
 from pgjobs.db.advice import advised
 from pgjobs.db.borrow import Borrowable, borrow
 from pgjobs.db.connection import allow_prepare, may_prepare
@@ -206,18 +206,18 @@ class Client:
         self,
         tx: Borrowable | None = None,
         *,
-        direction: migrate.Direction = "up",
+        direction: migration_plan.Direction = "up",
         target: int | None = None,
         max_steps: int | None = None,
         dry_run: bool = False,
-    ) -> builtins.list[migrate.Step]:
+    ) -> builtins.list[migration_plan.Step]:
         """Make or change the tables; what was done, or with `dry_run` what would be.
 
         "up" goes to the newest version, "down" takes one step; `target` and `max_steps` say otherwise. Down to target 0
         everything goes, the jobs with it. Each step commits by itself, and many processes may do this at once; with a
         `tx` the steps belong to that transaction.
         """
-        migrate.check_request(direction, target, max_steps, dry_run)
+        migration_plan.check_request(direction, target, max_steps, dry_run)
         with self.source.first_connection() if tx is None else nullcontext(borrow(tx)) as conn:
             return migrate.migrate(
                 conn,

@@ -16,8 +16,8 @@ from typing import Any
 import psycopg
 
 from pgjobs.clean_text import one_line
-from pgjobs.db.bookkeeping import Bookkeeping
 from pgjobs.db.cursors import AnyConnection
+from pgjobs.db.repair import SchemaRepair
 from pgjobs.execution.queries import ExecutionQueries
 from pgjobs.execution.set_aside import SetAside, concerns_a_row
 from pgjobs.execution.unworkable import CANCEL, MOST_TRIES, PROMOTE, RESCUE, Act, Row, Unworkable
@@ -100,7 +100,7 @@ class Maintenance:
         self._reads_rescued = reads_rescued  # whether `rescued` wants more than what was changed: args, metadata
         self._kinds = kinds  # that this process knows; None is every kind
         self._workers = WorkerQueries(schema)
-        self._books = Bookkeeping(schema)
+        self._repair = SchemaRepair(schema)
         self._rescue_batches = Batches()
         self._prune_batches = Batches()
         self._promoted: dict[str, int] = {}
@@ -278,7 +278,7 @@ class Maintenance:
             longest = _LONGEST_OF_INDEXES if duty == "indexes" else _LONGEST
             remaining = self._queries.begin_duty(conn, duty, longest)
         except DutyMissing:  # somebody has emptied the table
-            self._books.put_back_duties(conn, self._books.missing_duties(conn))
+            self._repair.insert_duties(conn, self._repair.missing_duties(conn))
             return SOON
         if remaining is None:  # somebody else is at it
             return AT_LEAST_EVERY

@@ -20,7 +20,8 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pgjobs import Client, JobFilter, Unique, WorkerPool
 from pgjobs.db import statements
-from pgjobs.db.migrate import migrate, schema_sql, versions
+from pgjobs.db.migrate import migrate, schema_sql
+from pgjobs.db.migration_plan import versions
 from pgjobs.db.migration_queries import MigrationQueries
 from pgjobs.execution.queries import passing_over
 from tests import decoys, life, modes
