@@ -132,7 +132,7 @@ CALLS: dict[str, tuple[Call, str, set[str]]] = {
     ),
     "Client middleware": (lambda client, value: Client(POOL, middleware=[value]), "middleware", {"class", "function"}),
     "migrate direction": (lambda client, value: client.migrate(direction=value), "direction", set()),
-    "migrate target": (lambda client, value: client.migrate(target=value), "target", {"None", "5"}),
+    "migrate target": (lambda client, value: client.migrate(target=value), "target", {"None"}),
     "migrate max_steps": (lambda client, value: client.migrate(max_steps=value), "max_steps", {"None", "5", "huge"}),
     "migrate dry_run": (lambda client, value: client.migrate(dry_run=value), "dry_run", {"True"}),
     # enqueue
@@ -355,8 +355,8 @@ CALLS: dict[str, tuple[Call, str, set[str]]] = {
     ),
     # the tables as SQL
     "schema_sql": (lambda client, value: schema_sql(value), "schema", {"text"}),
-    "schema_sql start": (lambda client, value: schema_sql(start=value), "start", {"5"}),
-    "schema_sql target": (lambda client, value: schema_sql(target=value), "target", {"None", "5"}),
+    "schema_sql start": (lambda client, value: schema_sql(start=value), "start", set()),
+    "schema_sql target": (lambda client, value: schema_sql(target=value), "target", {"None"}),
 }
 # may hold a password, or args that do not belong into a log: only the type is told
 SECRET = {"Client", "WorkerPool", "WorkerPool listen_dsn", "decode_args raw"}
