@@ -16,7 +16,7 @@ import psycopg
 
 from pgjobs import guide, timetable
 from pgjobs.client import Client
-from pgjobs.db import migrate
+from pgjobs.db import migrate, migration_plan
 from pgjobs.db.roles import roles_sql
 from pgjobs.errors import PgjobsError
 
@@ -109,7 +109,7 @@ def _add_no_transaction(parser: argparse.ArgumentParser) -> None:
 def _migrate(options: argparse.Namespace) -> int:
     _refuse_useless_options(options)
     if options.sql:
-        newest = max(migrate.versions())
+        newest = max(migration_plan.versions())
         down = options.direction == "down"
         start = (newest if down else 0) if options.start is None else options.start
         target = (max(start - 1, 0) if down else newest) if options.to is None else options.to
@@ -141,7 +141,7 @@ def _refuse_useless_options(options: argparse.Namespace) -> None:
         options.parser.error("argument --check: not allowed with down, --to or --max-steps")
 
 
-def _confirm_deletion(steps: Sequence[migrate.Step], schema: str) -> None:
+def _confirm_deletion(steps: Sequence[migration_plan.Step], schema: str) -> None:
     if all(step.version != 1 for step in steps):
         return
     warning = f"this drops the tables in schema {schema!r}, with all jobs and schedules"

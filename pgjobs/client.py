@@ -25,7 +25,7 @@ from pgjobs.clean_text import ERROR_LIMIT, clean, one_line
 from pgjobs.control.jobs import JobControl, encode_changes
 from pgjobs.control.queries import Action, ControlQueries
 from pgjobs.control.queues import Queues
-from pgjobs.db import migrate
+from pgjobs.db import migrate, migration_plan
 from pgjobs.db.advice import advised
 from pgjobs.db.borrow import Borrowable, borrow
 from pgjobs.db.cursors import AnyConnection
@@ -214,11 +214,11 @@ class Client:
         self,
         tx: Borrowable | None = None,
         *,
-        direction: migrate.Direction = "up",
+        direction: migration_plan.Direction = "up",
         target: int | None = None,
         max_steps: int | None = None,
         dry_run: bool = False,
-    ) -> builtins.list[migrate.Step]:
+    ) -> builtins.list[migration_plan.Step]:
         """Create or change the tables. Returns the steps done, or with `dry_run` the steps that would be done.
 
         "up" migrates to the newest version, "down" takes one step; `target`, a version, and `max_steps` override this.
@@ -226,7 +226,7 @@ class Client:
         processes may migrate at the same time; with `tx` all steps belong to that transaction. Raises InvalidMigration
         for impossible arguments, and SchemaTooNew if the tables are newer than this code.
         """
-        migrate.check_request(direction, target, max_steps, dry_run)
+        migration_plan.check_request(direction, target, max_steps, dry_run)
         with self.source.first_connection() if tx is None else nullcontext(borrow(tx)) as conn:
             return migrate.migrate(
                 conn,

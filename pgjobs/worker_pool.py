@@ -307,7 +307,7 @@ class WorkerPool:
             if self._closing.locked():
                 self._closing.release()
             self._heartbeat.register_queues(queue_workers)
-            source.make_room(self.threads)
+            source.reserve_connections(self.threads)
             self._reserved = self.threads
             self._started = True
             self._starts += 1
@@ -395,7 +395,7 @@ class WorkerPool:
         self._watchdog.stop()
         self.schedules.stop()
         self._stopper = None
-        self._client.source.give_room_back(self._reserved)
+        self._client.source.release_connections(self._reserved)
         if self._started:
             self._client.events.worker_pool_stopped()
         self._reserved = 0
@@ -518,7 +518,7 @@ class WorkerPool:
                 raise WorkerPoolError(f"worker pool {self.name!r} works queue {name!r} already")
             if self._started:
                 self._heartbeat.register_queues([name])
-                self._client.source.make_room(workers.threads)
+                self._client.source.reserve_connections(workers.threads)
                 self._reserved += workers.threads
             self._add(workers)
             if self._started:
@@ -545,7 +545,7 @@ class WorkerPool:
             return False
         with suppress(WorkerPoolError), self._controlling():  # a stop releases all reserved connections
             if self._started and self._starts == starts:
-                self._client.source.give_room_back(workers.threads)
+                self._client.source.release_connections(workers.threads)
                 self._reserved -= workers.threads
         return True
 
@@ -598,7 +598,7 @@ class WorkerPool:
 
     def _on_silent(self) -> None:
         log.warning("%s: the server has not answered for too long; replacing the idle connections", self.name)
-        self._client.source.drop_idle()
+        self._client.source.discard_idle()
 
     def _on_rescued(self, job: Job[Any]) -> None:
         if job.state is JobState.RETRYABLE:

@@ -1,42 +1,42 @@
--- The bookkeeping of migrations. The migrations themselves are the files of migrations/.
+-- Applying migrations, which are the files of migrations/, and repairing damaged schemas.
 
 -- name: create_migration_table
--- Serialised by a transaction-level advisory lock taken before, so that many processes may migrate at once.
+-- After lock_migrations.
 CREATE TABLE IF NOT EXISTS pgjobs.migration (
     version    integer PRIMARY KEY,
     name       text NOT NULL,
-    digest     text NOT NULL, -- of the SQL that made the tables
+    digest     text NOT NULL, -- of the SQL of this version
     applied_at timestamptz NOT NULL DEFAULT pg_catalog.statement_timestamp()
 );
 
 -- name: begin_step
--- Whatever the session's defaults are: a snapshot kept from before the lock would not show what the migrator before us
--- has done, and the wait for that one, like the step itself, takes as long as it takes.
+-- Overrides the session's defaults. With a snapshot from before the lock, this transaction would not see the steps of
+-- the process that had the lock before. The wait for that process, and the step itself, have no time limit.
 SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
 SELECT pg_catalog.set_config(name, '0', true) FROM pg_catalog.pg_settings
 WHERE name = ANY ('{statement_timeout,lock_timeout,idle_in_transaction_session_timeout,transaction_timeout}');
 
 -- name: lock_migrations
--- One migrator at a time per schema; gone with the transaction, so it is safe behind a pooler.
+-- One process at a time migrates a schema. The lock ends with the transaction, so it is safe behind a pooler.
 SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('pgjobs.migrate ' || %(schema)s::text, 0));
 
--- name: own_search_path
--- What a migration makes keeps the operators, functions and types that it was made with: those of pg_catalog, whatever
--- the caller's search_path would have found. That is kept in a setting, and ends with the transaction.
+-- name: set_own_search_path
+-- Functions, constraints and indexes keep the operators, functions and types that were found when they were created:
+-- with this search_path those of pg_catalog. A setting keeps the caller's search_path; both end with the transaction.
 SELECT
     pg_catalog.set_config('pgjobs_caller.search_path', pg_catalog.current_setting('search_path'), true),
     pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
 
--- name: search_path_of_caller
+-- name: restore_search_path
 SELECT pg_catalog.set_config('search_path', pg_catalog.current_setting('pgjobs_caller.search_path'), true);
 
 -- name: bound_lock_waits
--- Asking for a lock on a table makes everybody else queue behind the request: not for long, then. For the migration's
--- own statements only; the wait for another migrator is before it.
+-- While a step waits for a lock on a table, all other sessions queue behind it, so the wait must be short. Set after
+-- lock_migrations, whose wait may be long.
 SET LOCAL lock_timeout = '2s';
 
 -- name: schema_exists
--- Asked first, so that a role without the right to create schemas can use one that is there.
+-- Checked first, so that a role without the right to create schemas can use an existing one.
 SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = %(schema)s);
 
 -- name: migration_table_exists
@@ -52,12 +52,12 @@ SELECT version, pg_catalog.to_jsonb(migration) ->> 'digest' FROM pgjobs.migratio
 -- name: record_migration
 INSERT INTO pgjobs.migration (version, name, digest) VALUES ({version}, '{name}', '{digest}');
 
--- name: forget_migration
+-- name: remove_migration_record
 DELETE FROM pgjobs.migration WHERE version = {version};
 
 -- name: guarded_table
--- For a script that may run twice, inside a transaction of somebody else's: one migrator at a time, and the table that
--- says what was done. Names are looked up in pg_catalog alone, as long as it takes.
+-- The start of a script that may run several times, in a transaction of its caller: lock out other migrations, and
+-- create the schema and the table of migrations if they do not exist. Restores the caller's search_path at its end.
 DO $pgjobs$
 DECLARE
     path constant pg_catalog.text := pg_catalog.current_setting('search_path');
@@ -83,7 +83,7 @@ END
 $pgjobs$;
 
 -- name: guarded_step
--- One step, unless it was taken. It is a text, of which nothing is looked at before.
+-- One step, unless it was taken. EXECUTE, so that the step is parsed only if it is needed.
 DO $pgjobs$
 DECLARE
     path constant pg_catalog.text := pg_catalog.current_setting('search_path');
@@ -98,19 +98,17 @@ $pgjobs_step$;
 END
 $pgjobs$;
 
--- ----- what is needed beside the tables
--- What pgjobs needs beside its tables, and what a TRUNCATE, a dump without rows or a failover takes away: rows of its
--- own, and a sequence that is ahead of the ids. A look comes before each repair, since the role may not be allowed to
--- repair.
+-- ----- repairs: see pgjobs/db/repair.py
+-- Each repair is preceded by a check, since this role may not have the right to repair.
 
--- name: tables
--- All of the schema, whoever they belong to.
+-- name: existing_tables
+-- All tables of the schema, including those that pgjobs did not create.
 SELECT relname::text FROM pg_catalog.pg_class
 WHERE relnamespace = (SELECT oid FROM pg_catalog.pg_namespace WHERE nspname = %(schema)s) AND relkind = ANY ('{r,p}');
 
 -- name: shape
--- What the schema consists of, a line each, with no name of the schema in it. The names of types are taken as they
--- stand in the catalog: no setting quotes them.
+-- The parts of the schema, one per line, without the schema's name. The names of types come straight from the catalog,
+-- so that no setting quotes them.
 WITH schema AS (
     SELECT oid FROM pg_catalog.pg_namespace WHERE nspname = %(schema)s
 )
@@ -139,8 +137,8 @@ SELECT pg_catalog.concat_ws(' ', 'trigger', relname, tgname)
 FROM pg_catalog.pg_trigger JOIN pg_catalog.pg_class ON pg_class.oid = tgrelid
 WHERE relnamespace = (SELECT oid FROM schema) AND NOT tgisinternal;
 
--- name: may_write
--- Whether this session may insert into a table of ours, now.
+-- name: may_insert
+-- False also while the session or the server is read-only.
 SELECT pg_catalog.has_table_privilege(%(table)s::pg_catalog.regclass, 'INSERT')
     AND pg_catalog.current_setting('transaction_read_only') = 'off';
 
@@ -151,21 +149,21 @@ SELECT version, name, digest FROM ROWS FROM (
     pg_catalog.unnest(%(digests)s::text[])) AS known (version, name, digest)
 ON CONFLICT DO NOTHING;
 
--- name: may_see_duties
--- A role that only enqueues need not see them.
+-- name: may_read_duties
+-- A role that only enqueues has no right to read them.
 SELECT pg_catalog.has_table_privilege('pgjobs.maintenance', 'SELECT');
 
 -- name: duties
 SELECT duty FROM pgjobs.maintenance;
 
--- name: put_back_duties
+-- name: insert_duties
 INSERT INTO pgjobs.maintenance (duty) SELECT pg_catalog.unnest(%(duties)s::text[])
 ON CONFLICT DO NOTHING
 RETURNING duty;
 
 -- name: sequence_rights
--- Whether the next id may be looked at, drawn, and set; and whether ids rise by one: where they do not, several servers
--- share them, and each leaves those of the others out.
+-- Whether this role may read, draw and set the next id; whether ids increase by one (if not, several servers share the
+-- ids, and each skips those of the other servers); and whether this session may write.
 SELECT pg_catalog.has_sequence_privilege('pgjobs.job_id_seq', 'SELECT')
         AND pg_catalog.has_column_privilege('pgjobs.job', 'id', 'SELECT'),
     pg_catalog.has_sequence_privilege('pgjobs.job_id_seq', 'USAGE'),
@@ -174,25 +172,24 @@ SELECT pg_catalog.has_sequence_privilege('pgjobs.job_id_seq', 'SELECT')
     pg_catalog.current_setting('transaction_read_only') = 'off'
 FROM pg_catalog.pg_sequence WHERE seqrelid = 'pgjobs.job_id_seq'::pg_catalog.regclass;
 
--- name: ids
--- The next id, and the greatest one that a job has.
+-- name: next_and_greatest_id
+-- The next id of the sequence, and the greatest id of a job.
 SELECT (last_value + is_called::integer)::bigint, (SELECT pg_catalog.max(id) FROM pgjobs.job) FROM pgjobs.job_id_seq;
 
--- name: draw_ids
--- Draws the ids up to this one and uses none of them. No lock is needed: a transaction that draws ids meanwhile gets
--- others.
+-- name: skip_ids
+-- Draws this many ids and uses none of them. Needs no lock: at the same time other transactions draw other ids.
 SELECT pg_catalog.count(pg_catalog.nextval('pgjobs.job_id_seq'))
 FROM pg_catalog.generate_series(1, %(ids)s::bigint);
 
 -- name: set_next_id
--- Where there are too many ids to draw. One statement looks at the sequence and changes it: other transactions cannot
--- draw so many ids in between.
-SELECT pg_catalog.setval('pgjobs.job_id_seq', %(newest)s::bigint) FROM pgjobs.job_id_seq
-WHERE (last_value + %(far)s::bigint) < %(newest)s::bigint;
+-- For a gap that is too large for skip_ids. This could set the sequence back if other transactions drew ids between its
+-- reading and its setting, within one statement: they cannot draw that many.
+SELECT pg_catalog.setval('pgjobs.job_id_seq', %(greatest)s::bigint) FROM pgjobs.job_id_seq
+WHERE (last_value + %(far)s::bigint) < %(greatest)s::bigint;
 
--- name: functions_of_another_schema
--- Those that name the schema as it was called before; each with its definition, and whether this role may replace it.
--- What is in SQL follows a new name by itself, what is in PL/pgSQL is a text.
+-- name: functions_of_old_schema
+-- Functions that use an old name of a renamed schema, each with its definition, and whether this role may replace it.
+-- They are in PL/pgSQL, whose body is text; the bodies of the functions in SQL follow a rename by themselves.
 SELECT
     proname::text, (pg_catalog.regexp_match(prosrc, '"([a-z0-9_]+)"[.][a-z]'))[1], pg_catalog.pg_get_functiondef(oid),
     pg_catalog.pg_has_role(proowner, 'USAGE') AND pg_catalog.current_setting('transaction_read_only') = 'off'
@@ -203,12 +200,12 @@ WHERE pronamespace = (SELECT oid FROM pg_catalog.pg_namespace WHERE nspname = %(
 ORDER BY 1;
 
 -- name: publications
--- Those that a table of ours belongs to.
+-- The publications of each table of the schema.
 SELECT DISTINCT tablename::text, pubname::text FROM pg_catalog.pg_publication_tables
 WHERE schemaname = %(schema)s ORDER BY 1, 2;
 
--- Whether the server refuses to change a published table. EXPLAIN makes the same checks as the statement itself, also
--- in a session that may not write, and changes nothing.
+-- Whether the server refuses to change a published table. EXPLAIN makes the same checks as the statement itself, even
+-- in a read-only session, and changes nothing.
 
 -- name: try_job
 EXPLAIN UPDATE pgjobs.job SET priority = priority WHERE false;

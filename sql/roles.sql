@@ -1,8 +1,8 @@
--- What each kind of role may do, and no more; for psql or a migration of the application's. `pgjobs roles --sql` fills
--- in the names. Columns are listed one by one, so that a new one is nobody's until somebody has thought about it.
+-- The rights that each kind of role needs, for psql or a migration of the application. `pgjobs roles --sql` fills in
+-- the names. Columns are listed one by one, so that no role gets rights to a new column by accident.
 
 -- name: make_role
--- A role without a login of its own: grant it to those that log in, or give it one.
+-- A role without LOGIN: grant it to login roles, or add LOGIN.
 DO $pgjobs$
 BEGIN
     IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname OPERATOR(pg_catalog.=) '{role}') THEN
@@ -19,8 +19,8 @@ GRANT USAGE ON SCHEMA {schema} TO "{role}";
 GRANT SELECT (version, name, digest, applied_at) ON pgjobs.migration TO "{role}";
 
 -- name: grant_enqueuer
--- Enqueues, and reads of other jobs what tells it of a duplicate: not their args, metadata, errors and output. It has
--- no right to schedule and tick, with which ticks of a schedule could be swallowed, nor to id.
+-- Enqueues. Of existing jobs it reads the columns that a duplicate is reported with, but not args, metadata, errors and
+-- output. It cannot insert schedule and tick, with which it could suppress ticks of a schedule, nor id.
 GRANT SELECT (
     id, state, queue, kind, priority, attempt, max_attempts, tags, scheduled_at, created_at, attempted_at, finalized_at,
     attempted_by, leased_until, unique_key, unique_states
@@ -38,19 +38,18 @@ GRANT EXECUTE ON FUNCTION
 TO "{role}";
 
 -- name: grant_enqueue_many
--- For enqueue_many, which draws ids before it inserts. Who has this could take ids that others will draw.
+-- For enqueue_many, which draws ids before it inserts. With this right a role could insert ids that are not drawn yet.
 GRANT INSERT (id, created_at) ON pgjobs.job TO "{role}";
 GRANT USAGE ON SEQUENCE pgjobs.job_id_seq TO "{role}";
 
 -- name: grant_replace
--- For replace=: who has this could change jobs of others that wait, and reads their metadata, into which it merges.
+-- For replace=. With this right a role can change all waiting jobs, and read the metadata of all jobs, for merging.
 GRANT UPDATE (args, priority, max_attempts, tags, metadata, scheduled_at, state) ON pgjobs.job TO "{role}";
 GRANT SELECT (metadata) ON pgjobs.job TO "{role}";
 
 -- name: grant_worker
--- Works jobs: claims, finishes, rescues and removes them, ticks schedules, and does what else has to be done now and
--- then. Its handlers may enqueue, cancel, retry and delete other jobs. Only the upkeep of indexes is for the owner of the
--- tables.
+-- Runs a worker pool: claims, finishes, rescues and prunes jobs, and ticks schedules. Its handlers may enqueue, cancel,
+-- retry and delete other jobs. Only the owner of the tables can maintain indexes.
 GRANT SELECT, INSERT, UPDATE, DELETE ON
     pgjobs.job, pgjobs.queue, pgjobs.worker, pgjobs.schedule, pgjobs.scheduler
 TO "{role}";
@@ -65,7 +64,7 @@ GRANT EXECUTE ON FUNCTION
 TO "{role}";
 
 -- name: grant_viewer
--- Looks, and changes nothing.
+-- Reads everything except args, errors and output.
 GRANT SELECT (
     id, state, queue, kind, priority, attempt, max_attempts, metadata, tags, scheduled_at, created_at, attempted_at,
     finalized_at, attempted_by, leased_until, token, unique_key, unique_states, schedule, tick
@@ -84,19 +83,18 @@ GRANT SELECT (id, job_id, queue, token, reason, requested_at) ON pgjobs.cancel_r
 GRANT SELECT (duty, next_run_at) ON pgjobs.maintenance TO "{role}";
 
 -- name: grant_view_of_args
--- What jobs and schedules are given, and what came of it; client.get, client.list and client.schedules read it.
+-- Reads args, errors and output too, which client.get, client.list_jobs and client.schedules need.
 GRANT SELECT (args, errors, output) ON pgjobs.job TO "{role}";
 GRANT SELECT (args, options, registered) ON pgjobs.schedule TO "{role}";
 
 -- name: grant_operator
--- Cancels, retries, changes and deletes jobs, pauses queues, and keeps the schedules. What a job was made to be (its
--- kind, queue and args) and what it has been through stay as they are.
+-- Cancels, retries, changes and deletes jobs, pauses queues, and edits schedules. It cannot change the kind, queue,
+-- args and errors of a job.
 GRANT UPDATE (
     state, priority, max_attempts, attempt, scheduled_at, finalized_at, leased_until, metadata, tags, token, output,
     unique_key, unique_states
 ) ON pgjobs.job TO "{role}";
 GRANT DELETE ON pgjobs.job TO "{role}";
--- of requests the whole table, since they are found by where they stand
 GRANT SELECT, INSERT, UPDATE, DELETE ON pgjobs.cancel_request TO "{role}";
 GRANT INSERT, UPDATE, DELETE ON pgjobs.schedule TO "{role}";
 GRANT INSERT, UPDATE ON pgjobs.queue TO "{role}";

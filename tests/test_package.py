@@ -107,15 +107,15 @@ def test_code_imported_from_the_wheel_finds_its_own_sql(unpacked: Path) -> None:
 import json, sys
 sys.path.insert(0, sys.argv[1])
 import pgjobs
-from pgjobs.db import migrate, statements
-print(json.dumps([pgjobs.__file__, str(statements.ROOT), len(pgjobs.schema_sql()), list(migrate.versions())]))
+from pgjobs.db import migration_plan, statements
+print(json.dumps([pgjobs.__file__, str(statements.ROOT), len(pgjobs.schema_sql()), list(migration_plan.versions())]))
 """
     found = outcome_of(program, unpacked, cwd=unpacked)
     assert found == [
         str(unpacked / "pgjobs" / "__init__.py"),
         str(unpacked / "pgjobs" / "sql"),
         len(pgjobs.schema_sql()),
-        list(pgjobs.db.migrate.versions()),
+        list(pgjobs.db.migration_plan.versions()),
     ]
     assert statements.ROOT == ROOT / "sql", "a checkout uses the one copy that is edited"
 

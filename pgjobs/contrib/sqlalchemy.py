@@ -24,7 +24,7 @@ from sqlalchemy import Connection, Engine, exc
 from sqlalchemy.orm import Session
 
 from pgjobs.clean_text import forget_details, one_line
-from pgjobs.db.checkout import Checkout, giving_back
+from pgjobs.db.checkout import Checkout, returning
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.db.inherited import engine_here, opened_here, remember_engine
 from pgjobs.db.source import PoolSource, own_pool
@@ -63,10 +63,10 @@ class SQLAlchemySource(PoolSource):
 
     @contextmanager
     def checkout(self) -> Iterator[Checkout]:
-        with giving_back(_EngineCheckout(engine_here(self.engine), self._session)) as checkout:
+        with returning(_EngineCheckout(engine_here(self.engine), self._session)) as checkout:
             yield checkout
 
-    def _fit(self, threads: int) -> None:
+    def _ensure_size(self, threads: int) -> None:
         pool: Any = self.engine.pool
         overflow = getattr(pool, "_max_overflow", -1)  # -1: no limit; only a QueuePool has one
         if overflow >= 0 and pool.size() + overflow < threads:
@@ -132,7 +132,7 @@ class _EngineCheckout(Checkout):
         yield session
         _flush(session, self._connection)
 
-    def settle(self, *, committed: bool) -> None:
+    def after_transaction(self, *, committed: bool) -> None:
         session, self._session = self._session, None
         unfinished = session is not None and session.in_transaction()
         try:

@@ -1,1 +1,1 @@
-"""Postgres: where connections come from, how statements are found and sent, and the tables themselves."""
+"""Access to Postgres: connections, loading and sending statements, migrations."""

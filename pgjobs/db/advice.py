@@ -1,4 +1,4 @@
-"""What to do about an error of the database that says only what is missing: added to it as a note."""
+"""Adds advice to database errors, as a note: which command creates missing tables, or grants missing rights."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _MISSING = (
 
 @contextmanager
 def advised(schema: str) -> Iterator[None]:
-    """Around statements of ours on the tables of this schema. Code of the application may run in between: its errors
-    stay as they are."""
+    """Add advice to the errors of pgjobs' statements in this block. Errors of the application's code, which may run in
+    the block too, stay as they are."""
     try:
         yield
     except (*_MISSING, errors.InsufficientPrivilege, errors.UniqueViolation) as error:
@@ -43,7 +43,7 @@ def _advice(error: errors.Error, schema: str) -> str | None:
             f"the sequence of ids is behind the jobs in schema {schema!r}, as after a failover to a logical replica or "
             f"a restore: run `pgjobs migrate --schema {schema}` or client.migrate(), or start a worker pool"
         )
-    if "row-level security" in str(error):
+    if "row-level security" in str(error):  # no right is missing
         return None
     return (
         f"the database role lacks a right on the tables of pgjobs in schema {schema!r}: "
@@ -52,7 +52,7 @@ def _advice(error: errors.Error, schema: str) -> str | None:
 
 
 def _is_ours(error: errors.Error) -> bool:
-    """Whether a statement of pgjobs failed by itself: not one of a middleware, a handler or a trigger."""
+    """Whether pgjobs sent the statement that failed: not a middleware, a handler or a trigger."""
     if "PL/pgSQL" in (error.diag.context or ""):
         return False
     sender = ""

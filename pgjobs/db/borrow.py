@@ -1,4 +1,7 @@
-"""The psycopg connection behind the transaction that the caller passes."""
+"""Finds the psycopg connection of the transaction that a caller passes as `tx`.
+
+No framework is imported here: if `tx` is an object of a framework, then its module is loaded already.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +15,15 @@ from pgjobs.errors import InvalidTransaction, shown
 
 
 class HasConnection(Protocol):
-    """What all of these have, each in its own way: a psycopg Cursor and Transaction; a SQLAlchemy Session,
-    scoped_session and Connection; a connection of Django's."""
+    """An object with an attribute `connection`: a psycopg Cursor or Transaction; a SQLAlchemy Session, scoped_session
+    or Connection; a Django connection. The attribute means something else in each."""
 
     @property
     def connection(self) -> Any: ...
 
 
-#: What `enqueue` takes as its `tx`: a psycopg connection, one of those, or an alias of Django's. None, which is not
-#: among them, is a transaction of its own.
+#: What `enqueue` accepts as its `tx`: a psycopg connection, one of the above, or a Django alias. It also accepts None,
+#: for a transaction of its own.
 Borrowable = Connection[Any] | HasConnection | str
 
 
@@ -31,18 +34,18 @@ _WANTED = (
 
 
 _ASYNC = (
-    "tx {} belongs to an asynchronous connection, which pgjobs cannot use, also not in run_sync(): enqueue in a thread "
-    "(asyncio.to_thread), on a psycopg Connection or a Session of a synchronous engine, together with what belongs to "
-    "the job"
+    "tx {} belongs to an asynchronous connection, which pgjobs cannot use, not even in run_sync(): enqueue in a thread "
+    "(asyncio.to_thread), on a psycopg Connection or a Session of a synchronous engine, together with the writes that "
+    "belong to the job"
 )
 
 
 def borrow(tx: object) -> Connection[Any]:
-    """The psycopg connection behind what the application calls its transaction. Nothing is executed on it.
+    """The psycopg connection behind the caller's transaction. Nothing is sent on it.
 
-    pgjobs never calls `connection.transaction()` on it: as the first statement that block would commit the caller's
-    transaction. A Session or a Connection of SQLAlchemy that has not begun begins, as it does for any statement: it
-    would not commit what it does not know of.
+    Callers must not use `connection.transaction()` on it: if that block is the first to send something, its end commits
+    the caller's transaction. A SQLAlchemy Session or Connection that has not begun begins here, as it would for any
+    statement: without that its commit() would send nothing.
     """
     match tx:
         case Connection():
@@ -59,7 +62,7 @@ def borrow(tx: object) -> Connection[Any]:
             raise InvalidTransaction(_ASYNC.format(shown(tx)))
         raise InvalidTransaction(
             f"tx {shown(tx)} is connected by {type(found).__module__.partition('.')[0]}, and pgjobs needs psycopg 3: "
-            "a URL of SQLAlchemy says postgresql+psycopg://, Django takes it where psycopg2 is not installed"
+            "in SQLAlchemy use a postgresql+psycopg:// URL, for Django uninstall psycopg2"
         )
     if _is_async(tx):
         raise InvalidTransaction(_ASYNC.format(shown(tx)))
@@ -67,15 +70,15 @@ def borrow(tx: object) -> Connection[Any]:
 
 
 def _is_async(tx: object) -> bool:
-    """Whether it is an asynchronous connection, or a session on one: of psycopg, asyncpg, or SQLAlchemy."""
+    """Whether this is an asynchronous connection, or a session on one, of psycopg, asyncpg or SQLAlchemy."""
     return "async" in f"{type(tx).__module__}.{type(tx).__name__}".lower()
 
 
 def _behind_sqlalchemy(tx: Any) -> object:
-    """The driver's connection; None when `tx` is not SQLAlchemy's."""
+    """The driver's connection; None if `tx` is not an object of SQLAlchemy."""
     engine, orm = sys.modules.get("sqlalchemy.engine"), sys.modules.get("sqlalchemy.orm")
     if orm is not None and isinstance(tx, (orm.Session, orm.scoped_session)):
-        tx = tx.connection()  # flushes nothing
+        tx = tx.connection()  # does not flush
     if engine is None or not isinstance(tx, engine.Connection):
         return None
     remember_engine(tx.engine)
@@ -86,7 +89,7 @@ def _behind_sqlalchemy(tx: Any) -> object:
 
 
 def _behind_django(tx: Any) -> object:
-    """The driver's connection; None when `tx` is not Django's."""
+    """The driver's connection; None if `tx` is not an object or alias of Django."""
     db, base = sys.modules.get("django.db"), sys.modules.get("django.db.backends.base.base")
     if db is None:
         return None
@@ -99,7 +102,7 @@ def _behind_django(tx: Any) -> object:
     elif base is None or not isinstance(tx, (base.BaseDatabaseWrapper, type(db.connection))):
         return None
     drop_inherited(tx)
-    with tx.cursor():  # connects, or finds out that the connection has died, as for any statement; sends nothing
+    with tx.cursor():  # connects or reconnects, as for any statement; sends nothing
         tx.validate_no_broken_transaction()
     found: object = tx.connection
     return found
@@ -108,5 +111,5 @@ def _behind_django(tx: Any) -> object:
 def _django_aliases(db: Any) -> list[str]:
     try:
         return list(db.connections)
-    except Exception:  # Django was imported, but has no settings
+    except Exception:  # Django is imported, but not configured
         return []

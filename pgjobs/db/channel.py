@@ -1,18 +1,17 @@
-"""The notification channel of a schema, and what is said on it."""
+"""The notification channel of a schema, and its payloads: the name of a queue, or one of the notices below."""
 
 from __future__ import annotations
 
 from pgjobs.db import statements
 from pgjobs.db.cursors import AnyConnection, literal_cursor
 
-# what a notification says that is not the name of a queue
-CANCEL_NOTICE = " cancel"  # see control.sql
-DUE_NOTICE = " due"  # a job waits for a time that comes before the next promote; see enqueuing.sql
-SCHEDULE_NOTICE = " schedule"  # what a notification says when a schedule was changed; see 0002_schedules.sql
+# The payloads that are not the name of a queue.
+CANCEL_NOTICE = " cancel"  # the cancellation of a running job was requested; see control.sql
+DUE_NOTICE = " due"  # a job was enqueued whose time comes before the next promote; see enqueuing.sql
+SCHEDULE_NOTICE = " schedule"  # a schedule was changed; see the trigger in migrations/0001_tables.sql
 
 
 def channel(schema: str) -> str:
-    """The notification channel of a schema; the payload is the name of a queue."""
     return f"pgjobs:{schema}"
 
 
@@ -22,6 +21,6 @@ def listen(conn: AnyConnection, schema: str) -> None:
 
 
 def probe(conn: AnyConnection, schema: str) -> None:
-    """Return when the server has answered."""
+    """Return once the server has answered."""
     with literal_cursor(conn) as cur:
         cur.execute(statements.load("observe.sql", schema)["probe"])

@@ -1,4 +1,4 @@
-"""The cursors that all statements go through: as psycopg makes them, whatever the application has made of that."""
+"""The cursors for all statements of pgjobs. They ignore the factories, loaders and dumpers that the application set."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ AnyConnection = Connection[Any]
 
 
 class _RawJson(TextLoader):
-    """Leaves JSON as text, so that no row is too deep or too long to be fetched."""
+    """Leaves JSON as text, so that a row can be fetched however deep or long its JSON is."""
 
 
 class _RawJsonBinary(_RawJson):
     format = Format.BINARY
 
     def load(self, data: Any) -> str | bytes:
-        return super().load(memoryview(data)[1:])  # the version of the format stands before the text
+        return super().load(memoryview(data)[1:])  # the first byte is the version of the format
 
 
 class _IsoInstant(Loader):
-    """Reads what the duties ask for: ISO. psycopg goes by the session's DateStyle, which is theirs only
-    for as long as their transaction."""
+    """Reads ISO, the DateStyle that statements with timestamps set for their transaction. psycopg's own loader would go
+    by the session's DateStyle."""
 
     def load(self, data: Any) -> datetime:
         return datetime.fromisoformat(str(data, "ascii"))
 
 
 class _JsonInstant(Loader):
-    """Reads an instant that comes as JSON, which no setting of the session changes."""
+    """Reads a timestamp that the server sends as JSON, whose format no setting of the session changes."""
 
     def load(self, data: Any) -> datetime:
         return datetime.fromisoformat(str(data, "ascii")[1:-1])
@@ -52,7 +52,7 @@ class _Interval(Dumper):
         return interval_text(obj).encode()
 
 
-# psycopg's own, whatever loaders and dumpers the application has registered for itself.
+# Without the loaders and dumpers that the application registered globally.
 _ADAPTERS = AdaptersMap(psycopg.adapters)
 postgres.register_default_adapters(_ADAPTERS)
 _ADAPTERS.register_loader("jsonb", _RawJson)
@@ -62,7 +62,7 @@ _ADAPTERS.register_dumper(timedelta, _Interval)
 
 
 def _name_types_in_full(adapters: AdaptersMap) -> None:
-    """A literal is sent with its type, as '...'::uuid, for which the search_path may find another."""
+    """A literal is sent with its type, as in '...'::uuid; without a schema the search_path could find another type."""
     for known in {info.oid: info for info in postgres.types}.values():
         in_full = copy(known)
         in_full.name = f"pg_catalog.{known.name}"
@@ -81,7 +81,7 @@ class LiteralCursor(ClientCursor[TupleRow]):
 
 
 class ClaimCursor(LiteralCursor):
-    """For the columns of a claim, of which the token is known; with as little Python as can be."""
+    """For the columns of a claim: loads as little as possible, for speed. uuid and JSON stay text."""
 
     adapters = AdaptersMap(_ADAPTERS)
     adapters.register_loader("uuid", TextLoader)
@@ -90,27 +90,27 @@ class ClaimCursor(LiteralCursor):
 
 
 class BatchCursor(ClaimCursor):
-    """For the columns of a claim of many: instants are left as ISO text too."""
+    """For the columns of a claim of several jobs: timestamps stay ISO text too."""
 
     adapters = AdaptersMap(ClaimCursor.adapters)
     adapters.register_loader("timestamptz", TextLoader)
 
 
 def bound_cursor(conn: AnyConnection) -> BoundCursor:
-    """A plain cursor of our own, whatever factories the application has set; values are bound by the server. They come
-    back in the binary form, which no setting of the session changes."""
+    """A cursor whose parameters the server binds. Results come in binary format, which no setting of the session
+    changes."""
     cur = BoundCursor(conn, row_factory=tuple_row)
     cur.format = Format.BINARY
     return cur
 
 
 def literal_cursor(conn: AnyConnection) -> LiteralCursor:
-    """A cursor that sends several statements in one message; libpq quotes the values into the text."""
+    """A cursor that can send several statements in one message: the parameters are quoted into their text."""
     return LiteralCursor(conn, row_factory=tuple_row)
 
 
 def answers(cur: Cursor[TupleRow]) -> list[list[TupleRow]]:
-    """The rows of each statement of a message that gives rows."""
+    """The rows of each statement of a message, without those that return none."""
     answers = []
     more: bool | None = True
     while more:
@@ -123,13 +123,13 @@ def answers(cur: Cursor[TupleRow]) -> list[list[TupleRow]]:
 def one(cur: Cursor[TupleRow]) -> TupleRow:
     row = cur.fetchone()
     if row is None:
-        raise psycopg.DataError("the statement gave no row")
+        raise psycopg.DataError("the statement returned no row")
     return row
 
 
 def act(conn: AnyConnection, statement: bytes, values: Mapping[str, Any]) -> list[list[Any]]:
-    """The answers of a statement that may fail because of a row; the transaction around it, if there is one, then goes
-    on."""
+    """The answers of a statement that may fail because of a row. In a transaction it runs behind a savepoint, so that
+    the transaction can go on."""
     within = conn.info.transaction_status == TransactionStatus.INTRANS
     if within:
         statement = b"SAVEPOINT pgjobs_act;\n%b;\nRELEASE SAVEPOINT pgjobs_act" % statement.rstrip(b"; \n")

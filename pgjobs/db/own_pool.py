@@ -1,41 +1,37 @@
-"""The connection pool that a client makes for itself, and the check whether an idle connection is still alive.
+"""The connection pool that a client makes for itself.
 
-psycopg's pool connects in threads of its own, again and again, and its callers learn only that it took too long. This
-pool tells them the server's reason: at once if another try cannot help, else when the time is up.
+psycopg's pool connects in background threads and retries; its callers learn only that it took too long. This pool also
+raises the server's reason: at once if a retry cannot help, as with a wrong password, else at the timeout.
 """
 
 from __future__ import annotations
 
 import atexit
 import re
-import select
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from os import getpid
 from typing import Any
 from weakref import WeakSet
 
 import psycopg
-from psycopg import Connection
-from psycopg.pq import ConnStatus
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from pgjobs.clean_text import clean
+from pgjobs.db.connection import OwnConnection, has_ended
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.db.inherited import opened_here
 from pgjobs.errors import CannotConnect, UsedAfterFork
-from pgjobs.forking import check_pool, connection_of_parent, this_process
+from pgjobs.forking import check_pool
 
 MAX_IDLE = 10.0
 
-_FIRST_PAUSE = 0.2  # seconds between two tries to connect; doubles
+_FIRST_PAUSE = 0.2  # seconds between two attempts to connect; doubles each time
 _LONGEST_PAUSE = 2.0
-_OK = int(ConnStatus.OK)
-_MOST_MESSAGES = 10  # that wait on an idle connection; then it lives, for all that can be told
 _REASON_LIMIT = 2000
 
-# Answers that stay the same however often one asks. Only the text tells: libpq keeps no SQLSTATE of a connection that
-# failed. Of a server that speaks another language, or is starting up, full or unreachable, nothing here is found.
+# Errors that a retry cannot help. They are recognised by their text, since libpq keeps no SQLSTATE of a failed
+# connection; so a server with messages in another language is retried, as is one that is starting, full or unreachable.
 _REFUSALS = re.compile(
     r"""
     password\ authentication\ failed | authentication\ failed\ for\ user | authentication\ failed\ for\ \S+\ user
@@ -58,71 +54,25 @@ _NO_HOST = re.compile(r"\A(?:failed to resolve host|could not translate host nam
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Whether another try to connect would end in the same way."""
+    """Whether another attempt to connect would fail in the same way."""
     if not isinstance(error, psycopg.OperationalError):
-        return True  # of the code that makes connections, or the settings that it was given
+        return True  # an error in the code that connects, or in its settings
     text = str(error)
     return _NO_HOST.match(text) is not None or _REFUSALS.search(text) is not None
 
 
-_wait = Connection.wait
-
-
-class OwnConnection(Connection[Any]):
-    """A connection of our own pool, which a forked child leaves alone."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._pgjobs_process = this_process()
-        self._pid = getpid()
-
-    def wait(self, *args: Any, **kwargs: Any) -> Any:
-        if self._pid != getpid():
-            raise connection_of_parent()
-        return _wait(self, *args, **kwargs)
-
-    def close(self) -> None:
-        if self._pid == getpid():  # else it would tell the server that the parent's session is over
-            super().close()
-
-
 def pool_of_parent() -> UsedAfterFork:
     return UsedAfterFork(
-        "this connection pool was made before the process forked, and its connections are the parent's: take "
-        "client.pool anew in the child"
+        "this connection pool was made before the process forked, and its connections are the parent's: use "
+        "client.pool again in the child, which then has a pool of its own"
     )
 
 
-def has_ended(conn: AnyConnection) -> bool:
-    """Whether the server has ended an idle connection, judged by what has arrived here. Sends nothing, never blocks."""
-    pgconn = conn.pgconn
-    if pgconn.status != _OK:
-        return True
-    arrived: Callable[[int], Any] | None = conn.__dict__.get("_pgjobs_arrived")
-    if arrived is None:
-        poll = select.poll()
-        poll.register(pgconn.socket, select.POLLIN)
-        arrived = conn.__dict__["_pgjobs_arrived"] = poll.poll
-    if not arrived(0):
-        return False
-    for _ in range(_MOST_MESSAGES):  # an end, or what a server says unasked: a notice, a notification, a setting
-        try:
-            pgconn.consume_input()
-            pgconn.is_busy()  # reads what has come
-        except psycopg.Error:
-            return True
-        if pgconn.status != _OK:
-            return True
-        if not arrived(0):
-            return False
-    return False
-
-
 class _Attempts:
-    """How often the pool tries to connect: as long as a caller waits for it, unless that is in vain."""
+    """Decides when the pool retries: while a caller waits for a connection, unless the server refuses."""
 
     def __init__(self, pool: OwnPool, *, growing: bool) -> None:
-        self.delay = 0.0  # seconds until the next try
+        self.delay = 0.0  # seconds until the next attempt
         self._pool = pool
         self._growing = growing
 
@@ -130,7 +80,7 @@ class _Attempts:
         self.delay = min(2 * self.delay, _LONGEST_PAUSE) or _FIRST_PAUSE
 
     def time_to_give_up(self, now: float) -> bool:
-        # the replacement of a lost connection leaves it to the next caller, who makes the pool grow
+        # a lost connection is replaced without retries: the next caller makes the pool grow again
         return not self._growing or self._pool.is_refused or not self._pool.is_waited_for
 
 
@@ -138,13 +88,12 @@ _made: WeakSet[OwnPool] = WeakSet()
 
 
 def _at_exit() -> None:
-    """The threads of a pool would not notice in time that the process ends without a close()."""
+    """Without a close() the threads of a pool would notice too late that the process ends."""
     for pool in list(_made):
         pool.close()
 
 
-# Here, before there is a pool: what was registered last is called first, and what the program has registered may still
-# need its connections.
+# Registered at import, before the program's own functions: atexit calls those first, and they may need connections.
 atexit.register(_at_exit)
 
 
@@ -155,7 +104,7 @@ class OwnPool(ConnectionPool[Any]):
         self, conninfo: str = "", kwargs: Mapping[str, Any] | None = None, *, make: type[AnyConnection] = OwnConnection
     ) -> None:
         self._pid = getpid()
-        self._failure: Exception | None = None  # of the last try to connect, if that failed
+        self._failure: Exception | None = None  # of the last attempt to connect; None if it succeeded
         _made.add(self)
         super().__init__(
             conninfo,
@@ -170,7 +119,7 @@ class OwnPool(ConnectionPool[Any]):
         )
 
     def getconn(self, timeout: float | None = None) -> AnyConnection:
-        """A connection that the server has not ended meanwhile, for all that can be told without asking it."""
+        """A connection that the server has not closed, as far as can be known without a round trip."""
         if self._pid != getpid():
             raise pool_of_parent()
         seconds = self.timeout if timeout is None else timeout
@@ -179,7 +128,7 @@ class OwnPool(ConnectionPool[Any]):
             conn: AnyConnection = super().getconn(timeout)
             while has_ended(conn):
                 conn.close()
-                self.putconn(conn)  # the pool makes another
+                self.putconn(conn)  # the pool opens another one
                 conn = super().getconn(give_up - time.monotonic())
         except PoolTimeout:
             failure = self._failure
@@ -192,15 +141,15 @@ class OwnPool(ConnectionPool[Any]):
             super().putconn(conn)
 
     def close(self, timeout: float = 5.0) -> None:
-        """In a child this leaves the parent's connections alone."""
+        """Does nothing in a child: the connections are the parent's."""
         if self._pid == getpid():
             super().close(timeout)
 
     def __del__(self) -> None:
-        if getattr(self, "_pid", None) == getpid():  # else it would wait for threads of the parent's
+        if getattr(self, "_pid", None) == getpid():  # a child would wait for threads that only the parent has
             super().__del__()
 
-    # --- when connecting fails; psycopg's pool has no public way to tell those who wait
+    # --- when connecting fails; psycopg's pool has no public way to raise an error in its waiting callers
 
     @property
     def is_refused(self) -> bool:
@@ -208,7 +157,8 @@ class OwnPool(ConnectionPool[Any]):
 
     @property
     def is_waited_for(self) -> bool:
-        """Whether a caller waits; those that have given up stay in the queue until there is a connection."""
+        """Whether a caller waits. Callers that have given up stay in psycopg's queue, with an error, until a connection
+        comes."""
         with self._lock:
             return any(each.error is None for each in self._waiting)
 
@@ -226,7 +176,8 @@ class OwnPool(ConnectionPool[Any]):
         super()._add_connection(attempts, growing=growing)
 
     def reconnect_failed(self) -> None:
-        """The pool has given up one connection."""
+        """psycopg calls this when it stops retrying one connection. If a retry cannot help and no connection is left,
+        fail the waiting callers; else try again for them."""
         failure, refused = self._failure, self.is_refused
         if not self.is_waited_for:
             return
@@ -234,7 +185,7 @@ class OwnPool(ConnectionPool[Any]):
             if not refused:
                 self._maybe_grow_pool()
                 return
-            if self._nconns > 0:  # others live, and will be given back
+            if self._nconns > 0:  # the callers get the other connections once these are returned
                 return
             waiting = list(self._waiting)
             self._waiting.clear()
@@ -244,8 +195,8 @@ class OwnPool(ConnectionPool[Any]):
             each.fail(refusal)
 
 
-def live(pool: ConnectionPool[Any]) -> AnyConnection:
-    """A connection of any pool that the server has not ended meanwhile, for all that can be told without asking it."""
+def take_live(pool: ConnectionPool[Any]) -> AnyConnection:
+    """A connection from any pool that the server has not closed, as far as can be known without a round trip."""
     if isinstance(pool, OwnPool):
         return pool.getconn()
     check_pool(pool)
@@ -254,11 +205,11 @@ def live(pool: ConnectionPool[Any]) -> AnyConnection:
         if not has_ended(conn):
             return opened_here(conn)
         conn.close()
-        pool.putconn(conn)  # the pool makes another
+        pool.putconn(conn)  # the pool opens another one
 
 
-def say_that_it_may_exist(error: psycopg.Error) -> None:
-    """Add to the error of a connection that was lost after a job was sent that the job may exist."""
+def explain_lost_answer(error: psycopg.Error) -> None:
+    """Add to the error of a connection that was lost after an enqueue was sent: the job may exist."""
     text = str(error).rstrip() or "the connection was lost"
     error.args = (f"{text}\nThe answer of the server was lost, so the job may exist or not: look before you enqueue it "
                   "again, or enqueue it with unique=",)  # fmt: skip

@@ -1,13 +1,19 @@
-"""Makes a statement mean the same under any search_path.
+"""Makes a statement mean the same under any search_path, so that no other role can make it run its code.
 
-Postgres looks up an operator, a function or a type without a schema by the search_path of the session, and prefers one
-of another schema that fits the arguments better to its own: so a role that may create operators in a schema of that
-path could let a worker run its code. The files of sql/ are written as one reads them; here each operator becomes
-`OPERATOR(pg_catalog.=)` and each type of a cast `pg_catalog.text`. What cannot be made safe is refused: functions
-without a schema, and the forms for which Postgres looks up an operator by itself, as `IN` does for `=`.
+In `a = b` the operator `=` is a name like that of a function, and Postgres looks it up in all schemas of the session's
+search_path. It takes the operator whose argument types fit best, even before its own in pg_catalog. A role that may
+create operators in one of these schemas could therefore define an `=` that calls a function of its own, and a worker
+would run that function with the worker's rights. Writing `a OPERATOR(pg_catalog.=) b` prevents this, but is hard to
+read. So the files of sql/ are written in ordinary SQL, and this module rewrites them when they are loaded:
 
-All operators written like that bind equally strongly, from left to right: a statement that this would change is refused
-too.
+| written         | sent                             |
+|-----------------|----------------------------------|
+| `a = b`         | `a OPERATOR(pg_catalog.=) b`     |
+| `a::text`       | `a::pg_catalog.text`             |
+
+Three things cannot be rewritten, and raise UnsafeStatement: a function without a schema; `a IN (...)`, `BETWEEN`,
+`LIKE` and the like, for which Postgres looks up an operator that cannot be qualified; and an expression whose meaning
+would change, since all operators in the form OPERATOR(...) have the same precedence: `a = b + c` needs parentheses.
 """
 
 from __future__ import annotations
@@ -39,24 +45,24 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# Statements without an expression, and those with some; each by its first word.
-# A DO has a search_path of its own in its body.
-_WITHOUT = _words(
+# The first words of statements without expressions, and of those with expressions. The body of a DO sets its own
+# search_path.
+_WITHOUT_EXPRESSIONS = _words(
     "BEGIN COMMIT ROLLBACK SAVEPOINT RELEASE SET RESET CLOSE UNLISTEN DISCARD COPY REINDEX DROP DO GRANT REVOKE"
 )
-_WITH = _words("SELECT WITH INSERT UPDATE DELETE CREATE EXPLAIN CALL")
-_BEGIN_A_PART = _words("AND CASE NOT PG_CATALOG")  # of a statement
+_WITH_EXPRESSIONS = _words("SELECT WITH INSERT UPDATE DELETE CREATE EXPLAIN CALL")
+_FIRST_OF_A_PART = _words("AND CASE NOT PG_CATALOG")  # for texts that are only a part of a statement
 
 _SCHEMAS = _words("pg_catalog pgjobs")
-_GRAMMAR_TYPES = _words("bigint boolean integer interval smallint")  # all others are looked up by the search_path
-# Words before a parenthesis that no function can have as its name, or that the grammar gives to pg_catalog's.
+_KEYWORD_TYPES = _words("bigint boolean integer interval smallint")  # the grammar resolves these in pg_catalog
+# Words before a parenthesis that are not a function, or a function that the grammar resolves in pg_catalog.
 _BEFORE_PARENTHESIS = _words(
     """ALL AND ANY ARRAY AS BY COALESCE CONFLICT ELSE EXISTS EXTRACT FILTER FROM GREATEST HAVING JOIN KEY LATERAL LEAST
     LIMIT MATERIALIZED NOT ON OR OVER SELECT SET THEN UNION VALUES WHEN WHERE"""
 )
-# Words behind which a text is not the constant of a type.
+# After any other word, a string literal is a constant of that type, as in DATE '2000-01-01'.
 _BEFORE_TEXT = _BEFORE_PARENTHESIS | _words("DEFAULT DISTINCT INTERVAL RETURNING ZONE")
-# Words with which an expression ends; behind every other word of the grammar one may begin.
+# Keywords that are an operand or end one; after any other keyword an operand is expected.
 _OPERANDS = _words("NULL TRUE FALSE END ANY ALL ARRAY EXISTS COALESCE EXTRACT GREATEST LEAST INTERVAL")
 _REFUSED = {
     "IN": "= ANY ('{a,b}'), = ANY (SELECT ...), or NOT (a = ANY (...))",
@@ -68,10 +74,10 @@ _REFUSED = {
     "CAST": "a::type",
     "NATURAL": "JOIN ... ON",
 }
-_STRENGTH = {"^": 5, "*": 4, "/": 4, "%%": 4, "+": 3, "-": 3}
-_STRENGTH |= dict.fromkeys(("<>", "!=", "<=", ">=", "<", ">", "="), 1)
-_OTHERS = 2  # the strength of all other operators, and of those with a schema
-_STRONGEST = 9
+_PRECEDENCE = {"^": 5, "*": 4, "/": 4, "%%": 4, "+": 3, "-": 3}
+_PRECEDENCE |= dict.fromkeys(("<>", "!=", "<=", ">=", "<", ">", "="), 1)
+_OTHERS = 2  # the precedence of all other operators, and of OPERATOR(...)
+_NO_OPERATOR = 9
 
 
 class UnsafeStatement(ValueError):
@@ -89,18 +95,18 @@ _NONE = _Token("", "", "")
 
 @dataclass(slots=True)
 class _Level:
-    """What stands between two parentheses, brackets, or CASE and END."""
+    """The state of one level of nesting: between parentheses, brackets, or CASE and END."""
 
-    assigns: bool = False  # inside the SET of an UPDATE
-    target: bool = False  # the next = assigns
-    names: bool = False  # of columns, without their types
-    strength: int = _STRONGEST  # of the last operator of the expression
+    assigns: bool = False  # in the SET list of an UPDATE
+    target: bool = False  # the next = is an assignment
+    names: bool = False  # a list of column names, where types are not allowed
+    precedence: int = _NO_OPERATOR  # of the last operator in the current expression
 
 
 def qualify(sql: str, where: str) -> str:
-    """The text of one or several statements, or of a part of one, with everything in it named in full.
+    """Qualify one or several statements, or a part of one.
 
-    `where` tells file and statement, for the UnsafeStatement that is raised if that cannot be done.
+    `where` is the file and the statement, for the text of an UnsafeStatement.
     """
     return "".join(_Qualifier(where).qualified(sql))
 
@@ -110,23 +116,28 @@ def _is_name(token: _Token) -> bool:
 
 
 class _Qualifier:
+    """Goes through the tokens once, and remembers the last three and the levels of nesting."""
+
     def __init__(self, where: str) -> None:
         self._where = where
         self._begin()
 
     def _begin(self) -> None:
-        """A statement begins."""
-        self._plain: bool | None = None  # whether it has no expressions
+        """Reset the state at the beginning of a statement."""
+        self._plain: bool | None = None  # whether the statement has no expressions; None before its first token
         self._levels = [_Level()]
         self._last = self._before = self._before_that = _NONE  # tokens
-        self._sign = False  # whether the last one is the sign of a number
+        self._sign = False  # whether the last token is the sign of a number
 
     def qualified(self, sql: str) -> Iterator[str]:
         at, sort = 0, ""
         while sort != "end":
             match = _TOKEN.match(sql, at)
             if match is None:
-                raise self._unsafe(f"{sql[at:].split(None, 1)[0]!r}, which is not known", "or teach pgjobs/qualify.py")
+                raise self._unsafe(
+                    f"{sql[at:].split(None, 1)[0]!r}, which is an unknown token",
+                    "something else, or extend pgjobs/db/qualify.py",
+                )
             at, sort = match.end(), match.lastgroup or ""
             text = match[sort]
             yield match["space"]
@@ -144,10 +155,12 @@ class _Qualifier:
         return text
 
     def _is_plain(self, first: _Token) -> bool:
-        if first.upper in _WITHOUT:
+        if first.upper in _WITHOUT_EXPRESSIONS:
             return True
-        if first.sort == "word" and first.upper not in _WITH and first.upper not in _BEGIN_A_PART:
-            raise self._unsafe(f"a statement that begins with {first.text}", "one that pgjobs/qualify.py knows")
+        if first.sort == "word" and first.upper not in _WITH_EXPRESSIONS | _FIRST_OF_A_PART:
+            raise self._unsafe(
+                f"a statement that begins with {first.text}", "another one, or extend pgjobs/db/qualify.py"
+            )
         return False
 
     def _unsafe(self, form: str, instead: str) -> UnsafeStatement:
@@ -175,7 +188,7 @@ class _Qualifier:
 
     @property
     def _operand_expected(self) -> bool:
-        """Whether an expression may begin here, so that * is every column and - a sign."""
+        """Whether an operand must follow, so that * means all columns and - is a sign."""
         last = self._last
         if last.sort == "word":
             return last.text.isupper() and last.upper not in _OPERANDS
@@ -185,22 +198,22 @@ class _Qualifier:
         level, text = self._levels[-1], token.text
         if level.target and text == "=":
             level.target = False
-            level.strength = _STRONGEST
+            level.precedence = _NO_OPERATOR
             return text
         if self._operand_expected:
             if text not in ("*", "-"):
                 raise self._unsafe(f"{text} without a left side", "a function")
             self._sign = text == "-"
-            return text  # every column; or the sign of a number, which the grammar makes part of it
-        strength = _STRENGTH.get(text, _OTHERS)
-        if strength > level.strength:
-            raise self._unsafe(f"{text} behind an operator that binds less strongly", "parentheses around its operands")
-        level.strength = strength
+            return text  # all columns; or the sign of a number, which the grammar makes part of the constant
+        precedence = _PRECEDENCE.get(text, _OTHERS)
+        if precedence > level.precedence:
+            raise self._unsafe(f"{text} after an operator of lower precedence", "parentheses around its operands")
+        level.precedence = precedence
         return f"OPERATOR(pg_catalog.{text})"
 
     def _word(self, token: _Token) -> str:
         if self._last.sort == "cast":
-            known = token.text in _GRAMMAR_TYPES or token.text in _SCHEMAS
+            known = token.text in _KEYWORD_TYPES or token.text in _SCHEMAS
             return token.text if known else f"pg_catalog.{token.text}"
         if self._last.text == ".":
             return token.text
@@ -221,7 +234,7 @@ class _Qualifier:
             raise self._unsafe(f"AS name ({last.text} {token.text})", "no column types there")
 
     def _check_table(self, next: str) -> None:
-        """What begins with pg_ is a table of pg_catalog, unless it stands for the columns of one that was named."""
+        """A name that begins with pg_ is a table and must follow pg_catalog, unless it qualifies a column."""
         last = self._last
         if last.text[:3] != "pg_" or last.text == "pg_catalog" or self._plain:
             return
@@ -235,7 +248,7 @@ class _Qualifier:
             self._end_level()
         elif word not in _OPERANDS:
             level = self._levels[-1]
-            level.strength = _STRONGEST
+            level.precedence = _NO_OPERATOR
             if word == "SET":
                 level.assigns = level.target = True
             elif word in ("FROM", "WHERE", "RETURNING"):
@@ -251,17 +264,17 @@ class _Qualifier:
                 self._end_level()
             case "," | ":":
                 level = self._levels[-1]
-                level.strength = _STRONGEST
+                level.precedence = _NO_OPERATOR
                 level.target = level.assigns
 
     def _end_level(self) -> None:
         if len(self._levels) == 1:
-            raise self._unsafe("more is closed than was opened", "balanced parentheses, and END for each CASE")
+            raise self._unsafe("a closing parenthesis or END too many", "balanced parentheses, and END for each CASE")
         self._levels.pop()
 
     def _opens_names(self) -> bool:
-        """A parenthesis opens: whether the names of columns follow. What stands before it must not be a function that
-        the search_path finds."""
+        """Whether the parenthesis that opens here encloses a list of column names. Refuses a function without a schema
+        before it."""
         schema, before, name = self._before_that, self._before, self._last
         if "AS" in (before.upper, name.upper) and name.sort == "word":
             return True

@@ -1,4 +1,4 @@
-"""The SQL that makes the database roles of an application: enqueuer, worker, viewer and operator."""
+"""The SQL that creates the database roles of an application: enqueuer, worker, viewer and operator."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def roles_sql(
     transaction: bool = True,
 ) -> str:
     """The SQL that grants each of these roles the rights that it needs on the tables of the schema, and revokes all
-    others. It makes the roles that do not exist, without a login; None leaves a role out.
+    others. It creates missing roles, without LOGIN; None leaves a role out.
 
-    The owner of the tables, or a superuser, runs it; it may run again, also after a migration. Without `enqueue_many`
-    the enqueuer cannot choose ids; without `replace` it cannot change waiting jobs; without `view_args` the viewer sees
-    no args, errors and output, and can count jobs but not list them. With `transaction=False` the SQL has no BEGIN and
+    Run it as the owner of the tables or as a superuser, and again after each migration. Without `enqueue_many` the
+    enqueuer cannot choose ids; without `replace` it cannot change waiting jobs; without `view_args` the viewer does not
+    see args, errors and output, and can count jobs but not list them. With `transaction=False` the SQL has no BEGIN and
     COMMIT.
     """
     grants = {
@@ -38,7 +38,7 @@ def roles_sql(
     }
     named = [name for name in (enqueuer, worker, viewer, operator) if name is not None]
     if len(set(named)) < len(named):
-        raise InvalidSetting("each role needs a name of its own: one that is to be two things is granted both")
+        raise InvalidSetting("each role needs a name of its own: grant both roles to a login role that needs both")
     files = statements.load("roles.sql", statements.check_schema(schema))
     parts = [
         _filled(files[block], schema, _checked(role))

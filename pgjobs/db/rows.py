@@ -1,4 +1,4 @@
-"""Rows as values: a Job from the columns that every statement lists in the same order."""
+"""Makes Job values from rows. All statements that return jobs list the same columns in the same order."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from pgjobs.job import Job, JobState, job_from
 
 
 def only(id: int, rows: Sequence[TupleRow]) -> TupleRow | None:
-    """The row of the one job with this id."""
+    """The only row, or None. Raises AmbiguousJob if jobs in several queues have this id."""
     if len(rows) > 1:
         raise AmbiguousJob(id, [row[QUEUE] for row in rows])
     return rows[0] if rows else None
 
 
 def str_of(name: str | bytes) -> str:
-    """A name that the server gave; psycopg leaves it as bytes where the session says of no text what it is."""
+    """A name from the server as str; psycopg returns bytes if the client encoding is SQL_ASCII."""
     return name if isinstance(name, str) else name.decode("utf-8", "surrogateescape")
 
 
 def as_job(row: Sequence[Any]) -> Job[Any]:
-    """A Job from the columns that every statement lists in this order; instants in UTC."""
-    values = dict(zip(_COLUMNS, row, strict=False))  # a statement may give more
+    """The Job of a row, with its timestamps in UTC."""
+    values = dict(zip(_COLUMNS, row, strict=False))  # a statement may return more columns
     values["state"] = _STATES[values["state"]]
     return _job(values, _INSTANTS)
 
 
 def claimed_job(row: Sequence[Any], queue: str, token: UUID) -> Job[Any]:
-    """The Job of a claim, which gives only the columns that its claimer does not know."""
+    """The Job of a claimed row, which has only the columns that the claimer does not know."""
     values = dict(zip(_CLAIMED_COLUMNS, row, strict=False))
     values["state"] = JobState.RUNNING
     values["queue"] = queue

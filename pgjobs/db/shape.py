@@ -1,4 +1,4 @@
-"""The tables as all migrations together make them, a line for each part; see bookkeeping.py. A test writes it."""
+"""The parts of the newest schema, one per line, by which repair.py recognises it. See tests/db/test_repair.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Finds the .sql files, splits them into named statements, and puts these into a schema and under no search_path."""
+"""Loads the statements of the .sql files, by their names.
+
+A file is written so that it can be pasted into psql. Loading replaces the schema pgjobs by the client's schema, inserts
+the shared parts of sql/parts.sql, and makes each statement independent of the search_path: see qualify.py.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +14,17 @@ from pgjobs.db.qualify import qualify
 from pgjobs.errors import InvalidSetting, shown
 
 _PACKAGED = Path(__file__).parents[1] / "sql"  # inside an installed wheel
-_CHECKOUT = Path(__file__).parents[2] / "sql"  # beside the package, in a checkout
+_CHECKOUT = Path(__file__).parents[2] / "sql"  # next to the package, in a checkout
 ROOT = _PACKAGED if _PACKAGED.is_dir() else _CHECKOUT
 
 _OUR_SCHEMA = re.compile(r"\bpgjobs\.(?=[a-z])")
-# Lower case only, so that the name means the same with and without quotes, in psql too. At most 46 characters, so that
-# names derived from it stay within the 63 bytes of an identifier.
+# Lower case only, so that the name means the same with and without quotes. At most 46 characters, so that names derived
+# from it fit into the 63 bytes of an identifier.
 _SCHEMA = re.compile(r"[a-z_][a-z0-9_]{0,45}")
 
 
 def check_schema(schema: object) -> str:
-    """Return the name if it can be a schema of ours, else raise InvalidSetting."""
+    """Return the name if it is a valid schema for pgjobs, else raise InvalidSetting."""
     if not isinstance(schema, str) or not _SCHEMA.fullmatch(schema) or schema.startswith("pg_"):
         raise InvalidSetting(
             f"schema {shown(schema, 60)}: use 1 to 46 lower-case letters, digits and underscores, not beginning with "
@@ -31,21 +35,19 @@ def check_schema(schema: object) -> str:
 
 @cache
 def load(path: str, schema: str) -> dict[str, bytes]:
-    """Return the statements of sql/<path> by the name in their ``-- name:`` line, in the given schema.
+    """The statements of sql/<path> in this schema, by the name in their ``-- name:`` line.
 
-    The name stays in the text that is sent, so that it shows in pg_stat_activity and pg_stat_statements. Where one says
-    `{matches}` the text of that part of sql/parts.sql is put.
+    This line is sent too, so that pg_stat_activity and pg_stat_statements show the name.
     """
     quoted = f'"{check_schema(schema)}".'
-    # The files write pgjobs.job, so that they paste into psql; only here does the schema get its real name.
     return {name: _OUR_SCHEMA.sub(quoted, statement).encode() for name, statement in templates(path).items()}
 
 
 @cache
 def templates(path: str) -> dict[str, str]:
-    """The statements of a file, each of which means the same under any search_path.
+    """The statements of a file with their parts inserted, still in the schema pgjobs.
 
-    But migrations are as they are written: they run under a search_path of their own.
+    Migrations are not qualified: they run with a search_path of pg_catalog alone.
     """
     known, is_migration = parts(), path.startswith("migrations/")
     texts = _blocks(path, "name")
@@ -57,7 +59,7 @@ def templates(path: str) -> dict[str, str]:
 
 @cache
 def parts() -> dict[str, str]:
-    """What statements have in common, by name; a part may have parts itself that stand before it."""
+    """The parts of sql/parts.sql by name. `{matches}` in a statement or a later part includes the part `matches`."""
     parts: dict[str, str] = {}
     for name, text in _blocks("parts.sql", "part").items():
         body = text.split("\n", 1)[1]
@@ -66,7 +68,7 @@ def parts() -> dict[str, str]:
 
 
 def _blocks(path: str, word: str) -> dict[str, str]:
-    """The text of a file by the names in its ``-- name:`` lines, which are the first lines of the texts."""
+    """The file, split before each ``-- name:`` or ``-- part:`` line, by the name in that line."""
     text = (ROOT / path).read_text(encoding="utf-8")
     blocks = re.split(rf"^(?=-- {word}: )", text, flags=re.MULTILINE)[1:]
     return {block.split(maxsplit=3)[2]: block for block in blocks}

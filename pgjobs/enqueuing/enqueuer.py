@@ -14,9 +14,9 @@ from psycopg_pool import ConnectionPool
 
 from pgjobs.db.advice import advised
 from pgjobs.db.borrow import Borrowable, borrow
-from pgjobs.db.checkout import allow_prepare, may_prepare
+from pgjobs.db.connection import allow_prepare, may_prepare
 from pgjobs.db.cursors import AnyConnection
-from pgjobs.db.own_pool import OwnPool, live, say_that_it_may_exist
+from pgjobs.db.own_pool import OwnPool, explain_lost_answer, take_live
 from pgjobs.db.source import PoolSource, in_autocommit
 from pgjobs.enqueuing import queries, single_insert
 from pgjobs.enqueuing.builder import InsertBuilder, is_plain
@@ -92,7 +92,7 @@ class Enqueuer:
         """Insert one job by one statement that is a transaction by itself; None where that is not possible."""
         if type(pool).connection is not ConnectionPool.connection:  # a subclass wants its own method to be called
             return None
-        conn = live(pool)  # `pool.connection()` costs as much as the insert
+        conn = take_live(pool)  # `pool.connection()` costs as much as the insert
         try:
             if conn.pgconn.transaction_status != TransactionStatus.IDLE:  # the pool's check has begun a transaction
                 return None
@@ -107,7 +107,7 @@ class Enqueuer:
                 return self._insert(conn, None, [job], notify)[0]
         except psycopg.OperationalError as error:
             if conn.closed:
-                say_that_it_may_exist(error)
+                explain_lost_answer(error)
             raise
         finally:
             pool.putconn(conn)
@@ -146,7 +146,7 @@ class Enqueuer:
                 all_sent = True
         except psycopg.OperationalError as error:
             if all_sent:
-                say_that_it_may_exist(error)
+                explain_lost_answer(error)
             raise
 
     # --- prepared statements

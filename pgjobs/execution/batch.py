@@ -300,7 +300,7 @@ class Batch:
                 if savepoints.used:
                     checkout.restore()
                 else:
-                    checkout.forget_python_state()  # no handler has used the session
+                    checkout.python_state.restore()  # no handler has used the session
         except BaseException:
             checkout.spoiled = True  # its state is unknown: not for the next batch
             raise
@@ -363,7 +363,7 @@ class Batch:
             self.errors[job.id] = ended
             clear_frames(ended)
         self.ran.append(attempt)
-        self.checkout.forget_state_in_transaction()
+        self.checkout.python_state.restore_in_transaction()
         return attempt
 
     def _start(self, attempt: Attempt, handler: Handler) -> BaseException | None:

@@ -97,7 +97,7 @@ class Finisher:
             took = time.monotonic() - started
             if attempt.checkout is not None:
                 checkout.error_details = self.error_details
-                checkout.settle(committed=committed)
+                checkout.after_transaction(committed=committed)
             if checkout.usable and not checkout.spoiled:
                 checkout.restore()
         if finished is not None and finished.state is JobState.AVAILABLE:

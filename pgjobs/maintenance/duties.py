@@ -18,8 +18,8 @@ from random import random
 from typing import Any
 
 from pgjobs.clean_text import one_line
-from pgjobs.db.bookkeeping import Bookkeeping
 from pgjobs.db.cursors import AnyConnection
+from pgjobs.db.repair import SchemaRepair
 from pgjobs.execution.queries import ExecutionQueries
 from pgjobs.execution.set_aside import SetAside
 from pgjobs.execution.unworkable import Unworkable
@@ -92,7 +92,7 @@ class Maintenance:
         self.aside = SetAside()
         self._queries = MaintenanceQueries(schema)
         self._workers = WorkerQueries(schema)
-        self._books = Bookkeeping(schema)
+        self._repair = SchemaRepair(schema)
         unworkable = Unworkable(ExecutionQueries(schema), self.aside)
         promoter = Promoter(self._queries, unworkable, wake)
         rescuer = Rescuer(self._queries, unworkable, kinds=kinds, on_rescued=rescued, reads_rescued=reads_rescued)
@@ -117,7 +117,7 @@ class Maintenance:
         try:
             remaining = self._queries.begin_duty(conn, name, max(duty.every, _LONGEST_WAIT))
         except DutyMissing:
-            self._books.put_back_duties(conn, self._books.missing_duties(conn))
+            self._repair.insert_duties(conn, self._repair.missing_duties(conn))
             return NOW
         if remaining is None:
             return LOOK_EVERY

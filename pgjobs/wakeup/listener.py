@@ -20,7 +20,8 @@ import psycopg
 
 from pgjobs.clean_text import one_line
 from pgjobs.db.channel import listen, probe
-from pgjobs.db.checkout import NEVER, shut_down
+from pgjobs.db.checkout import NEVER
+from pgjobs.db.connection import shut_down
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.loggers import get_logger
 from pgjobs.wakeup.idle_threads import IdleThreads

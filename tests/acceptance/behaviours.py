@@ -18,7 +18,7 @@ import psycopg
 from psycopg import sql
 
 from pgjobs import Cancel, Client, Discard, Interrupted, Job, JobRunning, JobState, NotRunning, RetryAfter, Snooze
-from pgjobs.db.checkout import shut_down
+from pgjobs.db.connection import shut_down
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.errors import AttemptLost, JobStopped, JobTimedOut
 from pgjobs.execution.attempt import GracePeriods, Reason

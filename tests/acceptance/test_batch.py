@@ -36,7 +36,7 @@ from pgjobs import (
     constant,
     current_job,
 )
-from pgjobs.db.checkout import shut_down
+from pgjobs.db.connection import shut_down
 from pgjobs.execution import batch as batches
 from pgjobs.execution.attempt import GracePeriods
 from pgjobs.execution.batch_queries import BatchQueries

@@ -19,12 +19,12 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pgjobs import Client, Job, SchemaMissing, WorkerPool, cli, roles_sql, schema_sql
-from pgjobs.db import migrate
+from pgjobs.db import migration_plan
 from tests.waiting import wait_until
 
-NEWEST = max(migrate.versions())
-UP = [f"up {version:04} {name}" for version, name in migrate.versions().items()]
-DOWN = [f"down {version:04} {name}" for version, name in sorted(migrate.versions().items(), reverse=True)]
+NEWEST = max(migration_plan.versions())
+UP = [f"up {version:04} {name}" for version, name in migration_plan.versions().items()]
+DOWN = [f"down {version:04} {name}" for version, name in sorted(migration_plan.versions().items(), reverse=True)]
 
 
 @pytest.fixture(autouse=True)
@@ -115,7 +115,7 @@ def test_down_takes_one_step_and_target_0_the_rest(pgjobs: Command, default_clie
     pgjobs.migrate()
     assert pgjobs.migrate("down", "--to", "0", "--yes") == 0
     assert pgjobs.lines == DOWN
-    assert default_client.missing_migrations() == list(migrate.versions())
+    assert default_client.missing_migrations() == list(migration_plan.versions())
     assert pgjobs.migrate("down") == 0
     assert pgjobs.lines == ["nothing to do"]
 
@@ -183,7 +183,7 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(pgjobs: Command, def
 @pytest.mark.conformance(300)
 def test_check_fails_and_lists_what_is_missing_until_the_tables_fit(pgjobs: Command, default_client: Client) -> None:
     assert pgjobs.migrate("--check") == 1
-    assert pgjobs.lines == [f"missing: {', '.join(map(str, migrate.versions()))}"]
+    assert pgjobs.lines == [f"missing: {', '.join(map(str, migration_plan.versions()))}"]
     assert "run `pgjobs migrate` or client.migrate()" in pgjobs.errors
     with pytest.raises(SchemaMissing):
         default_client.check_schema()

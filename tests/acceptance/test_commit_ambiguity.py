@@ -11,7 +11,8 @@ import pytest
 from psycopg import sql
 
 from pgjobs import Client, EventKind, Handler, Hooks, Job, JobState, WorkerPool, constant
-from pgjobs.db.checkout import Checkout, shut_down
+from pgjobs.db.checkout import Checkout
+from pgjobs.db.connection import shut_down
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.execution.claimer import Claimer
 from pgjobs.execution.queries import ExecutionQueries

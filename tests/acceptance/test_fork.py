@@ -194,7 +194,7 @@ with client.pool.connection() as conn:
     assert conn.info.backend_pid == before
 client.close()
 """)
-    assert "take client.pool anew in the child" in printed
+    assert "use client.pool again in the child" in printed
     assert kinds_of(client) == ["parent"] * 2
 
 

@@ -22,7 +22,7 @@ from psycopg.pq import TransactionStatus
 from psycopg_pool import ConnectionPool, NullConnectionPool
 
 from pgjobs import Client, EnqueueMiddleware, Hooks, Job, JobState, decode_args
-from pgjobs.db.own_pool import has_ended
+from pgjobs.db.connection import has_ended
 from pgjobs.enqueuing import single_insert
 from tests.conftest import Connect
 from tests.waiting import wait_until

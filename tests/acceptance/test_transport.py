@@ -15,7 +15,8 @@ from psycopg.rows import dict_row
 from psycopg_pool import ConnectionPool
 
 from pgjobs import Client, Discard, Handler, Hooks, Job, JobState, WorkerPool, constant
-from pgjobs.db.checkout import Checkout, shut_down
+from pgjobs.db.checkout import Checkout
+from pgjobs.db.connection import shut_down
 from pgjobs.execution import low_water_mark, transport
 from pgjobs.execution.claimer import Claimer
 from pgjobs.execution.queries import ClaimRequest, ExecutionQueries, Mark, ServerFacts

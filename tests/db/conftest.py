@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from pgjobs import Client
-from pgjobs.db import migrate, statements
+from pgjobs.db import migration_plan, statements
 
 Run = Callable[..., list[tuple[Any, ...]]]
 
@@ -62,12 +62,12 @@ DROP TABLE pgjobs.shelf;
 @pytest.fixture
 def three_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The code as it will be two migrations from now. Only for schemas that have a name of their own."""
-    newest = max(migrate.versions())
+    newest = max(migration_plan.versions())
     shutil.copytree(statements.ROOT, tmp_path / "sql")
     for number, text in enumerate([SECOND, THIRD], start=newest + 1):
         (tmp_path / "sql" / "migrations" / f"{number:04}_more.sql").write_text(text)
     monkeypatch.setattr(statements, "ROOT", tmp_path / "sql")
-    migrate.versions.cache_clear()
+    migration_plan.versions.cache_clear()
     yield
     monkeypatch.undo()
-    migrate.versions.cache_clear()
+    migration_plan.versions.cache_clear()

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from pgjobs import Client, Schedule
-from pgjobs.db import migrate
+from pgjobs.db import migration_plan
 from pgjobs.embedded import find_bindir
 from tests.conftest import new_database
 from tests.db.conftest import running
@@ -102,4 +102,4 @@ def test_rows_alone_are_restored_into_tables_that_are_there(
         assert [job.args["name"] for job in restored.list_jobs().jobs] == ["old 0", "old 1", "old 2"]
         assert restored.enqueue(None, {"name": "new"}, kind="thing").id == 4
         assert [row.name for row in restored.schedules.list()] == ["stored"]
-        assert conn.execute("SELECT count(*) FROM pgjobs.migration").fetchone() == (len(migrate.versions()),)
+        assert conn.execute("SELECT count(*) FROM pgjobs.migration").fetchone() == (len(migration_plan.versions()),)

@@ -36,13 +36,13 @@ from pgjobs import (
     WorkMap,
     schema_sql,
 )
-from pgjobs.db import migrate, statements
+from pgjobs.db import migrate, migration_plan, statements
 from pgjobs.embedded import find_bindir
 from tests.conftest import Connect
 from tests.waiting import wait_until
 
 Connection = psycopg.Connection[Any]
-NEWEST = max(migrate.versions())
+NEWEST = max(migration_plan.versions())
 
 # What another schema must have just the same to be called the same tables. Every definition is taken as text, with
 # the schema's name made anonymous; physical column order counts, object ids do not.
@@ -98,7 +98,7 @@ def schemas(dsn: str) -> list[str]:
         return [name for (name,) in rows]
 
 
-def taken(steps: list[migrate.Step]) -> list[str]:
+def taken(steps: list[migration_plan.Step]) -> list[str]:
     return [f"{step.direction} {step.version}" for step in steps]
 
 
@@ -165,9 +165,9 @@ def role(server_dsn: str, dsn: str, *grants: str) -> Iterator[str]:
 @pytest.mark.conformance(297)
 def test_up_goes_from_nothing_to_the_newest_and_a_second_time_does_nothing(empty: Client, fresh_database: str) -> None:
     assert versions(fresh_database, empty.schema) == []
-    assert empty.missing_migrations() == list(migrate.versions())
+    assert empty.missing_migrations() == list(migration_plan.versions())
 
-    assert taken(empty.migrate()) == [f"up {version}" for version in migrate.versions()]
+    assert taken(empty.migrate()) == [f"up {version}" for version in migration_plan.versions()]
     assert versions(fresh_database, empty.schema) == list(range(1, NEWEST + 1))
 
     before = catalog(fresh_database, empty.schema), rows_of(fresh_database, empty.schema, "migration")
@@ -178,7 +178,7 @@ def test_up_goes_from_nothing_to_the_newest_and_a_second_time_does_nothing(empty
 @pytest.mark.conformance(297)
 def test_looking_at_an_empty_database_makes_nothing(empty: Client, fresh_database: str) -> None:
     assert versions(fresh_database, empty.schema) == []
-    assert empty.missing_migrations() == list(migrate.versions())
+    assert empty.missing_migrations() == list(migration_plan.versions())
     with pytest.raises(SchemaMissing):
         empty.check_schema()
     assert schemas(fresh_database) == []
@@ -254,7 +254,7 @@ def test_target_0_takes_everything_down(empty: Client, fresh_database: str) -> N
 @pytest.mark.parametrize("direction", ["up", "down"])
 @pytest.mark.parametrize("target", [-1, NEWEST + 1, 77])
 def test_an_unknown_target_is_refused_by_name_before_anything_is_done(
-    empty: Client, fresh_database: str, direction: migrate.Direction, target: int
+    empty: Client, fresh_database: str, direction: migration_plan.Direction, target: int
 ) -> None:
     with pytest.raises(MigrationError, match=f"no version {target}.*0 to {NEWEST}"):
         empty.migrate(direction=direction, target=target)
@@ -292,7 +292,7 @@ def test_each_step_is_logged(empty: Client, caplog: pytest.LogCaptureFixture) ->
     with caplog.at_level(logging.INFO, logger="pgjobs.migrate"):
         empty.migrate()
     assert [record.getMessage() for record in caplog.records] == [
-        f"schema {empty.schema}: up {version:04} {name}" for version, name in migrate.versions().items()
+        f"schema {empty.schema}: up {version:04} {name}" for version, name in migration_plan.versions().items()
     ]
 
 
@@ -302,7 +302,7 @@ def test_each_step_is_logged(empty: Client, caplog: pytest.LogCaptureFixture) ->
 @pytest.mark.conformance(299)
 @pytest.mark.usefixtures("three_versions")
 def test_a_dry_run_says_what_would_be_done_and_changes_nothing(empty: Client, fresh_database: str) -> None:
-    assert taken(empty.migrate(dry_run=True)) == [f"up {version}" for version in migrate.versions()]
+    assert taken(empty.migrate(dry_run=True)) == [f"up {version}" for version in migration_plan.versions()]
     assert taken(empty.migrate(dry_run=True, target=2)) == ["up 1", "up 2"]
     assert empty.migrate(dry_run=True, direction="down") == []
     assert schemas(fresh_database) == []
@@ -413,7 +413,7 @@ def test_on_an_autocommit_connection_each_step_still_is_one_transaction(fresh_da
 @pytest.mark.conformance(300)
 @pytest.mark.usefixtures("three_versions")
 def test_validation_says_ok_or_lists_what_is_missing(empty: Client, fresh_database: str) -> None:
-    assert empty.missing_migrations() == list(migrate.versions())
+    assert empty.missing_migrations() == list(migration_plan.versions())
     empty.migrate(max_steps=1)
     assert empty.missing_migrations() == list(range(2, NEWEST + 3))
     empty.migrate()
@@ -464,7 +464,7 @@ def test_code_that_is_older_than_the_schema_refuses_it_and_names_both_versions(c
     assert not pool.running
     with pytest.raises(SchemaTooNew, match=both):
         client.check_schema()
-    for direction in get_args(migrate.Direction):
+    for direction in get_args(migration_plan.Direction):
         with pytest.raises(SchemaTooNew, match=both):
             client.migrate(direction=direction)
         with pytest.raises(SchemaTooNew, match=both):
@@ -659,7 +659,7 @@ def test_a_role_that_may_not_create_the_schema_is_told_so(server_dsn: str, fresh
     with role(server_dsn, fresh_database) as dsn, Client(dsn, schema=schema) as client:
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             client.migrate()
-        assert client.missing_migrations() == list(migrate.versions())
+        assert client.missing_migrations() == list(migration_plan.versions())
     assert schemas(fresh_database) == []
 
 
@@ -766,7 +766,7 @@ def test_the_sql_text_makes_the_same_tables_as_migrate(empty: Client, fresh_data
             ]
             assert made == catalog(fresh_database, other.schema)
 
-        conn.execute(schema_sql(empty.schema, start=max(migrate.versions()), target=1).encode())
+        conn.execute(schema_sql(empty.schema, start=max(migration_plan.versions()), target=1).encode())
         assert versions(fresh_database, empty.schema) == [1]
         conn.execute(schema_sql(empty.schema, start=1, target=0).encode())
         assert versions(fresh_database, empty.schema) == []
@@ -941,7 +941,7 @@ def test_the_sql_text_refuses_tables_of_an_unreleased_version(empty: Client, fre
 
 
 def test_comments_and_white_space_do_not_change_the_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recorded = migrate.digest(1)
+    recorded = migration_plan.digest(1)
     shutil.copytree(statements.ROOT, tmp_path / "sql")
     (file,) = (tmp_path / "sql" / "migrations").glob("0001_*.sql")
     text = file.read_text()
@@ -953,7 +953,7 @@ def test_comments_and_white_space_do_not_change_the_digest(tmp_path: Path, monke
         assert changed != text
         file.write_text(changed)
         statements.templates.cache_clear()
-        assert (migrate.digest(1) == recorded) is same
+        assert (migration_plan.digest(1) == recorded) is same
     statements.templates.cache_clear()
 
 

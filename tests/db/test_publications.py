@@ -10,8 +10,8 @@ import psycopg
 import pytest
 
 from pgjobs import Cancel, Client, Discard, Job, JobFilter, JobState, SchemaDamaged, Snooze, WorkerPool, constant
-from pgjobs.db import migrate
-from pgjobs.db.bookkeeping import TABLES
+from pgjobs.db import migration_plan
+from pgjobs.db.repair import TABLES
 from pgjobs.maintenance.duties import Maintenance
 from tests.db.conftest import Run
 from tests.db.seen_to import SOON, seen_to
@@ -93,9 +93,9 @@ def test_late_requests_are_settled_in_published_tables(own_client: Client, publi
 @pytest.mark.finding("W2")
 def test_published_tables_are_migrated_down_and_up(own_client: Client, published: None) -> None:
     """A migration must pass on tables that are published."""
-    for target in reversed(range(len(migrate.versions()))):
+    for target in reversed(range(len(migration_plan.versions()))):
         own_client.migrate(direction="down", target=target)
-    for target in migrate.versions():
+    for target in migration_plan.versions():
         own_client.migrate(target=target)
     own_client.check_schema()
 

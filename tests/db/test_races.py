@@ -20,7 +20,7 @@ import pytest
 from psycopg import sql
 
 from pgjobs import AttemptLost, Client, Handler, Job, JobLocked, JobState, NewJob, UniqueConflict, WorkerPool, constant
-from pgjobs.db.checkout import shut_down
+from pgjobs.db.connection import shut_down
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.embedded import EmbeddedPostgres
 from pgjobs.execution.attempt import Attempt
@@ -502,7 +502,7 @@ def test_r8_a_request_for_an_earlier_attempt_is_handed_on_until_the_job_is_over(
     old = table.must_claim(worker)
     table.store.fail(worker, old, decide(old, ValueError("failed"), AT_ONCE))
     new = table.must_claim(worker)
-    late = "INSERT INTO {schema}.cancel_request VALUES (%s, 'default', %s, 'late')"
+    late = "INSERT INTO {schema}.cancel_request (job_id, queue, token, reason) VALUES (%s, 'default', %s, 'late')"
     table.query(late, old.id, old.token)
     table.store.fail(worker, new, decide(new, ValueError("failed"), AT_ONCE))
     newest = table.must_claim(worker)
@@ -524,7 +524,11 @@ def test_r8_a_handler_is_told_of_a_request_for_an_earlier_attempt(table: Table) 
     def handler(tx: AnyConnection, job: Job[Any]) -> None:
         if job.attempt == 1:
             raise ValueError("failed")
-        table.query("INSERT INTO {schema}.cancel_request VALUES (%s, 'default', %s, 'late')", job.id, uuid4())
+        table.query(
+            "INSERT INTO {schema}.cancel_request (job_id, queue, token, reason) VALUES (%s, 'default', %s, 'late')",
+            job.id,
+            uuid4(),
+        )
         told.append(bool(wait_until(lambda: job.cancelled)))
 
     job = table.enqueue()
@@ -536,7 +540,11 @@ def test_r8_a_handler_is_told_of_a_request_for_an_earlier_attempt(table: Table) 
 def test_r8_a_request_that_was_handed_on_does_not_reach_a_retry_by_hand(table: Table, worker: AnyConnection) -> None:
     table.enqueue()
     job = table.must_claim(worker)
-    table.query("INSERT INTO {schema}.cancel_request VALUES (%s, 'default', %s, 'late')", job.id, uuid4())
+    table.query(
+        "INSERT INTO {schema}.cancel_request (job_id, queue, token, reason) VALUES (%s, 'default', %s, 'late')",
+        job.id,
+        uuid4(),
+    )
     assert table.maintenance.settle_requests(table.conn, 10) == (0, 1)
     table.store.complete(worker, job, COMPLETED)
     assert len(requests(table)) == 1

@@ -16,12 +16,12 @@ from django.db.migrations.state import ProjectState
 from psycopg import sql
 
 from pgjobs import Client, Job, schema_sql
-from pgjobs.db import migrate
+from pgjobs.db import migration_plan
 from pgjobs.embedded import find_bindir
 from tests.acceptance.frameworks import DjangoApp
 
 pytestmark = pytest.mark.finding("E10")
-NEWEST = max(migrate.versions())
+NEWEST = max(migration_plan.versions())
 
 
 def by_psycopg(dsn: str, text: str) -> None:

@@ -20,7 +20,8 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pgjobs import Client, JobFilter, Unique, WorkerPool
 from pgjobs.db import statements
-from pgjobs.db.migrate import migrate, schema_sql, versions
+from pgjobs.db.migrate import migrate, schema_sql
+from pgjobs.db.migration_plan import versions
 from pgjobs.db.migration_queries import MigrationQueries
 from pgjobs.execution.queries import passing_over
 from tests import decoys, life, modes
@@ -220,11 +221,11 @@ def test_every_function_of_ours_is_understood_when_it_is_made_or_has_a_search_pa
 def test_without_a_search_path_of_its_own_a_migration_would_be_deceived(
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The decoys are too volatile for an index, so Postgres says that it has found one."""
+    """Postgres finds a decoy for the first operator of the migration, and cannot choose."""
     monkeypatch.setattr(MigrationQueries, "own_path", lambda *_: nullcontext())
     with psycopg.connect(dsn) as conn:
         conn.execute(f"SET search_path = {decoys.PATHS[0]}".encode())
-        with pytest.raises(psycopg.errors.InvalidObjectDefinition, match="IMMUTABLE"):
+        with pytest.raises(psycopg.errors.AmbiguousFunction, match="operator is not unique"):
             migrate(conn, "deceived", borrowed=True)
         conn.rollback()
 

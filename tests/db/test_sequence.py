@@ -8,7 +8,7 @@ import psycopg
 import pytest
 
 from pgjobs import Client, SchemaDamaged, WorkerPool
-from pgjobs.db import bookkeeping
+from pgjobs.db import repair
 from tests.db.conftest import Run
 
 
@@ -88,7 +88,7 @@ def test_many_that_start_at_once_never_go_back(own_client: Client, run: Run, fre
 
     def start(_: int) -> list[int]:
         with psycopg.connect(fresh_database, autocommit=True) as conn:
-            bookkeeping.put_back(conn, "pgjobs")
+            repair.repair_schema(conn, "pgjobs")
             drawn = conn.execute("SELECT nextval('pgjobs.job_id_seq') FROM generate_series(1, 50)").fetchall()
             return [id for (id,) in drawn]
 

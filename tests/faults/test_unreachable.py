@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from psycopg.conninfo import make_conninfo
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from pgjobs import CannotConnect, Client, Job, JobFilter, JobState, NewJob, Unique, WorkerPool
+from pgjobs.db.connection import has_ended
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.embedded import EmbeddedPostgres
 from tests.conftest import new_database
@@ -174,7 +176,10 @@ def test_a_server_that_is_away_is_waited_for_and_the_error_says_why(dsn: str) ->
 def test_an_enqueue_in_a_restart_waits_for_the_server(server: EmbeddedPostgres, client: Client) -> None:
     """Once the pause between two tries had grown, an enqueue waited for long after the server was there again."""
     client.enqueue(None, {}, kind="any")
+    with client.pool.connection() as idle:
+        pass
     server.kill()
+    wait_until(partial(has_ended, idle))  # its server process outlives the postmaster for a moment
     answered: list[float] = []
 
     def enqueue() -> None:

@@ -27,9 +27,9 @@ PACKAGE = Path(pgjobs.__file__).parent
 USES: dict[str, set[str]] = {
     # psycopg
     "_num_transactions": {"db/checkout.py", "execution/savepoints.py"},
-    "_notice_handlers": {"db/checkout.py"},
-    "_notify_handlers": {"db/checkout.py"},
-    "_prepared": {"db/checkout.py", "execution/savepoints.py"},
+    "_notice_handlers": {"db/python_state.py"},
+    "_notify_handlers": {"db/python_state.py"},
+    "_prepared": {"db/connection.py", "execution/savepoints.py"},
     "_deallocate": {"execution/transport.py"},
     # psycopg_pool
     "_configure": {"db/checkout.py"},
@@ -94,7 +94,7 @@ def _connection(dsn: str) -> None:
         assert conn._notice_handlers == [] == conn._notify_handlers
         conn.add_notice_handler(print)
         conn.add_notify_handler(print)
-        assert conn._notice_handlers == [print] == conn._notify_handlers, "db/checkout.py puts them back"
+        assert conn._notice_handlers == [print] == conn._notify_handlers, "db/python_state.py restores them"
 
 
 def _prepared_statements(dsn: str) -> None:

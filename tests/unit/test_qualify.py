@@ -95,12 +95,12 @@ def test_an_assignment_ends_where_the_expression_begins() -> None:
         ("SELECT ~ a", "~ without a left side", "a function"),
         ("SELECT -a", "- without a left side", "0 - a"),
         ("SELECT (b, -%(a)s)", "- without a left side", "0 - %(a)s"),
-        ("SELECT a < b + 1", "+ behind an operator that binds less", "parentheses"),
-        ("SELECT a = b || c", "|| behind an operator that binds less", "parentheses"),
-        ("SELECT a + b * c", "* behind an operator that binds less", "parentheses"),
+        ("SELECT a < b + 1", "+ after an operator of lower precedence", "parentheses"),
+        ("SELECT a = b || c", "|| after an operator of lower precedence", "parentheses"),
+        ("SELECT a + b * c", "* after an operator of lower precedence", "parentheses"),
         ("MERGE INTO a", "begins with MERGE", "qualify.py"),
-        ("SELECT a @ b", "'@', which is not known", "qualify.py"),
-        ("SELECT a)", "more is closed", "balanced"),
+        ("SELECT a @ b", "'@', which is an unknown token", "qualify.py"),
+        ("SELECT a)", "a closing parenthesis or END too many", "balanced"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_named_in_full_is_refused_with_what_to_write(written: str, form: str, instead: str) -> None:

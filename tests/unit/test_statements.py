@@ -16,8 +16,8 @@ import pgjobs
 from pgjobs import InvalidSetting, JobState
 from pgjobs.control import queries as control_queries
 from pgjobs.control import queue_queries
-from pgjobs.db import bookkeeping, migration_queries, roles, statements
 from pgjobs.db import channel as channels
+from pgjobs.db import migration_queries, repair, roles, statements
 from pgjobs.db.channel import channel
 from pgjobs.db.rows import as_job, claimed_job
 from pgjobs.enqueuing import queries as enqueuing_queries
@@ -49,7 +49,7 @@ GIVE_JOBS = [
 ]
 STORES = [
     *(execution_queries, enqueuing_queries, queue_queries, migration_queries, workers_queries),
-    *(index_queries, schedules_queries, wakeup_queries, batch_queries, bookkeeping, roles, channels),
+    *(index_queries, schedules_queries, wakeup_queries, batch_queries, repair, roles, channels),
     *(control_queries, observe_queries, maintenance_queries),
 ]
 PARTS = "parts.sql"  # what statements of several files share
@@ -170,10 +170,10 @@ def test_every_statement_has_exactly_one_caller_in_the_stores() -> None:
         callers[name] = callers[name] or ["__init__"]
     for name in re.findall(r'one\("(\w+)"\)', inspect.getsource(transport)):
         callers[name] = callers[name] or ["TransportStatements"]  # it prepares what the store sends as well
-    for table in (*bookkeeping.TABLES, "migration"):  # each may be published
+    for table in (*repair.TABLES, "migration"):  # each may be published
         callers[f"try_{table}"] = ["_refusal"]
     shared = {
-        "create_migration_table": ["table_sql", "guarded_table_sql", "create_table"],
+        "create_migration_table": ["create_table", "guarded_table_sql"],
         "finish": ["__init__", "complete_within"],
         "store_batch_data": ["_recording", "complete_late"],
         "unclaim_batch": ["_recording", "undo"],
@@ -197,7 +197,10 @@ def test_only_the_stores_and_the_migrations_load_statements_and_only_the_stores_
         if path not in apart
     }
     of_stores = {store.__name__.removeprefix("pgjobs.") for store in STORES}
-    assert {name for name, source in sources.items() if "statements.load(" in source} == {*of_stores, "db.migrate"}
+    assert {name for name, source in sources.items() if "statements.load(" in source} == {
+        *of_stores,
+        "db.migration_plan",
+    }
     runs = {name for name, source in sources.items() if re.search(r"\b(cur|conn|cursor)\.execute", source)}
     assert runs == {*of_stores, "db.cursors"} - {"db.roles"}  # its text is for others to run
 

@@ -24,7 +24,7 @@ from django.db.utils import Error
 from psycopg.pq import TransactionStatus
 
 from pgjobs.clean_text import forget_details, one_line
-from pgjobs.db.checkout import Checkout, giving_back
+from pgjobs.db.checkout import Checkout, returning
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.db.inherited import drop_inherited, opened_here
 from pgjobs.db.source import CONNECTION_DEFAULTS, PoolSource, own_pool
@@ -59,10 +59,10 @@ class DjangoSource(PoolSource):
 
     @contextmanager
     def checkout(self) -> Iterator[Checkout]:
-        with giving_back(_AliasCheckout(connections[self.alias])) as checkout:
+        with returning(_AliasCheckout(connections[self.alias])) as checkout:
             yield checkout
 
-    def _fit(self, threads: int) -> None:
+    def _ensure_size(self, threads: int) -> None:
         pool = _pool(connections[self.alias])
         if pool is not None and 0 < pool.max_size < threads:
             raise PoolTooSmall(
@@ -162,7 +162,7 @@ class _AliasCheckout(Checkout):
         yield self._wrapper
         self._check_block()
 
-    def settle(self, *, committed: bool) -> None:
+    def after_transaction(self, *, committed: bool) -> None:
         if not self._in_block:
             return
         wrapper = self._wrapper

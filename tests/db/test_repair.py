@@ -25,8 +25,8 @@ from pgjobs import (
     constant,
 )
 from pgjobs.cli import main
-from pgjobs.db import migrate, shape
-from pgjobs.db.bookkeeping import DUTIES, TABLES, Bookkeeping
+from pgjobs.db import migration_plan, shape
+from pgjobs.db.repair import DUTIES, TABLES, SchemaRepair
 from pgjobs.maintenance.queries import MaintenanceQueries
 from pgjobs.schedules import registered
 from tests.db.conftest import Run
@@ -56,7 +56,7 @@ def test_a_pool_that_starts_on_emptied_tables_puts_the_books_back(
     assert own_client.missing_migrations() == []
     own_client.check_schema()
     assert "no rows for promote, rescue, prune, workers, indexes" in caplog.text
-    assert f"version {max(migrate.versions())}, which is on record now" in caplog.text
+    assert f"version {max(migration_plan.versions())}, which is on record now" in caplog.text
 
 
 @pytest.mark.finding("W4")
@@ -204,9 +204,9 @@ def test_a_schema_that_was_renamed(own_client: Client, run: Run, fresh_database:
 
 
 def test_the_shape_that_is_known_is_the_one_that_migrations_make(own_client: Client, fresh_database: str) -> None:
-    """After a change of a migration: PGJOBS_WRITE_SHAPE=1 pytest tests/db/test_bookkeeping.py -k shape"""
+    """After a change of a migration: PGJOBS_WRITE_SHAPE=1 pytest tests/db/test_repair.py -k shape"""
     with psycopg.connect(fresh_database) as conn:
-        found = "".join(f"{line}\n" for line in Bookkeeping("pgjobs").shape(conn))
+        found = "".join(f"{line}\n" for line in SchemaRepair("pgjobs").shape(conn))
     if os.environ.get("PGJOBS_WRITE_SHAPE"):
         file = Path(shape.__file__)
         file.write_text(file.read_text(encoding="utf-8").replace(shape.SHAPE, found), encoding="utf-8")
@@ -217,7 +217,9 @@ def test_no_setting_changes_the_shape(own_client: Client, fresh_database: str) -
     with psycopg.connect(fresh_database) as conn:
         conn.execute("SET quote_all_identifiers = on")
         conn.execute("SET search_path = pgjobs")
-        assert Bookkeeping("pgjobs").recognise(conn, migrate.versions()) == list(migrate.versions())
+        assert SchemaRepair("pgjobs").recognise_versions(conn, migration_plan.versions()) == list(
+            migration_plan.versions()
+        )
 
 
 @pytest.mark.finding("W4")

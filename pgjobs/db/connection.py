@@ -1,0 +1,134 @@
+"""Single connections: the class of the connections in our own pool, and functions for any psycopg connection.
+
+The functions find out whether the server has closed a connection, break a connection while another thread is using it,
+and let psycopg prepare statements on it. psycopg has no methods for these.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from os import getpid
+from typing import Any
+
+import psycopg
+from psycopg import Connection
+from psycopg.pq import ConnStatus
+
+from pgjobs.db.cursors import AnyConnection
+from pgjobs.forking import connection_of_parent, this_process
+
+_OK = int(ConnStatus.OK)
+_MOST_MESSAGES = 10  # read from an idle connection; one that still has more to read counts as alive
+_PREPARE_AFTER = 5  # executions of a statement; psycopg's default
+
+# Statements after which prepared statements are gone (DEALLOCATE, DISCARD) or may have become wrong (a temporary table
+# ends with its job, and the next job may create it with other columns).
+_ENDS_PREPARED = re.compile(rb"\b(?:DEALLOCATE|DISCARD\s+ALL|TEMP(?:ORARY)?\s+TABLE)\b")
+
+_wait = Connection.wait
+
+
+class OwnConnection(Connection[Any]):
+    """A connection of our own pool. A forked child can neither use nor close it: the session is the parent's."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._pgjobs_process = this_process()
+        self._pid = getpid()
+
+    def wait(self, *args: Any, **kwargs: Any) -> Any:
+        if self._pid != getpid():
+            raise connection_of_parent()
+        return _wait(self, *args, **kwargs)
+
+    def close(self) -> None:
+        if self._pid == getpid():  # in a child the message to the server would end the parent's session
+            super().close()
+
+
+# --- is it alive?
+
+
+def has_ended(conn: AnyConnection) -> bool:
+    """Whether the server has closed an idle connection, as far as this side has received it. Sends nothing, never
+    blocks."""
+    pgconn = conn.pgconn
+    if pgconn.status != _OK:
+        return True
+    arrived: Callable[[int], Any] | None = conn.__dict__.get("_pgjobs_arrived")
+    if arrived is None:
+        poll = select.poll()
+        poll.register(pgconn.socket, select.POLLIN)
+        arrived = conn.__dict__["_pgjobs_arrived"] = poll.poll
+    if not arrived(0):
+        return False
+    for _ in range(_MOST_MESSAGES):  # the end of the connection; or a notice, a notification, a changed setting
+        try:
+            pgconn.consume_input()
+            pgconn.is_busy()  # parses the input
+        except psycopg.Error:
+            return True
+        if pgconn.status != _OK:
+            return True
+        if not arrived(0):
+            return False
+    return False
+
+
+# --- break it
+
+
+def shut_down(conn: AnyConnection) -> None:
+    """Shut down the socket, so that a thread that waits for the server gets an error. Never blocks."""
+    with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(conn.fileno())) as wire:
+        wire.shutdown(socket.SHUT_RDWR)
+
+
+def force_close(conn: AnyConnection) -> None:
+    """Close a connection that another thread may be using.
+
+    Shutting down the socket wakes that thread. The connection is closed only once its lock is free: if it were closed
+    earlier, the thread could go on waiting on a file descriptor that soon belongs to another socket.
+    """
+    if conn.closed:
+        return
+    shut_down(conn)
+    lock: threading.Lock = conn.lock
+    if lock.acquire(timeout=1):
+        lock.release()
+        conn.close()
+
+
+# --- prepare statements on it
+
+
+def allow_prepare(conn: AnyConnection) -> None:
+    """Let psycopg prepare frequent statements on a connection of our own, which must lead straight to the server."""
+    conn.prepare_threshold = _PREPARE_AFTER
+    prepared = conn._prepared
+    if not may_prepare(conn):
+        add = partial(_add_to_prepared, conn, prepared.maybe_add_to_cache)
+        prepared.maybe_add_to_cache = add  # type: ignore[method-assign]
+
+
+def may_prepare(conn: AnyConnection) -> bool:
+    """Whether `allow_prepare` was called on this connection, even if the threshold was changed again later."""
+    return "maybe_add_to_cache" in vars(conn._prepared)
+
+
+def _add_to_prepared(conn: AnyConnection, add: Callable[..., Any], query: Any, prepare: Any, name: bytes) -> Any:
+    """Runs before psycopg sends a statement. psycopg itself notices a DEALLOCATE only the first time that it is sent,
+    and would then go on to use prepared statements that are gone."""
+    if name or _ENDS_PREPARED.search(query.query.upper()) is None:
+        return add(query, prepare, name)
+    conn._prepared.clear()  # after this statement psycopg deallocates the prepared statements that still exist
+    for transport in vars(conn).get("_pgjobs_transports", {}).values():
+        transport.forget()
+    return None
