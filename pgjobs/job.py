@@ -213,8 +213,8 @@ def without_args(job: Job[Args]) -> Job[Args]:
 
     def decode(raw: str) -> Any:
         raise UndecodableArgs(
-            f"this database role may not read the args of job {job.id}: it lacks SELECT on one of the columns args, "
-            "metadata, errors, token and output"
+            f"this database role may not read the args of job {job.id}: it lacks the right to read one of the columns "
+            "args, metadata, errors, token and output"
         )
 
     return changed(job, raw_args=_NOT_READ, decode=decode)

@@ -110,8 +110,8 @@ def unreliable(write: Callable[..., Any]) -> Callable[..., Any]:
     """The way to the server, on which something may happen before and after what is written there."""
 
     def over_the_line(sender: Any, to: Any, *values: Any, **options: Any) -> Any:
-        store, conn = getattr(sender, "store", sender), getattr(to, "conn", to)
-        before, after = store.__dict__.get(ON_THE_LINE, (nothing_happens, nothing_happens))
+        queries, conn = getattr(sender, "queries", sender), getattr(to, "conn", to)
+        before, after = queries.__dict__.get(ON_THE_LINE, (nothing_happens, nothing_happens))
         before(conn)
         answer = write(sender, to, *values, **options)
         after(conn)

@@ -691,5 +691,5 @@ def test_a_handler_can_make_a_dry_run(client: Client, batch_size: int) -> None:
 @any_call
 @pytest.mark.parametrize("dry_run", [None, 1, "yes"])
 def test_a_dry_run_that_is_neither_true_nor_false_is_refused(call: Callable[..., ManyJobs], dry_run: object) -> None:
-    with pytest.raises(InvalidFilter, match="dry_run is True or False"):
+    with pytest.raises(InvalidFilter, match="dry_run must be True or False"):
         call(Client(ConnectionPool(open=False)), ALL, dry_run=dry_run)

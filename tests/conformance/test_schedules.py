@@ -660,7 +660,7 @@ def test_a_name_that_no_schedule_has_is_not_found(client: Client) -> None:
 def test_a_running_pool_learns_at_once_of_what_is_done_by_hand(
     *, client: Client, sql: Rows, jobs: Jobs, conn: Tx, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pgjobs.schedules.stored.ticker.LOOK_EVERY", HOUR)
+    monkeypatch.setattr("pgjobs.schedules.ticker.LOOK_EVERY", HOUR)
     conn.autocommit = True
     with pool_of(client):
         wait_until(lambda: sleepers(conn, client) == 1)

@@ -110,7 +110,7 @@ def test_a_rebuild_that_is_cut_off_removes_what_it_has_left_and_nothing_else(
     sql(f"CREATE INDEX other{left} ON pgjobs.job (kind)")
     before = indexes().keys()
     if why == "timed out":
-        monkeypatch.setattr("pgjobs.maintenance.duties.reindexer._TIMEOUT", 0.5)
+        monkeypatch.setattr("pgjobs.maintenance.reindexer._TIMEOUT", 0.5)
     holder = connect()
     holder.execute(holds.format(f'"{client.schema}"'))
     reindex.start()
