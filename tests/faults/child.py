@@ -141,7 +141,7 @@ def _freeze() -> None:
 def _stop_at(point: str) -> None:
     """Wrap what stands next to this point of an attempt, and of a batch."""
     points = {
-        "after_claim": [(Claimer, "claim"), (Batches, "_look")],
+        "after_claim": [(Claimer, "claim"), (Batches, "_claim_behind_mark")],
         "after_handler": [(Claimer, "complete"), (Batch, "_commit")],
         "after_commit": [(Claimer, "complete"), (Batch, "_commit")],
     }

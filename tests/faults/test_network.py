@@ -25,7 +25,7 @@ from tests.waking import LISTENS
 
 # The statement that commits a job, in whatever message it leaves.
 _COMPLETION = re.compile(rb"(?is)(release.savepoint|_batch_complete).*\bcommit\b")
-_CLAIM = re.compile(rb"state = 'running'," if modes.PLAIN else rb"EXECUTE \w+_take_")
+_CLAIM = re.compile(rb"state = 'running'," if modes.PLAIN else rb"EXECUTE \w+_claim_")
 
 
 @pytest.fixture
