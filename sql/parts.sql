@@ -1,9 +1,9 @@
--- What several statements have in common: `{matches}` in one of them stands for the text of the part of that name.
+-- Texts that several statements share: `{matches}` in a statement stands for the text of the part of that name.
 
 -- part: matches
--- Whether a job fits a filter. The values are constants to the planner, which folds away what is not asked for; what is
--- left stands there as if it had been written for this filter, so that the indexes serve it. One state is compared by
--- equality, which keeps the order of an index behind it, and the index of what is over wants to be told that it is.
+-- Whether a job fits a filter. The planner sees the values as constants and drops the conditions that are not used, so
+-- that the indexes serve the rest. A single state is compared with =, so that the order of an index can be used. The
+-- condition on finalized_at lets the planner use the index of finished jobs.
 (%(ids)s::bigint[] IS NULL OR job.id = ANY (%(ids)s::bigint[]))
     AND (%(kinds)s::text[] IS NULL OR job.kind = ANY (%(kinds)s::text[]))
     AND (%(queues)s::text[] IS NULL OR job.queue = ANY (%(queues)s::text[]))
@@ -97,13 +97,14 @@ pg_catalog.has_column_privilege('pgjobs.job', 'args', 'SELECT')
         AND pg_catalog.has_column_privilege('pgjobs.job', 'output', 'SELECT')
 
 -- part: selected
--- What an act leaves out because it cannot be worked now, and what it is restricted to when it is done bit by bit. Both
--- are constants, which are folded away when they say nothing.
+-- Leaves out the rows that are set aside, and restricts a retry to some rows. Both values are constants to the planner,
+-- which drops the conditions when they are null.
 (%(aside)s::bigint[] IS NULL OR job.id <> ALL (%(aside)s::bigint[]))
         AND (%(among)s::bigint[] IS NULL OR job.id = ANY (%(among)s::bigint[]))
 
 -- part: due_jobs
--- A key that holds in the state that the job is in cannot be lost. One that may be is contested.
+-- Due jobs, locked. `contested`: the job has a unique key that does not hold in its present state, so another job may
+-- have taken the key.
 SELECT id, queue, scheduled_at, unique_key IS NOT NULL AND (state = ANY (unique_states)) IS NOT TRUE AS contested
     FROM pgjobs.job
     WHERE state = ANY ('{scheduled,retryable}') AND scheduled_at <= pg_catalog.statement_timestamp() AND {selected}
@@ -112,11 +113,14 @@ SELECT id, queue, scheduled_at, unique_key IS NOT NULL AND (state = ANY (unique_
     FOR NO KEY UPDATE SKIP LOCKED
 
 -- part: next_due_job
+-- Microseconds until the next waiting job is due.
 SELECT (EXTRACT(epoch FROM (pg_catalog.min(scheduled_at) - pg_catalog.clock_timestamp())) * 1000000)::bigint
 FROM pgjobs.job
 WHERE state = ANY ('{scheduled,retryable}') AND (%(aside)s::bigint[] IS NULL OR job.id <> ALL (%(aside)s::bigint[]))
 
 -- part: vanished_jobs
+-- Running jobs whose worker has vanished: their row has no lock, or their lease is over. If the last attempt is of a
+-- kind that this process does not know, other processes have a day to rescue it, unless a cancel request waits for it.
 SELECT id, queue, token, attempted_by[pg_catalog.array_upper(attempted_by, 1)] AS worker,
         %(kinds)s::text[] IS NULL OR kind = ANY (%(kinds)s::text[]) AS known,
         (pg_catalog.pg_column_size(errors) + pg_catalog.pg_column_size(metadata)
@@ -136,6 +140,7 @@ SELECT id, queue, token, attempted_by[pg_catalog.array_upper(attempted_by, 1)] A
     FOR NO KEY UPDATE SKIP LOCKED
 
 -- part: stale_requests
+-- Cancel requests whose attempt has ended.
 SELECT request.id, request.job_id, request.queue, request.requested_at, request.reason, job.token,
         COALESCE(job.state = ANY ('{available,scheduled,retryable,pending}'), false) AS waits,
         COALESCE(job.state = 'running', false) AS runs
@@ -149,6 +154,7 @@ SELECT request.id, request.job_id, request.queue, request.requested_at, request.
     FOR UPDATE OF request SKIP LOCKED
 
 -- part: old_jobs
+-- Finished jobs older than their retention: of one queue, or of all queues but some.
 SELECT id, queue FROM pgjobs.job
     WHERE state = %(state)s AND finalized_at < (pg_catalog.clock_timestamp() - %(keep)s::interval)
         AND (%(queue)s::text IS NULL OR queue = %(queue)s::text) AND queue <> ALL (%(others)s::text[]) AND {selected}
@@ -163,7 +169,7 @@ SELECT id, queue FROM pgjobs.job
         OR planned_for IS NULL OR planned_for <> (COALESCE(spec, '') || ' ' || zone))
 
 -- part: next_ended
--- The jobs of a state that ended behind a place in the index, whosever they are.
+-- The next finished jobs of a state in the order of the index, of all queues, from a position on.
 SELECT id, queue, finalized_at FROM pgjobs.job
     WHERE state = %(state)s
         AND finalized_at < (pg_catalog.clock_timestamp() - %(keep)s::interval)
@@ -173,6 +179,7 @@ SELECT id, queue, finalized_at FROM pgjobs.job
     LIMIT %(batch)s
 
 -- part: old_of_seen
+-- Of the jobs that were just read, those whose retention is over, locked.
 SELECT job.id, job.queue FROM seen JOIN pgjobs.job ON job.id = seen.id AND job.queue = seen.queue
     WHERE (%(queue)s::text IS NULL OR seen.queue = %(queue)s::text) AND seen.queue <> ALL (%(others)s::text[])
         AND job.state = %(state)s AND job.finalized_at = seen.finalized_at AND {selected}
@@ -185,7 +192,7 @@ SELECT
     attempted_at, finalized_at, attempted_by, token, leased_until, output
 
 -- part: one_meant
--- An id that two queues have does not say which job is meant: a call for one job by its id then changes neither.
+-- False for a call about one id that two queues have: it changes neither job.
 (NOT %(single)s::boolean OR (SELECT pg_catalog.count(*) FROM seen) = 1)
 
 -- part: changeable
@@ -211,6 +218,7 @@ SELECT id, queue, state, unfit, needs_key AND (
     FROM locked
 
 -- part: allowed
+-- The locked jobs that the action may change.
 (job.id = checked.id AND job.queue = checked.queue AND checked.unfit IS NOT TRUE AND checked.conflict IS NOT TRUE)
 
 -- part: control_results

@@ -155,7 +155,7 @@ CREATE TABLE pgjobs.schedule (
         AND updated_at BETWEEN '0001-01-03 UTC' AND '9999-12-30 UTC')
 );
 
--- A change by hand notifies the processes that tick, whoever makes it and by whatever means; a tick notifies nobody.
+-- Every change by hand notifies the processes that tick. A tick itself sends no notification.
 CREATE FUNCTION pgjobs.schedule_changed() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     PERFORM pg_notify('pgjobs:' || TG_TABLE_SCHEMA, ' schedule');
