@@ -219,18 +219,18 @@ BEGIN
 END
 $$;
 
--- The first of the two numbers of our advisory locks; the second is a hash of the queue. If an application uses the same
--- number for locks of its own, replace this function by one that returns another number, and restart the workers.
+-- The first of the two numbers of our advisory locks; the second is a hash of the queue. If an application uses the
+-- same number for locks of its own, replace this function by one that returns another number, and restart the workers.
 CREATE FUNCTION pgjobs.advisory_class() RETURNS integer LANGUAGE sql STABLE PARALLEL SAFE
 BEGIN ATOMIC
     SELECT 'pgjobs.job'::pg_catalog.regclass::pg_catalog.oid::integer;
 END;
 
--- The unique key of a job: sha256 of a JSON array of its kind, queue, period and args, each null when `uniqueness` does
--- not count it. The database computes it, so that no two clients can disagree. jsonb sorts keys and writes each string in
--- one way; only equal numbers may differ in text (1.50, 1.5), so the pattern cuts their trailing zeros. It matches whole
--- strings first, so that digits inside strings stay. Text counts as encoded: é as one code point differs from é as two.
--- Periods are counted from midnight UTC of Monday, 0001-01-01.
+-- The unique key of a job: sha256 of a JSON array of its kind, queue, period and args, each null when `uniqueness`
+-- does not count it. The database computes it, so that no two clients can disagree. jsonb sorts keys and writes each
+-- string in one way; only equal numbers may differ in text (1.50, 1.5), so the pattern cuts their trailing zeros. It
+-- matches whole strings first, so that digits inside strings stay. Text counts as encoded: é as one code point differs
+-- from é as two. Periods are counted from midnight UTC of Monday, 0001-01-01.
 CREATE FUNCTION pgjobs.unique_key(kind text, queue text, args jsonb, due timestamptz, uniqueness jsonb) RETURNS bytea
 LANGUAGE sql STABLE PARALLEL SAFE
 BEGIN ATOMIC
@@ -259,8 +259,8 @@ BEGIN ATOMIC
         ELSE ARRAY(SELECT pg_catalog.jsonb_array_elements_text(uniqueness -> 'by_state')) END;
 END;
 
--- Raises unless `uniqueness` is an object that pgjobs.Unique could have made: {"by_args": true | ["field", ...], "by_period": "1 day",
--- "by_queue": true, "by_state": ["available", ...], "exclude_kind": true}, all of them optional.
+-- Raises unless `uniqueness` is an object that pgjobs.Unique could have made: {"by_args": true | ["field", ...],
+-- "by_period": "1 day", "by_queue": true, "by_state": ["available", ...], "exclude_kind": true}, all of them optional.
 CREATE FUNCTION pgjobs.check_uniqueness(uniqueness jsonb, args jsonb) RETURNS void
 LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
