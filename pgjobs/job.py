@@ -182,11 +182,7 @@ class Job(Generic[Args]):
 
 def job_from(values: Mapping[str, Any]) -> Job[Any]:
     """Like `Job(**values)`, but five times as fast: a frozen dataclass sets its fields one by one."""
-    made: Job[Any] = object.__new__(Job)
-    fields = vars(made)
-    fields.update(_DEFAULTS)
-    fields.update(values)
-    return made
+    return job_owning({**_DEFAULTS, **values})
 
 
 def job_owning(values: dict[str, Any]) -> Job[Any]:

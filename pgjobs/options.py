@@ -105,14 +105,17 @@ class EncodedJob:
     replace: Sequence[str] = ()  # the columns to change in a duplicate that waits
     pending: bool = False
     decode: Callable[[str], Any] = field(default=json.loads, repr=False, compare=False)  # makes args of their JSON
-    #: The kind, the JSON of the args and the args of the call. Middleware may change the job; if it does not, the job
-    #: that comes back has these args.
-    original: tuple[str, str, object] | None = field(default=None, repr=False, compare=False)
+    # The kind, the JSON of the args and the args of the call. Middleware may change the job; if it does not, the job that
+    # comes back has these args. They are three fields and no tuple, which the garbage collector would have to visit for
+    # each of a million jobs.
+    original_kind: str = field(default="", repr=False, compare=False)
+    original_json: str = field(default="", repr=False, compare=False)
+    original_args: object = field(default=None, repr=False, compare=False)
 
-    def with_args(self, args: str, original: object) -> EncodedJob:
+    def with_args(self, args: str, original_args: object) -> EncodedJob:
         """A copy with other args. `dataclasses.replace` takes ten times as long, too long for a million jobs."""
         job = object.__new__(EncodedJob)
-        vars(job).update(vars(self), args=args, original=(self.kind, args, original))
+        vars(job).update(vars(self), args=args, original_json=args, original_args=original_args)
         return job
 
 

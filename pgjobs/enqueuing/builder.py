@@ -224,7 +224,10 @@ def _without_private(duplicate: Job[Any], job: EncodedJob, *, replaced: bool = F
 
 def _copied_job(job: EncodedJob, id: int, now: datetime) -> Job[Any]:
     """The job that a COPY inserts. Its args are the text that was sent; Postgres writes the same with blanks in it."""
-    due = now + job.delay if job.scheduled_at is None else job.scheduled_at.astimezone(UTC)
+    if job.scheduled_at is not None:
+        due = job.scheduled_at.astimezone(UTC)
+    else:
+        due = now + job.delay if job.delay else now
     return job_from(
         {
             "id": id,
@@ -246,5 +249,5 @@ def _copied_job(job: EncodedJob, id: int, now: datetime) -> Job[Any]:
 def _rows_with_ids(jobs: Sequence[EncodedJob], inserted: Sequence[Job[Any]], now: datetime) -> Iterator[bytes]:
     rows, created = CopyRows(), postgres_time(now)
     for job, made in zip(jobs, inserted, strict=True):
-        due = created if made.scheduled_at == now else postgres_time(made.scheduled_at)
+        due = created if made.scheduled_at is now else postgres_time(made.scheduled_at)
         yield rows.with_id(job, made.id, made.state, due, created)

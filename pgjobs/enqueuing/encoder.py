@@ -75,15 +75,14 @@ class Encoder:
     def with_args(self, job: EncodedJob, made: Job[Any]) -> Job[Any]:
         """The inserted job with the args that the caller passed, unless middleware has changed them; a duplicate with
         its own."""
-        kind, text, args = job.original or ("", "", None)
         if not has_args(made):
             return made
-        if made.kind != kind:
+        if made.kind != job.original_kind:
             return decoding(self.work_map, made)
         values = vars(made)  # the caller does not have it yet
         values["decode"] = job.decode
-        if text is job.args and not made.duplicate:
-            values["args"] = args
+        if job.original_json is job.args and not made.duplicate:
+            values["args"] = job.original_args
         return made
 
     def note_class(self, kind: str, args_class: type, error: Callable[[str], Exception] = InvalidKind) -> None:
@@ -118,6 +117,7 @@ class Encoder:
         template = EncodedJob(
             # the plain values: a member of an enumeration may have another text
             kind=str.__str__(kind),
+            original_kind=str.__str__(kind),
             queue=str.__str__(options.queue),
             priority=int(options.priority),
             max_attempts=int(options.max_attempts),
