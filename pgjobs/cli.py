@@ -272,7 +272,7 @@ def _guide(options: argparse.Namespace) -> int:
         return 0
     page = guide.read(options.topic)
     if sys.stdout.isatty():
-        import pydoc  # it imports much, for this alone
+        import pydoc  # slow to import, and used only here
 
         pydoc.pager(page)
     else:

@@ -446,17 +446,17 @@ class Client:
         limit: int | None = None,
         dry_run: bool = False,
     ) -> ManyJobs:
-        """Do to the jobs that fit, the oldest first, what `cancel` does to one job. Finished jobs are passed over.
+        """Cancel the jobs that fit, the oldest first, as `cancel` does with one job. Finished jobs are passed over.
 
         Without a `tx` the call commits batch by batch. It waits a second in all for jobs that other transactions hold,
-        then skips them; the answer says which jobs were changed, and why each other one was skipped. Jobs that are
-        enqueued while the call runs are not meant. The answer holds all the jobs: with very many, set a `limit` and
+        then skips them; the result says which jobs were changed, and why each other job was skipped. Jobs that are
+        enqueued while the call runs are left alone. The result holds all the jobs: with very many, set a `limit` and
         call again.
 
-        `dry_run` changes nothing and returns what the call would: the jobs as they would be, and the reasons to skip
-        the others. It runs the same statements and rolls them back, without a notification, so it costs as much and
-        holds the row locks until it ends. Without a `tx` it is one transaction; with a `tx` it is a savepoint in it,
-        and what the real call would raise leaves the transaction usable.
+        `dry_run` changes nothing and returns what the call would return: the jobs as they would be, and the reasons to
+        skip the others. It runs the same statements and rolls them back, without a notification, so it costs as much
+        and holds the row locks until it ends. Without a `tx` it is one transaction; with a `tx` it is a savepoint in
+        it, and an error that the real call would raise leaves the transaction usable.
         """
         return self._apply_many(tx, filter, self._control.cancel(_reason(reason)), limit, dry_run)
 
@@ -469,7 +469,7 @@ class Client:
         limit: int | None = None,
         dry_run: bool = False,
     ) -> ManyJobs:
-        """Do to the jobs that fit, completed jobs too, what `retry` does to one; for the rest see `cancel_many`."""
+        """Retry the jobs that fit, completed jobs too, as `retry` does with one; for the rest see `cancel_many`."""
         checks.check_bool("reset", reset, error=InvalidOption)
         return self._apply_many(tx, filter, self._control.retry(reset=reset), limit, dry_run)
 
@@ -498,7 +498,7 @@ class Client:
         limit: int | None = None,
         dry_run: bool = False,
     ) -> ManyJobs:
-        """Do to the jobs that fit what `update` does to one; for the rest see `cancel_many`. A call with nothing to
+        """Update the jobs that fit, as `update` does with one; for the rest see `cancel_many`. A call with nothing to
         change is refused."""
         changes = encode_changes(
             metadata=metadata,

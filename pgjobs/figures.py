@@ -12,7 +12,7 @@ from pgjobs.job import Job, JobState
 
 #: The states for which a queue may set how long their jobs are kept, in the order of the columns.
 KEPT = (JobState.COMPLETED, JobState.CANCELLED, JobState.DISCARDED)
-#: How the table says for ever: infinite intervals are new in Postgres 17.
+#: The interval that means "for ever" in the table, since infinite intervals are new in Postgres 17.
 FOR_EVER = timedelta(days=1_000_000)
 
 
@@ -98,7 +98,7 @@ class ManyJobs:
     - "referenced": a row of the application refers to the job, so it cannot be deleted
     - "refused": a trigger, CHECK or policy of the application, or a value of the row, forbids the change
 
-    After a dry run: the jobs as they would be, and the reasons that the call would have found.
+    After a dry run: the jobs as the call would leave them, and the reasons for which it would skip the others.
     """
 
     done: tuple[Job[Any], ...]

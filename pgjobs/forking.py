@@ -1,4 +1,4 @@
-"""What a forked child must make for itself, and what it must not touch.
+"""Keeps a forked child from using the connections, pools and locks of its parent.
 
 A child inherits the parent's sockets. A query that it sends on one reaches the parent's session, and closing the
 connection tells the server to end that session. The parent's threads do not exist in the child, and a lock that one of

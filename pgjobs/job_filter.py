@@ -109,12 +109,12 @@ class JobFilter:
 def check_filter(filter: object) -> None:
     if not isinstance(filter, JobFilter):
         raise InvalidFilter(
-            f"filter is a JobFilter, as in JobFilter(queues=['mail']), not {shown(filter)}: a tx comes behind it"
+            f"filter is a JobFilter, as in JobFilter(queues=['mail']), not {shown(filter)}: the tx comes after it"
         )
 
 
 def check_id(id: object) -> None:
-    """Refuse what is not the id of a job. A text of digits, as in a URL, is an id."""
+    """Refuse a value that is not the id of a job. A text of digits, as in a URL, is an id."""
     if isinstance(id, str) and _DIGITS.fullmatch(id):
         return
     if isinstance(id, bool) or not hasattr(type(id), "__index__"):
@@ -123,7 +123,7 @@ def check_id(id: object) -> None:
 
 
 def check_limit(limit: object) -> None:
-    """Refuse what is not the limit of a call for many jobs; None is no limit."""
+    """Refuse a value that cannot limit a call for many jobs; None is no limit."""
     if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
         raise InvalidFilter(f"limit is a whole number of jobs, or None for all; not {shown(limit, 40)}")
 

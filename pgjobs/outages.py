@@ -1,4 +1,4 @@
-"""Logs the first failure of what is tried again and again, and that it works again; not every failure between."""
+"""Logs an operation that fails again and again only twice: when it first fails, and when it works again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""WorkerPool: starts and stops the threads that work the queues, and lets their parts know of each other."""
+"""WorkerPool: builds and connects the parts that work the queues, and starts and stops their threads."""
 
 from __future__ import annotations
 
@@ -610,7 +610,8 @@ class WorkerPool:
         return None if isinstance(self._executor.claimer.unknown_kinds, Handler) else list(self.work_map)
 
     def _sign_off(self, deregister_schedules: Callable[[], None]) -> None:
-        """Tell the other processes that this pool has stopped. Without it they notice later by themselves."""
+        """Delete the rows of this pool, from which other processes see that it runs. If this fails, they notice later
+        that it has stopped."""
         deregister_schedules()
         self._heartbeat.deregister()
 

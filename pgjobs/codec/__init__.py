@@ -12,7 +12,7 @@ decoder, exclude)` on a field, `dataclass_json(letter_case, undefined)` on a cla
     Decimal, UUID        text
     Enum                 its value
     bytes                an array of numbers
-    A | B                the member that writes a value must be the one that reads it back
+    A | B                the member that writes a value must also be the member that reads it back
     dict[K, V]           keys become text, and come back as K in the order of Postgres
 
 A value must have the type that its field declares, when it is written and when it is read. Reading converts only

@@ -32,7 +32,7 @@ def unchanged(value: Any) -> Any:
 def scalar(
     tp: type, json_types: tuple[type, ...], write: Convert = unchanged, read: Convert = unchanged, *also: type
 ) -> Codec:
-    """The codec of a type without parts. `also` are further JSON types that it reads, since they cannot be confused."""
+    """The codec of a type without parts. `also` are other JSON types that it reads too, because they lose nothing."""
 
     def checked(accepted: Any, denied: Any, convert: Convert) -> Convert:
         def function(value: Any) -> Any:

@@ -1,7 +1,7 @@
 """JSON text from a tree of dicts and lists and back, and Refused, the error with the path of the value.
 
-There is no check per value: `json` and searches of the text find all problems. Only then the tree is walked, to find
-the path.
+Values are not checked one by one: `json`, and searches in its text, show whether there is a problem. Only then the tree
+is walked, to find the path of the value.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-MAX_DEPTH = 128  # levels of nesting: reading one may take five of the thousand frames that Python allows
+MAX_DEPTH = 128  # levels of nesting: to read one level may take five of the thousand frames that Python allows
 MAX_DIGITS = 4300  # of an int: the default limit of Python
 JSONB_BYTES = 268_435_455  # the largest object or string that jsonb can hold
 

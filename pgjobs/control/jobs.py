@@ -6,7 +6,7 @@ One job is a filter with one id: the statement and the way to apply it are the s
     --------------------------------  ------------------------  --------------------------------------------------
     batches                           one                       as many as it takes, in the order of the keys, up
                                                                 to the job that is the newest when the call begins
-    two queues have a job of this id  AmbiguousJob              both jobs are meant
+    two queues have a job of this id  AmbiguousJob              is applied to both jobs
     a finished job                    is found                  `cancel_many` passes over it
     a job that cannot be changed      an error                  a reason in `ManyJobs.skipped`
     a job that makes the statement    the error of the server,  the same in the caller's transaction; else the batch
@@ -48,7 +48,7 @@ from pgjobs.job import Job
 from pgjobs.job_filter import BIGGEST_ID, SMALLEST_ID, JobFilter, check_filter, check_id, check_limit
 from pgjobs.options import JobOptions
 
-PATIENCE = 1.0  # seconds that a call waits in all for what another transaction holds
+PATIENCE = 1.0  # seconds that a call waits in all for the locks of other transactions
 PAUSE = 0.02  # seconds between two tries
 BATCH = 1000  # jobs of one statement, and of one transaction of our own
 
@@ -66,7 +66,7 @@ class JobControl:
         self._transaction = transaction
 
     def one(self, tx: Tx, id: int, action: Action) -> Job[Any]:
-        """Apply the action to the job with this id; return the job as it is then, or raise why it was not changed."""
+        """Apply the action to the job with this id. Returns the changed job, or raises an error that says why not."""
         check_id(id)
         filter = JobFilter(ids=[int(id)] if SMALLEST_ID <= int(id) <= BIGGEST_ID else [])
         call = _Call(self._queries, action, filter, lambda: self._transaction(tx), is_borrowed(tx), single=True)
@@ -173,7 +173,7 @@ class _Call:
             return self.queries.snapshot_is_kept(conn)
 
     def _apply(self, batch: KeysetBatch) -> Sequence[JobKey]:
-        """Apply the action to a batch; the keys of its jobs."""
+        """Apply the action to a batch. Returns the keys of its jobs."""
         try:
             return self._sort(self._try(batch))
         except psycopg.Error as error:
@@ -211,7 +211,7 @@ class _Call:
         return keys
 
     def _sort(self, results: Sequence[ControlResult]) -> Sequence[JobKey]:
-        """Keep each job by its result; the keys of all."""
+        """Sort the jobs by their results into done, busy and skipped. Returns the keys of all."""
         accepted = {"done", "unchanged"}
         if self.action.running == "request" or (self.single and self.action.running == "leave"):
             accepted.add("running")
@@ -244,7 +244,7 @@ def is_conflict(error: psycopg.Error) -> bool:
 
 def not_allowed(job: Job[Any] | None, result: str, action: Action) -> PgjobsError:
     """The error for a job that the action must not change."""
-    assert job is not None  # only calls for many jobs skip a job that no statement gave
+    assert job is not None  # it is None only in calls for many jobs, which raise no such error
     match result:
         case "running":
             return JobRunning(f"job {job.id} is running: cancel it, or wait until it has ended")

@@ -31,8 +31,8 @@ ControlResult = tuple[Job[Any], str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeysetBatch:
-    """The next jobs of a filter by their keys: at most `size` of those behind the key `after`, or of those `among`
-    some keys; never one whose id is greater than `newest`."""
+    """Some of the jobs of a filter, in the order of their keys: at most `size` jobs, with a key behind `after` or in
+    `among`, and with an id up to `newest`."""
 
     newest: int = BIGGEST_ID
     size: int | None = None
@@ -68,7 +68,7 @@ class Changes:
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """A change to jobs: its statement and the values of that, without the filter.
+    """A change to jobs: its statement and the parameters of the statement, without those of the filter.
 
     `running` says what happens to a running job: the action requests its end, leaves the job as it is, or is refused.
     """
@@ -115,7 +115,7 @@ class ControlQueries:
         single: bool = False,
         notify: bool = True,
     ) -> list[ControlResult]:
-        """Apply an action to a batch of jobs; each job as it is then, and the result for it.
+        """Apply an action to a batch of jobs. Returns each job as it is then, with its result.
 
         `single`: the filter is the id of one job. Raises AmbiguousJob, and changes nothing, when several queues have a
         job with this id.

@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 class Queues:
-    """The queues: what is known of them, and what can be done to them. Each call takes a `tx` like `enqueue`."""
+    """Lists, counts, pauses, resumes and updates queues. Each call takes a `tx` like `enqueue`."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class Queues:
         """The numbers of each queue, by its name: how many jobs wait, run and ended in the last minute, and how long
         the oldest has waited.
 
-        Of the queues in `names`, whether they exist or not, or of all queues.
+        `names` may contain queues that do not exist; without `names`, all queues are returned.
         """
         checked = None if names is None else [check_queue(name) for name in _several(names)]
         with self._transaction(tx) as conn:
@@ -84,9 +84,9 @@ class Queues:
     ) -> Queue:
         """Set how long the finished jobs of a queue stay in the table. An argument that is left out changes nothing.
 
-        None means the time that is set on the worker pool which cleans; `timedelta.max` means for ever. The row of the
-        queue holds the time, so that all processes obey it; the row is made if there is none. Raises QueueLocked as
-        `pause` does.
+        None means the time that the worker pool which deletes the jobs has as its setting; `timedelta.max` means for
+        ever. The time is stored in the row of the queue, so that all processes obey it; a missing row is inserted.
+        Raises QueueLocked as `pause` does.
         """
         check_queue(name)
         given = dict(zip(KEPT, (keep_completed, keep_cancelled, keep_discarded), strict=True))
@@ -108,7 +108,7 @@ class Queues:
         return self._until_free(name, tx, pause, "is pausing or resuming")
 
     def _until_free(self, name: str, tx: Tx, change: Callable[[AnyConnection], T | None], other_does: str) -> T:
-        """Make a change that is None while another transaction holds a row: try again for a second."""
+        """Call `change`, which returns None while another transaction holds a row, until it succeeds, for a second."""
         give_up = time.monotonic() + PATIENCE
         with self._transaction(tx) as conn:
             if not is_borrowed(tx):

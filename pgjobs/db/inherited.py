@@ -73,7 +73,7 @@ def _django_connections() -> Iterator[Any]:
 
 
 def _drop_all_inherited() -> None:
-    """Runs in each child right after the fork, so that code is safe too that never calls pgjobs."""
+    """Runs in each child right after the fork, so that code which never calls pgjobs is safe too."""
     for engine in list(_engines):
         with suppress(Exception):
             engine_here(engine)

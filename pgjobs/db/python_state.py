@@ -19,7 +19,7 @@ _NAMES = (
     "deferrable",
 )
 _values = attrgetter(*_NAMES)
-# In a transaction psycopg refuses to change the other attributes, so they need no look.
+# In a transaction psycopg refuses to change the other attributes, so they need not be compared.
 _changeable_in_transaction = attrgetter(
     "row_factory",
     "cursor_factory",

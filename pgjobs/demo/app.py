@@ -16,7 +16,7 @@ from psycopg import Connection
 
 from pgjobs import Client, Job, WorkerPool, WorkMap, job_options
 
-SCHEMA = "pgjobs_demo"  # where pgjobs keeps its own tables; "pgjobs" when nothing is said
+SCHEMA = "pgjobs_demo"  # where pgjobs keeps its own tables; the default of Client is "pgjobs"
 
 # No unique keys here, so that the demo would see a file that was indexed twice.
 TABLES = """

@@ -3,8 +3,8 @@
 A plain loop goes first. It indexes files for some seconds, so that the amount of work fits the machine; the workers
 then index the same files. At the end queries compare what both have written.
 
-The database is an embedded Postgres that is deleted when the demo ends; --keep keeps it. On a database that is given
-the demo works in schemas of its own, pgjobs_demo and stdlib_index, and drops them at the end.
+The database is an embedded Postgres that is deleted when the demo ends; --keep keeps it. In another database (--dsn) it
+uses schemas of its own, pgjobs_demo and stdlib_index, and drops them at the end.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from pgjobs.embedded import EmbeddedPostgres, EmbeddedPostgresError, database_ur
 
 
 def run(dsn: str | None = None, keep: Path | None = None, loop_seconds: float = 4.0) -> int:
-    """Run the demo and print what it shows; 0 when all is as it should be."""
+    """Run the demo and print its results. Returns 0 if nothing was lost or done twice."""
     try:
         if dsn and keep:
             raise DemoFailed("give --dsn or --keep: the demo leaves nothing in a database of yours")
@@ -54,7 +54,7 @@ def run(dsn: str | None = None, keep: Path | None = None, loop_seconds: float = 
 
 
 def _checked(dsn: str) -> str:
-    Client(dsn).close()  # refuses what is no connection string, and repeats no password
+    Client(dsn).close()  # raises for a wrong connection string, without repeating the password
     dsn = re.sub(r"^(postgres(ql)?)\+psycopg:", r"\1:", dsn)  # as SQLAlchemy writes it
     psycopg.connect(dsn).close()  # fails at once when there is no server; a pool would try for half a minute
     return dsn
@@ -110,7 +110,7 @@ def _tell(dsn: str, loop_seconds: float) -> int:
 
 
 def find_problems(kill: Kill, counts: dict[str, int]) -> list[str]:
-    """What is not as it should be."""
+    """The results that differ from what pgjobs promises, as texts."""
     problems = [f"FAILED: {title}: {count}" for title, count in counts.items() if count]
     before, done = kill.rows[0][1], kill.rows[-1][1]
     if before != ("running", 1, "demo-1", 0):

@@ -20,7 +20,7 @@ from pgjobs.demo import app, queries
 from pgjobs.demo.terminal import Progress, say
 from pgjobs.demo.worker_process import DemoFailed, WorkerProcess
 
-_FEWEST_FILES = 100  # on a very slow machine the loop takes longer than it was told
+_FEWEST_FILES = 100  # on a very slow machine the loop takes longer than `seconds`
 _ENOUGH_FILES = 1200  # some systems install the standard library without its tests
 _STALLED = 60.0  # seconds without any progress
 

@@ -12,8 +12,8 @@ sent their rows, so that every driver, synchronous or not, inserts in the same w
 | any number without a key, to be counted only | copy_due_now; prepare_copy and copy_timed; notify_copied |
 
 Unique jobs are inserted in turns. The insert of a turn skips each job that has a duplicate. Then the duplicates are
-changed, if the job says `replace`, or looked up. A duplicate can end between the insert and that: its job takes part in
-the next turn.
+changed, if the job says `replace`, or looked up. If a duplicate ends between the insert and this step, the skipped job
+takes part in the next turn.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from pgjobs.options import EncodedJob
 
 COPY_FROM = 20  # jobs: for fewer, the round trips of a COPY take longer than an INSERT
 _KEY, _MAY_READ = 19, 20  # the columns after those of a job
-_TURNS = 100  # at most, for a job whose duplicate is there, and gone, and there again
+_TURNS = 100  # at most: in each turn a job may be skipped for a duplicate that then ends
 
 
 class _Duplicate(NamedTuple):
-    """That a job was not inserted, because another job has its key. They sort as the insert sorts the jobs."""
+    """A job that was not inserted, because another job has its key. Sorted by key, as the insert sorts the jobs."""
 
     key: bytes
     place: int  # of the job that was not inserted
@@ -52,7 +52,7 @@ class InsertBuilder:
         self._with_args = encoder.with_args
 
     def insert(self, jobs: Sequence[EncodedJob], *, notify: bool, may_copy: bool) -> Requests[list[Job[Any]]]:
-        """Insert the jobs; they come back in their order. Instead of a duplicate the job that is there comes back."""
+        """Insert the jobs, and return them in their order. If another job has the key of one, return that other job."""
         if len(jobs) == 1 and notify and is_plain(jobs[0]):
             return self._insert_plain(jobs[0])
         if any(job.unique is not None for job in jobs):
@@ -186,7 +186,7 @@ class InsertBuilder:
 
 
 def is_plain(job: EncodedJob) -> bool:
-    """Whether the job can run now and has nothing that most jobs have not."""
+    """Whether the job can run now and has neither a key nor tags, as most jobs."""
     return not (job.unique or job.tags or job.pending or job.delay or job.scheduled_at)
 
 
@@ -197,7 +197,7 @@ def _one(rows: Rows) -> Sequence[Any]:
 
 
 def _inserted(row: Sequence[Any]) -> Sequence[Any]:
-    """The row of a job; of a job that was not inserted it has no id."""
+    """Return the row of a job; raise if it has no id, because the job was not inserted."""
     if row[0] is None:
         raise psycopg.DataError("the statement gave no row")
     return row

@@ -73,8 +73,8 @@ class Encoder:
             raise NoJobs("there are no jobs to enqueue")
 
     def with_args(self, job: EncodedJob, made: Job[Any]) -> Job[Any]:
-        """The inserted job with the args that the caller passed, unless middleware has changed them; a duplicate with
-        its own."""
+        """The inserted job with the args that the caller passed, unless middleware has changed them. A duplicate keeps
+        its own args."""
         if not has_args(made):
             return made
         if made.kind != job.original_kind:
@@ -175,8 +175,8 @@ class Encoder:
 
 
 def _check_unique(args: object, unique: Unique | None) -> Unique | None:
-    """The same with the fields as they are named in JSON. A field that the args do not have is refused: its value would
-    be the same for all jobs."""
+    """Replace the names in `by_args` by those that the fields have in JSON. A field that the args do not have is
+    refused: its value would be the same for all jobs."""
     if unique is None or not isinstance(unique.by_args, tuple):
         return unique
     if isinstance(args, Mapping):

@@ -55,7 +55,7 @@ class Enqueuer:
             try:
                 inserted = self._enqueue_alone(self.source.pool if tx is None else tx, job, notify)
             except psycopg.Error:
-                with advised(self.schema):  # only now: around each insert it would cost more than the checks
+                with advised(self.schema):  # only after an error: around each insert it would cost more than the checks
                     raise
             if inserted is not None:
                 return inserted
@@ -90,7 +90,7 @@ class Enqueuer:
 
     def _enqueue_alone(self, pool: ConnectionPool[Any], job: EncodedJob, notify: bool) -> Job[Any] | None:
         """Insert one job by one statement that is a transaction by itself; None where that is not possible."""
-        if type(pool).connection is not ConnectionPool.connection:  # a subclass wants its own method to be called
+        if type(pool).connection is not ConnectionPool.connection:  # a subclass expects a call of its own method
             return None
         conn = take_live(pool)  # `pool.connection()` costs as much as the insert
         try:

@@ -23,7 +23,9 @@ from pgjobs.enqueuing.queries import Request, Rows, check_encoding
 from pgjobs.execution.transport import Prepared
 
 _BACKEND_PID = 10  # the column with the process id of the server
-_MOST_LOSSES = 10  # each is an error in the log of the server, and the reset of a pool may be DISCARD ALL
+# After so many losses it prepares no more: each is an error in the log of the server, and where a pool resets its
+# connections by DISCARD ALL, each checkout would have one.
+_MOST_LOSSES = 10
 _GOOD = (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK)
 
 
@@ -77,7 +79,7 @@ def send(conn: AnyConnection, may_prepare: bool, request: Request) -> Rows:
 
 
 def _single_insert(conn: AnyConnection, statement: Prepared) -> SingleInsert:
-    """That of the connection; all clients of the same schema share it."""
+    """The SingleInsert of this connection, which all clients of the same schema share."""
     known: dict[bytes, SingleInsert] = conn.__dict__.setdefault("_pgjobs_inserts", {})
     found = known.get(statement.name)
     if found is None:

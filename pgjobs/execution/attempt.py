@@ -67,7 +67,7 @@ class Attempt:
     # Defaults of the class: most attempts change none of these, and an attempt is made for every job.
     started = False  # the handler was called
     args_fit = True  # the args could be decoded for the handler
-    outcome: Outcome | None = None  # once it is decided; None if the job completes
+    outcome: Outcome | None = None  # None until it is decided, and for a job that completes
     completed = False  # by job.complete(tx), which may not be committed
     run_seconds = 0.0  # of the handler
     reason: Reason | None = None  # why it is to stop
@@ -215,7 +215,7 @@ class Attempt:
             absorb_interrupt()
 
     def abandon(self) -> None:
-        """Give up the connection of a thread that does not come back, so that the pool makes another one."""
+        """Give up the connection of a stuck thread, so that the connection pool opens another one."""
         if self.checkout is not None:
             self.checkout.abandon(self._conn_id)
 

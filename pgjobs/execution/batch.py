@@ -59,13 +59,14 @@ class Batches:
     def __init__(self, executor: Executor) -> None:
         self.executor = executor
         self.queries = BatchQueries(executor.claimer.queries)
-        # How many jobs to claim, by queue: the batch size, halved so often, and no more than a transaction has room
-        # for. After a job that must run alone there may be more such jobs, and a claim locks jobs behind one for
-        # nothing. Each number has a prepared statement of its own, so only few numbers are used.
+        # By queue. A claim asks for the batch size, halved `_halved` times, and for at most `_room` jobs: so many can
+        # have savepoints in one transaction. After a job that must run alone it asks for one job: more such jobs may
+        # follow, and a larger claim would lock the jobs behind them for nothing. Each size has a prepared statement of
+        # its own, so there are only few sizes.
         self._halved: dict[str, int] = {}
         self._room: dict[str, int] = {}
         self._plans = _Plans(self.plan)
-        self._planned = -1  # the `changes` of the WorkMap that they are for
+        self._planned = -1  # `changes` of the WorkMap when the plans were made
 
     def run_next(
         self,
@@ -89,7 +90,7 @@ class Batches:
             except (psycopg.Error, UnreadableRow) as error:
                 if not concerns_a_row(error):
                     raise
-                halved = self._halved[queue] = halved + 1  # a claim of one job finds the row
+                halved = self._halved[queue] = halved + 1  # until a claim of one job finds the row
                 continue
             if found is not None:
                 claimed()

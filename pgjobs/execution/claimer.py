@@ -82,7 +82,7 @@ class Claimer:
         self.lost_claims = LostClaims(self.queries)
 
     def begin_anew(self, worker: str) -> None:
-        """Claim for a forked child: forget the locks, the claims and the facts of the parent."""
+        """Called in a forked child: forget the locks, the claims and the facts of the parent."""
         self.worker = worker
         self._facts, self._settings_version = None, -1
         self.sync_until = _NOT_KNOWN
@@ -161,7 +161,7 @@ class Claimer:
         if transport is None or job.kind in self._simple_kinds:
             return self.complete_simple(checkout, job, data)
         if transport.used and checkout.configures:
-            go_on = False  # the owner's settings must be made before the next job
+            go_on = False  # its owner must configure the session before the next job
         assert self._facts is not None
         then = self.request(job.queue, None, self.marks.start(job.queue), self._facts) if go_on else None
         try:
@@ -185,8 +185,8 @@ class Claimer:
     def complete_simple(
         self, checkout: Checkout, job: Job[Any], data: AttemptData, *, cancel_requested: bool = False
     ) -> FinishResult:
-        """The same without a claim, and without what is prepared. `cancel_requested`: the job's cancel request is noted
-        in its metadata."""
+        """As `complete`, but without a claim and without prepared statements. `cancel_requested`: the job's cancel
+        request is noted in its metadata."""
         async_commit, session = self.commits_async(job), checkout.session
         return self.queries.complete(
             checkout.conn,
@@ -203,10 +203,12 @@ class Claimer:
             self.lost_claims.add(then.queue, then.token)
         if isinstance(error, psycopg.errors.InvalidSqlStatementName) and self.queries.tag in str(error):
             self._simple_kinds.add(job.kind)  # its handler deallocates what pgjobs has prepared
-            raise JobStopped("the handler deallocated what pgjobs had prepared; it runs again, without that") from error
+            raise JobStopped(
+                "the handler deallocated the prepared statements of pgjobs; it runs again without them"
+            ) from error
 
     def unclaim_next(self, checkout: Checkout) -> None:
-        """Undo the claim that came with the last finish: its job is not to be started."""
+        """Undo the claim that was sent with the last finish, because its job will not be started."""
         transport: PreparedTransport | None = checkout.transport
         if transport is None or transport.next is None:
             return
@@ -266,7 +268,7 @@ class Claimer:
             self.lost_claims.unclaim(checkout, request.queue, request.token, error)
             if isinstance(error, AttemptLost):
                 return None
-            if isinstance(error, psycopg.errors.UniqueViolation) and request.id is not None:  # it waited for its retry
+            if isinstance(error, psycopg.errors.UniqueViolation) and request.id is not None:  # was `retryable`
                 raise UniqueConflict(f"job {request.id} cannot run now: another job has its unique key") from error
             raise
         except Exception as error:

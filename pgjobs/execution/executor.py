@@ -63,7 +63,7 @@ class Executor:
         return job
 
     def unclaim_next(self, checkout: Checkout) -> None:
-        """No call follows: undo the claim of the next job, if there is one."""
+        """No call of `run_next` follows: undo the claim of the next job, if there is one."""
         self.claimer.unclaim_next(checkout)
 
     def _claim(self, checkout: Checkout, queue: str) -> Job[Any] | None:

@@ -48,7 +48,7 @@ class FailedClaims:
         with self._trial(conn):
             id = self._queries.select_next(conn, self._order, request.values)
             if id is None:
-                return  # another thread has its lock, and does the same
+                return  # another thread has locked it, and finds out the same
             try:
                 self._queries.try_claim(conn, id, request.values)
             except psycopg.Error as failed:
@@ -92,7 +92,7 @@ class FailedClaims:
             self._unworkable.discard(conn, (id, queue), (JobState.RUNNING,), reason, token=token)
 
     def went_on(self, queue: str, job: Job[Any] | None) -> None:
-        """A claim has come to its end: log what was set aside on the way. `job` is the one that it has claimed."""
+        """Called after a claim, with the job that it has claimed: log the jobs that it has set aside."""
         if not self._aside:
             return
         act = claims_of(queue)

@@ -8,8 +8,8 @@
     the late finish fails too                       nowhere: the rescue finds the job
 
 A late finish is guarded by the token alone and waits for no lock longer than a second: if the row is locked, a dead
-connection or a rescue holds the lock. If the answer to a COMMIT was lost, the job is looked up to see whether the
-commit has taken place.
+connection or a rescue holds the lock. If the answer to a COMMIT was lost, the job is read again to find out whether it
+was committed.
 """
 
 from __future__ import annotations
@@ -75,9 +75,8 @@ class Finisher:
     events: Events
     error_details: bool = True  # whether the DETAIL, HINT and CONTEXT of Postgres errors are stored and logged
     complaints: WarnOnce = field(default_factory=WarnOnce)
-    on_due_soon: Callable[[], None] = lambda: (
-        None
-    )  # called when a job is due again before maintenance would look for it
+    # called when a job is due again before maintenance would look for it
+    on_due_soon: Callable[[], None] = lambda: None
 
     def finish(
         self, checkout: Checkout, attempt: Attempt, error: BaseException | None, *, go_on: bool = False
@@ -102,13 +101,13 @@ class Finisher:
                 checkout.restore()
         if finished is not None and finished.state is JobState.AVAILABLE:
             self.claimer.marks.forget(attempt.job.queue)
-        if finished is not None:  # after `settle`: a hook may use the framework, which must know of the commit
+        if finished is not None:  # after `after_transaction`: a hook may use the framework, which must know the outcome
             self.report(attempt, outcome, finished, error, took)
         return error
 
     def record_severed(self, attempt: Attempt, checkout: Checkout) -> None:
-        """Write the outcome of an attempt whose connection was shut down, although its handler may still run: the row
-        is free now, and the rescue must not take the job for one of a vanished worker."""
+        """Write the outcome of an attempt whose connection was shut down, although its handler may still run. Its row
+        is no longer locked, so without an outcome the rescue would treat the job as that of a vanished worker."""
         assert attempt.reason is not None
         outcome = self.decide(attempt, attempt.reason)
         with suppress(AttemptLost):  # finished or rescued at the same moment
@@ -129,7 +128,7 @@ class Finisher:
         return _job_after(attempt, COMPLETED, finished)
 
     def _runs(self, conn: AnyConnection, job: Job[Any]) -> bool:
-        """Whether the attempt still runs for this transaction: the one that completed the job was rolled back then."""
+        """Whether this transaction sees the job as running: then the transaction that completed it was rolled back."""
         found = self.queries.get_job(conn, job.id)
         return found is not None and found.state is JobState.RUNNING and found.token == job.token
 
@@ -265,7 +264,7 @@ class Finisher:
                     dead -= 1
                 else:
                     left -= 1
-                # a dead connection or a rescue holds the row's lock: not worth a thread's wait
+                # if the row is locked, a dead connection or a rescue holds the lock: this thread does not wait for it
                 if not left or not dead or error.sqlstate == _LOCK_NOT_AVAILABLE:
                     log.error("%s: could not write the outcome; the rescue will: %s", what, one_line(error))
                     return None
@@ -285,7 +284,7 @@ class Finisher:
             forget_details(error)
         try:
             outcome = self._decide_by_policy(attempt, error)
-        except BaseException as broken:  # a signal that was made without its constructor, and lacks its values
+        except BaseException as broken:  # the signal lacks its values, because its constructor was not called
             unclear = TypeError(f"{type(error).__name__} has no time to wait: {one_line(broken)}")
             unclear.__cause__ = error
             outcome = self._decide_by_policy(attempt, unclear)
@@ -299,8 +298,8 @@ class Finisher:
         return outcome
 
     def _decide_by_policy(self, attempt: Attempt, error: BaseException) -> Outcome:
-        """Decide by the policy of the handler, then by that of the pool. Args that do not fit skip the first, which may
-        read them."""
+        """Decide by the policy of the handler, then by that of the pool. If the args do not fit, only by that of the
+        pool, because the policy of the handler may read them."""
         own_policy = attempt.handler.backoff if attempt.handler is not None and attempt.args_fit else None
 
         def complain(policy: Backoff, broken: BaseException) -> None:
@@ -317,7 +316,7 @@ class Finisher:
     def report(
         self, attempt: Attempt, outcome: Outcome, finished: FinishResult, error: BaseException | None, took: float
     ) -> None:
-        """Report an outcome that was written to the log, the hooks and the subscribers."""
+        """Report an outcome, once it is written, to the log, the hooks and the subscribers."""
         if error is not None:
             _log(attempt.job, finished.state, outcome, error)
         if outcome.at is not None or (outcome.delay is not None and outcome.delay < _SOON):

@@ -21,8 +21,8 @@ def raise_in_thread(thread: threading.Thread, exception: type[BaseException]) ->
 def absorb_interrupt() -> None:
     """Let an exception that was raised in this thread arrive here, and drop it.
 
-    It is not withdrawn instead: CPython 3.11 would then take an exception to be due forever, and under a debugger or a
-    coverage tool no call would get past its first line.
+    Withdrawing it instead would meet a bug of CPython 3.11: the interpreter then believes for ever that an exception is
+    due, and under a debugger or a coverage tool no call gets past its first line.
     """
     with suppress(Interrupted):
         for _ in range(100):  # the interpreter checks for it at every jump back
@@ -30,7 +30,7 @@ def absorb_interrupt() -> None:
 
 
 def start_thread(function: Callable[[], object], *, name: str) -> bool:
-    """Call the function in a thread of its own. False when the system refuses a new thread, which may pass."""
+    """Call the function in a thread of its own. False if the system refuses a new thread; a later try may succeed."""
     try:
         threading.Thread(target=function, name=name, daemon=True).start()
     except (RuntimeError, MemoryError) as error:

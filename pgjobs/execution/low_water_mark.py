@@ -3,10 +3,10 @@
 Index entries of jobs that were claimed stay until vacuum removes them, and while an old snapshot is open it cannot. A
 scan from the beginning of the queue would read all of them. So a process starts behind the job that it claimed last.
 
-A better job may appear before the mark: one with a lower priority, or one that is available again. So there are full
+A more urgent job may appear before the mark: a new one, or one that is available again. So there are full
 scans, which start at the beginning of the queue:
 
-    when                                                  who
+    when                                                  by which thread
     ----------------------------------------------------  ------------------------------------------------------------
     nothing was found behind the mark                     the thread that found nothing, at once
     a job before the mark is available again (`forget`)   the next claim

@@ -15,9 +15,9 @@ from pgjobs.errors import Cancel, Discard, JobCancelled, JobStopped, RetryAfter,
 from pgjobs.job import Job, JobState
 from pgjobs.options import FIRST_INSTANT
 
-#: Called with a backoff and its exception; WrongAnswer if it returned no time.
+#: Called with a backoff and its exception: BadReturnValue if it returned no usable time.
 Complain = Callable[[Backoff, BaseException], None]
-AFTER_A_FAULT = timedelta(seconds=1)  # the least delay where the time of the next attempt comes from a bug
+AFTER_A_FAULT = timedelta(seconds=1)  # the shortest delay if a bug decides when the next attempt starts
 _MOMENT = timedelta(seconds=1)  # allowed for the difference of the two clocks and a late answer to the claim
 _RIVER = river()
 

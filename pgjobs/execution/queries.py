@@ -377,7 +377,7 @@ class ExecutionQueries:
             cur.execute(self.work["server_facts"])
             uptime, can_check, version, backend_pid = one(cur)
             bound = "transaction_timeout" if version >= 170000 else "idle_in_transaction_session_timeout"
-            pooled = backend_pid != conn.pgconn.backend_pid  # a pooler tells the client a number of its own
+            pooled = backend_pid != conn.pgconn.backend_pid  # a pooler sends the client another number
             return ServerFacts(timedelta(microseconds=uptime), can_check, bound, pooled)
 
     def bare_write(
@@ -391,7 +391,7 @@ class ExecutionQueries:
         counted: int,
         keep_key: bool,
     ) -> bool:
-        """Whether the row takes a change of its state that reads none of its values. The change is rolled back."""
+        """Whether the server accepts a change of the state that reads no other value of the row. It is rolled back."""
         values = {"id": id, "queue": queue, "states": list(states), "state": to, "counted": counted, "key": keep_key}
         with conn.transaction(force_rollback=True):
             [rows] = act(conn, self._bare_write, values)

@@ -106,7 +106,7 @@ class Savepoints:
         return self._wait(generator, *args, **options)
 
     def _begin(self) -> None:
-        if self._begun or self.broken:  # an interrupt has hit the last try, which may have been sent or not
+        if self._begun or self.broken:  # an interrupt came during the last try, which may have been sent or not
             self.broken = True
             raise TransactionBroken(_OVER)
         self._begun = True
@@ -118,7 +118,7 @@ class Savepoints:
                 raise
             self.culprit = self.last
             if isinstance(error, psycopg.errors.InvalidSqlStatementName):
-                self.fault = "the handler deallocated what pgjobs had prepared"
+                self.fault = "the handler deallocated the prepared statements of pgjobs"
             raise TransactionBroken(_OVER) from error
         self.last = None
         self.used += 1

@@ -127,8 +127,7 @@ class _Act:
 
 
 class SetAside:
-    """The rows that the acts of one process pass over, by act. Their number is bounded. Each process finds out for
-    itself."""
+    """The rows that the acts of one process pass over, by act. Their number is bounded. Processes do not share them."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -148,7 +147,7 @@ class SetAside:
             known = self._acts.get(act)
             if known is None:
                 return []
-            # a row that has not failed again long after its pause is gone, or another process has worked it
+            # forget the rows that have not failed again long after their pause: another process may have worked them
             known.rows = {key: row for key, row in known.rows.items() if now < row.until + 2 * row.pause}
             return [key for key, row in known.rows.items() if now < row.until]
 
@@ -224,7 +223,7 @@ class SetAside:
         return pause
 
     def say(self, act: str) -> None:
-        """Log the rows that were set aside just now: each row once, and of many that fail alike only a few."""
+        """Log the rows that were set aside since the last call, each once; if many fail alike, only the first few."""
         known = self._acts.get(act)
         while known is not None and known.not_logged:
             what, error = known.not_logged.pop(0)

@@ -307,7 +307,7 @@ class PreparedTransport:
         return self._template(steps, queue, places)
 
     def _beginning(self, settings: ClaimValues) -> Literals:
-        """The mark before all jobs."""
+        """The mark that lies before all jobs of a queue."""
         return {name: self._literal(settings.get(name)) for name in ("mark_priority", "mark_time", "mark_id")}
 
     def _spelled(self, queue: str) -> object:
@@ -316,7 +316,7 @@ class PreparedTransport:
         return queue if queue.isascii() else (queue, self._conn.info.encoding)
 
     def _template(self, steps: Iterable[Prepared], queue: str, places: Literals) -> bytes:
-        """A message with placeholders for `%`."""
+        """Make a message with placeholders; the operator `%` puts the values in."""
         values = {**places, "queue": self._literal(queue).replace(b"%", b"%%")}
         return self.message([(step, values) for step in steps])
 

@@ -68,8 +68,8 @@ class Unworkable:
         others_work: Callable[[], bool] = lambda: False,
     ) -> bool:
         """Discard the job if the values of its row are to blame, and return True; else set the row aside. Raises the
-        error if the row is not to blame. `change` is what the act does; None if it only deletes. `others_work` is
-        called if it is in doubt whether the row is to blame."""
+        error if the act fails for all rows. `change` is the change that the act makes; None if it only deletes. If it
+        is in doubt whether the act fails for all rows, `others_work` is called."""
         if change is not None and self._is_to_blame(conn, row, error, change):
             reason = clean(f"this job cannot be worked because of a value in its row: {short(error)}", ERROR_LIMIT)
             if self.discard(conn, row, change.states, reason):
@@ -115,9 +115,9 @@ class Unworkable:
         return False
 
     def bit_by_bit(self, conn: AnyConnection, act: Act, error: psycopg.Error) -> None:
-        """Do an act that has failed to one half of its rows and to the other, and so on, until the rows are found for
-        which it fails. One call makes at most MOST_TRIES tries; the next call goes on. Raises the error if it does not
-        concern a row, or if no row works."""
+        """Find the rows for which an act has failed, by bisection: do it to each half of the rows, and divide a half
+        for which it fails. One call makes at most MOST_TRIES tries; the next call continues. Raises the error if it
+        does not concern a row, or if no row works."""
         if not concerns_a_row(error) or self.aside.is_common(act.name, error):
             raise error
         rows = act.find()

@@ -40,7 +40,7 @@ class Watchdog:
         self.begin_anew()
 
     def begin_anew(self) -> None:
-        """Forget all attempts and threads: of a new watchdog, and in a forked child, which has none of them."""
+        """Start without attempts and threads: called for a new watchdog, and in a forked child, which inherits none."""
         self._attempts: dict[Attempt, bool] = {}  # with whether its severed connection was reported
         self._guarded: set[Checkout] = set()
         self._lock = threading.RLock()
@@ -54,7 +54,7 @@ class Watchdog:
         self._thread: threading.Thread | None = None  # while there are users
 
     def start(self) -> None:
-        """Watch for the pool, which starts."""
+        """Watch from now on, because the pool starts."""
         with self._lock:
             self._stop_all, self.stopped = None, 0
             self._add_user()
@@ -70,7 +70,7 @@ class Watchdog:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Watch for as long as the block."""
+        """Watch until the block ends."""
         with self._lock:
             self._add_user()
         try:
@@ -92,7 +92,7 @@ class Watchdog:
                 raise
 
     def _remove_user(self) -> threading.Thread | None:
-        """Returns the thread, which ends, if that was the last user."""
+        """If that was the last user, the thread ends; returns it then, to be joined."""
         self._users -= 1
         if self._users:
             return None
@@ -119,7 +119,7 @@ class Watchdog:
 
     @contextmanager
     def guard(self, checkout: Checkout) -> Iterator[None]:
-        """For as long as the block, shut the connection down when its answer is overdue (`checkout.answer_due`)."""
+        """Until the block ends, shut the connection down if its answer is overdue (`checkout.answer_due`)."""
         with self._lock:
             self._guarded.add(checkout)
         try:
@@ -154,8 +154,8 @@ class Watchdog:
             self._changed.notify()
 
     def stop_expired_leases(self, tokens: set[UUID]) -> None:
-        """Stop the attempts with these tokens, whose leases have expired; but one that has completed its own job needs
-        no lease any more."""
+        """Stop the attempts with these tokens, whose leases have expired. An attempt that has completed its own job is
+        not stopped: it needs no lease any more."""
         with self._lock:
             for attempt in self._attempts:
                 if attempt.job.token in tokens and not attempt.completed:

@@ -4,8 +4,8 @@ No process is the leader. Each duty has a row in the table `maintenance` with th
 that finds a duty due locks its row, does the duty in a short transaction that the server bounds, and moves the time on.
 If that process dies or hangs, the server ends its transaction, and another process does the duty.
 
-To add a duty, add it to the list in `Maintenance`: its name, its act and its interval. Its row is inserted if its name
-is in DUTIES of pgjobs/db/bookkeeping.py.
+To add a duty, add it to the list in `Maintenance`: its name, its act and its interval. Add its name to DUTIES in
+pgjobs/db/repair.py too: its row is then inserted where it is missing.
 """
 
 from __future__ import annotations
@@ -38,9 +38,8 @@ log = get_logger("pgjobs.maintenance")
 NOW = timedelta(0)
 
 # The intervals that are not used in the list of duties alone.
-PROMOTE_EVERY = timedelta(
-    seconds=1
-)  # an enqueue notifies if its job is due within twice this: see notify_due in parts.sql
+# An enqueue notifies if its job is due within twice PROMOTE_EVERY: see notify_due in parts.sql.
+PROMOTE_EVERY = timedelta(seconds=1)
 AFTER_FAILURE = timedelta(seconds=5)
 
 # How often this process looks at duties that are not due yet, or that another process is doing.
@@ -112,7 +111,7 @@ class Maintenance:
         self.bring_promote_forward = promoter.bring_forward
 
     def do(self, conn: AnyConnection, name: str) -> timedelta:
-        """Do a duty if it is due and no other process is doing it. How long until this process should try it again."""
+        """Do a duty if it is due and no other process does it. Returns how long until this process should try again."""
         duty = self.duties[name]
         try:
             remaining = self._queries.begin_duty(conn, name, max(duty.every, _LONGEST_WAIT))
@@ -136,7 +135,7 @@ class Maintenance:
         return self._queries.anything_due(conn, IDLE_LOOK_EVERY + PROMOTE_EVERY)
 
     def postpone(self, conn: AnyConnection, name: str) -> None:
-        """Move the time of a duty on that has failed, so that not every process tries it at once."""
+        """Set a later time for a duty that has failed, so that not every process tries it at once."""
         self._queries.postpone_duty(conn, name, AFTER_FAILURE)
 
     def _prune_workers(self, conn: AnyConnection) -> None:

@@ -1,6 +1,6 @@
 """The act of the duty `promote`: makes scheduled and retryable jobs available when they are due.
 
-A job whose unique key does not hold while the job waits may find, when it is due, that another job has the key. The
+A job may give up its unique key while it waits, and another job may have the key when the first one is due. The
 statement for the batch leaves such jobs alone, and each is promoted or discarded by a statement of its own.
 """
 
@@ -22,7 +22,7 @@ from pgjobs.maintenance.queries import MaintenanceQueries, Selection
 log = get_logger("pgjobs.maintenance")
 
 _NOW = timedelta(0)
-_RETRY_LOCKED = timedelta(milliseconds=20)  # a due job was left, so another transaction has locked it
+_RETRY_LOCKED = timedelta(milliseconds=20)  # if a due job was not promoted, because another transaction has locked it
 _MOST_CONTESTED = MOST_TRIES  # jobs with a statement of their own, in one transaction: each takes a savepoint
 
 
@@ -50,7 +50,7 @@ class Promoter:
             self._promote_contested(conn, id, queue)
         if sum(self._promoted.values()) + len(contested) >= BATCH or len(contested) > _MOST_CONTESTED:
             return _NOW
-        if contested:  # `due` was theirs
+        if contested:  # `due` is the time of one of these
             due = self._queries.next_due(conn, self._rows())
         if due is None or due > _NOW:
             return due

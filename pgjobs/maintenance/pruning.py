@@ -101,7 +101,7 @@ class Pruner:
         return True
 
     def _prune_some(self, conn: AnyConnection, rule: RetentionRule) -> int:
-        """Delete some jobs in no order, because none of the oldest can be deleted. How many were deleted."""
+        """Delete some jobs in no order, because none of the oldest can be deleted. Returns how many."""
         deleted = 0
         for id, _ in self._queries.some_jobs_to_prune(conn, rule, MOST_TRIES):
             try:

@@ -174,20 +174,20 @@ class MaintenanceQueries:
         return cancelled, settled
 
     def prune(self, conn: AnyConnection, rule: RetentionRule, batch: int, rows: Selection = ALL_ROWS) -> int:
-        """Delete the oldest jobs that a rule lets go; how many."""
+        """Delete the oldest jobs that were kept as long as the rule says. Returns how many."""
         [[(deleted,)]] = act(conn, self._sql["prune"], rule.values(batch, rows))
         return deleted  # type: ignore[no-any-return]
 
     def prune_after(
         self, conn: AnyConnection, rule: RetentionRule, after: Position, batch: int, rows: Selection = ALL_ROWS
     ) -> tuple[int, Position]:
-        """Read the next jobs of all queues that ended in the state of the rule, and delete those that it lets go.
-        Returns how many were read, and the new position."""
+        """Read the next jobs of all queues that ended in the state of the rule, and delete those that were kept as long
+        as it says. Returns how many were read, and the new position."""
         [[(seen, ended_at, id, _)]] = act(conn, self._sql["prune_after"], _values_after(rule, after, batch, rows))
         return seen, after if ended_at is None else (ended_at, id)
 
     def some_jobs_to_prune(self, conn: AnyConnection, rule: RetentionRule, batch: int) -> list[tuple[int, str]]:
-        """Some jobs that a rule lets go, in no order: id and queue."""
+        """Some jobs that were kept as long as the rule says, in no order: id and queue."""
         with literal_cursor(conn) as cur:
             cur.execute(self._sql["some_jobs_to_prune"], rule.values(batch, ALL_ROWS))
             return [(id, queue) for id, queue in cur.fetchall()]

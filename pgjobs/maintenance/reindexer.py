@@ -51,7 +51,7 @@ def is_time(at: time, now: datetime) -> bool:
 
 
 def leftovers(name: str, indexes: Iterable[str]) -> list[str]:
-    """Those of the indexes that an interrupted rebuild of the named index has left."""
+    """The invalid indexes among these that an interrupted rebuild of the named index has left."""
     pattern = re.compile(re.escape(name) + r"_cc(new|old)\d*")
     return [index for index in indexes if pattern.fullmatch(index)]
 
@@ -113,7 +113,7 @@ class Reindex:
         self._is_time = False
 
     def check_time(self, conn: AnyConnection) -> timedelta:
-        """Note whether it is time for a rebuild. How long until the next one."""
+        """Note whether it is time for a rebuild. Returns how long until the next one."""
         now = self._indexes.current_time(conn)
         self._is_time = is_time(self.at, now)
         return next_time(self.at, now) - now
@@ -135,7 +135,7 @@ class Reindex:
             self._thread.join(timeout)
 
     def rebuild(self) -> list[str]:
-        """Rebuild each index that can be; the names of those that were."""
+        """Rebuild all indexes that can be rebuilt. Returns their names."""
         with self._connect() as conn:
             names = list(self._indexes.job_indexes(conn))
         left = {index for name in names for index in leftovers(name, names)}

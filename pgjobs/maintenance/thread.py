@@ -1,8 +1,8 @@
 """The thread of a worker pool that does the duties, ticks the schedules, and does the housekeeping of its process.
 
-It calls these its acts, and sleeps until the next act is ready or `wake` or `run_soon` is called. An idle queue should
-cost little, so before it tries urgent duties it asks, in one statement, whether they would find anything. It does not
-ask about an act that `run_soon` named, or that has said exactly when it has something to do.
+The duties and the ticks are its acts. It sleeps until the next act is ready or `wake` or `run_soon` is called. An idle
+queue should cost little, so before it does urgent duties it asks, in one statement, whether they would find anything.
+It does not ask about an act that was passed to `run_soon`, or whose last call returned exactly when it must be called.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class MaintenanceThread:
         self._outages = outages or Outages()
         self._on_closed = on_closed
         self._requested: SimpleQueue[str] = SimpleQueue()  # acts, by run_soon
-        self._exact: set[str] = set()  # acts that have said exactly when they have something to do
+        self._exact: set[str] = set()  # acts whose next time is known exactly
         self._woken = threading.Event()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -141,8 +141,8 @@ class MaintenanceThread:
         return NOW
 
     def _find_idle(self, ready: set[str], certain: set[str]) -> set[str]:
-        """The urgent duties that would find nothing to do, but for those that are certain to. Asks the database only if
-        one of them is ready; the answer then holds for all."""
+        """The urgent duties that would find nothing to do. A duty in `certain` is never one of them. Asks the database
+        only if an urgent duty is ready that is not in `certain`; the answer then covers all urgent duties."""
         if not (ready - certain) & self._urgent:
             return set()
         try:
@@ -152,7 +152,7 @@ class MaintenanceThread:
             return set()
 
     def _do(self, act: str) -> timedelta:
-        """Do an act. How long until it should be done again."""
+        """Do an act. Returns how long until it should be done again."""
         wait = self._attempt(act, self._acts[act])
         (self._exact.add if wait < duties.LOOK_EVERY else self._exact.discard)(act)
         return wait
@@ -169,7 +169,7 @@ class MaintenanceThread:
                 self._outages.failed(log, _HOUSEKEEPING, error, f"{_HOUSEKEEPING} failed")
 
     def _attempt(self, act: str, call: Callable[[AnyConnection], timedelta]) -> timedelta:
-        """Call an act, and survive whatever it raises. How long until it should be done again."""
+        """Call an act, and catch all its exceptions. Returns how long until it should be done again."""
         is_duty = act in self._maintenance.duties
         try:
             within = _SLOW_ANSWER_WITHIN if is_duty and act not in self._urgent else _ANSWER_WITHIN

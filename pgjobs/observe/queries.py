@@ -53,14 +53,14 @@ class ObserveQueries:
             return [queue_of(row) for row in cur.fetchall()]
 
     def queue_stats(self, conn: AnyConnection, names: Iterable[str] | None) -> list[QueueStats]:
-        """Of all queues, or of those in `names`, whether they exist or not."""
+        """The numbers of all queues, or of those in `names`, which need not exist."""
         with bound_cursor(conn) as cur:
             values = {"names": None if names is None else list(names)}
             cur.execute(self._observe["queue_stats"], values, prepare=False)
             return [QueueStats(row[0], as_utc(row[1]), *row[2:]) for row in cur.fetchall()]
 
     def own_retention(self, conn: AnyConnection) -> list[tuple[str, JobState, timedelta]]:
-        """How long the jobs of a queue and state are kept, where the queue itself says that."""
+        """How long the jobs of a queue and state are kept, for queues with a retention of their own."""
         with literal_cursor(conn) as cur:
             cur.execute(self._observe["own_retention"])
             return [

@@ -56,7 +56,7 @@ class TickPlan:
 
     tick: datetime | None
     next: datetime | None
-    ran_now: bool = False  # the tick is a run that was asked for by hand
+    ran_now: bool = False  # the tick is a run that was requested by hand
     job: EncodedJob | None = None  # computed by code; None: use the args and options of the row
     error: str | None = None
     last_tick: datetime | None = None  # for the column last_tick_at; None leaves it
@@ -89,9 +89,9 @@ class ScheduleQueries:
         *,
         only: str | None = None,
     ) -> tuple[list[DueSchedule], timedelta | None]:
-        """The schedules that have something to do now, and how long until another one has; of the schedules of the
-        table and of those in the code of this process, whose `versions` are given by name. `only` restricts it to one
-        schedule."""
+        """The schedules that have something to do now, and how long until the next one has. Looks at the schedules that
+        were made in the table, and at those in this process's code, whose names are the keys of `versions`; with
+        `only`, at one schedule."""
         values = {"versions": json.dumps(versions), "left_out": list(left_out), "batch": batch, "only": only}
         with _one_message(conn) as cur:
             cur.execute(self._sql["due_schedules"], values)
@@ -101,15 +101,15 @@ class ScheduleQueries:
     def due_names(
         self, conn: AnyConnection, versions: Mapping[str, int], left_out: Sequence[str], batch: int
     ) -> list[str]:
-        """The names of the schedules that `due` would read; for when it fails because of what a row holds."""
+        """The names of the schedules that `due` would read; for when it fails because of a value in a row."""
         with literal_cursor(conn) as cur:
             values = {"versions": json.dumps(versions), "left_out": list(left_out), "batch": batch}
             cur.execute(self._sql["names_of_due_schedules"], values)
             return [name for (name,) in cur.fetchall()]
 
     def write_tick(self, conn: AnyConnection, seen: DueSchedule, plan: TickPlan) -> TickResult | None:
-        """Enqueue the job of a plan and move the schedule on. None, and nothing is written, if the schedule has changed
-        since it was seen, or another process holds it."""
+        """Enqueue the job of a plan and move the schedule to its next tick. Writes nothing and returns None if the row
+        has changed since it was read, or another process has locked it."""
         job = plan.job
         parameters = {
             "name": seen.name,
@@ -136,7 +136,7 @@ class ScheduleQueries:
         return TickResult(*rows[0][:2]) if rows else None
 
     def write_error(self, conn: AnyConnection, name: str, error: str) -> None:
-        """Write down why a schedule cannot tick."""
+        """Store why a schedule cannot tick."""
         with literal_cursor(conn) as cur:
             cur.execute(self._sql["write_schedule_error"], {"name": name, "error": clean(error, _ERROR_LIMIT)})
 

@@ -62,7 +62,7 @@ class CodeSchedules:
         return f"CodeSchedules({', '.join(map(repr, self._schedules))})"
 
     def begin_anew(self, worker: str) -> None:
-        """After a fork: belong to this process, in which no pool runs yet."""
+        """Called for a new pool, and in a forked child: no pool runs in this process yet."""
         self._worker = worker
         self._changing = threading.Lock()
         self._scheduler: UUID | None = None  # the row of this run of the pool; None while the pool does not run

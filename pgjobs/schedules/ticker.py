@@ -10,7 +10,7 @@ computed in a thread of their own. Such a tick waits in `Ticker.pending`, where 
     the schedule in `pending`       next call of `tick`
     ------------------------------  -----------------------------------------------------------
     is not there                    plans the tick and starts the function
-    still computes                  leaves it out; after each minute logs that it has not answered
+    still computes                  leaves it out; after each minute logs that there is no result yet
     done, schedule unchanged        writes the planned tick, even if later ticks are due by now
     done, schedule changed since    drops the answer and plans again
 """
@@ -47,7 +47,7 @@ _ACT = "ticks"  # the name under which SetAside keeps schedules
 _LONG = 60.0  # a function that computes args for longer is logged
 _CONTENDED = 0.1  # pause of a schedule that another process holds or has just moved
 _AFTER_FAILURE = 30.0  # pause of a schedule that failed, at least
-_AFTER_COMMON_FAILURE = 5.0  # the same when many schedules fail alike: the cause may lie outside of them
+_AFTER_COMMON_FAILURE = 5.0  # instead, when many schedules fail alike: the cause may lie outside of them
 _RECENTLY = 300.0  # a tick within this time proves that schedules can tick, so one that fails is itself to blame
 
 
@@ -68,7 +68,7 @@ class _PendingTick:
 
     @property
     def still_computes(self) -> bool:
-        """Whether there is no answer yet, and none is to be logged as overdue."""
+        """Whether there is no result yet, and it is too early to log that."""
         return not self.job.done() and time.monotonic() < self._log_at
 
     def log_if_slow(self) -> None:
@@ -101,7 +101,7 @@ class Ticker:
         self._ticked_at = -math.inf  # the latest tick that was written
 
     def tick(self, conn: AnyConnection) -> timedelta:
-        """Tick each schedule that is due, and make each run that was asked for; how long until the next."""
+        """Make each tick that is due and each run that was requested by hand. Returns how long until the next."""
         registered = self._registered()
         now = time.monotonic()
         self._paused_until = {name: until for name, until in self._paused_until.items() if until > now}
@@ -182,7 +182,7 @@ class Ticker:
             self._wake(result.queue)
 
     def _pause(self, conn: AnyConnection, name: str, error: Exception) -> None:
-        """Leave a schedule that failed alone for a while, and write down why. Raises the error if the database is to
+        """After a failure, do not tick this schedule for a while, and store the error. Raises it if the database is to
         blame and not the schedule."""
         of_database = isinstance(error, psycopg.Error)
         if kind_of(error) is not None or (of_database and not concerns_a_row(error)):

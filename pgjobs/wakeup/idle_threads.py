@@ -1,8 +1,8 @@
 """How the idle worker threads of one queue wait for work.
 
 `IdleThreads` wakes the thread that fell asleep last, because its data is still in the caches of the processor: when
-there is little work, few of many threads do it. The thread that would be woken last ends its wait when the poll
-interval is over, and so polls for all of them.
+there is little work, the same few threads do it. The thread that would be woken last ends its wait when the poll
+interval is over, and polls on behalf of all of them.
 
 `WakeupState` belongs to the wake-up leader; see wakeup_leader.py. It is here because the worker threads change it too,
 under the lock of their IdleThreads.
@@ -23,9 +23,9 @@ _RESIGN_AFTER = 1.0  # when a thread was woken
 
 
 class WakeupState:
-    """What a process is to one queue: its leader or not, with NOTIFY on or off. See the table in wakeup_leader.py.
+    """Whether this process leads one queue, and whether NOTIFY is on for it. See the table in wakeup_leader.py.
 
-    The worker threads set `found_empty`; the listener's thread does all the rest.
+    The worker threads set `found_empty`; the listener's thread sets everything else.
     """
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class WakeupState:
 
     @property
     def active(self) -> bool:
-        """Whether the listener's thread must keep an eye on this queue."""
+        """Whether the listener's thread must update this state again and again."""
         return self.leads or self.found_empty
 
     def should_lead(self, now: float) -> bool:
@@ -146,8 +146,8 @@ class IdleThreads:
                 state.resign_at = now + _RESIGN_SOON
 
     def found_empty(self, seen: int) -> bool:
-        """A thread has found no job, in a search that began when the wake-up count was `seen`. Returns whether the
-        listener must be told."""
+        """A thread has found no job, in a search that began when the wake-up count was `seen`. Returns whether to
+        report that to the listener."""
         state = self.wakeup
         with self._lock:
             if state.found_empty or seen < state.counts_from:
@@ -168,7 +168,7 @@ class IdleThreads:
 
     def wait(self, seen: int, poll_interval: float) -> bool:
         """Sleep until woken; return at once if there was a wake-up since the count was `seen`. One of the idle threads
-        sleeps for the poll interval at most. Returns whether this thread did, and is to poll."""
+        sleeps for the poll interval at most. Returns whether this thread did so, and must poll now."""
         me = _Sleeper()
         with self._lock:
             if self.wake_count != seen:

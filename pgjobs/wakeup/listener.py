@@ -2,8 +2,8 @@
 
 It only makes things faster: the idle workers poll too, so no job is lost when nothing listens.
 
-A connection whose peer has vanished looks exactly like one on which nothing happens, and neither TCP nor a timeout ever
-need tell them apart. So after some silence the listener sends a query, and connects anew when no answer comes.
+A connection whose peer has vanished looks like an idle one, and the operating system may never report the difference.
+So after some silence the listener sends a query, and connects again if no answer comes.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Listener:
         self._reporting = threading.Lock()
         self._connect = connect
         self._wake = wake
-        self._interrupt_read, self._interrupt_write = os.pipe()  # a wait on a socket ends through a descriptor alone
+        self._interrupt_read, self._interrupt_write = os.pipe()  # a byte in this pipe ends the wait on the socket
         os.set_blocking(self._interrupt_read, False)
         os.set_blocking(self._interrupt_write, False)
         self._warned = False

@@ -44,7 +44,7 @@ class WakeupQueries:
             return [(leads, notify_on) for leads, notify_on, _ in cur.fetchall()]
 
     def any_claimable(self, conn: AnyConnection, queue: str, kinds: Sequence[str] | None) -> bool:
-        """Whether the queue has a job that can be claimed now; of these kinds, unless they are None."""
+        """Whether the queue has a job of these kinds that can be claimed now; None means all kinds."""
         with literal_cursor(conn) as cur:
             cur.execute(self._sql["any_claimable"], {"queue": queue, "kinds": None if kinds is None else list(kinds)})
             found: bool = one(cur)[0]

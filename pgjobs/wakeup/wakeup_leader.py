@@ -22,9 +22,9 @@ A notification reaches every process that listens, and each wakes one idle threa
 locks and notifies the other processes, one of which then leads.
 
 None of this waits for a lock: a lock that cannot be had is tried again after a pause that grows, and a thread searches
-the queue each time. And nothing rests on it: every poll interval one idle thread per queue and process looks for jobs
-whether or not there was a notification, so a lost connection, lock or notification costs one interval at most. A
-process that dies loses its locks, and another process leads after its next poll.
+the queue each time. No job depends on all this: every poll interval one idle thread per queue and process looks for
+jobs even without a notification, so a lost connection, lock or notification costs one interval at most. A process that
+dies loses its locks, and another process leads after its next poll.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ class WakeupLeader:
         return False
 
     def update(self, conn: AnyConnection, reported: Mapping[IdleThreads, str]) -> float:
-        """Take each queue to its next state, those included that were `reported` since the last call. Returns how many
-        seconds later to call again, unless there is a new report."""
+        """Take each queue to its next state, including the queues that were `reported` since the last call. Returns how
+        many seconds later to call again, unless there is a new report."""
         self._active.update(reported)
         if self._class is None:
             self.connection_lost()

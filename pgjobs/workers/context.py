@@ -1,4 +1,4 @@
-"""What the parts of a worker pool share, and how one part calls another."""
+"""PoolContext: the values that the parts of a worker pool share, and the calls from one part to another."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class PoolContext:
         self.queue_workers = {**self.queue_workers, workers.queue: workers}
 
     def remove(self, queue: str) -> QueueWorkers:
-        """End the threads of the queue when they have finished their jobs, and its leadership."""
+        """End the threads of the queue when they have finished their jobs, and no longer lead the queue."""
         queue_workers = dict(self.queue_workers)
         workers = queue_workers.pop(queue)
         self.queue_workers = queue_workers
@@ -89,8 +89,8 @@ class PoolContext:
             workers.idle.wake_all()
 
     def notified(self, payload: str | None) -> None:
-        """Act on a notification, which is a notice or else the name of a queue. None stands for all that may have been
-        missed, except cancel requests: the heartbeat looks for these every second."""
+        """Act on a notification, which is a notice or else the name of a queue. With None, act as if all had come,
+        because some may have been missed; but not on cancel requests, for which the heartbeat looks every second."""
         if payload == CANCEL_NOTICE:
             self.heartbeat_soon()
         if payload in (DUE_NOTICE, None):

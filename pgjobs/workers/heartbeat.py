@@ -1,7 +1,7 @@
-"""What each worker process does every second: it shows that it lives, and looks after its own attempts.
+"""The heartbeat: every second a worker process shows that it lives, and looks after its own attempts.
 
-The duties of maintenance are done by any process for all; these acts every process does for itself. They run on its
-maintenance thread.
+A duty of maintenance is done by one process for all; the heartbeat of a process is for that process alone. It runs on
+the maintenance thread.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Heartbeat:
         try:
             with self._context.source.first_connection() as conn:
                 self._queries.refresh_queues(conn, names)
-        except psycopg.Error as error:  # no reason not to work
+        except psycopg.Error as error:  # the pool works without these rows too
             log.warning("%s: could not register its queues: %s", self._context.name, one_line(error))
 
     def read_paused_queues(self) -> None:
@@ -109,7 +109,7 @@ class Heartbeat:
         self._claimer.lost_claims.unclaim_due(conn)
         queries, tokens = self._claimer.queries, self._watchdog.tokens
         cancelled = queries.cancelled_attempts(conn, tokens) if tokens else {}
-        # before the loop: an attempt that starts now is watched before it looks here
+        # before the loop: an attempt of a batch that starts now is added to the watchdog first, and then looks here
         self._watchdog.cancelled = {(id, token): JobCancelled(reason) for (id, token), reason in cancelled.items()}
         for (id, token), reason in cancelled.items():
             self._watchdog.request_stop(token, JobCancelled(reason), id=id)

@@ -29,7 +29,7 @@ class Registration:
         self.begin_anew(id)
 
     def begin_anew(self, id: str) -> None:
-        """Be the row of another process, in which no pool runs yet."""
+        """Called for a new client, and in a forked child: no pool runs in this process yet."""
         self._id = id
         self._pools: dict[object, Description] = {}
         self._refresh_at = 0.0  # by the monotonic clock

@@ -1,4 +1,4 @@
-"""The worker threads of a pool: how each works its queue, and what happens to a thread that is stuck in a handler."""
+"""The worker threads of a pool. Each works one queue; a thread that is stuck in its handler is replaced."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class WorkerThreads:
         self.begin_anew()
 
     def begin_anew(self) -> None:
-        """No threads run: in a new pool, and in a forked child."""
+        """Start without threads: called for a new pool, and in a forked child."""
         self._changed = threading.Condition()  # a thread has ended, or is stuck
         self._working: dict[threading.Thread, QueueWorkers] = {}
         # with its job, and since when; without a job if its handler is over
@@ -64,8 +64,8 @@ class WorkerThreads:
         self._started = 0
 
     def start(self, workers: QueueWorkers) -> None:
-        """Start the threads of a queue. The first looks for jobs and wakes the others if there are any, so that they
-        take no connections for nothing."""
+        """Start the threads of a queue. The first looks for jobs; only if there are any, it wakes the others, each of
+        which takes a connection."""
         seen = workers.idle.wake_count
         for nth in range(workers.threads):
             self._start_thread(workers, seen if nth else None)
@@ -116,7 +116,7 @@ class WorkerThreads:
             else:
                 self._context.outages.worked(log, f"claiming from queue {queue}", wrote=not polls)
                 pause = _FIRST_PAUSE
-                if not self._ends(idle):  # else the last wake-up may be the one that ends this thread
+                if not self._ends(idle):  # else it could wait for ever: the wake-up that ends it may have come already
                     self._report_empty(queue, idle, seen)
                     polls = idle.wait(seen, self._poll_interval)
         self._note_ended(threading.current_thread())
@@ -152,7 +152,7 @@ class WorkerThreads:
             listener.report(idle, queue)
 
     def work_while_jobs(self, workers: QueueWorkers, *, polls: bool = False) -> int:
-        """Work until the queue is empty. Returns the wake-up count from before the search that found it so.
+        """Work until the queue is empty. Returns the wake-up count at the start of the search that found it empty.
 
         `polls` says that nothing woke this thread, so there is hardly ever a job: it looks before it claims, which is
         cheaper."""
