@@ -21,7 +21,7 @@ from pgjobs.db.roles import roles_sql
 from pgjobs.errors import PgjobsError
 
 # libpq finds the database by any of these environment variables.
-_PLACES = ("PGHOST", "PGHOSTADDR", "PGPORT", "PGDATABASE", "PGUSER", "PGSERVICE")
+_DATABASE_VARIABLES = ("PGHOST", "PGHOSTADDR", "PGPORT", "PGDATABASE", "PGUSER", "PGSERVICE")
 _ROLES = ("enqueuer", "worker", "viewer", "operator")
 
 
@@ -168,9 +168,9 @@ def _dsn(options: argparse.Namespace) -> str:
     dsn: str | None = options.dsn or os.environ.get("DATABASE_URL")
     if dsn:
         return dsn
-    if any(os.environ.get(name) for name in _PLACES):
+    if any(os.environ.get(name) for name in _DATABASE_VARIABLES):
         return "application_name=pgjobs"  # libpq reads the environment
-    raise PgjobsError(f"which database? give --dsn, or set DATABASE_URL or one of {', '.join(_PLACES)}")
+    raise PgjobsError(f"which database? give --dsn, or set DATABASE_URL or one of {', '.join(_DATABASE_VARIABLES)}")
 
 
 def _add_roles(parser: argparse.ArgumentParser) -> None:

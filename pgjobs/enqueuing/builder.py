@@ -37,7 +37,7 @@ _KEY, _MAY_READ = 19, 20  # the columns after those of a job
 _TURNS = 100  # at most: in each turn a job may be skipped for a duplicate that then ends
 
 
-class _Duplicate(NamedTuple):
+class _NotInserted(NamedTuple):
     """A job that was not inserted, because another job has its key. Sorted by key, as the insert sorts the jobs."""
 
     key: bytes
@@ -131,7 +131,7 @@ class InsertBuilder:
             duplicates = []
             for place, row in zip(left, rows, strict=True):
                 if row[0] is None and row[_KEY] is not None:
-                    duplicates.append(_Duplicate(row[_KEY], place))
+                    duplicates.append(_NotInserted(row[_KEY], place))
                 else:
                     done[place] = as_job(_inserted(row))
             replaced = yield from self._replace_duplicates(jobs, duplicates, notify, may_read)
@@ -150,7 +150,7 @@ class InsertBuilder:
         return self._queries.insert_jobs(jobs, notify=notify)
 
     def _replace_duplicates(
-        self, jobs: Sequence[EncodedJob], duplicates: Sequence[_Duplicate], notify: bool, may_read: bool
+        self, jobs: Sequence[EncodedJob], duplicates: Sequence[_NotInserted], notify: bool, may_read: bool
     ) -> Requests[dict[int, Job[Any]]]:
         """The duplicates that waited and were changed, by the place of the job. They are changed in the order of their
         keys, as jobs are inserted."""
@@ -171,7 +171,7 @@ class InsertBuilder:
         return replaced
 
     def _find_duplicates(
-        self, jobs: Sequence[EncodedJob], duplicates: Sequence[_Duplicate], may_read: bool
+        self, jobs: Sequence[EncodedJob], duplicates: Sequence[_NotInserted], may_read: bool
     ) -> Requests[dict[int, Job[Any]]]:
         """The duplicates that are still there, by the place of the job."""
         if not duplicates:

@@ -320,34 +320,34 @@ class Batch:
         for job in self.jobs:
             if ends():
                 return
-            before = self._watched
-            if before is not None:
+            previous = self._watched
+            if previous is not None:
                 if time.monotonic() >= last_start or savepoints.used >= most:
                     return
-                before.end()  # from here on the watchdog leaves the connection alone
-                if before.tainted:
+                previous.end()  # from here on the watchdog leaves the connection alone
+                if previous.tainted:
                     return
-            attempt = self._run_job(job, savepoints, before)
+            attempt = self._run_job(job, savepoints, previous)
             # a late cancel or interrupt could hit the next job, and so could writes of a thread of this handler
             self._leaked = checkout.references() > references or savepoints.block_left_open
             if savepoints.broken or attempt.tainted or self._leaked:
                 return
 
-    def _run_job(self, job: Job[Any], savepoints: Savepoints, before: Attempt | None) -> Attempt:
+    def _run_job(self, job: Job[Any], savepoints: Savepoints, previous: Attempt | None) -> Attempt:
         executor, plan = self.executor, self._plans[job.kind]
         if plan is None:
             attempt = copy_context().run(executor.attempt, self.checkout, job)
         else:
             attempt = (
                 Attempt(job, self.checkout, plan.timeout, handler=plan.handler)
-                if before is None
-                else before.followed_by(job, plan.timeout, plan.handler)
+                if previous is None
+                else previous.followed_by(job, plan.timeout, plan.handler)
             )
         attempt.on_severed = self._on_severed
         self._watched = attempt
         self.started += 1
         savepoints.start(job.id)
-        executor.watchdog.add(attempt, instead_of=before)
+        executor.watchdog.add(attempt, instead_of=previous)
         error: BaseException | None = None
         if executor.watchdog.cancelled:
             error = executor.watchdog.cancelled.get((job.id, job.token))  # cancelled since the claim

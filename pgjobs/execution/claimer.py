@@ -163,23 +163,25 @@ class Claimer:
         if transport.used and checkout.configures:
             go_on = False  # its owner must configure the session before the next job
         assert self._facts is not None
-        then = self.request(job.queue, None, self.marks.start(job.queue), self._facts) if go_on else None
+        next_claim = self.request(job.queue, None, self.marks.start(job.queue), self._facts) if go_on else None
         try:
-            finished, problem = transport.complete(job, data, self.order, then, async_commit=self.commits_async(job))
+            finished, problem = transport.complete(
+                job, data, self.order, next_claim, async_commit=self.commits_async(job)
+            )
         except psycopg.Error as error:
-            self._not_finished(job, then, error)
+            self._finish_failed(job, next_claim, error)
             raise
-        if problem is not None and then is not None:  # the claim failed; the finish is committed
+        if problem is not None and next_claim is not None:  # the claim failed; the finish is committed
             try:
-                self.lost_claims.unclaim(checkout, then.queue, then.token, problem)
+                self.lost_claims.unclaim(checkout, next_claim.queue, next_claim.token, problem)
             except psycopg.Error as error:
                 log.debug("giving up the connection: %s", one_line(error))
                 finished = replace(finished, clean=False)
-        elif problem is None and then is not None:
-            if transport.next is not None or then.mark is None:
-                self.marks.record_claim(then.queue, transport.next)
+        elif problem is None and next_claim is not None:
+            if transport.next is not None or next_claim.mark is None:
+                self.marks.record_claim(next_claim.queue, transport.next)
             else:
-                self.marks.record_empty(then.mark)
+                self.marks.record_empty(next_claim.mark)
         return finished
 
     def complete_simple(
@@ -198,9 +200,9 @@ class Claimer:
             session=session,
         )
 
-    def _not_finished(self, job: Job[Any], then: ClaimRequest | None, error: psycopg.Error) -> None:
-        if isinstance(error, psycopg.OperationalError) and then is not None:
-            self.lost_claims.add(then.queue, then.token)
+    def _finish_failed(self, job: Job[Any], next_claim: ClaimRequest | None, error: psycopg.Error) -> None:
+        if isinstance(error, psycopg.OperationalError) and next_claim is not None:
+            self.lost_claims.add(next_claim.queue, next_claim.token)
         if isinstance(error, psycopg.errors.InvalidSqlStatementName) and self.queries.tag in str(error):
             self._simple_kinds.add(job.kind)  # its handler deallocates what pgjobs has prepared
             raise JobStopped(

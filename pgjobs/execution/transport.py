@@ -122,8 +122,8 @@ def _commands(statements: bytes, fixed: Literals = _NO_VALUES) -> tuple[Prepared
 Step = tuple[Prepared, Literals]
 # The parameters of a claim that change with each one; the other values are written into the statements.
 _PER_CLAIM = ("queue", "token", "id", "mark_priority", "mark_time", "mark_id", "aside")
-# Their placeholders in the templates of messages; see `_template`.
-_PLACES: Literals = {
+# Their placeholders in the templates of messages, and those of what a handler set; see `_template`.
+_PLACEHOLDERS: Literals = {
     "token": b"'%(token)b'",
     "id": b"%(id)d",
     "aside": b"'{%(aside)b}'",
@@ -224,17 +224,23 @@ class PreparedTransport:
         return _commands(self._statements.set_claim_role, literals)
 
     def complete(
-        self, job: Job[Any], data: AttemptData, which: str, then: ClaimRequest | None, *, async_commit: bool = False
+        self,
+        job: Job[Any],
+        data: AttemptData,
+        which: str,
+        next_claim: ClaimRequest | None,
+        *,
+        async_commit: bool = False,
     ) -> tuple[FinishResult, Exception | None]:
-        """As `ExecutionQueries.complete`; with `then`, also claim and lock the next job, and store it in `next`. Raises
-        the error of the finish; returns the error of the claim."""
+        """As `ExecutionQueries.complete`; with `next_claim`, also claim and lock the next job, and store it in `next`.
+        Raises the error of the finish; returns the error of the claim."""
         known, used = self._statements, self.used
         complete = self._complete_steps(used, data is not NO_DATA, async_commit)
         self._in_handlers_role = used
         try:
-            message = self._finish_message(complete, job, data, then is not None)
-            if then is not None:
-                message = b"%b;%b" % (message, self._claim_message(which, then))
+            message = self._finish_message(complete, job, data, next_claim is not None)
+            if next_claim is not None:
+                message = b"%b;%b" % (message, self._claim_message(which, next_claim))
         finally:
             self._in_handlers_role = False
         results, error = self.send(message)
@@ -248,9 +254,9 @@ class PreparedTransport:
         # the reset is committed before the claim, so an error of the claim does not undo it
         clean = not used or (len(results) > reset + 1 and _integer(results[reset], 1) == 0)
         done = FinishResult(JobState.COMPLETED, _integer(answer, 1), clean)
-        if error is None and then is not None:
+        if error is None and next_claim is not None:
             try:
-                self.next = self._locked(results, then)
+                self.next = self._locked(results, next_claim)
             except Exception as lost:  # AttemptLost, or an error in reading the row
                 return done, lost
         return done, error
@@ -272,7 +278,7 @@ class PreparedTransport:
         after: tuple[Prepared, ...] = (known.commit_and_begin if going_on else known.commit,)
         if self.used:  # the reset is a transaction of its own, which the claim cannot roll back
             after = (known.commit_and_begin, *known.reset, *after)
-        return self._template([*complete, *after], queue, _PLACES)
+        return self._template([*complete, *after], queue, _PLACEHOLDERS)
 
     def _claim_message(self, which: str, claim: ClaimRequest) -> bytes:
         settings, queue, token, id, mark, aside = claim
@@ -303,8 +309,8 @@ class PreparedTransport:
         claim = prepared(f"{known.tag}_claim_{which}", claims[which], fixed)
         lock = prepared(f"{known.tag}_lock", known.lock, fixed)
         steps = [known.set_timeout, claim, known.commit_and_begin, lock, known.savepoint]
-        places = _PLACES if marked else {**_PLACES, **self._beginning(settings)}
-        return self._template(steps, queue, places)
+        placeholders = _PLACEHOLDERS if marked else {**_PLACEHOLDERS, **self._beginning(settings)}
+        return self._template(steps, queue, placeholders)
 
     def _beginning(self, settings: ClaimValues) -> Literals:
         """The mark that lies before all jobs of a queue."""
@@ -315,9 +321,9 @@ class PreparedTransport:
         encoding."""
         return queue if queue.isascii() else (queue, self._conn.info.encoding)
 
-    def _template(self, steps: Iterable[Prepared], queue: str, places: Literals) -> bytes:
+    def _template(self, steps: Iterable[Prepared], queue: str, placeholders: Literals) -> bytes:
         """Make a message with placeholders; the operator `%` puts the values in."""
-        values = {**places, "queue": self._literal(queue).replace(b"%", b"%%")}
+        values = {**placeholders, "queue": self._literal(queue).replace(b"%", b"%%")}
         return self.message([(step, values) for step in steps])
 
     def _locked(self, results: Sequence[PGresult], claim: ClaimRequest) -> Job[Any] | None:

@@ -27,11 +27,11 @@ class ObserveQueries:
 
     def list_jobs(self, conn: AnyConnection, filter: JobFilter, listing: Listing) -> list[Job[Any]]:
         """The jobs of a page, and one more job if there is a next page."""
-        clock = "id" if listing.order == "id" else _clock(filter)
-        available = clock == "scheduled_at" and filter.states == (JobState.AVAILABLE,)
+        column = "id" if listing.order == "id" else _time_column(filter)
+        available = column == "scheduled_at" and filter.states == (JobState.AVAILABLE,)
         statement = self._observe["list_available" if available else "list_jobs"]
         page = {
-            "order": f"{clock} {'down' if listing.descending else 'up'}",
+            "order": f"{column} {'down' if listing.descending else 'up'}",
             "limit": listing.limit + 1,
             "after_id": listing.after_id,
             "after_time": listing.after_time,
@@ -76,7 +76,7 @@ def _rows(cur: BoundCursor, statement: bytes, filter: JobFilter, values: Mapping
     return cur.fetchall()
 
 
-def _clock(filter: JobFilter) -> str:
+def _time_column(filter: JobFilter) -> str:
     """The column with the time by which jobs of the filter's one state are listed; see listing.py."""
     assert filter.states is not None
     state = JobState(filter.states[0])
