@@ -57,9 +57,8 @@ class PerProcess(Generic[T]):
     def __init__(self, make: Callable[[], T]) -> None:
         self._make = make
         self._made: tuple[int, int, T] | None = None
-        self._making: dict[
-            tuple[int, int], threading.Lock
-        ] = {}  # one for each process: an inherited lock may be locked
+        # one for each process: an inherited lock may be locked
+        self._making: dict[tuple[int, int], threading.Lock] = {}
 
     def get(self) -> T:
         made = self._made
