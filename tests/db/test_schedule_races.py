@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg
@@ -253,6 +254,60 @@ def test_r17_an_answer_that_comes_when_another_has_made_the_tick_is_for_nothing(
     compute_job(Schedule("report", every(HOUR), Report(2)), inside.encoder(table.client), answers[0])
     tick()
     assert asked == [first, second]
+    assert table.numbers() == [1]
+
+
+def test_r17_a_function_that_hangs_is_logged_once_a_minute_and_left_out_in_between(
+    table: Table, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    schedule = Schedule("report", every(HOUR), lambda: Report(1))
+    table.process(schedule)
+    supplied, now = list[SuppliedJob](), 100.0
+    monkeypatch.setattr("pgjobs.schedules.ticker.time", SimpleNamespace(monotonic=lambda: now))
+
+    def supply(schedule: Schedule) -> SuppliedJob:
+        supplied.append(SuppliedJob())
+        return supplied[-1]
+
+    ticker = Ticker(ScheduleQueries(table.client.schema), lambda: {"report": schedule}, supply)
+    table.come("report")
+    ticker.tick(table.conn)
+    for minutes in (1, 2):
+        now += 59
+        assert ticker.tick(table.conn) == LOOK_EVERY, "it is left out"
+        assert caplog.text.count("has not answered") == minutes - 1
+        now += 2
+        ticker.tick(table.conn)
+        assert caplog.text.count("has not answered") == minutes
+    assert len(supplied) == 1, "the function is called once"
+    compute_job(schedule, inside.encoder(table.client), supplied[0])
+    ticker.tick(table.conn)
+    assert table.numbers() == [1]
+
+
+def test_r17_a_function_for_which_there_is_no_thread_is_called_later(
+    table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schedule = Schedule("report", every(HOUR), lambda: Report(1))
+    table.process(schedule)
+    now, refusals = 100.0, [RuntimeError("can't start new thread")]
+    monkeypatch.setattr("pgjobs.schedules.ticker.time", SimpleNamespace(monotonic=lambda: now))
+
+    def supply(schedule: Schedule) -> SuppliedJob:
+        if refusals:
+            raise refusals.pop()
+        return compute_job(schedule, inside.encoder(table.client), SuppliedJob())
+
+    ticker = Ticker(ScheduleQueries(table.client.schema), lambda: {"report": schedule}, supply)
+    table.come("report")
+    for seconds in (0, 29):
+        now += seconds
+        ticker.tick(table.conn)
+        assert table.row("report").error == "can't start new thread"
+        assert table.numbers() == []
+    now += 2
+    ticker.tick(table.conn)
+    assert table.row("report").error is None
     assert table.numbers() == [1]
 
 
