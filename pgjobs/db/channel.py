@@ -7,7 +7,7 @@ from pgjobs.db.cursors import AnyConnection, literal_cursor
 
 # The payloads that are not the name of a queue.
 CANCEL_NOTICE = " cancel"  # the cancellation of a running job was requested; see control.sql
-DUE_NOTICE = " due"  # a job was enqueued whose time comes before the next promote; see enqueuing.sql
+DUE_NOTICE = " due"  # a job was enqueued whose time comes before the next promote; see parts.sql
 SCHEDULE_NOTICE = " schedule"  # a schedule was changed; see the trigger in migrations/0001_tables.sql
 
 

@@ -70,8 +70,7 @@ class MaintenanceQueries:
     """The statements of the duties, in one schema."""
 
     def __init__(self, schema: str) -> None:
-        self.schema = schema
-        self.channel = channel(schema)
+        self._channel = channel(schema)
         self._sql = statements.load("maintenance.sql", schema)
 
     def begin_duty(self, conn: AnyConnection, duty: str, longest: timedelta = timedelta(hours=25)) -> timedelta | None:
@@ -117,7 +116,7 @@ class MaintenanceQueries:
     ) -> tuple[dict[str, int], list[tuple[int, str]], timedelta | None]:
         """Make due jobs available. Returns how many jobs of each queue; the jobs (id and queue) that were left because
         another job may have taken their unique key; and how long until the next waiting job is due."""
-        values = {"batch": batch, "channel": self.channel, **rows.values}
+        values = {"batch": batch, "channel": self._channel, **rows.values}
         found, [(due,)] = act(conn, self._sql["promote"], values)
         promoted = {queue: jobs for queue, jobs, id, *_ in found if id is None}
         return promoted, [(id, queue) for queue, _, id, *_ in found if id is not None], span(due)
@@ -125,7 +124,7 @@ class MaintenanceQueries:
     def settle_promotion(self, conn: AnyConnection, id: int, queue: str) -> JobState | None:
         """Make one job available, or discard it if another job has its unique key. Returns the new state, or None if
         the job no longer waits. Raises if a transaction is still inserting the other job."""
-        values = {"id": id, "queue": queue, "channel": self.channel}
+        values = {"id": id, "queue": queue, "channel": self._channel}
         (rows,) = act(conn, self._sql["settle_promotion"], values)
         return JobState(rows[0][0]) if rows else None
 
