@@ -726,7 +726,7 @@ def test_a_claim_that_cannot_be_undone_stops_no_other_claim(
 # --- schedules
 
 SCHEDULE = """INSERT INTO pgjobs.schedule (name, kind, spec, zone, next_tick_at, planned_for, created_at, "window")
-    VALUES (%s, %s, '* * * * *', 'UTC', now() - interval '90 s', '* * * * * UTC', now(), NULL)"""
+    VALUES (%s, %s, '0 0 1 1 *', 'UTC', now() - interval '90 s', '0 0 1 1 * UTC', now(), NULL)"""
 
 
 def _unread_schedule(sql: Rows, values: str) -> None:
