@@ -105,9 +105,9 @@ class EncodedJob:
     replace: Sequence[str] = ()  # the columns to change in a duplicate that waits
     pending: bool = False
     decode: Callable[[str], Any] = field(default=json.loads, repr=False, compare=False)  # makes args of their JSON
-    # The kind, the JSON of the args and the args of the call. Middleware may change the job; if it does not, the job that
-    # comes back has these args. They are three fields and no tuple, which the garbage collector would have to visit for
-    # each of a million jobs.
+    # The kind, the JSON of the args and the args of the call. Middleware may change the job; if it does not, the job
+    # that comes back has these args. They are three fields and no tuple: the garbage collector would have to visit one
+    # tuple more for each of a million jobs.
     original_kind: str = field(default="", repr=False, compare=False)
     original_json: str = field(default="", repr=False, compare=False)
     original_args: object = field(default=None, repr=False, compare=False)

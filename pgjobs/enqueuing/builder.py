@@ -224,10 +224,9 @@ def _without_private(duplicate: Job[Any], job: EncodedJob, *, replaced: bool = F
 
 def _copied_job(job: EncodedJob, id: int, now: datetime) -> Job[Any]:
     """The job that a COPY inserts. Its args are the text that was sent; Postgres writes the same with blanks in it."""
-    if job.scheduled_at is not None:
-        due = job.scheduled_at.astimezone(UTC)
-    else:
-        due = now + job.delay if job.delay else now
+    due = now if job.scheduled_at is None else job.scheduled_at.astimezone(UTC)
+    if job.delay and job.scheduled_at is None:
+        due = now + job.delay
     return job_from(
         {
             "id": id,

@@ -19,11 +19,21 @@ class Waiting:
     def __init__(self) -> None:
         self.idle = IdleThreads(10)
         self.back: SimpleQueue[tuple[str, bool]] = SimpleQueue()
+        self.added = 0
+        self.returned: list[str] = []
 
     def add(self, name: str, poll_interval: float = HOUR) -> None:
-        before, seen = self.idle._idle, self.idle.wake_count
-        threading.Thread(target=lambda: self.back.put((name, self.idle.wait(seen, poll_interval))), daemon=True).start()
-        wait_until(lambda: self.idle._idle == before + 1)
+        """Start a thread that waits; others, whose poll interval is over, may return meanwhile."""
+        seen = self.idle.wake_count
+
+        def wait() -> None:
+            woken = self.idle.wait(seen, poll_interval)
+            self.returned.append(name)
+            self.back.put((name, woken))
+
+        self.added += 1
+        threading.Thread(target=wait, daemon=True).start()
+        wait_until(lambda: self.idle._idle + len(self.returned) == self.added)
 
 
 @pytest.fixture
