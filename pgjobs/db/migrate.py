@@ -7,6 +7,8 @@ is then retried in a new transaction: a longer wait would block all other sessio
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import psycopg
 from psycopg.pq import TransactionStatus
 
@@ -53,7 +55,8 @@ def migrate(
         log.info("schema %s: %s", schema, step)
         done.append(step)
     if direction == "up":
-        with conn.transaction():
+        # a block of our own would commit a borrowed transaction in which no step was sent before: see borrow()
+        with nullcontext() if borrowed else conn.transaction():
             queries = MigrationQueries(schema)
             if not borrowed:
                 queries.begin_step(conn)

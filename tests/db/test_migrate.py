@@ -325,6 +325,19 @@ def test_a_dry_run_tells_the_very_steps_that_are_then_taken(empty: Client) -> No
 
 
 @pytest.mark.conformance(299)
+def test_a_repair_in_the_callers_transaction_goes_with_its_rollback(empty: Client, fresh_database: str) -> None:
+    empty.migrate()
+    duties = sql.Identifier(empty.schema, "maintenance")
+    with psycopg.connect(fresh_database) as tx:
+        tx.execute(sql.SQL("DELETE FROM {}").format(duties))
+        tx.commit()
+        empty.migrate(tx, max_steps=0)  # no step is sent before the repair
+        assert tx.execute(sql.SQL("SELECT count(*) > 0 FROM {}").format(duties)).fetchone() == (True,)
+        tx.rollback()
+    assert rows_of(fresh_database, empty.schema, "maintenance") == []
+
+
+@pytest.mark.conformance(299)
 def test_a_migration_in_the_callers_transaction_goes_with_its_rollback(empty: Client, fresh_database: str) -> None:
     with psycopg.connect(fresh_database) as tx:
         tx.execute("CREATE TABLE theirs ()")
