@@ -209,7 +209,7 @@ class Storm:
 
 
 @dataclass
-class ControlResult:
+class Verdict:
     """The table, and what is wrong in it."""
 
     rows: list[tuple[str, str]] = field(default_factory=list)
@@ -226,10 +226,10 @@ class ControlResult:
         return "\n".join([*lines, *(f"BROKEN  {each}" for each in self.broken)])
 
 
-def judge(storm: Storm, drained: float) -> ControlResult:
+def judge(storm: Storm, drained: float) -> Verdict:
     """Look at everything that is on record."""
     plan, events, sql = storm.plan, storm.events, storm.ledger.sql
-    verdict = ControlResult()
+    verdict = Verdict()
     add = verdict.add
     sql("ANALYZE {schema}.job, {schema}.effect, {schema}.start")  # an hour's jobs are too many to look at by a bad plan
     promised = sql("SELECT count(*) FROM {schema}.promised")[0][0]
@@ -285,7 +285,7 @@ def _throughput(finished: Sequence[float], events: Events, window: float) -> Ite
             begin = down
 
 
-def _judge_ticks(storm: Storm, verdict: ControlResult) -> None:
+def _judge_ticks(storm: Storm, verdict: Verdict) -> None:
     """Every schedule ticks each second from its first tick to its last, and every tick had its job run once."""
     sql = storm.ledger.sql
     ticks, effects, jobs = sql(
@@ -301,7 +301,7 @@ def _judge_ticks(storm: Storm, verdict: ControlResult) -> None:
     )
 
 
-def _judge_growth(events: Events, verdict: ControlResult) -> None:
+def _judge_growth(events: Events, verdict: Verdict) -> None:
     """The last quarter of the time beside the second one."""
     for name, samples, unit, slack in (
         ("memory of a process, MB", events.memory, 2**20, 5.0),
@@ -327,7 +327,7 @@ def weather(plan: Plan) -> Iterator[Storm]:
         yield Storm(plan, server, ledger, nursery)
 
 
-def run(plan: Plan) -> ControlResult:
+def run(plan: Plan) -> Verdict:
     with weather(plan) as storm:
         storm.run()
         return judge(storm, storm.drain())
