@@ -1,19 +1,18 @@
 -- Texts that several statements share: `{matches}` in a statement stands for the text of the part of that name.
 
 -- part: matches
--- Whether a job fits a filter. The planner sees the values as constants and drops the conditions that are not used, so
--- that the indexes serve the rest. A single state is compared with =, so that the order of an index can be used. The
--- condition on finalized_at lets the planner use the index of finished jobs.
+-- Whether a job fits a filter. The client sends only the conditions that the filter has: see `without_unused` of
+-- pgjobs/db/statements.py. A single state is compared with =, so that the order of an index can be used. The condition
+-- on finalized_at lets the planner use the index of finished jobs.
 (%(ids)s::bigint[] IS NULL OR job.id = ANY (%(ids)s::bigint[]))
     AND (%(kinds)s::text[] IS NULL OR job.kind = ANY (%(kinds)s::text[]))
     AND (%(queues)s::text[] IS NULL OR job.queue = ANY (%(queues)s::text[]))
-    AND CASE
-        WHEN %(states)s::text[] IS NULL THEN true
+    AND (%(states)s::text[] IS NULL OR CASE
         WHEN pg_catalog.cardinality(%(states)s::text[]) = 1 THEN job.state = (%(states)s::text[])[1]
-        ELSE job.state = ANY (%(states)s::text[]) END
-    AND CASE
+        ELSE job.state = ANY (%(states)s::text[]) END)
+    AND (%(states)s::text[] IS NULL OR CASE
         WHEN %(states)s::text[] <@ '{completed,cancelled,discarded}' THEN job.finalized_at IS NOT NULL
-        ELSE true END
+        ELSE true END)
     AND (%(priorities)s::smallint[] IS NULL OR job.priority = ANY (%(priorities)s::smallint[]))
     AND (%(tags_any)s::text[] IS NULL OR job.tags && %(tags_any)s::text[])
     AND (%(tags_all)s::text[] IS NULL OR job.tags @> %(tags_all)s::text[])

@@ -1,6 +1,6 @@
 """The statements that change jobs by hand; sql/control.sql explains them and their results.
 
-They are never prepared: the planner makes a plan for each filter, without the conditions that the filter leaves out.
+Those for many jobs are never prepared: the planner makes a plan for each filter.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class KeysetBatch:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """The parameters of the SQL part `next_in_turn`."""
+        """The parameters of the SQL part `next_batch`."""
         after, after_queue = self.after or (None, None)
         among = self.among
         return {
@@ -120,8 +120,9 @@ class ControlQueries:
         `single`: the filter is the id of one job. Raises AmbiguousJob, and changes nothing, when several queues have a
         job with this id.
         """
+        conditions = filter.parameters
         values = {
-            **filter.parameters,
+            **conditions,
             **batch.parameters,
             **action.values,
             "over": single or action.finished,
@@ -131,7 +132,9 @@ class ControlQueries:
             "channel": self._channel,
         }
         with bound_cursor(conn) as cur:
-            cur.execute(action.statement, values, prepare=False)
+            # for one job the text is always the same, and to parse and plan it costs more than its execution
+            prepare = None if single else False
+            cur.execute(statements.without_unused(action.statement, conditions), values, prepare=prepare)
             rows = cur.fetchall()
         if single and filter.ids:
             only(filter.ids[0], rows)

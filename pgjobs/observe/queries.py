@@ -1,7 +1,6 @@
 """The statements that read jobs and queues.
 
-Those with a filter are never prepared: the planner makes a plan for each filter, without the conditions that the filter
-leaves out.
+Those with a filter are never prepared: the planner makes a plan for each filter.
 """
 
 from __future__ import annotations
@@ -72,7 +71,8 @@ class ObserveQueries:
 
 
 def _rows(cur: BoundCursor, statement: bytes, filter: JobFilter, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-    cur.execute(statement, {**filter.parameters, **values}, prepare=False)
+    conditions = filter.parameters
+    cur.execute(statements.without_unused(statement, conditions), {**conditions, **values}, prepare=False)
     return cur.fetchall()
 
 

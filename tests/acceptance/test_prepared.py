@@ -11,7 +11,7 @@ import pytest
 from psycopg import sql
 from psycopg_pool import ConnectionPool
 
-from pgjobs import Client, Job, JobState, QueueSettings, WorkerPool, constant
+from pgjobs import Client, Job, JobState, NewJob, QueueSettings, WorkerPool, constant
 from pgjobs.db.source import in_autocommit
 from tests.samples import Tx
 from tests.waiting import wait_until
@@ -239,3 +239,24 @@ def test_a_handler_may_do_without_and_the_next_one_has_it_again(ready: Client) -
     trial = Trial(ready, act)
     trial.none_was_disturbed()
     assert set(trial.errors) == {"5"}
+
+
+CONTROL: dict[str, Callable[[Client, int, Tx], object]] = {
+    "cancel": lambda client, id, tx: client.cancel(id, tx),
+    "retry": lambda client, id, tx: client.retry(id, tx),
+    "update": lambda client, id, tx: client.update(id, tx, priority=1),
+    "delete": lambda client, id, tx: client.delete(id, tx),
+}
+
+
+@pytest.mark.parametrize("name", CONTROL)
+def test_a_control_call_for_one_job_is_prepared_where_the_application_lets_psycopg_prepare(
+    client: Client, database: str, name: str
+) -> None:
+    """It takes the server longer to parse and plan such a statement than to execute it."""
+    jobs = client.enqueue_many(None, [NewJob({"number": number}, kind="any") for number in range(JOBS)])
+    with psycopg.connect(database) as tx:
+        for job in jobs:
+            CONTROL[name](client, job.id, tx)
+        query = "SELECT count(*) > 0 FROM pg_prepared_statements WHERE statement LIKE %s"
+        assert tx.execute(query, [f"-- name: {name}\n%"], prepare=False).fetchone() == (True,)

@@ -363,8 +363,8 @@ FORGOTTEN: dict[str, tuple[str, str, str, Act]] = {
     ),
     "a type": (
         "observe.sql count_jobs",
-        "%(created_after)s::pg_catalog.timestamptz",
-        "%(created_after)s::timestamptz",
+        ">=) %(created_after)s::pg_catalog.timestamptz",
+        ">=) %(created_after)s::timestamptz",
         lambda client, conn: client.count(JobFilter(created_after=datetime.now(UTC)), conn),
     ),
     "a table": (

@@ -13,7 +13,7 @@ from uuid import uuid4
 import pytest
 
 import pgjobs
-from pgjobs import InvalidSetting, JobState
+from pgjobs import InvalidSetting, JobFilter, JobState
 from pgjobs.control import queries as control_queries
 from pgjobs.control import queue_queries
 from pgjobs.db import channel as channels
@@ -129,6 +129,30 @@ def test_a_good_name_of_a_schema_is_taken_as_it_is(schema: str) -> None:
 def test_the_channel_of_a_schema_fits_an_identifier() -> None:
     assert channel("jobs") != channel("jobs2")
     assert len(channel("a" * 46).encode()) <= 63
+
+
+def test_a_condition_without_a_value_is_left_out_and_any_other_is_kept() -> None:
+    statement = (
+        b"WHERE (%(ids)s::bigint[] IS NULL OR id = ANY (%(ids)s::bigint[]))\n"
+        b"AND (%(kind)s::text IS NULL OR CASE WHEN length(lower(kind)) = 1 THEN true END)\n"
+        b"AND (%(batch)s::integer IS NULL OR id < 2)"
+    )
+    assert statements.without_unused(statement, {"ids": [1], "kind": None}) == (
+        b"WHERE (id = ANY (%(ids)s::bigint[]))\nAND true\nAND (%(batch)s::integer IS NULL OR id < 2)"
+    )
+
+
+@pytest.mark.parametrize("name", JobFilter.all().parameters)
+def test_each_condition_of_a_filter_is_sent_alone_if_it_is_the_only_one(name: str) -> None:
+    conditions = JobFilter.all().parameters
+    for statement in ("count_jobs", "list_jobs", "cancel", "update"):
+        whole = everything()[statement].encode()
+        without, alone = (
+            set(re.findall(r"%\((\w+)\)s", statements.without_unused(whole, values).decode()))
+            for values in (conditions, {**conditions, name: 1})
+        )
+        assert not without & conditions.keys()
+        assert alone == without | {name}
 
 
 def test_each_statement_is_loaded_once() -> None:
