@@ -52,7 +52,8 @@ def test_a_server_that_is_away_is_told_once(
         caplog.clear()
         fault_server.kill()
         try:
-            wait_until(lambda: lines(caplog, "not listening") and lines(caplog, "not logged again"), timeout=20)
+            # the pool waits for 30 s for a connection, if none was in use at the kill
+            wait_until(lambda: lines(caplog, "not listening") and lines(caplog, "not logged again"), timeout=45)
             tries = "not listening"
             wait_until(lambda: sum(tries in record.getMessage() for record in caplog.records) >= 3, timeout=20)
         finally:
