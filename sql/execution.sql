@@ -2,8 +2,8 @@
 -- that follow. Some names have several commands.
 
 -- name: select_by_priority
--- The job that a claim takes: the most urgent one that is due, of the given kinds. None while the queue is paused,
--- which is read once, not for each row. The scan starts behind the low-water mark, the job that this process claimed
+-- The job that a claim takes: the most urgent due job of the given kinds. No job while the queue is paused; the pause
+-- is read once, not for each row. The scan starts behind the low-water mark, the job that this process claimed
 -- last: before it the index may be full of dead entries that cannot be removed while an old transaction can see them.
 SELECT id FROM pgjobs.job
     WHERE state = 'available' AND queue = %(queue)s AND scheduled_at <= pg_catalog.statement_timestamp()

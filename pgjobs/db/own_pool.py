@@ -31,7 +31,8 @@ _LONGEST_PAUSE = 2.0
 _REASON_LIMIT = 2000
 
 # Errors that a retry cannot help. They are recognised by their text, since libpq keeps no SQLSTATE of a failed
-# connection; so a server with messages in another language is retried, as is one that is starting, full or unreachable.
+# connection. So pgjobs retries a server with messages in another language, like a server that is starting, full or
+# unreachable.
 _REFUSALS = re.compile(
     r"""
     password\ authentication\ failed | authentication\ failed\ for\ user | authentication\ failed\ for\ \S+\ user

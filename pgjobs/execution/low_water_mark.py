@@ -3,7 +3,7 @@
 Index entries of jobs that were claimed stay until vacuum removes them, and while an old snapshot is open it cannot. A
 scan from the beginning of the queue would read all of them. So a process starts behind the job that it claimed last.
 
-A more urgent job may appear before the mark: a new one, or one that is available again. So there are full
+A more urgent job may appear before the mark: a new job, or a job that becomes available again. So there are full
 scans, which start at the beginning of the queue:
 
     when                                                  by which thread

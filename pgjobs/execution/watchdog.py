@@ -163,7 +163,7 @@ class Watchdog:
             self._changed.notify()
 
     def request_stop_all(self, reason: Callable[[], Reason], grace: GracePeriods) -> None:
-        """Stop every attempt that runs, and each one that is added from now on: a job may have been claimed a moment
+        """Stop every running attempt, and every attempt that is added later: a job may have been claimed a moment
         ago, and its attempt not added yet."""
         with self._lock:
             self._stop_all = reason, grace
