@@ -579,8 +579,15 @@ class WorkerPool:
         """
         check_queue(queue)
         self._enter_process()
-        with self._watchdog.running(), self._client.source.checkout() as checkout, self._watchdog.guard(checkout):
-            return self._executor.run_next(checkout, queue) is not None
+        with (
+            self._watchdog.running(),
+            self._client.source.checkout() as checkout,
+            self._watchdog.guard(checkout) as slot,
+        ):
+            job = self._executor.claim(checkout, queue)
+            if job is not None:
+                self._executor.run(slot, job)
+            return job is not None
 
     # --- what its parts report
 

@@ -55,25 +55,32 @@ LIMIT %(most)s;
 -- The defaults of the session may be others.
 BEGIN ISOLATION LEVEL READ COMMITTED;
 
--- name: set_claim_timeouts
--- Also reads the role that claims, which must write the finish.
-SELECT
-    pg_catalog.set_config('statement_timeout', '30s', true),
-    pg_catalog.set_config('lock_timeout', '10s', true),
-    pg_catalog.current_setting('session_authorization'),
-    pg_catalog.current_setting('role');
+-- name: set_claim_timeout
+-- Bounds the claim, and its waiting for locks.
+SET LOCAL statement_timeout = '30s';
+
+-- name: set_claim_timeout_used
+-- The same behind a handler that has used the connection; also releases the advisory locks that it has left.
+SELECT pg_catalog.pg_advisory_unlock_all(), pg_catalog.set_config('statement_timeout', '30s', true);
+
+-- name: set_lock_timeout
+SET LOCAL lock_timeout = '10s';
 
 -- name: check_constraints_at_once
 -- For claims that are tried and rolled back: deferred constraints of the application must fail as they would at COMMIT.
 SET CONSTRAINTS ALL IMMEDIATE;
 
--- name: read_role
--- The role that claims; a prepared transport reads it once for each checkout.
-SELECT pg_catalog.current_setting('session_authorization'), pg_catalog.current_setting('role');
-
--- name: set_claim_timeout
--- It bounds the waiting for locks, too.
-SET LOCAL statement_timeout = '30s';
+-- name: read_session
+-- The role that claims, which must write the finish, and the values of those settings that a job's transaction needs.
+SELECT
+    pg_catalog.current_setting('session_authorization'),
+    pg_catalog.current_setting('role'),
+    pg_catalog.current_setting('idle_in_transaction_session_timeout'),
+    pg_catalog.current_setting('client_connection_check_interval'),
+    pg_catalog.current_setting('tcp_keepalives_idle'),
+    pg_catalog.current_setting('tcp_keepalives_interval'),
+    pg_catalog.current_setting('tcp_keepalives_count'),
+    pg_catalog.current_setting('tcp_user_timeout');
 
 -- name: claim
 -- The claim, in a transaction of its own: it counts the attempt and shows it as running, and is committed before the
@@ -90,16 +97,20 @@ UPDATE pgjobs.job SET
             THEN (pg_catalog.array_append(attempted_by, %(worker)s::text))[
                 GREATEST(pg_catalog.cardinality(attempted_by) - 98, 1):]
         ELSE ARRAY[%(worker)s::text] END,
-    token = %(token)s,
+    token = %(new_token)s,
     leased_until = CASE WHEN kind = ANY (%(detached)s::text[])
         THEN pg_catalog.statement_timestamp() + %(lease)s::interval END
 WHERE queue = %(queue)s AND id = ({next})
-RETURNING
-    -- only columns that the claimer does not know; instants in the format of JSON, because the DateStyle may be any
-    id, kind, priority, attempt, max_attempts, args, metadata, errors, tags, pg_catalog.to_json(scheduled_at),
-    pg_catalog.to_json(created_at), pg_catalog.to_json(attempted_at), attempted_by, pg_catalog.to_json(leased_until),
-    pg_catalog.set_config('synchronous_commit',
-        CASE WHEN leased_until IS NULL THEN %(synchronous_commit)s::text ELSE 'on' END, true);
+RETURNING id, {commits};
+
+-- name: claim_commits_alone
+-- The last column of a claim in a transaction of its own: whether its commit waits for the disk.
+pg_catalog.set_config(
+    'synchronous_commit', CASE WHEN leased_until IS NULL THEN %(synchronous_commit)s::text ELSE 'on' END, true);
+
+-- name: claim_commits_with_finish
+-- The same for a claim in the transaction of a finish, which decides it unless the claimed job is detached.
+CASE WHEN leased_until IS NOT NULL THEN pg_catalog.set_config('synchronous_commit', 'on', true) END;
 
 -- name: lock
 -- Begins the handler's transaction: finds the row by the token, which only this attempt has, and locks it until the
@@ -107,17 +118,39 @@ RETURNING
 -- UPDATE lets the application insert rows that reference the job. The settings bound the transaction: the row of a host
 -- that vanished is free within half a minute, not after two hours, and the server ends the transaction of a process
 -- that hangs.
-SELECT id,
-    pg_catalog.set_config('idle_in_transaction_session_timeout', '0', true),
-    pg_catalog.set_config('client_connection_check_interval', %(check_interval)s::text, true),
-    pg_catalog.set_config('tcp_keepalives_idle', '10', true),
-    pg_catalog.set_config('tcp_keepalives_interval', '5', true),
-    pg_catalog.set_config('tcp_keepalives_count', '3', true),
-    pg_catalog.set_config('tcp_user_timeout', '25s', true),
-    pg_catalog.set_config(%(bounded_by)s::text, COALESCE(%(bounds)s::jsonb ->> kind, %(bound)s::text), true)
+-- A setting that the session has already is left out. Returns only what the claimer does not know: NULL stands for the
+-- value that most jobs have. Instants are in the format of JSON, because the DateStyle may be any.
+SELECT
+    id, kind, priority, max_attempts, args, pg_catalog.to_json(scheduled_at),
+    CASE WHEN created_at <> scheduled_at THEN pg_catalog.to_json(created_at) END,
+    CASE WHEN metadata <> '{}' THEN metadata END,
+    CASE WHEN errors <> '[]' THEN errors END,
+    CASE WHEN pg_catalog.cardinality(tags) > 0 THEN tags END,
+    CASE WHEN pg_catalog.cardinality(attempted_by) > 1 THEN attempted_by END,
+    attempt, pg_catalog.to_json(attempted_at), pg_catalog.to_json(leased_until),
+    {settings}
 FROM pgjobs.job
-WHERE queue = %(queue)s AND token = %(token)s AND state = 'running'
+WHERE queue = %(queue)s AND token = %(new_token)s AND state = 'running'
 FOR NO KEY UPDATE;
+
+-- name: job_settings
+-- The settings of a transaction in which handlers run.
+(%(idle_timeout)s::text IS NULL
+        OR pg_catalog.set_config('idle_in_transaction_session_timeout', %(idle_timeout)s::text, true) <> ''),
+    (%(check_interval)s::text IS NULL
+        OR pg_catalog.set_config('client_connection_check_interval', %(check_interval)s::text, true) <> ''),
+    (%(keepalives_idle)s::text IS NULL
+        OR pg_catalog.set_config('tcp_keepalives_idle', %(keepalives_idle)s::text, true) <> ''),
+    (%(keepalives_interval)s::text IS NULL
+        OR pg_catalog.set_config('tcp_keepalives_interval', %(keepalives_interval)s::text, true) <> ''),
+    (%(keepalives_count)s::text IS NULL
+        OR pg_catalog.set_config('tcp_keepalives_count', %(keepalives_count)s::text, true) <> ''),
+    (%(user_timeout)s::text IS NULL
+        OR pg_catalog.set_config('tcp_user_timeout', %(user_timeout)s::text, true) <> '');
+
+-- name: job_bound
+-- The bound of the transaction of one job, by its kind.
+pg_catalog.set_config(%(bounded_by)s::text, COALESCE(%(bounds)s::jsonb ->> kind, %(bound)s::text), true);
 
 -- name: savepoint
 SAVEPOINT pgjobs;
@@ -248,7 +281,11 @@ UPDATE pgjobs.job SET
     finalized_at = pg_catalog.statement_timestamp(),
     leased_until = NULL
 WHERE queue = %(queue)s AND id = %(id)s AND token = %(token)s AND state = 'running'
-RETURNING state, (EXTRACT(epoch FROM finalized_at) * 1000000)::bigint;
+RETURNING
+    state, (EXTRACT(epoch FROM finalized_at) * 1000000)::bigint,
+    -- the bound of the claim that follows in the same transaction
+    (%(claim_timeout)s::text IS NULL
+        OR pg_catalog.set_config('statement_timeout', %(claim_timeout)s::text, true) <> '');
 
 -- name: rollback_to_savepoint
 -- Drops the handler's writes and keeps the row's lock. The savepoint is released before the outcome is written: a row
@@ -331,6 +368,9 @@ FROM (
 WHERE queue = %(queue)s AND id = %(id)s AND token = %(token)s
 RETURNING state;
 
+-- name: rollback
+ROLLBACK;
+
 -- name: commit
 COMMIT;
 
@@ -340,14 +380,19 @@ COMMIT;
 COMMIT AND CHAIN;
 
 -- name: reset_session
--- Resets what a handler has left in the session. Returns the number of statements that it has prepared by name: if
--- there are any, the connection is given up.
+-- Resets what a handler has left in the session.
 RESET SESSION AUTHORIZATION;
 RESET ALL;
 UNLISTEN *;
 CLOSE ALL;
 DISCARD TEMP;
-SELECT pg_catalog.pg_advisory_unlock_all(), pg_catalog.count(*) FROM pg_catalog.pg_prepared_statement() WHERE from_sql;
+
+-- name: release_advisory_locks
+SELECT pg_catalog.pg_advisory_unlock_all();
+
+-- name: count_prepared
+-- How many statements a handler has prepared by name: if there are any, the connection is given up.
+SELECT pg_catalog.count(*) FROM pg_catalog.pg_prepared_statement() WHERE from_sql;
 
 -- name: server_facts
 -- How long the server has been up, whether it can notice during a statement that the client is gone, its version, and

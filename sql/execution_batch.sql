@@ -70,7 +70,7 @@ UPDATE pgjobs.job SET
             THEN (pg_catalog.array_append(attempted_by, %(worker)s::text))[
                 GREATEST(pg_catalog.cardinality(attempted_by) - 98, 1):]
         ELSE ARRAY[%(worker)s::text] END,
-    token = %(token)s
+    token = %(new_token)s
 WHERE queue = %(queue)s AND id = ANY (ARRAY(
     SELECT id FROM placed WHERE place < COALESCE((SELECT pg_catalog.min(place) FROM placed WHERE ends), 32767)))
 RETURNING
@@ -87,7 +87,7 @@ RETURNING
 -- they were claimed (in the format of JSON, because the DateStyle is reset by now), the transaction id, and its bound.
 WITH locked AS MATERIALIZED (
     SELECT kind, attempted_at FROM pgjobs.job
-    WHERE queue = %(queue)s AND token = %(token)s AND state = 'running'
+    WHERE queue = %(queue)s AND token = %(new_token)s AND state = 'running'
     ORDER BY id
     FOR NO KEY UPDATE
 ), bounded AS (
@@ -110,7 +110,7 @@ FROM bounded WHERE jobs > 0;
 
 -- name: select_locked_ids
 -- The jobs of a claim that are locked, when some were taken away.
-SELECT id FROM pgjobs.job WHERE queue = %(queue)s AND token = %(token)s AND state = 'running';
+SELECT id FROM pgjobs.job WHERE queue = %(queue)s AND token = %(new_token)s AND state = 'running';
 
 -- name: between_jobs
 -- Resets what a handler has left in the session, and restores the role of the claim and the bounds of the transaction.

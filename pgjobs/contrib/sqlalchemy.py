@@ -119,9 +119,6 @@ class _EngineCheckout(Checkout):
         record: Any = getattr(self._fairy, "_connection_record", None)
         self._engine.pool.dispatch.connect(self.conn, record)
 
-    def references(self) -> int:
-        return super().references() + getrefcount(self._connection)
-
     @contextmanager
     def handler_tx(self) -> Iterator[Session]:
         self._connection.begin()

@@ -6,7 +6,6 @@ connection that cannot be made clean is spoiled, and is closed when it goes back
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -45,6 +44,9 @@ class Checkout(ABC):
     configures = True  # whether its owner has settings of their own, which a reset of the session removes
     error_details = True  # whether the details of Postgres' errors may be logged
     can_prepare = False  # whether statements may be prepared on it, and a job claimed in the finish of another
+    used = True  # whether the handler has sent anything since `begin`; where that is not known, True
+    saved = True  # whether a savepoint was set in this transaction
+    savepoint_ahead = True  # whether the savepoint is sent with the claim, before it is known to be needed
     answer_due = NEVER  # when to shut down a connection that still waits for an answer, by the monotonic clock
 
     def __init__(self) -> None:
@@ -106,12 +108,20 @@ class Checkout(ABC):
         """Close the handler's `tx` after the transaction has ended, and run the callbacks that wait for a commit. Their
         errors are logged: they cannot change the outcome any more."""
 
-    def references(self) -> int:
-        """The reference count of the connection. A rise during a handler means that the handler leaked the connection,
-        to a thread for example, which could then write into the next job's transaction."""
-        return sys.getrefcount(self.conn)
+    def begin(self, *, saved: bool) -> None:
+        """The transaction of the next job has begun; `saved`: and a savepoint is set in it."""
+        self.saved = saved
 
     # --- its state
+
+    @property
+    def must_rest(self) -> bool:
+        """Whether no job may be claimed in the message of the finish: the owner must configure the session first."""
+        return self.used and self.configures
+
+    @property
+    def by_tcp(self) -> bool:
+        return not self.conn.info.host.startswith("/")
 
     @property
     def usable(self) -> bool:
@@ -250,7 +260,20 @@ class PoolCheckout(Checkout):
         self.can_prepare = self._may_prepare or conn.prepare_threshold is not None
         return conn
 
+    def begin(self, *, saved: bool) -> None:
+        super().begin(saved=saved)
+        self.used = False
+        if "wait" not in self.conn.__dict__:
+            wait = self.conn.wait
+
+            def watched(*args: Any, **options: Any) -> Any:
+                self.used = True
+                return wait(*args, **options)
+
+            self.conn.wait = watched  # type: ignore[method-assign]
+
     def _put(self, conn: AnyConnection) -> None:
+        conn.__dict__.pop("wait", None)
         with suppress(psycopg.Error, ValueError):
             self._pool.putconn(conn)  # which replaces a closed connection
 

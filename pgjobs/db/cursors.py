@@ -38,13 +38,6 @@ class _IsoInstant(Loader):
         return datetime.fromisoformat(str(data, "ascii"))
 
 
-class _JsonInstant(Loader):
-    """Reads a timestamp that the server sends as JSON, whose format no setting of the session changes."""
-
-    def load(self, data: Any) -> datetime:
-        return datetime.fromisoformat(str(data, "ascii")[1:-1])
-
-
 class _Interval(Dumper):
     oid = postgres.types["interval"].oid
 
@@ -81,18 +74,12 @@ class LiteralCursor(ClientCursor[TupleRow]):
 
 
 class ClaimCursor(LiteralCursor):
-    """For the columns of a claim: loads as little as possible, for speed. uuid and JSON stay text."""
+    """For the columns of a claim: loads as little as possible, for speed. uuid, JSON and instants stay text."""
 
     adapters = AdaptersMap(_ADAPTERS)
     adapters.register_loader("uuid", TextLoader)
     adapters.register_loader("jsonb", TextLoader)
-    adapters.register_loader("json", _JsonInstant)
-
-
-class BatchCursor(ClaimCursor):
-    """For the columns of a claim of several jobs: timestamps stay ISO text too."""
-
-    adapters = AdaptersMap(ClaimCursor.adapters)
+    adapters.register_loader("json", TextLoader)
     adapters.register_loader("timestamptz", TextLoader)
 
 

@@ -70,7 +70,7 @@ def parts() -> dict[str, str]:
 
 # `(%(ids)s::bigint[] IS NULL OR ...)`, where the parentheses in the dots are balanced, at most three deep.
 _CONDITION = re.compile(
-    rb"\(%\((\w+)\)s::[\w.\[\]]+ IS NULL OR ((?:[^()]|\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\))*)\)"
+    rb"\(%\((\w+)\)s::[\w.\[\]]+ IS NULL\s+OR ((?:[^()]|\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\))*)\)"
 )
 
 

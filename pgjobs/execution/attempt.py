@@ -61,6 +61,19 @@ AT_STOP = GracePeriods(interrupted=0.2, severed=0.8, stuck=1.2)
 SERVER_GRACE = timedelta(seconds=AFTER_TIMEOUT.stuck)
 
 
+class Slot:
+    """What one worker thread has for its attempts, one after the other: their locks, which take half of the time of a
+    new attempt to make, and the attempt that it runs now, which the watchdog reads."""
+
+    def __init__(self, checkout: Checkout) -> None:
+        self.checkout = checkout
+        self.attempt: Attempt | None = None
+        self.thread = threading.current_thread()
+        self.process = os.getpid()
+        self.lock = threading.Lock()
+        self.deciding = threading.Lock()
+
+
 class Attempt:
     """One start of a handler in this process. The worker's thread runs it; the watchdog may stop it."""
 
@@ -77,7 +90,11 @@ class Attempt:
     severed = False
     stuck = False
     ended = False
+    reported = False  # by the watchdog: that it was severed
+    replaced = False  # by the watchdog: its thread is stuck, and another one has taken its place
+    stopped_by = 0  # the call that has stopped all attempts, and this one among them
     _context: Context | None = None
+    _complete: Callable[[AnyConnection, Attempt], Job[Any]] | None = None
     _metadata: Mapping[str, Any] = MappingProxyType({})
     _output: str | None = None
     _requested_at = NEVER
@@ -88,42 +105,27 @@ class Attempt:
     def __init__(
         self,
         job: Job[Any],
-        checkout: Checkout | None,
+        slot: Slot,
         timeout: timedelta | None,
         *,
         handler: Handler | None = None,
-        complete: Callable[[AnyConnection, Attempt], Job[Any]] | None = None,
+        detached: Callable[[AnyConnection, Attempt], Job[Any]] | None = None,
     ) -> None:
+        """`detached` completes the job of a detached attempt, which has no connection."""
         self.job = job
-        self.checkout = checkout  # None: a detached attempt, which has no connection
         self.handler = handler  # None: the kind has no handler
-        self.deciding = threading.Lock()
-        self.thread = threading.current_thread()
+        self.thread = slot.thread
+        self.deciding = slot.deciding
+        self._lock = slot.lock
+        self._process = slot.process
+        self._timeout = timeout
         self._began = time.time()
         self.expires = NEVER if timeout is None else time.monotonic() + timeout.total_seconds()
-        self._conn_id = id(checkout.conn) if checkout else 0  # a reference would look like a leak of the connection
-        self._complete = complete
-        self._timeout = timeout
-        self._lock = threading.Lock()
-        self._process = os.getpid()
-
-    def followed_by(self, job: Job[Any], timeout: timedelta | None, handler: Handler) -> Attempt:
-        """Make the attempt at the next job of a batch, in the same thread and on the same connection, after this one
-        has ended. It shares the locks: to make them takes half of the time of a new attempt."""
-        made: Attempt = object.__new__(Attempt)
-        made.job = job
-        made.checkout = self.checkout
-        made.handler = handler
-        made.deciding = self.deciding
-        made.thread = self.thread
-        made._began = time.time()
-        made.expires = NEVER if timeout is None else time.monotonic() + timeout.total_seconds()
-        made._conn_id = self._conn_id
-        made._complete = None
-        made._timeout = timeout
-        made._lock = self._lock
-        made._process = self._process
-        return made
+        if detached is None:
+            self.checkout: Checkout | None = slot.checkout
+            self._conn_id = id(slot.checkout.conn)  # the checkout may have another one later
+        else:
+            self.checkout, self._conn_id, self._complete = None, 0, detached
 
     @property
     def cancelled(self) -> bool:

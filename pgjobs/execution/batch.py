@@ -24,24 +24,22 @@ from datetime import timedelta
 from typing import Any
 
 import psycopg
-from psycopg.pq import PipelineStatus
 
 from pgjobs.clean_text import one_line
 from pgjobs.db.checkout import Checkout
-from pgjobs.db.cursors import AnyConnection
 from pgjobs.errors import AttemptLost, JobCancelled, TransactionBroken
-from pgjobs.execution.attempt import Attempt
-from pgjobs.execution.batch_queries import BatchOutcome, BatchQueries, Claimed, milliseconds, must_run_alone
-from pgjobs.execution.claimer import Claimer
+from pgjobs.execution.attempt import Attempt, Slot
+from pgjobs.execution.batch_queries import BatchOutcome, BatchQueries, Claimed, must_run_alone
 from pgjobs.execution.executor import Executor
 from pgjobs.execution.failed_claims import claims_of
 from pgjobs.execution.finisher import why_not_committed
 from pgjobs.execution.lock_job import clear_frames
 from pgjobs.execution.outcome import COMPLETED, NO_DATA, Outcome
 from pgjobs.execution.queries import FinishResult
+from pgjobs.execution.requests import ClaimRequest
 from pgjobs.execution.savepoints import MOST, Savepoints
 from pgjobs.execution.set_aside import UnreadableRow, concerns_a_row
-from pgjobs.execution.transport import PreparedTransport
+from pgjobs.execution.transport import Transport
 from pgjobs.job import Job, JobState, job_owning, set_current_job
 from pgjobs.loggers import get_logger
 from pgjobs.queue_settings import MOST_IN_A_BATCH, RunSettings
@@ -70,7 +68,7 @@ class Batches:
 
     def run_next(
         self,
-        checkout: Checkout,
+        slot: Slot,
         queue: str,
         settings: RunSettings,
         *,
@@ -86,7 +84,7 @@ class Batches:
         room = self._room.get(queue, MOST_IN_A_BATCH)
         while (ask := max(1, min(settings.batch_size >> halved, room))) > 1:
             try:
-                found = self._claim(checkout, queue, settings, ask)
+                found = self._claim(slot.checkout, queue, settings, ask)
             except (psycopg.Error, UnreadableRow) as error:
                 if not concerns_a_row(error):
                     raise
@@ -94,14 +92,17 @@ class Batches:
                 continue
             if found is not None:
                 claimed()
-                batch = Batch(self, checkout, queue, settings, found)
+                batch = Batch(self, slot, queue, settings, found)
                 batch.run(ends)
                 if len(found.jobs) + found.missed == ask:  # there may be more
                     self._halved[queue] = max(0, halved - 1)
                 self._room[queue] = batch.room
                 return True
             break
-        job = self.executor.run_next(checkout, queue, claimed=claimed)  # a job that must run alone, or none
+        job = self.executor.claim(slot.checkout, queue)  # a job that must run alone, or none
+        if job is not None:
+            claimed()
+            self.executor.run(slot, job)
         alone = job is not None and must_run_alone(job)
         self._halved[queue] = settings.batch_size.bit_length() - 1 if alone else max(0, halved - 1)
         return job is not None
@@ -142,49 +143,44 @@ class Batches:
     def _claim_behind_mark(self, checkout: Checkout, queue: str, settings: RunSettings, ask: int) -> Claimed | None:
         """Claim behind the low-water mark; if there is nothing, in the whole queue."""
         claimer = self.executor.claimer
-        facts = claimer.facts(checkout)
-        transport = claimer.transport_of(checkout, facts)
-        claimer.lost_claims.unclaim_due(checkout.conn)
+        claimer.prepare(checkout)
         mark = claimer.marks.start(queue)
-        limits = {"limit": ask, "batch_time": milliseconds(settings.batch_time)}
         try:
-            found = self._claim_batch(
-                claimer, checkout, transport, {**claimer.request(queue, None, mark, facts).values, **limits}
-            )
+            found = self._claim_batch(checkout, claimer.request(queue, None, mark), settings, ask)
             if found is None and mark is not None:
                 claimer.marks.full_scan(queue)
-                found = self._claim_batch(
-                    claimer, checkout, transport, {**claimer.request(queue, None, None, facts).values, **limits}
-                )
+                found = self._claim_batch(checkout, claimer.request(queue, None, None), settings, ask)
         except psycopg.OperationalError as error:
             if not concerns_a_row(error):
                 claimer.require_sync_commit()
             raise
         claimer.marks.record_claim(queue, found.jobs[-1] if found else None)
         if found is not None:
-            checkout.session = found.session._replace(shared_since=found.jobs[0].attempted_at if facts.pooled else None)
+            pooled = claimer.facts(checkout).pooled
+            checkout.session = found.session._replace(shared_since=found.jobs[0].attempted_at if pooled else None)
         if found and claimer.aside:
             claimer.aside.worked(claims_of(queue))
         return found
 
     def _claim_batch(
-        self, claimer: Claimer, checkout: Checkout, transport: PreparedTransport | None, values: Any
+        self, checkout: Checkout, request: ClaimRequest, settings: RunSettings, ask: int
     ) -> Claimed | None:
+        claimer, transport = self.executor.claimer, self.executor.claimer.transport_of(checkout)
         for again in (True, False):
             try:
-                return self.queries.claim(checkout.conn, transport, claimer.order, values)
+                return self.queries.claim(transport, request, ask, settings.batch_time)
             except (AttemptLost, psycopg.Error) as error:
                 deallocated = isinstance(error, psycopg.errors.InvalidSqlStatementName)
-                claimer.lost_claims.unclaim(checkout, values["queue"], values["token"], error)
-                if transport is not None and again and deallocated:  # by an earlier handler
+                claimer.lost_claims.unclaim(checkout, request.queue, request.token, error)
+                if transport.prepares and again and deallocated:  # by an earlier handler
                     transport.forget()
                     continue
                 if isinstance(error, AttemptLost):
                     return None
                 raise
             except Exception as error:
-                claimer.lost_claims.unclaim(checkout, values["queue"], values["token"], error)
-                raise UnreadableRow(f"a job of queue {values['queue']!r} cannot be read: {one_line(error)}") from error
+                claimer.lost_claims.unclaim(checkout, request.queue, request.token, error)
+                raise UnreadableRow(f"a job of queue {request.queue!r} cannot be read: {one_line(error)}") from error
         return None
 
 
@@ -246,7 +242,7 @@ class Batch:
     """The jobs of one claim, and their outcomes."""
 
     batches: Batches
-    checkout: Checkout
+    slot: Slot
     queue: str
     settings: RunSettings
     found: Claimed
@@ -256,7 +252,6 @@ class Batch:
     room: int = MOST_IN_A_BATCH  # how many jobs like these a transaction has savepoints for
     _watched: Attempt | None = None  # the attempt that the watchdog has, until the batch is finished
     _clean: bytes | None = None  # the message that resets the session between two handlers
-    _clean_version: int = 0  # `transport.forgotten` when that was made
     _lost: bool = False  # whether the connection was lost, perhaps with the server and the claim
     _leaked: bool = False  # whether a handler has kept a reference to the connection
     _tainted: bool = False
@@ -266,6 +261,7 @@ class Batch:
 
     def __post_init__(self) -> None:
         self.executor = self.batches.executor
+        self.checkout = self.slot.checkout
         self.finisher = self.executor.finisher
         self.jobs = self.found.jobs
         self._plans = self.batches.plans()
@@ -292,7 +288,7 @@ class Batch:
             if problem is not None:
                 if checkout.usable:
                     with suppress(psycopg.Error):  # the next statement will raise it too
-                        self.executor.claimer.queries.abandon(checkout.conn, checkout.session)
+                        self.executor.claimer.queries.abandon(checkout.transport, checkout.session)
                 self._fall_back(checkout, problem, self._culprit(savepoints, problem), finishing)
                 checkout.spoiled = True  # the session may have settings that a rollback does not undo
             self._unwatch()
@@ -315,7 +311,6 @@ class Batch:
 
     def _run_jobs(self, savepoints: Savepoints, most: int, ends: Callable[[], bool]) -> None:
         checkout = self.checkout
-        references = checkout.references()
         last_start = time.monotonic() + self.settings.batch_time.total_seconds()
         for job in self.jobs:
             if ends():
@@ -329,25 +324,21 @@ class Batch:
                     return
             attempt = self._run_job(job, savepoints, previous)
             # a late cancel or interrupt could hit the next job, and so could writes of a thread of this handler
-            self._leaked = checkout.references() > references or savepoints.block_left_open
+            self._leaked = savepoints.block_left_open
             if savepoints.broken or attempt.tainted or self._leaked:
                 return
 
     def _run_job(self, job: Job[Any], savepoints: Savepoints, previous: Attempt | None) -> Attempt:
         executor, plan = self.executor, self._plans[job.kind]
         if plan is None:
-            attempt = copy_context().run(executor.attempt, self.checkout, job)
+            attempt = copy_context().run(executor.attempt, self.slot, job)
         else:
-            attempt = (
-                Attempt(job, self.checkout, plan.timeout, handler=plan.handler)
-                if previous is None
-                else previous.followed_by(job, plan.timeout, plan.handler)
-            )
+            attempt = Attempt(job, self.slot, plan.timeout, handler=plan.handler)
         attempt.on_severed = self._on_severed
         self._watched = attempt
         self.started += 1
         savepoints.start(job.id)
-        executor.watchdog.add(attempt, instead_of=previous)
+        executor.watchdog.add(self.slot, attempt)
         error: BaseException | None = None
         if executor.watchdog.cancelled:
             error = executor.watchdog.cancelled.get((job.id, job.token))  # cancelled since the claim
@@ -390,17 +381,13 @@ class Batch:
         attempt, self._watched = self._watched, None
         if attempt is not None:
             attempt.end()
-            self.executor.watchdog.remove(attempt)
+            self.slot.attempt = None
             self._tainted = attempt.tainted
 
     def _between(self) -> bytes:
-        pipelined = self.checkout.conn.pgconn.pipeline_status != PipelineStatus.OFF  # where nothing can be prepared
-        transport: PreparedTransport | None = None if pipelined else self.checkout.transport
-        forgotten = transport.forgotten if transport is not None else 0
-        if self._clean is None or self._clean_version != forgotten:
-            self._clean_version = forgotten
+        if self._clean is None:
             self._clean = self.batches.queries.between_jobs(
-                self.checkout.conn, transport, self.found.bounds, self.checkout.session
+                self.checkout.conn, self.found.bounds, self.checkout.session
             )
         return self._clean
 
@@ -414,11 +401,7 @@ class Batch:
             return TransactionBroken("another job of its batch has ended or broken their transaction")
         record = self._record(self.ran, self.jobs[self.started :])
         try:
-            if checkout.transport is not None and not (record.failed or record.data or record.cancel_requested):
-                release = savepoints.release if savepoints.used else None
-                written, clean = queries.finish_prepared(checkout.transport, record, release)
-            else:
-                written, clean = queries.finish(checkout.conn, record, savepoints.release)
+            written, clean = queries.finish(checkout.transport, record, savepoints.release, used=savepoints.used > 0)
         except (psycopg.Error, AttemptLost) as error:
             return error
         self._recorded = True
@@ -509,10 +492,10 @@ class Batch:
             return
         record = self._record(early, [])
 
-        def write(conn: AnyConnection, lost: bool) -> dict[int, FinishResult]:
-            if not queries.was_committed(conn, record, xid, lost=lost or self._lost):
+        def write(transport: Transport, lost: bool) -> dict[int, FinishResult]:
+            if not queries.was_committed(transport, record, xid, lost=lost or self._lost):
                 return {}
-            return queries.complete_late(conn, record)
+            return queries.complete_late(transport, record)
 
         finished = self.finisher.write_late(checkout, write, f"{len(early)} jobs of {self.queue!r}") or {}
         for attempt in early:
@@ -542,9 +525,9 @@ class Batch:
         state = problem.sqlstate if isinstance(problem, psycopg.Error) else None
         error = TransactionBroken(why + one_line(problem) + (f" [{state}]" if state else ""))
 
-        def write(conn: AnyConnection, lost: bool) -> tuple[dict[int, FinishResult], dict[int, FinishResult]]:
+        def write(transport: Transport, lost: bool) -> tuple[dict[int, FinishResult], dict[int, FinishResult]]:
             claimed_at = self.jobs[0].attempted_at if lost or self._lost else None
-            return self.batches.queries.undo(conn, record, str(error), restore_before=claimed_at)
+            return self.batches.queries.undo(transport, record, str(error), restore_before=claimed_at)
 
         written = self.finisher.write_late(checkout, write, f"{len(done)} jobs of {self.queue!r}")
         if written is None:

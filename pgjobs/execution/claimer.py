@@ -10,31 +10,23 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 from typing import Any, Literal
-from uuid import UUID
+from uuid import UUID, SafeUUID
 
 import psycopg
 
 from pgjobs.clean_text import one_line
 from pgjobs.db.checkout import NEVER, Checkout
 from pgjobs.db.cursors import commit
-from pgjobs.errors import AttemptLost, JobStopped, UniqueConflict
+from pgjobs.errors import AttemptLost, UniqueConflict
 from pgjobs.execution.attempt import SERVER_GRACE
 from pgjobs.execution.failed_claims import FailedClaims, claims_of
 from pgjobs.execution.lost_claims import LostClaims
 from pgjobs.execution.low_water_mark import LowWaterMarks
-from pgjobs.execution.outcome import COMPLETED, AttemptData
-from pgjobs.execution.queries import (
-    CLAIM_DEFAULTS,
-    ClaimRequest,
-    ClaimValues,
-    ExecutionQueries,
-    FinishResult,
-    Mark,
-    ServerFacts,
-    Session,
-)
+from pgjobs.execution.queries import ExecutionQueries, Finished, ServerFacts
+from pgjobs.execution.requests import ClaimRequest, ClaimSettings, Mark
+from pgjobs.execution.scripts import NextClaim
 from pgjobs.execution.set_aside import SetAside, UnreadableRow, concerns_a_row
-from pgjobs.execution.transport import PreparedTransport, TransportStatements, transport_for
+from pgjobs.execution.transport import Transport
 from pgjobs.job import Job, changed
 from pgjobs.loggers import get_logger
 from pgjobs.return_values import WarnOnce, checked_timeout
@@ -68,16 +60,15 @@ class Claimer:
     complaints: WarnOnce = field(default_factory=WarnOnce)
     async_commit: set[str] = field(default_factory=set)  # queues with asynchronous commits
     _facts: ServerFacts | None = None
-    _settings: tuple[ClaimValues, ClaimValues] = ({}, {})
+    _settings: tuple[ClaimSettings, ...] = ()
     _settings_version: int = -1
-    _simple_kinds: set[str] = field(default_factory=set)
+    single_kinds: set[str] = field(default_factory=set)  # whose handlers deallocate what pgjobs has prepared
     marks: LowWaterMarks = field(default_factory=LowWaterMarks)
     sync_until: float = _NOT_KNOWN
     _facts_lock: threading.Lock = field(default_factory=threading.Lock)
     aside: SetAside = field(default_factory=SetAside)
 
     def __post_init__(self) -> None:
-        self._transport_statements = TransportStatements(self.queries)
         self.failed_claims = FailedClaims(self.queries, self.aside, self.order)
         self.lost_claims = LostClaims(self.queries)
 
@@ -95,29 +86,15 @@ class Claimer:
     def claim(self, checkout: Checkout, queue: str, *, id: int | None = None) -> Job[Any] | None:
         """Claim the next job, or the one with this id. It is locked in the transaction that is open then; None: there
         was no job, and no transaction is open."""
-        transport: PreparedTransport | None = checkout.transport
-        if transport is not None and transport.next is not None:
-            job, transport.next = transport.next, None  # claimed together with the last finish
-        else:
-            found = self._claim_within_limit(checkout, queue, id)
-            if found is None:
-                return None
-            job = found
-        handler = self.handler_of(job.kind)
-        if handler is not None:
-            vars(job)["decode"] = handler.decode  # the job is frozen, but has not been handed out yet
-        return job
-
-    def _claim_within_limit(self, checkout: Checkout, queue: str, id: int | None) -> Job[Any] | None:
         checkout.answer_due = time.monotonic() + _ANSWER_WITHIN
         try:
-            return self._claim_next(checkout, queue, id)
+            return self._claim_behind_mark(checkout, queue, id)
         finally:
             checkout.answer_due = NEVER
 
-    def _claim_next(self, checkout: Checkout, queue: str, id: int | None) -> Job[Any] | None:
-        self.facts(checkout)
-        self.lost_claims.unclaim_due(checkout.conn)
+    def _claim_behind_mark(self, checkout: Checkout, queue: str, id: int | None) -> Job[Any] | None:
+        """Claim behind the low-water mark; if there is nothing, in the whole queue."""
+        self.prepare(checkout)
         mark = self.marks.start(queue) if id is None else None
         try:
             job = self._claim_workable(checkout, queue, id, mark)
@@ -128,20 +105,27 @@ class Claimer:
         self.marks.record_claim(queue, job)
         return job
 
+    def prepare(self, checkout: Checkout) -> None:
+        """Make a connection ready for claims, and undo the lost claims whose time has come."""
+        if self._facts is None:
+            self._read_facts(checkout)
+        if checkout.transport is None:
+            self.transport_of(checkout)
+        self.lost_claims.unclaim_due(checkout.conn)
+
     def _claim_workable(self, checkout: Checkout, queue: str, id: int | None, mark: Mark | None) -> Job[Any] | None:
         """Claim the next job that can be claimed; those before it are discarded or set aside."""
-        facts, until = self.facts(checkout), time.monotonic() + _SKIP_FOR
-        transport = self.transport_of(checkout, facts)
+        until = time.monotonic() + _SKIP_FOR
         while True:
             checkout.answer_due = time.monotonic() + _ANSWER_WITHIN
             try:
-                job = self._claim(checkout, transport, self.request(queue, id, mark, facts))
+                job = self._claim(checkout, self.request(queue, id, mark))
                 if job is None and mark is not None:  # there may be jobs before the mark
                     self.marks.full_scan(queue)
                     mark = None
-                    job = self._claim(checkout, transport, self.request(queue, id, None, facts))
+                    job = self._claim(checkout, self.request(queue, id, None))
                 if job is None and id is None:
-                    request = partial(self.request, queue, None, None, facts)
+                    request = partial(self.request, queue, None, None)
                     if self.failed_claims.pass_unchanged(checkout.conn, queue, request) and time.monotonic() < until:
                         continue
                 self.failed_claims.went_on(queue, job)
@@ -149,72 +133,73 @@ class Claimer:
             except (psycopg.Error, UnreadableRow) as error:
                 if id is not None or not concerns_a_row(error):
                     raise
-                self.failed_claims.deal_with(checkout.conn, self.request(queue, None, mark, facts), error)
+                self.failed_claims.deal_with(checkout.conn, self.request(queue, None, mark), error)
                 if time.monotonic() > until:
                     self.failed_claims.went_on(queue, None)
                     return None
 
-    def complete(self, checkout: Checkout, job: Job[Any], data: AttemptData, *, go_on: bool) -> FinishResult:
-        """Commit the handler's writes together with the completion. With `go_on`, the next job is claimed and locked in
-        the same round trip where that is possible; the `claim` that follows returns it."""
-        transport: PreparedTransport | None = checkout.transport
-        if transport is None or job.kind in self._simple_kinds:
-            return self.complete_simple(checkout, job, data)
-        if transport.used and checkout.configures:
-            go_on = False  # its owner must configure the session before the next job
-        assert self._facts is not None
-        next_claim = self.request(job.queue, None, self.marks.start(job.queue), self._facts) if go_on else None
+    def _claim(self, checkout: Checkout, request: ClaimRequest) -> Job[Any] | None:
+        transport: Transport = checkout.transport
         try:
-            finished, problem = transport.complete(
-                job, data, self.order, next_claim, async_commit=self.commits_async(job)
-            )
-        except psycopg.Error as error:
-            self._finish_failed(job, next_claim, error)
-            raise
-        if problem is not None and next_claim is not None:  # the claim failed; the finish is committed
             try:
-                self.lost_claims.unclaim(checkout, next_claim.queue, next_claim.token, problem)
-            except psycopg.Error as error:
-                log.debug("giving up the connection: %s", one_line(error))
-                finished = replace(finished, clean=False)
-        elif problem is None and next_claim is not None:
-            if transport.next is not None or next_claim.mark is None:
-                self.marks.record_claim(next_claim.queue, transport.next)
-            else:
-                self.marks.record_empty(next_claim.mark)
-        return finished
+                job = self._send_claim(checkout, request)
+            except psycopg.errors.InvalidSqlStatementName as error:
+                if not transport.prepares:
+                    raise
+                transport.forget()
+                # the claim was committed if only the lock was deallocated
+                self.lost_claims.unclaim(checkout, request.queue, request.token, error)
+                job = self._send_claim(checkout, request)
+        except (AttemptLost, psycopg.Error, MemoryError) as error:  # a lack of memory does not discard the job
+            self.lost_claims.unclaim(checkout, request.queue, request.token, error)
+            if isinstance(error, AttemptLost):
+                return None
+            if isinstance(error, psycopg.errors.UniqueViolation) and request.id is not None:  # was `retryable`
+                raise UniqueConflict(f"job {request.id} cannot run now: another job has its unique key") from error
+            raise
+        except Exception as error:
+            raise self._unreadable(checkout, request, error) from error
+        return job
 
-    def complete_simple(
-        self, checkout: Checkout, job: Job[Any], data: AttemptData, *, cancel_requested: bool = False
-    ) -> FinishResult:
-        """As `complete`, but without a claim and without prepared statements. `cancel_requested`: the job's cancel
-        request is noted in its metadata."""
-        async_commit, session = self.commits_async(job), checkout.session
-        return self.queries.complete(
-            checkout.conn,
-            job,
-            COMPLETED,
-            data,
-            async_commit=async_commit,
-            cancel_requested=cancel_requested,
-            session=session,
-        )
+    def _send_claim(self, checkout: Checkout, request: ClaimRequest) -> Job[Any] | None:
+        facts = self._facts
+        session = None if facts is None or facts.pooled else checkout.session
+        ahead = checkout.savepoint_ahead
+        job, session = self.queries.claim(checkout.transport, request, session, savepoint=ahead, by_tcp=checkout.by_tcp)
+        if job is not None:
+            pooled = facts is not None and facts.pooled
+            checkout.session = session._replace(shared_since=job.attempted_at) if pooled else session
+            checkout.begin(saved=ahead)
+        return job
 
-    def _finish_failed(self, job: Job[Any], next_claim: ClaimRequest | None, error: psycopg.Error) -> None:
-        if isinstance(error, psycopg.OperationalError) and next_claim is not None:
-            self.lost_claims.add(next_claim.queue, next_claim.token)
-        if isinstance(error, psycopg.errors.InvalidSqlStatementName) and self.queries.tag in str(error):
-            self._simple_kinds.add(job.kind)  # its handler deallocates what pgjobs has prepared
-            raise JobStopped(
-                "the handler deallocated the prepared statements of pgjobs; it runs again without them"
-            ) from error
+    def _unreadable(self, checkout: Checkout, request: ClaimRequest, error: Exception) -> UnreadableRow:
+        """Discard the job of a claim whose row cannot be read."""
+        self.failed_claims.discard_unreadable(checkout.conn, request.queue, request.token, error)
+        return UnreadableRow(f"a job of queue {request.queue!r} cannot be read: {one_line(error)}")
 
-    def unclaim_next(self, checkout: Checkout) -> None:
-        """Undo the claim that was sent with the last finish, because its job will not be started."""
-        transport: PreparedTransport | None = checkout.transport
-        if transport is None or transport.next is None:
-            return
-        (job, transport.next), undone = (transport.next, None), False
+    # --- the claim in the message of a finish
+
+    def next_claim(self, checkout: Checkout, queue: str, *, together: bool) -> NextClaim:
+        """A claim to be sent with a finish on this connection. `together`: in the transaction of the finish."""
+        return NextClaim(self.request(queue, None, self.marks.start(queue)), checkout.savepoint_ahead, together)
+
+    def claimed_next(self, checkout: Checkout, claim: NextClaim, finished: Finished) -> Job[Any] | None:
+        """Take the answer to the claim that was sent with a finish. None: no job was claimed, and no transaction is
+        open. Raises if the connection is lost in it."""
+        request, job = claim.request, finished.next
+        if finished.problem is not None:
+            self.lost_claims.unclaim(checkout, request.queue, request.token, finished.problem)
+        elif job is not None or request.mark is None:
+            self.marks.record_claim(request.queue, job)
+        else:
+            self.marks.record_empty(request.mark)
+        if job is not None:
+            checkout.begin(saved=claim.savepoint)
+        return job
+
+    def unclaim(self, checkout: Checkout, job: Job[Any]) -> None:
+        """Undo the claim of a job that is locked in the transaction that is open, because it will not be started."""
+        undone = False
         assert job.token is not None
         try:
             if not checkout.usable or checkout.spoiled:
@@ -252,85 +237,48 @@ class Claimer:
             return self.timeout
         return self.timeout if limit == "inherit" else limit
 
-    def _claim(self, checkout: Checkout, transport: PreparedTransport | None, request: ClaimRequest) -> Job[Any] | None:
-        which = self.order if request.id is None else "id"
-        try:
-            try:
-                if transport is None:
-                    return self._claim_simple(checkout, which, request)
-                return self._claim_prepared(checkout, transport, which, request)
-            except psycopg.errors.InvalidSqlStatementName as error:
-                if transport is None:
-                    raise
-                transport.forget()
-                # the claim was committed if only the lock was deallocated
-                self.lost_claims.unclaim(checkout, request.queue, request.token, error)
-                return self._claim_prepared(checkout, transport, which, request)
-        except (AttemptLost, psycopg.Error, MemoryError) as error:  # a lack of memory does not discard the job
-            self.lost_claims.unclaim(checkout, request.queue, request.token, error)
-            if isinstance(error, AttemptLost):
-                return None
-            if isinstance(error, psycopg.errors.UniqueViolation) and request.id is not None:  # was `retryable`
-                raise UniqueConflict(f"job {request.id} cannot run now: another job has its unique key") from error
-            raise
-        except Exception as error:
-            self.failed_claims.discard_unreadable(checkout.conn, request.queue, request.token, error)
-            raise UnreadableRow(f"a job of queue {request.queue!r} cannot be read: {one_line(error)}") from error
-
-    def _claim_simple(self, checkout: Checkout, which: str, request: ClaimRequest) -> Job[Any] | None:
-        found: list[Session] = []
-        job = self.queries.claim(
-            checkout.conn, which=which, on_role=lambda user, role: found.append(Session(user, role)), **request.values
-        )
-        if job is not None:
-            pooled = self._facts is not None and self._facts.pooled
-            checkout.session = found[0]._replace(shared_since=job.attempted_at if pooled else None)
-        return job
-
-    def _claim_prepared(
-        self, checkout: Checkout, transport: PreparedTransport, which: str, request: ClaimRequest
-    ) -> Job[Any] | None:
-        job = transport.claim(which, request)
-        checkout.session = transport.session
-        return job
-
-    def request(self, queue: str, id: int | None, mark: Mark | None, facts: ServerFacts) -> ClaimRequest:
+    def request(self, queue: str, id: int | None, mark: Mark | None) -> ClaimRequest:
         """The values of the next claim of this queue, with a new token."""
         if self._settings_version != self.work_map.changes:
-            self._settings_version, self._settings = self.work_map.changes, self._current_settings(facts)
+            self._settings_version, self._settings = self.work_map.changes, self._current_settings()
         after_crash = time.monotonic() < self.sync_until
         aside = self.aside.rows(claims_of(queue)) if self.aside and id is None else ()
-        return ClaimRequest(self._settings[after_crash], queue, new_token(), id, mark, aside)
+        which = self.order if id is None else "id"
+        return ClaimRequest(self._settings[after_crash], queue, which, new_token(), id, mark, aside)
 
-    def _current_settings(self, facts: ServerFacts) -> tuple[ClaimValues, ClaimValues]:
+    def _current_settings(self) -> tuple[ClaimSettings, ClaimSettings]:
         """The values that all claims share until the WorkMap changes: with asynchronous commits, and without."""
-        kinds = list(self.work_map)
-        settings: ClaimValues = {
-            **CLAIM_DEFAULTS,
-            "worker": self.worker,
-            "kinds": kinds if self.unknown_kinds == "leave" else None,
-            "detached": [kind for kind in kinds if self.work_map[kind].detached],
-            "lease": self.lease,
-            "check_interval": "500ms" if facts.can_check_connections else "0",
-            "bounded_by": facts.transaction_bound,
-            "bound": _milliseconds(self._transaction_bound(self.unknown_kinds)),
-            "bounds": self._bounds_by_kind(),
-        }
-        return {**settings, "synchronous_commit": False}, {**settings, "synchronous_commit": True}
+        facts, kinds, bounds = self._facts, list(self.work_map), self._bounds_by_kind()
+        assert facts is not None
+        bound = _milliseconds(self._transaction_bound(self.unknown_kinds))
+        settings = ClaimSettings(
+            worker=self.worker,
+            kinds=kinds if self.unknown_kinds == "leave" else None,
+            detached=[kind for kind in kinds if self.work_map[kind].detached],
+            lease=self.lease,
+            synchronous_commit=False,
+            check_interval="500ms" if facts.can_check_connections else "0",
+            bounded_by=None if bound == "0" and bounds is None else facts.transaction_bound,
+            bound=bound,
+            bounds=bounds,
+        )
+        return settings, replace(settings, synchronous_commit=True, scripts={})
 
     def facts(self, checkout: Checkout) -> ServerFacts:
         """The facts that claims depend on, read from the server once."""
         return self._facts or self._read_facts(checkout)
 
-    def transport_of(self, checkout: Checkout, facts: ServerFacts) -> PreparedTransport | None:
-        """The prepared transport of this connection; None where statements may not be prepared."""
-        if checkout.transport is None and checkout.can_prepare and not facts.pooled:
-            checkout.enable_prepare()
-            checkout.transport = transport_for(checkout.conn, self._transport_statements)
-        transport: PreparedTransport | None = checkout.transport
+    def transport_of(self, checkout: Checkout) -> Transport:
+        """The transport of this connection."""
+        if checkout.transport is None:
+            prepares = checkout.can_prepare and not self.facts(checkout).pooled
+            if prepares:
+                checkout.enable_prepare()
+            checkout.transport = self.queries.transport(checkout.conn, prepares=prepares)
+        transport: Transport = checkout.transport
         return transport
 
-    def _bounds_by_kind(self) -> str:
+    def _bounds_by_kind(self) -> str | None:
         """How long a transaction may last by kind, in milliseconds, as JSON. A timeout that depends on the job is not
         known when the claim sets the bound."""
         bounds = {
@@ -338,7 +286,7 @@ class Claimer:
             for kind, handler in list(self.work_map.items())
             if handler.timeout != "inherit"
         }
-        return json.dumps(bounds) if bounds else "{}"
+        return json.dumps(bounds) if bounds else None
 
     def _transaction_bound(self, handler: Handler | str) -> timedelta | None:
         if not isinstance(handler, Handler) or handler.timeout == "inherit":
@@ -359,15 +307,23 @@ if hasattr(os, "register_at_fork"):
 
 
 def new_token() -> UUID:
-    """Make a random UUID as uuid4() does, from random bytes that are read for many at once: each read releases the
-    interpreter's lock, which takes as long as to send a message."""
+    """Make a random UUID from random bytes that are read for many at once: each read releases the interpreter's lock,
+    which takes as long as to send a message."""
     try:
         token = _unused_tokens.pop()
     except IndexError:
         random = os.urandom(16 * _TOKENS_AT_ONCE)
         token, *others = (random[start : start + 16] for start in range(0, len(random), 16))
         _unused_tokens.extend(others)
-    return UUID(bytes=token, version=4)
+    return uuid_of(token)
+
+
+def uuid_of(random: bytes) -> UUID:
+    """Like `UUID(bytes=random)`, but three times as fast."""
+    made = object.__new__(UUID)
+    object.__setattr__(made, "int", int.from_bytes(random, "big"))
+    object.__setattr__(made, "is_safe", SafeUUID.unknown)
+    return made
 
 
 def _milliseconds(timeout: timedelta | None) -> str:

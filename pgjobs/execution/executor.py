@@ -9,14 +9,17 @@ from typing import Any
 
 from pgjobs.db.checkout import Checkout
 from pgjobs.errors import UnknownKind
-from pgjobs.execution.attempt import Attempt, private_context
+from pgjobs.execution.attempt import Attempt, Slot, private_context
 from pgjobs.execution.claimer import Claimer
 from pgjobs.execution.finisher import Finisher
 from pgjobs.execution.lock_job import clear_frames
+from pgjobs.execution.scripts import NextClaim
 from pgjobs.execution.watchdog import Watchdog
 from pgjobs.hooks import HookCalls, Middleware, with_middleware
-from pgjobs.job import Job, changed, set_current_job
+from pgjobs.job import Job, job_owning, set_current_job
 from pgjobs.return_values import check_handler_return
+
+_SOON = 1.0  # seconds after the claim; a rescue takes no job that was claimed less than some seconds ago
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,106 +33,102 @@ class Executor:
     middleware: Sequence[Middleware] = ()
     code_version: str | None = None
 
-    def run_next(
-        self,
-        checkout: Checkout,
-        queue: str,
-        *,
-        claimed: Callable[[], None] = lambda: None,
-        go_on: Callable[[], bool] = lambda: False,
-    ) -> Job[Any] | None:
-        """Claim the next job of the queue, run its handler and write the outcome. Returns the job as it was claimed, or
-        None.
-
-        `claimed` is called before the handler: there may be more jobs, for other threads. `go_on` is called after the
-        handler; if it returns True, another call must follow, for which the next job may be claimed already. Whatever
-        the handler does is an outcome: only errors of the connection, before or after it, are raised. Context variables
-        that the application's functions set are not seen by the next job.
-        """
-        return private_context().run(self._run_next, checkout, queue, claimed, go_on)
-
-    def _run_next(
-        self, checkout: Checkout, queue: str, claimed: Callable[[], None], go_on: Callable[[], bool]
-    ) -> Job[Any] | None:
-        job = self._claim(checkout, queue)
-        if job is None:
-            return None
-        claimed()
-        references = checkout.references()
-        self._run(checkout, self.attempt(checkout, job), lambda: checkout.references() <= references and go_on())
-        if checkout.spoiled or checkout.references() > references:
-            self.claimer.unclaim_next(checkout)
-            checkout.replace()
-        return job
-
-    def unclaim_next(self, checkout: Checkout) -> None:
-        """No call of `run_next` follows: undo the claim of the next job, if there is one."""
-        self.claimer.unclaim_next(checkout)
-
-    def _claim(self, checkout: Checkout, queue: str) -> Job[Any] | None:
+    def claim(self, checkout: Checkout, queue: str) -> Job[Any] | None:
+        """Claim the next job of the queue. It is locked in the transaction that is open then."""
         try:
-            job = self.claimer.claim(checkout, queue)
+            return self.claimer.claim(checkout, queue)
         except Exception as error:
             self.hooks("on_claim", None, error)
             raise
-        if job is not None:
-            self.hooks("on_claim", job, None)
-        return job
 
-    def attempt(self, checkout: Checkout, job: Job[Any]) -> Attempt:
+    def run(self, slot: Slot, job: Job[Any], goes_on: Callable[[], bool] | None = None) -> Job[Any] | None:
+        """Run the handler of a claimed job, and write the outcome. If `goes_on` returns True after the handler, the
+        next job of the queue is claimed in the same message, and returned: the caller must run it, or undo its claim.
+
+        Whatever the handler does is an outcome: only errors of the connection, before or after it, are raised. Context
+        variables that the application's functions set are not seen by the next job.
+        """
+        return private_context().run(self._run, slot, job, goes_on)
+
+    def unclaim(self, checkout: Checkout, job: Job[Any] | None) -> None:
+        """Undo the claim of a job that is not run, if there is one."""
+        if job is not None:
+            self.claimer.unclaim(checkout, job)
+
+    def attempt(self, slot: Slot, job: Job[Any]) -> Attempt:
         handler = self.claimer.handler_of(job.kind)
+        if handler is not None:
+            vars(job)["decode"] = handler.decode  # the job is frozen, but has not been handed out yet
         timeout = self.claimer.timeout_of(job, handler)
         if handler is not None and handler.detached and job.leased_until is not None:
-            attempt = Attempt(job, None, timeout, handler=handler, complete=self.finisher.complete_within)
-            attempt.session = checkout.session
+            attempt = Attempt(job, slot, timeout, handler=handler, detached=self.finisher.complete_within)
+            attempt.session = slot.checkout.session
         else:
-            attempt = Attempt(job, checkout, timeout, handler=handler)
+            attempt = Attempt(job, slot, timeout, handler=handler)
         if self.code_version is not None:
             attempt.set_metadata({"code_version_processed": self.code_version})
         return attempt
 
-    def _run(self, checkout: Checkout, attempt: Attempt, go_on: Callable[[], bool]) -> None:
-        self.watchdog.add(attempt)
+    def _run(self, slot: Slot, job: Job[Any], goes_on: Callable[[], bool] | None) -> Job[Any] | None:
+        attempt, checkout = self.attempt(slot, job), slot.checkout
+        if self.hooks:
+            self.hooks("on_claim", job, None)
+        self.watchdog.add(slot, attempt)
+        next_job: Job[Any] | None = None
         try:
             if attempt.checkout is None:
                 self.finisher.rollback(checkout)  # from here on the lease keeps the job
                 checkout.return_early()
             error = self.start(attempt)
-            going_on = error is None and not attempt.tainted and not checkout.in_block and go_on()
-            self.finisher.finish(checkout, attempt, error, go_on=going_on)
+            then = None if error is not None or goes_on is None else self._then(checkout, attempt, goes_on)
+            error, next_job = self.finisher.finish(checkout, attempt, error, then=then)
         except BaseException:
             checkout.spoiled = True  # its state is unknown: not for the next job
             raise
         finally:
             attempt.end()
-            self.watchdog.remove(attempt)
-            checkout.spoiled = checkout.spoiled or (attempt.tainted and attempt.checkout is not None)
-        clear_frames(error)
-        if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
-            raise error  # Ctrl-C in the thread that called work_one()
+            slot.attempt = None
+            if attempt.tainted and attempt.checkout is not None:
+                checkout.spoiled = True
+        if checkout.spoiled:
+            self.unclaim(checkout, next_job)
+            next_job = None
+            checkout.replace()
+        if error is not None:
+            clear_frames(error)
+            if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+                raise error  # Ctrl-C in the thread that called work_one()
+        return next_job
+
+    def _then(self, checkout: Checkout, attempt: Attempt, goes_on: Callable[[], bool]) -> NextClaim | None:
+        """The claim to be sent with the completion, if there may be one."""
+        if attempt.checkout is None or attempt.tainted or checkout.must_rest or not goes_on():
+            return None
+        # a rescue finds no job that was claimed a moment ago: so the finish may be repeated after a failed claim
+        together = not checkout.used and attempt.run_seconds < _SOON
+        return self.claimer.next_claim(checkout, attempt.job.queue, together=together)
 
     def start(self, attempt: Attempt) -> BaseException | None:
         """Call the handler. Returns its exception, or the error for which it could not be called."""
         try:
-            run = self._prepare(attempt)
+            call = self._prepare(attempt)
         except BaseException as error:  # args that do not fit, or an error in the code that decodes them
             attempt.args_fit = False
             return error
-        self.hooks("on_start", attempt.job)
+        if self.hooks:
+            self.hooks("on_start", attempt.job)
         attempt.started = True
-        return attempt.run(run)
+        return attempt.run(call)
 
     def _prepare(self, attempt: Attempt) -> Callable[[], None]:
         handler = attempt.handler
         if handler is None:
             self.hooks("on_unknown_kind", attempt.job)
             raise UnknownKind(attempt.job.kind)
-        if attempt.job.decode is not handler.decode:  # another handler was registered since the claim
-            attempt.job = changed(attempt.job, decode=handler.decode)
-        job = changed(attempt.job, running=attempt)
-        job.decode_args()  # before the handler, which may rely on them
+        args = handler.decode(attempt.job.raw_args)  # before the handler, which may rely on them
+        job = job_owning({**vars(attempt.job), "running": attempt, "args": args})
         checkout = None if handler.detached else attempt.checkout
-        middleware = (*self.middleware, *handler.middleware)
+        middleware = (*self.middleware, *handler.middleware) if self.middleware or handler.middleware else ()
         function = handler.function
 
         def call() -> None:

@@ -19,7 +19,8 @@ from psycopg.pq import TransactionStatus
 
 from pgjobs.clean_text import error_text
 from pgjobs.db.cursors import AnyConnection, commit, rollback
-from pgjobs.execution.queries import ClaimRequest, ExecutionQueries
+from pgjobs.execution.queries import ExecutionQueries
+from pgjobs.execution.requests import ClaimRequest
 from pgjobs.execution.set_aside import SetAside, UnchangedRow, UnreadableRow, concerns_a_row
 from pgjobs.execution.unworkable import CLAIM, MOST_TRIES, Unworkable
 from pgjobs.job import Job, JobState

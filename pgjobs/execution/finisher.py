@@ -44,8 +44,10 @@ from pgjobs.errors import (
 from pgjobs.events import Event, EventKind, Events, JobStats
 from pgjobs.execution.attempt import Attempt
 from pgjobs.execution.claimer import Claimer
-from pgjobs.execution.outcome import AFTER_A_FAULT, COMPLETED, Outcome, decide
-from pgjobs.execution.queries import ExecutionQueries, FinishResult
+from pgjobs.execution.outcome import AFTER_A_FAULT, COMPLETED, NO_DATA, Outcome, decide
+from pgjobs.execution.queries import ExecutionQueries, Finished, FinishResult
+from pgjobs.execution.scripts import Finish, NextClaim
+from pgjobs.execution.transport import Transport
 from pgjobs.hooks import ErrorHandler, HookCalls
 from pgjobs.interval import microseconds
 from pgjobs.job import Job, JobState, changed
@@ -79,14 +81,20 @@ class Finisher:
     on_due_soon: Callable[[], None] = lambda: None
 
     def finish(
-        self, checkout: Checkout, attempt: Attempt, error: BaseException | None, *, go_on: bool = False
-    ) -> BaseException | None:
-        """Write the outcome of an attempt whose handler returned, or raised `error`. With `go_on`, claim the next job
-        in the same round trip if possible. Returns the error that the attempt has failed with in the end."""
+        self, checkout: Checkout, attempt: Attempt, error: BaseException | None, *, then: NextClaim | None = None
+    ) -> tuple[BaseException | None, Job[Any] | None]:
+        """Write the outcome of an attempt whose handler returned, or raised `error`. `then` is a claim to be sent in
+        the same message. Returns the error that the attempt has failed with in the end, and the next job."""
         started, committed = time.monotonic(), False
-        finished: FinishResult | None = None
+        outcome, finished, next_job = COMPLETED, None, None
         try:
-            outcome, finished, error = self._write(checkout, attempt, error, go_on)
+            ended = self._complete(checkout, attempt, then) if error is None or attempt.completed else None
+            if isinstance(ended, tuple):
+                if error is not None:
+                    log.warning("job %d had completed when its handler raised: %s", attempt.job.id, one_line(error))
+                (finished, next_job), error = ended, None
+            else:
+                outcome, finished, error = self._write_failure(checkout, attempt, error, ended)
             committed = error is None
         except AttemptLost as lost:
             log.warning("%s: its outcome is not written; it was finished, rescued or changed in the meantime", lost)
@@ -97,13 +105,12 @@ class Finisher:
             if attempt.checkout is not None:
                 checkout.error_details = self.error_details
                 checkout.after_transaction(committed=committed)
-            if checkout.usable and not checkout.spoiled:
+            if not checkout.spoiled and checkout.usable:
                 checkout.restore()
-        if finished is not None and finished.state is JobState.AVAILABLE:
-            self.claimer.marks.forget(attempt.job.queue)
-        if finished is not None:  # after `after_transaction`: a hook may use the framework, which must know the outcome
+        if finished is not None and (error is not None or self.hooks or self.events):
+            # after `after_transaction`: a hook may use the framework, which must know the outcome
             self.report(attempt, outcome, finished, error, took)
-        return error
+        return error, next_job
 
     def record_severed(self, attempt: Attempt, checkout: Checkout) -> None:
         """Write the outcome of an attempt whose connection was shut down, although its handler may still run. Its row
@@ -120,7 +127,7 @@ class Finisher:
         with self.queries.as_claimed(conn, attempt.session):
             if attempt.completed and not self._runs(conn, attempt.job):
                 raise NotRunning(f"job {attempt.job.id} was completed already")
-            cancel_requested = _cancel_requested(attempt)
+            cancel_requested = isinstance(attempt.reason, JobCancelled)
             finished = self.queries.complete_within(
                 conn, attempt.job, COMPLETED, attempt.data, cancel_requested=cancel_requested
             )
@@ -137,21 +144,95 @@ class Finisher:
 
     # --- write
 
-    def _write(
-        self, checkout: Checkout, attempt: Attempt, error: BaseException | None, go_on: bool
+    def _complete(
+        self, checkout: Checkout, attempt: Attempt, then: NextClaim | None
+    ) -> tuple[FinishResult | None, Job[Any] | None] | BaseException:
+        """Commit the handler's writes together with the completion, and claim the next job. Returns the error if the
+        attempt cannot be completed."""
+        job, claimer = attempt.job, self.claimer
+        if attempt.checkout is None:
+            return self._complete_detached(checkout, attempt)
+        if not checkout.usable:
+            return TransactionBroken("the handler left its connection closed, or in the middle of a command")
+        data = attempt.data
+        how = Finish(
+            checkout.session,
+            used=checkout.used,
+            saved=checkout.saved,
+            has_data=data is not NO_DATA,
+            cancelled=isinstance(attempt.reason, JobCancelled),
+            async_commit=job.queue in claimer.async_commit,
+        )
+        try:
+            finished = self.queries.complete(
+                checkout.transport, job, how, data, then=then, single=job.kind in claimer.single_kinds
+            )
+        except (psycopg.Error, UnicodeEncodeError, AttemptLost) as error:
+            return self._not_completed(job, then, error)
+        checkout.spoiled = not finished.result.clean
+        return finished.result, None if then is None else self._take_next(checkout, then, finished)
+
+    def _not_completed(
+        self, job: Job[Any], then: NextClaim | None, error: psycopg.Error | UnicodeEncodeError | AttemptLost
+    ) -> BaseException:
+        """Why an attempt could not be completed."""
+        if then is not None and isinstance(error, psycopg.OperationalError | AttemptLost):
+            self.claimer.lost_claims.add(then.request.queue, then.request.token)
+        if isinstance(error, AttemptLost):
+            return TransactionBroken("the handler changed the row of its own job, or gave up the lock on it")
+        if isinstance(error, psycopg.errors.InvalidSqlStatementName) and self.queries.tag in str(error):
+            self.claimer.single_kinds.add(job.kind)
+            stopped = JobStopped(
+                "the handler deallocated the prepared statements of pgjobs; it runs again without them"
+            )
+            stopped.__cause__ = error
+            return stopped
+        return why_not_committed(error)
+
+    def _take_next(self, checkout: Checkout, then: NextClaim, finished: Finished) -> Job[Any] | None:
+        try:
+            if finished.problem is not None and checkout.used:
+                checkout.spoiled = True  # the error has undone the reset of the session
+            return self.claimer.claimed_next(checkout, then, finished)
+        except psycopg.Error as error:
+            log.debug("giving up the connection: %s", one_line(error))
+            checkout.spoiled = True
+            return None
+
+    def _complete_detached(
+        self, checkout: Checkout, attempt: Attempt
+    ) -> tuple[FinishResult | None, None] | BaseException:
+        if not attempt.completed:
+            try:
+                return self.finish_late(checkout, attempt, COMPLETED), None
+            except AttemptLost:
+                completed = self._find_completed(checkout, attempt)
+                if completed is None:
+                    raise
+                return completed, None
+        if not checkout.usable:
+            checkout.replace()
+        job = self.queries.get_job(checkout.conn, attempt.job.id)
+        if job is None or job.token != attempt.job.token:
+            raise AttemptLost(f"job {attempt.job.id} no longer runs under attempt {attempt.job.attempt}")
+        completed = _completed(job)
+        if completed is None:
+            return TransactionBroken("the transaction of job.complete(tx) was not committed")
+        return completed, None
+
+    def _write_failure(
+        self, checkout: Checkout, attempt: Attempt, error: BaseException | None, ended: BaseException | None
     ) -> tuple[Outcome, FinishResult | None, BaseException | None]:
-        ended: FinishResult | BaseException | None = None
-        if error is None or attempt.completed:
-            ended = self._complete(checkout, attempt, go_on)
-            if not isinstance(ended, BaseException):
-                if error is not None:
-                    log.warning("job %d had completed when its handler raised: %s", attempt.job.id, one_line(error))
-                return COMPLETED, ended, None
-            if error is None:
-                error = _blamed(attempt, ended)
+        """Write the outcome of an attempt that has failed. `ended`: it could not be completed for this error."""
+        if error is None:
+            assert ended is not None
+            error = _blamed(attempt, ended)
         outcome, undone = self.decide(attempt, error), error is ended
         try:
-            return outcome, self._record(checkout, attempt, outcome), error
+            finished = self._record(checkout, attempt, outcome)
+            if finished is not None and finished.state is JobState.AVAILABLE:
+                self.claimer.marks.forget(attempt.job.queue)
+            return outcome, finished, error
         except AttemptLost:
             completed = self._find_completed(checkout, attempt) if _unanswered(ended) else None
             if completed is None:
@@ -162,46 +243,10 @@ class Finisher:
             if undone:
                 self.hooks("on_undone", attempt.job, error)
 
-    def _complete(self, checkout: Checkout, attempt: Attempt, go_on: bool) -> FinishResult | BaseException | None:
-        """Commit the handler's writes together with the completion. Returns the error if that fails."""
-        if attempt.checkout is None:
-            return self._complete_detached(checkout, attempt)
-        if not checkout.usable:
-            return TransactionBroken("the handler left its connection closed, or in the middle of a command")
-        try:
-            if _cancel_requested(attempt):
-                finished = self.claimer.complete_simple(checkout, attempt.job, attempt.data, cancel_requested=True)
-            else:
-                finished = self.claimer.complete(checkout, attempt.job, attempt.data, go_on=go_on)
-        except AttemptLost:
-            return TransactionBroken("the handler changed the row of its own job, or gave up the lock on it")
-        except JobStopped as stopped:
-            return stopped
-        except (psycopg.Error, UnicodeEncodeError) as error:
-            return why_not_committed(error)
-        checkout.spoiled = not finished.clean
-        return finished
-
-    def _complete_detached(self, checkout: Checkout, attempt: Attempt) -> FinishResult | BaseException | None:
-        if not attempt.completed:
-            try:
-                return self.finish_late(checkout, attempt, COMPLETED)
-            except AttemptLost:
-                completed = self._find_completed(checkout, attempt)
-                if completed is None:
-                    raise
-                return completed
-        if not checkout.usable:
-            checkout.replace()
-        job = self.queries.get_job(checkout.conn, attempt.job.id)
-        if job is None or job.token != attempt.job.token:
-            raise AttemptLost(f"job {attempt.job.id} no longer runs under attempt {attempt.job.attempt}")
-        return _completed(job) or TransactionBroken("the transaction of job.complete(tx) was not committed")
-
     def _find_completed(self, checkout: Checkout, attempt: Attempt) -> FinishResult | None:
         """Find out whether a COMMIT whose answer was lost has completed the job."""
         job = self.write_late(
-            checkout, lambda conn, lost: self.queries.get_job(conn, attempt.job.id), f"job {attempt.job.id}"
+            checkout, lambda _, lost: self.queries.get_job(checkout.conn, attempt.job.id), f"job {attempt.job.id}"
         )
         checkout.spoiled = True  # its session was not reset
         return None if job is None or job.token != attempt.job.token else _completed(job)
@@ -209,10 +254,9 @@ class Finisher:
     def _record(self, checkout: Checkout, attempt: Attempt, outcome: Outcome) -> FinishResult | None:
         if checkout.usable and checkout.conn.info.transaction_status != TransactionStatus.IDLE:
             try:
-                async_commit, session = self.claimer.commits_async(attempt.job), checkout.session
-                finished = self.queries.fail(
-                    checkout.conn, attempt.job, outcome, attempt.data, async_commit=async_commit, session=session
-                )
+                async_commit = self.claimer.commits_async(attempt.job)
+                how = Finish(checkout.session, checkout.used, checkout.saved, async_commit=async_commit)
+                finished = self.queries.fail(checkout.transport, attempt.job, outcome, how, attempt.data)
             except (psycopg.Error, AttemptLost, UnicodeEncodeError):
                 # the savepoint or connection is gone, the row was changed, or the session's encoding lacks a character
                 log.debug("job %d: its transaction is gone; writing the outcome in a new one", attempt.job.id)
@@ -227,16 +271,12 @@ class Finisher:
         """Write the outcome in a new transaction; None if that fails, which leaves the job to the rescue. `after_loss`:
         the job's connection was lost and is replaced already."""
 
-        def write(conn: AnyConnection, lost: bool) -> FinishResult:
-            return self.queries.finish_late(
-                conn,
-                attempt.job,
-                outcome,
-                attempt.data,
-                after_loss=after_loss or (lost and attempt.checkout is not None),
-                async_commit=self.claimer.commits_async(attempt.job),
-                session=checkout.session,
-            )
+        async_commit = self.claimer.commits_async(attempt.job)
+
+        def write(transport: Transport, lost: bool) -> FinishResult:
+            after = after_loss or (lost and attempt.checkout is not None)
+            how = Finish(checkout.session, async_commit=async_commit)
+            return self.queries.finish_late(transport, attempt.job, outcome, how, attempt.data, after_loss=after)
 
         finished = self.write_late(checkout, write, f"job {attempt.job.id}", transactional=attempt.checkout is not None)
         if finished is not None:
@@ -244,20 +284,20 @@ class Finisher:
         return finished
 
     def write_late(
-        self, checkout: Checkout, write: Callable[[AnyConnection, bool], W], what: str, *, transactional: bool = True
+        self, checkout: Checkout, write: Callable[[Transport, bool], W], what: str, *, transactional: bool = True
     ) -> W | None:
-        """Call `write(conn, lost)` on this connection, or on new ones if it is lost. None if no try succeeds."""
+        """Call `write(transport, lost)` on this connection, or on new ones if it is lost. None if no try succeeds."""
         lost, left, dead = False, _LATE_FINISH_TRIES, _MOST_DEAD
         while True:
             try:
                 if checkout.usable:
-                    self.queries.abandon(checkout.conn, checkout.session)
+                    self.queries.abandon(self.claimer.transport_of(checkout), checkout.session)
                 else:
                     lost = True
                     if transactional:
                         self.claimer.require_sync_commit()
                     checkout.replace()
-                return write(checkout.conn, lost)
+                return write(self.claimer.transport_of(checkout), lost)
             except psycopg.Error as error:
                 checkout.spoiled = True
                 if checkout.conn.closed and not isinstance(error, _NO_CONNECTION):
@@ -329,11 +369,6 @@ class Finisher:
         waited = (attempt.job.attempted_at or job.scheduled_at) - attempt.job.scheduled_at
         stats = JobStats(max(waited, timedelta(0)), timedelta(seconds=attempt.run_seconds), timedelta(seconds=took))
         self.events.publish(Event(_event_kind(job, outcome), job, stats))
-
-
-def _cancel_requested(attempt: Attempt) -> bool:
-    """Whether the job was cancelled while it ran. It may complete all the same."""
-    return isinstance(attempt.reason, JobCancelled)
 
 
 def _log(job: Job[Any], state: JobState, outcome: Outcome, error: BaseException) -> None:

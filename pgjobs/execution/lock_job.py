@@ -9,7 +9,7 @@ from typing import Any
 
 from pgjobs.db.checkout import Checkout
 from pgjobs.errors import Signal, UndecodableArgs
-from pgjobs.execution.attempt import Attempt
+from pgjobs.execution.attempt import Attempt, Slot
 from pgjobs.execution.claimer import Claimer
 from pgjobs.execution.finisher import Finisher
 from pgjobs.job import Job, changed
@@ -30,7 +30,7 @@ def lock_job(
         yield None, None
         return
     handler = claimer.handler_of(job.kind)
-    attempt = Attempt(job, checkout, None, handler=handler)
+    attempt = Attempt(job, Slot(checkout), None, handler=handler)
     error: BaseException | None = None
     try:
         with checkout.handler_tx() as tx:
@@ -39,7 +39,7 @@ def lock_job(
         error = raised
         attempt.args_fit = not isinstance(error, UndecodableArgs)
     try:
-        error = attempt.context.run(finisher.finish, checkout, attempt, error)
+        error, _ = attempt.context.run(finisher.finish, checkout, attempt, error)
     finally:
         attempt.end()
     if error is not None and not isinstance(error, Signal):

@@ -20,7 +20,7 @@ import threading
 import time
 from typing import Any, NamedTuple
 
-from pgjobs.execution.queries import Mark
+from pgjobs.execution.requests import Mark
 from pgjobs.job import Job
 
 _FULL_SCAN_EVERY = 0.1  # seconds
@@ -33,20 +33,33 @@ class _MarkedUntil(NamedTuple):
     full_scan_at: float  # by the monotonic clock
 
 
+class _OfThread(threading.local):
+    scan_began: float | None = None  # its full scan
+    empty_behind: Mark | None = None  # where it has found nothing
+
+
+def mark_of(job: Job[Any]) -> Mark:
+    return Mark(b"%d" % job.priority, job.scheduled_at.isoformat().encode(), b"%d" % job.id)
+
+
 class LowWaterMarks:
     """The marks of one process, by queue."""
 
     def __init__(self) -> None:
         self._marks: dict[str, _MarkedUntil] = {}
-        self._thread = threading.local()  # `scan_began`: of its full scan; `empty_behind`: a mark
+        self._thread = _OfThread()
 
     def start(self, queue: str) -> Mark | None:
         """Where this thread's next claim starts: behind the mark, or with None at the beginning of the queue."""
-        known, thread = self._marks.get(queue), vars(self._thread)
-        if known is None or time.monotonic() >= known.full_scan_at or thread.pop("empty_behind", None) == known.mark:
+        known = self._marks.get(queue)
+        if known is None or time.monotonic() >= known.full_scan_at or self._was_empty_behind(known.mark):
             self.full_scan(queue)
             return None
         return known.mark
+
+    def _was_empty_behind(self, mark: Mark) -> bool:
+        empty_behind, self._thread.empty_behind = self._thread.empty_behind, None
+        return empty_behind == mark
 
     def full_scan(self, queue: str) -> None:
         """Make this thread's next claim scan the whole queue; other threads keep using the mark."""
@@ -58,7 +71,7 @@ class LowWaterMarks:
     def record_claim(self, queue: str, job: Job[Any] | None) -> None:
         """Move the mark to the job that this thread has claimed. None: a full scan has found nothing."""
         known = self._marks.get(queue)
-        began, self._thread.scan_began = getattr(self._thread, "scan_began", None), None
+        began, self._thread.scan_began = self._thread.scan_began, None
         if job is None:
             self._marks.pop(queue, None)
             return
@@ -68,7 +81,7 @@ class LowWaterMarks:
             full_scan_at = now + min(max(pause, _FULL_SCAN_EVERY), _FULL_SCAN_AT_LEAST_EVERY)
         else:
             full_scan_at = known.full_scan_at
-        self._marks[queue] = _MarkedUntil(Mark(job.priority, job.scheduled_at, job.id), full_scan_at)
+        self._marks[queue] = _MarkedUntil(mark_of(job), full_scan_at)
 
     def record_empty(self, mark: Mark) -> None:
         """Nothing was found behind this mark: if it still stands, this thread's next claim scans the whole queue."""

@@ -3,28 +3,44 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from secrets import token_hex
-from typing import Any, NamedTuple, TypedDict, Unpack
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import psycopg
 from psycopg.pq import TransactionStatus
-from psycopg.rows import tuple_row
+from psycopg.pq.abc import PGresult
 
 from pgjobs.db import statements
 from pgjobs.db.channel import channel
-from pgjobs.db.cursors import AnyConnection, ClaimCursor, act, answers, bound_cursor, literal_cursor, one, rollback
+from pgjobs.db.cursors import AnyConnection, act, answers, bound_cursor, literal_cursor, one
 from pgjobs.db.rows import QUEUE, as_job, claimed_job, only, str_of
 from pgjobs.errors import AttemptLost
 from pgjobs.execution.outcome import NO_DATA, AttemptData, Outcome
+from pgjobs.execution.requests import BEGINNING, ClaimRequest, Session
+from pgjobs.execution.scripts import Finish, NextClaim, Scripts, lacking
+from pgjobs.execution.set_aside import UnreadableRow, concerns_a_row, is_application_code
+from pgjobs.execution.transport import Script, Transport, integer, transport_for
 from pgjobs.interval import instant
 from pgjobs.job import Job, JobState
 
 ATTEMPT_LOST = "PJ001"  # raised by the function attempt_lost() of the schema
+
+# The parameters of a claim that looks for the next job of a queue, but for the queue.
+CLAIM_DEFAULTS: Mapping[str, Any] = {
+    "id": None,
+    "kinds": None,
+    "detached": [],
+    "lease": timedelta(minutes=1),
+    "mark_priority": int(BEGINNING.priority),
+    "mark_time": BEGINNING.time.decode(),
+    "mark_id": int(BEGINNING.id),
+    "synchronous_commit": True,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,81 +56,6 @@ class FinishResult:
         return instant(self.microseconds)
 
 
-class ClaimValues(TypedDict, total=False):
-    """The parameters of a claim and its lock; CLAIM_DEFAULTS has those that are left out."""
-
-    queue: str
-    token: UUID
-    worker: str
-    id: int | None  # the job to claim
-    aside: list[int]  # jobs to pass over
-    kinds: list[str] | None  # kinds to claim; None: all
-    detached: list[str]  # kinds that get a lease
-    lease: timedelta
-    mark_priority: int  # the place where the scan starts
-    mark_time: str
-    mark_id: int
-    synchronous_commit: bool
-    check_interval: str
-    bounded_by: str
-    bound: str
-    bounds: str
-
-
-class Mark(NamedTuple):
-    """A place in the order of a queue: the claim starts its scan behind it."""
-
-    priority: int
-    scheduled_at: datetime
-    id: int
-
-
-class ClaimRequest(NamedTuple):
-    """The values of one claim. `settings` are shared: claims with the same object have the same settings."""
-
-    settings: ClaimValues
-    queue: str
-    token: UUID
-    id: int | None = None
-    mark: Mark | None = None
-    aside: Sequence[int] = ()  # jobs that cannot be claimed now
-
-    @property
-    def values(self) -> ClaimValues:
-        values: ClaimValues = {**self.settings, "queue": self.queue, "token": self.token, "id": self.id}
-        if self.mark is not None:
-            values["mark_priority"], time, values["mark_id"] = self.mark
-            values["mark_time"] = time.isoformat()
-        if self.aside:
-            values["aside"] = list(self.aside)
-        return values
-
-
-CLAIM_DEFAULTS: ClaimValues = {
-    "id": None,
-    "kinds": None,
-    "detached": [],
-    "lease": timedelta(minutes=1),
-    "mark_priority": -32768,
-    "mark_time": "-infinity",
-    "mark_id": -1,
-    "synchronous_commit": True,
-    "check_interval": "0",
-    "bounded_by": "idle_in_transaction_session_timeout",
-    "bound": "0",
-    "bounds": "{}",
-}
-
-
-class Session(NamedTuple):
-    """The user and the role that claimed the job. The handler may change the role; the outcome is written in this
-    one."""
-
-    user: str
-    role: str
-    shared_since: datetime | None = None  # behind a pooler: since when the job has the session
-
-
 @dataclass(frozen=True, slots=True)
 class ServerFacts:
     """What claims depend on."""
@@ -123,6 +64,14 @@ class ServerFacts:
     can_check_connections: bool  # whether it can notice during a statement that the client is gone
     transaction_bound: str  # the setting that ends transactions that last too long
     pooled: bool  # whether there is a pooler between this process and the server
+
+
+class Finished(NamedTuple):
+    """A finish, and the claim that was sent with it."""
+
+    result: FinishResult
+    next: Job[Any] | None = None
+    problem: Exception | None = None  # of the claim
 
 
 class ExecutionQueries:
@@ -142,57 +91,51 @@ class ExecutionQueries:
             "id": work["select_by_id"],
         }
         # without and with the condition that passes over jobs: most claims have none to pass over
-        self.claims, self.claims_around = (
+        claims, claims_around = (
             {order: work["claim"].replace(b"{next}", passing_over(sql, part)) for order, sql in orders.items()}
             for part in (b"", work["skip_set_aside"])
         )
-        before = (work["begin"], work["set_claim_timeouts"])
-        after = (work["commit"], work["begin"], work["lock"], work["savepoint"])
-        self._claim_messages, self._claim_messages_around = (
-            {order: b"\n".join((*before, claim, *after)) for order, claim in claims.items()}
-            for claims in (self.claims, self.claims_around)
+        self.scripts = Scripts(work, claims, claims_around)
+        self._try_claim = claims["id"].replace(b"{commits}", b"true")
+        self._begin_trial = b"\n".join(
+            (work["begin"], work["set_claim_timeout"], work["set_lock_timeout"], work["check_constraints_at_once"])
         )
-        self._begin_trial = b"\n".join((*before, work["check_constraints_at_once"]))
         self._selects = {order: passing_over(sql, work["skip_set_aside"]) for order, sql in orders.items()}
-        # parts of the messages that write an outcome
-        self._release_savepoint = (work["release_savepoint"],)
-        self._rollback_to_savepoint = (work["rollback_to_savepoint"],)
-        self._begin_late, self._restore_claim = (work["begin_late_finish"],), (work["restore_claim"],)
-        self._set_claim_role, self._set_session_role = (work["set_claim_role"],), (work["set_session_role"],)
-        self._deallocate = (work["deallocate"],)
-        self._drop_settings = (work["drop_statement_timeout"], work["drop_other_settings"])
-        self._async_commit, self._complete = (work["commit_async"],), (work["complete"],)
-        self._note_cancel = (work["cancel_if_requested"],)
-        self._record = (work["finish"], *self._note_cancel)
-        self._reset_session = (work["reset_session"],)
-        self._ending = (work["commit"], *self._reset_session)
 
-    # --- work
+    # --- claim
+
+    def transport(self, conn: AnyConnection, *, prepares: bool) -> Transport:
+        """The transport of a connection, which is made once."""
+        return transport_for(conn, self.tag, prepares=prepares)
 
     def claim(
-        self,
-        conn: AnyConnection,
-        *,
-        which: str = "priority",
-        on_role: Callable[[str, str], None] = lambda user, role: None,
-        **values: Unpack[ClaimValues],
-    ) -> Job[Any] | None:
-        """Claim the next job, and lock it in the transaction that is open then, behind the savepoint.
+        self, transport: Transport, request: ClaimRequest, session: Session | None, *, savepoint: bool, by_tcp: bool
+    ) -> tuple[Job[Any] | None, Session]:
+        """Claim the next job, and lock it in the transaction that is open then. Without a `session`, reads it. No job:
+        there was none, and no transaction is open. Raises AttemptLost when the claim was committed but another
+        transaction changed the row before it could be locked."""
+        script = self.scripts.claim(request, session, savepoint=savepoint)
+        results, error = transport.run(script, request.plain)
+        if error is not None:
+            if len(results) > script.at["claimed"] and concerns_a_row(error) and not is_application_code(error):
+                raise UnreadableRow(str(error)) from error
+            raise error
+        if session is None:
+            user, role, *found = map(str_of, transport.row(results[script.at["read_session"]]))
+            session = Session(user, role, lacking(found, request.settings.check_interval, by_tcp=by_tcp))
+        return self._locked(transport, script, results, request), session
 
-        `which` is the order of the queue, or "id"; `on_role` is called with the session's user and role. None: there
-        was no job, and no transaction is open. Raises AttemptLost when the claim was committed but another transaction
-        changed the row before it could be locked.
-        """
-        with ClaimCursor(conn, row_factory=tuple_row) as cur:
-            claims = self._claim_messages_around if values.get("aside") else self._claim_messages
-            cur.execute(claims[which], {**CLAIM_DEFAULTS, **values})
-            [bounds], claimed, locked = answers(cur)
-        if claimed and locked:
-            on_role(*map(str_of, bounds[-2:]))
-            return claimed_job(claimed[0], values["queue"], values["token"])
-        rollback(conn)
-        if claimed:
-            raise AttemptLost(f"job {claimed[0][0]} was claimed but taken away before it was locked")
+    def _locked(
+        self, transport: Transport, script: Script, results: Sequence[PGresult], request: ClaimRequest
+    ) -> Job[Any] | None:
+        """Read the job that was claimed and locked. None if there is none: then the transaction is rolled back."""
+        lock = results[script.at["lock"]]
+        if lock.ntuples:
+            return claimed_job(transport.row(lock), request.queue, request.token, request.settings.worker)
+        transport.run(self.scripts.roll_back())
+        if results[script.at["claim"]].ntuples:
+            id = integer(results[script.at["claim"]], 0)
+            raise AttemptLost(f"job {id} was claimed but taken away before it was locked")
         return None
 
     def begin_trial(self, conn: AnyConnection) -> None:
@@ -200,22 +143,22 @@ class ExecutionQueries:
         with literal_cursor(conn) as cur:
             cur.execute(self._begin_trial)
 
-    def select_next(self, conn: AnyConnection, which: str, values: ClaimValues) -> int | None:
+    def select_next(self, conn: AnyConnection, which: str, values: Mapping[str, Any]) -> int | None:
         """Find and lock the job that a claim with these values would take."""
         aside = values.get("aside") or []
-        (rows,) = act(conn, self._selects[which], {**CLAIM_DEFAULTS, **values, "aside": aside})
+        (rows,) = act(conn, self._selects[which], {**values, "aside": aside})
         return rows[0][0] if rows else None
 
-    def sample_available(self, conn: AnyConnection, values: ClaimValues, most: int) -> list[int]:
+    def sample_available(self, conn: AnyConnection, values: Mapping[str, Any], most: int) -> list[int]:
         """Find some of the jobs that a claim with these values could take, without locking them."""
         aside = values.get("aside") or []
-        given = {**CLAIM_DEFAULTS, **values, "aside": aside, "most": most}
+        given = {**values, "aside": aside, "most": most}
         (rows,) = act(conn, self.work["sample_available"], given)
         return [id for (id,) in rows]
 
-    def try_claim(self, conn: AnyConnection, id: int, values: ClaimValues) -> bool:
+    def try_claim(self, conn: AnyConnection, id: int, values: Mapping[str, Any]) -> bool:
         """Claim this job in the transaction that is open, behind a savepoint. Raises the error of the claim."""
-        (rows,) = act(conn, self.claims["id"], {**CLAIM_DEFAULTS, **values, "id": id})
+        (rows,) = act(conn, self._try_claim, {**values, "id": id})
         return bool(rows)
 
     def select_claimed_id(self, conn: AnyConnection, queue: str, token: UUID) -> int | None:
@@ -237,28 +180,101 @@ class ExecutionQueries:
             cur.execute(self.work["extend_leases"], {"tokens": list(tokens), "lease": lease})
             return {token for (token,) in cur.fetchall()}
 
+    # --- finish
+
     def complete(
         self,
-        conn: AnyConnection,
+        transport: Transport,
         job: Job[Any],
-        outcome: Outcome,
+        finish: Finish,
         data: AttemptData = NO_DATA,
         *,
-        async_commit: bool = False,
-        cancel_requested: bool = False,
-        session: Session | None = None,
+        then: NextClaim | None = None,
+        single: bool = False,
+    ) -> Finished:
+        """Commit the handler's writes together with the completion. With `then`, also claim and lock the next job in
+        the same round trip. Raises the error of the finish; returns the error of the claim. `single`: nothing is sent
+        prepared."""
+        script = self.scripts.complete(job.queue, finish, then)
+        at = script.at
+        plain = {} if then is None else then.request.plain
+        plain |= plain_values(job, finish.session)
+        texts = {"metadata": data.metadata, "output": data.output} if finish.has_data else _NO_TEXTS
+        results, error = transport.run(script, plain, texts, undo_role=self._undo_role(finish), single=single)
+        if len(results) <= at["committed"]:
+            assert error is not None
+            if then is None or not then.together or len(results) <= at["complete"]:
+                raise lost_or(error, job)
+            # the claim has failed, and undone the finish with it
+            again = self.scripts.complete_again(job.queue, finish)
+            results, lost = transport.run(again, plain)
+            if lost is not None:
+                raise lost_or(lost, job)
+            script, at = again, again.at
+        answer = results[at["complete"]]
+        if not answer.ntuples:
+            raise attempt_lost(job)
+        clean = not finish.used or _left_clean(results, at)
+        done = FinishResult(JobState.COMPLETED, integer(answer, 1), clean)
+        if error is not None or then is None:
+            return Finished(done, None, error)
+        try:
+            return Finished(done, self._locked(transport, script, results, then.request))
+        except Exception as problem:  # AttemptLost, or an error in reading the row
+            return Finished(done, None, problem)
+
+    def fail(
+        self,
+        transport: Transport,
+        job: Job[Any],
+        outcome: Outcome,
+        finish: Finish,
+        data: AttemptData = NO_DATA,
     ) -> FinishResult:
-        """Commit the handler's writes together with the completion. `async_commit` does not wait for the disk.
-        `cancel_requested`: the job's cancel request is noted in its metadata."""
-        note_cancel = self._note_cancel if cancel_requested else ()
-        steps = (
-            *self._release_savepoint,
-            *self._undo_settings(session, async_commit=async_commit),
-            *self._complete,
-            *note_cancel,
-            *self._ending,
-        )
-        return self._finish(conn, steps, job, outcome, data, session=session)
+        """Roll back the handler's writes, keep the row's lock, and commit the outcome."""
+        script = self.scripts.fail(finish)
+        return self._write_outcome(transport, script, finish, job, finish_values(job, outcome, data))
+
+    def finish_late(
+        self,
+        transport: Transport,
+        job: Job[Any],
+        outcome: Outcome,
+        finish: Finish,
+        data: AttemptData = NO_DATA,
+        *,
+        after_loss: bool = False,
+    ) -> FinishResult:
+        """Write the outcome in a new transaction, guarded by the token alone. `after_loss` of a connection, the server
+        may have crashed and lost the claim, which did not wait for the disk: it is then restored."""
+        script = self.scripts.finish_late(finish, after_loss=after_loss)
+        return self._write_outcome(transport, script, finish, job, finish_values(job, outcome, data))
+
+    def _write_outcome(
+        self, transport: Transport, script: Script, finish: Finish, job: Job[Any], texts: Mapping[str, Any]
+    ) -> FinishResult:
+        plain = plain_values(job, finish.session)
+        results, error = transport.run(script, plain, texts, undo_role=self._undo_role(finish))
+        if len(results) <= script.at["committed"]:
+            assert error is not None
+            raise lost_or(error, job)
+        state = _text(results[script.at["finish"]])
+        cancelled = results[script.at["cancelled"]]
+        if cancelled.ntuples:  # the state that a cancel request has changed
+            state = _text(cancelled)
+        now = integer(results[script.at["finish"]], 1)
+        return FinishResult(JobState(state), now, not finish.used or _left_clean(results, script.at))
+
+    def abandon(self, transport: Transport, session: Session | None) -> None:
+        """Roll back and reset the session, so that the outcome can be written in it."""
+        plain = {} if session is None or session.shared_since is None else {b"since": _since(session)}
+        _, error = transport.run(self.scripts.abandon(session), plain)
+        if error is not None:
+            raise error
+
+    def _undo_role(self, finish: Finish) -> Script | None:
+        """What returns to the role of the claim, before a statement is prepared behind a handler."""
+        return self.scripts.restore_role(finish.session) if finish.used and finish.session is not None else None
 
     def complete_within(
         self,
@@ -270,8 +286,17 @@ class ExecutionQueries:
         cancel_requested: bool = False,
     ) -> FinishResult:
         """Write the outcome in the transaction that is open, and leave that open."""
-        note_cancel = self._note_cancel if cancel_requested else ()
-        return self._finish(conn, (self.work["finish"], *note_cancel), job, outcome, data, ends=False)
+        steps = (self.work["finish"], *((self.work["cancel_if_requested"],) if cancel_requested else ()))
+        values = {**finish_values(job, outcome, data), "id": job.id, "token": job.token}
+        with literal_cursor(conn) as cur:
+            try:
+                cur.execute(b"\n".join(steps), values)
+            except psycopg.Error as error:
+                raise lost_or(error, job) from error
+            [(state, now, *_)], *cancelled = answers(cur)
+            for (answer, *_), *_ in filter(None, cancelled):  # the state that a cancel request has changed
+                state = answer
+            return FinishResult(JobState(state), now, True)
 
     @contextmanager
     def as_claimed(self, conn: AnyConnection, session: Session | None) -> Iterator[None]:
@@ -281,8 +306,8 @@ class ExecutionQueries:
             yield
             return
         with literal_cursor(conn) as cur:
-            cur.execute(self.work["read_role"])
-            user, role = map(str_of, one(cur))
+            cur.execute(self.work["read_session"])
+            user, role, *_ = map(str_of, one(cur))
         if user != session.user or role == session.role:
             yield
             return
@@ -295,82 +320,7 @@ class ExecutionQueries:
 
     def _set_role(self, conn: AnyConnection, session: Session) -> None:
         with literal_cursor(conn) as cur:
-            cur.execute(*self._set_claim_role, session_values(session))
-
-    def fail(
-        self,
-        conn: AnyConnection,
-        job: Job[Any],
-        outcome: Outcome,
-        data: AttemptData = NO_DATA,
-        *,
-        async_commit: bool = False,
-        session: Session | None = None,
-    ) -> FinishResult:
-        """Roll back the handler's writes, keep the row's lock, and commit the outcome."""
-        undo = (*self._rollback_to_savepoint, *self._release_savepoint)
-        steps = (*undo, *self._undo_settings(session, async_commit=async_commit), *self._record, *self._ending)
-        return self._finish(conn, steps, job, outcome, data, session=session)
-
-    def finish_late(
-        self,
-        conn: AnyConnection,
-        job: Job[Any],
-        outcome: Outcome,
-        data: AttemptData = NO_DATA,
-        *,
-        after_loss: bool = False,
-        async_commit: bool = False,
-        session: Session | None = None,
-    ) -> FinishResult:
-        """Write the outcome in a new transaction, guarded by the token alone. `after_loss` of a connection, the server
-        may have crashed and lost the claim, which did not wait for the disk: it is then restored."""
-        role, async_part = self._set_claim_role if session else (), self._async_commit if async_commit else ()
-        restore = self._restore_claim if after_loss else ()
-        steps = (*self._begin_late, *role, *async_part, *restore, *self._record, *self._ending)
-        return self._finish(conn, steps, job, outcome, data, session=session)
-
-    def _undo_settings(self, session: Session | None, *, async_commit: bool) -> tuple[bytes, ...]:
-        """The commands that undo the handler's settings of its transaction before the outcome is written."""
-        role = self._set_claim_role if session else ()
-        deallocate = self._deallocate if session and session.shared_since else ()
-        return (*role, *self._drop_settings, *deallocate, *(self._async_commit if async_commit else ()))
-
-    def _finish(
-        self,
-        conn: AnyConnection,
-        steps: Sequence[bytes],
-        job: Job[Any],
-        outcome: Outcome,
-        data: AttemptData,
-        *,
-        session: Session | None = None,
-        ends: bool = True,
-    ) -> FinishResult:
-        with literal_cursor(conn) as cur:
-            try:
-                cur.execute(b"\n".join(steps), {**finish_values(job, outcome, data), **session_values(session)})
-            except psycopg.Error as error:
-                raise lost_or(error, job) from error
-            rows, *others = answers(cur)
-            if not rows:
-                raise attempt_lost(job)
-            state, now, *_ = rows[0]
-            left = others.pop()[0][-1] if ends else 0  # statements that the handler has prepared
-            for (answer, *_), *_ in filter(None, others):  # the state that a cancel request has changed
-                state = answer
-            return FinishResult(JobState(state), now, left == 0)
-
-    def abandon(self, conn: AnyConnection, session: Session | None) -> None:
-        """Roll back and reset the session, so that the outcome can be written in it. Behind a pooler the next client
-        gets the session; and a role that the handler has committed may not write the outcome."""
-        if session is None:  # no handler has used the connection
-            rollback(conn)
-            return
-        pooled = session.shared_since is not None
-        after = (*self._set_claim_role, *self._deallocate) if pooled else self._set_session_role
-        with literal_cursor(conn) as cur:
-            cur.execute(b"\n".join((b"ROLLBACK;", *self._reset_session, *after)), session_values(session))
+            cur.execute(self.work["set_claim_role"], {"session_user": session.user, "role": session.role})
 
     def server_facts(self, conn: AnyConnection) -> ServerFacts:
         with literal_cursor(conn) as cur:
@@ -435,13 +385,6 @@ def _named(work: Mapping[str, bytes], savepoint: str, channel: str) -> dict[str,
     return {key: sql.replace(b"SAVEPOINT pgjobs", name).replace(b"%(channel)s", text) for key, sql in work.items()}
 
 
-def session_values(session: Session | None) -> dict[str, Any]:
-    """The parameters of the statements that restore the session of the claim."""
-    if session is None:
-        return {}
-    return {"session_user": session.user, "role": session.role, "since": session.shared_since}
-
-
 def passing_over(next: bytes, part: bytes) -> bytes:
     """Put the condition that passes over jobs, or nothing, into a statement that selects the next jobs."""
     condition = re.sub(rb"^--.*\n", b"", part, flags=re.MULTILINE).rstrip(b"; \n")
@@ -451,9 +394,7 @@ def passing_over(next: bytes, part: bytes) -> bytes:
 def finish_values(job: Job[Any], outcome: Outcome, data: AttemptData) -> dict[str, Any]:
     """The parameters of the statement that writes the outcome of one attempt."""
     return {
-        "id": job.id,
         "queue": job.queue,
-        "token": job.token,
         "attempt": job.attempt,
         "attempted_at": job.attempted_at,
         "state": outcome.state,
@@ -475,3 +416,32 @@ def lost_or(error: psycopg.Error, job: Job[Any]) -> Exception:
 
 def attempt_lost(job: Job[Any]) -> AttemptLost:
     return AttemptLost(f"job {job.id} no longer runs under attempt {job.attempt}")
+
+
+_NO_TEXTS: Mapping[str, Any] = {}
+
+
+def plain_values(job: Job[Any], session: Session | None = None) -> dict[bytes, bytes]:
+    """The parameters of a finish that need no quoting."""
+    assert job.token is not None
+    values = {b"id": b"%d" % job.id, b"token": job.token.hex.encode()}
+    if session is not None and session.shared_since is not None:
+        values[b"since"] = _since(session)
+    return values
+
+
+def _since(session: Session) -> bytes:
+    assert session.shared_since is not None
+    return session.shared_since.isoformat().encode()
+
+
+def _left_clean(results: Sequence[PGresult], at: Mapping[str, int]) -> bool:
+    """Whether the session was reset and has no statements that the handler has prepared. Where they were not counted,
+    there are none as far as is known."""
+    if "count_prepared" not in at:
+        return len(results) > at["reset_session"]
+    return len(results) > at["count_prepared"] and integer(results[at["count_prepared"]], 0) == 0
+
+
+def _text(result: PGresult) -> str:
+    return (result.get_value(0, 0) or b"").decode()

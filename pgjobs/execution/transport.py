@@ -1,61 +1,53 @@
-"""Sends the statements of queries.py prepared, many in one message: the finish of a job and the claim and lock of the
-next cost one round trip.
+"""Sends the statements of a claim or a finish, all in one message: one round trip.
 
-It calls libpq through the documented `psycopg.pq`, because cursors take more time than the statements themselves. A
-message is one simple query of EXECUTE commands. Pipeline mode would take the client twice the time when its threads
-compete for the interpreter's lock, which is released and taken again for every statement.
+The same statements go in one of two ways:
 
-Where statements may not be prepared, behind a pooler or in a framework, queries.py sends the same SQL more slowly.
+    on a connection                       the message is
+    ------------------------------------  -----------------------------------------------------------------------------
+    where statements may be prepared      one simple query of EXECUTE commands. A pipeline would take the client twice
+                                          the time when its threads compete for the interpreter's lock, which is
+                                          released and taken again for every statement.
+    behind a pooler, or of a framework    a pipeline of single statements with parameters of the protocol
+
+It calls libpq through the documented `psycopg.pq`, because cursors take more time than the statements themselves.
 """
 
 from __future__ import annotations
 
 import re
 import select
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
-from functools import partial
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 import psycopg
 from psycopg.adapt import Transformer
 from psycopg.errors import error_from_result
-from psycopg.pq import ConnStatus, Escaping, ExecStatus
+from psycopg.pq import ConnStatus, Escaping, ExecStatus, TransactionStatus
 from psycopg.pq.abc import PGresult
-from psycopg.rows import tuple_row
+from psycopg.rows import TupleRow, tuple_row
 
-from pgjobs.db.cursors import AnyConnection, BatchCursor, ClaimCursor
-from pgjobs.db.rows import claimed_job
-from pgjobs.errors import AttemptLost
-from pgjobs.execution.outcome import NO_DATA, AttemptData
-from pgjobs.execution.queries import (
-    ClaimRequest,
-    ClaimValues,
-    ExecutionQueries,
-    FinishResult,
-    Session,
-    attempt_lost,
-    lost_or,
-)
+from pgjobs.db.cursors import AnyConnection, ClaimCursor
 from pgjobs.interval import interval_text
-from pgjobs.job import Job, JobState
 
 _MOST_ON_A_CONNECTION = 8  # transports, one for each client
 _MOST_PREPARED = 100  # statements on a connection; each change of a WorkMap needs new ones
 _AT_ONCE = 8192  # bytes that every socket takes without waiting
 _GOOD = (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK)
+_SYNC, _ABORTED = ExecStatus.PIPELINE_SYNC, ExecStatus.PIPELINE_ABORTED
 
-
+Values = Mapping[str, Any]
 Literals = Mapping[str, bytes]
 _NO_VALUES: Literals = {}
+_NO_PLAIN: Mapping[bytes, bytes] = {}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prepared:
     """A statement to be prepared, with the names of its parameters in order; or a command such as COMMIT, which cannot
-    be prepared and has no parameters."""
+    be prepared."""
 
     name: bytes  # a number is added to it
     sql: bytes
@@ -80,302 +72,184 @@ def prepared(name: str, statement: bytes, fixed: Literals = _NO_VALUES) -> Prepa
 
     text = re.sub(rb"^ *--.*\n", b"", statement, flags=re.MULTILINE).strip().rstrip(b";")
     sql = re.sub(rb"%%|%\((\w+)\)s", numbered, text)
-    command = re.match(rb"SELECT|WITH|UPDATE|INSERT|DELETE", sql) is None
+    command = re.match(rb"SELECT|WITH|UPDATE|INSERT|DELETE|CALL", sql) is None
     return Prepared(name.encode(), sql, tuple(parameters), command)
 
 
-class TransportStatements:
-    """The statements of one schema, which serve all connections."""
-
-    def __init__(self, queries: ExecutionQueries) -> None:
-        work, tag = queries.work, queries.tag
-        self.tag = tag
-
-        def one(name: str) -> Prepared:
-            return prepared(f"{tag}_{name}", work[name])
-
-        complete, release = one("complete"), one("release_savepoint")
-        self.begin, self.commit, self.commit_and_begin = one("begin"), one("commit"), one("commit_and_begin")
-        self.set_timeout, self.savepoint = one("set_claim_timeout"), one("savepoint")
-        self.claims, self.claims_around, self.lock = queries.claims, queries.claims_around, work["lock"]
-        self.read_role, self.set_claim_role = one("read_role").sql, work["set_claim_role"]
-        # by whether the handler has used the connection, and whether it has set metadata or output
-        self.complete = {
-            (False, False): one("complete_untouched"),
-            (False, True): complete,
-            (True, False): one("complete_used"),
-            (True, True): complete,
-        }
-        self.release, self.commit_async = release, one("commit_async")
-        self.drop_settings = (one("drop_statement_timeout"), *_commands(work["drop_other_settings"]))
-        parts = work["reset_session"].rstrip(b"; ").split(b";\n")
-        self.rollback = prepared(f"{tag}_rollback", b"ROLLBACK")
-        self.reset = tuple(prepared(f"{tag}_reset_{number}", part) for number, part in enumerate(parts))
-
-
-def _commands(statements: bytes, fixed: Literals = _NO_VALUES) -> tuple[Prepared, ...]:
-    """Split a text into its commands: each gives a result of its own."""
+def commands(statements: bytes) -> list[bytes]:
+    """Split a text of the .sql files into its commands."""
     without_comments = re.sub(rb"^ *--.*\n", b"", statements, flags=re.MULTILINE)
-    return tuple(prepared("", each, fixed) for each in without_comments.strip().rstrip(b";").split(b";"))
+    return [command for command in without_comments.strip().rstrip(b";").split(b";\n") if command]
 
 
-Step = tuple[Prepared, Literals]
-# The parameters of a claim that change with each one; the other values are written into the statements.
-_PER_CLAIM = ("queue", "token", "id", "mark_priority", "mark_time", "mark_id", "aside")
-# Their placeholders in the templates of messages, and those of what a handler set; see `_template`.
-_PLACEHOLDERS: Literals = {
-    "token": b"'%(token)b'",
-    "id": b"%(id)d",
-    "aside": b"'{%(aside)b}'",
-    "mark_priority": b"%(mark_priority)d",
-    "mark_time": b"'%(mark_time)b'",
-    "mark_id": b"%(mark_id)d",
-    "metadata": b"%(metadata)b",
-    "output": b"%(output)b",
-}
+class Script:
+    """Statements that go in one message, each with a label by which its answer is found.
+
+    `fixed` are the values that are the same whenever the script runs: they are written into the text of a statement
+    that is prepared. The other parameters are given at each run.
+    """
+
+    def __init__(self, steps: Sequence[tuple[str, bytes]], fixed: Values = _NO_VALUES) -> None:
+        self.at = {label: place for place, (label, _) in enumerate(steps)}  # of several alike the last
+        self._steps = steps
+        self._fixed = fixed
+        self._ascii = all((text_of(value) or "").isascii() for value in fixed.values())
+        self._singles: list[tuple[bytes, tuple[str, ...]]] | None = None
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def key(self, conn: AnyConnection) -> object:
+        """A key of its template: the bytes of a text beyond ASCII depend on the encoding that the session has now."""
+        return self if self._ascii else (self, conn.info.encoding)
+
+    def prepared(self, tag: str, literal: Callable[[Any], bytes]) -> list[Prepared]:
+        """The statements with the fixed values in their text."""
+        fixed = {name: literal(value) for name, value in self._fixed.items()}
+        return [prepared(f"{tag}_{label}", sql, fixed) for label, sql in self._steps]
+
+    def singles(self, literal: Callable[[Any], bytes]) -> list[tuple[bytes, tuple[str, ...]]]:
+        """Each statement with the names of its parameters. A command can have none: its values are literals."""
+        if self._singles is not None:
+            return self._singles
+        made = []
+        for label, sql in self._steps:
+            single = prepared(label, sql)
+            if single.command and single.parameters:
+                single = prepared(label, sql, {name: literal(self._fixed[name]) for name in single.parameters})
+            made.append((single.sql, single.parameters))
+        if self._ascii:
+            self._singles = made
+        return made
+
+    @property
+    def fixed(self) -> Values:
+        return self._fixed
 
 
-class PreparedTransport:
-    """Sends messages on one connection, and knows what is prepared on it."""
+Run = tuple[Script, Mapping[bytes, bytes], Values]  # with the values that need no quoting, and the others
 
-    def __init__(self, conn: AnyConnection, statements: TransportStatements) -> None:
-        self._statements = statements
+# The parameters whose values are numbers, names in ASCII and lists of numbers: such a text needs no quoting.
+_PLAIN = frozenset(
+    [
+        *("id", "token", "new_token", "mark_priority", "mark_time", "mark_id", "aside", "since"),
+        *("ids", "rest", "started", "data_ids", "xid"),
+    ]
+)
+
+
+class Transport:
+    """Runs scripts on one connection, and knows what is prepared on it."""
+
+    def __init__(self, conn: AnyConnection, tag: str, *, prepares: bool) -> None:
+        self.prepares = prepares
         self._conn = conn
+        self._tag = tag
         self._names: dict[bytes, bytes] = {}  # of the prepared statements, by their text
         self._stale: list[bytes] = []  # names of prepared statements that are not used any more
         self._made = 0  # names so far
         self.forgotten = 0  # how often `forget` was called
-        self._messages: dict[Any, bytes] = {}  # templates of claims and finishes
-        self._settings: ClaimValues | None = None  # of the claims among them
+        self._templates: dict[object, bytes] = {}  # of messages; the operator `%` puts the values in
         self._transformer = Transformer(ClaimCursor(conn, row_factory=tuple_row))
-        self._texts = Transformer(BatchCursor(conn, row_factory=tuple_row))
         self._escaping = Escaping(conn.pgconn)
         self._socket = select.poll()
         self._socket.register(conn.fileno(), select.POLLIN)
-        self.next: Job[Any] | None = None  # claimed and locked together with the last finish
-        self.used = False  # whether psycopg has sent anything since the last claim
-        self._in_handlers_role = False  # whether the handler may have changed the role; undone before a PREPARE
-        self.session: Session | None = None  # None: the next claim reads it
-        self._finishes: dict[Any, tuple[Prepared, ...]] = {}
-        self._finishes_for: Session | None = None  # the session whose role they restore
-        self._named_in_ascii = True
-        # psycopg sends everything through `wait`
-        conn.wait = partial(self._wait, conn.wait)  # type: ignore[method-assign]
-        conn._deallocate = partial(self._deallocate, conn._deallocate)  # type: ignore[method-assign]
 
-    def _wait(self, wait: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        self.used = True
-        return wait(*args, **options)
-
-    def _deallocate(self, deallocate: Callable[..., Any], name: bytes | None) -> Any:
-        """Psycopg deallocates a statement; all of them after a ROLLBACK or DROP, if it has prepared any itself."""
-        if name is None:
-            self.forget()
-        return deallocate(name)
-
-    # --- claim and finish
-
-    def claim(self, which: str, claim: ClaimRequest) -> Job[Any] | None:
-        """As `ExecutionQueries.claim`."""
-        while self._stale:
-            self._conn.pgconn.exec_(b"DEALLOCATE " + self._stale.pop())  # fails if a handler has done the same
-        begin = self._statements.begin.sql
-        if self.session is None:
-            begin += b";" + self._statements.read_role
-        results, error = self.send(begin + b";" + self._claim_message(which, claim))
-        if error is not None:
-            raise error
-        if self.session is None:
-            self._learn_session(results[1])
-        return self._locked(results, claim)
-
-    def _learn_session(self, answer: PGresult) -> None:
-        values = [answer.get_value(0, column) or b"" for column in range(2)]
-        user, role = (value.decode(self._conn.info.encoding, "surrogateescape") for value in values)
-        self.session = Session(user, role)
-        if self.session != self._finishes_for:  # else its messages can be used again
-            self._finishes_for = self.session
-            self._named_in_ascii = (user + role).isascii()
-            self._finishes.clear()
-            self._messages.clear()
-
-    def _complete_steps(self, *key: bool) -> tuple[Prepared, ...]:
-        """The steps that complete a job, by the arguments of `_make_steps`. They name a role, whose bytes depend on the
-        session's encoding."""
-        place = (*key, None if self._named_in_ascii else self._conn.info.encoding)
-        if place not in self._finishes:
-            self._finishes[place] = self._make_steps(*key)
-        return self._finishes[place]
-
-    def _make_steps(self, used: bool, has_data: bool, async_commit: bool) -> tuple[Prepared, ...]:
-        known = self._statements
-        steps = [known.commit_async] if async_commit else []
-        if used:
-            steps = [known.release, *self._role_steps(), *known.drop_settings, *steps]
-        return (*steps, known.complete[used, has_data])
-
-    def _role_steps(self) -> tuple[Prepared, ...]:
-        """The steps that return to the role of the claim, as parts of a template."""
-        session = self.session
-        if session is None:
-            return ()
-        names = {"session_user": session.user, "role": session.role}
-        literals = {name: literal.replace(b"%", b"%%") for name, literal in self.literals(names).items()}
-        return _commands(self._statements.set_claim_role, literals)
-
-    def complete(
+    def run(
         self,
-        job: Job[Any],
-        data: AttemptData,
-        which: str,
-        next_claim: ClaimRequest | None,
+        script: Script,
+        plain: Mapping[bytes, bytes] = _NO_PLAIN,
+        texts: Values = _NO_VALUES,
         *,
-        async_commit: bool = False,
-    ) -> tuple[FinishResult, Exception | None]:
-        """As `ExecutionQueries.complete`; with `next_claim`, also claim and lock the next job, and store it in `next`.
-        Raises the error of the finish; returns the error of the claim."""
-        known, used = self._statements, self.used
-        complete = self._complete_steps(used, data is not NO_DATA, async_commit)
-        self._in_handlers_role = used
-        try:
-            message = self._finish_message(complete, job, data, next_claim is not None)
-            if next_claim is not None:
-                message = b"%b;%b" % (message, self._claim_message(which, next_claim))
-        finally:
-            self._in_handlers_role = False
-        results, error = self.send(message)
-        if len(results) <= len(complete):  # the COMMIT behind it was not reached, or failed
-            assert error is not None
-            raise lost_or(error, job)
-        answer = results[len(complete) - 1]
-        if not answer.ntuples:
-            raise attempt_lost(job)
-        reset = len(complete) + len(known.reset)
-        # the reset is committed before the claim, so an error of the claim does not undo it
-        clean = not used or (len(results) > reset + 1 and _integer(results[reset], 1) == 0)
-        done = FinishResult(JobState.COMPLETED, _integer(answer, 1), clean)
-        if error is None and next_claim is not None:
-            try:
-                self.next = self._locked(results, next_claim)
-            except Exception as lost:  # AttemptLost, or an error in reading the row
-                return done, lost
-        return done, error
+        undo_role: Script | None = None,
+        single: bool = False,
+    ) -> tuple[list[PGresult], psycopg.Error | None]:
+        """Run a script. Returns the results up to the first error, and the error.
 
-    def _finish_message(self, complete: Sequence[Prepared], job: Job[Any], data: AttemptData, going_on: bool) -> bytes:
-        """The finish and the reset of the session. With `going_on` it ends in a transaction for the next claim."""
-        key = (complete, self._spelled(job.queue), self.used, going_on)
-        template = self._messages.get(key)
-        if template is None:
-            template = self._messages[key] = self._finish_template(complete, job.queue, going_on)
-        assert job.token is not None
-        values: dict[bytes, Any] = {b"id": job.id, b"token": job.token.hex.encode()}
-        if data is not NO_DATA:
-            values |= {b"metadata": self._literal(data.metadata), b"output": self._literal(data.output)}
-        return template % values
+        `plain` are values in ASCII that need no quoting, by their names in bytes; `texts` are all others. `undo_role`
+        is run before anything is prepared: the handler's role may lack the privileges. `single` statements use nothing
+        that is prepared, which a handler may have deallocated.
+        """
+        if single or not self.prepares:
+            return self._run_singles([(script, plain, texts)])
+        message = self._message(script, plain, texts, undo_role)
+        with self._conn.lock:
+            self._conn.pgconn.send_query(message)
+            return self._receive(len(message))
 
-    def _finish_template(self, complete: Sequence[Prepared], queue: str, going_on: bool) -> bytes:
-        known = self._statements
-        after: tuple[Prepared, ...] = (known.commit_and_begin if going_on else known.commit,)
-        if self.used:  # the reset is a transaction of its own, which the claim cannot roll back
-            after = (known.commit_and_begin, *known.reset, *after)
-        return self._template([*complete, *after], queue, _PLACEHOLDERS)
+    def run_many(self, runs: Sequence[Run]) -> tuple[list[list[PGresult]], psycopg.Error | None]:
+        """Run several scripts in one message. Returns the results of each, up to the first error, and the error."""
+        if self.prepares:
+            message = b";".join([self._message(*run) for run in runs])
+            with self._conn.lock:
+                self._conn.pgconn.send_query(message)
+                results, error = self._receive(len(message))
+        else:
+            results, error = self._run_singles(runs)
+        found, start = list[list[PGresult]](), 0
+        for script, *_ in runs:
+            found.append(results[start : start + len(script)])
+            start += len(script)
+        return found, error
 
-    def _claim_message(self, which: str, claim: ClaimRequest) -> bytes:
-        settings, queue, token, id, mark, aside = claim
-        if settings is not self._settings:
-            self._settings = settings
-            self._messages.clear()
-        around = bool(aside)
-        key = (which, self._spelled(queue), mark is None, around)
-        template = self._messages.get(key)
-        if template is None:
-            template = self._claim_template(which, queue, marked=mark is not None, around=around)
-            self._messages[key] = template
-        values: dict[bytes, Any] = {b"token": token.hex.encode(), b"id": id}
-        if mark is not None:
-            values[b"mark_priority"], time, values[b"mark_id"] = mark
-            values[b"mark_time"] = time.isoformat().encode()
-        if around:
-            values[b"aside"] = ",".join(map(str, aside)).encode()
-        return template % values
+    def send(self, message: bytes) -> tuple[list[PGresult], psycopg.Error | None]:
+        """Send a message that was made before. Returns the results up to the first error, and the error."""
+        with self._conn.lock:
+            self._conn.pgconn.send_query(message)
+            return self._receive(len(message))
 
-    def _claim_template(self, which: str, queue: str, *, marked: bool, around: bool) -> bytes:
-        known, settings = self._statements, self._settings or {}
-        if len(self._names) >= _MOST_PREPARED:
-            self._stale += self._names.values()
-            self.forget()
-        fixed = {name: self._literal(value) for name, value in settings.items() if name not in _PER_CLAIM}
-        claims = known.claims_around if around else known.claims
-        claim = prepared(f"{known.tag}_claim_{which}", claims[which], fixed)
-        lock = prepared(f"{known.tag}_lock", known.lock, fixed)
-        steps = [known.set_timeout, claim, known.commit_and_begin, lock, known.savepoint]
-        placeholders = _PLACEHOLDERS if marked else {**_PLACEHOLDERS, **self._beginning(settings)}
-        return self._template(steps, queue, placeholders)
+    def row(self, result: PGresult) -> TupleRow:
+        """The first row of a result: numbers and text, and instants by the format of JSON."""
+        self._transformer.set_pgresult(result)
+        return self._transformer.load_row(0, tuple)
 
-    def _beginning(self, settings: ClaimValues) -> Literals:
-        """The mark that lies before all jobs of a queue."""
-        return {name: self._literal(settings.get(name)) for name in ("mark_priority", "mark_time", "mark_id")}
-
-    def _spelled(self, queue: str) -> object:
-        """The queue as a part of a key of `_messages`: the bytes of a name beyond ASCII depend on the session's
-        encoding."""
-        return queue if queue.isascii() else (queue, self._conn.info.encoding)
-
-    def _template(self, steps: Iterable[Prepared], queue: str, placeholders: Literals) -> bytes:
-        """Make a message with placeholders; the operator `%` puts the values in."""
-        values = {**placeholders, "queue": self._literal(queue).replace(b"%", b"%%")}
-        return self.message([(step, values) for step in steps])
-
-    def _locked(self, results: Sequence[PGresult], claim: ClaimRequest) -> Job[Any] | None:
-        """Read the job that was claimed and locked. None if there is none: then the transaction is rolled back."""
-        self.used = False
-        taken, lock = results[-4], results[-2]
-        if taken.ntuples and lock.ntuples:
-            self._transformer.set_pgresult(taken)
-            return claimed_job(self._transformer.load_row(0, tuple), claim.queue, claim.token)
-        self.send(self._statements.rollback.sql)
-        if taken.ntuples:
-            raise AttemptLost(f"job {_integer(taken, 0)} was claimed but taken away before it was locked")
-        return None
-
-    # --- messages
-
-    def rows(self, result: PGresult) -> list[tuple[Any, ...]]:
-        """The rows of a result, with instants as text."""
-        self._texts.set_pgresult(result)
-        return self._texts.load_rows(0, result.ntuples, tuple)
+    def rows(self, result: PGresult) -> list[TupleRow]:
+        self._transformer.set_pgresult(result)
+        return self._transformer.load_rows(0, result.ntuples, tuple)
 
     def forget(self) -> None:
         """The prepared statements were deallocated, or are too many: prepare them again, under new names."""
         self.forgotten += 1
         self._names.clear()
-        self._messages.clear()
+        self._templates.clear()
 
-    def message(self, steps: Iterable[Step]) -> bytes:
-        """Make a message of statements with their values; statements that are not prepared yet are prepared first."""
-        names, parts = self._names, []
-        for statement, values in steps:
+    # --- prepared
+
+    def _message(
+        self, script: Script, plain: Mapping[bytes, bytes], texts: Values, undo_role: Script | None = None
+    ) -> bytes:
+        key = script.key(self._conn)
+        template = self._templates.get(key)
+        if template is None:
+            template = self._templates[key] = self._make_template(script, undo_role)
+        if texts:
+            plain = {**plain, **{name.encode(): self._literal(value) for name, value in texts.items()}}
+        return template % plain
+
+    def _make_template(self, script: Script, undo_role: Script | None) -> bytes:
+        self._deallocate_stale()
+        parts = []
+        for statement in script.prepared(self._tag, self._literal):
             if statement.command:
-                parts.append(statement.sql)
+                parts.append(statement.sql.replace(b"%", b"%%"))
                 continue
-            name = names.get(statement.sql) or self._prepare(statement)
-            given = b",".join([values[each] for each in statement.parameters])
+            name = self._names.get(statement.sql)
+            if name is None:
+                if undo_role is not None:
+                    self._undo_role(undo_role)
+                    undo_role = None
+                name = self._prepare(statement)
+            given = b",".join([_placeholder(each) for each in statement.parameters])
             parts.append(b"EXECUTE %b(%b)" % (name, given) if given else b"EXECUTE " + name)
         return b";".join(parts)
 
-    def send(self, message: bytes) -> tuple[list[PGresult], psycopg.Error | None]:
-        """Send a message. Returns the results up to the first error, and the error."""
-        with self._conn.lock:
-            self._conn.pgconn.send_query(message)
-            return self._receive(len(message))
-
     def _prepare(self, statement: Prepared) -> bytes:
+        if len(self._names) >= _MOST_PREPARED:
+            self._stale += self._names.values()
+            self.forget()
         name = b"%b_%d" % (statement.name, self._made)
         self._made += 1
         # without the connection's lock, which psycopg has taken when this goes before a handler's statement
-        if self._in_handlers_role:
-            self._in_handlers_role = False
-            self._undo_role()
         self._conn.pgconn.send_prepare(name, statement.sql)
         _, error = self._receive(len(statement.sql))
         if error is not None:
@@ -383,23 +257,56 @@ class PreparedTransport:
         self._names[statement.sql] = name
         return name
 
-    def _undo_role(self) -> None:
-        """Return to the role that claimed the job: the handler's role may lack the privileges to prepare statements."""
-        message = b";".join(step.sql for step in self._role_steps()) % {}
-        if not message:
-            return
-        self._conn.pgconn.send_query(message)
-        _, error = self._receive(len(message))
+    def _undo_role(self, script: Script) -> None:
+        self._conn.pgconn.send_query(b";".join(each.sql for each in script.prepared(self._tag, self._literal)))
+        _, error = self._receive(0)
         if error is not None:
             raise error
 
-    def _receive(self, sent: int) -> tuple[list[PGresult], psycopg.Error | None]:
+    def _deallocate_stale(self) -> None:
+        while self._stale and self._conn.info.transaction_status == TransactionStatus.IDLE:
+            self._conn.pgconn.exec_(b"DEALLOCATE " + self._stale.pop())  # fails if a handler has done the same
+
+    # --- single statements
+
+    def _run_singles(self, runs: Sequence[Run]) -> tuple[list[PGresult], psycopg.Error | None]:
+        statements = [single for run in runs for single in self._singles(*run)]
+        pgconn = self._conn.pgconn
+        with self._conn.lock:
+            pgconn.enter_pipeline_mode()
+            try:
+                for sql, values in statements:
+                    pgconn.send_query_params(sql, values or None)
+                pgconn.pipeline_sync()
+                return self._receive(_AT_ONCE + 1, synced=True)
+            finally:
+                if pgconn.status == ConnStatus.OK:
+                    pgconn.exit_pipeline_mode()
+
+    def _singles(
+        self, script: Script, plain: Mapping[bytes, bytes], texts: Values
+    ) -> Iterator[tuple[bytes, list[bytes | None]]]:
+        """The statements of a script with their parameters."""
+        encoding = "ascii" if not texts and script.key(self._conn) is script else self._conn.info.encoding
+        given: dict[str, bytes | None] = {name.decode(): value for name, value in plain.items()}
+        for name, value in (*script.fixed.items(), *texts.items()):
+            text = text_of(value)
+            given[name] = None if text is None else text.encode(encoding)
+        for sql, parameters in script.singles(self._literal):
+            yield sql, [given[name] for name in parameters]
+
+    # --- answers
+
+    def _receive(self, sent: int, *, synced: bool = False) -> tuple[list[PGresult], psycopg.Error | None]:
         pgconn, results, errors = self._conn.pgconn, list[PGresult](), list[psycopg.Error]()
         try:
             if sent > _AT_ONCE:
                 self._flush()
             self._read()
-            self._collect(results, errors)
+            if synced:
+                self._collect_synced(results, errors)
+            else:
+                self._collect(results, errors)
         except psycopg.OperationalError as lost:  # the answer that was read before the error may say why
             if not errors and (result := pgconn.get_result()) is not None:
                 errors.append(error_from_result(result, encoding="utf-8"))
@@ -421,6 +328,24 @@ class PreparedTransport:
             else:
                 errors.append(error_from_result(result, encoding="utf-8"))
 
+    def _collect_synced(self, results: list[PGresult], errors: list[psycopg.Error]) -> None:
+        """Read up to the answer to the sync. Between the results of two statements there is a None."""
+        pgconn = self._conn.pgconn
+        while True:
+            while pgconn.is_busy():
+                self._read()
+            result = pgconn.get_result()
+            if result is None:
+                if pgconn.status == ConnStatus.BAD:
+                    return
+                continue
+            if result.status == _SYNC:
+                return
+            if not errors and result.status in _GOOD:
+                results.append(result)
+            elif result.status != _ABORTED:
+                errors.append(error_from_result(result, encoding="utf-8"))
+
     def _read(self) -> None:
         self._socket.poll()  # without the interpreter's lock
         self._conn.pgconn.consume_input()
@@ -436,39 +361,45 @@ class PreparedTransport:
             pgconn.consume_input()
         self._socket.modify(pgconn.socket, select.POLLIN)
 
-    def literals(self, values: Mapping[str, Any]) -> dict[str, bytes]:
-        """The values as they are written in a message."""
-        return {name: self._literal(value) for name, value in values.items()}
-
     def _literal(self, value: Any) -> bytes:
-        if isinstance(value, str):
-            # in the encoding that the handler may have set: it is reset only by this message
-            text = value.encode() if value.isascii() else value.encode(self._conn.info.encoding)
-            return self._escaping.escape_literal(text)
-        match value:
-            case UUID():
-                return b"'%b'" % value.hex.encode()
-            case None:
-                return b"NULL"
-            case bool():
-                return b"'true'" if value else b"'false'"
-            case int():
-                return b"%d" % value
-            case timedelta():
-                return b"'%b'" % interval_text(value).encode()
-        return self._literal(_array(value))
+        text = text_of(value)
+        if text is None:
+            return b"NULL"
+        # in the encoding that the handler may have set: it is reset only by this message
+        encoded = text.encode() if text.isascii() else text.encode(self._conn.info.encoding)
+        return self._escaping.escape_literal(encoded)
 
 
-def transport_for(conn: AnyConnection, statements: TransportStatements) -> PreparedTransport | None:
-    """The transport of a connection, made at the first call. None if the connection has too many of other clients: each
-    wraps its `wait`, and has a dozen statements in the server."""
-    known: dict[str, PreparedTransport] = conn.__dict__.setdefault("_pgjobs_transports", {})
-    if statements.tag not in known:
-        if len(known) >= _MOST_ON_A_CONNECTION:
-            return None
-        known[statements.tag] = PreparedTransport(conn, statements)
-    known[statements.tag].session = None  # the owner may have changed it since
-    return known[statements.tag]
+def _placeholder(name: str) -> bytes:
+    return b"'%%(%b)b'" % name.encode() if name in _PLAIN else b"%%(%b)b" % name.encode()
+
+
+def transport_for(conn: AnyConnection, tag: str, *, prepares: bool) -> Transport:
+    """The transport of a connection, made at the first call. If the connection has prepared statements of too many
+    other clients, it prepares nothing."""
+    known: dict[tuple[str, bool], Transport] = conn.__dict__.setdefault("_pgjobs_transports", {})
+    prepares = prepares and ((tag, True) in known or len(known) < _MOST_ON_A_CONNECTION)
+    if (tag, prepares) not in known:
+        known[tag, prepares] = Transport(conn, tag, prepares=prepares)
+    return known[tag, prepares]
+
+
+def text_of(value: Any) -> str | None:
+    """A value as text, as the server reads it."""
+    match value:
+        case str() | None:
+            return value
+        case bool():
+            return "true" if value else "false"
+        case int():
+            return str(value)
+        case UUID():
+            return value.hex
+        case datetime():
+            return value.isoformat()
+        case timedelta():
+            return interval_text(value)
+    return _array(value)
 
 
 def _connection_lost(errors: Sequence[psycopg.Error], message: str) -> psycopg.OperationalError:
@@ -484,10 +415,10 @@ def _connection_lost(errors: Sequence[psycopg.Error], message: str) -> psycopg.O
     return lost
 
 
-def _array(texts: list[str]) -> str:
-    quoted = (text.replace("\\", "\\\\").replace('"', '\\"') for text in texts)
+def _array(values: Sequence[str | int]) -> str:
+    quoted = (str(value).replace("\\", "\\\\").replace('"', '\\"') for value in values)
     return "{" + ",".join(f'"{text}"' for text in quoted) + "}"
 
 
-def _integer(result: PGresult, column: int) -> int:
+def integer(result: PGresult, column: int) -> int:
     return int(result.get_value(0, column) or b"")

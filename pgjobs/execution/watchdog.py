@@ -15,7 +15,7 @@ from uuid import UUID
 
 from pgjobs.db.checkout import NEVER, Checkout
 from pgjobs.errors import JobCancelled
-from pgjobs.execution.attempt import Attempt, GracePeriods, Reason
+from pgjobs.execution.attempt import Attempt, GracePeriods, Reason, Slot
 from pgjobs.execution.interrupt import start_thread
 
 _CHECK_EVERY = 5.0  # seconds between two checks for connections whose answer is overdue
@@ -41,12 +41,12 @@ class Watchdog:
 
     def begin_anew(self) -> None:
         """Start without attempts and threads: called for a new watchdog, and in a forked child, which inherits none."""
-        self._attempts: dict[Attempt, bool] = {}  # with whether its severed connection was reported
-        self._guarded: set[Checkout] = set()
+        self._slots: set[Slot] = set()
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._next = NEVER
         self._stop_all: tuple[Callable[[], Reason], GracePeriods] | None = None  # holds for attempts added later, too
+        self._stops = 0  # calls of `request_stop_all`
         self.stopped = 0  # attempts that `request_stop_all` has stopped since the start
         self.cancelled: dict[tuple[int, UUID | None], JobCancelled] = {}  # a batch does not start these jobs
         self._started = False  # by the pool
@@ -102,44 +102,51 @@ class Watchdog:
 
     # --- what is watched
 
-    def add(self, attempt: Attempt, *, instead_of: Attempt | None = None) -> None:
-        """Watch an attempt until it is removed."""
-        with self._lock:
-            if instead_of is not None:
-                self._attempts.pop(instead_of, None)
-            self._attempts[attempt] = False
-            if self._stop_all is not None:
-                self._stop_attempt(attempt, *self._stop_all)
-            elif attempt.expires < self._next:
-                self._changed.notify()
-
-    def remove(self, attempt: Attempt) -> None:
-        with self._lock:
-            self._attempts.pop(attempt, None)
-
     @contextmanager
-    def guard(self, checkout: Checkout) -> Iterator[None]:
-        """Until the block ends, shut the connection down if its answer is overdue (`checkout.answer_due`)."""
+    def guard(self, checkout: Checkout) -> Iterator[Slot]:
+        """Watch this thread until the block ends: the attempts that it runs, one after the other, in its slot, and its
+        connection, which is shut down if an answer is overdue (`checkout.answer_due`)."""
+        slot = Slot(checkout)
         with self._lock:
-            self._guarded.add(checkout)
+            self._slots.add(slot)
         try:
-            yield
+            yield slot
         finally:
             with self._lock:
-                self._guarded.discard(checkout)
+                self._slots.discard(slot)
+
+    def add(self, slot: Slot, attempt: Attempt) -> None:
+        """Watch this attempt in the slot, in place of the one before.
+
+        No lock is taken, as a rule: this stores the attempt and then looks whether all are to stop, or whether the
+        thread sleeps too long. The other side changes those first, and then looks at the slots. So one of the two sees
+        what the other has done."""
+        slot.attempt = attempt
+        if self._stop_all is None and attempt.expires >= self._next:
+            return
+        with self._lock:
+            if self._stop_all is not None:
+                self._stop_attempt(attempt, *self._stop_all)
+            if attempt.expires < self._next:
+                self._changed.notify()
+
+    @property
+    def attempts(self) -> list[Attempt]:
+        """The attempts that run now."""
+        with self._lock:
+            found = [slot.attempt for slot in self._slots]
+        return [attempt for attempt in found if attempt is not None and not attempt.replaced]
 
     @property
     def tokens(self) -> list[UUID]:
         """The tokens of the attempts that run now."""
-        with self._lock:
-            return [attempt.job.token for attempt in self._attempts if attempt.job.token is not None]
+        return [attempt.job.token for attempt in self.attempts if attempt.job.token is not None]
 
     @property
     def detached_tokens(self) -> list[UUID]:
         """The tokens of the detached attempts that run now: they have no connection, and their leases are extended."""
-        with self._lock:
-            detached = [attempt.job for attempt in self._attempts if attempt.checkout is None and not attempt.severed]
-            return [job.token for job in detached if job.token is not None]
+        detached = [attempt.job for attempt in self.attempts if attempt.checkout is None and not attempt.severed]
+        return [job.token for job in detached if job.token is not None]
 
     # --- stopping attempts
 
@@ -148,7 +155,7 @@ class Watchdog:
     ) -> None:
         """Stop the attempt with this token, if it still runs; of a batch, only the attempt at the job with this id."""
         with self._lock:
-            for attempt in self._attempts:
+            for attempt in self.attempts:
                 if attempt.job.token == token and id in (None, attempt.job.id):
                     attempt.request_stop(reason, grace)
             self._changed.notify()
@@ -157,7 +164,7 @@ class Watchdog:
         """Stop the attempts with these tokens, whose leases have expired. An attempt that has completed its own job is
         not stopped: it needs no lease any more."""
         with self._lock:
-            for attempt in self._attempts:
+            for attempt in self.attempts:
                 if attempt.job.token in tokens and not attempt.completed:
                     attempt.request_stop(JobCancelled("its lease ended before it did"))
             self._changed.notify()
@@ -166,11 +173,15 @@ class Watchdog:
         """Stop every running attempt, and every attempt that is added later: a job may have been claimed a moment
         ago, and its attempt not added yet."""
         with self._lock:
+            self._stops += 1
             self._stop_all = reason, grace
-            for attempt in self._attempts:
+            for attempt in self.attempts:
                 self._stop_attempt(attempt, reason, grace)
 
     def _stop_attempt(self, attempt: Attempt, reason: Callable[[], Reason], grace: GracePeriods) -> None:
+        if attempt.stopped_by == self._stops:
+            return
+        attempt.stopped_by = self._stops
         self.stopped += 1
         attempt.request_stop(reason(), grace)
         self._changed.notify()
@@ -181,24 +192,26 @@ class Watchdog:
         with self._lock:
             while self._thread is threading.current_thread():
                 now = time.monotonic()
-                self._next = min((attempt.escalate(now) for attempt in self._attempts), default=NEVER)
+                self._next = NEVER  # an attempt that is added from here on notifies
+                self._next = min((attempt.escalate(now) for attempt in self.attempts), default=NEVER)
                 self._report()
                 self._shut_down_silent(now)
                 self._changed.wait(min(_CHECK_EVERY, max(0.0, self._next - time.monotonic())))
 
     def _report(self) -> None:
         """Report attempts that were severed or are stuck, each in a thread of its own, because a report may block."""
-        for attempt, reported in list(self._attempts.items()):
-            if attempt.severed and not reported:
-                self._attempts[attempt] = start_thread(partial(self._on_severed, attempt), name="pgjobs/severed")
+        for attempt in self.attempts:
+            if attempt.severed and not attempt.reported:
+                attempt.reported = start_thread(partial(self._on_severed, attempt), name="pgjobs/severed")
             # a thread whose handler has ended comes back by itself, however long it waits for a connection
             replaces = attempt.in_handler or self._stop_all is not None
-            if attempt.stuck and replaces and start_thread(partial(self._on_stuck, attempt), name="pgjobs/stuck"):
-                del self._attempts[attempt]
+            if attempt.stuck and replaces:
+                attempt.replaced = start_thread(partial(self._on_stuck, attempt), name="pgjobs/stuck")
 
     def _shut_down_silent(self, now: float) -> None:
         """Shut down the connections whose answer is overdue: a network may acknowledge packets and deliver none."""
-        for checkout in self._guarded:
+        for slot in self._slots:
+            checkout = slot.checkout
             if checkout.answer_due <= now:
                 checkout.answer_due = NEVER
                 checkout.shut_down(id(checkout.conn))

@@ -6,7 +6,6 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from functools import partial
@@ -17,7 +16,7 @@ from psycopg_pool import PoolClosed
 
 from pgjobs.clean_text import forget_details, one_line
 from pgjobs.db.checkout import Checkout
-from pgjobs.execution.attempt import Attempt
+from pgjobs.execution.attempt import Attempt, Slot
 from pgjobs.execution.batch import Batches
 from pgjobs.execution.executor import Executor
 from pgjobs.job import Job
@@ -156,26 +155,35 @@ class WorkerThreads:
 
         `polls` says that nothing woke this thread, so there is hardly ever a job: it looks before it claims, which is
         cheaper."""
-        queue, idle = workers.queue, workers.idle
+        idle, batches = workers.idle, workers.settings.batch_size > 1
+        next_job: Job[Any] | None = None
 
         def goes_on() -> bool:
             return not (self._cooldown or self._ends(idle))
 
-        with self._source.checkout() as checkout, self._executor.watchdog.guard(checkout):
+        with self._source.checkout() as checkout, self._executor.watchdog.guard(checkout) as slot:
             try:
                 seen = idle.wake_count
-                if polls and not self._any_claimable(checkout, queue):
+                if polls and not self._any_claimable(checkout, workers.queue):
                     return seen
                 while True:
                     seen = idle.wake_count
                     if self._ends(idle):
                         return seen
-                    if not self._run_next(checkout, workers, goes_on):
-                        return seen
+                    if batches:
+                        if not self._run_batch(slot, workers):
+                            return seen
+                    else:
+                        job = next_job or self._executor.claim(checkout, workers.queue)
+                        if job is None:
+                            return seen
+                        next_job = None
+                        idle.found_job()
+                        next_job = self._executor.run(slot, job, goes_on)
                     if self._cooldown:
                         self.stopping.wait(self._cooldown)
             finally:
-                self._executor.unclaim_next(checkout)
+                self._executor.unclaim(checkout, next_job)
 
     def _any_claimable(self, checkout: Checkout, queue: str) -> bool:
         claimer = self._executor.claimer
@@ -189,13 +197,11 @@ class WorkerThreads:
             self._hooks("on_claim", None, error)
             raise
 
-    def _run_next(self, checkout: Checkout, workers: QueueWorkers, goes_on: Callable[[], bool]) -> bool:
-        """Run the next job or batch. Returns whether there was one."""
-        queue, idle, settings = workers.queue, workers.idle, workers.settings
-        if settings.batch_size > 1:
-            ends = partial(self._ends, idle)
-            return self._batches.run_next(checkout, queue, settings, claimed=idle.found_job, ends=ends)
-        return self._executor.run_next(checkout, queue, claimed=idle.found_job, go_on=goes_on) is not None
+    def _run_batch(self, slot: Slot, workers: QueueWorkers) -> bool:
+        """Run the next batch. Returns whether there was one."""
+        idle = workers.idle
+        ends = partial(self._ends, idle)
+        return self._batches.run_next(slot, workers.queue, workers.settings, claimed=idle.found_job, ends=ends)
 
     def _ends(self, idle: IdleThreads) -> bool:
         """Whether the current thread is to take no more jobs."""

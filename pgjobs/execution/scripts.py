@@ -1,0 +1,281 @@
+"""The scripts of one attempt: which statements go together in one message, for each way to claim and to finish.
+
+    a finish without a claim     [release, role, settings] complete, commit, [reset]
+    a claim without a finish     begin, [session,] timeout, claim, commit, lock, savepoint
+    both                         [release, role, settings] complete, commit, [reset,] timeout, claim, commit, lock, ...
+    both in one transaction      complete, claim, commit, lock, savepoint
+
+What stands in brackets is sent only if the handler has used its connection, or at the first claim of a checkout. An
+error in a statement skips all that follow.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from pgjobs.db import statements
+from pgjobs.execution.requests import ClaimRequest, ClaimSettings, Session
+from pgjobs.execution.transport import Script, commands
+from pgjobs.options import FIRST_INSTANT
+
+Step = tuple[str, bytes]  # a label and a statement
+
+
+class Finish(NamedTuple):
+    """What a finish has to do besides writing the outcome."""
+
+    session: Session | None = None  # as it was at the claim
+    used: bool = True  # the handler has used its connection
+    saved: bool = True  # a savepoint was set before the handler's first statement
+    has_data: bool = False  # the handler has set metadata or output
+    cancelled: bool = False  # the job has a cancel request, which is noted in its metadata
+    async_commit: bool = False  # the commit need not wait for the disk
+    counts: bool = True  # count the statements that the handler has prepared by name
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NextClaim:
+    """A claim that goes in the message of a finish."""
+
+    request: ClaimRequest
+    savepoint: bool  # set the savepoint ahead, not before the handler's first statement
+    together: bool  # in the transaction of the finish
+
+
+# The setting, by its parameter, and its value in the transaction of a job. `check_interval` depends on the server.
+_JOB_SETTINGS = {
+    "idle_timeout": "0",
+    "check_interval": None,
+    "keepalives_idle": "10",
+    "keepalives_interval": "5",
+    "keepalives_count": "3",
+    "user_timeout": "25s",
+}
+_SPELLINGS = {"25s": ("25s", "25000")}  # the server shows some settings without their unit
+
+
+def lacking(found: Sequence[str], check_interval: str, *, by_tcp: bool) -> tuple[str, ...]:
+    """The settings of a job's transaction that a session does not have by itself; `found` are its values."""
+    lacks = []
+    for (name, value_of_all), value in zip(_JOB_SETTINGS.items(), found, strict=True):
+        wanted = value_of_all or check_interval
+        if value not in _SPELLINGS.get(wanted, (wanted,)) and (by_tcp or name in ("idle_timeout", "check_interval")):
+            lacks.append(name)
+    return tuple(lacks)
+
+
+class Scripts:
+    """The scripts in one schema."""
+
+    def __init__(self, work: Mapping[str, bytes], claims: Mapping[str, bytes], around: Mapping[str, bytes]) -> None:
+        self._work = work
+        self._claims = {False: claims, True: around}
+        self._known: dict[Any, Script] = {}  # those that depend on no settings of claims
+
+    # --- claim
+
+    def claim(self, request: ClaimRequest, session: Session | None, *, savepoint: bool) -> Script:
+        """Without a session, the script reads it, and sets all settings."""
+        lacks = tuple(_JOB_SETTINGS) if session is None else session.lacks
+        key = (request.queue, request.which, bool(request.aside), session is None, lacks, savepoint)
+        script = request.settings.scripts.get(key)
+        if script is None:
+            before = [self._step("begin"), self._step("set_claim_timeout")]
+            if session is None:
+                before.append(self._step("read_session"))
+            claim = self._claim(request, lacks, savepoint=savepoint, together=False)
+            script = request.settings.scripts[key] = Script([*before, *claim], self._fixed(request, None))
+        return script
+
+    def _claim(self, request: ClaimRequest, lacks: Sequence[str], *, savepoint: bool, together: bool) -> list[Step]:
+        work, settings = self._work, request.settings
+        claim = self._claims[bool(request.aside)][request.which]
+        how = work["claim_commits_with_finish" if together else "claim_commits_alone"]
+        lock = work["lock"].replace(b"{settings}", self._job_settings(settings, lacks))
+        steps = [("claim", claim.replace(b"{commits}", _piece(how)))]
+        steps += [("committed" if together else "claimed", work["commit_and_begin"]), ("lock", lock)]
+        return [*steps, self._step("savepoint")] if savepoint else steps
+
+    def _job_settings(self, settings: ClaimSettings, lacks: Sequence[str]) -> bytes:
+        pieces = [b"true"]
+        if lacks:
+            wanted = {name: "" if name in lacks else None for name in _JOB_SETTINGS}
+            pieces.append(statements.without_unused(_piece(self._work["job_settings"]), wanted))
+        if settings.bounded_by is not None:
+            pieces.append(_piece(self._work["job_bound"]))
+        return b", ".join(pieces)
+
+    @staticmethod
+    def _fixed(request: ClaimRequest, session: Session | None) -> dict[str, Any]:
+        settings = request.settings
+        return {
+            **_role(session), **_JOB_SETTINGS, "check_interval": settings.check_interval, "queue": request.queue,
+            "worker": settings.worker, "kinds": settings.kinds, "detached": settings.detached,
+            "lease": settings.lease, "synchronous_commit": settings.synchronous_commit,
+            "bounded_by": settings.bounded_by, "bound": settings.bound, "bounds": settings.bounds,
+        }  # fmt: skip
+
+    # --- finish
+
+    def complete(self, queue: str, finish: Finish, then: NextClaim | None) -> Script:
+        """Commit the handler's writes together with the completion, and claim the next job."""
+        finish = _timeless_finish(finish)
+        key: tuple[Any, ...] = (queue, finish)
+        known = self._known
+        if then is not None:
+            key = (*key, then.savepoint, then.together, bool(then.request.aside))
+            known = then.request.settings.scripts
+        script = known.get(key)
+        if script is None:
+            script = known[key] = self._complete(queue, finish, then)
+        return script
+
+    def _complete(self, queue: str, finish: Finish, then: NextClaim | None) -> Script:
+        session = finish.session
+        steps = [*self._before(finish), self._completion(finish)]
+        if finish.cancelled:
+            steps.append(("cancelled", self._work["cancel_if_requested"]))
+        if then is None:
+            return Script([*steps, *self._ending(finish)], {"queue": queue, "claim_timeout": None, **_role(session)})
+        assert session is not None
+        claim = self._claim(then.request, session.lacks, savepoint=then.savepoint, together=then.together)
+        fixed = {**self._fixed(then.request, session), "claim_timeout": "30s" if then.together else None}
+        if then.together:
+            return Script([*steps, *claim], fixed)
+        steps.append(("committed", self._work["commit_and_begin"]))
+        if finish.used:
+            steps += [*self._steps("reset_session"), self._step("set_claim_timeout_used")]
+            steps += [self._step("count_prepared")] if finish.counts else []
+        else:
+            steps.append(self._step("set_claim_timeout"))
+        return Script([*steps, *claim], fixed)
+
+    def complete_again(self, queue: str, finish: Finish) -> Script:
+        """Complete a job whose completion was undone together with the claim behind it. The token alone guards it."""
+        key = ("again", queue, finish)
+        if key not in self._known:
+            steps = [self._step("rollback"), self._step("begin"), *self._before(finish), self._completion(finish)]
+            self._known[key] = Script([*steps, *self._ending(finish)], {"queue": queue, "claim_timeout": None})
+        return self._known[key]
+
+    def _completion(self, finish: Finish) -> Step:
+        if finish.has_data:
+            return ("complete", self._work["complete"])
+        return ("complete", self._work["complete_used" if finish.used else "complete_untouched"])
+
+    def _before(self, finish: Finish) -> list[Step]:
+        """What goes before the outcome of a handler that has succeeded."""
+        steps = [self._step("release_savepoint")] if finish.used and finish.saved else []
+        return [*steps, *self._undo_settings(finish)]
+
+    def _undo_settings(self, finish: Finish) -> list[Step]:
+        """Undo the handler's settings of its transaction before the outcome is written."""
+        steps = []
+        if finish.used:
+            steps += [*self._role_steps(finish.session), *self._steps("drop_statement_timeout")]
+            steps += self._steps("drop_other_settings")
+            steps += self._deallocation(finish.session)
+        return [*steps, *([self._step("commit_async")] if finish.async_commit else [])]
+
+    def _ending(self, finish: Finish) -> list[Step]:
+        steps = [("committed", self._work["commit"])]
+        if finish.used:
+            steps += [*self._steps("reset_session"), self._step("release_advisory_locks")]
+            steps += [self._step("count_prepared")] if finish.counts else []
+        return steps
+
+    def fail(self, finish: Finish) -> Script:
+        """Roll back the handler's writes, keep the row's lock, and commit the outcome."""
+        finish = _timeless_finish(finish)
+        key = ("fail", finish)
+        if key not in self._known:
+            undo = [self._step("rollback_to_savepoint"), self._step("release_savepoint")] if finish.saved else []
+            steps = [*undo, *self._undo_settings(finish), *self._outcome(), *self._ending(finish)]
+            self._known[key] = Script(steps, _role(finish.session))
+        return self._known[key]
+
+    def finish_late(self, finish: Finish, *, after_loss: bool) -> Script:
+        """Write the outcome in a new transaction."""
+        finish = _timeless_finish(finish)
+        key = ("late", finish, after_loss)
+        if key not in self._known:
+            steps = [*self._steps("begin_late_finish"), *self._role_steps(finish.session)]
+            steps += [self._step("commit_async")] if finish.async_commit else []
+            steps += [self._step("restore_claim")] if after_loss else []
+            steps += [*self._outcome(), *self._ending(finish)]
+            self._known[key] = Script(steps, _role(finish.session))
+        return self._known[key]
+
+    def _outcome(self) -> list[Step]:
+        return [("finish", self._work["finish"]), ("cancelled", self._work["cancel_if_requested"])]
+
+    # --- the session
+
+    def abandon(self, session: Session | None) -> Script:
+        """Roll back and reset the session. Behind a pooler the next client gets the session; and a role that the
+        handler has committed may not write the outcome."""
+        session = _timeless(session)
+        key = ("abandon", session)
+        if key not in self._known:
+            steps = [self._step("rollback")]
+            if session is not None:  # else no handler has used the connection
+                steps += [*self._steps("reset_session"), self._step("release_advisory_locks")]
+                if session.shared_since is None:
+                    steps += self._steps("set_session_role")
+                else:
+                    steps += [*self._role_steps(session), *self._deallocation(session)]
+            self._known[key] = Script(steps, _role(session))
+        return self._known[key]
+
+    def roll_back(self) -> Script:
+        return self.abandon(None)
+
+    def restore_role(self, session: Session) -> Script:
+        """Return to the role of the claim, within the transaction."""
+        key = ("role", session.user, session.role)
+        if key not in self._known:
+            self._known[key] = Script(self._role_steps(session), _role(session))
+        return self._known[key]
+
+    def _role_steps(self, session: Session | None) -> list[Step]:
+        return [] if session is None else self._steps("set_claim_role")
+
+    def _deallocation(self, session: Session | None) -> list[Step]:
+        """Drop what the handler has prepared, where a pooler gives the session to other clients."""
+        return [] if session is None or session.shared_since is None else [self._step("deallocate")]
+
+    # --- steps
+
+    def _step(self, name: str) -> Step:
+        return (name, self._work[name])
+
+    def _steps(self, name: str) -> list[Step]:
+        """A step for each command of a statement."""
+        return [(name, command) for command in commands(self._work[name])]
+
+
+def _role(session: Session | None) -> dict[str, Any]:
+    if session is None:
+        return {}
+    return {"session_user": session.user, "role": session.role}
+
+
+def _timeless_finish(finish: Finish) -> Finish:
+    if finish.session is None or finish.session.shared_since is None:
+        return finish
+    return finish._replace(session=_timeless(finish.session))
+
+
+def _timeless(session: Session | None) -> Session | None:
+    """The session with the same value for every time: the time is given at each run."""
+    if session is None or session.shared_since is None:
+        return session
+    return session._replace(shared_since=FIRST_INSTANT)
+
+
+def _piece(expression: bytes) -> bytes:
+    """An expression of the .sql files as a part of a statement."""
+    return re.sub(rb"^ *--.*\n", b"", expression, flags=re.MULTILINE).strip().rstrip(b";")
