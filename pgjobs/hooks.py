@@ -135,6 +135,7 @@ class HookCalls:
 
     def __init__(self, hooks: Sequence[Hooks] = (), *, error_details: bool = True) -> None:
         self._hooks = tuple(hooks)
+        self.any = bool(self._hooks)  # whether there are any
         self._error_details = error_details
 
     def __bool__(self) -> bool:

@@ -44,6 +44,7 @@ class Checkout(ABC):
     configures = True  # whether its owner has settings of their own, which a reset of the session removes
     error_details = True  # whether the details of Postgres' errors may be logged
     can_prepare = False  # whether statements may be prepared on it, and a job claimed in the finish of another
+    wraps_tx = True  # whether `handler_tx` must be entered and left; else `start_tx` makes the handler's `tx`
     used = True  # whether the handler has sent anything since `begin`; where that is not known, True
     saved = True  # whether a savepoint was set in this transaction
     savepoint_ahead = True  # whether the savepoint is sent with the claim, before it is known to be needed
@@ -107,6 +108,12 @@ class Checkout(ABC):
     def after_transaction(self, *, committed: bool) -> None:
         """Close the handler's `tx` after the transaction has ended, and run the callbacks that wait for a commit. Their
         errors are logged: they cannot change the outcome any more."""
+
+    def start_tx(self) -> AnyConnection:
+        return self.conn
+
+    def end_tx(self, job: int) -> bool:
+        return True
 
     def begin(self, *, saved: bool) -> None:
         """The transaction of the next job has begun; `saved`: and a savepoint is set in it."""
@@ -246,6 +253,8 @@ class Checkout(ABC):
 
 class PoolCheckout(Checkout):
     """A connection of a psycopg pool, which the handler gets as its `tx`."""
+
+    wraps_tx = False
 
     def __init__(self, pool: ConnectionPool[Any], *, may_prepare: bool) -> None:
         self._pool = pool

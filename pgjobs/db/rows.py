@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
-from uuid import UUID
 
 from psycopg.rows import TupleRow
 
@@ -39,21 +38,11 @@ def as_job(row: Sequence[Any]) -> Job[Any]:
     return job_from(values)
 
 
-def claimed_job(row: Sequence[Any], queue: str, token: UUID, worker: str) -> Job[Any]:
-    """The Job of a row that was claimed and locked."""
-    *columns, attempt, attempted_at, leased_until = row[:14]
-    values = claimed_values(columns, {**CLAIMED, "queue": queue, "token": token, "attempted_by": (worker,)}, claimed_at)
-    values["attempt"] = attempt
-    values["attempted_at"] = claimed_at(attempted_at)
-    if leased_until is not None:
-        values["leased_until"] = claimed_at(leased_until)
-    return job_owning(values)
-
-
-def claimed_values(row: Sequence[Any], values: dict[str, Any], instant: Callable[[str], datetime]) -> dict[str, Any]:
-    """Add the columns of a claimed row that may differ to the values of its job. A NULL stands for the value that is
-    there already."""
-    id, kind, priority, most, args, scheduled_at, created_at, metadata, errors, tags, attempted_by = row
+def claimed_job(row: Sequence[Any], same: Mapping[str, Any], instant: Callable[[str], datetime]) -> Job[Any]:
+    """The Job of a claimed row, which has only the columns that may differ from the values that are the `same` for all.
+    A NULL stands for the value that is there."""
+    values = {**CLAIMED, **same}
+    id, kind, priority, most, args, scheduled_at, created_at, metadata, errors, tags, attempted_by, *own = row
     values["id"] = id
     values["kind"] = kind
     values["priority"] = priority
@@ -70,7 +59,12 @@ def claimed_values(row: Sequence[Any], values: dict[str, Any], instant: Callable
         values["tags"] = tuple(tags)
     if attempted_by is not None:
         values["attempted_by"] = tuple(attempted_by)
-    return values
+    if own:  # of a claim of one job
+        values["attempt"], attempted_at, leased_until, *_ = own
+        values["attempted_at"] = instant(attempted_at)
+        if leased_until is not None:
+            values["leased_until"] = instant(leased_until)
+    return job_owning(values)
 
 
 def claimed_at(text: str) -> datetime:

@@ -107,7 +107,7 @@ class Finisher:
                 checkout.after_transaction(committed=committed)
             if not checkout.spoiled and checkout.usable:
                 checkout.restore()
-        if finished is not None and (error is not None or self.hooks or self.events):
+        if finished is not None and (error is not None or self.hooks.any or self.events):
             # after `after_transaction`: a hook may use the framework, which must know the outcome
             self.report(attempt, outcome, finished, error, took)
         return error, next_job
@@ -246,7 +246,10 @@ class Finisher:
     def _find_completed(self, checkout: Checkout, attempt: Attempt) -> FinishResult | None:
         """Find out whether a COMMIT whose answer was lost has completed the job."""
         job = self.write_late(
-            checkout, lambda _, lost: self.queries.get_job(checkout.conn, attempt.job.id), f"job {attempt.job.id}"
+            checkout,
+            attempt.job,
+            lambda _, lost: self.queries.get_job(checkout.conn, attempt.job.id),
+            f"job {attempt.job.id}",
         )
         checkout.spoiled = True  # its session was not reset
         return None if job is None or job.token != attempt.job.token else _completed(job)
@@ -278,20 +281,28 @@ class Finisher:
             how = Finish(checkout.session, async_commit=async_commit)
             return self.queries.finish_late(transport, attempt.job, outcome, how, attempt.data, after_loss=after)
 
-        finished = self.write_late(checkout, write, f"job {attempt.job.id}", transactional=attempt.checkout is not None)
+        finished = self.write_late(
+            checkout, attempt.job, write, f"job {attempt.job.id}", transactional=attempt.checkout is not None
+        )
         if finished is not None:
             checkout.spoiled = not finished.clean
         return finished
 
     def write_late(
-        self, checkout: Checkout, write: Callable[[Transport, bool], W], what: str, *, transactional: bool = True
+        self,
+        checkout: Checkout,
+        job: Job[Any],
+        write: Callable[[Transport, bool], W],
+        what: str,
+        *,
+        transactional: bool = True,
     ) -> W | None:
         """Call `write(transport, lost)` on this connection, or on new ones if it is lost. None if no try succeeds."""
         lost, left, dead = False, _LATE_FINISH_TRIES, _MOST_DEAD
         while True:
             try:
                 if checkout.usable:
-                    self.queries.abandon(self.claimer.transport_of(checkout), checkout.session)
+                    self.queries.abandon(self.claimer.transport_of(checkout), checkout.session, job.attempted_at)
                 else:
                     lost = True
                     if transactional:

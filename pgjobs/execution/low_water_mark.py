@@ -38,10 +38,6 @@ class _OfThread(threading.local):
     empty_behind: Mark | None = None  # where it has found nothing
 
 
-def mark_of(job: Job[Any]) -> Mark:
-    return Mark(b"%d" % job.priority, job.scheduled_at.isoformat().encode(), b"%d" % job.id)
-
-
 class LowWaterMarks:
     """The marks of one process, by queue."""
 
@@ -75,13 +71,14 @@ class LowWaterMarks:
         if job is None:
             self._marks.pop(queue, None)
             return
+        mark = Mark(b"%d" % job.priority, job.scheduled_at.isoformat().encode(), b"%d" % job.id)
         if began is not None or known is None:
             now = time.monotonic()
             pause = _PAUSE_PER_SCAN * (now - (began or now))
             full_scan_at = now + min(max(pause, _FULL_SCAN_EVERY), _FULL_SCAN_AT_LEAST_EVERY)
         else:
             full_scan_at = known.full_scan_at
-        self._marks[queue] = _MarkedUntil(mark_of(job), full_scan_at)
+        self._marks[queue] = _MarkedUntil(mark, full_scan_at)
 
     def record_empty(self, mark: Mark) -> None:
         """Nothing was found behind this mark: if it still stands, this thread's next claim scans the whole queue."""

@@ -35,7 +35,9 @@ from pgjobs.interval import interval_text
 _MOST_ON_A_CONNECTION = 8  # transports, one for each client
 _MOST_PREPARED = 100  # statements on a connection; each change of a WorkMap needs new ones
 _AT_ONCE = 8192  # bytes that every socket takes without waiting
-_GOOD = (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK)
+# As numbers: libpq's own, which are compared for every result.
+_GOOD = (int(ExecStatus.COMMAND_OK), int(ExecStatus.TUPLES_OK))
+_BAD = int(ConnStatus.BAD)
 _SYNC, _ABORTED = ExecStatus.PIPELINE_SYNC, ExecStatus.PIPELINE_ABORTED
 
 Values = Mapping[str, Any]
@@ -86,14 +88,18 @@ class Script:
     """Statements that go in one message, each with a label by which its answer is found.
 
     `fixed` are the values that are the same whenever the script runs: they are written into the text of a statement
-    that is prepared. The other parameters are given at each run.
+    that is prepared. The other parameters are given at each run. `undo_role` is run before a statement is prepared: a
+    handler's role may lack the privileges.
     """
 
-    def __init__(self, steps: Sequence[tuple[str, bytes]], fixed: Values = _NO_VALUES) -> None:
+    def __init__(
+        self, steps: Sequence[tuple[str, bytes]], fixed: Values = _NO_VALUES, *, undo_role: Script | None = None
+    ) -> None:
         self.at = {label: place for place, (label, _) in enumerate(steps)}  # of several alike the last
         self._steps = steps
         self._fixed = fixed
-        self._ascii = all((text_of(value) or "").isascii() for value in fixed.values())
+        self.undo_role = undo_role
+        self.ascii = all((text_of(value) or "").isascii() for value in fixed.values())
         self._singles: list[tuple[bytes, tuple[str, ...]]] | None = None
 
     def __len__(self) -> int:
@@ -101,7 +107,7 @@ class Script:
 
     def key(self, conn: AnyConnection) -> object:
         """A key of its template: the bytes of a text beyond ASCII depend on the encoding that the session has now."""
-        return self if self._ascii else (self, conn.info.encoding)
+        return self if self.ascii else (self, conn.info.encoding)
 
     def prepared(self, tag: str, literal: Callable[[Any], bytes]) -> list[Prepared]:
         """The statements with the fixed values in their text."""
@@ -118,7 +124,7 @@ class Script:
             if single.command and single.parameters:
                 single = prepared(label, sql, {name: literal(self._fixed[name]) for name in single.parameters})
             made.append((single.sql, single.parameters))
-        if self._ascii:
+        if self.ascii:
             self._singles = made
         return made
 
@@ -161,18 +167,16 @@ class Transport:
         plain: Mapping[bytes, bytes] = _NO_PLAIN,
         texts: Values = _NO_VALUES,
         *,
-        undo_role: Script | None = None,
         single: bool = False,
     ) -> tuple[list[PGresult], psycopg.Error | None]:
         """Run a script. Returns the results up to the first error, and the error.
 
-        `plain` are values in ASCII that need no quoting, by their names in bytes; `texts` are all others. `undo_role`
-        is run before anything is prepared: the handler's role may lack the privileges. `single` statements use nothing
-        that is prepared, which a handler may have deallocated.
+        `plain` are values in ASCII that need no quoting, by their names in bytes; `texts` are all others. `single`
+        statements use nothing that is prepared, which a handler may have deallocated.
         """
         if single or not self.prepares:
             return self._run_singles([(script, plain, texts)])
-        message = self._message(script, plain, texts, undo_role)
+        message = self._message(script, plain, texts)
         with self._conn.lock:
             self._conn.pgconn.send_query(message)
             return self._receive(len(message))
@@ -215,20 +219,18 @@ class Transport:
 
     # --- prepared
 
-    def _message(
-        self, script: Script, plain: Mapping[bytes, bytes], texts: Values, undo_role: Script | None = None
-    ) -> bytes:
-        key = script.key(self._conn)
+    def _message(self, script: Script, plain: Mapping[bytes, bytes], texts: Values) -> bytes:
+        key = script if script.ascii else script.key(self._conn)
         template = self._templates.get(key)
         if template is None:
-            template = self._templates[key] = self._make_template(script, undo_role)
+            template = self._templates[key] = self._make_template(script)
         if texts:
             plain = {**plain, **{name.encode(): self._literal(value) for name, value in texts.items()}}
         return template % plain
 
-    def _make_template(self, script: Script, undo_role: Script | None) -> bytes:
+    def _make_template(self, script: Script) -> bytes:
         self._deallocate_stale()
-        parts = []
+        parts, undo_role = [], script.undo_role
         for statement in script.prepared(self._tag, self._literal):
             if statement.command:
                 parts.append(statement.sql.replace(b"%", b"%%"))
@@ -302,7 +304,8 @@ class Transport:
         try:
             if sent > _AT_ONCE:
                 self._flush()
-            self._read()
+            self._socket.poll()  # without the interpreter's lock
+            pgconn.consume_input()
             if synced:
                 self._collect_synced(results, errors)
             else:
@@ -311,7 +314,7 @@ class Transport:
             if not errors and (result := pgconn.get_result()) is not None:
                 errors.append(error_from_result(result, encoding="utf-8"))
             raise _connection_lost(errors, str(lost)) from lost
-        if pgconn.status == ConnStatus.BAD:
+        if pgconn.status == _BAD:
             raise _connection_lost(errors, pgconn.get_error_message())
         return results, errors[0] if errors else None
 
@@ -323,7 +326,7 @@ class Transport:
             result = pgconn.get_result()
             if result is None:
                 return
-            if not errors and result.status in _GOOD:
+            if result.status in _GOOD and not errors:
                 results.append(result)
             else:
                 errors.append(error_from_result(result, encoding="utf-8"))
@@ -336,7 +339,7 @@ class Transport:
                 self._read()
             result = pgconn.get_result()
             if result is None:
-                if pgconn.status == ConnStatus.BAD:
+                if pgconn.status == _BAD:
                     return
                 continue
             if result.status == _SYNC:
