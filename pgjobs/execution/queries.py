@@ -95,7 +95,7 @@ class ExecutionQueries:
             for part in (b"", work["skip_set_aside"])
         )
         self.scripts = Scripts(work, claims, claims_around)
-        self._try_claim = claims["id"].replace(b"{commits}", b"true")
+        self._try_claim = claims["id"].replace(b"{returning}", b"RETURNING id")
         self._begin_trial = b"\n".join(
             (work["begin"], work["set_claim_timeout"], work["set_lock_timeout"], work["check_constraints_at_once"])
         )
@@ -133,9 +133,8 @@ class ExecutionQueries:
             same = {"queue": request.queue, "token": request.token, "attempted_by": request.settings.claimed_by}
             return claimed_job(transport.row(lock), same, claimed_at)
         transport.run(self.scripts.roll_back())
-        if results[script.at["claim"]].ntuples:
-            id = integer(results[script.at["claim"]], 0)
-            raise AttemptLost(f"job {id} was claimed but taken away before it was locked")
+        if results[script.at["claim"]].command_tuples:
+            raise AttemptLost("a job was claimed but taken away before it was locked")
         return None
 
     def begin_trial(self, conn: AnyConnection) -> None:
@@ -215,7 +214,7 @@ class ExecutionQueries:
         if not answer.ntuples:
             raise attempt_lost(job)
         clean = not finish.used or _left_clean(results, at)
-        done = FinishResult(JobState.COMPLETED, integer(answer, 1), clean)
+        done = FinishResult(JobState.COMPLETED, integer(answer, 0), clean)
         if error is not None or then is None:
             return Finished(done, None, error)
         try:

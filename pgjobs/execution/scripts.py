@@ -90,9 +90,13 @@ class Scripts:
     def _claim(self, request: ClaimRequest, lacks: Sequence[str], *, savepoint: bool, together: bool) -> list[Step]:
         work, settings = self._work, request.settings
         claim = self._claims[bool(request.aside)][request.which]
-        how = work["claim_commits_with_finish" if together else "claim_commits_alone"]
+        returning = b""
+        if not together:
+            returning = _piece(work["claim_alone"])
+        elif settings.detached:
+            returning = _piece(work["claim_with_finish"])
         lock = work["lock"].replace(b"{settings}", self._job_settings(settings, lacks))
-        steps = [("claim", claim.replace(b"{commits}", _piece(how)))]
+        steps = [("claim", claim.replace(b"{returning}", returning))]
         steps += [("committed" if together else "claimed", work["commit_and_begin"]), ("lock", lock)]
         return [*steps, self._step("savepoint")] if savepoint else steps
 
