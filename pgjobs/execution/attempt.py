@@ -101,7 +101,7 @@ class Attempt:
         self.thread = threading.current_thread()
         self._began = time.time()
         self.expires = NEVER if timeout is None else time.monotonic() + timeout.total_seconds()
-        self._conn_id = id(checkout.conn) if checkout else 0  # a reference would look like a leak of the connection
+        self._conn_id = id(checkout.conn) if checkout else 0  # the checkout may get another one
         self._complete = complete
         self._timeout = timeout
         self._lock = threading.Lock()
@@ -159,7 +159,7 @@ class Attempt:
         conn = borrow(tx)
         if self._complete is not None:
             return self._complete(conn, self)
-        if self.checkout is None or conn is not self.checkout.conn:
+        if self.checkout is None or not self.checkout.is_tx(conn):
             raise InvalidTransaction(f"job {self.job.id} completes in its own transaction, when its handler returns")
         return self.job
 

@@ -160,6 +160,7 @@ class Claimer:
         transport: PreparedTransport | None = checkout.transport
         if transport is None or job.kind in self._simple_kinds:
             return self.complete_simple(checkout, job, data)
+        transport.used = checkout.used
         if transport.used and checkout.configures:
             go_on = False  # its owner must configure the session before the next job
         assert self._facts is not None

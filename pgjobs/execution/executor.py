@@ -55,9 +55,8 @@ class Executor:
         if job is None:
             return None
         claimed()
-        references = checkout.references()
-        self._run(checkout, self.attempt(checkout, job), lambda: checkout.references() <= references and go_on())
-        if checkout.spoiled or checkout.references() > references:
+        self._run(checkout, self.attempt(checkout, job), go_on)
+        if checkout.spoiled:
             self.claimer.unclaim_next(checkout)
             checkout.replace()
         return job
@@ -95,7 +94,8 @@ class Executor:
                 self.finisher.rollback(checkout)  # from here on the lease keeps the job
                 checkout.return_early()
             error = self.start(attempt)
-            going_on = error is None and not attempt.tainted and not checkout.in_block and go_on()
+            checkout.end_tx(attempt.job.id)
+            going_on = error is None and not attempt.tainted and go_on()
             self.finisher.finish(checkout, attempt, error, go_on=going_on)
         except BaseException:
             checkout.spoiled = True  # its state is unknown: not for the next job

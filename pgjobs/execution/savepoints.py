@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import psycopg
 from psycopg.errors import error_from_result
@@ -24,11 +23,11 @@ _OVER = "the transaction of the batch is over: the handler of another job of the
 
 
 class Savepoints:
-    """Watches what the handlers of a batch send, for as long as the batch runs.
+    """The savepoints of one batch.
 
-    psycopg sends everything through `conn.wait`, which is wrapped here to notice the first statement of a handler. The
-    savepoint is sent before that statement, in a round trip of its own, together with the end of the previous handler:
-    RELEASE, which fails if that handler has ended the transaction, and the reset of the session.
+    `begin` is called before the first statement of a handler. It sends the savepoint, in a round trip of its own,
+    together with the end of the previous handler: RELEASE, which fails if that handler has ended the transaction, and
+    the reset of the session.
     """
 
     def __init__(self, conn: AnyConnection, name: str, between: Callable[[], bytes]) -> None:
@@ -42,23 +41,6 @@ class Savepoints:
         self._conn = conn
         self._job: int | None = None  # the job whose handler runs
         self._begun = self._set = self._unclean = False
-        self._wait = conn.wait
-        self._was_there = conn.__dict__.get("wait")
-        conn.wait = self._guarded  # type: ignore[method-assign,assignment]
-        conn._num_transactions += 1  # psycopg refuses commit() and rollback() as it does in a transaction() block
-
-    def detach(self) -> None:
-        """The batch is over: remove the wrapper."""
-        if self._was_there is None:
-            del self._conn.__dict__["wait"]
-        else:
-            self._conn.wait = self._was_there  # type: ignore[method-assign]
-        self._conn._num_transactions -= 1
-
-    @property
-    def block_left_open(self) -> bool:
-        """Whether a handler has left a block of `conn.transaction()` open."""
-        return self._conn._num_transactions > 1
 
     @property
     def release(self) -> bytes:
@@ -71,14 +53,19 @@ class Savepoints:
         self._job = job
         self._begun = self._set = False
 
-    def end(self, error: BaseException | None) -> BaseException | None:
+    def end(self, error: BaseException | None, *, quiet: bool) -> BaseException | None:
         """The handler has ended: roll its writes back if it has failed. Returns the error that the attempt has failed
-        with in the end. Sets `broken` if the transaction cannot go on."""
+        with in the end. Sets `broken` if the transaction cannot go on. Not `quiet`: another thread is using it."""
         job, self._job = self._job, None
         status = self._conn.pgconn.transaction_status
-        if not self._begun and status == _IN_TRANSACTION:
+        if not self._begun and quiet and status == _IN_TRANSACTION:
             return error
-        if self._conn.closed or status in (TransactionStatus.UNKNOWN, TransactionStatus.ACTIVE) or self._busy:
+        if (
+            not quiet
+            or self._conn.closed
+            or status in (TransactionStatus.UNKNOWN, TransactionStatus.ACTIVE)
+            or self._busy
+        ):
             self.broken = True
             return error or TransactionBroken("the handler left its connection closed, or in the middle of a command")
         if not self._set or status == TransactionStatus.IDLE:
@@ -100,12 +87,8 @@ class Savepoints:
     def _busy(self) -> bool:
         return self._conn.pgconn.pipeline_status != PipelineStatus.OFF or self._conn.lock.locked()
 
-    def _guarded(self, generator: Any, *args: Any, **options: Any) -> Any:
-        if not self._set and self._job is not None:
-            self._begin()
-        return self._wait(generator, *args, **options)
-
-    def _begin(self) -> None:
+    def begin(self) -> None:
+        """A handler is about to send its first statement."""
         if self._begun or self.broken:  # an interrupt came during the last try, which may have been sent or not
             self.broken = True
             raise TransactionBroken(_OVER)

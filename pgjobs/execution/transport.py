@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import re
 import select
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -26,6 +25,7 @@ from psycopg.pq import ConnStatus, Escaping, ExecStatus
 from psycopg.pq.abc import PGresult
 from psycopg.rows import tuple_row
 
+from pgjobs.db.connection import shared
 from pgjobs.db.cursors import AnyConnection, BatchCursor, ClaimCursor
 from pgjobs.db.rows import claimed_job
 from pgjobs.errors import AttemptLost
@@ -153,25 +153,12 @@ class PreparedTransport:
         self._socket = select.poll()
         self._socket.register(conn.fileno(), select.POLLIN)
         self.next: Job[Any] | None = None  # claimed and locked together with the last finish
-        self.used = False  # whether psycopg has sent anything since the last claim
+        self.used = False  # whether the handler has sent anything
         self._in_handlers_role = False  # whether the handler may have changed the role; undone before a PREPARE
         self.session: Session | None = None  # None: the next claim reads it
         self._finishes: dict[Any, tuple[Prepared, ...]] = {}
         self._finishes_for: Session | None = None  # the session whose role they restore
         self._named_in_ascii = True
-        # psycopg sends everything through `wait`
-        conn.wait = partial(self._wait, conn.wait)  # type: ignore[method-assign]
-        conn._deallocate = partial(self._deallocate, conn._deallocate)  # type: ignore[method-assign]
-
-    def _wait(self, wait: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        self.used = True
-        return wait(*args, **options)
-
-    def _deallocate(self, deallocate: Callable[..., Any], name: bytes | None) -> Any:
-        """Psycopg deallocates a statement; all of them after a ROLLBACK or DROP, if it has prepared any itself."""
-        if name is None:
-            self.forget()
-        return deallocate(name)
 
     # --- claim and finish
 
@@ -461,8 +448,8 @@ class PreparedTransport:
 
 def transport_for(conn: AnyConnection, statements: TransportStatements) -> PreparedTransport | None:
     """The transport of a connection, made at the first call. None if the connection has too many of other clients: each
-    wraps its `wait`, and has a dozen statements in the server."""
-    known: dict[str, PreparedTransport] = conn.__dict__.setdefault("_pgjobs_transports", {})
+    has a dozen statements in the server."""
+    known: dict[str, PreparedTransport] = shared(conn).setdefault("transports", {})
     if statements.tag not in known:
         if len(known) >= _MOST_ON_A_CONNECTION:
             return None
