@@ -187,7 +187,7 @@ class _Step:
     """One middleware with the call that it wraps.
 
     A class and not a closure: a traceback keeps the frame and its function alive, and a closure would keep `tx` alive
-    too, which the executor would take for a leaked transaction.
+    too.
     """
 
     middleware: Middleware

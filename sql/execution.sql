@@ -104,13 +104,13 @@ WHERE queue = %(queue)s AND id = ({next})
 {returning};
 
 -- name: claim_alone
--- The end of a claim in a transaction of its own: whether its commit waits for the disk.
-RETURNING id, pg_catalog.set_config(
+-- What a claim in a transaction of its own returns: whether its commit waits for the disk.
+pg_catalog.set_config(
     'synchronous_commit', CASE WHEN leased_until IS NULL THEN %(synchronous_commit)s::text ELSE 'on' END, true);
 
 -- name: claim_with_finish
 -- The same for a claim in the transaction of a finish, which decides it unless the claimed job is detached.
-RETURNING id, CASE WHEN leased_until IS NOT NULL THEN pg_catalog.set_config('synchronous_commit', 'on', true) END;
+CASE WHEN leased_until IS NOT NULL THEN pg_catalog.set_config('synchronous_commit', 'on', true) END;
 
 -- name: lock
 -- Begins the handler's transaction: finds the row by the token, which only this attempt has, and locks it until the
@@ -254,7 +254,7 @@ WITH finished AS (
     WHERE queue = %(queue)s AND token = %(token)s AND state = 'running'
     RETURNING id
 )
-SELECT (EXTRACT(epoch FROM pg_catalog.statement_timestamp()) * 1000000)::bigint,
+SELECT pg_catalog.min(id), (EXTRACT(epoch FROM pg_catalog.statement_timestamp()) * 1000000)::bigint,
     CASE WHEN pg_catalog.count(*) = 1 THEN true ELSE pgjobs.attempt_lost() END
 FROM finished;
 
@@ -269,7 +269,7 @@ WITH finished AS (
     WHERE queue = %(queue)s AND token = %(token)s AND state = 'running'
     RETURNING id
 )
-SELECT (EXTRACT(epoch FROM pg_catalog.statement_timestamp()) * 1000000)::bigint,
+SELECT pg_catalog.min(id), (EXTRACT(epoch FROM pg_catalog.statement_timestamp()) * 1000000)::bigint,
     CASE WHEN pg_catalog.count(*) = 1 THEN true ELSE pgjobs.attempt_lost() END
 FROM finished;
 
@@ -282,7 +282,7 @@ UPDATE pgjobs.job SET
     leased_until = NULL
 WHERE queue = %(queue)s AND token = %(token)s AND state = 'running'
 RETURNING
-    (EXTRACT(epoch FROM finalized_at) * 1000000)::bigint,
+    id, (EXTRACT(epoch FROM finalized_at) * 1000000)::bigint,
     -- the bound of the claim that follows in the same transaction
     (%(claim_timeout)s::text IS NULL
         OR pg_catalog.set_config('statement_timeout', %(claim_timeout)s::text, true) <> '');

@@ -164,7 +164,7 @@ class Attempt:
         conn = borrow(tx)
         if self._complete is not None:
             return self._complete(conn, self)
-        if self.checkout is None or conn is not self.checkout.conn:
+        if self.checkout is None or not self.checkout.is_tx(conn):
             raise InvalidTransaction(f"job {self.job.id} completes in its own transaction, when its handler returns")
         return self.job
 

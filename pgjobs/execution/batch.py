@@ -192,7 +192,6 @@ class Batch:
     _watched: Attempt | None = None  # the attempt that the watchdog has, until the batch is finished
     _clean: bytes | None = None  # the message that resets the session between two handlers
     _lost: bool = False  # whether the connection was lost, perhaps with the server and the claim
-    _leaked: bool = False  # whether a handler has kept a reference to the connection
     _tainted: bool = False
     _recorded: bool = False  # whether an outcome is written for each job
     _fault: str = ""  # how a handler has ended the transaction
@@ -211,14 +210,11 @@ class Batch:
         # the owner's settings of the session cannot be made again within a transaction
         most = 1 if checkout.configures else MOST
         try:
-            savepoints = Savepoints(checkout.conn, self.executor.claimer.queries.tag, self._between)
-            try:
+            savepoints = Savepoints(checkout.conn, checkout.transport, self.executor.claimer.queries.tag, self._between)
+            with checkout.batch(savepoints.begin):
                 self._run_jobs(savepoints, most, ends)
-                if savepoints.used:
-                    self.room = _rounded(most * self.started // savepoints.used)
-                self._leaked = self._leaked or savepoints.block_left_open
-            finally:
-                savepoints.detach()
+            if savepoints.used:
+                self.room = _rounded(most * self.started // savepoints.used)
             finishing = time.monotonic()
             problem = self._commit(savepoints, finishing)
             if problem is not None:
@@ -231,24 +227,20 @@ class Batch:
                 checkout.spoiled = True  # the session may have settings that a rollback does not undo
             self._unwatch()
             checkout.spoiled = checkout.spoiled or self._tainted
-            if checkout.usable and not checkout.spoiled:
-                if savepoints.used:
-                    checkout.restore()
-                else:
-                    checkout.python_state.restore()  # no handler has used the session
+            if checkout.usable and not checkout.spoiled and savepoints.used:
+                checkout.restore()
         except BaseException:
             checkout.spoiled = True  # its state is unknown: not for the next batch
             raise
         finally:
             self._unwatch()
         log.debug("%s: %d jobs in %.3f s", self.queue, len(self.ran), time.monotonic() - began)
-        if checkout.spoiled or self._leaked:
+        if checkout.spoiled:
             checkout.replace()
 
     # --- the handlers
 
     def _run_jobs(self, savepoints: Savepoints, most: int, ends: Callable[[], bool]) -> None:
-        checkout = self.checkout
         last_start = time.monotonic() + self.settings.batch_time.total_seconds()
         for job in self.jobs:
             if ends():
@@ -261,9 +253,7 @@ class Batch:
                 if previous.tainted:
                     return
             attempt = self._run_job(job, savepoints, previous)
-            # a late cancel or interrupt could hit the next job, and so could writes of a thread of this handler
-            self._leaked = savepoints.block_left_open
-            if savepoints.broken or attempt.tainted or self._leaked:
+            if savepoints.broken or attempt.tainted:  # a late cancel or interrupt could hit the next job
                 return
 
     def _run_job(self, job: Job[Any], savepoints: Savepoints, previous: Attempt | None) -> Attempt:
@@ -282,7 +272,8 @@ class Batch:
             error = context.run(executor.start, attempt)
         if attempt.tainted:
             self.checkout.wait_for_cancels()  # else one could hit the next statement
-        ended = savepoints.end(error)
+        quiet = self.checkout.end_tx(job.id)
+        ended = savepoints.end(error, quiet=quiet)
         if ended is not error and attempt.reason is not None:  # the stop may be the cause
             attempt.reason.__cause__ = ended
             ended = attempt.reason
@@ -291,7 +282,6 @@ class Batch:
             self.errors[job.id] = ended
             clear_frames(ended)
         self.ran.append(attempt)
-        self.checkout.python_state.restore_in_transaction()
         return attempt
 
     def _unwatch(self) -> None:

@@ -164,7 +164,7 @@ class Claimer:
     def _send_claim(self, checkout: Checkout, request: ClaimRequest) -> Job[Any] | None:
         facts = self._facts
         session = None if facts is None or facts.pooled else checkout.session
-        ahead = checkout.savepoint_ahead
+        ahead = checkout.savepoints_ahead > 0
         job, session = self.queries.claim(checkout.transport, request, session, savepoint=ahead, by_tcp=checkout.by_tcp)
         if job is not None:
             pooled = facts is not None and facts.pooled
@@ -181,7 +181,7 @@ class Claimer:
 
     def next_claim(self, checkout: Checkout, queue: str, *, together: bool) -> NextClaim:
         """A claim to be sent with a finish on this connection. `together`: in the transaction of the finish."""
-        return NextClaim(self.request(queue, None, self.marks.start(queue)), checkout.savepoint_ahead, together)
+        return NextClaim(self.request(queue, None, self.marks.start(queue)), checkout.savepoints_ahead > 0, together)
 
     def claimed_next(self, checkout: Checkout, claim: NextClaim, finished: Finished) -> Job[Any] | None:
         """Take the answer to the claim that was sent with a finish. None: no job was claimed, and no transaction is

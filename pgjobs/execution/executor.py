@@ -89,8 +89,6 @@ class Executor:
                 self.finisher.rollback(checkout)  # from here on the lease keeps the job
                 checkout.return_early()
             error = self.start(attempt)
-            if attempt.tainted:
-                checkout.wait_for_cancels()
             if attempt.checkout is not None:
                 checkout.end_tx(job.id)
             then = None if error is not None or goes_on is None else self._then(checkout, attempt, goes_on)

@@ -49,7 +49,7 @@ def lock_job(
 
 
 def clear_frames(error: BaseException | None) -> None:
-    """Release the local variables in the frames of a recorded error and its causes: one of them is the connection."""
+    """Release the local variables in the frames of a recorded error and its causes, which may be large."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:  # a chain of causes may be a ring
         seen.add(id(error))

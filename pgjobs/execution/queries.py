@@ -214,7 +214,7 @@ class ExecutionQueries:
         if not answer.ntuples:
             raise attempt_lost(job)
         clean = not finish.used or _left_clean(results, at)
-        done = FinishResult(JobState.COMPLETED, integer(answer, 0), clean)
+        done = FinishResult(JobState.COMPLETED, integer(answer, 1), clean)
         if error is not None or then is None:
             return Finished(done, None, error)
         try:

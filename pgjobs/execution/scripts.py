@@ -92,9 +92,9 @@ class Scripts:
         claim = self._claims[bool(request.aside)][request.which]
         returning = b""
         if not together:
-            returning = _piece(work["claim_alone"])
+            returning = b"RETURNING " + _piece(work["claim_alone"])
         elif settings.detached:
-            returning = _piece(work["claim_with_finish"])
+            returning = b"RETURNING " + _piece(work["claim_with_finish"])
         lock = work["lock"].replace(b"{settings}", self._job_settings(settings, lacks))
         steps = [("claim", claim.replace(b"{returning}", returning))]
         steps += [("committed" if together else "claimed", work["commit_and_begin"]), ("lock", lock)]

@@ -25,10 +25,12 @@ from uuid import UUID
 import psycopg
 from psycopg.adapt import Transformer
 from psycopg.errors import error_from_result
-from psycopg.pq import ConnStatus, Escaping, ExecStatus, TransactionStatus
-from psycopg.pq.abc import PGresult
+from psycopg.pq import ConnStatus, Escaping, ExecStatus, PipelineStatus, TransactionStatus
+from psycopg.pq.abc import PGconn, PGresult
 from psycopg.rows import TupleRow, tuple_row
 
+from pgjobs.clean_text import connection_ended
+from pgjobs.db.connection import shared
 from pgjobs.db.cursors import AnyConnection, ClaimCursor
 from pgjobs.interval import interval_text
 
@@ -201,6 +203,27 @@ class Transport:
         with self._conn.lock:
             self._conn.pgconn.send_query(message)
             return self._receive(len(message))
+
+    def set_savepoint(self) -> None:
+        """Set the savepoint of a job now, before the first statement of its handler."""
+        self.send_inside(b"SAVEPOINT " + self._tag.encode())
+
+    def send_inside(self, message: bytes) -> None:
+        """Send commands without values and wait for their answers, inside a call of psycopg, which has the lock. Raises
+        the errors of psycopg."""
+        pgconn = self._conn.pgconn
+        if pgconn.pipeline_status == PipelineStatus.OFF:
+            results = [pgconn.exec_(message)]
+        else:  # the handler has opened a pipeline, and has sent nothing in it yet
+            for statement in filter(None, map(bytes.strip, message.split(b";"))):
+                pgconn.send_query_params(statement, None)
+            pgconn.pipeline_sync()
+            results = _results(pgconn)
+        for result in results:
+            if result.status not in _GOOD:
+                if pgconn.status == _BAD:  # the message of the connection has the server's reason
+                    raise connection_ended(pgconn.get_error_message())
+                raise error_from_result(result, encoding="utf-8")
 
     def row(self, result: PGresult) -> TupleRow:
         """The first row of a result: numbers and text, and instants by the format of JSON."""
@@ -377,10 +400,23 @@ def _placeholder(name: str) -> bytes:
     return b"'%%(%b)b'" % name.encode() if name in _PLAIN else b"%%(%b)b" % name.encode()
 
 
+def _results(pgconn: PGconn) -> list[PGresult]:
+    """Read all results up to the sync of the pipeline."""
+    results: list[PGresult] = []
+    while True:
+        result = pgconn.get_result()
+        if pgconn.status == _BAD:
+            raise connection_ended(pgconn.get_error_message())
+        if result is not None and result.status == _SYNC:
+            return results
+        if result is not None:  # None separates the results of two statements
+            results.append(result)
+
+
 def transport_for(conn: AnyConnection, tag: str, *, prepares: bool) -> Transport:
     """The transport of a connection, made at the first call. If the connection has prepared statements of too many
     other clients, it prepares nothing."""
-    known: dict[tuple[str, bool], Transport] = conn.__dict__.setdefault("_pgjobs_transports", {})
+    known: dict[tuple[str, bool], Transport] = shared(conn).setdefault("transports", {})
     prepares = prepares and ((tag, True) in known or len(known) < _MOST_ON_A_CONNECTION)
     if (tag, prepares) not in known:
         known[tag, prepares] = Transport(conn, tag, prepares=prepares)
