@@ -195,11 +195,6 @@ class Checkout(ABC):
         )
 
     @property
-    def must_rest(self) -> bool:
-        """Whether no job may be claimed in the message of the finish: the owner must configure the session first."""
-        return self.used and self.configures
-
-    @property
     def by_tcp(self) -> bool:
         """Whether the connection goes over a network, and not through a socket of this machine."""
         return not self.conn.info.host.startswith("/")

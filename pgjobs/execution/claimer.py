@@ -22,7 +22,7 @@ from pgjobs.execution.attempt import SERVER_GRACE
 from pgjobs.execution.failed_claims import FailedClaims, claims_of
 from pgjobs.execution.lost_claims import LostClaims
 from pgjobs.execution.low_water_mark import LowWaterMarks
-from pgjobs.execution.queries import ExecutionQueries, Finished, ServerFacts
+from pgjobs.execution.queries import ExecutionQueries, ServerFacts
 from pgjobs.execution.requests import ClaimRequest, ClaimSettings, Mark
 from pgjobs.execution.scripts import NextClaim
 from pgjobs.execution.set_aside import SetAside, UnreadableRow, concerns_a_row
@@ -183,16 +183,14 @@ class Claimer:
         """A claim to be sent with a finish on this connection. `together`: in the transaction of the finish."""
         return NextClaim(self.request(queue, None, self.marks.start(queue)), checkout.savepoints_ahead > 0, together)
 
-    def claimed_next(self, checkout: Checkout, claim: NextClaim, finished: Finished) -> Job[Any] | None:
-        """Take the answer to the claim that was sent with a finish. None: no job was claimed, and no transaction is
-        open. Raises if the connection is lost in it."""
-        request, job = claim.request, finished.next
-        if finished.problem is not None:
-            self.lost_claims.unclaim(checkout, request.queue, request.token, finished.problem)
-        elif job is not None or request.mark is None:
-            self.marks.record_claim(request.queue, job)
-        else:
-            self.marks.record_empty(request.mark)
+    def claimed_next(self, checkout: Checkout, claim: NextClaim, job: Job[Any] | None) -> Job[Any] | None:
+        """Take the answer to a claim that was sent with a finish. None: no job was claimed, and no transaction is
+        open."""
+        queue, mark = claim.request.queue, claim.request.mark
+        if job is None and mark is not None:
+            self.marks.record_empty(mark)
+            return None
+        self.marks.record_claim(queue, job)
         if job is not None:
             checkout.begin(saved=claim.savepoint)
         return job
@@ -242,7 +240,7 @@ class Claimer:
         if self._settings_version != self.work_map.changes:
             self._settings_version, self._settings = self.work_map.changes, self._current_settings()
         after_crash = time.monotonic() < self.sync_until
-        aside = self.aside.rows(claims_of(queue)) if self.aside and id is None else ()
+        aside = self.aside.rows(claims_of(queue)) if self.aside.acts and id is None else ()
         which = self.order if id is None else "id"
         return ClaimRequest(self._settings[after_crash], queue, which, new_token(), id, mark, aside)
 

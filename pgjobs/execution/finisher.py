@@ -45,7 +45,7 @@ from pgjobs.events import Event, EventKind, Events, JobStats
 from pgjobs.execution.attempt import Attempt
 from pgjobs.execution.claimer import Claimer
 from pgjobs.execution.outcome import AFTER_A_FAULT, COMPLETED, NO_DATA, Outcome, decide
-from pgjobs.execution.queries import ExecutionQueries, Finished, FinishResult
+from pgjobs.execution.queries import ExecutionQueries, FinishResult
 from pgjobs.execution.scripts import Finish, NextClaim
 from pgjobs.execution.transport import Transport
 from pgjobs.hooks import ErrorHandler, HookCalls
@@ -105,7 +105,7 @@ class Finisher:
             if attempt.checkout is not None:
                 checkout.error_details = self.error_details
                 checkout.after_transaction(committed=committed)
-            if not checkout.spoiled and checkout.usable:
+            if next_job is None and not checkout.spoiled and checkout.usable:
                 checkout.restore()
         if finished is not None and (error is not None or self.hooks.any or self.events):
             # after `after_transaction`: a hook may use the framework, which must know the outcome
@@ -170,7 +170,12 @@ class Finisher:
         except (psycopg.Error, UnicodeEncodeError, AttemptLost) as error:
             return self._not_completed(job, then, error)
         checkout.spoiled = not finished.result.clean
-        return finished.result, None if then is None else self._take_next(checkout, then, finished)
+        if then is None:
+            return finished.result, None
+        if finished.problem is not None:
+            self._undo_claim(checkout, then, finished.problem)
+            return finished.result, None
+        return finished.result, claimer.claimed_next(checkout, then, finished.next)
 
     def _not_completed(
         self, job: Job[Any], then: NextClaim | None, error: psycopg.Error | UnicodeEncodeError | AttemptLost
@@ -189,15 +194,16 @@ class Finisher:
             return stopped
         return why_not_committed(error)
 
-    def _take_next(self, checkout: Checkout, then: NextClaim, finished: Finished) -> Job[Any] | None:
+    def _undo_claim(self, checkout: Checkout, then: NextClaim, problem: Exception) -> None:
+        """The claim that was sent with a finish has failed."""
+        if checkout.used:
+            checkout.spoiled = True  # the error has undone the reset of the session
+        request = then.request
         try:
-            if finished.problem is not None and checkout.used:
-                checkout.spoiled = True  # the error has undone the reset of the session
-            return self.claimer.claimed_next(checkout, then, finished)
+            self.claimer.lost_claims.unclaim(checkout, request.queue, request.token, problem)
         except psycopg.Error as error:
             log.debug("giving up the connection: %s", one_line(error))
             checkout.spoiled = True
-            return None
 
     def _complete_detached(
         self, checkout: Checkout, attempt: Attempt
