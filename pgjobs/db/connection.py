@@ -40,7 +40,7 @@ _wait = Connection.wait
 
 def shared(conn: AnyConnection) -> dict[str, Any]:
     """What pgjobs knows about a connection to the server, whichever object stands for it: its "transports", the state
-    of its single "inserts", and whether `allow_prepare` was called."""
+    of its single "inserts", whether `allow_prepare` was called, and whether a handler has sent a PREPARE."""
     known: dict[str, Any] = vars(conn).setdefault("_pgjobs_shared", {})
     return known
 
@@ -55,7 +55,12 @@ class WatchedPrepared(PrepareManager):
 
     def maybe_add_to_cache(self, query: Any, prep: Any, name: bytes) -> Any:
         """Runs before psycopg sends a statement."""
-        if name or _ENDS_PREPARED.search(query.query.upper()) is None:
+        if name:
+            return super().maybe_add_to_cache(query, prep, name)
+        text = query.query.upper()
+        if b"PREPARE" in text:
+            self._shared["prepares_by_name"] = True
+        if _ENDS_PREPARED.search(text) is None:
             return super().maybe_add_to_cache(query, prep, name)
         self.clear()  # after this statement psycopg deallocates the prepared statements that still exist
         forget_prepared(self._shared)

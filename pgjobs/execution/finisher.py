@@ -162,6 +162,7 @@ class Finisher:
             has_data=data is not NO_DATA,
             cancelled=isinstance(attempt.reason, JobCancelled),
             async_commit=job.queue in claimer.async_commit,
+            counts=then is None or checkout.may_have_prepared,
         )
         try:
             finished = self.queries.complete(
