@@ -155,7 +155,8 @@ class Checkout(ABC):
 
     def start_tx(self) -> AnyConnection:
         """A connection object for the next handler, in the transaction that is open."""
-        tx = self._tx = handler_connection.make(self._class, self._attributes)
+        tx = self._tx = self._class.__new__(self._class)
+        tx.__dict__ = self._attributes.copy()
         return tx
 
     def is_tx(self, conn: AnyConnection) -> bool:

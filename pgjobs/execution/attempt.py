@@ -98,7 +98,7 @@ class Attempt:
     reported = False  # by the watchdog: that it was severed
     replaced = False  # by the watchdog: its thread is stuck, and another one has taken its place
     stopped_by = 0  # the call that has stopped all attempts, and this one among them
-    _context: Context | None = None
+    has_data = False  # whether the handler has set metadata or output
     _deadline: datetime | None = None
     _complete: Callable[[AnyConnection, Attempt], Job[Any]] | None = None
     _metadata: Mapping[str, Any] = MappingProxyType({})
@@ -108,9 +108,12 @@ class Attempt:
     _in_handler = False
     _interrupted = False
 
-    def __init__(self, job: Job[Any], slot: Slot, timeout: timedelta | None, plan: Plan | None) -> None:
+    def __init__(
+        self, job: Job[Any], slot: Slot, context: Context, timeout: timedelta | None, plan: Plan | None
+    ) -> None:
         self.job = job
         self.plan = plan  # None: the kind has no handler
+        self.context = context  # of the handler, the hooks, policies and other functions of the application
         self.thread = slot.thread
         self.deciding = slot.deciding
         self.checkout: Checkout | None = slot.checkout  # None: a detached attempt, which has no connection
@@ -151,11 +154,13 @@ class Attempt:
     def set_metadata(self, values: Mapping[str, Any]) -> None:
         self._check_running()
         text = codec.encode_metadata({**self._metadata, **values})
+        self.has_data = True
         self._metadata = json.loads(text)  # a copy: later changes by the handler would not be checked
 
     def record_output(self, output: object) -> None:
         self._check_running()
         text = codec.encode_output(output)
+        self.has_data = True
         # in ASCII, as metadata is, because the handler may have changed the session's encoding
         self._output = text if text.isascii() else _NOT_ASCII.sub(lambda found: json.dumps(found[0])[1:-1], text)
 
@@ -177,21 +182,9 @@ class Attempt:
     @property
     def data(self) -> AttemptData:
         """The metadata and the output of the handler, which are written with the outcome."""
-        if not self._metadata and self._output is None:
+        if not self.has_data:
             return NO_DATA
         return AttemptData(json.dumps(dict(self._metadata)) if self._metadata else None, self._output)
-
-    @property
-    def context(self) -> Context:
-        """The context in which the handler, hooks, policies and other functions of the application run for this
-        attempt: a copy of the thread's context."""
-        if self._context is None:
-            self._context = private_context()
-        return self._context
-
-    @context.setter
-    def context(self, context: Context) -> None:
-        self._context = context
 
     def run(self, function: Callable[[Any, Job[Any]], object], tx: Any, job: Job[Any]) -> BaseException | None:
         """Call the handler. Returns the exception that it raised; if a stop was requested, the reason of the stop
@@ -209,9 +202,14 @@ class Attempt:
                 error = raised
             if os.getpid() != self._process:  # the handler has forked, and this is the child
                 os._exit(0 if error is None or (isinstance(error, SystemExit) and not error.code) else 1)
-            self._close_window()
-        except Interrupted as late:  # it arrived after the handler and before the window was closed
-            self._close_window()
+            with self._lock:
+                self._in_handler = False
+            if self._interrupted:
+                absorb_interrupt()
+        except Interrupted as late:  # it arrived after the handler and before the lock was taken
+            with self._lock:
+                self._in_handler = False
+            absorb_interrupt()
             error = late
         self.run_seconds = time.monotonic() - started
         reset_current_job(before)
@@ -220,12 +218,6 @@ class Attempt:
             return self.reason
         return error
 
-    def _close_window(self) -> None:
-        with self._lock:
-            self._in_handler = False
-        if self._interrupted:
-            absorb_interrupt()
-
     def abandon(self) -> None:
         """Give up the connection of a stuck thread, so that the connection pool opens another one."""
         if self.checkout is not None:
@@ -233,6 +225,7 @@ class Attempt:
 
     def end(self) -> None:
         """The outcome is written: the watchdog leaves the attempt and its connection alone from now on."""
+        vars(self.job)["running"] = None  # the job may be kept for long
         with self._lock:
             self.ended = True
             if not self.severed:

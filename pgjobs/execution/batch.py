@@ -258,8 +258,7 @@ class Batch:
 
     def _run_job(self, job: Job[Any], savepoints: Savepoints, previous: Attempt | None) -> Attempt:
         executor, context = self.executor, private_context()
-        attempt = context.run(executor.attempt, self.slot, job)
-        attempt.context = context
+        attempt = context.run(executor.attempt, self.slot, context, job)
         attempt.on_severed = self._on_severed
         self._watched = attempt
         self.started += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from contextvars import Context
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,7 @@ from pgjobs.execution.plans import Plan, Plans
 from pgjobs.execution.scripts import NextClaim
 from pgjobs.execution.watchdog import Watchdog
 from pgjobs.hooks import HookCalls, Middleware, with_middleware
-from pgjobs.job import Job, job_owning
+from pgjobs.job import Job
 
 _SOON = 1.0  # seconds after the claim; a rescue takes no job that was claimed less than some seconds ago
 
@@ -57,29 +58,31 @@ class Executor:
         Whatever the handler does is an outcome: only errors of the connection, before or after it, are raised. Context
         variables that the application's functions set are not seen by the next job.
         """
-        return private_context().run(self._run, slot, job, goes_on)
+        context = private_context()
+        return context.run(self._run, slot, context, job, goes_on)
 
     def unclaim(self, checkout: Checkout, job: Job[Any] | None) -> None:
         """Undo the claim of a job that is not run, if there is one."""
         if job is not None:
             self.claimer.unclaim(checkout, job)
 
-    def attempt(self, slot: Slot, job: Job[Any]) -> Attempt:
+    def attempt(self, slot: Slot, context: Context, job: Job[Any]) -> Attempt:
+        """Make the attempt at a job. Called in its context."""
         plan = self._plans.of(job.kind)
         if plan is None:
-            attempt = Attempt(job, slot, self.claimer.timeout, None)
+            attempt = Attempt(job, slot, context, self.claimer.timeout, None)
         else:
             vars(job)["decode"] = plan.decode  # the job is frozen, but has not been handed out yet
             timeout = self.claimer.timeout_of(job, plan.handler) if plan.asks_timeout else plan.timeout
-            attempt = Attempt(job, slot, timeout, plan)
+            attempt = Attempt(job, slot, context, timeout, plan)
             if plan.handler.detached and job.leased_until is not None:
                 attempt.detach(self.finisher.complete_within, slot.checkout.session)
         if self.code_version is not None:
             attempt.set_metadata({"code_version_processed": self.code_version})
         return attempt
 
-    def _run(self, slot: Slot, job: Job[Any], goes_on: Callable[[], bool] | None) -> Job[Any] | None:
-        attempt, checkout = self.attempt(slot, job), slot.checkout
+    def _run(self, slot: Slot, context: Context, job: Job[Any], goes_on: Callable[[], bool] | None) -> Job[Any] | None:
+        attempt, checkout = self.attempt(slot, context, job), slot.checkout
         if self.hooks.any:
             self.hooks("on_claim", job, None)
         self.watchdog.add(slot, attempt)
@@ -122,20 +125,21 @@ class Executor:
         return self.claimer.next_claim(checkout, attempt.job.queue, together=together)
 
     def start(self, attempt: Attempt) -> BaseException | None:
-        """Call the handler, in a context of the attempt's own. Returns its exception, or the error for which it could
+        """Call the handler. This is called in the context of the attempt. Returns its exception, or the error for which it could
         not be called."""
-        plan, checkout = attempt.plan, attempt.checkout
+        plan, checkout, job = attempt.plan, attempt.checkout, attempt.job
         try:
             if plan is None:
-                self.hooks("on_unknown_kind", attempt.job)
-                raise UnknownKind(attempt.job.kind)
-            args = plan.decode(attempt.job.raw_args)  # before the handler, which may rely on them
+                self.hooks("on_unknown_kind", job)
+                raise UnknownKind(job.kind)
+            args = plan.decode(job.raw_args)  # before the handler, which may rely on them
         except BaseException as error:  # args that do not fit, or an error in the code that decodes them
             attempt.args_fit = False
             return error
-        job = job_owning({**vars(attempt.job), "running": attempt, "args": args})
         if self.hooks.any:
-            self.hooks("on_start", attempt.job)
+            self.hooks("on_start", job)
+        own = vars(job)  # the job is frozen, but the handler has not seen it yet
+        own["running"], own["args"] = attempt, args
         attempt.started = True
         if checkout is None or checkout.wraps_tx or plan.middleware or plan.handler.detached:
             return attempt.run(partial(_call_wrapped, plan, checkout), None, job)

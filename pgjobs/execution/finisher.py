@@ -154,19 +154,23 @@ class Finisher:
             return self._complete_detached(checkout, attempt)
         if not checkout.usable:
             return TransactionBroken("the handler left its connection closed, or in the middle of a command")
-        data = attempt.data
         how = Finish(
             checkout.session,
             used=checkout.used,
             saved=checkout.saved,
-            has_data=data is not NO_DATA,
+            has_data=attempt.has_data,
             cancelled=isinstance(attempt.reason, JobCancelled),
             async_commit=job.queue in claimer.async_commit,
             counts=then is None or checkout.may_have_prepared,
         )
         try:
             finished = self.queries.complete(
-                checkout.transport, job, how, data, then=then, single=job.kind in claimer.single_kinds
+                checkout.transport,
+                job,
+                how,
+                attempt.data if attempt.has_data else NO_DATA,
+                then=then,
+                single=job.kind in claimer.single_kinds,
             )
         except (psycopg.Error, UnicodeEncodeError, AttemptLost) as error:
             return self._not_completed(job, then, error)
@@ -433,6 +437,7 @@ def _job_after(attempt: Attempt, outcome: Outcome, finished: FinishResult) -> Jo
         raw_errors=errors,
         raw_metadata=metadata,
         raw_output=data.output,
+        running=None,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from pgjobs.db.checkout import Checkout
 from pgjobs.errors import Signal, UndecodableArgs
-from pgjobs.execution.attempt import Attempt, Slot
+from pgjobs.execution.attempt import Attempt, Slot, private_context
 from pgjobs.execution.claimer import Claimer
 from pgjobs.execution.finisher import Finisher
 from pgjobs.execution.plans import Plans
@@ -31,7 +31,7 @@ def lock_job(
         yield None, None
         return
     plan = Plans(claimer, ()).of(job.kind)
-    attempt = Attempt(job, Slot(checkout), None, plan)
+    attempt = Attempt(job, Slot(checkout), private_context(), None, plan)
     error: BaseException | None = None
     try:
         with checkout.handler_tx() as tx:
