@@ -29,7 +29,22 @@ def as_job(row: Sequence[Any]) -> Job[Any]:
     """The Job of a row, with its timestamps in UTC."""
     values = dict(zip(_COLUMNS, row, strict=False))  # a statement may return more columns
     values["state"] = _STATES[values["state"]]
+    for name in ("tags", "attempted_by"):
+        values[name] = _flat(values[name])
     return _job(values, _INSTANTS)
+
+
+def _flat(values: Sequence[Any]) -> Sequence[Any]:
+    """The texts of an array, in which an UPDATE by hand may have written nulls and further dimensions."""
+    if all(isinstance(value, str) for value in values):
+        return values
+    flat: list[Any] = []
+    for value in values:
+        if isinstance(value, list):
+            flat += _flat(value)
+        elif value is not None:
+            flat.append(value)
+    return flat
 
 
 def claimed_job(row: Sequence[Any], queue: str, token: UUID) -> Job[Any]:

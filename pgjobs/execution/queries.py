@@ -17,7 +17,7 @@ from psycopg.rows import tuple_row
 
 from pgjobs.db import statements
 from pgjobs.db.channel import channel
-from pgjobs.db.cursors import AnyConnection, ClaimCursor, act, answers, bound_cursor, literal_cursor, one, rollback
+from pgjobs.db.cursors import AnyConnection, ClaimCursor, act, answers, job_cursor, literal_cursor, one, rollback
 from pgjobs.db.rows import QUEUE, as_job, claimed_job, only, str_of
 from pgjobs.errors import AttemptLost
 from pgjobs.execution.outcome import NO_DATA, AttemptData, Outcome
@@ -422,7 +422,7 @@ class ExecutionQueries:
 
     def get_job(self, conn: AnyConnection, id: int, queue: str | None = None) -> Job[Any] | None:
         """Find the job with this id. Raises AmbiguousJob when several queues have one and no queue is given."""
-        with bound_cursor(conn) as cur:
+        with job_cursor(conn) as cur:
             cur.execute(self._observe["get_job"], {"id": id})
             rows = [row for row in cur.fetchall() if queue is None or row[QUEUE] == queue]
             row = only(id, rows)
