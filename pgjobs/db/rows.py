@@ -30,12 +30,25 @@ def as_job(row: Sequence[Any]) -> Job[Any]:
     """The Job of a row, with its timestamps in UTC."""
     values = dict(zip(_COLUMNS, row, strict=False))  # a statement may return more columns
     values["state"] = _STATES[values["state"]]
-    values["tags"] = tuple(values["tags"])
-    values["attempted_by"] = tuple(values["attempted_by"])
+    values["tags"] = tuple(_flat(values["tags"]))
+    values["attempted_by"] = tuple(_flat(values["attempted_by"]))
     for name in _INSTANTS:
         if values[name] is not None:
             values[name] = values[name].astimezone(UTC)
     return job_from(values)
+
+
+def _flat(values: Sequence[Any]) -> Sequence[Any]:
+    """The texts of an array, in which an UPDATE by hand may have written nulls and further dimensions."""
+    if all(isinstance(value, str) for value in values):
+        return values
+    flat: list[Any] = []
+    for value in values:
+        if isinstance(value, list):
+            flat += _flat(value)
+        elif value is not None:
+            flat.append(value)
+    return flat
 
 
 def claimed_job(row: Sequence[Any], same: Mapping[str, Any], instant: Callable[[str], datetime]) -> Job[Any]:
@@ -56,9 +69,9 @@ def claimed_job(row: Sequence[Any], same: Mapping[str, Any], instant: Callable[[
     if errors is not None:
         values["raw_errors"] = errors
     if tags is not None:
-        values["tags"] = tuple(tags)
+        values["tags"] = tuple(_flat(tags))
     if attempted_by is not None:
-        values["attempted_by"] = tuple(attempted_by)
+        values["attempted_by"] = tuple(_flat(attempted_by))
     if own:  # of a claim of one job
         values["attempt"], attempted_at, leased_until, *_ = own
         values["attempted_at"] = instant(attempted_at)

@@ -421,7 +421,7 @@ def _job_after(attempt: Attempt, outcome: Outcome, finished: FinishResult) -> Jo
     """The job as it is after the statement that wrote the outcome."""
     job, data = attempt.job, attempt.data
     metadata, errors = job.raw_metadata, job.raw_errors
-    with suppress(ValueError, RecursionError):  # written by hand, in JSON that Python does not read
+    with suppress(ValueError, TypeError, AttributeError, RecursionError):  # JSON that was written by hand
         metadata, errors = _merged(metadata, data.metadata), _with_entry(errors, job.attempt, outcome, finished)
         metadata = _with_snooze(metadata, job.raw_metadata) if outcome.snoozed else metadata
     due = outcome.at or (None if outcome.delay is None else finished.at + outcome.delay)

@@ -17,7 +17,7 @@ from psycopg.pq.abc import PGresult
 
 from pgjobs.db import statements
 from pgjobs.db.channel import channel
-from pgjobs.db.cursors import AnyConnection, act, answers, bound_cursor, literal_cursor, one
+from pgjobs.db.cursors import AnyConnection, act, answers, job_cursor, literal_cursor, one
 from pgjobs.db.rows import QUEUE, as_job, claimed_at, claimed_job, only, str_of
 from pgjobs.errors import AttemptLost
 from pgjobs.execution.outcome import NO_DATA, AttemptData, Outcome
@@ -367,7 +367,7 @@ class ExecutionQueries:
 
     def get_job(self, conn: AnyConnection, id: int, queue: str | None = None) -> Job[Any] | None:
         """Find the job with this id. Raises AmbiguousJob when several queues have one and no queue is given."""
-        with bound_cursor(conn) as cur:
+        with job_cursor(conn) as cur:
             cur.execute(self._observe["get_job"], {"id": id})
             rows = [row for row in cur.fetchall() if queue is None or row[QUEUE] == queue]
             row = only(id, rows)

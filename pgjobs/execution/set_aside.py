@@ -59,8 +59,9 @@ _IN_A_FUNCTION = re.compile(r"PL/|\bSQL\b")  # in the context of an error, in an
 _TOO_LARGE = "54000"
 _DUPLICATE = "23505"
 _APPLICATION_CODE = frozenset({"P0", "09", "23", "27", "38", "39", "42", "44"})
-# The CHECK constraints of our own table. An error of a type has the type's name instead.
-_OWN_CHECKS = frozenset({"job_finalized", "job_has_attempts_left", "job_unique_states"})
+# The rules of our own trigger, which is the only function in the context of its errors. An error of our type has the
+# type's name instead.
+_OWN_RULE = re.compile(r"[^\n]*\brefuse_job\(\)[^\n]*")
 _CHANGING = re.compile(r'"[^"]*"|\'[^\']*\'|\d+')
 
 
@@ -102,10 +103,11 @@ def is_application_code(error: psycopg.Error) -> bool:
     """Whether the error comes from code or a rule that the application has added to the table; or from another job with
     the same unique key, which may end soon."""
     state, diag = error.sqlstate or "", error.diag
+    if _OWN_RULE.fullmatch(diag.context or ""):
+        return False
     if diag.context or state == _DUPLICATE:
         return True
-    own_rule = bool(diag.datatype_name) or diag.constraint_name in _OWN_CHECKS
-    return state[:2] in _APPLICATION_CODE and not own_rule
+    return state[:2] in _APPLICATION_CODE and not diag.datatype_name
 
 
 @dataclass(slots=True)
