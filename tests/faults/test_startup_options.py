@@ -208,6 +208,7 @@ def test_pools_of_applications_and_frameworks_get_none(dsn: str, server_defaults
     with Client(SQLAlchemySource(engine)) as framed:
         start_and_stop(framed)
         assert of_pool(framed) == server_defaults
+        assert "options" not in framed.pool.kwargs  # type: ignore[operator]
     engine.dispose()
 
 
