@@ -9,7 +9,7 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -103,17 +103,13 @@ class PoolSource:
         """End the reservation of `reserve_connections`."""
         self._used.get()["threads"] -= threads
 
-    @contextmanager
-    def checkout(self) -> Iterator[Checkout]:
+    def checkout(self) -> AbstractContextManager[Checkout]:
         """A connection to run jobs on, in autocommit mode: the statements of pgjobs send BEGIN themselves."""
-        with self.own_checkout() as checkout:
-            yield checkout
+        return self.own_checkout()
 
-    @contextmanager
-    def own_checkout(self) -> Iterator[Checkout]:
+    def own_checkout(self) -> AbstractContextManager[Checkout]:
         """A connection for pgjobs itself, from a psycopg pool even if handlers get connections of a framework."""
-        with returning(PoolCheckout(self.pool, may_prepare=self.owned)) as checkout:
-            yield checkout
+        return returning(PoolCheckout(self.pool, may_prepare=self.owned))
 
     @contextmanager
     def transaction(self) -> Iterator[AnyConnection]:
