@@ -17,7 +17,7 @@ from pgjobs import InvalidSetting, JobFilter, JobState
 from pgjobs.control import queries as control_queries
 from pgjobs.control import queue_queries
 from pgjobs.db import channel as channels
-from pgjobs.db import migration_queries, repair, roles, statements
+from pgjobs.db import migration_queries, repair, roles, startup_options, statements
 from pgjobs.db.channel import channel
 from pgjobs.db.rows import as_job, claimed_job
 from pgjobs.enqueuing import queries as enqueuing_queries
@@ -50,7 +50,7 @@ GIVE_JOBS = [
 STORES = [
     *(execution_queries, enqueuing_queries, queue_queries, migration_queries, workers_queries),
     *(index_queries, schedules_queries, wakeup_queries, batch_queries, repair, roles, channels),
-    *(control_queries, observe_queries, maintenance_queries),
+    *(control_queries, observe_queries, maintenance_queries, startup_options),
 ]
 PARTS = "parts.sql"  # what statements of several files share
 
