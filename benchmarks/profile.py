@@ -62,7 +62,7 @@ class Way:
 
 def floor(server: EmbeddedPostgres, table: Table, way: Way) -> None:
     """The same of the bare statements. Their backends are gone at the end, so the postmaster knows what they took."""
-    run = Pgbench(server.dsn, table, way.threads, "prepared", effect=way.handling == "insert")
+    run = Pgbench(server.dsn, table, way.threads, effect=way.handling == "insert")
     before, mine = _gone_processes(server.pid), _own_children()
     rate = run()
     server_cost, client_cost = _gone_processes(server.pid) - before, _own_children() - mine

@@ -9,12 +9,14 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
+from benchmarks.floors import FIXED
 from benchmarks.quiet import tree_time
 from benchmarks.ratios import Line, interval, report, verdict
 
@@ -39,22 +41,38 @@ def run(*arguments: str, database: str | None = None, timeout: float = 100) -> s
 
 def test_the_benchmark_prints_its_tables_and_cleans_up(fresh_database: str, tmp_path: Path) -> None:
     sizes = ["--jobs", "24", "--rounds", "1", "--threads", "1", "3", "--results", str(tmp_path)]
-    parts = ["--parts", "drain", "batch", "insert", "waits", "enqueue", "process"]
-    said = run("benchmarks.bench", *sizes, *parts, database=fresh_database)
+    parts = ["--parts", "drain", "insert", "batch", "waits", "enqueue", "bulk", "process"]
+    said = run("benchmarks.bench", *sizes, *parts, database=fresh_database, timeout=200)
     assert re.match(r"Postgres \d+.*, fsync o", said)
-    _, *tables = said.split("\n\n")
-    assert [table.splitlines()[1].split() for table in tables[:1]] == [["median", "min", "max", "ratio"]]
-    drains = [row for row in tables[0].splitlines() if row.startswith("pgjobs")]
-    assert [row.split(",")[1].split()[:2] for row in drains] == [["1", "threads"], ["3", "threads"]]
-    assert all(re.search(r" [\d,.]+ +[\d,.]+ +[\d,.]+ +\d+\.\d\d$", row) for row in drains)
+    _, rates, taken, *tables = said.split("\n\n")
+    figure, ratio = r" +[\d,.e+]+", r" +\d+\.\d\d"
+    shown = [re.fullmatch(rf"(.+?) +jobs/s{figure}({ratio})?{ratio}", row) for row in rates.splitlines()[1:]]
+    expected = [name for name, _ in ROWS if re.match("drain|batches|enqueue", name) and not re.search(ALIEN, name)]
+    assert [row and row[1] for row in shown] == [*expected, "enqueue one, user's pool, 4 threads"]
+    assert [row and row[2] is None for row in shown] == [name.startswith("batches") for name in expected] + [False]
+    assert re.fullmatch(r"one job takes +client us +server us +Python calls +C calls", taken.splitlines()[0])
+    assert all(re.search(rf"{figure * 4}$", row) for row in taken.splitlines()[1:] if not row.startswith("enqueue"))
     answers = json.loads((tmp_path / "bench.json").read_text())["questions"]
-    assert list(answers) == ["drain", "batch", "insert", "pickup", "scheduled", "enqueue", "enqueue_many", "memory"]
+    assert list(answers) == ["pickup", "scheduled", "enqueue_many", "memory"]
+    heads = [table.splitlines()[0].rpartition(" (")[0] for table in tables]
+    assert heads[-len(answers) :] == [answer["title"] for answer in answers.values()]
     assert answers["pickup"]["arms"][0]["of"] == 24
     assert (tmp_path / "bench.svg").exists()
     with psycopg.connect(fresh_database) as conn:
         assert conn.execute("SELECT nspname FROM pg_namespace WHERE nspname ~ '^pgjobs'").fetchall() == []
 
 
+def test_the_fixed_floor_never_changes() -> None:
+    digests = {path.name: sha256(path.read_bytes()).hexdigest()[:16] for path in FIXED.iterdir()}
+    assert digests == {
+        "drain.sql": "23cb3302df13f745",
+        "enqueue.sql": "e8312133a46754ab",
+        "insert.sql": "18f5b73a5bb2a777",
+        "table.sql": "38b93ef552fe405a",
+    }, "figures over another floor cannot be compared with those of before: take the change back"
+
+
+ALIEN = "user's pool|SQLAlchemy|Django"
 IN_GIT = shutil.which("git") and (ROOT / ".git").exists()
 ROWS = [
     ("drain, 1 thread", "jobs/s"),
@@ -62,10 +80,19 @@ ROWS = [
     ("drain, handler inserts, 4 threads", "jobs/s"),
     ("batches of 100, 4 threads", "jobs/s"),
     ("batches of 100, handler inserts, 4 threads", "jobs/s"),
+    ("drain, user's pool, 4 threads", "jobs/s"),
+    ("drain, user's pool, handler inserts, 4 threads", "jobs/s"),
+    ("drain, SQLAlchemy, 4 threads", "jobs/s"),
+    ("drain, SQLAlchemy, handler inserts, 4 threads", "jobs/s"),
+    ("drain, Django, 4 threads", "jobs/s"),
+    ("drain, Django, handler inserts, 4 threads", "jobs/s"),
+    ("batches of 100, user's pool, 4 threads", "jobs/s"),
+    ("batches of 100, user's pool, handler inserts, 4 threads", "jobs/s"),
     ("pickup p50", "ms"),
     ("pickup p99", "ms"),
     ("enqueue one, 1 thread", "jobs/s"),
     ("enqueue one, 4 threads", "jobs/s"),
+    ("enqueue one, user's pool, 4 threads", "jobs/s"),
     ("bulk with ids", "jobs/s"),
     ("bulk without ids", "jobs/s"),
 ]
@@ -76,18 +103,16 @@ ROWS = [
 def test_every_row_is_measured_over_a_baseline(fresh_database: str, tmp_path: Path) -> None:
     sizes = ["--jobs", "24", "--rounds", "1", "--threads", "1", "3", "--results", str(tmp_path)]
     said = run("benchmarks.bench", "--baseline", "HEAD", *sizes, database=fresh_database, timeout=280)
-    _, table, *processor, notes, end = said.split("\n\n")
+    _, table, taken, notes, end = said.split("\n\n")
     assert [measured(row) for row in table.splitlines()[1:]] == ROWS
-    assert [measured(row) for row in processor[0].splitlines()[1:3]] == [
-        ("drain, 1 thread: client", "us/job"),
-        ("drain, 1 thread: server", "us/job"),
-    ]
+    pair = r" +[\d,.]+ of [\d,.]+ +\d+\.\d\d"
+    assert re.fullmatch(f"drain, 1 thread{pair * 4}", taken.splitlines()[1])
     assert "the smallest to the largest of 1 ratios" in notes
     assert re.match(r"(Slower than|Not slower than) HEAD[,:]", end.splitlines()[-1])
     rows = json.loads((tmp_path / "baseline.json").read_text())["rows"]
-    assert {row["name"]: len(row["floor"]) for row in rows if row["floor"]} == dict.fromkeys(
-        [name for name, _ in ROWS if re.match("drain|enqueue", name)], 1
-    )
+    floors = {row["name"]: sorted(row["floors"]) for row in rows if row["floors"]}
+    expected = {name: ["chain", "fixed"] for name, _ in ROWS if re.match("drain|enqueue", name)}
+    assert floors == expected | {name: ["fixed"] for name, _ in ROWS if name.startswith("batches")}
     with psycopg.connect(fresh_database) as conn:
         assert conn.execute("SELECT nspname FROM pg_namespace WHERE nspname ~ '^pgjobs'").fetchall() == []
 
@@ -95,7 +120,7 @@ def test_every_row_is_measured_over_a_baseline(fresh_database: str, tmp_path: Pa
 def measured(row: str) -> tuple[str, str]:
     """The name and the unit of a row that has both figures, their ratio and its interval."""
     figure, ratio = r" +[\d,.e+]+", r"\d+\.\d\d"
-    found = re.match(rf"(.*\S) +(jobs/s|ms|us/job){figure}{figure} +{ratio} +{ratio} to {ratio}", row)
+    found = re.match(rf"(.*\S) +(jobs/s|ms){figure}{figure} +{ratio} +{ratio} to {ratio}", row)
     assert found, row
     return found[1], found[2]
 
