@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
 from hashlib import sha256
 from pathlib import Path
@@ -17,8 +18,10 @@ import psycopg
 import pytest
 
 from benchmarks.floors import FIXED
+from benchmarks.proxy import further_away
 from benchmarks.quiet import tree_time
 from benchmarks.ratios import Line, interval, report, verdict
+from benchmarks.slow_disk import commit_time, means, slow_disk
 
 pytestmark = pytest.mark.tools
 
@@ -160,6 +163,49 @@ def test_what_cannot_be_a_baseline_is_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(other, "w") as archive:
         archive.writestr("other/__init__.py", "")
     assert refused(str(other)) == f"BASELINE={other}: there is no pgjobs in it\n"
+
+
+def test_processes_beside_one_with_as_many_threads(fresh_database: str, tmp_path: Path) -> None:
+    sizes = ["--jobs", "40", "--rounds", "1", "--split", "1x4", "2x2", "--results", str(tmp_path)]
+    said = run("benchmarks.processes", *sizes, database=fresh_database)
+    one, two = [[cell.strip() for cell in row.split("|")[1:-1]] for row in said.splitlines() if " x " in row][1:]
+    assert (one[0], two[0]) == ("1 x 4", "2 x 2")
+    assert len(two) == 5
+    assert all(re.fullmatch(r"[\d,.]+", cell) for cell in one[1:])
+    assert all(re.fullmatch(r"[\d,.]+ \(\d+\.\d\d\)", cell) for cell in two[1:])
+    assert (tmp_path / "processes.json").exists()
+    with psycopg.connect(fresh_database) as conn:
+        assert conn.execute("SELECT nspname FROM pg_namespace WHERE nspname ~ '^pgjobs'").fetchall() == []
+
+
+def test_servers_like_real_ones(tmp_path: Path) -> None:
+    sizes = ["--threads", "1", "2", "--batches", "5", "--batch-threads", "1", "--seconds", "0.2", "--rounds", "1"]
+    said = run("benchmarks.real", *sizes, "--results", str(tmp_path))
+    pings, commits = zip(*re.findall(r": ping ([\d.]+) ms, commit ([\d.]+) ms$", said, re.MULTILINE), strict=True)
+    assert [float(time) > 1 for time in pings] == [False, False, True, True]
+    assert [float(time) > 1 for time in commits[1:]] == [True] * 3
+    assert len(re.findall(r"^\| 1 +(\| [\d,.]+ +){4}\|$", said, re.MULTILINE)) == 4
+    assert len(re.findall(r", (no-op|inserts a row): one by one, \d threads? give .*; the best batches", said)) == 8
+    assert (tmp_path / "real.json").exists()
+
+
+def test_a_slow_disk_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert means().endswith("commit_delay is 1 ms instead")
+    with slow_disk({}) as server:
+        assert commit_time(server.dsn) >= 1
+
+
+def test_what_a_proxy_holds_back_arrives_in_order_and_whole(fresh_database: str) -> None:
+    sent = ["x" * 3_000_000, "last"]
+    with further_away(fresh_database, 20) as dsn, psycopg.connect(dsn, autocommit=True) as conn:
+        started = time.perf_counter()
+        with conn.pipeline():
+            answers = [conn.execute("SELECT %s::text", [text]) for text in sent]
+        assert time.perf_counter() - started >= 0.04
+        assert [answer.fetchall() for answer in answers] == [[(text,)] for text in sent]
+        with pytest.raises(psycopg.OperationalError):
+            conn.execute("SELECT pg_terminate_backend(pg_backend_pid())")
 
 
 def line(name: str, *ratios: float, unit: str = "jobs/s") -> Line:
