@@ -130,8 +130,8 @@ def advice(questions: Mapping[Way, Question]) -> list[str]:
         arms = questions[Way(1, handling)].arms
         most = max(arm.median for arm in arms)
         enough = next(arm for arm in arms if arm.median >= _ENOUGH * most)
-        share = f"{enough.median:,.0f} jobs/s, {enough.median / most:.0%} of the most"
-        text = f"{what}: one by one, {_threads(enough)} give {share}"
+        share = "the most" if enough.median == most else f"{enough.median / most:.0%} of the most"
+        text = f"{what}: one by one, {_threads(enough)} give {share}, {enough.median:,.0f} jobs/s"
         batches = [
             (f"{way.batch_size} on {_threads(arm)}", arm.median / most)
             for way, question in questions.items()
@@ -145,7 +145,7 @@ def advice(questions: Mapping[Way, Question]) -> list[str]:
 def _of_batches(found: Sequence[tuple[str, float]]) -> str:
     """`found` has the batches, the smallest first, and how many times the most of one by one each gives."""
     best, times = max(found, key=lambda pair: pair[1])
-    text = f"the best batches, of {best}, give {times:.1f} times the most"
+    text = f"the best batches, of {best}, give {times:.1f} times the most one by one"
     worth = next((pair for pair in found if pair[1] > _WORTH), None)
     return text if worth is None or worth[0] == best else f"{text}, and those of {worth[0]} {worth[1]:.1f} times"
 

@@ -286,6 +286,14 @@ def test_growth_by_threads_and_on_a_slow_disk(tmp_path: Path) -> None:
     assert (tmp_path / "growth-threads.svg").exists()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="processor time is read from /proc")
+def test_the_profile_shows_where_time_goes() -> None:
+    said = run("benchmarks.profile", "--jobs", "60", "--threads", "1", "--batch-size", "10", "--top", "10")
+    assert len(re.findall(r"^[\d,]+ jobs/s.* Processor time in us per job: client [\d.]+", said, re.MULTILINE)) == 2
+    assert re.search(r"^ +[\d.]+  execution/\w+\.py$", said, re.MULTILINE)
+    assert re.search(r'^ +[\d.]+ .* UPDATE "pgjobs"\.job', said, re.MULTILINE)
+
+
 def test_the_crash_benchmark_finds_that_we_leave_no_effect_without_a_finished_job() -> None:
     done = subprocess.run(
         [
