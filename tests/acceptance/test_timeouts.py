@@ -35,7 +35,7 @@ from pgjobs import (
 from pgjobs.db.checkout import Checkout
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.errors import JobStopped
-from pgjobs.execution.attempt import AT_STOP, Attempt, GracePeriods
+from pgjobs.execution.attempt import AT_STOP, Attempt, GracePeriods, Slot
 from pgjobs.execution.interrupt import raise_in_thread
 from tests import inside
 from tests.waiting import wait_until
@@ -374,7 +374,7 @@ def test_only_a_running_handler_can_ask_whether_it_is_to_end(client: Client) -> 
 @pytest.fixture
 def attempt(client: Client) -> Iterator[Attempt]:
     with client.source.checkout() as checkout:
-        yield Attempt(client.enqueue(None, NOTHING, kind="timed"), checkout, timedelta(microseconds=1))
+        yield Attempt(client.enqueue(None, NOTHING, kind="timed"), Slot(checkout), timedelta(microseconds=1))
 
 
 def tell_and_raise(attempt: Attempt) -> None:

@@ -6,7 +6,6 @@ psycopg has an upper bound because of these. `make prerelease` runs the suite wi
 from __future__ import annotations
 
 import ast
-import inspect
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,6 @@ USES: dict[str, set[str]] = {
     "_notice_handlers": {"db/python_state.py"},
     "_notify_handlers": {"db/python_state.py"},
     "_prepared": {"db/connection.py", "execution/savepoints.py"},
-    "_deallocate": {"execution/transport.py"},
     # psycopg_pool
     "_configure": {"db/checkout.py"},
     "_pool": {"db/inherited.py", "enqueuing/enqueuer.py"},
@@ -112,7 +110,6 @@ def _prepared_statements(dsn: str) -> None:
         assert asked == [b"SELECT $1::int"]
         assert isinstance(vars(prepared), dict)
         prepared.clear()
-        assert list(inspect.signature(conn._deallocate).parameters) == ["name"]
 
 
 def _everything_goes_through_wait(dsn: str) -> None:
