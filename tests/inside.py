@@ -111,8 +111,20 @@ def tick_soon(pool: WorkerPool) -> None:
 @contextmanager
 def on_one_connection(pool: WorkerPool) -> Iterator[Callable[[], bool]]:
     """`work_one`, but always on the same connection, as long as nothing is wrong with it."""
-    with pool._client.source.checkout() as checkout, pool._watchdog.running():
-        yield lambda: pool._executor.run_next(checkout, "default") is not None
+    executor = pool._executor
+    with (
+        pool._watchdog.running(),
+        pool._client.source.checkout() as checkout,
+        pool._watchdog.guard(checkout) as slot,
+    ):
+
+        def work_one() -> bool:
+            job = executor.claim(checkout, "default")
+            if job is not None:
+                executor.run(slot, job)
+            return job is not None
+
+        yield work_one
 
 
 def work_while_jobs(pool: WorkerPool, queue: str) -> None:
@@ -122,15 +134,19 @@ def work_while_jobs(pool: WorkerPool, queue: str) -> None:
 
 def work_one_batch(pool: WorkerPool, size: int) -> None:
     settings = RunSettings(size, timedelta(minutes=1), False)
-    with pool._watchdog.running(), pool._client.source.checkout() as checkout:
-        pool._threads._batches.run_next(checkout, "default", settings, claimed=lambda: None, ends=lambda: False)
+    with (
+        pool._watchdog.running(),
+        pool._client.source.checkout() as checkout,
+        pool._watchdog.guard(checkout) as slot,
+    ):
+        pool._threads._batches.run_next(slot, "default", settings, claimed=lambda: None, ends=lambda: False)
 
 
 # --- the watch over running handlers, and the index by time
 
 
 def attempts(pool: WorkerPool) -> list[Attempt]:
-    return list(pool._watchdog._attempts)
+    return pool._watchdog.attempts
 
 
 def request_stop(pool: WorkerPool, token: UUID, reason: Reason, grace: GracePeriods) -> None:

@@ -1,7 +1,7 @@
 """The other ways to run the tests that start worker pools, chosen by the environment: see `make modes`.
 
 PGJOBS_TEST_BATCH=20    pools run batches of that many jobs, where a test says nothing of them
-PGJOBS_TEST_PLAIN=1     there is no prepared transport, and pgjobs prepares nothing itself, as behind a pooler
+PGJOBS_TEST_PLAIN=1     pgjobs prepares nothing: a message is a pipeline of single statements, as behind a pooler
 PGJOBS_TEST_DECOYS=1    decoys come before `public` in the search_path, and no statement of pgjobs may find one
 
 A test of what cannot be so in a mode says why with a mark, `one_by_one("...")`, `prepared("...")` or
@@ -18,11 +18,12 @@ from typing import Any
 import psycopg
 
 from pgjobs import Client, WorkerPool
+from pgjobs.db.checkout import PoolCheckout
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.enqueuing import single_insert
 from pgjobs.enqueuing.enqueuer import Enqueuer
 from pgjobs.enqueuing.queries import Request, Rows
-from pgjobs.execution.claimer import Claimer
+from pgjobs.execution.transport import Transport
 from tests import decoys
 
 BATCH_SIZE = int(os.environ.get("PGJOBS_TEST_BATCH") or 1)
@@ -44,7 +45,7 @@ def install() -> None:
 
         WorkerPool.__init__ = batched  # type: ignore[method-assign]
     if PLAIN:
-        without_transport(setattr)
+        without_prepared(setattr)
     if DECOYS:
         migrate = Client.migrate
 
@@ -64,13 +65,17 @@ def beside(conn: AnyConnection) -> AnyConnection:
     return psycopg.connect(conn.info.dsn, password=conn.info.password, autocommit=True)
 
 
-def without_transport(patch: Callable[[Any, str, object], None]) -> None:
-    """Let nothing be prepared by pgjobs, and no transport be a prepared one; `patch` is setattr, or pytest's."""
-    send = single_insert.send
+def without_prepared(patch: Callable[[Any, str, object], None]) -> None:
+    """Let nothing be prepared by pgjobs; `patch` is setattr, or pytest's."""
+    init, send = Transport.__init__, single_insert.send
+
+    def unprepared_transport(self: Transport, conn: AnyConnection, tag: str, *, prepares: bool) -> None:
+        init(self, conn, tag, prepares=False)
 
     def unprepared(conn: AnyConnection, may_prepare: bool, request: Request) -> Rows:
         return send(conn, False, request)
 
-    patch(Claimer, "transport_of", lambda *_: None)
+    patch(Transport, "__init__", unprepared_transport)
+    patch(PoolCheckout, "enable_prepare", lambda _: None)
     patch(Enqueuer, "_is_direct", lambda *_: False)
     patch(single_insert, "send", unprepared)

@@ -202,14 +202,9 @@ class Attempt:
                 error = raised
             if os.getpid() != self._process:  # the handler has forked, and this is the child
                 os._exit(0 if error is None or (isinstance(error, SystemExit) and not error.code) else 1)
-            with self._lock:
-                self._in_handler = False
-            if self._interrupted:
-                absorb_interrupt()
-        except Interrupted as late:  # it arrived after the handler and before the lock was taken
-            with self._lock:
-                self._in_handler = False
-            absorb_interrupt()
+            self._close_window()
+        except Interrupted as late:  # it arrived after the handler and before the window was closed
+            self._close_window()
             error = late
         self.run_seconds = time.monotonic() - started
         reset_current_job(before)
@@ -217,6 +212,12 @@ class Attempt:
             self.reason.__cause__ = error
             return self.reason
         return error
+
+    def _close_window(self) -> None:
+        with self._lock:
+            self._in_handler = False
+        if self._interrupted:
+            absorb_interrupt()
 
     def abandon(self) -> None:
         """Give up the connection of a stuck thread, so that the connection pool opens another one."""

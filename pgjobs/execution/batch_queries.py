@@ -254,7 +254,7 @@ class BatchQueries:
             self._pieces["begin_late_finish"] = Script(steps)
         before = ["begin_late_finish", *(["commit_async"] if record.async_commit else [])]
         runs = [*map(self._run, before), *(self._run(name, record.plain, texts) for name in names), self._run("commit")]
-        results, error = transport.run_many(runs)
+        results, error = transport.run_many(runs, single=True)
         if error is not None:
             raise error
         return [transport.rows(each[0]) for each in results[len(before) : -1]]
@@ -262,7 +262,8 @@ class BatchQueries:
     def was_committed(self, transport: Transport, record: BatchOutcome, xid: str, *, lost: bool) -> bool:
         """Whether the transaction of the batch was committed. `lost`: its connection was lost."""
         plain = {**record.plain, b"xid": xid.encode()}
-        results, error = transport.run(self._piece("was_committed"), plain, {"queue": record.queue, "lost": lost})
+        texts = {"queue": record.queue, "lost": lost}
+        results, error = transport.run(self._piece("was_committed"), plain, texts, single=True)
         if isinstance(error, psycopg.errors.InvalidParameterValue | psycopg.errors.InternalError_):
             return False  # the server has crashed, and knows no such transaction
         if error is not None:

@@ -121,12 +121,12 @@ class Executor:
         if checkout.used and checkout.configures:
             return None  # the owner must configure the session first
         # a rescue finds no job that was claimed a moment ago: so the finish may be repeated after a failed claim
-        together = not checkout.used and attempt.run_seconds < _SOON
+        together = not (checkout.used or attempt.has_data or attempt.reason) and attempt.run_seconds < _SOON
         return self.claimer.next_claim(checkout, attempt.job.queue, together=together)
 
     def start(self, attempt: Attempt) -> BaseException | None:
-        """Call the handler. This is called in the context of the attempt. Returns its exception, or the error for which it could
-        not be called."""
+        """Call the handler; this is called in the context of the attempt. Returns the exception of the handler, or the
+        error for which it could not be called."""
         plan, checkout, job = attempt.plan, attempt.checkout, attempt.job
         try:
             if plan is None:

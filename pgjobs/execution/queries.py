@@ -206,7 +206,7 @@ class ExecutionQueries:
                 raise lost_or(error, job)
             # the claim has failed, and undone the finish with it
             again = self.scripts.complete_again(job.queue, finish)
-            results, lost = transport.run(again, plain)
+            results, lost = transport.run(again, plain, texts, single=True)
             if lost is not None:
                 raise lost_or(lost, job)
             script, at = again, again.at
@@ -253,7 +253,7 @@ class ExecutionQueries:
         self, transport: Transport, script: Script, finish: Finish, job: Job[Any], texts: Mapping[str, Any]
     ) -> FinishResult:
         plain = plain_values(job, finish.session)
-        results, error = transport.run(script, plain, texts)
+        results, error = transport.run(script, plain, texts, single=True)
         if len(results) <= script.at["committed"]:
             assert error is not None
             raise lost_or(error, job)
@@ -267,7 +267,7 @@ class ExecutionQueries:
     def abandon(self, transport: Transport, session: Session | None, since: datetime | None) -> None:
         """Roll back and reset the session, so that the outcome can be written in it. `since` the handler has it."""
         plain = {b"since": since.isoformat().encode()} if since is not None else {}
-        _, error = transport.run(self.scripts.abandon(session), plain)
+        _, error = transport.run(self.scripts.abandon(session), plain, single=True)
         if error is not None:
             raise error
 
@@ -406,7 +406,11 @@ def finish_values(job: Job[Any], outcome: Outcome, data: AttemptData) -> dict[st
 
 def lost_or(error: psycopg.Error, job: Job[Any]) -> Exception:
     """AttemptLost if the server has raised it in a finish, else the error itself."""
-    return attempt_lost(job) if error.sqlstate == ATTEMPT_LOST else error
+    if error.sqlstate != ATTEMPT_LOST:
+        return error
+    lost = attempt_lost(job)
+    lost.__cause__ = error
+    return lost
 
 
 def attempt_lost(job: Job[Any]) -> AttemptLost:

@@ -135,9 +135,7 @@ class Scripts:
 
     def _complete(self, queue: str, finish: Finish, then: NextClaim | None) -> Script:
         session = finish.session
-        steps = [*self._before(finish), self._completion(finish)]
-        if finish.cancelled:
-            steps.append(("cancelled", self._work["cancel_if_requested"]))
+        steps = [*self._before(finish), *self._completion(finish)]
         if then is None:
             fixed = {"queue": queue, "claim_timeout": None, **_role(session)}
             return self._made(finish, [*steps, *self._ending(finish)], fixed)
@@ -158,14 +156,14 @@ class Scripts:
         """Complete a job whose completion was undone together with the claim behind it. The token alone guards it."""
         key = ("again", queue, finish)
         if key not in self._known:
-            steps = [self._step("rollback"), self._step("begin"), *self._before(finish), self._completion(finish)]
+            steps = [self._step("rollback"), self._step("begin"), *self._before(finish), *self._completion(finish)]
             self._known[key] = Script([*steps, *self._ending(finish)], {"queue": queue, "claim_timeout": None})
         return self._known[key]
 
-    def _completion(self, finish: Finish) -> Step:
-        if finish.has_data:
-            return ("complete", self._work["complete"])
-        return ("complete", self._work["complete_used" if finish.used else "complete_untouched"])
+    def _completion(self, finish: Finish) -> list[Step]:
+        name = "complete" if finish.has_data else "complete_used" if finish.used else "complete_untouched"
+        steps = [("complete", self._work[name])]
+        return [*steps, ("cancelled", self._work["cancel_if_requested"])] if finish.cancelled else steps
 
     def _before(self, finish: Finish) -> list[Step]:
         """What goes before the outcome of a handler that has succeeded."""

@@ -36,6 +36,7 @@ from pgjobs.interval import interval_text
 
 _MOST_ON_A_CONNECTION = 8  # transports, one for each client
 _MOST_PREPARED = 100  # statements on a connection; each change of a WorkMap needs new ones
+_MOST_TEMPLATES = 100  # each change of a WorkMap makes new scripts, also where the statements stay the same
 _AT_ONCE = 8192  # bytes that every socket takes without waiting
 # As numbers: libpq's own, which are compared for every result.
 _GOOD = (int(ExecStatus.COMMAND_OK), int(ExecStatus.TUPLES_OK))
@@ -174,7 +175,8 @@ class Transport:
         """Run a script. Returns the results up to the first error, and the error.
 
         `plain` are values in ASCII that need no quoting, by their names in bytes; `texts` are all others. `single`
-        statements use nothing that is prepared, which a handler may have deallocated.
+        statements use nothing that is prepared: a handler may have deallocated it, and nothing can be prepared in an
+        aborted transaction.
         """
         if single or not self.prepares:
             return self._run_singles([(script, plain, texts)])
@@ -183,9 +185,12 @@ class Transport:
             self._conn.pgconn.send_query(message)
             return self._receive(len(message))
 
-    def run_many(self, runs: Sequence[Run]) -> tuple[list[list[PGresult]], psycopg.Error | None]:
-        """Run several scripts in one message. Returns the results of each, up to the first error, and the error."""
-        if self.prepares:
+    def run_many(
+        self, runs: Sequence[Run], *, single: bool = False
+    ) -> tuple[list[list[PGresult]], psycopg.Error | None]:
+        """Run several scripts in one message. Returns the results of each, up to the first error, and the error.
+        `single`: as in `run`."""
+        if self.prepares and not single:
             message = b";".join([self._message(*run) for run in runs])
             with self._conn.lock:
                 self._conn.pgconn.send_query(message)
@@ -246,6 +251,8 @@ class Transport:
         key = script if script.ascii else script.key(self._conn)
         template = self._templates.get(key)
         if template is None:
+            if len(self._templates) >= _MOST_TEMPLATES:
+                self._templates.clear()
             template = self._templates[key] = self._make_template(script)
         if texts:
             plain = {**plain, **{name.encode(): self._literal(value) for name, value in texts.items()}}

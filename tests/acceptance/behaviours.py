@@ -22,8 +22,11 @@ from pgjobs.db.connection import shut_down
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.errors import AttemptLost, JobStopped, JobTimedOut
 from pgjobs.execution.attempt import GracePeriods, Reason
+from pgjobs.execution.queries import ExecutionQueries
+from pgjobs.execution.transport import Transport
 from pgjobs.maintenance.queries import MaintenanceQueries
 from pgjobs.maintenance.rescuing import RESCUE_GRACE
+from tests import by_hand
 from tests.acceptance.job_model import NOTHING, Model
 from tests.samples import HOUR
 from tests.waiting import wait_until
@@ -94,7 +97,8 @@ class Scene:
 def claim_and_vanish(client: Client, conn: AnyConnection, job: Job[Any], token: UUID) -> Job[Any] | None:
     """What a worker does that then loses its connection, or its process: the caller sees to that. It is a worker of its
     own, without neighbours that the rescue would excuse."""
-    return client.queries.claim(
+    return by_hand.claim(
+        client,
         conn,
         which="id",
         id=job.id,
@@ -109,12 +113,11 @@ def claim_and_vanish(client: Client, conn: AnyConnection, job: Job[Any], token: 
 def unreliable(write: Callable[..., Any]) -> Callable[..., Any]:
     """The way to the server, on which something may happen before and after what is written there."""
 
-    def over_the_line(sender: Any, to: Any, *values: Any, **options: Any) -> Any:
-        queries, conn = getattr(sender, "queries", sender), getattr(to, "conn", to)
-        before, after = queries.__dict__.get(ON_THE_LINE, (nothing_happens, nothing_happens))
-        before(conn)
+    def over_the_line(sender: ExecutionQueries, to: Transport, *values: Any, **options: Any) -> Any:
+        before, after = sender.__dict__.get(ON_THE_LINE, (nothing_happens, nothing_happens))
+        before(to._conn)
         answer = write(sender, to, *values, **options)
-        after(conn)
+        after(to._conn)
         return answer
 
     return over_the_line

@@ -41,7 +41,8 @@ from pgjobs.execution import batch as batches
 from pgjobs.execution.attempt import GracePeriods
 from pgjobs.execution.batch_queries import BatchQueries
 from pgjobs.execution.queries import ExecutionQueries
-from pgjobs.execution.transport import PreparedTransport, prepared
+from pgjobs.execution.transport import Transport, prepared
+from tests.round_trips import count_round_trips
 from tests.samples import SAME_DATABASE, Tx
 from tests.waiting import wait_until
 
@@ -203,20 +204,13 @@ def test_a_queue_may_be_worked_in_batches_beside_one_that_is_not(desk: Desk) -> 
 def test_handlers_that_send_nothing_cost_two_round_trips_for_a_batch(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sent: list[bytes] = []
-    send = PreparedTransport.send
-
-    def counted(self: PreparedTransport, message: bytes) -> Any:
-        sent.append(message)
-        return send(self, message)
-
-    monkeypatch.setattr(PreparedTransport, "send", counted)
+    sent = count_round_trips(monkeypatch)
     desk = Desk(client, writes=False)
     jobs = desk.enqueue(200)
     with desk.pool(listen=False):
         wait_until(lambda: len(desk.starts) == 200)
         wait_until(lambda: {job.state for job in desk.stored(jobs)} == {JobState.COMPLETED})
-    assert len(sent) <= 2 * 4 + 4, "and some looks into an empty queue"
+    assert sent.messages - sent.prepared <= 2 * 4 + 8, "and some looks into an empty queue"
 
 
 @pytest.mark.prepared("it looks at the plans of what is prepared")
@@ -225,7 +219,8 @@ def test_a_claim_of_many_is_not_planned_anew_each_time(client: Client) -> None:
 
     def look(tx: Tx, job: Job[Any]) -> None:
         found = tx.execute(
-            "SELECT custom_plans, generic_plans FROM pg_prepared_statements WHERE name LIKE '%batch_claim%'"
+            "SELECT custom_plans, generic_plans FROM pg_prepared_statements"
+            " WHERE name LIKE 'pgjobs%claim%' AND statement LIKE '%placed%'"
         )
         plans[:] = found.fetchall()
 
@@ -244,7 +239,7 @@ def test_the_plan_of_a_claim_of_many_goes_by_the_index_though_the_table_was_smal
     with client.pool.connection() as conn:
         conn.execute(store._batch["set_batch_settings"].replace(b"%(synchronous_commit)s", b"'off'"))
         for order, index in (("priority", "job_fetch"), ("scheduled_at", "job_by_time")):
-            claim = prepared("look", store._claims[order].replace(b"%(limit)s", b"100"))
+            claim = prepared("look", store._claims[order, False].replace(b"%(limit)s", b"100"))
             conn.execute(b"PREPARE look AS " + claim.sql)
             nulls = ", ".join(["NULL"] * len(claim.parameters))
             plan = "\n".join(line for (line,) in conn.execute(f"EXPLAIN EXECUTE look ({nulls})".encode()))
@@ -849,14 +844,14 @@ def test_a_line_that_dies_under_the_claim_of_a_batch_costs_no_attempt(
     broken: list[int] = []
     claim = BatchQueries.claim
 
-    def lost(self: BatchQueries, conn: Tx, *args: Any) -> Any:
+    def lost(self: BatchQueries, transport: Transport, *args: Any) -> Any:
         if broken:
-            return claim(self, conn, *args)
+            return claim(self, transport, *args)
         broken.append(1)
         if after:
-            claim(self, conn, *args)
-        shut_down(conn)
-        return conn.execute("SELECT 1")
+            claim(self, transport, *args)
+        shut_down(transport._conn)
+        return claim(self, transport, *args)
 
     monkeypatch.setattr(BatchQueries, "claim", lost)
     jobs = desk.enqueue(5)

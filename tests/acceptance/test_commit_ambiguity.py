@@ -11,11 +11,10 @@ import pytest
 from psycopg import sql
 
 from pgjobs import Client, EventKind, Handler, Hooks, Job, JobState, WorkerPool, constant
-from pgjobs.db.checkout import Checkout
 from pgjobs.db.connection import shut_down
 from pgjobs.db.cursors import AnyConnection
-from pgjobs.execution.claimer import Claimer
 from pgjobs.execution.queries import ExecutionQueries
+from pgjobs.execution.transport import Transport
 from pgjobs.hooks import HookCalls
 
 
@@ -29,16 +28,15 @@ class Line:
     def across(self, commit: Callable[..., Any]) -> Callable[..., Any]:
         """This method that commits, with the line between it and the server."""
 
-        def call(owner: object, given: Checkout | AnyConnection, *args: Any, **kwargs: Any) -> Any:
+        def call(owner: object, transport: Transport, *args: Any, **kwargs: Any) -> Any:
             if self.broken:
-                return commit(owner, given, *args, **kwargs)
+                return commit(owner, transport, *args, **kwargs)
             self.broken += 1
-            conn = given.conn if isinstance(given, Checkout) else given
             if self.when == "before":
-                shut_down(conn)
-            answer = commit(owner, given, *args, **kwargs)
+                shut_down(transport._conn)
+            answer = commit(owner, transport, *args, **kwargs)
             assert self.when == "after", "what was sent on a dead line was answered"
-            shut_down(conn)
+            shut_down(transport._conn)
             raise psycopg.OperationalError(f"the line is dead, and the answer lost: {answer!r}")
 
         return call
@@ -59,7 +57,7 @@ def test_a_line_that_dies_around_the_commit_neither_loses_nor_doubles_an_effect(
     *, client: Client, effects: sql.Composed, monkeypatch: pytest.MonkeyPatch, when: str, error: Exception | None
 ) -> None:
     line = Line(when)
-    monkeypatch.setattr(Claimer, "complete", line.across(Claimer.complete))
+    monkeypatch.setattr(ExecutionQueries, "complete", line.across(ExecutionQueries.complete))
     monkeypatch.setattr(ExecutionQueries, "fail", line.across(ExecutionQueries.fail))
     starts: list[int] = []
 
@@ -122,8 +120,8 @@ def test_a_completion_whose_answer_is_lost_is_told_as_one(
 ) -> None:
     line, told = Line("after"), Told()
     client.hooks = HookCalls([told])
-    owner, commit = (ExecutionQueries, "finish_late") if detached else (Claimer, "complete")
-    monkeypatch.setattr(owner, commit, line.across(getattr(owner, commit)))
+    commit = "finish_late" if detached else "complete"
+    monkeypatch.setattr(ExecutionQueries, commit, line.across(getattr(ExecutionQueries, commit)))
     job: Job[Any] = client.enqueue(None, {}, kind="any")
     pool = WorkerPool(client, {"any": Handler(lambda tx, job: None, detached=detached)})
     with client.subscribe() as events:

@@ -31,12 +31,11 @@ from psycopg.conninfo import make_conninfo
 
 from pgjobs import Client, Handler, InvalidOption, Job, JobRunning, JobState, WorkerPool, constant
 from pgjobs.errors import AttemptLost, TransactionBroken
-from pgjobs.execution.claimer import Claimer
 from pgjobs.execution.outcome import decide
 from pgjobs.execution.queries import ExecutionQueries
 from pgjobs.maintenance.duties import Maintenance
 from pgjobs.maintenance.queries import MaintenanceQueries
-from tests import inside
+from tests import by_hand, inside
 from tests.acceptance.behaviours import (
     AGAIN,
     DETACHED,
@@ -142,7 +141,7 @@ WorkerPool(Client(dsn, schema=schema), work_map, lease=timedelta(hours=1)).work_
 which = st.integers(0, 5)  # of the jobs that will do
 attempts = st.integers(1, 4)
 meanwhile = st.sampled_from(MEANWHILE)
-by_hand = [behaviour for behaviour in TRANSACTIONAL if not behaviour.in_pool]
+behaves_by_hand = [behaviour for behaviour in TRANSACTIONAL if not behaviour.in_pool]
 
 
 class Machine(RuleBasedStateMachine):
@@ -276,7 +275,7 @@ class Machine(RuleBasedStateMachine):
                 assert self.pool.work_one(model.queue)
 
     @precondition(lambda self: self._pick(0, JobState.AVAILABLE, JobState.SCHEDULED, JobState.RETRYABLE))
-    @rule(number=which, behaviour=st.sampled_from(by_hand), meanwhile=meanwhile)
+    @rule(number=which, behaviour=st.sampled_from(behaves_by_hand), meanwhile=meanwhile)
     def lock_job(self, number: int, behaviour: Behaviour, meanwhile: Act) -> None:
         model = self._pick(number, JobState.AVAILABLE, JobState.SCHEDULED, JobState.RETRYABLE)
         assert model is not None
@@ -375,12 +374,12 @@ class Machine(RuleBasedStateMachine):
         outcome = decide(job, RuntimeError("late"), BACKOFF)
         own = [model for model in self.jobs if (model.token, model.state) == (job.token, JobState.RUNNING)]
         if own:
-            self.client.queries.finish_late(self.beside, job, outcome, after_loss=lost)
+            by_hand.finish_late(self.client, self.beside, job, outcome, after_loss=lost)
             own[0].marking = None
             own[0].fails()
             return
         with pytest.raises(AttemptLost):
-            self.client.queries.finish_late(self.beside, job, outcome, after_loss=lost)
+            by_hand.finish_late(self.client, self.beside, job, outcome, after_loss=lost)
         self.beside.execute("ROLLBACK")
 
     @precondition(lambda self: self.unstarted)
@@ -548,7 +547,7 @@ def machine(database: str) -> Iterator[Callable[[], Machine]]:
     schema = f"test_{uuid4().hex[:12]}"
     with Client(database, schema=schema) as client, pytest.MonkeyPatch.context() as patch:
         client.migrate()
-        patch.setattr(Claimer, "complete", unreliable(Claimer.complete))
+        patch.setattr(ExecutionQueries, "complete", unreliable(ExecutionQueries.complete))
         patch.setattr(ExecutionQueries, "fail", unreliable(ExecutionQueries.fail))
         with client.pool.connection() as conn:
             conn.execute(sql.SQL(TABLES).format(s=sql.Identifier(schema)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, LiteralString
 
@@ -15,14 +15,15 @@ from psycopg.rows import dict_row
 from psycopg_pool import ConnectionPool
 
 from pgjobs import Client, Discard, Handler, Hooks, Job, JobState, WorkerPool, constant
-from pgjobs.db.checkout import Checkout
 from pgjobs.db.connection import shut_down
 from pgjobs.execution import low_water_mark, transport
 from pgjobs.execution.claimer import Claimer
-from pgjobs.execution.queries import ClaimRequest, ExecutionQueries, Mark, ServerFacts
-from pgjobs.execution.transport import PreparedTransport
+from pgjobs.execution.queries import ExecutionQueries
+from pgjobs.execution.requests import ClaimRequest, Mark
+from pgjobs.execution.transport import Script, Transport
 from pgjobs.hooks import HookCalls
 from tests import inside, modes
+from tests.round_trips import RoundTrips, count_round_trips
 from tests.samples import Tx
 from tests.waiting import wait_until
 
@@ -47,45 +48,45 @@ def enqueue(client: Client, jobs: int) -> list[Job[Any]]:
 
 
 @pytest.fixture
-def round_trips(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many statements each round trip of the prepared transport had."""
-    sent: list[int] = []
-    send = PreparedTransport.send
+def round_trips(monkeypatch: pytest.MonkeyPatch) -> RoundTrips:
+    return count_round_trips(monkeypatch)
 
-    def counted(self: PreparedTransport, message: bytes) -> Answer:
-        sent.append(message.count(b";") + 1)
-        return send(self, message)
 
-    monkeypatch.setattr(PreparedTransport, "send", counted)
-    return sent
+@pytest.fixture(params=[5, None], ids=["prepared", "plain"])
+def either(request: pytest.FixtureRequest, database: str, client: Client) -> Iterator[Client]:
+    """A client on connections where statements may be prepared, and one on connections where they may not."""
+    settings = {"prepare_threshold": request.param}
+    with ConnectionPool(database, min_size=4, max_size=8, kwargs=settings, open=True) as pool:
+        yield Client(pool, schema=client.schema)
 
 
 @pytest.mark.one_by_one("two round trips are for the whole of a batch")
-@pytest.mark.prepared("counts its round trips")
-def test_a_job_costs_one_round_trip(client: Client, round_trips: list[int]) -> None:
-    jobs = work(client, lambda tx, job: None, enqueue(client, 50))
+def test_a_job_costs_one_round_trip(either: Client, round_trips: RoundTrips) -> None:
+    jobs = work(either, lambda tx, job: None, enqueue(either, 50))
     assert {(job.state, job.attempt) for job in jobs} == {(JobState.COMPLETED, 1)}
-    full = [statements for statements in round_trips if statements == max(round_trips)]
-    assert len(full) >= 49, "each finish took the next claim with it"
+    assert len(round_trips.shared) == len(round_trips.finishes) == 50, "each finish took the next claim with it"
+    assert round_trips.messages == len(round_trips.scripts) + round_trips.prepared
+    assert len(round_trips.scripts) < 50 + 10, "the first claim, and some looks into an empty queue"
 
 
-@pytest.mark.prepared("the prepared transport")
 @pytest.mark.one_by_one("a batch writes its finish anew")
 def test_the_messages_of_a_connection_are_made_once_and_not_each_time_that_it_leaves_the_pool(
     database: str, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker that idles between two jobs asked for the role anew, and kept the messages of each time for ever."""
     made: list[int] = []
-    message = PreparedTransport.message
+    script, template = Script.__init__, Transport._make_template
 
-    def counted(self: PreparedTransport, steps: Any) -> bytes:
+    def noted(self: Script, *args: Any, **options: Any) -> None:
         made.append(1)
-        return message(self, steps)
+        script(self, *args, **options)
 
-    monkeypatch.setattr(PreparedTransport, "message", counted)
-    # however slow the machine is: a claim of a full scan has a message of its own
-    monkeypatch.setattr(low_water_mark, "_FULL_SCAN_EVERY", 60.0)
-    monkeypatch.setattr(low_water_mark, "_FULL_SCAN_AT_LEAST_EVERY", 60.0)
+    def counted(self: Transport, *args: Any) -> bytes:
+        made.append(1)
+        return template(self, *args)
+
+    monkeypatch.setattr(Script, "__init__", noted)
+    monkeypatch.setattr(Transport, "_make_template", counted)
     with ConnectionPool(database, min_size=1, max_size=1, kwargs={"prepare_threshold": 5}, open=True) as pool:
         worker = WorkerPool(Client(pool, schema=client.schema), {"any": lambda tx, job: tx.execute("SELECT 1")})
         for number in range(6):
@@ -93,13 +94,12 @@ def test_the_messages_of_a_connection_are_made_once_and_not_each_time_that_it_le
             assert worker.work_one()
             if number == 2:
                 before = len(made)
-    assert len(made) == before
+    assert len(made) == before > 0
 
 
 @pytest.mark.one_by_one("no job is claimed with the finish of another")
-@pytest.mark.prepared("counts its round trips")
 def test_what_a_handler_does_to_its_session_does_not_reach_the_job_that_was_claimed_with_its_finish(
-    client: Client, round_trips: list[int]
+    either: Client, round_trips: RoundTrips
 ) -> None:
     seen: list[Any] = []
 
@@ -119,11 +119,12 @@ def test_what_a_handler_does_to_its_session_does_not_reach_the_job_that_was_clai
         tx.execute("LISTEN anything")
         tx.row_factory = dict_row
 
-    jobs = work(client, handler, enqueue(client, 5))
+    jobs = work(either, handler, enqueue(either, 5))
     assert {(job.state, job.attempt) for job in jobs} == {(JobState.COMPLETED, 1)}
     assert len(seen) == 5
     assert len(set(map(str, seen))) == 1, "the same clean session, on the same connection"
-    assert round_trips.count(max(round_trips)) == 5, "the session was made clean in the same round trip"
+    assert len(round_trips.shared) == 5
+    assert all("reset_session" in labels for labels in round_trips.shared), "in the same round trip"
 
 
 def look_and_soil(seen: list[Any], *also: LiteralString) -> Callable[[Tx, Job[Any]], None]:
@@ -147,7 +148,7 @@ def look_and_soil(seen: list[Any], *also: LiteralString) -> Callable[[Tx, Job[An
 
 @pytest.mark.parametrize("level", ["serializable", "repeatable read"])
 def test_with_another_isolation_for_a_default_the_next_job_finds_a_clean_session_as_fast(
-    database: str, client: Client, round_trips: list[int], level: str
+    database: str, client: Client, round_trips: RoundTrips, level: str
 ) -> None:
     seen: list[Any] = []
     options = "-c default_transaction_isolation=" + level.replace(" ", "\\ ")
@@ -156,8 +157,8 @@ def test_with_another_isolation_for_a_default_the_next_job_finds_a_clean_session
     assert {(job.state, job.attempt) for job in jobs} == {(JobState.COMPLETED, 1)}
     assert [row[0] for row in seen] == [""] * 5
     assert len(set(map(str, seen))) == 1
-    if modes.BATCH_SIZE == 1 and not modes.PLAIN:
-        assert round_trips.count(max(round_trips)) == 5, "each finish took the next claim with it"
+    if modes.BATCH_SIZE == 1:
+        assert len(round_trips.shared) == 5, "each finish took the next claim with it"
 
 
 @pytest.mark.parametrize("also", ["ISOLATION LEVEL SERIALIZABLE", "READ ONLY"])
@@ -186,7 +187,6 @@ def test_a_claim_that_fails_behind_a_finish_does_not_bring_the_session_back(clie
 
 
 @pytest.mark.one_by_one("no job is claimed with the finish of another")
-@pytest.mark.prepared("no job is claimed with the finish of another")
 def test_a_claim_behind_a_finish_that_cannot_be_taken_back_is_no_fault_of_the_finish(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -253,113 +253,133 @@ def test_a_handler_that_changes_the_encoding_does_not_harm_the_jobs_behind_it(cl
     assert {(job.state, job.attempt, job.error_count) for job in done} == {(JobState.COMPLETED, 1, 0)}
 
 
-@pytest.mark.prepared("the connection is lost in a round trip of its own kind")
+@pytest.mark.parametrize("uses", [False, True], ids=["together", "one after the other"])
 @pytest.mark.parametrize("after", [False, True], ids=["the request is lost", "the answer is lost"])
 @pytest.mark.one_by_one("no job is claimed with the finish of another")
 def test_a_connection_lost_between_two_jobs_costs_neither_an_attempt(
-    client: Client, monkeypatch: pytest.MonkeyPatch, after: bool
+    *, either: Client, monkeypatch: pytest.MonkeyPatch, after: bool, uses: bool
 ) -> None:
     """With the answer, that of the claim is lost too: nothing ran, so the claim is undone."""
     broken: list[int] = []
     ran: list[int] = []
-    receive = PreparedTransport._receive
+    run = Transport.run
 
-    def lost(self: PreparedTransport, sent: int) -> Answer:
-        if not ran or broken:
-            return receive(self, sent)
+    def lost(self: Transport, *args: Any, **options: Any) -> Answer:
+        if len(ran) < 2 or broken:
+            return run(self, *args, **options)
         broken.append(1)
         if after:
-            receive(self, sent)
+            results, _ = run(self, *args, **options)
+            assert len(results) > 3, "of the finish and the claim"
         shut_down(self._conn)
-        raise psycopg.OperationalError("the line is dead")
+        return run(self, *args, **options)
 
     def handler(tx: Tx, job: Job[Any]) -> None:
-        tx.execute(sql.SQL("INSERT INTO {}.effect VALUES (%s)").format(sql.Identifier(client.schema)), [job.id])
+        if uses:
+            write_effect(either, tx, job)
         ran.append(job.id)
 
+    make_effects(either)
+    monkeypatch.setattr(Transport, "run", lost)
+    jobs = work(either, handler, enqueue(either, 3))
+    assert broken
+    _, second, third = jobs
+    assert (third.state, third.attempt, third.error_count) == (JobState.COMPLETED, 1, 0)
+    assert (second.state, second.attempt) == (JobState.COMPLETED, 1 if after else 2)
+    assert effects(either) == ({job.id: 1 for job in jobs} if uses else {})
+
+
+def make_effects(client: Client) -> None:
     with client.pool.connection() as conn:
         conn.execute(sql.SQL("CREATE TABLE {}.effect (job bigint)").format(sql.Identifier(client.schema)))
-    monkeypatch.setattr(PreparedTransport, "_receive", lost)
-    first, second = work(client, handler, enqueue(client, 2))
-    assert broken
-    assert (second.state, second.attempt, second.error_count) == (JobState.COMPLETED, 1, 0)
-    assert first.state == JobState.COMPLETED
+
+
+def write_effect(client: Client, tx: Tx, job: Job[Any]) -> None:
+    tx.execute(sql.SQL("INSERT INTO {}.effect VALUES (%s)").format(sql.Identifier(client.schema)), [job.id])
+
+
+def effects(client: Client) -> dict[int, int]:
+    """How many effects each job has."""
+    query = sql.SQL("SELECT job, count(*) FROM {}.effect GROUP BY job").format(sql.Identifier(client.schema))
     with client.pool.connection() as conn:
-        effects = sql.SQL("SELECT job, count(*) FROM {}.effect GROUP BY job ORDER BY job")
-        rows = conn.execute(effects.format(sql.Identifier(client.schema))).fetchall()
-    assert rows == [(first.id, 1), (second.id, 1)]
+        return dict(conn.execute(query).fetchall())
+
+
+def after_each_finish(monkeypatch: pytest.MonkeyPatch, act: Callable[[Transport], object]) -> None:
+    """Do something when a finish is sent and answered, and the claim with it."""
+    complete = ExecutionQueries.complete
+
+    def noted(self: ExecutionQueries, transport: Transport, *args: Any, **options: Any) -> Any:
+        finished = complete(self, transport, *args, **options)
+        act(transport)
+        return finished
+
+    monkeypatch.setattr(ExecutionQueries, "complete", noted)
 
 
 @pytest.mark.one_by_one("no job is claimed with the finish of another")
-def test_a_job_that_was_claimed_when_the_pool_stops_is_unclaimed(client: Client) -> None:
+def test_a_job_that_was_claimed_when_the_pool_stops_is_unclaimed(
+    either: Client, monkeypatch: pytest.MonkeyPatch, round_trips: RoundTrips
+) -> None:
     """The stop comes while the first finish, and the claim with it, is under way."""
-    jobs = enqueue(client, 3)
+    jobs = enqueue(either, 3)
     started: list[int] = []
-    pool = WorkerPool(client, {"any": lambda tx, job: started.append(job.id)}, queues={"default": 1})
-    claimer = inside.claimer(pool)
-    complete = claimer.complete
-
-    def stopped_meanwhile(*args: Any, **options: Any) -> Any:
-        finished = complete(*args, **options)
-        inside.begin_stop(pool)
-        return finished
-
-    claimer.complete = stopped_meanwhile  # type: ignore[method-assign]
+    pool = WorkerPool(either, {"any": lambda tx, job: started.append(job.id)}, queues={"default": 1})
+    after_each_finish(monkeypatch, lambda _: inside.begin_stop(pool))
     with pool:
         wait_until(lambda: not inside.at_work(pool))
-    first, *others = (stored(client, job) for job in jobs)
+    first, *others = (stored(either, job) for job in jobs)
     assert first.state == JobState.COMPLETED
+    assert len(round_trips.shared) == 1, "the second was claimed"
     assert started == [first.id]
     assert {(job.state, job.attempt, job.attempted_at) for job in others} == {(JobState.AVAILABLE, 0, None)}
 
 
 @pytest.mark.one_by_one("no job is claimed with the finish of another")
-@pytest.mark.prepared("no job is claimed with the finish of another")
-def test_a_job_that_was_never_started_has_no_attempt_counted_when_its_connection_dies_at_a_stop(client: Client) -> None:
-    first, second = enqueue(client, 2)
+def test_a_job_that_was_never_started_has_no_attempt_counted_when_its_connection_dies_at_a_stop(
+    either: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = enqueue(either, 2)
     started: list[int] = []
-    pool = WorkerPool(client, {"any": lambda tx, job: started.append(job.id)}, queues={"default": 1})
-    claimer = inside.claimer(pool)
-    complete = claimer.complete
+    pool = WorkerPool(either, {"any": lambda tx, job: started.append(job.id)}, queues={"default": 1})
 
-    def lost_meanwhile(checkout: Checkout, *args: Any, **options: Any) -> Any:
-        finished = complete(checkout, *args, **options)
+    def stop_and_lose(transport: Transport) -> None:
         inside.begin_stop(pool)
-        with client.pool.connection() as conn:
-            conn.execute("SELECT pg_terminate_backend(%s, 5000)", [checkout.conn.info.backend_pid])
-        return finished
+        with either.pool.connection() as conn:
+            conn.execute("SELECT pg_terminate_backend(%s, 5000)", [transport._conn.info.backend_pid])
 
-    claimer.complete = lost_meanwhile  # type: ignore[method-assign]
+    after_each_finish(monkeypatch, stop_and_lose)
     with pool:
         wait_until(lambda: not inside.at_work(pool))
-    wait_until(lambda: stored(client, second).state == JobState.AVAILABLE)
+    wait_until(lambda: stored(either, second).state == JobState.AVAILABLE)
     assert started == [first.id]
-    assert (stored(client, first).state, stored(client, second).attempt) == (JobState.COMPLETED, 0)
+    assert (stored(either, first).state, stored(either, second).attempt) == (JobState.COMPLETED, 0)
 
 
-def test_no_other_claim_comes_between_a_claim_and_its_undoing(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.one_by_one("no job is claimed with the finish of another")
+def test_no_other_claim_comes_between_a_claim_and_its_undoing(either: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another claim that is under way still sees the job as available: it locks the row as soon as that is free, finds
     that it is taken, and holds the lock to its end. The stop must not meet that lock."""
-    first, second, *_ = enqueue(client, 3)
-    pool = WorkerPool(client, {"any": lambda tx, job: inside.begin_stop(pool)}, queues={"default": 1})
-    claimer, release = inside.claimer(pool), ExecutionQueries.unclaim
-    complete = claimer.complete
-    monkeypatch.setattr(claimer, "complete", lambda held, job, kept, *, go_on: complete(held, job, kept, go_on=True))
-    in_its_way: list[int] = []
-    with client.source.connect() as other:
+    first, second, *_ = enqueue(either, 3)
+    pool = WorkerPool(either, {"any": lambda tx, job: None}, queues={"default": 1})
+    after_each_finish(monkeypatch, lambda _: inside.begin_stop(pool))
+    release, undone, in_its_way = ExecutionQueries.unclaim, list[int](), list[int]()
+    with either.source.connect() as other:
 
         def meanwhile(self: ExecutionQueries, *args: Any, **options: Any) -> bool:
             query = sql.SQL("SELECT id FROM {}.job WHERE state = 'running' FOR NO KEY UPDATE SKIP LOCKED")
             other.execute("BEGIN")
-            in_its_way.extend(id for (id,) in other.execute(query.format(sql.Identifier(client.schema))).fetchall())
+            in_its_way.extend(id for (id,) in other.execute(query.format(sql.Identifier(either.schema))).fetchall())
+            undone.append(1)
             return release(self, *args, **options)
 
         monkeypatch.setattr(ExecutionQueries, "unclaim", meanwhile)
         with pool:
             wait_until(lambda: not inside.at_work(pool), 20)
         other.execute("ROLLBACK")
-    assert stored(client, first).state == JobState.COMPLETED
-    assert (stored(client, second).state, stored(client, second).attempt) == (JobState.AVAILABLE, 0)
+    assert stored(either, first).state == JobState.COMPLETED
+    assert (stored(either, second).state, stored(either, second).attempt) == (JobState.AVAILABLE, 0)
+    assert undone == [1]
     assert in_its_way == []
 
 
@@ -370,9 +390,9 @@ def test_where_a_finish_has_found_nothing_the_claim_that_follows_does_not_look_a
     looks: list[int | None] = []  # behind which job
     request = Claimer.request
 
-    def noted(self: Claimer, queue: str, id: int | None, mark: Mark | None, facts: ServerFacts) -> ClaimRequest:
-        looks.append(None if mark is None else mark.id)
-        return request(self, queue, id, mark, facts)
+    def noted(self: Claimer, queue: str, id: int | None, mark: Mark | None) -> ClaimRequest:
+        looks.append(None if mark is None else int(mark.id))
+        return request(self, queue, id, mark)
 
     monkeypatch.setattr(Claimer, "request", noted)
     monkeypatch.setattr(low_water_mark, "_FULL_SCAN_EVERY", 60.0)
@@ -416,13 +436,13 @@ def test_what_appears_before_the_mark_waits_for_no_more_than_a_look_past_it(
 @pytest.mark.prepared("looks at what is prepared")
 @pytest.mark.parametrize("settings", [{"prepare_threshold": None}, {}], ids=["plain", "prepared"])
 def test_a_pool_of_the_application_prepares_only_where_it_may(
-    database: str, client: Client, round_trips: list[int], settings: dict[str, Any]
+    database: str, client: Client, round_trips: RoundTrips, settings: dict[str, Any]
 ) -> None:
     with ConnectionPool(database, min_size=3, max_size=3, kwargs=settings, open=True) as pool:
         theirs = Client(pool, schema=client.schema)
         jobs = work(theirs, lambda tx, job: None, enqueue(theirs, 5))
     assert {(job.state, job.attempt) for job in jobs} == {(JobState.COMPLETED, 1)}
-    assert bool(round_trips) == (not settings)
+    assert bool(round_trips.prepared) == (not settings)
 
 
 def test_kinds_whose_handlers_deallocate_run_on_the_plain_path_without_an_attempt_lost(client: Client) -> None:

@@ -17,16 +17,20 @@ import pytest
 from pgjobs import Client, Job, JobFilter, JobState, NewJob, Schedule, Unique, WorkerPool
 from pgjobs.db.channel import listen
 from pgjobs.db.checkout import NEVER
+from pgjobs.execution.batch import Batches
+from pgjobs.execution.executor import Executor
 from pgjobs.wakeup.queries import WakeupQueries
 from pgjobs.wakeup.wakeup_leader import WakeupLeader
 from pgjobs.workers.context import QueueWorkers
 from pgjobs.workers.worker_threads import WorkerThreads
-from tests import inside
+from tests import inside, modes
 from tests.conftest import Connect
 from tests.samples import HOUR, Tx, nothing
 from tests.waiting import wait_until
 from tests.waking import armed, sleep_on, sleepers, wake_up
 
+#: What a thread calls to look for jobs and claim them at once.
+LOOKS = (Batches, "run_next") if modes.BATCH_SIZE > 1 else (Executor, "claim")
 UNFINISHED = JobFilter(states=["available", "scheduled", "running", "retryable"])
 
 
@@ -419,7 +423,7 @@ def test_what_is_committed_around_a_change_of_the_sleepers_is_found(
 def test_r13_a_sleeper_that_cannot_arm_hears_all_the_same_and_looks_now_and_then(
     client: Client, connect: Connect, server: Tx, pool_of: Callable[..., WorkerPool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tries, looks = count(monkeypatch, WakeupQueries, "lead"), count(monkeypatch, WorkerThreads, "_run_next")
+    tries, looks = count(monkeypatch, WakeupQueries, "lead"), count(monkeypatch, *LOOKS)
     tx = connect()
     late = thing(client, tx)
     pool = pool_of(queues={"default": 200})
@@ -445,7 +449,7 @@ def test_r13_a_sleeper_that_cannot_arm_hears_all_the_same_and_looks_now_and_then
 def test_r13_the_pauses_between_two_tries_grow_to_50_ms(
     client: Client, connect: Connect, pool_of: Callable[..., WorkerPool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tries, looks = count(monkeypatch, WakeupQueries, "lead"), count(monkeypatch, WorkerThreads, "_run_next")
+    tries, looks = count(monkeypatch, WakeupQueries, "lead"), count(monkeypatch, *LOOKS)
     thing(client, connect())
     pool_of(queues={"default": 3})
     wait_until(lambda: len(tries) >= 30)
@@ -477,7 +481,7 @@ def test_an_idle_process_of_200_threads_asks_no_more_than_one_of_two(
     wait_until(lambda: inside.all_wait(pool, asleep=True))
     with pytest.MonkeyPatch.context() as patch:
         looks, tries = count(patch, WakeupQueries, "any_claimable"), count(patch, WakeupQueries, "lead")
-        claims = count(patch, WorkerThreads, "_run_next")
+        claims = count(patch, *LOOKS)
         began = time.monotonic()
         wait_until(lambda: len(looks) >= 8)
         assert time.monotonic() - began >= 2.9, "each queue looks every second, whatever its threads"
@@ -488,7 +492,7 @@ def test_an_idle_process_of_200_threads_asks_no_more_than_one_of_two(
 def test_a_process_that_starts_looks_once_for_each_queue(
     client: Client, pool_of: Callable[..., WorkerPool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looks = count(monkeypatch, WorkerThreads, "_run_next")
+    looks = count(monkeypatch, *LOOKS)
     pool = pool_of(queues={"default": 100, "mail": 20}, listen=False)
     wait_until(lambda: inside.all_wait(pool))
     assert len(looks) == 2

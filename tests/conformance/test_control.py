@@ -24,8 +24,9 @@ from pgjobs import (
     UniqueConflict,
     constant,
 )
-from pgjobs.execution.outcome import COMPLETED, decide
+from pgjobs.execution.outcome import decide
 from pgjobs.maintenance.duties import Maintenance
+from tests import by_hand
 from tests.conformance.conftest import Rows, Stored
 from tests.conftest import Connect
 from tests.samples import HOUR, Thing, Tx
@@ -61,7 +62,7 @@ def in_state(client: Client, sql: Rows) -> Callable[..., Job[Any]]:
 def running(client: Client, server: Tx) -> Job[Any]:
     """A job that a worker holds, on `server`."""
     client.enqueue(None, Thing(), metadata={"kept": 1})
-    job = client.queries.claim(server, queue="default", token=uuid4(), worker="tester")
+    job = by_hand.claim(client, server)
     assert job is not None
     return job
 
@@ -206,9 +207,9 @@ def test_a_running_job_with_a_request_on_record_that_fails_ends_cancelled(
     assert not outcome.state.final
     if late:
         server.execute("ROLLBACK")
-        client.queries.finish_late(server, running, outcome)
+        by_hand.finish_late(client, server, running, outcome)
     else:
-        client.queries.fail(server, running, outcome)
+        by_hand.fail(client, server, running, outcome)
     ended = stored(running)
     assert ended.state == JobState.CANCELLED
     assert is_recent(ended.finalized_at)
@@ -224,7 +225,7 @@ def test_a_running_job_with_a_request_on_record_that_completes_is_completed(
     *, client: Client, running: Job[Any], stored: Stored, sql: Rows, server: Tx, duties: Maintenance
 ) -> None:
     client.cancel(running.id)
-    client.queries.complete(server, running, COMPLETED)
+    by_hand.complete(client, server, running)
     assert stored(running).state == JobState.COMPLETED
     duties.rescue(server)
     assert stored(running).state == JobState.COMPLETED
@@ -297,7 +298,7 @@ def test_a_retry_allows_one_attempt_more_where_none_is_left(
 ) -> None:
     job = in_state(state, attempt=attempt, max_attempts=3)
     assert client.retry(job.id).max_attempts == allowed
-    claimed = client.queries.claim(server, queue="default", token=uuid4(), worker="tester")
+    claimed = by_hand.claim(client, server)
     assert claimed is not None
     assert (claimed.id, claimed.attempt) == (job.id, attempt + 1)
 
@@ -594,7 +595,7 @@ def test_a_request_to_cancel_does_not_wait_for_the_handler_of_the_job(
     assert time.monotonic() - started < patience / 2
     server.execute(f"SET LOCAL lock_timeout = '{patience:g}s'")
     started = time.monotonic()
-    client.queries.complete(server, running, COMPLETED)  # nor the handler for the one who asks
+    by_hand.complete(client, server, running)  # nor the handler for the one who asks
     assert time.monotonic() - started < patience / 2
 
 

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from uuid import uuid4
 
 import psycopg
 import pytest
@@ -29,6 +28,7 @@ from pgjobs import (
     WorkerPool,
 )
 from pgjobs.control import jobs as control_jobs
+from tests import by_hand
 from tests.conformance.conftest import Rows, Stored
 from tests.conftest import Connect
 from tests.samples import HOUR, Thing, Tx
@@ -418,7 +418,7 @@ def test_a_job_that_is_changed_between_the_look_and_the_lock_is_left_alone(
 
 def test_a_job_that_a_worker_holds_is_running_not_locked(client: Client, server: Tx) -> None:
     waiting = client.enqueue(None, Thing())
-    running = client.queries.claim(server, queue="default", token=uuid4(), worker="tester")
+    running = by_hand.claim(client, server)
     assert running is not None
     assert running.id == waiting.id
     began = time.monotonic()
@@ -589,7 +589,7 @@ def test_a_dry_run_asks_no_running_job_to_end_and_notifies_nobody(
     rows: Callable[[], list[Any]],
 ) -> None:
     running, waiting = client.enqueue_many(None, [Thing(1), Thing(2)])
-    claimed = client.queries.claim(server, queue="default", token=uuid4(), worker="tester")
+    claimed = by_hand.claim(client, server)
     assert claimed is not None
     assert claimed.id == running.id
     listener, before = connect(autocommit=True), rows()

@@ -14,7 +14,6 @@ from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import psycopg
 import pytest
@@ -41,7 +40,7 @@ from pgjobs import (
 from pgjobs.hooks import HookCalls
 from pgjobs.wakeup.listener import Listener
 from pgjobs.wakeup.queries import WakeupQueries
-from tests import inside
+from tests import by_hand, inside
 from tests.conformance.conftest import Gate, Rows, Stored
 from tests.conftest import Connect
 from tests.samples import HOUR, SECOND, Thing, Tx, nothing, shown
@@ -670,7 +669,7 @@ def test_a_hook_of_the_maintenance_may_stop_its_pool(database: str, client: Clie
             answers.append(pool.stop())
 
     client.enqueue(None, Thing())
-    client.queries.claim(server, queue="default", token=uuid4(), worker="vanished")
+    by_hand.must_claim(client, server, worker="vanished")
     server.execute("ROLLBACK")
     server.execute(f"""UPDATE "{client.schema}".job SET attempted_at = now() - interval '1 hour'""")
     with Client(database, schema=client.schema, hooks=[Stopping()]) as hooked:

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, Literal
-from uuid import uuid4
 
 import psycopg
 import pytest
@@ -33,7 +32,7 @@ from pgjobs import (
     WorkerPoolError,
 )
 from pgjobs.workers.queries import WorkerQueries
-from tests import inside
+from tests import by_hand, inside
 from tests.conformance.conftest import Gate, Rows, Stored
 from tests.conftest import Connect
 from tests.samples import HOUR, SECOND, Thing, Tx, nothing
@@ -258,7 +257,7 @@ def test_a_pause_holds_from_the_callers_commit_on(client: Client, in_state: Call
     in_state("available", "a", jobs=3)
 
     def claim() -> Job[Any] | None:
-        job = client.queries.claim(server, queue="a", token=uuid4(), worker="tester")
+        job = by_hand.claim(client, server, "a")
         server.execute("COMMIT")
         return job
 

@@ -45,6 +45,7 @@ from pgjobs.maintenance.queries import MaintenanceQueries
 from pgjobs.schedules.args_supplier import SuppliedJob
 from pgjobs.schedules.queries import ScheduleQueries
 from pgjobs.schedules.ticker import Ticker
+from tests import by_hand
 from tests.conftest import Connect
 from tests.waiting import wait_until
 
@@ -571,7 +572,7 @@ def test_instants_are_the_same_in_every_zone_of_the_server(table: Table, connect
         assert read is not None
         assert read.scheduled_at == datetime.fromisoformat(text)
     claimed = connect(options=f"-c TimeZone={zone}", autocommit=True)
-    early = table.client.queries.claim(claimed, queue="default", token=uuid4(), worker="x")
+    early = by_hand.claim(table.client, claimed)
     assert early is not None
     assert early.scheduled_at == datetime.fromisoformat(EARLY)
 

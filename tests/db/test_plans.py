@@ -303,7 +303,7 @@ def test_the_claim_looks_once_whether_its_queue_is_paused(full: Client) -> None:
 def test_the_claim_and_the_finish_of_a_batch_read_by_the_indexes(full: Client, stale: bool) -> None:
     """By the plans that prepared statements get, which know none of the values, whatever the statistics say."""
     batch = statements.load("execution_batch.sql", full.schema)
-    claim = batch_queries.BatchQueries(full.queries)._claims["priority"].replace(b"%(limit)s", b"100")
+    claim = batch_queries.BatchQueries(full.queries)._claims["priority", False].replace(b"%(limit)s", b"100")
     ids = "{" + ",".join(map(str, range(1, 101))) + "}"
     token = str(uuid4())
     values = {**CLAIM_DEFAULTS, "queue": "queue.1", "worker": "me", "token": token, "batch_time": 1}

@@ -27,7 +27,7 @@ from pgjobs.execution.attempt import Attempt
 from pgjobs.execution.outcome import COMPLETED, Outcome, decide
 from pgjobs.execution.queries import ExecutionQueries
 from pgjobs.maintenance.queries import MaintenanceQueries, RetentionRule
-from tests import inside
+from tests import by_hand, inside
 from tests.conftest import Connect
 from tests.samples import OF_THIS_DATABASE
 from tests.waiting import wait_until
@@ -62,8 +62,7 @@ class Table:
         return found
 
     def claim(self, conn: AnyConnection, **options: Any) -> Job[Any] | None:
-        settings = {"queue": "default", "token": uuid4(), "worker": "tester", **options}
-        return self.store.claim(conn, **settings)
+        return by_hand.claim(self.client, conn, **options)
 
     def must_claim(self, conn: AnyConnection, **options: Any) -> Job[Any]:
         job = self.claim(conn, **options)
@@ -131,7 +130,7 @@ def test_r1_a_late_finish_of_an_old_claim_does_not_touch_a_new_one_of_the_same_a
     wait_until(lambda: table.query("SELECT id FROM {schema}.job FOR UPDATE SKIP LOCKED"))
     for outcome in (COMPLETED, failure(old)):
         with pytest.raises(AttemptLost):
-            table.store.finish_late(worker, old, outcome)
+            by_hand.finish_late(table.client, worker, old, outcome)
         worker.execute("ROLLBACK")
     assert table.job(new).token == new.token
     assert table.job(new).state == JobState.RUNNING
@@ -140,12 +139,12 @@ def test_r1_a_late_finish_of_an_old_claim_does_not_touch_a_new_one_of_the_same_a
 def test_r1_a_snooze_between_two_attempts_makes_no_difference(table: Table, worker: AnyConnection) -> None:
     table.enqueue()
     old = table.must_claim(worker)
-    table.store.fail(worker, old, Outcome(JobState.SCHEDULED, delay=NO_DELAY, refund=True))
+    by_hand.fail(table.client, worker, old, Outcome(JobState.SCHEDULED, delay=NO_DELAY, refund=True))
     new = table.must_claim(worker)
     assert new.attempt == old.attempt == 1
     assert new.token != old.token
     with pytest.raises(AttemptLost):
-        table.store.complete(worker, old, COMPLETED)
+        by_hand.complete(table.client, worker, old)
 
 
 @pytest.mark.parametrize("since", ["retried by hand", "run again"])
@@ -156,15 +155,15 @@ def test_r1_a_late_record_of_a_refunded_attempt_does_not_restore_its_claim(
     job = table.enqueue()
     snoozed = Outcome(JobState.SCHEDULED, delay=NO_DELAY, refund=True)
     old = table.must_claim(worker)
-    table.store.fail(worker, old, snoozed)
+    by_hand.fail(table.client, worker, old, snoozed)
     if since == "retried by hand":
         table.client.retry(job.id)
     else:
-        table.store.fail(worker, table.must_claim(worker), snoozed)
+        by_hand.fail(table.client, worker, table.must_claim(worker), snoozed)
     before = table.query("SELECT job::text FROM {schema}.job AS job")
     for outcome in (snoozed, failure(old)):
         with pytest.raises(AttemptLost):
-            table.store.finish_late(worker, old, outcome, after_loss=True)
+            by_hand.finish_late(table.client, worker, old, outcome, after_loss=True)
         worker.execute("ROLLBACK")
     assert table.query("SELECT job::text FROM {schema}.job AS job") == before
 
@@ -234,7 +233,7 @@ def test_r2_a_finish_without_its_row_raises_in_the_server_and_leaves_the_transac
     job = table.must_claim(worker)
     write(table, worker, job)
     with pytest.raises(AttemptLost) as caught:
-        table.store.complete(worker, replace(job, token=uuid4()), COMPLETED)
+        by_hand.complete(table.client, worker, replace(job, token=uuid4()))
     assert isinstance(caught.value.__cause__, psycopg.Error)
     assert caught.value.__cause__.sqlstate == "PJ001"
     assert worker.info.transaction_status == psycopg.pq.TransactionStatus.INERROR
@@ -445,7 +444,7 @@ def test_r8_a_request_that_is_committed_after_the_attempt_has_failed_cancels_the
     table.enqueue()
     job, asker = table.must_claim(worker), connect()
     in_flight(table, asker, job)
-    table.store.fail(worker, job, failure(job))
+    by_hand.fail(table.client, worker, job, failure(job))
     asker.commit()
     assert table.job(job).state == JobState.RETRYABLE
     assert requests(table) == [(job.id, job.token)], "left over"
@@ -468,9 +467,9 @@ def test_r8_a_request_that_nobody_needs_any_more_is_removed(
     job, asker = table.must_claim(worker), connect()
     in_flight(table, asker, job)
     if end == "completed":
-        table.store.complete(worker, job, COMPLETED)
+        by_hand.complete(table.client, worker, job)
     else:
-        table.store.fail(worker, job, decide(job, ValueError("failed"), AT_ONCE))
+        by_hand.fail(table.client, worker, job, decide(job, ValueError("failed"), AT_ONCE))
     if end == "deleted":
         table.client.delete(job.id)
     asker.commit()
@@ -487,10 +486,10 @@ def test_r8_a_request_for_the_attempt_that_runs_is_left_to_it(table: Table, work
     table.client.cancel(job.id)
     assert table.maintenance.settle_requests(table.conn, 10) == (0, 0)
     assert requests(table) == [(job.id, job.token)]
-    table.store.fail(worker, job, failure(job))
+    by_hand.fail(table.client, worker, job, failure(job))
     assert table.job(job).state == JobState.CANCELLED
     other = table.must_claim(worker)
-    table.store.fail(worker, other, failure(other))
+    by_hand.fail(table.client, worker, other, failure(other))
     assert table.job(other).state == JobState.RETRYABLE, "nobody asked for that one"
 
 
@@ -500,11 +499,11 @@ def test_r8_a_request_for_an_earlier_attempt_is_handed_on_until_the_job_is_over(
     """The attempt that it names has failed, and the next one runs, before anybody has looked."""
     table.enqueue()
     old = table.must_claim(worker)
-    table.store.fail(worker, old, decide(old, ValueError("failed"), AT_ONCE))
+    by_hand.fail(table.client, worker, old, decide(old, ValueError("failed"), AT_ONCE))
     new = table.must_claim(worker)
     late = "INSERT INTO {schema}.cancel_request (job_id, queue, token, reason) VALUES (%s, 'default', %s, 'late')"
     table.query(late, old.id, old.token)
-    table.store.fail(worker, new, decide(new, ValueError("failed"), AT_ONCE))
+    by_hand.fail(table.client, worker, new, decide(new, ValueError("failed"), AT_ONCE))
     newest = table.must_claim(worker)
     assert newest.id == old.id, "nobody has looked, so that attempt was not asked"
     table.query(late, old.id, new.token)
@@ -513,7 +512,7 @@ def test_r8_a_request_for_an_earlier_attempt_is_handed_on_until_the_job_is_over(
     found = table.store.cancelled_attempts(table.conn, [newest.token or uuid4()])
     assert found == {(newest.id, newest.token): "late"}
     assert table.maintenance.settle_requests(table.conn, 10) == (0, 0)
-    table.store.fail(worker, newest, failure(newest))
+    by_hand.fail(table.client, worker, newest, failure(newest))
     assert table.job(newest).state == JobState.CANCELLED
     assert requests(table) == []
 
@@ -546,12 +545,12 @@ def test_r8_a_request_that_was_handed_on_does_not_reach_a_retry_by_hand(table: T
         uuid4(),
     )
     assert table.maintenance.settle_requests(table.conn, 10) == (0, 1)
-    table.store.complete(worker, job, COMPLETED)
+    by_hand.complete(table.client, worker, job)
     assert len(requests(table)) == 1
     table.client.retry(job.id)
     again = table.must_claim(worker)
     assert table.maintenance.settle_requests(table.conn, 10) == (0, 0)
-    table.store.fail(worker, again, failure(again))
+    by_hand.fail(table.client, worker, again, failure(again))
     assert table.job(job).state == JobState.RETRYABLE
 
 
@@ -561,7 +560,7 @@ def test_r8_a_request_that_is_left_over_does_not_reach_a_job_that_was_retried_by
     table.enqueue()
     job, asker = table.must_claim(worker), connect()
     in_flight(table, asker, job)
-    table.store.complete(worker, job, COMPLETED)
+    by_hand.complete(table.client, worker, job)
     asker.commit()
     assert len(requests(table)) == 1
     assert table.client.retry(job.id).token is None
@@ -577,7 +576,7 @@ def test_r8_a_retry_by_hand_waits_for_whoever_deals_with_a_request(
     table.enqueue()
     job, asker, duty = table.must_claim(worker), connect(), connect()
     in_flight(table, asker, job)
-    table.store.fail(worker, job, failure(job))
+    by_hand.fail(table.client, worker, job, failure(job))
     asker.commit()
     duty.execute(table.sql("SELECT FROM {schema}.cancel_request FOR UPDATE"))
     with pytest.raises(JobLocked):
@@ -596,7 +595,7 @@ def test_r8_a_retry_by_hand_of_a_running_job_does_not_hold_up_its_end(
     job, caller = table.must_claim(worker), connect()
     table.client.cancel(job.id)
     assert table.client.retry(job.id, caller).state == JobState.RUNNING
-    table.store.fail(worker, job, failure(job))
+    by_hand.fail(table.client, worker, job, failure(job))
     assert table.job(job).state == JobState.CANCELLED
 
 
@@ -604,7 +603,7 @@ def test_r8_what_somebody_holds_is_settled_the_next_time(table: Table, worker: A
     table.enqueue()
     job, asker, holder = table.must_claim(worker), connect(), connect()
     in_flight(table, asker, job)
-    table.store.fail(worker, job, failure(job))
+    by_hand.fail(table.client, worker, job, failure(job))
     asker.commit()
     holder.execute(table.sql("SELECT FROM {schema}.job FOR NO KEY UPDATE"))
     started = time.monotonic()
@@ -624,7 +623,7 @@ def test_r8_a_failed_attempt_that_is_no_longer_its_own_takes_no_request_with_it(
     worker.execute("ROLLBACK")
     table.query("UPDATE {schema}.job SET token = gen_random_uuid()")
     with pytest.raises(AttemptLost):
-        table.store.finish_late(worker, job, failure(job))
+        by_hand.finish_late(table.client, worker, job, failure(job))
     worker.execute("ROLLBACK")
     assert requests(table) == [(job.id, job.token)]
     assert table.job(job).state == JobState.RUNNING
@@ -988,7 +987,7 @@ def test_r20_claim_and_finish_touch_one_of_two_jobs_with_the_same_id(table: Tabl
     duplicates(table)
     job = table.must_claim(worker, queue="default")
     assert states(table) == {"default": ("running", 1, False, 0), "other": UNTOUCHED}
-    table.store.fail(worker, job, failure(job))
+    by_hand.fail(table.client, worker, job, failure(job))
     assert states(table) == {"default": ("retryable", 1, False, 1), "other": UNTOUCHED}
 
 
@@ -996,7 +995,7 @@ def test_r20_a_finish_names_queue_and_token_both(table: Table, worker: AnyConnec
     duplicates(table)
     job = table.must_claim(worker, queue="default")
     table.query("UPDATE {schema}.job SET state = 'running', token = %s WHERE queue = 'other'", job.token)
-    table.store.complete(worker, job, COMPLETED)
+    by_hand.complete(table.client, worker, job)
     assert {queue: row[0] for queue, row in states(table).items()} == {"default": "completed", "other": "running"}
 
 
@@ -1051,9 +1050,9 @@ def test_r25_no_outcome_makes_a_multixact(table: Table, worker: AnyConnection, f
     job = table.must_claim(worker)
     write(table, worker, job)
     if fails:
-        table.store.fail(worker, job, failure(job))
+        by_hand.fail(table.client, worker, job, failure(job))
     else:
-        table.store.complete(worker, job, COMPLETED)
+        by_hand.complete(table.client, worker, job)
     assert multixacts(table.conn) == before
 
 

@@ -95,10 +95,18 @@ def single_statements() -> dict[str, str]:
         "execution.sql claim": "execution.sql select_by_priority",
         "execution_batch.sql claim_batch": "execution_batch.sql select_batch_by_priority",
     }
-    skip_set_aside = texts.pop("execution.sql skip_set_aside").encode()  # a part of those that choose
-    texts = {name: passing_over(text.encode(), skip_set_aside).decode() for name, text in texts.items()}
+    pieces = {  # of other statements
+        name: re.sub(r" *--.*", "", texts.pop(f"execution.sql {name}")).strip().rstrip(";")
+        for name in ("skip_set_aside", "claim_commits_alone", "claim_commits_with_finish", "job_settings", "job_bound")
+    }
+    around = pieces["skip_set_aside"].encode()
+    texts = {name: passing_over(text.encode(), around).decode() for name, text in texts.items()}
     for take, next in nexts.items():
         texts[take] = texts[take].replace("{next}", texts[next].strip())
+    commits, settings = "claim_commits_with_finish", f"{pieces['job_settings']}, {pieces['job_bound']}"
+    texts["execution.sql claim with a finish"] = texts["execution.sql claim"].replace("{commits}", pieces[commits])
+    texts["execution.sql claim"] = texts["execution.sql claim"].replace("{commits}", pieces["claim_commits_alone"])
+    texts["execution.sql lock"] = texts["execution.sql lock"].replace("{settings}", settings)
     singles = {
         f"{name} {number}": numbered(single.strip())
         for name, text in texts.items()
@@ -313,7 +321,7 @@ def test_nothing_of_a_stranger_runs_where_jobs_are_worked(
 ) -> None:
     """Claims and finishes ran the stranger's `=`, `+` and `||` with the rights of the worker."""
     if way.startswith("plain"):
-        modes.without_transport(monkeypatch.setattr)
+        modes.without_prepared(monkeypatch.setattr)
     workers, enqueuer = clients
     life.work_in_every_way(workers, enqueuer, **WAYS[way])
     assert found() == []

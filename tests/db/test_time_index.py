@@ -61,7 +61,7 @@ def test_the_claim_by_time_reads_the_index_whatever_the_priorities(client: Clien
     def plan() -> tuple[str, int]:
         """All of it as text, and how many blocks it read."""
         with client.pool.connection() as conn, psycopg.ClientCursor(conn) as cursor:
-            cursor.execute(statement, CLAIM_DEFAULTS | {"queue": "default"})
+            cursor.execute(statement, {**CLAIM_DEFAULTS, "queue": "default"})
             found: Any = cursor.fetchone()
             plan = found[0][0]["Plan"]
             conn.rollback()

@@ -22,6 +22,7 @@ from pgjobs.db.cursors import AnyConnection
 from pgjobs.enqueuing import queries
 from pgjobs.states import StateName
 from pgjobs.unique import REQUIRED, STATES
+from tests import by_hand
 from tests.conftest import Connect
 from tests.db.test_races import NO_DELAY, Table, failure, table
 from tests.waiting import wait_until
@@ -226,7 +227,7 @@ def test_a_late_record_of_a_failure_finds_no_twin_either(client: Client, table: 
     claimed = table.must_claim(worker)
     worker.execute("ROLLBACK")
     assert client.enqueue(None, Thing(), unique=unique).duplicate
-    assert table.store.finish_late(worker, claimed, failure(claimed)).state == JobState.RETRYABLE
+    assert by_hand.finish_late(table.client, worker, claimed, failure(claimed)).state == JobState.RETRYABLE
     assert table.job(job).state == JobState.RETRYABLE
 
 

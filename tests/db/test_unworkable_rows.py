@@ -17,7 +17,7 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from pgjobs import Client, Hooks, Job, JobFilter, QueueSettings, WorkerPool, WorkMap
-from pgjobs.execution import queries, transport
+from pgjobs.execution import queries
 from pgjobs.execution.claimer import Claimer
 from pgjobs.execution.queries import ExecutionQueries
 from pgjobs.figures import ManyJobs
@@ -25,6 +25,7 @@ from pgjobs.maintenance.duties import Maintenance
 from pgjobs.schedules.args_supplier import SuppliedJob
 from pgjobs.schedules.queries import ScheduleQueries
 from pgjobs.schedules.ticker import Ticker
+from tests import by_hand, modes
 from tests.conformance.conftest import Rows, duties, server, sql
 from tests.samples import Tx
 from tests.waiting import wait_until
@@ -377,7 +378,7 @@ class Worked:
 def worker(client: Client, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Worked]:
     def worker(size: int = 1, order: str = "priority", plain: bool = False) -> Worked:
         if plain:
-            monkeypatch.setattr(Claimer, "transport_of", lambda *_: None)
+            modes.without_prepared(monkeypatch.setattr)
         return Worked(client, size, order)
 
     return worker
@@ -458,8 +459,7 @@ def test_a_job_that_there_was_no_memory_for_is_not_discarded(
 
     pool = WorkerPool(client, {"good": lambda tx, job: None})
     with monkeypatch.context() as patched:
-        for module in (transport, queries):
-            patched.setattr(module, "claimed_job", none_left)
+        patched.setattr(queries, "claimed_job", none_left)
         with pytest.raises(MemoryError):
             pool.work_one()
     assert state(good) == "available"
@@ -713,7 +713,7 @@ def test_a_claim_that_cannot_be_undone_stops_no_other_claim(
     claimer = Claimer(client.queries, WorkMap({}), "tester")
     (lost,) = make(1)
     token = uuid4()
-    assert client.queries.claim(server, queue="default", token=token, worker="tester") is not None
+    by_hand.must_claim(client, server, token=token)
     server.execute("ROLLBACK")
     forbid(sql, f"OLD.id = {lost}")
     claimer.lost_claims.add("default", token)

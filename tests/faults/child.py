@@ -26,6 +26,7 @@ from pgjobs import Client, Job, WorkerPool
 from pgjobs.db.borrow import borrow
 from pgjobs.execution.batch import Batch, Batches
 from pgjobs.execution.claimer import Claimer
+from pgjobs.execution.queries import ExecutionQueries
 
 _PR_SET_PDEATHSIG = 1
 
@@ -142,8 +143,8 @@ def _stop_at(point: str) -> None:
     """Wrap what stands next to this point of an attempt, and of a batch."""
     points = {
         "after_claim": [(Claimer, "claim"), (Batches, "_claim_behind_mark")],
-        "after_handler": [(Claimer, "complete"), (Batch, "_commit")],
-        "after_commit": [(Claimer, "complete"), (Batch, "_commit")],
+        "after_handler": [(ExecutionQueries, "complete"), (Batch, "_commit")],
+        "after_commit": [(ExecutionQueries, "complete"), (Batch, "_commit")],
     }
     for owner, name in points[point]:
         setattr(owner, name, _freezing(getattr(owner, name), point))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,9 @@ from pgjobs.control import queue_queries
 from pgjobs.db import channel as channels
 from pgjobs.db import migration_queries, repair, roles, startup_options, statements
 from pgjobs.db.channel import channel
-from pgjobs.db.rows import as_job, claimed_job
+from pgjobs.db.rows import as_job, claimed_at, claimed_job
 from pgjobs.enqueuing import queries as enqueuing_queries
-from pgjobs.execution import batch_queries, transport
+from pgjobs.execution import batch_queries, scripts
 from pgjobs.execution import queries as execution_queries
 from pgjobs.maintenance import index_queries
 from pgjobs.maintenance import queries as maintenance_queries
@@ -163,23 +164,36 @@ def test_each_statement_is_loaded_once() -> None:
 # --- who sends what
 
 
-def named_in(function: ast.AST) -> set[str]:
-    """The statements whose names stand in square brackets: self._work["claim"]."""
-    keys = [node.slice for node in ast.walk(function) if isinstance(node, ast.Subscript)]
+def named_in(function: ast.AST, *, anywhere: bool = False) -> set[str]:
+    """The statements whose names stand in square brackets, as in self._work["claim"]; or anywhere."""
+    places = [function] if anywhere else [*_keys(function)]
     return {
         constant.value
-        for key in keys
-        for constant in ast.walk(key)
+        for place in places
+        for constant in ast.walk(place)
         if isinstance(constant, ast.Constant) and isinstance(constant.value, str) and constant.value in everything()
     }
 
 
-def again(module: object, function: str) -> set[str]:
-    """What a batch sends as a single attempt does, and what it prepares of its own."""
-    if module is not batch_queries:
-        return set()
-    own = set(statements.load("execution_batch.sql", "pgjobs"))
-    return set(everything()) if function in ("__init__", "_make_steps") else set(everything()) - own
+def _keys(function: ast.AST) -> Iterator[ast.expr]:
+    for node in ast.walk(function):
+        if isinstance(node, ast.Subscript) and not any(map(_is_place, ast.walk(node))):
+            yield node.slice
+
+
+def _is_place(node: ast.AST) -> bool:
+    """Whether it is the `at` of a script: the labels of its answers are like the names of statements."""
+    return isinstance(node, ast.Attribute | ast.Name) and getattr(node, "attr", getattr(node, "id", "")) == "at"
+
+
+def in_scripts() -> set[str]:
+    """The statements of attempts and batches that are steps of scripts, one or several."""
+    return {
+        name
+        for module, path in ((scripts, "execution.sql"), (batch_queries, "execution_batch.sql"))
+        for name in named_in(ast.parse(inspect.getsource(module)), anywhere=True)
+        if name in statements.load(path, "pgjobs")
+    }
 
 
 def test_every_statement_has_exactly_one_caller_in_the_stores() -> None:
@@ -187,21 +201,22 @@ def test_every_statement_has_exactly_one_caller_in_the_stores() -> None:
     callers: dict[str, list[str]] = {name: [] for name in everything() if name not in printed}
     for module in STORES:
         for function in ast.walk(ast.parse(inspect.getsource(module))):
-            if isinstance(function, ast.FunctionDef):
-                for name in named_in(function) - again(module, function.name):
+            if isinstance(function, ast.FunctionDef) and module is not batch_queries:
+                for name in named_in(function):
                     callers[name].append(function.name)
-    for name in named_in(ast.parse(inspect.getsource(batch_queries))):
-        callers[name] = callers[name] or ["__init__"]
-    for name in re.findall(r'one\("(\w+)"\)', inspect.getsource(transport)):
-        callers[name] = callers[name] or ["TransportStatements"]  # it prepares what the store sends as well
+    for name in in_scripts():
+        callers[name].append("script")
     for table in (*repair.TABLES, "migration"):  # each may be published
         callers[f"try_{table}"] = ["_refusal"]
     shared = {
         "create_migration_table": ["create_table", "guarded_table_sql"],
-        "finish": ["__init__", "complete_within"],
-        "store_batch_data": ["_recording", "complete_late"],
-        "unclaim_batch": ["_recording", "undo"],
         "create_time_index": ["time_index_sql", "create_time_index"],
+        # claims that are tried one by one
+        **{name: ["__init__", "script"] for name in ("begin", "set_claim_timeout", "claim")},
+        # a job that completes within a transaction of its handler
+        **{name: ["complete_within", "script"] for name in ("finish", "cancel_if_requested")},
+        "read_session": ["as_claimed", "script"],
+        "set_claim_role": ["_set_role", "script"],
     }
     assert {name: functions for name, functions in callers.items() if len(functions) != 1} == shared
 
@@ -226,7 +241,7 @@ def test_only_the_stores_and_the_migrations_load_statements_and_only_the_stores_
         "db.migration_plan",
     }
     runs = {name for name, source in sources.items() if re.search(r"\b(cur|conn|cursor)\.execute", source)}
-    assert runs == {*of_stores, "db.cursors"} - {"db.roles"}  # its text is for others to run
+    assert runs == {*of_stores, "db.cursors"} - {"db.roles", "execution.batch_queries"}  # for others to run
 
 
 # --- the columns of a job
@@ -243,9 +258,10 @@ def columns(statement: str) -> list[str]:
 
 
 def claimed_columns() -> list[str]:
-    """What a claim lists, from `id` to what is no column."""
-    as_columns = re.sub(r"pg_catalog\.to_json\((\w+)\)", r"\1", code(everything()["claim"]))
-    found = re.findall(r"RETURNING\s+(id, [^;]*?),\s*pg_catalog", as_columns)
+    """What the lock behind a claim lists, from `id` to the settings."""
+    as_columns = re.sub(r"pg_catalog\.to_json\((\w+)\)", r"\1", code(everything()["lock"]))
+    as_columns = re.sub(r"CASE WHEN .*? THEN (\w+) END", r"\1", as_columns)  # NULL stands for what most jobs have
+    found = re.findall(r"SELECT\s+(id, [^;]*?),\s*\{settings\}", as_columns)
     assert len(found) == 1
     return [column.strip() for column in found[0].split(",")]
 
@@ -258,7 +274,7 @@ def test_all_statements_that_give_jobs_list_the_same_columns_in_the_same_order()
     others = set(everything()) - set(GIVE_JOBS)
     assert not [name for name in others if "attempted_by, token" in code(everything()[name])], "and there are no others"
     known = ["state", "queue", "finalized_at", "token", "output"]  # to who claims
-    assert claimed_columns() == [name for name in first if name not in known]
+    assert sorted(claimed_columns()) == sorted(name for name in first if name not in known)
 
 
 def test_a_row_becomes_a_job_column_by_column() -> None:
@@ -275,16 +291,27 @@ def test_a_row_becomes_a_job_column_by_column() -> None:
     assert as_job([*({**row, **dict.fromkeys(instants[2:])}).values()]).leased_until is None
 
 
-def test_a_row_of_a_claim_becomes_the_running_job_of_its_claimer() -> None:
+COMMON = {"metadata": "{}", "errors": "[]", "tags": (), "attempted_by": ("me",)}
+
+
+@pytest.mark.parametrize("common", [False, True])
+def test_a_row_of_a_claim_becomes_the_running_job_of_its_claimer(common: bool) -> None:
+    """A NULL stands for the value that most jobs have."""
     names, token = claimed_columns(), uuid4()
     row: dict[str, Any] = {name: f"the {name}" for name in names}
     row |= {name: [name] for name in ("tags", "attempted_by")}
     instants = [name for name in names if name.endswith("_at") or name == "leased_until"]
-    row |= {name: datetime(2026, 1, 1, hour, tzinfo=UTC) for hour, name in enumerate(instants)}
-    made = claimed_job([*row.values(), "more that a statement gives"], "mail", token)
+    times = {name: datetime(2026, 1, 1, hour, tzinfo=UTC) for hour, name in enumerate(instants)}
+    row |= {name: f'"{time.isoformat()}"' for name, time in times.items()}
+    expected = {**row, **times}
+    if common:
+        row |= dict.fromkeys((*COMMON, "created_at", "leased_until"))
+        expected |= COMMON | {"created_at": times["scheduled_at"], "leased_until": None}
+    same = {"queue": "mail", "token": token, "attempted_by": ("me",)}
+    made = claimed_job([*row.values(), "more that a statement gives"], same, claimed_at)
     assert (made.state, made.queue, made.token, made.finalized_at, made.raw_output) == (
         JobState.RUNNING, "mail", token, None, None,
     )  # fmt: skip
-    for name, value in row.items():
+    for name, value in expected.items():
         field = f"raw_{name}" if name in ("args", "metadata", "errors") else name
         assert getattr(made, field) == (tuple(value) if isinstance(value, list) else value)
