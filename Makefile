@@ -17,7 +17,7 @@ PYTEST = pytest -n 4 --dist worksteal
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-tools modes decoys prerelease matrix faults storm soak check fix bench bench-growth bench-profile bench-crash bench-peers clean
+.PHONY: help demo test test-tools modes decoys prerelease matrix faults storm soak check fix bench bench-processes bench-real bench-growth bench-profile bench-crash bench-peers clean
 
 help: ## what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -68,8 +68,14 @@ fix: $(READY) ## format, and mend what the linter can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(READY) ## how fast it is, beside the pgbench floor; under 10 minutes; BASELINE=<git revision or wheel>: over that version, in turns
+bench: $(READY) ## how fast it is, over two pgbench floors; 15 minutes; BASELINE=<git revision or wheel>: over that version too, in turns
 	$(BIN)/python -m benchmarks.bench $(if $(BASELINE),--baseline '$(BASELINE)') $(ARGS)
+
+bench-processes: $(READY) ## several processes beside one with as many threads; 5 minutes
+	$(BIN)/python -m benchmarks.processes $(ARGS)
+
+bench-real: $(READY) ## on a disk and a network like those of real servers: how many threads, which batches; 20 minutes
+	$(BIN)/python -m benchmarks.real $(ARGS)
 
 bench-growth: $(READY) ## whether it stays so fast with a million rows, dead entries, slow disks; a quarter of an hour
 	$(BIN)/python -m benchmarks.growth $(ARGS)

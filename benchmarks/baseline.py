@@ -49,6 +49,12 @@ def present() -> str:
         return "the present code"
 
 
+def present_side(folder: Path, dsn: str, schema: str) -> Side:
+    """The present version, copied into this folder."""
+    copy_present(folder)
+    return Side(present(), (folder / "now", folder / "bench"), dsn, schema)
+
+
 def copy_present(into: Path) -> None:
     """Its parts, and this package."""
     left_out = shutil.ignore_patterns("__pycache__")
@@ -124,7 +130,7 @@ class Process:
         self._alarm = threading.Timer(DEADLINE, self._child.kill)
         self._alarm.start()
         try:
-            found = Path(self._hear()["pgjobs"])
+            found = Path(self.hear()["pgjobs"])
             if not found.is_relative_to(self._side.path[0]):
                 raise WrongResult(f"{self._side.name} should be measured, but {found} was imported")
         except BaseException:
@@ -144,15 +150,17 @@ class Process:
 
     def run(self) -> dict[str, Any]:
         """Do the work, and say what came of it."""
-        self._tell()
-        return self._hear()
+        self.tell()
+        return self.hear()
 
-    def _tell(self) -> None:
+    def tell(self) -> None:
+        """Let it go on: with the work, or where the work waits for this, to its end."""
         assert self._child.stdin is not None
         self._child.stdin.write("\n")
         self._child.stdin.flush()
 
-    def _hear(self) -> dict[str, Any]:
+    def hear(self) -> dict[str, Any]:
+        """What it says next."""
         assert self._child.stdout is not None
         line = self._child.stdout.readline()
         if not line:

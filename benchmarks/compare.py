@@ -23,7 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from queue import Empty, Queue
@@ -265,7 +265,7 @@ class Arm:
 
 def arms(bench: Bench, contender: Contender, rows: Sequence[str], jobs: int | None) -> Iterator[Arm]:
     def sized(way: Way) -> Way:
-        return Way(jobs or way.jobs, way.options)
+        return replace(way, jobs=jobs or way.jobs)
 
     for way, drain in contender.drains.items():
         if "noop" in rows:
@@ -289,6 +289,7 @@ def prepare(names: Sequence[str], server: EmbeddedPostgres, figures: Figures) ->
         try:
             installed = contender.install()
             figures.versions[name] = installed.version
+            figures.atomic |= {(name, way) for way, drain in contender.drains.items() if drain.atomic}
             benches[name] = Bench(server, contender, installed)
         except (CannotInstall, Refused) as error:
             figures.absent[name] = str(error)

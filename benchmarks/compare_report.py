@@ -34,6 +34,19 @@ CHARTS = {
     "p50": "From before the enqueue to the start of the handler, median",
 }
 _MINE = "pgjobs"
+_DRAINS = ("noop", "effect")
+#: The columns of the table of ratios: the head in two lines, the row, and our way.
+_COLUMNS = (
+    ("no-op", "one by one", "noop", ""),
+    ("no-op", "batches", "noop", "batch"),
+    ("inserts", "one by one", "effect", ""),
+    ("inserts", "batches", "effect", "batch"),
+    ("pickup", "p50", "p50", ""),
+    ("pickup", "p99", "p99", ""),
+    ("enqueue", "one", "one", ""),
+    ("bulk", "with ids", "ids", ""),
+    ("bulk", "without", "no ids", ""),
+)
 
 Key = tuple[str, str]  # contender, way
 
@@ -48,6 +61,7 @@ class Figures:
     versions: dict[str, str] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
     machine: dict[str, str] = field(default_factory=dict)
+    atomic: set[Key] = field(default_factory=set)  # whose effects commit together with the finish of their jobs
 
     def add(self, row: str, name: str, way: str, value: float) -> None:
         self.values[row].setdefault((name, way), []).append(value)
@@ -90,7 +104,7 @@ class Figures:
         return "\n".join([*lines, *(f"{name}: not measured, {reason}" for name, reason in self.absent.items())])
 
     def __str__(self) -> str:
-        return "\n".join([*self._tables(), _EXPLAINED])
+        return "\n".join([*self._tables(), _EXPLAINED, *self._ratios()])
 
     def _tables(self) -> list[str]:
         lines = [f"{'':<44}{'median':>9}{'min-max':>18}{'pgjobs /':>10}{'batch /':>10}"]
@@ -108,6 +122,32 @@ class Figures:
             lines += [f"  {label(key):<42}  refused: {reason}" for key, reason in self.reasons[row].items()]
             lines += [f"  {name:<42}  not measured: {reason}" for name, reason in self.absent.items()]
         return lines
+
+    def _ratios(self) -> list[str]:
+        """Ours over all others', in one table: a line for each way to drain."""
+        found = {row: dict(self.medians(row)) for row in ROWS}
+        names = dict.fromkeys(name for row in ROWS for name, _ in found[row] if name != _MINE)
+        ways = dict.fromkeys(key for row in _DRAINS for key in found[row] if key[0] != _MINE)
+        keys = [*ways, *((name, "") for name in names if name not in {name for name, _ in ways})]
+        first = {name: key for name, key in reversed([(key[0], key) for key in keys])}
+
+        def cell(key: Key, row: str, way: str) -> str:
+            # what has no ways stands in the first line of each
+            same = (key[0], "") if row not in _DRAINS and first[key[0]] == key else key
+            own, theirs = found[row].get((_MINE, way)), found[row].get(same)
+            return f"{own / theirs:>12.2f}" if own and theirs else f"{'':>12}"
+
+        if not keys:
+            return []
+        heads = [f"{'':<36}" + "".join(f"{column[line]:>12}" for column in _COLUMNS) for line in (0, 1)]
+        lines = [
+            f"{label(key) + self._mark(key):<36}" + "".join(cell(key, row, way) for *_, row, way in _COLUMNS)
+            for key in keys
+        ]
+        return ["", "pgjobs over each", *heads, *(line.rstrip() for line in lines), _RATIOS_EXPLAINED]
+
+    def _mark(self, key: Key) -> str:
+        return " *" if key in self.atomic else ""
 
     def as_json(self) -> dict[str, Any]:
         def entry(row: str, key: Key) -> dict[str, Any]:
@@ -129,6 +169,9 @@ class Figures:
 _EXPLAINED = """
 pgjobs /: the figure of pgjobs, one job per transaction, over this one; batch /: that of its batch mode. Each figure is
 the median of its runs, after every one of which each job was found finished once, and each effect written once."""
+
+_RATIOS_EXPLAINED = """
+* effects and finishes are one transaction there, as in pgjobs. Of pickup, less than 1 is faster; of all else, more."""
 
 
 def label(key: Key) -> str:

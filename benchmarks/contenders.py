@@ -29,10 +29,14 @@ class Installed:
 
 @dataclass(frozen=True)
 class Way:
-    """One way to work a full queue, or to fill it: the jobs of a run, some two seconds of them, and the options."""
+    """One way to work a full queue, or to fill it: the jobs of a run, some two seconds of them, and the options.
+
+    `atomic`: what a handler writes is committed together with the finish of its job.
+    """
 
     jobs: int
     options: Options
+    atomic: bool = False
 
 
 @dataclass(frozen=True)
@@ -140,9 +144,9 @@ PEERS = (
         {
             "": Way(60_000, {"work": _BURST}),
             "transactional": Way(
-                12_000, {"work": {"batchSize": 100, "burstWhenBatchFull": True, "transactional": True}}
+                12_000, {"work": {"batchSize": 100, "burstWhenBatchFull": True, "transactional": True}}, atomic=True
             ),
-            "transactional, one by one": Way(4_000, {"work": _ONE_BY_ONE}),
+            "transactional, one by one": Way(4_000, {"work": _ONE_BY_ONE}, atomic=True),
         },
         pickup={"boss": {"useListenNotify": True}, "work": {"batchSize": 1}},
         setup={"queue": {}},
@@ -190,7 +194,7 @@ PEERS = (
         python_library("pq_.py", "pq", "psycopg2-binary"),
         "queue",
         "dequeued_at IS NOT NULL",
-        {"in transaction": Way(3_000, {"threads": 8, "transactional": True})},
+        {"in transaction": Way(3_000, {"threads": 8, "transactional": True}, atomic=True)},
         pickup={"threads": 1, "transactional": False},
     ),
     Contender(

@@ -1,34 +1,17 @@
-"""How fast jobs are enqueued: one in each transaction, and many in one."""
+"""How fast many jobs are enqueued in one transaction."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from psycopg import sql
-from psycopg_pool import ConnectionPool
 
 from benchmarks import workload
 from benchmarks.ground import Table
 from pgjobs import Client
 
 _COLUMNS = "args, queue, kind, priority, max_attempts, metadata, tags"  # what `enqueue_many` writes of a plain job
-
-
-def one_by_one(client: Client, table: Table, threads: int) -> float:
-    """Jobs a second, each in a transaction of its own on a connection of the client's pool."""
-    table.empty()
-    workload.one_by_one(client, table.jobs, threads)
-    return table.insert_rate()
-
-
-@contextmanager
-def own_pool(dsn: str, table: Table, threads: int) -> Iterator[Client]:
-    """A client on the application's pool, with what psycopg does by default: it prepares what is repeated."""
-    with ConnectionPool(dsn, min_size=threads, max_size=threads, open=True) as pool:
-        pool.wait()
-        yield Client(pool, schema=table.schema)
 
 
 def many(client: Client, table: Table, *, returning: bool) -> float:

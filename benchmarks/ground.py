@@ -6,6 +6,7 @@ import inspect
 import os
 import platform
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,11 +17,12 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from benchmarks.workload import warmed
+from benchmarks.workload import DEADLINE, warmed
 from pgjobs import Client, WorkerPool
 from pgjobs.embedded import EmbeddedPostgres, database_url
 
 BATCHES = "batch_size" in inspect.signature(WorkerPool).parameters  # whether this version has the batch mode
+_LOOK = 0.05  # seconds between two looks at a table that other processes work
 
 
 class WrongResult(Exception):
@@ -81,6 +83,16 @@ class Table:
         self.execute("VACUUM (ANALYZE) {job}")
         self.execute("CHECKPOINT")
         self._began = self.value("SELECT clock_timestamp()")
+
+    def wait_until_done(self) -> None:
+        """Until none is waiting or running."""
+        deadline = time.monotonic() + DEADLINE
+        query = "SELECT EXISTS (SELECT FROM {job} WHERE queue = 'default' AND state = %s)"
+        for state in ("available", "running"):
+            while self.value(query, state):
+                if time.monotonic() > deadline:
+                    raise WrongResult(f"after {DEADLINE:g} s some of {self.jobs} jobs are still {state}")
+                time.sleep(_LOOK)
 
     def rate(self) -> float:
         """Jobs a second, after it is clear that each was done, and done once."""

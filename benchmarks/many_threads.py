@@ -28,7 +28,7 @@ def _on(server: EmbeddedPostgres, disk: str, size: Size) -> Question:
     with table(server.dsn, "pgjobs", jobs) as (client, rows):
         for threads in _THREADS:
             floor = f"pgbench prepared, {threads} clients"
-            question.add(floor, Pgbench(server.dsn, rows, threads, "prepared"))
+            question.add(floor, Pgbench(server.dsn, rows, threads))
             for name, wanted, options in size.modes:
                 load = partial(_load, rows, 2 * wanted)
                 over = [floor] if name == "one by one" else [f"one by one, {threads} threads"]

@@ -17,27 +17,28 @@ import os
 import pstats
 import re
 import resource
+import sys
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import psycopg
 
 from benchmarks import quiet
 from benchmarks.drain import Drain
 from benchmarks.floors import Pgbench
-from benchmarks.ground import BATCHES, Table, configuration, own_server, table
+from benchmarks.ground import BATCHES, Table, WrongResult, configuration, own_server, table
 from benchmarks.workload import Handling
 from pgjobs import Client
 from pgjobs.embedded import EmbeddedPostgres
 
 _STATEMENTS = "pg_stat_statements"
+_WORKER = "/worker-"  # stands in the names of the threads that work jobs
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Way:
 
 def floor(server: EmbeddedPostgres, table: Table, way: Way) -> None:
     """The same of the bare statements. Their backends are gone at the end, so the postmaster knows what they took."""
-    run = Pgbench(server.dsn, table, way.threads, "prepared", effect=way.handling == "insert")
+    run = Pgbench(server.dsn, table, way.threads, effect=way.handling == "insert")
     before, mine = _gone_processes(server.pid), _own_children()
     rate = run()
     server_cost, client_cost = _gone_processes(server.pid) - before, _own_children() - mine
@@ -132,11 +133,7 @@ def processor_time(server: EmbeddedPostgres, client: Client, table: Table, way: 
 def functions(client: Client, table: Table, way: Way, cost: float, top: int) -> None:
     started: list[int] = []
     drain = Drain(client, table, 1, handling=way.handling, noted=started.append, **way.options)
-    profiler, crew = cProfile.Profile(time.thread_time), drain.pool._threads
-    work: Any = crew._work
-    with patch.object(crew, "_work", partial(profiler.runcall, work)):
-        drain()
-    stats: dict[Any, Any] = pstats.Stats(profiler).stats  # type: ignore[attr-defined]
+    stats = _profiled(drain)
     files: dict[str, float] = defaultdict(float)
     lines: list[tuple[float, float, float, str]] = []
     per_job = cost / sum(own for _, _, own, _, _ in stats.values())
@@ -154,6 +151,28 @@ def functions(client: Client, table: Table, way: Way, cost: float, top: int) -> 
     print("\nclient by function; libpq counts for the function that calls it:\n     own   total  calls/job")
     for own, total, calls, label in sorted(lines, reverse=True)[: 2 * top]:
         print(f"  {own:6.2f} {total:7.2f} {calls:10.2f}  {label}")
+
+
+def _profiled(drain: Drain) -> dict[Any, Any]:
+    """What cProfile says of the one thread that works."""
+    profiler = cProfile.Profile(time.thread_time)
+
+    def begin(*_: object) -> None:
+        """Called at the first event of each new thread."""
+        if _WORKER in threading.current_thread().name:
+            profiler.enable()
+        else:
+            sys.setprofile(None)
+
+    threading.setprofile(begin)
+    try:
+        drain()
+    finally:
+        threading.setprofile(None)
+    if not profiler.getstats():
+        raise WrongResult(f"no thread with {_WORKER} in its name has worked: worker threads have other names now")
+    stats: dict[Any, Any] = pstats.Stats(profiler).stats  # type: ignore[attr-defined]
+    return stats
 
 
 def _short(path: str) -> str:
@@ -181,15 +200,11 @@ def statements_known(server: EmbeddedPostgres) -> Iterator[bool]:
 
 
 def statements(client: Client, table: Table, way: Way, top: int) -> None:
-    drain = Drain(client, table, way.threads, handling=way.handling, **way.options)
-    loaded = drain._load
-
     def load() -> None:
-        loaded()
+        table.load()
         table.conn.execute(f"SELECT {_STATEMENTS}_reset()")
 
-    drain._load = load
-    drain()
+    Drain(client, table, way.threads, handling=way.handling, load=load, **way.options)()
     rows = table.conn.execute(
         f"""SELECT total_exec_time * 1000 / %(jobs)s, total_plan_time * 1000 / %(jobs)s, calls / %(jobs)s::float8,
                 (shared_blks_hit + shared_blks_read) / %(jobs)s::float8, shared_blks_dirtied / %(jobs)s::float8,

@@ -1,4 +1,4 @@
-"""Two versions of pgjobs measured in turns: the ratio of each row, how sure it is, and what follows. No I/O."""
+"""The rows of the report: what each measured, its ratios, how sure they are, and what follows. No I/O."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from typing import Any
 
 LOWEST = 0.97  # a row is slower when all of its interval lies below
 WIDEST = 0.10  # an interval that is wider says little
+PER_JOB = ("client us", "server us", "Python calls", "C calls")  # what one job takes; no row of these is judged
+FLOORS = ("chain", "fixed")
 _SURE = 0.95
-_TIMES = ("ms", "us/job")  # units of which less is better
+_TIMES = ("ms", *PER_JOB)  # units of which less is better
 
 
 @dataclass(frozen=True)
@@ -39,14 +41,18 @@ def _sure(rounds: int, rank: int) -> float:
 
 @dataclass
 class Line:
-    """A row of the report: one figure for each round, of both versions, and of the floor if there is one."""
+    """A row of the report: one figure for each round, of the present version, and of the baseline and the floors if
+    there are any."""
 
     name: str
     unit: str
-    judged: bool = True
     now: list[float] = field(default_factory=list)
     baseline: list[float] = field(default_factory=list)
-    floor: list[float] = field(default_factory=list)
+    floors: dict[str, list[float]] = field(default_factory=dict)
+
+    @property
+    def judged(self) -> bool:
+        return self.unit not in PER_JOB
 
     @property
     def ratios(self) -> list[float]:
@@ -58,13 +64,9 @@ class Line:
     def ratio(self) -> float:
         return statistics.median(self.ratios)
 
-    @property
-    def over_floor(self) -> float | None:
-        return (
-            statistics.median(now / floor for now, floor in zip(self.now, self.floor, strict=True))
-            if self.floor
-            else None
-        )
+    def over(self, floor: str) -> float | None:
+        figures = self.floors.get(floor)
+        return statistics.median(now / of for now, of in zip(self.now, figures, strict=True)) if figures else None
 
     @property
     def interval(self) -> Interval:
@@ -79,17 +81,14 @@ class Line:
         return self.judged and self.interval.high - self.interval.low > WIDEST
 
     def as_json(self) -> dict[str, Any]:
-        found = self.interval
-        return {
-            "name": self.name,
-            "unit": self.unit,
-            "ratio": round(self.ratio, 3),
-            "interval": [round(found.low, 3), round(found.high, 3)],
-            "slower": self.slower,
-            "now": self.now,
-            "baseline": self.baseline,
-            "floor": self.floor,
-        }
+        over = {floor: self.over(floor) for floor in self.floors}
+        found: dict[str, Any] = {"name": self.name, "unit": self.unit, "now": self.now}
+        found |= {"floors": self.floors, "over": {floor: round(ratio, 3) for floor, ratio in over.items() if ratio}}
+        if self.baseline:
+            low, high = self.interval.low, self.interval.high
+            found |= {"baseline": self.baseline, "ratio": round(self.ratio, 3), "slower": self.slower}
+            found |= {"interval": [round(low, 3), round(high, 3)]}
+        return found
 
 
 def verdict(lines: Sequence[Line], baseline: str, *, quiet: bool = True) -> str:
@@ -107,22 +106,50 @@ def verdict(lines: Sequence[Line], baseline: str, *, quiet: bool = True) -> str:
 
 
 def report(lines: Sequence[Line]) -> str:
-    """The table, the processor time below it, and how to read both."""
+    """The table, what one job takes below it, and how to read both."""
+    compared = bool(lines[0].baseline)
     width = max(len(line.name) for line in lines) + 2
-    columns = f"{'now':>10}{'baseline':>10}{'ratio':>8}{'interval':>15}{'over floor':>12}"
-    rows = [f"{'':<{width}}{'':<7}{columns}", *(_row(line, width) for line in lines if line.judged)]
-    unjudged = [_row(line, width) for line in lines if not line.judged]
-    if unjudged:
-        rows += ["", "processor time, of which no row is judged", *unjudged]
-    return "\n".join([*rows, "", *_notes(lines)])
+    columns = f"{'baseline':>10}{'ratio':>8}{'interval':>15}" if compared else ""
+    head = f"{'':<{width}}{'':<7}{'now':>10}{columns}" + "".join(f"{'over ' + floor:>12}" for floor in FLOORS)
+    rows = [head, *(_row(line, width) for line in lines if line.judged)]
+    return "\n".join([*rows, "", *_per_job(lines, width), *_notes(lines)])
 
 
 def _row(line: Line, width: int) -> str:
-    found, over = line.interval, line.over_floor
-    cells = f"{_shown(line.now):>10}{_shown(line.baseline):>10}{line.ratio:>8.2f}"
-    cells += f"{found.low:>7.2f} to {found.high:.2f}{'' if over is None else f'{over:.2f}':>12}"
-    marks = ("  <-- SLOWER" if line.slower else "") + ("  (wide)" if line.wide else "")
+    cells, marks = f"{_shown(line.now):>10}", ""
+    if line.baseline:
+        found = line.interval
+        cells += f"{_shown(line.baseline):>10}{line.ratio:>8.2f}{found.low:>7.2f} to {found.high:.2f}"
+        marks = ("  <-- SLOWER" if line.slower else "") + ("  (wide)" if line.wide else "")
+    ratios = [line.over(floor) for floor in FLOORS]
+    cells += "".join(f"{'' if ratio is None else f'{ratio:.2f}':>12}" for ratio in ratios)
     return f"{line.name:<{width}}{line.unit:<7}{cells}{marks}".rstrip()
+
+
+def _per_job(lines: Sequence[Line], width: int) -> list[str]:
+    """A row for all that one job takes: of each now, and if there is a baseline, that of the baseline and the ratio."""
+    taken: dict[str, dict[str, Line]] = {}
+    for line in lines:
+        if not line.judged:
+            taken.setdefault(line.name, {})[line.unit] = line
+    if not taken:
+        return []
+    columns = [name for name in PER_JOB if any(name in found for found in taken.values())]
+    size = 22 if lines[0].baseline else 14
+    head = f"{'one job takes':<{width}}" + "".join(f"{column:>{size}}" for column in columns)
+    rows = [
+        f"{name:<{width}}" + "".join(f"{_cost(found.get(column)):>{size}}" for column in columns)
+        for name, found in taken.items()
+    ]
+    return [head, *(row.rstrip() for row in rows), ""]
+
+
+def _cost(line: Line | None) -> str:
+    if line is None:
+        return ""
+    if not line.baseline:
+        return _shown(line.now)
+    return f"{_shown(line.now)} of {_shown(line.baseline)} {line.ratio:>6.2f}"
 
 
 def _shown(figures: Sequence[float]) -> str:
@@ -131,11 +158,16 @@ def _shown(figures: Sequence[float]) -> str:
 
 
 def _notes(lines: Sequence[Line]) -> list[str]:
+    notes = ["over chain: over the bare statements of pgjobs on its table (floor.sql), as many clients of pgbench"]
+    notes += ["over fixed: over one that only locks, updates and commits, on a table that never changes (fixed_floor/)"]
+    if not lines[0].baseline:
+        return notes
     rounds, found = len(lines[0].now), lines[0].interval
     between = (
         "the smallest to the largest" if found.rank == 1 else f"the {found.rank}. smallest to the {found.rank}. largest"
     )
     return [
+        *notes,
         "ratio: median over the rounds of now / baseline, for times of baseline / now, so that less than 1 is slower",
         f"interval: {between} of {rounds} ratios; it holds the true median in {found.sure:.0%} of all runs (sign test)",
     ]

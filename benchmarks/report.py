@@ -93,6 +93,25 @@ class Question:
         return known if ratio is None else {**known, "over": arm.over, "ratio": round(ratio, 3)}
 
 
+def as_grid(head: str, questions: Sequence[Question]) -> str:
+    """A table in Markdown: a row for each name of an arm, a column for each question; ratios in brackets."""
+    names = dict.fromkeys(arm.name for question in questions for arm in question.arms)
+    rows = [[head, *(question.title for question in questions)]]
+    for name in names:
+        found = [next((arm for arm in question.arms if arm.name == name), None) for question in questions]
+        rows.append([name, *(_in_grid(question, arm) for question, arm in zip(questions, found, strict=True))])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows.insert(1, ["-" * width for width in widths])
+    return "\n".join(f"| {' | '.join(map(str.ljust, row, widths))} |" for row in rows)
+
+
+def _in_grid(question: Question, arm: Arm | None) -> str:
+    if arm is None:
+        return ""
+    ratio = question.ratio(arm)
+    return _shown(arm.median) + ("" if ratio is None else f" ({ratio:.2f})")
+
+
 def percentile(figures: Sequence[float], percent: int) -> float:
     """The smallest figure that so many percent do not exceed."""
     ranked = sorted(figures)
@@ -103,7 +122,7 @@ def _shown(figure: float) -> str:
     return f"{figure:,.0f}" if abs(figure) >= 100 else f"{figure:.3g}"
 
 
-def write_json(path: Path, what: str, questions: Sequence[Question]) -> None:
+def write_json(path: Path, what: str, questions: Sequence[Question], **others: Any) -> None:
     path.parent.mkdir(exist_ok=True)
     answers = {question.key: question.as_json() for question in questions}
-    path.write_text(json.dumps({"configuration": what.splitlines(), "questions": answers}, indent=1) + "\n")
+    path.write_text(json.dumps({"configuration": what.splitlines(), "questions": answers, **others}, indent=1) + "\n")

@@ -18,9 +18,10 @@ from datetime import datetime
 from typing import Any, Literal
 
 import psycopg
-from psycopg import sql
 
 import pgjobs
+from benchmarks.calls import count_calls
+from benchmarks.sources import Source, Write, connected, write_with_psycopg
 from pgjobs import Client, Job, WorkerPool, WorkMap
 
 DEADLINE = 300.0  # seconds that one run may take
@@ -37,7 +38,8 @@ _IDLE_AFTER = 0.3  # seconds after a job until its pool sleeps again
 class Work:
     """A worker pool whose handler does nothing, or inserts one row through its `tx`. It notes the id of each start.
 
-    `noted` is called with the number of starts so far. Other options are those of the pool.
+    `write` inserts that row; without it, psycopg does. `noted` is called with the number of starts so far. Other
+    options are those of the pool.
     """
 
     def __init__(
@@ -47,37 +49,42 @@ class Work:
         *,
         handling: Handling = "noop",
         kind: str = "noop",
+        write: Write | None = None,
         noted: Callable[[int], None] = lambda started: None,
         **options: Any,
     ) -> None:
-        # as text, which is what handlers have: to compose it anew for each job takes psycopg ten microseconds
-        insert = sql.SQL("INSERT INTO {} (job) VALUES (%s)").format(sql.Identifier(client.schema, "effect"))
-        self._insert = insert.as_string(None)
+        self._insert = write or write_with_psycopg(client.schema)
         self._noted = noted
-        self._started: list[int] = []  # job ids; appending is one step under the interpreter's lock
+        self.started: list[int] = []  # job ids; appending is one step under the interpreter's lock
         self._last = threading.Event()
         handler = self._note if handling == "noop" else self._write
         options.setdefault("queues", {"default": threads})
         self.pool = WorkerPool(client, WorkMap({kind: handler}), **options)
 
-    def _write(self, tx: psycopg.Connection[Any], job: Job[Any]) -> None:
-        tx.execute(self._insert, [job.id])
+    def _write(self, tx: Any, job: Job[Any]) -> None:
+        self._insert(tx, job.id)
         self._note(tx, job)
 
-    def _note(self, tx: psycopg.Connection[Any], job: Job[Any]) -> None:
-        self._started.append(job.id)
-        self._noted(len(self._started))
-        if len(self._started) >= self._goal:
+    def _note(self, tx: Any, job: Job[Any]) -> None:
+        self.started.append(job.id)
+        self._noted(len(self.started))
+        if len(self.started) >= self._goal:
             self._last.set()
 
     def __call__(self, goal: int, patience: float = DEADLINE) -> list[int]:
         """Let the pool run until that many jobs are started, or the patience ends; the ids of all that were."""
+        with self.working(goal):
+            self._last.wait(patience)
+        return self.started
+
+    @contextmanager
+    def working(self, goal: int) -> Iterator[None]:
+        """The pool runs in this block; afterwards `started` has the ids of all jobs that it started."""
         self._goal = goal
-        self._started.clear()
+        self.started.clear()
         self._last.clear()
         with self.pool:
-            self._last.wait(patience)
-        return self._started
+            yield
 
 
 def twice(started: list[int]) -> list[int]:
@@ -194,14 +201,58 @@ def _migrate(dsn: str, schema: str, jobs: int) -> Iterator[Run]:
 
 @contextmanager
 def _drain(
-    dsn: str, schema: str, jobs: int, *, threads: int, handling: Handling = "noop", **options: Any
+    dsn: str,
+    schema: str,
+    jobs: int,
+    *,
+    threads: int,
+    handling: Handling = "noop",
+    source: Source = "own pool",
+    **options: Any,
 ) -> Iterator[Run]:
-    with Client(dsn, schema=schema) as client:
-        work = Work(client, threads, handling=handling, **options)
+    with connected(source, dsn, schema, threads) as (client, write):
+        work = Work(client, threads, handling=handling, write=write, **options)
 
         def run() -> dict[str, Any]:
             started = work(jobs)
             return {"started": len(started), "twice": twice(started)}
+
+        yield run
+
+
+@contextmanager
+def _calls(
+    dsn: str,
+    schema: str,
+    jobs: int,
+    *,
+    threads: int,
+    handling: Handling = "noop",
+    source: Source = "own pool",
+    **options: Any,
+) -> Iterator[Run]:
+    with connected(source, dsn, schema, threads) as (client, write):
+
+        def run() -> dict[str, Any]:
+            inserting = write if handling == "insert" else None
+            python, c = count_calls(client, threads, jobs, write=inserting, **options)
+            return {"Python calls": python, "C calls": c}
+
+        yield run
+
+
+@contextmanager
+def _share(
+    dsn: str, schema: str, jobs: int, *, threads: int, handling: Handling = "noop", **options: Any
+) -> Iterator[Run]:
+    """Works beside other processes until the input says that all jobs are done."""
+    with Client(dsn, schema=schema) as client:
+        work = Work(client, threads, handling=handling, **options)
+
+        def run() -> dict[str, Any]:
+            with work.working(jobs):
+                sys.stdin.readline()
+            return {"started": work.started}
 
         yield run
 
@@ -212,8 +263,8 @@ def _pickup(dsn: str, schema: str, jobs: int) -> Iterator[Run]:
 
 
 @contextmanager
-def _enqueue(dsn: str, schema: str, jobs: int, *, threads: int) -> Iterator[Run]:
-    with Client(dsn, schema=schema) as client:
+def _enqueue(dsn: str, schema: str, jobs: int, *, threads: int, source: Source = "own pool") -> Iterator[Run]:
+    with connected(source, dsn, schema, threads) as (client, _):
 
         def run() -> dict[str, Any]:
             one_by_one(client, jobs, threads)
@@ -237,6 +288,8 @@ def _bulk(dsn: str, schema: str, jobs: int, *, returning: bool) -> Iterator[Run]
 WORK: dict[str, Callable[..., AbstractContextManager[Run]]] = {
     "migrate": _migrate,
     "drain": _drain,
+    "calls": _calls,
+    "share": _share,
     "pickup": _pickup,
     "enqueue": _enqueue,
     "bulk": _bulk,

@@ -135,6 +135,7 @@ class HookCalls:
 
     def __init__(self, hooks: Sequence[Hooks] = (), *, error_details: bool = True) -> None:
         self._hooks = tuple(hooks)
+        self.any = bool(self._hooks)  # whether there are any
         self._error_details = error_details
 
     def __bool__(self) -> bool:
@@ -186,7 +187,7 @@ class _Step:
     """One middleware with the call that it wraps.
 
     A class and not a closure: a traceback keeps the frame and its function alive, and a closure would keep `tx` alive
-    too, which the executor would take for a leaked transaction.
+    too.
     """
 
     middleware: Middleware

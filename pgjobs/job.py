@@ -77,7 +77,7 @@ class Job(Generic[Args]):
     scheduled_at: datetime  # not started before; a retry or snooze moves it
     created_at: datetime
     attempted_at: datetime | None = None  # the last claim
-    finalized_at: datetime | None = None  # set in the final states, and only in them
+    finalized_at: datetime | None = None  # set in the final states, and only in them, unless a hand changed the row
     attempted_by: tuple[str, ...] = field(repr=False, default=())  # client ids of the last 100 claims, the newest last
     token: UUID | None = field(repr=False, default=None)  # of the last claim; every write of the attempt checks it
     leased_until: datetime | None = field(repr=False, default=None)  # set while a detached attempt runs
@@ -100,8 +100,8 @@ class Job(Generic[Args]):
     @cached_property
     def metadata(self) -> Mapping[str, Any]:
         """The JSON object that was stored with the job."""
-        stored: dict[str, Any] = json.loads(self.raw_metadata)
-        return stored
+        stored = json.loads(self.raw_metadata)
+        return stored if isinstance(stored, dict) else {}  # another JSON value was written by hand
 
     @property
     def context(self) -> Mapping[str, Any] | None:
@@ -119,7 +119,7 @@ class Job(Generic[Args]):
         """One entry per failed attempt, the oldest first. Kept as long as the row."""
         try:
             return tuple(_attempt_error(entry) for entry in json.loads(self.raw_errors))
-        except (ValueError, RecursionError):  # JSON that was written by hand, and that Python cannot read
+        except (ValueError, TypeError, RecursionError):  # JSON that was written by hand, and that Python cannot read
             return (AttemptError(0, FIRST_INSTANT, self.raw_errors[:1000]),)
 
     @property

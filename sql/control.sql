@@ -54,7 +54,7 @@ WITH seen AS MATERIALIZED (
     UPDATE pgjobs.job SET
         state = 'cancelled',
         finalized_at = pg_catalog.statement_timestamp(),
-        metadata = metadata || pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
+        metadata = {job_metadata} || pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
             'cancel_attempted_at', pg_catalog.statement_timestamp(),
             'cancel_reason', CASE WHEN %(reason)s::text <> '' THEN %(reason)s::text END,
             'unique_key_conflict', CASE WHEN checked.conflict THEN true END)),
@@ -77,7 +77,7 @@ WITH seen AS MATERIALIZED (
     SELECT result, asked.*
     FROM results JOIN pgjobs.job ON job.id = results.id AND job.queue = results.queue,
         LATERAL pg_catalog.jsonb_populate_record(job, pg_catalog.jsonb_build_object(
-            'metadata', job.metadata || pg_catalog.jsonb_build_object('cancel_attempted_at', COALESCE(
+            'metadata', {job_metadata} || pg_catalog.jsonb_build_object('cancel_attempted_at', COALESCE(
                 (SELECT pg_catalog.min(requested_at) FROM pgjobs.cancel_request AS earlier
                     WHERE earlier.job_id = job.id AND earlier.token = job.token),
                 pg_catalog.statement_timestamp())))) AS asked
@@ -135,7 +135,7 @@ WITH seen AS MATERIALIZED (
             ELSE pg_catalog.statement_timestamp() END,
         finalized_at = NULL,
         leased_until = NULL,
-        metadata = metadata - '{cancel_attempted_at,cancel_reason}'::text[],
+        metadata = {job_metadata} - '{cancel_attempted_at,cancel_reason}'::text[],
         token = NULL
     FROM checked
     WHERE {allowed}
@@ -179,8 +179,8 @@ WITH seen AS MATERIALIZED (
 ), locked AS MATERIALIZED (
     {select_key} FROM pgjobs.job, LATERAL (
         SELECT
-            %(new_max_attempts)s::integer < (job.attempt + CASE WHEN job.finalized_at IS NULL THEN 1 ELSE 0 END)
-                AS unfit,
+            %(new_max_attempts)s::integer < (LEAST(job.attempt, 2147483646)
+                + CASE WHEN job.state = ANY ('{completed,cancelled,discarded}') THEN 0 ELSE 1 END) AS unfit,
             CASE
                 WHEN job.state = 'available' AND %(new_scheduled_at)s::timestamptz > pg_catalog.statement_timestamp()
                     THEN 'scheduled'
@@ -198,7 +198,8 @@ WITH seen AS MATERIALIZED (
         max_attempts = COALESCE(%(new_max_attempts)s::integer, max_attempts),
         scheduled_at = COALESCE(%(new_scheduled_at)s::timestamptz, scheduled_at),
         tags = COALESCE(%(new_tags)s::text[], tags),
-        metadata = metadata || COALESCE(%(new_metadata)s::jsonb, '{}'),
+        metadata = CASE WHEN %(new_metadata)s::jsonb IS NULL THEN metadata
+            ELSE {job_metadata} || %(new_metadata)s::jsonb END,
         output = COALESCE(%(new_output)s::jsonb, output)
     FROM checked WHERE {allowed}
     RETURNING job.*

@@ -204,6 +204,14 @@ ORDER BY 1;
 SELECT DISTINCT tablename::text, pubname::text FROM pg_catalog.pg_publication_tables
 WHERE schemaname = %(schema)s ORDER BY 1, 2;
 
+-- name: connection_facts
+-- Whether a connection can have startup options, and which: the process that serves it, whether the server can notice
+-- during a statement that the client is gone, and whether the connection is one of TCP.
+SELECT
+    pg_catalog.pg_backend_pid(),
+    pg_catalog.version() ~ 'linux|darwin|apple|bsd',
+    pg_catalog.inet_client_addr() IS NOT NULL;
+
 -- Whether the server refuses to change a published table. EXPLAIN makes the same checks as the statement itself, even
 -- in a read-only session, and changes nothing.
 

@@ -136,11 +136,11 @@ WITH moment AS (
         -- replace priority
         priority = %(priority)s::smallint,
         -- replace max_attempts
-        max_attempts = GREATEST(%(max_attempts)s::integer, attempt + 1),
+        max_attempts = GREATEST(%(max_attempts)s::integer, LEAST(attempt, 2147483646) + 1),
         -- replace tags
         tags = %(tags)s::text[],
         -- replace metadata
-        metadata = metadata || %(metadata)s::jsonb,
+        metadata = {job_metadata} || %(metadata)s::jsonb,
         -- replace scheduled_at
         scheduled_at = due,
         state = CASE

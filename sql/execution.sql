@@ -101,14 +101,14 @@ UPDATE pgjobs.job SET
     leased_until = CASE WHEN kind = ANY (%(detached)s::text[])
         THEN pg_catalog.statement_timestamp() + %(lease)s::interval END
 WHERE queue = %(queue)s AND id = ({next})
-RETURNING id, {commits};
+{returning};
 
--- name: claim_commits_alone
--- The last column of a claim in a transaction of its own: whether its commit waits for the disk.
+-- name: claim_alone
+-- What a claim in a transaction of its own returns: whether its commit waits for the disk.
 pg_catalog.set_config(
     'synchronous_commit', CASE WHEN leased_until IS NULL THEN %(synchronous_commit)s::text ELSE 'on' END, true);
 
--- name: claim_commits_with_finish
+-- name: claim_with_finish
 -- The same for a claim in the transaction of a finish, which decides it unless the claimed job is detached.
 CASE WHEN leased_until IS NOT NULL THEN pg_catalog.set_config('synchronous_commit', 'on', true) END;
 
@@ -251,10 +251,10 @@ WITH finished AS (
         leased_until = NULL,
         metadata = CASE WHEN %(metadata)s::jsonb IS NULL THEN metadata ELSE metadata || %(metadata)s::jsonb END,
         output = COALESCE(%(output)s::jsonb, output)
-    WHERE queue = %(queue)s AND id = %(id)s AND token = %(token)s AND state = 'running'
-    RETURNING state
+    WHERE queue = %(queue)s AND token = %(token)s AND state = 'running'
+    RETURNING id
 )
-SELECT pg_catalog.min(state), (EXTRACT(epoch FROM pg_catalog.statement_timestamp()) * 1000000)::bigint,
+SELECT pg_catalog.min(id), (EXTRACT(epoch FROM pg_catalog.statement_timestamp()) * 1000000)::bigint,
     CASE WHEN pg_catalog.count(*) = 1 THEN true ELSE pgjobs.attempt_lost() END
 FROM finished;
 
@@ -266,10 +266,10 @@ WITH finished AS (
         state = 'completed',
         finalized_at = pg_catalog.statement_timestamp(),
         leased_until = NULL
-    WHERE queue = %(queue)s AND id = %(id)s AND token = %(token)s AND state = 'running'
-    RETURNING state
+    WHERE queue = %(queue)s AND token = %(token)s AND state = 'running'
+    RETURNING id
 )
-SELECT pg_catalog.min(state), (EXTRACT(epoch FROM pg_catalog.statement_timestamp()) * 1000000)::bigint,
+SELECT pg_catalog.min(id), (EXTRACT(epoch FROM pg_catalog.statement_timestamp()) * 1000000)::bigint,
     CASE WHEN pg_catalog.count(*) = 1 THEN true ELSE pgjobs.attempt_lost() END
 FROM finished;
 
@@ -280,9 +280,9 @@ UPDATE pgjobs.job SET
     state = 'completed',
     finalized_at = pg_catalog.statement_timestamp(),
     leased_until = NULL
-WHERE queue = %(queue)s AND id = %(id)s AND token = %(token)s AND state = 'running'
+WHERE queue = %(queue)s AND token = %(token)s AND state = 'running'
 RETURNING
-    state, (EXTRACT(epoch FROM finalized_at) * 1000000)::bigint,
+    id, (EXTRACT(epoch FROM finalized_at) * 1000000)::bigint,
     -- the bound of the claim that follows in the same transaction
     (%(claim_timeout)s::text IS NULL
         OR pg_catalog.set_config('statement_timeout', %(claim_timeout)s::text, true) <> '');

@@ -82,7 +82,7 @@ SET LOCAL lock_timeout = '50ms';
 UPDATE pgjobs.job SET
     state = CASE WHEN lost THEN 'discarded' ELSE 'available' END,
     finalized_at = CASE WHEN lost THEN pg_catalog.clock_timestamp() END,
-    metadata = CASE WHEN lost THEN metadata || '{"unique_key_conflict": "scheduler_discarded"}' ELSE metadata END,
+    metadata = CASE WHEN lost THEN {job_metadata} || '{"unique_key_conflict": "scheduler_discarded"}' ELSE metadata END,
     unique_key = CASE WHEN lost AND 'discarded' = ANY (unique_states) THEN NULL ELSE unique_key END,
     unique_states = CASE WHEN lost AND 'discarded' = ANY (unique_states) THEN NULL ELSE unique_states END
 FROM (
@@ -186,8 +186,8 @@ WITH seen AS MATERIALIZED (
         attempt = attempt - CASE WHEN excused THEN 1 ELSE 0 END,
         token = CASE WHEN NOT excused THEN job.token END,
         finalized_at = CASE WHEN cancelled OR last AND NOT excused THEN pg_catalog.clock_timestamp() END,
-        metadata = CASE WHEN cancelled AND small THEN metadata || cancel
-            WHEN excused THEN metadata || pg_catalog.jsonb_build_object('excused', given
+        metadata = CASE WHEN cancelled AND small THEN {job_metadata} || cancel
+            WHEN excused THEN {job_metadata} || pg_catalog.jsonb_build_object('excused', given
                 || pg_catalog.jsonb_build_array(
                     pg_catalog.jsonb_build_object('at', pg_catalog.clock_timestamp(), 'worker', worker)))
             ELSE metadata END,
@@ -288,7 +288,7 @@ WITH stale AS MATERIALIZED (
     UPDATE pgjobs.job SET
         state = 'cancelled',
         finalized_at = pg_catalog.clock_timestamp(),
-        metadata = metadata || pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
+        metadata = {job_metadata} || pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
             'cancel_attempted_at', requested_at, 'cancel_reason', reason,
             'unique_key_conflict', CASE WHEN conflict THEN true END)),
         unique_key = CASE WHEN conflict THEN NULL ELSE unique_key END,
@@ -314,6 +314,24 @@ WITH stale AS MATERIALIZED (
     {stale_requests}
 )
 SELECT DISTINCT job_id, queue FROM stale;
+
+-- name: date_finished
+-- Gives finished jobs an end that have none, or one in the future, because a hand has changed them: they would never be
+-- pruned. When they ended is not known, so they are kept from now on.
+WITH undated AS MATERIALIZED (
+    {undated_jobs}
+), dated AS (
+    UPDATE pgjobs.job SET finalized_at = pg_catalog.clock_timestamp()
+    FROM undated WHERE job.id = undated.id AND job.queue = undated.queue
+    RETURNING job.id
+)
+SELECT pg_catalog.count(*) FROM dated;
+
+-- name: rows_to_date
+WITH undated AS MATERIALIZED (
+    {undated_jobs}
+)
+SELECT id, queue FROM undated;
 
 -- name: prune
 -- Deletes jobs of a state that ended longer ago than `keep`, the oldest first.

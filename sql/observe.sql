@@ -13,6 +13,8 @@ SELECT 1;
 {select_job}
 FROM pgjobs.job
 WHERE {matches}
+    -- a job without an end has no place in this order; maintenance will give it one
+    AND CASE WHEN pg_catalog.starts_with(%(order)s::text, 'finalized_at') THEN finalized_at IS NOT NULL ELSE true END
     AND CASE
         WHEN %(after_id)s::bigint IS NULL THEN true
         WHEN %(order)s::text = 'id up' THEN id > %(after_id)s::bigint
@@ -133,7 +135,8 @@ SELECT
     COALESCE(running.jobs, 0),
     -- a job may be available before its time: it does not wait yet
     CASE WHEN waiting.since IS NOT NULL
-        THEN GREATEST(pg_catalog.statement_timestamp() - waiting.since, interval '0') END,
+        THEN GREATEST(pg_catalog.statement_timestamp() - GREATEST(waiting.since, '0001-01-03 UTC'::timestamptz),
+            interval '0') END,
     COALESCE(ended.done, 0),
     COALESCE(ended.failed, 0),
     (SELECT pg_catalog.count(*) FROM pgjobs.worker

@@ -2,17 +2,13 @@
 
 -- part: matches
 -- Whether a job fits a filter. The client sends only the conditions that the filter has: see `without_unused` of
--- pgjobs/db/statements.py. A single state is compared with =, so that the order of an index can be used. The condition
--- on finalized_at lets the planner use the index of finished jobs.
+-- pgjobs/db/statements.py. A single state is compared with =, so that the order of an index can be used.
 (%(ids)s::bigint[] IS NULL OR job.id = ANY (%(ids)s::bigint[]))
     AND (%(kinds)s::text[] IS NULL OR job.kind = ANY (%(kinds)s::text[]))
     AND (%(queues)s::text[] IS NULL OR job.queue = ANY (%(queues)s::text[]))
     AND (%(states)s::text[] IS NULL OR CASE
         WHEN pg_catalog.cardinality(%(states)s::text[]) = 1 THEN job.state = (%(states)s::text[])[1]
         ELSE job.state = ANY (%(states)s::text[]) END)
-    AND (%(states)s::text[] IS NULL OR CASE
-        WHEN %(states)s::text[] <@ '{completed,cancelled,discarded}' THEN job.finalized_at IS NOT NULL
-        ELSE true END)
     AND (%(priorities)s::smallint[] IS NULL OR job.priority = ANY (%(priorities)s::smallint[]))
     AND (%(tags_any)s::text[] IS NULL OR job.tags && %(tags_any)s::text[])
     AND (%(tags_all)s::text[] IS NULL OR job.tags @> %(tags_all)s::text[])
@@ -32,7 +28,7 @@
 -- and ids that were written by hand may be negative.
 SELECT job.id, job.queue FROM pgjobs.job
     WHERE {matches}
-        AND (%(over)s::boolean OR job.finalized_at IS NULL)
+        AND (%(over)s::boolean OR job.state <> ALL ('{completed,cancelled,discarded}'))
         AND (%(after)s::bigint IS NULL OR (job.id >= %(after)s::bigint
             AND (job.id > %(after)s::bigint OR job.queue > %(after_queue)s::text)))
         AND job.id <= %(newest)s::bigint
@@ -112,25 +108,38 @@ SELECT id, queue, scheduled_at, unique_key IS NOT NULL AND (state = ANY (unique_
     FOR NO KEY UPDATE SKIP LOCKED
 
 -- part: next_due_job
--- Microseconds until the next waiting job is due.
+-- Microseconds until the next waiting job is due. Times that no client can read are left out: infinity has no distance.
 SELECT (EXTRACT(epoch FROM (pg_catalog.min(scheduled_at) - pg_catalog.clock_timestamp())) * 1000000)::bigint
 FROM pgjobs.job
-WHERE state = ANY ('{scheduled,retryable}') AND (%(aside)s::bigint[] IS NULL OR job.id <> ALL (%(aside)s::bigint[]))
+WHERE state = ANY ('{scheduled,retryable}')
+    AND scheduled_at >= '0001-01-03 UTC'::timestamptz AND scheduled_at <= '9999-12-30 UTC'::timestamptz
+    AND (%(aside)s::bigint[] IS NULL OR job.id <> ALL (%(aside)s::bigint[]))
+
+-- part: job_metadata
+-- The metadata of a job, to add to. An UPDATE by hand may have written another JSON value, which is dropped.
+(CASE WHEN pg_catalog.jsonb_typeof(job.metadata) = 'object' THEN job.metadata ELSE '{}'::jsonb END)
+
+-- part: claimed_at
+-- When a running job was claimed. A time in the future was written by hand, or under a wrong clock.
+(CASE WHEN attempted_at > (pg_catalog.clock_timestamp() + interval '1 day') THEN '-infinity'::timestamptz
+            ELSE COALESCE(attempted_at, created_at) END)
 
 -- part: vanished_jobs
--- Running jobs whose worker has vanished: their row has no lock, or their lease is over. If the last attempt is of a
--- kind that this process does not know, other processes have a day to rescue it, unless a cancel request waits for it.
+-- Running jobs whose worker has vanished: their row has no lock, or their lease is over. A lease without an end was
+-- written by hand; the worker, if it lives, extends it within a day, which gives it an end. If the last attempt is of
+-- a kind that this process does not know, others have a day to rescue it, unless a cancel request waits for it.
 SELECT id, queue, token, attempted_by[pg_catalog.array_upper(attempted_by, 1)] AS worker,
         %(kinds)s::text[] IS NULL OR kind = ANY (%(kinds)s::text[]) AS known,
         (pg_catalog.pg_column_size(errors) + pg_catalog.pg_column_size(metadata)
             + pg_catalog.pg_column_size(attempted_by))::bigint AS bytes
     FROM pgjobs.job
     WHERE state = 'running' AND CASE
-        WHEN leased_until IS NULL
-            THEN COALESCE(attempted_at, created_at) < (pg_catalog.clock_timestamp() - %(grace)s::interval)
+        WHEN leased_until IS NULL THEN {claimed_at} < (pg_catalog.clock_timestamp() - %(grace)s::interval)
+        WHEN leased_until > '9999-12-30 UTC'::timestamptz
+            THEN {claimed_at} < (pg_catalog.clock_timestamp() - interval '1 day')
         ELSE leased_until < pg_catalog.clock_timestamp() END
         AND (attempt < max_attempts OR %(kinds)s::text[] IS NULL OR kind = ANY (%(kinds)s::text[])
-            OR COALESCE(attempted_at, created_at) < (pg_catalog.clock_timestamp() - interval '1 day')
+            OR {claimed_at} < (pg_catalog.clock_timestamp() - interval '1 day')
             OR EXISTS (SELECT FROM pgjobs.cancel_request WHERE job_id = job.id AND cancel_request.queue = job.queue
                 AND (cancel_request.token = job.token OR (cancel_request.token IS NULL AND job.token IS NULL))))
         AND {selected}
@@ -166,6 +175,22 @@ SELECT id, queue FROM pgjobs.job
 (NOT in_code OR (%(versions)s::jsonb ->> name)::integer >= version) AND name <> ALL (%(left_out)s::text[])
     AND (next_tick_at IS NULL OR next_tick_at <= pg_catalog.clock_timestamp() OR run_now_at IS NOT NULL
         OR planned_for IS NULL OR planned_for <> (COALESCE(spec, '') || ' ' || zone))
+
+-- part: undated_jobs
+-- Finished jobs without an end, or with one in the future. They are found by the index of finished jobs.
+SELECT id, queue FROM pgjobs.job
+    WHERE id = ANY (ARRAY(
+            (SELECT id FROM pgjobs.job
+                WHERE state = ANY ('{completed,cancelled,discarded}') AND finalized_at IS NULL AND {selected}
+                LIMIT %(batch)s)
+            UNION ALL
+            (SELECT id FROM pgjobs.job
+                WHERE state = ANY ('{completed,cancelled,discarded}')
+                    AND finalized_at > (pg_catalog.clock_timestamp() + interval '1 day') AND {selected}
+                LIMIT %(batch)s)))
+        AND state = ANY ('{completed,cancelled,discarded}')
+        AND (finalized_at IS NULL OR finalized_at > (pg_catalog.clock_timestamp() + interval '1 day'))
+    FOR NO KEY UPDATE SKIP LOCKED
 
 -- part: next_ended
 -- The next finished jobs of a state in the order of the index, of all queues, from a position on.

@@ -117,7 +117,8 @@ def _tree(raw: object) -> Any:
 def decode_dict(raw: str) -> dict[str, Any]:
     """A dict from the JSON text of an object. Raises UndecodableArgs."""
     try:
-        return check_instance(dict, read(raw), "an object")
+        tree = read(raw)
+        return tree if type(tree) is dict else check_instance(dict, tree, "an object")
     except (Refused, RecursionError) as error:
         raise UndecodableArgs(f"args cannot be read: {as_refused(error).discreet}") from error.__cause__
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from sys import getrefcount
 from typing import Any
 
 import psycopg
@@ -22,6 +21,7 @@ from psycopg.pq import TransactionStatus
 from psycopg_pool import PoolTimeout
 from sqlalchemy import Connection, Engine, exc
 from sqlalchemy.orm import Session
+from sqlalchemy.pool import PoolProxiedConnection
 
 from pgjobs.clean_text import forget_details, one_line
 from pgjobs.db.checkout import Checkout, returning
@@ -87,8 +87,9 @@ class SQLAlchemySource(PoolSource):
 class _EngineCheckout(Checkout):
     """A checkout of a connection of the engine.
 
-    pgjobs sends BEGIN and COMMIT on the driver's connection, so the engine's connection is in AUTOCOMMIT mode and sends
-    none. SQLAlchemy's transaction object exists only while the handler runs.
+    pgjobs sends BEGIN and COMMIT itself. Each job has a Connection of SQLAlchemy of its own, with a transaction object
+    that exists only while the handler runs. After the job the Connection is closed, and so is the driver's connection
+    that it has: what a handler has kept of them raises, and cannot reach the next job.
     """
 
     def __init__(self, engine: Engine, session: Callable[..., Session]) -> None:
@@ -99,25 +100,30 @@ class _EngineCheckout(Checkout):
 
     def _get(self) -> AnyConnection:
         with _driver_errors():
-            self._connection = self._engine.connect()
-            self._connection.execution_options(isolation_level="AUTOCOMMIT")
-            self._fairy = self._connection.connection
-            return opened_here(_psycopg(self._fairy.driver_connection))
+            self._pooled = self._engine.raw_connection()
+            return opened_here(_psycopg(self._pooled.driver_connection))
 
     def _put(self, conn: AnyConnection) -> None:
         with suppress(exc.SQLAlchemyError, psycopg.Error):
             if self._ours and conn.info.transaction_status != TransactionStatus.IDLE:
-                self._connection.invalidate()  # without this, close() would send a ROLLBACK
-            self._connection.close()
+                self._pooled.invalidate()  # without this, close() would send a ROLLBACK
+            self._pooled.close()
 
     @property
     def _ours(self) -> bool:
-        return self._fairy.driver_connection is self.conn
+        return self._pooled.driver_connection is self.original
 
     def _configure(self) -> None:
         """Call the application's listeners for new connections, which may set up the database session."""
-        record: Any = getattr(self._fairy, "_connection_record", None)
-        self._engine.pool.dispatch.connect(self.conn, record)
+        record: Any = getattr(self._pooled, "_connection_record", None)
+        self._engine.pool.dispatch.connect(self.original, record)
+
+    def _prepare_tx(self) -> None:
+        """Make the next job's Connection. The engine's options may set attributes of the driver's connection, which
+        psycopg allows only outside of a transaction."""
+        tx = self.start_tx()
+        self._connection = Connection(self._engine, connection=_JobsConnection(self._pooled, tx))
+        vars(tx)["_autocommit"] = True  # also if the options of the engine say otherwise: pgjobs sends BEGIN
 
     @contextmanager
     def handler_tx(self) -> Iterator[Session]:
@@ -138,6 +144,7 @@ class _EngineCheckout(Checkout):
                 if unfinished:
                     _call_listeners(session, committed, error_details=self.error_details)
                 session.close()
+            self._connection.close()
         except Exception as error:
             log.warning("a Session could not be closed after its job: %s", one_line(error))
             self.spoiled = True
@@ -147,6 +154,76 @@ class _EngineCheckout(Checkout):
         transaction = self._connection.get_transaction()
         if transaction is not None:
             transaction.commit() if committed else transaction.rollback()
+
+
+class _JobsConnection(PoolProxiedConnection):
+    """What a job's Connection takes for the pooled connection: the same, but with the driver's connection of the job,
+    and it stays checked out when it is closed."""
+
+    __slots__ = ("_connection_record", "_pooled", "dbapi_connection")
+
+    def __init__(self, pooled: PoolProxiedConnection, conn: AnyConnection) -> None:
+        self._pooled = pooled
+        self.dbapi_connection: Any = conn
+        self._connection_record = _JobsRecord(pooled)
+
+    @property
+    def driver_connection(self) -> Any:  # type: ignore[override]
+        return self.dbapi_connection
+
+    @property
+    def is_valid(self) -> bool:
+        return self._pooled.is_valid
+
+    @property
+    def is_detached(self) -> bool:
+        return self._pooled.is_detached
+
+    @property
+    def info(self) -> Any:
+        return self._pooled.info
+
+    @property
+    def record_info(self) -> Any:
+        return self._pooled.record_info
+
+    def cursor(self, *args: Any, **options: Any) -> Any:
+        return self.dbapi_connection.cursor(*args, **options)
+
+    def commit(self) -> None:
+        if not self.dbapi_connection.closed:  # else the job has ended, and pgjobs has ended its transaction
+            self.dbapi_connection.commit()
+
+    def rollback(self) -> None:
+        if not self.dbapi_connection.closed:
+            self.dbapi_connection.rollback()
+
+    def invalidate(self, e: BaseException | None = None, soft: bool = False) -> None:
+        self._pooled.invalidate(e, soft)
+
+    def detach(self) -> None:
+        self._pooled.detach()
+
+    def close(self) -> None:
+        """The checkout goes on with the connection."""
+
+    def _close_special(self, transaction_reset: bool = False) -> None:
+        """SQLAlchemy calls this instead of close() after it has ended a transaction."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pooled, name)
+
+
+class _JobsRecord:
+    """The record of a pooled connection, without what is to be undone on the driver's connection of a job, which ends
+    with the job."""
+
+    def __init__(self, pooled: Any) -> None:
+        self._record = pooled._connection_record
+        self.finalize_callback: list[Any] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._record, name)
 
 
 def _call_listeners(session: Session, committed: bool, *, error_details: bool) -> None:

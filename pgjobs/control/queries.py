@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pgjobs.db import statements
 from pgjobs.db.channel import channel
-from pgjobs.db.cursors import AnyConnection, bound_cursor, literal_cursor, one
+from pgjobs.db.cursors import AnyConnection, bound_cursor, job_cursor, literal_cursor, one
 from pgjobs.db.rows import as_job, only
 from pgjobs.job import Job
 from pgjobs.job_filter import BIGGEST_ID, JobFilter
@@ -131,7 +131,7 @@ class ControlQueries:
             "notify": notify,
             "channel": self._channel,
         }
-        with bound_cursor(conn) as cur:
+        with job_cursor(conn) as cur:
             # for one job the text is always the same, and to parse and plan it costs more than its execution
             prepare = None if single else False
             cur.execute(statements.without_unused(action.statement, conditions), values, prepare=prepare)

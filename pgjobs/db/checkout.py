@@ -1,7 +1,8 @@
 """A checkout: a thread takes one connection for as long as it finds work, and runs one job after another on it.
 
-Between two jobs the connection is made clean again, so that no handler sees the settings of the handler before it. A
-connection that cannot be made clean is spoiled, and is closed when it goes back to where it came from.
+Between two jobs the session is made clean again, so that no handler sees the settings of the handler before it. A
+connection that cannot be made clean is spoiled, and is closed when it goes back to where it came from. What a handler
+sets on its connection object ends with that object: see handler_connection.py.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import partial
 from typing import Any, TypeVar
 
 import psycopg
@@ -18,16 +20,20 @@ from psycopg.pq import ConnStatus, PipelineStatus, TransactionStatus
 from psycopg_pool import ConnectionPool
 
 from pgjobs.clean_text import one_line
-from pgjobs.db.connection import allow_prepare, force_close, shut_down
+from pgjobs.db import handler_connection
+from pgjobs.db.connection import allow_prepare, force_close, shared, shut_down
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.db.own_pool import take_live
-from pgjobs.db.python_state import PythonState
 from pgjobs.loggers import get_logger
 
 log = get_logger("pgjobs.checkout")
 
 NEVER = float("inf")
 
+# How many transactions go on with savepoints that are sent ahead, after a handler has used its connection. A savepoint
+# that is not used costs the server some microseconds; one that is sent when it is needed, a round trip.
+_AHEAD = 16
+_COUNT_EVERY = 64  # transactions that have used the connection: to count takes the server 24 microseconds
 _BUSY = (TransactionStatus.UNKNOWN, TransactionStatus.ACTIVE)
 
 
@@ -37,16 +43,18 @@ class Checkout(ABC):
     A subclass decides where connections come from, and what a handler gets as its `tx`.
     """
 
-    conn: AnyConnection
+    conn: AnyConnection  # for the statements of pgjobs, in autocommit mode: they send BEGIN themselves
+    original: AnyConnection  # the object of the pool or framework over the same connection, which is never changed
     spoiled: bool  # must not be used for another job
+    used: bool  # whether the handler of the last attempt has sent anything
+    saved = False  # whether a savepoint was set in the transaction that is open
+    savepoints_ahead: int  # for so many transactions the savepoint is sent with the claim, before it is needed
+    wraps_tx = True  # whether `handler_tx` must be entered and left; else `start_tx` makes the handler's `tx`
     transport: Any  # kept by the claimer together with the connection
     session: Any  # what the last claim found out about the session; None before the first claim
     configures = True  # whether its owner has settings of their own, which a reset of the session removes
     error_details = True  # whether the details of Postgres' errors may be logged
     can_prepare = False  # whether statements may be prepared on it, and a job claimed in the finish of another
-    used = True  # whether the handler has sent anything since `begin`; where that is not known, True
-    saved = True  # whether a savepoint was set in this transaction
-    savepoint_ahead = True  # whether the savepoint is sent with the claim, before it is known to be needed
     answer_due = NEVER  # when to shut down a connection that still waits for an answer, by the monotonic clock
 
     def __init__(self) -> None:
@@ -74,21 +82,36 @@ class Checkout(ABC):
 
     def _take(self) -> None:
         self._empty = True  # until there is a connection
-        self.conn = self._get()
+        self.original = self._get()
         self._empty = False
-        self.spoiled = False
+        self.spoiled = self.used = self._busy = False
         self.transport = self.session = None
-        self.python_state = PythonState(self.conn)
-        if self.conn.autocommit:
-            return
+        self._tx: AnyConnection | None = None  # of the attempt that runs
+        self.savepoints_ahead = _AHEAD
+        self._uses = 0  # transactions whose handlers have used the connection
+        self._shared = shared(self.original)
+        self._before_use: Callable[[], None] | None = None  # in a batch
+        self._class = handler_connection.handler_class(type(self.original))
         try:
-            if self.conn.pgconn.transaction_status != TransactionStatus.IDLE:  # the pool's check has begun one
-                self.conn.rollback()
-            self.conn.autocommit = True
+            if self.original.pgconn.transaction_status != TransactionStatus.IDLE:  # the pool's check has begun one
+                self.original.rollback()
+            self.conn = handler_connection.working_object(self.original)
+            self.describe_tx()
+            self._prepare_tx()
         except BaseException:
-            self._put(self.conn)
+            self._put(self.original)
             self._empty = True
             raise
+
+    def describe_tx(self) -> None:
+        """Decide the attributes of the objects that the next handlers get."""
+        first = self._set_savepoint if self._before_use is None else partial(_after, self._before_use)
+        self._attributes = handler_connection.attributes_of(self.original, first)
+        if self._before_use is not None:
+            self._attributes["_num_transactions"] = 1  # psycopg refuses commit() as in a transaction() block
+
+    def _prepare_tx(self) -> None:  # noqa: B027  only a framework needs it
+        """Called between two transactions: make what must be made before the transaction of the next handler."""
 
     def enable_prepare(self) -> None:  # noqa: B027  only a connection of our own can do it
         """Called where no pooler stands between this connection and the server: frequent statements may be prepared."""
@@ -111,17 +134,61 @@ class Checkout(ABC):
     def begin(self, *, saved: bool) -> None:
         """The transaction of the next job has begun; `saved`: and a savepoint is set in it."""
         self.saved = saved
+        if self.used:
+            self.savepoints_ahead = _AHEAD
+            self._uses += 1
+        elif self.savepoints_ahead:
+            self.savepoints_ahead -= 1
+
+    @property
+    def may_have_prepared(self) -> bool:
+        """Whether to count the statements that handlers have prepared by name: always on a connection where one was
+        seen to, and now and then where a function of the application may have done it."""
+        return "prepares_by_name" in self._shared or self._uses % _COUNT_EVERY == 0
+
+    def _set_savepoint(self, tx: AnyConnection) -> None:
+        """A handler is about to send its first statement."""
+        handler_connection.mark_used(tx)
+        if not self.saved:
+            self.transport.set_savepoint()
+            self.saved = True
+
+    def start_tx(self) -> AnyConnection:
+        """A connection object for the next handler, in the transaction that is open."""
+        tx = self._tx = self._class.__new__(self._class)
+        tx.__dict__ = self._attributes.copy()
+        return tx
+
+    def is_tx(self, conn: AnyConnection) -> bool:
+        """Whether this is the connection object of the handler that runs."""
+        return conn is self._tx
+
+    def end_tx(self, job: int) -> bool:
+        """End the connection object of this job's handler, which has ended, and find out whether it has `used` it.
+        Returns False if another thread is using the connection: then the connection must not be used any more."""
+        tx = self._tx
+        if tx is None:
+            self.used = False
+            return True
+        self.used, quiet = handler_connection.end(tx, job)
+        self._tx = None
+        if not quiet:
+            self._busy = self.used = True
+        return quiet
+
+    @contextmanager
+    def batch(self, before_use: Callable[[], None]) -> Iterator[None]:
+        """In this block several handlers share a transaction: before the first statement of each, `before_use` is
+        called, and they cannot commit or roll back by the methods of psycopg."""
+        self._before_use = before_use
+        self.describe_tx()
+        try:
+            yield
+        finally:
+            self._before_use = None
+            self.describe_tx()
 
     # --- its state
-
-    @property
-    def must_rest(self) -> bool:
-        """Whether no job may be claimed in the message of the finish: the owner must configure the session first."""
-        return self.used and self.configures
-
-    @property
-    def by_tcp(self) -> bool:
-        return not self.conn.info.host.startswith("/")
 
     @property
     def usable(self) -> bool:
@@ -134,17 +201,18 @@ class Checkout(ABC):
             and pgconn.status == ConnStatus.OK
             and pgconn.transaction_status not in _BUSY
             and pgconn.pipeline_status == PipelineStatus.OFF
+            and not self._busy
             and not self.conn.lock.locked()
         )
 
     @property
-    def in_transaction(self) -> bool:
-        return bool(self.conn.pgconn.transaction_status == TransactionStatus.INTRANS)
+    def by_tcp(self) -> bool:
+        """Whether the connection goes over a network, and not through a socket of this machine."""
+        return not self.conn.info.host.startswith("/")
 
     @property
-    def in_block(self) -> bool:
-        """Whether a block of `conn.transaction()` was left open. psycopg has no public name for it."""
-        return self.conn._num_transactions > 0
+    def in_transaction(self) -> bool:
+        return bool(self.conn.pgconn.transaction_status == TransactionStatus.INTRANS)
 
     # --- for other threads, while a statement is running
 
@@ -202,15 +270,15 @@ class Checkout(ABC):
     # --- between jobs, and its end
 
     def restore(self) -> None:
-        """Make the connection as it was before the handler: configure the session, which was reset, and undo changes to
-        the object. If that fails the checkout is spoiled."""
+        """Configure the session, which was reset after the handler, as its owner wants it. If that fails the checkout
+        is spoiled."""
+        if self.in_transaction:  # of the next job, which was claimed in the finish; its session was reset there
+            return
         try:
-            if self.in_transaction:  # of the next job, which was claimed in the finish; its session was reset there
-                self.python_state.restore_in_transaction()
-                return
             self._configure()
-            self.conn.rollback()  # sends nothing, but raises if a transaction() block was left open
-            self.python_state.restore()
+            if self.conn.pgconn.transaction_status != TransactionStatus.IDLE:
+                raise psycopg.ProgrammingError("its configure function has left a transaction open")
+            self._prepare_tx()
         except Exception as error:  # the owner's configure function may raise anything
             log.warning("a connection could not be restored after a handler, and is closed: %s", one_line(error))
             self.spoiled = True
@@ -233,19 +301,19 @@ class Checkout(ABC):
         if self.spoiled or not self.usable or self.conn.info.transaction_status != TransactionStatus.IDLE:
             self._discard(self.conn)
             return
-        self.python_state.restore()
-        if not self.python_state.autocommit:
-            self.conn.autocommit = False
-        self._put(self.conn)
+        self._put(self.original)
 
     def _discard(self, conn: AnyConnection) -> None:
+        original = handler_connection.original_of(conn)
         if self._ours:
             force_close(conn)
-        self._put(conn)
+        self._put(original)
 
 
 class PoolCheckout(Checkout):
     """A connection of a psycopg pool, which the handler gets as its `tx`."""
+
+    wraps_tx = False
 
     def __init__(self, pool: ConnectionPool[Any], *, may_prepare: bool) -> None:
         self._pool = pool
@@ -260,37 +328,30 @@ class PoolCheckout(Checkout):
         self.can_prepare = self._may_prepare or conn.prepare_threshold is not None
         return conn
 
-    def begin(self, *, saved: bool) -> None:
-        super().begin(saved=saved)
-        self.used = False
-        if "wait" not in self.conn.__dict__:
-            wait = self.conn.wait
-
-            def watched(*args: Any, **options: Any) -> Any:
-                self.used = True
-                return wait(*args, **options)
-
-            self.conn.wait = watched  # type: ignore[method-assign]
-
     def _put(self, conn: AnyConnection) -> None:
-        conn.__dict__.pop("wait", None)
         with suppress(psycopg.Error, ValueError):
             self._pool.putconn(conn)  # which replaces a closed connection
 
     def _configure(self) -> None:
-        if self._configure_anew is not None:
-            self._configure_anew(self.conn)
+        if self._configure_anew is not None:  # with an object of its own, since the pool's is configured already
+            self._configure_anew(handler_connection.make(self._class, self._attributes))
 
     def enable_prepare(self) -> None:
         if self._may_prepare and self.conn.prepare_threshold is None:
             allow_prepare(self.conn)
-            self.python_state.accept()
+            self.describe_tx()
 
     def handler_tx(self) -> AbstractContextManager[AnyConnection]:
-        return nullcontext(self.conn)
+        return nullcontext(self.start_tx())
 
     def after_transaction(self, *, committed: bool) -> None:
         pass
+
+
+def _after(before_use: Callable[[], None], tx: AnyConnection) -> None:
+    """The first use of a handler's object in a batch."""
+    before_use()
+    handler_connection.mark_used(tx)
 
 
 AnyCheckout = TypeVar("AnyCheckout", bound=Checkout)

@@ -2,6 +2,9 @@
 
 The functions find out whether the server has closed a connection, break a connection while another thread is using it,
 and let psycopg prepare statements on it. psycopg has no methods for these.
+
+pgjobs makes more than one object for one connection to the server (see handler_connection.py). What it knows about the
+connection itself, such as its prepared statements, is in one dict that these objects share.
 """
 
 from __future__ import annotations
@@ -13,12 +16,12 @@ import socket
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from os import getpid
 from typing import Any
 
 import psycopg
 from psycopg import Connection
+from psycopg._preparing import PrepareManager
 from psycopg.pq import ConnStatus
 
 from pgjobs.db.cursors import AnyConnection
@@ -35,6 +38,41 @@ _ENDS_PREPARED = re.compile(rb"\b(?:DEALLOCATE|DISCARD\s+ALL|TEMP(?:ORARY)?\s+TA
 _wait = Connection.wait
 
 
+def shared(conn: AnyConnection) -> dict[str, Any]:
+    """What pgjobs knows about a connection to the server, whichever object stands for it: its "transports", the state
+    of its single "inserts", whether `allow_prepare` was called, and whether a handler has sent a PREPARE."""
+    known: dict[str, Any] = vars(conn).setdefault("_pgjobs_shared", {})
+    return known
+
+
+class WatchedPrepared(PrepareManager):
+    """psycopg's record of the statements that it has prepared, which notices when other statements deallocate them.
+    psycopg itself notices a DEALLOCATE only the first time that it is sent, and would then use what is gone."""
+
+    def __init__(self, conn: AnyConnection) -> None:
+        super().__init__()
+        self._shared = shared(conn)
+
+    def maybe_add_to_cache(self, query: Any, prep: Any, name: bytes) -> Any:
+        """Runs before psycopg sends a statement."""
+        if name:
+            return super().maybe_add_to_cache(query, prep, name)
+        text = query.query.upper()
+        if b"PREPARE" in text:
+            self._shared["prepares_by_name"] = True
+        if _ENDS_PREPARED.search(text) is None:
+            return super().maybe_add_to_cache(query, prep, name)
+        self.clear()  # after this statement psycopg deallocates the prepared statements that still exist
+        forget_prepared(self._shared)
+        return None
+
+
+def forget_prepared(known: dict[str, Any]) -> None:
+    """What pgjobs has prepared on the connection with this shared dict was deallocated, or is about to be."""
+    for transport in known.get("transports", {}).values():
+        transport.forget()
+
+
 class OwnConnection(Connection[Any]):
     """A connection of our own pool. A forked child can neither use nor close it: the session is the parent's."""
 
@@ -42,6 +80,7 @@ class OwnConnection(Connection[Any]):
         super().__init__(*args, **kwargs)
         self._pgjobs_process = this_process()
         self._pid = getpid()
+        self._prepared = WatchedPrepared(self)
 
     def wait(self, *args: Any, **kwargs: Any) -> Any:
         if self._pid != getpid():
@@ -51,6 +90,12 @@ class OwnConnection(Connection[Any]):
     def close(self) -> None:
         if self._pid == getpid():  # in a child the message to the server would end the parent's session
             super().close()
+
+    def _deallocate(self, name: bytes | None) -> Any:
+        """psycopg deallocates a statement; all of them after a ROLLBACK or DROP, if it has prepared any itself."""
+        if name is None:
+            forget_prepared(shared(self))
+        return super()._deallocate(name)
 
 
 # --- is it alive?
@@ -111,24 +156,13 @@ def force_close(conn: AnyConnection) -> None:
 
 def allow_prepare(conn: AnyConnection) -> None:
     """Let psycopg prepare frequent statements on a connection of our own, which must lead straight to the server."""
-    conn.prepare_threshold = _PREPARE_AFTER
-    prepared = conn._prepared
-    if not may_prepare(conn):
-        add = partial(_add_to_prepared, conn, prepared.maybe_add_to_cache)
-        prepared.maybe_add_to_cache = add  # type: ignore[method-assign]
+    original = vars(conn).get("_pgjobs_original", conn)  # of the pool, if this is a handler's
+    if not isinstance(original._prepared, WatchedPrepared):  # made by a framework for our pool, in a class of its own
+        original._prepared = WatchedPrepared(original)
+    original.prepare_threshold = conn.prepare_threshold = _PREPARE_AFTER
+    shared(conn)["may_prepare"] = True
 
 
 def may_prepare(conn: AnyConnection) -> bool:
     """Whether `allow_prepare` was called on this connection, even if the threshold was changed again later."""
-    return "maybe_add_to_cache" in vars(conn._prepared)
-
-
-def _add_to_prepared(conn: AnyConnection, add: Callable[..., Any], query: Any, prepare: Any, name: bytes) -> Any:
-    """Runs before psycopg sends a statement. psycopg itself notices a DEALLOCATE only the first time that it is sent,
-    and would then go on to use prepared statements that are gone."""
-    if name or _ENDS_PREPARED.search(query.query.upper()) is None:
-        return add(query, prepare, name)
-    conn._prepared.clear()  # after this statement psycopg deallocates the prepared statements that still exist
-    for transport in vars(conn).get("_pgjobs_transports", {}).values():
-        transport.forget()
-    return None
+    return "may_prepare" in shared(conn)

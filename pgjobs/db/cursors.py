@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import copy
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from struct import Struct
 from typing import Any
 
 import psycopg
@@ -15,8 +16,11 @@ from psycopg.rows import TupleRow, tuple_row
 from psycopg.types.string import TextLoader
 
 from pgjobs.interval import interval_text
+from pgjobs.options import FIRST_INSTANT, LAST_INSTANT
 
 AnyConnection = Connection[Any]
+_YEAR_2000 = datetime(2000, 1, 1, tzinfo=UTC)
+_BIGINT = Struct(">q")
 
 
 class _RawJson(TextLoader):
@@ -36,6 +40,31 @@ class _IsoInstant(Loader):
 
     def load(self, data: Any) -> datetime:
         return datetime.fromisoformat(str(data, "ascii"))
+
+
+class _JobInstant(Loader):
+    """Reads an instant of a job, in ISO. An UPDATE by hand may have written one that Python cannot represent, such as
+    infinity or the year 10000: the first or last instant of a job stands for it."""
+
+    def load(self, data: Any) -> datetime:
+        text = str(data, "ascii")
+        try:
+            return datetime.fromisoformat(text).astimezone(UTC)
+        except (ValueError, OverflowError):
+            return FIRST_INSTANT if text.startswith(("-", "0001-")) or text.endswith("BC") else LAST_INSTANT
+
+
+class _JobInstantBinary(Loader):
+    """The same in binary format: microseconds since the year 2000."""
+
+    format = Format.BINARY
+
+    def load(self, data: Any) -> datetime:
+        (microseconds,) = _BIGINT.unpack(data)
+        try:
+            return _YEAR_2000 + timedelta(0, 0, microseconds)
+        except OverflowError:
+            return FIRST_INSTANT if microseconds < 0 else LAST_INSTANT
 
 
 class _Interval(Dumper):
@@ -83,6 +112,26 @@ class ClaimCursor(LiteralCursor):
     adapters.register_loader("timestamptz", TextLoader)
 
 
+_JOB_ADAPTERS = AdaptersMap(_ADAPTERS)
+_JOB_ADAPTERS.register_loader("timestamptz", _JobInstant)
+_JOB_ADAPTERS.register_loader("timestamptz", _JobInstantBinary)
+
+
+class BoundJobCursor(BoundCursor):
+    adapters = _JOB_ADAPTERS
+
+
+class LiteralJobCursor(LiteralCursor):
+    adapters = _JOB_ADAPTERS
+
+
+def job_cursor(conn: AnyConnection) -> BoundJobCursor:
+    """A bound_cursor for the columns of jobs, which reads any row."""
+    cur = BoundJobCursor(conn, row_factory=tuple_row)
+    cur.format = Format.BINARY
+    return cur
+
+
 def bound_cursor(conn: AnyConnection) -> BoundCursor:
     """A cursor whose parameters the server binds. Results come in binary format, which no setting of the session
     changes."""
@@ -116,11 +165,11 @@ def one(cur: Cursor[TupleRow]) -> TupleRow:
 
 def act(conn: AnyConnection, statement: bytes, values: Mapping[str, Any]) -> list[list[Any]]:
     """The answers of a statement that may fail because of a row. In a transaction it runs behind a savepoint, so that
-    the transaction can go on."""
+    the transaction can go on. Its instants are read as those of jobs."""
     within = conn.info.transaction_status == TransactionStatus.INTRANS
     if within:
         statement = b"SAVEPOINT pgjobs_act;\n%b;\nRELEASE SAVEPOINT pgjobs_act" % statement.rstrip(b"; \n")
-    with literal_cursor(conn) as cur:
+    with LiteralJobCursor(conn, row_factory=tuple_row) as cur:
         try:
             cur.execute(statement, values)
         except psycopg.Error:

@@ -8,21 +8,28 @@ from __future__ import annotations
 
 import atexit
 import re
+import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from os import getpid
 from typing import Any
 from weakref import WeakSet
 
 import psycopg
+from psycopg.pq import TransactionStatus
 from psycopg_pool import ConnectionPool, PoolTimeout
 
-from pgjobs.clean_text import clean
+from pgjobs.clean_text import clean, one_line
 from pgjobs.db.connection import OwnConnection, has_ended
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.db.inherited import opened_here
+from pgjobs.db.startup_options import is_refusal_of_options, startup_options
 from pgjobs.errors import CannotConnect, UsedAfterFork
 from pgjobs.forking import check_pool
+from pgjobs.loggers import get_logger
+
+log = get_logger("pgjobs.pool")
 
 MAX_IDLE = 10.0
 
@@ -106,10 +113,15 @@ class OwnPool(ConnectionPool[Any]):
     ) -> None:
         self._pid = getpid()
         self._failure: Exception | None = None  # of the last attempt to connect; None if it succeeded
+        self.given: dict[str, Any] = dict(kwargs or {})  # `kwargs` without startup options of ours
+        self._dsn = conninfo
+        self._learning = threading.Lock()  # taken for good by `learn_options`
+        if make is not OwnConnection:  # a framework's connections have the framework's settings
+            self._learning.acquire()
         _made.add(self)
         super().__init__(
             conninfo,
-            kwargs=dict(kwargs or {}),
+            kwargs=self.given,
             connection_class=make,
             min_size=0,
             max_size=10,
@@ -150,6 +162,37 @@ class OwnPool(ConnectionPool[Any]):
         if getattr(self, "_pid", None) == getpid():  # a child would wait for threads that only the parent has
             super().__del__()
 
+    # --- startup options
+
+    def learn_options(self, conn: AnyConnection) -> None:
+        """Find out whether further connections can have startup options. `conn` has the same parameters as they, but no
+        startup options of ours. Asks the server once; does nothing inside a transaction."""
+        if conn.info.transaction_status != TransactionStatus.IDLE or not self._learning.acquire(blocking=False):
+            return  # the lock is kept: once is enough
+        options = None
+        with suppress(psycopg.Error, ValueError):  # everything works without them too
+            options = startup_options(conn, self._dsn)
+        if options is None:
+            return
+        self.kwargs = {**self.given, "options": options}
+        if self.get_stats()["pool_size"] > 0:
+            self.replace_connections()
+
+    def replace_connections(self) -> None:
+        """Replace the idle connections now, and the others when they are returned."""
+        with suppress(AttributeError):  # psycopg_pool before 3.3 has no drain()
+            self.drain()
+
+    def _drop_options(self, tried: object, error: psycopg.Error) -> bool:
+        """Called when connecting with these kwargs failed. Returns whether to try again without startup options; then
+        later connections have none either."""
+        if tried is self.given or not is_refusal_of_options(error):
+            return False
+        if self.kwargs is tried:
+            self.kwargs = self.given
+            log.info("connections have no startup options from now on: %s", one_line(error))
+        return True
+
     # --- when connecting fails; psycopg's pool has no public way to raise an error in its waiting callers
 
     @property
@@ -164,8 +207,14 @@ class OwnPool(ConnectionPool[Any]):
             return any(each.error is None for each in self._waiting)
 
     def _connect(self, timeout: float | None = None) -> AnyConnection:
+        tried = self.kwargs
         try:
-            conn: AnyConnection = super()._connect(timeout)
+            try:
+                conn: AnyConnection = super()._connect(timeout)
+            except psycopg.OperationalError as error:
+                if not self._drop_options(tried, error):
+                    raise
+                conn = super()._connect(timeout)
         except Exception as error:
             self._failure = error
             raise

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
-from uuid import UUID
 
 from psycopg.rows import TupleRow
 
@@ -31,29 +30,32 @@ def as_job(row: Sequence[Any]) -> Job[Any]:
     """The Job of a row, with its timestamps in UTC."""
     values = dict(zip(_COLUMNS, row, strict=False))  # a statement may return more columns
     values["state"] = _STATES[values["state"]]
-    values["tags"] = tuple(values["tags"])
-    values["attempted_by"] = tuple(values["attempted_by"])
+    values["tags"] = tuple(_flat(values["tags"]))
+    values["attempted_by"] = tuple(_flat(values["attempted_by"]))
     for name in _INSTANTS:
         if values[name] is not None:
             values[name] = values[name].astimezone(UTC)
     return job_from(values)
 
 
-def claimed_job(row: Sequence[Any], queue: str, token: UUID, worker: str) -> Job[Any]:
-    """The Job of a row that was claimed and locked."""
-    *columns, attempt, attempted_at, leased_until = row[:14]
-    values = claimed_values(columns, {**CLAIMED, "queue": queue, "token": token, "attempted_by": (worker,)}, claimed_at)
-    values["attempt"] = attempt
-    values["attempted_at"] = claimed_at(attempted_at)
-    if leased_until is not None:
-        values["leased_until"] = claimed_at(leased_until)
-    return job_owning(values)
+def _flat(values: Sequence[Any]) -> Sequence[Any]:
+    """The texts of an array, in which an UPDATE by hand may have written nulls and further dimensions."""
+    if all(isinstance(value, str) for value in values):
+        return values
+    flat: list[Any] = []
+    for value in values:
+        if isinstance(value, list):
+            flat += _flat(value)
+        elif value is not None:
+            flat.append(value)
+    return flat
 
 
-def claimed_values(row: Sequence[Any], values: dict[str, Any], instant: Callable[[str], datetime]) -> dict[str, Any]:
-    """Add the columns of a claimed row that may differ to the values of its job. A NULL stands for the value that is
-    there already."""
-    id, kind, priority, most, args, scheduled_at, created_at, metadata, errors, tags, attempted_by = row
+def claimed_job(row: Sequence[Any], same: Mapping[str, Any], instant: Callable[[str], datetime]) -> Job[Any]:
+    """The Job of a claimed row, which has only the columns that may differ from the values that are the `same` for all.
+    A NULL stands for the value that is there."""
+    values = {**CLAIMED, **same}
+    id, kind, priority, most, args, scheduled_at, created_at, metadata, errors, tags, attempted_by, *own = row
     values["id"] = id
     values["kind"] = kind
     values["priority"] = priority
@@ -67,10 +69,15 @@ def claimed_values(row: Sequence[Any], values: dict[str, Any], instant: Callable
     if errors is not None:
         values["raw_errors"] = errors
     if tags is not None:
-        values["tags"] = tuple(tags)
+        values["tags"] = tuple(_flat(tags))
     if attempted_by is not None:
-        values["attempted_by"] = tuple(attempted_by)
-    return values
+        values["attempted_by"] = tuple(_flat(attempted_by))
+    if own:  # of a claim of one job
+        values["attempt"], attempted_at, leased_until, *_ = own
+        values["attempted_at"] = instant(attempted_at)
+        if leased_until is not None:
+            values["leased_until"] = instant(leased_until)
+    return job_owning(values)
 
 
 def claimed_at(text: str) -> datetime:

@@ -9,29 +9,29 @@ column cancel_request queue text not null
 column cancel_request reason text
 column cancel_request requested_at timestamptz not null
 column cancel_request token uuid
-column job args json_object not null
-column job attempt attempts not null
-column job attempted_at instant
-column job attempted_by texts not null
-column job created_at instant not null
-column job errors json_array not null
-column job finalized_at instant
+column job args jsonb not null
+column job attempt int4 not null
+column job attempted_at timestamptz
+column job attempted_by _text not null
+column job created_at timestamptz not null
+column job errors jsonb not null
+column job finalized_at timestamptz
 column job id int8 not null
-column job kind kind_name not null
-column job leased_until instant
-column job max_attempts attempt_limit not null
-column job metadata json_object not null
+column job kind text not null
+column job leased_until timestamptz
+column job max_attempts int4 not null
+column job metadata jsonb not null
 column job output jsonb
 column job priority int2 not null
-column job queue queue_name not null
+column job queue text not null
 column job schedule text
-column job scheduled_at instant not null
+column job scheduled_at timestamptz not null
 column job state job_state not null
-column job tags texts not null
+column job tags _text not null
 column job tick timestamptz
 column job token uuid
 column job unique_key bytea
-column job unique_states covered_states
+column job unique_states _text
 column maintenance duty text not null
 column maintenance next_run_at timestamptz not null
 column migration applied_at timestamptz not null
@@ -85,6 +85,7 @@ function check_job 9
 function check_uniqueness 2
 function deallocate_since 1
 function enqueue 12
+function refuse_job 0
 function schedule_changed 0
 function unique_key 5
 function unique_states 1
@@ -103,26 +104,15 @@ index queue queue_pkey
 index schedule schedule_pkey
 index scheduler scheduler_pkey
 index worker worker_pkey
-rule attempt_limit job_attempt
-rule attempts job_attempt
 rule cancel_request cancel_request_pkey
 rule cancel_request cancel_request_size
-rule covered_states job_unique_covers
-rule instant job_times
-rule job job_finalized
-rule job job_has_attempts_left
 rule job job_pkey
-rule job job_unique_states
 rule job_state job_state
-rule json_array job_json
-rule json_object job_json
-rule kind_name job_names
 rule maintenance maintenance_pkey
 rule migration migration_pkey
 rule queue queue_name
 rule queue queue_pkey
 rule queue queue_times
-rule queue_name job_names
 rule schedule schedule_catch_up
 rule schedule schedule_is_whole
 rule schedule schedule_json
@@ -131,9 +121,9 @@ rule schedule schedule_pkey
 rule schedule schedule_times
 rule schedule schedule_window
 rule scheduler scheduler_pkey
-rule texts job_arrays
 rule worker worker_pkey
 rule worker worker_times
+trigger job job_rules
 trigger schedule schedule_inserted
 trigger schedule schedule_updated
 """

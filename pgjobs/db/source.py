@@ -9,7 +9,7 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -103,17 +103,13 @@ class PoolSource:
         """End the reservation of `reserve_connections`."""
         self._used.get()["threads"] -= threads
 
-    @contextmanager
-    def checkout(self) -> Iterator[Checkout]:
+    def checkout(self) -> AbstractContextManager[Checkout]:
         """A connection to run jobs on, in autocommit mode: the statements of pgjobs send BEGIN themselves."""
-        with self.own_checkout() as checkout:
-            yield checkout
+        return self.own_checkout()
 
-    @contextmanager
-    def own_checkout(self) -> Iterator[Checkout]:
+    def own_checkout(self) -> AbstractContextManager[Checkout]:
         """A connection for pgjobs itself, from a psycopg pool even if handlers get connections of a framework."""
-        with returning(PoolCheckout(self.pool, may_prepare=self.owned)) as checkout:
-            yield checkout
+        return returning(PoolCheckout(self.pool, may_prepare=self.owned))
 
     @contextmanager
     def transaction(self) -> Iterator[AnyConnection]:
@@ -125,20 +121,26 @@ class PoolSource:
         """A new connection outside the pool, in autocommit mode, for a caller that keeps it for a long time."""
         if dsn is not None:
             return Connection.connect(for_libpq(dsn), autocommit=True, **defaults_for(dsn))
-        kwargs: dict[str, Any] = dict(_value(self.pool.kwargs) or {})
+        pool = self.pool
+        # Without startup options: a server must not cancel the build of an index because its client is gone.
+        kwargs: dict[str, Any] = dict(pool.given if isinstance(pool, OwnPool) else _value(pool.kwargs) or {})
         kwargs["autocommit"] = True
-        conninfo = _value(self.pool.conninfo)
+        conninfo = _value(pool.conninfo)
         check_url(conninfo)
-        conn: AnyConnection = self.pool.connection_class.connect(conninfo, **kwargs)
+        conn: AnyConnection = pool.connection_class.connect(conninfo, **kwargs)
         return conn
 
     @contextmanager
     def first_connection(self) -> Iterator[AnyConnection]:
         """A connection for the first statements of a program. It bypasses our own pool, which would retry for half a
-        minute while the server is unreachable."""
-        if self.owned and self.pool.closed:
+        minute while the server is unreachable. Our own pool learns from it which startup options it can use; a process
+        that only enqueues comes not by here, and so pays nothing for them."""
+        pool = self.pool
+        if self.owned and pool.closed:
             raise PoolClosed("the client is closed")
-        with self.connect() if self.owned else self.pool.connection() as conn:
+        with self.connect() if self.owned else pool.connection() as conn:
+            if isinstance(pool, OwnPool):
+                pool.learn_options(conn)
             yield conn
 
     def discard_idle(self) -> None:

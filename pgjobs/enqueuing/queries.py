@@ -14,7 +14,7 @@ from psycopg.pq import PipelineStatus
 
 from pgjobs.db import statements
 from pgjobs.db.channel import channel
-from pgjobs.db.cursors import AnyConnection, bound_cursor
+from pgjobs.db.cursors import AnyConnection, bound_cursor, job_cursor
 from pgjobs.enqueuing.copy_rows import HEADER, TRAILER
 from pgjobs.errors import InvalidTransaction
 from pgjobs.execution.transport import Prepared, prepared
@@ -30,6 +30,7 @@ class Request(NamedTuple):
     parameters: Mapping[str, Any]
     blocks: Iterable[bytes] | None = None
     prepared: Prepared | None = None  # the same statement for `single_insert`, if that can send it
+    reads_jobs: bool = False  # its rows are jobs that were there already, with whatever a hand has written into them
 
 
 Rows = Sequence[Sequence[Any]]
@@ -76,7 +77,7 @@ class EnqueueQueries:
 
     def duplicates(self, keys: Iterable[bytes], *, may_read: bool) -> Request:
         statement = self._enqueue["duplicates"] if may_read else self._enqueue["duplicates_unread"]
-        return Request(statement, {"keys": list(keys)})
+        return Request(statement, {"keys": list(keys)}, reads_jobs=True)
 
     def replace_duplicate(self, job: EncodedJob, key: bytes, *, notify: bool) -> Request:
         """Replaces in the job that has the key what `job.replace` names."""
@@ -87,7 +88,7 @@ class EnqueueQueries:
             name.decode(): change.strip().rstrip(b",") for name, change in zip(changes[::2], changes[1::2], strict=True)
         }
         statement = before + b",\n".join(by_name[name] for name in job.replace) + b"\n" + changes[-1]
-        return Request(statement, {**self._parameters(job, notify), "key": key})
+        return Request(statement, {**self._parameters(job, notify), "key": key}, reads_jobs=True)
 
     def read_replaced(self, id: int, queue: str) -> Request:
         return Request(self._enqueue["read_replaced"], {"id": id, "queue": queue})
@@ -137,7 +138,7 @@ def run(requests: Requests[Result], send: Callable[[Request], Rows]) -> Result:
 def send(conn: AnyConnection, request: Request) -> Rows:
     """Send one request on a connection, in whatever transaction it is."""
     check_encoding(conn)
-    with bound_cursor(conn) as cur:
+    with (job_cursor if request.reads_jobs else bound_cursor)(conn) as cur:
         if request.blocks is None:
             cur.execute(request.statement, request.parameters)
             return cur.fetchall()

@@ -17,6 +17,7 @@ from psycopg.pq import DiagnosticField, ExecStatus, Format
 from psycopg.pq.abc import PGconn, PGresult
 from psycopg.waiting import Ready, Wait
 
+from pgjobs.db.connection import shared
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.enqueuing.copy_rows import instant
 from pgjobs.enqueuing.queries import Request, Rows, check_encoding
@@ -80,7 +81,7 @@ def send(conn: AnyConnection, may_prepare: bool, request: Request) -> Rows:
 
 def _single_insert(conn: AnyConnection, statement: Prepared) -> SingleInsert:
     """The SingleInsert of this connection, which all clients of the same schema share."""
-    known: dict[bytes, SingleInsert] = conn.__dict__.setdefault("_pgjobs_inserts", {})
+    known: dict[bytes, SingleInsert] = shared(conn).setdefault("inserts", {})
     found = known.get(statement.name)
     if found is None:
         found = known[statement.name] = SingleInsert()

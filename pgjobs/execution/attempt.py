@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import getcontext, setcontext
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pgjobs import codec
 from pgjobs.db.borrow import borrow
@@ -34,9 +34,14 @@ from pgjobs.errors import Interrupted, InvalidTransaction, JobCancelled, JobStop
 from pgjobs.execution.canceller import canceller
 from pgjobs.execution.interrupt import absorb_interrupt, raise_in_thread
 from pgjobs.execution.outcome import NO_DATA, AttemptData, Outcome
-from pgjobs.job import Job
+from pgjobs.execution.requests import Session
+from pgjobs.job import Job, reset_current_job, set_current_job
 from pgjobs.options import LAST_INSTANT
+from pgjobs.return_values import check_handler_return
 from pgjobs.work_map import Handler
+
+if TYPE_CHECKING:
+    from pgjobs.execution.plans import Plan
 
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
 
@@ -84,7 +89,7 @@ class Attempt:
     completed = False  # by job.complete(tx), which may not be committed
     run_seconds = 0.0  # of the handler
     reason: Reason | None = None  # why it is to stop
-    session: Any = None  # of a detached attempt: the session of the connection that claimed the job
+    session: Session | None = None  # of a detached attempt: the session of the connection that claimed the job
     on_severed: Callable[[Checkout], None] | None = None  # called for the other jobs of a batch on the same connection
     tainted = False  # a cancel or an exception may arrive late: the connection must not be used again
     severed = False
@@ -93,7 +98,8 @@ class Attempt:
     reported = False  # by the watchdog: that it was severed
     replaced = False  # by the watchdog: its thread is stuck, and another one has taken its place
     stopped_by = 0  # the call that has stopped all attempts, and this one among them
-    _context: Context | None = None
+    has_data = False  # whether the handler has set metadata or output
+    _deadline: datetime | None = None
     _complete: Callable[[AnyConnection, Attempt], Job[Any]] | None = None
     _metadata: Mapping[str, Any] = MappingProxyType({})
     _output: str | None = None
@@ -103,29 +109,28 @@ class Attempt:
     _interrupted = False
 
     def __init__(
-        self,
-        job: Job[Any],
-        slot: Slot,
-        timeout: timedelta | None,
-        *,
-        handler: Handler | None = None,
-        detached: Callable[[AnyConnection, Attempt], Job[Any]] | None = None,
+        self, job: Job[Any], slot: Slot, context: Context, timeout: timedelta | None, plan: Plan | None
     ) -> None:
-        """`detached` completes the job of a detached attempt, which has no connection."""
         self.job = job
-        self.handler = handler  # None: the kind has no handler
+        self.plan = plan  # None: the kind has no handler
+        self.context = context  # of the handler, the hooks, policies and other functions of the application
         self.thread = slot.thread
         self.deciding = slot.deciding
+        self.checkout: Checkout | None = slot.checkout  # None: a detached attempt, which has no connection
+        self._conn_id = id(slot.checkout.conn)  # the checkout may get another one later
         self._lock = slot.lock
         self._process = slot.process
         self._timeout = timeout
-        self._began = time.time()
         self.expires = NEVER if timeout is None else time.monotonic() + timeout.total_seconds()
-        if detached is None:
-            self.checkout: Checkout | None = slot.checkout
-            self._conn_id = id(slot.checkout.conn)  # the checkout may have another one later
-        else:
-            self.checkout, self._conn_id, self._complete = None, 0, detached
+
+    def detach(self, complete: Callable[[AnyConnection, Attempt], Job[Any]], session: Session | None) -> None:
+        """Make this a detached attempt; `complete` is its `job.complete(tx)`."""
+        self.checkout, self._conn_id = None, 0
+        self._complete, self.session = complete, session
+
+    @property
+    def handler(self) -> Handler | None:
+        return None if self.plan is None else self.plan.handler
 
     @property
     def cancelled(self) -> bool:
@@ -138,21 +143,24 @@ class Attempt:
 
     @property
     def deadline(self) -> datetime | None:
-        if self._timeout is None:
-            return None
-        began = datetime.fromtimestamp(self._began, UTC)
-        return began + min(self._timeout, LAST_INSTANT - began)
+        if self._timeout is not None and self._deadline is None:
+            now = datetime.now(UTC)
+            left = timedelta(seconds=min(self.expires - time.monotonic(), (LAST_INSTANT - now).total_seconds()))
+            self._deadline = now + left
+        return self._deadline
 
     # --- for the handler
 
     def set_metadata(self, values: Mapping[str, Any]) -> None:
         self._check_running()
         text = codec.encode_metadata({**self._metadata, **values})
+        self.has_data = True
         self._metadata = json.loads(text)  # a copy: later changes by the handler would not be checked
 
     def record_output(self, output: object) -> None:
         self._check_running()
         text = codec.encode_output(output)
+        self.has_data = True
         # in ASCII, as metadata is, because the handler may have changed the session's encoding
         self._output = text if text.isascii() else _NOT_ASCII.sub(lambda found: json.dumps(found[0])[1:-1], text)
 
@@ -161,7 +169,7 @@ class Attempt:
         conn = borrow(tx)
         if self._complete is not None:
             return self._complete(conn, self)
-        if self.checkout is None or conn is not self.checkout.conn:
+        if self.checkout is None or not self.checkout.is_tx(conn):
             raise InvalidTransaction(f"job {self.job.id} completes in its own transaction, when its handler returns")
         return self.job
 
@@ -174,28 +182,22 @@ class Attempt:
     @property
     def data(self) -> AttemptData:
         """The metadata and the output of the handler, which are written with the outcome."""
-        if not self._metadata and self._output is None:
+        if not self.has_data:
             return NO_DATA
         return AttemptData(json.dumps(dict(self._metadata)) if self._metadata else None, self._output)
 
-    @property
-    def context(self) -> Context:
-        """The context in which hooks, policies and other functions of the application run for this attempt: a copy of
-        the thread's context, because a context cannot be entered twice at a time."""
-        if self._context is None:
-            self._context = private_context()
-        return self._context
-
-    def run(self, handler: Callable[[], object]) -> BaseException | None:
-        """Call the handler in a context of its own. Returns the exception that it raised; if a stop was requested, the
-        reason of the stop instead. After this no exception of the watchdog can arrive."""
+    def run(self, function: Callable[[Any, Job[Any]], object], tx: Any, job: Job[Any]) -> BaseException | None:
+        """Call the handler. Returns the exception that it raised; if a stop was requested, the reason of the stop
+        instead. After this no exception of the watchdog can arrive."""
         error: BaseException | None = None
+        before = set_current_job(job)
         started = time.monotonic()
         try:
             try:
-                context = private_context() if self._context is None else with_copied_decimals(self._context.copy())
                 self._in_handler = True  # without the lock: the watchdog may see it a moment later
-                context.run(handler)
+                answer = function(tx, job)
+                if answer is not None:
+                    check_handler_return(answer, function)
             except BaseException as raised:  # also SystemExit: a handler must not end the worker's thread
                 error = raised
             if os.getpid() != self._process:  # the handler has forked, and this is the child
@@ -205,6 +207,7 @@ class Attempt:
             self._close_window()
             error = late
         self.run_seconds = time.monotonic() - started
+        reset_current_job(before)
         if error is not None and self.reason is not None:
             self.reason.__cause__ = error
             return self.reason
@@ -223,6 +226,7 @@ class Attempt:
 
     def end(self) -> None:
         """The outcome is written: the watchdog leaves the attempt and its connection alone from now on."""
+        vars(self.job)["running"] = None  # the job may be kept for long
         with self._lock:
             self.ended = True
             if not self.severed:
@@ -274,12 +278,9 @@ class Attempt:
 
 
 def private_context() -> Context:
-    """Copy the context of this thread, so that variables set by the application's functions do not stay in it."""
-    return with_copied_decimals(copy_context())
-
-
-def with_copied_decimals(context: Context) -> Context:
-    """Give the context a decimal context of its own: copies of a context would share the object with the precision."""
+    """Copy the context of this thread, so that variables set by the application's functions do not stay in it; with a
+    decimal context of its own, because copies of a context share the object with the precision."""
+    context = copy_context()
     if len(context):  # a thread of a pool starts with an empty context
         context.run(_copy_decimals)
     return context

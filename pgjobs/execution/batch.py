@@ -28,7 +28,7 @@ import psycopg
 from pgjobs.clean_text import one_line
 from pgjobs.db.checkout import Checkout
 from pgjobs.errors import AttemptLost, JobCancelled, TransactionBroken
-from pgjobs.execution.attempt import Attempt, Slot
+from pgjobs.execution.attempt import Attempt, Slot, private_context
 from pgjobs.execution.batch_queries import BatchOutcome, BatchQueries, Claimed, must_run_alone
 from pgjobs.execution.executor import Executor
 from pgjobs.execution.failed_claims import claims_of
@@ -40,11 +40,9 @@ from pgjobs.execution.requests import ClaimRequest
 from pgjobs.execution.savepoints import MOST, Savepoints
 from pgjobs.execution.set_aside import UnreadableRow, concerns_a_row
 from pgjobs.execution.transport import Transport
-from pgjobs.job import Job, JobState, job_owning, set_current_job
+from pgjobs.job import Job, JobState
 from pgjobs.loggers import get_logger
 from pgjobs.queue_settings import MOST_IN_A_BATCH, RunSettings
-from pgjobs.return_values import check_handler_return
-from pgjobs.work_map import Handler, HandlerFunction
 
 log = get_logger("pgjobs.batch")
 
@@ -63,8 +61,6 @@ class Batches:
         # its own, so there are only few sizes.
         self._halved: dict[str, int] = {}
         self._room: dict[str, int] = {}
-        self._plans = _Plans(self.plan)
-        self._planned = -1  # `changes` of the WorkMap when the plans were made
 
     def run_next(
         self,
@@ -107,23 +103,6 @@ class Batches:
         self._halved[queue] = settings.batch_size.bit_length() - 1 if alone else max(0, halved - 1)
         return job is not None
 
-    def plans(self) -> _Plans:
-        """How to run each kind, by the WorkMap as it is now."""
-        changes = self.executor.claimer.work_map.changes
-        if self._planned != changes:
-            self._planned, self._plans = changes, _Plans(self.plan)
-        return self._plans
-
-    def plan(self, kind: str) -> _Plan | None:
-        """How to run this kind; None if the executor must prepare each job."""
-        executor = self.executor
-        handler = executor.claimer.handler_of(kind)
-        if handler is None or executor.middleware or handler.middleware or executor.code_version is not None:
-            return None
-        if handler.timeout == "inherit":
-            return _Plan(handler, executor.claimer.timeout)
-        return None if callable(handler.timeout) else _Plan(handler, handler.timeout)
-
     # --- claim
 
     def _claim(self, checkout: Checkout, queue: str, settings: RunSettings, ask: int) -> Claimed | None:
@@ -157,7 +136,7 @@ class Batches:
         claimer.marks.record_claim(queue, found.jobs[-1] if found else None)
         if found is not None:
             pooled = claimer.facts(checkout).pooled
-            checkout.session = found.session._replace(shared_since=found.jobs[0].attempted_at if pooled else None)
+            checkout.session = found.session._replace(shared=pooled)
         if found and claimer.aside:
             claimer.aside.worked(claims_of(queue))
         return found
@@ -182,46 +161,6 @@ class Batches:
                 claimer.lost_claims.unclaim(checkout, request.queue, request.token, error)
                 raise UnreadableRow(f"a job of queue {request.queue!r} cannot be read: {one_line(error)}") from error
         return None
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """How to run a kind whose jobs need nothing of the executor."""
-
-    handler: Handler
-    timeout: timedelta | None
-
-
-class _Plans(dict[str, _Plan | None]):
-    """The plans by kind, each made at its first use."""
-
-    def __init__(self, make: Callable[[str], _Plan | None]) -> None:
-        super().__init__()
-        self._make = make
-
-    def __missing__(self, kind: str) -> _Plan | None:
-        made = self[kind] = self._make(kind)
-        return made
-
-
-class _Call:
-    """Calls the handlers, each in a context of its own. It has no reference to the connection, because a stored error
-    keeps the frames of its callers alive."""
-
-    __slots__ = ("checkout", "function", "job")
-
-    function: HandlerFunction
-    job: Job[Any]
-
-    def __init__(self, checkout: Checkout) -> None:
-        self.checkout = checkout
-
-    def __call__(self) -> None:
-        job = self.job
-        set_current_job(job)
-        answer = self.function(self.checkout.conn, job)
-        if answer is not None:
-            check_handler_return(answer, self.function)
 
 
 def _call_in_context(attempt: Attempt, act: Callable[..., object], *given: object) -> None:
@@ -253,7 +192,6 @@ class Batch:
     _watched: Attempt | None = None  # the attempt that the watchdog has, until the batch is finished
     _clean: bytes | None = None  # the message that resets the session between two handlers
     _lost: bool = False  # whether the connection was lost, perhaps with the server and the claim
-    _leaked: bool = False  # whether a handler has kept a reference to the connection
     _tainted: bool = False
     _recorded: bool = False  # whether an outcome is written for each job
     _fault: str = ""  # how a handler has ended the transaction
@@ -264,9 +202,6 @@ class Batch:
         self.checkout = self.slot.checkout
         self.finisher = self.executor.finisher
         self.jobs = self.found.jobs
-        self._plans = self.batches.plans()
-        self._call = _Call(self.checkout)
-        self._on_start = self.executor.hooks if self.executor.hooks else None
 
     def run(self, ends: Callable[[], bool]) -> None:
         """Run the jobs and finish them. The connection is ready for the next batch then."""
@@ -275,42 +210,37 @@ class Batch:
         # the owner's settings of the session cannot be made again within a transaction
         most = 1 if checkout.configures else MOST
         try:
-            savepoints = Savepoints(checkout.conn, self.executor.claimer.queries.tag, self._between)
-            try:
+            savepoints = Savepoints(checkout.conn, checkout.transport, self.executor.claimer.queries.tag, self._between)
+            with checkout.batch(savepoints.begin):
                 self._run_jobs(savepoints, most, ends)
-                if savepoints.used:
-                    self.room = _rounded(most * self.started // savepoints.used)
-                self._leaked = self._leaked or savepoints.block_left_open
-            finally:
-                savepoints.detach()
+            if savepoints.used:
+                self.room = _rounded(most * self.started // savepoints.used)
             finishing = time.monotonic()
             problem = self._commit(savepoints, finishing)
             if problem is not None:
                 if checkout.usable:
                     with suppress(psycopg.Error):  # the next statement will raise it too
-                        self.executor.claimer.queries.abandon(checkout.transport, checkout.session)
+                        self.executor.claimer.queries.abandon(
+                            checkout.transport, checkout.session, self.jobs[0].attempted_at
+                        )
                 self._fall_back(checkout, problem, self._culprit(savepoints, problem), finishing)
                 checkout.spoiled = True  # the session may have settings that a rollback does not undo
             self._unwatch()
             checkout.spoiled = checkout.spoiled or self._tainted
-            if checkout.usable and not checkout.spoiled:
-                if savepoints.used:
-                    checkout.restore()
-                else:
-                    checkout.python_state.restore()  # no handler has used the session
+            if checkout.usable and not checkout.spoiled and savepoints.used:
+                checkout.restore()
         except BaseException:
             checkout.spoiled = True  # its state is unknown: not for the next batch
             raise
         finally:
             self._unwatch()
         log.debug("%s: %d jobs in %.3f s", self.queue, len(self.ran), time.monotonic() - began)
-        if checkout.spoiled or self._leaked:
+        if checkout.spoiled:
             checkout.replace()
 
     # --- the handlers
 
     def _run_jobs(self, savepoints: Savepoints, most: int, ends: Callable[[], bool]) -> None:
-        checkout = self.checkout
         last_start = time.monotonic() + self.settings.batch_time.total_seconds()
         for job in self.jobs:
             if ends():
@@ -323,17 +253,12 @@ class Batch:
                 if previous.tainted:
                     return
             attempt = self._run_job(job, savepoints, previous)
-            # a late cancel or interrupt could hit the next job, and so could writes of a thread of this handler
-            self._leaked = savepoints.block_left_open
-            if savepoints.broken or attempt.tainted or self._leaked:
+            if savepoints.broken or attempt.tainted:  # a late cancel or interrupt could hit the next job
                 return
 
     def _run_job(self, job: Job[Any], savepoints: Savepoints, previous: Attempt | None) -> Attempt:
-        executor, plan = self.executor, self._plans[job.kind]
-        if plan is None:
-            attempt = copy_context().run(executor.attempt, self.slot, job)
-        else:
-            attempt = Attempt(job, self.slot, plan.timeout, handler=plan.handler)
+        executor, context = self.executor, private_context()
+        attempt = context.run(executor.attempt, self.slot, context, job)
         attempt.on_severed = self._on_severed
         self._watched = attempt
         self.started += 1
@@ -343,38 +268,20 @@ class Batch:
         if executor.watchdog.cancelled:
             error = executor.watchdog.cancelled.get((job.id, job.token))  # cancelled since the claim
         if error is None:
-            error = attempt.context.run(executor.start, attempt) if plan is None else self._start(attempt, plan.handler)
+            error = context.run(executor.start, attempt)
         if attempt.tainted:
             self.checkout.wait_for_cancels()  # else one could hit the next statement
-        ended = savepoints.end(error)
+        quiet = self.checkout.end_tx(job.id)
+        ended = savepoints.end(error, quiet=quiet)
         if ended is not error and attempt.reason is not None:  # the stop may be the cause
             attempt.reason.__cause__ = ended
             ended = attempt.reason
         if ended is not None and savepoints.culprit is None:
-            attempt.context.run(self.finisher.decide, attempt, ended)
+            context.run(self.finisher.decide, attempt, ended)
             self.errors[job.id] = ended
             clear_frames(ended)
         self.ran.append(attempt)
-        self.checkout.python_state.restore_in_transaction()
         return attempt
-
-    def _start(self, attempt: Attempt, handler: Handler) -> BaseException | None:
-        """As `Executor.start`, but faster, for kinds that need nothing else of the executor."""
-        given = vars(attempt.job)
-        decode = given["decode"] = handler.decode
-        values = dict(given)
-        try:
-            values["args"] = decode(given["raw_args"])
-        except BaseException as error:  # args that do not fit
-            attempt.args_fit = False
-            return error
-        values["running"] = attempt
-        call = self._call
-        call.function, call.job = handler.function, job_owning(values)
-        if self._on_start is not None:
-            attempt.context.run(self._on_start, "on_start", attempt.job)
-        attempt.started = True
-        return attempt.run(call)
 
     def _unwatch(self) -> None:
         """Take the last attempt from the watchdog, which leaves its connection alone from now on."""
@@ -386,9 +293,9 @@ class Batch:
 
     def _between(self) -> bytes:
         if self._clean is None:
-            self._clean = self.batches.queries.between_jobs(
-                self.checkout.conn, self.found.bounds, self.checkout.session
-            )
+            session = self.checkout.session
+            since = self.jobs[0].attempted_at if session is not None and session.shared else None
+            self._clean = self.batches.queries.between_jobs(self.checkout.conn, self.found.bounds, since)
         return self._clean
 
     # --- the end
@@ -430,7 +337,7 @@ class Batch:
 
     def _report_all(self, completed: FinishResult, failed: Sequence[FinishResult], took: float) -> None:
         finisher, others = self.finisher, iter(failed)
-        if not self.errors and not finisher.hooks and not finisher.events:
+        if not self.errors and not finisher.hooks.any and not finisher.events:
             return
         for attempt in self.ran:
             error = self.errors.get(attempt.job.id)
@@ -497,7 +404,7 @@ class Batch:
                 return {}
             return queries.complete_late(transport, record)
 
-        finished = self.finisher.write_late(checkout, write, f"{len(early)} jobs of {self.queue!r}") or {}
+        finished = self.finisher.write_late(checkout, self.jobs[0], write, f"{len(early)} jobs of {self.queue!r}") or {}
         for attempt in early:
             if attempt.job.id in finished:
                 _call_in_context(
@@ -529,7 +436,7 @@ class Batch:
             claimed_at = self.jobs[0].attempted_at if lost or self._lost else None
             return self.batches.queries.undo(transport, record, str(error), restore_before=claimed_at)
 
-        written = self.finisher.write_late(checkout, write, f"{len(done)} jobs of {self.queue!r}")
+        written = self.finisher.write_late(checkout, self.jobs[0], write, f"{len(done)} jobs of {self.queue!r}")
         if written is None:
             return False
         undone, completed = written

@@ -16,7 +16,7 @@ from psycopg.rows import TupleRow
 
 from pgjobs.db import statements
 from pgjobs.db.cursors import AnyConnection, literal_cursor
-from pgjobs.db.rows import CLAIMED, claimed_values, str_of
+from pgjobs.db.rows import claimed_job, str_of
 from pgjobs.errors import AttemptLost
 from pgjobs.execution.outcome import AttemptData, Outcome
 from pgjobs.execution.queries import (
@@ -29,7 +29,7 @@ from pgjobs.execution.queries import (
 )
 from pgjobs.execution.requests import ClaimRequest, ClaimSettings, Session
 from pgjobs.execution.transport import Run, Script, Transport, commands, integer
-from pgjobs.job import Job, JobState, job_owning
+from pgjobs.job import Job, JobState
 
 _NONE: Mapping[Any, Any] = {}
 
@@ -161,12 +161,12 @@ class BatchQueries:
 
     # --- between two jobs
 
-    def between_jobs(self, conn: AnyConnection, bounds: Mapping[str, str], session: Session | None) -> bytes:
+    def between_jobs(self, conn: AnyConnection, bounds: Mapping[str, str], since: datetime | None) -> bytes:
         """Make the message that resets the session for the next handler."""
         with literal_cursor(conn) as cur:
             parts = [cur.mogrify(_plain_text(self._batch["between_jobs"]), bounds)]
-            if session is not None and session.shared_since is not None:  # a pooler gives the session to other clients
-                parts.append(cur.mogrify(_plain_text(self._work["deallocate"]), {"since": session.shared_since}))
+            if since is not None:  # a pooler gives the session to other clients
+                parts.append(cur.mogrify(_plain_text(self._work["deallocate"]), {"since": since}))
             return "\n".join(parts).encode(conn.info.encoding)
 
     # --- finish
@@ -306,11 +306,9 @@ def _metadata(job: Job[Any]) -> Mapping[str, Any]:
 
 def _as_jobs(rows: Iterable[TupleRow], queue: str, token: UUID, worker: str, attempted_at: datetime) -> list[Job[Any]]:
     """Make the jobs of a claim from its rows, which have only the columns that may differ."""
-    same = {
-        **CLAIMED, "queue": queue, "attempted_at": attempted_at, "token": token, "attempted_by": (worker,),
-    }  # fmt: skip
-    instants = _Instants()
-    return [job_owning(claimed_values(row, same.copy(), instants.__getitem__)) for row in rows]
+    same = {"queue": queue, "attempted_at": attempted_at, "token": token, "attempted_by": (worker,)}
+    instant = _Instants().__getitem__
+    return [claimed_job(row, same, instant) for row in rows]
 
 
 class _Instants(dict[str, datetime]):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextvars import Context
+from functools import partial
 from typing import Any
 
 from pgjobs.db.checkout import Checkout
@@ -13,25 +14,34 @@ from pgjobs.execution.attempt import Attempt, Slot, private_context
 from pgjobs.execution.claimer import Claimer
 from pgjobs.execution.finisher import Finisher
 from pgjobs.execution.lock_job import clear_frames
+from pgjobs.execution.plans import Plan, Plans
 from pgjobs.execution.scripts import NextClaim
 from pgjobs.execution.watchdog import Watchdog
 from pgjobs.hooks import HookCalls, Middleware, with_middleware
-from pgjobs.job import Job, job_owning, set_current_job
-from pgjobs.return_values import check_handler_return
+from pgjobs.job import Job
 
 _SOON = 1.0  # seconds after the claim; a rescue takes no job that was claimed less than some seconds ago
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Executor:
     """Runs jobs for the threads of one process."""
 
-    claimer: Claimer
-    finisher: Finisher
-    watchdog: Watchdog
-    hooks: HookCalls
-    middleware: Sequence[Middleware] = ()
-    code_version: str | None = None
+    def __init__(
+        self,
+        *,
+        claimer: Claimer,
+        finisher: Finisher,
+        watchdog: Watchdog,
+        hooks: HookCalls,
+        middleware: Sequence[Middleware] = (),
+        code_version: str | None = None,
+    ) -> None:
+        self.claimer = claimer
+        self.finisher = finisher
+        self.watchdog = watchdog
+        self.hooks = hooks
+        self.code_version = code_version
+        self._plans = Plans(claimer, middleware)
 
     def claim(self, checkout: Checkout, queue: str) -> Job[Any] | None:
         """Claim the next job of the queue. It is locked in the transaction that is open then."""
@@ -48,30 +58,32 @@ class Executor:
         Whatever the handler does is an outcome: only errors of the connection, before or after it, are raised. Context
         variables that the application's functions set are not seen by the next job.
         """
-        return private_context().run(self._run, slot, job, goes_on)
+        context = private_context()
+        return context.run(self._run, slot, context, job, goes_on)
 
     def unclaim(self, checkout: Checkout, job: Job[Any] | None) -> None:
         """Undo the claim of a job that is not run, if there is one."""
         if job is not None:
             self.claimer.unclaim(checkout, job)
 
-    def attempt(self, slot: Slot, job: Job[Any]) -> Attempt:
-        handler = self.claimer.handler_of(job.kind)
-        if handler is not None:
-            vars(job)["decode"] = handler.decode  # the job is frozen, but has not been handed out yet
-        timeout = self.claimer.timeout_of(job, handler)
-        if handler is not None and handler.detached and job.leased_until is not None:
-            attempt = Attempt(job, slot, timeout, handler=handler, detached=self.finisher.complete_within)
-            attempt.session = slot.checkout.session
+    def attempt(self, slot: Slot, context: Context, job: Job[Any]) -> Attempt:
+        """Make the attempt at a job. Called in its context."""
+        plan = self._plans.of(job.kind)
+        if plan is None:
+            attempt = Attempt(job, slot, context, self.claimer.timeout, None)
         else:
-            attempt = Attempt(job, slot, timeout, handler=handler)
+            vars(job)["decode"] = plan.decode  # the job is frozen, but has not been handed out yet
+            timeout = self.claimer.timeout_of(job, plan.handler) if plan.asks_timeout else plan.timeout
+            attempt = Attempt(job, slot, context, timeout, plan)
+            if plan.handler.detached and job.leased_until is not None:
+                attempt.detach(self.finisher.complete_within, slot.checkout.session)
         if self.code_version is not None:
             attempt.set_metadata({"code_version_processed": self.code_version})
         return attempt
 
-    def _run(self, slot: Slot, job: Job[Any], goes_on: Callable[[], bool] | None) -> Job[Any] | None:
-        attempt, checkout = self.attempt(slot, job), slot.checkout
-        if self.hooks:
+    def _run(self, slot: Slot, context: Context, job: Job[Any], goes_on: Callable[[], bool] | None) -> Job[Any] | None:
+        attempt, checkout = self.attempt(slot, context, job), slot.checkout
+        if self.hooks.any:
             self.hooks("on_claim", job, None)
         self.watchdog.add(slot, attempt)
         next_job: Job[Any] | None = None
@@ -80,6 +92,8 @@ class Executor:
                 self.finisher.rollback(checkout)  # from here on the lease keeps the job
                 checkout.return_early()
             error = self.start(attempt)
+            if attempt.checkout is not None:
+                checkout.end_tx(job.id)
             then = None if error is not None or goes_on is None else self._then(checkout, attempt, goes_on)
             error, next_job = self.finisher.finish(checkout, attempt, error, then=then)
         except BaseException:
@@ -102,46 +116,40 @@ class Executor:
 
     def _then(self, checkout: Checkout, attempt: Attempt, goes_on: Callable[[], bool]) -> NextClaim | None:
         """The claim to be sent with the completion, if there may be one."""
-        if attempt.checkout is None or attempt.tainted or checkout.must_rest or not goes_on():
+        if attempt.checkout is None or attempt.tainted or not goes_on():
             return None
+        if checkout.used and checkout.configures:
+            return None  # the owner must configure the session first
         # a rescue finds no job that was claimed a moment ago: so the finish may be repeated after a failed claim
-        together = not checkout.used and attempt.run_seconds < _SOON
+        together = not (checkout.used or attempt.has_data or attempt.reason) and attempt.run_seconds < _SOON
         return self.claimer.next_claim(checkout, attempt.job.queue, together=together)
 
     def start(self, attempt: Attempt) -> BaseException | None:
-        """Call the handler. Returns its exception, or the error for which it could not be called."""
+        """Call the handler; this is called in the context of the attempt. Returns the exception of the handler, or the
+        error for which it could not be called."""
+        plan, checkout, job = attempt.plan, attempt.checkout, attempt.job
         try:
-            call = self._prepare(attempt)
+            if plan is None:
+                self.hooks("on_unknown_kind", job)
+                raise UnknownKind(job.kind)
+            args = plan.decode(job.raw_args)  # before the handler, which may rely on them
         except BaseException as error:  # args that do not fit, or an error in the code that decodes them
             attempt.args_fit = False
             return error
-        if self.hooks:
-            self.hooks("on_start", attempt.job)
+        if self.hooks.any:
+            self.hooks("on_start", job)
+        own = vars(job)  # the job is frozen, but the handler has not seen it yet
+        own["running"], own["args"] = attempt, args
         attempt.started = True
-        return attempt.run(call)
+        if checkout is None or checkout.wraps_tx or plan.middleware or plan.handler.detached:
+            return attempt.run(partial(_call_wrapped, plan, checkout), None, job)
+        return attempt.run(plan.function, checkout.start_tx(), job)
 
-    def _prepare(self, attempt: Attempt) -> Callable[[], None]:
-        handler = attempt.handler
-        if handler is None:
-            self.hooks("on_unknown_kind", attempt.job)
-            raise UnknownKind(attempt.job.kind)
-        args = handler.decode(attempt.job.raw_args)  # before the handler, which may rely on them
-        job = job_owning({**vars(attempt.job), "running": attempt, "args": args})
-        checkout = None if handler.detached else attempt.checkout
-        middleware = (*self.middleware, *handler.middleware) if self.middleware or handler.middleware else ()
-        function = handler.function
 
-        def call() -> None:
-            set_current_job(job)  # in the context of this call
-            if checkout is None:
-                with_middleware(middleware, None, job, function)()
-                return
-            with checkout.handler_tx() as tx:
-                if middleware:
-                    with_middleware(middleware, tx, job, function)()
-                    return
-                answer = function(tx, job)
-                if answer is not None:
-                    check_handler_return(answer, function)
-
-        return call
+def _call_wrapped(plan: Plan, checkout: Checkout | None, _: None, job: Job[Any]) -> None:
+    """Call the handler inside its middleware, with the `tx` of a framework."""
+    if checkout is None or plan.handler.detached:
+        with_middleware(plan.middleware, None, job, plan.function)()
+        return
+    with checkout.handler_tx() as tx:
+        with_middleware(plan.middleware, tx, job, plan.function)()

@@ -45,7 +45,7 @@ from pgjobs.events import Event, EventKind, Events, JobStats
 from pgjobs.execution.attempt import Attempt
 from pgjobs.execution.claimer import Claimer
 from pgjobs.execution.outcome import AFTER_A_FAULT, COMPLETED, NO_DATA, Outcome, decide
-from pgjobs.execution.queries import ExecutionQueries, Finished, FinishResult
+from pgjobs.execution.queries import ExecutionQueries, FinishResult
 from pgjobs.execution.scripts import Finish, NextClaim
 from pgjobs.execution.transport import Transport
 from pgjobs.hooks import ErrorHandler, HookCalls
@@ -105,9 +105,9 @@ class Finisher:
             if attempt.checkout is not None:
                 checkout.error_details = self.error_details
                 checkout.after_transaction(committed=committed)
-            if not checkout.spoiled and checkout.usable:
+            if next_job is None and not checkout.spoiled and checkout.usable:
                 checkout.restore()
-        if finished is not None and (error is not None or self.hooks or self.events):
+        if finished is not None and (error is not None or self.hooks.any or self.events):
             # after `after_transaction`: a hook may use the framework, which must know the outcome
             self.report(attempt, outcome, finished, error, took)
         return error, next_job
@@ -154,23 +154,33 @@ class Finisher:
             return self._complete_detached(checkout, attempt)
         if not checkout.usable:
             return TransactionBroken("the handler left its connection closed, or in the middle of a command")
-        data = attempt.data
         how = Finish(
             checkout.session,
             used=checkout.used,
             saved=checkout.saved,
-            has_data=data is not NO_DATA,
+            has_data=attempt.has_data,
             cancelled=isinstance(attempt.reason, JobCancelled),
             async_commit=job.queue in claimer.async_commit,
+            counts=then is None or checkout.may_have_prepared,
         )
         try:
             finished = self.queries.complete(
-                checkout.transport, job, how, data, then=then, single=job.kind in claimer.single_kinds
+                checkout.transport,
+                job,
+                how,
+                attempt.data if attempt.has_data else NO_DATA,
+                then=then,
+                single=job.kind in claimer.single_kinds,
             )
         except (psycopg.Error, UnicodeEncodeError, AttemptLost) as error:
             return self._not_completed(job, then, error)
         checkout.spoiled = not finished.result.clean
-        return finished.result, None if then is None else self._take_next(checkout, then, finished)
+        if then is None:
+            return finished.result, None
+        if finished.problem is not None:
+            self._undo_claim(checkout, then, finished.problem)
+            return finished.result, None
+        return finished.result, claimer.claimed_next(checkout, then, finished.next)
 
     def _not_completed(
         self, job: Job[Any], then: NextClaim | None, error: psycopg.Error | UnicodeEncodeError | AttemptLost
@@ -189,15 +199,16 @@ class Finisher:
             return stopped
         return why_not_committed(error)
 
-    def _take_next(self, checkout: Checkout, then: NextClaim, finished: Finished) -> Job[Any] | None:
+    def _undo_claim(self, checkout: Checkout, then: NextClaim, problem: Exception) -> None:
+        """The claim that was sent with a finish has failed."""
+        if checkout.used:
+            checkout.spoiled = True  # the error has undone the reset of the session
+        request = then.request
         try:
-            if finished.problem is not None and checkout.used:
-                checkout.spoiled = True  # the error has undone the reset of the session
-            return self.claimer.claimed_next(checkout, then, finished)
+            self.claimer.lost_claims.unclaim(checkout, request.queue, request.token, problem)
         except psycopg.Error as error:
             log.debug("giving up the connection: %s", one_line(error))
             checkout.spoiled = True
-            return None
 
     def _complete_detached(
         self, checkout: Checkout, attempt: Attempt
@@ -246,7 +257,10 @@ class Finisher:
     def _find_completed(self, checkout: Checkout, attempt: Attempt) -> FinishResult | None:
         """Find out whether a COMMIT whose answer was lost has completed the job."""
         job = self.write_late(
-            checkout, lambda _, lost: self.queries.get_job(checkout.conn, attempt.job.id), f"job {attempt.job.id}"
+            checkout,
+            attempt.job,
+            lambda _, lost: self.queries.get_job(checkout.conn, attempt.job.id),
+            f"job {attempt.job.id}",
         )
         checkout.spoiled = True  # its session was not reset
         return None if job is None or job.token != attempt.job.token else _completed(job)
@@ -278,20 +292,28 @@ class Finisher:
             how = Finish(checkout.session, async_commit=async_commit)
             return self.queries.finish_late(transport, attempt.job, outcome, how, attempt.data, after_loss=after)
 
-        finished = self.write_late(checkout, write, f"job {attempt.job.id}", transactional=attempt.checkout is not None)
+        finished = self.write_late(
+            checkout, attempt.job, write, f"job {attempt.job.id}", transactional=attempt.checkout is not None
+        )
         if finished is not None:
             checkout.spoiled = not finished.clean
         return finished
 
     def write_late(
-        self, checkout: Checkout, write: Callable[[Transport, bool], W], what: str, *, transactional: bool = True
+        self,
+        checkout: Checkout,
+        job: Job[Any],
+        write: Callable[[Transport, bool], W],
+        what: str,
+        *,
+        transactional: bool = True,
     ) -> W | None:
         """Call `write(transport, lost)` on this connection, or on new ones if it is lost. None if no try succeeds."""
         lost, left, dead = False, _LATE_FINISH_TRIES, _MOST_DEAD
         while True:
             try:
                 if checkout.usable:
-                    self.queries.abandon(self.claimer.transport_of(checkout), checkout.session)
+                    self.queries.abandon(self.claimer.transport_of(checkout), checkout.session, job.attempted_at)
                 else:
                     lost = True
                     if transactional:
@@ -399,7 +421,7 @@ def _job_after(attempt: Attempt, outcome: Outcome, finished: FinishResult) -> Jo
     """The job as it is after the statement that wrote the outcome."""
     job, data = attempt.job, attempt.data
     metadata, errors = job.raw_metadata, job.raw_errors
-    with suppress(ValueError, RecursionError):  # written by hand, in JSON that Python does not read
+    with suppress(ValueError, TypeError, AttributeError, RecursionError):  # JSON that was written by hand
         metadata, errors = _merged(metadata, data.metadata), _with_entry(errors, job.attempt, outcome, finished)
         metadata = _with_snooze(metadata, job.raw_metadata) if outcome.snoozed else metadata
     due = outcome.at or (None if outcome.delay is None else finished.at + outcome.delay)
@@ -415,6 +437,7 @@ def _job_after(attempt: Attempt, outcome: Outcome, finished: FinishResult) -> Jo
         raw_errors=errors,
         raw_metadata=metadata,
         raw_output=data.output,
+        running=None,
     )
 
 

@@ -9,9 +9,10 @@ from typing import Any
 
 from pgjobs.db.checkout import Checkout
 from pgjobs.errors import Signal, UndecodableArgs
-from pgjobs.execution.attempt import Attempt, Slot
+from pgjobs.execution.attempt import Attempt, Slot, private_context
 from pgjobs.execution.claimer import Claimer
 from pgjobs.execution.finisher import Finisher
+from pgjobs.execution.plans import Plans
 from pgjobs.job import Job, changed
 
 
@@ -29,15 +30,16 @@ def lock_job(
         checkout.return_early()  # without a transaction, the writes of the block could not be undone
         yield None, None
         return
-    handler = claimer.handler_of(job.kind)
-    attempt = Attempt(job, Slot(checkout), None, handler=handler)
+    plan = Plans(claimer, ()).of(job.kind)
+    attempt = Attempt(job, Slot(checkout), private_context(), None, plan)
     error: BaseException | None = None
     try:
         with checkout.handler_tx() as tx:
-            yield tx, changed(job, running=attempt, decode=handler.decode if handler else job.decode)
+            yield tx, changed(job, running=attempt, decode=plan.decode if plan else job.decode)
     except BaseException as raised:
         error = raised
         attempt.args_fit = not isinstance(error, UndecodableArgs)
+    checkout.end_tx(job.id)
     try:
         error, _ = attempt.context.run(finisher.finish, checkout, attempt, error)
     finally:
@@ -47,7 +49,7 @@ def lock_job(
 
 
 def clear_frames(error: BaseException | None) -> None:
-    """Release the local variables in the frames of a recorded error and its causes: one of them is the connection."""
+    """Release the local variables in the frames of a recorded error and its causes, which may be large."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:  # a chain of causes may be a ring
         seen.add(id(error))

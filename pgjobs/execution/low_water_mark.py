@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from pgjobs.execution.requests import Mark
 from pgjobs.job import Job
@@ -28,7 +29,8 @@ _FULL_SCAN_AT_LEAST_EVERY = 1.0
 _PAUSE_PER_SCAN = 10  # times as long as the scan took
 
 
-class _MarkedUntil(NamedTuple):
+@dataclass(slots=True)
+class _Marked:
     mark: Mark
     full_scan_at: float  # by the monotonic clock
 
@@ -38,15 +40,11 @@ class _OfThread(threading.local):
     empty_behind: Mark | None = None  # where it has found nothing
 
 
-def mark_of(job: Job[Any]) -> Mark:
-    return Mark(b"%d" % job.priority, job.scheduled_at.isoformat().encode(), b"%d" % job.id)
-
-
 class LowWaterMarks:
     """The marks of one process, by queue."""
 
     def __init__(self) -> None:
-        self._marks: dict[str, _MarkedUntil] = {}
+        self._marks: dict[str, _Marked] = {}
         self._thread = _OfThread()
 
     def start(self, queue: str) -> Mark | None:
@@ -66,7 +64,7 @@ class LowWaterMarks:
         now, known = time.monotonic(), self._marks.get(queue)
         self._thread.scan_began = now
         if known is not None:
-            self._marks[queue] = _MarkedUntil(known.mark, now + _FULL_SCAN_AT_LEAST_EVERY)
+            known.full_scan_at = now + _FULL_SCAN_AT_LEAST_EVERY
 
     def record_claim(self, queue: str, job: Job[Any] | None) -> None:
         """Move the mark to the job that this thread has claimed. None: a full scan has found nothing."""
@@ -75,13 +73,14 @@ class LowWaterMarks:
         if job is None:
             self._marks.pop(queue, None)
             return
-        if began is not None or known is None:
-            now = time.monotonic()
-            pause = _PAUSE_PER_SCAN * (now - (began or now))
-            full_scan_at = now + min(max(pause, _FULL_SCAN_EVERY), _FULL_SCAN_AT_LEAST_EVERY)
-        else:
-            full_scan_at = known.full_scan_at
-        self._marks[queue] = _MarkedUntil(mark_of(job), full_scan_at)
+        mark = Mark(b"%d" % job.priority, job.scheduled_at.isoformat().encode(), b"%d" % job.id)
+        if began is None and known is not None:
+            known.mark = mark
+            return
+        now = time.monotonic()
+        pause = _PAUSE_PER_SCAN * (now - (began or now))
+        full_scan_at = now + min(max(pause, _FULL_SCAN_EVERY), _FULL_SCAN_AT_LEAST_EVERY)
+        self._marks[queue] = _Marked(mark, full_scan_at)
 
     def record_empty(self, mark: Mark) -> None:
         """Nothing was found behind this mark: if it still stands, this thread's next claim scans the whole queue."""

@@ -17,8 +17,8 @@ from psycopg.pq.abc import PGresult
 
 from pgjobs.db import statements
 from pgjobs.db.channel import channel
-from pgjobs.db.cursors import AnyConnection, act, answers, bound_cursor, literal_cursor, one
-from pgjobs.db.rows import QUEUE, as_job, claimed_job, only, str_of
+from pgjobs.db.cursors import AnyConnection, act, answers, job_cursor, literal_cursor, one
+from pgjobs.db.rows import QUEUE, as_job, claimed_at, claimed_job, only, str_of
 from pgjobs.errors import AttemptLost
 from pgjobs.execution.outcome import NO_DATA, AttemptData, Outcome
 from pgjobs.execution.requests import BEGINNING, ClaimRequest, Session
@@ -43,8 +43,7 @@ CLAIM_DEFAULTS: Mapping[str, Any] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class FinishResult:
+class FinishResult(NamedTuple):
     """The job after its outcome was written."""
 
     state: JobState
@@ -96,7 +95,7 @@ class ExecutionQueries:
             for part in (b"", work["skip_set_aside"])
         )
         self.scripts = Scripts(work, claims, claims_around)
-        self._try_claim = claims["id"].replace(b"{commits}", b"true")
+        self._try_claim = claims["id"].replace(b"{returning}", b"RETURNING id")
         self._begin_trial = b"\n".join(
             (work["begin"], work["set_claim_timeout"], work["set_lock_timeout"], work["check_constraints_at_once"])
         )
@@ -131,11 +130,11 @@ class ExecutionQueries:
         """Read the job that was claimed and locked. None if there is none: then the transaction is rolled back."""
         lock = results[script.at["lock"]]
         if lock.ntuples:
-            return claimed_job(transport.row(lock), request.queue, request.token, request.settings.worker)
+            same = {"queue": request.queue, "token": request.token, "attempted_by": request.settings.claimed_by}
+            return claimed_job(transport.row(lock), same, claimed_at)
         transport.run(self.scripts.roll_back())
-        if results[script.at["claim"]].ntuples:
-            id = integer(results[script.at["claim"]], 0)
-            raise AttemptLost(f"job {id} was claimed but taken away before it was locked")
+        if results[script.at["claim"]].command_tuples:
+            raise AttemptLost("a job was claimed but taken away before it was locked")
         return None
 
     def begin_trial(self, conn: AnyConnection) -> None:
@@ -196,11 +195,11 @@ class ExecutionQueries:
         the same round trip. Raises the error of the finish; returns the error of the claim. `single`: nothing is sent
         prepared."""
         script = self.scripts.complete(job.queue, finish, then)
-        at = script.at
-        plain = {} if then is None else then.request.plain
-        plain |= plain_values(job, finish.session)
+        at, plain = script.at, plain_values(job, finish.session)
+        if then is not None:
+            plain |= then.request.plain
         texts = {"metadata": data.metadata, "output": data.output} if finish.has_data else _NO_TEXTS
-        results, error = transport.run(script, plain, texts, undo_role=self._undo_role(finish), single=single)
+        results, error = transport.run(script, plain, texts, single=single)
         if len(results) <= at["committed"]:
             assert error is not None
             if then is None or not then.together or len(results) <= at["complete"]:
@@ -265,16 +264,12 @@ class ExecutionQueries:
         now = integer(results[script.at["finish"]], 1)
         return FinishResult(JobState(state), now, not finish.used or _left_clean(results, script.at))
 
-    def abandon(self, transport: Transport, session: Session | None) -> None:
-        """Roll back and reset the session, so that the outcome can be written in it."""
-        plain = {} if session is None or session.shared_since is None else {b"since": _since(session)}
+    def abandon(self, transport: Transport, session: Session | None, since: datetime | None) -> None:
+        """Roll back and reset the session, so that the outcome can be written in it. `since` the handler has it."""
+        plain = {b"since": since.isoformat().encode()} if since is not None else {}
         _, error = transport.run(self.scripts.abandon(session), plain, single=True)
         if error is not None:
             raise error
-
-    def _undo_role(self, finish: Finish) -> Script | None:
-        """What returns to the role of the claim, before a statement is prepared behind a handler."""
-        return self.scripts.restore_role(finish.session) if finish.used and finish.session is not None else None
 
     def complete_within(
         self,
@@ -372,7 +367,7 @@ class ExecutionQueries:
 
     def get_job(self, conn: AnyConnection, id: int, queue: str | None = None) -> Job[Any] | None:
         """Find the job with this id. Raises AmbiguousJob when several queues have one and no queue is given."""
-        with bound_cursor(conn) as cur:
+        with job_cursor(conn) as cur:
             cur.execute(self._observe["get_job"], {"id": id})
             rows = [row for row in cur.fetchall() if queue is None or row[QUEUE] == queue]
             row = only(id, rows)
@@ -428,15 +423,11 @@ _NO_TEXTS: Mapping[str, Any] = {}
 def plain_values(job: Job[Any], session: Session | None = None) -> dict[bytes, bytes]:
     """The parameters of a finish that need no quoting."""
     assert job.token is not None
-    values = {b"id": b"%d" % job.id, b"token": job.token.hex.encode()}
-    if session is not None and session.shared_since is not None:
-        values[b"since"] = _since(session)
+    values = {b"id": b"%d" % job.id, b"token": b"%032x" % job.token.int}
+    if session is not None and session.shared:
+        assert job.attempted_at is not None
+        values[b"since"] = job.attempted_at.isoformat().encode()
     return values
-
-
-def _since(session: Session) -> bytes:
-    assert session.shared_since is not None
-    return session.shared_since.isoformat().encode()
 
 
 def _left_clean(results: Sequence[PGresult], at: Mapping[str, int]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -27,7 +27,7 @@ class Session(NamedTuple):
     user: str
     role: str
     lacks: tuple[str, ...] = ()  # the settings of a job's transaction that the session does not have by itself
-    shared_since: datetime | None = None  # behind a pooler: since when the job has the session
+    shared: bool = False  # by other clients, through a pooler: what the handler prepares is dropped
 
 
 @dataclass(eq=False)
@@ -44,6 +44,9 @@ class ClaimSettings:
     bound: str
     bounds: str | None  # by kind, as JSON
     scripts: dict[Any, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.claimed_by = (self.worker,)  # what most jobs have
 
 
 class ClaimRequest(NamedTuple):
@@ -62,7 +65,7 @@ class ClaimRequest(NamedTuple):
         """The parameters that change with each claim."""
         priority, time, id = self.mark or BEGINNING
         values = {
-            b"new_token": self.token.hex.encode(), b"mark_priority": priority, b"mark_time": time, b"mark_id": id,
+            b"new_token": b"%032x" % self.token.int, b"mark_priority": priority, b"mark_time": time, b"mark_id": id,
         }  # fmt: skip
         if self.id is not None:
             values[b"id"] = b"%d" % self.id

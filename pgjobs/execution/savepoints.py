@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import psycopg
-from psycopg.errors import error_from_result
-from psycopg.pq import ConnStatus, ExecStatus, PipelineStatus, TransactionStatus
-from psycopg.pq.abc import PGconn, PGresult
+from psycopg.pq import ConnStatus, PipelineStatus, TransactionStatus
 
-from pgjobs.clean_text import connection_ended
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.errors import TransactionBroken
+from pgjobs.execution.transport import Transport
 
 # The server caches 64 subtransactions of a backend; with more of them, the snapshots of all sessions get slow.
 MOST = 60
@@ -24,14 +21,14 @@ _OVER = "the transaction of the batch is over: the handler of another job of the
 
 
 class Savepoints:
-    """Watches what the handlers of a batch send, for as long as the batch runs.
+    """The savepoints of one batch.
 
-    psycopg sends everything through `conn.wait`, which is wrapped here to notice the first statement of a handler. The
-    savepoint is sent before that statement, in a round trip of its own, together with the end of the previous handler:
-    RELEASE, which fails if that handler has ended the transaction, and the reset of the session.
+    `begin` is called before the first statement of a handler. It sends the savepoint, in a round trip of its own,
+    together with the end of the previous handler: RELEASE, which fails if that handler has ended the transaction, and
+    the reset of the session.
     """
 
-    def __init__(self, conn: AnyConnection, name: str, between: Callable[[], bytes]) -> None:
+    def __init__(self, conn: AnyConnection, transport: Transport, name: str, between: Callable[[], bytes]) -> None:
         self.used = 0  # how many were set
         self.broken = False  # whether the transaction has ended, or its state is unknown
         self.last: int | None = None  # the last job that has used the connection and succeeded; not released yet
@@ -40,25 +37,9 @@ class Savepoints:
         self._name = name.encode()
         self._between = between
         self._conn = conn
+        self._transport = transport
         self._job: int | None = None  # the job whose handler runs
         self._begun = self._set = self._unclean = False
-        self._wait = conn.wait
-        self._was_there = conn.__dict__.get("wait")
-        conn.wait = self._guarded  # type: ignore[method-assign,assignment]
-        conn._num_transactions += 1  # psycopg refuses commit() and rollback() as it does in a transaction() block
-
-    def detach(self) -> None:
-        """The batch is over: remove the wrapper."""
-        if self._was_there is None:
-            del self._conn.__dict__["wait"]
-        else:
-            self._conn.wait = self._was_there  # type: ignore[method-assign]
-        self._conn._num_transactions -= 1
-
-    @property
-    def block_left_open(self) -> bool:
-        """Whether a handler has left a block of `conn.transaction()` open."""
-        return self._conn._num_transactions > 1
 
     @property
     def release(self) -> bytes:
@@ -71,14 +52,19 @@ class Savepoints:
         self._job = job
         self._begun = self._set = False
 
-    def end(self, error: BaseException | None) -> BaseException | None:
+    def end(self, error: BaseException | None, *, quiet: bool) -> BaseException | None:
         """The handler has ended: roll its writes back if it has failed. Returns the error that the attempt has failed
-        with in the end. Sets `broken` if the transaction cannot go on."""
+        with in the end. Sets `broken` if the transaction cannot go on. Not `quiet`: another thread is using it."""
         job, self._job = self._job, None
         status = self._conn.pgconn.transaction_status
-        if not self._begun and status == _IN_TRANSACTION:
+        if not self._begun and quiet and status == _IN_TRANSACTION:
             return error
-        if self._conn.closed or status in (TransactionStatus.UNKNOWN, TransactionStatus.ACTIVE) or self._busy:
+        if (
+            not quiet
+            or self._conn.closed
+            or status in (TransactionStatus.UNKNOWN, TransactionStatus.ACTIVE)
+            or self._busy
+        ):
             self.broken = True
             return error or TransactionBroken("the handler left its connection closed, or in the middle of a command")
         if not self._set or status == TransactionStatus.IDLE:
@@ -100,18 +86,14 @@ class Savepoints:
     def _busy(self) -> bool:
         return self._conn.pgconn.pipeline_status != PipelineStatus.OFF or self._conn.lock.locked()
 
-    def _guarded(self, generator: Any, *args: Any, **options: Any) -> Any:
-        if not self._set and self._job is not None:
-            self._begin()
-        return self._wait(generator, *args, **options)
-
-    def _begin(self) -> None:
+    def begin(self) -> None:
+        """A handler is about to send its first statement."""
         if self._begun or self.broken:  # an interrupt came during the last try, which may have been sent or not
             self.broken = True
             raise TransactionBroken(_OVER)
         self._begun = True
         try:
-            self._send(self.release + b"SAVEPOINT %s" % self._name)
+            self._transport.send_inside(self.release + b"SAVEPOINT %s" % self._name)
         except Exception as error:
             self.broken = True
             if self._conn.pgconn.status == ConnStatus.BAD:
@@ -128,7 +110,9 @@ class Savepoints:
         """Roll back to the savepoint and release it. A late cancel for the handler may hit this; the next try works."""
         for _ in range(3):
             try:
-                self._send(b"ROLLBACK TO SAVEPOINT %s; RELEASE SAVEPOINT %s" % (self._name, self._name))
+                self._transport.send_inside(
+                    b"ROLLBACK TO SAVEPOINT %s; RELEASE SAVEPOINT %s" % (self._name, self._name)
+                )
             except Exception:
                 if self._conn.pgconn.transaction_status != TransactionStatus.INERROR:
                     return False
@@ -136,32 +120,3 @@ class Savepoints:
                 self._conn._prepared.clear()  # as psycopg does: statements may refer to tables that are gone
                 return True
         return False
-
-    def _send(self, message: bytes) -> None:
-        """Send a message and wait for its answers, inside a call of psycopg. Raises the errors of psycopg."""
-        pgconn = self._conn.pgconn
-        if pgconn.pipeline_status == PipelineStatus.OFF:
-            results = [pgconn.exec_(message)]
-        else:  # the handler has opened a pipeline, and has sent nothing in it yet
-            for statement in filter(None, map(bytes.strip, message.split(b";"))):
-                pgconn.send_query_params(statement, None)
-            pgconn.pipeline_sync()
-            results = _results(pgconn)
-        for result in results:
-            if result.status not in (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK):
-                if pgconn.status == ConnStatus.BAD:  # the message of the connection has the server's reason
-                    raise connection_ended(pgconn.get_error_message())
-                raise error_from_result(result, encoding="utf-8")
-
-
-def _results(pgconn: PGconn) -> list[PGresult]:
-    """Read all results up to the sync of the pipeline."""
-    results: list[PGresult] = []
-    while True:
-        result = pgconn.get_result()
-        if pgconn.status == ConnStatus.BAD:
-            raise connection_ended(pgconn.get_error_message())
-        if result is not None and result.status == ExecStatus.PIPELINE_SYNC:
-            return results
-        if result is not None:  # None separates the results of two statements
-            results.append(result)

@@ -13,13 +13,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from pgjobs.db import statements
 from pgjobs.execution.requests import ClaimRequest, ClaimSettings, Session
 from pgjobs.execution.transport import Script, commands
-from pgjobs.options import FIRST_INSTANT
 
 Step = tuple[str, bytes]  # a label and a statement
 
@@ -36,8 +34,7 @@ class Finish(NamedTuple):
     counts: bool = True  # count the statements that the handler has prepared by name
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class NextClaim:
+class NextClaim(NamedTuple):
     """A claim that goes in the message of a finish."""
 
     request: ClaimRequest
@@ -93,9 +90,13 @@ class Scripts:
     def _claim(self, request: ClaimRequest, lacks: Sequence[str], *, savepoint: bool, together: bool) -> list[Step]:
         work, settings = self._work, request.settings
         claim = self._claims[bool(request.aside)][request.which]
-        how = work["claim_commits_with_finish" if together else "claim_commits_alone"]
+        returning = b""
+        if not together:
+            returning = b"RETURNING " + _piece(work["claim_alone"])
+        elif settings.detached:
+            returning = b"RETURNING " + _piece(work["claim_with_finish"])
         lock = work["lock"].replace(b"{settings}", self._job_settings(settings, lacks))
-        steps = [("claim", claim.replace(b"{commits}", _piece(how)))]
+        steps = [("claim", claim.replace(b"{returning}", returning))]
         steps += [("committed" if together else "claimed", work["commit_and_begin"]), ("lock", lock)]
         return [*steps, self._step("savepoint")] if savepoint else steps
 
@@ -122,7 +123,6 @@ class Scripts:
 
     def complete(self, queue: str, finish: Finish, then: NextClaim | None) -> Script:
         """Commit the handler's writes together with the completion, and claim the next job."""
-        finish = _timeless_finish(finish)
         key: tuple[Any, ...] = (queue, finish)
         known = self._known
         if then is not None:
@@ -137,23 +137,23 @@ class Scripts:
         session = finish.session
         steps = [*self._before(finish), *self._completion(finish)]
         if then is None:
-            return Script([*steps, *self._ending(finish)], {"queue": queue, "claim_timeout": None, **_role(session)})
+            fixed = {"queue": queue, "claim_timeout": None, **_role(session)}
+            return self._made(finish, [*steps, *self._ending(finish)], fixed)
         assert session is not None
         claim = self._claim(then.request, session.lacks, savepoint=then.savepoint, together=then.together)
         fixed = {**self._fixed(then.request, session), "claim_timeout": "30s" if then.together else None}
         if then.together:
-            return Script([*steps, *claim], fixed)
+            return self._made(finish, [*steps, *claim], fixed)
         steps.append(("committed", self._work["commit_and_begin"]))
         if finish.used:
             steps += [*self._steps("reset_session"), self._step("set_claim_timeout_used")]
             steps += [self._step("count_prepared")] if finish.counts else []
         else:
             steps.append(self._step("set_claim_timeout"))
-        return Script([*steps, *claim], fixed)
+        return self._made(finish, [*steps, *claim], fixed)
 
     def complete_again(self, queue: str, finish: Finish) -> Script:
         """Complete a job whose completion was undone together with the claim behind it. The token alone guards it."""
-        finish = _timeless_finish(finish)
         key = ("again", queue, finish)
         if key not in self._known:
             steps = [self._step("rollback"), self._step("begin"), *self._before(finish), *self._completion(finish)]
@@ -188,41 +188,43 @@ class Scripts:
 
     def fail(self, finish: Finish) -> Script:
         """Roll back the handler's writes, keep the row's lock, and commit the outcome."""
-        finish = _timeless_finish(finish)
         key = ("fail", finish)
         if key not in self._known:
             undo = [self._step("rollback_to_savepoint"), self._step("release_savepoint")] if finish.saved else []
             steps = [*undo, *self._undo_settings(finish), *self._outcome(), *self._ending(finish)]
-            self._known[key] = Script(steps, _role(finish.session))
+            self._known[key] = self._made(finish, steps, _role(finish.session))
         return self._known[key]
 
     def finish_late(self, finish: Finish, *, after_loss: bool) -> Script:
         """Write the outcome in a new transaction."""
-        finish = _timeless_finish(finish)
         key = ("late", finish, after_loss)
         if key not in self._known:
             steps = [*self._steps("begin_late_finish"), *self._role_steps(finish.session)]
             steps += [self._step("commit_async")] if finish.async_commit else []
             steps += [self._step("restore_claim")] if after_loss else []
             steps += [*self._outcome(), *self._ending(finish)]
-            self._known[key] = Script(steps, _role(finish.session))
+            self._known[key] = self._made(finish, steps, _role(finish.session))
         return self._known[key]
 
     def _outcome(self) -> list[Step]:
         return [("finish", self._work["finish"]), ("cancelled", self._work["cancel_if_requested"])]
+
+    def _made(self, finish: Finish, steps: list[Step], fixed: Mapping[str, Any]) -> Script:
+        """Before a statement is prepared behind a handler, the role of the claim must be restored."""
+        undo = self.restore_role(finish.session) if finish.used and finish.session is not None else None
+        return Script(steps, fixed, undo_role=undo)
 
     # --- the session
 
     def abandon(self, session: Session | None) -> Script:
         """Roll back and reset the session. Behind a pooler the next client gets the session; and a role that the
         handler has committed may not write the outcome."""
-        session = _timeless(session)
         key = ("abandon", session)
         if key not in self._known:
             steps = [self._step("rollback")]
             if session is not None:  # else no handler has used the connection
                 steps += [*self._steps("reset_session"), self._step("release_advisory_locks")]
-                if session.shared_since is None:
+                if not session.shared:
                     steps += self._steps("set_session_role")
                 else:
                     steps += [*self._role_steps(session), *self._deallocation(session)]
@@ -244,7 +246,7 @@ class Scripts:
 
     def _deallocation(self, session: Session | None) -> list[Step]:
         """Drop what the handler has prepared, where a pooler gives the session to other clients."""
-        return [] if session is None or session.shared_since is None else [self._step("deallocate")]
+        return [] if session is None or not session.shared else [self._step("deallocate")]
 
     # --- steps
 
@@ -260,19 +262,6 @@ def _role(session: Session | None) -> dict[str, Any]:
     if session is None:
         return {}
     return {"session_user": session.user, "role": session.role}
-
-
-def _timeless_finish(finish: Finish) -> Finish:
-    if finish.session is None or finish.session.shared_since is None:
-        return finish
-    return finish._replace(session=_timeless(finish.session))
-
-
-def _timeless(session: Session | None) -> Session | None:
-    """The session with the same value for every time: the time is given at each run."""
-    if session is None or session.shared_since is None:
-        return session
-    return session._replace(shared_since=FIRST_INSTANT)
 
 
 def _piece(expression: bytes) -> bytes:

@@ -59,8 +59,9 @@ _IN_A_FUNCTION = re.compile(r"PL/|\bSQL\b")  # in the context of an error, in an
 _TOO_LARGE = "54000"
 _DUPLICATE = "23505"
 _APPLICATION_CODE = frozenset({"P0", "09", "23", "27", "38", "39", "42", "44"})
-# The CHECK constraints of our own table. An error of a type has the type's name instead.
-_OWN_CHECKS = frozenset({"job_finalized", "job_has_attempts_left", "job_unique_states"})
+# The rules of our own trigger, which is the only function in the context of its errors. An error of our type has the
+# type's name instead.
+_OWN_RULE = re.compile(r"[^\n]*\brefuse_job\(\)[^\n]*")
 _CHANGING = re.compile(r'"[^"]*"|\'[^\']*\'|\d+')
 
 
@@ -102,10 +103,11 @@ def is_application_code(error: psycopg.Error) -> bool:
     """Whether the error comes from code or a rule that the application has added to the table; or from another job with
     the same unique key, which may end soon."""
     state, diag = error.sqlstate or "", error.diag
+    if _OWN_RULE.fullmatch(diag.context or ""):
+        return False
     if diag.context or state == _DUPLICATE:
         return True
-    own_rule = bool(diag.datatype_name) or diag.constraint_name in _OWN_CHECKS
-    return state[:2] in _APPLICATION_CODE and not own_rule
+    return state[:2] in _APPLICATION_CODE and not diag.datatype_name
 
 
 @dataclass(slots=True)
@@ -131,20 +133,20 @@ class SetAside:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._acts: dict[str, _Act] = {}
+        self.acts: dict[str, _Act] = {}
         self._lock = threading.Lock()
 
     def __bool__(self) -> bool:
         """Whether any act passes over rows, or did a short while ago."""
-        return bool(self._acts)
+        return bool(self.acts)
 
     def rows(self, act: str) -> list[Any]:
         """The rows that the act passes over now."""
-        if not self._acts or act not in self._acts:
+        if not self.acts or act not in self.acts:
             return []
         now = self._clock()
         with self._lock:
-            known = self._acts.get(act)
+            known = self.acts.get(act)
             if known is None:
                 return []
             # forget the rows that have not failed again long after their pause: another process may have worked them
@@ -153,10 +155,10 @@ class SetAside:
 
     def worked(self, act: str, key: Hashable = None) -> None:
         """A row of the act has worked: the next failure is not common to all rows. `key` is the row, if it is known."""
-        if not self._acts or act not in self._acts:
+        if not self.acts or act not in self.acts:
             return
         with self._lock:
-            known = self._acts.get(act)
+            known = self.acts.get(act)
             if known is None:
                 return
             known.in_succession.clear()
@@ -164,26 +166,26 @@ class SetAside:
             if key is not None:
                 known.rows.pop(key, None)
             if not known.rows:
-                del self._acts[act]
+                del self.acts[act]
 
     def is_common(self, act: str, error: psycopg.Error) -> bool:
         """Whether the act is known to fail as a whole for this cause."""
-        known = self._acts.get(act)
+        known = self.acts.get(act)
         return known is not None and known.cause == _cause(error) and self._clock() < known.common_until
 
     def is_in_doubt(self, act: str, error: Exception) -> bool:
         """Whether one more row that fails for this cause makes the act fail as a whole, unless another row works."""
-        known = self._acts.get(act)
+        known = self.acts.get(act)
         if known is None or known.cause != _cause(error):
             return False
         return bool(known.common_until) or len(known.in_succession) >= MOST_ALIKE
 
     def was_said(self, error: BaseException) -> bool:
         """Whether it was logged already that an act fails as a whole for this cause."""
-        if not self._acts or not isinstance(error, psycopg.Error):
+        if not self.acts or not isinstance(error, psycopg.Error):
             return False
         with self._lock:
-            acts = list(self._acts)
+            acts = list(self.acts)
         return any(self.is_common(act, error) for act in acts)
 
     def failed(self, act: str, key: Hashable, error: Exception, what: str, *, others_work: bool = False) -> float:
@@ -192,7 +194,7 @@ class SetAside:
         row by `say` when the act goes on."""
         cause, now = _cause(error), self._clock()
         with self._lock:
-            known = self._acts.setdefault(act, _Act())
+            known = self.acts.setdefault(act, _Act())
             self._forget_others(act)
             if cause != known.cause:
                 known.cause, known.common_until = cause, 0.0
@@ -224,7 +226,7 @@ class SetAside:
 
     def say(self, act: str) -> None:
         """Log the rows that were set aside since the last call, each once; if many fail alike, only the first few."""
-        known = self._acts.get(act)
+        known = self.acts.get(act)
         while known is not None and known.not_logged:
             what, error = known.not_logged.pop(0)
             cause = _cause(error)
@@ -236,8 +238,8 @@ class SetAside:
 
     def _forget_others(self, act: str) -> None:
         """Keep the number of acts bounded: the names of queues come from the table."""
-        while len(self._acts) > _MOST_ACTS:
-            del self._acts[next(name for name in self._acts if name != act)]
+        while len(self.acts) > _MOST_ACTS:
+            del self.acts[next(name for name in self.acts if name != act)]
 
 
 def _cause(error: Exception) -> Hashable:

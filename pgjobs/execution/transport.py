@@ -25,10 +25,12 @@ from uuid import UUID
 import psycopg
 from psycopg.adapt import Transformer
 from psycopg.errors import error_from_result
-from psycopg.pq import ConnStatus, Escaping, ExecStatus, TransactionStatus
-from psycopg.pq.abc import PGresult
+from psycopg.pq import ConnStatus, Escaping, ExecStatus, PipelineStatus, TransactionStatus
+from psycopg.pq.abc import PGconn, PGresult
 from psycopg.rows import TupleRow, tuple_row
 
+from pgjobs.clean_text import connection_ended
+from pgjobs.db.connection import shared
 from pgjobs.db.cursors import AnyConnection, ClaimCursor
 from pgjobs.interval import interval_text
 
@@ -36,7 +38,9 @@ _MOST_ON_A_CONNECTION = 8  # transports, one for each client
 _MOST_PREPARED = 100  # statements on a connection; each change of a WorkMap needs new ones
 _MOST_TEMPLATES = 100  # each change of a WorkMap makes new scripts, also where the statements stay the same
 _AT_ONCE = 8192  # bytes that every socket takes without waiting
-_GOOD = (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK)
+# As numbers: libpq's own, which are compared for every result.
+_GOOD = (int(ExecStatus.COMMAND_OK), int(ExecStatus.TUPLES_OK))
+_BAD = int(ConnStatus.BAD)
 _SYNC, _ABORTED = ExecStatus.PIPELINE_SYNC, ExecStatus.PIPELINE_ABORTED
 
 Values = Mapping[str, Any]
@@ -87,14 +91,18 @@ class Script:
     """Statements that go in one message, each with a label by which its answer is found.
 
     `fixed` are the values that are the same whenever the script runs: they are written into the text of a statement
-    that is prepared. The other parameters are given at each run.
+    that is prepared. The other parameters are given at each run. `undo_role` is run before a statement is prepared: a
+    handler's role may lack the privileges.
     """
 
-    def __init__(self, steps: Sequence[tuple[str, bytes]], fixed: Values = _NO_VALUES) -> None:
+    def __init__(
+        self, steps: Sequence[tuple[str, bytes]], fixed: Values = _NO_VALUES, *, undo_role: Script | None = None
+    ) -> None:
         self.at = {label: place for place, (label, _) in enumerate(steps)}  # of several alike the last
         self._steps = steps
         self._fixed = fixed
-        self._ascii = all((text_of(value) or "").isascii() for value in fixed.values())
+        self.undo_role = undo_role
+        self.ascii = all((text_of(value) or "").isascii() for value in fixed.values())
         self._singles: list[tuple[bytes, tuple[str, ...]]] | None = None
 
     def __len__(self) -> int:
@@ -102,7 +110,7 @@ class Script:
 
     def key(self, conn: AnyConnection) -> object:
         """A key of its template: the bytes of a text beyond ASCII depend on the encoding that the session has now."""
-        return self if self._ascii else (self, conn.info.encoding)
+        return self if self.ascii else (self, conn.info.encoding)
 
     def prepared(self, tag: str, literal: Callable[[Any], bytes]) -> list[Prepared]:
         """The statements with the fixed values in their text."""
@@ -119,7 +127,7 @@ class Script:
             if single.command and single.parameters:
                 single = prepared(label, sql, {name: literal(self._fixed[name]) for name in single.parameters})
             made.append((single.sql, single.parameters))
-        if self._ascii:
+        if self.ascii:
             self._singles = made
         return made
 
@@ -163,18 +171,17 @@ class Transport:
         plain: Mapping[bytes, bytes] = _NO_PLAIN,
         texts: Values = _NO_VALUES,
         *,
-        undo_role: Script | None = None,
         single: bool = False,
     ) -> tuple[list[PGresult], psycopg.Error | None]:
         """Run a script. Returns the results up to the first error, and the error.
 
-        `plain` are values in ASCII that need no quoting, by their names in bytes; `texts` are all others. `undo_role`
-        is run before anything is prepared: the handler's role may lack the privileges. `single` statements use nothing
-        that is prepared: a handler may have deallocated it, and nothing can be prepared in an aborted transaction.
+        `plain` are values in ASCII that need no quoting, by their names in bytes; `texts` are all others. `single`
+        statements use nothing that is prepared: a handler may have deallocated it, and nothing can be prepared in an
+        aborted transaction.
         """
         if single or not self.prepares:
             return self._run_singles([(script, plain, texts)])
-        message = self._message(script, plain, texts, undo_role)
+        message = self._message(script, plain, texts)
         with self._conn.lock:
             self._conn.pgconn.send_query(message)
             return self._receive(len(message))
@@ -203,6 +210,27 @@ class Transport:
             self._conn.pgconn.send_query(message)
             return self._receive(len(message))
 
+    def set_savepoint(self) -> None:
+        """Set the savepoint of a job now, before the first statement of its handler."""
+        self.send_inside(b"SAVEPOINT " + self._tag.encode())
+
+    def send_inside(self, message: bytes) -> None:
+        """Send commands without values and wait for their answers, inside a call of psycopg, which has the lock. Raises
+        the errors of psycopg."""
+        pgconn = self._conn.pgconn
+        if pgconn.pipeline_status == PipelineStatus.OFF:
+            results = [pgconn.exec_(message)]
+        else:  # the handler has opened a pipeline, and has sent nothing in it yet
+            for statement in filter(None, map(bytes.strip, message.split(b";"))):
+                pgconn.send_query_params(statement, None)
+            pgconn.pipeline_sync()
+            results = _results(pgconn)
+        for result in results:
+            if result.status not in _GOOD:
+                if pgconn.status == _BAD:  # the message of the connection has the server's reason
+                    raise connection_ended(pgconn.get_error_message())
+                raise error_from_result(result, encoding="utf-8")
+
     def row(self, result: PGresult) -> TupleRow:
         """The first row of a result: numbers and text, and instants by the format of JSON."""
         self._show_transformer(result)
@@ -228,22 +256,20 @@ class Transport:
 
     # --- prepared
 
-    def _message(
-        self, script: Script, plain: Mapping[bytes, bytes], texts: Values, undo_role: Script | None = None
-    ) -> bytes:
-        key = script.key(self._conn)
+    def _message(self, script: Script, plain: Mapping[bytes, bytes], texts: Values) -> bytes:
+        key = script if script.ascii else script.key(self._conn)
         template = self._templates.get(key)
         if template is None:
             if len(self._templates) >= _MOST_TEMPLATES:
                 self._templates.clear()
-            template = self._templates[key] = self._make_template(script, undo_role)
+            template = self._templates[key] = self._make_template(script)
         if texts:
             plain = {**plain, **{name.encode(): self._literal(value) for name, value in texts.items()}}
         return template % plain
 
-    def _make_template(self, script: Script, undo_role: Script | None) -> bytes:
+    def _make_template(self, script: Script) -> bytes:
         self._deallocate_stale()
-        parts = []
+        parts, undo_role = [], script.undo_role
         for statement in script.prepared(self._tag, self._literal):
             if statement.command:
                 parts.append(statement.sql.replace(b"%", b"%%"))
@@ -317,7 +343,8 @@ class Transport:
         try:
             if sent > _AT_ONCE:
                 self._flush()
-            self._read()
+            self._socket.poll()  # without the interpreter's lock
+            pgconn.consume_input()
             if synced:
                 self._collect_synced(results, errors)
             else:
@@ -326,7 +353,7 @@ class Transport:
             if not errors and (result := pgconn.get_result()) is not None:
                 errors.append(error_from_result(result, encoding="utf-8"))
             raise _connection_lost(errors, str(lost)) from lost
-        if pgconn.status == ConnStatus.BAD:
+        if pgconn.status == _BAD:
             raise _connection_lost(errors, pgconn.get_error_message())
         return results, errors[0] if errors else None
 
@@ -338,7 +365,7 @@ class Transport:
             result = pgconn.get_result()
             if result is None:
                 return
-            if not errors and result.status in _GOOD:
+            if result.status in _GOOD and not errors:
                 results.append(result)
             else:
                 errors.append(error_from_result(result, encoding="utf-8"))
@@ -351,7 +378,7 @@ class Transport:
                 self._read()
             result = pgconn.get_result()
             if result is None:
-                if pgconn.status == ConnStatus.BAD:
+                if pgconn.status == _BAD:
                     return
                 continue
             if result.status == _SYNC:
@@ -389,10 +416,23 @@ def _placeholder(name: str) -> bytes:
     return b"'%%(%b)b'" % name.encode() if name in _PLAIN else b"%%(%b)b" % name.encode()
 
 
+def _results(pgconn: PGconn) -> list[PGresult]:
+    """Read all results up to the sync of the pipeline."""
+    results: list[PGresult] = []
+    while True:
+        result = pgconn.get_result()
+        if pgconn.status == _BAD:
+            raise connection_ended(pgconn.get_error_message())
+        if result is not None and result.status == _SYNC:
+            return results
+        if result is not None:  # None separates the results of two statements
+            results.append(result)
+
+
 def transport_for(conn: AnyConnection, tag: str, *, prepares: bool) -> Transport:
     """The transport of a connection, made at the first call. If the connection has prepared statements of too many
     other clients, it prepares nothing."""
-    known: dict[tuple[str, bool], Transport] = conn.__dict__.setdefault("_pgjobs_transports", {})
+    known: dict[tuple[str, bool], Transport] = shared(conn).setdefault("transports", {})
     prepares = prepares and ((tag, True) in known or len(known) < _MOST_ON_A_CONNECTION)
     if (tag, prepares) not in known:
         known[tag, prepares] = Transport(conn, tag, prepares=prepares)

@@ -29,6 +29,8 @@ from pgjobs.states import JobState
 _RESTART_EVERY = 3600.0  # seconds
 _OVERLAP = timedelta(minutes=1)  # reread at the end of the index: the end of a job is written before it is committed
 
+_DATE_FINISHED = "dating of finished jobs"  # the name of the act in the log
+
 
 @dataclass(slots=True)
 class _Scan:
@@ -61,8 +63,24 @@ class Pruner:
         rules = self._rules(conn)
         self._scans = {rule: self._scans.get(rule, _Scan()) for rule in rules}
         with self._batch_size.next() as batch:
-            more = any([self._prune(conn, rule, batch) for rule in rules])
+            more = any([self._date_finished(conn, batch), *(self._prune(conn, rule, batch) for rule in rules)])
         return timedelta(0) if more else None
+
+    def _date_finished(self, conn: AnyConnection, batch: int) -> bool:
+        """Give an end to the finished jobs that have none. Returns whether there may be more."""
+        rows = Selection(aside=self._unworkable.aside.rows(_DATE_FINISHED))
+        try:
+            return self._queries.date_finished(conn, batch, rows) >= batch
+        except psycopg.Error as error:
+
+            def date(ids: Sequence[int]) -> None:
+                self._queries.date_finished(conn, len(ids), Selection(among=ids))
+
+            def find() -> list[Row]:
+                return self._queries.rows_to_date(conn, batch, rows)
+
+            self._unworkable.bit_by_bit(conn, Act(_DATE_FINISHED, find, date, None), error)
+        return True
 
     def _rules(self, conn: AnyConnection) -> list[RetentionRule]:
         own = self._observe.own_retention(conn)

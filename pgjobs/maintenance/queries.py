@@ -161,16 +161,19 @@ class MaintenanceQueries:
 
     def rescued_job(self, conn: AnyConnection, id: int, queue: str) -> Job[Any] | None:
         """A job that was just rescued. Values larger than a few megabytes are empty."""
-        with literal_cursor(conn) as cur:
-            cur.execute(self._sql["rescued_job"], {"id": id, "queue": queue})
-            row = cur.fetchone()
-            return as_job(row) if row else None
+        (rows,) = act(conn, self._sql["rescued_job"], {"id": id, "queue": queue})
+        return as_job(rows[0]) if rows else None
 
     def settle_requests(self, conn: AnyConnection, batch: int, rows: Selection = ALL_ROWS) -> tuple[int, int]:
         """Settle the requests to cancel attempts that have ended. Returns how many jobs were cancelled, and how many
         requests were settled."""
         [[(cancelled, settled)]] = act(conn, self._sql["settle_requests"], {"batch": batch, **rows.values})
         return cancelled, settled
+
+    def date_finished(self, conn: AnyConnection, batch: int, rows: Selection = ALL_ROWS) -> int:
+        """Give finished jobs an end that have none, or one in the future. Returns how many."""
+        [[(dated,)]] = act(conn, self._sql["date_finished"], {"batch": batch, **rows.values})
+        return dated  # type: ignore[no-any-return]
 
     def prune(self, conn: AnyConnection, rule: RetentionRule, batch: int, rows: Selection = ALL_ROWS) -> int:
         """Delete the oldest jobs that were kept as long as the rule says. Returns how many."""
@@ -203,6 +206,9 @@ class MaintenanceQueries:
 
     def rows_to_settle(self, conn: AnyConnection, batch: int, rows: Selection = ALL_ROWS) -> list[tuple[int, str]]:
         return _rows(conn, self._sql["rows_to_settle"], {"batch": batch, **rows.values})
+
+    def rows_to_date(self, conn: AnyConnection, batch: int, rows: Selection = ALL_ROWS) -> list[tuple[int, str]]:
+        return _rows(conn, self._sql["rows_to_date"], {"batch": batch, **rows.values})
 
     def rows_to_prune(
         self, conn: AnyConnection, rule: RetentionRule, batch: int, rows: Selection = ALL_ROWS

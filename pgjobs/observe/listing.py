@@ -14,6 +14,7 @@ from pgjobs.figures import JobPage
 from pgjobs.interval import instant, microseconds
 from pgjobs.job import Job, JobState
 from pgjobs.job_filter import BIGGEST_ID, SMALLEST_ID, JobFilter
+from pgjobs.options import FIRST_INSTANT, LAST_INSTANT
 
 Order = Literal["id", "time"]
 
@@ -30,6 +31,16 @@ class Listing:
     limit: int
     after_id: int | None = None
     after_time: datetime | None = None
+
+    @property
+    def after(self) -> datetime | str | None:
+        """The time that the page begins behind. The first and last instant may stand for one that Python cannot
+        represent: jobs with such a time may be passed over, but must not be listed again and again."""
+        if self.after_time == LAST_INSTANT and not self.descending:
+            return "infinity"
+        if self.after_time == FIRST_INSTANT and self.descending:
+            return "-infinity"
+        return self.after_time
 
     def page(self, jobs: Sequence[Job[Any]]) -> JobPage:
         """The page of these jobs, of which there is one more than the limit when there is a next page."""
@@ -78,4 +89,4 @@ def _time_of(job: Job[Any]) -> datetime:
     """The time by which the job is listed: list_jobs in sql/observe.sql orders by the same."""
     if job.state == JobState.RUNNING:
         return job.attempted_at or job.created_at
-    return job.finalized_at or job.scheduled_at
+    return job.finalized_at if job.state.final and job.finalized_at else job.scheduled_at

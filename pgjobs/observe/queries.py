@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Any
 
 from pgjobs.db import statements
-from pgjobs.db.cursors import AnyConnection, BoundCursor, bound_cursor, literal_cursor
+from pgjobs.db.cursors import AnyConnection, BoundCursor, bound_cursor, job_cursor, literal_cursor
 from pgjobs.db.rows import as_job
 from pgjobs.figures import KEPT, Queue, QueueStats, as_utc, kept_for, queue_of
 from pgjobs.job import Job, JobState
@@ -33,9 +33,9 @@ class ObserveQueries:
             "order": f"{column} {'down' if listing.descending else 'up'}",
             "limit": listing.limit + 1,
             "after_id": listing.after_id,
-            "after_time": listing.after_time,
+            "after_time": listing.after,
         }
-        with bound_cursor(conn) as cur:
+        with job_cursor(conn) as cur:
             return [as_job(row) for row in _rows(cur, statement, filter, page)]
 
     def count_jobs(self, conn: AnyConnection, filter: JobFilter) -> dict[tuple[str, JobState], int]:

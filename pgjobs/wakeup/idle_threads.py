@@ -135,15 +135,21 @@ class IdleThreads:
         """A thread has claimed a job: wake the next thread."""
         state = self.wakeup
         with self._lock:
-            if state.asleep or not state.active:
-                self.wake()
+            if (state.leads or state.found_empty) and not state.asleep:
+                self._note_job(state)
                 return
-            state.found_empty = False
-            state.retry_pause = state.retry_at = 0.0
-            now = time.monotonic()
-            state.resign_at = now + _RESIGN_AFTER
-            if not self.wake():
-                state.resign_at = now + _RESIGN_SOON
+            self.wake_count += 1
+            if self._sleepers:
+                self._sleepers.pop().wake()
+
+    def _note_job(self, state: WakeupState) -> None:
+        """Tell the leader that the queue is not empty, and wake the next thread."""
+        state.found_empty = False
+        state.retry_pause = state.retry_at = 0.0
+        now = time.monotonic()
+        state.resign_at = now + _RESIGN_AFTER
+        if not self.wake():
+            state.resign_at = now + _RESIGN_SOON
 
     def found_empty(self, seen: int) -> bool:
         """A thread has found no job, in a search that began when the wake-up count was `seen`. Returns whether to

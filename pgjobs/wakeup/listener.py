@@ -35,6 +35,7 @@ _LONGEST_PAUSE = 10.0
 # A peer that has vanished is noticed after the sum of these two, at the latest.
 _SILENCE = 10.0  # seconds without a notification until the listener sends a query
 _ANSWER = 5.0  # seconds that the server has to answer it
+_UPDATE_AFTER = 0.005  # seconds from a first notification to the update of the leader
 
 
 class Listener:
@@ -166,9 +167,13 @@ class Listener:
         with selectors.DefaultSelector() as selector:
             selector.register(self._interrupt_read, selectors.EVENT_READ)
             selector.register(conn.fileno(), selectors.EVENT_READ)
+            postponed = False
             while not self._stopping.is_set():
-                self._dispatch(conn, answers)
-                pause = self._update_leader(conn, answers)
+                woken = self._dispatch(conn, answers)
+                # A thread that was just woken needs the interpreter's lock at once, and nothing is due so soon. A
+                # report that comes from now on interrupts the wait.
+                postponed = woken and not postponed and not self._reported
+                pause = _UPDATE_AFTER if postponed else self._update_leader(conn, answers)
                 silence = answers.silence
                 if silence >= _SILENCE:
                     with answers.expected():
@@ -179,19 +184,24 @@ class Listener:
                     if key.fd == self._interrupt_read:
                         os.read(self._interrupt_read, 4096)
 
-    def _dispatch(self, conn: AnyConnection, answers: _AnswerTimer) -> None:
-        """Read the notifications, and wake a thread for each."""
+    def _dispatch(self, conn: AnyConnection, answers: _AnswerTimer) -> bool:
+        """Read the notifications, and wake a thread for each. Returns whether one was of a queue that this process
+        leads."""
         with conn.lock:  # read directly: the generator of psycopg takes longer than everything else here
             conn.pgconn.consume_input()
             while (read := conn.pgconn.notifies()) is not None:
                 self._notifications.append((read.be_pid, read.extra.decode(errors="replace")))
         notifications, self._notifications = self._notifications, []
+        of_leader = False
         for pid, payload in notifications:
             answers.reset_silence()
             if pid == conn.pgconn.backend_pid:  # from this WakeupLeader, for the other processes
                 continue
-            if not self._leader.notified(payload):
+            if self._leader.notified(payload):
+                of_leader = True
+            else:
                 self._wake(payload)
+        return of_leader
 
     def _update_leader(self, conn: AnyConnection, answers: _AnswerTimer) -> float:
         """Returns the seconds until the next update, unless there is a report before."""

@@ -32,13 +32,27 @@ _LONGEST_PAUSE = 5.0
 _LOOK_WITHIN = 40.0  # seconds for the answer to a poll, as for a claim
 
 
+class _StopEvent(threading.Event):
+    """An event with an attribute, since the worker threads look at it twice for each job."""
+
+    on = False
+
+    def set(self) -> None:
+        self.on = True
+        super().set()
+
+    def clear(self) -> None:
+        self.on = False
+        super().clear()
+
+
 class WorkerThreads:
     """The worker threads of all queues of a pool. It outlives a stop, because a thread may be stuck in its handler."""
 
     def __init__(
         self, context: PoolContext, executor: Executor, *, poll_interval: timedelta, fetch_cooldown: timedelta
     ) -> None:
-        self.stopping = threading.Event()
+        self.stopping = _StopEvent()
         self._context = context
         self._source = context.source
         self._hooks = executor.hooks
@@ -205,7 +219,7 @@ class WorkerThreads:
 
     def _ends(self, idle: IdleThreads) -> bool:
         """Whether the current thread is to take no more jobs."""
-        if self.stopping.is_set() or idle.closed:
+        if self.stopping.on or idle.closed:
             return True
         return bool(self._stuck) and threading.current_thread() in self._stuck
 

@@ -8,15 +8,20 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
+from benchmarks.floors import FIXED
+from benchmarks.proxy import further_away
 from benchmarks.quiet import tree_time
 from benchmarks.ratios import Line, interval, report, verdict
+from benchmarks.slow_disk import commit_time, means, slow_disk
 
 pytestmark = pytest.mark.tools
 
@@ -39,22 +44,38 @@ def run(*arguments: str, database: str | None = None, timeout: float = 100) -> s
 
 def test_the_benchmark_prints_its_tables_and_cleans_up(fresh_database: str, tmp_path: Path) -> None:
     sizes = ["--jobs", "24", "--rounds", "1", "--threads", "1", "3", "--results", str(tmp_path)]
-    parts = ["--parts", "drain", "batch", "insert", "waits", "enqueue", "process"]
-    said = run("benchmarks.bench", *sizes, *parts, database=fresh_database)
+    parts = ["--parts", "drain", "insert", "batch", "waits", "enqueue", "bulk", "process"]
+    said = run("benchmarks.bench", *sizes, *parts, database=fresh_database, timeout=200)
     assert re.match(r"Postgres \d+.*, fsync o", said)
-    _, *tables = said.split("\n\n")
-    assert [table.splitlines()[1].split() for table in tables[:1]] == [["median", "min", "max", "ratio"]]
-    drains = [row for row in tables[0].splitlines() if row.startswith("pgjobs")]
-    assert [row.split(",")[1].split()[:2] for row in drains] == [["1", "threads"], ["3", "threads"]]
-    assert all(re.search(r" [\d,.]+ +[\d,.]+ +[\d,.]+ +\d+\.\d\d$", row) for row in drains)
+    _, rates, taken, *tables = said.split("\n\n")
+    figure, ratio = r" +[\d,.e+]+", r" +\d+\.\d\d"
+    shown = [re.fullmatch(rf"(.+?) +jobs/s{figure}({ratio})?{ratio}", row) for row in rates.splitlines()[1:]]
+    expected = [name for name, _ in ROWS if re.match("drain|batches|enqueue", name) and not re.search(ALIEN, name)]
+    assert [row and row[1] for row in shown] == [*expected, "enqueue one, user's pool, 4 threads"]
+    assert [row and row[2] is None for row in shown] == [name.startswith("batches") for name in expected] + [False]
+    assert re.fullmatch(r"one job takes +client us +server us +Python calls +C calls", taken.splitlines()[0])
+    assert all(re.search(rf"{figure * 4}$", row) for row in taken.splitlines()[1:] if not row.startswith("enqueue"))
     answers = json.loads((tmp_path / "bench.json").read_text())["questions"]
-    assert list(answers) == ["drain", "batch", "insert", "pickup", "scheduled", "enqueue", "enqueue_many", "memory"]
+    assert list(answers) == ["pickup", "scheduled", "enqueue_many", "memory"]
+    heads = [table.splitlines()[0].rpartition(" (")[0] for table in tables]
+    assert heads[-len(answers) :] == [answer["title"] for answer in answers.values()]
     assert answers["pickup"]["arms"][0]["of"] == 24
     assert (tmp_path / "bench.svg").exists()
     with psycopg.connect(fresh_database) as conn:
         assert conn.execute("SELECT nspname FROM pg_namespace WHERE nspname ~ '^pgjobs'").fetchall() == []
 
 
+def test_the_fixed_floor_never_changes() -> None:
+    digests = {path.name: sha256(path.read_bytes()).hexdigest()[:16] for path in FIXED.iterdir()}
+    assert digests == {
+        "drain.sql": "23cb3302df13f745",
+        "enqueue.sql": "e8312133a46754ab",
+        "insert.sql": "18f5b73a5bb2a777",
+        "table.sql": "38b93ef552fe405a",
+    }, "figures over another floor cannot be compared with those of before: take the change back"
+
+
+ALIEN = "user's pool|SQLAlchemy|Django"
 IN_GIT = shutil.which("git") and (ROOT / ".git").exists()
 ROWS = [
     ("drain, 1 thread", "jobs/s"),
@@ -62,10 +83,19 @@ ROWS = [
     ("drain, handler inserts, 4 threads", "jobs/s"),
     ("batches of 100, 4 threads", "jobs/s"),
     ("batches of 100, handler inserts, 4 threads", "jobs/s"),
+    ("drain, user's pool, 4 threads", "jobs/s"),
+    ("drain, user's pool, handler inserts, 4 threads", "jobs/s"),
+    ("drain, SQLAlchemy, 4 threads", "jobs/s"),
+    ("drain, SQLAlchemy, handler inserts, 4 threads", "jobs/s"),
+    ("drain, Django, 4 threads", "jobs/s"),
+    ("drain, Django, handler inserts, 4 threads", "jobs/s"),
+    ("batches of 100, user's pool, 4 threads", "jobs/s"),
+    ("batches of 100, user's pool, handler inserts, 4 threads", "jobs/s"),
     ("pickup p50", "ms"),
     ("pickup p99", "ms"),
     ("enqueue one, 1 thread", "jobs/s"),
     ("enqueue one, 4 threads", "jobs/s"),
+    ("enqueue one, user's pool, 4 threads", "jobs/s"),
     ("bulk with ids", "jobs/s"),
     ("bulk without ids", "jobs/s"),
 ]
@@ -76,18 +106,16 @@ ROWS = [
 def test_every_row_is_measured_over_a_baseline(fresh_database: str, tmp_path: Path) -> None:
     sizes = ["--jobs", "24", "--rounds", "1", "--threads", "1", "3", "--results", str(tmp_path)]
     said = run("benchmarks.bench", "--baseline", "HEAD", *sizes, database=fresh_database, timeout=280)
-    _, table, *processor, notes, end = said.split("\n\n")
+    _, table, taken, notes, end = said.split("\n\n")
     assert [measured(row) for row in table.splitlines()[1:]] == ROWS
-    assert [measured(row) for row in processor[0].splitlines()[1:3]] == [
-        ("drain, 1 thread: client", "us/job"),
-        ("drain, 1 thread: server", "us/job"),
-    ]
+    pair = r" +[\d,.]+ of [\d,.]+ +\d+\.\d\d"
+    assert re.fullmatch(f"drain, 1 thread{pair * 4}", taken.splitlines()[1])
     assert "the smallest to the largest of 1 ratios" in notes
     assert re.match(r"(Slower than|Not slower than) HEAD[,:]", end.splitlines()[-1])
     rows = json.loads((tmp_path / "baseline.json").read_text())["rows"]
-    assert {row["name"]: len(row["floor"]) for row in rows if row["floor"]} == dict.fromkeys(
-        [name for name, _ in ROWS if re.match("drain|enqueue", name)], 1
-    )
+    floors = {row["name"]: sorted(row["floors"]) for row in rows if row["floors"]}
+    expected = {name: ["chain", "fixed"] for name, _ in ROWS if re.match("drain|enqueue", name)}
+    assert floors == expected | {name: ["fixed"] for name, _ in ROWS if name.startswith("batches")}
     with psycopg.connect(fresh_database) as conn:
         assert conn.execute("SELECT nspname FROM pg_namespace WHERE nspname ~ '^pgjobs'").fetchall() == []
 
@@ -95,7 +123,7 @@ def test_every_row_is_measured_over_a_baseline(fresh_database: str, tmp_path: Pa
 def measured(row: str) -> tuple[str, str]:
     """The name and the unit of a row that has both figures, their ratio and its interval."""
     figure, ratio = r" +[\d,.e+]+", r"\d+\.\d\d"
-    found = re.match(rf"(.*\S) +(jobs/s|ms|us/job){figure}{figure} +{ratio} +{ratio} to {ratio}", row)
+    found = re.match(rf"(.*\S) +(jobs/s|ms){figure}{figure} +{ratio} +{ratio} to {ratio}", row)
     assert found, row
     return found[1], found[2]
 
@@ -135,6 +163,49 @@ def test_what_cannot_be_a_baseline_is_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(other, "w") as archive:
         archive.writestr("other/__init__.py", "")
     assert refused(str(other)) == f"BASELINE={other}: there is no pgjobs in it\n"
+
+
+def test_processes_beside_one_with_as_many_threads(fresh_database: str, tmp_path: Path) -> None:
+    sizes = ["--jobs", "40", "--rounds", "1", "--split", "1x4", "2x2", "--results", str(tmp_path)]
+    said = run("benchmarks.processes", *sizes, database=fresh_database)
+    one, two = [[cell.strip() for cell in row.split("|")[1:-1]] for row in said.splitlines() if " x " in row][1:]
+    assert (one[0], two[0]) == ("1 x 4", "2 x 2")
+    assert len(two) == 5
+    assert all(re.fullmatch(r"[\d,.]+", cell) for cell in one[1:])
+    assert all(re.fullmatch(r"[\d,.]+ \(\d+\.\d\d\)", cell) for cell in two[1:])
+    assert (tmp_path / "processes.json").exists()
+    with psycopg.connect(fresh_database) as conn:
+        assert conn.execute("SELECT nspname FROM pg_namespace WHERE nspname ~ '^pgjobs'").fetchall() == []
+
+
+def test_servers_like_real_ones(tmp_path: Path) -> None:
+    sizes = ["--threads", "1", "2", "--batches", "5", "--batch-threads", "1", "--seconds", "0.2", "--rounds", "1"]
+    said = run("benchmarks.real", *sizes, "--results", str(tmp_path))
+    pings, commits = zip(*re.findall(r": ping ([\d.]+) ms, commit ([\d.]+) ms$", said, re.MULTILINE), strict=True)
+    assert [float(time) > 1 for time in pings] == [False, False, True, True]
+    assert [float(time) > 1 for time in commits[1:]] == [True] * 3
+    assert len(re.findall(r"^\| 1 +(\| [\d,.]+ +){4}\|$", said, re.MULTILINE)) == 4
+    assert len(re.findall(r", (no-op|inserts a row): one by one, \d threads? give .*; the best batches", said)) == 8
+    assert (tmp_path / "real.json").exists()
+
+
+def test_a_slow_disk_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert means().endswith("commit_delay is 1 ms instead")
+    with slow_disk({}) as server:
+        assert commit_time(server.dsn) >= 1
+
+
+def test_what_a_proxy_holds_back_arrives_in_order_and_whole(fresh_database: str) -> None:
+    sent = ["x" * 3_000_000, "last"]
+    with further_away(fresh_database, 20) as dsn, psycopg.connect(dsn, autocommit=True) as conn:
+        started = time.perf_counter()
+        with conn.pipeline():
+            answers = [conn.execute("SELECT %s::text", [text]) for text in sent]
+        assert time.perf_counter() - started >= 0.04
+        assert [answer.fetchall() for answer in answers] == [[(text,)] for text in sent]
+        with pytest.raises(psycopg.OperationalError):
+            conn.execute("SELECT pg_terminate_backend(pg_backend_pid())")
 
 
 def line(name: str, *ratios: float, unit: str = "jobs/s") -> Line:
@@ -213,6 +284,14 @@ def test_growth_by_plans_and_in_one_transaction(tmp_path: Path) -> None:
 def test_growth_by_threads_and_on_a_slow_disk(tmp_path: Path) -> None:
     assert list(grown(tmp_path, "threads")) == ["threads, this disk", "threads, +1 ms per flush"]
     assert (tmp_path / "growth-threads.svg").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processor time is read from /proc")
+def test_the_profile_shows_where_time_goes() -> None:
+    said = run("benchmarks.profile", "--jobs", "60", "--threads", "1", "--batch-size", "10", "--top", "10")
+    assert len(re.findall(r"^[\d,]+ jobs/s.* Processor time in us per job: client [\d.]+", said, re.MULTILINE)) == 2
+    assert re.search(r"^ +[\d.]+  execution/\w+\.py$", said, re.MULTILINE)
+    assert re.search(r'^ +[\d.]+ .* UPDATE "pgjobs"\.job', said, re.MULTILINE)
 
 
 def test_the_crash_benchmark_finds_that_we_leave_no_effect_without_a_finished_job() -> None:

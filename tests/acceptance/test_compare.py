@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import pytest
 
 from benchmarks.chart import bars, lines
 from benchmarks.compare import SETTINGS, Bench, Refused
+from benchmarks.compare_report import Figures
 from benchmarks.contenders import PGJOBS, Way, pgjobs_itself
 from pgjobs.embedded import EmbeddedPostgres
 
@@ -36,6 +38,30 @@ def test_it_prints_a_table_and_writes_json_and_charts(tmp_path: Path) -> None:
     assert {len(figure["values"]) for row in found.values() for figure in row.values()} == {2}
     charts = [path.name for path in sorted(tmp_path.glob("*.svg"))]
     assert charts == ["peers-effect.svg", "peers-noop.svg", "peers-p50.svg"]
+
+
+def test_all_ratios_over_each_peer_stand_in_one_table() -> None:
+    figures = Figures(atomic={("pq", "in transaction")})
+    for name, way, row, value in [
+        ("pgjobs", "", "noop", 200.0),
+        ("pgjobs", "batch", "noop", 3000.0),
+        ("pgjobs", "", "p50", 3.0),
+        ("pq", "in transaction", "noop", 100.0),
+        ("pq", "", "p50", 2.0),
+        ("huey", "", "p50", 6.0),
+        ("boss", "", "noop", 400.0),
+        ("boss", "slow", "noop", 50.0),
+        ("boss", "", "p50", 1.0),
+    ]:
+        figures.add(row, name, way, value)
+    table = str(figures).partition("pgjobs over each\n")[2]
+    rows = [re.split(r"  +", row) for row in table.split("\n\n")[0].splitlines()[2:]]
+    assert rows == [
+        ["boss", "0.50", "7.50", "3.00"],
+        ["pq, in transaction *", "2.00", "30.00", "1.50"],
+        ["boss, slow", "4.00", "60.00"],
+        ["huey", "0.50"],
+    ]
 
 
 @pytest.fixture(scope="module")

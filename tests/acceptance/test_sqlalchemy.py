@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
+import psycopg
 import pytest
-import sqlalchemy
 from sqlalchemy import create_engine, event, select, text
-from sqlalchemy.exc import IntegrityError, ResourceClosedError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from sqlalchemy.pool import NullPool
 
@@ -256,22 +257,26 @@ def test_a_handler_that_ends_the_connections_transaction_has_failed(made: Trial,
     assert made.effects == ["next"]
 
 
-def test_a_connection_that_a_handler_gave_back_is_let_alone(made: Trial, app: SQLAlchemyApp) -> None:
-    """It may be at work for somebody else already: it is neither shut down nor closed."""
-    taken: list[sqlalchemy.Connection] = []
+def test_a_connection_that_a_handler_closes_is_not_given_to_others(made: Trial, app: SQLAlchemyApp) -> None:
+    """It went back to the engine in the middle of the job, for any thread to take."""
     used = []
 
     def handler(session: Session, job: Job[Any]) -> None:
-        used.append(session.scalar(text("SELECT pg_backend_pid()")))
+        used.append(backend(app, session))
         session.connection().close()
-        taken.append(app.engine.connect())
-        used.append(taken[0].scalar(text("SELECT pg_backend_pid()")))
+        with app.engine.connect() as taken:
+            used.append(taken.scalar(text("SELECT pg_backend_pid()")))
 
-    job, _ = made.run(handler, write_next)
+    def following(session: Session, job: Job[Any]) -> None:
+        used.append(backend(app, session))
+        write(session, "next")
+
+    job, _ = made.run(handler, following)
     assert job.state == JobState.RETRYABLE
-    assert used[0] == used[1]
-    with taken[0]:
-        assert taken[0].scalar(text("SELECT 1")) == 1
+    assert used[0] != used[1]
+    assert used[0] == used[2], "the connection was kept"
+    assert made.effects == ["next"]
+    assert app.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
 
 
 def test_a_session_that_goes_to_another_connection_is_no_success(made: Trial, app: SQLAlchemyApp) -> None:
@@ -375,33 +380,140 @@ def test_a_listener_that_fails_after_the_commit_changes_nothing(made: Trial, cap
     assert "division by zero" in caplog.text
 
 
-@pytest.mark.parametrize("what", ["session", "connection", "result"])
-def test_a_thread_that_keeps_something_of_sqlalchemys_cannot_write_into_the_next_job(
-    made: Trial, app: SQLAlchemyApp, what: str
-) -> None:
-    kept: list[Any] = []
-    used = []
+SMUGGLE = "INSERT INTO effect (note) VALUES ('smuggled in')"
 
-    def keep(session: Session, job: Job[Any]) -> None:
+
+def keep_session(session: Session) -> Callable[[], object]:
+    return lambda: session.execute(text(SMUGGLE))
+
+
+def keep_session_to_flush(session: Session) -> Callable[[], object]:
+    def flush() -> None:
+        session.add(Effect(note="smuggled in"))
+        session.commit()
+
+    return flush
+
+
+def keep_connection(session: Session) -> Callable[[], object]:
+    connection = session.connection()
+    return lambda: connection.execute(text(SMUGGLE))
+
+
+def keep_nested(session: Session) -> Callable[[], object]:
+    return session.begin_nested().rollback
+
+
+def keep_pooled(session: Session) -> Callable[[], object]:
+    pooled = session.connection().connection
+    return lambda: pooled.cursor().execute(SMUGGLE)
+
+
+def keep_cursor(session: Session) -> Callable[[], object]:
+    cursor = session.connection().connection.cursor()
+    return lambda: cursor.execute(SMUGGLE)
+
+
+def keep_rows(session: Session) -> Callable[[], object]:
+    rows = session.execute(text("SELECT generate_series(1, 50)"), execution_options={"yield_per": 7})
+    return rows.all
+
+
+@pytest.mark.parametrize("thread", [False, True], ids=["same thread", "other thread"])
+@pytest.mark.parametrize(
+    "keep",
+    [keep_session, keep_session_to_flush, keep_connection, keep_nested, keep_pooled, keep_cursor, keep_rows],
+    ids=lambda keep: keep.__name__,
+)
+def test_what_is_kept_of_sqlalchemys_cannot_write_into_the_next_job(
+    made: Trial, app: SQLAlchemyApp, keep: Callable[[Session], Callable[[], object]], *, thread: bool
+) -> None:
+    kept: list[Callable[[], object]] = []
+    used, failures = [], []
+
+    def first(session: Session, job: Job[Any]) -> None:
         used.append(backend(app, session))
-        kept.append(
-            {
-                "session": session,
-                "connection": session.connection(),
-                "result": session.execute(text("SELECT generate_series(1, 3)")),
-            }[what]
-        )
+        kept.append(keep(session))
+
+    def smuggle() -> None:
+        try:
+            kept[0]()
+        except (SQLAlchemyError, psycopg.Error) as error:
+            failures.append(str(error))
+
+    def following(session: Session, job: Job[Any]) -> None:
+        used.append(backend(app, session))
+        write(session, "before it")
+        session.flush()
+        if thread:
+            other = threading.Thread(target=smuggle)
+            other.start()
+            other.join(20)
+        else:
+            smuggle()
+        write(session, "after it")
+
+    jobs = made.run(first, following)
+    assert [job.last_error for job in jobs] == [None, None]
+    assert used[0] == used[1], "the connection was kept"
+    assert len(failures) == 1
+    assert made.effects == ["before it", "after it"]
+
+
+def test_a_listener_after_the_commit_writes_nothing_on_the_jobs_connection(made: Trial, app: SQLAlchemyApp) -> None:
+    """It would be a transaction of its own, or belong to the next job."""
+    failures: list[str] = []
 
     def handler(session: Session, job: Job[Any]) -> None:
-        used.append(backend(app, session))
-        if what == "connection":
-            with pytest.raises(ResourceClosedError):
-                kept[0].execute(text("INSERT INTO effect (note) VALUES ('smuggled in')"))
+        connection = session.connection()
 
-    _, job = made.run(keep, handler)
-    assert job.last_error is None
-    assert used[0] != used[1]
-    assert made.effects == []
+        @event.listens_for(session, "after_commit")
+        def smuggle(session: Session) -> None:
+            try:
+                connection.execute(text(SMUGGLE))
+            except (SQLAlchemyError, psycopg.Error) as error:
+                failures.append(str(error))
+
+    job, following = made.run(handler, write_next)
+    assert [job.last_error, following.last_error] == [None, None]
+    assert len(failures) == 1
+    assert made.effects == ["next"]
+
+
+@pytest.mark.parametrize("level", ["SERIALIZABLE", "AUTOCOMMIT"])
+def test_an_engine_whose_options_set_the_isolation_works(made: Trial, app: SQLAlchemyApp, level: Any) -> None:
+    """SQLAlchemy sets it on each Connection that it makes, which psycopg refuses inside of a transaction."""
+    engine = app.engine.execution_options(isolation_level=level)
+    made.client = Client(SQLAlchemySource(engine))
+
+    def fails(session: Session, job: Job[Any]) -> None:
+        write(session, "dropped")
+        session.flush()
+        raise ArithmeticError
+
+    jobs = made.run(write_next, fails, lambda session, job: write(session, "another"))
+    made.client.close()
+    assert [job.state for job in jobs] == [JobState.COMPLETED, JobState.RETRYABLE, JobState.COMPLETED]
+    assert made.effects == ["next", "another"]
+    with app.engine.connect() as connection:
+        conn: Any = connection.connection.driver_connection
+        assert not conn.autocommit
+        assert conn.isolation_level is None
+
+
+def test_listeners_of_the_engine_hear_of_each_jobs_connection(made: Trial, app: SQLAlchemyApp) -> None:
+    heard: list[str] = []
+    event.listen(app.engine, "engine_connect", lambda connection: heard.append("connect"))
+    event.listen(app.engine, "before_cursor_execute", lambda *given: heard.append(given[2]))
+
+    def handler(session: Session, job: Job[Any]) -> None:
+        heard.append("handler")
+        session.execute(text("SELECT 1"))
+
+    made.run(handler, handler)
+    assert heard[:1] == ["connect"]
+    told = [each for each in heard if each in ("handler", "SELECT 1")]
+    assert told == ["handler", "SELECT 1"] * 2
 
 
 def test_an_object_that_is_kept_costs_no_connection(made: Trial, app: SQLAlchemyApp) -> None:

@@ -35,7 +35,7 @@ from pgjobs import (
 from pgjobs.db.checkout import Checkout
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.errors import JobStopped
-from pgjobs.execution.attempt import AT_STOP, Attempt, GracePeriods, Slot
+from pgjobs.execution.attempt import AT_STOP, Attempt, GracePeriods, Slot, private_context
 from pgjobs.execution.interrupt import raise_in_thread
 from tests import inside
 from tests.waiting import wait_until
@@ -374,7 +374,12 @@ def test_only_a_running_handler_can_ask_whether_it_is_to_end(client: Client) -> 
 @pytest.fixture
 def attempt(client: Client) -> Iterator[Attempt]:
     with client.source.checkout() as checkout:
-        yield Attempt(client.enqueue(None, NOTHING, kind="timed"), Slot(checkout), timedelta(microseconds=1))
+        job, short = client.enqueue(None, NOTHING, kind="timed"), timedelta(microseconds=1)
+        yield Attempt(job, Slot(checkout), private_context(), short, None)
+
+
+def run(attempt: Attempt, handler: Callable[[], object]) -> BaseException | None:
+    return attempt.run(lambda tx, job: handler() and None, None, attempt.job)
 
 
 def tell_and_raise(attempt: Attempt) -> None:
@@ -383,14 +388,14 @@ def tell_and_raise(attempt: Attempt) -> None:
 
 
 def test_t19_what_is_raised_in_a_handler_is_over_when_it_is_over(trial: Trial, attempt: Attempt) -> None:
-    error = attempt.run(lambda: tell_and_raise(attempt))
+    error = run(attempt, lambda: tell_and_raise(attempt))
     assert isinstance(error, TimeoutError)
     assert isinstance(error.__cause__, Interrupted)
     assert attempt.tainted, "a cancel may still be on its way: the connection is not used again"
 
 
 def test_t19_nothing_is_raised_once_the_handler_is_over(trial: Trial, attempt: Attempt) -> None:
-    assert attempt.run(lambda: None) is None
+    assert run(attempt, lambda: None) is None
     tell_and_raise(attempt)
     sum(range(100))  # it would land here
     assert attempt.cancelled
@@ -413,7 +418,7 @@ def test_t19_what_arrives_while_the_window_is_being_closed_lands_in_there(trial:
         threading.Thread(target=at_the_last_moment, daemon=True).start()
         checkout.wait()
 
-    error = attempt.run(handler)
+    error = run(attempt, handler)
     sum(range(100))  # it would land here
     assert error in (None, attempt.reason)
 
@@ -424,15 +429,17 @@ def test_t19_an_interpreter_that_is_traced_goes_on_after_an_interrupt() -> None:
         "import sys, time\n"
         "from datetime import UTC, datetime, timedelta\n"
         "from pgjobs import Interrupted, Job, JobState\n"
-        "from pgjobs.execution.attempt import AFTER_TIMEOUT, Attempt\n"
+        "from pgjobs.execution.attempt import AFTER_TIMEOUT, Attempt, Slot, private_context\n"
+        "from types import SimpleNamespace\n"
         "now = datetime.now(UTC)\n"
         "job = Job(id=1, state=JobState.RUNNING, queue='default', kind='slow', priority=0, attempt=1, max_attempts=1,\n"
         "    raw_args='{}', scheduled_at=now, created_at=now)\n"
-        "attempt = Attempt(job, None, timedelta(microseconds=1))\n"
-        "def resist():\n"
+        "slot = Slot(SimpleNamespace(conn=None))\n"
+        "attempt = Attempt(job, slot, private_context(), timedelta(microseconds=1), None)\n"
+        "def resist(tx, job):\n"
         "    attempt.escalate(time.monotonic())\n"
         "    attempt.escalate(time.monotonic() + AFTER_TIMEOUT.interrupted)\n"
-        "assert isinstance(attempt.run(resist).__cause__, Interrupted)\n"
+        "assert isinstance(attempt.run(resist, None, job).__cause__, Interrupted)\n"
         "sys.settrace(lambda *event: None)\n"
         "print((lambda: 'goes on')())\n"
     )
@@ -447,7 +454,7 @@ def test_a_watch_that_comes_late_leaves_no_step_out(
     raised: list[object] = []
     monkeypatch.setattr("pgjobs.execution.attempt.raise_in_thread", lambda thread, exception: raised.append(exception))
     attempt.request_stop(JobStopped("stopped"), QUICK)
-    attempt.run(lambda: attempt.escalate(time.monotonic() + QUICK.stuck))
+    run(attempt, lambda: attempt.escalate(time.monotonic() + QUICK.stuck))
     assert raised == [Interrupted]
     assert attempt.severed
     assert attempt.stuck
@@ -464,7 +471,7 @@ def test_the_watch_comes_again_for_each_step_in_time(
         for after in (0.0, 0.011, 0.021, 0.031):
             again.append(attempt.escalate(attempt._requested_at + after) - attempt._requested_at)
 
-    attempt.run(handler)
+    run(attempt, handler)
     assert again == pytest.approx([0.01, 0.02, 0.03, float("inf")])
 
 

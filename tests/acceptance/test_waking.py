@@ -16,6 +16,7 @@ import pytest
 
 from pgjobs import Client, Job, JobFilter, JobState, NewJob, Schedule, Unique, WorkerPool
 from pgjobs.db.channel import listen
+from pgjobs.db.checkout import NEVER
 from pgjobs.execution.batch import Batches
 from pgjobs.execution.executor import Executor
 from pgjobs.wakeup.queries import WakeupQueries
@@ -560,6 +561,32 @@ def test_a_second_notification_disarms_a_sleeper_while_nobody_has_found_nothing(
     free.set()
     wait_until(lambda: not client.list_jobs(UNFINISHED).jobs)
     wait_until(lambda: armed(server, client) == ["default"])
+
+
+def test_the_leader_is_updated_after_the_thread_that_a_first_notification_woke(
+    client: Client, pool_of: Callable[..., WorkerPool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The update needs the interpreter's lock, which that thread waits for. Behind a second notification it is not put
+    off."""
+    monkeypatch.setattr("pgjobs.wakeup.wakeup_leader._LINGER", 60.0)
+    monkeypatch.setattr("pgjobs.wakeup.listener._UPDATE_AFTER", 60.0)
+    pauses: list[float] = []
+    update = WakeupLeader.update
+
+    def updated(self: WakeupLeader, *args: Any) -> float:
+        pauses.append(update(self, *args))
+        return pauses[-1]
+
+    monkeypatch.setattr(WakeupLeader, "update", updated)
+    pool = pool_of(queues={"default": 3})
+    wait_until(lambda: inside.all_wait(pool, asleep=True) and pauses[-1:] == [NEVER])
+    before = len(pauses)
+    for _ in range(2):
+        assert len(pauses) == before
+        job = thing(client)
+        wait_until(lambda job=job: done(client, job), timeout=5)  # type: ignore[misc]
+        wait_until(lambda: inside.all_wait(pool, asleep=True))
+    wait_until(lambda: len(pauses) > before, timeout=5)  # sooner than after a silence
 
 
 # --- what else holds

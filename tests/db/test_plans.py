@@ -90,7 +90,8 @@ def plans(monkeypatch: pytest.MonkeyPatch) -> list[Plan]:
         return cursor
 
     for store in (control_queries, queue_queries, observe_queries):
-        monkeypatch.setattr(store, "bound_cursor", explained)
+        for cursor in ("bound_cursor", "job_cursor"):
+            monkeypatch.setattr(store, cursor, explained, raising=False)
     return plans
 
 

@@ -231,7 +231,8 @@ def test_no_setting_changes_the_shape(own_client: Client, fresh_database: str) -
         ("DROP TABLE pgjobs.cancel_request", "there is no column cancel_request id"),
         ("DROP INDEX pgjobs.job_unique", "there is no index job job_unique"),
         ("DROP FUNCTION pgjobs.attempt_lost", "there is no function attempt_lost 0"),
-        ("ALTER DOMAIN pgjobs.texts DROP CONSTRAINT job_arrays", "there is no rule texts job_arrays"),
+        ("ALTER DOMAIN pgjobs.job_state DROP CONSTRAINT job_state", "there is no rule job_state job_state"),
+        ("DROP TRIGGER job_rules ON pgjobs.job", "there is no trigger job job_rules"),
     ],
 )
 def test_tables_that_are_not_the_newest_are_not_taken_for_them(

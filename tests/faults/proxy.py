@@ -56,6 +56,10 @@ class Proxy:
         self.sprung.clear()
         self._trap = (request, cut)
 
+    def lead_to(self, port: int) -> None:
+        """Relay the connections that are made from now on to another server."""
+        self._server_port = port
+
     def close(self) -> None:
         self._closed.set()
         self._listening.close()

@@ -50,8 +50,9 @@ def ready(dsn: str) -> bool:
 
 
 @contextmanager
-def pgbouncer(dsn: str) -> Iterator[int]:
-    """PgBouncer in transaction mode with four connections to the server; gives its port."""
+def pgbouncer(dsn: str, *, ignores: str = "extra_float_digits") -> Iterator[int]:
+    """PgBouncer in transaction mode with four connections to the server; gives its port. It refuses startup parameters
+    that it does not know, but for those that it is told to swallow."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port: int = free.getsockname()[1]
     settings = f"""
@@ -65,7 +66,7 @@ auth_type = any
 pool_mode = transaction
 default_pool_size = 4
 max_client_conn = 200
-ignore_startup_parameters = extra_float_digits
+ignore_startup_parameters = {ignores}
 """
     user = _NOBODY if os.geteuid() == 0 else None
     with tempfile.TemporaryDirectory() as directory:

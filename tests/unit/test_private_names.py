@@ -14,6 +14,7 @@ import django.db.backends.postgresql.base as django_base
 import psycopg
 import pytest
 import sqlalchemy
+from psycopg._preparing import PrepareManager
 from psycopg_pool import ConnectionPool
 from sqlalchemy.orm import Session
 
@@ -25,10 +26,17 @@ PACKAGE = Path(pgjobs.__file__).parent
 #: Each name, and the files that use it.
 USES: dict[str, set[str]] = {
     # psycopg
-    "_num_transactions": {"db/checkout.py", "execution/savepoints.py"},
-    "_notice_handlers": {"db/python_state.py"},
-    "_notify_handlers": {"db/python_state.py"},
-    "_prepared": {"db/connection.py", "execution/savepoints.py"},
+    "_preparing": {"db/connection.py", "db/handler_connection.py"},
+    "_prepared": {"db/connection.py", "db/handler_connection.py", "execution/savepoints.py"},
+    "_prepared_idx": {"db/handler_connection.py"},
+    "_deallocate": {"db/connection.py", "db/handler_connection.py"},
+    "_check_connection_ok": {"db/handler_connection.py"},
+    "_notice_handler": {"db/handler_connection.py"},
+    "_notify_handler": {"db/handler_connection.py"},
+    "_notice_handlers": {"db/handler_connection.py"},
+    "_notify_handlers": {"db/handler_connection.py"},
+    # db/handler_connection.py and db/checkout.py also set `_autocommit`, `_num_transactions` and `_closed` in the
+    # attributes of a new object
     # psycopg_pool
     "_configure": {"db/checkout.py"},
     "_pool": {"db/inherited.py", "enqueuing/enqueuer.py"},
@@ -86,46 +94,121 @@ def test_no_other_private_name_is_used() -> None:
 
 def _connection(dsn: str) -> None:
     with psycopg.connect(dsn) as conn:
+        for name in ("_autocommit", "_closed", "_num_transactions", "_prepared", "_adapters", "pgconn", "lock"):
+            assert name in vars(conn), "db/handler_connection.py copies or sets it"
         assert conn._num_transactions == 0
         with conn.transaction():
-            assert conn._num_transactions == 1, "execution/savepoints.py counts along"
+            assert conn._num_transactions == 1, "in a batch it is 1, so that psycopg refuses commit()"
+        conn._num_transactions = 1
+        with pytest.raises(psycopg.ProgrammingError):
+            conn.commit()
+        conn._num_transactions = 0
         assert conn._notice_handlers == [] == conn._notify_handlers
         conn.add_notice_handler(print)
         conn.add_notify_handler(print)
-        assert conn._notice_handlers == [print] == conn._notify_handlers, "db/python_state.py restores them"
+        assert conn._notice_handlers == [print] == conn._notify_handlers
+        assert getattr(conn.pgconn.notice_handler, "func", None) is psycopg.Connection._notice_handler
+        assert getattr(conn.pgconn.notify_handler, "func", None) is psycopg.Connection._notify_handler
+
+
+def _checks_before_it_sends(dsn: str) -> None:
+    class Refusing(psycopg.Connection[Any]):
+        refuses = False
+
+        def _check_connection_ok(self) -> None:
+            if self.refuses:
+                raise ArithmeticError
+            super()._check_connection_ok()
+
+    with Refusing.connect(dsn) as conn:
+        conn.refuses = True
+        for act in (conn.cursor, lambda: conn.execute("SELECT 1"), lambda: conn.pipeline().__enter__()):
+            with pytest.raises(ArithmeticError):
+                act()
+        conn.refuses = False
 
 
 def _prepared_statements(dsn: str) -> None:
-    with psycopg.connect(dsn, prepare_threshold=0) as conn:
-        prepared = conn._prepared
-        asked: list[bytes] = []
-        add = prepared.maybe_add_to_cache
+    asked: list[bytes] = []
+    deallocated: list[bytes | None] = []
 
-        def noted(query: Any, prepare: Any, name: bytes) -> Any:
+    class Noted(PrepareManager):
+        def maybe_add_to_cache(self, query: Any, prep: Any, name: bytes) -> Any:
             asked.append(query.query)
-            return add(query, prepare, name)
+            return super().maybe_add_to_cache(query, prep, name)
 
-        prepared.maybe_add_to_cache = noted  # type: ignore[method-assign,assignment]
+    class Noting(psycopg.Connection[Any]):
+        def _deallocate(self, name: bytes | None) -> Any:
+            deallocated.append(name)
+            return super()._deallocate(name)
+
+    with Noting.connect(dsn) as conn:
+        conn._prepared = Noted()
+        conn.prepare_threshold = 0
+        kept = {name: value for name, value in vars(conn._prepared).items() if not isinstance(value, int)}
         conn.execute("SELECT %s::int", [1])
         assert asked == [b"SELECT $1::int"]
-        assert isinstance(vars(prepared), dict)
-        prepared.clear()
+        assert conn._prepared._prepared_idx == 1, "the number of the next name; all objects of a connection share it"
+        conn._prepared.clear()
+        conn.execute("SELECT 2")
+        assert deallocated == [None]
+        assert all(vars(conn._prepared)[name] is value for name, value in kept.items()), "the collections are shared"
+
+
+class _Counted(psycopg.Connection[Any]):
+    waits = 0
+
+    def wait(self, *args: Any, **options: Any) -> Any:
+        self.waits += 1
+        return super().wait(*args, **options)
 
 
 def _everything_goes_through_wait(dsn: str) -> None:
-    with psycopg.connect(dsn, autocommit=True) as conn:
-        sent, wait = [], conn.wait
+    def copy() -> None:
+        with conn.cursor().copy("COPY mine FROM STDIN") as lines:
+            lines.write_row([1])
 
-        def noted(*args: Any, **options: Any) -> Any:
-            sent.append(1)
-            return wait(*args, **options)
+    def copy_out() -> None:
+        with conn.cursor().copy("COPY mine TO STDOUT") as lines:
+            list(lines)
 
-        conn.wait = noted  # type: ignore[method-assign]
-        conn.execute("SELECT 1")
-        with conn.transaction():
+    def pipeline() -> None:
+        with conn.pipeline():
             conn.execute("SELECT 1")
-        assert len(sent) == 4
-        assert conn.lock.locked() is False
+
+    def block() -> None:
+        with conn.transaction():
+            pass
+
+    def server_cursor() -> None:
+        with conn.cursor("mine") as cursor:
+            cursor.execute("SELECT 1")
+            before = conn.waits
+            cursor.fetchone()
+            assert conn.waits > before
+
+    with _Counted.connect(dsn) as conn:
+        conn.execute("CREATE TEMP TABLE mine (n int)")
+        acts: list[Callable[[], object]] = [
+            lambda: conn.execute("SELECT 1"),
+            lambda: conn.cursor().executemany("SELECT %s", [[1], [2]]),
+            lambda: list(conn.cursor().stream("SELECT 1")),
+            lambda: psycopg.ClientCursor(conn).execute("SELECT 1"),
+            copy,
+            copy_out,
+            pipeline,
+            block,
+            server_cursor,
+            lambda: list(conn.notifies(timeout=0)),
+            conn.commit,
+            conn.rollback,
+            lambda: conn.set_autocommit(True),
+        ]
+        for act in acts:
+            before = conn.waits
+            act()
+            assert conn.waits > before, act
+            assert conn.lock.locked() is False
 
 
 def _pool(dsn: str) -> None:
@@ -158,7 +241,15 @@ def _django(dsn: str) -> None:
 
 @pytest.mark.parametrize(
     "look",
-    [_connection, _prepared_statements, _everything_goes_through_wait, _pool, _sqlalchemy, _django],
+    [
+        _connection,
+        _checks_before_it_sends,
+        _prepared_statements,
+        _everything_goes_through_wait,
+        _pool,
+        _sqlalchemy,
+        _django,
+    ],
     ids=lambda look: look.__name__.strip("_"),
 )
 def test_the_private_names_are_there_and_do_what_they_did(look: Callable[[str], None], database: str) -> None:

@@ -18,9 +18,9 @@ from pgjobs import InvalidSetting, JobFilter, JobState
 from pgjobs.control import queries as control_queries
 from pgjobs.control import queue_queries
 from pgjobs.db import channel as channels
-from pgjobs.db import migration_queries, repair, roles, statements
+from pgjobs.db import migration_queries, repair, roles, startup_options, statements
 from pgjobs.db.channel import channel
-from pgjobs.db.rows import as_job, claimed_job
+from pgjobs.db.rows import as_job, claimed_at, claimed_job
 from pgjobs.enqueuing import queries as enqueuing_queries
 from pgjobs.execution import batch_queries, scripts
 from pgjobs.execution import queries as execution_queries
@@ -51,7 +51,7 @@ GIVE_JOBS = [
 STORES = [
     *(execution_queries, enqueuing_queries, queue_queries, migration_queries, workers_queries),
     *(index_queries, schedules_queries, wakeup_queries, batch_queries, repair, roles, channels),
-    *(control_queries, observe_queries, maintenance_queries),
+    *(control_queries, observe_queries, maintenance_queries, startup_options),
 ]
 PARTS = "parts.sql"  # what statements of several files share
 
@@ -307,7 +307,8 @@ def test_a_row_of_a_claim_becomes_the_running_job_of_its_claimer(common: bool) -
     if common:
         row |= dict.fromkeys((*COMMON, "created_at", "leased_until"))
         expected |= COMMON | {"created_at": times["scheduled_at"], "leased_until": None}
-    made = claimed_job([*row.values(), "more that a statement gives"], "mail", token, "me")
+    same = {"queue": "mail", "token": token, "attempted_by": ("me",)}
+    made = claimed_job([*row.values(), "more that a statement gives"], same, claimed_at)
     assert (made.state, made.queue, made.token, made.finalized_at, made.raw_output) == (
         JobState.RUNNING, "mail", token, None, None,
     )  # fmt: skip

@@ -87,7 +87,8 @@ class _AliasCheckout(Checkout):
     """This thread's checkout of the connection of an alias.
 
     pgjobs sends BEGIN and COMMIT on the driver's connection. For the handler it puts Django's wrapper into the state of
-    an `atomic()` block. A real block would have to begin before the claim.
+    an `atomic()` block. A real block would have to begin before the claim. While the handler runs, the wrapper has the
+    driver's connection object of the job, which ends with the job.
     """
 
     def __init__(self, wrapper: Any) -> None:
@@ -132,6 +133,12 @@ class _AliasCheckout(Checkout):
                     wrapper.set_autocommit(wrapper.settings_dict["AUTOCOMMIT"])
                 wrapper.close_if_unusable_or_obsolete()
 
+    def describe_tx(self) -> None:
+        super().describe_tx()
+        pool = _pool(self._wrapper)
+        if pool is not None:
+            self._attributes["_pool"] = _PoolOfOriginal(pool, self.original)
+
     def _abandon(self, conn: AnyConnection) -> None:
         """Return the connection to Django's pool, and leave the wrapper alone.
 
@@ -146,21 +153,28 @@ class _AliasCheckout(Checkout):
 
     @property
     def _ours(self) -> bool:
-        return self._wrapper.connection is self.conn
+        conn = self._wrapper.connection
+        return conn is not None and (conn is self.original or conn is self._tx)
 
     def _configure(self) -> None:
         """Set up the session as Django does with a new connection: time zone, role, connection_created listeners."""
         wrapper = self._wrapper
         wrapper.init_connection_state()
         if _pool(wrapper) is not None:  # which Django does in its pool's configure callback
-            wrapper._configure_connection(self.conn)
+            wrapper._configure_connection(self.original)
         connection_created.send(sender=type(wrapper), connection=wrapper)
 
     @contextmanager
     def handler_tx(self) -> Iterator[Any]:
         self._enter_block()
+        self._wrapper.connection = self.start_tx()
         yield self._wrapper
         self._check_block()
+
+    def end_tx(self, job: int) -> bool:
+        if self._tx is not None and self._wrapper.connection is self._tx:
+            self._wrapper.connection = self.original
+        return super().end_tx(job)
 
     def after_transaction(self, *, committed: bool) -> None:
         if not self._in_block:
@@ -216,6 +230,17 @@ class _AliasCheckout(Checkout):
         if wrapper.closed_in_transaction:
             wrapper.closed_in_transaction = False
             wrapper.connection = None
+
+
+class _PoolOfOriginal:
+    """Django's pool for the connection object of a job: it gets back the object that it has given out."""
+
+    def __init__(self, pool: Any, original: AnyConnection) -> None:
+        self._pool = pool
+        self._original = original
+
+    def putconn(self, conn: AnyConnection) -> None:
+        self._pool.putconn(self._original)
 
 
 def _pool(wrapper: Any) -> Any:

@@ -1,0 +1,249 @@
+"""The connection object that a handler gets: its own object, over the libpq connection of an object of the pool.
+
+psycopg keeps two things in one object: the connection to the server, and what the application has set in Python, such
+as a row factory or a callback. pgjobs takes a connection from the pool for many jobs. So that no handler sees what the
+handler before it has set, and none can send anything after its job has ended, each attempt gets a new object:
+
+    pool's object ---- copied for each attempt ---> handler's object
+         |                                               |
+         +--- the same libpq connection, lock, ----------+
+              adapters and prepared statements
+
+The pool's object is never changed, so nothing needs to be undone. When the attempt ends, its object ends too: it is
+`closed`, and whatever would send something raises, also in cursors, blocks and pipelines that were made of it before.
+
+The objects are of a subclass of the class of the pool's object, and are made without a call of its `__init__`: the
+class, its methods and its attributes are the application's. psycopg sends everything through `Connection.wait`, which
+the subclass overrides to notice the first statement of a handler.
+
+An attempt gets a new object even if the one before has sent nothing: a thread may have it still. That costs a
+microsecond, since everything else is made when it is asked for.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import cache, lru_cache, partial
+from types import new_class
+from typing import Any, cast
+from weakref import ref
+
+import psycopg
+from psycopg import Connection, pq
+from psycopg._preparing import PrepareManager
+from psycopg.adapt import AdaptersMap
+from psycopg.pq.abc import PGconn
+
+from pgjobs.db.connection import WatchedPrepared, forget_prepared, shared
+from pgjobs.db.cursors import AnyConnection
+
+_MOST_CLASSES = 64  # of pools; a program has one or two
+
+Attributes = dict[str, Any]
+
+
+def attributes_of(original: AnyConnection, first: Callable[[AnyConnection], None] | None = None) -> Attributes:
+    """The attributes for new objects over the connection of this object of a pool. They are in autocommit mode: the
+    statements of pgjobs send BEGIN themselves. `first` is called before an object sends its first statement."""
+    original.adapters  # noqa: B018  makes them now, for all objects
+    known = shared(original)
+    attributes = {
+        **vars(original),
+        "_autocommit": True,
+        "_num_transactions": 0,
+        "_prepared": _SharedPrepared(original._prepared, known),
+        "_pgjobs_original": original,
+        "_pgjobs_first": first,
+        "_pgjobs_ended": None,
+        "_pgjobs_callbacks": None,
+        "_pgjobs_adapters": None,
+    }
+    if getattr(attributes.get("_pool"), "close_returns", False):  # else close() would give the pool a handler's object
+        del attributes["_pool"]
+    return attributes
+
+
+def working_object(original: AnyConnection) -> AnyConnection:
+    """The object over this connection for the statements of pgjobs: the same one each time that the connection is taken
+    from its pool, because prepared transports have it."""
+    known = shared(original)
+    attributes = attributes_of(original)
+    working: AnyConnection | None = known.get("working")
+    if working is None:
+        working = known["working"] = make(handler_class(type(original)), attributes)
+    working.__dict__ = attributes
+    return working
+
+
+def original_of(conn: AnyConnection) -> AnyConnection:
+    """The object of the pool or framework that this one was made of."""
+    original: AnyConnection = conn.__dict__["_pgjobs_original"]
+    return original
+
+
+def mark_used(conn: AnyConnection) -> None:
+    """A `first` that notes that the object was used."""
+    conn.__dict__["_pgjobs_first"] = None
+
+
+def end(conn: AnyConnection, job: int) -> tuple[bool, bool]:
+    """The job of this object has ended: from now on it sends nothing. Returns whether it has sent anything; and whether
+    it is quiet: otherwise another thread is in the middle of a statement, which may have been sent or not."""
+    quiet = conn.lock.acquire(blocking=False)  # psycopg holds it while it sends and receives
+    try:
+        attributes = conn.__dict__
+        used = attributes["_pgjobs_first"] is None
+        if attributes["_pgjobs_callbacks"] is not None:
+            pgconn = conn.pgconn
+            pgconn.notice_handler, pgconn.notify_handler = attributes["_pgjobs_callbacks"]
+        attributes["_pgjobs_ended"] = job
+        attributes["_pgjobs_first"] = _refuse
+        attributes["_closed"] = True
+        attributes["pgconn"] = _closed_pgconn()
+    finally:
+        if quiet:
+            conn.lock.release()
+    return used, quiet
+
+
+def _refuse(conn: AnyConnection) -> None:
+    job = conn.__dict__["_pgjobs_ended"]
+    raise psycopg.OperationalError(
+        f"job {job} has ended, and with it its transaction: its connection object cannot be used any more"
+    )
+
+
+@cache
+def _closed_pgconn() -> PGconn:
+    """A libpq connection that is closed, and never was open."""
+    pgconn = pq.PGconn.connect_start(b"not a connection string")  # libpq does nothing but to note the error
+    pgconn.finish()
+    return pgconn
+
+
+class _SharedPrepared(WatchedPrepared):
+    """The record of prepared statements that another object has of the same connection, with settings of its own."""
+
+    def __init__(self, other: Any, known: dict[str, Any]) -> None:
+        vars(self).update(vars(other))  # the collections are the same objects
+        self._other = other
+        self._shared = known
+
+    @property
+    def _prepared_idx(self) -> int:
+        """The number for the name of the next statement."""
+        index: int = self._other._prepared_idx
+        return index
+
+    @_prepared_idx.setter
+    def _prepared_idx(self, index: int) -> None:
+        self._other._prepared_idx = index
+
+
+class HandlerConnection(Connection[Any]):
+    """What differs in an object for a handler. `handler_class` joins it with the class of the pool's object."""
+
+    _prepared: PrepareManager
+    _pgjobs_ended: int | None  # the job of an object that has ended
+    _pgjobs_first: Callable[[Any], None] | None
+    _pgjobs_adapters: AdaptersMap | None
+    _pgjobs_callbacks: tuple[Any, Any] | None  # those of libpq, before this object received them
+
+    def __del__(self, __warn: Any = None) -> None:
+        """The pool's object stands for the open connection: psycopg warns when that was not closed."""
+
+    def wait(self, *args: Any, **options: Any) -> Any:
+        first = self._pgjobs_first
+        if first is not None:
+            first(self)
+        return super().wait(*args, **options)
+
+    def _check_connection_ok(self) -> None:
+        if self._pgjobs_ended is not None:
+            _refuse(self)
+        super()._check_connection_ok()
+
+    def _deallocate(self, name: bytes | None) -> Any:
+        if name is None:
+            forget_prepared(shared(self))
+        return super()._deallocate(name)
+
+    # --- what a handler sets, it sets on its object alone
+
+    @property
+    def adapters(self) -> AdaptersMap:
+        found = self._pgjobs_adapters
+        if found is None:
+            found = self._pgjobs_adapters = AdaptersMap(super().adapters)
+        return found
+
+    @property
+    def prepare_threshold(self) -> int | None:
+        return self._prepared.prepare_threshold
+
+    @prepare_threshold.setter
+    def prepare_threshold(self, value: int | None) -> None:
+        self._prepared = _SharedPrepared(self._prepared, shared(self))
+        self._prepared.prepare_threshold = value
+
+    @property
+    def prepared_max(self) -> int | None:
+        found = self._prepared.prepared_max
+        return found if found != sys.maxsize else None
+
+    @prepared_max.setter
+    def prepared_max(self, value: int | None) -> None:
+        self._prepared = _SharedPrepared(self._prepared, shared(self))
+        self._prepared.prepared_max = sys.maxsize if value is None else value
+
+    def add_notice_handler(self, callback: Any) -> None:
+        _receive_callbacks(self)
+        super().add_notice_handler(callback)
+
+    def remove_notice_handler(self, callback: Any) -> None:
+        _receive_callbacks(self)
+        super().remove_notice_handler(callback)
+
+    def add_notify_handler(self, callback: Any) -> None:
+        _receive_callbacks(self)
+        super().add_notify_handler(callback)
+
+    def remove_notify_handler(self, callback: Any) -> None:
+        _receive_callbacks(self)
+        super().remove_notify_handler(callback)
+
+    def notifies(self, *args: Any, **options: Any) -> Any:
+        _receive_callbacks(self)
+        return super().notifies(*args, **options)
+
+
+def handler_class(base: type[AnyConnection]) -> type[HandlerConnection]:
+    """The class of the objects for connections of this class. It shows itself as that class."""
+    return cast("type[HandlerConnection]", _joined(cast("Any", base)))
+
+
+@lru_cache(maxsize=_MOST_CLASSES)
+def _joined(base: Any) -> Any:
+    joined = new_class(base.__name__, (HandlerConnection, base))
+    joined.__module__, joined.__qualname__ = base.__module__, base.__qualname__
+    return joined
+
+
+def _receive_callbacks(conn: Any) -> None:
+    """Let libpq report notices and notifications to this object, which has lists of its own for the callbacks, and no
+    longer to the pool's object; until the object ends."""
+    if conn._pgjobs_callbacks is not None or conn._pgjobs_ended is not None:
+        return
+    pgconn, this = conn.pgconn, ref(conn)
+    conn._notice_handlers, conn._notify_handlers = list(conn._notice_handlers), list(conn._notify_handlers)
+    conn._pgjobs_callbacks = (pgconn.notice_handler, pgconn.notify_handler)
+    pgconn.notice_handler = partial(Connection._notice_handler, this)
+    pgconn.notify_handler = partial(Connection._notify_handler, this)
+
+
+def make(cls: type[AnyConnection], attributes: Attributes) -> AnyConnection:
+    """Make an object of a `handler_class` with these `attributes_of` a connection."""
+    made: AnyConnection = object.__new__(cls)
+    made.__dict__ = attributes.copy()
+    return made
