@@ -95,7 +95,8 @@ def test_a_text_arrives_as_it_is(way: str, connect: Connect, text: str, conformi
 def test_values_of_every_type_arrive_as_they_are(sender: Transport) -> None:
     at, token = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC), uuid.uuid4()
     values: dict[str, Any] = {
-        "none": None, "true": True, "number": -5, "unique": token, "at": at, "days": timedelta(hours=7, microseconds=-1),
+        "none": None, "true": True, "number": -5, "unique": token, "at": at,
+        "days": timedelta(hours=7, microseconds=-1),
         "texts": ["a,b", 'c"d', "e\\f", "{g}", "", "NULL", ALL_ODD], "nothing": [],
     }  # fmt: skip
     types = {
