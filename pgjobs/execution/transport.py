@@ -159,6 +159,7 @@ class Transport:
         self._made = 0  # names so far
         self.forgotten = 0  # how often `forget` was called
         self._templates: dict[object, bytes] = {}  # of messages; the operator `%` puts the values in
+        self._encoding = conn.pgconn.parameter_status(b"client_encoding")  # of the transformer
         self._transformer = Transformer(ClaimCursor(conn, row_factory=tuple_row))
         self._escaping = Escaping(conn.pgconn)
         self._socket = select.poll()
@@ -232,12 +233,20 @@ class Transport:
 
     def row(self, result: PGresult) -> TupleRow:
         """The first row of a result: numbers and text, and instants by the format of JSON."""
-        self._transformer.set_pgresult(result)
+        self._show_transformer(result)
         return self._transformer.load_row(0, tuple)
 
     def rows(self, result: PGresult) -> list[TupleRow]:
-        self._transformer.set_pgresult(result)
+        self._show_transformer(result)
         return self._transformer.load_rows(0, result.ntuples, tuple)
+
+    def _show_transformer(self, result: PGresult) -> None:
+        """Let the transformer see a result. It keeps the encoding that the session had when it was made."""
+        encoding = self._conn.pgconn.parameter_status(b"client_encoding")
+        if encoding != self._encoding:
+            self._encoding = encoding
+            self._transformer = Transformer(ClaimCursor(self._conn, row_factory=tuple_row))
+        self._transformer.set_pgresult(result)
 
     def forget(self) -> None:
         """The prepared statements were deallocated, or are too many: prepare them again, under new names."""

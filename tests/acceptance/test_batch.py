@@ -746,27 +746,21 @@ def test_a_job_that_changes_its_own_row_or_a_neighbours_cannot_commit_the_batch(
 def test_a_line_that_dies_around_the_commit_of_a_batch_neither_loses_nor_doubles_an_effect(
     *, desk: Desk, monkeypatch: pytest.MonkeyPatch, when: str, writes: bool
 ) -> None:
-    broken: list[str] = []
+    broken: list[int] = []
+    finish = BatchQueries.finish
 
-    def across(name: str) -> None:
-        commit = getattr(BatchQueries, name)
+    def across(self: BatchQueries, transport: Transport, *args: Any, **options: Any) -> Any:
+        if broken:
+            return finish(self, transport, *args, **options)
+        broken.append(1)
+        if when == "after":
+            finish(self, transport, *args, **options)
+        shut_down(transport._conn)
+        if when == "before":
+            return finish(self, transport, *args, **options)
+        raise psycopg.OperationalError("the line is dead, and the answer lost")
 
-        def call(owner: object, given: Any, *args: Any) -> Any:
-            conn = given if isinstance(given, psycopg.Connection) else given._conn
-            if broken:
-                return commit(owner, given, *args)
-            broken.append(name)
-            if when == "after":
-                commit(owner, given, *args)
-            shut_down(conn)
-            if when == "before":
-                return commit(owner, given, *args)
-            raise psycopg.OperationalError("the line is dead, and the answer lost")
-
-        monkeypatch.setattr(BatchQueries, name, call)
-
-    across("finish")
-    across("finish_prepared")
+    monkeypatch.setattr(BatchQueries, "finish", across)
     desk.writes = writes
     jobs = desk.enqueue(5)
     with desk.client.subscribe() as events:
@@ -1129,21 +1123,27 @@ def test_kinds_whose_handlers_deallocate_are_run_in_batches_all_the_same(desk: D
 
 
 @pytest.mark.prepared("nothing is prepared that could be deallocated")
+@pytest.mark.parametrize("fails", [False, True])
 @pytest.mark.parametrize("number", [2, 5])
 def test_what_is_deallocated_behind_the_back_of_psycopg_costs_the_neighbours_no_effect(
-    client: Client, number: int
+    client: Client, number: int, fails: bool
 ) -> None:
-    """The next handler, or the finish, finds out."""
+    """The finish finds out, in the second batch on this connection: then each job runs again, alone."""
+
+    def deallocates(tx: Tx, job: Job[Any]) -> None:
+        tx.execute("DO $$ BEGIN EXECUTE 'DEALLO' || 'CATE ALL'; END $$")
+        if fails:
+            raise ValueError("failed")
+
     desk = Desk(client)
     desk.sql(TABLES)
-    desk.does[number] = lambda tx, job: tx.execute("DO $$ BEGIN EXECUTE 'DEALLO' || 'CATE ALL'; END $$")
-    jobs = desk.enqueue(6)
-    done = desk.work(jobs)
-    assert {job.state for job in done} == {JobState.COMPLETED}
-    assert max(job.attempt for job in done) == 2
+    desk.does[6 + number] = deallocates
+    jobs = desk.enqueue(12)
+    done = desk.work(jobs, batch_size=6)
+    assert states(done) == [("completed", 1)] * 6 + [("completed", 2)] * 6
     desk.check(jobs)
-    to_blame = [job.args["number"] for job in done if "deallocated" in (job.last_error or "")]
-    assert to_blame == ([number] if number == 2 else [])
+    own = ["failed"] if fails else []
+    assert [job.args["number"] for job in done if job.last_error == "failed"] == [6 + number] * len(own)
 
 
 # --- durability

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import tempfile
 import threading
@@ -27,7 +28,7 @@ from pgjobs.execution.attempt import Attempt
 from pgjobs.execution.outcome import COMPLETED, Outcome, decide
 from pgjobs.execution.queries import ExecutionQueries
 from pgjobs.maintenance.queries import MaintenanceQueries, RetentionRule
-from tests import by_hand, inside
+from tests import by_hand, inside, modes
 from tests.conftest import Connect
 from tests.samples import OF_THIS_DATABASE
 from tests.waiting import wait_until
@@ -362,16 +363,30 @@ def test_r4_the_claim_itself_sets_the_lease_and_only_for_detached_kinds(table: T
 # R5: nothing comes between claim and lock; and if something does, nothing was started.
 
 
-def test_r5_claim_and_lock_leave_in_one_message(table: Table, worker: AnyConnection) -> None:
+@pytest.mark.parametrize("prepares", [True, False], ids=["prepared", "plain"])
+def test_r5_claim_and_lock_leave_in_one_message(table: Table, worker: AnyConnection, prepares: bool) -> None:
     """So a stalled process cannot stop between them."""
-    table.enqueue()
+    transport = table.store.transport(worker, prepares=prepares and not modes.PLAIN)
+    settings = by_hand.request().settings
+
+    def claim() -> None:
+        table.enqueue()
+        wanted = by_hand.request(settings=settings)
+        job, _ = table.store.claim(transport, wanted, None, savepoint=True, by_tcp=True)
+        assert job is not None
+
+    claim()  # which prepares the statements
+    worker.execute("ROLLBACK")
     with tempfile.TemporaryFile() as wire:
         worker.pgconn.trace(wire.fileno())
-        table.must_claim(worker)
+        claim()
         worker.pgconn.untrace()
         wire.seek(0)
-        sent = [line.split(b"\t") for line in wire.read().splitlines() if b"\tF\t" in line]
-    assert [fields[3] for fields in sent] == [b"Query"]
+        messages = re.findall(rb"^[^\t\n]*\t([FB])\t\d+\t(\w+)", wire.read(), re.MULTILINE)
+    ways = b"".join(way for way, _ in messages)
+    assert re.fullmatch(b"F+B+", ways), "all was sent before the first answer was read"
+    sent = [kind for way, kind in messages if way == b"F"]
+    assert sent == [b"Query"] if transport.prepares else (sent.count(b"Sync"), sent[-1]) == (1, b"Sync")
 
 
 def steal_between_claim_and_lock(table: Table, theft: str) -> None:
@@ -1098,9 +1113,9 @@ def test_r25_a_stored_job_has_attempt_0_and_its_first_run_sees_1(table: Table) -
 # T5: the record of a failure is written behind the lock that the attempt has held all along.
 
 
-@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("fails", ["", "raises", "in SQL"])
 def test_t5_the_row_is_never_to_be_had_between_the_handler_and_the_record(
-    table: Table, connect: Connect, fails: bool
+    table: Table, connect: Connect, fails: str
 ) -> None:
     """A trigger holds the record up before it touches the row; meanwhile others try to get it."""
     gate = connect(autocommit=True)
@@ -1113,6 +1128,8 @@ def test_t5_the_row_is_never_to_be_had_between_the_handler_and_the_record(
     def handler(tx: AnyConnection, job: Job[Any]) -> None:
         write(table, tx, job)
         gate.execute("SELECT pg_advisory_lock(4712)")
+        if fails == "in SQL":  # nothing can be prepared in an aborted transaction
+            tx.execute("SELECT 1 / 0")
         if fails:
             raise ValueError("failed")
 
