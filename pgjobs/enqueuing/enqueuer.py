@@ -21,6 +21,7 @@ from pgjobs.db.source import PoolSource, in_autocommit
 from pgjobs.enqueuing import queries, single_insert
 from pgjobs.enqueuing.builder import InsertBuilder, is_plain
 from pgjobs.enqueuing.copy_buffer import CopyBuffer
+from pgjobs.enqueuing.encoded_jobs import EncodedJobs
 from pgjobs.enqueuing.encoder import Encoder
 from pgjobs.enqueuing.queries import can_copy, run
 from pgjobs.errors import InvalidTransaction
@@ -65,7 +66,7 @@ class Enqueuer:
 
     def enqueue_many(self, tx: Tx, new: Iterable[object], call: JobOptions, *, notify: bool) -> list[Job[Any]]:
         """Insert many jobs; they come back in their order."""
-        jobs = list(self.encoder.encode_all(new, call))
+        jobs = EncodedJobs(self.encoder.encode_all(new, call))
         with self._transaction(tx) as conn:
             return self._insert(conn, tx, jobs, notify)
 
@@ -76,12 +77,12 @@ class Enqueuer:
         may_copy = tx is None or isinstance(tx, ConnectionPool) or can_copy(borrow(tx))
         may_copy = may_copy and not self.hooks and not self.middleware
         with CopyBuffer() as buffer:
-            jobs = []
-            for job in self.encoder.encode_all(new, call):
-                if may_copy and job.unique is None:
-                    buffer.add(job)
+            jobs = EncodedJobs()
+            for template, text, args in self.encoder.encode_all(new, call):
+                if may_copy and template.unique is None:
+                    buffer.add(template, text)
                 else:
-                    jobs.append(job)
+                    jobs.append(template, text, args)
             with self._transaction(tx) as conn:
                 if buffer.jobs:
                     self._insert_buffer(conn, buffer, notify)
@@ -121,6 +122,8 @@ class Enqueuer:
             may_copy = len(jobs) > 1 and can_copy(conn)
             return run(self.builder.insert(jobs, notify=notify, may_copy=may_copy), partial(queries.send, conn))
 
+        if self.middleware:  # which may expect a list
+            jobs = list(jobs)
         inserted = insert_with_middleware(self.middleware, conn if tx is None else tx, insert)(jobs)
         for job in inserted if self.hooks else ():
             if not job.duplicate:
