@@ -21,7 +21,6 @@ from pgjobs import Client, WorkerPool
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.enqueuing import single_insert
 from pgjobs.enqueuing.enqueuer import Enqueuer
-from pgjobs.enqueuing.queries import Request, Rows
 from pgjobs.execution.claimer import Claimer
 from tests import decoys
 
@@ -68,8 +67,8 @@ def without_transport(patch: Callable[[Any, str, object], None]) -> None:
     """Let nothing be prepared by pgjobs, and no transport be a prepared one; `patch` is setattr, or pytest's."""
     send = single_insert.send
 
-    def unprepared(conn: AnyConnection, may_prepare: bool, request: Request) -> Rows:
-        return send(conn, False, request)
+    def unprepared(conn: AnyConnection, may_prepare: bool, *insert: Any) -> Any:
+        return send(conn, False, *insert)
 
     patch(Claimer, "transport_of", lambda *_: None)
     patch(Enqueuer, "_is_direct", lambda *_: False)

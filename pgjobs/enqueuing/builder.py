@@ -45,6 +45,16 @@ COPY_FROM = 20  # jobs: for fewer, the round trips of a COPY take longer than an
 _KEY, _MAY_READ = 19, 20  # the columns after those of a job
 _MOST_TEMPLATES = 1000  # whose parts of a COPY are kept
 _TURNS = 100  # at most: in each turn a job may be skipped for a duplicate that then ends
+_STATES = {state.value: state for state in JobState}
+#: The fields of an inserted plain job, most of which come from its row.
+_PLAIN = vars(
+    job_from(
+        dict.fromkeys(
+            ("id", "state", "queue", "kind", "priority", "max_attempts", "raw_args", "scheduled_at", "created_at")
+        )
+        | {"attempt": 0}
+    )
+)
 
 
 class _NotInserted(NamedTuple):
@@ -88,23 +98,31 @@ class InsertBuilder:
 
     def _insert_plain(self, job: EncodedJob) -> Requests[list[Job[Any]]]:
         rows = yield self._queries.insert_plain_job(job)
-        id, state, args, metadata, scheduled_at, created_at, queue, kind, priority, max_attempts, *_ = _one(rows)
-        made = job_from(
-            {
-                "id": id,
-                "state": JobState(state),
-                "queue": queue,
-                "kind": kind,
-                "priority": priority,
-                "attempt": 0,
-                "max_attempts": max_attempts,
-                "raw_args": args,
-                "raw_metadata": metadata,
-                "scheduled_at": scheduled_at.astimezone(UTC),
-                "created_at": created_at.astimezone(UTC),
-            }
-        )
-        return [self._with_args(job, made)]
+        args = job.original_args if job.has_original_args else UNKNOWN
+        return [self.plain_job(job, args, rows[0] if rows else None)]
+
+    def plain_job(self, job: EncodedJob, args: object, row: Sequence[Any] | None) -> Job[Any]:
+        """The job of a row of `insert_plain_job`."""
+        if row is None:
+            raise _no_row()
+        id, state, raw_args, metadata, scheduled_at, created_at, queue, kind, priority, max_attempts, *_ = row
+        values = _PLAIN.copy()
+        values["id"] = id
+        values["state"] = _STATES[state]
+        values["queue"] = queue
+        values["kind"] = kind
+        values["priority"] = priority
+        values["max_attempts"] = max_attempts
+        values["raw_args"] = raw_args
+        values["raw_metadata"] = metadata
+        values["scheduled_at"] = scheduled_at if scheduled_at.tzinfo is UTC else scheduled_at.astimezone(UTC)
+        values["created_at"] = created_at if created_at.tzinfo is UTC else created_at.astimezone(UTC)
+        if kind != job.original_kind:
+            return self._with_args(job, job_owning(values))
+        values["decode"] = job.decode
+        if args is not UNKNOWN:
+            values["args"] = args
+        return job_owning(values)
 
     def _insert_one(self, job: EncodedJob, notify: bool) -> Requests[list[Job[Any]]]:
         rows = yield self._queries.insert_job(job, notify=notify)
@@ -199,15 +217,20 @@ def is_plain(job: EncodedJob) -> bool:
 
 
 def _one(rows: Rows) -> Sequence[Any]:
-    if not rows:  # a trigger of the application has dropped it, for example
-        raise psycopg.DataError("the statement gave no row")
+    if not rows:
+        raise _no_row()
     return rows[0]
+
+
+def _no_row() -> psycopg.DataError:
+    """A trigger of the application has dropped the row, for example."""
+    return psycopg.DataError("the statement gave no row")
 
 
 def _inserted(row: Sequence[Any]) -> Sequence[Any]:
     """Return the row of a job; raise if it has no id, because the job was not inserted."""
     if row[0] is None:
-        raise psycopg.DataError("the statement gave no row")
+        raise _no_row()
     return row
 
 

@@ -48,8 +48,24 @@ class Encoder:
 
     def encode(self, job: object) -> EncodedJob:
         """Check and encode one job, a `NewJob` or args."""
-        template, text, args = self._encode(job, NO_OPTIONS, self._templates)
+        template, text, args = self.encode_parts(job)
         return template.with_args(text, args)
+
+    def encode_parts(self, job: object, call: JobOptions = NO_OPTIONS, templates: Templates | None = None) -> Encoded:
+        """As `encode`, without making a value of its own for the job. `call` are the options of a call for many jobs,
+        and `templates` those of its earlier jobs."""
+        if templates is None:
+            templates = self._templates
+        if isinstance(job, NewJob):
+            args, key = job.args, _template_key(job)
+        else:
+            args, key = job, type(job)
+        of_class, template = templates.get(key, (None, None))
+        if template is None or options_of(args) is not of_class:
+            template = self._make_template(job if isinstance(job, NewJob) else NewJob(job), call, templates)
+        elif self.work_map is not None:
+            self._check_handled(self.work_map, template.kind, type(args))
+        return template, codec.encode(args, max_bytes=self.max_args_bytes), args
 
     def encode_all(self, jobs: Iterable[object], call: JobOptions = NO_OPTIONS) -> Iterator[Encoded]:
         """Check and encode one job after the other; an error names the position of its job."""
@@ -59,7 +75,7 @@ class Encoder:
             raise InvalidArgs(f"enqueue_many takes a list of jobs, not {shown(jobs)}: one job goes to enqueue")
         for position, job in enumerate(jobs):
             try:
-                yield self._encode(job, call, templates)
+                yield self.encode_parts(job, call, templates)
             except Exception as error:
                 if isinstance(error, PgjobsError):  # the args of an error of the application may mean something else
                     error.args = (f"at position {position} of the jobs to enqueue: {error}", *error.args[1:])
@@ -93,19 +109,6 @@ class Encoder:
             raise error(two_classes(kind, known, name))
 
     # --- templates
-
-    def _encode(self, job: object, call: JobOptions, templates: Templates) -> Encoded:
-        """`call` are the options of a call for many jobs, and `templates` those of its earlier jobs."""
-        if isinstance(job, NewJob):
-            args, key = job.args, _template_key(job)
-        else:
-            args, key = job, type(job)
-        of_class, template = templates.get(key, (None, None))
-        if template is None or options_of(args) is not of_class:
-            template = self._make_template(job if isinstance(job, NewJob) else NewJob(job), call, templates)
-        elif self.work_map is not None:
-            self._check_handled(self.work_map, template.kind, type(args))
-        return template, codec.encode(args, max_bytes=self.max_args_bytes), args
 
     def _make_template(self, new: NewJob[Any], call: JobOptions, templates: Templates) -> EncodedJob:
         """A job without its args; kept where it is the same for every instance of the class."""

@@ -18,12 +18,12 @@ from pgjobs.db.connection import allow_prepare, may_prepare
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.db.own_pool import OwnPool, explain_lost_answer, take_live
 from pgjobs.db.source import PoolSource, in_autocommit
-from pgjobs.enqueuing import queries, single_insert
+from pgjobs.enqueuing import single_insert
 from pgjobs.enqueuing.builder import InsertBuilder, is_plain
 from pgjobs.enqueuing.copy_buffer import CopyBuffer
-from pgjobs.enqueuing.encoded_jobs import EncodedJobs
+from pgjobs.enqueuing.encoded_jobs import Encoded, EncodedJobs
 from pgjobs.enqueuing.encoder import Encoder
-from pgjobs.enqueuing.queries import can_copy, run
+from pgjobs.enqueuing.queries import EnqueueQueries, can_copy, run, send
 from pgjobs.errors import InvalidTransaction
 from pgjobs.execution.queries import ExecutionQueries
 from pgjobs.forking import PerProcess
@@ -41,6 +41,7 @@ class Enqueuer:
 
     schema: str
     encoder: Encoder
+    queries: EnqueueQueries
     builder: InsertBuilder
     source: PoolSource
     transaction: Callable[[Tx], AbstractContextManager[AnyConnection]]
@@ -51,10 +52,14 @@ class Enqueuer:
 
     def enqueue(self, tx: Tx, new: object, *, notify: bool) -> Job[Any]:
         """Insert one job, a `NewJob` or args."""
-        job = self.encoder.encode(new)
-        if (tx is None or isinstance(tx, ConnectionPool)) and job.unique is None and not self.middleware:
+        encoded = template, text, args = self.encoder.encode_parts(new)
+        if template.unique is None and not self.middleware:
+            inserted = None
             try:
-                inserted = self._enqueue_alone(self.source.pool if tx is None else tx, job, notify)
+                if tx is None or isinstance(tx, ConnectionPool):
+                    inserted = self._enqueue_alone(self.source.pool if tx is None else tx, encoded, notify)
+                elif notify and is_plain(template):
+                    inserted = self._enqueue_plain(borrow(tx), encoded)
             except psycopg.Error:
                 with advised(self.schema):  # only after an error: around each insert it would cost more than the checks
                     raise
@@ -62,7 +67,7 @@ class Enqueuer:
                 return inserted
         with self._transaction(tx) as conn:
             self._enable_prepare(conn)
-            return self._insert(conn, tx, [job], notify)[0]
+            return self._insert(conn, tx, [template.with_args(text, args)], notify)[0]
 
     def enqueue_many(self, tx: Tx, new: Iterable[object], call: JobOptions, *, notify: bool) -> list[Job[Any]]:
         """Insert many jobs; they come back in their order."""
@@ -89,7 +94,7 @@ class Enqueuer:
                 inserted = self._insert(conn, tx, jobs, notify) if jobs else []
             return buffer.jobs + sum(not job.duplicate for job in inserted)
 
-    def _enqueue_alone(self, pool: ConnectionPool[Any], job: EncodedJob, notify: bool) -> Job[Any] | None:
+    def _enqueue_alone(self, pool: ConnectionPool[Any], encoded: Encoded, notify: bool) -> Job[Any] | None:
         """Insert one job by one statement that is a transaction by itself; None where that is not possible."""
         if type(pool).connection is not ConnectionPool.connection:  # a subclass expects a call of its own method
             return None
@@ -97,21 +102,37 @@ class Enqueuer:
         try:
             if conn.pgconn.transaction_status != TransactionStatus.IDLE:  # the pool's check has begun a transaction
                 return None
-            if notify and is_plain(job):
+            template, text, args = encoded
+            if notify and is_plain(template) and single_insert.can_send(conn):
                 prepare = isinstance(pool, OwnPool) or conn.prepare_threshold is not None
-                requests = self.builder.insert([job], notify=notify, may_copy=False)
-                (inserted,) = run(requests, partial(single_insert.send, conn, prepare))
-                self.hooks("on_enqueue", inserted)
-                return inserted
+                values = self.queries.plain_values(template, text)
+                return self._plain_job(encoded, single_insert.send(conn, prepare, self.queries.plain, values))
             with in_autocommit(conn):
                 self._enable_prepare(conn)
-                return self._insert(conn, None, [job], notify)[0]
+                return self._insert(conn, None, [template.with_args(text, args)], notify)[0]
         except psycopg.OperationalError as error:
             if conn.closed:
                 explain_lost_answer(error)
             raise
         finally:
             pool.putconn(conn)
+
+    def _enqueue_plain(self, conn: AnyConnection, encoded: Encoded) -> Job[Any] | None:
+        """Insert one plain job in the caller's transaction; None where `single_insert` cannot be used."""
+        if not single_insert.can_send(conn):
+            return None
+        if conn.prepare_threshold is None:
+            self._enable_prepare(conn)
+        template, text, _ = encoded
+        values = self.queries.plain_values(template, text)
+        return self._plain_job(encoded, single_insert.send_within(conn, self.queries.plain, values))
+
+    def _plain_job(self, encoded: Encoded, row: single_insert.Row | None) -> Job[Any]:
+        template, _, args = encoded
+        job = self.builder.plain_job(template, args, row)
+        if self.hooks:
+            self.hooks("on_enqueue", job)
+        return job
 
     def _insert(self, conn: AnyConnection, tx: Tx, jobs: Sequence[EncodedJob], notify: bool) -> list[Job[Any]]:
         """Insert the jobs, with the middleware around it, which gets the caller's `tx`."""
@@ -120,7 +141,7 @@ class Enqueuer:
             if not jobs:
                 return []
             may_copy = len(jobs) > 1 and can_copy(conn)
-            return run(self.builder.insert(jobs, notify=notify, may_copy=may_copy), partial(queries.send, conn))
+            return run(self.builder.insert(jobs, notify=notify, may_copy=may_copy), partial(send, conn))
 
         if self.middleware:  # which may expect a list
             jobs = list(jobs)
@@ -136,7 +157,7 @@ class Enqueuer:
                 "enqueue_many(returning=False) sends a COPY: it needs a connection with client_encoding UTF8, outside "
                 "a pipeline"
             )
-        run(self.builder.insert_buffer(buffer, notify=notify), partial(queries.send, conn))
+        run(self.builder.insert_buffer(buffer, notify=notify), partial(send, conn))
 
     @contextmanager
     def _transaction(self, tx: Tx) -> Iterator[AnyConnection]:

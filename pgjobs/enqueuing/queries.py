@@ -28,8 +28,7 @@ class Request(NamedTuple):
 
     statement: bytes
     parameters: Mapping[str, Any]
-    blocks: Iterable[bytes] | None = None
-    prepared: Prepared | None = None  # the same statement for `single_insert`, if that can send it
+    blocks: Iterable[bytes] | None = None  # to be read to the end
 
 
 Rows = Sequence[Sequence[Any]]
@@ -46,10 +45,24 @@ class EnqueueQueries:
         quoted = f"'{self._channel}'".encode()
         plain = self._enqueue["insert_plain_job"]
         self._plain = plain.replace(b"%(channel)s", quoted)
-        self._plain_prepared = prepared(f"pgjobs_in_{schema}", plain, {"channel": quoted})
+        #: insert_plain_job for `single_insert`
+        self.plain: Prepared = prepared(f"pgjobs_in_{schema}", plain, {"channel": quoted})
+        assert self.plain.parameters == ("queue", "kind", "priority", "max_attempts", "args", "metadata")
 
     def insert_plain_job(self, job: EncodedJob) -> Request:
-        return Request(self._plain, vars(job), None, self._plain_prepared)
+        return Request(self._plain, vars(job))
+
+    @staticmethod
+    def plain_values(job: EncodedJob, args: str) -> list[bytes]:
+        """The parameters of `plain`, in UTF-8, for a job with these args."""
+        return [
+            job.queue.encode(),
+            job.kind.encode(),
+            b"%d" % job.priority,
+            b"%d" % job.max_attempts,
+            args.encode(),
+            job.metadata.encode(),
+        ]
 
     def insert_job(self, job: EncodedJob, *, notify: bool) -> Request:
         return Request(self._enqueue["insert_job"], self._parameters(job, notify))

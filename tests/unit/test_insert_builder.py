@@ -101,7 +101,6 @@ def test_a_plain_job_is_one_statement_and_comes_back_with_its_own_args() -> None
     assert {name: script.sent[0].parameters[name] for name in ("kind", "queue", "args")} == {
         "kind": "thing", "queue": "default", "args": '{"n":7}',
     }  # fmt: skip
-    assert script.sent[0].prepared is not None
     assert (job.id, job.state, job.queue, job.priority, job.created_at) == (5, JobState.AVAILABLE, "mail", 3, NOW)
     assert job.args is args
 

@@ -15,10 +15,12 @@ import django.db.backends.postgresql.base as django_base
 import psycopg
 import pytest
 import sqlalchemy
+from psycopg._preparing import Prepare
 from psycopg_pool import ConnectionPool
 from sqlalchemy.orm import Session
 
 import pgjobs
+from pgjobs.enqueuing.single_insert import PreparedQuery
 
 pytestmark = pytest.mark.finding("E11")
 PACKAGE = Path(pgjobs.__file__).parent
@@ -29,7 +31,9 @@ USES: dict[str, set[str]] = {
     "_num_transactions": {"db/checkout.py", "execution/savepoints.py"},
     "_notice_handlers": {"db/python_state.py"},
     "_notify_handlers": {"db/python_state.py"},
-    "_prepared": {"db/connection.py", "execution/savepoints.py"},
+    "_prepared": {"db/connection.py", "enqueuing/single_insert.py", "execution/savepoints.py"},
+    "_preparing": {"enqueuing/single_insert.py"},
+    "_get_tx_start_command": {"enqueuing/single_insert.py"},
     "_deallocate": {"execution/transport.py"},
     # psycopg_pool
     "_configure": {"db/checkout.py"},
@@ -111,6 +115,15 @@ def _prepared_statements(dsn: str) -> None:
         conn.execute("SELECT %s::int", [1])
         assert asked == [b"SELECT $1::int"]
         assert isinstance(vars(prepared), dict)
+        query: Any = PreparedQuery(b"SELECT 2")
+        assert prepared.get(query) == (Prepare.SHOULD, b"_pg3_1"), "enqueuing/single_insert.py executes it"
+        key = type(prepared).maybe_add_to_cache(prepared, query, Prepare.SHOULD, b"_pg3_1")
+        assert key is not None
+        assert len(asked) == 1
+        prepared.validate(key, Prepare.SHOULD, b"_pg3_1", [conn.pgconn.exec_(b"SELECT 2")])
+        assert prepared.get(query) == (Prepare.YES, b"_pg3_1")
+        assert list(prepared.maintain_gen(conn)) == []
+        assert conn._get_tx_start_command() == b"BEGIN"
         prepared.clear()
         assert list(inspect.signature(conn._deallocate).parameters) == ["name"]
 
