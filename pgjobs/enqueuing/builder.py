@@ -211,6 +211,11 @@ class InsertBuilder:
         }
 
 
+def is_one_statement(jobs: EncodedJobs) -> bool:
+    """Whether several jobs are inserted by one statement, which needs no transaction around it."""
+    return 1 < len(jobs) < COPY_FROM and not jobs.any_unique
+
+
 def is_plain(job: EncodedJob) -> bool:
     """Whether the job can run now and has neither a key nor tags, as most jobs."""
     return not (job.unique or job.tags or job.pending or job.delay or job.scheduled_at)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg.pq import TransactionStatus
@@ -19,7 +19,7 @@ from pgjobs.db.cursors import AnyConnection
 from pgjobs.db.own_pool import OwnPool, explain_lost_answer, take_live
 from pgjobs.db.source import PoolSource, in_autocommit
 from pgjobs.enqueuing import single_insert
-from pgjobs.enqueuing.builder import InsertBuilder, is_plain
+from pgjobs.enqueuing.builder import InsertBuilder, is_one_statement, is_plain
 from pgjobs.enqueuing.copy_buffer import CopyBuffer
 from pgjobs.enqueuing.encoded_jobs import Encoded, EncodedJobs
 from pgjobs.enqueuing.encoder import Encoder
@@ -30,6 +30,8 @@ from pgjobs.forking import PerProcess
 from pgjobs.hooks import EnqueueMiddleware, HookCalls, insert_with_middleware
 from pgjobs.job import Job
 from pgjobs.options import EncodedJob, JobOptions
+
+Inserted = TypeVar("Inserted")
 
 #: What `enqueue` takes: the caller's transaction; or None or a pool, for a transaction of its own.
 Tx = Borrowable | ConnectionPool[Any] | None
@@ -57,9 +59,9 @@ class Enqueuer:
             inserted = None
             try:
                 if tx is None or isinstance(tx, ConnectionPool):
-                    inserted = self._enqueue_alone(self.source.pool if tx is None else tx, encoded, notify)
+                    inserted = self._alone(tx, partial(self._insert_one, encoded, notify))
                 elif notify and is_plain(template):
-                    inserted = self._enqueue_plain(borrow(tx), encoded)
+                    inserted = self._insert_plain(borrow(tx), encoded)
             except psycopg.Error:
                 with advised(self.schema):  # only after an error: around each insert it would cost more than the checks
                     raise
@@ -72,7 +74,14 @@ class Enqueuer:
     def enqueue_many(self, tx: Tx, new: Iterable[object], call: JobOptions, *, notify: bool) -> list[Job[Any]]:
         """Insert many jobs; they come back in their order."""
         jobs = EncodedJobs(self.encoder.encode_all(new, call))
+        if (tx is None or isinstance(tx, ConnectionPool)) and is_one_statement(jobs) and not self.middleware:
+            with advised(self.schema):
+                inserted = self._alone(tx, partial(self._insert_in_autocommit, jobs, notify))
+            if inserted is not None:
+                return inserted
         with self._transaction(tx) as conn:
+            if is_one_statement(jobs):
+                self._enable_prepare(conn)
             return self._insert(conn, tx, jobs, notify)
 
     def enqueue_counted(self, tx: Tx, new: Iterable[object], call: JobOptions, *, notify: bool) -> int:
@@ -94,22 +103,21 @@ class Enqueuer:
                 inserted = self._insert(conn, tx, jobs, notify) if jobs else []
             return buffer.jobs + sum(not job.duplicate for job in inserted)
 
-    def _enqueue_alone(self, pool: ConnectionPool[Any], encoded: Encoded, notify: bool) -> Job[Any] | None:
-        """Insert one job by one statement that is a transaction by itself; None where that is not possible."""
+    # --- in a transaction of its own
+
+    def _alone(
+        self, tx: ConnectionPool[Any] | None, insert: Callable[[AnyConnection, bool], Inserted]
+    ) -> Inserted | None:
+        """Insert by one statement, which is a transaction by itself; None where that is not possible. `insert` gets a
+        connection, and whether it is pgjobs' own."""
+        pool = self.source.pool if tx is None else tx
         if type(pool).connection is not ConnectionPool.connection:  # a subclass expects a call of its own method
             return None
         conn = take_live(pool)  # `pool.connection()` costs as much as the insert
         try:
             if conn.pgconn.transaction_status != TransactionStatus.IDLE:  # the pool's check has begun a transaction
                 return None
-            template, text, args = encoded
-            if notify and is_plain(template) and single_insert.can_send(conn):
-                prepare = isinstance(pool, OwnPool) or conn.prepare_threshold is not None
-                values = self.queries.plain_values(template, text)
-                return self._plain_job(encoded, single_insert.send(conn, prepare, self.queries.plain, values))
-            with in_autocommit(conn):
-                self._enable_prepare(conn)
-                return self._insert(conn, None, [template.with_args(text, args)], notify)[0]
+            return insert(conn, isinstance(pool, OwnPool))
         except psycopg.OperationalError as error:
             if conn.closed:
                 explain_lost_answer(error)
@@ -117,8 +125,25 @@ class Enqueuer:
         finally:
             pool.putconn(conn)
 
-    def _enqueue_plain(self, conn: AnyConnection, encoded: Encoded) -> Job[Any] | None:
-        """Insert one plain job in the caller's transaction; None where `single_insert` cannot be used."""
+    def _insert_one(self, encoded: Encoded, notify: bool, conn: AnyConnection, own: bool) -> Job[Any]:
+        template, text, args = encoded
+        if not (notify and is_plain(template) and single_insert.can_send(conn)):
+            return self._insert_in_autocommit([template.with_args(text, args)], notify, conn, own)[0]
+        may_prepare = own or conn.prepare_threshold is not None
+        values = self.queries.plain_values(template, text)
+        return self._plain_job(encoded, single_insert.send(conn, may_prepare, self.queries.plain, values))
+
+    def _insert_in_autocommit(
+        self, jobs: Sequence[EncodedJob], notify: bool, conn: AnyConnection, _own: bool
+    ) -> list[Job[Any]]:
+        with in_autocommit(conn):
+            self._enable_prepare(conn)
+            return self._insert(conn, None, jobs, notify)
+
+    # --- in a transaction
+
+    def _insert_plain(self, conn: AnyConnection, encoded: Encoded) -> Job[Any] | None:
+        """Insert one plain job; None where `single_insert` cannot be used."""
         if not single_insert.can_send(conn):
             return None
         if conn.prepare_threshold is None:

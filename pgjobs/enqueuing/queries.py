@@ -22,6 +22,8 @@ from pgjobs.options import FIRST_INSTANT, EncodedJob
 
 Result = TypeVar("Result")
 
+_COMMENT = re.compile(rb"^ *--(?! name:| replace).*\n", re.MULTILINE)  # all but those that are read or logged
+
 
 class Request(NamedTuple):
     """A statement to be sent, with its parameters; or a COPY, with the blocks that follow it."""
@@ -40,7 +42,10 @@ class EnqueueQueries:
 
     def __init__(self, schema: str) -> None:
         self._channel = channel(schema)
-        self._enqueue = statements.load("enqueuing.sql", schema)
+        # psycopg parses the placeholders of a statement longer than 4096 bytes anew each time
+        self._enqueue = {
+            name: _COMMENT.sub(b"", text) for name, text in statements.load("enqueuing.sql", schema).items()
+        }
         # the channel is the same for every job, and costs nothing as part of the text
         quoted = f"'{self._channel}'".encode()
         plain = self._enqueue["insert_plain_job"]
