@@ -24,7 +24,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import psycopg
-from psycopg._preparing import Prepare
+from psycopg._preparing import Prepare, PrepareManager
 from psycopg.errors import InvalidSqlStatementName, error_from_result
 from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus, Format, PipelineStatus, TransactionStatus
 from psycopg.pq.abc import PGconn, PGresult
@@ -135,8 +135,8 @@ def _within(conn: AnyConnection, statement: Prepared, values: Sequence[bytes]) -
         if name
         else partial(pgconn.send_query_params, statement.sql, values, result_format=Format.BINARY)
     )
-    # not the function that allow_prepare puts in its place, which looks for a DEALLOCATE in each statement
-    key = type(known).maybe_add_to_cache(known, query, prepare, name)
+    # psycopg's own method: the one in its place on our connections looks for a DEALLOCATE in each statement
+    key = PrepareManager.maybe_add_to_cache(known, query, prepare, name)
     result = yield from _begin_and(pgconn, begin, insert) if begin else _results(pgconn, insert)
     if key is not None:
         known.validate(key, prepare, name, [] if result is None else [result])

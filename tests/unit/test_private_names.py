@@ -15,7 +15,7 @@ import django.db.backends.postgresql.base as django_base
 import psycopg
 import pytest
 import sqlalchemy
-from psycopg._preparing import Prepare
+from psycopg._preparing import Prepare, PrepareManager
 from psycopg_pool import ConnectionPool
 from sqlalchemy.orm import Session
 
@@ -117,7 +117,7 @@ def _prepared_statements(dsn: str) -> None:
         assert isinstance(vars(prepared), dict)
         query: Any = PreparedQuery(b"SELECT 2")
         assert prepared.get(query) == (Prepare.SHOULD, b"_pg3_1"), "enqueuing/single_insert.py executes it"
-        key = type(prepared).maybe_add_to_cache(prepared, query, Prepare.SHOULD, b"_pg3_1")
+        key = PrepareManager.maybe_add_to_cache(prepared, query, Prepare.SHOULD, b"_pg3_1")
         assert key is not None
         assert len(asked) == 1
         prepared.validate(key, Prepare.SHOULD, b"_pg3_1", [conn.pgconn.exec_(b"SELECT 2")])
