@@ -212,8 +212,8 @@ class InsertBuilder:
 
 
 def is_one_statement(jobs: EncodedJobs) -> bool:
-    """Whether several jobs are inserted by one statement, which needs no transaction around it."""
-    return 1 < len(jobs) < COPY_FROM and not jobs.any_unique
+    """Whether jobs are inserted by one statement, which needs no transaction around it."""
+    return len(jobs) < COPY_FROM and not jobs.any_unique
 
 
 def is_plain(job: EncodedJob) -> bool:
