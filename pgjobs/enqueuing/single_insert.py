@@ -110,7 +110,13 @@ def send(conn: AnyConnection, may_prepare: bool, statement: Prepared, values: Se
 def send_within(conn: AnyConnection, statement: Prepared, values: Sequence[bytes]) -> Row | None:
     """Insert a job in the caller's transaction, which begins with it if it has not begun yet."""
     with conn.lock:
-        result = conn.wait(_within(conn, statement, values))
+        try:
+            result = conn.wait(_within(conn, statement, values))
+        except KeyboardInterrupt:
+            if conn.pgconn.transaction_status == TransactionStatus.ACTIVE:
+                # It came while the generator ran, and ended it: psycopg has cancelled the insert, but reads no more.
+                conn.wait(_rest(conn.pgconn))
+            raise
     return _row(_checked(conn, result))
 
 
@@ -234,3 +240,21 @@ def _begin_and(pgconn: PGconn, begin: bytes, insert: Callable[[], None]) -> Resu
     finally:
         with suppress(psycopg.OperationalError):  # the connection is lost, or was left while it waits
             pgconn.exit_pipeline_mode()
+
+
+def _rest(pgconn: PGconn) -> Generator[Wait, Ready | int, None]:
+    """Read all results that are still to come, and leave the pipeline."""
+    in_pipeline = pgconn.pipeline_status != PipelineStatus.OFF
+    if in_pipeline:
+        pgconn.pipeline_sync()  # the first one may not have been sent
+    while True:
+        while pgconn.is_busy():
+            yield Wait.R
+            pgconn.consume_input()
+        result = pgconn.get_result()
+        if result is None and (not in_pipeline or pgconn.status != ConnStatus.OK):
+            return
+        if result is not None and result.status == ExecStatus.PIPELINE_SYNC:
+            with suppress(psycopg.OperationalError):  # another one follows
+                pgconn.exit_pipeline_mode()
+                return

@@ -205,6 +205,38 @@ def test_ctrl_c_cancels_an_insert_that_waits(client: Client, connect: Connect, q
     assert count(query) == before + 3
 
 
+@pytest.mark.parametrize("function", ["_begin_and", "_results"])
+@pytest.mark.parametrize("number", [1, 2], ids=["when it is sent", "while it waits"])
+def test_ctrl_c_within_the_code_that_sends_leaves_the_connection_in_order(
+    client: Client, connect: Connect, query: Query, monkeypatch: pytest.MonkeyPatch, *, function: str, number: int
+) -> None:
+    """It ends the generator, which psycopg cannot resume then."""
+    send = getattr(single_insert, function)
+
+    def interrupted(*args: Any) -> Any:
+        generator = send(*args)
+        for _ in range(number):
+            yield next(generator)
+        generator.throw(KeyboardInterrupt)
+
+    conn, holder = connect(prepare_threshold=None), connect()
+    for _ in range(2):
+        if function == "_results":
+            conn.execute("SELECT 1")
+        holder.execute(sql.SQL("LOCK TABLE {}.job IN SHARE MODE").format(sql.Identifier(client.schema)))
+        with monkeypatch.context() as patch:
+            patch.setattr(single_insert, function, interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                client.enqueue(conn, LETTER)
+        holder.rollback()
+        assert conn.info.transaction_status == TransactionStatus.INERROR
+        assert conn.pgconn.pipeline_status == PipelineStatus.OFF
+        conn.rollback()
+        client.enqueue(conn, LETTER)
+        conn.commit()
+    assert count(query) == 2
+
+
 @pytest.mark.usefixtures("_either_way")
 def test_a_connection_that_is_lost_is_an_error_and_stays_closed(client: Client, connect: Connect, query: Query) -> None:
     for before in range(3):
