@@ -45,9 +45,7 @@ SELECT
     pg_catalog.set_config('synchronous_commit', %(synchronous_commit)s::text, true),
     pg_catalog.set_config('plan_cache_mode', 'force_generic_plan', true),
     pg_catalog.set_config('enable_seqscan', 'off', true),
-    pg_catalog.set_config('enable_bitmapscan', 'off', true),
-    pg_catalog.current_setting('session_authorization'),
-    pg_catalog.current_setting('role');
+    pg_catalog.set_config('enable_bitmapscan', 'off', true);
 
 -- name: claim_batch
 -- The claim, in a transaction of its own. When the first job must run alone, no job is claimed. The rows are found by
@@ -112,24 +110,17 @@ FROM bounded WHERE jobs > 0;
 -- The jobs of a claim that are locked, when some were taken away.
 SELECT id FROM pgjobs.job WHERE queue = %(queue)s AND token = %(new_token)s AND state = 'running';
 
--- name: between_jobs
--- Resets what a handler has left in the session, and restores the role of the claim and the bounds of the transaction.
--- Advisory locks are kept until the commit: other sessions cannot see the writes that they guard before it.
-RESET SESSION AUTHORIZATION;
-RESET ALL;
-UNLISTEN *;
-CLOSE ALL;
-DISCARD TEMP;
-SELECT
-    pg_catalog.set_config('idle_in_transaction_session_timeout', '0', true),
-    pg_catalog.set_config('client_connection_check_interval', %(check_interval)s::text, true),
-    pg_catalog.set_config('tcp_keepalives_idle', '10', true),
-    pg_catalog.set_config('tcp_keepalives_interval', '5', true),
-    pg_catalog.set_config('tcp_keepalives_count', '3', true),
-    pg_catalog.set_config('tcp_user_timeout', '25s', true),
-    pg_catalog.set_config(%(bounded_by)s::text, %(bound)s::text, true),
-    pg_catalog.set_config('session_authorization', %(session_user)s::text, true),
-    pg_catalog.set_config('role', %(role)s::text, true);
+-- name: set_job_settings
+-- The settings that the session does not have by itself, when it was reset between two jobs.
+SELECT {settings};
+
+-- name: set_transaction_timeout
+-- The bound of the transaction, when the session was reset between two jobs.
+SET LOCAL transaction_timeout = %(bound)s;
+
+-- name: set_idle_timeout
+-- The same on servers before Postgres 17.
+SET LOCAL idle_in_transaction_session_timeout = %(bound)s;
 
 -- name: complete_batch
 -- All that completed and left nothing else behind. Raises in the server when one of them is no longer this attempt's,

@@ -107,7 +107,7 @@ class Batches:
         hooks, claimer = self.executor.hooks, self.executor.claimer
 
         def send(request: ClaimRequest) -> Claimed | None:
-            return self.queries.claim(checkout.transport, request, ask, settings.batch_time)
+            return self.queries.claim(checkout.transport, request, ask, settings.batch_time, by_tcp=checkout.by_tcp)
 
         try:
             found = claimer.behind_mark(checkout, queue, send, alone=False)
@@ -118,7 +118,8 @@ class Batches:
         claimer.marks.record_claim(queue, found.jobs[-1] if found else None)
         if found is None:
             return None
-        checkout.session = found.session._replace(shared=claimer.facts(checkout).pooled)
+        found.session = found.session._replace(shared=claimer.facts(checkout).pooled)
+        checkout.session = found.session
         if claimer.aside:
             claimer.aside.worked(claims_of(queue))
         if hooks.any:
@@ -257,9 +258,10 @@ class Batch:
 
     def _between(self) -> bytes:
         if self._clean is None:
-            session = self.checkout.session
-            since = self.jobs[0].attempted_at if session is not None and session.shared else None
-            self._clean = self.batches.queries.between_jobs(self.checkout.conn, self.found.bounds, since)
+            session, transport = self.found.session, self.checkout.transport
+            settings = self.executor.claimer.settings
+            since = self.jobs[0].attempted_at if session.shared else None
+            self._clean = self.batches.queries.between_jobs(transport, settings, session, self.found.bound, since=since)
         return self._clean
 
     # --- the end

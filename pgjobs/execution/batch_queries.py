@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -15,7 +14,6 @@ from psycopg.pq.abc import PGresult
 from psycopg.rows import TupleRow
 
 from pgjobs.db import statements
-from pgjobs.db.cursors import AnyConnection, literal_cursor
 from pgjobs.db.rows import claimed_job, str_of
 from pgjobs.errors import AttemptLost
 from pgjobs.execution.outcome import AttemptData, Outcome
@@ -28,6 +26,7 @@ from pgjobs.execution.queries import (
     plain_values,
 )
 from pgjobs.execution.requests import ClaimRequest, ClaimSettings, Session
+from pgjobs.execution.scripts import job_values, lacking
 from pgjobs.execution.transport import Run, Script, Transport, commands, integer
 from pgjobs.job import Job, JobState
 
@@ -40,14 +39,14 @@ _ORDERS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Claimed:
     """The jobs of a claim, locked in the transaction that is open."""
 
     jobs: list[Job[Any]]
     xid: str | None  # the id of the transaction
     session: Session
-    bounds: dict[str, str]  # the settings of the transaction, set again after each handler
+    bound: str  # of the transaction, in milliseconds
     missed: int  # jobs that were claimed but taken away before they were locked
 
 
@@ -93,7 +92,7 @@ class BatchQueries:
 
     def __init__(self, queries: ExecutionQueries) -> None:
         work, batch = queries.work, statements.load("execution_batch.sql", queries.schema)
-        self._batch, self._work = batch, work
+        self._batch, self._work, self._queries = batch, work, queries
         orders = {"priority": batch["select_batch_by_priority"], "scheduled_at": batch["select_batch_by_time"]}
         # without and with the condition that passes over jobs
         self._claims = {
@@ -105,7 +104,9 @@ class BatchQueries:
 
     # --- claim
 
-    def claim(self, transport: Transport, request: ClaimRequest, limit: int, batch_time: timedelta) -> Claimed | None:
+    def claim(
+        self, transport: Transport, request: ClaimRequest, limit: int, batch_time: timedelta, *, by_tcp: bool
+    ) -> Claimed | None:
         """Claim up to `limit` jobs, and lock them in the transaction that is open then. None: there is no job, or the
         first one must run alone, and no transaction is open. Raises AttemptLost when other transactions changed all
         rows before they could be locked."""
@@ -130,10 +131,9 @@ class BatchQueries:
         settings = request.settings
         jobs = _as_jobs(taken, request.queue, request.token, settings.worker, _instant(attempted_at))
         jobs.sort(key=_ORDERS[request.which])
-        *_, user, role = map(str_of, transport.row(results[script.at["settings"]]))
-        bounds = {"check_interval": settings.check_interval, "bounded_by": _bounded_by(settings), "bound": bound}
-        session = Session(user, role)
-        return Claimed(jobs, xid, session, {**bounds, "session_user": user, "role": role}, missed)
+        user, role, *found = map(str_of, transport.row(results[script.at["read_session"]]))
+        session = Session(user, role, lacking(found, settings.check_interval, by_tcp=by_tcp))
+        return Claimed(jobs, xid, session, bound, missed)
 
     def _claim_script(self, request: ClaimRequest, limit: int, batch_time: timedelta) -> Script:
         """The limit is written into the text: with a parameter, the planner would expect a tenth of the table."""
@@ -143,6 +143,7 @@ class BatchQueries:
             work, batch = self._work, self._batch
             steps = [
                 ("begin", work["begin"]),
+                ("read_session", work["read_session"]),
                 ("settings", batch["set_batch_settings"]),
                 ("claim", self._claims[request.which, around]),
                 ("claimed", work["commit"]),
@@ -161,13 +162,24 @@ class BatchQueries:
 
     # --- between two jobs
 
-    def between_jobs(self, conn: AnyConnection, bounds: Mapping[str, str], since: datetime | None) -> bytes:
-        """Make the message that resets the session for the next handler."""
-        with literal_cursor(conn) as cur:
-            parts = [cur.mogrify(_plain_text(self._batch["between_jobs"]), bounds)]
-            if since is not None:  # a pooler gives the session to other clients
-                parts.append(cur.mogrify(_plain_text(self._work["deallocate"]), {"since": since}))
-            return "\n".join(parts).encode(conn.info.encoding)
+    def between_jobs(
+        self, transport: Transport, settings: ClaimSettings, session: Session, bound: str, *, since: datetime | None
+    ) -> bytes:
+        """Make the message that resets the session for the next handler, and restores what the claim has set. Advisory
+        locks are kept until the commit: other sessions cannot see the writes that they guard before it."""
+        names = ["reset_session", *self._queries.scripts.restoring(session)]
+        steps = [(name, command) for name in names for command in commands(self._work[name])]
+        if session.lacks:
+            pieces = self._queries.scripts.job_settings(session.lacks)
+            steps.append(("settings", self._batch["set_job_settings"].replace(b"{settings}", pieces)))
+        if settings.bounded_by is not None:
+            name = "set_transaction_timeout" if settings.bounded_by == "transaction_timeout" else "set_idle_timeout"
+            steps.append((name, self._batch[name]))
+        fixed = {
+            "session_user": session.user, "role": session.role, "bound": bound, "since": since,
+            **job_values(settings.check_interval),
+        }  # fmt: skip
+        return transport.text(Script(steps, fixed)) + b";"
 
     # --- finish
 
@@ -283,10 +295,6 @@ class BatchQueries:
 
 def _bounded_by(settings: ClaimSettings) -> str:
     return settings.bounded_by or "idle_in_transaction_session_timeout"
-
-
-def _plain_text(statement: bytes) -> bytes:
-    return re.sub(rb"^ *--.*\n", b"", statement, flags=re.MULTILINE)
 
 
 def _finished(finish: PGresult, cancel: PGresult) -> FinishResult:

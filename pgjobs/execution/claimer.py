@@ -271,6 +271,11 @@ class Claimer:
         )
         return settings, replace(settings, synchronous_commit=True, scripts={})
 
+    @property
+    def settings(self) -> ClaimSettings:
+        """What the last claims had in common."""
+        return self._settings[0]
+
     def facts(self, checkout: Checkout) -> ServerFacts:
         """The facts that claims depend on, read from the server once."""
         return self._facts or self._read_facts(checkout)

@@ -64,6 +64,11 @@ def lacking(found: Sequence[str], check_interval: str, *, by_tcp: bool) -> tuple
     return tuple(lacks)
 
 
+def job_values(check_interval: str) -> dict[str, str]:
+    """The settings of a job's transaction."""
+    return {name: value or check_interval for name, value in _JOB_SETTINGS.items()}
+
+
 class Scripts:
     """The scripts in one schema."""
 
@@ -95,25 +100,27 @@ class Scripts:
             returning = b"RETURNING " + _piece(work["claim_alone"])
         elif settings.detached or settings.synchronous_commit:
             returning = b"RETURNING " + _piece(work["claim_with_finish"])
-        lock = work["lock"].replace(b"{settings}", self._job_settings(settings, lacks))
+        lock = work["lock"].replace(b"{settings}", self._settings(settings, lacks))
         steps = [("claim", claim.replace(b"{returning}", returning))]
         steps += [("committed" if together else "claimed", work["commit_and_begin"]), ("lock", lock)]
         return [*steps, self._step("savepoint")] if savepoint else steps
 
-    def _job_settings(self, settings: ClaimSettings, lacks: Sequence[str]) -> bytes:
-        pieces = [b"true"]
-        if lacks:
-            wanted = {name: "" if name in lacks else None for name in _JOB_SETTINGS}
-            pieces.append(statements.without_unused(_piece(self._work["job_settings"]), wanted))
+    def _settings(self, settings: ClaimSettings, lacks: Sequence[str]) -> bytes:
+        pieces = [self.job_settings(lacks)] if lacks else []
         if settings.bounded_by is not None:
             pieces.append(_piece(self._work["job_bound"]))
-        return b", ".join(pieces)
+        return b", ".join(pieces) or b"true"
+
+    def job_settings(self, lacks: Sequence[str]) -> bytes:
+        """The columns of a SELECT that sets these settings."""
+        wanted = {name: "" if name in lacks else None for name in _JOB_SETTINGS}
+        return statements.without_unused(_piece(self._work["job_settings"]), wanted)
 
     @staticmethod
     def _fixed(request: ClaimRequest, session: Session | None) -> dict[str, Any]:
         settings = request.settings
         return {
-            **_role(session), **_JOB_SETTINGS, "check_interval": settings.check_interval, "queue": request.queue,
+            **_role(session), **job_values(settings.check_interval), "queue": request.queue,
             "worker": settings.worker, "kinds": settings.kinds, "detached": settings.detached,
             "lease": settings.lease, "synchronous_commit": settings.synchronous_commit,
             "bounded_by": settings.bounded_by, "bound": settings.bound, "bounds": settings.bounds,
@@ -240,6 +247,12 @@ class Scripts:
         if key not in self._known:
             self._known[key] = Script(self._role_steps(session), _role(session))
         return self._known[key]
+
+    @staticmethod
+    def restoring(session: Session) -> list[str]:
+        """The names of the statements that restore the role of the claim, and drop what a handler has prepared where a
+        pooler gives the session to other clients."""
+        return ["set_claim_role", *(["deallocate"] if session.shared else [])]
 
     def _role_steps(self, session: Session | None) -> list[Step]:
         return [] if session is None else self._steps("set_claim_role")

@@ -99,14 +99,14 @@ class Script:
         self, steps: Sequence[tuple[str, bytes]], fixed: Values = _NO_VALUES, *, undo_role: Script | None = None
     ) -> None:
         self.at = {label: place for place, (label, _) in enumerate(steps)}  # of several alike the last
-        self._steps = steps
+        self.steps = steps
         self._fixed = fixed
         self.undo_role = undo_role
         self.ascii = all((text_of(value) or "").isascii() for value in fixed.values())
         self._singles: list[tuple[bytes, tuple[str, ...]]] | None = None
 
     def __len__(self) -> int:
-        return len(self._steps)
+        return len(self.steps)
 
     def key(self, conn: AnyConnection) -> object:
         """A key of its template: the bytes of a text beyond ASCII depend on the encoding that the session has now."""
@@ -115,14 +115,14 @@ class Script:
     def prepared(self, tag: str, literal: Callable[[Any], bytes]) -> list[Prepared]:
         """The statements with the fixed values in their text."""
         fixed = {name: literal(value) for name, value in self._fixed.items()}
-        return [prepared(f"{tag}_{label}", sql, fixed) for label, sql in self._steps]
+        return [prepared(f"{tag}_{label}", sql, fixed) for label, sql in self.steps]
 
     def singles(self, literal: Callable[[Any], bytes]) -> list[tuple[bytes, tuple[str, ...]]]:
         """Each statement with the names of its parameters. A command can have none: its values are literals."""
         if self._singles is not None:
             return self._singles
         made = []
-        for label, sql in self._steps:
+        for label, sql in self.steps:
             single = prepared(label, sql)
             if single.command and single.parameters:
                 single = prepared(label, sql, {name: literal(self._fixed[name]) for name in single.parameters})
@@ -209,6 +209,11 @@ class Transport:
         with self._conn.lock:
             self._conn.pgconn.send_query(message)
             return self._receive(len(message))
+
+    def text(self, script: Script) -> bytes:
+        """The statements of a script with all values in their text, to be sent by `send_inside`."""
+        fixed = {name: self._literal(value) for name, value in script.fixed.items()}
+        return b";".join(prepared("", sql, fixed).sql for _, sql in script.steps)
 
     def set_savepoint(self) -> None:
         """Set the savepoint of a job now, before the first statement of its handler."""
