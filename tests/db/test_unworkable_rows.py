@@ -20,6 +20,7 @@ from pgjobs import Client, Hooks, Job, JobFilter, QueueSettings, WorkerPool, Wor
 from pgjobs.execution import queries
 from pgjobs.execution.claimer import Claimer
 from pgjobs.execution.queries import ExecutionQueries
+from pgjobs.execution.set_aside import is_application_code
 from pgjobs.figures import ManyJobs
 from pgjobs.maintenance.duties import Maintenance
 from pgjobs.schedules.args_supplier import SuppliedJob
@@ -171,6 +172,19 @@ def test_a_running_row_of_any_values_is_rescued_or_discarded(
     assert state(odd) in ("discarded", "retryable")
 
 
+def test_a_rule_of_our_own_is_told_from_one_of_the_application(sql: Rows, make: Any) -> None:
+    """Only what our own trigger says about the row itself is the fault of its values."""
+    with pytest.raises(psycopg.errors.CheckViolation) as own:
+        sql("INSERT INTO pgjobs.job (kind) VALUES ('')")
+    assert not is_application_code(own.value)
+    make(1, "bad")
+    forbid(sql, "OLD.kind = 'bad'", raising="INSERT INTO pgjobs.job (kind) VALUES ('')")
+    with pytest.raises(psycopg.errors.CheckViolation) as theirs:
+        sql("UPDATE pgjobs.job SET state = 'pending'")
+    assert theirs.value.diag.constraint_name == own.value.diag.constraint_name == "job_names"
+    assert is_application_code(theirs.value)
+
+
 # --- what the application makes of a row
 
 STOPPERS: dict[str, Callable[[Rows, str], None]] = {
@@ -319,6 +333,7 @@ from pgjobs.maintenance.duties import Maintenance
 from pgjobs.control.jobs import ManyJobs
 from pgjobs.schedules.queries import ScheduleQueries
 from pgjobs.execution.queries import ExecutionQueries
+from pgjobs.execution.set_aside import is_application_code
 from pgjobs.schedules.ticker import Ticker
 seen = []
 with Client(sys.argv[1], schema=sys.argv[2]) as client, psycopg.connect(sys.argv[1], autocommit=True) as conn:
