@@ -28,7 +28,7 @@ demo: $(USABLE) ## index files with two workers, kill one of them in the middle 
 test: $(READY) ## the whole test suite, on an embedded Postgres (or DATABASE_URL)
 	$(BIN)/$(PYTEST) $(ARGS)
 
-test-tools: $(READY) ## whether the benchmarks and the demo do what they say, in small; two minutes
+test-tools: $(READY) ## whether the benchmarks and the demo do what they say, in small; four minutes
 	$(BIN)/$(PYTEST) -m tools $(ARGS)
 
 modes: $(READY) ## the tests that start worker pools, in batches, and on the plain path; twice ten minutes or more

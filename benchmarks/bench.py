@@ -4,7 +4,7 @@
     python -m benchmarks.bench --parts drain enqueue
     python -m benchmarks.bench --baseline v0.1.0     # over another version too: a git revision, or a wheel
 
-First one table of all rates (versus.py): each over the bare statements of pgjobs in one round trip (the claim chain),
+First one table of all rates (rows.py): each over the bare statements of pgjobs in one round trip (the claim chain),
 and over the fixed floor, which does not move when pgjobs changes; below it what one job takes, in processor time and in
 calls. Then a table for each other question. After every run it is counted that each job was done, and done once, and so
 for each effect: what went wrong ends the program.
@@ -27,7 +27,8 @@ from benchmarks.chart import bars
 from benchmarks.ground import BATCHES, Table, configuration, database, progress, table
 from benchmarks.ratios import Line
 from benchmarks.report import RESULTS, Question, write_json
-from benchmarks.versus import Measured, compare, measure, rows
+from benchmarks.rows import rows
+from benchmarks.versus import Measured, compare, measure
 from pgjobs import Client
 from pgjobs.embedded import EmbeddedPostgres, EmbeddedPostgresError
 
@@ -98,7 +99,7 @@ def idle(bench: Bench) -> list[Question]:
     return [question]
 
 
-#: The parts that are rows, over the floors and perhaps over a baseline (versus.py); the others have a table each.
+#: The parts that are rows, over the floors and perhaps over a baseline (rows.py); the others have a table each.
 ROWS = ("drain", "insert", "batch", "sources", "enqueue")
 PARTS: dict[str, Callable[[Bench], list[Question]]] = {
     "waits": waits,

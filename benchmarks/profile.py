@@ -159,10 +159,9 @@ def _profiled(drain: Drain) -> dict[Any, Any]:
 
     def begin(*_: object) -> None:
         """Called at the first event of each new thread."""
+        sys.setprofile(None)
         if _WORKER in threading.current_thread().name:
             profiler.enable()
-        else:
-            sys.setprofile(None)
 
     threading.setprofile(begin)
     try:

@@ -3,7 +3,8 @@
     python -m benchmarks.proxy "host=/tmp port=5432" 0.5        # ms in each direction
 
 It prints the port that it listens on, and ends with its input. One thread does it all: what arrives is due after the
-delay, in the order of arrival.
+delay, in the order of arrival. It takes the machine some 50 us of processor for each round trip, more when there is one
+connection alone; a network does not, so the highest rates over it are somewhat too low.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The rows of `make bench`: how fast the present code is over two floors and, if one is given, over a baseline: another
+"""How fast the present code is over two floors and, if one is given, over a baseline: another
 version of pgjobs, measured in turns in the same run.
 
     make bench BASELINE=v0.1.0 ARGS="--rounds 9"        # a git revision, or a wheel
@@ -14,10 +14,9 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from math import lcm
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,169 +24,13 @@ import psycopg
 from psycopg import sql
 
 from benchmarks.baseline import Process, Side, copy_baseline, copy_present, present
-from benchmarks.floors import (
-    CHAIN,
-    ENQUEUE,
-    FIXED_DRAIN,
-    FIXED_ENQUEUE,
-    FIXED_INSERT,
-    FixedFloor,
-    Pgbench,
-    fixed_floor,
-)
-from benchmarks.ground import Table, WrongResult, configuration, database, progress
+from benchmarks.floors import FixedFloor, fixed_floor
+from benchmarks.ground import Table, configuration, database, progress
 from benchmarks.quiet import Quiet, postmaster, tree_time
 from benchmarks.ratios import PER_JOB, Line, report, verdict
-from benchmarks.report import percentile
-from benchmarks.sources import Source
+from benchmarks.rows import Row
 
 _TURNS = 20  # of each thread's loop, for which calls are counted
-
-
-@dataclass(frozen=True)
-class Act:
-    """A kind of work, and how it is measured.
-
-    `work` is its name in workload.WORK. `prepare` is called before a run. `figures` takes what the run says, checks the
-    rows, and returns the figures by name; `units` says the unit of each.
-    """
-
-    work: str
-    prepare: Callable[[Table], None]
-    figures: Callable[[Table, Mapping[str, Any]], dict[str, float]]
-    units: Mapping[str, str]
-    processor: bool = True  # whether the report shows the processor time of a job too
-    calls: bool = False  # whether it shows the calls of a job too
-
-
-@dataclass(frozen=True)
-class Floors:
-    """What a row is measured over, by pgbench with as many clients as the row has threads."""
-
-    clients: int
-    fixed: Path  # the script of the fixed floor
-    jobs: int
-    chain: Path | None = None  # that of the present statements; batches have none
-
-    def measure(self, dsn: str, table: Table, fixed: FixedFloor) -> dict[str, float]:
-        """Both once, with the table of the present side."""
-        found = {"fixed": fixed(self.fixed, self.clients, self.jobs)}
-        if self.chain is not None:
-            effect = self.fixed == FIXED_INSERT
-            found["chain"] = Pgbench(dsn, table.sized(self.jobs), self.clients, self.chain, effect=effect)()
-            table.empty()
-        return found
-
-
-@dataclass(frozen=True)
-class Row:
-    """What is measured; `options` are those of the work."""
-
-    name: str
-    part: str  # of `--parts`
-    act: Act
-    jobs: int
-    options: Mapping[str, Any] = field(default_factory=dict)
-    floors: Floors | None = None
-
-
-# --- kinds of work
-
-
-def _emptied(table: Table) -> None:
-    table.empty()
-    table.settle()
-
-
-def _drained(table: Table, said: Mapping[str, Any]) -> dict[str, float]:
-    if said["twice"] or said["started"] != table.jobs:
-        raise WrongResult(f"{said['started']} starts for {table.jobs} jobs, more than one for {said['twice']}")
-    return {"": table.rate()}
-
-
-def _inserted(table: Table, said: Mapping[str, Any]) -> dict[str, float]:
-    table.check_effects(table.jobs)
-    return _drained(table, said)
-
-
-def _waited(table: Table, said: Mapping[str, Any]) -> dict[str, float]:
-    table.check_probes(table.jobs, len(said["waits"]))
-    return {f" p{percent}": percentile(said["waits"], percent) for percent in (50, 99)}
-
-
-def _enqueued(table: Table, said: Mapping[str, Any]) -> dict[str, float]:
-    return {"": table.insert_rate()}
-
-
-def _in_bulk(table: Table, said: Mapping[str, Any]) -> dict[str, float]:
-    table.check_mails(said["made"])
-    return {"": table.jobs / said["seconds"]}
-
-
-_RATE = {"": "jobs/s"}
-DRAIN = Act("drain", Table.load, _drained, _RATE, calls=True)
-INSERT = Act("drain", Table.load, _inserted, _RATE, calls=True)
-PICKUP = Act("pickup", _emptied, _waited, {" p50": "ms", " p99": "ms"}, processor=False)
-ENQUEUE_ONE = Act("enqueue", _emptied, _enqueued, _RATE)
-BULK = Act("bulk", _emptied, _in_bulk, _RATE)
-
-
-# --- the rows
-
-
-def rows(jobs: int, threads: Sequence[int]) -> list[Row]:
-    """All rows of the report. `jobs` is the size of a drain of one job per transaction.
-
-    For another kind of work, add a function to workload.WORK and an Act here.
-    """
-    each = lcm(4, *threads)  # pgbench gives every client the same number
-
-    def sized(factor: float) -> int:
-        return max(1, round(jobs * factor / each)) * each
-
-    def drain(name: str, part: str, factor: float, threads: int, **options: Any) -> Row:
-        inserts, single = options.get("handling") == "insert", "batch_size" not in options
-        floors = Floors(
-            threads, FIXED_INSERT if inserts else FIXED_DRAIN, sized(min(factor, 1)), CHAIN if single else None
-        )
-        return Row(name, part, INSERT if inserts else DRAIN, sized(factor), {"threads": threads, **options}, floors)
-
-    def enqueue(name: str, threads: int, source: Source = "own pool") -> Row:
-        floors = Floors(threads, FIXED_ENQUEUE, sized(0.5), ENQUEUE)
-        return Row(name, "enqueue", ENQUEUE_ONE, sized(0.5), {"threads": threads, "source": source}, floors)
-
-    return [
-        *(drain(f"drain, {_threads(n)}", "drain", 0.5 if n == 1 else 1, n) for n in threads),
-        drain("drain, handler inserts, 4 threads", "insert", 0.75, 4, handling="insert"),
-        drain("batches of 100, 4 threads", "batch", 10, 4, batch_size=100),
-        drain("batches of 100, handler inserts, 4 threads", "insert", 2, 4, handling="insert", batch_size=100),
-        *_of_sources(drain),
-        Row("pickup", "waits", PICKUP, min(200, jobs)),
-        enqueue("enqueue one, 1 thread", 1),
-        enqueue("enqueue one, 4 threads", 4),
-        enqueue("enqueue one, user's pool, 4 threads", 4, "user's pool"),
-        Row("bulk with ids", "bulk", BULK, sized(12.5), {"returning": True}),
-        Row("bulk without ids", "bulk", BULK, sized(12.5), {"returning": False}),
-    ]
-
-
-def _of_sources(drain: Callable[..., Row]) -> Iterator[Row]:
-    """Drains with connections of the application's; a framework's source has no batches."""
-    sources: tuple[Source, ...] = ("user's pool", "SQLAlchemy", "Django")
-    for source in sources:
-        yield drain(f"drain, {source}, 4 threads", "sources", 0.5, 4, source=source)
-        yield drain(f"drain, {source}, handler inserts, 4 threads", "sources", 0.5, 4, handling="insert", source=source)
-    batches: dict[str, Any] = {"source": "user's pool", "batch_size": 100}
-    yield drain("batches of 100, user's pool, 4 threads", "sources", 5, 4, **batches)
-    inserting = "batches of 100, user's pool, handler inserts, 4 threads"
-    yield drain(inserting, "sources", 1, 4, handling="insert", **batches)
-
-
-def _threads(number: int) -> str:
-    return "1 thread" if number == 1 else f"{number} threads"
-
-
-# --- measure them
 
 
 class Comparison:

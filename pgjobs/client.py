@@ -139,10 +139,12 @@ class Client:
             context=context,
             code_version=self.code_version,
         )
+        enqueuing = EnqueueQueries(self.schema)
         self._enqueuer = Enqueuer(
             schema=self.schema,
             encoder=self._encoder,
-            builder=InsertBuilder(EnqueueQueries(self.schema), self._encoder),
+            queries=enqueuing,
+            builder=InsertBuilder(enqueuing, self._encoder),
             source=self.source,
             transaction=self._transaction,
             server=self.queries,

@@ -112,6 +112,11 @@ class EncodedJob:
     original_json: str = field(default="", repr=False, compare=False)
     original_args: object = field(default=None, repr=False, compare=False)
 
+    @property
+    def has_original_args(self) -> bool:
+        """Whether the job still has the kind and the args of the call."""
+        return self.original_json is self.args and self.original_kind == self.kind
+
     def with_args(self, args: str, original_args: object) -> EncodedJob:
         """A copy with other args. `dataclasses.replace` takes ten times as long, too long for a million jobs."""
         job = object.__new__(EncodedJob)

@@ -22,7 +22,6 @@ from pgjobs.db.checkout import PoolCheckout
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.enqueuing import single_insert
 from pgjobs.enqueuing.enqueuer import Enqueuer
-from pgjobs.enqueuing.queries import Request, Rows
 from pgjobs.execution.transport import Transport
 from tests import decoys
 
@@ -72,8 +71,8 @@ def without_prepared(patch: Callable[[Any, str, object], None]) -> None:
     def unprepared_transport(self: Transport, conn: AnyConnection, tag: str, *, prepares: bool) -> None:
         init(self, conn, tag, prepares=False)
 
-    def unprepared(conn: AnyConnection, may_prepare: bool, request: Request) -> Rows:
-        return send(conn, False, request)
+    def unprepared(conn: AnyConnection, may_prepare: bool, *insert: Any) -> Any:
+        return send(conn, False, *insert)
 
     patch(Transport, "__init__", unprepared_transport)
     patch(PoolCheckout, "enable_prepare", lambda _: None)

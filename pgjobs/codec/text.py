@@ -11,7 +11,7 @@ import math
 import re
 import reprlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from decimal import Decimal
 from typing import Any, TypeVar
 
@@ -92,12 +92,17 @@ def check_instance(tp: type[T], value: Any, wanted: str = "") -> T:
 
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":"))
+# `encode` makes this encoder anew for each call, which takes as long as the encoding. Not every Python has it.
+_make_encoder: Any = vars(json.encoder).get("c_make_encoder")
+_in_chunks: Callable[[Any, int], Iterable[str]] | None = _make_encoder and _make_encoder(
+    None, _ENCODER.default, json.encoder.encode_basestring, None, ":", ",", False, False, False
+)
 _STRING_OR_LARGE_FLOAT = re.compile(r'("[^"\\]*(?:\\.[^"\\]*)*")|\d(?:\.\d+)?e\+\d+')
 
 
 def write(tree: Any, max_bytes: int) -> str:
     try:
-        text = _ENCODER.encode(tree)
+        text = _ENCODER.encode(tree) if _in_chunks is None else "".join(_in_chunks(tree, 0))
         if "e+" in text:  # Postgres would turn 1e+22 into an int
             text = _STRING_OR_LARGE_FLOAT.sub(lambda match: match[1] or f"{Decimal(match[0]):f}.0", text)
         size = len(text) if text.isascii() else len(text.encode())

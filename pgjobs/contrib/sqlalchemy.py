@@ -127,6 +127,8 @@ class _EngineCheckout(Checkout):
 
     @contextmanager
     def handler_tx(self) -> Iterator[Session]:
+        if self._tx is None:  # it was not made before this transaction
+            self._prepare_tx()
         self._connection.begin()
         # in a savepoint, so that a rollback() does not end the job's transaction and release its row lock
         session = self._session = self._make_session(

@@ -18,7 +18,7 @@ takes part in the next turn.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -26,15 +26,35 @@ import psycopg
 
 from pgjobs.db.rows import as_job
 from pgjobs.enqueuing.copy_buffer import CopyBuffer
-from pgjobs.enqueuing.copy_rows import CopyRows, in_blocks, initial_state, instant, postgres_time
+from pgjobs.enqueuing.copy_rows import (
+    head,
+    in_blocks,
+    initial_state,
+    instant,
+    postgres_time,
+    row_with_id,
+    tail,
+)
+from pgjobs.enqueuing.encoded_jobs import UNKNOWN, EncodedJobs
 from pgjobs.enqueuing.encoder import Encoder
 from pgjobs.enqueuing.queries import EnqueueQueries, Request, Requests, Rows
-from pgjobs.job import Job, JobState, changed, job_from, without_args
+from pgjobs.job import Job, JobState, changed, job_from, job_owning, without_args
 from pgjobs.options import EncodedJob
 
 COPY_FROM = 20  # jobs: for fewer, the round trips of a COPY take longer than an INSERT
 _KEY, _MAY_READ = 19, 20  # the columns after those of a job
+_MOST_TEMPLATES = 1000  # whose parts of a COPY are kept
 _TURNS = 100  # at most: in each turn a job may be skipped for a duplicate that then ends
+_STATES = {state.value: state for state in JobState}
+#: The fields of an inserted plain job, most of which come from its row.
+_PLAIN = vars(
+    job_from(
+        dict.fromkeys(
+            ("id", "state", "queue", "kind", "priority", "max_attempts", "raw_args", "scheduled_at", "created_at")
+        )
+        | {"attempt": 0}
+    )
+)
 
 
 class _NotInserted(NamedTuple):
@@ -55,13 +75,14 @@ class InsertBuilder:
         """Insert the jobs, and return them in their order. If another job has the key of one, return that other job."""
         if len(jobs) == 1 and notify and is_plain(jobs[0]):
             return self._insert_plain(jobs[0])
-        if any(job.unique is not None for job in jobs):
-            return self._insert_unique(jobs, notify)
+        encoded = EncodedJobs.of(jobs)
+        if encoded.any_unique:
+            return self._insert_unique(list(encoded), notify)
         if len(jobs) == 1:
             return self._insert_one(jobs[0], notify)
         if len(jobs) >= COPY_FROM and may_copy:
-            return self._copy_with_ids(jobs, notify)
-        return self._insert_several(jobs, notify)
+            return self._copy_with_ids(encoded, notify)
+        return self._insert_several(list(encoded), notify)
 
     def insert_buffer(self, buffer: CopyBuffer, *, notify: bool) -> Requests[None]:
         """Insert all jobs of the buffer, and return none of them."""
@@ -77,23 +98,31 @@ class InsertBuilder:
 
     def _insert_plain(self, job: EncodedJob) -> Requests[list[Job[Any]]]:
         rows = yield self._queries.insert_plain_job(job)
-        id, state, args, metadata, scheduled_at, created_at, queue, kind, priority, max_attempts, *_ = _one(rows)
-        made = job_from(
-            {
-                "id": id,
-                "state": JobState(state),
-                "queue": queue,
-                "kind": kind,
-                "priority": priority,
-                "attempt": 0,
-                "max_attempts": max_attempts,
-                "raw_args": args,
-                "raw_metadata": metadata,
-                "scheduled_at": scheduled_at.astimezone(UTC),
-                "created_at": created_at.astimezone(UTC),
-            }
-        )
-        return [self._with_args(job, made)]
+        args = job.original_args if job.has_original_args else UNKNOWN
+        return [self.plain_job(job, args, rows[0] if rows else None)]
+
+    def plain_job(self, job: EncodedJob, args: object, row: Sequence[Any] | None) -> Job[Any]:
+        """The job of a row of `insert_plain_job`."""
+        if row is None:
+            raise _no_row()
+        id, state, raw_args, metadata, scheduled_at, created_at, queue, kind, priority, max_attempts, *_ = row
+        values = _PLAIN.copy()
+        values["id"] = id
+        values["state"] = _STATES[state]
+        values["queue"] = queue
+        values["kind"] = kind
+        values["priority"] = priority
+        values["max_attempts"] = max_attempts
+        values["raw_args"] = raw_args
+        values["raw_metadata"] = metadata
+        values["scheduled_at"] = scheduled_at if scheduled_at.tzinfo is UTC else scheduled_at.astimezone(UTC)
+        values["created_at"] = created_at if created_at.tzinfo is UTC else created_at.astimezone(UTC)
+        if kind != job.original_kind:
+            return self._with_args(job, job_owning(values))
+        values["decode"] = job.decode
+        if args is not UNKNOWN:
+            values["args"] = args
+        return job_owning(values)
 
     def _insert_one(self, job: EncodedJob, notify: bool) -> Requests[list[Job[Any]]]:
         rows = yield self._queries.insert_job(job, notify=notify)
@@ -103,18 +132,15 @@ class InsertBuilder:
         rows = yield self._queries.insert_jobs(jobs, notify=notify)
         return [self._with_args(job, as_job(_inserted(row))) for job, row in zip(jobs, rows, strict=True)]
 
-    def _copy_with_ids(self, jobs: Sequence[EncodedJob], notify: bool) -> Requests[list[Job[Any]]]:
+    def _copy_with_ids(self, jobs: EncodedJobs, notify: bool) -> Requests[list[Job[Any]]]:
         ((now, forbidden, ids),) = yield self._queries.prepare_copy(len(jobs))
         if forbidden:
-            return (yield from self._insert_several(jobs, notify))
-        now = now.astimezone(UTC)
-        inserted = [_copied_job(job, id, now) for job, id in zip(jobs, ids, strict=True)]
-        yield self._queries.copy_with_ids(in_blocks(_rows_with_ids(jobs, inserted, now)))
+            return (yield from self._insert_several(list(jobs), notify))
+        copied = _Copied(now.astimezone(UTC), self._with_args)
+        yield self._queries.copy_with_ids(in_blocks(copied.rows(jobs, ids)))
         if notify:
-            available = {job.queue for job in inserted if job.state is JobState.AVAILABLE}
-            scheduled = (job.scheduled_at for job in inserted if job.state is JobState.SCHEDULED)
-            yield from self._notify_copied(available, min(scheduled, default=None))
-        return [self._with_args(job, made) for job, made in zip(jobs, inserted, strict=True)]
+            yield from self._notify_copied(copied.available, copied.first_due)
+        return copied.jobs
 
     def _notify_copied(self, available: set[str], first_due: datetime | None) -> Requests[None]:
         if available or first_due is not None:
@@ -185,21 +211,31 @@ class InsertBuilder:
         }
 
 
+def is_one_statement(jobs: EncodedJobs) -> bool:
+    """Whether jobs are inserted by one statement, which needs no transaction around it."""
+    return len(jobs) < COPY_FROM and not jobs.any_unique
+
+
 def is_plain(job: EncodedJob) -> bool:
     """Whether the job can run now and has neither a key nor tags, as most jobs."""
     return not (job.unique or job.tags or job.pending or job.delay or job.scheduled_at)
 
 
 def _one(rows: Rows) -> Sequence[Any]:
-    if not rows:  # a trigger of the application has dropped it, for example
-        raise psycopg.DataError("the statement gave no row")
+    if not rows:
+        raise _no_row()
     return rows[0]
+
+
+def _no_row() -> psycopg.DataError:
+    """A trigger of the application has dropped the row, for example."""
+    return psycopg.DataError("the statement gave no row")
 
 
 def _inserted(row: Sequence[Any]) -> Sequence[Any]:
     """Return the row of a job; raise if it has no id, because the job was not inserted."""
     if row[0] is None:
-        raise psycopg.DataError("the statement gave no row")
+        raise _no_row()
     return row
 
 
@@ -222,31 +258,63 @@ def _without_private(duplicate: Job[Any], job: EncodedJob, *, replaced: bool = F
     return without_args(changed(duplicate, **known))
 
 
-def _copied_job(job: EncodedJob, id: int, now: datetime) -> Job[Any]:
-    """The job that a COPY inserts. Its args are the text that was sent; Postgres writes the same with blanks in it."""
-    due = now if job.scheduled_at is None else job.scheduled_at.astimezone(UTC)
-    if job.delay and job.scheduled_at is None:
-        due = now + job.delay
-    return job_from(
-        {
-            "id": id,
-            "state": initial_state(due, now, pending=job.pending),
-            "queue": job.queue,
-            "kind": job.kind,
-            "priority": job.priority,
-            "attempt": 0,
-            "max_attempts": job.max_attempts,
-            "raw_args": job.args,
-            "raw_metadata": job.metadata,
-            "tags": tuple(job.tags),
-            "scheduled_at": due,
-            "created_at": now,
-        }
-    )
+class _Copied:
+    """The jobs of one COPY. They are made while their rows are written, and what all jobs of a template have in common
+    is made once. Their args are the text that was sent; Postgres writes the same with blanks in it."""
 
+    def __init__(self, now: datetime, with_args: Callable[[EncodedJob, Job[Any]], Job[Any]]) -> None:
+        self.jobs: list[Job[Any]] = []
+        self.available: set[str] = set()  # the queues that get a job that can run now
+        self.first_due: datetime | None = None  # when the first scheduled job is due
+        self._now = now
+        self._with_args = with_args
 
-def _rows_with_ids(jobs: Sequence[EncodedJob], inserted: Sequence[Job[Any]], now: datetime) -> Iterator[bytes]:
-    rows, created = CopyRows(), postgres_time(now)
-    for job, made in zip(jobs, inserted, strict=True):
-        due = created if made.scheduled_at is now else postgres_time(made.scheduled_at)
-        yield rows.with_id(job, made.id, made.state, due, created)
+    def rows(self, jobs: EncodedJobs, ids: Sequence[int]) -> Iterator[bytes]:
+        """Each row, whose job is then the last one of `jobs`."""
+        add = self.jobs.append
+        of_template: dict[int, tuple[dict[str, Any], bytes, bytes]] = {}  # by id; `jobs` keeps the templates alive
+        for number, template, text, args in zip(ids, jobs.templates, jobs.texts, jobs.args, strict=True):
+            parts = of_template.get(id(template))
+            if parts is None:
+                if len(of_template) >= _MOST_TEMPLATES:
+                    of_template.clear()
+                parts = of_template[id(template)] = self._parts(template)
+            common, before, behind = parts
+            values = common.copy()
+            values["id"] = number
+            values["raw_args"] = text
+            if args is not UNKNOWN:
+                values["args"] = args
+            add(job_owning(values))
+            yield row_with_id(number, before, text, behind)
+
+    def _parts(self, template: EncodedJob) -> tuple[dict[str, Any], bytes, bytes]:
+        """The fields of the jobs of a template, and the columns before and after the args of their rows."""
+        now = self._now
+        due = now if template.scheduled_at is None else template.scheduled_at.astimezone(UTC)
+        if template.delay and template.scheduled_at is None:
+            due = now + template.delay
+        state = initial_state(due, now, pending=template.pending)
+        if state is JobState.AVAILABLE:
+            self.available.add(template.queue)
+        elif state is JobState.SCHEDULED:
+            self.first_due = due if self.first_due is None else min(due, self.first_due)
+        job = job_from(
+            {
+                "id": 0,
+                "state": state,
+                "queue": template.queue,
+                "kind": template.kind,
+                "priority": template.priority,
+                "attempt": 0,
+                "max_attempts": template.max_attempts,
+                "raw_args": template.args,
+                "raw_metadata": template.metadata,
+                "tags": tuple(template.tags),
+                "scheduled_at": due,
+                "created_at": now,
+            }
+        )
+        created = postgres_time(now)
+        times = created if due is now else postgres_time(due)
+        return vars(self._with_args(template, job)), head(state, times, created), tail(template)

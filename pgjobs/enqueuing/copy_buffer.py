@@ -43,15 +43,16 @@ class CopyBuffer:
         self._due_now.close()
         self._timed.close()
 
-    def add(self, job: EncodedJob) -> None:
+    def add(self, job: EncodedJob, args: str) -> None:
+        """Add the job with these args, as JSON."""
         self.jobs += 1
         if job.scheduled_at is None and not job.delay and not job.pending:
             self.available.add(job.queue)
-            self._due_now.write(self._rows.due_now(job))
+            self._due_now.write(self._rows.due_now(job, args))
             return
         number = self._queues.setdefault(job.queue, len(self._queues))
         time = in_microseconds(job.delay) if job.scheduled_at is None else postgres_time(job.scheduled_at)
-        rest = self._rows.rest(job)
+        rest = self._rows.rest(job, args)
         self._timed.write(_RECORD.pack(number, job.scheduled_at is None, job.pending, time, len(rest)) + rest)
 
     @property

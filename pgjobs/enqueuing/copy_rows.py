@@ -21,45 +21,57 @@ _BLOCK = 128 * 1024  # bytes that are passed to a COPY at once
 _TEXT = 25  # the type of an element of text[]
 _JSONB_VERSION = b"\x01"
 # each field is its length and its bytes; a row begins with the number of its fields
-_COUNT = struct.Struct("!h")
 _LENGTH = struct.Struct("!i")
+_ARGS = struct.Struct("!ib")  # the bytes of the text follow the length and the version
+_COUNT_AND_ARGS = struct.Struct("!hib")
+_COUNT_AND_ID = struct.Struct("!hiq")
 _SMALLINT = struct.Struct("!ih")
 _INTEGER = struct.Struct("!ii")
 _TIMES = struct.Struct("!hiqiq")
-_ID_AND_TIMES = struct.Struct("!hiqiqiq")
+_TWO_TIMES = struct.Struct("!iqiq")
 _ARRAY = struct.Struct("!iiIii")  # dimensions, nulls or not, type of the elements; length and lower bound of the first
 _EMPTY_ARRAY = struct.pack("!iiI", 0, 0, _TEXT)
 _MOST_TAILS = 1000
 
 
 class CopyRows:
-    """Writes the rows of one COPY. The columns after args are mostly the same from job to job, so they are cached."""
+    """Writes the rows of one COPY. The columns after args are the same for all jobs of a template."""
 
     def __init__(self) -> None:
-        self._tails: dict[tuple[object, ...], bytes] = {}
+        self._tails: dict[int, tuple[EncodedJob, bytes]] = {}  # by the id of the template, which is kept alive
 
-    def with_id(self, job: EncodedJob, id: int, state: str, due: int, now: int) -> bytes:
-        """A row of `copy_with_ids`; both times as `postgres_time` gives them."""
-        return _ID_AND_TIMES.pack(11, 8, id, 8, now, 8, due) + _field(state.encode()) + self.rest(job)
+    def due_now(self, template: EncodedJob, args: str) -> bytes:
+        """A row of `copy_due_now`."""
+        text = args.encode()
+        return _COUNT_AND_ARGS.pack(7, len(text) + 1, 1) + text + self._tail(template)
 
     def timed(self, rest: bytes, state: str, due: int, now: int) -> bytes:
         """A row of `copy_timed`."""
         return _TIMES.pack(10, 8, now, 8, due) + _field(state.encode()) + rest
 
-    def due_now(self, job: EncodedJob) -> bytes:
-        """A row of `copy_due_now`."""
-        return _COUNT.pack(7) + self.rest(job)
-
-    def rest(self, job: EncodedJob) -> bytes:
+    def rest(self, template: EncodedJob, args: str) -> bytes:
         """The last columns of every row: args, queue, kind, priority, max_attempts, metadata, tags."""
-        args = job.args.encode()
-        key = (job.queue, job.kind, job.priority, job.max_attempts, job.metadata, *job.tags)
-        tail = self._tails.get(key)
-        if tail is None:
+        text = args.encode()
+        return _ARGS.pack(len(text) + 1, 1) + text + self._tail(template)
+
+    def _tail(self, template: EncodedJob) -> bytes:
+        known = self._tails.get(id(template))
+        if known is None:
             if len(self._tails) >= _MOST_TAILS:
                 self._tails.clear()
-            tail = self._tails[key] = _tail(job)
-        return _LENGTH.pack(len(args) + 1) + _JSONB_VERSION + args + tail
+            known = self._tails[id(template)] = (template, tail(template))
+        return known[1]
+
+
+def head(state: str, due: int, now: int) -> bytes:
+    """The columns between id and args of `copy_with_ids`; both times as `postgres_time` gives them."""
+    return _TWO_TIMES.pack(8, now, 8, due) + _field(state.encode())
+
+
+def row_with_id(id: int, head: bytes, args: str, tail: bytes) -> bytes:
+    """A row of `copy_with_ids`."""
+    text = args.encode()
+    return _COUNT_AND_ID.pack(11, 8, id) + head + _ARGS.pack(len(text) + 1, 1) + text + tail
 
 
 def initial_state(due: Instant, now: Instant, *, pending: bool) -> JobState:
@@ -95,7 +107,8 @@ def in_microseconds(duration: timedelta) -> int:
     return duration // _MICROSECOND
 
 
-def _tail(job: EncodedJob) -> bytes:
+def tail(job: EncodedJob) -> bytes:
+    """The columns behind args of every row."""
     return b"".join(
         (
             _field(job.queue.encode()),

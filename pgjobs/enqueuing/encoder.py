@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from pgjobs import codec
+from pgjobs.enqueuing.encoded_jobs import Encoded
 from pgjobs.errors import InvalidArgs, InvalidKind, InvalidOption, NoJobs, PgjobsError, UnknownKind, shown
 from pgjobs.job import Job, has_args
 from pgjobs.options import (
@@ -26,14 +27,15 @@ from pgjobs.options import (
 from pgjobs.unique import Unique, checked_replace
 from pgjobs.work_map import Handler, WorkMap, decoding
 
-#: By args class: the options of the class when the template was made, and a job without its args.
-Templates = dict[type, tuple[JobOptions, EncodedJob]]
+#: By args class and options: the options of the class when the template was made, and a job without its args.
+Templates = dict[object, tuple[JobOptions, EncodedJob]]
+_MOST_TEMPLATES = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoder:
-    """Checks and encodes the jobs of one client. What is the same for all jobs of an args class is done once, and kept
-    as a template."""
+    """Checks and encodes the jobs of one client. What is the same for all jobs of an args class, and of the same
+    options, is done once, and kept as a template."""
 
     defaults: JobOptions
     max_args_bytes: int
@@ -41,21 +43,31 @@ class Encoder:
     context: Callable[[], Mapping[str, Any] | None] | None = None
     code_version: str | None = None
     _templates: Templates = field(default_factory=dict)
-    _classes: dict[str, ClassName] = field(default_factory=dict)  # of the kinds that were enqueued or are handled here
+    # of the kinds that were enqueued or are handled here
+    _classes: dict[str, tuple[type, ClassName]] = field(default_factory=dict)
 
-    def encode(self, job: object, call: JobOptions = NO_OPTIONS, templates: Templates | None = None) -> EncodedJob:
-        """Check and encode one job, a `NewJob` or args. `call` are the options of a call for many jobs, and `templates`
-        those of its earlier jobs."""
-        args = job.args if isinstance(job, NewJob) else job
-        known = self._templates if templates is None else templates
-        template = None
-        if not isinstance(job, NewJob) or (job.options is NO_OPTIONS and job.kind is None):
-            template = self._known_template(args, known)
-        if template is None:
-            template = self._make_template(job if isinstance(job, NewJob) else NewJob(job), call, known)
-        return template.with_args(codec.encode(args, max_bytes=self.max_args_bytes), args)
+    def encode(self, job: object) -> EncodedJob:
+        """Check and encode one job, a `NewJob` or args."""
+        template, text, args = self.encode_parts(job)
+        return template.with_args(text, args)
 
-    def encode_all(self, jobs: Iterable[object], call: JobOptions = NO_OPTIONS) -> Iterator[EncodedJob]:
+    def encode_parts(self, job: object, call: JobOptions = NO_OPTIONS, templates: Templates | None = None) -> Encoded:
+        """As `encode`, without making a value of its own for the job. `call` are the options of a call for many jobs,
+        and `templates` those of its earlier jobs."""
+        if templates is None:
+            templates = self._templates
+        if isinstance(job, NewJob):
+            args, key = job.args, _template_key(job)
+        else:
+            args, key = job, type(job)
+        of_class, template = templates.get(key, (None, None))
+        if template is None or options_of(args) is not of_class:
+            template = self._make_template(job if isinstance(job, NewJob) else NewJob(job), call, templates)
+        elif self.work_map is not None:
+            self._check_handled(self.work_map, template.kind, type(args))
+        return template, codec.encode(args, max_bytes=self.max_args_bytes), args
+
+    def encode_all(self, jobs: Iterable[object], call: JobOptions = NO_OPTIONS) -> Iterator[Encoded]:
         """Check and encode one job after the other; an error names the position of its job."""
         position = -1
         templates = self._templates if call is NO_OPTIONS else {}
@@ -63,7 +75,7 @@ class Encoder:
             raise InvalidArgs(f"enqueue_many takes a list of jobs, not {shown(jobs)}: one job goes to enqueue")
         for position, job in enumerate(jobs):
             try:
-                yield self.encode(job, call, templates)
+                yield self.encode_parts(job, call, templates)
             except Exception as error:
                 if isinstance(error, PgjobsError):  # the args of an error of the application may mean something else
                     error.args = (f"at position {position} of the jobs to enqueue: {error}", *error.args[1:])
@@ -88,22 +100,15 @@ class Encoder:
     def note_class(self, kind: str, args_class: type, error: Callable[[str], Exception] = InvalidKind) -> None:
         """Remember the args class of a kind, and refuse another class of the same kind: the handler of the first would
         get its args."""
-        name = ClassName.of(args_class)
-        known = self._classes.setdefault(kind, name)
+        noted = self._classes.get(kind)
+        if noted is not None and noted[0] is args_class:
+            return
+        name = ClassName.of(args_class)  # for a class of the main module this searches all modules
+        _, known = self._classes.setdefault(kind, (args_class, name))
         if known != name:
             raise error(two_classes(kind, known, name))
 
     # --- templates
-
-    def _known_template(self, args: object, templates: Templates) -> EncodedJob | None:
-        """The template that an earlier job of the same class has left, if the options of the class are still the
-        same."""
-        options, template = templates.get(type(args), (None, None))
-        if template is None or options_of(args) is not options:
-            return None
-        if self.work_map is not None:
-            self._check_handled(self.work_map, template.kind, type(args))
-        return template
 
     def _make_template(self, new: NewJob[Any], call: JobOptions, templates: Templates) -> EncodedJob:
         """A job without its args; kept where it is the same for every instance of the class."""
@@ -132,8 +137,11 @@ class Encoder:
             decode=partial(codec.decode, type(new.args)) if is_dataclass(new.args) else codec.decode_dict,
         )
         is_constant = self.context is None and options.context is None and of_class.metadata is None
-        if is_constant and new.options is NO_OPTIONS and new.kind is None and is_dataclass(new.args):
-            templates[type(new.args)] = (of_class, template)
+        key = _template_key(new)
+        if is_constant and key is not None and is_dataclass(new.args):
+            if len(templates) >= _MOST_TEMPLATES:
+                templates.clear()
+            templates[key] = (of_class, template)
         return template
 
     def _metadata(
@@ -172,6 +180,25 @@ class Encoder:
             return
         if ClassName.of(handled) != ClassName.of(args_class):
             raise InvalidKind(two_classes(kind, ClassName.of(handled), ClassName.of(args_class)))
+
+
+def _template_key(new: NewJob[Any]) -> object:
+    """What decides about the template of a job, besides the options of its class. None for options that seldom come
+    twice, and for those whose value may change after the call."""
+    args_class, kind, options = type(new.args), new.kind, new.options
+    if kind is None and options is NO_OPTIONS:
+        return args_class
+    if (
+        (kind is not None and type(kind) is not str)
+        or options.scheduled_at is not None
+        or options.tags is not None
+        or options.metadata is not None
+        or options.context is not None
+        or options.unique is not None
+        or options.replace is not None
+    ):
+        return None
+    return args_class, kind, options.queue, options.priority, options.delay, options.max_attempts, options.pending
 
 
 def _check_unique(args: object, unique: Unique | None) -> Unique | None:

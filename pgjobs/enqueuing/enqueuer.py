@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg.pq import TransactionStatus
@@ -18,17 +18,20 @@ from pgjobs.db.connection import allow_prepare, may_prepare
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.db.own_pool import OwnPool, explain_lost_answer, take_live
 from pgjobs.db.source import PoolSource, in_autocommit
-from pgjobs.enqueuing import queries, single_insert
-from pgjobs.enqueuing.builder import InsertBuilder, is_plain
+from pgjobs.enqueuing import single_insert
+from pgjobs.enqueuing.builder import InsertBuilder, is_one_statement, is_plain
 from pgjobs.enqueuing.copy_buffer import CopyBuffer
+from pgjobs.enqueuing.encoded_jobs import Encoded, EncodedJobs
 from pgjobs.enqueuing.encoder import Encoder
-from pgjobs.enqueuing.queries import can_copy, run
+from pgjobs.enqueuing.queries import EnqueueQueries, can_copy, run, send
 from pgjobs.errors import InvalidTransaction
 from pgjobs.execution.queries import ExecutionQueries
 from pgjobs.forking import PerProcess
 from pgjobs.hooks import EnqueueMiddleware, HookCalls, insert_with_middleware
 from pgjobs.job import Job
 from pgjobs.options import EncodedJob, JobOptions
+
+Inserted = TypeVar("Inserted")
 
 #: What `enqueue` takes: the caller's transaction; or None or a pool, for a transaction of its own.
 Tx = Borrowable | ConnectionPool[Any] | None
@@ -40,6 +43,7 @@ class Enqueuer:
 
     schema: str
     encoder: Encoder
+    queries: EnqueueQueries
     builder: InsertBuilder
     source: PoolSource
     transaction: Callable[[Tx], AbstractContextManager[AnyConnection]]
@@ -50,10 +54,14 @@ class Enqueuer:
 
     def enqueue(self, tx: Tx, new: object, *, notify: bool) -> Job[Any]:
         """Insert one job, a `NewJob` or args."""
-        job = self.encoder.encode(new)
-        if (tx is None or isinstance(tx, ConnectionPool)) and job.unique is None and not self.middleware:
+        encoded = template, text, args = self.encoder.encode_parts(new)
+        if template.unique is None and not self.middleware:
+            inserted = None
             try:
-                inserted = self._enqueue_alone(self.source.pool if tx is None else tx, job, notify)
+                if tx is None or isinstance(tx, ConnectionPool):
+                    inserted = self._alone(tx, partial(self._insert_one, encoded, notify))
+                elif notify and is_plain(template):
+                    inserted = self._insert_plain(borrow(tx), encoded)
             except psycopg.Error:
                 with advised(self.schema):  # only after an error: around each insert it would cost more than the checks
                     raise
@@ -61,12 +69,19 @@ class Enqueuer:
                 return inserted
         with self._transaction(tx) as conn:
             self._enable_prepare(conn)
-            return self._insert(conn, tx, [job], notify)[0]
+            return self._insert(conn, tx, [template.with_args(text, args)], notify)[0]
 
     def enqueue_many(self, tx: Tx, new: Iterable[object], call: JobOptions, *, notify: bool) -> list[Job[Any]]:
         """Insert many jobs; they come back in their order."""
-        jobs = list(self.encoder.encode_all(new, call))
+        jobs = EncodedJobs(self.encoder.encode_all(new, call))
+        if (tx is None or isinstance(tx, ConnectionPool)) and is_one_statement(jobs) and not self.middleware:
+            with advised(self.schema):
+                inserted = self._alone(tx, partial(self._insert_in_autocommit, jobs, notify))
+            if inserted is not None:
+                return inserted
         with self._transaction(tx) as conn:
+            if is_one_statement(jobs):
+                self._enable_prepare(conn)
             return self._insert(conn, tx, jobs, notify)
 
     def enqueue_counted(self, tx: Tx, new: Iterable[object], call: JobOptions, *, notify: bool) -> int:
@@ -76,41 +91,73 @@ class Enqueuer:
         may_copy = tx is None or isinstance(tx, ConnectionPool) or can_copy(borrow(tx))
         may_copy = may_copy and not self.hooks and not self.middleware
         with CopyBuffer() as buffer:
-            jobs = []
-            for job in self.encoder.encode_all(new, call):
-                if may_copy and job.unique is None:
-                    buffer.add(job)
+            jobs = EncodedJobs()
+            for template, text, args in self.encoder.encode_all(new, call):
+                if may_copy and template.unique is None:
+                    buffer.add(template, text)
                 else:
-                    jobs.append(job)
+                    jobs.append(template, text, args)
             with self._transaction(tx) as conn:
                 if buffer.jobs:
                     self._insert_buffer(conn, buffer, notify)
                 inserted = self._insert(conn, tx, jobs, notify) if jobs else []
             return buffer.jobs + sum(not job.duplicate for job in inserted)
 
-    def _enqueue_alone(self, pool: ConnectionPool[Any], job: EncodedJob, notify: bool) -> Job[Any] | None:
-        """Insert one job by one statement that is a transaction by itself; None where that is not possible."""
+    # --- in a transaction of its own
+
+    def _alone(
+        self, tx: ConnectionPool[Any] | None, insert: Callable[[AnyConnection, bool], Inserted]
+    ) -> Inserted | None:
+        """Insert by one statement, which is a transaction by itself; None where that is not possible. `insert` gets a
+        connection, and whether it is pgjobs' own."""
+        pool = self.source.pool if tx is None else tx
         if type(pool).connection is not ConnectionPool.connection:  # a subclass expects a call of its own method
             return None
         conn = take_live(pool)  # `pool.connection()` costs as much as the insert
         try:
             if conn.pgconn.transaction_status != TransactionStatus.IDLE:  # the pool's check has begun a transaction
                 return None
-            if notify and is_plain(job):
-                prepare = isinstance(pool, OwnPool) or conn.prepare_threshold is not None
-                requests = self.builder.insert([job], notify=notify, may_copy=False)
-                (inserted,) = run(requests, partial(single_insert.send, conn, prepare))
-                self.hooks("on_enqueue", inserted)
-                return inserted
-            with in_autocommit(conn):
-                self._enable_prepare(conn)
-                return self._insert(conn, None, [job], notify)[0]
+            return insert(conn, isinstance(pool, OwnPool))
         except psycopg.OperationalError as error:
             if conn.closed:
                 explain_lost_answer(error)
             raise
         finally:
             pool.putconn(conn)
+
+    def _insert_one(self, encoded: Encoded, notify: bool, conn: AnyConnection, own: bool) -> Job[Any]:
+        template, text, args = encoded
+        if not (notify and is_plain(template) and single_insert.can_send(conn)):
+            return self._insert_in_autocommit([template.with_args(text, args)], notify, conn, own)[0]
+        may_prepare = own or conn.prepare_threshold is not None
+        values = self.queries.plain_values(template, text)
+        return self._plain_job(encoded, single_insert.send(conn, may_prepare, self.queries.plain, values))
+
+    def _insert_in_autocommit(
+        self, jobs: Sequence[EncodedJob], notify: bool, conn: AnyConnection, _own: bool
+    ) -> list[Job[Any]]:
+        with in_autocommit(conn):
+            self._enable_prepare(conn)
+            return self._insert(conn, None, jobs, notify)
+
+    # --- in a transaction
+
+    def _insert_plain(self, conn: AnyConnection, encoded: Encoded) -> Job[Any] | None:
+        """Insert one plain job; None where `single_insert` cannot be used."""
+        if not single_insert.can_send(conn):
+            return None
+        if conn.prepare_threshold is None:
+            self._enable_prepare(conn)
+        template, text, _ = encoded
+        values = self.queries.plain_values(template, text)
+        return self._plain_job(encoded, single_insert.send_within(conn, self.queries.plain, values))
+
+    def _plain_job(self, encoded: Encoded, row: single_insert.Row | None) -> Job[Any]:
+        template, _, args = encoded
+        job = self.builder.plain_job(template, args, row)
+        if self.hooks:
+            self.hooks("on_enqueue", job)
+        return job
 
     def _insert(self, conn: AnyConnection, tx: Tx, jobs: Sequence[EncodedJob], notify: bool) -> list[Job[Any]]:
         """Insert the jobs, with the middleware around it, which gets the caller's `tx`."""
@@ -119,8 +166,10 @@ class Enqueuer:
             if not jobs:
                 return []
             may_copy = len(jobs) > 1 and can_copy(conn)
-            return run(self.builder.insert(jobs, notify=notify, may_copy=may_copy), partial(queries.send, conn))
+            return run(self.builder.insert(jobs, notify=notify, may_copy=may_copy), partial(send, conn))
 
+        if self.middleware:  # which may expect a list
+            jobs = list(jobs)
         inserted = insert_with_middleware(self.middleware, conn if tx is None else tx, insert)(jobs)
         for job in inserted if self.hooks else ():
             if not job.duplicate:
@@ -133,7 +182,7 @@ class Enqueuer:
                 "enqueue_many(returning=False) sends a COPY: it needs a connection with client_encoding UTF8, outside "
                 "a pipeline"
             )
-        run(self.builder.insert_buffer(buffer, notify=notify), partial(queries.send, conn))
+        run(self.builder.insert_buffer(buffer, notify=notify), partial(send, conn))
 
     @contextmanager
     def _transaction(self, tx: Tx) -> Iterator[AnyConnection]:

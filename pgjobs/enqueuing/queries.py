@@ -22,14 +22,15 @@ from pgjobs.options import FIRST_INSTANT, EncodedJob
 
 Result = TypeVar("Result")
 
+_COMMENT = re.compile(rb"^ *--(?! name:| replace).*\n", re.MULTILINE)  # all but those that are read or logged
+
 
 class Request(NamedTuple):
     """A statement to be sent, with its parameters; or a COPY, with the blocks that follow it."""
 
     statement: bytes
     parameters: Mapping[str, Any]
-    blocks: Iterable[bytes] | None = None
-    prepared: Prepared | None = None  # the same statement for `single_insert`, if that can send it
+    blocks: Iterable[bytes] | None = None  # to be read to the end
     reads_jobs: bool = False  # its rows are jobs that were there already, with whatever a hand has written into them
 
 
@@ -42,15 +43,32 @@ class EnqueueQueries:
 
     def __init__(self, schema: str) -> None:
         self._channel = channel(schema)
-        self._enqueue = statements.load("enqueuing.sql", schema)
+        # psycopg parses the placeholders of a statement longer than 4096 bytes anew each time
+        self._enqueue = {
+            name: _COMMENT.sub(b"", text) for name, text in statements.load("enqueuing.sql", schema).items()
+        }
         # the channel is the same for every job, and costs nothing as part of the text
         quoted = f"'{self._channel}'".encode()
         plain = self._enqueue["insert_plain_job"]
         self._plain = plain.replace(b"%(channel)s", quoted)
-        self._plain_prepared = prepared(f"pgjobs_in_{schema}", plain, {"channel": quoted})
+        #: insert_plain_job for `single_insert`
+        self.plain: Prepared = prepared(f"pgjobs_in_{schema}", plain, {"channel": quoted})
+        assert self.plain.parameters == ("queue", "kind", "priority", "max_attempts", "args", "metadata")
 
     def insert_plain_job(self, job: EncodedJob) -> Request:
-        return Request(self._plain, vars(job), None, self._plain_prepared)
+        return Request(self._plain, vars(job))
+
+    @staticmethod
+    def plain_values(job: EncodedJob, args: str) -> list[bytes]:
+        """The parameters of `plain`, in UTF-8, for a job with these args."""
+        return [
+            job.queue.encode(),
+            job.kind.encode(),
+            b"%d" % job.priority,
+            b"%d" % job.max_attempts,
+            args.encode(),
+            job.metadata.encode(),
+        ]
 
     def insert_job(self, job: EncodedJob, *, notify: bool) -> Request:
         return Request(self._enqueue["insert_job"], self._parameters(job, notify))

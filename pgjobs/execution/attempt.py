@@ -67,12 +67,13 @@ SERVER_GRACE = timedelta(seconds=AFTER_TIMEOUT.stuck)
 
 
 class Slot:
-    """What one worker thread has for its attempts, one after the other: their locks, which take half of the time of a
-    new attempt to make, and the attempt that it runs now, which the watchdog reads."""
+    """What one worker thread has for its attempts, one after the other: its connection, the locks, which take half of
+    the time of a new attempt to make, and the attempt that it runs now, which the watchdog reads."""
 
     def __init__(self, checkout: Checkout) -> None:
         self.checkout = checkout
         self.attempt: Attempt | None = None
+        self.next_job: Job[Any] | None = None  # that was claimed together with the last finish
         self.thread = threading.current_thread()
         self.process = os.getpid()
         self.lock = threading.Lock()

@@ -46,8 +46,6 @@ from pgjobs.queue_settings import MOST_IN_A_BATCH, RunSettings
 
 log = get_logger("pgjobs.batch")
 
-_ANSWER_WITHIN = 40.0  # seconds; the server cancels a claim after 30
-
 
 class Batches:
     """Runs batches for the threads of one process."""
@@ -106,61 +104,27 @@ class Batches:
     # --- claim
 
     def _claim(self, checkout: Checkout, queue: str, settings: RunSettings, ask: int) -> Claimed | None:
-        hooks = self.executor.hooks
+        hooks, claimer = self.executor.hooks, self.executor.claimer
+
+        def send(request: ClaimRequest) -> Claimed | None:
+            return self.queries.claim(checkout.transport, request, ask, settings.batch_time)
+
         try:
-            with checkout.answered_within(_ANSWER_WITHIN):
-                found = self._claim_behind_mark(checkout, queue, settings, ask)
+            found = claimer.behind_mark(checkout, queue, send, alone=False)
         except Exception as error:
             if not concerns_a_row(error):
                 hooks("on_claim", None, error)
             raise
-        if hooks and found is not None:
+        claimer.marks.record_claim(queue, found.jobs[-1] if found else None)
+        if found is None:
+            return None
+        checkout.session = found.session._replace(shared=claimer.facts(checkout).pooled)
+        if claimer.aside:
+            claimer.aside.worked(claims_of(queue))
+        if hooks.any:
             for job in found.jobs:
                 copy_context().run(hooks, "on_claim", job, None)
         return found
-
-    def _claim_behind_mark(self, checkout: Checkout, queue: str, settings: RunSettings, ask: int) -> Claimed | None:
-        """Claim behind the low-water mark; if there is nothing, in the whole queue."""
-        claimer = self.executor.claimer
-        claimer.prepare(checkout)
-        mark = claimer.marks.start(queue)
-        try:
-            found = self._claim_batch(checkout, claimer.request(queue, None, mark), settings, ask)
-            if found is None and mark is not None:
-                claimer.marks.full_scan(queue)
-                found = self._claim_batch(checkout, claimer.request(queue, None, None), settings, ask)
-        except psycopg.OperationalError as error:
-            if not concerns_a_row(error):
-                claimer.require_sync_commit()
-            raise
-        claimer.marks.record_claim(queue, found.jobs[-1] if found else None)
-        if found is not None:
-            pooled = claimer.facts(checkout).pooled
-            checkout.session = found.session._replace(shared=pooled)
-        if found and claimer.aside:
-            claimer.aside.worked(claims_of(queue))
-        return found
-
-    def _claim_batch(
-        self, checkout: Checkout, request: ClaimRequest, settings: RunSettings, ask: int
-    ) -> Claimed | None:
-        claimer, transport = self.executor.claimer, self.executor.claimer.transport_of(checkout)
-        for again in (True, False):
-            try:
-                return self.queries.claim(transport, request, ask, settings.batch_time)
-            except (AttemptLost, psycopg.Error) as error:
-                deallocated = isinstance(error, psycopg.errors.InvalidSqlStatementName)
-                claimer.lost_claims.unclaim(checkout, request.queue, request.token, error)
-                if transport.prepares and again and deallocated:  # by an earlier handler
-                    transport.forget()
-                    continue
-                if isinstance(error, AttemptLost):
-                    return None
-                raise
-            except Exception as error:
-                claimer.lost_claims.unclaim(checkout, request.queue, request.token, error)
-                raise UnreadableRow(f"a job of queue {request.queue!r} cannot be read: {one_line(error)}") from error
-        return None
 
 
 def _call_in_context(attempt: Attempt, act: Callable[..., object], *given: object) -> None:

@@ -6,10 +6,11 @@ import json
 import os
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 from uuid import UUID, SafeUUID
 
 import psycopg
@@ -37,6 +38,7 @@ log = get_logger("pgjobs.claim")
 # For this long after a server start or a lost connection, claims commit synchronously: the count of an attempt must
 # survive when its job crashes the server.
 _SYNC_COMMIT_FOR = timedelta(minutes=5)
+Found = TypeVar("Found")
 _NOT_KNOWN = float("inf")
 _ANSWER_WITHIN = 40.0  # seconds; the server cancels a claim after 30
 _TOKENS_AT_ONCE = 32
@@ -83,29 +85,62 @@ class Claimer:
         self.aside = SetAside()  # a thread of the parent may have held its lock
         self.failed_claims = FailedClaims(self.queries, self.aside, self.order)
 
-    def claim(self, checkout: Checkout, queue: str, *, id: int | None = None) -> Job[Any] | None:
-        """Claim the next job, or the one with this id. It is locked in the transaction that is open then; None: there
-        was no job, and no transaction is open."""
+    def claim(self, checkout: Checkout, queue: str) -> Job[Any] | None:
+        """Claim the next job that can be claimed; those before it are discarded or set aside. It is locked in the
+        transaction that is open then; None: there was no job, and no transaction is open."""
+        until = time.monotonic() + _SKIP_FOR
+        while True:
+            try:
+                job = self.behind_mark(checkout, queue, partial(self._claim_one, checkout))
+            except (psycopg.Error, UnreadableRow) as error:
+                if not concerns_a_row(error):
+                    raise
+                self.marks.forget(queue)  # the next claim looks where the one looks that is tried now
+                self.failed_claims.deal_with(checkout.conn, self.request(queue, None, None), error)
+                if time.monotonic() > until:
+                    job = None
+                    break
+                continue
+            self.marks.record_claim(queue, job)
+            request = partial(self.request, queue, None, None)
+            if job is not None or not self.failed_claims.pass_unchanged(checkout.conn, queue, request):
+                break
+            if time.monotonic() > until:
+                break
+        self.failed_claims.went_on(queue, job)
+        return job
+
+    def claim_by_id(self, checkout: Checkout, queue: str, id: int) -> Job[Any] | None:
+        """Claim the waiting job with this id. Raises UniqueConflict if another job has its unique key."""
+        with checkout.answered_within(_ANSWER_WITHIN):
+            self._prepare(checkout)
+            try:
+                return self._send(checkout, self.request(queue, id, None), partial(self._claim_one, checkout))
+            except psycopg.errors.UniqueViolation as error:  # it was `retryable`
+                raise UniqueConflict(f"job {id} cannot run now: another job has its unique key") from error
+
+    def behind_mark(
+        self, checkout: Checkout, queue: str, send: Callable[[ClaimRequest], Found | None], *, alone: bool = True
+    ) -> Found | None:
+        """Claim behind the low-water mark; if there is nothing, in the whole queue. `send` sends a claim, for one job
+        `alone` or for a batch."""
         checkout.answer_due = time.monotonic() + _ANSWER_WITHIN
         try:
-            return self._claim_behind_mark(checkout, queue, id)
-        finally:
-            checkout.answer_due = NEVER
-
-    def _claim_behind_mark(self, checkout: Checkout, queue: str, id: int | None) -> Job[Any] | None:
-        """Claim behind the low-water mark; if there is nothing, in the whole queue."""
-        self.prepare(checkout)
-        mark = self.marks.start(queue) if id is None else None
-        try:
-            job = self._claim_workable(checkout, queue, id, mark)
+            self._prepare(checkout)
+            mark = self.marks.start(queue)
+            found = self._send(checkout, self.request(queue, None, mark), send, alone=alone)
+            if found is None and mark is not None:  # there may be jobs before the mark
+                self.marks.full_scan(queue)
+                found = self._send(checkout, self.request(queue, None, None), send, alone=alone)
         except psycopg.OperationalError as error:
             if not concerns_a_row(error):
                 self.require_sync_commit()
             raise
-        self.marks.record_claim(queue, job)
-        return job
+        finally:
+            checkout.answer_due = NEVER
+        return found
 
-    def prepare(self, checkout: Checkout) -> None:
+    def _prepare(self, checkout: Checkout) -> None:
         """Make a connection ready for claims, and undo the lost claims whose time has come."""
         if self._facts is None:
             self._read_facts(checkout)
@@ -113,69 +148,43 @@ class Claimer:
             self.transport_of(checkout)
         self.lost_claims.unclaim_due(checkout.conn)
 
-    def _claim_workable(self, checkout: Checkout, queue: str, id: int | None, mark: Mark | None) -> Job[Any] | None:
-        """Claim the next job that can be claimed; those before it are discarded or set aside."""
-        until = time.monotonic() + _SKIP_FOR
-        while True:
-            checkout.answer_due = time.monotonic() + _ANSWER_WITHIN
-            try:
-                job = self._claim(checkout, self.request(queue, id, mark))
-                if job is None and mark is not None:  # there may be jobs before the mark
-                    self.marks.full_scan(queue)
-                    mark = None
-                    job = self._claim(checkout, self.request(queue, id, None))
-                if job is None and id is None:
-                    request = partial(self.request, queue, None, None)
-                    if self.failed_claims.pass_unchanged(checkout.conn, queue, request) and time.monotonic() < until:
-                        continue
-                self.failed_claims.went_on(queue, job)
-                return job
-            except (psycopg.Error, UnreadableRow) as error:
-                if id is not None or not concerns_a_row(error):
-                    raise
-                self.failed_claims.deal_with(checkout.conn, self.request(queue, None, mark), error)
-                if time.monotonic() > until:
-                    self.failed_claims.went_on(queue, None)
-                    return None
-
-    def _claim(self, checkout: Checkout, request: ClaimRequest) -> Job[Any] | None:
+    def _send(
+        self,
+        checkout: Checkout,
+        request: ClaimRequest,
+        send: Callable[[ClaimRequest], Found | None],
+        *,
+        alone: bool = True,
+    ) -> Found | None:
+        """Send a claim. If it fails, undo it, because it may be committed; None if its jobs were taken away."""
         transport: Transport = checkout.transport
-        try:
+        for again in (True, False):
             try:
-                job = self._send_claim(checkout, request)
-            except psycopg.errors.InvalidSqlStatementName as error:
-                if not transport.prepares:
+                return send(request)
+            except (AttemptLost, psycopg.Error, MemoryError) as error:  # a lack of memory does not discard the job
+                self.lost_claims.unclaim(checkout, request.queue, request.token, error)
+                if isinstance(error, AttemptLost):
+                    return None
+                deallocated = isinstance(error, psycopg.errors.InvalidSqlStatementName)  # by an earlier handler
+                if not (deallocated and again and transport.prepares):
                     raise
                 transport.forget()
-                # the claim was committed if only the lock was deallocated
-                self.lost_claims.unclaim(checkout, request.queue, request.token, error)
-                job = self._send_claim(checkout, request)
-        except (AttemptLost, psycopg.Error, MemoryError) as error:  # a lack of memory does not discard the job
-            self.lost_claims.unclaim(checkout, request.queue, request.token, error)
-            if isinstance(error, AttemptLost):
-                return None
-            if isinstance(error, psycopg.errors.UniqueViolation) and request.id is not None:  # was `retryable`
-                raise UniqueConflict(f"job {request.id} cannot run now: another job has its unique key") from error
-            raise
-        except Exception as error:
-            raise self._unreadable(checkout, request, error) from error
-        return job
+            except Exception as error:
+                if alone:
+                    self.failed_claims.discard_unreadable(checkout.conn, request.queue, request.token, error)
+                else:
+                    self.lost_claims.unclaim(checkout, request.queue, request.token, error)
+                raise UnreadableRow(f"a job of queue {request.queue!r} cannot be read: {one_line(error)}") from error
+        return None
 
-    def _send_claim(self, checkout: Checkout, request: ClaimRequest) -> Job[Any] | None:
-        facts = self._facts
-        session = None if facts is None or facts.pooled else checkout.session
-        ahead = checkout.savepoints_ahead > 0
+    def _claim_one(self, checkout: Checkout, request: ClaimRequest) -> Job[Any] | None:
+        facts, ahead = self.facts(checkout), checkout.savepoints_ahead > 0
+        session = None if facts.pooled else checkout.session  # a pooler may give another session each time
         job, session = self.queries.claim(checkout.transport, request, session, savepoint=ahead, by_tcp=checkout.by_tcp)
         if job is not None:
-            pooled = facts is not None and facts.pooled
-            checkout.session = session._replace(shared=True) if pooled else session
+            checkout.session = session._replace(shared=facts.pooled)
             checkout.begin(saved=ahead)
         return job
-
-    def _unreadable(self, checkout: Checkout, request: ClaimRequest, error: Exception) -> UnreadableRow:
-        """Discard the job of a claim whose row cannot be read."""
-        self.failed_claims.discard_unreadable(checkout.conn, request.queue, request.token, error)
-        return UnreadableRow(f"a job of queue {request.queue!r} cannot be read: {one_line(error)}")
 
     # --- the claim in the message of a finish
 

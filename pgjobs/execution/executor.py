@@ -61,10 +61,11 @@ class Executor:
         context = private_context()
         return context.run(self._run, slot, context, job, goes_on)
 
-    def unclaim(self, checkout: Checkout, job: Job[Any] | None) -> None:
-        """Undo the claim of a job that is not run, if there is one."""
+    def unclaim_next(self, slot: Slot) -> None:
+        """Undo the claim of the job that was claimed together with the last finish, if there is one: it is not run."""
+        job, slot.next_job = slot.next_job, None
         if job is not None:
-            self.claimer.unclaim(checkout, job)
+            self.claimer.unclaim(slot.checkout, job)
 
     def attempt(self, slot: Slot, context: Context, job: Job[Any]) -> Attempt:
         """Make the attempt at a job. Called in its context."""
@@ -86,16 +87,8 @@ class Executor:
         if self.hooks.any:
             self.hooks("on_claim", job, None)
         self.watchdog.add(slot, attempt)
-        next_job: Job[Any] | None = None
         try:
-            if attempt.checkout is None:
-                self.finisher.rollback(checkout)  # from here on the lease keeps the job
-                checkout.return_early()
-            error = self.start(attempt)
-            if attempt.checkout is not None:
-                checkout.end_tx(job.id)
-            then = None if error is not None or goes_on is None else self._then(checkout, attempt, goes_on)
-            error, next_job = self.finisher.finish(checkout, attempt, error, then=then)
+            error, next_job = self._start_and_finish(checkout, attempt, goes_on)
         except BaseException:
             checkout.spoiled = True  # its state is unknown: not for the next job
             raise
@@ -105,18 +98,32 @@ class Executor:
             if attempt.tainted and attempt.checkout is not None:
                 checkout.spoiled = True
         if checkout.spoiled:
-            self.unclaim(checkout, next_job)
-            next_job = None
+            if next_job is not None:
+                self.claimer.unclaim(checkout, next_job)
             checkout.replace()
+            next_job = None
         if error is not None:
             clear_frames(error)
             if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
                 raise error  # Ctrl-C in the thread that called work_one()
         return next_job
 
+    def _start_and_finish(
+        self, checkout: Checkout, attempt: Attempt, goes_on: Callable[[], bool] | None
+    ) -> tuple[BaseException | None, Job[Any] | None]:
+        """Call the handler and write the outcome. Returns the error of the attempt, and the next job."""
+        if attempt.checkout is None:
+            self.finisher.rollback(checkout)  # from here on the lease keeps the job
+            checkout.return_early()
+            return self.finisher.finish(checkout, attempt, self.start(attempt))
+        error = self.start(attempt)
+        checkout.end_tx(attempt.job.id)
+        then = None if error is not None or goes_on is None else self._then(checkout, attempt, goes_on)
+        return self.finisher.finish(checkout, attempt, error, then=then)
+
     def _then(self, checkout: Checkout, attempt: Attempt, goes_on: Callable[[], bool]) -> NextClaim | None:
         """The claim to be sent with the completion, if there may be one."""
-        if attempt.checkout is None or attempt.tainted or not goes_on():
+        if attempt.tainted or not goes_on():
             return None
         if checkout.used and checkout.configures:
             return None  # the owner must configure the session first

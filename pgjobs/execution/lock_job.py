@@ -25,7 +25,7 @@ def lock_job(
     Yields `tx` and the job; None and None if there is no job. An exception of the block is recorded as the outcome and
     raised again, unless it is a signal such as Snooze.
     """
-    job = claimer.claim(checkout, queue, id=id)
+    job = claimer.claim(checkout, queue) if id is None else claimer.claim_by_id(checkout, queue, id)
     if job is None:
         checkout.return_early()  # without a transaction, the writes of the block could not be undone
         yield None, None

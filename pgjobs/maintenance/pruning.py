@@ -63,7 +63,7 @@ class Pruner:
         rules = self._rules(conn)
         self._scans = {rule: self._scans.get(rule, _Scan()) for rule in rules}
         with self._batch_size.next() as batch:
-            more = any([self._date_finished(conn, batch), *(self._prune(conn, rule, batch) for rule in rules)])
+            more = any([*(self._prune(conn, rule, batch) for rule in rules), self._date_finished(conn, batch)])
         return timedelta(0) if more else None
 
     def _date_finished(self, conn: AnyConnection, batch: int) -> bool:

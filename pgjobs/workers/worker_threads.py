@@ -169,35 +169,20 @@ class WorkerThreads:
 
         `polls` says that nothing woke this thread, so there is hardly ever a job: it looks before it claims, which is
         cheaper."""
-        idle, batches = workers.idle, workers.settings.batch_size > 1
-        next_job: Job[Any] | None = None
-
-        def goes_on() -> bool:
-            return not (self._cooldown or self._ends(idle))
-
+        run = self._run_batch if workers.settings.batch_size > 1 else self._run_next
         with self._source.checkout() as checkout, self._executor.watchdog.guard(checkout) as slot:
             try:
-                seen = idle.wake_count
+                seen = workers.idle.wake_count
                 if polls and not self._any_claimable(checkout, workers.queue):
                     return seen
                 while True:
-                    seen = idle.wake_count
-                    if self._ends(idle):
+                    seen = workers.idle.wake_count
+                    if self._ends(workers.idle) or not run(slot, workers):
                         return seen
-                    if batches:
-                        if not self._run_batch(slot, workers):
-                            return seen
-                    else:
-                        job = next_job or self._executor.claim(checkout, workers.queue)
-                        if job is None:
-                            return seen
-                        next_job = None
-                        idle.found_job()
-                        next_job = self._executor.run(slot, job, goes_on)
                     if self._cooldown:
                         self.stopping.wait(self._cooldown)
             finally:
-                self._executor.unclaim(checkout, next_job)
+                self._executor.unclaim_next(slot)
 
     def _any_claimable(self, checkout: Checkout, queue: str) -> bool:
         claimer = self._executor.claimer
@@ -211,11 +196,24 @@ class WorkerThreads:
             self._hooks("on_claim", None, error)
             raise
 
+    def _run_next(self, slot: Slot, workers: QueueWorkers) -> bool:
+        """Run the next job. Returns whether there was one."""
+        job = slot.next_job or self._executor.claim(slot.checkout, workers.queue)
+        if job is None:
+            return False
+        workers.idle.found_job()
+        slot.next_job = self._executor.run(slot, job, partial(self._goes_on, workers.idle))
+        return True
+
     def _run_batch(self, slot: Slot, workers: QueueWorkers) -> bool:
         """Run the next batch. Returns whether there was one."""
         idle = workers.idle
         ends = partial(self._ends, idle)
         return self._batches.run_next(slot, workers.queue, workers.settings, claimed=idle.found_job, ends=ends)
+
+    def _goes_on(self, idle: IdleThreads) -> bool:
+        """Whether the next job may be claimed in the message of a finish."""
+        return not (self._cooldown or self._ends(idle))
 
     def _ends(self, idle: IdleThreads) -> bool:
         """Whether the current thread is to take no more jobs."""

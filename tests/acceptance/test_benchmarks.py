@@ -17,7 +17,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from benchmarks.floors import FIXED
+from benchmarks import floors
+from benchmarks.calls import count_calls
+from benchmarks.ground import WrongResult, table
 from benchmarks.proxy import further_away
 from benchmarks.quiet import tree_time
 from benchmarks.ratios import Line, interval, report, verdict
@@ -66,13 +68,47 @@ def test_the_benchmark_prints_its_tables_and_cleans_up(fresh_database: str, tmp_
 
 
 def test_the_fixed_floor_never_changes() -> None:
-    digests = {path.name: sha256(path.read_bytes()).hexdigest()[:16] for path in FIXED.iterdir()}
+    digests = {path.name: sha256(path.read_bytes()).hexdigest()[:16] for path in floors.FIXED.iterdir()}
     assert digests == {
         "drain.sql": "23cb3302df13f745",
         "enqueue.sql": "e8312133a46754ab",
         "insert.sql": "18f5b73a5bb2a777",
         "table.sql": "38b93ef552fe405a",
     }, "figures over another floor cannot be compared with those of before: take the change back"
+
+
+def test_a_fixed_floor_that_left_jobs_undone_gives_no_figure(
+    fresh_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (
+        psycopg.connect(fresh_database, autocommit=True) as conn,
+        floors.fixed_floor(conn, fresh_database, "pgjobs_fixed") as floor,
+    ):
+        assert floor(floors.FIXED_INSERT, 2, 20) > 0
+        ran = floors._run
+        monkeypatch.setattr(
+            floors, "_run", lambda dsn, script, clients, jobs: ran(dsn, script, clients, jobs - clients)
+        )
+        with pytest.raises(WrongResult, match=r"should have 20 rows, but .* says \[\(18,\)\]"):
+            floor(floors.FIXED_DRAIN, 2, 20)
+
+
+def test_calls_are_counted_of_pgjobs_and_of_what_a_handler_calls(fresh_database: str) -> None:
+    def two() -> None:
+        sorted([])
+
+    def write(tx: Any, job: int) -> None:
+        two()
+        two()
+
+    with table(fresh_database, "pgjobs", 400) as (client, rows):
+        rows.load()
+        python, c = count_calls(client, 1, 400, write=None)
+        rows.load()
+        with_three, c_with_two = count_calls(client, 1, 400, write=write)
+    assert python > 5
+    assert with_three - python == pytest.approx(3, abs=0.5)
+    assert c_with_two - c == pytest.approx(2, abs=0.5)
 
 
 ALIEN = "user's pool|SQLAlchemy|Django"
@@ -101,11 +137,11 @@ ROWS = [
 ]
 
 
-@pytest.mark.timeout(300)  # it starts some thirty processes
+@pytest.mark.timeout(600)  # it starts some seventy processes
 @pytest.mark.skipif(not IN_GIT, reason="a revision is taken from a git checkout")
 def test_every_row_is_measured_over_a_baseline(fresh_database: str, tmp_path: Path) -> None:
     sizes = ["--jobs", "24", "--rounds", "1", "--threads", "1", "3", "--results", str(tmp_path)]
-    said = run("benchmarks.bench", "--baseline", "HEAD", *sizes, database=fresh_database, timeout=280)
+    said = run("benchmarks.bench", "--baseline", "HEAD", *sizes, database=fresh_database, timeout=580)
     _, table, taken, notes, end = said.split("\n\n")
     assert [measured(row) for row in table.splitlines()[1:]] == ROWS
     pair = r" +[\d,.]+ of [\d,.]+ +\d+\.\d\d"
@@ -113,9 +149,9 @@ def test_every_row_is_measured_over_a_baseline(fresh_database: str, tmp_path: Pa
     assert "the smallest to the largest of 1 ratios" in notes
     assert re.match(r"(Slower than|Not slower than) HEAD[,:]", end.splitlines()[-1])
     rows = json.loads((tmp_path / "baseline.json").read_text())["rows"]
-    floors = {row["name"]: sorted(row["floors"]) for row in rows if row["floors"]}
+    found = {row["name"]: sorted(row["floors"]) for row in rows if row["floors"]}
     expected = {name: ["chain", "fixed"] for name, _ in ROWS if re.match("drain|enqueue", name)}
-    assert floors == expected | {name: ["fixed"] for name, _ in ROWS if name.startswith("batches")}
+    assert found == expected | {name: ["fixed"] for name, _ in ROWS if name.startswith("batches")}
     with psycopg.connect(fresh_database) as conn:
         assert conn.execute("SELECT nspname FROM pg_namespace WHERE nspname ~ '^pgjobs'").fetchall() == []
 

@@ -436,6 +436,7 @@ def test_t19_an_interpreter_that_is_traced_goes_on_after_an_interrupt() -> None:
         "    raw_args='{}', scheduled_at=now, created_at=now)\n"
         "slot = Slot(SimpleNamespace(conn=None))\n"
         "attempt = Attempt(job, slot, private_context(), timedelta(microseconds=1), None)\n"
+        "attempt.checkout = None\n"
         "def resist(tx, job):\n"
         "    attempt.escalate(time.monotonic())\n"
         "    attempt.escalate(time.monotonic() + AFTER_TIMEOUT.interrupted)\n"

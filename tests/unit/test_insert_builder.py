@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -16,6 +16,7 @@ from pgjobs import Job, JobOptions, JobState, NewJob, UndecodableArgs, Unique
 from pgjobs.enqueuing.builder import COPY_FROM, InsertBuilder
 from pgjobs.enqueuing.copy_buffer import CopyBuffer
 from pgjobs.enqueuing.copy_rows import HEADER, TRAILER
+from pgjobs.enqueuing.encoded_jobs import EncodedJobs
 from pgjobs.enqueuing.encoder import Encoder
 from pgjobs.enqueuing.queries import EnqueueQueries, Request, Requests, Rows
 from pgjobs.options import EncodedJob
@@ -40,17 +41,21 @@ def builder(encode: Encoder | None = None) -> InsertBuilder:
 
 
 class Script:
-    """Runs an insert: the rows for each statement by its name, of several times in a row one after the other."""
+    """Runs an insert: the rows for each statement by its name, of several times in a row one after the other. It reads
+    the blocks of each COPY when it is sent."""
 
     def __init__(self, **rows: Sequence[Rows]) -> None:
         self._rows = {name: list(each) for name, each in rows.items()}
         self.sent: list[Request] = []
+        self.copied: list[bytes] = []
 
     def run(self, requests: Requests[Any]) -> Any:
         try:
             request = next(requests)
             while True:
                 self.sent.append(request)
+                if request.blocks is not None:
+                    self.copied.append(b"".join(request.blocks))
                 request = requests.send(self._rows[name_of(request)].pop(0))
         except StopIteration as end:
             assert not any(self._rows.values()), "a row that nothing asked for"
@@ -70,7 +75,7 @@ def name_of(request: Request) -> str:
 def insert(script: Script, *new: object, notify: bool = True, may_copy: bool = True) -> list[Job[Any]]:
     encode = encoder()
     jobs: list[Job[Any]] = script.run(
-        builder(encode).insert(list(encode.encode_all(new)), notify=notify, may_copy=may_copy)
+        builder(encode).insert(EncodedJobs(encode.encode_all(new)), notify=notify, may_copy=may_copy)
     )
     return jobs
 
@@ -96,7 +101,6 @@ def test_a_plain_job_is_one_statement_and_comes_back_with_its_own_args() -> None
     assert {name: script.sent[0].parameters[name] for name in ("kind", "queue", "args")} == {
         "kind": "thing", "queue": "default", "args": '{"n":7}',
     }  # fmt: skip
-    assert script.sent[0].prepared is not None
     assert (job.id, job.state, job.queue, job.priority, job.created_at) == (5, JobState.AVAILABLE, "mail", 3, NOW)
     assert job.args is args
 
@@ -243,11 +247,51 @@ def test_many_jobs_are_copied_with_ids_that_were_drawn_before() -> None:
     jobs = insert(script, *(Thing(n) for n in range(COPY_FROM)))
     assert [(job.id, job.args.n, job.created_at) for job in jobs] == [(100 + n, n, NOW) for n in range(COPY_FROM)]
     assert script.sent[0].parameters == {"jobs": COPY_FROM}
-    assert script.sent[1].blocks is not None
-    sent = b"".join(script.sent[1].blocks)
+    (sent,) = script.copied
     assert sent.startswith(HEADER)
     assert sent.endswith(TRAILER)
     assert sent.count(b'{"n":') == COPY_FROM
+
+
+@dataclass
+class Empty:
+    pass
+
+
+def test_copied_jobs_have_their_own_options_and_the_args_that_were_passed() -> None:
+    """Jobs of equal options share what they have in common, whatever comes between them."""
+    given = [Empty(), Thing(1), NewJob(Thing(2), queue="mail", tags=["red"]), NewJob(Thing(3), queue="mail")] * 6
+    script = Script(prepare_copy=[[(NOW, False, range(len(given)))]], copy_with_ids=[()], notify_copied=[()])
+    jobs = insert(script, *given)
+    assert [(job.queue, job.kind, job.tags) for job in jobs[4:8]] == [
+        ("default", "empty", ()), ("default", "thing", ()), ("mail", "thing", ("red",)), ("mail", "thing", ()),
+    ]  # fmt: skip
+    for new, job in zip(given, jobs, strict=True):
+        assert job.args is (new.args if isinstance(new, NewJob) else new)
+    assert jobs[0].raw_args == "{}"
+    assert [script.copied[0].count(text) for text in (b'{"n":1}', b"red", b"mail")] == [6, 6, 12]
+    assert waking(script.sent[2]) == [("default", "available"), ("mail", "available")]
+
+
+def test_copied_jobs_that_middleware_has_changed_have_the_changed_args() -> None:
+    encode = encoder()
+    jobs = list(EncodedJobs(encode.encode_all([Thing(n) for n in range(COPY_FROM)])))
+    jobs[0] = replace(jobs[0], args='{"n":70}')
+    jobs[1] = replace(jobs[1], kind="other")
+    script = Script(prepare_copy=[[(NOW, False, range(COPY_FROM))]], copy_with_ids=[()], notify_copied=[()])
+    inserted = script.run(builder(encode).insert(jobs, notify=True, may_copy=True))
+    assert [job.args for job in inserted[:3]] == [Thing(70), {"n": 1}, Thing(2)]
+    assert inserted[2].args is jobs[2].original_args
+
+
+def test_jobs_of_the_same_options_share_their_template() -> None:
+    encode, metadata = encoder(), {"a": 1}
+    given = [NewJob(Thing(n), queue="mail") for n in range(2)] + [NewJob(Thing(), metadata=metadata)]
+    first, second, third = (template for template, _, _ in encode.encode_all(given))
+    assert first is second
+    metadata["a"] = 2
+    assert json.loads(third.metadata)["a"] == 1
+    assert json.loads(encode.encode(given[2]).metadata)["a"] == 2, "a mapping may change, so it is read each time"
 
 
 @pytest.mark.parametrize(("may_copy", "before"), [(False, []), (True, ["prepare_copy"])], ids=["pipeline", "security"])
@@ -284,32 +328,13 @@ def test_the_state_of_a_copied_job_depends_on_the_time_of_the_database() -> None
 
 def buffered(*new: object) -> tuple[CopyBuffer, list[EncodedJob]]:
     jobs, buffer = list(encoder().encode_all(new)), CopyBuffer()
-    for job in jobs:
-        buffer.add(job)
-    return buffer, jobs
-
-
-class CopyScript(Script):
-    """Reads the blocks of each COPY as it is sent."""
-
-    def run(self, requests: Requests[Any]) -> Any:
-        self.copied: list[bytes] = []
-        return super().run(self._reading(requests))
-
-    def _reading(self, requests: Requests[Any]) -> Requests[Any]:
-        request = next(requests)
-        while True:
-            if request.blocks is not None:
-                self.copied.append(b"".join(request.blocks))
-            rows = yield request
-            try:
-                request = requests.send(rows)
-            except StopIteration as end:
-                return end.value
+    for template, text, _ in jobs:
+        buffer.add(template, text)
+    return buffer, [template for template, _, _ in jobs]
 
 
 def test_jobs_of_a_buffer_come_to_the_same_states_and_notifications() -> None:
-    script = CopyScript(copy_due_now=[()], prepare_copy=[[(NOW, False, [])]], copy_timed=[()], notify_copied=[()])
+    script = Script(copy_due_now=[()], prepare_copy=[[(NOW, False, [])]], copy_timed=[()], notify_copied=[()])
     buffer, _ = buffered(*MIXED * 4)
     with buffer:
         script.run(builder().insert_buffer(buffer, notify=True))
@@ -322,7 +347,7 @@ def test_jobs_of_a_buffer_come_to_the_same_states_and_notifications() -> None:
 
 
 def test_a_buffer_without_times_asks_for_none() -> None:
-    script = CopyScript(copy_due_now=[()], notify_copied=[()])
+    script = Script(copy_due_now=[()], notify_copied=[()])
     buffer, _ = buffered(*(Thing(n) for n in range(5)))
     with buffer:
         script.run(builder().insert_buffer(buffer, notify=True))

@@ -14,11 +14,12 @@ import django.db.backends.postgresql.base as django_base
 import psycopg
 import pytest
 import sqlalchemy
-from psycopg._preparing import PrepareManager
+from psycopg._preparing import Prepare, PrepareManager
 from psycopg_pool import ConnectionPool
 from sqlalchemy.orm import Session
 
 import pgjobs
+from pgjobs.enqueuing.single_insert import PreparedQuery
 
 pytestmark = pytest.mark.finding("E11")
 PACKAGE = Path(pgjobs.__file__).parent
@@ -26,9 +27,15 @@ PACKAGE = Path(pgjobs.__file__).parent
 #: Each name, and the files that use it.
 USES: dict[str, set[str]] = {
     # psycopg
-    "_preparing": {"db/connection.py", "db/handler_connection.py"},
-    "_prepared": {"db/connection.py", "db/handler_connection.py", "execution/savepoints.py"},
+    "_preparing": {"db/connection.py", "db/handler_connection.py", "enqueuing/single_insert.py"},
+    "_prepared": {
+        "db/connection.py",
+        "db/handler_connection.py",
+        "enqueuing/single_insert.py",
+        "execution/savepoints.py",
+    },
     "_prepared_idx": {"db/handler_connection.py"},
+    "_get_tx_start_command": {"enqueuing/single_insert.py"},
     "_deallocate": {"db/connection.py", "db/handler_connection.py"},
     "_check_connection_ok": {"db/handler_connection.py"},
     "_notice_handler": {"db/handler_connection.py"},
@@ -149,6 +156,16 @@ def _prepared_statements(dsn: str) -> None:
         conn.execute("SELECT %s::int", [1])
         assert asked == [b"SELECT $1::int"]
         assert conn._prepared._prepared_idx == 1, "the number of the next name; all objects of a connection share it"
+        prepared = conn._prepared
+        query: Any = PreparedQuery(b"SELECT 3")
+        assert prepared.get(query) == (Prepare.SHOULD, b"_pg3_1"), "enqueuing/single_insert.py executes it"
+        key = PrepareManager.maybe_add_to_cache(prepared, query, Prepare.SHOULD, b"_pg3_1")
+        assert key is not None
+        assert len(asked) == 1
+        prepared.validate(key, Prepare.SHOULD, b"_pg3_1", [conn.pgconn.exec_(b"SELECT 3")])
+        assert prepared.get(query) == (Prepare.YES, b"_pg3_1")
+        assert list(prepared.maintain_gen(conn)) == []
+        assert conn._get_tx_start_command() == b"BEGIN"
         conn._prepared.clear()
         conn.execute("SELECT 2")
         assert deallocated == [None]
