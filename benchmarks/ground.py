@@ -85,14 +85,14 @@ class Table:
         self._began = self.value("SELECT clock_timestamp()")
 
     def wait_until_done(self) -> None:
-        """Until none is waiting or running."""
+        """Until none is waiting or running, at one and the same moment: a batch may give jobs back."""
         deadline = time.monotonic() + DEADLINE
-        query = "SELECT EXISTS (SELECT FROM {job} WHERE queue = 'default' AND state = %s)"
-        for state in ("available", "running"):
-            while self.value(query, state):
-                if time.monotonic() > deadline:
-                    raise WrongResult(f"after {DEADLINE:g} s some of {self.jobs} jobs are still {state}")
-                time.sleep(_LOOK)
+        waiting = "EXISTS (SELECT FROM {job} WHERE queue = 'default' AND state = 'available')"
+        running = "EXISTS (SELECT FROM {job} WHERE queue = 'default' AND state = 'running')"
+        while self.value(f"SELECT {waiting} OR {running}"):
+            if time.monotonic() > deadline:
+                raise WrongResult(f"after {DEADLINE:g} s some of {self.jobs} jobs are not done")
+            time.sleep(_LOOK)
 
     def rate(self) -> float:
         """Jobs a second, after it is clear that each was done, and done once."""

@@ -109,8 +109,10 @@ pg_catalog.set_config(
     'synchronous_commit', CASE WHEN leased_until IS NULL THEN %(synchronous_commit)s::text ELSE 'on' END, true);
 
 -- name: claim_with_finish
--- The same for a claim in the transaction of a finish, which decides it unless the claimed job is detached.
-CASE WHEN leased_until IS NOT NULL THEN pg_catalog.set_config('synchronous_commit', 'on', true) END;
+-- The same for a claim in the transaction of a finish, whose commit waits for the disk unless that is switched off.
+CASE WHEN (leased_until IS NOT NULL OR %(synchronous_commit)s::boolean)
+        AND pg_catalog.current_setting('synchronous_commit') = 'off'
+    THEN pg_catalog.set_config('synchronous_commit', 'on', true) END;
 
 -- name: lock
 -- Begins the handler's transaction: finds the row by the token, which only this attempt has, and locks it until the

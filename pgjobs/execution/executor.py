@@ -123,10 +123,10 @@ class Executor:
 
     def _then(self, checkout: Checkout, attempt: Attempt, goes_on: Callable[[], bool]) -> NextClaim | None:
         """The claim to be sent with the completion, if there may be one."""
-        if attempt.tainted or not goes_on():
+        if checkout.wraps_tx or (checkout.used and checkout.configures):
+            return None  # what the framework or the owner does after a job must not reach the next transaction
+        if checkout.session is None or checkout.session.shared or attempt.tainted or not goes_on():
             return None
-        if checkout.used and checkout.configures:
-            return None  # the owner must configure the session first
         # a rescue finds no job that was claimed a moment ago: so the finish may be repeated after a failed claim
         together = not (checkout.used or attempt.has_data or attempt.reason) and attempt.run_seconds < _SOON
         return self.claimer.next_claim(checkout, attempt.job.queue, together=together)

@@ -93,7 +93,7 @@ class Scripts:
         returning = b""
         if not together:
             returning = b"RETURNING " + _piece(work["claim_alone"])
-        elif settings.detached:
+        elif settings.detached or settings.synchronous_commit:
             returning = b"RETURNING " + _piece(work["claim_with_finish"])
         lock = work["lock"].replace(b"{settings}", self._job_settings(settings, lacks))
         steps = [("claim", claim.replace(b"{returning}", returning))]
