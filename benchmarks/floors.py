@@ -24,26 +24,27 @@ from benchmarks.workload import DEADLINE
 from pgjobs.embedded import EmbeddedPostgresError, find_bindir
 
 _HERE = Path(__file__).parent
-CHAIN = _HERE / "floor.sql"  # claim, lock, savepoint, finish
+CHAIN = _HERE / "floor.sql"  # finish, claim, lock
 ENQUEUE = _HERE / "floor_enqueue.sql"  # a plain INSERT
 FIXED = _HERE / "fixed_floor"
 FIXED_DRAIN, FIXED_INSERT, FIXED_ENQUEUE = (FIXED / name for name in ("drain.sql", "insert.sql", "enqueue.sql"))
-_SAVEPOINT = "SAVEPOINT pgjobs;\n"
-_EFFECT = "INSERT INTO pgjobs.effect (job) VALUES (:token);\n"
+# Jobs of one run of the script: more would mean more statements to prepare, fewer more transactions without a claim.
+_LONGEST_CHAIN = 10
 
 
 class Pgbench:
     """A floor on the tables of pgjobs; called, it runs once and says how many a second.
 
-    With an `effect`, one more INSERT stands between savepoint and release. What a run does is checked by the caller.
+    With an `effect`, the claim chain has an INSERT for each job. What a run does is checked here.
     """
 
     def __init__(self, dsn: str, table: Table, clients: int, path: Path = CHAIN, *, effect: bool = False) -> None:
         self._dsn, self._table, self._clients = dsn, table, clients
         self._effect, self._enqueues = effect, path == ENQUEUE
-        text = path.read_text()
-        if effect:
-            text = text.replace(_SAVEPOINT, _SAVEPOINT + _EFFECT, 1)
+        text, self._length = path.read_text(), 1  # jobs of one run of the script
+        if path == CHAIN:
+            self._length = 1 if effect else _chain_length(table.jobs // clients)
+            text = _chain(text, self._length, effect=effect)
         self._script = re.sub(r"\bpgjobs\.(?=[a-z])", f'"{table.schema}".', text)
 
     def __call__(self) -> float:
@@ -51,7 +52,7 @@ class Pgbench:
             self._table.empty()
         else:
             self._table.load()
-        _run(self._dsn, self._script, self._clients, self._table.jobs)
+        _run(self._dsn, self._script, self._clients, self._table.jobs, length=self._length)
         if self._enqueues:
             return self._table.insert_rate()
         if self._effect:
@@ -108,8 +109,26 @@ def _in_schema(text: str, schema: str) -> str:
     return re.sub(r"\bfixed_floor\b(?=[.;])", f'"{schema}"', text)
 
 
-def _run(dsn: str, script: str, clients: int, jobs: int) -> float:
-    """Transactions a second, as pgbench says. The number of jobs is a multiple of that of the clients."""
+def _chain_length(each: int) -> int:
+    """How many jobs one run of the script has: a divisor of the number of jobs that each client works."""
+    return max(length for length in range(1, _LONGEST_CHAIN + 1) if each % length == 0)
+
+
+def _chain(text: str, length: int, *, effect: bool) -> str:
+    """Put the parts of floor.sql together, for so many jobs."""
+    parts = {
+        name: part.strip() for name, part in re.findall(r"^-- name: (\w+)\n(.*?)(?=^-- name: |\Z)", text, re.M | re.S)
+    }
+    wanted = ["insert"] * length if effect else ["first", *(["next"] * (length - 1)), "last"]
+    whole = "\n".join(f"{{{name}}}" for name in wanted)
+    while placeholder := re.search(r"\{(\w+)\}", whole):
+        whole = whole.replace(placeholder[0], parts[placeholder[1]])
+    return whole + "\n"
+
+
+def _run(dsn: str, script: str, clients: int, jobs: int, *, length: int = 1) -> float:
+    """Runs of the script a second, as pgbench says, each for `length` jobs. The number of jobs is a multiple of that of
+    the clients."""
     each, rest = divmod(jobs, clients)
     if rest:
         raise SystemExit(f"--jobs must be a multiple of every number of threads, so of {clients}")
@@ -118,7 +137,7 @@ def _run(dsn: str, script: str, clients: int, jobs: int) -> float:
         path = Path(directory, "floor.sql")
         path.write_text(script)
         command = [pgbench(), "--no-vacuum", "--protocol=prepared", f"--file={path}", f"--client={clients}"]
-        command += [f"--jobs={threads}", f"--transactions={each}", dsn]
+        command += [f"--jobs={threads}", f"--transactions={each // length}", dsn]
         done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE, check=False)
     found = re.search(r"^tps = ([\d.]+)", done.stdout, re.MULTILINE)
     if done.returncode != 0 or found is None:

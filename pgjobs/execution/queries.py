@@ -232,7 +232,9 @@ class ExecutionQueries:
     ) -> FinishResult:
         """Roll back the handler's writes, keep the row's lock, and commit the outcome."""
         script = self.scripts.fail(finish)
-        return self._write_outcome(transport, script, finish, job, finish_values(job, outcome, data))
+        finished = self._write_outcome(transport, script, finish, job, finish_values(job, outcome, data))
+        transport.rolled_back()
+        return finished
 
     def finish_late(
         self,
@@ -270,6 +272,7 @@ class ExecutionQueries:
         _, error = transport.run(self.scripts.abandon(session), plain, single=True)
         if error is not None:
             raise error
+        transport.rolled_back()
 
     def complete_within(
         self,

@@ -259,6 +259,10 @@ class Transport:
         self._names.clear()
         self._templates.clear()
 
+    def rolled_back(self) -> None:
+        """A handler's writes were rolled back: what psycopg has prepared may refer to tables that are gone."""
+        self._conn._prepared.clear()
+
     # --- prepared
 
     def _message(self, script: Script, plain: Mapping[bytes, bytes], texts: Values) -> bytes:

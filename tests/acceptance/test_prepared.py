@@ -173,7 +173,9 @@ def test_a_claim_whose_lock_alone_was_deallocated_is_made_again(
 
     def act(tx: Tx, number: int) -> None:
         if number % 10 == 0:
-            names = tx.execute("SELECT name FROM pg_prepared_statements WHERE name LIKE 'pgjobs%lock%'").fetchall()
+            names = tx.execute(
+                "SELECT name FROM pg_prepared_statements WHERE name ~ '^pgjobs.*_lock_[0-9]+$'"
+            ).fetchall()
             for (name,) in names:
                 tx.execute(sql.SQL("DEALLOCATE {}").format(sql.Identifier(name)))
 

@@ -33,6 +33,7 @@ USES: dict[str, set[str]] = {
         "db/handler_connection.py",
         "enqueuing/single_insert.py",
         "execution/savepoints.py",
+        "execution/transport.py",
     },
     "_prepared_idx": {"db/handler_connection.py"},
     "_get_tx_start_command": {"enqueuing/single_insert.py"},
