@@ -308,7 +308,18 @@ def test_the_claim_and_the_finish_of_a_batch_read_by_the_indexes(full: Client, s
     token = str(uuid4())
     values = {**CLAIM_DEFAULTS, "queue": "queue.1", "worker": "me", "token": token, "batch_time": 1}
     nothing = "{" + ",".join(['""'] * 100) + "}"
-    values |= {"ids": ids, "rest": ids, "data_ids": ids, "metadata": nothing, "output": nothing}
+    values |= {
+        "new_token": values["token"],
+        "bounds": None,
+        "bound": "0",
+        "check_interval": "0",
+        "ids": ids,
+        "bounded_by": "idle_in_transaction_session_timeout",
+        "rest": ids,
+        "data_ids": ids,
+        "metadata": nothing,
+        "output": nothing,
+    }
     names = ("lock_batch", "select_locked_ids", "store_batch_data", "unclaim_batch", "complete_claim")
     wanted = {"claim": claim} | {name: batch[name] for name in names}
     wanted["complete"] = batch["complete_batch"].split(b"WITH finished AS (")[1].split(b")\nSELECT")[0]
