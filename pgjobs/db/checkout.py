@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
+from os import getpid
 from typing import Any, TypeVar
 
 import psycopg
@@ -24,6 +25,7 @@ from pgjobs.db import handler_connection
 from pgjobs.db.connection import allow_prepare, force_close, shared, shut_down
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.db.own_pool import take_live
+from pgjobs.forking import connection_of_parent
 from pgjobs.loggers import get_logger
 
 log = get_logger("pgjobs.checkout")
@@ -88,6 +90,7 @@ class Checkout(ABC):
         self.transport = self.session = None
         self._tx: AnyConnection | None = None  # of the attempt that runs
         self.savepoints_ahead = _AHEAD
+        self._process = getpid()
         self._uses = 0  # transactions whose handlers have used the connection
         self._shared = shared(self.original)
         self._before_use: Callable[[], None] | None = None  # in a batch
@@ -148,8 +151,10 @@ class Checkout(ABC):
 
     def _set_savepoint(self, tx: AnyConnection) -> None:
         """A handler is about to send its first statement. If the savepoint cannot be set, the next one tries again."""
-        if tx.pgconn.transaction_status == TransactionStatus.IDLE:
+        if self.conn.pgconn.transaction_status == TransactionStatus.IDLE:
             return  # a framework sets the object up before the transaction
+        if getpid() != self._process:
+            raise connection_of_parent()
         if not self.saved:
             self.transport.set_savepoint()
             self.saved = True
@@ -168,12 +173,11 @@ class Checkout(ABC):
     def end_tx(self, job: int) -> bool:
         """End the connection object of this job's handler, which has ended, and find out whether it has `used` it.
         Returns False if another thread is using the connection: then the connection must not be used any more."""
-        tx = self._tx
+        tx, self._tx = self._tx, None
         if tx is None:
             self.used = False
             return True
         self.used, quiet = handler_connection.end(tx, job)
-        self._tx = None
         if not quiet:
             self._busy = self.used = True
         return quiet
@@ -298,7 +302,7 @@ class Checkout(ABC):
 
     def return_to_pool(self) -> None:
         """Return the connection as it was when it was taken; closed, if it is spoiled or in the middle of something."""
-        if self._empty:
+        if self._empty or getpid() != self._process:  # a child leaves the connection to its parent
             return
         if self.spoiled or not self.usable or self.conn.info.transaction_status != TransactionStatus.IDLE:
             self._discard(self.conn)

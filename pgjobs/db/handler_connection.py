@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from functools import cache, lru_cache, partial
+from functools import lru_cache, partial
 from types import new_class
 from typing import Any, cast
 from weakref import ref
@@ -95,12 +95,10 @@ def end(conn: AnyConnection, job: int) -> tuple[bool, bool]:
         attributes = conn.__dict__
         used = attributes["_pgjobs_first"] is None
         if attributes["_pgjobs_callbacks"] is not None:
-            pgconn = conn.pgconn
+            pgconn = attributes["pgconn"]
             pgconn.notice_handler, pgconn.notify_handler = attributes["_pgjobs_callbacks"]
+        attributes.update(_OF_ENDED)
         attributes["_pgjobs_ended"] = job
-        attributes["_pgjobs_first"] = _refuse
-        attributes["_closed"] = True
-        attributes["pgconn"] = _closed_pgconn()
     finally:
         if quiet:
             conn.lock.release()
@@ -109,17 +107,21 @@ def end(conn: AnyConnection, job: int) -> tuple[bool, bool]:
 
 def _refuse(conn: AnyConnection) -> None:
     job = conn.__dict__["_pgjobs_ended"]
+    what = f"job {job}" if job else "the job"
     raise psycopg.OperationalError(
-        f"job {job} has ended, and with it its transaction: its connection object cannot be used any more"
+        f"{what} has ended, and with it its transaction: its connection object cannot be used any more"
     )
 
 
-@cache
 def _closed_pgconn() -> PGconn:
     """A libpq connection that is closed, and never was open."""
     pgconn = pq.PGconn.connect_start(b"not a connection string")  # libpq does nothing but to note the error
     pgconn.finish()
     return pgconn
+
+
+# The attributes of an object whose job has ended.
+_OF_ENDED: Attributes = {"_pgjobs_first": _refuse, "_closed": True, "pgconn": _closed_pgconn()}
 
 
 class _SharedPrepared(WatchedPrepared):
@@ -152,6 +154,20 @@ class HandlerConnection(Connection[Any]):
 
     def __del__(self, __warn: Any = None) -> None:
         """The pool's object stands for the open connection: psycopg warns when that was not closed."""
+
+    @property
+    def pgconn(self) -> PGconn:
+        """The libpq connection. Whoever reads it may send something by it, past `wait`."""
+        attributes = self.__dict__
+        first = attributes["_pgjobs_first"]
+        if first is not None and attributes["_pgjobs_ended"] is None:
+            first(self)
+        pgconn: PGconn = attributes["pgconn"]
+        return pgconn
+
+    @pgconn.setter
+    def pgconn(self, pgconn: PGconn) -> None:
+        self.__dict__["pgconn"] = pgconn
 
     def wait(self, *args: Any, **options: Any) -> Any:
         first = self._pgjobs_first

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -51,11 +51,10 @@ def _flat(values: Sequence[Any]) -> Sequence[Any]:
     return flat
 
 
-def claimed_job(row: Sequence[Any], same: Mapping[str, Any], instant: Callable[[str], datetime]) -> Job[Any]:
-    """The Job of a claimed row, which has only the columns that may differ from the values that are the `same` for all.
-    A NULL stands for the value that is there."""
-    values = {**CLAIMED, **same}
-    id, kind, priority, most, args, scheduled_at, created_at, metadata, errors, tags, attempted_by, *own = row
+def claimed_job(row: Sequence[Any], values: dict[str, Any], instant: Callable[[str], datetime]) -> Job[Any]:
+    """The Job of a claimed row. `values` are those of a claimed job, and become those of this one; the row has the
+    columns that may differ. A NULL stands for the value that is there."""
+    id, kind, priority, most, args, scheduled_at, created_at, metadata, errors, tags, attempted_by = row[:11]
     values["id"] = id
     values["kind"] = kind
     values["priority"] = priority
@@ -72,11 +71,11 @@ def claimed_job(row: Sequence[Any], same: Mapping[str, Any], instant: Callable[[
         values["tags"] = tuple(_flat(tags))
     if attempted_by is not None:
         values["attempted_by"] = tuple(_flat(attempted_by))
-    if own:  # of a claim of one job
-        values["attempt"], attempted_at, leased_until, *_ = own
-        values["attempted_at"] = instant(attempted_at)
-        if leased_until is not None:
-            values["leased_until"] = instant(leased_until)
+    if len(row) > 11:  # of a claim of one job
+        values["attempt"] = row[11]
+        values["attempted_at"] = instant(row[12])
+        if row[13] is not None:
+            values["leased_until"] = instant(row[13])
     return job_owning(values)
 
 

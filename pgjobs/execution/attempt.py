@@ -115,14 +115,16 @@ class Attempt:
         self.job = job
         self.plan = plan  # None: the kind has no handler
         self.context = context  # of the handler, the hooks, policies and other functions of the application
-        self.thread = slot.thread
-        self.deciding = slot.deciding
+        self.slot = slot
         self.checkout: Checkout | None = slot.checkout  # None: a detached attempt, which has no connection
         self._conn_id = id(slot.checkout.conn)  # the checkout may get another one later
-        self._lock = slot.lock
-        self._process = slot.process
         self._timeout = timeout
-        self.expires = NEVER if timeout is None else time.monotonic() + timeout.total_seconds()
+        self.began = began = time.monotonic()
+        self.expires = NEVER if timeout is None else began + timeout.total_seconds()
+
+    @property
+    def thread(self) -> threading.Thread:
+        return self.slot.thread
 
     def detach(self, complete: Callable[[AnyConnection, Attempt], Job[Any]], session: Session | None) -> None:
         """Make this a detached attempt; `complete` is its `job.complete(tx)`."""
@@ -192,7 +194,6 @@ class Attempt:
         instead. After this no exception of the watchdog can arrive."""
         error: BaseException | None = None
         before = set_current_job(job)
-        started = time.monotonic()
         try:
             try:
                 self._in_handler = True  # without the lock: the watchdog may see it a moment later
@@ -201,13 +202,13 @@ class Attempt:
                     check_handler_return(answer, function)
             except BaseException as raised:  # also SystemExit: a handler must not end the worker's thread
                 error = raised
-            if os.getpid() != self._process:  # the handler has forked, and this is the child
+            if os.getpid() != self.slot.process:  # the handler has forked, and this is the child
                 os._exit(0 if error is None or (isinstance(error, SystemExit) and not error.code) else 1)
             self._close_window()
         except Interrupted as late:  # it arrived after the handler and before the window was closed
             self._close_window()
             error = late
-        self.run_seconds = time.monotonic() - started
+        self.run_seconds = time.monotonic() - self.began
         reset_current_job(before)
         if error is not None and self.reason is not None:
             self.reason.__cause__ = error
@@ -215,7 +216,7 @@ class Attempt:
         return error
 
     def _close_window(self) -> None:
-        with self._lock:
+        with self.slot.lock:
             self._in_handler = False
         if self._interrupted:
             absorb_interrupt()
@@ -227,8 +228,8 @@ class Attempt:
 
     def end(self) -> None:
         """The outcome is written: the watchdog leaves the attempt and its connection alone from now on."""
-        vars(self.job)["running"] = _STOPPED if self.cancelled else _ENDED  # the job may be kept for long
-        with self._lock:
+        vars(self.job)["running"] = _ENDED if self.reason is None else _STOPPED  # the job may be kept for long
+        with self.slot.lock:
             self.ended = True
             if not self.severed:
                 self.on_severed = None  # else a job that the application keeps would keep its whole batch
@@ -238,7 +239,7 @@ class Attempt:
     def request_stop(self, reason: Reason, grace: GracePeriods | None = None) -> None:
         """Stop the attempt. The first reason counts; a later call can only shorten the grace periods."""
         grace = grace or AFTER_TIMEOUT
-        with self._lock:
+        with self.slot.lock:
             if self.reason is None or grace.stuck < self._grace.stuck:
                 self._requested_at = time.monotonic()
                 self._grace = grace
@@ -248,7 +249,7 @@ class Attempt:
         """Take the steps that are due. Returns when the next one is due, by the monotonic clock."""
         if self.reason is None and self._timeout is not None and now >= self.expires:
             self.request_stop(JobTimedOut(self._timeout))
-        with self._lock:
+        with self.slot.lock:
             if self.ended or self.stuck:
                 return NEVER
             if self.reason is None:

@@ -28,7 +28,7 @@ import psycopg
 from pgjobs.clean_text import one_line
 from pgjobs.db.checkout import Checkout
 from pgjobs.errors import AttemptLost, JobCancelled, TransactionBroken
-from pgjobs.execution.attempt import Attempt, Slot, private_context
+from pgjobs.execution.attempt import Attempt, Slot
 from pgjobs.execution.batch_queries import BatchOutcome, BatchQueries, Claimed, must_run_alone
 from pgjobs.execution.executor import Executor
 from pgjobs.execution.failed_claims import claims_of
@@ -167,6 +167,7 @@ class Batch:
         self.checkout = self.slot.checkout
         self.finisher = self.executor.finisher
         self.jobs = self.found.jobs
+        self._report_severed = self._on_severed  # bound once
 
     def run(self, ends: Callable[[], bool]) -> None:
         """Run the jobs and finish them. The connection is ready for the next batch then."""
@@ -212,19 +213,19 @@ class Batch:
                 return
             previous = self._watched
             if previous is not None:
-                if time.monotonic() >= last_start or savepoints.used >= most:
+                if previous.began + previous.run_seconds >= last_start or savepoints.used >= most:
                     return
                 previous.end()  # from here on the watchdog leaves the connection alone
                 if previous.tainted:
                     return
-            attempt = self._run_job(job, savepoints, previous)
+            attempt = self._run_job(job, savepoints)
             if savepoints.broken or attempt.tainted:  # a late cancel or interrupt could hit the next job
                 return
 
-    def _run_job(self, job: Job[Any], savepoints: Savepoints, previous: Attempt | None) -> Attempt:
-        executor, context = self.executor, private_context()
-        attempt = context.run(executor.attempt, self.slot, context, job)
-        attempt.on_severed = self._on_severed
+    def _run_job(self, job: Job[Any], savepoints: Savepoints) -> Attempt:
+        executor = self.executor
+        attempt = executor.attempt(self.slot, job)
+        attempt.on_severed = self._report_severed
         self._watched = attempt
         self.started += 1
         savepoints.start(job.id)
@@ -233,7 +234,7 @@ class Batch:
         if executor.watchdog.cancelled:
             error = executor.watchdog.cancelled.get((job.id, job.token))  # cancelled since the claim
         if error is None:
-            error = context.run(executor.start, attempt)
+            error = attempt.context.run(executor.start, attempt)
         if attempt.tainted:
             self.checkout.wait_for_cancels()  # else one could hit the next statement
         quiet = self.checkout.end_tx(job.id)
@@ -242,7 +243,7 @@ class Batch:
             attempt.reason.__cause__ = ended
             ended = attempt.reason
         if ended is not None and savepoints.culprit is None:
-            context.run(self.finisher.decide, attempt, ended)
+            attempt.context.run(self.finisher.decide, attempt, ended)
             self.errors[job.id] = ended
             clear_frames(ended)
         self.ran.append(attempt)

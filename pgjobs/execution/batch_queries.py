@@ -14,7 +14,7 @@ from psycopg.pq.abc import PGresult
 from psycopg.rows import TupleRow
 
 from pgjobs.db import statements
-from pgjobs.db.rows import claimed_job, str_of
+from pgjobs.db.rows import CLAIMED, claimed_job, str_of
 from pgjobs.errors import AttemptLost
 from pgjobs.execution.outcome import AttemptData, Outcome
 from pgjobs.execution.queries import (
@@ -314,9 +314,9 @@ def _metadata(job: Job[Any]) -> Mapping[str, Any]:
 
 def _as_jobs(rows: Iterable[TupleRow], queue: str, token: UUID, worker: str, attempted_at: datetime) -> list[Job[Any]]:
     """Make the jobs of a claim from its rows, which have only the columns that may differ."""
-    same = {"queue": queue, "attempted_at": attempted_at, "token": token, "attempted_by": (worker,)}
+    same = {**CLAIMED, "queue": queue, "attempted_at": attempted_at, "token": token, "attempted_by": (worker,)}
     instant = _Instants().__getitem__
-    return [claimed_job(row, same, instant) for row in rows]
+    return [claimed_job(row, same.copy(), instant) for row in rows]
 
 
 class _Instants(dict[str, datetime]):

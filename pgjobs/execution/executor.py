@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from contextvars import Context
 from functools import partial
 from typing import Any
 
@@ -58,8 +57,8 @@ class Executor:
         Whatever the handler does is an outcome: only errors of the connection, before or after it, are raised. Context
         variables that the application's functions set are not seen by the next job.
         """
-        context = private_context()
-        return context.run(self._run, slot, context, job, goes_on)
+        attempt = self.attempt(slot, job)
+        return attempt.context.run(self._run, slot, attempt, goes_on)
 
     def unclaim_next(self, slot: Slot) -> None:
         """Undo the claim of the job that was claimed together with the last finish, if there is one: it is not run."""
@@ -67,14 +66,16 @@ class Executor:
         if job is not None:
             self.claimer.unclaim(slot.checkout, job)
 
-    def attempt(self, slot: Slot, context: Context, job: Job[Any]) -> Attempt:
-        """Make the attempt at a job. Called in its context."""
-        plan = self._plans.of(job.kind)
+    def attempt(self, slot: Slot, job: Job[Any]) -> Attempt:
+        """Make the attempt at a job, with a context of its own."""
+        plan, context = self._plans.of(job.kind), private_context()
         if plan is None:
             attempt = Attempt(job, slot, context, self.claimer.timeout, None)
         else:
             vars(job)["decode"] = plan.decode  # the job is frozen, but has not been handed out yet
-            timeout = self.claimer.timeout_of(job, plan.handler) if plan.asks_timeout else plan.timeout
+            timeout = plan.timeout
+            if plan.asks_timeout:
+                timeout = context.run(self.claimer.timeout_of, job, plan.handler)
             attempt = Attempt(job, slot, context, timeout, plan)
             if plan.handler.detached and job.leased_until is not None:
                 attempt.detach(self.finisher.complete_within, slot.checkout.session)
@@ -82,10 +83,10 @@ class Executor:
             attempt.set_metadata({"code_version_processed": self.code_version})
         return attempt
 
-    def _run(self, slot: Slot, context: Context, job: Job[Any], goes_on: Callable[[], bool] | None) -> Job[Any] | None:
-        attempt, checkout = self.attempt(slot, context, job), slot.checkout
+    def _run(self, slot: Slot, attempt: Attempt, goes_on: Callable[[], bool] | None) -> Job[Any] | None:
+        checkout = slot.checkout
         if self.hooks.any:
-            self.hooks("on_claim", job, None)
+            self.hooks("on_claim", attempt.job, None)
         self.watchdog.add(slot, attempt)
         try:
             error, next_job = self._start_and_finish(checkout, attempt, goes_on)

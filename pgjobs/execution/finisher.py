@@ -136,7 +136,7 @@ class Finisher:
 
     def _runs(self, conn: AnyConnection, job: Job[Any]) -> bool:
         """Whether this transaction sees the job as running: then the transaction that completed it was rolled back."""
-        found = self.queries.get_job(conn, job.id)
+        found = self.queries.get_job(conn, job.id, job.queue)
         return found is not None and found.state is JobState.RUNNING and found.token == job.token
 
     def rollback(self, checkout: Checkout) -> None:
@@ -227,7 +227,7 @@ class Finisher:
                 return completed, None
         if not checkout.usable:
             checkout.replace()
-        job = self.queries.get_job(checkout.conn, attempt.job.id)
+        job = self.queries.get_job(checkout.conn, attempt.job.id, attempt.job.queue)
         if job is None or job.token != attempt.job.token:
             raise AttemptLost(f"job {attempt.job.id} no longer runs under attempt {attempt.job.attempt}")
         completed = _completed(job)
@@ -263,7 +263,7 @@ class Finisher:
         job = self.write_late(
             checkout,
             attempt.job,
-            lambda _, lost: self.queries.get_job(checkout.conn, attempt.job.id),
+            lambda _, lost: self.queries.get_job(checkout.conn, attempt.job.id, attempt.job.queue),
             f"job {attempt.job.id}",
         )
         checkout.spoiled = True  # its session was not reset
@@ -341,7 +341,7 @@ class Finisher:
     def decide(self, attempt: Attempt, error: BaseException) -> Outcome:
         """Decide the outcome, once: after a severed connection both the watchdog's report and the attempt's own thread
         come here."""
-        with attempt.deciding:
+        with attempt.slot.deciding:
             if attempt.outcome is None:
                 attempt.outcome = self._decide_with_error_handler(attempt, error)
             return attempt.outcome

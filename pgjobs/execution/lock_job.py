@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from pgjobs.execution.attempt import Attempt, Slot, private_context
 from pgjobs.execution.claimer import Claimer
 from pgjobs.execution.finisher import Finisher
 from pgjobs.execution.plans import Plans
+from pgjobs.forking import connection_of_parent
 from pgjobs.job import Job, changed
 
 
@@ -31,7 +33,8 @@ def lock_job(
         yield None, None
         return
     plan = Plans(claimer, ()).of(job.kind)
-    attempt = Attempt(job, Slot(checkout), private_context(), None, plan)
+    slot = Slot(checkout)
+    attempt = Attempt(job, slot, private_context(), None, plan)
     error: BaseException | None = None
     try:
         with checkout.handler_tx() as tx:
@@ -39,6 +42,8 @@ def lock_job(
     except BaseException as raised:
         error = raised
         attempt.args_fit = not isinstance(error, UndecodableArgs)
+    if os.getpid() != slot.process:  # the block has forked, and this is the child
+        raise connection_of_parent() from error
     checkout.end_tx(job.id)
     try:
         error, _ = attempt.context.run(finisher.finish, checkout, attempt, error)

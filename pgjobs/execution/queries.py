@@ -18,7 +18,7 @@ from psycopg.pq.abc import PGresult
 from pgjobs.db import statements
 from pgjobs.db.channel import channel
 from pgjobs.db.cursors import AnyConnection, act, answers, job_cursor, literal_cursor, one
-from pgjobs.db.rows import QUEUE, as_job, claimed_at, claimed_job, only, str_of
+from pgjobs.db.rows import CLAIMED, QUEUE, as_job, claimed_at, claimed_job, only, str_of
 from pgjobs.errors import AttemptLost
 from pgjobs.execution.outcome import NO_DATA, AttemptData, Outcome
 from pgjobs.execution.requests import BEGINNING, ClaimRequest, Session
@@ -130,8 +130,9 @@ class ExecutionQueries:
         """Read the job that was claimed and locked. None if there is none: then the transaction is rolled back."""
         lock = results[script.at["lock"]]
         if lock.ntuples:
-            same = {"queue": request.queue, "token": request.token, "attempted_by": request.settings.claimed_by}
-            return claimed_job(transport.row(lock), same, claimed_at)
+            values = {**CLAIMED, "queue": request.queue, "token": request.token}
+            values["attempted_by"] = request.settings.claimed_by
+            return claimed_job(transport.row(lock), values, claimed_at)
         transport.run(self.scripts.roll_back())
         if results[script.at["claim"]].command_tuples:
             raise AttemptLost("a job was claimed but taken away before it was locked")

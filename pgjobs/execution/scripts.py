@@ -163,7 +163,8 @@ class Scripts:
         """Complete a job whose completion was undone together with the claim behind it. The token alone guards it."""
         key = ("again", queue, finish)
         if key not in self._known:
-            steps = [self._step("rollback"), self._step("begin"), *self._before(finish), *self._completion(finish)]
+            steps = [self._step("rollback"), self._step("begin"), *self._undo_settings(finish)]
+            steps += self._completion(finish)
             self._known[key] = Script([*steps, *self._ending(finish)], {"queue": queue, "claim_timeout": None})
         return self._known[key]
 
@@ -174,7 +175,8 @@ class Scripts:
 
     def _before(self, finish: Finish) -> list[Step]:
         """What goes before the outcome of a handler that has succeeded."""
-        steps = [self._step("release_savepoint")] if finish.used and finish.saved else []
+        # also where it was not used: a row locked by a transaction and written by its subtransaction has a MultiXact
+        steps = [self._step("release_savepoint")] if finish.saved else []
         return [*steps, *self._undo_settings(finish)]
 
     def _undo_settings(self, finish: Finish) -> list[Step]:

@@ -277,6 +277,9 @@ class Transport:
         return template % plain
 
     def _make_template(self, script: Script) -> bytes:
+        if len(self._names) + len(script) > _MOST_PREPARED:  # before the first name stands in the template
+            self._stale += self._names.values()
+            self.forget()
         self._deallocate_stale()
         parts, undo_role = [], script.undo_role
         for statement in script.prepared(self._tag, self._literal):
@@ -294,9 +297,6 @@ class Transport:
         return b";".join(parts)
 
     def _prepare(self, statement: Prepared) -> bytes:
-        if len(self._names) >= _MOST_PREPARED:
-            self._stale += self._names.values()
-            self.forget()
         name = b"%b_%d" % (statement.name, self._made)
         self._made += 1
         # without the connection's lock, which psycopg has taken when this goes before a handler's statement

@@ -406,7 +406,7 @@ def test_t19_what_arrives_while_the_window_is_being_closed_lands_in_there(trial:
     checkout = threading.Event()
 
     def at_the_last_moment() -> None:
-        with attempt._lock:
+        with attempt.slot.lock:
             checkout.set()
             closing = Attempt._close_window.__code__
             wait_until(lambda: sys._current_frames()[attempt.thread.ident or 0].f_code is closing)

@@ -20,7 +20,7 @@ from pgjobs.control import queue_queries
 from pgjobs.db import channel as channels
 from pgjobs.db import migration_queries, repair, roles, startup_options, statements
 from pgjobs.db.channel import channel
-from pgjobs.db.rows import as_job, claimed_at, claimed_job
+from pgjobs.db.rows import CLAIMED, as_job, claimed_at, claimed_job
 from pgjobs.enqueuing import queries as enqueuing_queries
 from pgjobs.execution import batch_queries, scripts
 from pgjobs.execution import queries as execution_queries
@@ -307,7 +307,7 @@ def test_a_row_of_a_claim_becomes_the_running_job_of_its_claimer(common: bool) -
     if common:
         row |= dict.fromkeys((*COMMON, "created_at", "leased_until"))
         expected |= COMMON | {"created_at": times["scheduled_at"], "leased_until": None}
-    same = {"queue": "mail", "token": token, "attempted_by": ("me",)}
+    same = {**CLAIMED, "queue": "mail", "token": token, "attempted_by": ("me",)}
     made = claimed_job([*row.values(), "more that a statement gives"], same, claimed_at)
     assert (made.state, made.queue, made.token, made.finalized_at, made.raw_output) == (
         JobState.RUNNING, "mail", token, None, None,
