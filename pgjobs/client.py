@@ -172,7 +172,7 @@ class Client:
             id = f"{self._given_id[:240]}-{os.getpid()}"  # else both would use the same row of the worker table
         id = one_line(id, 255)
         self._events.reset()
-        self._registration.begin_anew(id)
+        self._registration.reset_for_process(id)
         return id
 
     @property

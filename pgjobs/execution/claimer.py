@@ -74,7 +74,7 @@ class Claimer:
         self.failed_claims = FailedClaims(self.queries, self.aside, self.order)
         self.lost_claims = LostClaims(self.queries)
 
-    def begin_anew(self, worker: str) -> None:
+    def reset_for_process(self, worker: str) -> None:
         """Called in a forked child: forget the locks, the claims and the facts of the parent."""
         self.worker = worker
         self._facts, self._settings_version = None, -1

@@ -61,9 +61,9 @@ class WorkerThreads:
         self._wakeup_queries = WakeupQueries(context.schema)
         self._poll_interval = poll_interval.total_seconds()
         self._cooldown = fetch_cooldown.total_seconds()
-        self.begin_anew()
+        self.reset_for_process()
 
-    def begin_anew(self) -> None:
+    def reset_for_process(self) -> None:
         """Start without threads: called for a new pool, and in a forked child."""
         self._changed = threading.Condition()  # a thread has ended, or is stuck
         self._working: dict[threading.Thread, QueueWorkers] = {}
