@@ -114,7 +114,7 @@ class Unworkable:
                 return False  # another process has changed or locked the row
         return False
 
-    def bit_by_bit(self, conn: AnyConnection, act: Act, error: psycopg.Error) -> None:
+    def bisect(self, conn: AnyConnection, act: Act, error: psycopg.Error) -> None:
         """Find the rows for which an act has failed, by bisection: do it to each half of the rows, and divide a half
         for which it fails. One call makes at most MOST_TRIES tries; the next call continues. Raises the error if it
         does not concern a row, or if no row works."""

@@ -42,7 +42,7 @@ class Promoter:
         try:
             self._promoted, contested, due = self._queries.promote(conn, BATCH, rows)
         except psycopg.Error as error:
-            self._promote_bit_by_bit(conn, rows, error)
+            self._promote_by_bisection(conn, rows, error)
             return _NOW
         if self._promoted:
             self._aside.worked("promote")
@@ -69,7 +69,7 @@ class Promoter:
     def _rows(self) -> Selection:
         return Selection(aside=self._aside.rows("promote"))
 
-    def _promote_bit_by_bit(self, conn: AnyConnection, rows: Selection, error: psycopg.Error) -> None:
+    def _promote_by_bisection(self, conn: AnyConnection, rows: Selection, error: psycopg.Error) -> None:
         self._promoted = {}
 
         def promote(ids: Sequence[int]) -> None:
@@ -82,7 +82,7 @@ class Promoter:
         def find() -> list[Row]:
             return self._queries.rows_to_promote(conn, BATCH, rows)
 
-        self._unworkable.bit_by_bit(conn, Act("promote", find, promote, PROMOTE), error)
+        self._unworkable.bisect(conn, Act("promote", find, promote, PROMOTE), error)
 
     def _promote_contested(self, conn: AnyConnection, id: int, queue: str) -> None:
         """Promote a job, or discard it if another job has its unique key."""

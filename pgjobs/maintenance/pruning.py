@@ -79,7 +79,7 @@ class Pruner:
             def find() -> list[Row]:
                 return self._queries.rows_to_date(conn, batch, rows)
 
-            self._unworkable.bit_by_bit(conn, Act(_DATE_FINISHED, find, date, None), error)
+            self._unworkable.bisect(conn, Act(_DATE_FINISHED, find, date, None), error)
         return True
 
     def _rules(self, conn: AnyConnection) -> list[RetentionRule]:
@@ -111,7 +111,7 @@ class Pruner:
                 return self._queries.rows_to_prune_after(conn, rule, self._scans[rule].position, batch, rows)
 
             try:
-                self._unworkable.bit_by_bit(conn, Act(act, find, prune, None), error)
+                self._unworkable.bisect(conn, Act(act, find, prune, None), error)
             except psycopg.Error as common:
                 if not concerns_a_row(common):
                     raise

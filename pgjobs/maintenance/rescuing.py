@@ -82,7 +82,7 @@ class Rescuer:
             def find() -> list[Row]:
                 return self._queries.rows_to_rescue(conn, batch, RESCUE_GRACE, kinds, rows)
 
-            self._unworkable.bit_by_bit(conn, Act("rescue", find, rescue, RESCUE), error)
+            self._unworkable.bisect(conn, Act("rescue", find, rescue, RESCUE), error)
         if jobs:
             self._unworkable.aside.worked("rescue")
         return jobs
@@ -110,5 +110,5 @@ class Rescuer:
             def find() -> list[Row]:
                 return self._queries.rows_to_settle(conn, batch, rows)
 
-            self._unworkable.bit_by_bit(conn, Act(_CANCEL_REQUESTS, find, settle, CANCEL), error)
+            self._unworkable.bisect(conn, Act(_CANCEL_REQUESTS, find, settle, CANCEL), error)
         return cancelled, batch  # there may be more
