@@ -97,7 +97,7 @@ class FailedClaims:
         if not self._aside:
             return
         act = claims_of(queue)
-        self._aside.say(act)
+        self._aside.log_new(act)
         if job is not None:
             self._aside.worked(act, job.id)
 

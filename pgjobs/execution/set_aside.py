@@ -180,7 +180,7 @@ class SetAside:
             return False
         return bool(known.common_until) or len(known.in_succession) >= MOST_ALIKE
 
-    def was_said(self, error: BaseException) -> bool:
+    def was_logged(self, error: BaseException) -> bool:
         """Whether it was logged already that an act fails as a whole for this cause."""
         if not self.acts or not isinstance(error, psycopg.Error):
             return False
@@ -191,7 +191,7 @@ class SetAside:
     def failed(self, act: str, key: Hashable, error: Exception, what: str, *, others_work: bool = False) -> float:
         """Pass over a row from now on, for twice as long as the last time; returns for how many seconds. `others_work`:
         other rows of the act have just worked. Raises the error if the act fails as a whole; else the caller logs the
-        row by `say` when the act goes on."""
+        row by `log_new` when the act goes on."""
         cause, now = _cause(error), self._clock()
         with self._lock:
             known = self.acts.setdefault(act, _Act())
@@ -224,7 +224,7 @@ class SetAside:
             known.not_logged.append((what, error))
         return pause
 
-    def say(self, act: str) -> None:
+    def log_new(self, act: str) -> None:
         """Log the rows that were set aside since the last call, each once; if many fail alike, only the first few."""
         known = self.acts.get(act)
         while known is not None and known.not_logged:

@@ -133,7 +133,7 @@ class Unworkable:
                 parts += [part[: len(part) // 2], part[len(part) // 2 :]]
             else:
                 works |= self.deal_with(conn, act.name, part[0], failed, act.change, others_work=partial(bool, works))
-        self.aside.say(act.name)
+        self.aside.log_new(act.name)
         if rows and not works and not self.aside.rows(act.name):
             raise error
 

@@ -96,7 +96,7 @@ class Promoter:
             if not concerns_a_row(error):
                 raise
             self._unworkable.deal_with(conn, "promote", (id, queue), error, PROMOTE)
-            self._aside.say("promote")
+            self._aside.log_new("promote")
             return
         if state is JobState.AVAILABLE:
             self._promoted[queue] = self._promoted.get(queue, 0) + 1

@@ -113,7 +113,7 @@ class Ticker:
                 self._pause(conn, seen.name, error)
             else:
                 self._failing.worked(_ACT, seen.name)
-        self._failing.say(_ACT)
+        self._failing.log_new(_ACT)
         if due_schedules:
             return _SOON
         pauses = [timedelta(seconds=until - time.monotonic()) for until in self._paused_until.values()]

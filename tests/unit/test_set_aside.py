@@ -65,10 +65,10 @@ def test_when_more_than_a_few_fail_alike_none_is_set_aside(aside: SetAside, capl
     for n in range(MOST_ALIKE, MOST_ALIKE + 3):
         with pytest.raises(psycopg.errors.RaiseException):
             aside.failed(ACT, n, error(n), f"job {n}")
-    aside.say(ACT)
+    aside.log_new(ACT)
     assert aside.rows(ACT) == []
     assert aside.is_common(ACT, error(99))
-    assert aside.was_said(error(99))
+    assert aside.was_logged(error(99))
     assert not aside.is_common(ACT, error(99, "another cause"))
     assert len(caplog.messages) == 1
     aside.worked(ACT)
@@ -83,7 +83,7 @@ def test_rows_that_fail_beside_others_that_work_are_all_set_aside_but_not_all_lo
     caplog.set_level(logging.WARNING)
     for n in range(1000):
         aside.failed(ACT, n, error(n), f"job {n}", others_work=True)
-        aside.say(ACT)
+        aside.log_new(ACT)
     assert len(aside.rows(ACT)) == 1000
     assert len(caplog.messages) == MOST_ALIKE + 1
     with pytest.raises(psycopg.Error):
