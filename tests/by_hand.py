@@ -34,7 +34,7 @@ def request(
     detached: Sequence[str] = (),
     lease: timedelta = timedelta(minutes=1),
     mark: Mark | None = None,
-    aside: Sequence[int] = (),
+    set_aside: Sequence[int] = (),
     settings: ClaimSettings | None = None,
 ) -> ClaimRequest:
     """The values of a claim, as a worker makes them for its threads; `settings` are used in place of all that it makes
@@ -43,7 +43,7 @@ def request(
         worker=worker, kinds=kinds, detached=list(detached), lease=lease, synchronous_commit=True, check_interval="0",
         bounded_by=None, bound="0", bounds=None,
     )  # fmt: skip
-    return ClaimRequest(settings or made, queue, which, token or uuid4(), id, mark, aside)
+    return ClaimRequest(settings or made, queue, which, token or uuid4(), id, mark, set_aside)
 
 
 def claim(client: Client, conn: AnyConnection, queue: str = "default", **values: Any) -> Job[Any] | None:

@@ -120,8 +120,8 @@ class Batches:
             return None
         found.session = found.session._replace(shared=claimer.facts(checkout).pooled)
         checkout.session = found.session
-        if claimer.aside:
-            claimer.aside.worked(claims_of(queue))
+        if claimer.set_aside:
+            claimer.set_aside.worked(claims_of(queue))
         if hooks.any:
             for job in found.jobs:
                 copy_context().run(hooks, "on_claim", job, None)

@@ -137,7 +137,7 @@ class BatchQueries:
 
     def _claim_script(self, request: ClaimRequest, limit: int, batch_time: timedelta) -> Script:
         """The limit is written into the text: with a parameter, the planner would expect a tenth of the table."""
-        around, settings = bool(request.aside), request.settings
+        around, settings = bool(request.set_aside), request.settings
         key = ("batch", request.queue, request.which, around, limit, batch_time)
         if key not in settings.scripts:
             work, batch = self._work, self._batch

@@ -68,10 +68,10 @@ class Claimer:
     marks: LowWaterMarks = field(default_factory=LowWaterMarks)
     sync_until: float = _NOT_KNOWN
     _facts_lock: threading.Lock = field(default_factory=threading.Lock)
-    aside: SetAside = field(default_factory=SetAside)
+    set_aside: SetAside = field(default_factory=SetAside)
 
     def __post_init__(self) -> None:
-        self.failed_claims = FailedClaims(self.queries, self.aside, self.order)
+        self.failed_claims = FailedClaims(self.queries, self.set_aside, self.order)
         self.lost_claims = LostClaims(self.queries)
 
     def reset_for_process(self, worker: str) -> None:
@@ -82,8 +82,8 @@ class Claimer:
         self.lost_claims = LostClaims(self.queries)  # the parent undoes its own
         self.marks = LowWaterMarks()
         self._facts_lock = threading.Lock()
-        self.aside = SetAside()  # a thread of the parent may have held its lock
-        self.failed_claims = FailedClaims(self.queries, self.aside, self.order)
+        self.set_aside = SetAside()  # a thread of the parent may have held its lock
+        self.failed_claims = FailedClaims(self.queries, self.set_aside, self.order)
 
     def claim(self, checkout: Checkout, queue: str) -> Job[Any] | None:
         """Claim the next job that can be claimed; those before it are discarded or set aside. It is locked in the
@@ -249,9 +249,9 @@ class Claimer:
         if self._settings_version != self.work_map.changes:
             self._settings_version, self._settings = self.work_map.changes, self._current_settings()
         after_crash = time.monotonic() < self.sync_until
-        aside = self.aside.rows(claims_of(queue)) if self.aside.acts and id is None else ()
+        set_aside = self.set_aside.rows(claims_of(queue)) if self.set_aside.acts and id is None else ()
         which = self.order if id is None else "id"
-        return ClaimRequest(self._settings[after_crash], queue, which, new_token(), id, mark, aside)
+        return ClaimRequest(self._settings[after_crash], queue, which, new_token(), id, mark, set_aside)
 
     def _current_settings(self) -> tuple[ClaimSettings, ClaimSettings]:
         """The values that all claims share until the WorkMap changes: with asynchronous commits, and without."""

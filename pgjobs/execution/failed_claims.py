@@ -31,11 +31,11 @@ _CHECK_UNCHANGED_EVERY = 2.0  # seconds between two checks whether a trigger sil
 class FailedClaims:
     """The jobs of one process that cannot be claimed."""
 
-    def __init__(self, queries: ExecutionQueries, aside: SetAside, order: str) -> None:
+    def __init__(self, queries: ExecutionQueries, set_aside: SetAside, order: str) -> None:
         self._queries = queries
-        self._aside = aside
+        self._set_aside = set_aside
         self._order = order
-        self._unworkable = Unworkable(queries, aside)
+        self._unworkable = Unworkable(queries, set_aside)
         self._next_check: dict[str, float] = {}  # of `pass_unchanged`, by queue, by the monotonic clock
 
     def deal_with(self, conn: AnyConnection, request: ClaimRequest, error: psycopg.Error | UnreadableRow) -> None:
@@ -44,7 +44,7 @@ class FailedClaims:
         if isinstance(error, UnreadableRow):
             return  # the job is discarded already
         act = claims_of(request.queue)
-        if self._aside.is_common(act, error):
+        if self._set_aside.is_common(act, error):
             raise error
         with self._trial(conn):
             id = self._queries.select_next(conn, self._order, request.values)
@@ -94,12 +94,12 @@ class FailedClaims:
 
     def went_on(self, queue: str, job: Job[Any] | None) -> None:
         """Called after a claim, with the job that it has claimed: log the jobs that it has set aside."""
-        if not self._aside:
+        if not self._set_aside:
             return
         act = claims_of(queue)
-        self._aside.log_new(act)
+        self._set_aside.log_new(act)
         if job is not None:
-            self._aside.worked(act, job.id)
+            self._set_aside.worked(act, job.id)
 
     def _others_work(self, conn: AnyConnection, request: ClaimRequest) -> bool:
         """Whether at least one of a sample of the other jobs of the queue can be claimed."""

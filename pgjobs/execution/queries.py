@@ -144,14 +144,14 @@ class ExecutionQueries:
 
     def select_next(self, conn: AnyConnection, which: str, values: Mapping[str, Any]) -> int | None:
         """Find and lock the job that a claim with these values would take."""
-        aside = values.get("aside") or []
-        (rows,) = act(conn, self._selects[which], {**values, "aside": aside})
+        set_aside = values.get("set_aside") or []
+        (rows,) = act(conn, self._selects[which], {**values, "set_aside": set_aside})
         return rows[0][0] if rows else None
 
     def sample_available(self, conn: AnyConnection, values: Mapping[str, Any], most: int) -> list[int]:
         """Find some of the jobs that a claim with these values could take, without locking them."""
-        aside = values.get("aside") or []
-        given = {**values, "aside": aside, "most": most}
+        set_aside = values.get("set_aside") or []
+        given = {**values, "set_aside": set_aside, "most": most}
         (rows,) = act(conn, self.work["sample_available"], given)
         return [id for (id,) in rows]
 

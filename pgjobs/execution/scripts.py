@@ -82,7 +82,7 @@ class Scripts:
     def claim(self, request: ClaimRequest, session: Session | None, *, savepoint: bool) -> Script:
         """Without a session, the script reads it, and sets all settings."""
         lacks = tuple(_JOB_SETTINGS) if session is None else session.lacks
-        key = (request.queue, request.which, bool(request.aside), session is None, lacks, savepoint)
+        key = (request.queue, request.which, bool(request.set_aside), session is None, lacks, savepoint)
         script = request.settings.scripts.get(key)
         if script is None:
             before = [self._step("begin"), self._step("set_claim_timeout")]
@@ -94,7 +94,7 @@ class Scripts:
 
     def _claim(self, request: ClaimRequest, lacks: Sequence[str], *, savepoint: bool, together: bool) -> list[Step]:
         work, settings = self._work, request.settings
-        claim = self._claims[bool(request.aside)][request.which]
+        claim = self._claims[bool(request.set_aside)][request.which]
         returning = b""
         if not together:
             returning = b"RETURNING " + _piece(work["claim_alone"])
@@ -133,7 +133,7 @@ class Scripts:
         key: tuple[Any, ...] = (queue, finish)
         known = self._known
         if then is not None:
-            key = (*key, then.savepoint, then.together, bool(then.request.aside))
+            key = (*key, then.savepoint, then.together, bool(then.request.set_aside))
             known = then.request.settings.scripts
         script = known.get(key)
         if script is None:

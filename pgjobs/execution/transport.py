@@ -141,7 +141,7 @@ Run = tuple[Script, Mapping[bytes, bytes], Values]  # with the values that need 
 # The parameters whose values are numbers, names in ASCII and lists of numbers: such a text needs no quoting.
 _PLAIN = frozenset(
     [
-        *("id", "token", "new_token", "mark_priority", "mark_time", "mark_id", "aside", "since"),
+        *("id", "token", "new_token", "mark_priority", "mark_time", "mark_id", "set_aside", "since"),
         *("ids", "rest", "started", "data_ids", "xid"),
     ]
 )

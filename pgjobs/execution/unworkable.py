@@ -55,7 +55,7 @@ class Unworkable:
     """Discards or sets aside the rows for which the acts of one process fail."""
 
     queries: ExecutionQueries
-    aside: SetAside
+    set_aside: SetAside
 
     def deal_with(
         self,
@@ -73,10 +73,10 @@ class Unworkable:
         if change is not None and self._is_to_blame(conn, row, error, change):
             reason = clean(f"this job cannot be worked because of a value in its row: {short(error)}", ERROR_LIMIT)
             if self.discard(conn, row, change.states, reason):
-                self.aside.worked(act, row[0])
+                self.set_aside.worked(act, row[0])
                 return True
-        others = self.aside.is_in_doubt(act, error) and others_work()
-        self.aside.failed(act, row[0], error, f"job {row[0]}", others_work=others)
+        others = self.set_aside.is_in_doubt(act, error) and others_work()
+        self.set_aside.failed(act, row[0], error, f"job {row[0]}", others_work=others)
         return False
 
     def _is_to_blame(self, conn: AnyConnection, row: Row, error: psycopg.Error, change: Change) -> bool:
@@ -118,7 +118,7 @@ class Unworkable:
         """Find the rows for which an act has failed, by bisection: do it to each half of the rows, and divide a half
         for which it fails. One call makes at most MOST_TRIES tries; the next call continues. Raises the error if it
         does not concern a row, or if no row works."""
-        if not concerns_a_row(error) or self.aside.is_common(act.name, error):
+        if not concerns_a_row(error) or self.set_aside.is_common(act.name, error):
             raise error
         rows = act.find()
         shuffle(rows)  # rows that fail alike may be neighbours, and would look like a failure of all rows
@@ -128,13 +128,13 @@ class Unworkable:
             failed = self._try(act, part)
             if failed is None:
                 works = True
-                self.aside.worked(act.name)
+                self.set_aside.worked(act.name)
             elif len(part) > 1:
                 parts += [part[: len(part) // 2], part[len(part) // 2 :]]
             else:
                 works |= self.deal_with(conn, act.name, part[0], failed, act.change, others_work=partial(bool, works))
-        self.aside.log_new(act.name)
-        if rows and not works and not self.aside.rows(act.name):
+        self.set_aside.log_new(act.name)
+        if rows and not works and not self.set_aside.rows(act.name):
             raise error
 
     def _try(self, act: Act, rows: Sequence[Row]) -> psycopg.Error | None:

@@ -88,11 +88,11 @@ class Maintenance:
         kinds: Callable[[], Iterable[str] | None] = lambda: None,
         reindex: Reindex | None = None,
     ) -> None:
-        self.aside = SetAside()
+        self.set_aside = SetAside()
         self._queries = MaintenanceQueries(schema)
         self._workers = WorkerQueries(schema)
         self._repair = SchemaRepair(schema)
-        unworkable = Unworkable(ExecutionQueries(schema), self.aside)
+        unworkable = Unworkable(ExecutionQueries(schema), self.set_aside)
         promoter = Promoter(self._queries, unworkable, wake)
         rescuer = Rescuer(self._queries, unworkable, kinds=kinds, on_rescued=rescued, reads_rescued=reads_rescued)
         pruner = Pruner(self._queries, ObserveQueries(schema), unworkable, keep)

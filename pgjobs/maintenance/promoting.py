@@ -32,7 +32,7 @@ class Promoter:
     def __init__(self, queries: MaintenanceQueries, unworkable: Unworkable, wake: Callable[[str, int], None]) -> None:
         self._queries = queries
         self._unworkable = unworkable
-        self._aside = unworkable.aside
+        self._set_aside = unworkable.set_aside
         self._wake = wake
         self._promoted: dict[str, int] = {}  # jobs by queue, for wake_workers
 
@@ -45,7 +45,7 @@ class Promoter:
             self._promote_by_bisection(conn, rows, error)
             return _NOW
         if self._promoted:
-            self._aside.worked("promote")
+            self._set_aside.worked("promote")
         for id, queue in contested[:_MOST_CONTESTED]:
             self._promote_contested(conn, id, queue)
         if sum(self._promoted.values()) + len(contested) >= BATCH or len(contested) > _MOST_CONTESTED:
@@ -67,7 +67,7 @@ class Promoter:
         self._queries.bring_promote_forward(conn)
 
     def _rows(self) -> Selection:
-        return Selection(aside=self._aside.rows("promote"))
+        return Selection(set_aside=self._set_aside.rows("promote"))
 
     def _promote_by_bisection(self, conn: AnyConnection, rows: Selection, error: psycopg.Error) -> None:
         self._promoted = {}
@@ -96,7 +96,7 @@ class Promoter:
             if not concerns_a_row(error):
                 raise
             self._unworkable.deal_with(conn, "promote", (id, queue), error, PROMOTE)
-            self._aside.log_new("promote")
+            self._set_aside.log_new("promote")
             return
         if state is JobState.AVAILABLE:
             self._promoted[queue] = self._promoted.get(queue, 0) + 1

@@ -68,7 +68,7 @@ class Pruner:
 
     def _date_finished(self, conn: AnyConnection, batch: int) -> bool:
         """Give an end to the finished jobs that have none. Returns whether there may be more."""
-        rows = Selection(aside=self._unworkable.aside.rows(_DATE_FINISHED))
+        rows = Selection(set_aside=self._unworkable.set_aside.rows(_DATE_FINISHED))
         try:
             return self._queries.date_finished(conn, batch, rows) >= batch
         except psycopg.Error as error:
@@ -95,7 +95,7 @@ class Pruner:
         """Delete a batch of the jobs of a rule. If a row stops the statement, delete the others. Returns whether there
         may be more."""
         act = f"prune {rule.state}" if rule.queue is None else f"prune {rule.state} of queue {rule.queue}"
-        rows = Selection(aside=self._unworkable.aside.rows(act))
+        rows = Selection(set_aside=self._unworkable.set_aside.rows(act))
         try:
             if _is_simple(rule):
                 return self._queries.prune(conn, rule, batch, rows) >= batch

@@ -19,15 +19,15 @@ class DutyMissing(LookupError):
 
 
 class Selection(NamedTuple):
-    """Restricts a statement of a duty to rows, by their ids: not those `aside`, and only those `among`."""
+    """Restricts a statement of a duty to rows, by their ids: not those `set_aside`, and only those `among`."""
 
-    aside: Sequence[int] | None = None
+    set_aside: Sequence[int] | None = None
     among: Sequence[int] | None = None
 
     @property
     def values(self) -> dict[str, Any]:
         return {
-            "aside": list(self.aside) if self.aside else None,
+            "set_aside": list(self.set_aside) if self.set_aside else None,
             "among": None if self.among is None else list(self.among),
         }
 

@@ -69,7 +69,7 @@ class Rescuer:
         return timedelta(0) if jobs.more or max(len(jobs), settled) >= batch else None
 
     def _rescue(self, conn: AnyConnection, batch: int) -> Rescued:
-        rows, kinds = Selection(aside=self._unworkable.aside.rows("rescue")), self._kinds()
+        rows, kinds = Selection(set_aside=self._unworkable.set_aside.rows("rescue")), self._kinds()
         try:
             jobs = self._queries.rescue(conn, batch, RESCUE_GRACE, kinds, rows)
         except psycopg.Error as error:
@@ -84,7 +84,7 @@ class Rescuer:
 
             self._unworkable.bisect(conn, Act("rescue", find, rescue, RESCUE), error)
         if jobs:
-            self._unworkable.aside.worked("rescue")
+            self._unworkable.set_aside.worked("rescue")
         return jobs
 
     def _report(self, conn: AnyConnection, job: Job[Any]) -> None:
@@ -97,7 +97,7 @@ class Rescuer:
 
     def _settle_requests(self, conn: AnyConnection, batch: int) -> tuple[int, int]:
         """Settle requests to cancel an attempt that has ended. How many jobs are cancelled, and requests settled."""
-        rows = Selection(aside=self._unworkable.aside.rows(_CANCEL_REQUESTS))
+        rows = Selection(set_aside=self._unworkable.set_aside.rows(_CANCEL_REQUESTS))
         cancelled = 0
         try:
             return self._queries.settle_requests(conn, batch, rows)

@@ -193,7 +193,7 @@ class MaintenanceThread:
 
     def _log_failure(self, act: str, error: Exception) -> None:
         text = f"duty {act} failed and is tried again in {AFTER_FAILURE}"
-        if self._maintenance.aside.was_logged(error):
+        if self._maintenance.set_aside.was_logged(error):
             log.debug("%s: %s", text, one_line(error))
         else:
             self._outages.failed(log, f"duty {act}", error, text)

@@ -153,7 +153,7 @@ class WorkerThreads:
         forget_details(error)
         with suppress(Exception):  # a log handler of the application may fail
             text = f"{queue}: next claim in {pause:.1f} s"
-            if self._executor.claimer.aside.was_logged(error):
+            if self._executor.claimer.set_aside.was_logged(error):
                 log.debug("%s: %s", text, one_line(error))
             else:
                 what = f"claiming from queue {queue}"

@@ -245,7 +245,7 @@ def test_a_batch_costs_the_same_wherever_it_is(client: Client, sql: Rows, connec
                     "others": ["audit"],
                     "after": after,
                     "after_id": 0,
-                    "aside": None,
+                    "set_aside": None,
                     "among": None,
                 },
             )
