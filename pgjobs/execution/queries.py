@@ -17,7 +17,7 @@ from psycopg.pq.abc import PGresult
 
 from pgjobs.db import statements
 from pgjobs.db.channel import channel
-from pgjobs.db.cursors import AnyConnection, act, answers, job_cursor, literal_cursor, one
+from pgjobs.db.cursors import AnyConnection, answers, job_cursor, literal_cursor, one, run_guarded
 from pgjobs.db.rows import QUEUE, as_job, claimed_at, claimed_job, only, str_of
 from pgjobs.errors import AttemptLost
 from pgjobs.execution.outcome import NO_DATA, AttemptData, Outcome
@@ -145,19 +145,19 @@ class ExecutionQueries:
     def select_next(self, conn: AnyConnection, which: str, values: Mapping[str, Any]) -> int | None:
         """Find and lock the job that a claim with these values would take."""
         set_aside = values.get("set_aside") or []
-        (rows,) = act(conn, self._selects[which], {**values, "set_aside": set_aside})
+        (rows,) = run_guarded(conn, self._selects[which], {**values, "set_aside": set_aside})
         return rows[0][0] if rows else None
 
     def sample_available(self, conn: AnyConnection, values: Mapping[str, Any], most: int) -> list[int]:
         """Find some of the jobs that a claim with these values could take, without locking them."""
         set_aside = values.get("set_aside") or []
         given = {**values, "set_aside": set_aside, "most": most}
-        (rows,) = act(conn, self.work["sample_available"], given)
+        (rows,) = run_guarded(conn, self.work["sample_available"], given)
         return [id for (id,) in rows]
 
     def try_claim(self, conn: AnyConnection, id: int, values: Mapping[str, Any]) -> bool:
         """Claim this job in the transaction that is open, behind a savepoint. Raises the error of the claim."""
-        (rows,) = act(conn, self._try_claim, {**values, "id": id})
+        (rows,) = run_guarded(conn, self._try_claim, {**values, "id": id})
         return bool(rows)
 
     def select_claimed_id(self, conn: AnyConnection, queue: str, token: UUID) -> int | None:
@@ -342,7 +342,7 @@ class ExecutionQueries:
         """Whether the server accepts a change of the state that reads no other value of the row. It is rolled back."""
         values = {"id": id, "queue": queue, "states": list(states), "state": to, "counted": counted, "key": keep_key}
         with conn.transaction(force_rollback=True):
-            [rows] = act(conn, self._bare_write, values)
+            [rows] = run_guarded(conn, self._bare_write, values)
         return bool(rows)
 
     def discard_unworkable(
@@ -359,7 +359,7 @@ class ExecutionQueries:
         """Discard a job that cannot be worked; `fresh` drops its errors, its unique key and its workers. A running job
         is discarded only if it has this token; without a token, only if it has no lease."""
         values = {"id": id, "queue": queue, "states": list(states), "reason": reason, "fresh": fresh, "token": token}
-        [rows] = act(conn, self._discard_unworkable, values)
+        [rows] = run_guarded(conn, self._discard_unworkable, values)
         return bool(rows)
 
     def cancelled_attempts(self, conn: AnyConnection, tokens: Sequence[UUID]) -> dict[tuple[int, UUID], str]:
