@@ -128,12 +128,12 @@ class Batches:
         return found
 
 
-def _call_in_context(attempt: Attempt, act: Callable[..., object], *given: object) -> None:
+def _call_in_context(attempt: Attempt, function: Callable[..., object], *given: object) -> None:
     """Call a function in the context of the attempt, which only the attempt's own thread may enter."""
     if threading.current_thread() is attempt.thread:
-        attempt.context.run(act, *given)
+        attempt.context.run(function, *given)
     else:
-        act(*given)
+        function(*given)
 
 
 def _rounded(room: int) -> int:

@@ -249,7 +249,7 @@ class Claimer:
         if self._settings_version != self.work_map.changes:
             self._settings_version, self._settings = self.work_map.changes, self._current_settings()
         after_crash = time.monotonic() < self.sync_until
-        set_aside = self.set_aside.rows(claims_of(queue)) if self.set_aside.acts and id is None else ()
+        set_aside = self.set_aside.rows(claims_of(queue)) if self.set_aside.operations and id is None else ()
         which = self.order if id is None else "id"
         return ClaimRequest(self._settings[after_crash], queue, which, new_token(), id, mark, set_aside)
 

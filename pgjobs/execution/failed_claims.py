@@ -43,8 +43,8 @@ class FailedClaims:
         if no job is to blame."""
         if isinstance(error, UnreadableRow):
             return  # the job is discarded already
-        act = claims_of(request.queue)
-        if self._set_aside.is_common(act, error):
+        operation = claims_of(request.queue)
+        if self._set_aside.is_common(operation, error):
             raise error
         with self._trial(conn):
             id = self._queries.select_next(conn, self._order, request.values)
@@ -56,7 +56,7 @@ class FailedClaims:
                 if not concerns_a_row(failed):
                     raise
                 others = partial(self._others_work, conn, request)
-                if self._unworkable.deal_with(conn, act, (id, request.queue), failed, CLAIM, others_work=others):
+                if self._unworkable.deal_with(conn, operation, (id, request.queue), failed, CLAIM, others_work=others):
                     commit(conn)
 
     def pass_unchanged(self, conn: AnyConnection, queue: str, make_request: Callable[[], ClaimRequest]) -> bool:
@@ -75,8 +75,8 @@ class FailedClaims:
             try:
                 if self._queries.try_claim(conn, id, request.values):
                     return True
-                act, others = claims_of(queue), partial(self._others_work, conn, request)
-                self._unworkable.deal_with(conn, act, (id, queue), UnchangedRow(), CLAIM, others_work=others)
+                operation, others = claims_of(queue), partial(self._others_work, conn, request)
+                self._unworkable.deal_with(conn, operation, (id, queue), UnchangedRow(), CLAIM, others_work=others)
             except psycopg.Error as error:
                 if not concerns_a_row(error):
                     raise
@@ -96,10 +96,10 @@ class FailedClaims:
         """Called after a claim, with the job that it has claimed: log the jobs that it has set aside."""
         if not self._set_aside:
             return
-        act = claims_of(queue)
-        self._set_aside.log_new(act)
+        operation = claims_of(queue)
+        self._set_aside.log_new(operation)
         if job is not None:
-            self._set_aside.worked(act, job.id)
+            self._set_aside.worked(operation, job.id)
 
     def _others_work(self, conn: AnyConnection, request: ClaimRequest) -> bool:
         """Whether at least one of a sample of the other jobs of the queue can be claimed."""

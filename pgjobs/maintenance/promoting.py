@@ -1,4 +1,4 @@
-"""The act of the duty `promote`: makes scheduled and retryable jobs available when they are due.
+"""The duty `promote`: makes scheduled and retryable jobs available when they are due.
 
 A job may give up its unique key while it waits, and another job may have the key when the first one is due. The
 statement for the batch leaves such jobs alone, and each is promoted or discarded by a statement of its own.
@@ -13,7 +13,7 @@ import psycopg
 
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.execution.set_aside import concerns_a_row
-from pgjobs.execution.unworkable import MOST_TRIES, PROMOTE, Act, Row, Unworkable
+from pgjobs.execution.unworkable import MOST_TRIES, PROMOTE, Operation, Row, Unworkable
 from pgjobs.job import JobState
 from pgjobs.loggers import get_logger
 from pgjobs.maintenance.batch_size import BATCH
@@ -82,7 +82,7 @@ class Promoter:
         def find() -> list[Row]:
             return self._queries.rows_to_promote(conn, BATCH, rows)
 
-        self._unworkable.bisect(conn, Act("promote", find, promote, PROMOTE), error)
+        self._unworkable.bisect(conn, Operation("promote", find, promote, PROMOTE), error)
 
     def _promote_contested(self, conn: AnyConnection, id: int, queue: str) -> None:
         """Promote a job, or discard it if another job has its unique key."""

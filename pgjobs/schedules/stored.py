@@ -149,10 +149,10 @@ class Schedules:
         with self._transaction(tx) as conn:
             return self._queries.remove(conn, name)
 
-    def _apply(self, name: str, tx: Tx, act: Callable[[AnyConnection, str], bool]) -> None:
+    def _apply(self, name: str, tx: Tx, change: Callable[[AnyConnection, str], bool]) -> None:
         _check_name(name)
         with self._transaction(tx) as conn:
-            if not act(conn, name):
+            if not change(conn, name):
                 raise ScheduleNotFound(name)
 
 
