@@ -10,13 +10,13 @@ from uuid import UUID, uuid4
 from pgjobs import Client, Job
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.execution.outcome import NO_DATA, AttemptData, Outcome
-from pgjobs.execution.queries import Finished, FinishResult
+from pgjobs.execution.queries import Completion, FinishResult
 from pgjobs.execution.requests import ClaimRequest, ClaimSettings, Mark
-from pgjobs.execution.scripts import Finish, NextClaim
+from pgjobs.execution.scripts import FinishRequest, NextClaim
 from pgjobs.execution.transport import Transport
 from tests import modes
 
-BY_HAND = Finish()  # behind a handler that has used its connection, of whose role nothing is known
+BY_HAND = FinishRequest()  # behind a handler that has used its connection, of whose role nothing is known
 
 
 def transport(client: Client, conn: AnyConnection, *, prepares: bool = not modes.PLAIN) -> Transport:
@@ -61,7 +61,7 @@ def must_claim(client: Client, conn: AnyConnection, queue: str = "default", **va
 
 def complete(
     client: Client, conn: AnyConnection, job: Job[Any], data: AttemptData = NO_DATA, *, then: NextClaim | None = None
-) -> Finished:
+) -> Completion:
     how = BY_HAND._replace(has_data=data is not NO_DATA)
     return client.queries.complete(transport(client, conn), job, how, data, then=then)
 

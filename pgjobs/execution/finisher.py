@@ -46,7 +46,7 @@ from pgjobs.execution.attempt import Attempt
 from pgjobs.execution.claimer import Claimer
 from pgjobs.execution.outcome import AFTER_A_FAULT, COMPLETED, NO_DATA, Outcome, decide
 from pgjobs.execution.queries import ExecutionQueries, FinishResult
-from pgjobs.execution.scripts import Finish, NextClaim
+from pgjobs.execution.scripts import FinishRequest, NextClaim
 from pgjobs.execution.transport import Transport
 from pgjobs.hooks import ErrorHandler, HookCalls
 from pgjobs.interval import microseconds
@@ -154,7 +154,7 @@ class Finisher:
             return self._complete_detached(checkout, attempt)
         if not checkout.usable:
             return TransactionBroken("the handler left its connection closed, or in the middle of a command")
-        how = Finish(
+        how = FinishRequest(
             checkout.session,
             used=checkout.used,
             saved=checkout.saved,
@@ -269,7 +269,7 @@ class Finisher:
         if checkout.usable and checkout.conn.info.transaction_status != TransactionStatus.IDLE:
             try:
                 async_commit = self.claimer.commits_async(attempt.job)
-                how = Finish(checkout.session, checkout.used, checkout.saved, async_commit=async_commit)
+                how = FinishRequest(checkout.session, checkout.used, checkout.saved, async_commit=async_commit)
                 finished = self.queries.fail(checkout.transport, attempt.job, outcome, how, attempt.data)
             except (psycopg.Error, AttemptLost, UnicodeEncodeError):
                 # the savepoint or connection is gone, the row was changed, or the session's encoding lacks a character
@@ -289,7 +289,7 @@ class Finisher:
 
         def write(transport: Transport, lost: bool) -> FinishResult:
             after = after_loss or (lost and attempt.checkout is not None)
-            how = Finish(checkout.session, async_commit=async_commit)
+            how = FinishRequest(checkout.session, async_commit=async_commit)
             return self.queries.finish_late(transport, attempt.job, outcome, how, attempt.data, after_loss=after)
 
         finished = self.write_late(

@@ -22,7 +22,7 @@ from pgjobs.db.rows import QUEUE, as_job, claimed_at, claimed_job, only, str_of
 from pgjobs.errors import AttemptLost
 from pgjobs.execution.outcome import NO_DATA, AttemptData, Outcome
 from pgjobs.execution.requests import BEGINNING, ClaimRequest, Session
-from pgjobs.execution.scripts import Finish, NextClaim, Scripts, lacking
+from pgjobs.execution.scripts import FinishRequest, NextClaim, Scripts, lacking
 from pgjobs.execution.set_aside import UnreadableRow, concerns_a_row, is_application_code
 from pgjobs.execution.transport import Script, Transport, integer, transport_for
 from pgjobs.interval import instant
@@ -65,7 +65,7 @@ class ServerFacts:
     pooled: bool  # whether there is a pooler between this process and the server
 
 
-class Finished(NamedTuple):
+class Completion(NamedTuple):
     """A finish, and the claim that was sent with it."""
 
     result: FinishResult
@@ -185,12 +185,12 @@ class ExecutionQueries:
         self,
         transport: Transport,
         job: Job[Any],
-        finish: Finish,
+        finish: FinishRequest,
         data: AttemptData = NO_DATA,
         *,
         then: NextClaim | None = None,
         single: bool = False,
-    ) -> Finished:
+    ) -> Completion:
         """Commit the handler's writes together with the completion. With `then`, also claim and lock the next job in
         the same round trip. Raises the error of the finish; returns the error of the claim. `single`: nothing is sent
         prepared."""
@@ -216,18 +216,18 @@ class ExecutionQueries:
         clean = not finish.used or _left_clean(results, at)
         done = FinishResult(JobState.COMPLETED, integer(answer, 1), clean)
         if error is not None or then is None:
-            return Finished(done, None, error)
+            return Completion(done, None, error)
         try:
-            return Finished(done, self._locked(transport, script, results, then.request))
+            return Completion(done, self._locked(transport, script, results, then.request))
         except Exception as problem:  # AttemptLost, or an error in reading the row
-            return Finished(done, None, problem)
+            return Completion(done, None, problem)
 
     def fail(
         self,
         transport: Transport,
         job: Job[Any],
         outcome: Outcome,
-        finish: Finish,
+        finish: FinishRequest,
         data: AttemptData = NO_DATA,
     ) -> FinishResult:
         """Roll back the handler's writes, keep the row's lock, and commit the outcome."""
@@ -241,7 +241,7 @@ class ExecutionQueries:
         transport: Transport,
         job: Job[Any],
         outcome: Outcome,
-        finish: Finish,
+        finish: FinishRequest,
         data: AttemptData = NO_DATA,
         *,
         after_loss: bool = False,
@@ -252,7 +252,7 @@ class ExecutionQueries:
         return self._write_outcome(transport, script, finish, job, finish_values(job, outcome, data))
 
     def _write_outcome(
-        self, transport: Transport, script: Script, finish: Finish, job: Job[Any], texts: Mapping[str, Any]
+        self, transport: Transport, script: Script, finish: FinishRequest, job: Job[Any], texts: Mapping[str, Any]
     ) -> FinishResult:
         plain = plain_values(job, finish.session)
         results, error = transport.run(script, plain, texts, single=True)

@@ -22,7 +22,7 @@ from pgjobs.execution.transport import Script, commands
 Step = tuple[str, bytes]  # a label and a statement
 
 
-class Finish(NamedTuple):
+class FinishRequest(NamedTuple):
     """What a finish has to do besides writing the outcome."""
 
     session: Session | None = None  # as it was at the claim
@@ -128,7 +128,7 @@ class Scripts:
 
     # --- finish
 
-    def complete(self, queue: str, finish: Finish, then: NextClaim | None) -> Script:
+    def complete(self, queue: str, finish: FinishRequest, then: NextClaim | None) -> Script:
         """Commit the handler's writes together with the completion, and claim the next job."""
         key: tuple[Any, ...] = (queue, finish)
         known = self._known
@@ -140,7 +140,7 @@ class Scripts:
             script = known[key] = self._complete(queue, finish, then)
         return script
 
-    def _complete(self, queue: str, finish: Finish, then: NextClaim | None) -> Script:
+    def _complete(self, queue: str, finish: FinishRequest, then: NextClaim | None) -> Script:
         session = finish.session
         steps = [*self._before(finish), *self._completion(finish)]
         if then is None:
@@ -159,7 +159,7 @@ class Scripts:
             steps.append(self._step("set_claim_timeout"))
         return self._made(finish, [*steps, *claim], fixed)
 
-    def complete_again(self, queue: str, finish: Finish) -> Script:
+    def complete_again(self, queue: str, finish: FinishRequest) -> Script:
         """Complete a job whose completion was undone together with the claim behind it. The token alone guards it."""
         key = ("again", queue, finish)
         if key not in self._known:
@@ -167,17 +167,17 @@ class Scripts:
             self._known[key] = Script([*steps, *self._ending(finish)], {"queue": queue, "claim_timeout": None})
         return self._known[key]
 
-    def _completion(self, finish: Finish) -> list[Step]:
+    def _completion(self, finish: FinishRequest) -> list[Step]:
         name = "complete" if finish.has_data else "complete_used" if finish.used else "complete_untouched"
         steps = [("complete", self._work[name])]
         return [*steps, ("cancelled", self._work["cancel_if_requested"])] if finish.cancelled else steps
 
-    def _before(self, finish: Finish) -> list[Step]:
+    def _before(self, finish: FinishRequest) -> list[Step]:
         """What goes before the outcome of a handler that has succeeded."""
         steps = [self._step("release_savepoint")] if finish.used and finish.saved else []
         return [*steps, *self._undo_settings(finish)]
 
-    def _undo_settings(self, finish: Finish) -> list[Step]:
+    def _undo_settings(self, finish: FinishRequest) -> list[Step]:
         """Undo the handler's settings of its transaction before the outcome is written."""
         steps = []
         if finish.used:
@@ -186,14 +186,14 @@ class Scripts:
             steps += self._deallocation(finish.session)
         return [*steps, *([self._step("commit_async")] if finish.async_commit else [])]
 
-    def _ending(self, finish: Finish) -> list[Step]:
+    def _ending(self, finish: FinishRequest) -> list[Step]:
         steps = [("committed", self._work["commit"])]
         if finish.used:
             steps += [*self._steps("reset_session"), self._step("release_advisory_locks")]
             steps += [self._step("count_prepared")] if finish.counts else []
         return steps
 
-    def fail(self, finish: Finish) -> Script:
+    def fail(self, finish: FinishRequest) -> Script:
         """Roll back the handler's writes, keep the row's lock, and commit the outcome."""
         key = ("fail", finish)
         if key not in self._known:
@@ -202,7 +202,7 @@ class Scripts:
             self._known[key] = self._made(finish, steps, _role(finish.session))
         return self._known[key]
 
-    def finish_late(self, finish: Finish, *, after_loss: bool) -> Script:
+    def finish_late(self, finish: FinishRequest, *, after_loss: bool) -> Script:
         """Write the outcome in a new transaction."""
         key = ("late", finish, after_loss)
         if key not in self._known:
@@ -216,7 +216,7 @@ class Scripts:
     def _outcome(self) -> list[Step]:
         return [("finish", self._work["finish"]), ("cancelled", self._work["cancel_if_requested"])]
 
-    def _made(self, finish: Finish, steps: list[Step], fixed: Mapping[str, Any]) -> Script:
+    def _made(self, finish: FinishRequest, steps: list[Step], fixed: Mapping[str, Any]) -> Script:
         """Before a statement is prepared behind a handler, the role of the claim must be restored."""
         undo = self.restore_role(finish.session) if finish.used and finish.session is not None else None
         return Script(steps, fixed, undo_role=undo)
