@@ -227,7 +227,7 @@ class Attempt:
 
     def end(self) -> None:
         """The outcome is written: the watchdog leaves the attempt and its connection alone from now on."""
-        vars(self.job)["running"] = None  # the job may be kept for long
+        vars(self.job)["running"] = _STOPPED if self.cancelled else _ENDED  # the job may be kept for long
         with self._lock:
             self.ended = True
             if not self.severed:
@@ -276,6 +276,31 @@ class Attempt:
                 self.checkout.shut_down(self._conn_id)
         self.stuck = waited >= self._grace.stuck
         return NEVER if self.stuck else self._grace.stuck
+
+
+class _EndedAttempt:
+    """What a job has in place of its attempt when that has ended."""
+
+    deadline = None
+
+    def __init__(self, *, cancelled: bool) -> None:
+        self.cancelled = cancelled
+
+    def set_metadata(self, values: Mapping[str, Any]) -> None:
+        raise _ended()
+
+    def record_output(self, output: object) -> None:
+        raise _ended()
+
+    def complete(self, tx: Any) -> Job[Any]:
+        raise _ended()
+
+
+def _ended() -> NotRunning:
+    return NotRunning("this job is not being run any more: its attempt has ended")
+
+
+_ENDED, _STOPPED = _EndedAttempt(cancelled=False), _EndedAttempt(cancelled=True)
 
 
 def private_context() -> Context:

@@ -186,7 +186,11 @@ class Finisher:
         self, job: Job[Any], then: NextClaim | None, error: psycopg.Error | UnicodeEncodeError | AttemptLost
     ) -> BaseException:
         """Why an attempt could not be completed."""
-        if then is not None and isinstance(error, psycopg.OperationalError | AttemptLost):
+        # the error of a lost connection, or of a completion that found no row; not an error that has skipped the claim
+        unknown = (
+            error.__cause__ is None if isinstance(error, AttemptLost) else isinstance(error, psycopg.OperationalError)
+        )
+        if then is not None and unknown:
             self.claimer.lost_claims.add(then.request.queue, then.request.token)
         if isinstance(error, AttemptLost):
             return TransactionBroken("the handler changed the row of its own job, or gave up the lock on it")
