@@ -64,7 +64,7 @@ class Claimer:
     _facts: ServerFacts | None = None
     _settings: tuple[ClaimSettings, ...] = ()
     _settings_version: int = -1
-    single_kinds: set[str] = field(default_factory=set)  # whose handlers deallocate what pgjobs has prepared
+    unprepared_kinds: set[str] = field(default_factory=set)  # whose handlers deallocate what pgjobs has prepared
     marks: LowWaterMarks = field(default_factory=LowWaterMarks)
     sync_until: float = _NOT_KNOWN
     _facts_lock: threading.Lock = field(default_factory=threading.Lock)

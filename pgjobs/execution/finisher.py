@@ -170,7 +170,7 @@ class Finisher:
                 how,
                 attempt.data if attempt.has_data else NO_DATA,
                 then=then,
-                single=job.kind in claimer.single_kinds,
+                unprepared=job.kind in claimer.unprepared_kinds,
             )
         except (psycopg.Error, UnicodeEncodeError, AttemptLost) as error:
             return self._not_completed(job, then, error)
@@ -195,7 +195,7 @@ class Finisher:
         if isinstance(error, AttemptLost):
             return TransactionBroken("the handler changed the row of its own job, or gave up the lock on it")
         if isinstance(error, psycopg.errors.InvalidSqlStatementName) and self.queries.tag in str(error):
-            self.claimer.single_kinds.add(job.kind)
+            self.claimer.unprepared_kinds.add(job.kind)
             stopped = JobStopped(
                 "the handler deallocated the prepared statements of pgjobs; it runs again without them"
             )

@@ -114,7 +114,7 @@ class ExecutionQueries:
         there was none, and no transaction is open. Raises AttemptLost when the claim was committed but another
         transaction changed the row before it could be locked."""
         script = self.scripts.claim(request, session, savepoint=savepoint)
-        results, error = transport.run(script, request.plain)
+        results, error = transport.run(script, request.unquoted)
         if error is not None:
             if len(results) > script.at["claimed"] and concerns_a_row(error) and not is_application_code(error):
                 raise UnreadableRow(str(error)) from error
@@ -189,24 +189,24 @@ class ExecutionQueries:
         data: AttemptData = NO_DATA,
         *,
         then: NextClaim | None = None,
-        single: bool = False,
+        unprepared: bool = False,
     ) -> Completion:
         """Commit the handler's writes together with the completion. With `then`, also claim and lock the next job in
-        the same round trip. Raises the error of the finish; returns the error of the claim. `single`: nothing is sent
-        prepared."""
+        the same round trip. Raises the error of the finish; returns the error of the claim. `unprepared`:
+        nothing that is prepared is used."""
         script = self.scripts.complete(job.queue, finish, then)
-        at, plain = script.at, plain_values(job, finish.session)
+        at, unquoted = script.at, unquoted_values(job, finish.session)
         if then is not None:
-            plain |= then.request.plain
-        texts = {"metadata": data.metadata, "output": data.output} if finish.has_data else _NO_TEXTS
-        results, error = transport.run(script, plain, texts, single=single)
+            unquoted |= then.request.unquoted
+        quoted = {"metadata": data.metadata, "output": data.output} if finish.has_data else _NO_QUOTED
+        results, error = transport.run(script, unquoted, quoted, unprepared=unprepared)
         if len(results) <= at["committed"]:
             assert error is not None
             if then is None or not then.together or len(results) <= at["complete"]:
                 raise lost_or(error, job)
             # the claim has failed, and undone the finish with it
             again = self.scripts.complete_again(job.queue, finish)
-            results, lost = transport.run(again, plain, texts, single=True)
+            results, lost = transport.run(again, unquoted, quoted, unprepared=True)
             if lost is not None:
                 raise lost_or(lost, job)
             script, at = again, again.at
@@ -252,10 +252,10 @@ class ExecutionQueries:
         return self._write_outcome(transport, script, finish, job, finish_values(job, outcome, data))
 
     def _write_outcome(
-        self, transport: Transport, script: Script, finish: FinishRequest, job: Job[Any], texts: Mapping[str, Any]
+        self, transport: Transport, script: Script, finish: FinishRequest, job: Job[Any], quoted: Mapping[str, Any]
     ) -> FinishResult:
-        plain = plain_values(job, finish.session)
-        results, error = transport.run(script, plain, texts, single=True)
+        unquoted = unquoted_values(job, finish.session)
+        results, error = transport.run(script, unquoted, quoted, unprepared=True)
         if len(results) <= script.at["committed"]:
             assert error is not None
             raise lost_or(error, job)
@@ -268,8 +268,8 @@ class ExecutionQueries:
 
     def abandon(self, transport: Transport, session: Session | None, since: datetime | None) -> None:
         """Roll back and reset the session, so that the outcome can be written in it. `since` the handler has it."""
-        plain = {b"since": since.isoformat().encode()} if since is not None else {}
-        _, error = transport.run(self.scripts.abandon(session), plain, single=True)
+        unquoted = {b"since": since.isoformat().encode()} if since is not None else {}
+        _, error = transport.run(self.scripts.abandon(session), unquoted, unprepared=True)
         if error is not None:
             raise error
         transport.rolled_back()
@@ -420,10 +420,10 @@ def attempt_lost(job: Job[Any]) -> AttemptLost:
     return AttemptLost(f"job {job.id} no longer runs under attempt {job.attempt}")
 
 
-_NO_TEXTS: Mapping[str, Any] = {}
+_NO_QUOTED: Mapping[str, Any] = {}
 
 
-def plain_values(job: Job[Any], session: Session | None = None) -> dict[bytes, bytes]:
+def unquoted_values(job: Job[Any], session: Session | None = None) -> dict[bytes, bytes]:
     """The parameters of a finish that need no quoting."""
     assert job.token is not None
     values = {b"id": b"%d" % job.id, b"token": b"%032x" % job.token.int}

@@ -61,7 +61,7 @@ class ClaimRequest(NamedTuple):
     set_aside: Sequence[int] = ()  # jobs that cannot be claimed now
 
     @property
-    def plain(self) -> dict[bytes, bytes]:
+    def unquoted(self) -> dict[bytes, bytes]:
         """The parameters that change with each claim."""
         priority, time, id = self.mark or BEGINNING
         values = {

@@ -46,7 +46,7 @@ _SYNC, _ABORTED = ExecStatus.PIPELINE_SYNC, ExecStatus.PIPELINE_ABORTED
 Values = Mapping[str, Any]
 Literals = Mapping[str, bytes]
 _NO_VALUES: Literals = {}
-_NO_PLAIN: Mapping[bytes, bytes] = {}
+_NO_UNQUOTED: Mapping[bytes, bytes] = {}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -139,7 +139,7 @@ class Script:
 Run = tuple[Script, Mapping[bytes, bytes], Values]  # with the values that need no quoting, and the others
 
 # The parameters whose values are numbers, names in ASCII and lists of numbers: such a text needs no quoting.
-_PLAIN = frozenset(
+_UNQUOTED = frozenset(
     [
         *("id", "token", "new_token", "mark_priority", "mark_time", "mark_id", "set_aside", "since"),
         *("ids", "rest", "started", "data_ids", "xid"),
@@ -168,30 +168,30 @@ class Transport:
     def run(
         self,
         script: Script,
-        plain: Mapping[bytes, bytes] = _NO_PLAIN,
-        texts: Values = _NO_VALUES,
+        unquoted: Mapping[bytes, bytes] = _NO_UNQUOTED,
+        quoted: Values = _NO_VALUES,
         *,
-        single: bool = False,
+        unprepared: bool = False,
     ) -> tuple[list[PGresult], psycopg.Error | None]:
         """Run a script. Returns the results up to the first error, and the error.
 
-        `plain` are values in ASCII that need no quoting, by their names in bytes; `texts` are all others. `single`
-        statements use nothing that is prepared: a handler may have deallocated it, and nothing can be prepared in an
-        aborted transaction.
+        `unquoted` are values in ASCII that need no quoting, by their names in bytes; `quoted` are all others.
+        `unprepared`: nothing that is prepared is used; a handler may have deallocated it, and nothing can be prepared
+        in an aborted transaction.
         """
-        if single or not self.prepares:
-            return self._run_singles([(script, plain, texts)])
-        message = self._message(script, plain, texts)
+        if unprepared or not self.prepares:
+            return self._run_singles([(script, unquoted, quoted)])
+        message = self._message(script, unquoted, quoted)
         with self._conn.lock:
             self._conn.pgconn.send_query(message)
             return self._receive(len(message))
 
     def run_many(
-        self, runs: Sequence[Run], *, single: bool = False
+        self, runs: Sequence[Run], *, unprepared: bool = False
     ) -> tuple[list[list[PGresult]], psycopg.Error | None]:
         """Run several scripts in one message. Returns the results of each, up to the first error, and the error.
-        `single`: as in `run`."""
-        if self.prepares and not single:
+        `unprepared`: as in `run`."""
+        if self.prepares and not unprepared:
             message = b";".join([self._message(*run) for run in runs])
             with self._conn.lock:
                 self._conn.pgconn.send_query(message)
@@ -265,16 +265,16 @@ class Transport:
 
     # --- prepared
 
-    def _message(self, script: Script, plain: Mapping[bytes, bytes], texts: Values) -> bytes:
+    def _message(self, script: Script, unquoted: Mapping[bytes, bytes], quoted: Values) -> bytes:
         key = script if script.ascii else script.key(self._conn)
         template = self._templates.get(key)
         if template is None:
             if len(self._templates) >= _MOST_TEMPLATES:
                 self._templates.clear()
             template = self._templates[key] = self._make_template(script)
-        if texts:
-            plain = {**plain, **{name.encode(): self._literal(value) for name, value in texts.items()}}
-        return template % plain
+        if quoted:
+            unquoted = {**unquoted, **{name.encode(): self._literal(value) for name, value in quoted.items()}}
+        return template % unquoted
 
     def _make_template(self, script: Script) -> bytes:
         self._deallocate_stale()
@@ -334,12 +334,12 @@ class Transport:
                     pgconn.exit_pipeline_mode()
 
     def _singles(
-        self, script: Script, plain: Mapping[bytes, bytes], texts: Values
+        self, script: Script, unquoted: Mapping[bytes, bytes], quoted: Values
     ) -> Iterator[tuple[bytes, list[bytes | None]]]:
         """The statements of a script with their parameters."""
-        encoding = "ascii" if not texts and script.key(self._conn) is script else self._conn.info.encoding
-        given: dict[str, bytes | None] = {name.decode(): value for name, value in plain.items()}
-        for name, value in (*script.fixed.items(), *texts.items()):
+        encoding = "ascii" if not quoted and script.key(self._conn) is script else self._conn.info.encoding
+        given: dict[str, bytes | None] = {name.decode(): value for name, value in unquoted.items()}
+        for name, value in (*script.fixed.items(), *quoted.items()):
             text = text_of(value)
             given[name] = None if text is None else text.encode(encoding)
         for sql, parameters in script.singles(self._literal):
@@ -422,7 +422,7 @@ class Transport:
 
 
 def _placeholder(name: str) -> bytes:
-    return b"'%%(%b)b'" % name.encode() if name in _PLAIN else b"%%(%b)b" % name.encode()
+    return b"'%%(%b)b'" % name.encode() if name in _UNQUOTED else b"%%(%b)b" % name.encode()
 
 
 def _results(pgconn: PGconn) -> list[PGresult]:
