@@ -13,7 +13,7 @@ from benchmarks.ground import LARGE, Size, Table, table
 from benchmarks.report import Question
 from pgjobs.embedded import EmbeddedPostgres
 from pgjobs.execution.queries import CLAIM_DEFAULTS, ExecutionQueries, passing_over
-from pgjobs.execution.transport import prepared
+from pgjobs.execution.script import numbered
 
 _QUEUE = "queue-7"
 _TIMES = 7  # of which the median counts
@@ -74,7 +74,7 @@ def next_job(
     behind: Mapping[str, Any] | None = None,
 ) -> Plan:
     """The plan of a claim, from the beginning of the queue or behind a mark, prepared as on the hot path."""
-    statement = prepared("probe", passing_over(ExecutionQueries(table.schema).work[which], b""))
+    statement = numbered("probe", passing_over(ExecutionQueries(table.schema).work[which], b""))
     given = {**CLAIM_DEFAULTS, "queue": _QUEUE, **(behind or {})}
     values = [given[name] if given[name] is None else str(given[name]) for name in statement.parameters]
     execute = sql.SQL("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE probe({})")

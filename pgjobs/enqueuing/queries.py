@@ -17,7 +17,7 @@ from pgjobs.db.channel import channel
 from pgjobs.db.cursors import AnyConnection, bound_cursor, job_cursor
 from pgjobs.enqueuing.copy_rows import HEADER, TRAILER
 from pgjobs.errors import InvalidTransaction
-from pgjobs.execution.transport import Prepared, prepared
+from pgjobs.execution.script import Statement, numbered
 from pgjobs.options import FIRST_INSTANT, EncodedJob
 
 Result = TypeVar("Result")
@@ -52,7 +52,7 @@ class EnqueueQueries:
         plain = self._enqueue["insert_plain_job"]
         self._plain = plain.replace(b"%(channel)s", quoted)
         #: insert_plain_job for `single_insert`
-        self.plain: Prepared = prepared(f"pgjobs_in_{schema}", plain, {"channel": quoted})
+        self.plain: Statement = numbered(f"pgjobs_in_{schema}", plain, {"channel": quoted})
         assert self.plain.parameters == ("queue", "kind", "priority", "max_attempts", "args", "metadata")
 
     def insert_plain_job(self, job: EncodedJob) -> Request:

@@ -26,8 +26,9 @@ from pgjobs.execution.queries import (
     unquoted_values,
 )
 from pgjobs.execution.requests import ClaimRequest, ClaimSettings, Session
+from pgjobs.execution.script import Script, commands
 from pgjobs.execution.scripts import job_values, lacking
-from pgjobs.execution.transport import Run, Script, Transport, commands, integer
+from pgjobs.execution.transport import Run, Transport, integer
 from pgjobs.job import Job, JobState
 
 _NONE: Mapping[Any, Any] = {}
@@ -265,11 +266,8 @@ class BatchQueries:
             steps = [("begin_late_finish", command) for command in commands(self._work["begin_late_finish"])]
             self._pieces["begin_late_finish"] = Script(steps)
         before = ["begin_late_finish", *(["commit_async"] if record.async_commit else [])]
-        runs = [
-            *map(self._run, before),
-            *(self._run(name, record.unquoted, quoted) for name in names),
-            self._run("commit"),
-        ]
+        runs = [*map(self._run, before), *(self._run(name, record.unquoted, quoted) for name in names)]
+        runs.append(self._run("commit"))
         results, error = transport.run_many(runs, unprepared=True)
         if error is not None:
             raise error

@@ -22,9 +22,10 @@ from pgjobs.db.rows import QUEUE, as_job, claimed_at, claimed_job, only, str_of
 from pgjobs.errors import AttemptLost
 from pgjobs.execution.outcome import NO_DATA, AttemptData, Outcome
 from pgjobs.execution.requests import BEGINNING, ClaimRequest, Session
+from pgjobs.execution.script import Script
 from pgjobs.execution.scripts import FinishRequest, NextClaim, Scripts, lacking
 from pgjobs.execution.set_aside import UnreadableRow, concerns_a_row, is_application_code
-from pgjobs.execution.transport import Script, Transport, integer, transport_for
+from pgjobs.execution.transport import Transport, integer, transport_for
 from pgjobs.interval import instant
 from pgjobs.job import Job, JobState
 
@@ -192,8 +193,8 @@ class ExecutionQueries:
         unprepared: bool = False,
     ) -> Completion:
         """Commit the handler's writes together with the completion. With `then`, also claim and lock the next job in
-        the same round trip. Raises the error of the finish; returns the error of the claim. `unprepared`:
-        nothing that is prepared is used."""
+        the same round trip. Raises the error of the finish; returns the error of the claim. `unprepared`: nothing
+        that is prepared is used."""
         script = self.scripts.complete(job.queue, finish, then)
         at, unquoted = script.at, unquoted_values(job, finish.session)
         if then is not None:

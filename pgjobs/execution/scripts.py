@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from pgjobs.db import statements
 from pgjobs.execution.requests import ClaimRequest, ClaimSettings, Session
-from pgjobs.execution.transport import Script, commands
+from pgjobs.execution.script import Script, commands
 
 Step = tuple[str, bytes]  # a label and a statement
 

@@ -14,13 +14,9 @@ It calls libpq through the documented `psycopg.pq`, because cursors take more ti
 
 from __future__ import annotations
 
-import re
 import select
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
-from uuid import UUID
 
 import psycopg
 from psycopg.adapt import Transformer
@@ -32,7 +28,7 @@ from psycopg.rows import TupleRow, tuple_row
 from pgjobs.clean_text import connection_ended
 from pgjobs.db.connection import shared
 from pgjobs.db.cursors import AnyConnection, ClaimCursor
-from pgjobs.interval import interval_text
+from pgjobs.execution.script import Script, Statement, Values, numbered, text_of
 
 _MOST_ON_A_CONNECTION = 8  # transports, one for each client
 _MOST_PREPARED = 100  # statements on a connection; each change of a WorkMap needs new ones
@@ -43,108 +39,18 @@ _GOOD = (int(ExecStatus.COMMAND_OK), int(ExecStatus.TUPLES_OK))
 _BAD = int(ConnStatus.BAD)
 _SYNC, _ABORTED = ExecStatus.PIPELINE_SYNC, ExecStatus.PIPELINE_ABORTED
 
-Values = Mapping[str, Any]
-Literals = Mapping[str, bytes]
-_NO_VALUES: Literals = {}
+_NO_VALUES: Mapping[str, Any] = {}
 _NO_UNQUOTED: Mapping[bytes, bytes] = {}
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Prepared:
-    """A statement to be prepared, with the names of its parameters in order; or a command such as COMMIT, which cannot
-    be prepared."""
-
-    name: bytes  # a number is added to it
-    sql: bytes
-    parameters: tuple[str, ...]
-    command: bool
-
-
-def prepared(name: str, statement: bytes, fixed: Literals = _NO_VALUES) -> Prepared:
-    """Make a `Prepared` of a statement of the .sql files. The `fixed` values are written into its text: the server
-    takes two or three microseconds for each parameter."""
-    parameters: list[str] = []
-
-    def numbered(match: re.Match[bytes]) -> bytes:
-        if not match[1]:
-            return b"%"
-        parameter = match[1].decode()
-        if parameter in fixed:
-            return fixed[parameter]
-        if parameter not in parameters:
-            parameters.append(parameter)
-        return b"$%d" % (parameters.index(parameter) + 1)
-
-    text = re.sub(rb"^ *--.*\n", b"", statement, flags=re.MULTILINE).strip().rstrip(b";")
-    sql = re.sub(rb"%%|%\((\w+)\)s", numbered, text)
-    command = re.match(rb"SELECT|WITH|UPDATE|INSERT|DELETE|CALL", sql) is None
-    return Prepared(name.encode(), sql, tuple(parameters), command)
-
-
-def commands(statements: bytes) -> list[bytes]:
-    """Split a text of the .sql files into its commands."""
-    without_comments = re.sub(rb"^ *--.*\n", b"", statements, flags=re.MULTILINE)
-    return [command for command in without_comments.strip().rstrip(b";").split(b";\n") if command]
-
-
-class Script:
-    """Statements that go in one message, each with a label by which its answer is found.
-
-    `fixed` are the values that are the same whenever the script runs: they are written into the text of a statement
-    that is prepared. The other parameters are given at each run. `undo_role` is run before a statement is prepared: a
-    handler's role may lack the privileges.
-    """
-
-    def __init__(
-        self, steps: Sequence[tuple[str, bytes]], fixed: Values = _NO_VALUES, *, undo_role: Script | None = None
-    ) -> None:
-        self.at = {label: place for place, (label, _) in enumerate(steps)}  # of several alike the last
-        self.steps = steps
-        self._fixed = fixed
-        self.undo_role = undo_role
-        self.ascii = all((text_of(value) or "").isascii() for value in fixed.values())
-        self._singles: list[tuple[bytes, tuple[str, ...]]] | None = None
-
-    def __len__(self) -> int:
-        return len(self.steps)
-
-    def key(self, conn: AnyConnection) -> object:
-        """A key of its template: the bytes of a text beyond ASCII depend on the encoding that the session has now."""
-        return self if self.ascii else (self, conn.info.encoding)
-
-    def prepared(self, tag: str, literal: Callable[[Any], bytes]) -> list[Prepared]:
-        """The statements with the fixed values in their text."""
-        fixed = {name: literal(value) for name, value in self._fixed.items()}
-        return [prepared(f"{tag}_{label}", sql, fixed) for label, sql in self.steps]
-
-    def singles(self, literal: Callable[[Any], bytes]) -> list[tuple[bytes, tuple[str, ...]]]:
-        """Each statement with the names of its parameters. A command can have none: its values are literals."""
-        if self._singles is not None:
-            return self._singles
-        made = []
-        for label, sql in self.steps:
-            single = prepared(label, sql)
-            if single.command and single.parameters:
-                single = prepared(label, sql, {name: literal(self._fixed[name]) for name in single.parameters})
-            made.append((single.sql, single.parameters))
-        if self.ascii:
-            self._singles = made
-        return made
-
-    @property
-    def fixed(self) -> Values:
-        return self._fixed
-
 
 Run = tuple[Script, Mapping[bytes, bytes], Values]  # with the values that need no quoting, and the others
 
 # The parameters whose values are numbers, names in ASCII and lists of numbers: such a text needs no quoting.
 _UNQUOTED = frozenset(
-    [
-        *("id", "token", "new_token", "mark_priority", "mark_time", "mark_id", "set_aside", "since"),
-        *("ids", "rest", "started", "data_ids", "xid"),
-    ]
-)
+    (
+        "id", "token", "new_token", "mark_priority", "mark_time", "mark_id", "set_aside", "since",
+        "ids", "rest", "started", "data_ids", "xid",
+    )
+)  # fmt: skip
 
 
 class Transport:
@@ -213,7 +119,7 @@ class Transport:
     def text(self, script: Script) -> bytes:
         """The statements of a script with all values in their text, to be sent by `send_inside`."""
         fixed = {name: self._literal(value) for name, value in script.fixed.items()}
-        return b";".join(prepared("", sql, fixed).sql for _, sql in script.steps)
+        return b";".join(numbered("", sql, fixed).sql for _, sql in script.steps)
 
     def set_savepoint(self) -> None:
         """Set the savepoint of a job now, before the first statement of its handler."""
@@ -279,7 +185,7 @@ class Transport:
     def _make_template(self, script: Script) -> bytes:
         self._deallocate_stale()
         parts, undo_role = [], script.undo_role
-        for statement in script.prepared(self._tag, self._literal):
+        for statement in script.statements(self._tag, self._literal):
             if statement.command:
                 parts.append(statement.sql.replace(b"%", b"%%"))
                 continue
@@ -293,7 +199,7 @@ class Transport:
             parts.append(b"EXECUTE %b(%b)" % (name, given) if given else b"EXECUTE " + name)
         return b";".join(parts)
 
-    def _prepare(self, statement: Prepared) -> bytes:
+    def _prepare(self, statement: Statement) -> bytes:
         if len(self._names) >= _MOST_PREPARED:
             self._stale += self._names.values()
             self.forget()
@@ -308,7 +214,7 @@ class Transport:
         return name
 
     def _undo_role(self, script: Script) -> None:
-        self._conn.pgconn.send_query(b";".join(each.sql for each in script.prepared(self._tag, self._literal)))
+        self._conn.pgconn.send_query(b";".join(each.sql for each in script.statements(self._tag, self._literal)))
         _, error = self._receive(0)
         if error is not None:
             raise error
@@ -448,24 +354,6 @@ def transport_for(conn: AnyConnection, tag: str, *, prepares: bool) -> Transport
     return known[tag, prepares]
 
 
-def text_of(value: Any) -> str | None:
-    """A value as text, as the server reads it."""
-    match value:
-        case str() | None:
-            return value
-        case bool():
-            return "true" if value else "false"
-        case int():
-            return str(value)
-        case UUID():
-            return value.hex
-        case datetime():
-            return value.isoformat()
-        case timedelta():
-            return interval_text(value)
-    return _array(value)
-
-
 def _connection_lost(errors: Sequence[psycopg.Error], message: str) -> psycopg.OperationalError:
     """The error of a connection that has ended, with the server's reason if it gave one. It is always an
     OperationalError: the callers catch this class."""
@@ -477,11 +365,6 @@ def _connection_lost(errors: Sequence[psycopg.Error], message: str) -> psycopg.O
     lost = psycopg.OperationalError(str(said))
     lost.sqlstate = said.sqlstate
     return lost
-
-
-def _array(values: Sequence[str | int]) -> str:
-    quoted = (str(value).replace("\\", "\\\\").replace('"', '\\"') for value in values)
-    return "{" + ",".join(f'"{text}"' for text in quoted) + "}"
 
 
 def integer(result: PGresult, column: int) -> int:

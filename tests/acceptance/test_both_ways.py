@@ -19,7 +19,8 @@ from psycopg_pool import ConnectionPool
 
 from pgjobs import Client, Handler, Job, JobState, WorkerPool, constant
 from pgjobs.db.connection import shut_down
-from pgjobs.execution.transport import Script, Transport
+from pgjobs.execution.script import Script
+from pgjobs.execution.transport import Transport
 from tests import modes
 from tests.conftest import Connect
 from tests.samples import SECOND, Tx

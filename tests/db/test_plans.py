@@ -23,7 +23,7 @@ from pgjobs.db import statements
 from pgjobs.db.cursors import AnyConnection, BoundCursor, bound_cursor
 from pgjobs.execution import batch_queries
 from pgjobs.execution.queries import CLAIM_DEFAULTS, passing_over
-from pgjobs.execution.transport import prepared
+from pgjobs.execution.script import numbered
 from pgjobs.observe import queries as observe_queries
 from tests.waiting import wait_until
 
@@ -318,7 +318,7 @@ def test_the_claim_and_the_finish_of_a_batch_read_by_the_indexes(full: Client, s
             conn.execute("DELETE FROM pg_statistic WHERE starelid = 'test_plans.job'::regclass")
             conn.execute("UPDATE pg_class SET reltuples = -1 WHERE oid = 'test_plans.job'::regclass")
         for name, statement in wanted.items():
-            known = prepared(name, statement)
+            known = numbered(name, statement)
             conn.execute(b"PREPARE %b AS %b" % (name.encode(), known.sql))
             given = sql.SQL(", ").join(sql.Literal(values[parameter]) for parameter in known.parameters)
             explain = sql.SQL("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE {} ({})")
