@@ -1,4 +1,4 @@
-"""The statements of batches, a method for each; prepared where the connection has a prepared transport."""
+"""The statements of batches, a method for each; those of single jobs are in queries.py."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from pgjobs.execution.requests import ClaimRequest, ClaimSettings, Session
 from pgjobs.execution.script import Script, commands
 from pgjobs.execution.scripts import job_values, lacking
 from pgjobs.execution.transport import Run, Transport, integer
+from pgjobs.interval import milliseconds
 from pgjobs.job import Job, JobState
 
 _NONE: Mapping[Any, Any] = {}
@@ -346,10 +347,3 @@ def _lost_or(error: Exception, record: BatchOutcome) -> Exception:
     if isinstance(error, psycopg.Error) and error.sqlstate == ATTEMPT_LOST:
         return AttemptLost(f"a job of the batch of {len(record.done)} no longer runs under this attempt")
     return error
-
-
-_LONGEST = timedelta(milliseconds=2**31 - 1)
-
-
-def milliseconds(time: timedelta) -> int:
-    return int(min(time, _LONGEST) / timedelta(milliseconds=1))

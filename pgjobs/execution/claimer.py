@@ -28,6 +28,7 @@ from pgjobs.execution.requests import ClaimRequest, ClaimSettings, Mark
 from pgjobs.execution.scripts import NextClaim
 from pgjobs.execution.set_aside import SetAside, UnreadableRow, concerns_a_row
 from pgjobs.execution.transport import Transport
+from pgjobs.interval import MOST_MILLISECONDS, milliseconds
 from pgjobs.job import Job, changed
 from pgjobs.loggers import get_logger
 from pgjobs.return_values import WarnOnce, checked_timeout
@@ -42,8 +43,7 @@ Found = TypeVar("Found")
 _NOT_KNOWN = float("inf")
 _ANSWER_WITHIN = 40.0  # seconds; the server cancels a claim after 30
 _TOKENS_AT_ONCE = 32
-_LONGEST_BOUND = timedelta(milliseconds=2**31 - 1)
-_GRACE = SERVER_GRACE // timedelta(milliseconds=1)
+_GRACE = milliseconds(SERVER_GRACE)
 _SKIP_FOR = 3.0  # seconds that one claim spends on jobs that cannot be claimed; the next claim goes on from there
 
 
@@ -257,7 +257,7 @@ class Claimer:
         """The values that all claims share until the WorkMap changes: with asynchronous commits, and without."""
         facts, kinds, bounds = self._facts, list(self.work_map), self._bounds_by_kind()
         assert facts is not None
-        bound = _milliseconds(self._transaction_bound(self.unknown_kinds))
+        bound = _bound(self._transaction_bound(self.unknown_kinds))
         settings = ClaimSettings(
             worker=self.worker,
             kinds=kinds if self.unknown_kinds == "leave" else None,
@@ -294,7 +294,7 @@ class Claimer:
         """How long a transaction may last by kind, in milliseconds, as JSON. A timeout that depends on the job is not
         known when the claim sets the bound."""
         bounds = {
-            kind: _milliseconds(self._transaction_bound(handler))
+            kind: _bound(self._transaction_bound(handler))
             for kind, handler in list(self.work_map.items())
             if handler.timeout != "inherit"
         }
@@ -334,8 +334,8 @@ def new_token() -> UUID:
     return made
 
 
-def _milliseconds(timeout: timedelta | None) -> str:
+def _bound(timeout: timedelta | None) -> str:
     """The server's bound for the transaction of a job with this timeout; 0 for none."""
     if timeout is None:
         return "0"
-    return str(min(2**31 - 1, int(min(timeout, _LONGEST_BOUND) / timedelta(milliseconds=1)) + _GRACE))
+    return str(min(MOST_MILLISECONDS, milliseconds(timeout) + _GRACE))

@@ -30,7 +30,7 @@ from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 from pgjobs.backoff import Backoff
 from pgjobs.clean_text import forget_details, hint, one_line
 from pgjobs.db.checkout import Checkout
-from pgjobs.db.cursors import AnyConnection, rollback
+from pgjobs.db.cursors import AnyConnection
 from pgjobs.errors import (
     AttemptLost,
     Cancel,
@@ -138,9 +138,6 @@ class Finisher:
         """Whether this transaction sees the job as running: then the transaction that completed it was rolled back."""
         found = self.queries.get_job(conn, job.id)
         return found is not None and found.state is JobState.RUNNING and found.token == job.token
-
-    def rollback(self, checkout: Checkout) -> None:
-        rollback(checkout.conn)
 
     # --- write
 

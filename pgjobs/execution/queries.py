@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,8 +20,8 @@ from pgjobs.db.cursors import AnyConnection, answers, job_cursor, literal_cursor
 from pgjobs.db.rows import QUEUE, as_job, claimed_at, claimed_job, only, str_of
 from pgjobs.errors import AttemptLost
 from pgjobs.execution.outcome import NO_DATA, AttemptData, Outcome
-from pgjobs.execution.requests import BEGINNING, ClaimRequest, Session
-from pgjobs.execution.script import Script
+from pgjobs.execution.requests import ClaimRequest, Session
+from pgjobs.execution.script import Script, without_comments
 from pgjobs.execution.scripts import FinishRequest, NextClaim, Scripts, lacking
 from pgjobs.execution.set_aside import UnreadableRow, concerns_a_row, is_application_code
 from pgjobs.execution.transport import Transport, integer, transport_for
@@ -30,18 +29,6 @@ from pgjobs.interval import instant
 from pgjobs.job import Job, JobState
 
 ATTEMPT_LOST = "PJ001"  # raised by the function attempt_lost() of the schema
-
-# The parameters of a claim that looks for the next job of a queue, but for the queue.
-CLAIM_DEFAULTS: Mapping[str, Any] = {
-    "id": None,
-    "kinds": None,
-    "detached": [],
-    "lease": timedelta(minutes=1),
-    "mark_priority": int(BEGINNING.priority),
-    "mark_time": BEGINNING.time.decode(),
-    "mark_id": int(BEGINNING.id),
-    "synchronous_commit": True,
-}
 
 
 class FinishResult(NamedTuple):
@@ -386,8 +373,7 @@ def _named(work: Mapping[str, bytes], savepoint: str, channel: str) -> dict[str,
 
 def passing_over(next: bytes, part: bytes) -> bytes:
     """Put the condition that passes over jobs, or nothing, into a statement that selects the next jobs."""
-    condition = re.sub(rb"^--.*\n", b"", part, flags=re.MULTILINE).rstrip(b"; \n")
-    return next.replace(b"{skip_set_aside}", condition).rstrip(b";")
+    return next.replace(b"{skip_set_aside}", without_comments(part)).rstrip(b";")
 
 
 def finish_values(job: Job[Any], outcome: Outcome, data: AttemptData) -> dict[str, Any]:

@@ -47,16 +47,19 @@ def numbered(name: str, statement: bytes, fixed: Literals = _NO_VALUES) -> State
             parameters.append(parameter)
         return b"$%d" % (parameters.index(parameter) + 1)
 
-    text = re.sub(rb"^ *--.*\n", b"", statement, flags=re.MULTILINE).strip().rstrip(b";")
-    sql = re.sub(rb"%%|%\((\w+)\)s", number, text)
+    sql = re.sub(rb"%%|%\((\w+)\)s", number, without_comments(statement))
     command = re.match(rb"SELECT|WITH|UPDATE|INSERT|DELETE|CALL", sql) is None
     return Statement(name.encode(), sql, tuple(parameters), command)
 
 
 def commands(statements: bytes) -> list[bytes]:
     """Split a text of the .sql files into its commands."""
-    without_comments = re.sub(rb"^ *--.*\n", b"", statements, flags=re.MULTILINE)
-    return [command for command in without_comments.strip().rstrip(b";").split(b";\n") if command]
+    return [command for command in without_comments(statements).split(b";\n") if command]
+
+
+def without_comments(sql: bytes) -> bytes:
+    """A statement, or a part of one, of the .sql files, without its comments and its semicolon."""
+    return re.sub(rb"^ *--.*\n", b"", sql, flags=re.MULTILINE).strip().rstrip(b";")
 
 
 class Script:
@@ -119,9 +122,10 @@ def text_of(value: Any) -> str | None:
             return value.isoformat()
         case timedelta():
             return interval_text(value)
-    return _array(value)
+    return array_text(value)
 
 
-def _array(values: Sequence[str | int]) -> str:
+def array_text(values: Sequence[str | int]) -> str:
+    """An array in the text form of Postgres."""
     quoted = (str(value).replace("\\", "\\\\").replace('"', '\\"') for value in values)
     return "{" + ",".join(f'"{text}"' for text in quoted) + "}"

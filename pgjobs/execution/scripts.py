@@ -11,13 +11,12 @@ error in a statement skips all that follow.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pgjobs.db import statements
 from pgjobs.execution.requests import ClaimRequest, ClaimSettings, Session
-from pgjobs.execution.script import Script, commands
+from pgjobs.execution.script import Script, commands, without_comments
 
 Step = tuple[str, bytes]  # a label and a statement
 
@@ -97,9 +96,9 @@ class Scripts:
         claim = self._claims[bool(request.set_aside)][request.which]
         returning = b""
         if not together:
-            returning = b"RETURNING " + _piece(work["claim_alone"])
+            returning = b"RETURNING " + without_comments(work["claim_alone"])
         elif settings.detached or settings.synchronous_commit:
-            returning = b"RETURNING " + _piece(work["claim_with_finish"])
+            returning = b"RETURNING " + without_comments(work["claim_with_finish"])
         lock = work["lock"].replace(b"{settings}", self._settings(settings, lacks))
         steps = [("claim", claim.replace(b"{returning}", returning))]
         steps += [("committed" if together else "claimed", work["commit_and_begin"]), ("lock", lock)]
@@ -108,13 +107,13 @@ class Scripts:
     def _settings(self, settings: ClaimSettings, lacks: Sequence[str]) -> bytes:
         pieces = [self.job_settings(lacks)] if lacks else []
         if settings.bounded_by is not None:
-            pieces.append(_piece(self._work["job_bound"]))
+            pieces.append(without_comments(self._work["job_bound"]))
         return b", ".join(pieces) or b"true"
 
     def job_settings(self, lacks: Sequence[str]) -> bytes:
         """The columns of a SELECT that sets these settings."""
         wanted = {name: "" if name in lacks else None for name in _JOB_SETTINGS}
-        return statements.without_unused(_piece(self._work["job_settings"]), wanted)
+        return statements.without_unused(without_comments(self._work["job_settings"]), wanted)
 
     @staticmethod
     def _fixed(request: ClaimRequest, session: Session | None) -> dict[str, Any]:
@@ -275,8 +274,3 @@ def _role(session: Session | None) -> dict[str, Any]:
     if session is None:
         return {}
     return {"session_user": session.user, "role": session.role}
-
-
-def _piece(expression: bytes) -> bytes:
-    """An expression of the .sql files as a part of a statement."""
-    return re.sub(rb"^ *--.*\n", b"", expression, flags=re.MULTILINE).strip().rstrip(b";")

@@ -63,7 +63,6 @@ class Transport:
         self._names: dict[bytes, bytes] = {}  # of the prepared statements, by their text
         self._stale: list[bytes] = []  # names of prepared statements that are not used any more
         self._made = 0  # names so far
-        self.forgotten = 0  # how often `forget` was called
         self._templates: dict[object, bytes] = {}  # of messages; the operator `%` puts the values in
         self._encoding = conn.pgconn.parameter_status(b"client_encoding")  # of the transformer
         self._transformer = Transformer(ClaimCursor(conn, row_factory=tuple_row))
@@ -161,7 +160,6 @@ class Transport:
 
     def forget(self) -> None:
         """The prepared statements were deallocated, or are too many: prepare them again, under new names."""
-        self.forgotten += 1
         self._names.clear()
         self._templates.clear()
 
