@@ -147,11 +147,13 @@ class Checkout(ABC):
         return "prepares_by_name" in self._shared or self._uses % _COUNT_EVERY == 0
 
     def _set_savepoint(self, tx: AnyConnection) -> None:
-        """A handler is about to send its first statement."""
-        handler_connection.mark_used(tx)
+        """A handler is about to send its first statement. If the savepoint cannot be set, the next one tries again."""
+        if tx.pgconn.transaction_status == TransactionStatus.IDLE:
+            return  # a framework sets the object up before the transaction
         if not self.saved:
             self.transport.set_savepoint()
             self.saved = True
+        handler_connection.mark_used(tx)
 
     def start_tx(self) -> AnyConnection:
         """A connection object for the next handler, in the transaction that is open."""
@@ -334,7 +336,11 @@ class PoolCheckout(Checkout):
 
     def _configure(self) -> None:
         if self._configure_anew is not None:  # with an object of its own, since the pool's is configured already
-            self._configure_anew(handler_connection.make(self._class, self._attributes))
+            configured = handler_connection.make(self._class, self._attributes)
+            try:
+                self._configure_anew(configured)
+            finally:
+                handler_connection.end(configured, 0)
 
     def enable_prepare(self) -> None:
         if self._may_prepare and self.conn.prepare_threshold is None:

@@ -267,7 +267,8 @@ class Finisher:
         return None if job is None or job.token != attempt.job.token else _completed(job)
 
     def _record(self, checkout: Checkout, attempt: Attempt, outcome: Outcome) -> FinishResult | None:
-        if checkout.usable and checkout.conn.info.transaction_status != TransactionStatus.IDLE:
+        undoable = checkout.saved or not checkout.used  # always: the savepoint goes before what a handler sends
+        if undoable and checkout.usable and checkout.conn.info.transaction_status != TransactionStatus.IDLE:
             try:
                 async_commit = self.claimer.commits_async(attempt.job)
                 how = FinishRequest(checkout.session, checkout.used, checkout.saved, async_commit=async_commit)

@@ -310,7 +310,18 @@ def test_the_claim_and_the_finish_of_a_batch_read_by_the_indexes(full: Client, s
     values |= {"token": str(uuid4()), "batch_time": 1, "check_interval": "0", "bound": "0", "bounds": None}
     values["bounded_by"] = "idle_in_transaction_session_timeout"
     nothing = "{" + ",".join(['""'] * 100) + "}"
-    values |= {"ids": ids, "rest": ids, "data_ids": ids, "metadata": nothing, "output": nothing}
+    values |= {
+        "new_token": values["token"],
+        "bounds": None,
+        "bound": "0",
+        "check_interval": "0",
+        "ids": ids,
+        "bounded_by": "idle_in_transaction_session_timeout",
+        "rest": ids,
+        "data_ids": ids,
+        "metadata": nothing,
+        "output": nothing,
+    }
     names = ("lock_batch", "select_locked_ids", "store_batch_data", "unclaim_batch", "complete_claim")
     wanted = {"claim": claim} | {name: batch[name] for name in names}
     wanted["complete"] = batch["complete_batch"].split(b"WITH finished AS (")[1].split(b")\nSELECT")[0]

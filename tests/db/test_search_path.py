@@ -97,15 +97,18 @@ def single_statements() -> dict[str, str]:
     }
     pieces = {  # of other statements
         name: re.sub(r" *--.*", "", texts.pop(f"execution.sql {name}")).strip().rstrip(";")
-        for name in ("skip_set_aside", "claim_commits_alone", "claim_commits_with_finish", "job_settings", "job_bound")
+        for name in ("skip_set_aside", "claim_alone", "claim_with_finish", "job_settings", "job_bound")
     }
     around = pieces["skip_set_aside"].encode()
     texts = {name: passing_over(text.encode(), around).decode() for name, text in texts.items()}
     for take, next in nexts.items():
         texts[take] = texts[take].replace("{next}", texts[next].strip())
-    commits, settings = "claim_commits_with_finish", f"{pieces['job_settings']}, {pieces['job_bound']}"
-    texts["execution.sql claim with a finish"] = texts["execution.sql claim"].replace("{commits}", pieces[commits])
-    texts["execution.sql claim"] = texts["execution.sql claim"].replace("{commits}", pieces["claim_commits_alone"])
+    settings = f"{pieces['job_settings']}, {pieces['job_bound']}"
+    claim = texts["execution.sql claim"]
+    for name in ("claim_alone", "claim_with_finish"):
+        texts[f"execution.sql {name}"] = claim.replace("{returning}", f"RETURNING {pieces[name]}")
+    texts["execution.sql claim"] = claim.replace("{returning}", "")
+    texts["execution_batch.sql set_job_settings"] = f"SELECT {pieces['job_settings']}"
     texts["execution.sql lock"] = texts["execution.sql lock"].replace("{settings}", settings)
     singles = {
         f"{name} {number}": numbered(single.strip())

@@ -142,7 +142,7 @@ def _freeze() -> None:
 def _stop_at(point: str) -> None:
     """Wrap what stands next to this point of an attempt, and of a batch."""
     points = {
-        "after_claim": [(Claimer, "claim"), (Batches, "_claim_behind_mark")],
+        "after_claim": [(Claimer, "claim"), (Batches, "_claim")],
         "after_handler": [(ExecutionQueries, "complete"), (Batch, "_commit")],
         "after_commit": [(ExecutionQueries, "complete"), (Batch, "_commit")],
     }
