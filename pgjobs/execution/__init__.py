@@ -20,7 +20,7 @@ Who calls whom when a worker thread (workers/worker_threads.py) runs one job aft
         Finisher.decide              it raised: outcome.py
         ExecutionQueries.fail        rolls its writes back, writes the outcome, COMMIT
         ExecutionQueries.finish_late the same in a new transaction, when the old one is gone
-        Finisher.report              the log, the hooks and the subscribers
+        Finisher.report              report.py: the log, the hooks and the subscribers
       returns the next job, which is claimed and locked already
 
 In batches, `Batches.run_next` (batch.py) does this for many jobs in one transaction: with the same Claimer, the same
