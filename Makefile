@@ -31,7 +31,7 @@ test: $(READY) ## the whole test suite, on an embedded Postgres (or DATABASE_URL
 test-tools: $(READY) ## whether the benchmarks and the demo do what they say, in small; four minutes
 	$(BIN)/$(PYTEST) -m tools $(ARGS)
 
-modes: $(READY) ## the tests that start worker pools, in batches, and on the plain path; twice ten minutes or more
+modes: $(READY) ## the tests that start worker pools, in batches, and with nothing prepared; twice ten minutes or more
 	PGJOBS_TEST_BATCH=20 $(BIN)/$(PYTEST) $(POOL_TESTS) $(ARGS)
 	PGJOBS_TEST_PLAIN=1 $(BIN)/$(PYTEST) $(POOL_TESTS) $(ARGS)
 

@@ -42,7 +42,7 @@ class Side:
 
 
 def present() -> str:
-    """What the present version is called."""
+    """The name of the present version."""
     try:
         return f"the present code ({_git('describe', '--always', '--dirty').decode().strip()})"
     except (OSError, subprocess.CalledProcessError):
@@ -69,7 +69,7 @@ def copy_present(into: Path) -> None:
 
 
 def copy_baseline(given: str, into: Path) -> str:
-    """Unpack a git revision or a wheel; what it is called."""
+    """Unpack a git revision or a wheel. Returns its name."""
     target = into / "baseline"
     target.mkdir()
     name = _unpack_wheel(Path(given), target) if given.endswith(".whl") else _unpack_revision(given, target)
@@ -110,7 +110,7 @@ def _git(*arguments: str) -> bytes:
 
 
 class Process:
-    """Runs `workload.py` with the pgjobs of one side. It is ready when entered, and is there until the end."""
+    """Runs `workload.py` with the pgjobs of one side. It is ready when the block begins, and ends with the block."""
 
     def __init__(self, side: Side, work: str, jobs: int, options: Mapping[str, Any]) -> None:
         self._side = side
@@ -149,18 +149,18 @@ class Process:
         self._alarm.cancel()
 
     def run(self) -> dict[str, Any]:
-        """Do the work, and say what came of it."""
+        """Do the work. Returns what the process reports."""
         self.tell()
         return self.hear()
 
     def tell(self) -> None:
-        """Let it go on: with the work, or where the work waits for this, to its end."""
+        """Let the process begin its work, or end it where the work waits for this."""
         assert self._child.stdin is not None
         self._child.stdin.write("\n")
         self._child.stdin.flush()
 
     def hear(self) -> dict[str, Any]:
-        """What it says next."""
+        """The next message of the process."""
         assert self._child.stdout is not None
         line = self._child.stdout.readline()
         if not line:

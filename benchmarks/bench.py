@@ -70,7 +70,7 @@ def bulk(bench: Bench) -> list[Question]:
 
 
 def wake(bench: Bench) -> list[Question]:
-    """What waking costs those who enqueue."""
+    """What waking costs clients that enqueue."""
     return [waking.commits(bench.dsn, bench.table.schema, (8, 16), bench.rounds, "this disk")]
 
 

@@ -1,6 +1,6 @@
 """How many functions the worker threads call for each job, in Python and in C. No timing: counting slows them down.
 
-Timing differs from minute to minute where other processes run too. These counts do not, and they tell what the
+Timing differs from minute to minute where other processes run too. These counts do not, and they show what the
 interpreter has to do.
 """
 

@@ -1,4 +1,4 @@
-"""What the benchmarks stand on: a database, the table of jobs seen from outside, and how a result is called wrong."""
+"""What the benchmarks stand on: a database, the table of jobs seen from outside, and the checks of what a run did."""
 
 from __future__ import annotations
 
@@ -79,13 +79,13 @@ class Table:
         self.execute(f"INSERT INTO {{job}} ({names}) SELECT {values} FROM generate_series(1, %s) AS n", rows)
 
     def settle(self) -> None:
-        """Before a run: what vacuum and the disk still owe is not the run's, nor what was worked before."""
+        """Before a run: let vacuum and the disk finish what earlier runs have left to them."""
         self.execute("VACUUM (ANALYZE) {job}")
         self.execute("CHECKPOINT")
         self._began = self.value("SELECT clock_timestamp()")
 
     def wait_until_done(self) -> None:
-        """Until none is waiting or running, at one and the same moment: a batch may give jobs back."""
+        """Wait until one look finds no job waiting and none running: a batch may make jobs available again."""
         deadline = time.monotonic() + DEADLINE
         waiting = "EXISTS (SELECT FROM {job} WHERE queue = 'default' AND state = 'available')"
         running = "EXISTS (SELECT FROM {job} WHERE queue = 'default' AND state = 'running')"
@@ -95,7 +95,7 @@ class Table:
             time.sleep(_LOOK)
 
     def rate(self) -> float:
-        """Jobs a second, after it is clear that each was done, and done once."""
+        """Jobs a second; raises unless each job was done, and done once."""
         states = self.execute("SELECT state, attempt, count(*) FROM {job} GROUP BY 1, 2").fetchall()
         if states != [("completed", 1, self.jobs)]:
             raise WrongResult(f"{self.jobs} jobs should be completed at attempt 1, but there are {states}")
@@ -111,13 +111,13 @@ class Table:
         return started / self._seconds()
 
     def check_effects(self, expected: int) -> None:
-        """Every job has written its row, and written it once."""
+        """Raise unless every job has written its row, and written it once."""
         found = self.execute("SELECT count(*), count(DISTINCT job) FROM {effect}").fetchall()[0]
         if found != (expected, expected):
             raise WrongResult(f"{expected} effects should be there, but there are {found[0]} of {found[1]} jobs")
 
     def insert_rate(self) -> float:
-        """Jobs enqueued a second, after it is clear that all are there and wait."""
+        """Jobs enqueued a second; raises unless all are there and wait."""
         states = self.execute("SELECT state, attempt, count(*) FROM {job} GROUP BY 1, 2").fetchall()
         if states != [("available", 0, self.jobs)]:
             raise WrongResult(f"{self.jobs} jobs should be available, but there are {states}")
@@ -125,13 +125,13 @@ class Table:
         return self.jobs / float(self.value(query))
 
     def check_mails(self, made: int) -> None:
-        """Every job of a bulk enqueue is there and waits, and it said so."""
+        """Raise unless every job of a bulk enqueue is there and waits, and the enqueue has counted it."""
         there = self.value("SELECT count(*) FROM {job} WHERE state = 'available' AND kind = 'mail'")
         if not there == made == self.jobs:
             raise WrongResult(f"{self.jobs} jobs were enqueued, {made} said so and {there} are there")
 
     def check_probes(self, expected: int, started: int) -> None:
-        """Every probe was started, and all jobs are completed, also those that warmed the pool up."""
+        """Raise unless every probe was started, and all jobs are completed, also those that warmed the pool up."""
         done = self.value("SELECT count(*) FROM {job} WHERE state = 'completed' AND attempt = 1")
         wanted = warmed(expected)
         if (started, done) != (expected, wanted):
@@ -150,7 +150,7 @@ class Table:
 
 
 def configuration(conn: psycopg.Connection[Any]) -> str:
-    """What the figures depend on."""
+    """The settings and versions on which the figures depend."""
     names = ("server_version", "fsync", "synchronous_commit", "full_page_writes")
     up = conn.execute("SELECT clock_timestamp() - pg_catalog.pg_postmaster_start_time()").fetchall()[0][0]
     shown = {name: conn.execute("SELECT current_setting(%s)", [name]).fetchall()[0][0] for name in names}
@@ -166,7 +166,7 @@ def configuration(conn: psycopg.Connection[Any]) -> str:
 
 
 def progress(text: str) -> None:
-    """Say how far it is, to who watches; a file gets the table alone."""
+    """Show the progress on a terminal; output to a file has the table alone."""
     if sys.stderr.isatty():
         print(f"\r{text:<70}\r", end="", file=sys.stderr, flush=True)
 

@@ -12,8 +12,9 @@ from benchmarks.backlog import FIFTY_QUEUES, FIVE_PRIORITIES, dead_entries, old_
 from benchmarks.ground import LARGE, Size, Table, table
 from benchmarks.report import Question
 from pgjobs.embedded import EmbeddedPostgres
-from pgjobs.execution.queries import CLAIM_DEFAULTS, ExecutionQueries, passing_over
-from pgjobs.execution.transport import prepared
+from pgjobs.execution.queries import ExecutionQueries, passing_over
+from pgjobs.execution.requests import BEGINNING
+from pgjobs.execution.script import numbered
 
 _QUEUE = "queue-7"
 _TIMES = 7  # of which the median counts
@@ -73,9 +74,11 @@ def next_job(
     which: Literal["select_by_priority", "select_by_time"] = "select_by_priority",
     behind: Mapping[str, Any] | None = None,
 ) -> Plan:
-    """The plan of a claim, from the beginning of the queue or behind a mark, prepared as on the hot path."""
-    statement = prepared("probe", passing_over(ExecutionQueries(table.schema).work[which], b""))
-    given = {**CLAIM_DEFAULTS, "queue": _QUEUE, **(behind or {})}
+    """The plan of a claim, from the beginning of the queue or behind a mark, prepared as a worker does it."""
+    statement = numbered("probe", passing_over(ExecutionQueries(table.schema).work[which], b""))
+    priority, due, id = (part.decode() for part in BEGINNING)
+    beginning = {"mark_priority": priority, "mark_time": due, "mark_id": id}
+    given = {"queue": _QUEUE, "kinds": None, **beginning, **(behind or {})}
     values = [given[name] if given[name] is None else str(given[name]) for name in statement.parameters]
     execute = sql.SQL("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE probe({})")
     plans = []

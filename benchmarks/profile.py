@@ -101,7 +101,7 @@ class Reading:
 
 
 def _role(process: Path) -> str:
-    """What a process of the server calls itself; all that serve clients are one."""
+    """The kind of a server process, by its title; all processes that serve clients are one kind."""
     title = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
     role = title.removeprefix("postgres: ")
     return "backends" if role.startswith("pgjobs ") else re.sub(r"\W*\d.*", "", role)
@@ -154,7 +154,7 @@ def functions(client: Client, table: Table, way: Way, cost: float, top: int) -> 
 
 
 def _profiled(drain: Drain) -> dict[Any, Any]:
-    """What cProfile says of the one thread that works."""
+    """The profile of the one thread that works."""
     profiler = cProfile.Profile(time.thread_time)
 
     def begin(*_: object) -> None:

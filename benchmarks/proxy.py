@@ -1,4 +1,4 @@
-"""A server that is further away: a proxy that holds back whatever passes, in both directions.
+"""A server that is further away: a proxy that delays all data, in both directions.
 
     python -m benchmarks.proxy "host=/tmp port=5432" 0.5        # ms in each direction
 
@@ -40,7 +40,7 @@ class _Proxy:
         self.port = self._listener.getsockname()[1]
 
     def serve(self) -> None:
-        """Until the input ends."""
+        """Forward data until the input ends."""
         while True:
             left = max(0.0, self._waiting[0][0] - time.perf_counter()) if self._waiting else None
             ready, _, _ = select.select([sys.stdin, self._listener, *self._other], [], [], left)

@@ -1,4 +1,4 @@
-"""The rows of the report: what each measured, its ratios, how sure they are, and what follows. No I/O."""
+"""The rows of the report: their figures, ratios, confidence intervals and verdicts. No I/O."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class Question:
         self.arms.append(Arm(name, run, tuple(over)))
 
     def tell(self, name: str, *figures: float, over: Iterable[str] = ()) -> None:
-        """Something that was measured already."""
+        """Add figures that were measured already."""
         self.arms.append(Arm(name, None, tuple(over), list(figures)))
 
     def measure(self, rounds: int) -> None:

@@ -15,7 +15,7 @@ from benchmarks.sources import Source
 
 
 @dataclass(frozen=True)
-class Act:
+class Kind:
     """A kind of work, and how it is measured.
 
     `work` is its name in workload.WORK. `prepare` is called before a run. `figures` takes what the run says, checks the
@@ -55,7 +55,7 @@ class Row:
 
     name: str
     part: str  # of `--parts`
-    act: Act
+    kind: Kind
     jobs: int
     options: Mapping[str, Any] = field(default_factory=dict)
     floors: Floors | None = None
@@ -95,11 +95,11 @@ def _in_bulk(table: Table, said: Mapping[str, Any]) -> dict[str, float]:
 
 
 _RATE = {"": "jobs/s"}
-DRAIN = Act("drain", Table.load, _drained, _RATE, calls=True)
-INSERT = Act("drain", Table.load, _inserted, _RATE, calls=True)
-PICKUP = Act("pickup", _emptied, _waited, {" p50": "ms", " p99": "ms"}, processor=False)
-ENQUEUE_ONE = Act("enqueue", _emptied, _enqueued, _RATE)
-BULK = Act("bulk", _emptied, _in_bulk, _RATE)
+DRAIN = Kind("drain", Table.load, _drained, _RATE, calls=True)
+INSERT = Kind("drain", Table.load, _inserted, _RATE, calls=True)
+PICKUP = Kind("pickup", _emptied, _waited, {" p50": "ms", " p99": "ms"}, processor=False)
+ENQUEUE_ONE = Kind("enqueue", _emptied, _enqueued, _RATE)
+BULK = Kind("bulk", _emptied, _in_bulk, _RATE)
 
 
 # --- the rows
@@ -108,7 +108,7 @@ BULK = Act("bulk", _emptied, _in_bulk, _RATE)
 def rows(jobs: int, threads: Sequence[int]) -> list[Row]:
     """All rows of the report. `jobs` is the size of a drain of one job per transaction.
 
-    For another kind of work, add a function to workload.WORK and an Act here.
+    For another kind of work, add a function to workload.WORK and a Kind here.
     """
     each = lcm(4, *threads)  # pgbench gives every client the same number
 

@@ -62,7 +62,7 @@ def _compiled(directory: Path) -> Path | None:
 
 @contextmanager
 def _preloaded(library: Path | None) -> Iterator[None]:
-    """What this process starts in the block gets the library."""
+    """Processes that are started in the block load the library."""
     if library is None:
         yield
         return
@@ -74,7 +74,7 @@ def _preloaded(library: Path | None) -> Iterator[None]:
 
 
 def _check(server: EmbeddedPostgres) -> None:
-    """It works: no commit takes less than it adds."""
+    """Raise unless it works: no commit may take less time than it adds."""
     if (took := commit_time(server.dsn)) < 1:
         raise WrongResult(f"a commit takes {took:.2f} ms: the disk is not slow")
 

@@ -58,14 +58,14 @@ class Comparison:
 
     def count(self, row: Row) -> None:
         """The calls for one job of each side."""
-        if not row.act.calls:
+        if not row.kind.calls:
             return
         jobs = _TURNS * row.options["threads"] * row.options.get("batch_size", 5)
         for arm, side in self._sides.items():
             progress(f"{row.name}: calls of {arm}")
             table = self._tables[arm].sized(jobs)
             with Process(side, "calls", jobs, row.options) as process:
-                row.act.prepare(table)
+                row.kind.prepare(table)
                 for unit, figure in process.run().items():
                     if unit in PER_JOB:
                         self._add(row.name, unit, arm, figure)
@@ -73,22 +73,22 @@ class Comparison:
 
     def _measure_floors(self, row: Row) -> None:
         assert row.floors is not None
-        line = self._line(row.name, row.act.units[""])
+        line = self._line(row.name, row.kind.units[""])
         for floor, figure in row.floors.measure(self._dsn, self._tables["now"], self._fixed).items():
             line.floors.setdefault(floor, []).append(figure)
 
     def _measure_side(self, row: Row, arm: str) -> None:
         table = self._tables[arm].sized(row.jobs)
-        with Process(self._sides[arm], row.act.work, row.jobs, row.options) as process:
-            row.act.prepare(table)
+        with Process(self._sides[arm], row.kind.work, row.jobs, row.options) as process:
+            row.kind.prepare(table)
             before = self._server_time()
             said = process.run()
             server = self._server_time() - before
-        figures = row.act.figures(table, said)
+        figures = row.kind.figures(table, said)
         table.empty()  # what autovacuum finds to do here would be a part of the other side's run
-        for figure, unit in row.act.units.items():
+        for figure, unit in row.kind.units.items():
             self._add(row.name + figure, unit, arm, figures[figure])
-        if row.act.processor:
+        if row.kind.processor:
             self._add(row.name, "client us", arm, said["processor"] * 1e6 / row.jobs)
             if self._server is not None:
                 self._add(row.name, "server us", arm, server * 1e6 / row.jobs)

@@ -179,7 +179,7 @@ def one_by_one(client: Client, jobs: int, threads: int) -> None:
 
 
 def many(client: Client, jobs: int, *, returning: bool) -> tuple[int, float]:
-    """How many jobs one `enqueue_many` says it made, and the seconds it took, its commit included."""
+    """The number of jobs that one `enqueue_many` returns, and the seconds that it took with its commit."""
     started = time.perf_counter()
     with client.pool.connection() as tx:
         if returning:
@@ -245,7 +245,7 @@ def _calls(
 def _share(
     dsn: str, schema: str, jobs: int, *, threads: int, handling: Handling = "noop", **options: Any
 ) -> Iterator[Run]:
-    """Works beside other processes until the input says that all jobs are done."""
+    """Work beside other processes until the input says that all jobs are done."""
     with Client(dsn, schema=schema) as client:
         work = Work(client, threads, handling=handling, **options)
 

@@ -55,12 +55,12 @@ from pgjobs.errors import (
     WorkerPoolError,
 )
 from pgjobs.events import Event, EventKind, JobStats, QueueEvent, QueueEventKind, Subscription
-from pgjobs.figures import JobCounts, JobPage, ManyJobs, Queue, QueueStats, ScheduleRow, WorkerProcess
 from pgjobs.hooks import EnqueueMiddleware, ErrorHandler, Hooks, Middleware
 from pgjobs.job import AttemptError, Job, JobState, current_job
 from pgjobs.job_filter import JobFilter
 from pgjobs.options import EncodedJob, JobOptions, NewJob, job_options
 from pgjobs.queue_settings import QueueSettings
+from pgjobs.results import JobCounts, JobPage, ManyJobs, Queue, QueueStats, ScheduleRow, WorkerProcess
 from pgjobs.schedule import Schedule
 from pgjobs.timetable import every
 from pgjobs.unique import Unique

@@ -43,7 +43,6 @@ from pgjobs.execution.claimer import Claimer
 from pgjobs.execution.finisher import Finisher
 from pgjobs.execution.lock_job import lock_job
 from pgjobs.execution.queries import ExecutionQueries
-from pgjobs.figures import JobCounts, JobPage, ManyJobs, WorkerProcess
 from pgjobs.forking import PerProcess, check_pool, this_process
 from pgjobs.hooks import EnqueueMiddleware, HookCalls, Hooks, checked_hooks
 from pgjobs.job import Job, changed
@@ -51,6 +50,7 @@ from pgjobs.job_filter import JobFilter, check_filter, check_id
 from pgjobs.observe.listing import Order, listing
 from pgjobs.observe.queries import ObserveQueries
 from pgjobs.options import NO_OPTIONS, JobOptions, NewJob, Options, check_queue, options_given
+from pgjobs.results import JobCounts, JobPage, ManyJobs, WorkerProcess
 from pgjobs.schedules.queries import ScheduleQueries
 from pgjobs.schedules.stored import Schedules
 from pgjobs.work_map import Handler, HandlerFunction, WorkMap, as_work_map, decoding
@@ -172,7 +172,7 @@ class Client:
             id = f"{self._given_id[:240]}-{os.getpid()}"  # else both would use the same row of the worker table
         id = one_line(id, 255)
         self._events.reset()
-        self._registration.begin_anew(id)
+        self._registration.reset_for_process(id)
         return id
 
     @property

@@ -6,6 +6,9 @@ from datetime import UTC, datetime, timedelta
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+_MILLISECOND = timedelta(milliseconds=1)
+MOST_MILLISECONDS = 2**31 - 1
+_LONGEST_SETTING = timedelta(milliseconds=MOST_MILLISECONDS)
 _HOUR = 3_600_000_000
 
 
@@ -19,6 +22,11 @@ def interval_text(duration: timedelta) -> str:
     sign = "-" if microseconds < 0 else ""  # on both parts: IntervalStyle decides how far a single sign reaches
     hours, rest = divmod(abs(microseconds), _HOUR)
     return f"{sign}{hours} hours {sign}{rest // 1_000_000}.{rest % 1_000_000:06d} seconds"
+
+
+def milliseconds(duration: timedelta) -> int:
+    """A duration as the server's settings take it: in whole milliseconds, at most 2^31 - 1."""
+    return int(min(duration, _LONGEST_SETTING) / _MILLISECOND)
 
 
 def microseconds(at: datetime) -> int:

@@ -474,10 +474,10 @@ class WorkerPool:
                 "alone: make and start a WorkerPool in the child"
             )
         self._belong_to_this_process()
-        self._watchdog.begin_anew()
-        self._threads.begin_anew()
-        self._executor.claimer.begin_anew(self._client.id)
-        self.schedules.begin_anew(self._client.id)
+        self._watchdog.reset_for_process()
+        self._threads.reset_for_process()
+        self._executor.claimer.reset_for_process(self._client.id)
+        self.schedules.reset_for_process(self._client.id)
 
     def _belong_to_this_process(self) -> None:
         self._process = this_process()

@@ -36,7 +36,7 @@ SELECT id FROM pgjobs.job
 
 -- name: skip_set_aside
 -- A condition of the statements above that passes over jobs which cannot be claimed now; see execution/set_aside.py.
-AND id <> ALL (%(aside)s::bigint[]);
+AND id <> ALL (%(set_aside)s::bigint[]);
 
 -- name: sample_available
 -- A sample of the jobs that a claim could take, when the first ones cannot be claimed: in random order, but each kind
@@ -45,7 +45,7 @@ SELECT id FROM (
     SELECT id, kind FROM pgjobs.job
     WHERE state = 'available' AND queue = %(queue)s AND scheduled_at <= pg_catalog.statement_timestamp()
         AND (%(kinds)s::text[] IS NULL OR kind = ANY (%(kinds)s::text[]))
-        AND id <> ALL (%(aside)s::bigint[])
+        AND id <> ALL (%(set_aside)s::bigint[])
     ORDER BY priority, scheduled_at, id
     LIMIT 10000) AS line
 ORDER BY pg_catalog.row_number() OVER (PARTITION BY kind ORDER BY pg_catalog.random())

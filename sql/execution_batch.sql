@@ -35,7 +35,7 @@ SELECT id, attempt > 0 OR max_attempts = 1 OR metadata ? 'excused' OR kind = ANY
     FOR NO KEY UPDATE SKIP LOCKED;
 
 -- name: set_batch_settings
--- As set_claim_timeouts; synchronous_commit is the same for all jobs, because none is detached. The claim is planned
+-- As set_claim_timeout and set_lock_timeout; synchronous_commit is the same for all jobs, because none is detached. The claim is planned
 -- once for each connection: to plan it takes longer than to claim a hundred jobs. A plan that is used again must suit a
 -- table of any size, so it uses the index.
 SELECT

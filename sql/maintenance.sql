@@ -384,8 +384,8 @@ ORDER BY pg_catalog.random()
 LIMIT %(batch)s;
 
 -- name: bare_write
--- The change of state that an act makes, without reading the other values of the row or adding to them. Tried, and
--- rolled back, with a row for which the act has failed: see pgjobs/execution/set_aside.py.
+-- The change of state that an operation makes, without reading the other values of the row or adding to them. Tried, and
+-- rolled back, with a row for which the operation has failed: see pgjobs/execution/set_aside.py.
 UPDATE pgjobs.job SET
     state = CASE WHEN %(state)s::text = 'retryable' AND attempt >= max_attempts THEN 'discarded'
         ELSE %(state)s::text END,

@@ -94,7 +94,7 @@ pg_catalog.has_column_privilege('pgjobs.job', 'args', 'SELECT')
 -- part: selected
 -- Leaves out the rows that are set aside, and restricts a retry to some rows. Both values are constants to the planner,
 -- which drops the conditions when they are null.
-(%(aside)s::bigint[] IS NULL OR job.id <> ALL (%(aside)s::bigint[]))
+(%(set_aside)s::bigint[] IS NULL OR job.id <> ALL (%(set_aside)s::bigint[]))
         AND (%(among)s::bigint[] IS NULL OR job.id = ANY (%(among)s::bigint[]))
 
 -- part: due_jobs
@@ -113,7 +113,7 @@ SELECT (EXTRACT(epoch FROM (pg_catalog.min(scheduled_at) - pg_catalog.clock_time
 FROM pgjobs.job
 WHERE state = ANY ('{scheduled,retryable}')
     AND scheduled_at >= '0001-01-03 UTC'::timestamptz AND scheduled_at <= '9999-12-30 UTC'::timestamptz
-    AND (%(aside)s::bigint[] IS NULL OR job.id <> ALL (%(aside)s::bigint[]))
+    AND (%(set_aside)s::bigint[] IS NULL OR job.id <> ALL (%(set_aside)s::bigint[]))
 
 -- part: job_metadata
 -- The metadata of a job, to add to. An UPDATE by hand may have written another JSON value, which is dropped.
@@ -156,7 +156,7 @@ SELECT request.id, request.job_id, request.queue, request.requested_at, request.
     LEFT JOIN pgjobs.job ON job.id = request.job_id AND job.queue = request.queue
     WHERE (job.id IS NULL OR job.state <> 'running' OR job.token <> request.token
             OR (job.token IS NULL) <> (request.token IS NULL))
-        AND (%(aside)s::bigint[] IS NULL OR request.job_id <> ALL (%(aside)s::bigint[]))
+        AND (%(set_aside)s::bigint[] IS NULL OR request.job_id <> ALL (%(set_aside)s::bigint[]))
         AND (%(among)s::bigint[] IS NULL OR request.job_id = ANY (%(among)s::bigint[]))
     LIMIT %(batch)s
     FOR UPDATE OF request SKIP LOCKED

@@ -10,13 +10,13 @@ from uuid import UUID, uuid4
 from pgjobs import Client, Job
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.execution.outcome import NO_DATA, AttemptData, Outcome
-from pgjobs.execution.queries import Finished, FinishResult
+from pgjobs.execution.queries import Completion, FinishResult
 from pgjobs.execution.requests import ClaimRequest, ClaimSettings, Mark
-from pgjobs.execution.scripts import Finish, NextClaim
+from pgjobs.execution.scripts import FinishRequest, NextClaim
 from pgjobs.execution.transport import Transport
 from tests import modes
 
-BY_HAND = Finish()  # behind a handler that has used its connection, of whose role nothing is known
+BY_HAND = FinishRequest()  # behind a handler that has used its connection, of whose role nothing is known
 
 
 def transport(client: Client, conn: AnyConnection, *, prepares: bool = not modes.PLAIN) -> Transport:
@@ -34,7 +34,7 @@ def request(
     detached: Sequence[str] = (),
     lease: timedelta = timedelta(minutes=1),
     mark: Mark | None = None,
-    aside: Sequence[int] = (),
+    set_aside: Sequence[int] = (),
     settings: ClaimSettings | None = None,
 ) -> ClaimRequest:
     """The values of a claim, as a worker makes them for its threads; `settings` are used in place of all that it makes
@@ -43,7 +43,7 @@ def request(
         worker=worker, kinds=kinds, detached=list(detached), lease=lease, synchronous_commit=True, check_interval="0",
         bounded_by=None, bound="0", bounds=None,
     )  # fmt: skip
-    return ClaimRequest(settings or made, queue, which, token or uuid4(), id, mark, aside)
+    return ClaimRequest(settings or made, queue, which, token or uuid4(), id, mark, set_aside)
 
 
 def claim(client: Client, conn: AnyConnection, queue: str = "default", **values: Any) -> Job[Any] | None:
@@ -61,7 +61,7 @@ def must_claim(client: Client, conn: AnyConnection, queue: str = "default", **va
 
 def complete(
     client: Client, conn: AnyConnection, job: Job[Any], data: AttemptData = NO_DATA, *, then: NextClaim | None = None
-) -> Finished:
+) -> Completion:
     how = BY_HAND._replace(has_data=data is not NO_DATA)
     return client.queries.complete(transport(client, conn), job, how, data, then=then)
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from pgjobs.execution.transport import Run, Script, Transport
+from pgjobs.execution.script import Script
+from pgjobs.execution.transport import Run, Transport
 
 
 @dataclass

@@ -43,10 +43,10 @@ from pgjobs.errors import (
     UniqueConflict,
 )
 from pgjobs.execution.set_aside import MOST_ALIKE, concerns_a_row
-from pgjobs.figures import ManyJobs
 from pgjobs.job import Job
 from pgjobs.job_filter import BIGGEST_ID, SMALLEST_ID, JobFilter, check_filter, check_id, check_limit
 from pgjobs.options import JobOptions
+from pgjobs.results import ManyJobs
 
 PATIENCE = 1.0  # seconds that a call waits in all for the locks of other transactions
 PAUSE = 0.02  # seconds between two tries

@@ -9,7 +9,7 @@ from typing import Any
 from pgjobs.db import statements
 from pgjobs.db.channel import channel
 from pgjobs.db.cursors import AnyConnection, bound_cursor
-from pgjobs.figures import KEPT, Queue, queue_of
+from pgjobs.results import KEPT, Queue, queue_of
 
 
 class QueueQueries:

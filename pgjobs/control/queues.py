@@ -17,9 +17,9 @@ from pgjobs.control.queries import ControlQueries
 from pgjobs.control.queue_queries import QueueQueries
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.errors import InvalidOption, InvalidSetting, QueueLocked, QueueNotFound
-from pgjobs.figures import FOR_EVER, KEPT, Queue, QueueStats
 from pgjobs.observe.queries import ObserveQueries
 from pgjobs.options import check_queue
+from pgjobs.results import FOR_EVER, KEPT, Queue, QueueStats
 
 _ALL = "*"  # no queue can have this name
 

@@ -151,7 +151,7 @@ class Checkout(ABC):
 
     def _set_savepoint(self, tx: AnyConnection) -> None:
         """A handler is about to send its first statement. If the savepoint cannot be set, the next one tries again."""
-        if self.conn.pgconn.transaction_status == TransactionStatus.IDLE:
+        if self.original.pgconn.transaction_status == TransactionStatus.IDLE:
             return  # a framework sets the object up before the transaction
         if getpid() != self._process:
             raise connection_of_parent()
@@ -201,7 +201,7 @@ class Checkout(ABC):
         """Whether another statement may be sent: the connection is open, and no statement is running on it."""
         if self._empty:
             return False
-        pgconn = self.conn.pgconn
+        pgconn = self.original.pgconn
         return (
             self._ours
             and pgconn.status == ConnStatus.OK
@@ -218,7 +218,7 @@ class Checkout(ABC):
 
     @property
     def in_transaction(self) -> bool:
-        return bool(self.conn.pgconn.transaction_status == TransactionStatus.INTRANS)
+        return bool(self.original.pgconn.transaction_status == TransactionStatus.INTRANS)
 
     # --- for other threads, while a statement is running
 
@@ -282,7 +282,7 @@ class Checkout(ABC):
             return
         try:
             self._configure()
-            if self.conn.pgconn.transaction_status != TransactionStatus.IDLE:
+            if self.original.pgconn.transaction_status != TransactionStatus.IDLE:
                 raise psycopg.ProgrammingError("its configure function has left a transaction open")
             self._prepare_tx()
         except Exception as error:  # the owner's configure function may raise anything

@@ -163,18 +163,18 @@ def one(cur: Cursor[TupleRow]) -> TupleRow:
     return row
 
 
-def act(conn: AnyConnection, statement: bytes, values: Mapping[str, Any]) -> list[list[Any]]:
-    """The answers of a statement that may fail because of a row. In a transaction it runs behind a savepoint, so that
-    the transaction can go on. Its instants are read as those of jobs."""
+def run_guarded(conn: AnyConnection, statement: bytes, values: Mapping[str, Any]) -> list[list[Any]]:
+    """Run a statement that may fail because of a row, and return its answers. In a transaction it runs behind a
+    savepoint, so that the transaction can go on. Its instants are read as those of jobs."""
     within = conn.info.transaction_status == TransactionStatus.INTRANS
     if within:
-        statement = b"SAVEPOINT pgjobs_act;\n%b;\nRELEASE SAVEPOINT pgjobs_act" % statement.rstrip(b"; \n")
+        statement = b"SAVEPOINT pgjobs_guard;\n%b;\nRELEASE SAVEPOINT pgjobs_guard" % statement.rstrip(b"; \n")
     with LiteralJobCursor(conn, row_factory=tuple_row) as cur:
         try:
             cur.execute(statement, values)
         except psycopg.Error:
             if within and conn.info.transaction_status == TransactionStatus.INERROR:
-                cur.execute(b"ROLLBACK TO SAVEPOINT pgjobs_act;\nRELEASE SAVEPOINT pgjobs_act")
+                cur.execute(b"ROLLBACK TO SAVEPOINT pgjobs_guard;\nRELEASE SAVEPOINT pgjobs_guard")
             raise
         return answers(cur)
 

@@ -66,7 +66,7 @@ def attributes_of(original: AnyConnection, first: Callable[[AnyConnection], None
 
 def working_object(original: AnyConnection) -> AnyConnection:
     """The object over this connection for the statements of pgjobs: the same one each time that the connection is taken
-    from its pool, because prepared transports have it."""
+    from its pool, because the transports of the connection have it."""
     known = shared(original)
     attributes = attributes_of(original)
     working: AnyConnection | None = known.get("working")

@@ -134,7 +134,7 @@ class PoolSource:
     def first_connection(self) -> Iterator[AnyConnection]:
         """A connection for the first statements of a program. It bypasses our own pool, which would retry for half a
         minute while the server is unreachable. Our own pool learns from it which startup options it can use; a process
-        that only enqueues comes not by here, and so pays nothing for them."""
+        that only enqueues does not call this, so it pays nothing for them."""
         pool = self.pool
         if self.owned and pool.closed:
             raise PoolClosed("the client is closed")

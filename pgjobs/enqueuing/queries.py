@@ -17,7 +17,7 @@ from pgjobs.db.channel import channel
 from pgjobs.db.cursors import AnyConnection, bound_cursor, job_cursor
 from pgjobs.enqueuing.copy_rows import HEADER, TRAILER
 from pgjobs.errors import InvalidTransaction
-from pgjobs.execution.transport import Prepared, prepared
+from pgjobs.execution.script import Statement, array_text, numbered
 from pgjobs.options import FIRST_INSTANT, EncodedJob
 
 Result = TypeVar("Result")
@@ -52,7 +52,7 @@ class EnqueueQueries:
         plain = self._enqueue["insert_plain_job"]
         self._plain = plain.replace(b"%(channel)s", quoted)
         #: insert_plain_job for `single_insert`
-        self.plain: Prepared = prepared(f"pgjobs_in_{schema}", plain, {"channel": quoted})
+        self.plain: Statement = numbered(f"pgjobs_in_{schema}", plain, {"channel": quoted})
         assert self.plain.parameters == ("queue", "kind", "priority", "max_attempts", "args", "metadata")
 
     def insert_plain_job(self, job: EncodedJob) -> Request:
@@ -85,7 +85,7 @@ class EnqueueQueries:
             "max_attempts": [job.max_attempts for job in jobs],
             "args": [job.args for job in jobs],
             "metadata": [job.metadata for job in jobs],
-            "tags": [_array_text(job.tags) for job in jobs],
+            "tags": [array_text(job.tags) for job in jobs],
             "timed": [job.scheduled_at is not None for job in jobs],
             "scheduled_at": [job.scheduled_at or FIRST_INSTANT for job in jobs],  # not read where `timed` is false
             "delays": [job.delay for job in jobs],
@@ -192,12 +192,3 @@ def _framed(blocks: Iterable[bytes]) -> Iterator[bytes]:
 
 def _uniqueness(job: EncodedJob) -> str:
     return "" if job.unique is None else job.unique.to_json()
-
-
-def _array_text(tags: Sequence[str]) -> str:
-    """An array in the text form of Postgres."""
-    return "{" + ",".join(map(_quoted, tags)) + "}"
-
-
-def _quoted(tag: str) -> str:
-    return '"' + tag.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -33,7 +33,7 @@ from psycopg.waiting import Ready, Wait
 from pgjobs.db.connection import shared
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.enqueuing.copy_rows import instant
-from pgjobs.execution.transport import Prepared
+from pgjobs.execution.script import Statement
 
 Row = Sequence[Any]
 Results = Generator[Wait, Ready | int, PGresult | None]
@@ -64,7 +64,7 @@ class SingleInsert:
         self._names = 0  # no name is used twice: after an interrupt it is not known what was prepared
 
     def row(
-        self, conn: AnyConnection, statement: Prepared, values: Sequence[bytes], *, may_prepare: bool
+        self, conn: AnyConnection, statement: Statement, values: Sequence[bytes], *, may_prepare: bool
     ) -> Row | None:
         """Send the statement, and return its row, if it gives one. From the second time on the statement is prepared,
         if it may be and the connection leads to the server itself."""
@@ -80,7 +80,7 @@ class SingleInsert:
         self._direct = row is not None and row[_BACKEND_PID] == conn.pgconn.backend_pid
         return row
 
-    def _send(self, conn: AnyConnection, statement: Prepared, values: Sequence[bytes], prepare: bool) -> PGresult:
+    def _send(self, conn: AnyConnection, statement: Statement, values: Sequence[bytes], prepare: bool) -> PGresult:
         pgconn = conn.pgconn
         if not prepare:
             return _wait(conn, partial(pgconn.send_query_params, statement.sql, values, result_format=Format.BINARY))
@@ -102,13 +102,13 @@ def can_send(conn: AnyConnection) -> bool:
     )
 
 
-def send(conn: AnyConnection, may_prepare: bool, statement: Prepared, values: Sequence[bytes]) -> Row | None:
+def send(conn: AnyConnection, may_prepare: bool, statement: Statement, values: Sequence[bytes]) -> Row | None:
     """Insert a job in a transaction of its own, on a connection that is in no transaction. Return its row, if there is
     one."""
     return _single_insert(conn, statement).row(conn, statement, values, may_prepare=may_prepare)
 
 
-def send_within(conn: AnyConnection, statement: Prepared, values: Sequence[bytes]) -> Row | None:
+def send_within(conn: AnyConnection, statement: Statement, values: Sequence[bytes]) -> Row | None:
     """Insert a job in the caller's transaction, which begins with it if it has not begun yet."""
     with conn.lock:
         try:
@@ -121,7 +121,7 @@ def send_within(conn: AnyConnection, statement: Prepared, values: Sequence[bytes
     return _row(_checked(conn, result))
 
 
-def _within(conn: AnyConnection, statement: Prepared, values: Sequence[bytes]) -> Results:
+def _within(conn: AnyConnection, statement: Statement, values: Sequence[bytes]) -> Results:
     """What a cursor of psycopg does to execute a statement, apart from the conversion of values."""
     pgconn, known = conn.pgconn, conn._prepared
     begins = pgconn.transaction_status == TransactionStatus.IDLE and not conn.autocommit
@@ -151,7 +151,7 @@ def _within(conn: AnyConnection, statement: Prepared, values: Sequence[bytes]) -
     return result
 
 
-def _single_insert(conn: AnyConnection, statement: Prepared) -> SingleInsert:
+def _single_insert(conn: AnyConnection, statement: Statement) -> SingleInsert:
     """The SingleInsert of this connection, which all clients of the same schema share."""
     known: dict[bytes, SingleInsert] = shared(conn).setdefault("inserts", {})
     found = known.get(statement.name)

@@ -120,20 +120,20 @@ class Batches:
             return None
         found.session = found.session._replace(shared=claimer.facts(checkout).pooled)
         checkout.session = found.session
-        if claimer.aside:
-            claimer.aside.worked(claims_of(queue))
+        if claimer.set_aside:
+            claimer.set_aside.worked(claims_of(queue))
         if hooks.any:
             for job in found.jobs:
                 copy_context().run(hooks, "on_claim", job, None)
         return found
 
 
-def _call_in_context(attempt: Attempt, act: Callable[..., object], *given: object) -> None:
+def _call_in_context(attempt: Attempt, function: Callable[..., object], *given: object) -> None:
     """Call a function in the context of the attempt, which only the attempt's own thread may enter."""
     if threading.current_thread() is attempt.thread:
-        attempt.context.run(act, *given)
+        attempt.context.run(function, *given)
     else:
-        act(*given)
+        function(*given)
 
 
 def _rounded(room: int) -> int:

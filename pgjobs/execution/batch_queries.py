@@ -1,4 +1,4 @@
-"""The statements of batches, a method for each; prepared where the connection has a prepared transport."""
+"""The statements of batches, a method for each; those of single jobs are in queries.py."""
 
 from __future__ import annotations
 
@@ -23,11 +23,13 @@ from pgjobs.execution.queries import (
     FinishResult,
     finish_values,
     passing_over,
-    plain_values,
+    unquoted_values,
 )
 from pgjobs.execution.requests import ClaimRequest, ClaimSettings, Session
+from pgjobs.execution.script import Script, commands
 from pgjobs.execution.scripts import job_values, lacking
-from pgjobs.execution.transport import Run, Script, Transport, commands, integer
+from pgjobs.execution.transport import Run, Transport, integer
+from pgjobs.interval import milliseconds
 from pgjobs.job import Job, JobState
 
 _NONE: Mapping[Any, Any] = {}
@@ -64,7 +66,7 @@ class BatchOutcome:
     cancel_requested: list[Job[Any]] = field(default_factory=list)  # of those in `done`
 
     @property
-    def plain(self) -> dict[bytes, bytes]:
+    def unquoted(self) -> dict[bytes, bytes]:
         """The parameters that need no quoting."""
         started = [*self.done, *(job.id for job, _, _ in self.failed)]
         return {
@@ -73,7 +75,7 @@ class BatchOutcome:
         }  # fmt: skip
 
     @property
-    def texts(self) -> dict[str, Any]:
+    def quoted(self) -> dict[str, Any]:
         """The other parameters."""
         metadata, output = [each.metadata or "" for _, each in self.data], [each.output or "" for _, each in self.data]
         return {"queue": self.queue, "metadata": metadata, "output": output}
@@ -110,8 +112,8 @@ class BatchQueries:
         """Claim up to `limit` jobs, and lock them in the transaction that is open then. None: there is no job, or the
         first one must run alone, and no transaction is open. Raises AttemptLost when other transactions changed all
         rows before they could be locked."""
-        script, plain = self._claim_script(request, limit, batch_time), request.plain
-        results, error = transport.run(script, plain)
+        script, unquoted = self._claim_script(request, limit, batch_time), request.unquoted
+        results, error = transport.run(script, unquoted)
         if error is not None:
             raise error
         taken = transport.rows(results[script.at["claim"]])
@@ -123,7 +125,7 @@ class BatchQueries:
         number, attempted_at, xid, bound, *_ = transport.row(results[script.at["lock"]])
         missed = len(taken) - number
         if missed:
-            locked, error = transport.run(self._piece("select_locked_ids"), plain, {"queue": request.queue})
+            locked, error = transport.run(self._piece("select_locked_ids"), unquoted, {"queue": request.queue})
             if error is not None:
                 raise error
             still = {id for (id,) in transport.rows(locked[0])}
@@ -137,7 +139,7 @@ class BatchQueries:
 
     def _claim_script(self, request: ClaimRequest, limit: int, batch_time: timedelta) -> Script:
         """The limit is written into the text: with a parameter, the planner would expect a tenth of the table."""
-        around, settings = bool(request.aside), request.settings
+        around, settings = bool(request.set_aside), request.settings
         key = ("batch", request.queue, request.which, around, limit, batch_time)
         if key not in settings.scripts:
             work, batch = self._work, self._batch
@@ -197,14 +199,14 @@ class BatchQueries:
         failed = len(runs)
         runs += [self._failure(*each) for each in record.failed]
         # before the completion, which may find the jobs by the token alone
-        runs += [self._run("unclaim_batch", record.plain, record.texts)] if record.rest else []
+        runs += [self._run("unclaim_batch", record.unquoted, record.quoted)] if record.rest else []
         complete = len(runs)
         simple = not used and not record.failed and not record.data
         if record.done and simple:
-            runs += [self._run("complete_claim", record.plain, record.texts), self._run("select_time")]
+            runs += [self._run("complete_claim", record.unquoted, record.quoted), self._run("select_time")]
         elif record.done:
-            runs.append(self._run("complete_batch", record.plain, record.texts))
-        runs += [self._run("store_batch_data", record.plain, record.texts)] if record.data else []
+            runs.append(self._run("complete_batch", record.unquoted, record.quoted))
+        runs += [self._run("store_batch_data", record.unquoted, record.quoted)] if record.data else []
         runs += [self._cancellation(job) for job in record.cancel_requested]
         commit = len(runs)
         runs.append((self._ending(used=used), {}, {}))
@@ -223,10 +225,10 @@ class BatchQueries:
         if "failure" not in self._pieces:
             steps = [(name, self._work[name]) for name in ("finish", "cancel_if_requested")]
             self._pieces["failure"] = Script(steps)
-        return self._pieces["failure"], plain_values(job), finish_values(job, outcome, data)
+        return self._pieces["failure"], unquoted_values(job), finish_values(job, outcome, data)
 
     def _cancellation(self, job: Job[Any]) -> Run:
-        return self._run("cancel_if_requested", plain_values(job), {"queue": job.queue})
+        return self._run("cancel_if_requested", unquoted_values(job), {"queue": job.queue})
 
     def _ending(self, *, used: bool) -> Script:
         name = "ending_used" if used else "commit"
@@ -248,34 +250,35 @@ class BatchQueries:
         and lost the claim of this time; it is then restored."""
         names = ["restore_batch"] if restore_before is not None else []
         names += ["unclaim_batch", "undo_batch", "select_completed"]
-        texts = {**record.texts, "error": error, "attempted_at": restore_before}
-        *_, undone, completed = self._write_late(transport, names, record, texts)
+        quoted = {**record.quoted, "error": error, "attempted_at": restore_before}
+        *_, undone, completed = self._write_late(transport, names, record, quoted)
         return _all(JobState.AVAILABLE, undone), _all(JobState.COMPLETED, completed)
 
     def complete_late(self, transport: Transport, record: BatchOutcome) -> dict[int, FinishResult]:
         """Complete the jobs whose writes were committed by a handler that ended the transaction."""
         names = ["store_batch_data"] if record.data else []
-        *_, completed = self._write_late(transport, [*names, "complete_batch_late"], record, record.texts)
+        *_, completed = self._write_late(transport, [*names, "complete_batch_late"], record, record.quoted)
         return _all(JobState.COMPLETED, completed)
 
     def _write_late(
-        self, transport: Transport, names: Sequence[str], record: BatchOutcome, texts: Mapping[str, Any]
+        self, transport: Transport, names: Sequence[str], record: BatchOutcome, quoted: Mapping[str, Any]
     ) -> list[list[TupleRow]]:
         if "begin_late_finish" not in self._pieces:
             steps = [("begin_late_finish", command) for command in commands(self._work["begin_late_finish"])]
             self._pieces["begin_late_finish"] = Script(steps)
         before = ["begin_late_finish", *(["commit_async"] if record.async_commit else [])]
-        runs = [*map(self._run, before), *(self._run(name, record.plain, texts) for name in names), self._run("commit")]
-        results, error = transport.run_many(runs, single=True)
+        runs = [*map(self._run, before), *(self._run(name, record.unquoted, quoted) for name in names)]
+        runs.append(self._run("commit"))
+        results, error = transport.run_many(runs, unprepared=True)
         if error is not None:
             raise error
         return [transport.rows(each[0]) for each in results[len(before) : -1]]
 
     def was_committed(self, transport: Transport, record: BatchOutcome, xid: str, *, lost: bool) -> bool:
         """Whether the transaction of the batch was committed. `lost`: its connection was lost."""
-        plain = {**record.plain, b"xid": xid.encode()}
-        texts = {"queue": record.queue, "lost": lost}
-        results, error = transport.run(self._piece("was_committed"), plain, texts, single=True)
+        unquoted = {**record.unquoted, b"xid": xid.encode()}
+        quoted = {"queue": record.queue, "lost": lost}
+        results, error = transport.run(self._piece("was_committed"), unquoted, quoted, unprepared=True)
         if isinstance(error, psycopg.errors.InvalidParameterValue | psycopg.errors.InternalError_):
             return False  # the server has crashed, and knows no such transaction
         if error is not None:
@@ -289,8 +292,8 @@ class BatchQueries:
             self._pieces[name] = Script([(name, self._batch.get(name) or self._work[name])])
         return self._pieces[name]
 
-    def _run(self, name: str, plain: Mapping[bytes, bytes] = _NONE, texts: Mapping[str, Any] = _NONE) -> Run:
-        return self._piece(name), plain, texts
+    def _run(self, name: str, unquoted: Mapping[bytes, bytes] = _NONE, quoted: Mapping[str, Any] = _NONE) -> Run:
+        return self._piece(name), unquoted, quoted
 
 
 def _bounded_by(settings: ClaimSettings) -> str:
@@ -344,10 +347,3 @@ def _lost_or(error: Exception, record: BatchOutcome) -> Exception:
     if isinstance(error, psycopg.Error) and error.sqlstate == ATTEMPT_LOST:
         return AttemptLost(f"a job of the batch of {len(record.done)} no longer runs under this attempt")
     return error
-
-
-_LONGEST = timedelta(milliseconds=2**31 - 1)
-
-
-def milliseconds(time: timedelta) -> int:
-    return int(min(time, _LONGEST) / timedelta(milliseconds=1))

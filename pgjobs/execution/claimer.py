@@ -28,6 +28,7 @@ from pgjobs.execution.requests import ClaimRequest, ClaimSettings, Mark
 from pgjobs.execution.scripts import NextClaim
 from pgjobs.execution.set_aside import SetAside, UnreadableRow, concerns_a_row
 from pgjobs.execution.transport import Transport
+from pgjobs.interval import MOST_MILLISECONDS, milliseconds
 from pgjobs.job import Job, changed
 from pgjobs.loggers import get_logger
 from pgjobs.return_values import WarnOnce, checked_timeout
@@ -42,8 +43,7 @@ Found = TypeVar("Found")
 _NOT_KNOWN = float("inf")
 _ANSWER_WITHIN = 40.0  # seconds; the server cancels a claim after 30
 _TOKENS_AT_ONCE = 32
-_LONGEST_BOUND = timedelta(milliseconds=2**31 - 1)
-_GRACE = SERVER_GRACE // timedelta(milliseconds=1)
+_GRACE = milliseconds(SERVER_GRACE)
 _SKIP_FOR = 3.0  # seconds that one claim spends on jobs that cannot be claimed; the next claim goes on from there
 
 
@@ -64,17 +64,17 @@ class Claimer:
     _facts: ServerFacts | None = None
     _settings: tuple[ClaimSettings, ...] = ()
     _settings_version: int = -1
-    single_kinds: set[str] = field(default_factory=set)  # whose handlers deallocate what pgjobs has prepared
+    unprepared_kinds: set[str] = field(default_factory=set)  # whose handlers deallocate what pgjobs has prepared
     marks: LowWaterMarks = field(default_factory=LowWaterMarks)
     sync_until: float = _NOT_KNOWN
     _facts_lock: threading.Lock = field(default_factory=threading.Lock)
-    aside: SetAside = field(default_factory=SetAside)
+    set_aside: SetAside = field(default_factory=SetAside)
 
     def __post_init__(self) -> None:
-        self.failed_claims = FailedClaims(self.queries, self.aside, self.order)
+        self.failed_claims = FailedClaims(self.queries, self.set_aside, self.order)
         self.lost_claims = LostClaims(self.queries)
 
-    def begin_anew(self, worker: str) -> None:
+    def reset_for_process(self, worker: str) -> None:
         """Called in a forked child: forget the locks, the claims and the facts of the parent."""
         self.worker = worker
         self._facts, self._settings_version = None, -1
@@ -82,8 +82,8 @@ class Claimer:
         self.lost_claims = LostClaims(self.queries)  # the parent undoes its own
         self.marks = LowWaterMarks()
         self._facts_lock = threading.Lock()
-        self.aside = SetAside()  # a thread of the parent may have held its lock
-        self.failed_claims = FailedClaims(self.queries, self.aside, self.order)
+        self.set_aside = SetAside()  # a thread of the parent may have held its lock
+        self.failed_claims = FailedClaims(self.queries, self.set_aside, self.order)
 
     def claim(self, checkout: Checkout, queue: str) -> Job[Any] | None:
         """Claim the next job that can be claimed; those before it are discarded or set aside. It is locked in the
@@ -249,15 +249,15 @@ class Claimer:
         if self._settings_version != self.work_map.changes:
             self._settings_version, self._settings = self.work_map.changes, self._current_settings()
         after_crash = time.monotonic() < self.sync_until
-        aside = self.aside.rows(claims_of(queue)) if self.aside.acts and id is None else ()
+        set_aside = self.set_aside.rows(claims_of(queue)) if self.set_aside.operations and id is None else ()
         which = self.order if id is None else "id"
-        return ClaimRequest(self._settings[after_crash], queue, which, new_token(), id, mark, aside)
+        return ClaimRequest(self._settings[after_crash], queue, which, new_token(), id, mark, set_aside)
 
     def _current_settings(self) -> tuple[ClaimSettings, ClaimSettings]:
         """The values that all claims share until the WorkMap changes: with asynchronous commits, and without."""
         facts, kinds, bounds = self._facts, list(self.work_map), self._bounds_by_kind()
         assert facts is not None
-        bound = _milliseconds(self._transaction_bound(self.unknown_kinds))
+        bound = _bound(self._transaction_bound(self.unknown_kinds))
         settings = ClaimSettings(
             worker=self.worker,
             kinds=kinds if self.unknown_kinds == "leave" else None,
@@ -294,7 +294,7 @@ class Claimer:
         """How long a transaction may last by kind, in milliseconds, as JSON. A timeout that depends on the job is not
         known when the claim sets the bound."""
         bounds = {
-            kind: _milliseconds(self._transaction_bound(handler))
+            kind: _bound(self._transaction_bound(handler))
             for kind, handler in list(self.work_map.items())
             if handler.timeout != "inherit"
         }
@@ -334,8 +334,8 @@ def new_token() -> UUID:
     return made
 
 
-def _milliseconds(timeout: timedelta | None) -> str:
+def _bound(timeout: timedelta | None) -> str:
     """The server's bound for the transaction of a job with this timeout; 0 for none."""
     if timeout is None:
         return "0"
-    return str(min(2**31 - 1, int(min(timeout, _LONGEST_BOUND) / timedelta(milliseconds=1)) + _GRACE))
+    return str(min(MOST_MILLISECONDS, milliseconds(timeout) + _GRACE))

@@ -1,4 +1,4 @@
-"""Runs one job in the calling thread: claim, lock, handler, finish."""
+"""Runs one job in the calling thread: claim, lock, handler, finish. The flow is drawn in `__init__.py`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from pgjobs.db.checkout import Checkout
+from pgjobs.db.cursors import rollback
 from pgjobs.errors import UnknownKind
 from pgjobs.execution.attempt import Attempt, Slot, private_context
 from pgjobs.execution.claimer import Claimer
@@ -114,7 +115,7 @@ class Executor:
     ) -> tuple[BaseException | None, Job[Any] | None]:
         """Call the handler and write the outcome. Returns the error of the attempt, and the next job."""
         if attempt.checkout is None:
-            self.finisher.rollback(checkout)  # from here on the lease keeps the job
+            rollback(checkout.conn)  # from here on the lease keeps the job
             checkout.return_early()
             return self.finisher.finish(checkout, attempt, self.start(attempt))
         error = self.start(attempt)

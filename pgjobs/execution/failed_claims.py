@@ -31,11 +31,11 @@ _CHECK_UNCHANGED_EVERY = 2.0  # seconds between two checks whether a trigger sil
 class FailedClaims:
     """The jobs of one process that cannot be claimed."""
 
-    def __init__(self, queries: ExecutionQueries, aside: SetAside, order: str) -> None:
+    def __init__(self, queries: ExecutionQueries, set_aside: SetAside, order: str) -> None:
         self._queries = queries
-        self._aside = aside
+        self._set_aside = set_aside
         self._order = order
-        self._unworkable = Unworkable(queries, aside)
+        self._unworkable = Unworkable(queries, set_aside)
         self._next_check: dict[str, float] = {}  # of `pass_unchanged`, by queue, by the monotonic clock
 
     def deal_with(self, conn: AnyConnection, request: ClaimRequest, error: psycopg.Error | UnreadableRow) -> None:
@@ -43,8 +43,8 @@ class FailedClaims:
         if no job is to blame."""
         if isinstance(error, UnreadableRow):
             return  # the job is discarded already
-        act = claims_of(request.queue)
-        if self._aside.is_common(act, error):
+        operation = claims_of(request.queue)
+        if self._set_aside.is_common(operation, error):
             raise error
         with self._trial(conn):
             id = self._queries.select_next(conn, self._order, request.values)
@@ -56,7 +56,7 @@ class FailedClaims:
                 if not concerns_a_row(failed):
                     raise
                 others = partial(self._others_work, conn, request)
-                if self._unworkable.deal_with(conn, act, (id, request.queue), failed, CLAIM, others_work=others):
+                if self._unworkable.deal_with(conn, operation, (id, request.queue), failed, CLAIM, others_work=others):
                     commit(conn)
 
     def pass_unchanged(self, conn: AnyConnection, queue: str, make_request: Callable[[], ClaimRequest]) -> bool:
@@ -75,8 +75,8 @@ class FailedClaims:
             try:
                 if self._queries.try_claim(conn, id, request.values):
                     return True
-                act, others = claims_of(queue), partial(self._others_work, conn, request)
-                self._unworkable.deal_with(conn, act, (id, queue), UnchangedRow(), CLAIM, others_work=others)
+                operation, others = claims_of(queue), partial(self._others_work, conn, request)
+                self._unworkable.deal_with(conn, operation, (id, queue), UnchangedRow(), CLAIM, others_work=others)
             except psycopg.Error as error:
                 if not concerns_a_row(error):
                     raise
@@ -94,12 +94,12 @@ class FailedClaims:
 
     def went_on(self, queue: str, job: Job[Any] | None) -> None:
         """Called after a claim, with the job that it has claimed: log the jobs that it has set aside."""
-        if not self._aside:
+        if not self._set_aside:
             return
-        act = claims_of(queue)
-        self._aside.say(act)
+        operation = claims_of(queue)
+        self._set_aside.log_new(operation)
         if job is not None:
-            self._aside.worked(act, job.id)
+            self._set_aside.worked(operation, job.id)
 
     def _others_work(self, conn: AnyConnection, request: ClaimRequest) -> bool:
         """Whether at least one of a sample of the other jobs of the queue can be claimed."""

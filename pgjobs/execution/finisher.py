@@ -14,8 +14,6 @@ was committed.
 
 from __future__ import annotations
 
-import json
-import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -30,7 +28,7 @@ from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 from pgjobs.backoff import Backoff
 from pgjobs.clean_text import forget_details, hint, one_line
 from pgjobs.db.checkout import Checkout
-from pgjobs.db.cursors import AnyConnection, rollback
+from pgjobs.db.cursors import AnyConnection
 from pgjobs.errors import (
     AttemptLost,
     Cancel,
@@ -41,16 +39,17 @@ from pgjobs.errors import (
     NotRunning,
     TransactionBroken,
 )
-from pgjobs.events import Event, EventKind, Events, JobStats
+from pgjobs.events import Event, Events, JobStats
 from pgjobs.execution.attempt import Attempt
 from pgjobs.execution.claimer import Claimer
-from pgjobs.execution.outcome import AFTER_A_FAULT, COMPLETED, NO_DATA, Outcome, decide
+from pgjobs.execution.outcome import COMPLETED, NO_DATA, Outcome, decide
 from pgjobs.execution.queries import ExecutionQueries, FinishResult
-from pgjobs.execution.scripts import Finish, NextClaim
+from pgjobs.execution.report import event_kind, job_after, log_outcome
+from pgjobs.execution.scripts import FinishRequest, NextClaim
 from pgjobs.execution.transport import Transport
 from pgjobs.hooks import ErrorHandler, HookCalls
 from pgjobs.interval import microseconds
-from pgjobs.job import Job, JobState, changed
+from pgjobs.job import Job, JobState
 from pgjobs.loggers import get_logger
 from pgjobs.return_values import WarnOnce
 
@@ -60,7 +59,6 @@ _LATE_FINISH_TRIES = 3
 _MOST_DEAD = 100  # connections that died with the server: the pool hands out each one once; they do not count as tries
 _NO_CONNECTION = (PoolTimeout, PoolClosed, TooManyRequests, CannotConnect)
 _LOCK_NOT_AVAILABLE = "55P03"
-_MOST_ERRORS = 100
 _SOON = timedelta(seconds=2)
 W = TypeVar("W")
 
@@ -132,15 +130,12 @@ class Finisher:
                 conn, attempt.job, COMPLETED, attempt.data, cancel_requested=cancel_requested
             )
         attempt.completed = True
-        return _job_after(attempt, COMPLETED, finished)
+        return job_after(attempt, COMPLETED, finished)
 
     def _runs(self, conn: AnyConnection, job: Job[Any]) -> bool:
         """Whether this transaction sees the job as running: then the transaction that completed it was rolled back."""
         found = self.queries.get_job(conn, job.id, job.queue)
         return found is not None and found.state is JobState.RUNNING and found.token == job.token
-
-    def rollback(self, checkout: Checkout) -> None:
-        rollback(checkout.conn)
 
     # --- write
 
@@ -154,7 +149,7 @@ class Finisher:
             return self._complete_detached(checkout, attempt)
         if not checkout.usable:
             return TransactionBroken("the handler left its connection closed, or in the middle of a command")
-        how = Finish(
+        how = FinishRequest(
             checkout.session,
             used=checkout.used,
             saved=checkout.saved,
@@ -170,7 +165,7 @@ class Finisher:
                 how,
                 attempt.data if attempt.has_data else NO_DATA,
                 then=then,
-                single=job.kind in claimer.single_kinds,
+                unprepared=job.kind in claimer.unprepared_kinds,
             )
         except (psycopg.Error, UnicodeEncodeError, AttemptLost) as error:
             return self._not_completed(job, then, error)
@@ -195,7 +190,7 @@ class Finisher:
         if isinstance(error, AttemptLost):
             return TransactionBroken("the handler changed the row of its own job, or gave up the lock on it")
         if isinstance(error, psycopg.errors.InvalidSqlStatementName) and self.queries.tag in str(error):
-            self.claimer.single_kinds.add(job.kind)
+            self.claimer.unprepared_kinds.add(job.kind)
             stopped = JobStopped(
                 "the handler deallocated the prepared statements of pgjobs; it runs again without them"
             )
@@ -274,7 +269,7 @@ class Finisher:
         if undoable and checkout.usable and checkout.conn.info.transaction_status != TransactionStatus.IDLE:
             try:
                 async_commit = self.claimer.commits_async(attempt.job)
-                how = Finish(checkout.session, checkout.used, checkout.saved, async_commit=async_commit)
+                how = FinishRequest(checkout.session, checkout.used, checkout.saved, async_commit=async_commit)
                 finished = self.queries.fail(checkout.transport, attempt.job, outcome, how, attempt.data)
             except (psycopg.Error, AttemptLost, UnicodeEncodeError):
                 # the savepoint or connection is gone, the row was changed, or the session's encoding lacks a character
@@ -294,7 +289,7 @@ class Finisher:
 
         def write(transport: Transport, lost: bool) -> FinishResult:
             after = after_loss or (lost and attempt.checkout is not None)
-            how = Finish(checkout.session, async_commit=async_commit)
+            how = FinishRequest(checkout.session, async_commit=async_commit)
             return self.queries.finish_late(transport, attempt.job, outcome, how, attempt.data, after_loss=after)
 
         finished = self.write_late(
@@ -385,65 +380,17 @@ class Finisher:
     ) -> None:
         """Report an outcome, once it is written, to the log, the hooks and the subscribers."""
         if error is not None:
-            _log(attempt.job, finished.state, outcome, error)
+            log_outcome(attempt.job, finished.state, outcome, error)
         if outcome.at is not None or (outcome.delay is not None and outcome.delay < _SOON):
             self.on_due_soon()
         if not self.hooks and not self.events:
             return
-        job = _job_after(attempt, outcome, finished)
+        job = job_after(attempt, outcome, finished)
         if attempt.started:
             self.hooks("on_finish", job, error)
         waited = (attempt.job.attempted_at or job.scheduled_at) - attempt.job.scheduled_at
         stats = JobStats(max(waited, timedelta(0)), timedelta(seconds=attempt.run_seconds), timedelta(seconds=took))
-        self.events.publish(Event(_event_kind(job, outcome), job, stats))
-
-
-def _log(job: Job[Any], state: JobState, outcome: Outcome, error: BaseException) -> None:
-    with suppress(BaseException):  # a logging handler that fails must not look like a fault of the database
-        log.log(
-            logging.INFO if outcome.error is None else logging.WARNING,
-            "job %d (%s) attempt %d of %d: %s: %s",
-            job.id,
-            one_line(job.kind),
-            job.attempt,
-            job.max_attempts,
-            state,
-            one_line(outcome.error or error),
-        )
-
-
-def _event_kind(job: Job[Any], outcome: Outcome) -> EventKind:
-    if job.state is JobState.COMPLETED:
-        return EventKind.COMPLETED
-    if job.state is JobState.CANCELLED:
-        return EventKind.CANCELLED
-    if outcome.error is not None:
-        return EventKind.FAILED
-    return EventKind.SNOOZED if outcome.state is JobState.SCHEDULED else EventKind.INTERRUPTED
-
-
-def _job_after(attempt: Attempt, outcome: Outcome, finished: FinishResult) -> Job[Any]:
-    """The job as it is after the statement that wrote the outcome."""
-    job, data = attempt.job, attempt.data
-    metadata, errors = job.raw_metadata, job.raw_errors
-    with suppress(ValueError, TypeError, AttributeError, RecursionError):  # JSON that was written by hand
-        metadata, errors = _merged(metadata, data.metadata), _with_entry(errors, job.attempt, outcome, finished)
-        metadata = _with_snooze(metadata, job.raw_metadata) if outcome.snoozed else metadata
-    due = outcome.at or (None if outcome.delay is None else finished.at + outcome.delay)
-    if outcome.at is not None and outcome.at <= finished.at:
-        due = finished.at + AFTER_A_FAULT
-    return changed(
-        job,
-        state=finished.state,
-        attempt=job.attempt - int(outcome.refund),
-        scheduled_at=due or job.scheduled_at,
-        finalized_at=finished.at if finished.state.final else None,
-        leased_until=None,
-        raw_errors=errors,
-        raw_metadata=metadata,
-        raw_output=data.output,
-        running=None,
-    )
+        self.events.publish(Event(event_kind(job, outcome), job, stats))
 
 
 def _blamed(attempt: Attempt, ended: BaseException) -> BaseException:
@@ -464,26 +411,6 @@ def _completed(job: Job[Any]) -> FinishResult | None:
     if job.state is not JobState.COMPLETED or job.finalized_at is None:
         return None
     return FinishResult(job.state, microseconds(job.finalized_at), True)
-
-
-def _merged(metadata: str, data: str | None) -> str:
-    return metadata if data is None else json.dumps({**json.loads(metadata), **json.loads(data)})
-
-
-def _with_snooze(metadata: str, before: str) -> str:
-    count = json.loads(before).get("snoozes")
-    number = isinstance(count, int | float) and not isinstance(count, bool)
-    return json.dumps({**json.loads(metadata), "snoozes": count + 1 if number else 1})
-
-
-def _with_entry(errors: str, attempt: int, outcome: Outcome, finished: FinishResult) -> str:
-    entry = outcome.error_json(attempt)
-    if entry is None:
-        return errors
-    entries = json.loads(errors)
-    if len(entries) >= _MOST_ERRORS:
-        del entries[_MOST_ERRORS // 2]
-    return json.dumps([*entries, {**json.loads(entry), "at": finished.at.isoformat()}])
 
 
 def why_not_committed(error: psycopg.Error | UnicodeEncodeError) -> TransactionBroken:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,30 +16,19 @@ from psycopg.pq.abc import PGresult
 
 from pgjobs.db import statements
 from pgjobs.db.channel import channel
-from pgjobs.db.cursors import AnyConnection, act, answers, job_cursor, literal_cursor, one
+from pgjobs.db.cursors import AnyConnection, answers, job_cursor, literal_cursor, one, run_guarded
 from pgjobs.db.rows import CLAIMED, QUEUE, as_job, claimed_at, claimed_job, only, str_of
 from pgjobs.errors import AttemptLost
 from pgjobs.execution.outcome import NO_DATA, AttemptData, Outcome
-from pgjobs.execution.requests import BEGINNING, ClaimRequest, Session
-from pgjobs.execution.scripts import Finish, NextClaim, Scripts, lacking
+from pgjobs.execution.requests import ClaimRequest, Session
+from pgjobs.execution.script import Script, without_comments
+from pgjobs.execution.scripts import FinishRequest, NextClaim, Scripts, lacking
 from pgjobs.execution.set_aside import UnreadableRow, concerns_a_row, is_application_code
-from pgjobs.execution.transport import Script, Transport, integer, transport_for
+from pgjobs.execution.transport import Transport, integer, transport_for
 from pgjobs.interval import instant
 from pgjobs.job import Job, JobState
 
 ATTEMPT_LOST = "PJ001"  # raised by the function attempt_lost() of the schema
-
-# The parameters of a claim that looks for the next job of a queue, but for the queue.
-CLAIM_DEFAULTS: Mapping[str, Any] = {
-    "id": None,
-    "kinds": None,
-    "detached": [],
-    "lease": timedelta(minutes=1),
-    "mark_priority": int(BEGINNING.priority),
-    "mark_time": BEGINNING.time.decode(),
-    "mark_id": int(BEGINNING.id),
-    "synchronous_commit": True,
-}
 
 
 class FinishResult(NamedTuple):
@@ -65,7 +53,7 @@ class ServerFacts:
     pooled: bool  # whether there is a pooler between this process and the server
 
 
-class Finished(NamedTuple):
+class Completion(NamedTuple):
     """A finish, and the claim that was sent with it."""
 
     result: FinishResult
@@ -114,7 +102,7 @@ class ExecutionQueries:
         there was none, and no transaction is open. Raises AttemptLost when the claim was committed but another
         transaction changed the row before it could be locked."""
         script = self.scripts.claim(request, session, savepoint=savepoint)
-        results, error = transport.run(script, request.plain)
+        results, error = transport.run(script, request.unquoted)
         if error is not None:
             if len(results) > script.at["claimed"] and concerns_a_row(error) and not is_application_code(error):
                 raise UnreadableRow(str(error)) from error
@@ -145,20 +133,20 @@ class ExecutionQueries:
 
     def select_next(self, conn: AnyConnection, which: str, values: Mapping[str, Any]) -> int | None:
         """Find and lock the job that a claim with these values would take."""
-        aside = values.get("aside") or []
-        (rows,) = act(conn, self._selects[which], {**values, "aside": aside})
+        set_aside = values.get("set_aside") or []
+        (rows,) = run_guarded(conn, self._selects[which], {**values, "set_aside": set_aside})
         return rows[0][0] if rows else None
 
     def sample_available(self, conn: AnyConnection, values: Mapping[str, Any], most: int) -> list[int]:
         """Find some of the jobs that a claim with these values could take, without locking them."""
-        aside = values.get("aside") or []
-        given = {**values, "aside": aside, "most": most}
-        (rows,) = act(conn, self.work["sample_available"], given)
+        set_aside = values.get("set_aside") or []
+        given = {**values, "set_aside": set_aside, "most": most}
+        (rows,) = run_guarded(conn, self.work["sample_available"], given)
         return [id for (id,) in rows]
 
     def try_claim(self, conn: AnyConnection, id: int, values: Mapping[str, Any]) -> bool:
         """Claim this job in the transaction that is open, behind a savepoint. Raises the error of the claim."""
-        (rows,) = act(conn, self._try_claim, {**values, "id": id})
+        (rows,) = run_guarded(conn, self._try_claim, {**values, "id": id})
         return bool(rows)
 
     def select_claimed_id(self, conn: AnyConnection, queue: str, token: UUID) -> int | None:
@@ -186,28 +174,28 @@ class ExecutionQueries:
         self,
         transport: Transport,
         job: Job[Any],
-        finish: Finish,
+        finish: FinishRequest,
         data: AttemptData = NO_DATA,
         *,
         then: NextClaim | None = None,
-        single: bool = False,
-    ) -> Finished:
+        unprepared: bool = False,
+    ) -> Completion:
         """Commit the handler's writes together with the completion. With `then`, also claim and lock the next job in
-        the same round trip. Raises the error of the finish; returns the error of the claim. `single`: nothing is sent
-        prepared."""
+        the same round trip. Raises the error of the finish; returns the error of the claim. `unprepared`: nothing
+        that is prepared is used."""
         script = self.scripts.complete(job.queue, finish, then)
-        at, plain = script.at, plain_values(job, finish.session)
+        at, unquoted = script.at, unquoted_values(job, finish.session)
         if then is not None:
-            plain |= then.request.plain
-        texts = {"metadata": data.metadata, "output": data.output} if finish.has_data else _NO_TEXTS
-        results, error = transport.run(script, plain, texts, single=single)
+            unquoted |= then.request.unquoted
+        quoted = {"metadata": data.metadata, "output": data.output} if finish.has_data else _NO_QUOTED
+        results, error = transport.run(script, unquoted, quoted, unprepared=unprepared)
         if len(results) <= at["committed"]:
             assert error is not None
             if then is None or not then.together or len(results) <= at["complete"]:
                 raise lost_or(error, job)
             # the claim has failed, and undone the finish with it
             again = self.scripts.complete_again(job.queue, finish)
-            results, lost = transport.run(again, plain, texts, single=True)
+            results, lost = transport.run(again, unquoted, quoted, unprepared=True)
             if lost is not None:
                 raise lost_or(lost, job)
             script, at = again, again.at
@@ -217,18 +205,18 @@ class ExecutionQueries:
         clean = not finish.used or _left_clean(results, at)
         done = FinishResult(JobState.COMPLETED, integer(answer, 1), clean)
         if error is not None or then is None:
-            return Finished(done, None, error)
+            return Completion(done, None, error)
         try:
-            return Finished(done, self._locked(transport, script, results, then.request))
+            return Completion(done, self._locked(transport, script, results, then.request))
         except Exception as problem:  # AttemptLost, or an error in reading the row
-            return Finished(done, None, problem)
+            return Completion(done, None, problem)
 
     def fail(
         self,
         transport: Transport,
         job: Job[Any],
         outcome: Outcome,
-        finish: Finish,
+        finish: FinishRequest,
         data: AttemptData = NO_DATA,
     ) -> FinishResult:
         """Roll back the handler's writes, keep the row's lock, and commit the outcome."""
@@ -242,7 +230,7 @@ class ExecutionQueries:
         transport: Transport,
         job: Job[Any],
         outcome: Outcome,
-        finish: Finish,
+        finish: FinishRequest,
         data: AttemptData = NO_DATA,
         *,
         after_loss: bool = False,
@@ -253,10 +241,10 @@ class ExecutionQueries:
         return self._write_outcome(transport, script, finish, job, finish_values(job, outcome, data))
 
     def _write_outcome(
-        self, transport: Transport, script: Script, finish: Finish, job: Job[Any], texts: Mapping[str, Any]
+        self, transport: Transport, script: Script, finish: FinishRequest, job: Job[Any], quoted: Mapping[str, Any]
     ) -> FinishResult:
-        plain = plain_values(job, finish.session)
-        results, error = transport.run(script, plain, texts, single=True)
+        unquoted = unquoted_values(job, finish.session)
+        results, error = transport.run(script, unquoted, quoted, unprepared=True)
         if len(results) <= script.at["committed"]:
             assert error is not None
             raise lost_or(error, job)
@@ -269,8 +257,8 @@ class ExecutionQueries:
 
     def abandon(self, transport: Transport, session: Session | None, since: datetime | None) -> None:
         """Roll back and reset the session, so that the outcome can be written in it. `since` the handler has it."""
-        plain = {b"since": since.isoformat().encode()} if since is not None else {}
-        _, error = transport.run(self.scripts.abandon(session), plain, single=True)
+        unquoted = {b"since": since.isoformat().encode()} if since is not None else {}
+        _, error = transport.run(self.scripts.abandon(session), unquoted, unprepared=True)
         if error is not None:
             raise error
         transport.rolled_back()
@@ -343,7 +331,7 @@ class ExecutionQueries:
         """Whether the server accepts a change of the state that reads no other value of the row. It is rolled back."""
         values = {"id": id, "queue": queue, "states": list(states), "state": to, "counted": counted, "key": keep_key}
         with conn.transaction(force_rollback=True):
-            [rows] = act(conn, self._bare_write, values)
+            [rows] = run_guarded(conn, self._bare_write, values)
         return bool(rows)
 
     def discard_unworkable(
@@ -360,7 +348,7 @@ class ExecutionQueries:
         """Discard a job that cannot be worked; `fresh` drops its errors, its unique key and its workers. A running job
         is discarded only if it has this token; without a token, only if it has no lease."""
         values = {"id": id, "queue": queue, "states": list(states), "reason": reason, "fresh": fresh, "token": token}
-        [rows] = act(conn, self._discard_unworkable, values)
+        [rows] = run_guarded(conn, self._discard_unworkable, values)
         return bool(rows)
 
     def cancelled_attempts(self, conn: AnyConnection, tokens: Sequence[UUID]) -> dict[tuple[int, UUID], str]:
@@ -386,8 +374,7 @@ def _named(work: Mapping[str, bytes], savepoint: str, channel: str) -> dict[str,
 
 def passing_over(next: bytes, part: bytes) -> bytes:
     """Put the condition that passes over jobs, or nothing, into a statement that selects the next jobs."""
-    condition = re.sub(rb"^--.*\n", b"", part, flags=re.MULTILINE).rstrip(b"; \n")
-    return next.replace(b"{skip_set_aside}", condition).rstrip(b";")
+    return next.replace(b"{skip_set_aside}", without_comments(part)).rstrip(b";")
 
 
 def finish_values(job: Job[Any], outcome: Outcome, data: AttemptData) -> dict[str, Any]:
@@ -421,10 +408,10 @@ def attempt_lost(job: Job[Any]) -> AttemptLost:
     return AttemptLost(f"job {job.id} no longer runs under attempt {job.attempt}")
 
 
-_NO_TEXTS: Mapping[str, Any] = {}
+_NO_QUOTED: Mapping[str, Any] = {}
 
 
-def plain_values(job: Job[Any], session: Session | None = None) -> dict[bytes, bytes]:
+def unquoted_values(job: Job[Any], session: Session | None = None) -> dict[bytes, bytes]:
     """The parameters of a finish that need no quoting."""
     assert job.token is not None
     values = {b"id": b"%d" % job.id, b"token": b"%032x" % job.token.int}

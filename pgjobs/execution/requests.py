@@ -58,10 +58,10 @@ class ClaimRequest(NamedTuple):
     token: UUID
     id: int | None = None
     mark: Mark | None = None
-    aside: Sequence[int] = ()  # jobs that cannot be claimed now
+    set_aside: Sequence[int] = ()  # jobs that cannot be claimed now
 
     @property
-    def plain(self) -> dict[bytes, bytes]:
+    def unquoted(self) -> dict[bytes, bytes]:
         """The parameters that change with each claim."""
         priority, time, id = self.mark or BEGINNING
         values = {
@@ -69,8 +69,8 @@ class ClaimRequest(NamedTuple):
         }  # fmt: skip
         if self.id is not None:
             values[b"id"] = b"%d" % self.id
-        if self.aside:
-            values[b"aside"] = b"{%b}" % ",".join(map(str, self.aside)).encode()
+        if self.set_aside:
+            values[b"set_aside"] = b"{%b}" % ",".join(map(str, self.set_aside)).encode()
         return values
 
     @property
@@ -80,6 +80,6 @@ class ClaimRequest(NamedTuple):
         return {
             "queue": self.queue, "worker": settings.worker, "kinds": settings.kinds, "detached": settings.detached,
             "lease": settings.lease, "synchronous_commit": settings.synchronous_commit, "new_token": self.token,
-            "id": self.id, "aside": list(self.aside),
+            "id": self.id, "set_aside": list(self.set_aside),
             "mark_priority": int(priority), "mark_time": time.decode(), "mark_id": int(id),
         }  # fmt: skip

@@ -11,18 +11,17 @@ error in a statement skips all that follow.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pgjobs.db import statements
 from pgjobs.execution.requests import ClaimRequest, ClaimSettings, Session
-from pgjobs.execution.transport import Script, commands
+from pgjobs.execution.script import Script, commands, without_comments
 
 Step = tuple[str, bytes]  # a label and a statement
 
 
-class Finish(NamedTuple):
+class FinishRequest(NamedTuple):
     """What a finish has to do besides writing the outcome."""
 
     session: Session | None = None  # as it was at the claim
@@ -82,7 +81,7 @@ class Scripts:
     def claim(self, request: ClaimRequest, session: Session | None, *, savepoint: bool) -> Script:
         """Without a session, the script reads it, and sets all settings."""
         lacks = tuple(_JOB_SETTINGS) if session is None else session.lacks
-        key = (request.queue, request.which, bool(request.aside), session is None, lacks, savepoint)
+        key = (request.queue, request.which, bool(request.set_aside), session is None, lacks, savepoint)
         script = request.settings.scripts.get(key)
         if script is None:
             before = [self._step("begin"), self._step("set_claim_timeout")]
@@ -94,12 +93,12 @@ class Scripts:
 
     def _claim(self, request: ClaimRequest, lacks: Sequence[str], *, savepoint: bool, together: bool) -> list[Step]:
         work, settings = self._work, request.settings
-        claim = self._claims[bool(request.aside)][request.which]
+        claim = self._claims[bool(request.set_aside)][request.which]
         returning = b""
         if not together:
-            returning = b"RETURNING " + _piece(work["claim_alone"])
+            returning = b"RETURNING " + without_comments(work["claim_alone"])
         elif settings.detached or settings.synchronous_commit:
-            returning = b"RETURNING " + _piece(work["claim_with_finish"])
+            returning = b"RETURNING " + without_comments(work["claim_with_finish"])
         lock = work["lock"].replace(b"{settings}", self._settings(settings, lacks))
         steps = [("claim", claim.replace(b"{returning}", returning))]
         steps += [("committed" if together else "claimed", work["commit_and_begin"]), ("lock", lock)]
@@ -108,13 +107,13 @@ class Scripts:
     def _settings(self, settings: ClaimSettings, lacks: Sequence[str]) -> bytes:
         pieces = [self.job_settings(lacks)] if lacks else []
         if settings.bounded_by is not None:
-            pieces.append(_piece(self._work["job_bound"]))
+            pieces.append(without_comments(self._work["job_bound"]))
         return b", ".join(pieces) or b"true"
 
     def job_settings(self, lacks: Sequence[str]) -> bytes:
         """The columns of a SELECT that sets these settings."""
         wanted = {name: "" if name in lacks else None for name in _JOB_SETTINGS}
-        return statements.without_unused(_piece(self._work["job_settings"]), wanted)
+        return statements.without_unused(without_comments(self._work["job_settings"]), wanted)
 
     @staticmethod
     def _fixed(request: ClaimRequest, session: Session | None) -> dict[str, Any]:
@@ -128,19 +127,19 @@ class Scripts:
 
     # --- finish
 
-    def complete(self, queue: str, finish: Finish, then: NextClaim | None) -> Script:
+    def complete(self, queue: str, finish: FinishRequest, then: NextClaim | None) -> Script:
         """Commit the handler's writes together with the completion, and claim the next job."""
         key: tuple[Any, ...] = (queue, finish)
         known = self._known
         if then is not None:
-            key = (*key, then.savepoint, then.together, bool(then.request.aside))
+            key = (*key, then.savepoint, then.together, bool(then.request.set_aside))
             known = then.request.settings.scripts
         script = known.get(key)
         if script is None:
             script = known[key] = self._complete(queue, finish, then)
         return script
 
-    def _complete(self, queue: str, finish: Finish, then: NextClaim | None) -> Script:
+    def _complete(self, queue: str, finish: FinishRequest, then: NextClaim | None) -> Script:
         session = finish.session
         steps = [*self._before(finish), *self._completion(finish)]
         if then is None:
@@ -159,7 +158,7 @@ class Scripts:
             steps.append(self._step("set_claim_timeout"))
         return self._made(finish, [*steps, *claim], fixed)
 
-    def complete_again(self, queue: str, finish: Finish) -> Script:
+    def complete_again(self, queue: str, finish: FinishRequest) -> Script:
         """Complete a job whose completion was undone together with the claim behind it. The token alone guards it."""
         key = ("again", queue, finish)
         if key not in self._known:
@@ -168,18 +167,18 @@ class Scripts:
             self._known[key] = Script([*steps, *self._ending(finish)], {"queue": queue, "claim_timeout": None})
         return self._known[key]
 
-    def _completion(self, finish: Finish) -> list[Step]:
+    def _completion(self, finish: FinishRequest) -> list[Step]:
         name = "complete" if finish.has_data else "complete_used" if finish.used else "complete_untouched"
         steps = [("complete", self._work[name])]
         return [*steps, ("cancelled", self._work["cancel_if_requested"])] if finish.cancelled else steps
 
-    def _before(self, finish: Finish) -> list[Step]:
+    def _before(self, finish: FinishRequest) -> list[Step]:
         """What goes before the outcome of a handler that has succeeded."""
         # also where it was not used: a row locked by a transaction and written by its subtransaction has a MultiXact
         steps = [self._step("release_savepoint")] if finish.saved else []
         return [*steps, *self._undo_settings(finish)]
 
-    def _undo_settings(self, finish: Finish) -> list[Step]:
+    def _undo_settings(self, finish: FinishRequest) -> list[Step]:
         """Undo the handler's settings of its transaction before the outcome is written."""
         steps = []
         if finish.used:
@@ -188,14 +187,14 @@ class Scripts:
             steps += self._deallocation(finish.session)
         return [*steps, *([self._step("commit_async")] if finish.async_commit else [])]
 
-    def _ending(self, finish: Finish) -> list[Step]:
+    def _ending(self, finish: FinishRequest) -> list[Step]:
         steps = [("committed", self._work["commit"])]
         if finish.used:
             steps += [*self._steps("reset_session"), self._step("release_advisory_locks")]
             steps += [self._step("count_prepared")] if finish.counts else []
         return steps
 
-    def fail(self, finish: Finish) -> Script:
+    def fail(self, finish: FinishRequest) -> Script:
         """Roll back the handler's writes, keep the row's lock, and commit the outcome."""
         key = ("fail", finish)
         if key not in self._known:
@@ -204,7 +203,7 @@ class Scripts:
             self._known[key] = self._made(finish, steps, _role(finish.session))
         return self._known[key]
 
-    def finish_late(self, finish: Finish, *, after_loss: bool) -> Script:
+    def finish_late(self, finish: FinishRequest, *, after_loss: bool) -> Script:
         """Write the outcome in a new transaction."""
         key = ("late", finish, after_loss)
         if key not in self._known:
@@ -218,7 +217,7 @@ class Scripts:
     def _outcome(self) -> list[Step]:
         return [("finish", self._work["finish"]), ("cancelled", self._work["cancel_if_requested"])]
 
-    def _made(self, finish: Finish, steps: list[Step], fixed: Mapping[str, Any]) -> Script:
+    def _made(self, finish: FinishRequest, steps: list[Step], fixed: Mapping[str, Any]) -> Script:
         """Before a statement is prepared behind a handler, the role of the claim must be restored."""
         undo = self.restore_role(finish.session) if finish.used and finish.session is not None else None
         return Script(steps, fixed, undo_role=undo)
@@ -277,8 +276,3 @@ def _role(session: Session | None) -> dict[str, Any]:
     if session is None:
         return {}
     return {"session_user": session.user, "role": session.role}
-
-
-def _piece(expression: bytes) -> bytes:
-    """An expression of the .sql files as a part of a statement."""
-    return re.sub(rb"^ *--.*\n", b"", expression, flags=re.MULTILINE).strip().rstrip(b";")

@@ -14,13 +14,9 @@ It calls libpq through the documented `psycopg.pq`, because cursors take more ti
 
 from __future__ import annotations
 
-import re
 import select
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
-from uuid import UUID
 
 import psycopg
 from psycopg.adapt import Transformer
@@ -32,7 +28,7 @@ from psycopg.rows import TupleRow, tuple_row
 from pgjobs.clean_text import connection_ended
 from pgjobs.db.connection import shared
 from pgjobs.db.cursors import AnyConnection, ClaimCursor
-from pgjobs.interval import interval_text
+from pgjobs.execution.script import Script, Statement, Values, numbered, text_of
 
 _MOST_ON_A_CONNECTION = 8  # transports, one for each client
 _MOST_PREPARED = 100  # statements on a connection; each change of a WorkMap needs new ones
@@ -43,108 +39,18 @@ _GOOD = (int(ExecStatus.COMMAND_OK), int(ExecStatus.TUPLES_OK))
 _BAD = int(ConnStatus.BAD)
 _SYNC, _ABORTED = ExecStatus.PIPELINE_SYNC, ExecStatus.PIPELINE_ABORTED
 
-Values = Mapping[str, Any]
-Literals = Mapping[str, bytes]
-_NO_VALUES: Literals = {}
-_NO_PLAIN: Mapping[bytes, bytes] = {}
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Prepared:
-    """A statement to be prepared, with the names of its parameters in order; or a command such as COMMIT, which cannot
-    be prepared."""
-
-    name: bytes  # a number is added to it
-    sql: bytes
-    parameters: tuple[str, ...]
-    command: bool
-
-
-def prepared(name: str, statement: bytes, fixed: Literals = _NO_VALUES) -> Prepared:
-    """Make a `Prepared` of a statement of the .sql files. The `fixed` values are written into its text: the server
-    takes two or three microseconds for each parameter."""
-    parameters: list[str] = []
-
-    def numbered(match: re.Match[bytes]) -> bytes:
-        if not match[1]:
-            return b"%"
-        parameter = match[1].decode()
-        if parameter in fixed:
-            return fixed[parameter]
-        if parameter not in parameters:
-            parameters.append(parameter)
-        return b"$%d" % (parameters.index(parameter) + 1)
-
-    text = re.sub(rb"^ *--.*\n", b"", statement, flags=re.MULTILINE).strip().rstrip(b";")
-    sql = re.sub(rb"%%|%\((\w+)\)s", numbered, text)
-    command = re.match(rb"SELECT|WITH|UPDATE|INSERT|DELETE|CALL", sql) is None
-    return Prepared(name.encode(), sql, tuple(parameters), command)
-
-
-def commands(statements: bytes) -> list[bytes]:
-    """Split a text of the .sql files into its commands."""
-    without_comments = re.sub(rb"^ *--.*\n", b"", statements, flags=re.MULTILINE)
-    return [command for command in without_comments.strip().rstrip(b";").split(b";\n") if command]
-
-
-class Script:
-    """Statements that go in one message, each with a label by which its answer is found.
-
-    `fixed` are the values that are the same whenever the script runs: they are written into the text of a statement
-    that is prepared. The other parameters are given at each run. `undo_role` is run before a statement is prepared: a
-    handler's role may lack the privileges.
-    """
-
-    def __init__(
-        self, steps: Sequence[tuple[str, bytes]], fixed: Values = _NO_VALUES, *, undo_role: Script | None = None
-    ) -> None:
-        self.at = {label: place for place, (label, _) in enumerate(steps)}  # of several alike the last
-        self.steps = steps
-        self._fixed = fixed
-        self.undo_role = undo_role
-        self.ascii = all((text_of(value) or "").isascii() for value in fixed.values())
-        self._singles: list[tuple[bytes, tuple[str, ...]]] | None = None
-
-    def __len__(self) -> int:
-        return len(self.steps)
-
-    def key(self, conn: AnyConnection) -> object:
-        """A key of its template: the bytes of a text beyond ASCII depend on the encoding that the session has now."""
-        return self if self.ascii else (self, conn.info.encoding)
-
-    def prepared(self, tag: str, literal: Callable[[Any], bytes]) -> list[Prepared]:
-        """The statements with the fixed values in their text."""
-        fixed = {name: literal(value) for name, value in self._fixed.items()}
-        return [prepared(f"{tag}_{label}", sql, fixed) for label, sql in self.steps]
-
-    def singles(self, literal: Callable[[Any], bytes]) -> list[tuple[bytes, tuple[str, ...]]]:
-        """Each statement with the names of its parameters. A command can have none: its values are literals."""
-        if self._singles is not None:
-            return self._singles
-        made = []
-        for label, sql in self.steps:
-            single = prepared(label, sql)
-            if single.command and single.parameters:
-                single = prepared(label, sql, {name: literal(self._fixed[name]) for name in single.parameters})
-            made.append((single.sql, single.parameters))
-        if self.ascii:
-            self._singles = made
-        return made
-
-    @property
-    def fixed(self) -> Values:
-        return self._fixed
-
+_NO_VALUES: Mapping[str, Any] = {}
+_NO_UNQUOTED: Mapping[bytes, bytes] = {}
 
 Run = tuple[Script, Mapping[bytes, bytes], Values]  # with the values that need no quoting, and the others
 
 # The parameters whose values are numbers, names in ASCII and lists of numbers: such a text needs no quoting.
-_PLAIN = frozenset(
-    [
-        *("id", "token", "new_token", "mark_priority", "mark_time", "mark_id", "aside", "since"),
-        *("ids", "rest", "started", "data_ids", "xid"),
-    ]
-)
+_UNQUOTED = frozenset(
+    (
+        "id", "token", "new_token", "mark_priority", "mark_time", "mark_id", "set_aside", "since",
+        "ids", "rest", "started", "data_ids", "xid",
+    )
+)  # fmt: skip
 
 
 class Transport:
@@ -153,11 +59,11 @@ class Transport:
     def __init__(self, conn: AnyConnection, tag: str, *, prepares: bool) -> None:
         self.prepares = prepares
         self._conn = conn
+        self._pgconn = conn.pgconn
         self._tag = tag
         self._names: dict[bytes, bytes] = {}  # of the prepared statements, by their text
         self._stale: list[bytes] = []  # names of prepared statements that are not used any more
         self._made = 0  # names so far
-        self.forgotten = 0  # how often `forget` was called
         self._templates: dict[object, bytes] = {}  # of messages; the operator `%` puts the values in
         self._encoding = conn.pgconn.parameter_status(b"client_encoding")  # of the transformer
         self._transformer = Transformer(ClaimCursor(conn, row_factory=tuple_row))
@@ -168,33 +74,33 @@ class Transport:
     def run(
         self,
         script: Script,
-        plain: Mapping[bytes, bytes] = _NO_PLAIN,
-        texts: Values = _NO_VALUES,
+        unquoted: Mapping[bytes, bytes] = _NO_UNQUOTED,
+        quoted: Values = _NO_VALUES,
         *,
-        single: bool = False,
+        unprepared: bool = False,
     ) -> tuple[list[PGresult], psycopg.Error | None]:
         """Run a script. Returns the results up to the first error, and the error.
 
-        `plain` are values in ASCII that need no quoting, by their names in bytes; `texts` are all others. `single`
-        statements use nothing that is prepared: a handler may have deallocated it, and nothing can be prepared in an
-        aborted transaction.
+        `unquoted` are values in ASCII that need no quoting, by their names in bytes; `quoted` are all others.
+        `unprepared`: nothing that is prepared is used; a handler may have deallocated it, and nothing can be prepared
+        in an aborted transaction.
         """
-        if single or not self.prepares:
-            return self._run_singles([(script, plain, texts)])
-        message = self._message(script, plain, texts)
+        if unprepared or not self.prepares:
+            return self._run_singles([(script, unquoted, quoted)])
+        message = self._message(script, unquoted, quoted)
         with self._conn.lock:
-            self._conn.pgconn.send_query(message)
+            self._pgconn.send_query(message)
             return self._receive(len(message))
 
     def run_many(
-        self, runs: Sequence[Run], *, single: bool = False
+        self, runs: Sequence[Run], *, unprepared: bool = False
     ) -> tuple[list[list[PGresult]], psycopg.Error | None]:
         """Run several scripts in one message. Returns the results of each, up to the first error, and the error.
-        `single`: as in `run`."""
-        if self.prepares and not single:
+        `unprepared`: as in `run`."""
+        if self.prepares and not unprepared:
             message = b";".join([self._message(*run) for run in runs])
             with self._conn.lock:
-                self._conn.pgconn.send_query(message)
+                self._pgconn.send_query(message)
                 results, error = self._receive(len(message))
         else:
             results, error = self._run_singles(runs)
@@ -207,13 +113,13 @@ class Transport:
     def send(self, message: bytes) -> tuple[list[PGresult], psycopg.Error | None]:
         """Send a message that was made before. Returns the results up to the first error, and the error."""
         with self._conn.lock:
-            self._conn.pgconn.send_query(message)
+            self._pgconn.send_query(message)
             return self._receive(len(message))
 
     def text(self, script: Script) -> bytes:
         """The statements of a script with all values in their text, to be sent by `send_inside`."""
         fixed = {name: self._literal(value) for name, value in script.fixed.items()}
-        return b";".join(prepared("", sql, fixed).sql for _, sql in script.steps)
+        return b";".join(numbered("", sql, fixed).sql for _, sql in script.steps)
 
     def set_savepoint(self) -> None:
         """Set the savepoint of a job now, before the first statement of its handler."""
@@ -222,7 +128,7 @@ class Transport:
     def send_inside(self, message: bytes) -> None:
         """Send commands without values and wait for their answers, inside a call of psycopg, which has the lock. Raises
         the errors of psycopg."""
-        pgconn = self._conn.pgconn
+        pgconn = self._pgconn
         if pgconn.pipeline_status == PipelineStatus.OFF:
             results = [pgconn.exec_(message)]
         else:  # the handler has opened a pipeline, and has sent nothing in it yet
@@ -247,7 +153,7 @@ class Transport:
 
     def _show_transformer(self, result: PGresult) -> None:
         """Let the transformer see a result. It keeps the encoding that the session had when it was made."""
-        encoding = self._conn.pgconn.parameter_status(b"client_encoding")
+        encoding = self._pgconn.parameter_status(b"client_encoding")
         if encoding != self._encoding:
             self._encoding = encoding
             self._transformer = Transformer(ClaimCursor(self._conn, row_factory=tuple_row))
@@ -255,7 +161,6 @@ class Transport:
 
     def forget(self) -> None:
         """The prepared statements were deallocated, or are too many: prepare them again, under new names."""
-        self.forgotten += 1
         self._names.clear()
         self._templates.clear()
 
@@ -265,16 +170,16 @@ class Transport:
 
     # --- prepared
 
-    def _message(self, script: Script, plain: Mapping[bytes, bytes], texts: Values) -> bytes:
+    def _message(self, script: Script, unquoted: Mapping[bytes, bytes], quoted: Values) -> bytes:
         key = script if script.ascii else script.key(self._conn)
         template = self._templates.get(key)
         if template is None:
             if len(self._templates) >= _MOST_TEMPLATES:
                 self._templates.clear()
             template = self._templates[key] = self._make_template(script)
-        if texts:
-            plain = {**plain, **{name.encode(): self._literal(value) for name, value in texts.items()}}
-        return template % plain
+        if quoted:
+            unquoted = {**unquoted, **{name.encode(): self._literal(value) for name, value in quoted.items()}}
+        return template % unquoted
 
     def _make_template(self, script: Script) -> bytes:
         if len(self._names) + len(script) > _MOST_PREPARED:  # before the first name stands in the template
@@ -282,7 +187,7 @@ class Transport:
             self.forget()
         self._deallocate_stale()
         parts, undo_role = [], script.undo_role
-        for statement in script.prepared(self._tag, self._literal):
+        for statement in script.statements(self._tag, self._literal):
             if statement.command:
                 parts.append(statement.sql.replace(b"%", b"%%"))
                 continue
@@ -296,11 +201,11 @@ class Transport:
             parts.append(b"EXECUTE %b(%b)" % (name, given) if given else b"EXECUTE " + name)
         return b";".join(parts)
 
-    def _prepare(self, statement: Prepared) -> bytes:
+    def _prepare(self, statement: Statement) -> bytes:
         name = b"%b_%d" % (statement.name, self._made)
         self._made += 1
         # without the connection's lock, which psycopg has taken when this goes before a handler's statement
-        self._conn.pgconn.send_prepare(name, statement.sql)
+        self._pgconn.send_prepare(name, statement.sql)
         _, error = self._receive(len(statement.sql))
         if error is not None:
             raise error
@@ -308,20 +213,20 @@ class Transport:
         return name
 
     def _undo_role(self, script: Script) -> None:
-        self._conn.pgconn.send_query(b";".join(each.sql for each in script.prepared(self._tag, self._literal)))
+        self._pgconn.send_query(b";".join(each.sql for each in script.statements(self._tag, self._literal)))
         _, error = self._receive(0)
         if error is not None:
             raise error
 
     def _deallocate_stale(self) -> None:
         while self._stale and self._conn.info.transaction_status == TransactionStatus.IDLE:
-            self._conn.pgconn.exec_(b"DEALLOCATE " + self._stale.pop())  # fails if a handler has done the same
+            self._pgconn.exec_(b"DEALLOCATE " + self._stale.pop())  # fails if a handler has done the same
 
     # --- single statements
 
     def _run_singles(self, runs: Sequence[Run]) -> tuple[list[PGresult], psycopg.Error | None]:
         statements = [single for run in runs for single in self._singles(*run)]
-        pgconn = self._conn.pgconn
+        pgconn = self._pgconn
         with self._conn.lock:
             pgconn.enter_pipeline_mode()
             try:
@@ -334,12 +239,12 @@ class Transport:
                     pgconn.exit_pipeline_mode()
 
     def _singles(
-        self, script: Script, plain: Mapping[bytes, bytes], texts: Values
+        self, script: Script, unquoted: Mapping[bytes, bytes], quoted: Values
     ) -> Iterator[tuple[bytes, list[bytes | None]]]:
         """The statements of a script with their parameters."""
-        encoding = "ascii" if not texts and script.key(self._conn) is script else self._conn.info.encoding
-        given: dict[str, bytes | None] = {name.decode(): value for name, value in plain.items()}
-        for name, value in (*script.fixed.items(), *texts.items()):
+        encoding = "ascii" if not quoted and script.key(self._conn) is script else self._conn.info.encoding
+        given: dict[str, bytes | None] = {name.decode(): value for name, value in unquoted.items()}
+        for name, value in (*script.fixed.items(), *quoted.items()):
             text = text_of(value)
             given[name] = None if text is None else text.encode(encoding)
         for sql, parameters in script.singles(self._literal):
@@ -348,7 +253,7 @@ class Transport:
     # --- answers
 
     def _receive(self, sent: int, *, synced: bool = False) -> tuple[list[PGresult], psycopg.Error | None]:
-        pgconn, results, errors = self._conn.pgconn, list[PGresult](), list[psycopg.Error]()
+        pgconn, results, errors = self._pgconn, list[PGresult](), list[psycopg.Error]()
         try:
             if sent > _AT_ONCE:
                 self._flush()
@@ -367,7 +272,7 @@ class Transport:
         return results, errors[0] if errors else None
 
     def _collect(self, results: list[PGresult], errors: list[psycopg.Error]) -> None:
-        pgconn = self._conn.pgconn
+        pgconn = self._pgconn
         while True:
             while pgconn.is_busy():  # else get_result() would wait while it has the interpreter's lock
                 self._read()
@@ -381,7 +286,7 @@ class Transport:
 
     def _collect_synced(self, results: list[PGresult], errors: list[psycopg.Error]) -> None:
         """Read up to the answer to the sync. Between the results of two statements there is a None."""
-        pgconn = self._conn.pgconn
+        pgconn = self._pgconn
         while True:
             while pgconn.is_busy():
                 self._read()
@@ -399,11 +304,11 @@ class Transport:
 
     def _read(self) -> None:
         self._socket.poll()  # without the interpreter's lock
-        self._conn.pgconn.consume_input()
+        self._pgconn.consume_input()
 
     def _flush(self) -> None:
         """Send a message that is too long for the socket's buffer, and read answers in between."""
-        pgconn = self._conn.pgconn
+        pgconn = self._pgconn
         if not pgconn.flush():
             return
         self._socket.modify(pgconn.socket, select.POLLIN | select.POLLOUT)
@@ -422,7 +327,7 @@ class Transport:
 
 
 def _placeholder(name: str) -> bytes:
-    return b"'%%(%b)b'" % name.encode() if name in _PLAIN else b"%%(%b)b" % name.encode()
+    return b"'%%(%b)b'" % name.encode() if name in _UNQUOTED else b"%%(%b)b" % name.encode()
 
 
 def _results(pgconn: PGconn) -> list[PGresult]:
@@ -448,24 +353,6 @@ def transport_for(conn: AnyConnection, tag: str, *, prepares: bool) -> Transport
     return known[tag, prepares]
 
 
-def text_of(value: Any) -> str | None:
-    """A value as text, as the server reads it."""
-    match value:
-        case str() | None:
-            return value
-        case bool():
-            return "true" if value else "false"
-        case int():
-            return str(value)
-        case UUID():
-            return value.hex
-        case datetime():
-            return value.isoformat()
-        case timedelta():
-            return interval_text(value)
-    return _array(value)
-
-
 def _connection_lost(errors: Sequence[psycopg.Error], message: str) -> psycopg.OperationalError:
     """The error of a connection that has ended, with the server's reason if it gave one. It is always an
     OperationalError: the callers catch this class."""
@@ -477,11 +364,6 @@ def _connection_lost(errors: Sequence[psycopg.Error], message: str) -> psycopg.O
     lost = psycopg.OperationalError(str(said))
     lost.sqlstate = said.sqlstate
     return lost
-
-
-def _array(values: Sequence[str | int]) -> str:
-    quoted = (str(value).replace("\\", "\\\\").replace('"', '\\"') for value in values)
-    return "{" + ",".join(f'"{text}"' for text in quoted) + "}"
 
 
 def integer(result: PGresult, column: int) -> int:

@@ -1,4 +1,4 @@
-"""Discards the job for which an act has failed, or sets its row aside, by the rules of set_aside.py."""
+"""Discards the job for which an operation has failed, or sets its row aside, by the rules of set_aside.py."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Row = tuple[int, str]  # id and queue
 
 
 class Change(NamedTuple):
-    """The change that an act makes to jobs."""
+    """The change that an operation makes to jobs."""
 
     states: Sequence[JobState]  # of the jobs that it changes
     to: JobState
@@ -41,26 +41,26 @@ RESCUE = Change((JobState.RUNNING,), JobState.RETRYABLE)
 CANCEL = Change(WAITING, JobState.CANCELLED)
 
 
-class Act(NamedTuple):
-    """An act that can be done row by row."""
+class Operation(NamedTuple):
+    """An operation that can be done row by row."""
 
     name: str
-    find: Callable[[], list[Row]]  # the rows that the act would change
-    do: Callable[[Sequence[int]], object]  # the act for these ids
-    change: Change | None  # None if the act only deletes
+    find: Callable[[], list[Row]]  # the rows that the operation would change
+    do: Callable[[Sequence[int]], object]  # the operation for these ids
+    change: Change | None  # None if the operation only deletes
 
 
 @dataclass(frozen=True, slots=True)
 class Unworkable:
-    """Discards or sets aside the rows for which the acts of one process fail."""
+    """Discards or sets aside the rows for which the operations of one process fail."""
 
     queries: ExecutionQueries
-    aside: SetAside
+    set_aside: SetAside
 
     def deal_with(
         self,
         conn: AnyConnection,
-        act: str,
+        operation: str,
         row: Row,
         error: psycopg.Error,
         change: Change | None,
@@ -68,15 +68,15 @@ class Unworkable:
         others_work: Callable[[], bool] = lambda: False,
     ) -> bool:
         """Discard the job if the values of its row are to blame, and return True; else set the row aside. Raises the
-        error if the act fails for all rows. `change` is the change that the act makes; None if it only deletes. If it
-        is in doubt whether the act fails for all rows, `others_work` is called."""
+        error if the operation fails for all rows. `change` is the change that the operation makes; None if it only
+        deletes. If it is in doubt whether the operation fails for all rows, `others_work` is called."""
         if change is not None and self._is_to_blame(conn, row, error, change):
             reason = clean(f"this job cannot be worked because of a value in its row: {short(error)}", ERROR_LIMIT)
             if self.discard(conn, row, change.states, reason):
-                self.aside.worked(act, row[0])
+                self.set_aside.worked(operation, row[0])
                 return True
-        others = self.aside.is_in_doubt(act, error) and others_work()
-        self.aside.failed(act, row[0], error, f"job {row[0]}", others_work=others)
+        others = self.set_aside.is_in_doubt(operation, error) and others_work()
+        self.set_aside.failed(operation, row[0], error, f"job {row[0]}", others_work=others)
         return False
 
     def _is_to_blame(self, conn: AnyConnection, row: Row, error: psycopg.Error, change: Change) -> bool:
@@ -114,32 +114,34 @@ class Unworkable:
                 return False  # another process has changed or locked the row
         return False
 
-    def bit_by_bit(self, conn: AnyConnection, act: Act, error: psycopg.Error) -> None:
-        """Find the rows for which an act has failed, by bisection: do it to each half of the rows, and divide a half
-        for which it fails. One call makes at most MOST_TRIES tries; the next call continues. Raises the error if it
-        does not concern a row, or if no row works."""
-        if not concerns_a_row(error) or self.aside.is_common(act.name, error):
+    def bisect(self, conn: AnyConnection, operation: Operation, error: psycopg.Error) -> None:
+        """Find the rows for which an operation has failed, by bisection: do it to each half of the rows, and divide a
+        half for which it fails. One call makes at most MOST_TRIES tries; the next call continues. Raises the error if
+        it does not concern a row, or if no row works."""
+        if not concerns_a_row(error) or self.set_aside.is_common(operation.name, error):
             raise error
-        rows = act.find()
+        rows = operation.find()
         shuffle(rows)  # rows that fail alike may be neighbours, and would look like a failure of all rows
         parts, tries, works = [rows] if rows else [], 0, False
         while parts and tries < MOST_TRIES:
             part, tries = parts.pop(), tries + 1
-            failed = self._try(act, part)
+            failed = self._try(operation, part)
             if failed is None:
                 works = True
-                self.aside.worked(act.name)
+                self.set_aside.worked(operation.name)
             elif len(part) > 1:
                 parts += [part[: len(part) // 2], part[len(part) // 2 :]]
             else:
-                works |= self.deal_with(conn, act.name, part[0], failed, act.change, others_work=partial(bool, works))
-        self.aside.say(act.name)
-        if rows and not works and not self.aside.rows(act.name):
+                works |= self.deal_with(
+                    conn, operation.name, part[0], failed, operation.change, others_work=partial(bool, works)
+                )
+        self.set_aside.log_new(operation.name)
+        if rows and not works and not self.set_aside.rows(operation.name):
             raise error
 
-    def _try(self, act: Act, rows: Sequence[Row]) -> psycopg.Error | None:
+    def _try(self, operation: Operation, rows: Sequence[Row]) -> psycopg.Error | None:
         try:
-            act.do([id for id, _ in rows])
+            operation.do([id for id, _ in rows])
         except psycopg.Error as error:
             if not concerns_a_row(error):
                 raise

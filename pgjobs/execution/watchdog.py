@@ -37,9 +37,9 @@ class Watchdog:
         self._on_stuck = on_stuck
         self._name = name
         self._on_silent = on_silent
-        self.begin_anew()
+        self.reset_for_process()
 
-    def begin_anew(self) -> None:
+    def reset_for_process(self) -> None:
         """Start without attempts and threads: called for a new watchdog, and in a forked child, which inherits none."""
         self._slots: set[Slot] = set()
         self._lock = threading.RLock()

@@ -4,7 +4,7 @@ No process is the leader. Each duty has a row in the table `maintenance` with th
 that finds a duty due locks its row, does the duty in a short transaction that the server bounds, and moves the time on.
 If that process dies or hangs, the server ends its transaction, and another process does the duty.
 
-To add a duty, add it to the list in `Maintenance`: its name, its act and its interval. Add its name to DUTIES in
+To add a duty, add it to the list in `Maintenance`: its name, its function and its interval. Add its name to DUTIES in
 pgjobs/db/repair.py too: its row is then inserted where it is missing.
 """
 
@@ -59,17 +59,17 @@ _WORKER_GONE_AFTER = timedelta(minutes=1)  # without a heartbeat
 
 @dataclass(frozen=True, slots=True)
 class Duty:
-    """A duty. Calling it does the act now, and returns how long until it should be done again."""
+    """A duty. A call does it now, and returns how long until it should be done again."""
 
     name: str
-    act: Callable[[AnyConnection], timedelta | None]  # returns how long until there is more to do; None: not known
+    function: Callable[[AnyConnection], timedelta | None]  # returns how long until there is more to do; None: not known
     every: timedelta  # it is done again after this time at the latest
     urgent: bool = False  # users wait for it; `anything_due` must say whether it has anything to do
     after_commit: Callable[[], None] = lambda: None  # for what cannot be done in the transaction of the duty
     yields: timedelta = NOW  # this process tries it later, by a random part of this, so that others do it too
 
     def __call__(self, conn: AnyConnection) -> timedelta:
-        wait = self.act(conn)
+        wait = self.function(conn)
         return self.every if wait is None else min(wait, self.every)
 
 
@@ -88,11 +88,11 @@ class Maintenance:
         kinds: Callable[[], Iterable[str] | None] = lambda: None,
         reindex: Reindex | None = None,
     ) -> None:
-        self.aside = SetAside()
+        self.set_aside = SetAside()
         self._queries = MaintenanceQueries(schema)
         self._workers = WorkerQueries(schema)
         self._repair = SchemaRepair(schema)
-        unworkable = Unworkable(ExecutionQueries(schema), self.aside)
+        unworkable = Unworkable(ExecutionQueries(schema), self.set_aside)
         promoter = Promoter(self._queries, unworkable, wake)
         rescuer = Rescuer(self._queries, unworkable, kinds=kinds, on_rescued=rescued, reads_rescued=reads_rescued)
         pruner = Pruner(self._queries, ObserveQueries(schema), unworkable, keep)

@@ -1,4 +1,4 @@
-"""The act of the duty `promote`: makes scheduled and retryable jobs available when they are due.
+"""The duty `promote`: makes scheduled and retryable jobs available when they are due.
 
 A job may give up its unique key while it waits, and another job may have the key when the first one is due. The
 statement for the batch leaves such jobs alone, and each is promoted or discarded by a statement of its own.
@@ -13,7 +13,7 @@ import psycopg
 
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.execution.set_aside import concerns_a_row
-from pgjobs.execution.unworkable import MOST_TRIES, PROMOTE, Act, Row, Unworkable
+from pgjobs.execution.unworkable import MOST_TRIES, PROMOTE, Operation, Row, Unworkable
 from pgjobs.job import JobState
 from pgjobs.loggers import get_logger
 from pgjobs.maintenance.batch_size import BATCH
@@ -32,7 +32,7 @@ class Promoter:
     def __init__(self, queries: MaintenanceQueries, unworkable: Unworkable, wake: Callable[[str, int], None]) -> None:
         self._queries = queries
         self._unworkable = unworkable
-        self._aside = unworkable.aside
+        self._set_aside = unworkable.set_aside
         self._wake = wake
         self._promoted: dict[str, int] = {}  # jobs by queue, for wake_workers
 
@@ -42,10 +42,10 @@ class Promoter:
         try:
             self._promoted, contested, due = self._queries.promote(conn, BATCH, rows)
         except psycopg.Error as error:
-            self._promote_bit_by_bit(conn, rows, error)
+            self._promote_by_bisection(conn, rows, error)
             return _NOW
         if self._promoted:
-            self._aside.worked("promote")
+            self._set_aside.worked("promote")
         for id, queue in contested[:_MOST_CONTESTED]:
             self._promote_contested(conn, id, queue)
         if sum(self._promoted.values()) + len(contested) >= BATCH or len(contested) > _MOST_CONTESTED:
@@ -67,9 +67,9 @@ class Promoter:
         self._queries.bring_promote_forward(conn)
 
     def _rows(self) -> Selection:
-        return Selection(aside=self._aside.rows("promote"))
+        return Selection(set_aside=self._set_aside.rows("promote"))
 
-    def _promote_bit_by_bit(self, conn: AnyConnection, rows: Selection, error: psycopg.Error) -> None:
+    def _promote_by_bisection(self, conn: AnyConnection, rows: Selection, error: psycopg.Error) -> None:
         self._promoted = {}
 
         def promote(ids: Sequence[int]) -> None:
@@ -82,7 +82,7 @@ class Promoter:
         def find() -> list[Row]:
             return self._queries.rows_to_promote(conn, BATCH, rows)
 
-        self._unworkable.bit_by_bit(conn, Act("promote", find, promote, PROMOTE), error)
+        self._unworkable.bisect(conn, Operation("promote", find, promote, PROMOTE), error)
 
     def _promote_contested(self, conn: AnyConnection, id: int, queue: str) -> None:
         """Promote a job, or discard it if another job has its unique key."""
@@ -96,7 +96,7 @@ class Promoter:
             if not concerns_a_row(error):
                 raise
             self._unworkable.deal_with(conn, "promote", (id, queue), error, PROMOTE)
-            self._aside.say("promote")
+            self._set_aside.log_new("promote")
             return
         if state is JobState.AVAILABLE:
             self._promoted[queue] = self._promoted.get(queue, 0) + 1

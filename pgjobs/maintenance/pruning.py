@@ -1,4 +1,4 @@
-"""The act of the duty `prune`: deletes jobs that ended longer ago than they are kept.
+"""The duty `prune`: deletes jobs that ended longer ago than they are kept.
 
 How long jobs are kept is a list of rules, one per state, and one per state and queue where a queue has a retention of
 its own. There are two ways to find the jobs of a rule:
@@ -20,7 +20,7 @@ import psycopg
 
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.execution.set_aside import concerns_a_row
-from pgjobs.execution.unworkable import MOST_TRIES, Act, Row, Unworkable
+from pgjobs.execution.unworkable import MOST_TRIES, Operation, Row, Unworkable
 from pgjobs.maintenance.batch_size import BatchSize
 from pgjobs.maintenance.queries import START, MaintenanceQueries, Position, RetentionRule, Selection
 from pgjobs.observe.queries import ObserveQueries
@@ -29,7 +29,7 @@ from pgjobs.states import JobState
 _RESTART_EVERY = 3600.0  # seconds
 _OVERLAP = timedelta(minutes=1)  # reread at the end of the index: the end of a job is written before it is committed
 
-_DATE_FINISHED = "dating of finished jobs"  # the name of the act in the log
+_DATE_FINISHED = "dating of finished jobs"  # the name of the operation in the log
 
 
 @dataclass(slots=True)
@@ -68,7 +68,7 @@ class Pruner:
 
     def _date_finished(self, conn: AnyConnection, batch: int) -> bool:
         """Give an end to the finished jobs that have none. Returns whether there may be more."""
-        rows = Selection(aside=self._unworkable.aside.rows(_DATE_FINISHED))
+        rows = Selection(set_aside=self._unworkable.set_aside.rows(_DATE_FINISHED))
         try:
             return self._queries.date_finished(conn, batch, rows) >= batch
         except psycopg.Error as error:
@@ -79,7 +79,7 @@ class Pruner:
             def find() -> list[Row]:
                 return self._queries.rows_to_date(conn, batch, rows)
 
-            self._unworkable.bit_by_bit(conn, Act(_DATE_FINISHED, find, date, None), error)
+            self._unworkable.bisect(conn, Operation(_DATE_FINISHED, find, date, None), error)
         return True
 
     def _rules(self, conn: AnyConnection) -> list[RetentionRule]:
@@ -94,8 +94,8 @@ class Pruner:
     def _prune(self, conn: AnyConnection, rule: RetentionRule, batch: int) -> bool:
         """Delete a batch of the jobs of a rule. If a row stops the statement, delete the others. Returns whether there
         may be more."""
-        act = f"prune {rule.state}" if rule.queue is None else f"prune {rule.state} of queue {rule.queue}"
-        rows = Selection(aside=self._unworkable.aside.rows(act))
+        operation = f"prune {rule.state}" if rule.queue is None else f"prune {rule.state} of queue {rule.queue}"
+        rows = Selection(set_aside=self._unworkable.set_aside.rows(operation))
         try:
             if _is_simple(rule):
                 return self._queries.prune(conn, rule, batch, rows) >= batch
@@ -111,7 +111,7 @@ class Pruner:
                 return self._queries.rows_to_prune_after(conn, rule, self._scans[rule].position, batch, rows)
 
             try:
-                self._unworkable.bit_by_bit(conn, Act(act, find, prune, None), error)
+                self._unworkable.bisect(conn, Operation(operation, find, prune, None), error)
             except psycopg.Error as common:
                 if not concerns_a_row(common):
                     raise

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from pgjobs.db import statements
 from pgjobs.db.channel import channel
-from pgjobs.db.cursors import AnyConnection, act, answers, literal_cursor, one, rollback
+from pgjobs.db.cursors import AnyConnection, answers, literal_cursor, one, rollback, run_guarded
 from pgjobs.db.rows import as_job
 from pgjobs.interval import span
 from pgjobs.job import Job, JobState
@@ -19,15 +19,15 @@ class DutyMissing(LookupError):
 
 
 class Selection(NamedTuple):
-    """Restricts a statement of a duty to rows, by their ids: not those `aside`, and only those `among`."""
+    """Restricts a statement of a duty to rows, by their ids: not those `set_aside`, and only those `among`."""
 
-    aside: Sequence[int] | None = None
+    set_aside: Sequence[int] | None = None
     among: Sequence[int] | None = None
 
     @property
     def values(self) -> dict[str, Any]:
         return {
-            "aside": list(self.aside) if self.aside else None,
+            "set_aside": list(self.set_aside) if self.set_aside else None,
             "among": None if self.among is None else list(self.among),
         }
 
@@ -117,7 +117,7 @@ class MaintenanceQueries:
         """Make due jobs available. Returns how many jobs of each queue; the jobs (id and queue) that were left because
         another job may have taken their unique key; and how long until the next waiting job is due."""
         values = {"batch": batch, "channel": self._channel, **rows.values}
-        found, [(due,)] = act(conn, self._sql["promote"], values)
+        found, [(due,)] = run_guarded(conn, self._sql["promote"], values)
         promoted = {queue: jobs for queue, jobs, id, *_ in found if id is None}
         return promoted, [(id, queue) for queue, _, id, *_ in found if id is not None], span(due)
 
@@ -125,16 +125,16 @@ class MaintenanceQueries:
         """Make one job available, or discard it if another job has its unique key. Returns the new state, or None if
         the job no longer waits. Raises if a transaction is still inserting the other job."""
         values = {"id": id, "queue": queue, "channel": self._channel}
-        (rows,) = act(conn, self._sql["settle_promotion"], values)
+        (rows,) = run_guarded(conn, self._sql["settle_promotion"], values)
         return JobState(rows[0][0]) if rows else None
 
     def postpone_promotion(self, conn: AnyConnection, id: int, queue: str) -> None:
         """Make a job due a second later."""
-        act(conn, self._sql["postpone_promotion"], {"id": id, "queue": queue})
+        run_guarded(conn, self._sql["postpone_promotion"], {"id": id, "queue": queue})
 
     def next_due(self, conn: AnyConnection, rows: Selection = ALL_ROWS) -> timedelta | None:
         """How long until the next waiting job is due."""
-        [[(due,)]] = act(conn, self._sql["next_due"], rows.values)
+        [[(due,)]] = run_guarded(conn, self._sql["next_due"], rows.values)
         return span(due)
 
     def rescue(
@@ -149,7 +149,7 @@ class MaintenanceQueries:
         and earlier errors, and without a token if the attempt was excused. `kinds` are the kinds that this process
         knows, None is every kind; a last attempt of another kind is left to other processes."""
         values = self._rescue_values(batch, grace, kinds, rows)
-        (found,) = act(conn, self._sql["rescue"], values)
+        (found,) = run_guarded(conn, self._sql["rescue"], values)
         rescued = Rescued(as_job(row) for row in found)
         rescued.more = bool(found) and bool(found[0][-1])
         return rescued
@@ -161,23 +161,23 @@ class MaintenanceQueries:
 
     def rescued_job(self, conn: AnyConnection, id: int, queue: str) -> Job[Any] | None:
         """A job that was just rescued. Values larger than a few megabytes are empty."""
-        (rows,) = act(conn, self._sql["rescued_job"], {"id": id, "queue": queue})
+        (rows,) = run_guarded(conn, self._sql["rescued_job"], {"id": id, "queue": queue})
         return as_job(rows[0]) if rows else None
 
     def settle_requests(self, conn: AnyConnection, batch: int, rows: Selection = ALL_ROWS) -> tuple[int, int]:
         """Settle the requests to cancel attempts that have ended. Returns how many jobs were cancelled, and how many
         requests were settled."""
-        [[(cancelled, settled)]] = act(conn, self._sql["settle_requests"], {"batch": batch, **rows.values})
+        [[(cancelled, settled)]] = run_guarded(conn, self._sql["settle_requests"], {"batch": batch, **rows.values})
         return cancelled, settled
 
     def date_finished(self, conn: AnyConnection, batch: int, rows: Selection = ALL_ROWS) -> int:
         """Give finished jobs an end that have none, or one in the future. Returns how many."""
-        [[(dated,)]] = act(conn, self._sql["date_finished"], {"batch": batch, **rows.values})
+        [[(dated,)]] = run_guarded(conn, self._sql["date_finished"], {"batch": batch, **rows.values})
         return dated  # type: ignore[no-any-return]
 
     def prune(self, conn: AnyConnection, rule: RetentionRule, batch: int, rows: Selection = ALL_ROWS) -> int:
         """Delete the oldest jobs that were kept as long as the rule says. Returns how many."""
-        [[(deleted,)]] = act(conn, self._sql["prune"], rule.values(batch, rows))
+        [[(deleted,)]] = run_guarded(conn, self._sql["prune"], rule.values(batch, rows))
         return deleted  # type: ignore[no-any-return]
 
     def prune_after(
@@ -185,7 +185,9 @@ class MaintenanceQueries:
     ) -> tuple[int, Position]:
         """Read the next jobs of all queues that ended in the state of the rule, and delete those that were kept as long
         as it says. Returns how many were read, and the new position."""
-        [[(seen, ended_at, id, _)]] = act(conn, self._sql["prune_after"], _values_after(rule, after, batch, rows))
+        [[(seen, ended_at, id, _)]] = run_guarded(
+            conn, self._sql["prune_after"], _values_after(rule, after, batch, rows)
+        )
         return seen, after if ended_at is None else (ended_at, id)
 
     def some_jobs_to_prune(self, conn: AnyConnection, rule: RetentionRule, batch: int) -> list[tuple[int, str]]:
@@ -227,5 +229,5 @@ def _values_after(rule: RetentionRule, after: Position, batch: int, rows: Select
 
 
 def _rows(conn: AnyConnection, statement: bytes, values: Mapping[str, Any]) -> list[tuple[int, str]]:
-    (rows,) = act(conn, statement, values)
+    (rows,) = run_guarded(conn, statement, values)
     return [(id, queue) for id, queue in rows]

@@ -1,4 +1,4 @@
-"""The act of the duty `rescue`: finishes the attempts of workers that vanished, and settles late requests to cancel.
+"""The duty `rescue`: finishes the attempts of workers that vanished, and settles late requests to cancel.
 
 A worker vanished if its job is running, without a lock on the row (or, for a detached job, with a lease that is over).
 The attempt counts, with an error that says so. The job is tried again after 1 s, the next time after 2 s, up to a
@@ -20,7 +20,7 @@ from typing import Any
 import psycopg
 
 from pgjobs.db.cursors import AnyConnection
-from pgjobs.execution.unworkable import CANCEL, RESCUE, Act, Row, Unworkable
+from pgjobs.execution.unworkable import CANCEL, RESCUE, Operation, Row, Unworkable
 from pgjobs.job import Job
 from pgjobs.loggers import get_logger
 from pgjobs.maintenance.batch_size import BatchSize
@@ -30,7 +30,7 @@ log = get_logger("pgjobs.maintenance")
 
 # A worker claims and locks a job in one message, so a running row this old without a lock has lost its worker.
 RESCUE_GRACE = timedelta(seconds=3)
-_CANCEL_REQUESTS = "cancel requests"  # the name of the act in the log
+_CANCEL_REQUESTS = "cancel requests"  # the name of the operation in the log
 
 
 class Rescuer:
@@ -69,7 +69,7 @@ class Rescuer:
         return timedelta(0) if jobs.more or max(len(jobs), settled) >= batch else None
 
     def _rescue(self, conn: AnyConnection, batch: int) -> Rescued:
-        rows, kinds = Selection(aside=self._unworkable.aside.rows("rescue")), self._kinds()
+        rows, kinds = Selection(set_aside=self._unworkable.set_aside.rows("rescue")), self._kinds()
         try:
             jobs = self._queries.rescue(conn, batch, RESCUE_GRACE, kinds, rows)
         except psycopg.Error as error:
@@ -82,9 +82,9 @@ class Rescuer:
             def find() -> list[Row]:
                 return self._queries.rows_to_rescue(conn, batch, RESCUE_GRACE, kinds, rows)
 
-            self._unworkable.bit_by_bit(conn, Act("rescue", find, rescue, RESCUE), error)
+            self._unworkable.bisect(conn, Operation("rescue", find, rescue, RESCUE), error)
         if jobs:
-            self._unworkable.aside.worked("rescue")
+            self._unworkable.set_aside.worked("rescue")
         return jobs
 
     def _report(self, conn: AnyConnection, job: Job[Any]) -> None:
@@ -97,7 +97,7 @@ class Rescuer:
 
     def _settle_requests(self, conn: AnyConnection, batch: int) -> tuple[int, int]:
         """Settle requests to cancel an attempt that has ended. How many jobs are cancelled, and requests settled."""
-        rows = Selection(aside=self._unworkable.aside.rows(_CANCEL_REQUESTS))
+        rows = Selection(set_aside=self._unworkable.set_aside.rows(_CANCEL_REQUESTS))
         cancelled = 0
         try:
             return self._queries.settle_requests(conn, batch, rows)
@@ -110,5 +110,5 @@ class Rescuer:
             def find() -> list[Row]:
                 return self._queries.rows_to_settle(conn, batch, rows)
 
-            self._unworkable.bit_by_bit(conn, Act(_CANCEL_REQUESTS, find, settle, CANCEL), error)
+            self._unworkable.bisect(conn, Operation(_CANCEL_REQUESTS, find, settle, CANCEL), error)
         return cancelled, batch  # there may be more

@@ -1,8 +1,9 @@
 """The thread of a worker pool that does the duties, ticks the schedules, and does the housekeeping of its process.
 
-The duties and the ticks are its acts. It sleeps until the next act is ready or `wake` or `run_soon` is called. An idle
-queue should cost little, so before it does urgent duties it asks, in one statement, whether they would find anything.
-It does not ask about an act that was passed to `run_soon`, or whose last call returned exactly when it must be called.
+The duties and the ticks are its tasks. It sleeps until the next task is ready or `wake` or `run_soon` is called. An
+idle queue should cost little, so before it does urgent duties it asks, in one statement, whether they would find
+anything. It does not ask about a task that was passed to `run_soon`, or whose last call returned exactly when it must
+be called.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ _SLOW_ANSWER_WITHIN = 600.0  # for duties that are not urgent and may take many 
 
 
 class MaintenanceThread:
-    """Repeats its acts until it is stopped.
+    """Repeats its tasks until it is stopped.
 
     `housekeeping` is done every second, and after `wake`. `tick` ticks the schedules; it returns how long until the
     next tick. `at_end` is called when the thread ends. `guard` guards a connection while it is used. `listening` says
@@ -61,7 +62,7 @@ class MaintenanceThread:
         on_closed: Callable[[], None] = lambda: None,
     ) -> None:
         self._maintenance = maintenance
-        self._acts: dict[str, Callable[[AnyConnection], timedelta]] = {
+        self._tasks: dict[str, Callable[[AnyConnection], timedelta]] = {
             **{duty: partial(maintenance.do, name=duty) for duty in maintenance.duties},
             "tick": tick,  # no duty: each process has schedules of its own
         }
@@ -73,8 +74,8 @@ class MaintenanceThread:
         self._listening = listening
         self._outages = outages or Outages()
         self._on_closed = on_closed
-        self._requested: SimpleQueue[str] = SimpleQueue()  # acts, by run_soon
-        self._exact: set[str] = set()  # acts whose next time is known exactly
+        self._requested: SimpleQueue[str] = SimpleQueue()  # tasks, by run_soon
+        self._exact: set[str] = set()  # tasks whose next time is known exactly
         self._woken = threading.Event()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -83,7 +84,7 @@ class MaintenanceThread:
         self._thread.start()
 
     def end(self) -> None:
-        """Let the thread end after the present act. Does not wait."""
+        """Let the thread end after the present task. Does not wait."""
         self._stopping = True
         self._woken.set()
 
@@ -102,23 +103,23 @@ class MaintenanceThread:
         """Do the housekeeping now. May be called from any thread."""
         self._woken.set()
 
-    def run_soon(self, act: str) -> None:
-        """Do an act now: it may have something to do earlier than expected. May be called from any thread."""
-        self._requested.put(act)
+    def run_soon(self, task: str) -> None:
+        """Do a task now: it may have something to do earlier than expected. May be called from any thread."""
+        self._requested.put(task)
         self._woken.set()
 
     def _run(self) -> None:
-        ready_at = dict.fromkeys(self._acts, 0.0)
+        ready_at = dict.fromkeys(self._tasks, 0.0)
         while not self._stopping:
             requested = self._take_requested()
             ready_at.update(dict.fromkeys(requested, 0.0))
-            ready = [act for act, at in ready_at.items() if at <= time.monotonic()]
+            ready = [task for task, at in ready_at.items() if at <= time.monotonic()]
             idle = self._find_idle(set(ready), requested | self._exact)
             pause = duties.IDLE_LOOK_EVERY if self._listening() else duties.LOOK_EVERY
             ready_at.update(dict.fromkeys(idle, time.monotonic() + pause.total_seconds()))
-            for act in ready:
-                if act not in idle and not self._stopping:
-                    ready_at[act] = time.monotonic() + self._do(act).total_seconds()
+            for task in ready:
+                if task not in idle and not self._stopping:
+                    ready_at[task] = time.monotonic() + self._do(task).total_seconds()
             self._do_housekeeping()
             wake_at = min(*ready_at.values(), time.monotonic() + _HOUSEKEEPING_EVERY)
             self._woken.wait(max(0.0, wake_at - time.monotonic()))
@@ -127,7 +128,7 @@ class MaintenanceThread:
             self._at_end()
 
     def _take_requested(self) -> set[str]:
-        """The acts that run_soon named since the last call."""
+        """The tasks that run_soon named since the last call."""
         requested = set()
         with suppress(Empty):
             while True:
@@ -151,10 +152,10 @@ class MaintenanceThread:
         except psycopg.Error:  # the duties will fail too, and that is logged
             return set()
 
-    def _do(self, act: str) -> timedelta:
-        """Do an act. Returns how long until it should be done again."""
-        wait = self._attempt(act, self._acts[act])
-        (self._exact.add if wait < duties.LOOK_EVERY else self._exact.discard)(act)
+    def _do(self, task: str) -> timedelta:
+        """Do a task. Returns how long until it should be done again."""
+        wait = self._attempt(task, self._tasks[task])
+        (self._exact.add if wait < duties.LOOK_EVERY else self._exact.discard)(task)
         return wait
 
     def _do_housekeeping(self) -> None:
@@ -168,35 +169,35 @@ class MaintenanceThread:
             with suppress(Exception):
                 self._outages.failed(log, _HOUSEKEEPING, error, f"{_HOUSEKEEPING} failed")
 
-    def _attempt(self, act: str, call: Callable[[AnyConnection], timedelta]) -> timedelta:
-        """Call an act, and catch all its exceptions. Returns how long until it should be done again."""
-        is_duty = act in self._maintenance.duties
+    def _attempt(self, task: str, call: Callable[[AnyConnection], timedelta]) -> timedelta:
+        """Call a task, and catch all its exceptions. Returns how long until it should be done again."""
+        is_duty = task in self._maintenance.duties
         try:
-            within = _SLOW_ANSWER_WITHIN if is_duty and act not in self._urgent else _ANSWER_WITHIN
+            within = _SLOW_ANSWER_WITHIN if is_duty and task not in self._urgent else _ANSWER_WITHIN
             with self._connection(within) as conn:
                 wait = call(conn)
-            self._outages.worked(log, f"duty {act}", wrote=is_duty)  # a tick may have had nothing to write
+            self._outages.worked(log, f"duty {task}", wrote=is_duty)  # a tick may have had nothing to write
             return wait
         except PoolClosed:
             self._on_closed()
             return AFTER_FAILURE
         except Exception as error:
             with suppress(Exception):  # a handler of the log that fails
-                self._log_failure(act, error)
+                self._log_failure(task, error)
         if is_duty:
             try:
                 with self._connection() as conn:
-                    self._maintenance.postpone(conn, act)
+                    self._maintenance.postpone(conn, task)
             except psycopg.Error as error:
-                log.debug("duty %s could not be postponed: %s", act, one_line(error))
+                log.debug("duty %s could not be postponed: %s", task, one_line(error))
         return AFTER_FAILURE
 
-    def _log_failure(self, act: str, error: Exception) -> None:
-        text = f"duty {act} failed and is tried again in {AFTER_FAILURE}"
-        if self._maintenance.aside.was_said(error):
+    def _log_failure(self, task: str, error: Exception) -> None:
+        text = f"duty {task} failed and is tried again in {AFTER_FAILURE}"
+        if self._maintenance.set_aside.was_logged(error):
             log.debug("%s: %s", text, one_line(error))
         else:
-            self._outages.failed(log, f"duty {act}", error, text)
+            self._outages.failed(log, f"duty {task}", error, text)
 
     @contextmanager
     def _connection(self, within: float = _ANSWER_WITHIN) -> Iterator[AnyConnection]:

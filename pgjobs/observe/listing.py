@@ -10,11 +10,11 @@ from typing import Any, Literal
 
 from pgjobs import checks
 from pgjobs.errors import InvalidFilter, shown
-from pgjobs.figures import JobPage
 from pgjobs.interval import instant, microseconds
 from pgjobs.job import Job, JobState
 from pgjobs.job_filter import BIGGEST_ID, SMALLEST_ID, JobFilter
 from pgjobs.options import FIRST_INSTANT, LAST_INSTANT
+from pgjobs.results import JobPage
 
 Order = Literal["id", "time"]
 

@@ -12,10 +12,10 @@ from typing import Any
 from pgjobs.db import statements
 from pgjobs.db.cursors import AnyConnection, BoundCursor, bound_cursor, job_cursor, literal_cursor
 from pgjobs.db.rows import as_job
-from pgjobs.figures import KEPT, Queue, QueueStats, as_utc, kept_for, queue_of
 from pgjobs.job import Job, JobState
 from pgjobs.job_filter import JobFilter
 from pgjobs.observe.listing import Listing
+from pgjobs.results import KEPT, Queue, QueueStats, as_utc, kept_for, queue_of
 
 
 class ObserveQueries:

@@ -17,9 +17,9 @@ from pgjobs.clean_text import clean
 from pgjobs.db import statements
 from pgjobs.db.channel import channel
 from pgjobs.db.cursors import AnyConnection, LiteralCursor, answers, bound_cursor, literal_cursor, one
-from pgjobs.figures import ScheduleRow
 from pgjobs.interval import instant, interval_text, span
 from pgjobs.options import EncodedJob
+from pgjobs.results import ScheduleRow
 from pgjobs.schedule import CatchUp, Schedule
 
 DEAD_AFTER = timedelta(seconds=30)  # a process without a heartbeat for this long no longer has its schedules

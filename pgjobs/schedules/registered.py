@@ -52,7 +52,7 @@ class CodeSchedules:
         self._source = source
         self._encode = encode
         self._schedules: Mapping[str, Schedule] = {}  # replaced, never changed: the maintenance thread reads it
-        self.begin_anew(worker)
+        self.reset_for_process(worker)
         self._changed: Callable[[], None] = lambda: None
         self._next_heartbeat = 0.0
         self._missing = False  # the tables have been emptied, and the schedules are not registered again yet
@@ -61,7 +61,7 @@ class CodeSchedules:
     def __repr__(self) -> str:
         return f"CodeSchedules({', '.join(map(repr, self._schedules))})"
 
-    def begin_anew(self, worker: str) -> None:
+    def reset_for_process(self, worker: str) -> None:
         """Called for a new pool, and in a forked child: no pool runs in this process yet."""
         self._worker = worker
         self._changing = threading.Lock()

@@ -11,8 +11,8 @@ from typing import Any
 from pgjobs import checks
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.errors import InvalidSchedule, ScheduleNotFound, shown
-from pgjobs.figures import ScheduleRow
 from pgjobs.options import EncodedJob, NewJob
+from pgjobs.results import ScheduleRow
 from pgjobs.schedule import CatchUp, Schedule, bounded, check_catch_up, check_window
 from pgjobs.schedules.queries import ScheduleQueries, options_json
 from pgjobs.timetable import Every, parse, time_zone
@@ -149,10 +149,10 @@ class Schedules:
         with self._transaction(tx) as conn:
             return self._queries.remove(conn, name)
 
-    def _apply(self, name: str, tx: Tx, act: Callable[[AnyConnection, str], bool]) -> None:
+    def _apply(self, name: str, tx: Tx, change: Callable[[AnyConnection, str], bool]) -> None:
         _check_name(name)
         with self._transaction(tx) as conn:
-            if not act(conn, name):
+            if not change(conn, name):
                 raise ScheduleNotFound(name)
 
 

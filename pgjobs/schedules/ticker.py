@@ -41,7 +41,7 @@ log = get_logger("pgjobs.cron")
 BATCH = 10  # schedules of one call: a promote, or a stop of the pool, waits for no more than these
 LOOK_EVERY = timedelta(seconds=5)  # for a change of the table whose notification got lost
 _SOON = timedelta(milliseconds=1)
-_ACT = "ticks"  # the name under which SetAside keeps schedules
+_OPERATION = "ticks"  # the name under which SetAside keeps schedules
 
 # seconds
 _LONG = 60.0  # a function that computes args for longer is logged
@@ -112,8 +112,8 @@ class Ticker:
             except Exception as error:  # the other schedules tick all the same
                 self._pause(conn, seen.name, error)
             else:
-                self._failing.worked(_ACT, seen.name)
-        self._failing.say(_ACT)
+                self._failing.worked(_OPERATION, seen.name)
+        self._failing.log_new(_OPERATION)
         if due_schedules:
             return _SOON
         pauses = [timedelta(seconds=until - time.monotonic()) for until in self._paused_until.values()]
@@ -190,7 +190,7 @@ class Ticker:
         now = time.monotonic()
         others_work = not of_database or now - self._ticked_at < _RECENTLY
         try:
-            pause = self._failing.failed(_ACT, name, error, f"schedule {name}", others_work=others_work)
+            pause = self._failing.failed(_OPERATION, name, error, f"schedule {name}", others_work=others_work)
             self._paused_until[name] = now + max(pause, _AFTER_FAILURE)
         except psycopg.Error:  # many fail alike; schedules after them may tick all the same
             self._paused_until[name] = now + _AFTER_COMMON_FAILURE

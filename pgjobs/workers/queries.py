@@ -10,7 +10,7 @@ from typing import Any
 from pgjobs.db import statements
 from pgjobs.db.channel import channel
 from pgjobs.db.cursors import AnyConnection, bound_cursor, literal_cursor
-from pgjobs.figures import WorkerProcess
+from pgjobs.results import WorkerProcess
 
 
 class WorkerQueries:

@@ -26,9 +26,9 @@ class Registration:
     def __init__(self, schema: str, id: str, code_version: str | None) -> None:
         self._queries = WorkerQueries(schema)
         self._code_version = code_version
-        self.begin_anew(id)
+        self.reset_for_process(id)
 
-    def begin_anew(self, id: str) -> None:
+    def reset_for_process(self, id: str) -> None:
         """Called for a new client, and in a forked child: no pool runs in this process yet."""
         self._id = id
         self._pools: dict[object, Description] = {}

@@ -61,9 +61,9 @@ class WorkerThreads:
         self._wakeup_queries = WakeupQueries(context.schema)
         self._poll_interval = poll_interval.total_seconds()
         self._cooldown = fetch_cooldown.total_seconds()
-        self.begin_anew()
+        self.reset_for_process()
 
-    def begin_anew(self) -> None:
+    def reset_for_process(self) -> None:
         """Start without threads: called for a new pool, and in a forked child."""
         self._changed = threading.Condition()  # a thread has ended, or is stuck
         self._working: dict[threading.Thread, QueueWorkers] = {}
@@ -153,7 +153,7 @@ class WorkerThreads:
         forget_details(error)
         with suppress(Exception):  # a log handler of the application may fail
             text = f"{queue}: next claim in {pause:.1f} s"
-            if self._executor.claimer.aside.was_said(error):
+            if self._executor.claimer.set_aside.was_logged(error):
                 log.debug("%s: %s", text, one_line(error))
             else:
                 what = f"claiming from queue {queue}"

@@ -42,7 +42,8 @@ from pgjobs.execution import batch as batches
 from pgjobs.execution.attempt import GracePeriods
 from pgjobs.execution.batch_queries import BatchQueries
 from pgjobs.execution.queries import ExecutionQueries
-from pgjobs.execution.transport import Transport, prepared
+from pgjobs.execution.script import numbered
+from pgjobs.execution.transport import Transport
 from tests.round_trips import count_round_trips
 from tests.samples import SAME_DATABASE, Tx
 from tests.waiting import wait_until
@@ -240,7 +241,7 @@ def test_the_plan_of_a_claim_of_many_goes_by_the_index_though_the_table_was_smal
     with client.pool.connection() as conn:
         conn.execute(store._batch["set_batch_settings"].replace(b"%(synchronous_commit)s", b"'off'"))
         for order, index in (("priority", "job_fetch"), ("scheduled_at", "job_by_time")):
-            claim = prepared("look", store._claims[order, False].replace(b"%(limit)s", b"100"))
+            claim = numbered("look", store._claims[order, False].replace(b"%(limit)s", b"100"))
             conn.execute(b"PREPARE look AS " + claim.sql)
             nulls = ", ".join(["NULL"] * len(claim.parameters))
             plan = "\n".join(line for (line,) in conn.execute(f"EXPLAIN EXECUTE look ({nulls})".encode()))

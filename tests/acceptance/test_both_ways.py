@@ -19,7 +19,8 @@ from psycopg_pool import ConnectionPool
 
 from pgjobs import Client, Handler, Job, JobState, WorkerPool, constant
 from pgjobs.db.connection import shut_down
-from pgjobs.execution.transport import Script, Transport
+from pgjobs.execution.script import Script
+from pgjobs.execution.transport import Transport
 from tests import modes
 from tests.conftest import Connect
 from tests.samples import SECOND, Tx
@@ -193,7 +194,7 @@ def test_what_must_not_be_prepared_is_sent_so_in_an_aborted_transaction_too(send
     with suppress(psycopg.errors.DivisionByZero):
         sender._conn.execute("BEGIN; SELECT 1 / 0")
     ends = script(b"ROLLBACK", BEGIN, b"SELECT %(text)s::text", COMMIT)
-    results, error = sender.run(ends, {}, {"text": ALL_ODD}, single=True)
+    results, error = sender.run(ends, {}, {"text": ALL_ODD}, unprepared=True)
     assert error is None
     assert sender.row(results[2]) == (ALL_ODD,)
     assert sender._conn.execute("SELECT count(*) FROM pg_prepared_statements").fetchone() == (0,)

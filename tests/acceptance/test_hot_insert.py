@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,10 +22,12 @@ from psycopg_pool import ConnectionPool, NullConnectionPool
 from pgjobs import Client, EnqueueMiddleware, Hooks, Job, JobState, decode_args
 from pgjobs.db.connection import has_ended
 from pgjobs.enqueuing import single_insert
+from tests.acceptance.inserts import Query, ctrl_c, interrupt_an_insert, query, sent
 from tests.conftest import Connect
 from tests.waiting import wait_until
 
-Query = Callable[..., list[tuple[Any, ...]]]
+__all__ = ["ctrl_c", "query"]
+
 PREPARED = "SELECT name FROM pg_prepared_statements WHERE statement ILIKE '%%INSERT INTO%%job%%'"
 EXTREMES: list[dict[str, Any]] = [
     {"priority": -32768, "max_attempts": 1, "queue": "a"},
@@ -54,18 +54,6 @@ def own(client: Client) -> Client:
 
 
 @pytest.fixture
-def query(connect: Connect, schema: str) -> Query:
-    """Runs SQL from outside, in which {s} stands for the schema."""
-    conn = connect(autocommit=True)
-
-    def run(text: str, *parameters: object) -> list[tuple[Any, ...]]:
-        done = conn.execute(sql.SQL(text).format(s=sql.Identifier(schema)), parameters or None)
-        return done.fetchall() if done.description else []
-
-    return run
-
-
-@pytest.fixture
 def theirs(client: Client, database: str) -> Iterator[Callable[..., Client]]:
     """Clients of pools of the application, of one connection each."""
     pools: list[ConnectionPool[Any]] = []
@@ -85,16 +73,11 @@ def prepared(client: Client) -> list[str]:
         return [name for (name,) in conn.execute(PREPARED, prepare=False).fetchall()]
 
 
-def sent(client: Client, work: Callable[[], object], path: Path) -> list[str]:
-    """What the connection of the pool sends meanwhile: the kinds of its messages."""
-    with path.open("w+b") as trace:
-        with client.pool.connection() as conn:
-            conn.pgconn.trace(trace.fileno())
-        work()
-        conn.pgconn.untrace()
-        trace.seek(0)
-        lines = [line.split(b"\t") for line in trace.read().splitlines()]
-        return [line[3].decode() for line in lines if line[1:2] == [b"F"]]
+def sent_by(client: Client, work: Callable[[], object], path: Path) -> list[str]:
+    """What the one connection of the pool sends meanwhile: the kinds of its messages."""
+    with client.pool.connection() as conn:
+        pass
+    return sent(conn, work, path)
 
 
 def is_gone(query: Query, pid: int) -> bool:
@@ -142,7 +125,7 @@ def test_an_enqueue_on_a_tx_that_was_given_comes_back_as_the_table_says_and_comm
 
 def test_it_is_one_exchange_and_is_prepared_the_second_time(own: Client, tmp_path: Path) -> None:
     exchange = ["Bind", "Describe", "Execute", "Sync"]
-    rounds = [sent(own, lambda: own.enqueue(None, Letter("x")), tmp_path / "trace") for _ in range(4)]
+    rounds = [sent_by(own, lambda: own.enqueue(None, Letter("x")), tmp_path / "trace") for _ in range(4)]
     assert rounds[0] == ["Parse", *exchange]
     assert rounds[1] == ["Parse", "Sync", *exchange]
     assert rounds[2] == rounds[3] == exchange
@@ -156,7 +139,7 @@ def test_with_a_pool_in_place_of_a_tx_it_is_one_exchange_too(
     """On connections of that pool, which are prepared only if they are anyhow."""
     other = theirs(prepare_threshold=threshold)
     exchange = ["Bind", "Describe", "Execute", "Sync"]
-    rounds = [sent(other, lambda: client.enqueue(other.pool, Letter("x")), tmp_path / "trace") for _ in range(3)]
+    rounds = [sent_by(other, lambda: client.enqueue(other.pool, Letter("x")), tmp_path / "trace") for _ in range(3)]
     assert rounds[0] == ["Parse", *exchange]
     assert rounds[2] == (exchange if threshold is not None else ["Parse", *exchange])
 
@@ -247,34 +230,13 @@ def test_a_connection_that_was_lost_while_it_was_idle_is_replaced(own: Client, q
     assert query("SELECT count(*) FROM {s}.job") == [(6,)]
 
 
-@pytest.fixture
-def ctrl_c() -> Iterator[None]:
-    """It raises, though the background job of a shell ignores it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("before", [0, 1, 3])
 def test_ctrl_c_cancels_one_that_waits_for_a_lock(own: Client, connect: Connect, query: Query, before: int) -> None:
     """Nothing of it comes later, when the lock is gone, and the connection can be used."""
     for _ in range(before):
         own.enqueue(None, Letter("x"))
-    holder = connect()
-    holder.execute(sql.SQL("LOCK TABLE {}.job IN SHARE MODE").format(sql.Identifier(own.schema)))
-    waits = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query ILIKE %s"
-
-    def interrupt() -> None:
-        wait_until(lambda: query(waits, f"%INSERT INTO%{own.schema}%"))
-        os.kill(os.getpid(), signal.SIGINT)
-
-    presses = threading.Thread(target=interrupt)
-    presses.start()
-    with pytest.raises(KeyboardInterrupt):
-        own.enqueue(None, Letter("x"))
-    presses.join()
-    holder.rollback()
+    interrupt_an_insert(lambda: own.enqueue(None, Letter("x")), own.schema, connect, query)
     for _ in range(3):
         own.enqueue(None, Letter("x"))
     assert query("SELECT count(*) FROM {s}.job") == [(before + 3,)]

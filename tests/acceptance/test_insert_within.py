@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +13,12 @@ from psycopg.pq import PipelineStatus, TransactionStatus
 
 from pgjobs import Client
 from pgjobs.enqueuing import single_insert
+from tests.acceptance.inserts import Query, ctrl_c, interrupt_an_insert, query, sent
 from tests.conftest import Connect
-from tests.waiting import wait_until
+
+__all__ = ["ctrl_c", "query"]
 
 Connection = psycopg.Connection[Any]
-Query = Callable[..., list[tuple[Any, ...]]]
 EXCHANGE = ["Bind", "Describe", "Execute"]
 
 
@@ -33,33 +30,10 @@ class Letter:
 LETTER = Letter("x")
 
 
-@pytest.fixture
-def query(connect: Connect, schema: str) -> Query:
-    """Runs SQL from outside, in which {s} stands for the schema."""
-    conn = connect(autocommit=True)
-
-    def run(text: str, *parameters: object) -> list[tuple[Any, ...]]:
-        done = conn.execute(sql.SQL(text).format(s=sql.Identifier(schema)), parameters or None)
-        return done.fetchall() if done.description else []
-
-    return run
-
-
 @pytest.fixture(params=[True, False], ids=["pipeline", "no pipeline"])
 def _either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Libpq before version 14 has no pipeline mode."""
     monkeypatch.setattr(single_insert, "_HAS_PIPELINE", request.param)
-
-
-def sent(conn: Connection, work: Callable[[], object], path: Path) -> list[str]:
-    """The kinds of the messages that are sent meanwhile."""
-    with path.open("w+b") as trace:
-        conn.pgconn.trace(trace.fileno())
-        work()
-        conn.pgconn.untrace()
-        trace.seek(0)
-        lines = [line.split(b"\t") for line in trace.read().splitlines()]
-        return [line[3].decode() for line in lines if line[1:2] == [b"F"]]
 
 
 def count(query: Query) -> int:
@@ -169,34 +143,14 @@ def test_what_psycopg_deallocates_is_not_missed(
     assert count(query) == 4 * 8
 
 
-@pytest.fixture
-def ctrl_c() -> Iterator[None]:
-    """It raises, though the background job of a shell ignores it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.usefixtures("ctrl_c", "_either_way")
 @pytest.mark.parametrize("before", [0, 1, 3])
 def test_ctrl_c_cancels_an_insert_that_waits(client: Client, connect: Connect, query: Query, before: int) -> None:
-    conn, holder = connect(prepare_threshold=1), connect()
+    conn = connect(prepare_threshold=1)
     for _ in range(before):
         client.enqueue(conn, LETTER)
         conn.commit()
-    holder.execute(sql.SQL("LOCK TABLE {}.job IN SHARE MODE").format(sql.Identifier(client.schema)))
-    waits = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query ILIKE %s"
-
-    def interrupt() -> None:
-        wait_until(lambda: query(waits, f"%INSERT INTO%{client.schema}%"))
-        os.kill(os.getpid(), signal.SIGINT)
-
-    presses = threading.Thread(target=interrupt)
-    presses.start()
-    with pytest.raises(KeyboardInterrupt):
-        client.enqueue(conn, LETTER)
-    presses.join()
-    holder.rollback()
+    interrupt_an_insert(lambda: client.enqueue(conn, LETTER), client.schema, connect, query)
     assert conn.info.transaction_status == TransactionStatus.INERROR
     conn.rollback()
     for _ in range(3):

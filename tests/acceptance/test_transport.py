@@ -20,7 +20,8 @@ from pgjobs.execution import low_water_mark, transport
 from pgjobs.execution.claimer import Claimer
 from pgjobs.execution.queries import ExecutionQueries
 from pgjobs.execution.requests import ClaimRequest, Mark
-from pgjobs.execution.transport import Script, Transport
+from pgjobs.execution.script import Script
+from pgjobs.execution.transport import Transport
 from pgjobs.hooks import HookCalls
 from tests import inside, modes
 from tests.round_trips import RoundTrips, count_round_trips

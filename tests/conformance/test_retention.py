@@ -11,8 +11,8 @@ import pytest
 from pgjobs import Client, InvalidOption, InvalidSetting, JobState, QueueLocked, WorkerPool
 from pgjobs.db import statements
 from pgjobs.db.cursors import LiteralCursor
-from pgjobs.figures import FOR_EVER
 from pgjobs.maintenance.duties import Maintenance
+from pgjobs.results import FOR_EVER
 from pgjobs.workers.queries import WorkerQueries
 from tests.conformance.conftest import Rows
 from tests.conftest import Connect
@@ -245,7 +245,7 @@ def test_a_batch_costs_the_same_wherever_it_is(client: Client, sql: Rows, connec
                     "others": ["audit"],
                     "after": after,
                     "after_id": 0,
-                    "aside": None,
+                    "set_aside": None,
                     "among": None,
                 },
             )

@@ -22,9 +22,10 @@ from pgjobs.control.queries import Action, Changes, ControlQueries, KeysetBatch
 from pgjobs.db import statements
 from pgjobs.db.cursors import AnyConnection, BoundCursor, bound_cursor
 from pgjobs.execution import batch_queries
-from pgjobs.execution.queries import CLAIM_DEFAULTS, passing_over
-from pgjobs.execution.transport import prepared
+from pgjobs.execution.queries import passing_over
+from pgjobs.execution.script import numbered
 from pgjobs.observe import queries as observe_queries
+from tests import by_hand
 from tests.waiting import wait_until
 
 ROWS = 1_000_000
@@ -288,7 +289,7 @@ def test_the_claim_looks_once_whether_its_queue_is_paused(full: Client) -> None:
         for queue, rows in (("queue.1", 1), ("queue.2", 0)):
             if not rows:
                 full.queues.pause(queue, conn)
-            cursor.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}", {**CLAIM_DEFAULTS, "queue": queue})
+            cursor.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}", by_hand.request(queue).values)
             found: Any = cursor.fetchone()
             plan: Plan = found[0][0]["Plan"]
             assert plan["Actual Rows"] == rows
@@ -305,8 +306,9 @@ def test_the_claim_and_the_finish_of_a_batch_read_by_the_indexes(full: Client, s
     batch = statements.load("execution_batch.sql", full.schema)
     claim = batch_queries.BatchQueries(full.queries)._claims["priority", False].replace(b"%(limit)s", b"100")
     ids = "{" + ",".join(map(str, range(1, 101))) + "}"
-    token = str(uuid4())
-    values = {**CLAIM_DEFAULTS, "queue": "queue.1", "worker": "me", "token": token, "batch_time": 1}
+    values = by_hand.request("queue.1", worker="me").values
+    values |= {"token": str(uuid4()), "batch_time": 1, "check_interval": "0", "bound": "0", "bounds": None}
+    values["bounded_by"] = "idle_in_transaction_session_timeout"
     nothing = "{" + ",".join(['""'] * 100) + "}"
     values |= {
         "new_token": values["token"],
@@ -329,7 +331,7 @@ def test_the_claim_and_the_finish_of_a_batch_read_by_the_indexes(full: Client, s
             conn.execute("DELETE FROM pg_statistic WHERE starelid = 'test_plans.job'::regclass")
             conn.execute("UPDATE pg_class SET reltuples = -1 WHERE oid = 'test_plans.job'::regclass")
         for name, statement in wanted.items():
-            known = prepared(name, statement)
+            known = numbered(name, statement)
             conn.execute(b"PREPARE %b AS %b" % (name.encode(), known.sql))
             given = sql.SQL(", ").join(sql.Literal(values[parameter]) for parameter in known.parameters)
             explain = sql.SQL("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE {} ({})")

@@ -11,9 +11,9 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from pgjobs import Client, WorkerPool
-from pgjobs.execution.queries import CLAIM_DEFAULTS, passing_over
+from pgjobs.execution.queries import passing_over
 from pgjobs.maintenance import time_index
-from tests import inside
+from tests import by_hand, inside
 from tests.conformance.conftest import Rows, server, sql
 from tests.conftest import Connect
 from tests.samples import nothing
@@ -61,7 +61,7 @@ def test_the_claim_by_time_reads_the_index_whatever_the_priorities(client: Clien
     def plan() -> tuple[str, int]:
         """All of it as text, and how many blocks it read."""
         with client.pool.connection() as conn, psycopg.ClientCursor(conn) as cursor:
-            cursor.execute(statement, {**CLAIM_DEFAULTS, "queue": "default"})
+            cursor.execute(statement, by_hand.request("default").values)
             found: Any = cursor.fetchone()
             plan = found[0][0]["Plan"]
             conn.rollback()

@@ -21,8 +21,8 @@ from pgjobs.execution import queries
 from pgjobs.execution.claimer import Claimer
 from pgjobs.execution.queries import ExecutionQueries
 from pgjobs.execution.set_aside import is_application_code
-from pgjobs.figures import ManyJobs
 from pgjobs.maintenance.duties import Maintenance
+from pgjobs.results import ManyJobs
 from pgjobs.schedules.args_supplier import SuppliedJob
 from pgjobs.schedules.queries import ScheduleQueries
 from pgjobs.schedules.ticker import Ticker

@@ -29,7 +29,7 @@ def test_a_forked_child_neither_undoes_the_claims_of_its_parent_nor_uses_its_mar
     claimer.lost_claims.add("q", uuid4())
     claimer.marks.record_claim("q", JOB)
     assert claimer.marks.start("q") is not None
-    claimer.begin_anew("child")
+    claimer.reset_for_process("child")
     claimer.lost_claims.unclaim_due(CONN, at_once=True)
     assert undone == []
     assert claimer.marks.start("q") is None

@@ -9,7 +9,7 @@ import pytest
 
 from pgjobs.execution.set_aside import MOST_ALIKE, SetAside, concerns_a_row
 
-ACT = "claims"
+OPERATION = "claims"
 
 
 class Clock:
@@ -30,74 +30,76 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def aside(clock: Clock) -> SetAside:
+def set_aside(clock: Clock) -> SetAside:
     return SetAside(clock)
 
 
 @pytest.mark.finding("S3")
 def test_a_row_is_passed_over_for_a_time_that_grows_from_a_second_to_five_minutes(
-    aside: SetAside, clock: Clock
+    set_aside: SetAside, clock: Clock
 ) -> None:
-    """A row that failed was tried again hot, and stopped the whole act each time."""
+    """A row that failed was tried again hot, and stopped the whole operation each time."""
     pauses = []
     for _ in range(11):
-        aside.failed(ACT, 7, error(), "job 7")
+        set_aside.failed(OPERATION, 7, error(), "job 7")
         began = clock.now
-        while aside.rows(ACT) == [7]:
+        while set_aside.rows(OPERATION) == [7]:
             clock.now += 0.5
         pauses.append(clock.now - began)
     assert pauses == [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300]
-    aside.worked(ACT, 7)
-    aside.failed(ACT, 7, error(), "job 7")
+    set_aside.worked(OPERATION, 7)
+    set_aside.failed(OPERATION, 7, error(), "job 7")
     clock.now += 1
-    assert aside.rows(ACT) == []
+    assert set_aside.rows(OPERATION) == []
     clock.now += 10
-    assert aside.rows(ACT) == []
-    aside.worked(ACT)
-    assert not aside, "nothing is remembered of a row that is gone"
+    assert set_aside.rows(OPERATION) == []
+    set_aside.worked(OPERATION)
+    assert not set_aside, "nothing is remembered of a row that is gone"
 
 
 @pytest.mark.finding("S3")
-def test_when_more_than_a_few_fail_alike_none_is_set_aside(aside: SetAside, caplog: pytest.LogCaptureFixture) -> None:
+def test_when_more_than_a_few_fail_alike_none_is_set_aside(
+    set_aside: SetAside, caplog: pytest.LogCaptureFixture
+) -> None:
     """A fault of all rows must not be taken for one of each."""
     for n in range(MOST_ALIKE):
-        aside.failed(ACT, n, error(n), f"job {n}")
+        set_aside.failed(OPERATION, n, error(n), f"job {n}")
     for n in range(MOST_ALIKE, MOST_ALIKE + 3):
         with pytest.raises(psycopg.errors.RaiseException):
-            aside.failed(ACT, n, error(n), f"job {n}")
-    aside.say(ACT)
-    assert aside.rows(ACT) == []
-    assert aside.is_common(ACT, error(99))
-    assert aside.was_said(error(99))
-    assert not aside.is_common(ACT, error(99, "another cause"))
+            set_aside.failed(OPERATION, n, error(n), f"job {n}")
+    set_aside.log_new(OPERATION)
+    assert set_aside.rows(OPERATION) == []
+    assert set_aside.is_common(OPERATION, error(99))
+    assert set_aside.was_logged(error(99))
+    assert not set_aside.is_common(OPERATION, error(99, "another cause"))
     assert len(caplog.messages) == 1
-    aside.worked(ACT)
-    assert not aside.is_common(ACT, error(99))
+    set_aside.worked(OPERATION)
+    assert not set_aside.is_common(OPERATION, error(99))
 
 
 @pytest.mark.finding("S3")
 def test_rows_that_fail_beside_others_that_work_are_all_set_aside_but_not_all_logged(
-    aside: SetAside, caplog: pytest.LogCaptureFixture
+    set_aside: SetAside, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Rows that fail beside others must not stop those, nor fill the log."""
     caplog.set_level(logging.WARNING)
     for n in range(1000):
-        aside.failed(ACT, n, error(n), f"job {n}", others_work=True)
-        aside.say(ACT)
-    assert len(aside.rows(ACT)) == 1000
+        set_aside.failed(OPERATION, n, error(n), f"job {n}", others_work=True)
+        set_aside.log_new(OPERATION)
+    assert len(set_aside.rows(OPERATION)) == 1000
     assert len(caplog.messages) == MOST_ALIKE + 1
     with pytest.raises(psycopg.Error):
-        aside.failed(ACT, 1000, error(1000), "job 1000", others_work=True)
-    assert len(aside.rows(ACT)) <= 1000, "what is remembered is bounded"
+        set_aside.failed(OPERATION, 1000, error(1000), "job 1000", others_work=True)
+    assert len(set_aside.rows(OPERATION)) <= 1000, "what is remembered is bounded"
 
 
 @pytest.mark.finding("S3")
-def test_another_act_and_another_cause_count_for_themselves(aside: SetAside) -> None:
-    """What stops one act says nothing of another."""
+def test_another_act_and_another_cause_count_for_themselves(set_aside: SetAside) -> None:
+    """What stops one operation says nothing of another."""
     for n in range(3 * MOST_ALIKE):
-        aside.failed(f"claims of {n}", n, error(n), f"job {n}")
-        aside.failed(ACT, n, error(n, "ABCDEFGHIJKLMNOP"[n % 16]), f"job {n}")
-    assert len(aside.rows(ACT)) == 3 * MOST_ALIKE
+        set_aside.failed(f"claims of {n}", n, error(n), f"job {n}")
+        set_aside.failed(OPERATION, n, error(n, "ABCDEFGHIJKLMNOP"[n % 16]), f"job {n}")
+    assert len(set_aside.rows(OPERATION)) == 3 * MOST_ALIKE
 
 
 @pytest.mark.finding("S3")
