@@ -96,19 +96,21 @@ class Claimer:
                 if not concerns_a_row(error):
                     raise
                 self.marks.forget(queue)  # the next claim looks where the one looks that is tried now
-                self.failed_claims.deal_with(checkout.conn, self.request(queue, None, None), error)
+                with checkout.answered_within(_ANSWER_WITHIN):
+                    self.failed_claims.deal_with(checkout.conn, self.request(queue, None, None), error)
                 if time.monotonic() > until:
                     job = None
                     break
                 continue
             self.marks.record_claim(queue, job)
-            request = partial(self.request, queue, None, None)
-            if job is not None or not self.failed_claims.pass_unchanged(checkout.conn, queue, request):
-                break
-            if time.monotonic() > until:
+            if job is not None or not self._pass_unchanged(checkout, queue) or time.monotonic() > until:
                 break
         self.failed_claims.went_on(queue, job)
         return job
+
+    def _pass_unchanged(self, checkout: Checkout, queue: str) -> bool:
+        with checkout.answered_within(_ANSWER_WITHIN):
+            return self.failed_claims.pass_unchanged(checkout.conn, queue, partial(self.request, queue, None, None))
 
     def claim_by_id(self, checkout: Checkout, queue: str, id: int) -> Job[Any] | None:
         """Claim the waiting job with this id. Raises UniqueConflict if another job has its unique key."""
@@ -190,7 +192,10 @@ class Claimer:
 
     def next_claim(self, checkout: Checkout, queue: str, *, together: bool) -> NextClaim:
         """A claim to be sent with a finish on this connection. `together`: in the transaction of the finish."""
-        return NextClaim(self.request(queue, None, self.marks.start(queue)), checkout.savepoints_ahead > 0, together)
+        request = self.request(queue, None, self.marks.start(queue))
+        if request.settings.synchronous_commit and queue in self.async_commit:
+            together = False  # the finish does not wait for the disk, but the claim must
+        return NextClaim(request, checkout.savepoints_ahead > 0, together)
 
     def claimed_next(self, checkout: Checkout, claim: NextClaim, job: Job[Any] | None) -> Job[Any] | None:
         """Take the answer to a claim that was sent with a finish. None: no job was claimed, and no transaction is
