@@ -223,31 +223,37 @@ class Batch:
                 return
 
     def _run_job(self, job: Job[Any], savepoints: Savepoints) -> Attempt:
-        executor = self.executor
-        attempt = executor.attempt(self.slot, job)
+        executor, slot = self.executor, self.slot
+        watchdog, checkout = executor.watchdog, slot.checkout
+        self._watched = attempt = executor.attempt(slot, job)
         attempt.on_severed = self._report_severed
-        self._watched = attempt
         self.started += 1
         savepoints.start(job.id)
-        executor.watchdog.add(self.slot, attempt)
+        watchdog.add(slot, attempt)
         error: BaseException | None = None
-        if executor.watchdog.cancelled:
-            error = executor.watchdog.cancelled.get((job.id, job.token))  # cancelled since the claim
+        if watchdog.cancelled:
+            error = watchdog.cancelled.get((job.id, job.token))  # cancelled since the claim
         if error is None:
             error = attempt.context.run(executor.start, attempt)
         if attempt.tainted:
-            self.checkout.wait_for_cancels()  # else one could hit the next statement
-        quiet = self.checkout.end_tx(job.id)
-        ended = savepoints.end(error, quiet=quiet)
+            checkout.wait_for_cancels()  # else one could hit the next statement
+        ended = savepoints.end(error, quiet=checkout.end_tx(job.id))
+        if ended is not None:
+            self._note_failure(attempt, error, ended, savepoints)
+        self.ran.append(attempt)
+        return attempt
+
+    def _note_failure(
+        self, attempt: Attempt, error: BaseException | None, ended: BaseException, savepoints: Savepoints
+    ) -> None:
+        """The attempt has failed with the error `ended`; that of its handler was `error`."""
         if ended is not error and attempt.reason is not None:  # the stop may be the cause
             attempt.reason.__cause__ = ended
             ended = attempt.reason
-        if ended is not None and savepoints.culprit is None:
+        if savepoints.culprit is None:
             attempt.context.run(self.finisher.decide, attempt, ended)
-            self.errors[job.id] = ended
+            self.errors[attempt.job.id] = ended
             clear_frames(ended)
-        self.ran.append(attempt)
-        return attempt
 
     def _unwatch(self) -> None:
         """Take the last attempt from the watchdog, which leaves its connection alone from now on."""

@@ -37,6 +37,7 @@ class Savepoints:
         self._name = name.encode()
         self._between = between
         self._conn = conn
+        self._pgconn = conn.pgconn  # read once: the attribute of a handler's object is a property
         self._transport = transport
         self._job: int | None = None  # the job whose handler runs
         self._begun = self._set = self._unclean = False
@@ -56,7 +57,7 @@ class Savepoints:
         """The handler has ended: roll its writes back if it has failed. Returns the error that the attempt has failed
         with in the end. Sets `broken` if the transaction cannot go on. Not `quiet`: another thread is using it."""
         job, self._job = self._job, None
-        status = self._conn.pgconn.transaction_status
+        status = self._pgconn.transaction_status
         if not self._begun and quiet and status == _IN_TRANSACTION:
             return error
         if (
@@ -84,7 +85,7 @@ class Savepoints:
 
     @property
     def _busy(self) -> bool:
-        return self._conn.pgconn.pipeline_status != PipelineStatus.OFF or self._conn.lock.locked()
+        return self._pgconn.pipeline_status != PipelineStatus.OFF or self._conn.lock.locked()
 
     def begin(self) -> None:
         """A handler is about to send its first statement."""
@@ -96,7 +97,7 @@ class Savepoints:
             self._transport.send_inside(self.release + b"SAVEPOINT %s" % self._name)
         except Exception as error:
             self.broken = True
-            if self._conn.pgconn.status == ConnStatus.BAD:
+            if self._pgconn.status == ConnStatus.BAD:
                 raise
             self.culprit = self.last
             if isinstance(error, psycopg.errors.InvalidSqlStatementName):
@@ -114,7 +115,7 @@ class Savepoints:
                     b"ROLLBACK TO SAVEPOINT %s; RELEASE SAVEPOINT %s" % (self._name, self._name)
                 )
             except Exception:
-                if self._conn.pgconn.transaction_status != TransactionStatus.INERROR:
+                if self._pgconn.transaction_status != TransactionStatus.INERROR:
                     return False
             else:
                 self._conn._prepared.clear()  # as psycopg does: statements may refer to tables that are gone
