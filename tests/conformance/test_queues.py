@@ -91,6 +91,7 @@ def test_every_queue_that_is_worked_or_has_work_is_listed_once(
         in_state("available", "b.waiting", priority=3, jobs=2)
         in_state("available", "b.waiting", priority=-3)
         in_state("running", "c.running")
+    sql("UPDATE pgjobs.job SET leased_until = now() + interval '1 hour' WHERE state = 'running'")  # not to be rescued
     with WorkerPool(client, {Thing: nothing}, queues={"a.worked": 1, "b.waiting": 1}):
         assert names(client) == ["a.worked", "b.waiting", "c.running"]
     sql("DELETE FROM pgjobs.job")
