@@ -24,7 +24,7 @@ from tests.waiting import wait_until
 from tests.waking import LISTENS
 
 # The statement that commits a job, in whatever message it leaves.
-_COMPLETION = re.compile(rb"(?is)(release.savepoint|_batch_complete).*\bcommit\b")
+_COMPLETION = re.compile(rb"(?is)(release.savepoint|_complete_batch).*\bcommit\b")
 _CLAIM = re.compile(rb"state = 'running'," if modes.PLAIN else rb"EXECUTE \w+_claim_")
 
 
