@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Literal, Self
 
 _CHUNK = 65536
-_A_FEW_WORDS = 1000  # bytes
+_A_FEW_WORDS = 4000  # bytes; the answer to a claim that finds nothing has fewer
 Cut = Literal["before", "after", "within"]
 
 
