@@ -167,7 +167,6 @@ class Batch:
         self.checkout = self.slot.checkout
         self.finisher = self.executor.finisher
         self.jobs = self.found.jobs
-        self._report_severed = self._on_severed  # bound once
 
     def run(self, ends: Callable[[], bool]) -> None:
         """Run the jobs and finish them. The connection is ready for the next batch then."""
@@ -226,7 +225,7 @@ class Batch:
         executor, slot = self.executor, self.slot
         watchdog, checkout = executor.watchdog, slot.checkout
         self._watched = attempt = executor.attempt(slot, job)
-        attempt.on_severed = self._report_severed
+        attempt.on_severed = self._on_severed
         self.started += 1
         savepoints.start(job.id)
         watchdog.add(slot, attempt)

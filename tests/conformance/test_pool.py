@@ -673,7 +673,8 @@ def test_a_hook_of_the_maintenance_may_stop_its_pool(database: str, client: Clie
     server.execute("ROLLBACK")
     server.execute(f"""UPDATE "{client.schema}".job SET attempted_at = now() - interval '1 hour'""")
     with Client(database, schema=client.schema, hooks=[Stopping()]) as hooked:
-        pool = WorkerPool(hooked, {Thing: nothing}).start()
+        pool = WorkerPool(hooked, {Thing: nothing})  # known to the hook before it starts
+        pool.start()
         wait_until(lambda: not pool.running)
         wait_until(lambda: not threads_of(pool))
     assert answers == [False]
