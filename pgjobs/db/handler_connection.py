@@ -15,7 +15,7 @@ The pool's object is never changed, so nothing needs to be undone. When the atte
 The objects are of a subclass of the class of the pool's object, and are made without a call of its `__init__`: the
 class, its methods and its attributes are the application's. psycopg sends everything through `Connection.wait`, which
 the subclass overrides to notice the first statement of a handler. A handler may also send by the libpq connection, so
-whoever reads `pgconn` counts as sending.
+a handler that reads `pgconn` counts as sending.
 
 An attempt gets a new object even if the one before has sent nothing: a thread may have it still. That costs a
 microsecond, since everything else is made when it is asked for.
@@ -158,7 +158,7 @@ class HandlerConnection(Connection[Any]):
 
     @property
     def pgconn(self) -> PGconn:
-        """The libpq connection. Whoever reads it may send something by it, past `wait`."""
+        """The libpq connection. A handler that reads it may send something by it, past `wait`."""
         attributes = self.__dict__
         first = attributes["_pgjobs_first"]
         if first is not None and attributes["_pgjobs_ended"] is None:
