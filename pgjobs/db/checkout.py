@@ -94,7 +94,6 @@ class Checkout(ABC):
         self._uses = 0  # transactions whose handlers have used the connection
         self._shared = shared(self.original)
         self._before_use: Callable[[], None] | None = None  # in a batch
-        self._class = handler_connection.handler_class(type(self.original))
         try:
             if self.original.pgconn.transaction_status != TransactionStatus.IDLE:  # the pool's check has begun one
                 self.original.rollback()
@@ -162,8 +161,7 @@ class Checkout(ABC):
 
     def start_tx(self) -> AnyConnection:
         """A connection object for the next handler, in the transaction that is open."""
-        tx = self._tx = self._class.__new__(self._class)
-        tx.__dict__ = self._attributes.copy()
+        tx = self._tx = handler_connection.make_unused(self._attributes)
         return tx
 
     def is_tx(self, conn: AnyConnection) -> bool:
@@ -340,7 +338,7 @@ class PoolCheckout(Checkout):
 
     def _configure(self) -> None:
         if self._configure_anew is not None:  # with an object of its own, since the pool's is configured already
-            configured = handler_connection.make(self._class, self._attributes)
+            configured = handler_connection.make_used(self._attributes)
             try:
                 self._configure_anew(configured)
             finally:

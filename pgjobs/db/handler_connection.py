@@ -12,10 +12,14 @@ handler before it has set, and none can send anything after its job has ended, e
 The pool's object is never changed, so nothing needs to be undone. When the attempt ends, its object ends too: it is
 `closed`, and whatever would send something raises, also in cursors, blocks and pipelines that were made of it before.
 
-The objects are of a subclass of the class of the pool's object, and are made without a call of its `__init__`: the
-class, its methods and its attributes are the application's. psycopg sends everything through `Connection.wait`, which
-the subclass overrides to notice the first statement of a handler. A handler may also send by the libpq connection, so
-a handler that reads `pgconn` counts as sending.
+The objects are of subclasses of the class of the pool's object, and are made without a call of its `__init__`: the
+class, its methods and its attributes are the application's. An object changes its class twice in its life:
+
+    unused ---- the first statement, or the libpq connection is read ----> used ---- the end of the attempt ----> ended
+
+psycopg sends everything through `Connection.wait`, which the class of unused objects overrides to notice the first
+statement of a handler. A handler may also send by the libpq connection, so a handler that reads `pgconn` counts as
+sending. A used object is as fast as one of psycopg itself, because its class overrides neither of them.
 
 An attempt gets a new object even if the one before has sent nothing: a thread may have it still. That costs a
 microsecond, since everything else is made when it is asked for.
@@ -27,7 +31,7 @@ import sys
 from collections.abc import Callable
 from functools import lru_cache, partial
 from types import new_class
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 from weakref import ref
 
 import psycopg
@@ -55,8 +59,9 @@ def attributes_of(original: AnyConnection, first: Callable[[AnyConnection], None
         "_num_transactions": 0,
         "_prepared": _SharedPrepared(original._prepared, known),
         "_pgjobs_original": original,
+        "_pgjobs_classes": classes_for(cast("Any", type(original))),
         "_pgjobs_first": first,
-        "_pgjobs_ended": None,
+        "_pgjobs_ended": 0,
         "_pgjobs_callbacks": None,
         "_pgjobs_adapters": None,
     }
@@ -72,7 +77,7 @@ def working_object(original: AnyConnection) -> AnyConnection:
     attributes = attributes_of(original)
     working: AnyConnection | None = known.get("working")
     if working is None:
-        working = known["working"] = make(handler_class(type(original)), attributes)
+        working = known["working"] = make_used(attributes)
     working.__dict__ = attributes
     return working
 
@@ -84,22 +89,24 @@ def original_of(conn: AnyConnection) -> AnyConnection:
 
 
 def mark_used(conn: AnyConnection) -> None:
-    """A `first` that notes that the object was used."""
-    conn.__dict__["_pgjobs_first"] = None
+    """The object has sent something, or is about to."""
+    conn.__class__ = conn.__dict__["_pgjobs_classes"].used
 
 
 def end(conn: AnyConnection, job: int) -> tuple[bool, bool]:
     """The job of this object has ended: from now on it sends nothing. Returns whether it has sent anything; and whether
     it is quiet: otherwise another thread is in the middle of a statement, which may have been sent or not."""
-    quiet = conn.lock.acquire(blocking=False)  # psycopg holds it while it sends and receives
+    quiet = conn.lock.acquire(False)  # psycopg holds it while it sends and receives
     try:
         attributes = conn.__dict__
-        used = attributes["_pgjobs_first"] is None
+        classes = attributes["_pgjobs_classes"]
+        used = conn.__class__ is not classes.unused
         if attributes["_pgjobs_callbacks"] is not None:
             pgconn = attributes["pgconn"]
             pgconn.notice_handler, pgconn.notify_handler = attributes["_pgjobs_callbacks"]
-        attributes.update(_OF_ENDED)
         attributes["_pgjobs_ended"] = job
+        attributes["_closed"] = True  # not `broken`
+        conn.__class__ = classes.ended
     finally:
         if quiet:
             conn.lock.release()
@@ -121,8 +128,7 @@ def _closed_pgconn() -> PGconn:
     return pgconn
 
 
-# The attributes of an object whose job has ended.
-_OF_ENDED: Attributes = {"_pgjobs_first": _refuse, "_closed": True, "pgconn": _closed_pgconn()}
+_CLOSED = _closed_pgconn()
 
 
 class _SharedPrepared(WatchedPrepared):
@@ -145,41 +151,18 @@ class _SharedPrepared(WatchedPrepared):
 
 
 class HandlerConnection(Connection[Any]):
-    """What differs in an object for a handler. `handler_class` joins it with the class of the pool's object."""
+    """What differs in an object for a handler, used or not. `classes_for` joins it with the class of the pool's
+    object."""
 
     _prepared: PrepareManager
-    _pgjobs_ended: int | None  # the job of an object that has ended
-    _pgjobs_first: Callable[[Any], None] | None
+    _pgjobs_classes: Classes
+    _pgjobs_first: Callable[[Any], None]
+    _pgjobs_ended: int  # the job of an object that has ended
     _pgjobs_adapters: AdaptersMap | None
     _pgjobs_callbacks: tuple[Any, Any] | None  # those of libpq, before this object received them
 
     def __del__(self, __warn: Any = None) -> None:
         """The pool's object stands for the open connection: psycopg warns when that was not closed."""
-
-    @property
-    def pgconn(self) -> PGconn:
-        """The libpq connection. A handler that reads it may send something by it, past `wait`."""
-        attributes = self.__dict__
-        first = attributes["_pgjobs_first"]
-        if first is not None and attributes["_pgjobs_ended"] is None:
-            first(self)
-        pgconn: PGconn = attributes["pgconn"]
-        return pgconn
-
-    @pgconn.setter
-    def pgconn(self, pgconn: PGconn) -> None:
-        self.__dict__["pgconn"] = pgconn
-
-    def wait(self, *args: Any, **options: Any) -> Any:
-        first = self._pgjobs_first
-        if first is not None:
-            first(self)
-        return super().wait(*args, **options)
-
-    def _check_connection_ok(self) -> None:
-        if self._pgjobs_ended is not None:
-            _refuse(self)
-        super()._check_connection_ok()
 
     def _deallocate(self, name: bytes | None) -> Any:
         if name is None:
@@ -235,14 +218,58 @@ class HandlerConnection(Connection[Any]):
         return super().notifies(*args, **options)
 
 
-def handler_class(base: type[AnyConnection]) -> type[HandlerConnection]:
-    """The class of the objects for connections of this class. It shows itself as that class."""
-    return cast("type[HandlerConnection]", _joined(cast("Any", base)))
+class _Unused(HandlerConnection):
+    """An object that has sent nothing yet. `_pgjobs_first` makes it a used one, unless there is no transaction yet."""
+
+    @property
+    def pgconn(self) -> PGconn:
+        """The libpq connection. A handler that reads it may send something by it, past `wait`."""
+        self._pgjobs_first(self)
+        pgconn: PGconn = self.__dict__["pgconn"]
+        return pgconn
+
+    @pgconn.setter
+    def pgconn(self, pgconn: PGconn) -> None:
+        self.__dict__["pgconn"] = pgconn
+
+    def wait(self, *args: Any, **options: Any) -> Any:
+        self._pgjobs_first(self)
+        return self._pgjobs_classes.used.wait(self, *args, **options)
+
+
+class _Ended(HandlerConnection):
+    """An object whose job has ended: it is closed."""
+
+    @property
+    def pgconn(self) -> PGconn:
+        return _CLOSED
+
+    @pgconn.setter
+    def pgconn(self, pgconn: PGconn) -> None:
+        pass
+
+    def wait(self, *args: Any, **options: Any) -> Any:
+        _refuse(self)
+
+    def _check_connection_ok(self) -> None:
+        _refuse(self)
+
+
+class Classes(NamedTuple):
+    """The classes of the objects for connections of one class. They show themselves as that class."""
+
+    unused: type[AnyConnection]
+    used: type[AnyConnection]
+    ended: type[AnyConnection]
 
 
 @lru_cache(maxsize=_MOST_CLASSES)
-def _joined(base: Any) -> Any:
-    joined = new_class(base.__name__, (HandlerConnection, base))
+def classes_for(base: Any) -> Classes:
+    return Classes(*(_joined(state, base) for state in (_Unused, HandlerConnection, _Ended)))
+
+
+def _joined(state: Any, base: Any) -> Any:
+    joined = new_class(base.__name__, (state, base))
     joined.__module__, joined.__qualname__ = base.__module__, base.__qualname__
     return joined
 
@@ -250,7 +277,7 @@ def _joined(base: Any) -> Any:
 def _receive_callbacks(conn: Any) -> None:
     """Let libpq report notices and notifications to this object, which has lists of its own for the callbacks, and no
     longer to the pool's object; until the object ends."""
-    if conn._pgjobs_callbacks is not None or conn._pgjobs_ended is not None:
+    if conn._pgjobs_callbacks is not None or isinstance(conn, _Ended):
         return
     pgconn, this = conn.pgconn, ref(conn)
     conn._notice_handlers, conn._notify_handlers = list(conn._notice_handlers), list(conn._notify_handlers)
@@ -259,8 +286,16 @@ def _receive_callbacks(conn: Any) -> None:
     pgconn.notify_handler = partial(Connection._notify_handler, this)
 
 
-def make(cls: type[AnyConnection], attributes: Attributes) -> AnyConnection:
-    """Make an object of a `handler_class` with these `attributes_of` a connection."""
-    made: AnyConnection = object.__new__(cls)
+def make_unused(attributes: Attributes) -> AnyConnection:
+    """Make an object with these `attributes_of` a connection."""
+    cls = attributes["_pgjobs_classes"].unused
+    made: AnyConnection = cls.__new__(cls)
     made.__dict__ = attributes.copy()
+    return made
+
+
+def make_used(attributes: Attributes) -> AnyConnection:
+    """The same for an object that may send at once."""
+    made = make_unused(attributes)
+    mark_used(made)
     return made

@@ -216,10 +216,18 @@ class Attempt:
         return error
 
     def _close_window(self) -> None:
-        with self.slot.lock:
-            self._in_handler = False
+        self._in_handler = False
+        self._wait_for_step()
         if self._interrupted:
             absorb_interrupt()
+
+    def _wait_for_step(self) -> None:
+        """Wait for a step that the watchdog takes at this moment. The thread has just stored that the handler, or the
+        attempt, has ended. The watchdog stores a reason before it looks at that, so without a reason by now it takes
+        no step; most attempts need no lock."""
+        if self.reason is not None:
+            with self.slot.lock:
+                pass
 
     def abandon(self) -> None:
         """Give up the connection of a stuck thread, so that the connection pool opens another one."""
@@ -228,11 +236,11 @@ class Attempt:
 
     def end(self) -> None:
         """The outcome is written: the watchdog leaves the attempt and its connection alone from now on."""
+        self.ended = True
+        self._wait_for_step()
         vars(self.job)["running"] = _ENDED if self.reason is None else _STOPPED  # the job may be kept for long
-        with self.slot.lock:
-            self.ended = True
-            if not self.severed:
-                self.on_severed = None  # else a job that the application keeps would keep its whole batch
+        if not self.severed:
+            self.on_severed = None  # else a job that the application keeps would keep its whole batch
 
     # --- for the watchdog; nothing in here blocks
 

@@ -34,7 +34,7 @@ from pgjobs.execution.executor import Executor
 from pgjobs.execution.failed_claims import claims_of
 from pgjobs.execution.finisher import why_not_committed
 from pgjobs.execution.lock_job import clear_frames
-from pgjobs.execution.outcome import COMPLETED, NO_DATA, Outcome
+from pgjobs.execution.outcome import COMPLETED, Outcome
 from pgjobs.execution.queries import FinishResult
 from pgjobs.execution.requests import ClaimRequest
 from pgjobs.execution.savepoints import MOST, Savepoints
@@ -227,7 +227,6 @@ class Batch:
         self._watched = attempt = executor.attempt(slot, job)
         attempt.on_severed = self._on_severed
         self.started += 1
-        savepoints.start(job.id)
         watchdog.add(slot, attempt)
         error: BaseException | None = None
         if watchdog.cancelled:
@@ -236,7 +235,7 @@ class Batch:
             error = attempt.context.run(executor.start, attempt)
         if attempt.tainted:
             checkout.wait_for_cancels()  # else one could hit the next statement
-        ended = savepoints.end(error, quiet=checkout.end_tx(job.id))
+        ended = savepoints.end(job.id, error, quiet=checkout.end_tx(job.id))
         if ended is not None:
             self._note_failure(attempt, error, ended, savepoints)
         self.ran.append(attempt)
@@ -295,16 +294,16 @@ class Batch:
         assert token is not None
         record = BatchOutcome(self.queue, token, self.settings.async_commit, rest=[job.id for job in rest])
         for attempt in ran:
-            id, data = attempt.job.id, attempt.data
-            if id not in self.errors:
-                record.done.append(id)
-                if isinstance(attempt.reason, JobCancelled):
-                    record.cancel_requested.append(attempt.job)
-                if data is not NO_DATA:
-                    record.data.append((id, data))
-            else:
+            id = attempt.job.id
+            if id in self.errors:
                 assert attempt.outcome is not None
-                record.failed.append((attempt.job, attempt.outcome, data))
+                record.failed.append((attempt.job, attempt.outcome, attempt.data))
+                continue
+            record.done.append(id)
+            if isinstance(attempt.reason, JobCancelled):
+                record.cancel_requested.append(attempt.job)
+            if attempt.has_data:
+                record.data.append((id, attempt.data))
         return record
 
     def _report_all(self, completed: FinishResult, failed: Sequence[FinishResult], took: float) -> None:

@@ -39,7 +39,6 @@ class Savepoints:
         self._conn = conn
         self._pgconn = conn.pgconn  # read once: the attribute of a handler's object is a property
         self._transport = transport
-        self._job: int | None = None  # the job whose handler runs
         self._begun = self._set = self._unclean = False
 
     @property
@@ -48,18 +47,14 @@ class Savepoints:
         release = b"" if self.last is None else b"RELEASE SAVEPOINT %s;" % self._name
         return release + self._between() if self._unclean else release
 
-    def start(self, job: int) -> None:
-        """The handler of this job is called next."""
-        self._job = job
-        self._begun = self._set = False
-
-    def end(self, error: BaseException | None, *, quiet: bool) -> BaseException | None:
-        """The handler has ended: roll its writes back if it has failed. Returns the error that the attempt has failed
-        with in the end. Sets `broken` if the transaction cannot go on. Not `quiet`: another thread is using it."""
-        job, self._job = self._job, None
+    def end(self, job: int, error: BaseException | None, *, quiet: bool) -> BaseException | None:
+        """The handler of this job has ended: roll its writes back if it has failed. Returns the error that the attempt
+        has failed with in the end. Sets `broken` if the transaction cannot go on. Not `quiet`: another thread is using
+        it."""
         status = self._pgconn.transaction_status
         if not self._begun and quiet and status == _IN_TRANSACTION:
             return error
+        was_set, self._begun, self._set = self._set, False, False
         if (
             not quiet
             or self._conn.closed
@@ -68,7 +63,7 @@ class Savepoints:
         ):
             self.broken = True
             return error or TransactionBroken("the handler left its connection closed, or in the middle of a command")
-        if not self._set or status == TransactionStatus.IDLE:
+        if not was_set or status == TransactionStatus.IDLE:
             self.broken = True
             return error or TransactionBroken(_ENDED)
         if error is None and status == TransactionStatus.INERROR:

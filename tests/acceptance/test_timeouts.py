@@ -408,7 +408,7 @@ def test_t19_what_arrives_while_the_window_is_being_closed_lands_in_there(trial:
     def at_the_last_moment() -> None:
         with attempt.slot.lock:
             checkout.set()
-            closing = Attempt._close_window.__code__
+            closing = Attempt._wait_for_step.__code__
             wait_until(lambda: sys._current_frames()[attempt.thread.ident or 0].f_code is closing)
             attempt._interrupted = True
             raise_in_thread(attempt.thread, Interrupted)

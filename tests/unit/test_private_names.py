@@ -38,7 +38,6 @@ USES: dict[str, set[str]] = {
     "_prepared_idx": {"db/handler_connection.py"},
     "_get_tx_start_command": {"enqueuing/single_insert.py"},
     "_deallocate": {"db/connection.py", "db/handler_connection.py"},
-    "_check_connection_ok": {"db/handler_connection.py"},
     "_notice_handler": {"db/handler_connection.py"},
     "_notify_handler": {"db/handler_connection.py"},
     "_notice_handlers": {"db/handler_connection.py"},
