@@ -101,7 +101,9 @@ class _EngineCheckout(Checkout):
     def _get(self) -> AnyConnection:
         with _driver_errors():
             self._pooled = self._engine.raw_connection()
-            return opened_here(_psycopg(self._pooled.driver_connection))
+            conn = opened_here(_psycopg(self._pooled.driver_connection))
+        self.can_prepare = conn.prepare_threshold is not None
+        return conn
 
     def _put(self, conn: AnyConnection) -> None:
         with suppress(exc.SQLAlchemyError, psycopg.Error):

@@ -397,6 +397,46 @@ def test_a_handler_that_resists_is_cut_off_and_its_thread_and_connection_replace
         assert no_transaction_is_open(made)
 
 
+PREPARED = "SELECT count(*) FROM pg_prepared_statements WHERE name LIKE 'pgjobs%'"
+
+
+@pytest.mark.prepared("it looks for prepared statements")
+def test_pgjobs_prepares_its_statements_on_a_direct_connection(made: Trial, app: App) -> None:
+    counts: list[int] = []
+    made.run(lambda tx, job: counts.append(app.run(tx, PREPARED)))
+    assert counts[0] > 0
+
+
+@pytest.mark.parametrize(
+    ("source", "settings"),
+    [
+        ("sqlalchemy", {"connect_args": {"prepare_threshold": None}}),
+        ("django", {"OPTIONS": {"prepare_threshold": None}}),
+    ],
+    indirect=["source"],
+)
+def test_pgjobs_prepares_nothing_where_the_application_has_switched_it_off(
+    source: str, settings: dict[str, Any], fresh_database: str
+) -> None:
+    counts: list[int] = []
+    with trial(APPS[source](fresh_database, "pgjobs", **settings), fresh_database) as made:
+        made.run(lambda tx, job: counts.append(made.app.run(tx, PREPARED)))
+    assert counts == [0]
+
+
+@pytest.mark.prepared("nothing is prepared that could be deallocated")
+@pytest.mark.parametrize("drop", ["DEALLOCATE ALL", "DISCARD PLANS; DEALLOCATE ALL"])
+def test_a_handler_that_deallocates_what_pgjobs_has_prepared_disturbs_nobody(made: Trial, app: App, drop: str) -> None:
+    def handler(tx: Any, job: Job[Any]) -> None:
+        app.write(tx, f"effect {job.id}")
+        for statement in drop.split(";"):
+            app.run(tx, statement)
+
+    jobs = made.run(handler, lambda tx, job: app.write(tx, "next"), handler)
+    assert [(job.state, job.attempt, job.last_error) for job in jobs] == [(JobState.COMPLETED, 1, None)] * 3
+    assert made.effects == [f"effect {jobs[0].id}", "next", f"effect {jobs[2].id}"]
+
+
 # --- many threads, and processes that die
 
 

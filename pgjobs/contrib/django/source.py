@@ -114,6 +114,8 @@ class _AliasCheckout(Checkout):
             if not self._wrapper.get_autocommit():
                 self._wrapper.set_autocommit(True)
         self._abandoned = False
+        # Django itself sets None when the settings say nothing
+        self.can_prepare = self._wrapper.settings_dict["OPTIONS"].get("prepare_threshold", 0) is not None
         return _psycopg(self._wrapper)
 
     def _put(self, conn: AnyConnection) -> None:
