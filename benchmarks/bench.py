@@ -100,7 +100,7 @@ def idle(bench: Bench) -> list[Question]:
 
 
 #: The parts that are rows, over the floors and perhaps over a baseline (rows.py); the others have a table each.
-ROWS = ("drain", "insert", "batch", "sources", "enqueue")
+ROWS = ("drain", "relaxed", "insert", "batch", "sources", "enqueue")
 PARTS: dict[str, Callable[[Bench], list[Question]]] = {
     "waits": waits,
     "bulk": bulk,
