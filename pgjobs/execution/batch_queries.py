@@ -66,11 +66,16 @@ class BatchOutcome:
     cancel_requested: list[Job[Any]] = field(default_factory=list)  # of those in `done`
 
     @property
+    def by_token(self) -> dict[bytes, bytes]:
+        """The parameter of statements that find the jobs by their token alone."""
+        return {b"token": self.token.hex.encode()}
+
+    @property
     def unquoted(self) -> dict[bytes, bytes]:
         """The parameters that need no quoting."""
         started = [*self.done, *(job.id for job, _, _ in self.failed)]
         return {
-            b"token": self.token.hex.encode(), b"ids": _ids(self.done), b"rest": _ids(self.rest),
+            **self.by_token, b"ids": _ids(self.done), b"rest": _ids(self.rest),
             b"started": _ids(started), b"data_ids": _ids(id for id, _ in self.data),
         }  # fmt: skip
 
@@ -203,7 +208,7 @@ class BatchQueries:
         complete = len(runs)
         simple = not used and not record.failed and not record.data
         if record.done and simple:
-            runs += [self._run("complete_claim", record.unquoted, record.quoted), self._run("select_time")]
+            runs += [self._run("complete_claim", record.by_token, record.quoted), self._run("select_time")]
         elif record.done:
             runs.append(self._run("complete_batch", record.unquoted, record.quoted))
         runs += [self._run("store_batch_data", record.unquoted, record.quoted)] if record.data else []
