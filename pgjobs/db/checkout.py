@@ -12,7 +12,6 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from functools import partial
 from os import getpid
 from typing import Any, TypeVar
 
@@ -107,8 +106,7 @@ class Checkout(ABC):
 
     def describe_tx(self) -> None:
         """Decide the attributes of the objects that the next handlers get."""
-        first = self._set_savepoint if self._before_use is None else partial(_after, self._before_use)
-        self._attributes = handler_connection.attributes_of(self.original, first)
+        self._attributes = handler_connection.attributes_of(self.original, self._begin_use)
         if self._before_use is not None:
             self._attributes["_num_transactions"] = 1  # psycopg refuses commit() as in a transaction() block
 
@@ -148,16 +146,22 @@ class Checkout(ABC):
         seen to, and now and then where a function of the application may have done it."""
         return "prepares_by_name" in self._shared or self._uses % _COUNT_EVERY == 0
 
-    def _set_savepoint(self, tx: AnyConnection) -> None:
+    def _begin_use(self, tx: AnyConnection) -> bool:
         """A handler is about to send its first statement. If the savepoint cannot be set, the next one tries again."""
+        transport = self.transport  # read before `_tx`: a thread that its job has left behind must not get the next one
+        if self._tx is not tx:
+            handler_connection.refuse(tx)
+        if self._before_use is not None:
+            self._before_use()
+            return True
         if self.original.pgconn.transaction_status == TransactionStatus.IDLE:
-            return  # a framework sets the object up before the transaction
+            return False  # a framework sets the object up before the transaction
         if getpid() != self._process:
             raise connection_of_parent()
         if not self.saved:
-            self.transport.set_savepoint()
+            transport.set_savepoint()
             self.saved = True
-        handler_connection.mark_used(tx)
+        return True
 
     def start_tx(self) -> AnyConnection:
         """A connection object for the next handler, in the transaction that is open."""
@@ -354,12 +358,6 @@ class PoolCheckout(Checkout):
 
     def after_transaction(self, *, committed: bool) -> None:
         pass
-
-
-def _after(before_use: Callable[[], None], tx: AnyConnection) -> None:
-    """The first use of a handler's object in a batch."""
-    before_use()
-    handler_connection.mark_used(tx)
 
 
 AnyCheckout = TypeVar("AnyCheckout", bound=Checkout)

@@ -145,10 +145,18 @@ def force_close(conn: AnyConnection) -> None:
     if conn.closed:
         return
     shut_down(conn)
-    lock: threading.Lock = conn.lock
-    if lock.acquire(timeout=1):
-        lock.release()
+    locks: list[threading.Lock] = [conn.lock]
+    if "using" in shared(conn):  # a handler's thread has it while it sends a savepoint
+        locks.append(shared(conn)["using"])
+    if all(_gets_free(lock) for lock in locks):
         conn.close()
+
+
+def _gets_free(lock: threading.Lock) -> bool:
+    free = lock.acquire(timeout=1)
+    if free:
+        lock.release()
+    return free
 
 
 # --- prepare statements on it

@@ -28,6 +28,7 @@ microsecond, since everything else is made when it is asked for.
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable
 from functools import lru_cache, partial
 from types import new_class
@@ -48,9 +49,10 @@ _MOST_CLASSES = 64  # of pools; a program has one or two
 Attributes = dict[str, Any]
 
 
-def attributes_of(original: AnyConnection, first: Callable[[AnyConnection], None] | None = None) -> Attributes:
+def attributes_of(original: AnyConnection, first: Callable[[AnyConnection], bool] | None = None) -> Attributes:
     """The attributes for new objects over the connection of this object of a pool. They are in autocommit mode: the
-    statements of pgjobs send BEGIN themselves. `first` is called before an object sends its first statement."""
+    statements of pgjobs send BEGIN themselves. `first` is called before an object sends its first statement. If it
+    returns False, or raises, the object has not been used."""
     original.adapters  # noqa: B018  makes them now, for all objects
     known = shared(original)
     attributes = {
@@ -61,7 +63,8 @@ def attributes_of(original: AnyConnection, first: Callable[[AnyConnection], None
         "_pgjobs_original": original,
         "_pgjobs_classes": classes_for(cast("Any", type(original))),
         "_pgjobs_first": first,
-        "_pgjobs_ended": 0,
+        "_pgjobs_using": known.setdefault("using", threading.Lock()),
+        "_pgjobs_ended": None,
         "_pgjobs_callbacks": None,
         "_pgjobs_adapters": None,
     }
@@ -88,32 +91,53 @@ def original_of(conn: AnyConnection) -> AnyConnection:
     return original
 
 
-def mark_used(conn: AnyConnection) -> None:
-    """The object has sent something, or is about to."""
-    conn.__class__ = conn.__dict__["_pgjobs_classes"].used
-
-
 def end(conn: AnyConnection, job: int) -> tuple[bool, bool]:
     """The job of this object has ended: from now on it sends nothing. Returns whether it has sent anything; and whether
     it is quiet: otherwise another thread is in the middle of a statement, which may have been sent or not."""
-    quiet = conn.lock.acquire(False)  # psycopg holds it while it sends and receives
+    attributes = conn.__dict__
+    if attributes.pop("_pgjobs_first", None) is not None:  # so no thread can begin to use it any more
+        _close(conn, attributes, job)
+        return False, True
+    # psycopg holds the lock while it sends and receives
+    quiet = conn.__class__ is attributes["_pgjobs_classes"].used and conn.lock.acquire(False)
     try:
-        attributes = conn.__dict__
-        classes = attributes["_pgjobs_classes"]
-        used = conn.__class__ is not classes.unused
         if attributes["_pgjobs_callbacks"] is not None:
             pgconn = attributes["pgconn"]
             pgconn.notice_handler, pgconn.notify_handler = attributes["_pgjobs_callbacks"]
-        attributes["_pgjobs_ended"] = job
-        attributes["_closed"] = True  # not `broken`
-        conn.__class__ = classes.ended
+        _close(conn, attributes, job)
     finally:
         if quiet:
             conn.lock.release()
-    return used, quiet
+    return True, quiet
 
 
-def _refuse(conn: AnyConnection) -> None:
+def _close(conn: AnyConnection, attributes: Attributes, job: int) -> None:
+    attributes["_pgjobs_ended"] = job
+    attributes["_closed"] = True  # not `broken`
+    conn.__class__ = attributes["_pgjobs_classes"].ended
+
+
+def _use(conn: AnyConnection) -> None:
+    """Before the first statement: call `first`, and make this a used object. In the middle of that it is neither
+    unused, for `first` is taken, nor used; so an attempt that ends then knows that it is not quiet."""
+    attributes = conn.__dict__
+    with attributes["_pgjobs_using"]:  # another thread of the handler waits for the first one
+        first = attributes.pop("_pgjobs_first", None)
+        if first is None:  # it is used by now, or its job has ended
+            return
+        used = False
+        try:
+            used = first(conn)
+        finally:
+            if not used:
+                attributes["_pgjobs_first"] = first
+        if used:
+            conn.__class__ = attributes["_pgjobs_classes"].used
+        if attributes["_pgjobs_ended"] is not None:  # meanwhile
+            conn.__class__ = attributes["_pgjobs_classes"].ended
+
+
+def refuse(conn: AnyConnection) -> None:
     job = conn.__dict__["_pgjobs_ended"]
     what = f"job {job}" if job else "the job"
     raise psycopg.OperationalError(
@@ -156,8 +180,7 @@ class HandlerConnection(Connection[Any]):
 
     _prepared: PrepareManager
     _pgjobs_classes: Classes
-    _pgjobs_first: Callable[[Any], None]
-    _pgjobs_ended: int  # the job of an object that has ended
+    _pgjobs_ended: int | None  # the job of an object that has ended
     _pgjobs_adapters: AdaptersMap | None
     _pgjobs_callbacks: tuple[Any, Any] | None  # those of libpq, before this object received them
 
@@ -219,13 +242,13 @@ class HandlerConnection(Connection[Any]):
 
 
 class _Unused(HandlerConnection):
-    """An object that has sent nothing yet. `_pgjobs_first` makes it a used one, unless there is no transaction yet."""
+    """An object that has sent nothing yet."""
 
     @property
     def pgconn(self) -> PGconn:
         """The libpq connection. A handler that reads it may send something by it, past `wait`."""
-        self._pgjobs_first(self)
-        pgconn: PGconn = self.__dict__["pgconn"]
+        _use(self)
+        pgconn: PGconn = self.__dict__["pgconn"] if self._pgjobs_ended is None else _CLOSED
         return pgconn
 
     @pgconn.setter
@@ -233,7 +256,9 @@ class _Unused(HandlerConnection):
         self.__dict__["pgconn"] = pgconn
 
     def wait(self, *args: Any, **options: Any) -> Any:
-        self._pgjobs_first(self)
+        _use(self)
+        if self._pgjobs_ended is not None:
+            refuse(self)
         return self._pgjobs_classes.used.wait(self, *args, **options)
 
 
@@ -249,10 +274,10 @@ class _Ended(HandlerConnection):
         pass
 
     def wait(self, *args: Any, **options: Any) -> Any:
-        _refuse(self)
+        refuse(self)
 
     def _check_connection_ok(self) -> None:
-        _refuse(self)
+        refuse(self)
 
 
 class Classes(NamedTuple):
@@ -297,5 +322,6 @@ def make_unused(attributes: Attributes) -> AnyConnection:
 def make_used(attributes: Attributes) -> AnyConnection:
     """The same for an object that may send at once."""
     made = make_unused(attributes)
-    mark_used(made)
+    del made.__dict__["_pgjobs_first"]
+    made.__class__ = attributes["_pgjobs_classes"].used
     return made

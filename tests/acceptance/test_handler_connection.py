@@ -16,6 +16,7 @@ from psycopg.types.string import TextLoader
 from psycopg_pool import ConnectionPool
 
 from pgjobs import Client, Handler, Job, JobState, QueueSettings, WorkerPool
+from pgjobs.db.checkout import Checkout
 from tests.samples import Tx
 from tests.waiting import wait_until
 
@@ -221,6 +222,46 @@ def in_a_thread(act: Callable[[], object]) -> object:
     if isinstance(result, BaseException):
         raise result
     return result
+
+
+@BATCHES
+@pytest.mark.parametrize("pause", ["before", "after"])
+def test_a_thread_that_is_about_to_use_the_object_when_the_job_ends_sends_nothing(
+    app: App, batch_size: int, pause: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The savepoint before the first statement was set, and then the object was used although its job had ended."""
+    inside, go_on, begin = threading.Event(), threading.Event(), Checkout._begin_use
+    left: list[Any] = []
+
+    def slow(checkout: Checkout, tx: Any) -> bool:
+        if threading.current_thread() not in left:
+            return begin(checkout, tx)
+        used = begin(checkout, tx) if pause == "after" else False
+        inside.set()
+        assert go_on.wait(20)
+        return used or begin(checkout, tx)
+
+    def write_late(tx: Tx) -> None:
+        for _ in range(2):
+            with suppress(psycopg.Error):
+                app.write(tx, "smuggled in")
+
+    def leave_a_thread(tx: Tx) -> None:
+        left.append(threading.Thread(target=write_late, args=[tx]))
+        left[0].start()
+        assert inside.wait(20)
+
+    def let_it_go_on(tx: Tx) -> None:
+        app.write(tx, "written")
+        go_on.set()
+        left[0].join(20)
+        assert not left[0].is_alive()
+
+    monkeypatch.setattr(Checkout, "_begin_use", slow)
+    jobs = app.work(leave_a_thread, let_it_go_on, batch_size=batch_size)
+    assert [job.state for job in jobs] == [JobState.DISCARDED, JobState.COMPLETED]
+    assert "middle of a command" in (jobs[0].last_error or "")
+    assert app.effects == ["written"]
 
 
 @BATCHES
