@@ -21,7 +21,7 @@ from psycopg_pool import ConnectionPool
 
 from pgjobs.clean_text import one_line
 from pgjobs.db import handler_connection
-from pgjobs.db.connection import allow_prepare, force_close, shared, shut_down
+from pgjobs.db.connection import allow_prepare, force_close, shared, shut_down, watch_prepared
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.db.own_pool import take_live
 from pgjobs.forking import connection_of_parent
@@ -113,8 +113,10 @@ class Checkout(ABC):
     def _prepare_tx(self) -> None:  # noqa: B027  only a framework needs it
         """Called between two transactions: make what must be made before the transaction of the next handler."""
 
-    def enable_prepare(self) -> None:  # noqa: B027  only a connection of our own can do it
-        """Called where no pooler stands between this connection and the server: frequent statements may be prepared."""
+    def enable_prepare(self) -> None:
+        """Called where no pooler stands between this connection and the server, and statements will be prepared."""
+        watch_prepared(self.original)
+        self.describe_tx()
 
     # --- for the handler
 
@@ -351,7 +353,7 @@ class PoolCheckout(Checkout):
     def enable_prepare(self) -> None:
         if self._may_prepare and self.conn.prepare_threshold is None:
             allow_prepare(self.conn)
-            self.describe_tx()
+        super().enable_prepare()
 
     def handler_tx(self) -> AbstractContextManager[AnyConnection]:
         return nullcontext(self.start_tx())

@@ -67,6 +67,16 @@ class WatchedPrepared(PrepareManager):
         return None
 
 
+class _WatchedOriginal(WatchedPrepared):
+    """The same for a connection object whose class is not ours: psycopg itself deallocates all statements after a
+    ROLLBACK, if it has prepared any."""
+
+    def maintain_gen(self, conn: Any) -> Any:
+        if None in self._to_flush:
+            forget_prepared(self._shared)
+        return super().maintain_gen(conn)
+
+
 def forget_prepared(known: dict[str, Any]) -> None:
     """What pgjobs has prepared on the connection with this shared dict was deallocated, or is about to be."""
     for transport in known.get("transports", {}).values():
@@ -160,6 +170,15 @@ def _gets_free(lock: threading.Lock) -> bool:
 
 
 # --- prepare statements on it
+
+
+def watch_prepared(original: AnyConnection) -> None:
+    """Notice when an application deallocates statements by this object of its pool or framework, as in a listener for
+    connections, where pgjobs has prepared its own."""
+    if not isinstance(original._prepared, WatchedPrepared):
+        watched = _WatchedOriginal(original)
+        vars(watched).update(vars(original._prepared))
+        original._prepared = watched
 
 
 def allow_prepare(conn: AnyConnection) -> None:

@@ -118,7 +118,7 @@ class Batches:
         claimer.marks.record_claim(queue, found.jobs[-1] if found else None)
         if found is None:
             return None
-        found.session = found.session._replace(shared=claimer.facts(checkout).pooled)
+        found.session = found.session._replace(shared=claimer.queries.is_pooled(checkout.conn))
         checkout.session = found.session
         if claimer.set_aside:
             claimer.set_aside.worked(claims_of(queue))

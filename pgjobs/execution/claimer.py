@@ -27,7 +27,7 @@ from pgjobs.execution.queries import ExecutionQueries, ServerFacts
 from pgjobs.execution.requests import ClaimRequest, ClaimSettings, Mark
 from pgjobs.execution.scripts import NextClaim
 from pgjobs.execution.set_aside import SetAside, UnreadableRow, concerns_a_row
-from pgjobs.execution.transport import Transport
+from pgjobs.execution.transport import WRONG_NAMES, Transport
 from pgjobs.interval import MOST_MILLISECONDS, milliseconds
 from pgjobs.job import Job, changed
 from pgjobs.loggers import get_logger
@@ -167,8 +167,7 @@ class Claimer:
                 self.lost_claims.unclaim(checkout, request.queue, request.token, error)
                 if isinstance(error, AttemptLost):
                     return None
-                deallocated = isinstance(error, psycopg.errors.InvalidSqlStatementName)  # by an earlier handler
-                if not (deallocated and again and transport.prepares):
+                if not (isinstance(error, WRONG_NAMES) and again and transport.prepares):
                     raise
                 transport.forget()
             except Exception as error:
@@ -180,11 +179,11 @@ class Claimer:
         return None
 
     def _claim_one(self, checkout: Checkout, request: ClaimRequest) -> Job[Any] | None:
-        facts, ahead = self.facts(checkout), checkout.savepoints_ahead > 0
-        session = None if facts.pooled else checkout.session  # a pooler may give another session each time
+        pooled, ahead = self.queries.is_pooled(checkout.conn), checkout.savepoints_ahead > 0
+        session = None if pooled else checkout.session  # a pooler may give another session each time
         job, session = self.queries.claim(checkout.transport, request, session, savepoint=ahead, by_tcp=checkout.by_tcp)
         if job is not None:
-            checkout.session = session._replace(shared=facts.pooled)
+            checkout.session = session._replace(shared=pooled)
             checkout.begin(saved=ahead)
         return job
 
@@ -288,7 +287,7 @@ class Claimer:
     def transport_of(self, checkout: Checkout) -> Transport:
         """The transport of this connection."""
         if checkout.transport is None:
-            prepares = checkout.can_prepare and not self.facts(checkout).pooled
+            prepares = checkout.can_prepare and not self.queries.is_pooled(checkout.conn)
             if prepares:
                 checkout.enable_prepare()
             checkout.transport = self.queries.transport(checkout.conn, prepares=prepares)

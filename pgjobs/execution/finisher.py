@@ -46,7 +46,7 @@ from pgjobs.execution.outcome import COMPLETED, NO_DATA, Outcome, decide
 from pgjobs.execution.queries import ExecutionQueries, FinishResult
 from pgjobs.execution.report import event_kind, job_after, log_outcome
 from pgjobs.execution.scripts import FinishRequest, NextClaim
-from pgjobs.execution.transport import Transport
+from pgjobs.execution.transport import WRONG_NAMES, Transport
 from pgjobs.hooks import ErrorHandler, HookCalls
 from pgjobs.interval import microseconds
 from pgjobs.job import Job, JobState
@@ -189,7 +189,7 @@ class Finisher:
             self.claimer.lost_claims.add(then.request.queue, then.request.token)
         if isinstance(error, AttemptLost):
             return TransactionBroken("the handler changed the row of its own job, or gave up the lock on it")
-        if isinstance(error, psycopg.errors.InvalidSqlStatementName) and self.queries.tag in str(error):
+        if isinstance(error, WRONG_NAMES) and self.queries.tag in str(error):
             self.claimer.unprepared_kinds.add(job.kind)
             stopped = JobStopped(
                 "the handler deallocated the prepared statements of pgjobs; it runs again without them"

@@ -16,6 +16,7 @@ from psycopg.pq.abc import PGresult
 
 from pgjobs.db import statements
 from pgjobs.db.channel import channel
+from pgjobs.db.connection import shared
 from pgjobs.db.cursors import AnyConnection, answers, job_cursor, literal_cursor, one, run_guarded
 from pgjobs.db.rows import CLAIMED, QUEUE, as_job, claimed_at, claimed_job, only, str_of
 from pgjobs.errors import AttemptLost
@@ -315,7 +316,16 @@ class ExecutionQueries:
             uptime, can_check, version, backend_pid = one(cur)
             bound = "transaction_timeout" if version >= 170000 else "idle_in_transaction_session_timeout"
             pooled = backend_pid != conn.pgconn.backend_pid  # a pooler sends the client another number
+            shared(conn)["pooled"] = pooled
             return ServerFacts(timedelta(microseconds=uptime), can_check, bound, pooled)
+
+    def is_pooled(self, conn: AnyConnection) -> bool:
+        """Whether a pooler stands between this connection and the server. The server is asked once for each connection:
+        a pooler may come or go while the process runs."""
+        known = shared(conn)
+        if "pooled" not in known:
+            self.server_facts(conn)
+        return bool(known["pooled"])
 
     def bare_write(
         self,

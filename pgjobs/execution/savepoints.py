@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import psycopg
 from psycopg.pq import ConnStatus, PipelineStatus, TransactionStatus
 
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.errors import TransactionBroken
-from pgjobs.execution.transport import Transport
+from pgjobs.execution.transport import WRONG_NAMES, Transport
 
 # The server caches 64 subtransactions of a backend; with more of them, the snapshots of all sessions get slow.
 MOST = 60
@@ -95,7 +94,7 @@ class Savepoints:
             if self._pgconn.status == ConnStatus.BAD:
                 raise
             self.culprit = self.last
-            if isinstance(error, psycopg.errors.InvalidSqlStatementName):
+            if isinstance(error, WRONG_NAMES):
                 self.fault = "the handler deallocated the prepared statements of pgjobs"
             raise TransactionBroken(_OVER) from error
         self.last = None

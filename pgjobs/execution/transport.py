@@ -7,7 +7,7 @@ The same statements go in one of two ways:
     where statements may be prepared      one simple query of EXECUTE commands. A pipeline would take the client twice
                                           the time when its threads compete for the interpreter's lock, which is
                                           released and taken again for every statement.
-    behind a pooler, or of a framework    a pipeline of single statements with parameters of the protocol
+    elsewhere, as behind a pooler         a pipeline of single statements with parameters of the protocol
 
 It calls libpq through the documented `psycopg.pq`, because cursors take more time than the statements themselves.
 """
@@ -41,6 +41,10 @@ _SYNC, _ABORTED = ExecStatus.PIPELINE_SYNC, ExecStatus.PIPELINE_ABORTED
 
 _NO_VALUES: Mapping[str, Any] = {}
 _NO_UNQUOTED: Mapping[bytes, bytes] = {}
+
+# A prepared statement is not there, for a handler or the application has deallocated it; or it is there already: behind
+# a pooler, another client has prepared it.
+WRONG_NAMES = (psycopg.errors.InvalidSqlStatementName, psycopg.errors.DuplicatePreparedStatement)
 
 Run = tuple[Script, Mapping[bytes, bytes], Values]  # with the values that need no quoting, and the others
 

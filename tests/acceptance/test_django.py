@@ -415,6 +415,30 @@ def test_the_time_zone_and_what_listeners_set_are_there_for_every_job(either: Tr
     assert seen == ["UTC", "an application"] * 3
 
 
+def test_a_listener_that_discards_what_is_prepared_costs_no_handler_another_start(either: Trial) -> None:
+    """The claim was prepared anew, and the finish of the next job was taken for prepared still."""
+    starts: list[int] = []
+
+    def discard(connection: Any, **_: Any) -> None:
+        connection.connection.execute("DISCARD ALL")
+
+    def handler(tx: Any, job: Job[Any]) -> None:
+        starts.append(job.id)
+        DjangoEffect.objects.create(note=str(job.id))
+        if job.id % 2:
+            with tx.cursor() as cursor:
+                cursor.execute("DEALLOCATE ALL")
+
+    connection_created.connect(discard)
+    try:
+        connections["default"].close()
+        jobs = either.run(*[handler] * 8)
+    finally:
+        connection_created.disconnect(discard)
+    assert [(job.state, job.attempt) for job in jobs] == [(JobState.COMPLETED, 1)] * 8
+    assert starts == [job.id for job in jobs]
+
+
 def test_a_handlers_other_connections_are_looked_after_as_between_requests(made: Trial) -> None:
     """With CONN_MAX_AGE = 0 they are closed; they would else be open for as long as the thread lives."""
     connections.settings["other"] = {**connections.settings["default"]}
