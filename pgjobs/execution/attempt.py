@@ -224,7 +224,7 @@ class Attempt:
     def _wait_for_step(self) -> None:
         """Wait for a step that the watchdog takes at this moment. The thread has just stored that the handler, or the
         attempt, has ended. The watchdog stores a reason before it looks at that, so without a reason by now it takes
-        no step; most attempts need no lock."""
+        no step; most attempts need no lock. The interpreter's lock keeps both in this order."""
         if self.reason is not None:
             with self.slot.lock:
                 pass

@@ -102,7 +102,7 @@ class Nursery:
 
     @property
     def log(self) -> str:
-        """What all its workers have logged."""
+        """What all its workers of this test have logged."""
         return _read(self._log)
 
     def start(self, *, dsn: str, queues: Mapping[str, int] | None = None, **config: Any) -> Worker:
@@ -118,8 +118,10 @@ class Nursery:
         return worker
 
     def close_workers(self) -> None:
+        """The next test has a log of its own."""
         while self._workers:
             self._workers.pop().close()
+        self._log.unlink(missing_ok=True)
 
     def forget(self, worker: Worker) -> None:
         """It is dead; nothing is kept of it."""
