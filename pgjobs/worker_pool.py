@@ -285,6 +285,7 @@ class WorkerPool:
             wake=self._context.notified,
             name=f"{self.name}/listener",
             leaves_jobs=self._executor.claimer.unknown_kinds == "leave",
+            outages=self._context.outages if self._listen_dsn is None else None,
         )
 
     def __repr__(self) -> str:
