@@ -8,10 +8,11 @@ import time
 
 import psycopg
 
-from pgjobs.clean_text import one_line
+from pgjobs.clean_text import first_line, one_line
 
 _DOWN = "the database"
 _READ_ONLY = "writing to the database"
+_TEXTS = {_DOWN: "the connection to the database is lost", _READ_ONLY: "the database is read-only"}
 _DOWN_STATES = ("57P01", "57P02", "57P03", "57P05", "53300")  # shut down, crashed, starting, idle timeout, full
 # The database works again after this many seconds without a failure: when a server was restarted, each old connection
 # fails once more.
@@ -36,6 +37,11 @@ class Outages:
         self._since: dict[tuple[str, str], float] = {}  # by what fails and why, the time of the first failure
         self._latest = 0.0  # time of the latest failure
 
+    @property
+    def database_is_down(self) -> bool:
+        """Whether that was logged, and nothing has worked since."""
+        return (_DOWN, "") in self._since
+
     def failed(
         self, log: logging.Logger, what: str, error: BaseException, text: str, *, exc_info: bool = False
     ) -> None:
@@ -49,7 +55,8 @@ class Outages:
             if first:
                 self._since[key] = self._latest
         if first:
-            log.warning("%s: %s (not logged again until it works)", text, one_line(error), exc_info=exc_info)
+            text = _TEXTS[database] if database else text
+            log.warning("%s: %s (not logged again until it works)", text, first_line(error), exc_info=exc_info)
         else:
             log.debug("%s: %s", text, one_line(error))
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import time as TimeOfDay
 from datetime import timedelta
 from functools import partial
-from queue import SimpleQueue
-from types import TracebackType
+from queue import Empty, SimpleQueue
+from types import EllipsisType, TracebackType
 from typing import Any, Literal, Self
 
 from pgjobs import checks
@@ -24,11 +26,12 @@ from pgjobs.execution.attempt import AT_STOP, Attempt
 from pgjobs.execution.claimer import Claimer
 from pgjobs.execution.executor import Executor
 from pgjobs.execution.finisher import Finisher
+from pgjobs.execution.job_log import JobLog
 from pgjobs.execution.watchdog import Watchdog
 from pgjobs.forking import this_process
 from pgjobs.hooks import ErrorHandler, Middleware
 from pgjobs.job import Job, JobState
-from pgjobs.loggers import get_logger
+from pgjobs.loggers import get_logger, job_fields
 from pgjobs.maintenance.duties import Maintenance
 from pgjobs.maintenance.reindexer import MIDNIGHT, Reindex, check_time
 from pgjobs.maintenance.thread import MaintenanceThread
@@ -51,6 +54,7 @@ from pgjobs.wakeup.listener import Listener
 from pgjobs.work_map import Handler, HandlerFunction, as_work_map, check_unknown_kinds, decoding
 from pgjobs.workers.context import PoolContext, QueueWorkers
 from pgjobs.workers.heartbeat import Heartbeat
+from pgjobs.workers.pool_log import PoolLog, check_level
 from pgjobs.workers.pool_settings import check_error_handler, check_listen_dsn, check_order
 from pgjobs.workers.signals import LOOK_UP, next_signal, signals
 from pgjobs.workers.worker_threads import WorkerThreads
@@ -80,8 +84,11 @@ class WorkerPool:
     `queues` gives the number of threads for each queue. Each running job holds one connection, so the client's pool
     must allow for that many and two more (a pool that the client made grows by itself). `backoff` decides when a failed
     job runs again; the default is the client's. `timeout` limits an attempt; None is no limit. `lease` is how long the
-    job of a vanished worker waits if its handler is detached. `keep_*` is how long jobs stay in the table after they
-    ended; None is for ever. `reindex_at` is the time of day at which the indexes of the job table are rebuilt, midnight
+    job of a vanished worker waits if its handler is detached. `stop_timeout` is how long a stop waits for the jobs that
+    run, be it by the first signal of `run()`, the end of the `with` block, `stop()` or the exit of the process; None is
+    for ever. After it the handlers are cut off within two seconds and their attempts refunded, so a SIGTERM and a
+    SIGKILL half a minute later cost no attempt. `keep_*` is how long jobs stay in the table after they ended; None is
+    for ever. `reindex_at` is the time of day at which the indexes of the job table are rebuilt, midnight
     UTC by default; None is never. `order="scheduled_at"` runs the oldest job first, whatever its priority.
 
     `unknown_kinds` decides about a job whose kind is not in the WorkMap: "error" fails it, with backoff; "leave" leaves
@@ -100,6 +107,9 @@ class WorkerPool:
 
     With `listen=False` the pool uses no LISTEN and finds jobs by polling, every `poll_interval`. `listen_dsn` is a
     direct connection to LISTEN on, for a client that connects through a pooler.
+
+    `job_log_level` is the level of the log lines of jobs that do well: started, completed, snoozed. Failures are logged
+    as warnings, discarded jobs as errors, by the logger `pgjobs.job`.
     """
 
     _started = False
@@ -124,6 +134,7 @@ class WorkerPool:
         backoff: Backoff | None = None,
         timeout: timedelta | None = timedelta(minutes=1),
         lease: timedelta = timedelta(minutes=1),
+        stop_timeout: timedelta | None = timedelta(seconds=25),
         unknown_kinds: Literal["error", "leave"] | Handler | HandlerFunction = "error",
         middleware: Sequence[Middleware] = (),
         error_handler: ErrorHandler | None = None,
@@ -136,6 +147,7 @@ class WorkerPool:
         durability: Durability = "full",
         listen: bool = True,
         listen_dsn: str | None = None,
+        job_log_level: int | str = logging.DEBUG,
     ) -> None:
         _check_client(client)
         checks.check_text("name", name, is_cleaned=True)
@@ -143,6 +155,7 @@ class WorkerPool:
         checks.check_intervals(poll_interval, fetch_cooldown)
         checks.check_timeout(timeout)
         checks.check_lease(lease)
+        checks.check_stop_timeout(stop_timeout)
         checks.check_function("backoff", backoff, checks.A_BACKOFF)
         check_listen_dsn(listen_dsn)
         check_error_handler(error_handler)
@@ -150,6 +163,9 @@ class WorkerPool:
         self.work_map = as_work_map(work_map)
         self._client = client
         self._note_classes()
+        self._stop_timeout = stop_timeout
+        self._log = PoolLog(self.name)
+        self._job_log = JobLog(check_level(job_log_level))
         self._listen = listen
         self._listen_dsn = listen_dsn
         self._reindex_at = check_time(reindex_at)
@@ -210,6 +226,7 @@ class WorkerPool:
                 hooks=client.hooks,
                 events=client.events,
                 error_details=client.error_details,
+                job_log=self._job_log,
                 on_due_soon=self._context.promote_soon,
             ),
             watchdog=Watchdog(
@@ -268,6 +285,7 @@ class WorkerPool:
             listening=self._context.listening,
             outages=self._context.outages,
             on_closed=self._client_closed,
+            each_round=self._job_log.refresh,
             name=f"{self.name}/maintenance",
         )
 
@@ -278,6 +296,7 @@ class WorkerPool:
             wake=self._context.notified,
             name=f"{self.name}/listener",
             leaves_jobs=self._executor.claimer.unknown_kinds == "leave",
+            outages=self._context.outages if self._listen_dsn is None else None,
         )
 
     def __repr__(self) -> str:
@@ -304,6 +323,8 @@ class WorkerPool:
             source, queue_workers = self._client.source, self._context.queue_workers
             with source.first_connection() as conn:
                 migrate.make_ready(conn, self._client.schema)
+                self._log_start(conn)
+            self._job_log.refresh()
             if self._closing.locked():
                 self._closing.release()
             self._heartbeat.register_queues(queue_workers)
@@ -321,8 +342,13 @@ class WorkerPool:
                 self._stop(0.0)
                 raise
             _end_calls.add(self._end_with_process)
-            log.info("%s: %d threads on %s", self.name, self.threads, ", ".join(queue_workers))
         return self
+
+    def _log_start(self, conn: AnyConnection) -> None:
+        queues = {name: (workers.threads, workers.settings) for name, workers in self._context.queue_workers.items()}
+        schedules = self.schedules.by_name
+        self._log.starting(conn, schema=self._client.schema, worker=self._client.id, queues=queues,
+                           kinds=self.work_map.keys(), schedules=schedules.keys())  # fmt: skip
 
     def _note_classes(self) -> None:
         """Raise if the WorkMap handles a kind with another args class than the client has enqueued."""
@@ -351,16 +377,18 @@ class WorkerPool:
         if context.listener is not None:
             context.listener.start()
 
-    def stop(self, timeout: timedelta | None = None) -> bool:
+    def stop(self, timeout: timedelta | EllipsisType | None = ...) -> bool:
         """Start no more jobs, wait for the running ones, and end the threads.
 
-        After `timeout` the handlers that still run are asked to end (`job.cancelled`), and then forced to: their writes
+        The wait lasts `timeout` at most: by default the `stop_timeout` of the pool, and for ever with None. After it
+        the handlers that still run are asked to end (`job.cancelled`), and then forced to: their writes
         are rolled back and their attempts are not counted. The call returns at most two seconds later, whatever the
         handlers do, and even if another stop with a longer timeout is under way. Returns whether no handler was cut
         off. In a handler or a hook it returns False at once, and the pool stops when that has ended. On a pool that
         does not run it does nothing. A stopped pool may be started again.
         """
-        seconds = checks.timeout_seconds(timeout)  # raises for a wrong value before any thread is asked to end
+        # raises for a wrong value before any thread is asked to end
+        seconds = checks.timeout_seconds(self._stop_timeout if timeout is ... else timeout)
         self._enter_process()
         self._begin_stop()
         if self._is_own_thread():  # a handler or a hook, which would wait for itself
@@ -382,11 +410,18 @@ class WorkerPool:
 
     def _stop(self, seconds: float | None) -> bool:
         self._begin_stop()
-        self._stopper = threading.current_thread()
-        ended = self._threads.wait(seconds)
-        if not ended:
+        self._stopper, began = threading.current_thread(), time.monotonic()
+        try:
+            self._log.waiting(self._watchdog.attempts, seconds)
+            ended = self._threads.wait(seconds)
+        except BaseException:  # Ctrl-C: whatever stops the pool next need not wait again
             self._cut_off()
-            ended = self._threads.wait(AT_STOP.stuck + 0.3)
+            self._stopper = None
+            raise
+        if not ended:
+            self._log.cut_off(self._watchdog.attempts, time.monotonic() - began)
+            self._cut_off()
+            ended = self._wait_cut_off()
         context = self._context
         for part in (context.maintenance, self._reindex, self._time_index, context.listener):
             if part is not None:
@@ -396,8 +431,10 @@ class WorkerPool:
         self.schedules.stop()
         self._stopper = None
         self._client.source.release_connections(self._reserved)
+        self._job_log.flush()
         if self._started:
             self._client.events.worker_pool_stopped()
+            self._log.stopped(time.monotonic() - began)
         self._reserved = 0
         self._started = False
         _end_calls.discard(self._end_with_process)
@@ -414,6 +451,14 @@ class WorkerPool:
     def _cut_off(self) -> None:
         self._watchdog.request_stop_all(lambda: JobStopped("the worker pool stopped"), AT_STOP)
 
+    def _wait_cut_off(self) -> bool:
+        """Wait until the threads whose handlers are cut off have ended or are stuck. Returns whether they have."""
+        until, reports = time.monotonic() + AT_STOP.stuck + 0.3, self._watchdog.reports
+        while reports is not None and not self._threads.wait(0.0) and (left := until - time.monotonic()) > 0:
+            with suppress(Empty):
+                reports.get(timeout=min(left, 0.05))()
+        return self._threads.wait(max(0.0, until - time.monotonic()))
+
     @property
     def running(self) -> bool:
         return self._started and self._process == this_process()
@@ -423,11 +468,33 @@ class WorkerPool:
         """How many worker threads the pool has while it runs."""
         return self._context.threads
 
+    def healthy(self, max_age: timedelta = timedelta(minutes=1)) -> bool:
+        """Whether the pool runs and its threads work: for a liveness probe of your own.
+
+        False if the pool does not run in this process; if one of its worker threads, its watchdog or its listener has
+        ended although the pool is not being stopped; if a worker thread is stuck in its handler; or if the maintenance
+        thread has ended, or should have been back from what it does for longer than `max_age`. That thread does a round
+        each second and each of its calls to the database has a time limit, so a database that is away or slow leaves
+        the pool healthy. Sends no SQL, never waits, and may be called on any thread.
+        """
+        checks.check_max_age(max_age)
+        maintenance, listener, stopping = self._context.maintenance, self._context.listener, self._stopping.on
+        if not self.running or self._threads.any_stuck:
+            return False
+        if maintenance is None:
+            return stopping  # it is ended last
+        if not stopping and not (self._threads.complete and self._watchdog.alive):
+            return False
+        if not stopping and listener is not None and not listener.alive:
+            return False
+        return stopping or maintenance.overdue <= max_age.total_seconds()
+
     def run(self) -> None:
-        """Work until SIGTERM or SIGINT, then stop gracefully. Call it on the main thread.
+        """Work until SIGTERM or SIGINT, then stop as `stop()` does. Call it on the main thread.
 
         A second signal cuts off the handlers that still run, as `stop_and_cancel` does, and ends with SystemExit. A
-        third exits at once; the jobs that it cuts off are rescued.
+        third exits at once; the jobs that it cuts off are rescued. Ends with SystemExit(1) if a handler resists and its
+        thread is left behind.
         """
         if threading.current_thread() is not threading.main_thread():
             raise WorkerPoolError(
@@ -437,13 +504,15 @@ class WorkerPool:
         with signals() as received:
             self._signals = received
             self.start()
-            next_signal(received)
+            first = next_signal(received)
             self._signals = None
-            stop = threading.Thread(target=lambda: received.put(None if self.stop() else 0), name=f"{self.name}/stop")
+            if first is not None:  # else the client was closed
+                self._log.signal(first)
+            stop = threading.Thread(target=self._stop_for_signal, args=(received,), name=f"{self.name}/stop")
             stop.start()
             second = next_signal(received)
             if second:
-                log.warning("%s: a second signal, so running handlers are cut off", self.name)
+                self._log.second_signal(second)
                 self._cut_off()
             while stop.is_alive():
                 stop.join(LOOK_UP)
@@ -451,6 +520,10 @@ class WorkerPool:
             raise WorkerPoolError(f"worker pool {self.name!r} has stopped: its client was closed while it ran")
         if second is not None:
             raise SystemExit(128 + second if second else 1)
+
+    def _stop_for_signal(self, received: SimpleQueue[int | None]) -> None:
+        ended = self.stop()
+        received.put(None if ended or not self._threads.any_stuck else 0)
 
     def __enter__(self) -> Self:
         return self.start()
@@ -496,16 +569,18 @@ class WorkerPool:
             threading.Thread(target=self.stop, name=f"{self.name}/stop", daemon=True).start()
 
     def _end_with_process(self) -> None:
-        """The process exits: ask the threads to end. They are daemons; a wait for them could last for ever."""
+        """The process exits: stop, as at the end of a `with` block."""
         if not self.running:
             return
-        if not self._stopping.is_set() and self._closing.acquire(blocking=False):  # so that _client_closed logs nothing
-            log.warning("%s: the process exits without a stop() of this pool: running jobs are cut off, and other "
-                        "processes rescue them", self.name)  # fmt: skip
-        self._begin_stop()
-        for part in (self._context.maintenance, self._context.listener):
-            if part is not None:
-                part.end()
+        self._watchdog.reports = SimpleQueue()
+        try:
+            running = self._watchdog.attempts
+            # the lock is kept, so that `_client_closed` logs nothing
+            if running and not self._stopping.is_set() and self._closing.acquire(blocking=False):
+                self._log.exiting(running, checks.timeout_seconds(self._stop_timeout))
+            self.stop()
+        except KeyboardInterrupt:
+            self.stop_and_cancel()
 
     # --- queues
 
@@ -579,6 +654,7 @@ class WorkerPool:
         """
         check_queue(queue)
         self._enter_process()
+        self._job_log.refresh()
         with (
             self._watchdog.running(),
             self._client.source.checkout() as checkout,
@@ -598,7 +674,8 @@ class WorkerPool:
                 if attempt.on_severed is not None:
                     attempt.on_severed(checkout)
         except Exception as error:  # the rescue will record that the worker vanished
-            log.error("job %d: its outcome could not be recorded: %s", attempt.job.id, one_line(error))
+            log.error("job %d: its outcome could not be recorded: %s", attempt.job.id, one_line(error),
+                      extra=job_fields(attempt.job))  # fmt: skip
 
     def _on_stuck(self, attempt: Attempt) -> None:
         self._threads.on_stuck(attempt)

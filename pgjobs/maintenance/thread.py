@@ -8,6 +8,7 @@ be called.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -44,7 +45,7 @@ class MaintenanceThread:
     `housekeeping` is done every second, and after `wake`. `tick` ticks the schedules; it returns how long until the
     next tick. `at_end` is called when the thread ends. `guard` guards a connection while it is used. `listening` says
     whether notifications of jobs that are due soon reach this process. `on_closed` is called when the source of
-    connections was closed.
+    connections was closed. `each_round` is called every second, without a connection.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class MaintenanceThread:
         listening: Callable[[], bool] = lambda: True,
         outages: Outages | None = None,
         on_closed: Callable[[], None] = lambda: None,
+        each_round: Callable[[], None] = lambda: None,
     ) -> None:
         self._maintenance = maintenance
         self._tasks: dict[str, Callable[[AnyConnection], timedelta]] = {
@@ -74,13 +76,16 @@ class MaintenanceThread:
         self._listening = listening
         self._outages = outages or Outages()
         self._on_closed = on_closed
+        self._each_round = each_round
         self._requested: SimpleQueue[str] = SimpleQueue()  # tasks, by run_soon
         self._exact: set[str] = set()  # tasks whose next time is known exactly
         self._woken = threading.Event()
         self._stopping = False
+        self._back_at = math.inf  # when the thread comes back from what it does, at the latest; by the monotonic clock
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
+        self._back_at = time.monotonic() + _HOUSEKEEPING_EVERY
         self._thread.start()
 
     def end(self) -> None:
@@ -98,6 +103,12 @@ class MaintenanceThread:
     def is_current(self) -> bool:
         """Whether the caller runs on this thread, as a hook does."""
         return self._thread is threading.current_thread()
+
+    @property
+    def overdue(self) -> float:
+        """For how many seconds the thread should have been back from what it does; 0 if it is in time, and infinity if
+        it has ended."""
+        return max(0.0, time.monotonic() - self._back_at) if self._thread.is_alive() else math.inf
 
     def wake(self) -> None:
         """Do the housekeeping now. May be called from any thread."""
@@ -121,7 +132,8 @@ class MaintenanceThread:
                 if task not in idle and not self._stopping:
                     ready_at[task] = time.monotonic() + self._do(task).total_seconds()
             self._do_housekeeping()
-            wake_at = min(*ready_at.values(), time.monotonic() + _HOUSEKEEPING_EVERY)
+            self._back_at = time.monotonic() + _HOUSEKEEPING_EVERY
+            wake_at = min(*ready_at.values(), self._back_at)
             self._woken.wait(max(0.0, wake_at - time.monotonic()))
             self._woken.clear()
         with suppress(Exception):  # other processes find out by themselves that this one has gone
@@ -159,6 +171,7 @@ class MaintenanceThread:
         return wait
 
     def _do_housekeeping(self) -> None:
+        self._each_round()
         try:
             with self._connection() as conn:
                 self._housekeeping(conn)
@@ -201,5 +214,10 @@ class MaintenanceThread:
 
     @contextmanager
     def _connection(self, within: float = _ANSWER_WITHIN) -> Iterator[AnyConnection]:
-        with self._source.own_checkout() as checkout, self._guard(checkout), checkout.answered_within(within):
-            yield checkout.conn
+        self._back_at = time.monotonic() + _ANSWER_WITHIN  # a pool may have to connect
+        try:
+            with self._source.own_checkout() as checkout, self._guard(checkout), checkout.answered_within(within):
+                self._back_at = time.monotonic() + within
+                yield checkout.conn
+        finally:
+            self._back_at = time.monotonic() + _HOUSEKEEPING_EVERY
