@@ -44,7 +44,8 @@ SET LOCAL statement_timeout = '5s';
 SET LOCAL synchronous_commit = off;
 WITH ended AS (
     SELECT job_id, token FROM ROWS FROM (
-        pg_catalog.unnest(%(ended_ids)s::bigint[]), pg_catalog.unnest(%(ended_tokens)s::uuid[])) AS ended (job_id, token)
+        pg_catalog.unnest(%(ended_ids)s::bigint[]), pg_catalog.unnest(%(ended_tokens)s::uuid[])
+    ) AS ended (job_id, token)
 ), removed AS (
     DELETE FROM pgjobs.job_progress USING ended
     WHERE job_progress.job_id = ended.job_id AND job_progress.token = ended.token
