@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
 from datetime import timedelta
@@ -13,7 +14,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from pgjobs import Client, NewJob, roles_sql
+from pgjobs import Client, NewJob, cli, roles_sql
 from tests.documents import PAGES
 
 PAGE = next(page for page in PAGES if page.name == "deploying")
@@ -67,6 +68,38 @@ def test_every_stop_has_ended_before_the_process_is_killed() -> None:
     seconds = [int(part) for found in grace for part in ([found] if isinstance(found, str) else found) if part]
     assert len(seconds) == 4
     assert max(timeouts) + ENOUGH < min(seconds)
+
+
+# --- the commands
+
+
+def commands() -> list[list[str]]:
+    """The words behind `pgjobs` of each command, in whatever file it stands."""
+    found = []
+    for block in PAGE.blocks("text"):
+        for line in block.code.splitlines():
+            before, called, words = re.sub(r'[][,"]', " ", line).partition("pgjobs ")  # of lists in JSON and YAML
+            if called and re.search(r"(^|CMD|args:|ExecStart=\S*|\w:)\W*$", before):
+                found.append(shlex.split(words))
+    return found
+
+
+def test_the_commands_are_understood(capsys: pytest.CaptureFixture[str]) -> None:
+    found = commands()
+    assert [words[0] for words in found].count("work") == 7
+    assert [words[0] for words in found].count("migrate") == 2
+    options = [["work", *shlex.split(words)] for words in re.findall(r"`(--[^`]+)`", PAGE.prose)]
+    assert len(options) >= 5
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["work", "--help"])
+    if ended.value.code != 0:
+        pytest.skip("the command line has no `work` here")
+    for words in [*found, *options]:
+        if words[-1] in ("host:port", "--processes"):  # spoken of, not given
+            words = words[:-2] if words[-1] == "host:port" else words[:-1]
+        with pytest.raises(SystemExit) as ended:
+            cli.main([*words, "--help"])  # behind the options, whose values are then converted
+        assert ended.value.code == 0, (words, capsys.readouterr().err)
 
 
 # --- the query
