@@ -84,9 +84,8 @@ class Heartbeat:
                 self._claimer.lost_claims.unclaim_due(checkout.conn, at_once=True)
             with suppress(psycopg.Error):
                 self._queries.wake_queues(checkout.conn, self._context.queue_workers)
-            with suppress(psycopg.Error):
-                self._progress.remove_all(checkout.conn)
             self._registration.deregister(self, checkout.conn)
+            self._progress.remove_all(checkout.conn)  # the last: its transaction may fail, and stay open
 
     def _describe(self) -> tuple[Mapping[str, int], Iterable[str]]:
         threads = {queue: workers.threads for queue, workers in self._context.queue_workers.items()}

@@ -339,6 +339,28 @@ def test_the_worker_writes_progress_and_the_viewer_reads_it(roles: Roles) -> Non
     assert roles.run("worker", "SELECT note FROM {s}.job_progress") == []
 
 
+def test_a_worker_without_the_right_to_write_progress_works_on(roles: Roles, caplog: pytest.LogCaptureFixture) -> None:
+    """Roles of an earlier version have no grant on the table."""
+
+    def told() -> list[str]:
+        return [line for line in caplog.messages if "housekeeping" in line and "job_progress" in line]
+
+    def handler(tx: Any, job: Job[Any]) -> None:
+        job.set_progress(1)
+        wait_until(told)
+
+    with roles.client.pool.connection() as conn:
+        table, worker = sql.Identifier(roles.client.schema, "job_progress"), sql.Identifier(roles.names["worker"])
+        conn.execute(sql.SQL("REVOKE ALL ON {} FROM {}").format(table, worker))
+    jobs: list[Job[Any]] = [roles.client.enqueue(None, {}, kind="long") for _ in range(3)]
+    with roles.client_as("worker") as client, WorkerPool(client, {"long": handler}, queues={"default": 1}):
+        for job in jobs:
+            assert roles.client.wait(job, timeout=timedelta(seconds=20)).state is JobState.COMPLETED
+    (line,) = told()
+    assert "permission denied for table job_progress" in line
+    assert roles.client.workers() == [], "the pool has signed off"
+
+
 @pytest.mark.finding("S6")
 def test_a_handler_of_the_worker_controls_other_jobs(roles: Roles) -> None:
     """The worker could retry and delete other jobs in a handler, but not cancel one."""
