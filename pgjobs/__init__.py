@@ -59,6 +59,7 @@ from pgjobs.hooks import EnqueueMiddleware, ErrorHandler, Hooks, Middleware
 from pgjobs.job import AttemptError, Job, JobState, current_job
 from pgjobs.job_filter import JobFilter
 from pgjobs.options import EncodedJob, JobOptions, NewJob, job_options
+from pgjobs.progress import Progress
 from pgjobs.queue_settings import QueueSettings
 from pgjobs.results import JobCounts, JobPage, ManyJobs, Queue, QueueStats, ScheduleRow, WorkerProcess
 from pgjobs.schedule import Schedule
@@ -120,6 +121,7 @@ __all__ = [
     "NotRunning",
     "PgjobsError",
     "PoolTooSmall",
+    "Progress",
     "Queue",
     "QueueEvent",
     "QueueEventKind",

@@ -139,6 +139,11 @@ def clean(text: str, limit: int) -> str:
     return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
+def is_one_line(text: str) -> bool:
+    """Whether the text has neither line breaks nor control characters."""
+    return _NOT_FOR_A_LINE.search(text) is None
+
+
 def one_line(text: object, limit: int = 500) -> str:
     """Text for one line of a log: line breaks and control characters are escaped. A database error is shown without its
     details, which may contain whole rows."""

@@ -598,7 +598,7 @@ class Client:
         restore from a dump can cause."""
         check_id(id)
         with self._transaction(tx) as conn:
-            job = self.queries.get_job(conn, id)
+            job = self._observe.get_job(conn, id)
             return None if job is None else decoding(self._work_map, job)
 
     def workers(self, tx: Borrowable | ConnectionPool[Any] | None = None) -> list[WorkerProcess]:

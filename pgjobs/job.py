@@ -14,6 +14,7 @@ from uuid import UUID
 
 from pgjobs.errors import InvalidOption, NotRunning, UndecodableArgs, shown
 from pgjobs.options import FIRST_INSTANT
+from pgjobs.progress import Progress, Report, report
 from pgjobs.states import JobState
 
 __all__ = [
@@ -52,6 +53,7 @@ class RunningAttempt(Protocol):
     def deadline(self) -> datetime | None: ...
     def set_metadata(self, values: Mapping[str, Any]) -> None: ...
     def record_output(self, output: object) -> None: ...
+    def set_progress(self, report: Report) -> None: ...
     def complete(self, tx: Any) -> Job[Any]: ...
 
 
@@ -85,6 +87,8 @@ class Job(Generic[Args]):
     # True in the return value of `enqueue` if this job was there already and has the same unique key
     duplicate: bool = field(repr=False, compare=False, default=False)
     decode: Callable[[str], Args] = field(repr=False, compare=False, default=json.loads)
+    # how far the running attempt has come: only of a job from `client.get` or `client.list_jobs`, else None
+    progress: Progress | None = field(repr=False, compare=False, default=None)
     running: RunningAttempt | None = field(repr=False, compare=False, default=None)  # set only inside the handler
 
     @cached_property
@@ -150,6 +154,18 @@ class Job(Generic[Args]):
         value that is larger, or that JSON cannot hold.
         """
         self._attempt.record_output(output)
+
+    def set_progress(self, done: float, *, total: float | None = None, note: str | None = None) -> None:
+        """In the handler: say how far it has come, `done` of `total` in any unit, with a note of at most 200
+        characters. Each call replaces the whole of the one before.
+
+        It may be called at any rate and from any thread: it only keeps the values. Once a second at most, another
+        thread of the worker pool writes them in a transaction of its own. They are then seen at once as `job.progress`
+        of a job from `client.get` or `client.list_jobs`, whatever becomes of the attempt, and go when that has ended.
+        Nothing writes them for `WorkerPool.work_one` on a pool that is not started, nor for `client.lock_job`. Raises
+        InvalidOption for numbers that are negative or not finite, and for a note that is longer or not one line.
+        """
+        self._attempt.set_progress(report(done, total, note))
 
     def complete(self, tx: Any) -> Job[Args]:
         """In a detached handler: complete the job in the transaction `tx`, together with the handler's other writes.

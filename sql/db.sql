@@ -239,6 +239,10 @@ EXPLAIN DELETE FROM pgjobs.scheduler WHERE false;
 EXPLAIN UPDATE pgjobs.cancel_request SET token = token WHERE false;
 EXPLAIN DELETE FROM pgjobs.cancel_request WHERE false;
 
+-- name: try_job_progress
+EXPLAIN UPDATE pgjobs.job_progress SET done = done WHERE false;
+EXPLAIN DELETE FROM pgjobs.job_progress WHERE false;
+
 -- name: try_maintenance
 EXPLAIN UPDATE pgjobs.maintenance SET next_run_at = next_run_at WHERE false;
 

@@ -4,13 +4,18 @@
 {select_job}
 FROM pgjobs.job WHERE id = %(id)s ORDER BY queue;
 
+-- name: get_job_with_progress
+-- For users. The statement above serves attempts that end, which need no more than the job's own row.
+{select_job}, {progress}
+FROM pgjobs.job WHERE id = %(id)s ORDER BY queue;
+
 -- name: probe
 -- The shortest statement that shows whether the server answers.
 SELECT 1;
 
 -- name: list_jobs
 -- One page, from the cursor on. The order is a constant to the planner, which removes the branches of all others.
-{select_job}
+{select_job}, {progress}
 FROM pgjobs.job
 WHERE {matches}
     -- a job without an end has no place in this order; maintenance will give it one
@@ -51,7 +56,7 @@ WITH RECURSIVE line AS (
 )
 SELECT
     id, state, job.queue, kind, job.priority, attempt, max_attempts, args, metadata, errors, tags, scheduled_at,
-    created_at, attempted_at, finalized_at, attempted_by, token, leased_until, output
+    created_at, attempted_at, finalized_at, attempted_by, token, leased_until, output, NULL::jsonb AS progress
 FROM line, LATERAL (
     SELECT job.* FROM pgjobs.job
     WHERE job.state = 'available' AND job.queue = line.queue AND job.priority = line.priority

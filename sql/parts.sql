@@ -215,6 +215,13 @@ SELECT
     id, state, queue, kind, priority, attempt, max_attempts, args, metadata, errors, tags, scheduled_at, created_at,
     attempted_at, finalized_at, attempted_by, token, leased_until, output
 
+-- part: progress
+-- What the running attempt of a job has said of its progress, as JSON, whose form depends on no setting. Null for a job
+-- that does not run: a row that an earlier attempt has left has another token.
+(SELECT pg_catalog.jsonb_build_array(done, total, note, (EXTRACT(epoch FROM updated_at) * 1000000)::bigint)
+        FROM pgjobs.job_progress
+        WHERE job.state = 'running' AND job_id = job.id AND job_progress.token = job.token)
+
 -- part: one_meant
 -- False for a call about one id that two queues have: it changes neither job.
 (NOT %(single)s::boolean OR (SELECT pg_catalog.count(*) FROM seen) = 1)

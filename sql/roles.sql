@@ -12,7 +12,7 @@ END
 $pgjobs$;
 REVOKE ALL ON
     pgjobs.job, pgjobs.queue, pgjobs.worker, pgjobs.schedule, pgjobs.scheduler, pgjobs.cancel_request,
-    pgjobs.maintenance, pgjobs.migration
+    pgjobs.job_progress, pgjobs.maintenance, pgjobs.migration
 FROM "{role}";
 REVOKE ALL ON SEQUENCE pgjobs.job_id_seq FROM "{role}";
 GRANT USAGE ON SCHEMA {schema} TO "{role}";
@@ -53,7 +53,7 @@ GRANT SELECT (metadata) ON pgjobs.job TO "{role}";
 GRANT SELECT, INSERT, UPDATE, DELETE ON
     pgjobs.job, pgjobs.queue, pgjobs.worker, pgjobs.schedule, pgjobs.scheduler
 TO "{role}";
-GRANT SELECT, INSERT, UPDATE, DELETE ON pgjobs.cancel_request TO "{role}";
+GRANT SELECT, INSERT, UPDATE, DELETE ON pgjobs.cancel_request, pgjobs.job_progress TO "{role}";
 GRANT SELECT, INSERT, UPDATE ON pgjobs.maintenance TO "{role}";
 GRANT USAGE ON SEQUENCE pgjobs.job_id_seq TO "{role}";
 GRANT EXECUTE ON FUNCTION
@@ -64,7 +64,7 @@ GRANT EXECUTE ON FUNCTION
 TO "{role}";
 
 -- name: grant_viewer
--- Reads everything except args, errors and output.
+-- Reads everything except args, errors and output, and the notes of the progress, which may quote args.
 GRANT SELECT (
     id, state, queue, kind, priority, attempt, max_attempts, metadata, tags, scheduled_at, created_at, attempted_at,
     finalized_at, attempted_by, leased_until, token, unique_key, unique_states, schedule, tick
@@ -80,11 +80,13 @@ GRANT SELECT (
 ) ON pgjobs.schedule TO "{role}";
 GRANT SELECT (id, worker, schedules, seen_at) ON pgjobs.scheduler TO "{role}";
 GRANT SELECT (id, job_id, queue, token, reason, requested_at) ON pgjobs.cancel_request TO "{role}";
+GRANT SELECT (job_id, token, done, total, updated_at) ON pgjobs.job_progress TO "{role}";
 GRANT SELECT (duty, next_run_at) ON pgjobs.maintenance TO "{role}";
 
 -- name: grant_view_of_args
--- Reads args, errors and output too, which client.get, client.list_jobs and client.schedules need.
+-- Reads args, errors, output and notes too, which client.get, client.list_jobs and client.schedules need.
 GRANT SELECT (args, errors, output) ON pgjobs.job TO "{role}";
+GRANT SELECT (note) ON pgjobs.job_progress TO "{role}";
 GRANT SELECT (args, options, registered) ON pgjobs.schedule TO "{role}";
 
 -- name: grant_operator

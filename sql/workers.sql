@@ -34,6 +34,49 @@ DELETE FROM pgjobs.worker
 WHERE GREATEST(seen_at, lost_at) < (pg_catalog.clock_timestamp() - %(after)s::interval)
 RETURNING id;
 
+-- name: write_progress
+-- Writes what handlers of this process have said of their progress, and removes the rows of their attempts that have
+-- ended. Only this process writes these rows. Its commit does not wait for the disk: after a crash of the server no
+-- attempt goes on.
+BEGIN ISOLATION LEVEL READ COMMITTED;
+SET LOCAL lock_timeout = '1s';
+SET LOCAL statement_timeout = '5s';
+SET LOCAL synchronous_commit = off;
+WITH ended AS (
+    SELECT job_id, token FROM ROWS FROM (
+        pg_catalog.unnest(%(ended_ids)s::bigint[]), pg_catalog.unnest(%(ended_tokens)s::uuid[])
+    ) AS ended (job_id, token)
+), removed AS (
+    DELETE FROM pgjobs.job_progress USING ended
+    WHERE job_progress.job_id = ended.job_id AND job_progress.token = ended.token
+)
+INSERT INTO pgjobs.job_progress AS known (job_id, token, done, total, note)
+SELECT job_id, token, done, total, note FROM ROWS FROM (
+    pg_catalog.unnest(%(ids)s::bigint[]), pg_catalog.unnest(%(tokens)s::uuid[]), pg_catalog.unnest(%(done)s::float8[]),
+    pg_catalog.unnest(%(totals)s::float8[]), pg_catalog.unnest(%(notes)s::text[])
+) AS said (job_id, token, done, total, note)
+ON CONFLICT (job_id, token) DO UPDATE SET
+    done = EXCLUDED.done,
+    total = EXCLUDED.total,
+    note = EXCLUDED.note,
+    updated_at = EXCLUDED.updated_at;
+COMMIT;
+
+-- name: prune_progress
+-- Of attempts that have ended, where the process died before it removed the row.
+WITH left_over AS MATERIALIZED (
+    SELECT job_id, token FROM pgjobs.job_progress AS progress
+    WHERE NOT EXISTS (
+        SELECT FROM pgjobs.job WHERE job.id = progress.job_id AND job.token = progress.token AND state = 'running')
+    LIMIT %(batch)s
+    FOR UPDATE SKIP LOCKED
+), removed AS (
+    DELETE FROM pgjobs.job_progress USING left_over
+    WHERE job_progress.job_id = left_over.job_id AND job_progress.token = left_over.token
+    RETURNING job_progress.job_id
+)
+SELECT pg_catalog.count(*) FROM removed;
+
 -- name: list_workers
 SELECT id, host, pid, queues, threads, kinds, version, code_version, started_at, seen_at FROM pgjobs.worker
 ORDER BY started_at, id;

@@ -73,6 +73,7 @@ def end(job: Job[Deed]) -> None:
         case "cancel":
             raise Cancel("not wanted")
         case "wait":
+            job.set_progress(1, total=2, note="waits")
             wait_until(lambda: job.cancelled)
             raise Cancel("asked for")
 
@@ -249,7 +250,7 @@ def work_in_every_way(workers: Client, enqueuer: Client, **settings: Any) -> Non
             if what not in ("complete", "sever"):
                 ends.append((enqueuer.enqueue(None, FreeDeed(what), queue=queue), end))
         waiting = enqueuer.enqueue(None, Deed("wait"), queue=queue)
-        wait_until(lambda: state(enqueuer, waiting) is JobState.RUNNING)
+        wait_until(lambda: (found := enqueuer.get(waiting.id)) and found.progress)
         enqueuer.cancel(waiting.id, None, "asked for")
         for job, end in ends:
             wait_until(reached(enqueuer, job, end), timeout=30)

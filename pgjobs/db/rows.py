@@ -12,6 +12,7 @@ from psycopg.rows import TupleRow
 
 from pgjobs.errors import AmbiguousJob
 from pgjobs.job import Job, JobState, job_from, job_owning
+from pgjobs.progress import progress_from
 
 
 def only(id: int, rows: Sequence[TupleRow]) -> TupleRow | None:
@@ -36,6 +37,14 @@ def as_job(row: Sequence[Any]) -> Job[Any]:
         if values[name] is not None:
             values[name] = values[name].astimezone(UTC)
     return job_from(values)
+
+
+def as_job_with_progress(row: Sequence[Any]) -> Job[Any]:
+    """The Job of a row that has the progress of the job behind its columns."""
+    job = as_job(row)
+    if row[_PROGRESS] is not None:
+        vars(job)["progress"] = progress_from(row[_PROGRESS])  # the job is frozen, but has not been handed out yet
+    return job
 
 
 def _flat(values: Sequence[Any]) -> Sequence[Any]:
@@ -91,6 +100,7 @@ _COLUMNS = (
     "raw_output",
 )  # fmt: skip
 QUEUE = _COLUMNS.index("queue")
+_PROGRESS = len(_COLUMNS)
 _INSTANTS = ("scheduled_at", "created_at", "attempted_at", "finalized_at", "leased_until")
 # All fields of a job, with the values that most claimed jobs have: to copy this is faster than to build it.
 CLAIMED: dict[str, Any] = dict.fromkeys(field.name for field in dataclasses.fields(Job)) | {

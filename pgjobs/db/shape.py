@@ -32,6 +32,12 @@ column job tick timestamptz
 column job token uuid
 column job unique_key bytea
 column job unique_states _text
+column job_progress done float8 not null
+column job_progress job_id int8 not null
+column job_progress note text
+column job_progress token uuid not null
+column job_progress total float8
+column job_progress updated_at timestamptz not null
 column maintenance duty text not null
 column maintenance next_run_at timestamptz not null
 column migration applied_at timestamptz not null
@@ -98,6 +104,7 @@ index job job_pkey
 index job job_running
 index job job_tick
 index job job_unique
+index job_progress job_progress_pkey
 index maintenance maintenance_pkey
 index migration migration_pkey
 index queue queue_pkey
@@ -107,6 +114,8 @@ index worker worker_pkey
 rule cancel_request cancel_request_pkey
 rule cancel_request cancel_request_size
 rule job job_pkey
+rule job_progress job_progress_pkey
+rule job_progress job_progress_values
 rule job_state job_state
 rule maintenance maintenance_pkey
 rule migration migration_pkey

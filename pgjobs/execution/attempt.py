@@ -37,6 +37,7 @@ from pgjobs.execution.outcome import NO_DATA, AttemptData, Outcome
 from pgjobs.execution.requests import Session
 from pgjobs.job import Job, reset_current_job, set_current_job
 from pgjobs.options import LAST_INSTANT
+from pgjobs.progress import Report
 from pgjobs.return_values import check_handler_return
 from pgjobs.work_map import Handler
 
@@ -99,6 +100,7 @@ class Attempt:
     reported = False  # by the watchdog: that it was severed
     replaced = False  # by the watchdog: its thread is stuck, and another one has taken its place
     stopped_by = 0  # the call that has stopped all attempts, and this one among them
+    progress: Report | None = None  # what the handler has said last; the heartbeat writes it
     has_data = False  # whether the handler has set metadata or output
     _deadline: datetime | None = None
     _complete: Callable[[AnyConnection, Attempt], Job[Any]] | None = None
@@ -166,6 +168,10 @@ class Attempt:
         self.has_data = True
         # in ASCII, as metadata is, because the handler may have changed the session's encoding
         self._output = text if text.isascii() else _NOT_ASCII.sub(lambda found: json.dumps(found[0])[1:-1], text)
+
+    def set_progress(self, report: Report) -> None:
+        self._check_running()
+        self.progress = report  # without a lock: one store
 
     def complete(self, tx: Any) -> Job[Any]:
         self._check_running()
@@ -299,6 +305,9 @@ class _EndedAttempt:
         raise _ended()
 
     def record_output(self, output: object) -> None:
+        raise _ended()
+
+    def set_progress(self, report: Report) -> None:
         raise _ended()
 
     def complete(self, tx: Any) -> Job[Any]:

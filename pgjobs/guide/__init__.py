@@ -19,6 +19,7 @@ TOPICS = (
     "hooks",
     "control",
     "frameworks",
+    "deploying",
     "production",
     "logging",
     "performance",

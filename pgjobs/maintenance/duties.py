@@ -55,6 +55,7 @@ _EARLY = timedelta(milliseconds=1)
 _LONGEST_WAIT = timedelta(minutes=5)
 
 _WORKER_GONE_AFTER = timedelta(minutes=1)  # without a heartbeat
+_PROGRESS_BATCH = 1000  # rows of one statement
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +139,9 @@ class Maintenance:
         """Set a later time for a duty that has failed, so that not every process tries it at once."""
         self._queries.postpone_duty(conn, name, AFTER_FAILURE)
 
-    def _prune_workers(self, conn: AnyConnection) -> None:
-        """Delete the rows of processes that vanished."""
+    def _prune_workers(self, conn: AnyConnection) -> timedelta | None:
+        """Delete the rows of processes that vanished, and the progress of their attempts."""
         for id in self._workers.prune_workers(conn, _WORKER_GONE_AFTER):
             log.warning("worker %s is gone: no heartbeat for %s", one_line(id), _WORKER_GONE_AFTER)
+        pruned = self._workers.prune_progress(conn, _PROGRESS_BATCH)
+        return NOW if pruned == _PROGRESS_BATCH else None

@@ -11,7 +11,7 @@ from typing import Any
 
 from pgjobs.db import statements
 from pgjobs.db.cursors import AnyConnection, BoundCursor, bound_cursor, job_cursor, literal_cursor
-from pgjobs.db.rows import as_job
+from pgjobs.db.rows import as_job_with_progress, only
 from pgjobs.job import Job, JobState
 from pgjobs.job_filter import JobFilter
 from pgjobs.observe.listing import Listing
@@ -23,6 +23,13 @@ class ObserveQueries:
 
     def __init__(self, schema: str) -> None:
         self._observe = statements.load("observe.sql", schema)
+
+    def get_job(self, conn: AnyConnection, id: int) -> Job[Any] | None:
+        """Find the job with this id, with its progress. Raises AmbiguousJob when several queues have one."""
+        with job_cursor(conn) as cur:
+            cur.execute(self._observe["get_job_with_progress"], {"id": id})
+            row = only(id, cur.fetchall())
+            return None if row is None else as_job_with_progress(row)
 
     def list_jobs(self, conn: AnyConnection, filter: JobFilter, listing: Listing) -> list[Job[Any]]:
         """The jobs of a page, and one more job if there is a next page."""
@@ -36,7 +43,7 @@ class ObserveQueries:
             "after_time": listing.after,
         }
         with job_cursor(conn) as cur:
-            return [as_job(row) for row in _rows(cur, statement, filter, page)]
+            return [as_job_with_progress(row) for row in _rows(cur, statement, filter, page)]
 
     def count_jobs(self, conn: AnyConnection, filter: JobFilter) -> dict[tuple[str, JobState], int]:
         """The number of jobs that fit, by queue and state."""

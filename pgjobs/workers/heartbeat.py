@@ -21,6 +21,7 @@ from pgjobs.events import Events
 from pgjobs.execution.executor import Executor
 from pgjobs.loggers import get_logger
 from pgjobs.workers.context import PoolContext
+from pgjobs.workers.progress_writer import ProgressWriter
 from pgjobs.workers.queries import WorkerQueries
 from pgjobs.workers.registration import Registration
 
@@ -48,6 +49,7 @@ class Heartbeat:
         self._events = events
         self._lease = lease
         self._queries = WorkerQueries(context.schema)
+        self._progress = ProgressWriter(self._queries, lambda: self._watchdog.attempts)
         # by the monotonic clock
         self.refresh_queues_at = 0.0
         self.extend_leases_at = 0.0
@@ -75,14 +77,15 @@ class Heartbeat:
             self._registration.refresh(conn)
 
     def deregister(self) -> None:
-        """Undo lost claims, wake other processes for them, and remove the row. If this fails, the rescue undoes the
-        claims, and the row is pruned."""
+        """Undo lost claims, wake other processes for them, and remove the rows of this process. If this fails, the
+        rescue undoes the claims, and the rows are pruned."""
         with self._context.source.own_checkout() as checkout:
             with suppress(psycopg.Error):
                 self._claimer.lost_claims.unclaim_due(checkout.conn, at_once=True)
             with suppress(psycopg.Error):
                 self._queries.wake_queues(checkout.conn, self._context.queue_workers)
             self._registration.deregister(self, checkout.conn)
+            self._progress.remove_all(checkout.conn)  # the last: its transaction may fail, and stay open
 
     def _describe(self) -> tuple[Mapping[str, int], Iterable[str]]:
         threads = {queue: workers.threads for queue, workers in self._context.queue_workers.items()}
@@ -96,6 +99,7 @@ class Heartbeat:
             self.refresh_queues_at = time.monotonic() + _REFRESH_QUEUES_EVERY
             self._queries.refresh_queues(conn, self._context.queue_workers)
             self._queries.prune_queues(conn)
+        self._progress.write(conn)  # the last, since nothing depends on it
 
     def _look_for_paused_queues(self, conn: AnyConnection) -> None:
         """Publish which queues were paused or resumed, by any process, if a subscription wants to know."""

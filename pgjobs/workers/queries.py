@@ -6,11 +6,16 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 from pgjobs.db import statements
 from pgjobs.db.channel import channel
-from pgjobs.db.cursors import AnyConnection, bound_cursor, literal_cursor
+from pgjobs.db.cursors import AnyConnection, bound_cursor, literal_cursor, one
+from pgjobs.progress import Report
 from pgjobs.results import WorkerProcess
+
+#: An attempt, by the id of its job and its token. The jobs of a batch have one token.
+AttemptKey = tuple[int, UUID]
 
 
 class WorkerQueries:
@@ -35,6 +40,29 @@ class WorkerQueries:
         with literal_cursor(conn) as cur:
             cur.execute(self._sql["prune_workers"], {"after": after})
             return [id for (id,) in cur.fetchall()]
+
+    def write_progress(
+        self, conn: AnyConnection, reports: Mapping[AttemptKey, Report], ended: Sequence[AttemptKey]
+    ) -> None:
+        """Write the progress of these attempts, remove that of the attempts that have ended, and commit."""
+        values = {
+            "ids": [id for id, _ in reports],
+            "tokens": [token for _, token in reports],
+            "done": [report.done for report in reports.values()],
+            "totals": [report.total for report in reports.values()],
+            "notes": [report.note for report in reports.values()],
+            "ended_ids": [id for id, _ in ended],
+            "ended_tokens": [token for _, token in ended],
+        }
+        with literal_cursor(conn) as cur:
+            cur.execute(self._sql["write_progress"], values)
+
+    def prune_progress(self, conn: AnyConnection, batch: int) -> int:
+        """Remove the progress of attempts that have ended, of `batch` attempts at most. Returns of how many."""
+        with literal_cursor(conn) as cur:
+            cur.execute(self._sql["prune_progress"], {"batch": batch})
+            pruned: int = one(cur)[0]
+            return pruned
 
     def list_workers(self, conn: AnyConnection) -> list[WorkerProcess]:
         with bound_cursor(conn) as cur:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from pgjobs import (
     JobFilter,
     JobState,
     NewJob,
+    Progress,
     Schedule,
     Snooze,
     UndecodableArgs,
@@ -212,7 +214,7 @@ def test_the_enqueuer_replaces_what_it_names(roles: Roles) -> None:
         "LOCK TABLE {s}.job IN ACCESS EXCLUSIVE MODE",
         *(
             f"SELECT FROM {{s}}.{table}"
-            for table in ("queue", "worker", "schedule", "scheduler", "cancel_request", "maintenance")
+            for table in ("queue", "worker", "schedule", "scheduler", "cancel_request", "job_progress", "maintenance")
         ),
     ],
 )
@@ -314,6 +316,49 @@ def test_the_worker_works_through_all_endings(roles: Roles, caplog: pytest.LogCa
         "detached": JobState.COMPLETED,
     }
     assert not [line for line in caplog.messages if "permission" in line]
+
+
+def test_the_worker_writes_progress_and_the_viewer_reads_it(roles: Roles) -> None:
+    ends = threading.Event()
+
+    def handler(tx: Any, job: Job[Any]) -> None:
+        job.set_progress(3, total=10, note="a note")
+        assert ends.wait(20)
+
+    job: Job[Any] = roles.client.enqueue(None, {}, kind="long")
+    columns = "job_id, done, total, updated_at IS NULL"
+    with roles.client_as("worker") as client, WorkerPool(client, {"long": handler}):
+        for role in ("viewer", "operator", "worker"):
+            with roles.client_as(role) as reader:
+                found = wait_until(lambda reader=reader: reader.get(job.id).progress)  # type: ignore[misc]
+                assert isinstance(found, Progress)
+                assert (found.done, found.total, found.note) == (3, 10, "a note")
+        roles.grant(view_args=False)
+        assert roles.run("viewer", f"SELECT {columns} FROM {{s}}.job_progress") == [(job.id, 3, 10, False)]
+        ends.set()
+    assert roles.run("worker", "SELECT note FROM {s}.job_progress") == []
+
+
+def test_a_worker_without_the_right_to_write_progress_works_on(roles: Roles, caplog: pytest.LogCaptureFixture) -> None:
+    """Roles of an earlier version have no grant on the table."""
+
+    def told() -> list[str]:
+        return [line for line in caplog.messages if "housekeeping" in line and "job_progress" in line]
+
+    def handler(tx: Any, job: Job[Any]) -> None:
+        job.set_progress(1)
+        wait_until(told)
+
+    with roles.client.pool.connection() as conn:
+        table, worker = sql.Identifier(roles.client.schema, "job_progress"), sql.Identifier(roles.names["worker"])
+        conn.execute(sql.SQL("REVOKE ALL ON {} FROM {}").format(table, worker))
+    jobs: list[Job[Any]] = [roles.client.enqueue(None, {}, kind="long") for _ in range(3)]
+    with roles.client_as("worker") as client, WorkerPool(client, {"long": handler}, queues={"default": 1}):
+        for job in jobs:
+            assert roles.client.wait(job, timeout=timedelta(seconds=20)).state is JobState.COMPLETED
+    (line,) = told()
+    assert "permission denied for table job_progress" in line
+    assert roles.client.workers() == [], "the pool has signed off"
 
 
 @pytest.mark.finding("S6")
@@ -424,7 +469,8 @@ def test_the_viewer_looks_and_changes_nothing(roles: Roles) -> None:
         client.check_schema()
         with pytest.raises(DENIED):
             client.get(job.id)
-    for table, column in [("job", "args"), ("job", "errors"), ("job", "output"), ("schedule", "args")]:
+    columns = [("job", "args"), ("job", "errors"), ("job", "output"), ("schedule", "args"), ("job_progress", "note")]
+    for table, column in columns:
         assert roles.denied("viewer", f"SELECT {column} FROM {{s}}.{table}")
 
 

@@ -470,6 +470,16 @@ REFUSED_BESIDE = [
     "worker (id, host, pid, threads, version, seen_at) VALUES ('w', 'h', 1, 1, 'v', '-infinity')",
     "cancel_request (job_id, queue, requested_at) VALUES (1, 'q', 'infinity')",
     "cancel_request (job_id, queue, reason) VALUES (1, 'q', repeat('x', 300000000))",
+    *(
+        f"job_progress (job_id, token, {columns}) VALUES (1, gen_random_uuid(), {values})"
+        for columns, values in {
+            "done": "'NaN'",
+            "done, total": "1, 'infinity'",
+            "done, note": "1, repeat('x', 201)",
+            "done, updated_at": "-1, now()",
+            "updated_at, done": "'infinity', 1",
+        }.items()
+    ),
 ]
 
 

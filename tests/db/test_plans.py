@@ -108,7 +108,13 @@ def blocks(plan: Plan) -> int:
 
 
 def indexes(plan: Plan) -> set[str]:
-    return {node["Index Name"] for node in nodes(plan) if "Index Name" in node}
+    """Those of the job table that are used."""
+    return {node["Index Name"] for node in nodes(plan) if "Index Name" in node} - {"job_progress_pkey"}
+
+
+def looks_for_progress(plan: Plan) -> int:
+    """For how many rows of the page."""
+    return sum(int(node["Actual Loops"]) for node in nodes(plan) if node.get("Relation Name") == "job_progress")
 
 
 def assert_no_scan(plan: Plan) -> None:
@@ -169,6 +175,7 @@ def test_pages_by_time_read_the_index_of_their_state_from_the_cursor_on(
         assert indexes(plan) == {BY_INDEX[state]}
         # of the 15 queues and priorities of what is available a page each
         assert sorted_rows(plan) <= 15 * 101
+        assert looks_for_progress(plan) <= (len(page.jobs) if state == "running" else 0)
         assert blocks(plan) < (15 * A_PAGE if state == "available" else A_PAGE)
 
 

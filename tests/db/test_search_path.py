@@ -379,9 +379,9 @@ FORGOTTEN: dict[str, tuple[str, str, str, Act]] = {
         lambda client, conn: client.count(JobFilter(created_after=datetime.now(UTC)), conn),
     ),
     "a table": (
-        "observe.sql get_job",
-        'FROM "pgjobs".job',
-        "FROM job",
+        "observe.sql get_job_with_progress",
+        'FROM "pgjobs".job WHERE',
+        "FROM job WHERE",
         lambda client, conn: client.get(1, conn),
     ),
 }

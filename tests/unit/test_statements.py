@@ -45,7 +45,7 @@ GIVE_JOBS = [
         "replace_duplicate",
         "release",
     ),
-    *("rescue", "cancel", "retry", "delete", "update", "get_job", "list_jobs"),
+    *("rescue", "cancel", "retry", "delete", "update", "get_job", "get_job_with_progress", "list_jobs"),
     "list_available",
 ]
 STORES = [

@@ -301,6 +301,13 @@ CALLS: dict[str, tuple[Call, str, set[str]]] = {
     "RetryAfter": (lambda client, value: RetryAfter(value), "delay", {"duration"}),
     "RetryAt": (lambda client, value: RetryAt(value), "when", {"aware"}),
     "set_metadata": (lambda client, value: running_job().set_metadata(value), "set_metadata", {"None", "dict"}),
+    "set_progress": (lambda client, value: running_job().set_progress(value), "done", {"5"}),
+    "set_progress total": (lambda client, value: running_job().set_progress(1, total=value), "total", {"None", "5"}),
+    "set_progress note": (
+        lambda client, value: running_job().set_progress(1, note=value),
+        "note",
+        {"None", "text", "empty"},
+    ),
     # worker pools
     "WorkerPool": (lambda client, value: WorkerPool(value, {Thing: nothing}), "client", set()),
     "WorkerPool work_map": (WorkerPool, "work_map", {"dict"}),
@@ -365,10 +372,11 @@ UNHASHABLE = {"list", "list of None", "dict"}  # cannot be keys
 
 
 def running_job() -> Any:
-    """A job in its handler, which takes any metadata."""
+    """A job in its handler, which takes any metadata and progress."""
 
     class Running:
         def set_metadata(self, values: object) -> None: ...
+        def set_progress(self, report: object) -> None: ...
 
     return a_job(running=Running())
 
