@@ -97,6 +97,14 @@ def test_wrong_usage_exits_with_2() -> None:
         assert done.stderr.startswith("usage: pgjobs"), arguments
 
 
+def test_the_package_is_a_program_too() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pgjobs", "roles"], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("usage: pgjobs roles")
+
+
 # --- up and down
 
 
