@@ -78,7 +78,7 @@ def _described(error: Exception, options: argparse.Namespace) -> str:
     parts = [one_line(error, _LONGEST_ERROR) if is_of_server else str(error), *getattr(error, "__notes__", ())]
     rights = getattr(options, "rights", None)
     if isinstance(error, psycopg.errors.InsufficientPrivilege) and rights is not None:
-        parts.append("this command needs the rights of " + ("the owner" if rights == "owner" else f"pgjobs_{rights}"))
+        parts.append(f"this command needs the rights of {rights}")
     return "; ".join(parts)
 
 

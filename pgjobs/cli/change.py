@@ -70,7 +70,7 @@ def _add_verb(commands: Commands, verb: Verb, run: Callable[..., int]) -> argpar
     )
     parser.add_argument("--dry-run", action="store_true", help="change nothing, and say which jobs would be changed")
     add_json(parser, "one JSON object with the ids of the jobs, and why others were skipped")
-    add_database(parser, rights="operator")
+    add_database(parser, rights="pgjobs_operator")
     parser.set_defaults(run=run, parser=parser, changes=True)
     return parser
 
@@ -166,7 +166,7 @@ def _add_release(commands: Commands) -> None:
     parser.description = _RELEASE.description
     parser.add_argument("ids", nargs="+", type=job_id, metavar="ID", help="the ids of the jobs")
     add_json(parser, "one JSON object with the ids of the jobs")
-    add_database(parser, rights="operator")
+    add_database(parser, rights="pgjobs_operator")
     parser.set_defaults(run=_release, changes=True)
 
 

@@ -332,6 +332,10 @@ def pool():
 
 def broken():
     raise RuntimeError("no such setting")
+
+
+def leaving():
+    raise SystemExit("no such setting")
 """
 
 
@@ -385,6 +389,7 @@ def test_the_app_of_the_environment_gives_way_to_a_dsn(
         ("{}:nothing", "there is no nothing in "),
         ("{}:work_map", "it must be a Client, a WorkerPool, or a function that returns one, not a WorkMap"),
         ("{}:broken", "the call failed: RuntimeError: no such setting ("),
+        ("{}:leaving", "the call failed: SystemExit: no such setting ("),
         ("no_{}:client", "failed: ModuleNotFoundError: No module named "),
     ],
 )
