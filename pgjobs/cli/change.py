@@ -62,6 +62,7 @@ def add_parser(commands: Commands) -> None:
 def _add_verb(commands: Commands, verb: Verb, run: Callable[..., int]) -> argparse.ArgumentParser:
     parser = commands.add_parser(verb.name, help=verb.help)
     parser.description = f"{verb.description} Give ids, or options that say which jobs, or --all."
+    parser.usage = "%(prog)s [options] [ID ...]"  # the generated one fills the screen at each slip
     parser.add_argument("ids", nargs="*", type=job_id, metavar="ID", help="the ids of the jobs")
     add_filter(parser)
     parser.add_argument("--all", action="store_true", help="really all jobs")

@@ -38,6 +38,7 @@ def _add_list(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "List jobs, the newest first. Args, metadata and outputs are not shown; `pgjobs show` has them."
     )
+    parser.usage = "%(prog)s [options]"  # the generated one fills the screen at each slip
     add_filter(parser)
     parser.add_argument(
         "--order",
@@ -46,7 +47,9 @@ def _add_list(parser: argparse.ArgumentParser) -> None:
         help="time: by the end of finished jobs, the start of running ones, the due time of others; needs one --state",
     )
     parser.add_argument("--reverse", action="store_true", help="the oldest first")
-    parser.add_argument("--limit", type=number, default=50, metavar="N", help="0 for all (default: %(default)s)")
+    parser.add_argument(
+        "--limit", type=number, default=50, metavar="N", help="how many, 0 for all (default: %(default)s)"
+    )
     parser.add_argument("--cursor", metavar="TEXT", help="go on where another list ended, which says its cursor")
     add_json(parser, "one JSON object for each job, each on a line")
     add_database(parser, rights=VIEWER_OF_ARGS)
