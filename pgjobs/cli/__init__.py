@@ -87,7 +87,11 @@ def _discard_output() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="pgjobs", description="A job queue on Postgres.")
+    parser = argparse.ArgumentParser(
+        prog="pgjobs",
+        description="A job queue on Postgres.",
+        epilog="`pgjobs guide command-line` explains the commands and the exit codes.",
+    )
     parser.add_argument("--version", action="version", version=f"pgjobs {__version__}", help="print the version")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for module in _COMMANDS:
