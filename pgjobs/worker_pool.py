@@ -189,6 +189,11 @@ class WorkerPool:
             self._add(self._build_queue_workers(queue, threads))
         self._belong_to_this_process()
 
+    @property
+    def client(self) -> Client:
+        """The client whose jobs the pool works."""
+        return self._client
+
     # --- its parts
 
     def _build_claimer(
