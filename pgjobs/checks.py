@@ -87,6 +87,18 @@ def check_lease(lease: timedelta) -> None:
         raise InvalidSetting(f"lease must be 5 seconds or more, so that it can be extended in time, not {lease!r}")
 
 
+def check_stop_timeout(stop_timeout: timedelta | None) -> None:
+    """Check how long a stop waits for running jobs; None means for ever."""
+    check_duration("stop_timeout", stop_timeout, or_none=True)
+    if stop_timeout is not None:
+        check_not_negative("stop_timeout", stop_timeout)
+
+
+def check_max_age(max_age: timedelta) -> None:
+    check_duration("max_age", max_age)
+    check_not_negative("max_age", max_age)
+
+
 def check_timeout(timeout: timedelta | None, *, error: Error = InvalidSetting) -> None:
     """Check the timeout of an attempt; None means no limit."""
     check_duration("timeout", timeout, or_none=True, error=error)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import atexit
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import time as TimeOfDay
 from datetime import timedelta
 from functools import partial
-from queue import SimpleQueue
-from types import TracebackType
+from queue import Empty, SimpleQueue
+from types import EllipsisType, TracebackType
 from typing import Any, Literal, Self
 
 from pgjobs import checks
@@ -80,8 +81,11 @@ class WorkerPool:
     `queues` gives the number of threads for each queue. Each running job holds one connection, so the client's pool
     must allow for that many and two more (a pool that the client made grows by itself). `backoff` decides when a failed
     job runs again; the default is the client's. `timeout` limits an attempt; None is no limit. `lease` is how long the
-    job of a vanished worker waits if its handler is detached. `keep_*` is how long jobs stay in the table after they
-    ended; None is for ever. `reindex_at` is the time of day at which the indexes of the job table are rebuilt, midnight
+    job of a vanished worker waits if its handler is detached. `stop_timeout` is how long a stop waits for the jobs that
+    run, be it by the first signal of `run()`, the end of the `with` block, `stop()` or the exit of the process; None is
+    for ever. After it the handlers are cut off within two seconds and their attempts refunded, so a SIGTERM and a
+    SIGKILL half a minute later cost no attempt. `keep_*` is how long jobs stay in the table after they ended; None is
+    for ever. `reindex_at` is the time of day at which the indexes of the job table are rebuilt, midnight
     UTC by default; None is never. `order="scheduled_at"` runs the oldest job first, whatever its priority.
 
     `unknown_kinds` decides about a job whose kind is not in the WorkMap: "error" fails it, with backoff; "leave" leaves
@@ -124,6 +128,7 @@ class WorkerPool:
         backoff: Backoff | None = None,
         timeout: timedelta | None = timedelta(minutes=1),
         lease: timedelta = timedelta(minutes=1),
+        stop_timeout: timedelta | None = timedelta(seconds=25),
         unknown_kinds: Literal["error", "leave"] | Handler | HandlerFunction = "error",
         middleware: Sequence[Middleware] = (),
         error_handler: ErrorHandler | None = None,
@@ -143,6 +148,7 @@ class WorkerPool:
         checks.check_intervals(poll_interval, fetch_cooldown)
         checks.check_timeout(timeout)
         checks.check_lease(lease)
+        checks.check_stop_timeout(stop_timeout)
         checks.check_function("backoff", backoff, checks.A_BACKOFF)
         check_listen_dsn(listen_dsn)
         check_error_handler(error_handler)
@@ -150,6 +156,7 @@ class WorkerPool:
         self.work_map = as_work_map(work_map)
         self._client = client
         self._note_classes()
+        self._stop_timeout = stop_timeout
         self._listen = listen
         self._listen_dsn = listen_dsn
         self._reindex_at = check_time(reindex_at)
@@ -351,16 +358,18 @@ class WorkerPool:
         if context.listener is not None:
             context.listener.start()
 
-    def stop(self, timeout: timedelta | None = None) -> bool:
+    def stop(self, timeout: timedelta | EllipsisType | None = ...) -> bool:
         """Start no more jobs, wait for the running ones, and end the threads.
 
-        After `timeout` the handlers that still run are asked to end (`job.cancelled`), and then forced to: their writes
+        The wait lasts `timeout` at most: by default the `stop_timeout` of the pool, and for ever with None. After it
+        the handlers that still run are asked to end (`job.cancelled`), and then forced to: their writes
         are rolled back and their attempts are not counted. The call returns at most two seconds later, whatever the
         handlers do, and even if another stop with a longer timeout is under way. Returns whether no handler was cut
         off. In a handler or a hook it returns False at once, and the pool stops when that has ended. On a pool that
         does not run it does nothing. A stopped pool may be started again.
         """
-        seconds = checks.timeout_seconds(timeout)  # raises for a wrong value before any thread is asked to end
+        # raises for a wrong value before any thread is asked to end
+        seconds = checks.timeout_seconds(self._stop_timeout if timeout is ... else timeout)
         self._enter_process()
         self._begin_stop()
         if self._is_own_thread():  # a handler or a hook, which would wait for itself
@@ -383,10 +392,15 @@ class WorkerPool:
     def _stop(self, seconds: float | None) -> bool:
         self._begin_stop()
         self._stopper = threading.current_thread()
-        ended = self._threads.wait(seconds)
+        try:
+            ended = self._threads.wait(seconds)
+        except BaseException:  # Ctrl-C: whatever stops the pool next need not wait again
+            self._cut_off()
+            self._stopper = None
+            raise
         if not ended:
             self._cut_off()
-            ended = self._threads.wait(AT_STOP.stuck + 0.3)
+            ended = self._wait_cut_off()
         context = self._context
         for part in (context.maintenance, self._reindex, self._time_index, context.listener):
             if part is not None:
@@ -414,6 +428,14 @@ class WorkerPool:
     def _cut_off(self) -> None:
         self._watchdog.request_stop_all(lambda: JobStopped("the worker pool stopped"), AT_STOP)
 
+    def _wait_cut_off(self) -> bool:
+        """Wait until the threads whose handlers are cut off have ended or are stuck. Returns whether they have."""
+        until, reports = time.monotonic() + AT_STOP.stuck + 0.3, self._watchdog.reports
+        while reports is not None and not self._threads.wait(0.0) and (left := until - time.monotonic()) > 0:
+            with suppress(Empty):
+                reports.get(timeout=min(left, 0.05))()
+        return self._threads.wait(max(0.0, until - time.monotonic()))
+
     @property
     def running(self) -> bool:
         return self._started and self._process == this_process()
@@ -423,11 +445,33 @@ class WorkerPool:
         """How many worker threads the pool has while it runs."""
         return self._context.threads
 
+    def healthy(self, max_age: timedelta = timedelta(minutes=1)) -> bool:
+        """Whether the pool runs and its threads work: for a liveness probe of your own.
+
+        False if the pool does not run in this process; if one of its worker threads, its watchdog or its listener has
+        ended although the pool is not being stopped; if a worker thread is stuck in its handler; or if the maintenance
+        thread has ended, or should have been back from what it does for longer than `max_age`. That thread does a round
+        each second and each of its calls to the database has a time limit, so a database that is away or slow leaves
+        the pool healthy. Sends no SQL, never waits, and may be called on any thread.
+        """
+        checks.check_max_age(max_age)
+        maintenance, listener, stopping = self._context.maintenance, self._context.listener, self._stopping.on
+        if not self.running or self._threads.any_stuck:
+            return False
+        if maintenance is None:
+            return stopping  # it is ended last
+        if not stopping and not (self._threads.complete and self._watchdog.alive):
+            return False
+        if not stopping and listener is not None and not listener.alive:
+            return False
+        return stopping or maintenance.overdue <= max_age.total_seconds()
+
     def run(self) -> None:
-        """Work until SIGTERM or SIGINT, then stop gracefully. Call it on the main thread.
+        """Work until SIGTERM or SIGINT, then stop as `stop()` does. Call it on the main thread.
 
         A second signal cuts off the handlers that still run, as `stop_and_cancel` does, and ends with SystemExit. A
-        third exits at once; the jobs that it cuts off are rescued.
+        third exits at once; the jobs that it cuts off are rescued. Ends with SystemExit(1) if a handler resists and its
+        thread is left behind.
         """
         if threading.current_thread() is not threading.main_thread():
             raise WorkerPoolError(
@@ -439,7 +483,7 @@ class WorkerPool:
             self.start()
             next_signal(received)
             self._signals = None
-            stop = threading.Thread(target=lambda: received.put(None if self.stop() else 0), name=f"{self.name}/stop")
+            stop = threading.Thread(target=self._stop_for_signal, args=(received,), name=f"{self.name}/stop")
             stop.start()
             second = next_signal(received)
             if second:
@@ -451,6 +495,10 @@ class WorkerPool:
             raise WorkerPoolError(f"worker pool {self.name!r} has stopped: its client was closed while it ran")
         if second is not None:
             raise SystemExit(128 + second if second else 1)
+
+    def _stop_for_signal(self, received: SimpleQueue[int | None]) -> None:
+        ended = self.stop()
+        received.put(None if ended or not self._threads.any_stuck else 0)
 
     def __enter__(self) -> Self:
         return self.start()
@@ -496,16 +544,20 @@ class WorkerPool:
             threading.Thread(target=self.stop, name=f"{self.name}/stop", daemon=True).start()
 
     def _end_with_process(self) -> None:
-        """The process exits: ask the threads to end. They are daemons; a wait for them could last for ever."""
+        """The process exits: stop, as at the end of a `with` block."""
         if not self.running:
             return
-        if not self._stopping.is_set() and self._closing.acquire(blocking=False):  # so that _client_closed logs nothing
-            log.warning("%s: the process exits without a stop() of this pool: running jobs are cut off, and other "
-                        "processes rescue them", self.name)  # fmt: skip
-        self._begin_stop()
-        for part in (self._context.maintenance, self._context.listener):
-            if part is not None:
-                part.end()
+        running = len(self._watchdog.attempts)
+        # the lock is kept, so that `_client_closed` logs nothing
+        if running and not self._stopping.is_set() and self._closing.acquire(blocking=False):
+            limit = "for ever" if self._stop_timeout is None else f"up to {self._stop_timeout}"
+            log.warning("%s: the process exits without a stop() of this pool: it waits %s for %d running jobs",
+                        self.name, limit, running)  # fmt: skip
+        self._watchdog.reports = SimpleQueue()
+        try:
+            self.stop()
+        except KeyboardInterrupt:
+            self.stop_and_cancel()
 
     # --- queues
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from queue import SimpleQueue
 from uuid import UUID
 
 from pgjobs.db.checkout import NEVER, Checkout
@@ -52,6 +53,9 @@ class Watchdog:
         self._started = False  # by the pool
         self._users = 0
         self._thread: threading.Thread | None = None  # while there are users
+        # Set at the exit of the process, when no more threads can be started: the thread that stops the pool makes the
+        # calls of these reports.
+        self.reports: SimpleQueue[Callable[[], object]] | None = None
 
     def start(self) -> None:
         """Watch from now on, because the pool starts."""
@@ -80,6 +84,12 @@ class Watchdog:
                 thread = self._remove_user()
             if thread is not None:
                 thread.join()
+
+    @property
+    def alive(self) -> bool:
+        """Whether its thread watches."""
+        thread = self._thread
+        return thread is not None and thread.is_alive()
 
     def _add_user(self) -> None:
         self._users += 1
@@ -202,11 +212,17 @@ class Watchdog:
         """Report attempts that were severed or are stuck, each in a thread of its own, because a report may block."""
         for attempt in self.attempts:
             if attempt.severed and not attempt.reported:
-                attempt.reported = start_thread(partial(self._on_severed, attempt), name="pgjobs/severed")
+                attempt.reported = self._start(partial(self._on_severed, attempt), name="pgjobs/severed")
             # a thread whose handler has ended comes back by itself, however long it waits for a connection
             replaces = attempt.in_handler or self._stop_all is not None
             if attempt.stuck and replaces:
-                attempt.replaced = start_thread(partial(self._on_stuck, attempt), name="pgjobs/stuck")
+                attempt.replaced = self._start(partial(self._on_stuck, attempt), name="pgjobs/stuck")
+
+    def _start(self, report: Callable[[], object], *, name: str) -> bool:
+        if self.reports is None:
+            return start_thread(report, name=name)
+        self.reports.put(report)
+        return True
 
     def _shut_down_silent(self, now: float) -> None:
         """Shut down the connections whose answer is overdue: a network may acknowledge packets and deliver none."""
@@ -215,4 +231,4 @@ class Watchdog:
             if checkout.answer_due <= now:
                 checkout.answer_due = NEVER
                 checkout.shut_down(id(checkout.conn))
-                start_thread(self._on_silent, name="pgjobs/silent")
+                self._start(self._on_silent, name="pgjobs/silent")

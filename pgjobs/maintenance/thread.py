@@ -8,6 +8,7 @@ be called.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -78,9 +79,11 @@ class MaintenanceThread:
         self._exact: set[str] = set()  # tasks whose next time is known exactly
         self._woken = threading.Event()
         self._stopping = False
+        self._back_at = math.inf  # when the thread comes back from what it does, at the latest; by the monotonic clock
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
+        self._back_at = time.monotonic() + _HOUSEKEEPING_EVERY
         self._thread.start()
 
     def end(self) -> None:
@@ -98,6 +101,12 @@ class MaintenanceThread:
     def is_current(self) -> bool:
         """Whether the caller runs on this thread, as a hook does."""
         return self._thread is threading.current_thread()
+
+    @property
+    def overdue(self) -> float:
+        """For how many seconds the thread should have been back from what it does; 0 if it is in time, and infinity if
+        it has ended."""
+        return max(0.0, time.monotonic() - self._back_at) if self._thread.is_alive() else math.inf
 
     def wake(self) -> None:
         """Do the housekeeping now. May be called from any thread."""
@@ -121,7 +130,8 @@ class MaintenanceThread:
                 if task not in idle and not self._stopping:
                     ready_at[task] = time.monotonic() + self._do(task).total_seconds()
             self._do_housekeeping()
-            wake_at = min(*ready_at.values(), time.monotonic() + _HOUSEKEEPING_EVERY)
+            self._back_at = time.monotonic() + _HOUSEKEEPING_EVERY
+            wake_at = min(*ready_at.values(), self._back_at)
             self._woken.wait(max(0.0, wake_at - time.monotonic()))
             self._woken.clear()
         with suppress(Exception):  # other processes find out by themselves that this one has gone
@@ -201,5 +211,10 @@ class MaintenanceThread:
 
     @contextmanager
     def _connection(self, within: float = _ANSWER_WITHIN) -> Iterator[AnyConnection]:
-        with self._source.own_checkout() as checkout, self._guard(checkout), checkout.answered_within(within):
-            yield checkout.conn
+        self._back_at = time.monotonic() + _ANSWER_WITHIN  # a pool may have to connect
+        try:
+            with self._source.own_checkout() as checkout, self._guard(checkout), checkout.answered_within(within):
+                self._back_at = time.monotonic() + within
+                yield checkout.conn
+        finally:
+            self._back_at = time.monotonic() + _HOUSEKEEPING_EVERY

@@ -108,6 +108,11 @@ class Listener:
                 os.write(self._interrupt_write, b"x")
 
     @property
+    def alive(self) -> bool:
+        """Whether its thread runs, with or without a connection."""
+        return self._thread.is_alive()
+
+    @property
     def listening(self) -> bool:
         """Whether a LISTEN is in force on a connection."""
         return self._listening

@@ -28,6 +28,9 @@ class DutyThread(Protocol):
     @property
     def is_current(self) -> bool: ...
 
+    @property
+    def overdue(self) -> float: ...
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class QueueWorkers:

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 import traceback
+from collections import Counter
 from contextlib import suppress
 from datetime import timedelta
 from functools import partial
@@ -110,6 +111,13 @@ class WorkerThreads:
     @property
     def any_stuck(self) -> bool:
         return bool(self._stuck)
+
+    @property
+    def complete(self) -> bool:
+        """Whether each queue has as many threads that live as it should have."""
+        with self._changed:
+            alive = Counter(workers for thread, workers in self._working.items() if thread.is_alive())
+        return all(alive[workers] >= workers.threads for workers in self._context.queue_workers.values())
 
     # --- the life of a thread
 
