@@ -36,6 +36,11 @@ class Outages:
         self._since: dict[tuple[str, str], float] = {}  # by what fails and why, the time of the first failure
         self._latest = 0.0  # time of the latest failure
 
+    @property
+    def current(self) -> str | None:
+        """What does not work, if the database is down or read-only; else None."""
+        return next((what for what, _ in list(self._since) if what in (_DOWN, _READ_ONLY)), None)
+
     def failed(
         self, log: logging.Logger, what: str, error: BaseException, text: str, *, exc_info: bool = False
     ) -> None:
