@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import psycopg
 
-from pgjobs.cli import demo, guide, migrate, roles, schedules
+from pgjobs.cli import demo, guide, migrate, roles, schedules, work
 from pgjobs.errors import PgjobsError
 
 
@@ -43,6 +43,6 @@ def _discard_output() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="pgjobs", description="A job queue on Postgres.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (migrate, roles, schedules, guide, demo):
+    for module in (work, migrate, roles, schedules, guide, demo):
         module.add_parser(commands)
     return parser
