@@ -462,7 +462,7 @@ class WorkerPool:
     def outage(self) -> str | None:
         """What does not work, such as "the database", since a part of the running pool could not use it; None if
         nothing is known to be wrong."""
-        return self._context.outages.current
+        return self._context.outages.current or ("the database" if self._client.source.is_failing else None)
 
     @property
     def threads(self) -> int:

@@ -30,14 +30,12 @@ from pgjobs.loggers import get_logger
 from pgjobs.processes import code_files, log_output
 from pgjobs.processes.application import ApplicationNotLoaded, load
 from pgjobs.processes.limits import MEBIBYTE, JobLimit, Limits, resident_bytes
-from pgjobs.processes.messages import Channel, Command, Report, State
+from pgjobs.processes.messages import STOP_SIGNALS, Channel, Command, Report, State
 from pgjobs.processes.settings import ChildSettings
 from pgjobs.worker_pool import WorkerPool
 from pgjobs.workers.signals import LOOK_UP, handling
 
 log = get_logger("pgjobs.processes")
-
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
 _RETRY_EVERY = 1.0  # seconds between two looks for the database and its tables
 _REPORT_EVERY = 2.0  # seconds, unless there is news
@@ -281,7 +279,7 @@ class Child:
                     return
                 if isinstance(event, CutOff):
                     self._begin_stop(pool, timedelta(0))
-                elif patient and not event.replace:
+                elif patient and not event.patient:
                     patient = False
                     self._begin_stop(pool, self._stop_timeout(pool))
 

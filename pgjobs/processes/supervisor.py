@@ -19,10 +19,9 @@ from dataclasses import dataclass
 
 from pgjobs.clean_text import one_line
 from pgjobs.loggers import Lines, get_logger
-from pgjobs.processes.child import STOP_SIGNALS
 from pgjobs.processes.child_process import ChildProcess
 from pgjobs.processes.health import Answer, HealthServer
-from pgjobs.processes.messages import Report, State
+from pgjobs.processes.messages import STOP_SIGNALS, Report, State
 from pgjobs.processes.notify import Notifier
 from pgjobs.processes.reloader import Reloader
 from pgjobs.processes.settings import ChildSettings
@@ -36,6 +35,7 @@ _FIRST_PAUSE = 0.5  # seconds before a child that died is replaced; doubles
 _LONGEST_PAUSE = 30.0
 _CALM = 60.0  # seconds that a child must have worked, so that its death is the first again
 _TRIES = 5  # while none was ever ready, so many deaths end the command
+_KILL_WITHIN = 5.0  # seconds that a killed child may take to end: the kernel may be waiting for a disk
 _TELL_WITHIN = 2.0  # seconds beyond the start timeout, in which a child tells where it hangs
 _EXTEND_EVERY = 10.0  # seconds, while systemd waits for READY=1
 
@@ -49,6 +49,14 @@ class Place:
     failures: int = 0  # one after the other
     start_at: float = 0.0  # by the monotonic clock, if there is no child
     done: bool = False  # no child is needed any more
+    trouble: str = "not started yet"  # why there is no child
+
+    def problem(self) -> str | None:
+        """Why it does not work; None if it works, or is done."""
+        child = self.child
+        if self.done:
+            return None
+        return self.trouble if child is None else child.problem()
 
 
 class Supervisor:
@@ -140,11 +148,13 @@ class Supervisor:
                 try:
                     place.child = ChildProcess(place.number, self._settings)
                 except OSError as error:  # such as too many processes
-                    self._again_later(place, f"process {place.number} cannot be started: {one_line(error)}")
+                    why = f"cannot be started: {one_line(error)}"
+                    self._again_later(place, why, f"process {place.number} {why}")
 
-    def _again_later(self, place: Place, what: str) -> None:
+    def _again_later(self, place: Place, why: str, what: str) -> None:
         pause = min(_FIRST_PAUSE * 2**place.failures, _LONGEST_PAUSE)
         place.failures += 1
+        place.trouble = why
         place.start_at = time.monotonic() + pause
         log.warning("%s; another one starts in %g s", what, pause)
 
@@ -220,11 +230,12 @@ class Supervisor:
     def _note_death(self, place: Place, child: ChildProcess) -> None:
         report = child.report
         failed = report.state is State.FAILED
-        what = f"{child} {child.how_it_ended()}"
+        how = child.how_it_ended()
         if child.killed_because is not None:
-            what = f"{child} was killed: {child.killed_because}"
+            how = f"was killed: {child.killed_because}"
         elif failed:
-            what = f"{child} failed: {report.reason}"
+            how = f"failed: {report.reason}"
+        what = f"{child} {how}"
         if child.ready_at is not None and time.monotonic() - child.ready_at > _CALM:
             place.failures = 0
         self._failed_places.add(place.number)
@@ -232,12 +243,12 @@ class Supervisor:
             log.error("%s", Lines(report.trace))
         if failed and self._settings.reload:
             log.error("%s; waiting for a change of the code", what)
-            place.start_at = math.inf
+            place.trouble, place.start_at = how, math.inf
         elif not self._ever_ready and (failed or self._all_hang(child) or place.failures + 1 >= _TRIES):
             log.error("%s", what)
             self._give_up()
         else:
-            self._again_later(place, what)
+            self._again_later(place, how, what)
 
     def _all_hang(self, child: ChildProcess) -> bool:
         """Whether this child was killed because it did not start, and no other one is left that may start."""
@@ -278,9 +289,9 @@ class Supervisor:
     def _kill_all(self) -> None:
         for child in self._children():
             child.kill("the parent ends")
-            while child.exit_code() is None:
-                time.sleep(0.01)
-            child.close()
+        give_up = time.monotonic() + _KILL_WITHIN
+        while any(child.exit_code() is None for child in self._children()) and time.monotonic() < give_up:
+            time.sleep(0.01)
 
     # --- signals
 
@@ -357,9 +368,8 @@ class Supervisor:
         """What keeps processes from working, as far as is known; called in threads of the health server too."""
         found = []
         for place in self._places:
-            child = place.child
-            problem = "is being started again" if child is None else child.problem()
-            if problem is not None and not place.done:
+            problem = place.problem()
+            if problem is not None:
                 found.append(f"process {place.number}: {problem}")
         return found
 
@@ -379,7 +389,7 @@ class Supervisor:
                     "process": place.number,
                     "pid": None if child is None else child.pid,
                     "state": "done" if place.done else "dead" if child is None else str(child.report.state),
-                    "problem": "is being started again" if child is None else child.problem(),
+                    "problem": place.problem(),
                 }
             )
         return not problems, {"ready": not problems, "problems": problems, "processes": processes}
