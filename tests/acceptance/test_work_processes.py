@@ -97,11 +97,11 @@ else:
 def test_a_process_that_hangs_at_import_is_given_up_and_the_others_go_on(place: Place) -> None:
     place.write(HANGS, "hangs.py")
     place.write("import hangs\n" + APP)
-    with place.work("--processes", "2", "--start-timeout", "5s") as work:
+    with place.work("--processes", "2", "--start-timeout", "10s") as work:
         work.wait_ready()
         job = place.enqueue()
         wait_until(lambda: place.completed(job))
-        work.wait_for("was killed: it did not load app:pool within 5 s: it hangs in ")
+        work.wait_for("was killed: it did not load app:pool within 10 s: it hangs in ")
         assert "hangs.py, line 4, in wait_for_the_network" in work.log
         assert len(work.wait_ready(2)) == 2, "its place is taken by another"
         assert work.stop() == 0
