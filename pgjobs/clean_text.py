@@ -18,7 +18,7 @@ _FRAMES = 60  # the innermost ones of each traceback in a chain
 # control characters except newline and tab, which may command a terminal; and lone surrogates, which Postgres refuses
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 # the same, and characters that end a line or change the direction of the text
-_NOT_FOR_A_LINE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_NOT_FOR_A_LINE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def error_text(error: BaseException) -> str:

@@ -181,6 +181,11 @@ class Client:
         return self._processes.get()
 
     @property
+    def work_map(self) -> WorkMap | None:
+        """The handlers that were given to this client, or None."""
+        return self._work_map
+
+    @property
     def events(self) -> Events:
         self._processes.get()
         return self._events

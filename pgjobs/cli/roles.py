@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from pgjobs.cli.arguments import Commands, add_no_transaction, add_schema
+from pgjobs.cli.arguments import Commands, add_app, add_no_transaction, add_schema
+from pgjobs.cli.database import schema_of
 from pgjobs.db.roles import roles_sql
 
 _ROLES = ("enqueuer", "worker", "viewer", "operator")
@@ -17,6 +18,7 @@ def add_parser(commands: Commands) -> None:
         "Run it as the owner of the tables, and again after each migration. Missing roles are created, without login."
     )
     parser.add_argument("--sql", action="store_true", required=True, help="print the SQL for psql or another tool")
+    add_app(parser)
     add_schema(parser)
     for role in _ROLES:
         parser.add_argument(f"--{role}", default=f"pgjobs_{role}", metavar="NAME", help="default: %(default)s")
@@ -42,7 +44,7 @@ def add_parser(commands: Commands) -> None:
 def _print_roles(options: argparse.Namespace) -> int:
     names = {role: None if role in options.without else getattr(options, role) for role in _ROLES}
     text = roles_sql(
-        options.schema,
+        schema_of(options),
         **names,
         enqueue_many=options.enqueue_many,
         replace=options.replace,

@@ -1,28 +1,195 @@
-"""`pgjobs schedule`."""
+"""`pgjobs schedules`: list, show, run, pause, resume and simulate schedules."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import fields
 from datetime import UTC, datetime
+from typing import Any
 from zoneinfo import ZoneInfo
 
 from pgjobs import timetable
-from pgjobs.cli.arguments import Commands, number
-from pgjobs.errors import PgjobsError
+from pgjobs.cli.arguments import Commands, add_database, add_json, number
+from pgjobs.cli.database import connect
+from pgjobs.cli.output import Column, RawJson, harmless, print_json, print_table, say, span_text, time_text, when_text
+from pgjobs.client import Client
+from pgjobs.errors import PgjobsError, ScheduleNotFound
+from pgjobs.options import LAST_INSTANT
+from pgjobs.results import ScheduleRow
+
+_COLUMNS = (
+    Column("NAME", elastic=True),
+    Column("STATE"),
+    Column("SPEC", elastic=True),
+    Column("ZONE"),
+    Column("KIND", elastic=True),
+    Column("NEXT"),
+    Column("LAST"),
+    Column("DEFINED IN"),
+    Column("ERROR", elastic=True),
+)
 
 
 def add_parser(commands: Commands) -> None:
-    parser = commands.add_parser("schedule", help="show when a schedule ticks")
+    parser = commands.add_parser("schedules", help="list, run, pause, resume and simulate schedules")
     parser.description = "Schedules: durable cron."
     actions = parser.add_subparsers(required=True, metavar="ACTION")
-    simulate = actions.add_parser("simulate", help="print the next ticks of a schedule")
-    simulate.description = "Print when a schedule ticks, in its time zone and in UTC. Needs no database."
-    simulate.add_argument("spec", help="a cron expression such as '30 2 * * *' or @daily, or '@every 1h30m'")
-    simulate.add_argument("--zone", default="UTC", help="its time zone (default: %(default)s)")
-    simulate.add_argument("--from", dest="start", metavar="WHEN", help="a date or time in that zone (default: now)")
-    simulate.add_argument("--count", type=number, default=10, metavar="N", help="how many ticks (default: %(default)s)")
-    simulate.add_argument("--name", default="", help="the schedule's name, which determines the values of H fields")
-    simulate.set_defaults(run=_simulate)
+    _add_list(actions)
+    _add_action(actions, "show", "show all that is known of schedules", _show, rights="viewer")
+    _add_action(actions, "run", "let a worker pool enqueue their jobs once, now", _run_now)
+    _add_action(actions, "pause", "enqueue no jobs at their ticks until they are resumed", _pause)
+    _add_action(actions, "resume", "end a pause; the ticks of the pause are not made up", _resume)
+    _add_simulate(actions)
+    former = commands.add_parser("schedule")  # the name that the command had when it could only simulate
+    former.description = "The former name of `pgjobs schedules`."
+    _add_simulate(former.add_subparsers(required=True, metavar="ACTION"))
+
+
+# --- look
+
+
+def _add_list(actions: Commands) -> None:
+    parser = actions.add_parser("list", help="list the schedules")
+    parser.description = "List the schedules by name."
+    add_json(parser, "one JSON object for each schedule, each on a line")
+    add_database(parser, rights="viewer")
+    parser.set_defaults(run=_list)
+
+
+def _list(options: argparse.Namespace) -> int:
+    with connect(options) as app:
+        rows = app.client.schedules.list()
+    if options.json:
+        for row in rows:
+            print_json(_listed_fields(row))
+    elif rows:
+        print_table(_COLUMNS, [_table_row(row) for row in rows])
+    else:
+        say("no schedules")
+    return 0
+
+
+def _table_row(row: ScheduleRow) -> Sequence[object]:
+    return (
+        row.name,
+        _state(row),
+        row.spec or "custom",
+        row.zone,
+        row.kind or "computed",
+        _next_text(row),
+        when_text(row.last_tick_at),
+        "code" if row.in_code else "table",
+        row.error,
+    )
+
+
+def _state(row: ScheduleRow) -> str:
+    return "active" if row.paused_at is None else "paused"
+
+
+def _next_text(row: ScheduleRow) -> str | None:
+    return "never" if row.next_tick_at is not None and row.next_tick_at >= LAST_INSTANT else when_text(row.next_tick_at)
+
+
+def _listed_fields(row: ScheduleRow) -> dict[str, Any]:
+    """The JSON of a schedule in a list, without args."""
+    given = {field.name: getattr(row, field.name) for field in fields(row) if not field.name.startswith("raw_")}
+    if row.next_tick_at is not None and row.next_tick_at >= LAST_INSTANT:
+        given["next_tick_at"] = None
+    return given
+
+
+def _show(options: argparse.Namespace, client: Client, name: str) -> None:
+    row = client.schedules.get(name)
+    if row is None:
+        raise ScheduleNotFound(name)
+    if options.json:
+        raw = {"args": row.raw_args, "options": row.raw_options}
+        print_json({**_listed_fields(row), **{key: text and RawJson(text) for key, text in raw.items()}})
+        return
+    values = {
+        "state": _state(row),
+        "spec": row.spec or "custom: an object of the application",
+        "zone": row.zone,
+        "kind": row.kind or "computed by code",
+        "args": row.raw_args or "computed by code",
+        "options": None if row.raw_options in (None, "{}") else row.raw_options,
+        "next": "never" if _next_text(row) == "never" else time_text(row.next_tick_at),
+        "last": time_text(row.last_tick_at),
+        "paused": time_text(row.paused_at),
+        "run asked": time_text(row.run_now_at),
+        "catch up": row.catch_up,
+        "window": span_text(row.window),
+        "defined in": "code" if row.in_code else "the table",
+        "version": row.version or None,
+        "error": row.error,
+    }
+    print(f"schedule {harmless(row.name)}")
+    for key, value in values.items():
+        if value is not None:
+            print(f"  {key:<10} {harmless(value)}")
+
+
+# --- change
+
+
+def _add_action(
+    actions: Commands,
+    name: str,
+    help: str,
+    act: Callable[[argparse.Namespace, Client, str], None],
+    rights: str = "operator",
+) -> None:
+    parser = actions.add_parser(name, help=help)
+    parser.description = help.capitalize() + "."
+    parser.add_argument("names", nargs="+", metavar="NAME", help="the names of the schedules")
+    if act is _show:
+        add_json(parser, "one JSON object for each schedule, each on a line")
+    add_database(parser, rights=rights)
+    parser.set_defaults(run=_for_each, act=act)
+
+
+def _for_each(options: argparse.Namespace) -> int:
+    """Act on each schedule; a name that does not exist hinders no other."""
+    code = 0
+    with connect(options) as app:
+        for name in options.names:
+            try:
+                options.act(options, app.client, name)
+            except ScheduleNotFound as error:
+                say(f"pgjobs: error: {harmless(error)}")
+                code = 1
+    return code
+
+
+def _run_now(options: argparse.Namespace, client: Client, name: str) -> None:
+    client.schedules.run_now(name)
+    print(f"schedule {harmless(name)} will run once, as soon as a worker pool sees it")
+
+
+def _pause(options: argparse.Namespace, client: Client, name: str) -> None:
+    client.schedules.pause(name)
+    print(f"paused schedule {harmless(name)}")
+
+
+def _resume(options: argparse.Namespace, client: Client, name: str) -> None:
+    client.schedules.resume(name)
+    print(f"resumed schedule {harmless(name)}")
+
+
+# --- simulate
+
+
+def _add_simulate(actions: Commands) -> None:
+    parser = actions.add_parser("simulate", help="print the next ticks of a schedule")
+    parser.description = "Print when a schedule ticks, in its time zone and in UTC. Needs no database."
+    parser.add_argument("spec", help="a cron expression such as '30 2 * * *' or @daily, or '@every 1h30m'")
+    parser.add_argument("--zone", default="UTC", help="its time zone (default: %(default)s)")
+    parser.add_argument("--from", dest="start", metavar="WHEN", help="a date or time in that zone (default: now)")
+    parser.add_argument("--count", type=number, default=10, metavar="N", help="how many ticks (default: %(default)s)")
+    parser.add_argument("--name", default="", help="the schedule's name, which determines the values of H fields")
+    parser.set_defaults(run=_simulate)
 
 
 def _simulate(options: argparse.Namespace) -> int:

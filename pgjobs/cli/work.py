@@ -9,10 +9,9 @@ import re
 from datetime import timedelta
 from pathlib import Path
 
-from pgjobs.cli.arguments import Commands
+from pgjobs.cli.arguments import Commands, duration
 from pgjobs.errors import PgjobsError
 
-_UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _SIZES = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _COUNT = re.compile(r"[1-9][0-9]{0,8}")
 _CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
@@ -41,13 +40,13 @@ def add_parser(commands: Commands) -> None:
     )
     parser.add_argument("--max-jobs", type=count, metavar="N", help="replace a process when it has run so many jobs")
     parser.add_argument("--max-rss", type=size, metavar="SIZE", help="replace one that uses more memory, such as 512M")
-    parser.add_argument("--max-age", type=duration, metavar="TIME", help="replace one that has lived for so long: 1h")
+    parser.add_argument("--max-age", type=some_time, metavar="TIME", help="replace one that has lived for so long: 1h")
     parser.add_argument(
-        "--stop-timeout", type=duration, metavar="TIME", help="how long a stop waits for jobs (default: the pool's)"
+        "--stop-timeout", type=some_time, metavar="TIME", help="how long a stop waits for jobs (default: the pool's)"
     )
     parser.add_argument(
         "--start-timeout",
-        type=duration,
+        type=some_time,
         default=timedelta(minutes=1),
         metavar="TIME",
         help="kill a process that has not imported the application by then (default: 1m)",
@@ -146,15 +145,11 @@ def queues(text: str) -> dict[str, int | None]:
     return found
 
 
-def duration(text: str) -> timedelta:
-    """A duration such as `25s`, `10m` or `1h`."""
-    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)(ms|s|m|h|d)", text)
-    if match is None or float(match[1]) == 0:
-        raise argparse.ArgumentTypeError(f"must be a duration such as 500ms, 25s, 10m, 1h or 2d, not {text!r}")
-    try:
-        return timedelta(seconds=float(match[1]) * _UNITS[match[2]])
-    except OverflowError:
-        raise argparse.ArgumentTypeError(f"{text!r} is too long") from None
+def some_time(text: str) -> timedelta:
+    """A duration that is longer than nothing."""
+    if not duration(text):
+        raise argparse.ArgumentTypeError(f"must be longer than nothing, not {text!r}")
+    return duration(text)
 
 
 def size(text: str) -> int:

@@ -234,7 +234,15 @@ def _why_skipped(error: psycopg.Error) -> str | None:
         return "conflict"
     if isinstance(error, psycopg.errors.ForeignKeyViolation):
         return "referenced"
+    if _lacks_right(error):  # for every job
+        return None
     return "refused" if concerns_a_row(error) else None
+
+
+def _lacks_right(error: psycopg.Error) -> bool:
+    """Whether the role may not run the statement at all, where a trigger or a policy would refuse one row."""
+    is_denied = isinstance(error, psycopg.errors.InsufficientPrivilege)
+    return is_denied and not error.diag.context and "row-level security" not in str(error)
 
 
 def is_conflict(error: psycopg.Error) -> bool:

@@ -12,15 +12,15 @@ from pgjobs.errors import InvalidSetting
 
 # As libpq parses it: user and password end at the first @, unless a / comes before it.
 _URL = re.compile(r"postgres(?:ql)?://(?:[^@/]*@)?(?P<host_and_path>[^?]*)(?:\?(?P<query>.*))?", re.DOTALL)
-# A SQLAlchemy URL with the driver that pgjobs uses.
-_SQLALCHEMY = re.compile(r"postgres(?:ql)?\+psycopg(?=://)")
+# A SQLAlchemy URL with a driver whose URLs libpq understands, once the driver is left out.
+_SQLALCHEMY = re.compile(r"postgres(?:ql)?\+psycopg2?(?=://)")
 _WITH_AT = ("user", "password", "application_name", "options")
 _FORMS = "write postgresql://user:password@host:port/database, or pairs as in: host=... dbname=..."
 _ESCAPE = "in a password write %40 for @, %2F for / and %25 for %"
 
 
 def for_libpq(dsn: str) -> str:
-    """The string for libpq: SQLAlchemy's postgresql+psycopg:// without the driver."""
+    """The string for libpq: SQLAlchemy's postgresql+psycopg:// or +psycopg2:// without the driver."""
     return _SQLALCHEMY.sub("postgresql", dsn) if _SQLALCHEMY.match(dsn) else dsn
 
 

@@ -29,7 +29,7 @@ DOWN = [f"down {version:04} {name}" for version, name in sorted(migration_plan.v
 
 @pytest.fixture(autouse=True)
 def _no_database_url(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("DATABASE_URL", "PGHOST", "PGHOSTADDR", "PGPORT", "PGDATABASE", "PGUSER", "PGSERVICE"):
+    for name in ("DATABASE_URL", "PGHOST", "PGHOSTADDR", "PGPORT", "PGDATABASE", "PGUSER", "PGSERVICE", "PGJOBS_APP"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -86,7 +86,9 @@ def test_the_installed_program_migrates_the_database_of_the_environment(
 def test_the_installed_program_fails_with_one_line_and_no_traceback() -> None:
     done = pgjobs_program("migrate")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("pgjobs: which database? give --dsn, or set DATABASE_URL or one of PGHOST, ")
+    assert done.stderr.startswith(
+        "pgjobs: error: which database? give --dsn or --app, or set DATABASE_URL, PGJOBS_APP or "
+    )
     assert done.stderr.count("\n") == 1
 
 
@@ -141,7 +143,7 @@ def test_to_stops_at_the_version_and_max_steps_after_so_many(pgjobs: Command, de
 
 def test_an_unknown_version_is_refused(pgjobs: Command, default_client: Client) -> None:
     assert pgjobs.migrate("--to", "77") == 1
-    assert pgjobs.errors == f"pgjobs: target: there is no version 77: this code knows 0 to {NEWEST}\n"
+    assert pgjobs.errors == f"pgjobs: error: target: there is no version 77: this code knows 0 to {NEWEST}\n"
     assert pgjobs.migrate("--sql", "--to", "77") == 1
     assert pgjobs.lines == []
     with pytest.raises(SchemaMissing):
@@ -160,7 +162,7 @@ def test_another_schema_is_made_beside_the_default_one(
 
 def test_a_schema_that_is_no_name_is_refused(pgjobs: Command) -> None:
     assert pgjobs.migrate("--schema", "drop table;") == 1
-    assert pgjobs.errors.startswith("pgjobs: schema 'drop table;'")
+    assert pgjobs.errors.startswith("pgjobs: error: schema 'drop table;'")
     assert pgjobs.migrate("--sql", "--schema", "drop table;") == 1
     assert pgjobs.lines == []
 
@@ -242,7 +244,7 @@ def test_a_database_that_does_not_exist_is_named_at_once(pgjobs: Command, fresh_
     with psycopg.connect(fresh_database) as conn:
         missing = f"{conn.info.dbname}_missing"
     assert pgjobs.run("migrate", "--dsn", make_conninfo(fresh_database, dbname=missing)) == 1
-    assert pgjobs.errors.startswith("pgjobs: ")
+    assert pgjobs.errors.startswith("pgjobs: error: ")
     assert f'database "{missing}" does not exist' in pgjobs.errors
     assert pgjobs.errors.count("does not exist") == 1
 
@@ -258,7 +260,7 @@ def test_an_error_of_the_database_is_one_message_and_exit_code_1(pgjobs: Command
         conn.execute("CREATE SCHEMA pgjobs")
         conn.execute(sql.SQL("CREATE VIEW {} AS SELECT 1").format(sql.Identifier("pgjobs", "queue")))
     assert pgjobs.migrate() == 1
-    assert pgjobs.errors == 'pgjobs: relation "queue" already exists\n'
+    assert pgjobs.errors == 'pgjobs: error: relation "queue" already exists\n'
     assert pgjobs.lines == []
 
 
@@ -267,9 +269,15 @@ def test_an_error_of_the_database_is_one_message_and_exit_code_1(pgjobs: Command
 
 def parsers() -> dict[str, argparse.ArgumentParser]:
     """The parser of the program and those of its commands, by the words that lead to each."""
-    parser = cli._parser()
-    commands = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
-    return {"": parser, **commands.choices}
+    found = {"": cli._parser()}
+    left = [""]
+    for words in left:
+        for action in found[words]._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                below = {f"{words} {name}".strip(): parser for name, parser in action.choices.items()}
+                found |= below
+                left += below
+    return found
 
 
 @pytest.mark.parametrize("words", list(parsers()))
@@ -335,12 +343,12 @@ def test_all_jobs_are_deleted_only_when_that_is_meant(
     assert "all jobs and schedules: add --yes to do that" in pgjobs.errors
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     for answer in ("", "n", "no", "yep"):
-        monkeypatch.setattr("builtins.input", lambda question, answer=answer: answer)
+        monkeypatch.setattr("builtins.input", lambda answer=answer: answer)
         assert pgjobs.migrate("down", *how) == 1
-        assert pgjobs.errors == "pgjobs: nothing was changed\n"
+        assert pgjobs.errors.endswith("Go on? [y/N] pgjobs: error: nothing was changed\n")
     assert default_client.get(job.id) is not None
     assert pgjobs.migrate("down", *how, "--dry-run") == 0
-    monkeypatch.setattr("builtins.input", lambda question: "Y")
+    monkeypatch.setattr("builtins.input", lambda: "Y")
     assert pgjobs.migrate("down", *how) == 0
     assert pgjobs.lines == DOWN
 
@@ -352,13 +360,13 @@ def test_the_end_of_the_input_is_no_yes(
     """Ctrl-D at the question whether all jobs are to be deleted was a traceback."""
     pgjobs.migrate()
 
-    def end(question: str) -> str:
+    def end() -> str:
         raise EOFError
 
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     monkeypatch.setattr("builtins.input", end)
     assert pgjobs.migrate("down", "--to", "0") == 1
-    assert pgjobs.errors == "pgjobs: nothing was changed\n"
+    assert pgjobs.errors.endswith("Go on? [y/N] pgjobs: error: nothing was changed\n")
 
 
 @pytest.mark.finding("E13")
@@ -370,7 +378,7 @@ def test_output_that_cannot_be_written_is_one_line() -> None:
         ended = subprocess.run(
             [program, "roles", "--sql"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False
         )
-    assert (ended.returncode, ended.stderr) == (1, "pgjobs: [Errno 28] No space left on device\n")
+    assert (ended.returncode, ended.stderr) == (1, "pgjobs: error: [Errno 28] No space left on device\n")
 
 
 @pytest.mark.finding("E13")
@@ -467,10 +475,11 @@ def test_the_environment_of_libpq_is_enough(fresh_database: str, tmp_path: Path,
 
 
 @pytest.mark.finding("E7")
-def test_a_url_of_sqlalchemy_is_understood(pgjobs: Command, fresh_database: str) -> None:
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
+def test_a_url_of_sqlalchemy_is_understood(pgjobs: Command, fresh_database: str, driver: str) -> None:
     """`postgresql+psycopg://` was refused by the client and the command."""
     parts = {name: str(value) for name, value in conninfo_to_dict(fresh_database).items()}
-    url = f"postgresql+psycopg:///{parts.pop('dbname')}?{urlencode(parts)}"
+    url = f"postgresql+{driver}:///{parts.pop('dbname')}?{urlencode(parts)}"
     assert pgjobs.run("migrate", "--dsn", url) == 0
     with Client(url) as client:
         client.check_schema()

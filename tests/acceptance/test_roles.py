@@ -513,3 +513,11 @@ def test_a_name_that_cannot_be_a_role_is_refused(name: Any) -> None:
 def test_two_roles_of_one_name_are_refused() -> None:
     with pytest.raises(InvalidSetting, match="a name of its own"):
         roles_sql(worker="app", enqueuer="app")
+
+
+def test_a_call_for_many_jobs_says_that_a_right_is_lacking(roles: Roles) -> None:
+    """It skipped each job as "refused", as if a trigger or a policy of the application had refused that one."""
+    roles.grant()
+    roles.client.enqueue(None, {}, kind="test")
+    with roles.client_as("viewer") as viewer, pytest.raises(DENIED):
+        viewer.cancel_many(JobFilter.all())

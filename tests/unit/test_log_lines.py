@@ -16,8 +16,8 @@ from pgjobs.job import JobState
 from pgjobs.loggers import Lines, get_logger
 
 SOURCE = Path(pgjobs.__file__).parent
-CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-HOSTILE = "nightly\nERROR root: \x1b[31mforged\x1b[0m\r\x9b2J \x85 \u2028 \u202e \ud800"
+CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+HOSTILE = "nightly\nERROR root: \x1b[31mforged\x1b[0m\r\x9b2J \x85 \u2028 \u202e \u200f \u061c \ud800"
 
 
 class Unreadable:

@@ -1,0 +1,82 @@
+"""Which database a command uses, and a client for it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from pgjobs.cli.app import App, load
+from pgjobs.client import Client
+from pgjobs.errors import PgjobsError, SchemaDamaged
+
+# libpq finds the database by any of these environment variables.
+_DATABASE_VARIABLES = ("PGHOST", "PGHOSTADDR", "PGPORT", "PGDATABASE", "PGUSER", "PGSERVICE")
+
+
+@contextmanager
+def connect(options: argparse.Namespace) -> Iterator[App]:
+    """The client that the options name, on tables that fit this code.
+
+    The first connection is made here, outside the pool: an unreachable server is an error at once, where a pool would
+    try again for half a minute. Damage that a worker pool repairs at its start hinders no command.
+    """
+    with client_of(options) as app:
+        with suppress(SchemaDamaged):
+            app.client.check_schema()
+        yield app
+
+
+@contextmanager
+def client_of(options: argparse.Namespace) -> Iterator[App]:
+    """The client that the options name; whether the tables exist is for the caller to see."""
+    name = app_name(options)
+    if name is None:
+        with Client(_dsn(options), schema=options.schema or "pgjobs") as client:
+            yield App(client)
+        return
+    if options.schema is not None:
+        raise PgjobsError("the app decides the schema: leave out --schema, or give --dsn in place of the app")
+    app = load(name)
+    with _opened(app):
+        yield app
+
+
+def schema_of(options: argparse.Namespace) -> str:
+    """The schema, for commands that need no database."""
+    name = None if options.schema is not None else app_name(options)
+    schema: str = load(name).client.schema if name is not None else options.schema or "pgjobs"
+    return schema
+
+
+def app_name(options: argparse.Namespace) -> str | None:
+    """The name of the app, unless the command line names a database instead."""
+    dsn = getattr(options, "dsn", None)
+    if options.app and dsn:
+        raise PgjobsError("--app and --dsn name two databases: give one of them")
+    name: str | None = options.app or (None if dsn else os.environ.get("PGJOBS_APP"))
+    return name or None
+
+
+@contextmanager
+def _opened(app: App) -> Iterator[None]:
+    """Open the pool of the application, if it left that to its own start."""
+    source = app.client.source
+    if source.owned or not source.pool.closed:
+        yield
+        return
+    with source.pool:
+        yield
+
+
+def _dsn(options: argparse.Namespace) -> str:
+    dsn: str | None = options.dsn or os.environ.get("DATABASE_URL")
+    if dsn:
+        return dsn
+    if any(os.environ.get(name) for name in _DATABASE_VARIABLES):
+        return "application_name=pgjobs"  # libpq reads the environment
+    raise PgjobsError(
+        "which database? give --dsn or --app, or set DATABASE_URL, PGJOBS_APP or one of "
+        + ", ".join(_DATABASE_VARIABLES)
+    )

@@ -1,0 +1,98 @@
+"""`pgjobs enqueue`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from difflib import get_close_matches
+from typing import Any
+
+from pgjobs import codec
+from pgjobs.cli.app import App
+from pgjobs.cli.arguments import (
+    Commands,
+    add_database,
+    add_json,
+    duration,
+    future,
+    json_object,
+    positive,
+    small_integer,
+)
+from pgjobs.cli.database import connect
+from pgjobs.cli.job_output import all_fields
+from pgjobs.cli.output import print_json
+from pgjobs.client import decode_args
+from pgjobs.errors import InvalidArgs, PgjobsError
+from pgjobs.unique import Unique
+
+
+def add_parser(commands: Commands) -> None:
+    parser = commands.add_parser("enqueue", help="enqueue a job")
+    parser.description = (
+        "Enqueue one job. With --app or PGJOBS_APP the args are checked against the args class of the kind, whose "
+        "default options count, and an unknown kind is refused."
+    )
+    parser.add_argument("kind", metavar="KIND", help="the kind of the job")
+    parser.add_argument(
+        "args",
+        nargs="?",
+        type=json_object,
+        default={},
+        metavar="ARGS",
+        help="a JSON object; @FILE reads it from a file, - from the standard input (default: an empty object)",
+    )
+    parser.add_argument("--queue", metavar="NAME", help="default: the queue of the args class or the client")
+    parser.add_argument("--priority", type=small_integer, metavar="N", help="lower runs first")
+    when = parser.add_mutually_exclusive_group()
+    when.add_argument("--delay", type=duration, metavar="TIME", help="run it after this time, such as 30s, 5m or 2h")
+    when.add_argument("--at", type=future, dest="scheduled_at", metavar="WHEN", help="run it at this time")
+    parser.add_argument("--max-attempts", type=positive, metavar="N", help="how often it may start")
+    parser.add_argument("--tag", action="append", dest="tags", metavar="TAG", help="can be repeated")
+    parser.add_argument("--metadata", type=json_object, metavar="JSON", help="a JSON object to store beside the args")
+    parser.add_argument(
+        "--unique",
+        choices=["kind", "args"],
+        help="only if there is no such job yet: of this kind, or of this kind with these args",
+    )
+    parser.add_argument("--pending", action="store_true", default=None, help="wait for `pgjobs release`")
+    add_json(parser, "the job as a JSON object")
+    add_database(parser, rights="enqueuer")
+    parser.set_defaults(run=_enqueue)
+
+
+_ANY_SIZE = 1 << 40  # the client has the limit
+_OPTIONS = ("queue", "priority", "delay", "scheduled_at", "max_attempts", "tags", "metadata", "pending")
+
+
+def _enqueue(options: argparse.Namespace) -> int:
+    given: dict[str, Any] = {name: getattr(options, name) for name in _OPTIONS if getattr(options, name) is not None}
+    if options.unique is not None:
+        given["unique"] = Unique(by_args=options.unique == "args")
+    with connect(options) as app:
+        job: Any = app.client.enqueue(None, _payload(app, options.kind, options.args), kind=options.kind, **given)
+    if options.json:
+        print_json({**all_fields(job), "duplicate": job.duplicate})
+    else:
+        what = "is there already" if job.duplicate else "enqueued"
+        print(f"job {job.id} {what}: {job.kind} in {job.queue}, {job.state}")
+    return 0
+
+
+def _payload(app: App, kind: str, args: dict[str, Any]) -> Any:
+    """The args as an instance of the args class of the kind, if the app has one."""
+    if app.work_map is None:
+        return args
+    handler = dict.get(app.work_map, kind)
+    if handler is None:
+        near = get_close_matches(kind, app.work_map, 1)
+        meant = f"; did you mean {near[0]!r}?" if near else ""
+        known = f": it handles {', '.join(sorted(app.work_map)[:20])}" if not near and app.work_map else ""
+        raise PgjobsError(f"the app has no handler for kind {kind!r}{meant}{known}")
+    if handler.args_class is None:
+        return args
+    made: Any = decode_args(handler.args_class, args)
+    unknown = args.keys() - json.loads(codec.encode(made, max_bytes=_ANY_SIZE)).keys()
+    if unknown:  # decoding passes over them, and a misspelt field would go unnoticed
+        raise InvalidArgs(f"{handler.args_class.__qualname__} has no field {', '.join(sorted(map(repr, unknown)))}")
+    return made

@@ -1,0 +1,418 @@
+"""The verbs for jobs: which jobs they mean, what they print for programs, what they ask, and how they fail."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pgjobs import Client, JobState, NewJob, WorkerPool, cli
+from pgjobs.cli import filters
+from tests.acceptance.cli_program import of, run_on_terminal
+
+VARIABLES = ("DATABASE_URL", "PGHOST", "PGHOSTADDR", "PGPORT", "PGDATABASE", "PGUSER", "PGSERVICE", "PGJOBS_APP")
+
+
+@pytest.fixture(autouse=True)
+def _no_database_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+
+@dataclass
+class Said:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def lines(self) -> list[str]:
+        return self.out.splitlines()
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+class Program:
+    """Runs the command line in this process, on the tables of a client."""
+
+    def __init__(self, client: Client, capsys: pytest.CaptureFixture[str]) -> None:
+        self.client = client
+        self._capsys = capsys
+
+    def __call__(self, *words: object, app: str | None = None) -> Said:
+        where = of(self.client) if app is None else ["--app", app]
+        try:
+            code = cli.main([*map(str, words), *where])
+        except SystemExit as ended:  # of argparse
+            code = int(ended.code or 0)
+        out, err = self._capsys.readouterr()
+        return Said(code, out, err)
+
+    def ids(self, *words: object) -> list[int]:
+        said = self("list", "--json", "--reverse", *words)
+        assert said.code == 0, said.err
+        return [json.loads(line)["id"] for line in said.lines]
+
+
+@pytest.fixture
+def pgjobs(client: Client, capsys: pytest.CaptureFixture[str]) -> Program:
+    return Program(client, capsys)
+
+
+# --- which jobs
+
+
+def test_the_options_of_a_filter(pgjobs: Program) -> None:
+    client = pgjobs.client
+    jobs = client.enqueue_many(
+        None,
+        [
+            NewJob({}, kind="mail.send", queue="mail", priority=-1, tags=["one", "two"]),
+            NewJob({}, kind="mail.send", queue="bulk", metadata={"tenant": 7}, tags=["two"]),
+            NewJob({}, kind="report", pending=True),
+        ],
+    )
+    a, b, c = (job.id for job in jobs)
+    assert pgjobs.ids() == [a, b, c]
+    assert pgjobs.ids("--kind", "mail.send") == [a, b]
+    assert pgjobs.ids("--queue", "bulk", "--queue", "default") == [b, c]
+    assert pgjobs.ids("--state", "pending") == [c]
+    assert pgjobs.ids("--priority", "-1") == [a]
+    assert pgjobs.ids("--tag", "one", "--tag", "two") == [a]
+    assert pgjobs.ids("--any-tag", "one", "--any-tag", "two") == [a, b]
+    assert pgjobs.ids("--metadata", '{"tenant": 7}') == [b]
+    assert pgjobs.ids("--created-after", "1h") == [a, b, c]
+    assert pgjobs.ids("--created-before", "1h") == []
+    assert pgjobs.ids("--scheduled-before", "+1h", "--kind", "report") == [c]
+    assert pgjobs.ids("--finalized-after", "2020-01-01") == []
+    client.cancel(b)
+    client.cancel(a)
+    assert pgjobs.ids("--state", "cancelled", "--order", "time") == [b, a]
+
+
+def test_a_list_says_how_to_go_on(pgjobs: Program) -> None:
+    ids = [pgjobs.client.enqueue(None, {}, kind="test").id for _ in range(5)]
+    said = pgjobs("list", "--limit", "2", "--json")
+    assert [json.loads(line)["id"] for line in said.lines] == ids[:2:-1]
+    cursor = said.err.split()[-1]
+    assert said.err == f"there are more jobs: --limit 0 for all, or go on with --cursor {cursor}\n"
+    said = pgjobs("list", "--limit", "0", "--json", "--cursor", cursor)
+    assert [json.loads(line)["id"] for line in said.lines] == ids[2::-1]
+    assert said.err == ""
+
+
+def test_a_long_list_is_read_page_by_page(pgjobs: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pgjobs.cli.listing._PAGE", 2)
+    monkeypatch.setattr("pgjobs.cli.output._CHUNK", 2)
+    ids = [pgjobs.client.enqueue(None, {}, kind="test").id for _ in range(5)]
+    assert pgjobs.ids("--limit", "0") == ids
+    assert pgjobs.ids("--limit", "3") == ids[:3]
+    head, *lines = pgjobs("list", "--limit", "0", "--reverse").lines
+    assert head.split()[0] == "ID"
+    assert [int(line.split()[0]) for line in lines] == ids
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["list", "--created-after", "yesterday"], "must be a date or time such as 2026-03-07"),
+        (["list", "--metadata", "[1]"], "must be a JSON object"),
+        (["list", "--priority", "x"], "must be a whole number"),
+        (["show", "abc"], "the id of a job is a whole number, not 'abc'"),
+        (["retry"], "which jobs? give ids, or options such as --state or --kind, or --all"),
+        (["cancel", "7", "--all"], "--all: not allowed with"),
+        (["update", "7"], "what is to change?"),
+        (["enqueue", "test", "{"], "'{' is no JSON"),
+        (["enqueue", "test", "@nosuch.json"], "No such file"),
+        (["enqueue", "test", '{"a": NaN}'], "NaN is no JSON number"),
+        (["enqueue", "test", "--delay", "soon"], "must be a time such as 30s"),
+        (["enqueue", "test", "--at", "0001-01-01T00:00Z"], "must be a date or time"),
+        (["queues", "pause"], "which queues? give names, or --all"),
+        (["queues", "update", "mail"], "what is to change?"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_usage(pgjobs: Program, words: list[str], problem: str) -> None:
+    said = pgjobs(*words)
+    assert (said.code, said.out) == (2, "")
+    assert problem in said.err
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["list", "--state", "runing"], "'runing' is no state; there are available, "),
+        (["list", "--order", "time"], "order='time' is the time of one state"),
+        (["list", "--cursor", "7"], "is no cursor"),
+        (["show", "77"], "there is no job 77"),
+        (["retry", "77"], "there is no job 77"),
+        (["wait", "77"], "there is no job 77"),
+        (["release", "77"], "there is no job 77"),
+        (["delete", "77", "78", "--yes"], "there is no job 78"),
+        (["enqueue", "a kind"], "kind 'a kind': use 2 to 128"),
+        (["enqueue", "test", "--queue", "a queue"], "queue 'a queue': use 1 to 64"),
+        (["queues", "pause", "nowhere"], "there is no queue 'nowhere'"),
+        (["schedules", "show", "never"], "there is no schedule 'never'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_does_not_exist_is_one_line(pgjobs: Program, words: list[str], problem: str) -> None:
+    said = pgjobs(*words)
+    assert said.code == 1
+    assert said.err.splitlines()[-1].startswith("pgjobs: error: ")
+    assert problem in said.err
+    assert all(line.startswith("pgjobs: error: ") for line in said.err.splitlines())
+
+
+# --- enqueue
+
+
+def test_enqueue_takes_args_from_a_file_and_options(pgjobs: Program, tmp_path: Path) -> None:
+    file = tmp_path / "args.json"
+    file.write_text('{"city": "Zürich"}', encoding="utf-8")
+    words = ["--delay", "2h", "--max-attempts", "3", "--metadata", '{"a": 1}', "--unique", "args", "--json"]
+    first = pgjobs("enqueue", "test", f"@{file}", *words).json
+    assert (first["args"], first["state"], first["max_attempts"]) == ({"city": "Zürich"}, "scheduled", 3)
+    assert (first["metadata"], first["duplicate"]) == ({"a": 1}, False)
+    second = pgjobs("enqueue", "test", f"@{file}", *words).json
+    assert (second["id"], second["duplicate"]) == (first["id"], True)
+
+
+# --- many
+
+
+def test_many_jobs_are_changed_step_by_step(pgjobs: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pgjobs.cli.applying._STEP", 2)
+    client = pgjobs.client
+    ids = [client.enqueue(None, {}, kind="test").id for _ in range(5)]
+    client.cancel(ids[1])
+    said = pgjobs("cancel", "--kind", "test", "--json").json
+    others = [ids[0], *ids[2:]]
+    assert said == {"action": "cancel", "dry_run": False, "jobs": 4, "ids": others, "skipped": {}, "missing": []}
+    assert pgjobs("retry", "--state", "cancelled", "--limit", "3").out == "retried 3 jobs\n"
+    assert client.count().by_state[JobState.AVAILABLE] == 3
+    assert pgjobs("delete", "--all", "--yes").out == "deleted 5 jobs\n"
+    assert pgjobs("delete", "--all", "--yes").out == "deleted 0 jobs\n"
+
+
+def test_an_interrupt_says_how_far_it_came(pgjobs: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pgjobs.cli.applying._STEP", 2)
+    for _ in range(5):
+        pgjobs.client.enqueue(None, {}, kind="test")
+    calls: list[object] = []
+
+    def narrowed(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    real = filters.narrowed
+    monkeypatch.setattr("pgjobs.cli.applying.narrowed", narrowed)
+    said = pgjobs("cancel", "--all")
+    assert said.code == 130
+    assert said.err == "pgjobs: interrupted after 4 jobs cancelled; the unfinished step changed nothing\n"
+    assert pgjobs.client.count().by_state[JobState.CANCELLED] == 4
+
+
+@pytest.mark.parametrize("verb", [["cancel"], ["retry"], ["delete"], ["update", "--set-priority", "3"]], ids=" ".join)
+def test_a_dry_run_shows_a_count_and_a_sample_and_changes_nothing(pgjobs: Program, verb: list[str]) -> None:
+    client = pgjobs.client
+    for _ in range(12):
+        client.enqueue(None, {}, kind="test", priority=7)
+    before = client.list_jobs().jobs
+    said = pgjobs(*verb, "--kind", "test", "--dry-run")
+    assert said.code == 0
+    assert len(said.lines) == 1 + 10 + 2
+    assert said.lines[-2:] == ["and 2 more jobs", f"would {verb[0]} 12 jobs; nothing was changed"]
+    assert client.list_jobs().jobs == before
+    one = pgjobs(*verb, before[0].id, "--dry-run", "--json").json
+    assert (one["dry_run"], one["ids"]) == (True, [before[0].id])
+    assert client.list_jobs().jobs == before
+
+
+def test_skipped_jobs_are_named_with_the_reason_and_fail(pgjobs: Program) -> None:
+    client = pgjobs.client
+    done: Any = client.enqueue(None, {}, kind="test")
+    with WorkerPool(client, {"test": lambda tx, job: None}):
+        client.wait(done)
+    waiting = client.enqueue(None, {}, kind="test").id
+    said = pgjobs("cancel", done.id, waiting, 9999)
+    assert said.code == 1
+    assert said.out == f"cancelled job {waiting}\n"
+    assert said.err.splitlines() == [
+        f"skipped 1 job (completed): {done.id}",
+        "pgjobs: error: there is no job 9999",
+    ]
+    said = pgjobs("cancel", done.id)
+    assert (said.code, said.out, said.err) == (1, "", f"skipped 1 job (completed): {done.id}\n")
+    said = pgjobs("retry", waiting, "--reset")
+    assert said.code == 1
+    assert "only a discarded one gets all its attempts again" in said.err
+
+
+def test_a_running_job_is_told_to_end_and_not_deleted(pgjobs: Program) -> None:
+    client = pgjobs.client
+    id = client.enqueue(None, {}, kind="test").id
+    with client.lock_job(id=id) as (_, job):
+        assert job is not None
+        assert pgjobs("retry", id).err == f"skipped 1 job (running): {id}\n"
+        assert pgjobs("delete", id, "--yes").err.startswith(f"pgjobs: error: job {id} is running: cancel it")
+        said = pgjobs("cancel", id)
+        assert said.code == 0
+        assert said.out.splitlines()[-1] == "of these, 1 job ran: their workers were told to end them"
+
+
+# --- what destroys
+
+
+def test_delete_needs_a_yes_in_a_pipe(pgjobs: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = [pgjobs.client.enqueue(None, {}, kind="test").id for _ in range(2)]
+    monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
+    for words in ([ids[0]], ["--kind", "test"], ["--all"]):
+        said = pgjobs("delete", *words)
+        assert (said.code, said.out) == (1, "")
+        assert said.err.endswith("with args and errors: add --yes to do that\n")
+    assert pgjobs.client.count().total == 2
+
+
+@pytest.mark.parametrize(("typed", "left"), [(b"y\n", 0), (b"n\n", 2), (b"\n", 2), (b"\x04", 2)])
+def test_delete_asks_on_a_terminal(client: Client, typed: bytes, left: int) -> None:
+    for _ in range(2):
+        client.enqueue(None, {}, kind="test")
+    done = run_on_terminal(
+        "delete", "--all", *of(client), rich=True, answer=lambda shown: typed if "[y/N]" in shown else b""
+    )
+    assert "this deletes 2 jobs, with args and errors. Go on? [y/N]" in done.out
+    assert done.code == (1 if left else 0)
+    assert ("pgjobs: error: nothing was changed" if left else "deleted 2 jobs") in done.out
+    assert client.count().total == left
+
+
+# --- progress
+
+
+@pytest.mark.parametrize("rich", [False, True], ids=["bare", "rich"])
+def test_long_work_shows_its_progress_on_a_terminal(client: Client, rich: bool) -> None:
+    client.enqueue_many(None, [NewJob({}, kind="test") for _ in range(2500)], returning=False)
+    done = run_on_terminal("cancel", "--all", *of(client), rich=rich)
+    assert done.code == 0
+    assert done.out.splitlines()[-1].endswith("cancelled 2500 jobs")
+    assert ("2500/2500" if rich else "2000 of 2500") in done.out
+
+
+# --- an app
+
+
+APP = """
+from dataclasses import dataclass
+from pgjobs import Client, WorkerPool, WorkMap, job_options
+
+
+@job_options(queue="mail", max_attempts=3)
+@dataclass
+class Welcome:
+    email: str
+    rows: int = 0
+
+
+work_map = WorkMap({{Welcome: lambda tx, job: None}})
+client = Client({dsn!r}, schema={schema!r}, work_map=work_map)
+enqueuing = Client({dsn!r}, schema={schema!r})
+
+
+def pool():
+    return WorkerPool(enqueuing, work_map)
+
+
+def broken():
+    raise RuntimeError("no such setting")
+"""
+
+
+@pytest.fixture
+def shop(client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a module of an application, in the current directory."""
+    name = f"shop_{client.schema}"
+    (tmp_path / f"{name}.py").write_text(APP.format(dsn=str(client.pool.conninfo), schema=client.schema))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)  # undone after the test, unlike what `--app` does
+    return name
+
+
+@pytest.mark.parametrize("object", ["client", "pool"])
+def test_an_app_gives_the_database_and_the_args_classes(pgjobs: Program, shop: str, object: str) -> None:
+    app = f"{shop}:{object}"
+    job = pgjobs("enqueue", "welcome", '{"email": "ada@example.com"}', "--json", app=app).json
+    assert (job["args"], job["queue"], job["max_attempts"]) == ({"email": "ada@example.com", "rows": 0}, "mail", 3)
+    for args, problem in (
+        ("{}", "$.email: missing"),
+        ('{"email": 7}', "$.email"),
+        ('{"email": "a", "row": 7}', "Welcome has no field 'row'"),
+    ):
+        said = pgjobs("enqueue", "welcome", args, app=app)
+        assert said.code == 1
+        assert problem in said.err
+    said = pgjobs("enqueue", "welcom", "{}", app=app)
+    assert (said.code, said.err) == (
+        1,
+        "pgjobs: error: the app has no handler for kind 'welcom'; did you mean 'welcome'?\n",
+    )
+    assert pgjobs.client.count().total == 1
+
+
+def test_the_app_of_the_environment_gives_way_to_a_dsn(
+    pgjobs: Program, shop: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    id = pgjobs.client.enqueue(None, {}, kind="test").id
+    monkeypatch.setenv("PGJOBS_APP", f"{shop}:client")
+    assert cli.main(["show", str(id)]) == 0
+    assert cli.main(["roles", "--sql"]) == 0
+    assert f'GRANT USAGE ON SCHEMA "{pgjobs.client.schema}"' in capsys.readouterr().out
+    monkeypatch.setenv("PGJOBS_APP", "nosuch:client")
+    assert pgjobs("show", id).code == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("{}", "write it as module:object, as in shop.jobs:client"),
+        ("{}:nothing", "there is no nothing in "),
+        ("{}:work_map", "it must be a Client, a WorkerPool, or a function that returns one, not a WorkMap"),
+        ("{}:broken", "the call failed: RuntimeError: no such setting ("),
+        ("no_{}:client", "failed: ModuleNotFoundError: No module named "),
+    ],
+)
+def test_an_app_that_cannot_be_used_is_one_line(pgjobs: Program, shop: str, name: str, problem: str) -> None:
+    said = pgjobs("list", app=name.format(shop))
+    assert (said.code, said.out) == (1, "")
+    assert said.err.startswith("pgjobs: error: the app ")
+    assert problem in said.err
+    assert said.err.count("\n") == 1
+
+
+def test_an_app_has_a_database_and_a_schema_of_its_own(pgjobs: Program, shop: str) -> None:
+    said = pgjobs("list", "--dsn", "dbname=x", app=f"{shop}:client")
+    assert (said.code, said.err) == (1, "pgjobs: error: --app and --dsn name two databases: give one of them\n")
+    said = pgjobs("list", "--schema", "x", app=f"{shop}:client")
+    assert said.code == 1
+    assert "the app decides the schema" in said.err
+
+
+def test_the_pool_of_an_app_that_is_not_open_yet_is_opened(
+    pgjobs: Program, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"unopened_{client.schema}"
+    (tmp_path / f"{name}.py").write_text(
+        "from pgjobs import Client\nfrom psycopg_pool import ConnectionPool\n"
+        f"pool = ConnectionPool({str(client.pool.conninfo)!r}, open=False)\n"
+        f"client = Client(pool, schema={client.schema!r})\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    said = pgjobs("list", app=f"{name}:client")
+    assert (said.code, said.err) == (0, "no jobs\n")
