@@ -114,7 +114,7 @@ def _message(error: object) -> str:
 def error_trace(error: BaseException) -> str | None:
     """The traceback from the handler's first line on, without values of variables, cleaned and cut in the middle. None
     if the error has no frames outside of pgjobs."""
-    of_handler = _skip_pgjobs(error.__traceback__)
+    of_handler = skip_pgjobs(error.__traceback__)
     if of_handler is None:
         return None
     try:
@@ -124,7 +124,7 @@ def error_trace(error: BaseException) -> str | None:
         return f"<the traceback cannot be formatted: {type(broken).__name__}>"
 
 
-def _skip_pgjobs(trace: TracebackType | None) -> TracebackType | None:
+def skip_pgjobs(trace: TracebackType | None) -> TracebackType | None:
     """The traceback without the frames of pgjobs at its start."""
     while trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("pgjobs."):
         trace = trace.tb_next
@@ -145,3 +145,9 @@ def one_line(text: object, limit: int = 500) -> str:
     line = _primary(text) if isinstance(text, psycopg.Error) else _message(text)
     line = line.rstrip() + hint(text) if isinstance(text, BaseException) else line
     return _NOT_FOR_A_LINE.sub(lambda match: match[0].encode("unicode_escape").decode(), line[:limit])[:limit]
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, for a log record with its traceback; libpq adds advice on further lines."""
+    line = one_line(error)
+    return line.split("\\n")[0] or line

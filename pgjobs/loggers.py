@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import logging
 import traceback
+from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 from pgjobs.clean_text import TRACE_LIMIT, clean, one_line
+from pgjobs.job import Job
 
 _NUMBERS = (int, float, type(None))
 
@@ -47,6 +50,39 @@ def _cleaned(value: Any) -> Any:
 
 
 _CLEANED = _Cleaned()
+
+
+def demote(name: str, ours: Callable[[logging.LogRecord], bool]) -> None:
+    """Make the records of another library's logger debug messages if they concern what is `ours`."""
+    logger = logging.getLogger(name)
+
+    def demoted(record: logging.LogRecord) -> bool:
+        if not ours(record):
+            return True
+        record.levelno, record.levelname = logging.DEBUG, "DEBUG"
+        return logger.isEnabledFor(logging.DEBUG)
+
+    logger.addFilter(demoted)
+
+
+def job_fields(job: Job[Any]) -> dict[str, object]:
+    """The fields of a log record that is about a job: the `extra` of the call."""
+    return {
+        "job_id": job.id,
+        "kind": one_line(job.kind),
+        "queue": one_line(job.queue),
+        "attempt": job.attempt,
+        "worker": one_line(job.attempted_by[-1]) if job.attempted_by else None,
+    }
+
+
+def shown_seconds(seconds: float) -> str:
+    """A duration for a person: "12 ms", "1.5 s", "90 s", "0:05:00"."""
+    if seconds < 1:
+        return f"{seconds * 1000:.{0 if seconds >= 0.01 else 1}f} ms"
+    if seconds < 100:
+        return f"{seconds:.{1 if seconds < 10 and seconds % 1 >= 0.05 else 0}f} s"
+    return str(timedelta(seconds=round(seconds)))
 
 
 def get_logger(name: str) -> logging.Logger:

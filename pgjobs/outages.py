@@ -8,10 +8,11 @@ import time
 
 import psycopg
 
-from pgjobs.clean_text import one_line
+from pgjobs.clean_text import first_line, one_line
 
 _DOWN = "the database"
 _READ_ONLY = "writing to the database"
+_TEXTS = {_DOWN: "the database does not answer", _READ_ONLY: "the database is read-only"}
 _DOWN_STATES = ("57P01", "57P02", "57P03", "57P05", "53300")  # shut down, crashed, starting, idle timeout, full
 # The database works again after this many seconds without a failure: when a server was restarted, each old connection
 # fails once more.
@@ -41,6 +42,11 @@ class Outages:
         """What does not work, if the database is down or read-only; else None."""
         return next((what for what, _ in list(self._since) if what in (_DOWN, _READ_ONLY)), None)
 
+    @property
+    def database_is_down(self) -> bool:
+        """Whether that was logged, and nothing has worked since."""
+        return (_DOWN, "") in self._since
+
     def failed(
         self, log: logging.Logger, what: str, error: BaseException, text: str, *, exc_info: bool = False
     ) -> None:
@@ -54,7 +60,8 @@ class Outages:
             if first:
                 self._since[key] = self._latest
         if first:
-            log.warning("%s: %s (not logged again until it works)", text, one_line(error), exc_info=exc_info)
+            text = _TEXTS[database] if database else text
+            log.warning("%s: %s (not logged again until it works)", text, first_line(error), exc_info=exc_info)
         else:
             log.debug("%s: %s", text, one_line(error))
 

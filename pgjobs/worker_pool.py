@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,11 +26,12 @@ from pgjobs.execution.attempt import AT_STOP, Attempt
 from pgjobs.execution.claimer import Claimer
 from pgjobs.execution.executor import Executor
 from pgjobs.execution.finisher import Finisher
+from pgjobs.execution.job_log import JobLog
 from pgjobs.execution.watchdog import Watchdog
 from pgjobs.forking import this_process
 from pgjobs.hooks import ErrorHandler, Middleware
 from pgjobs.job import Job, JobState
-from pgjobs.loggers import get_logger
+from pgjobs.loggers import get_logger, job_fields
 from pgjobs.maintenance.duties import Maintenance
 from pgjobs.maintenance.reindexer import MIDNIGHT, Reindex, check_time
 from pgjobs.maintenance.thread import MaintenanceThread
@@ -53,6 +55,7 @@ from pgjobs.wakeup.listener import Listener
 from pgjobs.work_map import Handler, HandlerFunction, as_work_map, check_unknown_kinds, decoding
 from pgjobs.workers.context import PoolContext, QueueWorkers
 from pgjobs.workers.heartbeat import Heartbeat
+from pgjobs.workers.pool_log import PoolLog, check_level
 from pgjobs.workers.pool_settings import check_error_handler, check_listen_dsn, check_order
 from pgjobs.workers.queries import WorkerQueries
 from pgjobs.workers.signals import LOOK_UP, next_signal, signals
@@ -106,6 +109,9 @@ class WorkerPool:
 
     With `listen=False` the pool uses no LISTEN and finds jobs by polling, every `poll_interval`. `listen_dsn` is a
     direct connection to LISTEN on, for a client that connects through a pooler.
+
+    `job_log_level` is the level of the log lines of jobs that do well: started, completed, snoozed. Failures are logged
+    as warnings, discarded jobs as errors, by the logger `pgjobs.job`.
     """
 
     _started = False
@@ -143,6 +149,7 @@ class WorkerPool:
         durability: Durability = "full",
         listen: bool = True,
         listen_dsn: str | None = None,
+        job_log_level: int | str = logging.DEBUG,
     ) -> None:
         _check_client(client)
         checks.check_text("name", name, is_cleaned=True)
@@ -159,6 +166,8 @@ class WorkerPool:
         self._client = client
         self._note_classes()
         self._stop_timeout = stop_timeout
+        self._log = PoolLog(self.name)
+        self._job_log = JobLog(check_level(job_log_level))
         self._listen = listen
         self._listen_dsn = listen_dsn
         self._reindex_at = check_time(reindex_at)
@@ -225,6 +234,7 @@ class WorkerPool:
                 hooks=client.hooks,
                 events=client.events,
                 error_details=client.error_details,
+                job_log=self._job_log,
                 on_due_soon=self._context.promote_soon,
             ),
             watchdog=Watchdog(
@@ -283,6 +293,7 @@ class WorkerPool:
             listening=self._context.listening,
             outages=self._context.outages,
             on_closed=self._client_closed,
+            each_round=self._job_log.refresh,
             name=f"{self.name}/maintenance",
         )
 
@@ -293,6 +304,7 @@ class WorkerPool:
             wake=self._context.notified,
             name=f"{self.name}/listener",
             leaves_jobs=self._executor.claimer.unknown_kinds == "leave",
+            outages=self._context.outages if self._listen_dsn is None else None,
         )
 
     def __repr__(self) -> str:
@@ -319,6 +331,8 @@ class WorkerPool:
             source, queue_workers = self._client.source, self._context.queue_workers
             with source.first_connection() as conn:
                 migrate.make_ready(conn, self._client.schema)
+                self._log_start(conn)
+            self._job_log.refresh()
             if self._closing.locked():
                 self._closing.release()
             self._heartbeat.register_queues(queue_workers)
@@ -336,8 +350,13 @@ class WorkerPool:
                 self._stop(0.0)
                 raise
             _end_calls.add(self._end_with_process)
-            log.info("%s: %d threads on %s", self.name, self.threads, ", ".join(queue_workers))
         return self
+
+    def _log_start(self, conn: AnyConnection) -> None:
+        queues = {name: (workers.threads, workers.settings) for name, workers in self._context.queue_workers.items()}
+        schedules = self.schedules.by_name
+        self._log.starting(conn, schema=self._client.schema, worker=self._client.id, queues=queues,
+                           kinds=self.work_map.keys(), schedules=schedules.keys())  # fmt: skip
 
     def _note_classes(self) -> None:
         """Raise if the WorkMap handles a kind with another args class than the client has enqueued."""
@@ -399,14 +418,16 @@ class WorkerPool:
 
     def _stop(self, seconds: float | None) -> bool:
         self._begin_stop()
-        self._stopper = threading.current_thread()
+        self._stopper, began = threading.current_thread(), time.monotonic()
         try:
+            self._log.waiting(self._watchdog.attempts, seconds)
             ended = self._threads.wait(seconds)
         except BaseException:  # Ctrl-C: whatever stops the pool next need not wait again
             self._cut_off()
             self._stopper = None
             raise
         if not ended:
+            self._log.cut_off(self._watchdog.attempts, time.monotonic() - began)
             self._cut_off()
             ended = self._wait_cut_off()
         context = self._context
@@ -418,8 +439,10 @@ class WorkerPool:
         self.schedules.stop()
         self._stopper = None
         self._client.source.release_connections(self._reserved)
+        self._job_log.flush()
         if self._started:
             self._client.events.worker_pool_stopped()
+            self._log.stopped(time.monotonic() - began)
         self._reserved = 0
         self._started = False
         _end_calls.discard(self._end_with_process)
@@ -505,13 +528,15 @@ class WorkerPool:
         with signals() as received:
             self._signals = received
             self.start()
-            next_signal(received)
+            first = next_signal(received)
             self._signals = None
+            if first is not None:  # else the client was closed
+                self._log.signal(first)
             stop = threading.Thread(target=self._stop_for_signal, args=(received,), name=f"{self.name}/stop")
             stop.start()
             second = next_signal(received)
             if second:
-                log.warning("%s: a second signal, so running handlers are cut off", self.name)
+                self._log.second_signal(second)
                 self._cut_off()
             while stop.is_alive():
                 stop.join(LOOK_UP)
@@ -571,12 +596,10 @@ class WorkerPool:
         """The process exits: stop, as at the end of a `with` block."""
         if not self.running:
             return
-        running = len(self._watchdog.attempts)
+        running = self._watchdog.attempts
         # the lock is kept, so that `_client_closed` logs nothing
         if running and not self._stopping.is_set() and self._closing.acquire(blocking=False):
-            limit = "for ever" if self._stop_timeout is None else f"up to {self._stop_timeout}"
-            log.warning("%s: the process exits without a stop() of this pool: it waits %s for %d running jobs",
-                        self.name, limit, running)  # fmt: skip
+            self._log.exiting(running, checks.timeout_seconds(self._stop_timeout))
         self._watchdog.reports = SimpleQueue()
         try:
             self.stop()
@@ -685,6 +708,7 @@ class WorkerPool:
         """
         check_queue(queue)
         self._enter_process()
+        self._job_log.refresh()
         with (
             self._watchdog.running(),
             self._client.source.checkout() as checkout,
@@ -704,7 +728,8 @@ class WorkerPool:
                 if attempt.on_severed is not None:
                     attempt.on_severed(checkout)
         except Exception as error:  # the rescue will record that the worker vanished
-            log.error("job %d: its outcome could not be recorded: %s", attempt.job.id, one_line(error))
+            log.error("job %d: its outcome could not be recorded: %s", attempt.job.id, one_line(error),
+                      extra=job_fields(attempt.job))  # fmt: skip
 
     def _on_stuck(self, attempt: Attempt) -> None:
         self._threads.on_stuck(attempt)

@@ -228,7 +228,8 @@ WITH seen AS MATERIALIZED (
     RETURNING
         job.queue, job.id, state, kind, priority, attempt, max_attempts, '{}'::jsonb AS args, '{}'::jsonb AS metadata,
         CASE WHEN excused THEN '[]' ELSE pg_catalog.jsonb_build_array(errors -> (-1)) END AS errors,
-        '{}'::text[] AS tags, scheduled_at, created_at, attempted_at, finalized_at, '{}'::text[] AS attempted_by,
+        '{}'::text[] AS tags, scheduled_at, created_at, attempted_at, finalized_at,
+        ARRAY[pg_catalog.left(worker, 255)] AS attempted_by,
         job.token, leased_until
 )
 SELECT

@@ -7,6 +7,7 @@ raises the server's reason: at once if a retry cannot help, as with a wrong pass
 from __future__ import annotations
 
 import atexit
+import logging
 import re
 import threading
 import time
@@ -27,9 +28,25 @@ from pgjobs.db.inherited import opened_here
 from pgjobs.db.startup_options import is_refusal_of_options, startup_options
 from pgjobs.errors import CannotConnect, UsedAfterFork
 from pgjobs.forking import check_pool
-from pgjobs.loggers import get_logger
+from pgjobs.loggers import demote, get_logger
 
 log = get_logger("pgjobs.pool")
+
+
+class _Name(str):
+    """The name of a pool of ours, by which its log records are known: the application may use the same text."""
+
+    __slots__ = ()
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    values = record.args if isinstance(record.args, tuple) else ()
+    return any(isinstance(value, _Name | OwnConnection) for value in values)
+
+
+# psycopg_pool warns at each try to connect and of each connection that it replaces. The callers get the errors, and the
+# parts of a worker pool log together that the database is down (outages.py).
+demote("psycopg.pool", _is_ours)
 
 MAX_IDLE = 10.0
 
@@ -128,7 +145,7 @@ class OwnPool(ConnectionPool[Any]):
             max_idle=MAX_IDLE,
             reconnect_timeout=0.0,
             open=True,
-            name="pgjobs",
+            name=_Name("pgjobs"),
         )
 
     def getconn(self, timeout: float | None = None) -> AnyConnection:

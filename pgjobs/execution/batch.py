@@ -309,7 +309,7 @@ class Batch:
 
     def _report_all(self, completed: FinishResult, failed: Sequence[FinishResult], took: float) -> None:
         finisher, others = self.finisher, iter(failed)
-        if not self.errors and not finisher.hooks.any and not finisher.events:
+        if not (self.errors or finisher.hooks.any or finisher.events or finisher.job_log.any):
             return
         for attempt in self.ran:
             error = self.errors.get(attempt.job.id)

@@ -40,6 +40,7 @@ class Executor:
         self.finisher = finisher
         self.watchdog = watchdog
         self.hooks = hooks
+        self.job_log = finisher.job_log
         self.code_version = code_version
         self._plans = Plans(claimer, middleware)
 
@@ -147,6 +148,8 @@ class Executor:
             return error
         if self.hooks.any:
             self.hooks("on_start", job)
+        if self.job_log.any:
+            self.job_log.started(job)
         own = vars(job)  # the job is frozen, but the handler has not seen it yet
         own["running"], own["args"] = attempt, args
         attempt.started = True

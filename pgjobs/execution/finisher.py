@@ -42,15 +42,16 @@ from pgjobs.errors import (
 from pgjobs.events import Event, Events, JobStats
 from pgjobs.execution.attempt import Attempt
 from pgjobs.execution.claimer import Claimer
+from pgjobs.execution.job_log import JobLog
 from pgjobs.execution.outcome import COMPLETED, NO_DATA, Outcome, decide
 from pgjobs.execution.queries import ExecutionQueries, FinishResult
-from pgjobs.execution.report import event_kind, job_after, log_outcome
+from pgjobs.execution.report import event_kind, job_after
 from pgjobs.execution.scripts import FinishRequest, NextClaim
 from pgjobs.execution.transport import Transport
 from pgjobs.hooks import ErrorHandler, HookCalls
 from pgjobs.interval import microseconds
 from pgjobs.job import Job, JobState
-from pgjobs.loggers import get_logger
+from pgjobs.loggers import get_logger, job_fields
 from pgjobs.return_values import WarnOnce
 
 log = get_logger("pgjobs.finish")
@@ -75,6 +76,7 @@ class Finisher:
     events: Events
     error_details: bool = True  # whether the DETAIL, HINT and CONTEXT of Postgres errors are stored and logged
     complaints: WarnOnce = field(default_factory=WarnOnce)
+    job_log: JobLog = field(default_factory=JobLog)
     # called when a job is due again before maintenance would look for it
     on_due_soon: Callable[[], None] = lambda: None
 
@@ -89,13 +91,15 @@ class Finisher:
             ended = self._complete(checkout, attempt, then) if error is None or attempt.completed else None
             if isinstance(ended, tuple):
                 if error is not None:
-                    log.warning("job %d had completed when its handler raised: %s", attempt.job.id, one_line(error))
+                    log.warning("job %d had completed when its handler raised: %s", attempt.job.id, one_line(error),
+                                extra=job_fields(attempt.job))  # fmt: skip
                 (finished, next_job), error = ended, None
             else:
                 outcome, finished, error = self._write_failure(checkout, attempt, error, ended)
             committed = error is None
         except AttemptLost as lost:
-            log.warning("%s: its outcome is not written; it was finished, rescued or changed in the meantime", lost)
+            log.warning("%s: its outcome is not written; it was finished, rescued or changed in the meantime", lost,
+                        extra=job_fields(attempt.job))  # fmt: skip
             checkout.spoiled = True
             error = error or lost
         finally:
@@ -105,7 +109,7 @@ class Finisher:
                 checkout.after_transaction(committed=committed)
             if next_job is None and not checkout.spoiled and checkout.usable:
                 checkout.restore()
-        if finished is not None and (error is not None or self.hooks.any or self.events):
+        if finished is not None and (error is not None or self.hooks.any or self.events or self.job_log.any):
             # after `after_transaction`: a hook may use the framework, which must know the outcome
             self.report(attempt, outcome, finished, error, took)
         return error, next_job
@@ -328,7 +332,8 @@ class Finisher:
                     left -= 1
                 # if the row is locked, a dead connection or a rescue holds the lock: this thread does not wait for it
                 if not left or not dead or error.sqlstate == _LOCK_NOT_AVAILABLE:
-                    log.error("%s: could not write the outcome; the rescue will: %s", what, one_line(error))
+                    log.error("%s: could not write the outcome; the rescue will: %s", what, one_line(error),
+                              extra=job_fields(job))  # fmt: skip
                     return None
 
     # --- decide
@@ -379,8 +384,8 @@ class Finisher:
         self, attempt: Attempt, outcome: Outcome, finished: FinishResult, error: BaseException | None, took: float
     ) -> None:
         """Report an outcome, once it is written, to the log, the hooks and the subscribers."""
-        if error is not None:
-            log_outcome(attempt.job, finished.state, outcome, error)
+        if error is not None or self.job_log.any:
+            self.job_log.ended(attempt.job, finished.state, outcome, error, attempt.run_seconds)
         if outcome.at is not None or (outcome.delay is not None and outcome.delay < _SOON):
             self.on_due_soon()
         if not self.hooks and not self.events:

@@ -1,21 +1,16 @@
-"""What is reported of an attempt once its outcome is written: the job as it is then, a log line, an event."""
+"""What is reported of an attempt once its outcome is written: the job as it is then, and the kind of the event."""
 
 from __future__ import annotations
 
 import json
-import logging
 from contextlib import suppress
 from typing import Any
 
-from pgjobs.clean_text import one_line
 from pgjobs.events import EventKind
 from pgjobs.execution.attempt import Attempt
 from pgjobs.execution.outcome import AFTER_A_FAULT, Outcome
 from pgjobs.execution.queries import FinishResult
 from pgjobs.job import Job, JobState, changed
-from pgjobs.loggers import get_logger
-
-log = get_logger("pgjobs.finish")
 
 _MOST_ERRORS = 100
 
@@ -62,20 +57,6 @@ def _with_entry(errors: str, attempt: int, outcome: Outcome, finished: FinishRes
     if len(entries) >= _MOST_ERRORS:
         del entries[_MOST_ERRORS // 2]
     return json.dumps([*entries, {**json.loads(entry), "at": finished.at.isoformat()}])
-
-
-def log_outcome(job: Job[Any], state: JobState, outcome: Outcome, error: BaseException) -> None:
-    with suppress(BaseException):  # a logging handler that fails must not look like a fault of the database
-        log.log(
-            logging.INFO if outcome.error is None else logging.WARNING,
-            "job %d (%s) attempt %d of %d: %s: %s",
-            job.id,
-            one_line(job.kind),
-            job.attempt,
-            job.max_attempts,
-            state,
-            one_line(outcome.error or error),
-        )
 
 
 def event_kind(job: Job[Any], outcome: Outcome) -> EventKind:

@@ -11,7 +11,7 @@ from uuid import UUID
 
 import psycopg
 
-from pgjobs.clean_text import ERROR_LIMIT, clean
+from pgjobs.clean_text import ERROR_LIMIT, clean, one_line
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.execution.queries import ExecutionQueries
 from pgjobs.execution.set_aside import SetAside, concerns_a_row, is_application_code, is_too_large, short
@@ -104,7 +104,9 @@ class Unworkable:
         for fresh in (False, True):
             try:
                 if self.queries.discard_unworkable(conn, *row, states=states, reason=reason, fresh=fresh, token=token):
-                    log.warning("job %d discarded: %s", row[0], reason)
+                    log.error(
+                        "job %d discarded: %s", row[0], reason, extra={"job_id": row[0], "queue": one_line(row[1])}
+                    )
                     return True
             except psycopg.Error as error:
                 if not concerns_a_row(error):

@@ -20,6 +20,7 @@ TOPICS = (
     "control",
     "frameworks",
     "production",
+    "logging",
     "performance",
     "how-it-works",
 )

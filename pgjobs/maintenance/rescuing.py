@@ -12,6 +12,7 @@ to a process that does.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from datetime import timedelta
@@ -21,8 +22,9 @@ import psycopg
 
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.execution.unworkable import CANCEL, RESCUE, Operation, Row, Unworkable
-from pgjobs.job import Job
-from pgjobs.loggers import get_logger
+from pgjobs.job import Job, JobState
+from pgjobs.log_limit import LINES
+from pgjobs.loggers import get_logger, job_fields
 from pgjobs.maintenance.batch_size import BatchSize
 from pgjobs.maintenance.queries import MaintenanceQueries, Rescued, Selection
 
@@ -58,11 +60,8 @@ class Rescuer:
         with self._batch_size.next() as batch:
             jobs = self._rescue(conn, batch)
             cancelled, settled = self._settle_requests(conn, batch)
+        _log_rescued(jobs)
         for job in jobs:
-            count = (
-                f"attempt {job.attempt} counts" if job.token else "as it ran other jobs too, the attempt does not count"
-            )
-            log.warning("job %d rescued: its worker vanished; %s; now %s", job.id, count, job.state)
             self._report(conn, job)
         if cancelled:
             log.info("%d jobs cancelled: the requests came while their attempts ended", cancelled)
@@ -112,3 +111,17 @@ class Rescuer:
 
             self._unworkable.bisect(conn, Operation(_CANCEL_REQUESTS, find, settle, CANCEL), error)
         return cancelled, batch  # there may be more
+
+
+def _log_rescued(jobs: Sequence[Job[Any]]) -> None:
+    """Log the first jobs one by one, those that are discarded before the others, and then their number."""
+    in_order = sorted(jobs, key=lambda job: job.state is not JobState.DISCARDED)
+    for job in in_order[:LINES]:
+        count = f"attempt {job.attempt} counts" if job.token else "as it ran other jobs too, the attempt does not count"
+        level = logging.ERROR if job.state is JobState.DISCARDED else logging.WARNING
+        log.log(level, "job %d (%s) rescued: its worker vanished; %s; now %s", job.id, job.kind, count, job.state,
+                extra=job_fields(job))  # fmt: skip
+    if more := in_order[LINES:]:
+        discarded = sum(job.state is JobState.DISCARDED for job in more)
+        log.log(logging.ERROR if discarded else logging.WARNING, "%d more jobs rescued, %d of them discarded",
+                len(more), discarded)  # fmt: skip

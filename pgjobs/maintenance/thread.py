@@ -45,7 +45,7 @@ class MaintenanceThread:
     `housekeeping` is done every second, and after `wake`. `tick` ticks the schedules; it returns how long until the
     next tick. `at_end` is called when the thread ends. `guard` guards a connection while it is used. `listening` says
     whether notifications of jobs that are due soon reach this process. `on_closed` is called when the source of
-    connections was closed.
+    connections was closed. `each_round` is called every second, without a connection.
     """
 
     def __init__(
@@ -61,6 +61,7 @@ class MaintenanceThread:
         listening: Callable[[], bool] = lambda: True,
         outages: Outages | None = None,
         on_closed: Callable[[], None] = lambda: None,
+        each_round: Callable[[], None] = lambda: None,
     ) -> None:
         self._maintenance = maintenance
         self._tasks: dict[str, Callable[[AnyConnection], timedelta]] = {
@@ -75,6 +76,7 @@ class MaintenanceThread:
         self._listening = listening
         self._outages = outages or Outages()
         self._on_closed = on_closed
+        self._each_round = each_round
         self._requested: SimpleQueue[str] = SimpleQueue()  # tasks, by run_soon
         self._exact: set[str] = set()  # tasks whose next time is known exactly
         self._woken = threading.Event()
@@ -169,6 +171,7 @@ class MaintenanceThread:
         return wait
 
     def _do_housekeeping(self) -> None:
+        self._each_round()
         try:
             with self._connection() as conn:
                 self._housekeeping(conn)

@@ -35,11 +35,6 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(fields, default=str, ensure_ascii=False)
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-    """Not the warnings of psycopg's pool, which repeat at each attempt to connect what pgjobs says once."""
-    return record.name != "psycopg.pool" or record.levelno >= logging.ERROR
-
-
 def configure(level: str, format: str) -> None:
     """Log to the standard error, unless the application has configured the root logger."""
     root = logging.root
@@ -47,7 +42,5 @@ def configure(level: str, format: str) -> None:
         return
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if format == "json" else logging.Formatter(_TEXT))
-    if level != "debug":
-        handler.addFilter(_is_news)
     root.addHandler(handler)
     root.setLevel(level.upper())

@@ -178,7 +178,7 @@ class Ticker:
         if result is None:  # another process ticks it, or it was changed: not at once again
             self._paused_until[seen.name] = time.monotonic() + _CONTENDED
         elif result.id is not None and result.queue is not None:
-            log.info("schedule %s: job %d for %s", seen.name, result.id, plan.tick)
+            log.debug("schedule %s: job %d for %s", seen.name, result.id, plan.tick)
             self._wake(result.queue)
 
     def _pause(self, conn: AnyConnection, name: str, error: Exception) -> None:

@@ -24,6 +24,7 @@ from pgjobs.db.checkout import NEVER
 from pgjobs.db.connection import shut_down
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.loggers import get_logger
+from pgjobs.outages import Outages, kind_of
 from pgjobs.wakeup.idle_threads import IdleThreads
 from pgjobs.wakeup.queries import WakeupQueries
 from pgjobs.wakeup.wakeup_leader import WakeupLeader
@@ -42,7 +43,8 @@ class Listener:
     """The listening thread. Calls `wake(queue)` for each notification, and `wake(None)` when it may have missed some.
 
     It also runs this process's WakeupLeader, for the idle threads that `report` to it. `leaves_jobs` says that the
-    workers leave jobs of unknown kinds to other processes.
+    workers leave jobs of unknown kinds to other processes. `outages` are those of the other users of the same server;
+    None if only this thread connects to it.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Listener:
         wake: Callable[[str | None], None],
         name: str,
         leaves_jobs: bool = False,
+        outages: Outages | None = None,
     ) -> None:
         self._schema = schema
         self._leader = WakeupLeader(WakeupQueries(schema), leaves_jobs=leaves_jobs)
@@ -72,7 +75,7 @@ class Listener:
         self._listening = False
         self._direct = False  # connected without a pooler
         self._pause = _FIRST_PAUSE
-        self._lost_at: float | None = None  # set when the loss of the connection was logged
+        self._loss = _Loss(outages)
 
     def start(self) -> None:
         self._thread.start()
@@ -128,23 +131,11 @@ class Listener:
                 self._listen()
             except Exception as error:  # any: a connection string may be a callable of the application
                 if not self._stopping.is_set():
-                    self._log_lost(error)
+                    self._loss.failed(error)
                 self._disconnect()
                 self._stopping.wait(self._pause)
                 self._pause = min(2 * self._pause, _LONGEST_PAUSE)
         self._disconnect()
-
-    def _log_lost(self, error: Exception) -> None:
-        """Warn of the first failure; log further ones as debug messages."""
-        level = logging.WARNING if self._lost_at is None else logging.DEBUG
-        log.log(level, "not listening, only polling, until it can connect again: %s", one_line(error))
-        if self._lost_at is None:
-            self._lost_at = time.monotonic()
-
-    def _log_listening_again(self) -> None:
-        if self._lost_at is not None:
-            log.info("listening again, after %.0f s", time.monotonic() - self._lost_at)
-            self._lost_at = None
 
     def _listen(self) -> None:
         """Connect, and listen until the thread is to stop. Raises when the connection is lost."""
@@ -161,7 +152,7 @@ class Listener:
             log.warning("connected through a pooler, which passes no notifications on: this process finds jobs by "
                         "polling; give listen_dsn=, a direct connection, or listen=False")  # fmt: skip
         self._listening = True
-        self._log_listening_again()
+        self._loss.over()
         self._wake(None)  # jobs may have been enqueued before the LISTEN
         self._pause = _FIRST_PAUSE
         self._listen_on(conn, answers)
@@ -225,6 +216,51 @@ class Listener:
             with suppress(psycopg.Error):
                 self._conn.close()
             self._conn = None
+
+
+class _Loss:
+    """Logs that the connection is lost, and that it is back. A loss that the first try to connect ends is not logged.
+
+    A server that is down is logged once by all parts of a worker pool, and that line may be this thread's. If this
+    thread fails alone, it logs that once, with a line of its own.
+    """
+
+    def __init__(self, outages: Outages | None) -> None:
+        self._outages = outages
+        self._over()
+
+    def _over(self) -> None:
+        self._since: float | None = None
+        self._failures = 0  # since the loss, or since the others have worked again
+        self._shared = False  # logged as a failure of all parts
+        self._logged = False  # logged as a failure of this thread
+
+    def failed(self, error: Exception) -> None:
+        if self._since is None:
+            self._since = time.monotonic()
+        text = "not listening, only polling, until it can connect again"
+        outages = self._outages
+        if outages is not None and outages.database_is_down:
+            self._shared, self._failures = True, 0
+        else:
+            self._failures += 1
+        if self._failures < 2 or self._logged:
+            log.debug("%s: %s", text, one_line(error))
+        elif outages is not None and not self._shared and kind_of(error) is not None:
+            self._shared, self._failures = True, 0
+            outages.failed(log, "listening", error, text)
+        else:
+            self._logged = True
+            log.warning("%s: %s", text, one_line(error))
+
+    def over(self) -> None:
+        if self._since is None:
+            return
+        level = logging.INFO if self._logged else logging.DEBUG
+        log.log(level, "listening again, after %.0f s", time.monotonic() - self._since)
+        if self._outages is not None and self._shared:
+            self._outages.worked(log, "listening")
+        self._over()
 
 
 class _AnswerTimer:

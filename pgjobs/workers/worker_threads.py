@@ -10,6 +10,7 @@ from collections import Counter
 from contextlib import suppress
 from datetime import timedelta
 from functools import partial
+from types import FrameType
 from typing import Any
 
 import psycopg
@@ -17,11 +18,12 @@ from psycopg_pool import PoolClosed
 
 from pgjobs.clean_text import forget_details, one_line
 from pgjobs.db.checkout import Checkout
+from pgjobs.execution import attempt as attempt_module
 from pgjobs.execution.attempt import Attempt, Slot
 from pgjobs.execution.batch import Batches
 from pgjobs.execution.executor import Executor
 from pgjobs.job import Job
-from pgjobs.loggers import Lines, get_logger
+from pgjobs.loggers import Lines, get_logger, job_fields
 from pgjobs.wakeup.idle_threads import IdleThreads
 from pgjobs.wakeup.queries import WakeupQueries
 from pgjobs.workers.context import PoolContext, QueueWorkers
@@ -30,6 +32,7 @@ log = get_logger("pgjobs.worker")
 
 _FIRST_PAUSE = 0.1  # seconds that a thread waits after an error of the database; doubles
 _LONGEST_PAUSE = 5.0
+_CALLS_HANDLER = (attempt_module.__file__, "run")
 _LOOK_WITHIN = 40.0  # seconds for the answer to a poll, as for a claim
 
 
@@ -147,9 +150,9 @@ class WorkerThreads:
             stuck = self._stuck.pop(thread, None)
             del self._working[thread]
             self._changed.notify_all()
-        if stuck is not None and stuck[0] is not None:
-            job, since = stuck
-            log.warning("%s: no longer stuck; another thread has taken its place", thread.name)
+        job, since = stuck or (None, 0.0)
+        if job is not None:
+            log.warning("%s: no longer stuck; another thread has taken its place", thread.name, extra=job_fields(job))
             self._hooks("on_unstuck", job, timedelta(seconds=time.monotonic() - since))
 
     def _log_failure(self, queue: str, pause: float, error: BaseException) -> None:
@@ -237,9 +240,10 @@ class WorkerThreads:
             self._leave_behind(attempt)
             return
         frame = sys._current_frames().get(attempt.thread.ident or 0)
-        stack = "".join(traceback.format_stack(frame)) if frame else "it has just ended\n"
+        stack = _stack_of_handler(frame) if frame else "it has just ended\n"
         log.error("job %d (%s): its handler ignores that it is to end; %s is stuck at:\n%s",
-                  attempt.job.id, one_line(attempt.job.kind), attempt.thread.name, Lines(stack))  # fmt: skip
+                  attempt.job.id, attempt.job.kind, attempt.thread.name, Lines(stack),
+                  extra=job_fields(attempt.job))  # fmt: skip
         attempt.abandon()
         with self._changed:
             workers = self._working.get(attempt.thread)
@@ -254,8 +258,15 @@ class WorkerThreads:
     def _leave_behind(self, attempt: Attempt) -> None:
         """The pool stops, and a thread whose handler is over waits for a connection: do not wait for this thread."""
         log.warning("job %d: its handler is over, but there is no connection to record its outcome on: the stop does "
-                    "not wait for %s", attempt.job.id, attempt.thread.name)  # fmt: skip
+                    "not wait for %s", attempt.job.id, attempt.thread.name, extra=job_fields(attempt.job))  # fmt: skip
         with self._changed:
             if attempt.thread in self._working:
                 self._stuck[attempt.thread] = (None, time.monotonic())
                 self._changed.notify_all()
+
+
+def _stack_of_handler(frame: FrameType) -> str:
+    """The stack of a thread as text, from the handler's first line on."""
+    frames = traceback.extract_stack(frame)
+    calls = [place for place, each in enumerate(frames, 1) if (each.filename, each.name) == _CALLS_HANDLER]
+    return "".join(traceback.format_list(frames[calls[0] if calls else 0 :]))

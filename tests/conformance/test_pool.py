@@ -474,9 +474,9 @@ def test_the_name_of_the_pool_is_in_its_log_lines(
         job = client.enqueue(None, nothing_in_it, kind="unknown.kind")
         with WorkerPool(client, {Thing: nothing}, name="the-pool", queues={"default": 1}):
             wait_until(lambda: stored(job).state == JobState.RETRYABLE)
-    (of_the_pool,) = (record for record in caplog.records if record.name == "pgjobs.worker")
-    assert "the-pool" in of_the_pool.getMessage()
-    (failed,) = (record for record in caplog.records if record.name == "pgjobs.finish")
+    of_the_pool = [record for record in caplog.records if record.name == "pgjobs.worker"]
+    assert all(record.getMessage().startswith("the-pool: ") for record in of_the_pool)
+    (failed,) = (record for record in caplog.records if record.name == "pgjobs.job")
     assert str(failed.threadName).startswith("the-pool/")
 
 
