@@ -39,6 +39,7 @@ log = get_logger("pgjobs.processes")
 
 _RETRY_EVERY = 1.0  # seconds between two looks for the database and its tables
 _REPORT_EVERY = 2.0  # seconds, unless there is news
+_LINGER = 1.5  # seconds in which the process must end once its pool has stopped; see STOP_GRACE
 _HEALTHY_WITHIN = timedelta(seconds=20)
 
 
@@ -314,12 +315,32 @@ def _missing(pool: WorkerPool) -> str | None:
     return None
 
 
+def _end_soon(code: int) -> None:
+    """Let no thread of the application that is not a daemon, and no function of its `atexit`, keep the process from
+    ending: it would be replaced, and never go."""
+
+    ending = threading.main_thread()
+
+    def end() -> None:
+        time.sleep(_LINGER)
+        names = [thread.name for thread in threading.enumerate() if not thread.daemon and thread is not ending]
+        log.warning("exiting although code of the application still runs%s", f": {', '.join(names)}" if names else "")
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(Exception):
+                stream.flush()
+        os._exit(code)
+
+    threading.Thread(target=end, name="pgjobs/end", daemon=True).start()
+
+
 def main(arguments: list[str]) -> int:
     descriptor = int(arguments[0])
     os.set_inheritable(descriptor, False)
     channel = Channel(socket.socket(fileno=descriptor))
     (values, *_) = channel.receive()
-    return Child(channel, ChildSettings.from_json(values)).run()
+    code = Child(channel, ChildSettings.from_json(values)).run()
+    _end_soon(code)
+    return code
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from pgjobs.processes import notify
 from pgjobs.processes.messages import Channel, Command, Report, State
 from pgjobs.processes.settings import ChildSettings
 
-#: Seconds beyond its stop timeout after which a child that has not ended is killed.
+#: Seconds beyond its stop timeout after which a child that has not ended is killed. The stop of a pool may take two of
+#: them, and the end of the process one and a half.
 STOP_GRACE = 4.0
 #: A child that is ready reports every two seconds.
 SILENT_AFTER = 15.0

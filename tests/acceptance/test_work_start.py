@@ -42,7 +42,7 @@ def test_an_application_that_cannot_be_loaded_fails_in_a_few_lines(place: Place,
 def test_a_target_of_another_form_is_refused_at_once(place: Place) -> None:
     with place.work(target="app.py") as work:
         assert work.process.wait(SOON) == 1
-    assert work.log.startswith("pgjobs: 'app.py' does not say where the worker pool is: give module:pool, or ")
+    assert work.log.startswith("pgjobs: error: 'app.py' does not say where the worker pool is: give module:pool, or ")
 
 
 @pytest.mark.parametrize("target", ["package.worker:make", "package.worker:holder.pool"])

@@ -10,7 +10,7 @@ import subprocess
 import pytest
 
 from pgjobs import Job, JobState
-from tests.acceptance.work_command import SOON, Place, children_of, gate, is_alive
+from tests.acceptance.work_command import APP, SOON, Place, children_of, gate, is_alive
 from tests.conftest import Connect
 from tests.waiting import wait_until
 
@@ -142,6 +142,15 @@ def test_a_signal_while_the_application_is_imported_ends_it_at_once(place: Place
         wait_until((place.directory / "imports").exists, SOON)
         assert work.stop() == 0
         assert work.told("stopped")
+
+
+def test_a_thread_of_the_application_does_not_keep_a_process_from_ending(place: Place) -> None:
+    place.write(f"{APP}\nthreading.Thread(target=time.sleep, args=(600,), name='endless').start()\n")
+    with place.work() as work:
+        work.wait_ready()
+        assert work.stop() == 0
+        assert work.told("exiting although code of the application still runs: endless", "stopped")
+        assert "is killed" not in work.log
 
 
 def can_unshare() -> bool:

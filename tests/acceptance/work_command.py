@@ -30,9 +30,6 @@ import os, subprocess, threading, time
 from datetime import timedelta
 import psycopg
 from pgjobs import Client, QueueSettings, WorkerPool, constant
-from tests import modes
-
-modes.install()
 schema = os.environ["SCHEMA"]
 client = Client(os.environ["DATABASE_URL"], schema=schema)
 beside = threading.local()
