@@ -110,6 +110,7 @@ class Child:
             try:
                 commands = self._channel.receive()
             except EOFError:
+                log.warning("the parent process is gone, so this process stops")
                 self._stop_for("its parent process is gone")
                 return
             for command in commands:

@@ -132,6 +132,7 @@ def test_if_the_parent_is_killed_the_processes_end_gently(place: Place, connect:
         work.process.wait()
         stopping = "SELECT count(*) FROM {schema}.job WHERE state = 'running'"
         wait_until(lambda: place.query(stopping) == [(4,)])
+        wait_until(lambda: work.told("the parent process is gone, so this process stops", times=2))
         open_gate()
         wait_until(lambda: not any(map(is_alive, pids)), SOON)
     assert place.completed(*jobs)
