@@ -33,6 +33,7 @@ class ChildProcess:
         self.kill_at: float | None = None
         self.killed_because: str | None = None
         self._has_reported = False
+        self.waits_for: str | None = None  # as the log has it
         self.stop_asked = False
         self.announced = self.announced_stop = False  # in the log: that it is ready, that it stops
         ours, theirs = socket.socketpair()

@@ -13,9 +13,7 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, suppress
 
 from pgjobs.clean_text import one_line
 from pgjobs.loggers import Lines, get_logger
@@ -23,8 +21,10 @@ from pgjobs.processes.child_process import ChildProcess
 from pgjobs.processes.health import Answer, HealthServer
 from pgjobs.processes.messages import STOP_SIGNALS, Report, State
 from pgjobs.processes.notify import Notifier
+from pgjobs.processes.places import Place, problems_of, readiness
 from pgjobs.processes.reloader import Reloader
 from pgjobs.processes.settings import ChildSettings
+from pgjobs.processes.unix import reap_orphans, wakeup_socket
 from pgjobs.workers.signals import handling
 
 log = get_logger("pgjobs.processes")
@@ -38,25 +38,6 @@ _TRIES = 5  # while none was ever ready, so many deaths end the command
 _KILL_WITHIN = 5.0  # seconds that a killed child may take to end: the kernel may be waiting for a disk
 _TELL_WITHIN = 2.0  # seconds beyond the start timeout, in which a child tells where it hangs
 _EXTEND_EVERY = 10.0  # seconds, while systemd waits for READY=1
-
-
-@dataclass(slots=True)
-class Place:
-    """What is to be one working child, always."""
-
-    number: int
-    child: ChildProcess | None = None
-    failures: int = 0  # one after the other
-    start_at: float = 0.0  # by the monotonic clock, if there is no child
-    done: bool = False  # no child is needed any more
-    trouble: str = "not started yet"  # why there is no child
-
-    def problem(self) -> str | None:
-        """Why it does not work; None if it works, or is done."""
-        child = self.child
-        if self.done:
-            return None
-        return self.trouble if child is None else child.problem()
 
 
 class Supervisor:
@@ -78,7 +59,6 @@ class Supervisor:
         self._stopping = self._gave_up = False
         self._ever_ready = False
         self._failed_places: set[int] = set()  # before any child was ready
-        self._waits_for: str | None = None
         self._reloader = Reloader()
         self._looked_at = time.monotonic()
         self._code_looked_at = 0.0
@@ -92,7 +72,7 @@ class Supervisor:
     def run(self) -> int:
         with ExitStack() as ends:
             ends.callback(self._notifier.close)
-            wakeup = ends.enter_context(_wakeup_socket())
+            wakeup = ends.enter_context(wakeup_socket())
             ends.enter_context(handling(STOP_SIGNALS, self._received.append))
             ends.enter_context(handling((signal.SIGCHLD,), lambda number: None))  # which ends a wait
             if self._health is not None:
@@ -165,19 +145,22 @@ class Supervisor:
             if report.files is not None:
                 self._reloader.watch(report.files)
             if report.state is State.WAITING:
-                self._note_waiting(report.reason)
+                self._note_waiting(child, report.reason or "")
             elif report.state is State.READY:
                 self._note_ready(child)
             elif report.state is State.STOPPING:
                 self._note_stopping(child, report)
 
-    def _note_waiting(self, reason: str | None) -> None:
-        if reason != self._waits_for:
-            self._waits_for = reason
-            log.warning("waiting for %s", reason)
+    def _note_waiting(self, child: ChildProcess, reason: str) -> None:
+        """Log what children wait for once, though each of them reports it again and again, with other details."""
+        what = reason.partition(":")[0]
+        if what != child.waits_for:
+            child.waits_for = what
+            if not any(other.waits_for == what for other in self._children() if other is not child):
+                log.warning("waiting for %s", reason)
 
     def _note_ready(self, child: ChildProcess) -> None:
-        self._waits_for = None
+        child.waits_for = None
         if child.announced:
             return
         child.announced = True
@@ -225,7 +208,7 @@ class Supervisor:
             elif not self._stopping:
                 self._note_death(place, child)
         if os.getpid() == 1:
-            _reap_orphans({child.pid for child in self._children()})
+            reap_orphans({child.pid for child in self._children()})
 
     def _note_death(self, place: Place, child: ChildProcess) -> None:
         report = child.report
@@ -346,7 +329,7 @@ class Supervisor:
 
     def _notify(self) -> None:
         now, notifier = time.monotonic(), self._notifier
-        problems = self._problems()
+        problems = problems_of(self._places)
         if notifier.watchdog_every is not None and now >= self._next_watchdog:
             notifier.send("WATCHDOG=1")
             self._next_watchdog = now + notifier.watchdog_every
@@ -360,58 +343,13 @@ class Supervisor:
             self._notified_ready = any(started)
         if self._notified_ready:
             notifier.send("READY=1")
-        elif self._waits_for is not None and now >= self._next_extension:
+        elif any(child.waits_for for child in self._children()) and now >= self._next_extension:
             notifier.send(f"EXTEND_TIMEOUT_USEC={int(3e6 * _EXTEND_EVERY)}")
             self._next_extension = now + _EXTEND_EVERY
-
-    def _problems(self) -> list[str]:
-        """What keeps processes from working, as far as is known; called in threads of the health server too."""
-        found = []
-        for place in self._places:
-            problem = place.problem()
-            if problem is not None:
-                found.append(f"process {place.number}: {problem}")
-        return found
 
     def _livez(self) -> Answer:
         silent = time.monotonic() - self._looked_at
         return silent < _LIVE_WITHIN, {"live": silent < _LIVE_WITHIN, "pid": os.getpid()}
 
     def _readyz(self) -> Answer:
-        problems = self._problems()
-        if self._stopping:
-            problems.insert(0, "stopping")
-        processes = []
-        for place in self._places:
-            child = place.child
-            processes.append(
-                {
-                    "process": place.number,
-                    "pid": None if child is None else child.pid,
-                    "state": "done" if place.done else "dead" if child is None else str(child.report.state),
-                    "problem": place.problem(),
-                }
-            )
-        return not problems, {"ready": not problems, "problems": problems, "processes": processes}
-
-
-@contextmanager
-def _wakeup_socket() -> Iterator[socket.socket]:
-    """A socket that is readable after each signal."""
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        ours.setblocking(False)
-        theirs.setblocking(False)
-        before = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
-        try:
-            yield ours
-        finally:
-            signal.set_wakeup_fd(before)
-
-
-def _reap_orphans(children: set[int]) -> None:
-    """As process 1, the first of a container, this process inherits all that lose their parent, and must reap them."""
-    flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
-    with suppress(ChildProcessError):
-        while (ended := os.waitid(os.P_ALL, 0, flags)) is not None and ended.si_pid not in children:
-            os.waitpid(ended.si_pid, os.WNOHANG)
+        return readiness(self._places, stopping=self._stopping)

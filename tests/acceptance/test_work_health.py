@@ -12,7 +12,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -154,6 +154,24 @@ def relayed(server: EmbeddedPostgres, directory: Path) -> Iterator[tuple[Place, 
         yield place, relay
 
 
+@contextmanager
+def refusing() -> Iterator[tuple[int, list[object]]]:
+    """A server that closes each connection; its port, and those that it has closed."""
+    refused: list[object] = []
+
+    def refuse() -> None:
+        with suppress(OSError):  # closed
+            while True:
+                conn, address = listening.accept()
+                conn.close()
+                refused.append(address)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=refuse, daemon=True).start()
+        yield listening.getsockname()[1], refused
+        listening.shutdown(socket.SHUT_RDWR)
+
+
 def test_without_its_database_it_is_live_and_not_ready(server: EmbeddedPostgres, tmp_path: Path) -> None:
     with (
         relayed(server, tmp_path) as (place, relay),
@@ -167,11 +185,17 @@ def test_without_its_database_it_is_live_and_not_ready(server: EmbeddedPostgres,
         away = ["process 1: the database does not answer", "process 2: the database does not answer"]
         wait_until(lambda: get(work, "/readyz")[1]["problems"] == away, SOON)
         assert get(work, "/livez")[0] == 200
+        os.kill(pids[0], signal.SIGKILL)
+        work.wait_for("waiting for the database: ")
+        with refusing() as (port, refused):
+            relay.lead_to(port)
+            wait_until(lambda: len(refused) >= 15, SOON)
+        assert work.log.count("waiting for the database") == 1, "though the other process reports that it works"
         relay.lead_to(port_of(server.dsn))
         wait_until(lambda: get(work, "/readyz")[0] == 200, SOON)
         job = place.enqueue()
         wait_until(lambda: place.completed(job), SOON)
-        assert work.pids() == pids, "no process was replaced for it"
+        assert work.pids()[1] == pids[1], "no process was replaced for it"
         assert "psycopg.pool" not in work.log, "it repeats at each attempt what pgjobs says once"
 
 
