@@ -164,9 +164,10 @@ def test_its_commands_run(
             assert KNOWN.match(line), line
         elif words[1] != "demo":
             assert cli.main(words[1:]) == 0, line
-            printed += capsys.readouterr().out
+            out = capsys.readouterr().out
+            printed += "" if re.search(r" \| | > ", line) else out
     if document is not README and document.output_after("sh"):
-        assert printed == document.output_after("sh")
+        assert re.sub(r"\b\ds ago", "0s ago", printed) == document.output_after("sh")
 
 
 # --- the tables of settings
@@ -329,8 +330,9 @@ def test_the_make_targets_it_names_exist(document: Document) -> None:
 def test_the_commands_it_names_exist(document: Document, capsys: pytest.CaptureFixture[str]) -> None:
     commands = "".join(f"`{line}`\n" for block in document.blocks("sh") for line in block.code.splitlines())
     for command, options in re.findall(r"`pgjobs (\w+)([^`]*)`", document.prose + commands):
+        actions = options.split()[:1] if command in ("queues", "schedules") else []
         with pytest.raises(SystemExit) as ended:
-            cli.main([command, *(["simulate"] if command == "schedule" else []), "--help"])
+            cli.main([command, *actions, "--help"])
         assert ended.value.code == 0
         text = capsys.readouterr().out
         for option in re.findall(r"--[a-z-]+", options):

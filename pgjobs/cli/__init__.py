@@ -79,7 +79,7 @@ def _described(error: Exception, options: argparse.Namespace) -> str:
     parts = [one_line(error, _LONGEST_ERROR) if is_of_server else str(error), *getattr(error, "__notes__", ())]
     rights = getattr(options, "rights", None)
     if isinstance(error, psycopg.errors.InsufficientPrivilege) and rights is not None:
-        parts.append("this command needs the rights of " + ("the owner" if rights == "owner" else f"pgjobs_{rights}"))
+        parts.append(f"this command needs the rights of {rights}")
     return "; ".join(parts)
 
 
@@ -88,7 +88,11 @@ def _discard_output() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="pgjobs", description="A job queue on Postgres.")
+    parser = argparse.ArgumentParser(
+        prog="pgjobs",
+        description="A job queue on Postgres.",
+        epilog="`pgjobs guide command-line` explains the commands and the exit codes.",
+    )
     parser.add_argument("--version", action="version", version=f"pgjobs {__version__}", help="print the version")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for module in _COMMANDS:

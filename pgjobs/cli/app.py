@@ -34,7 +34,7 @@ def load(name: str) -> App:
         sys.path.insert(0, os.getcwd())
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _error(name, f"importing {module_name} failed: {_described(error)}") from error
     try:
         found = reduce(getattr, path.split("."), module)
@@ -47,7 +47,7 @@ def _app(name: str, found: object) -> App:
     if callable(found) and not isinstance(found, Client | WorkerPool):
         try:
             found = found()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise _error(name, f"the call failed: {_described(error)}") from error
     if isinstance(found, WorkerPool):
         return App(found.client, found.work_map)
@@ -62,7 +62,7 @@ def _error(name: str, problem: str) -> PgjobsError:
     return PgjobsError(f"the app {one_line(name, 200)!r}: {problem}")
 
 
-def _described(error: Exception) -> str:
+def _described(error: BaseException) -> str:
     """The error, and the line of the application that raised it."""
     trace, place = error.__traceback__, ""
     while trace is not None:

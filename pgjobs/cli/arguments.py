@@ -20,6 +20,9 @@ AN_INSTANT = (
     "a date or time such as 2026-03-07 or 2026-03-07T12:00, of this machine's time zone unless it names another"
 )
 
+#: A role of `pgjobs roles` that may read whole jobs and schedules.
+VIEWER_OF_ARGS = "pgjobs_viewer, granted without --hide-args"
+
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 604800}
 _PARTS = re.compile(r"(\d+(?:\.\d+)?)(ms|s|min|m|h|d|w)", re.ASCII)
 _DURATION = re.compile(rf"(?:{_PARTS.pattern})+|\d+(?:\.\d+)?", re.ASCII)
@@ -30,8 +33,8 @@ _LONGEST = timedelta(days=2_900_000).total_seconds()
 
 
 def add_database(parser: argparse.ArgumentParser, *, rights: str) -> None:
-    """Add the options that name the database. `rights` is the role of `pgjobs roles` whose rights the command needs,
-    for the message when they are lacking."""
+    """Add the options that name the database. `rights` names the role whose rights the command needs, for the message
+    when they are lacking."""
     add_app(parser)
     parser.add_argument(
         "--dsn", default=None, help="the database (default: DATABASE_URL, else PGHOST, PGSERVICE and so on)"

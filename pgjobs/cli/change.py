@@ -62,6 +62,7 @@ def add_parser(commands: Commands) -> None:
 def _add_verb(commands: Commands, verb: Verb, run: Callable[..., int]) -> argparse.ArgumentParser:
     parser = commands.add_parser(verb.name, help=verb.help)
     parser.description = f"{verb.description} Give ids, or options that say which jobs, or --all."
+    parser.usage = "%(prog)s [options] [ID ...]"  # the generated one fills the screen at each slip
     parser.add_argument("ids", nargs="*", type=job_id, metavar="ID", help="the ids of the jobs")
     add_filter(parser)
     parser.add_argument("--all", action="store_true", help="really all jobs")
@@ -70,7 +71,7 @@ def _add_verb(commands: Commands, verb: Verb, run: Callable[..., int]) -> argpar
     )
     parser.add_argument("--dry-run", action="store_true", help="change nothing, and say which jobs would be changed")
     add_json(parser, "one JSON object with the ids of the jobs, and why others were skipped")
-    add_database(parser, rights="operator")
+    add_database(parser, rights="pgjobs_operator")
     parser.set_defaults(run=run, parser=parser, changes=True)
     return parser
 
@@ -166,7 +167,7 @@ def _add_release(commands: Commands) -> None:
     parser.description = _RELEASE.description
     parser.add_argument("ids", nargs="+", type=job_id, metavar="ID", help="the ids of the jobs")
     add_json(parser, "one JSON object with the ids of the jobs")
-    add_database(parser, rights="operator")
+    add_database(parser, rights="pgjobs_operator")
     parser.set_defaults(run=_release, changes=True)
 
 

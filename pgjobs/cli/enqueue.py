@@ -57,7 +57,7 @@ def add_parser(commands: Commands) -> None:
     )
     parser.add_argument("--pending", action="store_true", default=None, help="wait for `pgjobs release`")
     add_json(parser, "the job as a JSON object")
-    add_database(parser, rights="enqueuer")
+    add_database(parser, rights="pgjobs_enqueuer")
     parser.set_defaults(run=_enqueue)
 
 

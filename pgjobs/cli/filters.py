@@ -22,8 +22,8 @@ def add_filter(parser: argparse.ArgumentParser) -> None:
     """Options for the fields of a JobFilter."""
     group = parser.add_argument_group(
         "which jobs",
-        "A job must fit all of these options; of one that is repeated, one value. WHEN is a date or time such as "
-        "2026-03-07T12:00, or 2h for two hours ago, or +2h for in two hours.",
+        "A job must fit all of these options; of an option that is given several times, one value is enough. WHEN is a "
+        "date or time such as 2026-03-07T12:00, or 2h for two hours ago, or +2h for in two hours.",
     )
     _add_repeated(group, "--queue", "queues", "NAME", "in this queue")
     _add_repeated(group, "--kind", "kinds", "KIND", "of this kind")

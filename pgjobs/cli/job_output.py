@@ -94,7 +94,7 @@ def detail_lines(job: Job[Any], *, with_args: bool) -> list[str]:
         "due": time_text(job.scheduled_at),
         "started": time_text(job.attempted_at),
         "ended": time_text(job.finalized_at),
-        "took": None if seconds is None else f"{seconds:.3f} s",
+        "runs for" if job.state is JobState.RUNNING else "took": None if seconds is None else f"{seconds:.3f} s",
         "worker": job.attempted_by[-1] if job.attempted_by else None,
         "lease ends": time_text(job.leased_until),
     }

@@ -9,7 +9,7 @@ from datetime import timedelta
 from itertools import chain
 from typing import Any
 
-from pgjobs.cli.arguments import Commands, add_database, add_json, duration, job_id, number
+from pgjobs.cli.arguments import VIEWER_OF_ARGS, Commands, add_database, add_json, duration, job_id, number
 from pgjobs.cli.database import connect
 from pgjobs.cli.filters import add_filter, filter_of
 from pgjobs.cli.job_output import COLUMNS, all_fields, detail_lines, listed_fields, table_row
@@ -38,6 +38,7 @@ def _add_list(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "List jobs, the newest first. Args, metadata and outputs are not shown; `pgjobs show` has them."
     )
+    parser.usage = "%(prog)s [options]"  # the generated one fills the screen at each slip
     add_filter(parser)
     parser.add_argument(
         "--order",
@@ -46,10 +47,12 @@ def _add_list(parser: argparse.ArgumentParser) -> None:
         help="time: by the end of finished jobs, the start of running ones, the due time of others; needs one --state",
     )
     parser.add_argument("--reverse", action="store_true", help="the oldest first")
-    parser.add_argument("--limit", type=number, default=50, metavar="N", help="0 for all (default: %(default)s)")
+    parser.add_argument(
+        "--limit", type=number, default=50, metavar="N", help="how many, 0 for all (default: %(default)s)"
+    )
     parser.add_argument("--cursor", metavar="TEXT", help="go on where another list ended, which says its cursor")
     add_json(parser, "one JSON object for each job, each on a line")
-    add_database(parser, rights="viewer")
+    add_database(parser, rights=VIEWER_OF_ARGS)
     parser.set_defaults(run=_list)
 
 
@@ -99,7 +102,7 @@ def _add_show(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("ids", nargs="+", type=job_id, metavar="ID", help="the ids of the jobs")
     parser.add_argument("--no-args", action="store_false", dest="args", help="leave out the args")
     add_json(parser, "one JSON object for each job, each on a line")
-    add_database(parser, rights="viewer")
+    add_database(parser, rights=VIEWER_OF_ARGS)
     parser.set_defaults(run=_show)
 
 
@@ -132,7 +135,7 @@ def _add_wait(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("ids", nargs="+", type=job_id, metavar="ID", help="the ids of the jobs")
     parser.add_argument("--timeout", type=duration, metavar="TIME", help="such as 30s or 5m (default: wait for ever)")
     add_json(parser, "one JSON object for each job that is over, each on a line")
-    add_database(parser, rights="viewer")
+    add_database(parser, rights=VIEWER_OF_ARGS)
     parser.set_defaults(run=_wait)
 
 

@@ -18,7 +18,7 @@ def add_parser(commands: Commands) -> None:
         "Create the tables of pgjobs, or migrate them to another version. Running it again changes nothing."
     )
     parser.add_argument("direction", nargs="?", choices=["up", "down"], default="up", help="default: %(default)s")
-    add_database(parser, rights="owner")
+    add_database(parser, rights="their owner")
     parser.add_argument(
         "--to",
         type=int,

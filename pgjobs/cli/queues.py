@@ -8,7 +8,8 @@ from datetime import timedelta
 
 from pgjobs.cli.arguments import A_DURATION, Commands, add_database, add_json, duration
 from pgjobs.cli.database import connect
-from pgjobs.cli.output import Column, print_json, print_table, say, span_text, when_text
+from pgjobs.cli.output import Column, count_of, print_json, print_table, say, span_text, when_text
+from pgjobs.client import Client
 from pgjobs.results import KEPT, Queue
 
 _COLUMNS = (
@@ -43,7 +44,7 @@ def _add_list(actions: Commands) -> None:
         "or run. `pgjobs stats` shows their load."
     )
     add_json(parser, "one JSON object for each queue, each on a line")
-    add_database(parser, rights="viewer")
+    add_database(parser, rights="pgjobs_viewer")
     parser.set_defaults(run=_list)
 
 
@@ -101,29 +102,32 @@ def _add_pause(actions: Commands, name: str, help: str, run: Callable[[argparse.
     parser.description = help.capitalize() + "."
     parser.add_argument("names", nargs="*", metavar="NAME", help="the names of the queues")
     parser.add_argument("--all", action="store_true", help="every queue there is")
+    parser.add_argument("--dry-run", action="store_true", help="change nothing, and list the queues that are meant")
     add_json(parser, "one JSON object for each queue, each on a line")
-    add_database(parser, rights="operator")
+    add_database(parser, rights="pgjobs_operator")
     parser.set_defaults(run=run, parser=parser)
 
 
 def _pause(options: argparse.Namespace) -> int:
-    names = _names(options)
-    with connect(options) as app:
-        _print([queue for name in names for queue in app.client.queues.pause(name)], as_json=options.json)
-    return 0
+    return _for_each(options, "pause", lambda client, name: client.queues.pause(name))
 
 
 def _resume(options: argparse.Namespace) -> int:
-    names = _names(options)
-    with connect(options) as app:
-        _print([queue for name in names for queue in app.client.queues.resume(name)], as_json=options.json)
-    return 0
+    return _for_each(options, "resume", lambda client, name: client.queues.resume(name))
 
 
-def _names(options: argparse.Namespace) -> list[str]:
+def _for_each(options: argparse.Namespace, action: str, change: Callable[[Client, str], Sequence[Queue]]) -> int:
     if bool(options.names) == options.all:
         options.parser.error("which queues? give names, or --all")
-    return options.names or ["*"]
+    with connect(options) as app:
+        if options.dry_run:
+            queues = [queue for queue in app.client.queues.list() if options.all or queue.name in options.names]
+        else:
+            queues = [queue for name in options.names or ["*"] for queue in change(app.client, name)]
+        _print(queues, as_json=options.json)
+    if options.dry_run:
+        say(f"would {action} {count_of(len(queues), 'queue')}; nothing was changed")
+    return 0
 
 
 # --- update
@@ -139,7 +143,7 @@ def _add_update(actions: Commands) -> None:
     for state in KEPT:
         parser.add_argument(f"--keep-{state}", type=_keep, default=..., metavar="TIME", help=f"of {state} jobs")
     add_json(parser, "the queue as a JSON object")
-    add_database(parser, rights="operator")
+    add_database(parser, rights="pgjobs_operator")
     parser.set_defaults(run=_update, parser=parser)
 
 

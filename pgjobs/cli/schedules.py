@@ -10,7 +10,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from pgjobs import timetable
-from pgjobs.cli.arguments import Commands, add_database, add_json, number
+from pgjobs.cli.arguments import VIEWER_OF_ARGS, Commands, add_database, add_json, number
 from pgjobs.cli.database import connect
 from pgjobs.cli.output import Column, RawJson, harmless, print_json, print_table, say, span_text, time_text, when_text
 from pgjobs.client import Client
@@ -36,7 +36,7 @@ def add_parser(commands: Commands) -> None:
     parser.description = "Schedules: durable cron."
     actions = parser.add_subparsers(required=True, metavar="ACTION")
     _add_list(actions)
-    _add_action(actions, "show", "show all that is known of schedules", _show, rights="viewer")
+    _add_action(actions, "show", "show all that is known of schedules", _show, rights=VIEWER_OF_ARGS)
     _add_action(actions, "run", "let a worker pool enqueue their jobs once, now", _run_now)
     _add_action(actions, "pause", "enqueue no jobs at their ticks until they are resumed", _pause)
     _add_action(actions, "resume", "end a pause; the ticks of the pause are not made up", _resume)
@@ -53,7 +53,7 @@ def _add_list(actions: Commands) -> None:
     parser = actions.add_parser("list", help="list the schedules")
     parser.description = "List the schedules by name."
     add_json(parser, "one JSON object for each schedule, each on a line")
-    add_database(parser, rights="viewer")
+    add_database(parser, rights=VIEWER_OF_ARGS)
     parser.set_defaults(run=_list)
 
 
@@ -139,7 +139,7 @@ def _add_action(
     name: str,
     help: str,
     act: Callable[[argparse.Namespace, Client, str], None],
-    rights: str = "operator",
+    rights: str = "pgjobs_operator",
 ) -> None:
     parser = actions.add_parser(name, help=help)
     parser.description = help.capitalize() + "."

@@ -63,7 +63,7 @@ def add_parser(commands: Commands) -> None:
         help="show new figures every 2s, or so often, until Ctrl-C",
     )
     add_json(parser, "one JSON object for each queue, each on a line")
-    add_database(parser, rights="viewer")
+    add_database(parser, rights="pgjobs_viewer")
     parser.set_defaults(run=_stats)
 
 
@@ -160,7 +160,7 @@ def _watch(client: Client, options: argparse.Namespace) -> None:
         while True:
             try:
                 show(_Figures.read(client, options))
-            except psycopg.OperationalError as error:
+            except (psycopg.OperationalError, psycopg.InterfaceError) as error:
                 show(f"no figures: {harmless(error)}")
             time.sleep(interval)
 

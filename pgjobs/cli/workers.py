@@ -31,7 +31,7 @@ def add_parser(commands: Commands) -> None:
         "List the processes that work jobs, the oldest first. A killed process stays listed for up to two minutes."
     )
     add_json(parser, "one JSON object for each process, each on a line")
-    add_database(parser, rights="viewer")
+    add_database(parser, rights="pgjobs_viewer")
     parser.set_defaults(run=_workers)
 
 

@@ -18,6 +18,7 @@ TOPICS = (
     "batches",
     "hooks",
     "control",
+    "command-line",
     "frameworks",
     "production",
     "logging",

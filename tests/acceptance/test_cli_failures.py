@@ -140,7 +140,7 @@ def test_each_role_can_do_its_part_and_learns_which_right_it_lacks(
     for role, words, needed in (
         ("viewer", ["cancel", "--all"], "pgjobs_operator"),
         ("viewer", ["enqueue", "test"], "pgjobs_enqueuer"),
-        ("enqueuer", ["list"], "pgjobs_viewer"),
+        ("enqueuer", ["list"], "pgjobs_viewer, granted without --hide-args"),
     ):
         code, err = tried(role, *words)
         assert code == 1
@@ -150,6 +150,23 @@ def test_each_role_can_do_its_part_and_learns_which_right_it_lacks(
     code, err = tried("nobody", "list")
     assert code == 1
     assert "permission denied for schema" in err
+
+
+def test_watch_goes_on_after_a_lost_connection(client: Client) -> None:
+    client.enqueue(None, {}, kind="test")
+    name = f"watch_{client.schema}"
+    where = ["--dsn", make_conninfo(str(client.pool.conninfo), application_name=name), "--schema", client.schema]
+    running = start("stats", "--watch", "100ms", "--json", *where, stdout=PIPE, stderr=PIPE, text=True)
+    try:
+        assert '"waiting": 1' in running.stdout.readline()
+        with psycopg.connect(str(client.pool.conninfo), autocommit=True) as conn:
+            query = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = %s"
+            assert conn.execute(query, [name]).fetchone() == (1,)
+        client.enqueue(None, {}, kind="test")
+        wait_until(lambda: '"waiting": 2' in running.stdout.readline(), timeout=30)
+    finally:
+        running.kill()
+        running.communicate()
 
 
 def test_list_into_head_ends_quietly(client: Client) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,14 +173,17 @@ def test_what_does_not_exist_is_one_line(pgjobs: Program, words: list[str], prob
 # --- enqueue
 
 
-def test_enqueue_takes_args_from_a_file_and_options(pgjobs: Program, tmp_path: Path) -> None:
+def test_enqueue_takes_args_from_a_file_and_options(
+    pgjobs: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "args.json"
     file.write_text('{"city": "Zürich"}', encoding="utf-8")
     words = ["--delay", "2h", "--max-attempts", "3", "--metadata", '{"a": 1}', "--unique", "args", "--json"]
     first = pgjobs("enqueue", "test", f"@{file}", *words).json
     assert (first["args"], first["state"], first["max_attempts"]) == ({"city": "Zürich"}, "scheduled", 3)
     assert (first["metadata"], first["duplicate"]) == ({"a": 1}, False)
-    second = pgjobs("enqueue", "test", f"@{file}", *words).json
+    monkeypatch.setattr("sys.stdin", io.StringIO(file.read_text(encoding="utf-8")))
+    second = pgjobs("enqueue", "test", "-", *words).json
     assert (second["id"], second["duplicate"]) == (first["id"], True)
 
 
@@ -332,6 +336,10 @@ def pool():
 
 def broken():
     raise RuntimeError("no such setting")
+
+
+def leaving():
+    raise SystemExit("no such setting")
 """
 
 
@@ -385,6 +393,7 @@ def test_the_app_of_the_environment_gives_way_to_a_dsn(
         ("{}:nothing", "there is no nothing in "),
         ("{}:work_map", "it must be a Client, a WorkerPool, or a function that returns one, not a WorkMap"),
         ("{}:broken", "the call failed: RuntimeError: no such setting ("),
+        ("{}:leaving", "the call failed: SystemExit: no such setting ("),
         ("no_{}:client", "failed: ModuleNotFoundError: No module named "),
     ],
 )
