@@ -12,7 +12,7 @@ from pgjobs.clean_text import first_line, one_line
 
 _DOWN = "the database"
 _READ_ONLY = "writing to the database"
-_TEXTS = {_DOWN: "the database does not answer", _READ_ONLY: "the database is read-only"}
+_TEXTS = {_DOWN: "the connection to the database is lost", _READ_ONLY: "the database is read-only"}
 _DOWN_STATES = ("57P01", "57P02", "57P03", "57P05", "53300")  # shut down, crashed, starting, idle timeout, full
 # The database works again after this many seconds without a failure: when a server was restarted, each old connection
 # fails once more.

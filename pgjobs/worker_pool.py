@@ -596,12 +596,12 @@ class WorkerPool:
         """The process exits: stop, as at the end of a `with` block."""
         if not self.running:
             return
-        running = self._watchdog.attempts
-        # the lock is kept, so that `_client_closed` logs nothing
-        if running and not self._stopping.is_set() and self._closing.acquire(blocking=False):
-            self._log.exiting(running, checks.timeout_seconds(self._stop_timeout))
         self._watchdog.reports = SimpleQueue()
         try:
+            running = self._watchdog.attempts
+            # the lock is kept, so that `_client_closed` logs nothing
+            if running and not self._stopping.is_set() and self._closing.acquire(blocking=False):
+                self._log.exiting(running, checks.timeout_seconds(self._stop_timeout))
             self.stop()
         except KeyboardInterrupt:
             self.stop_and_cancel()

@@ -303,7 +303,7 @@ def test_why_the_server_has_ended_the_connection_of_a_claim_is_in_the_log(
         pause = timedelta(milliseconds=10)  # so that the finish does not claim the next job
         with WorkerPool(other, work_map, queues={"default": 1}, fetch_cooldown=pause, poll_interval=pause):
             wait_until(lambda: all(stored(client, job).state == JobState.COMPLETED for job in jobs), 20)
-    said = [record.getMessage() for record in caplog.records if "next claim in" in record.getMessage()]
+    said = [record.getMessage() for record in caplog.records if "is lost" in record.getMessage()]
     assert len(said) == 1
     assert "administrator command" in said[0]
     assert "by pg_terminate_backend()" in said[0]

@@ -318,7 +318,8 @@ def test_a_start_says_what_starts_and_where(client: Client, database: str, caplo
         "(Postgres 1",
         f"schema {client.schema}",
         f"worker {mine.id}",
-        "queues: mail (3 threads), default (1 thread)",
+        "queues: mail (3 threads",
+        ", default (1 thread",
         "kinds: letter, thing",
         "schedules: nightly",
     ):

@@ -52,7 +52,7 @@ def test_a_server_that_is_away_is_told_once(
         caplog.clear()
         fault_server.kill()
         try:
-            wait_until(lambda: lines(caplog, "the database does not answer", "not logged again"))
+            wait_until(lambda: lines(caplog, "the connection to the database is lost", "not logged again"))
             tries = "not listening"
             wait_until(lambda: sum(tries in record.getMessage() for record in caplog.records) >= 3, timeout=20)
         finally:

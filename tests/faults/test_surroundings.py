@@ -163,7 +163,7 @@ def test_f28_a_worker_whose_clock_is_wrong_runs_every_job_at_its_time(
     clock = {"FAKETIME_DONT_FAKE_MONOTONIC": "1"}
     with Nursery(tmp_path, prefix=[str(FAKETIME), "-f", wrong], env=clock) as nursery:
         worker = nursery.start(dsn=ledger.dsn, queues={"default": 3})
-        wait_until(lambda: "3 threads on default" in worker.log)
+        wait_until(lambda: "default (3 threads)" in worker.log)
         running = ledger.enqueue("sleep 4.5")
         failing = ledger.enqueue(first="fail once")
         delayed = ledger.enqueue(delay=timedelta(seconds=2))
