@@ -144,6 +144,17 @@ def test_a_signal_while_the_application_is_imported_ends_it_at_once(place: Place
         assert work.told("stopped")
 
 
+def test_a_handler_that_resists_is_left_behind_and_told_by_the_exit_code(place: Place) -> None:
+    with place.work("--processes", "2", "--stop-timeout", "1s") as work:
+        work.wait_ready(2)
+        job = place.enqueue("resist")
+        wait_until(lambda: place.starts(job))
+        work.signal(signal.SIGTERM)
+        assert work.process.wait(15) == 1
+        assert "is killed" not in work.log
+    assert_given_back(place, job)
+
+
 def test_a_thread_of_the_application_does_not_keep_a_process_from_ending(place: Place) -> None:
     place.write(f"{APP}\nthreading.Thread(target=time.sleep, args=(600,), name='endless').start()\n")
     with place.work() as work:

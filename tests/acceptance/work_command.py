@@ -49,6 +49,12 @@ def handler(tx, job):
             tx.execute("SELECT pg_advisory_xact_lock_shared(%s)", [job.args["gate"]])
         case "leak":
             leaked.append(bytearray(os.urandom(1 << 20) * job.args["mebibytes"]))
+        case "resist":
+            while True:
+                try:
+                    threading.Event().wait(60)
+                except BaseException:
+                    pass
         case "leave an orphan":
             subprocess.run(["sh", "-c", "sleep 0.3 & echo $!"], check=True)
 
