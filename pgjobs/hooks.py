@@ -141,6 +141,11 @@ class HookCalls:
     def __bool__(self) -> bool:
         return bool(self._hooks)
 
+    def add(self, hooks: Hooks) -> None:
+        """Call these too, after the others, for what happens from now on."""
+        self._hooks = (*self._hooks, hooks)
+        self.any = True
+
     def __call__(self, name: str, *args: object) -> None:
         for hooks in self._hooks:
             try:

@@ -38,6 +38,11 @@ class Outages:
         self._latest = 0.0  # time of the latest failure
 
     @property
+    def current(self) -> str | None:
+        """What does not work, if the database is down or read-only; else None."""
+        return next((what for what, _ in list(self._since) if what in (_DOWN, _READ_ONLY)), None)
+
+    @property
     def database_is_down(self) -> bool:
         """Whether that was logged, and nothing has worked since."""
         return (_DOWN, "") in self._since

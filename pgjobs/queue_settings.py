@@ -73,6 +73,17 @@ def check_queues(queues: Any) -> Mapping[str, int | QueueSettings]:
     return queues
 
 
+def check_thread_counts(threads: Any) -> None:
+    """The argument of `WorkerPool.select_queues`."""
+    if not isinstance(threads, Mapping) or not threads:
+        raise InvalidSetting(
+            f"select_queues takes names of queues and threads, as in {{'mail': 2}}, not {shown(threads)}"
+        )
+    for number in threads.values():
+        if number is not None:
+            check_threads(number)
+
+
 def check_threads(threads: object) -> None:
     if not isinstance(threads, int) or isinstance(threads, bool) or not 1 <= threads <= MOST_THREADS:
         raise InvalidSetting(f"threads is a whole number from 1 to {MOST_THREADS}, not {shown(threads)}")

@@ -42,6 +42,7 @@ from pgjobs.queue_settings import (
     QueueSettings,
     check_queues,
     check_run_settings,
+    check_thread_counts,
     thread_count,
 )
 from pgjobs.schedule import Schedule
@@ -56,6 +57,7 @@ from pgjobs.workers.context import PoolContext, QueueWorkers
 from pgjobs.workers.heartbeat import Heartbeat
 from pgjobs.workers.pool_log import PoolLog, check_level
 from pgjobs.workers.pool_settings import check_error_handler, check_listen_dsn, check_order
+from pgjobs.workers.queries import WorkerQueries
 from pgjobs.workers.signals import LOOK_UP, next_signal, signals
 from pgjobs.workers.worker_threads import WorkerThreads
 
@@ -174,6 +176,7 @@ class WorkerPool:
             JobState.CANCELLED: checks.check_retention("keep_cancelled", keep_cancelled),
             JobState.DISCARDED: checks.check_retention("keep_discarded", keep_discarded),
         }
+        self._worker_queries = WorkerQueries(client.schema)
         self._context = PoolContext(self.name, client.schema, client.source, client_closed=self._client_closed)
         claimer = self._build_claimer(check_order(order), timeout, check_unknown_kinds(unknown_kinds), lease)
         self._executor = self._build_executor(claimer, backoff or client.backoff, error_handler, middleware)
@@ -469,6 +472,22 @@ class WorkerPool:
         return self._started and self._process == this_process()
 
     @property
+    def stop_timeout(self) -> timedelta | None:
+        """How long a stop waits for running jobs, unless it is told otherwise; None for ever."""
+        return self._stop_timeout
+
+    @property
+    def any_stuck(self) -> bool:
+        """Whether a handler goes on although it was cut off, in a thread that was left behind."""
+        return self._threads.any_stuck
+
+    @property
+    def outage(self) -> str | None:
+        """What does not work, such as "the database", since a part of the running pool could not use it; None if
+        nothing is known to be wrong."""
+        return self._context.outages.current or ("the database" if self._client.source.is_failing else None)
+
+    @property
     def threads(self) -> int:
         """How many worker threads the pool has while it runs."""
         return self._context.threads
@@ -629,6 +648,27 @@ class WorkerPool:
                 self._reserved -= workers.threads
         return True
 
+    def select_queues(self, threads: Mapping[str, int | None]) -> None:
+        """Work these queues alone, each with this number of threads, or with as many as before for None. Their other
+        settings stay. Call it before `start`. Raises WorkerPoolError for a queue that the pool does not have, and if
+        the pool runs."""
+        check_thread_counts(threads)
+        with self._controlling():
+            if self._started:
+                raise WorkerPoolError(f"worker pool {self.name!r} runs: select its queues before start()")
+            before = self._context.queue_workers
+            unknown = [queue for queue in threads if check_queue(queue) not in before]
+            if unknown:
+                raise WorkerPoolError(
+                    f"worker pool {self.name!r} has no queue {unknown[0]!r}; it has {', '.join(sorted(before))}"
+                )
+            for queue, workers in before.items():
+                self._context.remove(queue)
+                if queue in threads:
+                    number = threads[queue]
+                    idle = IdleThreads(workers.threads if number is None else number)
+                    self._add(QueueWorkers(queue, idle, workers.settings))
+
     def _add(self, workers: QueueWorkers) -> None:
         async_queues = self._executor.claimer.async_commit
         if workers.settings.async_commit:
@@ -651,6 +691,15 @@ class WorkerPool:
             self._control.release()
 
     # --- work
+
+    def drained(self) -> bool:
+        """Whether the queues of this pool are empty: none of their jobs runs, here or in another process, and none can
+        run now. Jobs with a later time do not count, nor do those of paused queues, nor kinds that this pool leaves to
+        other workers. Raises errors of the database."""
+        claimer = self._executor.claimer
+        kinds = list(self.work_map) if claimer.unknown_kinds == "leave" else None
+        with self._client.source.transaction() as conn:
+            return not self._worker_queries.any_work_left(conn, self._context.queue_workers, kinds)
 
     def work_one(self, queue: str = "default") -> bool:
         """Run the next job of the queue on this thread, without starting the pool. Returns whether there was a job.

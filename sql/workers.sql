@@ -113,3 +113,23 @@ FROM (SELECT 1) AS always LEFT JOIN pgjobs.queue ON paused_at IS NOT NULL;
 -- name: wake_queues
 -- A process that stops may have unclaimed jobs, which workers of other processes should look for.
 SELECT {notify_worker} FROM pg_catalog.unnest(%(names)s::text[]) AS queue;
+
+-- name: any_work_left
+-- Whether one of these queues has a job that runs, or one of these kinds (null: of all) that can run now. A job that is
+-- due counts, though it is not made available yet; those of a paused queue do not.
+SELECT EXISTS (
+    SELECT FROM pgjobs.job WHERE state = 'running' AND queue = ANY (%(queues)s::text[])
+) OR EXISTS (
+    SELECT FROM pg_catalog.unnest(%(queues)s::text[]) AS asked (queue)
+    WHERE NOT EXISTS (SELECT FROM pgjobs.queue WHERE name = asked.queue AND paused_at IS NOT NULL)
+        AND (EXISTS (
+            SELECT FROM pgjobs.job
+            WHERE state = 'available' AND queue = asked.queue AND scheduled_at <= pg_catalog.statement_timestamp()
+                AND (%(kinds)s::text[] IS NULL OR kind = ANY (%(kinds)s::text[]))
+        ) OR EXISTS (
+            SELECT FROM pgjobs.job
+            WHERE state = ANY ('{scheduled,retryable}') AND queue = asked.queue
+                AND scheduled_at <= pg_catalog.statement_timestamp()
+                AND (%(kinds)s::text[] IS NULL OR kind = ANY (%(kinds)s::text[]))
+        ))
+);

@@ -32,12 +32,13 @@ from pgjobs.cli import (
     schedules,
     stats,
     version,
+    work,
     workers,
 )
 from pgjobs.errors import PgjobsError
 from pgjobs.version import __version__
 
-_COMMANDS = (enqueue, listing, change, queues, schedules, workers, stats, migrate, roles, guide, demo, version)
+_COMMANDS = (work, enqueue, listing, change, queues, schedules, workers, stats, migrate, roles, guide, demo, version)
 _LONGEST_ERROR = 2000
 
 

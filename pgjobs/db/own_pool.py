@@ -213,6 +213,11 @@ class OwnPool(ConnectionPool[Any]):
     # --- when connecting fails; psycopg's pool has no public way to raise an error in its waiting callers
 
     @property
+    def is_failing(self) -> bool:
+        """Whether the last attempt to connect failed."""
+        return self._failure is not None
+
+    @property
     def is_refused(self) -> bool:
         return self._failure is not None and is_refusal(self._failure)
 

@@ -143,6 +143,13 @@ class PoolSource:
                 pool.learn_options(conn)
             yield conn
 
+    @property
+    def is_failing(self) -> bool:
+        """Whether the last attempt of our own pool to connect failed. Callers may wait half a minute for the next one
+        before they learn of it."""
+        pool = self.pool
+        return isinstance(pool, OwnPool) and pool.is_failing
+
     def discard_idle(self) -> None:
         """Discard the pool's idle connections, after one connection has stopped answering."""
         with suppress(AttributeError):  # psycopg_pool before 3.3 has no drain()

@@ -90,6 +90,16 @@ class WorkerQueries:
         with literal_cursor(conn) as cur:
             cur.execute(self._sql["wake_queues"], {"names": list(names), "channel": self._channel})
 
+    def any_work_left(self, conn: AnyConnection, queues: Iterable[str], kinds: Sequence[str] | None) -> bool:
+        """Whether these queues have a job that runs, or one of these kinds that can run now; None means all kinds."""
+        with literal_cursor(conn) as cur:
+            cur.execute(
+                self._sql["any_work_left"],
+                {"queues": list(queues), "kinds": None if kinds is None else list(kinds)},
+            )
+            found: bool = one(cur)[0]
+            return found
+
 
 def _worker(row: Sequence[Any]) -> WorkerProcess:
     return WorkerProcess(

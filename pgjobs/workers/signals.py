@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from queue import Empty, SimpleQueue
 from types import FrameType
@@ -13,28 +13,39 @@ LOOK_UP = 0.5  # seconds after which a wait on the main thread lets signal handl
 
 
 @contextmanager
+def handling(numbers: Iterable[signal.Signals], act: Callable[[int], None]) -> Iterator[None]:
+    """Call the function for each of these signals. A child that a handler of a job forks has the handlers of before."""
+    process = os.getpid()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != process:
+            signal.signal(number, before[signal.Signals(number)] or signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        act(number)
+
+    before = {number: signal.signal(number, on_signal) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
 def signals() -> Iterator[SimpleQueue[int | None]]:
     """Give a queue that receives each SIGTERM and SIGINT. The third of them exits the process."""
     received: SimpleQueue[int | None] = SimpleQueue()  # its put() is safe in a signal handler, an Event's set() is not
     seen: list[int] = []
-    process = os.getpid()
 
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        if os.getpid() != process:  # a child that a handler forked, in which nothing reads the queue
-            signal.signal(number, before[signal.Signals(number)] or signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-            return
+    def act(number: int) -> None:
         seen.append(number)
         if len(seen) > 2:
             os._exit(128 + number)
         received.put(number)
 
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
+    with handling((signal.SIGTERM, signal.SIGINT), act):
         yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def next_signal(received: SimpleQueue[int | None]) -> int | None:
