@@ -9,8 +9,10 @@ import re
 from datetime import timedelta
 from pathlib import Path
 
+from pgjobs.application import check_target
 from pgjobs.cli.arguments import Commands, duration
 from pgjobs.errors import PgjobsError
+from pgjobs.worker_pool import WorkerPool
 
 _SIZES = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _COUNT = re.compile(r"[1-9][0-9]{0,8}")
@@ -79,12 +81,12 @@ def add_parser(commands: Commands) -> None:
 
 def _work(options: argparse.Namespace) -> int:
     try:
-        from pgjobs.processes import application, log_output
+        from pgjobs.processes import log_output
         from pgjobs.processes.settings import ChildSettings
         from pgjobs.processes.supervisor import Supervisor
     except (ImportError, AttributeError) as error:  # there are no such signals and sockets
         raise PgjobsError(f"`pgjobs work` needs Linux or macOS: {error}") from error
-    application.check_target(options.target)
+    check_target(options.target, WorkerPool)
     log_output.configure(options.log_level, options.log_format)
     settings = ChildSettings(
         target=options.target,

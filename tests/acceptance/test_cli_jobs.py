@@ -389,20 +389,31 @@ def test_the_app_of_the_environment_gives_way_to_a_dsn(
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("{}", "write it as module:object, as in shop.jobs:client"),
-        ("{}:nothing", "there is no nothing in "),
-        ("{}:work_map", "it must be a Client, a WorkerPool, or a function that returns one, not a WorkMap"),
-        ("{}:broken", "the call failed: RuntimeError: no such setting ("),
-        ("{}:leaving", "the call failed: SystemExit: no such setting ("),
-        ("no_{}:client", "failed: ModuleNotFoundError: No module named "),
+        ("{0}", "'{0}' does not say where the Client or WorkerPool is: give module:object, where "),
+        ("{0}:nothing", "module {0} ({1}/{0}.py) has no 'nothing': is client or enqueuing meant?"),
+        ("{0}:work_map", "{0}:work_map is {{'welcome': "),
+        ("{0}:broken", "{0}:broken raised RuntimeError: no such setting; raised in {1}/{0}.py, line "),
+        ("{0}:leaving", "{0}:leaving raised SystemExit: no such setting; raised in {1}/{0}.py, line "),
+        ("no_{0}:client", "there is no module 'no_{0}' in {1}, nor elsewhere on sys.path"),
     ],
 )
-def test_an_app_that_cannot_be_used_is_one_line(pgjobs: Program, shop: str, name: str, problem: str) -> None:
+def test_an_app_that_cannot_be_used_is_one_line(
+    pgjobs: Program, shop: str, tmp_path: Path, name: str, problem: str
+) -> None:
     said = pgjobs("list", app=name.format(shop))
     assert (said.code, said.out) == (1, "")
-    assert said.err.startswith("pgjobs: error: the app ")
-    assert problem in said.err
+    assert said.err.startswith(f"pgjobs: error: {problem.format(shop, tmp_path)}")
     assert said.err.count("\n") == 1
+
+
+def test_an_error_says_that_the_app_is_that_of_the_environment(
+    pgjobs: Program, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PGJOBS_APP", "nosuch:client")
+    assert cli.main(["list"]) == 1
+    assert capsys.readouterr().err.endswith(", nor elsewhere on sys.path; the app is that of PGJOBS_APP\n")
+    assert cli.main(["list", "--app", "nosuch:client"]) == 1
+    assert capsys.readouterr().err.endswith(", nor elsewhere on sys.path\n")
 
 
 def test_an_app_has_a_database_and_a_schema_of_its_own(pgjobs: Program, shop: str) -> None:
