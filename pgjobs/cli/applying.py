@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 from pgjobs.cli import progress
 from pgjobs.cli.ask import confirm
 from pgjobs.cli.filters import conditions, narrowed
-from pgjobs.cli.job_output import COLUMNS, table_row
-from pgjobs.cli.output import count_of, print_json, print_table, say
+from pgjobs.cli.job_output import print_jobs
+from pgjobs.cli.output import count_of, print_json, say
 from pgjobs.client import Client
 from pgjobs.errors import JobNotFound
 from pgjobs.job import Job, JobState
@@ -72,7 +72,7 @@ class Report:
 
     def _print(self) -> None:
         if self.dry_run and self.sample:
-            print_table(COLUMNS, map(table_row, self.sample))
+            print_jobs(self.sample)
             if len(self.done) > len(self.sample):
                 print(f"and {count_of(len(self.done) - len(self.sample), 'more job')}")
         if self.dry_run:

@@ -12,8 +12,8 @@ from typing import Any
 from pgjobs.cli.arguments import VIEWER_OF_ARGS, Commands, add_database, add_json, duration, job_id, number
 from pgjobs.cli.database import connect
 from pgjobs.cli.filters import add_filter, filter_of
-from pgjobs.cli.job_output import COLUMNS, all_fields, detail_lines, listed_fields, table_row
-from pgjobs.cli.output import print_json, print_table, say
+from pgjobs.cli.job_output import all_fields, detail_lines, listed_fields, print_jobs
+from pgjobs.cli.output import print_json, say
 from pgjobs.client import Client
 from pgjobs.errors import JobNotFinished, JobNotFound
 from pgjobs.job import Job, JobState
@@ -62,14 +62,14 @@ def _list(options: argparse.Namespace) -> int:
         pages = _pages(app.client, options, which)
         first = next(pages)
         last = [first]
-        jobs = chain(first.jobs, _remembering(pages, last))
+        others = _remembering(pages, last)
         if options.json:
-            for job in jobs:
+            for job in chain(first.jobs, others):
                 print_json(listed_fields(job))
         elif not first.jobs:
             say("no jobs")
         else:
-            print_table(COLUMNS, map(table_row, jobs))
+            print_jobs(first.jobs, others)
         if last[-1].next is not None:
             say(f"there are more jobs: --limit 0 for all, or go on with --cursor {last[-1].next}")
     return 0

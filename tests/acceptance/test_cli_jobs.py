@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import threading
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pgjobs import Client, JobState, NewJob, WorkerPool, cli
+from pgjobs import Client, Job, JobState, NewJob, WorkerPool, cli
 from pgjobs.cli import filters
 from tests.acceptance.cli_program import of, run_on_terminal
+from tests.waiting import wait_until
 
 VARIABLES = ("DATABASE_URL", "PGHOST", "PGHOSTADDR", "PGPORT", "PGDATABASE", "PGUSER", "PGSERVICE", "PGJOBS_APP")
 
@@ -308,6 +312,41 @@ def test_long_work_shows_its_progress_on_a_terminal(client: Client, rich: bool) 
     assert done.code == 0
     assert done.out.splitlines()[-1].endswith("cancelled 2500 jobs")
     assert ("2500/2500" if rich else "2000 of 2500") in done.out
+
+
+def test_the_progress_of_running_jobs_is_shown(pgjobs: Program) -> None:
+    client, ends = pgjobs.client, threading.Event()
+    waiting = client.enqueue(None, {}, kind="test", delay=timedelta(hours=1)).id
+
+    def work(tx: Any, job: Job[Any]) -> None:
+        job.set_progress(**job.args)
+        assert ends.wait(30)
+
+    assert "PROGRESS" not in pgjobs("list").lines[0]
+    said = [{"done": 299, "total": 300, "note": "page 3"}, {"done": 0.5}, {"done": 12345678}, {"done": 0, "total": 0}]
+    ids = [client.enqueue(None, args, kind="work").id for args in said]
+    with WorkerPool(client, {"work": work}):
+        try:
+            wait_until(lambda: all((found := client.get(id)) and found.progress for id in ids))
+            head, *lines = pgjobs("list", "--reverse").lines
+            at = head.index("PROGRESS")
+            shown = [line[at : at + len("PROGRESS")].strip() for line in lines]
+            assert shown == ["", "99%", "0.5", "12345678", "100%"]
+            assert [line[:at].split()[1] for line in lines] == ["scheduled", *["running"] * 4]
+            assert "PROGRESS" not in pgjobs("list", "--state", "scheduled").lines[0]
+            (line,) = [line for line in pgjobs("show", ids[0]).lines if line.startswith("  progress ")]
+            assert re.fullmatch(r"  progress   299 of 300 \(99%\), \d+s ago: page 3", line)
+            (line,) = [line for line in pgjobs("show", ids[1]).lines if line.startswith("  progress ")]
+            assert re.fullmatch(r"  progress   0\.5, \d+s ago", line)
+            for words in (["show", waiting, *ids], ["list", "--reverse"]):
+                of_waiting, first, *_ = [json.loads(line)["progress"] for line in pgjobs(*words, "--json").lines]
+                assert of_waiting is None
+                assert datetime.fromisoformat(first.pop("updated_at")).utcoffset() == timedelta(0)
+                assert first == {"done": 299, "total": 300, "note": "page 3", "fraction": 299 / 300}
+        finally:
+            ends.set()
+        assert pgjobs("wait", *ids).code == 0
+    assert "progress" not in pgjobs("show", ids[0]).out
 
 
 # --- an app
