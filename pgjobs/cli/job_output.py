@@ -11,7 +11,7 @@ from itertools import chain
 from typing import Any
 
 from pgjobs.cli.output import Column, RawJson, harmless, harmless_lines, print_table, time_text, when_text
-from pgjobs.job import Job, JobState
+from pgjobs.job import Job, JobState, has_args
 from pgjobs.progress import Progress
 
 _COLUMNS = (
@@ -27,6 +27,9 @@ _COLUMNS = (
     Column("LAST ERROR", elastic=True),
 )
 _PROGRESS = [column.head for column in _COLUMNS].index("PROGRESS")
+
+
+NOT_READ = "args, errors, output and notes: this database role may not read them"
 
 
 def print_jobs(first: Sequence[Job[Any]], others: Iterable[Job[Any]] = ()) -> None:
@@ -76,7 +79,7 @@ def listed_fields(job: Job[Any]) -> dict[str, Any]:
         "attempted_at": job.attempted_at,
         "finalized_at": job.finalized_at,
         "attempted_by": job.attempted_by[-1] if job.attempted_by else None,
-        "errors": job.error_count,
+        "errors": job.error_count if has_args(job) else None,
         "last_error": job.last_error,
         "progress": None if job.progress is None else _progress_fields(job.progress),
     }
@@ -87,15 +90,16 @@ def _progress_fields(progress: Progress) -> dict[str, Any]:
 
 
 def all_fields(job: Job[Any]) -> dict[str, Any]:
-    """The JSON of a job with all that the row has."""
+    """The JSON of a job with all that the row has; null for what the role may not read."""
+    is_read = has_args(job)
     return {
         **listed_fields(job),
         "attempted_by": job.attempted_by,
         "leased_until": job.leased_until,
-        "args": RawJson(job.raw_args),
+        "args": RawJson(job.raw_args) if is_read else None,
         "metadata": RawJson(job.raw_metadata),
         "output": None if job.raw_output is None else RawJson(job.raw_output),
-        "errors": RawJson(job.raw_errors),
+        "errors": RawJson(job.raw_errors) if is_read else None,
     }
 
 
@@ -120,7 +124,9 @@ def detail_lines(job: Job[Any], *, with_args: bool) -> list[str]:
     }
     lines = [f"job {job.id}"]
     lines += [f"  {name:<10} {harmless(value)}" for name, value in values.items() if value is not None]
-    if with_args:
+    if not has_args(job):
+        lines.append(f"  {'not shown':<10} {NOT_READ}")
+    elif with_args:
         lines += _json_block("args", job.raw_args)
     if job.raw_metadata != "{}":
         lines += _json_block("metadata", job.raw_metadata)

@@ -9,14 +9,14 @@ from datetime import timedelta
 from itertools import chain
 from typing import Any
 
-from pgjobs.cli.arguments import VIEWER_OF_ARGS, Commands, add_database, add_json, duration, job_id, number
+from pgjobs.cli.arguments import VIEWER, VIEWER_OF_ARGS, Commands, add_database, add_json, duration, job_id, number
 from pgjobs.cli.database import connect
 from pgjobs.cli.filters import add_filter, filter_of
 from pgjobs.cli.job_output import all_fields, detail_lines, listed_fields, print_jobs
 from pgjobs.cli.output import print_json, say
 from pgjobs.client import Client
 from pgjobs.errors import JobNotFinished, JobNotFound
-from pgjobs.job import Job, JobState
+from pgjobs.job import Job, JobState, has_args
 from pgjobs.results import JobPage
 
 _PAGE = 1000
@@ -52,7 +52,7 @@ def _add_list(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--cursor", metavar="TEXT", help="go on where another list ended, which says its cursor")
     add_json(parser, "one JSON object for each job, each on a line")
-    add_database(parser, rights=VIEWER_OF_ARGS)
+    add_database(parser, rights=VIEWER)
     parser.set_defaults(run=_list)
 
 
@@ -70,6 +70,8 @@ def _list(options: argparse.Namespace) -> int:
             say("no jobs")
         else:
             print_jobs(first.jobs, others)
+        if not all(map(has_args, first.jobs)):
+            say("errors are not shown: this database role may not read them")
         if last[-1].next is not None:
             say(f"there are more jobs: --limit 0 for all, or go on with --cursor {last[-1].next}")
     return 0
@@ -102,7 +104,7 @@ def _add_show(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("ids", nargs="+", type=job_id, metavar="ID", help="the ids of the jobs")
     parser.add_argument("--no-args", action="store_false", dest="args", help="leave out the args")
     add_json(parser, "one JSON object for each job, each on a line")
-    add_database(parser, rights=VIEWER_OF_ARGS)
+    add_database(parser, rights=VIEWER)
     parser.set_defaults(run=_show)
 
 

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 
-from pgjobs.cli.arguments import A_DURATION, Commands, add_database, add_json, duration
+from pgjobs.cli.arguments import A_DURATION, VIEWER, Commands, add_database, add_json, duration
 from pgjobs.cli.database import connect
 from pgjobs.cli.output import Column, count_of, print_json, print_table, say, span_text, when_text
 from pgjobs.client import Client
@@ -44,7 +44,7 @@ def _add_list(actions: Commands) -> None:
         "or run. `pgjobs stats` shows their load."
     )
     add_json(parser, "one JSON object for each queue, each on a line")
-    add_database(parser, rights="pgjobs_viewer")
+    add_database(parser, rights=VIEWER)
     parser.set_defaults(run=_list)
 
 

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import fields
 
-from pgjobs.cli.arguments import Commands, add_database, add_json
+from pgjobs.cli.arguments import VIEWER, Commands, add_database, add_json
 from pgjobs.cli.database import connect
 from pgjobs.cli.output import Column, print_json, print_table, say, when_text
 from pgjobs.results import WorkerProcess
@@ -31,7 +31,7 @@ def add_parser(commands: Commands) -> None:
         "List the processes that work jobs, the oldest first. A killed process stays listed for up to two minutes."
     )
     add_json(parser, "one JSON object for each process, each on a line")
-    add_database(parser, rights="pgjobs_viewer")
+    add_database(parser, rights=VIEWER)
     parser.set_defaults(run=_workers)
 
 
