@@ -85,7 +85,7 @@ def _look_up(module: Any, module_name: str, name: str, kinds: tuple[type[object]
     for part in name.split("."):
         if not hasattr(found, part):
             fitting = [each for each, value in vars(module).items() if isinstance(value, kinds)]
-            near = fitting or get_close_matches(name, [each for each in dir(module) if each[0] != "_"], 1)
+            near = get_close_matches(name, [each for each in dir(module) if each[0] != "_"], 1) or fitting
             meant = f": is {' or '.join(near)} meant?" if near else ""
             file = getattr(module, "__file__", None)  # a package without __init__.py and a builtin have none
             where = f" ({file})" if file else ""

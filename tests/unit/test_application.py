@@ -55,6 +55,8 @@ NOT_LOADED = {
     "absent": ("broken:none", "", "module broken ({}/broken.py) has no 'none'"),
     "misspelt": ("broken:pol", POOL, "module broken ({}/broken.py) has no 'pol': is pool meant?"),
     "misspelt function": ("broken:mkae", "def make(): ...", "has no 'mkae': is make meant?"),
+    "misspelt function beside a pool": ("broken:mkae", POOL, "has no 'mkae': is make meant?"),
+    "another name": ("broken:app", POOL, "has no 'app': is pool meant?"),
     "client": ("broken:client", POOL, "broken:client is Client(schema='pgjobs', "),
     "number": ("broken:number", "number = 1", "broken:number is 1, not a WorkerPool: give module:object, where "),
     "nothing": ("broken:make", "def make(): ...", "broken:make returned None, not a WorkerPool: give module:object"),
