@@ -219,13 +219,16 @@ def test_list_into_head_ends_quietly(client: Client) -> None:
 
 def test_ctrl_c_is_130_and_no_traceback(client: Client) -> None:
     id = client.enqueue(None, {}, kind="test", queue="lonely").id
+    name = f"wait_{client.schema}"
+    where = ["--dsn", make_conninfo(str(client.pool.conninfo), application_name=name), "--schema", client.schema]
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
-    running = start("wait", id, *of(client), stdout=PIPE, stderr=PIPE, text=True)
+    running = start("wait", id, *where, stdout=PIPE, stderr=PIPE, text=True)
     signal.signal(signal.SIGINT, before)
     with psycopg.connect(str(client.pool.conninfo), autocommit=True) as conn:
-        asked = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE %s AND pid <> pg_backend_pid()"
-        pattern = f'%"{client.schema}".job WHERE id%'
-        wait_until(lambda: (conn.execute(asked, [pattern]).fetchone() or [0])[0], timeout=30)
+        asked = (
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name = %s AND state = 'idle' AND query = 'COMMIT'"
+        )
+        wait_until(lambda: (conn.execute(asked, [name]).fetchone() or [0])[0], timeout=30)  # between two looks
     running.send_signal(signal.SIGINT)
     out, err = running.communicate(timeout=60)
     assert (running.returncode, out, err) == (130, "", "")
