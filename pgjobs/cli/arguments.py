@@ -80,8 +80,8 @@ def number(text: str) -> int:
 
 
 def positive(text: str) -> int:
-    if number(text) == 0:
-        raise argparse.ArgumentTypeError("must be 1 or more")
+    if not (text.isascii() and text.isdecimal()) or len(text) > 9 or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"must be a whole number, 1 or more, not {text!r}")
     return int(text)
 
 

@@ -13,10 +13,11 @@ from pgjobs.cli.arguments import VIEWER, VIEWER_OF_ARGS, Commands, add_database,
 from pgjobs.cli.database import connect
 from pgjobs.cli.filters import add_filter, filter_of
 from pgjobs.cli.job_output import all_fields, detail_lines, listed_fields, print_jobs
-from pgjobs.cli.output import print_json, say
+from pgjobs.cli.output import print_json, say, say_error
 from pgjobs.client import Client
 from pgjobs.errors import JobNotFinished, JobNotFound
 from pgjobs.job import Job, JobState, has_args
+from pgjobs.loggers import shown_seconds
 from pgjobs.results import JobPage
 
 _PAGE = 1000
@@ -122,7 +123,7 @@ def _show(options: argparse.Namespace) -> int:
                 lines = detail_lines(job, with_args=options.args)
                 print("\n".join(["", *lines] if position else lines))
     for id in missing:
-        say(f"pgjobs: error: {JobNotFound(id)}")
+        say_error(JobNotFound(id))
     return 1 if missing else 0
 
 
@@ -150,7 +151,8 @@ def _wait(options: argparse.Namespace) -> int:
             try:
                 job = app.client.wait(id, timeout=left)
             except JobNotFinished as error:
-                say(f"pgjobs: error: job {id} is not over after {_seconds(options.timeout)}: it is {error.state}")
+                after = shown_seconds(options.timeout.total_seconds())
+                say_error(f"job {id} is not over after {after}: it is {error.state}")
                 code = max(code, NOT_OVER)
                 continue
             if options.json:
@@ -159,10 +161,6 @@ def _wait(options: argparse.Namespace) -> int:
                 print(_ended(job))
             code = max(code, 0 if job.state is JobState.COMPLETED else NOT_COMPLETED)
     return code
-
-
-def _seconds(timeout: timedelta) -> str:
-    return f"{timeout.total_seconds():g} s"
 
 
 def _ended(job: Job[Any]) -> str:

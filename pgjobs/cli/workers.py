@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import asdict
 
 from pgjobs.cli.arguments import VIEWER, Commands, add_database, add_json
 from pgjobs.cli.database import connect
-from pgjobs.cli.output import Column, print_json, print_table, say, when_text
+from pgjobs.cli.output import Column, print_all, when_text
 from pgjobs.results import WorkerProcess
 
 _COLUMNS = (
@@ -38,13 +38,7 @@ def add_parser(commands: Commands) -> None:
 def _workers(options: argparse.Namespace) -> int:
     with connect(options) as app:
         workers = app.client.workers()
-    if options.json:
-        for worker in workers:
-            print_json({field.name: getattr(worker, field.name) for field in fields(worker)})
-    elif workers:
-        print_table(_COLUMNS, [_row(worker) for worker in workers])
-    else:
-        say("no workers")
+    print_all(workers, _COLUMNS, _row, asdict, as_json=options.json, none="no workers")
     return 0
 
 
