@@ -58,6 +58,7 @@ from pgjobs.workers.queries import WorkerQueries
 from pgjobs.workers.registration import Registration
 
 Args = TypeVar("Args")
+Read = TypeVar("Read")
 
 _FIRST_PAUSE = 0.05  # seconds between two queries of `wait`; grows by half each time
 _LONGEST_PAUSE = 1.0
@@ -600,11 +601,29 @@ class Client:
 
     def get(self, id: int, tx: Borrowable | ConnectionPool[Any] | None = None) -> Job[Any] | None:
         """The current job with this id, or None. Raises AmbiguousJob if several queues have a job with this id, which a
-        restore from a dump can cause."""
+        restore from a dump can cause.
+
+        A role that may not read args, errors and output (`pgjobs roles --hide-args`) gets the job without them, as from
+        `list_jobs`: `job.args` raises UndecodableArgs, `errors` is empty, and `output` and the note of its progress are
+        None. In a transaction of the caller's that raises psycopg's InsufficientPrivilege.
+        """
         check_id(id)
+        job = self._read_jobs(tx, lambda conn, with_args: self._observe.get_job(conn, id, with_args=with_args))
+        return None if job is None else decoding(self._work_map, job)
+
+    def _read_jobs(
+        self, tx: Borrowable | ConnectionPool[Any] | None, read: Callable[[AnyConnection, bool], Read]
+    ) -> Read:
+        """Read with args, or, if the role may not, without them. Not in the caller's transaction: the first error has
+        aborted that."""
+        try:
+            with self._transaction(tx) as conn:
+                return read(conn, True)
+        except psycopg.errors.InsufficientPrivilege:
+            if not (tx is None or isinstance(tx, ConnectionPool)):
+                raise
         with self._transaction(tx) as conn:
-            job = self._observe.get_job(conn, id)
-            return None if job is None else decoding(self._work_map, job)
+            return read(conn, False)
 
     def workers(self, tx: Borrowable | ConnectionPool[Any] | None = None) -> list[WorkerProcess]:
         """The processes that work jobs, the oldest first. A killed process stays listed for up to two minutes."""
@@ -626,13 +645,14 @@ class Client:
         The jobs are in the order of their ids. With `order="time"` the filter must name one state, and the jobs are in
         the order of a time: the end of a finished job, the start of a running one, the time for which a waiting one
         waits; then of their ids. A job that comes or goes between two pages does not move the others. `limit` is 1 to
-        10,000.
+        10,000. `get` says what a role gets that may not read args.
         """
         which = JobFilter() if filter is None else filter
         check_filter(which)
         wanted = listing(which, order, descending, limit, cursor)
-        with self._transaction(tx) as conn:
-            jobs = self._observe.list_jobs(conn, which, wanted)
+        jobs = self._read_jobs(
+            tx, lambda conn, with_args: self._observe.list_jobs(conn, which, wanted, with_args=with_args)
+        )
         return wanted.page([decoding(self._work_map, job) for job in jobs])
 
     def count(self, filter: JobFilter | None = None, tx: Borrowable | ConnectionPool[Any] | None = None) -> JobCounts:

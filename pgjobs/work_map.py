@@ -13,7 +13,7 @@ from pgjobs import checks, codec
 from pgjobs.backoff import Backoff
 from pgjobs.errors import DuplicateHandler, InvalidHandler, InvalidSetting, UnknownKind, shown
 from pgjobs.hooks import Middleware
-from pgjobs.job import Job
+from pgjobs.job import Job, has_args
 from pgjobs.options import ClassName, check_kind, kind_of, two_classes
 
 #: `handler(tx, job)`. Its return value is ignored.
@@ -183,9 +183,10 @@ class WorkMap(dict[str, Handler]):
 
 
 def decoding(work_map: WorkMap | None, job: Job[Any]) -> Job[Any]:
-    """Set the job's decoder, so that `job.args` has the type that its handler gets. Changes and returns `job`."""
+    """Set the job's decoder, so that `job.args` has the type that its handler gets. Changes and returns `job`; leaves
+    alone one from `without_args`."""
     handler: Handler | None = None if work_map is None else dict.get(work_map, job.kind)
-    if handler is not None:
+    if handler is not None and has_args(job):
         vars(job)["decode"] = handler.decode  # frozen for callers, but no caller has this job yet
     return job
 

@@ -9,44 +9,23 @@ FROM pgjobs.job WHERE id = %(id)s ORDER BY queue;
 {select_job}, {progress}
 FROM pgjobs.job WHERE id = %(id)s ORDER BY queue;
 
+-- name: get_job_without_args
+-- For a role that may not read them.
+{select_without_args}, {progress_without_note}
+FROM pgjobs.job WHERE id = %(id)s ORDER BY queue;
+
 -- name: probe
 -- The shortest statement that shows whether the server answers.
 SELECT 1;
 
 -- name: list_jobs
--- One page, from the cursor on. The order is a constant to the planner, which removes the branches of all others.
 {select_job}, {progress}
-FROM pgjobs.job
-WHERE {matches}
-    -- a job without an end has no place in this order; maintenance will give it one
-    AND CASE WHEN pg_catalog.starts_with(%(order)s::text, 'finalized_at') THEN finalized_at IS NOT NULL ELSE true END
-    AND CASE
-        WHEN %(after_id)s::bigint IS NULL THEN true
-        WHEN %(order)s::text = 'id up' THEN id > %(after_id)s::bigint
-        WHEN %(order)s::text = 'id down' THEN id < %(after_id)s::bigint
-        WHEN %(order)s::text = 'scheduled_at up'
-            THEN (scheduled_at, id) > (%(after_time)s::timestamptz, %(after_id)s::bigint)
-        WHEN %(order)s::text = 'scheduled_at down'
-            THEN (scheduled_at, id) < (%(after_time)s::timestamptz, %(after_id)s::bigint)
-        WHEN %(order)s::text = 'finalized_at up'
-            THEN (finalized_at, id) > (%(after_time)s::timestamptz, %(after_id)s::bigint)
-        WHEN %(order)s::text = 'finalized_at down'
-            THEN (finalized_at, id) < (%(after_time)s::timestamptz, %(after_id)s::bigint)
-        WHEN %(order)s::text = 'attempted_at up'
-            THEN (COALESCE(attempted_at, created_at), id) > (%(after_time)s::timestamptz, %(after_id)s::bigint)
-        WHEN %(order)s::text = 'attempted_at down'
-            THEN (COALESCE(attempted_at, created_at), id) < (%(after_time)s::timestamptz, %(after_id)s::bigint)
-        END
-ORDER BY
-    CASE WHEN %(order)s::text = 'scheduled_at up' THEN scheduled_at END,
-    CASE WHEN %(order)s::text = 'scheduled_at down' THEN scheduled_at END DESC,
-    CASE WHEN %(order)s::text = 'finalized_at up' THEN finalized_at END,
-    CASE WHEN %(order)s::text = 'finalized_at down' THEN finalized_at END DESC,
-    CASE WHEN %(order)s::text = 'attempted_at up' THEN COALESCE(attempted_at, created_at) END,
-    CASE WHEN %(order)s::text = 'attempted_at down' THEN COALESCE(attempted_at, created_at) END DESC,
-    CASE WHEN pg_catalog.right(%(order)s::text, 3) = ' up' THEN id END,
-    CASE WHEN pg_catalog.right(%(order)s::text, 5) = ' down' THEN id END DESC
-LIMIT %(limit)s::integer;
+{page};
+
+-- name: list_jobs_without_args
+-- For a role that may not read them.
+{select_without_args}, {progress_without_note}
+{page};
 
 -- name: list_available
 -- The same for available jobs by their time. No index has them in this order; the fetch index has it for each queue and
@@ -54,31 +33,23 @@ LIMIT %(limit)s::integer;
 WITH RECURSIVE line AS (
     {queue_priorities}
 )
-SELECT
-    id, state, job.queue, kind, job.priority, attempt, max_attempts, args, metadata, errors, tags, scheduled_at,
-    created_at, attempted_at, finalized_at, attempted_by, token, leased_until, output, NULL::jsonb AS progress
+SELECT job.*, NULL::jsonb AS progress
 FROM line, LATERAL (
-    SELECT job.* FROM pgjobs.job
-    WHERE job.state = 'available' AND job.queue = line.queue AND job.priority = line.priority
-        AND {matches}
-        AND CASE
-            WHEN %(after_id)s::bigint IS NULL THEN true
-            WHEN %(order)s::text = 'scheduled_at up'
-                THEN (job.scheduled_at, job.id) > (%(after_time)s::timestamptz, %(after_id)s::bigint)
-            ELSE (job.scheduled_at, job.id) < (%(after_time)s::timestamptz, %(after_id)s::bigint) END
-    ORDER BY
-        CASE WHEN %(order)s::text = 'scheduled_at up' THEN job.scheduled_at END,
-        CASE WHEN %(order)s::text = 'scheduled_at up' THEN job.id END,
-        CASE WHEN %(order)s::text = 'scheduled_at down' THEN job.scheduled_at END DESC,
-        CASE WHEN %(order)s::text = 'scheduled_at down' THEN job.id END DESC
-    LIMIT %(limit)s::integer
+{select_job}
+{page_of_line}
 ) AS job
-ORDER BY
-    CASE WHEN %(order)s::text = 'scheduled_at up' THEN job.scheduled_at END,
-    CASE WHEN %(order)s::text = 'scheduled_at up' THEN job.id END,
-    CASE WHEN %(order)s::text = 'scheduled_at down' THEN job.scheduled_at END DESC,
-    CASE WHEN %(order)s::text = 'scheduled_at down' THEN job.id END DESC
-LIMIT %(limit)s::integer;
+{by_time};
+
+-- name: list_available_without_args
+WITH RECURSIVE line AS (
+    {queue_priorities}
+)
+SELECT job.*, NULL::jsonb AS progress
+FROM line, LATERAL (
+{select_without_args}
+{page_of_line}
+) AS job
+{by_time};
 
 -- name: count_jobs
 -- The number of jobs that fit, by queue and state.

@@ -215,12 +215,80 @@ SELECT
     id, state, queue, kind, priority, attempt, max_attempts, args, metadata, errors, tags, scheduled_at, created_at,
     attempted_at, finalized_at, attempted_by, token, leased_until, output
 
+-- part: select_without_args
+-- The same for a role that may not read what args, errors and outputs say.
+SELECT
+    id, state, queue, kind, priority, attempt, max_attempts, NULL::jsonb AS args, metadata, '[]'::jsonb AS errors, tags,
+    scheduled_at, created_at, attempted_at, finalized_at, attempted_by, token, leased_until, NULL::jsonb AS output
+
+-- part: progress_row
+-- The row of the running attempt of a job. None of a job that does not run: a row that an earlier attempt has left has
+-- another token.
+FROM pgjobs.job_progress WHERE job.state = 'running' AND job_id = job.id AND job_progress.token = job.token
+
 -- part: progress
--- What the running attempt of a job has said of its progress, as JSON, whose form depends on no setting. Null for a job
--- that does not run: a row that an earlier attempt has left has another token.
+-- What the running attempt of a job has said of its progress, as JSON, whose form depends on no setting, or null.
 (SELECT pg_catalog.jsonb_build_array(done, total, note, (EXTRACT(epoch FROM updated_at) * 1000000)::bigint)
-        FROM pgjobs.job_progress
-        WHERE job.state = 'running' AND job_id = job.id AND job_progress.token = job.token)
+    {progress_row})
+
+-- part: progress_without_note
+(SELECT pg_catalog.jsonb_build_array(done, total, NULL, (EXTRACT(epoch FROM updated_at) * 1000000)::bigint)
+    {progress_row})
+
+-- part: page
+-- One page of jobs, from the cursor on. The order is a constant to the planner, which removes the branches of the
+-- others.
+FROM pgjobs.job
+WHERE {matches}
+    -- a job without an end has no place in this order; maintenance will give it one
+    AND CASE WHEN pg_catalog.starts_with(%(order)s::text, 'finalized_at') THEN finalized_at IS NOT NULL ELSE true END
+    AND CASE
+        WHEN %(after_id)s::bigint IS NULL THEN true
+        WHEN %(order)s::text = 'id up' THEN id > %(after_id)s::bigint
+        WHEN %(order)s::text = 'id down' THEN id < %(after_id)s::bigint
+        WHEN %(order)s::text = 'scheduled_at up'
+            THEN (scheduled_at, id) > (%(after_time)s::timestamptz, %(after_id)s::bigint)
+        WHEN %(order)s::text = 'scheduled_at down'
+            THEN (scheduled_at, id) < (%(after_time)s::timestamptz, %(after_id)s::bigint)
+        WHEN %(order)s::text = 'finalized_at up'
+            THEN (finalized_at, id) > (%(after_time)s::timestamptz, %(after_id)s::bigint)
+        WHEN %(order)s::text = 'finalized_at down'
+            THEN (finalized_at, id) < (%(after_time)s::timestamptz, %(after_id)s::bigint)
+        WHEN %(order)s::text = 'attempted_at up'
+            THEN (COALESCE(attempted_at, created_at), id) > (%(after_time)s::timestamptz, %(after_id)s::bigint)
+        WHEN %(order)s::text = 'attempted_at down'
+            THEN (COALESCE(attempted_at, created_at), id) < (%(after_time)s::timestamptz, %(after_id)s::bigint)
+        END
+ORDER BY
+    CASE WHEN %(order)s::text = 'scheduled_at up' THEN scheduled_at END,
+    CASE WHEN %(order)s::text = 'scheduled_at down' THEN scheduled_at END DESC,
+    CASE WHEN %(order)s::text = 'finalized_at up' THEN finalized_at END,
+    CASE WHEN %(order)s::text = 'finalized_at down' THEN finalized_at END DESC,
+    CASE WHEN %(order)s::text = 'attempted_at up' THEN COALESCE(attempted_at, created_at) END,
+    CASE WHEN %(order)s::text = 'attempted_at down' THEN COALESCE(attempted_at, created_at) END DESC,
+    CASE WHEN pg_catalog.right(%(order)s::text, 3) = ' up' THEN id END,
+    CASE WHEN pg_catalog.right(%(order)s::text, 5) = ' down' THEN id END DESC
+LIMIT %(limit)s::integer
+
+-- part: by_time
+ORDER BY
+    CASE WHEN %(order)s::text = 'scheduled_at up' THEN job.scheduled_at END,
+    CASE WHEN %(order)s::text = 'scheduled_at up' THEN job.id END,
+    CASE WHEN %(order)s::text = 'scheduled_at down' THEN job.scheduled_at END DESC,
+    CASE WHEN %(order)s::text = 'scheduled_at down' THEN job.id END DESC
+LIMIT %(limit)s::integer
+
+-- part: page_of_line
+-- One page of the available jobs of a queue and priority, by their time.
+FROM pgjobs.job
+WHERE job.state = 'available' AND job.queue = line.queue AND job.priority = line.priority
+    AND {matches}
+    AND CASE
+        WHEN %(after_id)s::bigint IS NULL THEN true
+        WHEN %(order)s::text = 'scheduled_at up'
+            THEN (job.scheduled_at, job.id) > (%(after_time)s::timestamptz, %(after_id)s::bigint)
+        ELSE (job.scheduled_at, job.id) < (%(after_time)s::timestamptz, %(after_id)s::bigint) END
+{by_time}
 
 -- part: one_meant
 -- False for a call about one id that two queues have: it changes neither job.

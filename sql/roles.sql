@@ -84,7 +84,7 @@ GRANT SELECT (job_id, token, done, total, updated_at) ON pgjobs.job_progress TO 
 GRANT SELECT (duty, next_run_at) ON pgjobs.maintenance TO "{role}";
 
 -- name: grant_view_of_args
--- Reads args, errors, output and notes too, which client.get, client.list_jobs and client.schedules need.
+-- Reads args, errors, output and notes too, which client.wait and client.schedules need.
 GRANT SELECT (args, errors, output) ON pgjobs.job TO "{role}";
 GRANT SELECT (note) ON pgjobs.job_progress TO "{role}";
 GRANT SELECT (args, options, registered) ON pgjobs.schedule TO "{role}";

@@ -7,13 +7,13 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from pgjobs.cli import progress
 from pgjobs.cli.ask import confirm
 from pgjobs.cli.filters import conditions, narrowed
-from pgjobs.cli.job_output import COLUMNS, table_row
-from pgjobs.cli.output import count_of, print_json, print_table, say
+from pgjobs.cli.job_output import print_jobs
+from pgjobs.cli.output import count_of, print_json, say, say_error
 from pgjobs.client import Client
 from pgjobs.errors import JobNotFound
 from pgjobs.job import Job, JobState
@@ -23,7 +23,11 @@ from pgjobs.results import ManyJobs
 _STEP = 1000  # jobs of one call, between which the progress is shown
 _SAMPLE = 10  # jobs that are shown of many
 
-Many = Callable[[JobFilter, int | None, bool], ManyJobs]
+
+class Many(Protocol):
+    """A call for all jobs that fit."""
+
+    def __call__(self, filter: JobFilter, *, limit: int | None, dry_run: bool) -> ManyJobs: ...
 
 
 class Verb(NamedTuple):
@@ -67,12 +71,12 @@ class Report:
         else:
             self._print()
         for id in self.missing:
-            say(f"pgjobs: error: {JobNotFound(id)}")
+            say_error(JobNotFound(id))
         return 1 if self.skipped or self.missing else 0
 
     def _print(self) -> None:
         if self.dry_run and self.sample:
-            print_table(COLUMNS, map(table_row, self.sample))
+            print_jobs(self.sample)
             if len(self.done) > len(self.sample):
                 print(f"and {count_of(len(self.done) - len(self.sample), 'more job')}")
         if self.dry_run:
@@ -103,7 +107,7 @@ class Change:
         which = self._filter()
         report = Report(self.verb, dry_run=options.dry_run)
         if options.dry_run:
-            report.add(self.many(which, options.limit, True))
+            report.add(self.many(which, limit=options.limit, dry_run=True))
         else:
             if self.verb.asks and not options.yes:
                 self._confirm(which)
@@ -153,7 +157,7 @@ class Change:
                     left = None if limit is None else limit - len(report.done)
                     if not ids or left == 0:
                         return
-                    report.add(self.many(narrowed(which, ids), left, False))
+                    report.add(self.many(narrowed(which, ids), limit=left, dry_run=False))
                     seen, cursor = seen + len(ids), page.next
                     show(seen)
                     if cursor is None:

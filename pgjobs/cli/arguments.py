@@ -20,8 +20,9 @@ AN_INSTANT = (
     "a date or time such as 2026-03-07 or 2026-03-07T12:00, of this machine's time zone unless it names another"
 )
 
-#: A role of `pgjobs roles` that may read whole jobs and schedules.
-VIEWER_OF_ARGS = "pgjobs_viewer, granted without --hide-args"
+#: Roles of `pgjobs roles`. The second may read whole jobs and schedules.
+VIEWER = "pgjobs_viewer"
+VIEWER_OF_ARGS = f"{VIEWER}, granted without --hide-args"
 
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 604800}
 _PARTS = re.compile(r"(\d+(?:\.\d+)?)(ms|s|min|m|h|d|w)", re.ASCII)
@@ -79,8 +80,8 @@ def number(text: str) -> int:
 
 
 def positive(text: str) -> int:
-    if number(text) == 0:
-        raise argparse.ArgumentTypeError("must be 1 or more")
+    if not (text.isascii() and text.isdecimal()) or len(text) > 9 or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"must be a whole number, 1 or more, not {text!r}")
     return int(text)
 
 

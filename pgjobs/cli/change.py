@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from pgjobs.cli.applying import Change, Report, Verb
@@ -20,8 +21,9 @@ from pgjobs.cli.arguments import (
 )
 from pgjobs.cli.database import connect
 from pgjobs.cli.filters import add_filter
+from pgjobs.client import Client
 from pgjobs.errors import JobNotFound
-from pgjobs.job import JobState
+from pgjobs.job import Job, JobState
 from pgjobs.results import ManyJobs
 
 _RETRY = Verb(
@@ -92,46 +94,15 @@ def _add_update(parser: argparse.ArgumentParser) -> None:
 
 
 def _retry(options: argparse.Namespace) -> int:
-    with connect(options) as app:
-        client = app.client
-        change = Change(
-            _RETRY,
-            options,
-            client,
-            one=lambda id: client.retry(id, reset=options.reset),
-            many=lambda which, limit, dry_run: client.retry_many(
-                which, reset=options.reset, limit=limit, dry_run=dry_run
-            ),
-        )
-        return change.run()
+    return _change(_RETRY, options, Client.retry, Client.retry_many, reset=options.reset)
 
 
 def _cancel(options: argparse.Namespace) -> int:
-    with connect(options) as app:
-        client = app.client
-        change = Change(
-            _CANCEL,
-            options,
-            client,
-            one=lambda id: client.cancel(id, reason=options.reason),
-            many=lambda which, limit, dry_run: client.cancel_many(
-                which, reason=options.reason, limit=limit, dry_run=dry_run
-            ),
-        )
-        return change.run()
+    return _change(_CANCEL, options, Client.cancel, Client.cancel_many, reason=options.reason)
 
 
 def _delete(options: argparse.Namespace) -> int:
-    with connect(options) as app:
-        client = app.client
-        change = Change(
-            _DELETE,
-            options,
-            client,
-            one=client.delete,
-            many=lambda which, limit, dry_run: client.delete_many(which, limit=limit, dry_run=dry_run),
-        )
-        return change.run()
+    return _change(_DELETE, options, Client.delete, Client.delete_many)
 
 
 def _update(options: argparse.Namespace) -> int:
@@ -147,16 +118,21 @@ def _update(options: argparse.Namespace) -> int:
         changes["output"] = options.set_output
     if not changes:
         options.parser.error("what is to change? give --set-priority or another of the changes")
+    return _change(_UPDATE, options, Client.update, Client.update_many, **changes)
+
+
+def _change(
+    verb: Verb,
+    options: argparse.Namespace,
+    one: Callable[..., Job[Any]],
+    many: Callable[..., ManyJobs],
+    **how: Any,
+) -> int:
+    """Call a method of the client for one job, or one for many jobs; `how` is the same for both."""
     with connect(options) as app:
-        client = app.client
-        change = Change(
-            _UPDATE,
-            options,
-            client,
-            one=lambda id: client.update(id, **changes),
-            many=lambda which, limit, dry_run: client.update_many(which, limit=limit, dry_run=dry_run, **changes),
-        )
-        return change.run()
+        return Change(
+            verb, options, app.client, one=partial(one, app.client, **how), many=partial(many, app.client, **how)
+        ).run()
 
 
 # --- release, which is for ids alone

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from pgjobs.application import ApplicationNotLoaded
 from pgjobs.cli.app import App, load
 from pgjobs.client import Client
 from pgjobs.errors import PgjobsError, SchemaDamaged
@@ -38,7 +39,7 @@ def client_of(options: argparse.Namespace) -> Iterator[App]:
         return
     if options.schema is not None:
         raise PgjobsError("the app decides the schema: leave out --schema, or give --dsn in place of the app")
-    app = load(name)
+    app = _load(options, name)
     with _opened(app):
         yield app
 
@@ -46,7 +47,7 @@ def client_of(options: argparse.Namespace) -> Iterator[App]:
 def schema_of(options: argparse.Namespace) -> str:
     """The schema, for commands that need no database."""
     name = None if options.schema is not None else app_name(options)
-    schema: str = load(name).client.schema if name is not None else options.schema or "pgjobs"
+    schema: str = _load(options, name).client.schema if name is not None else options.schema or "pgjobs"
     return schema
 
 
@@ -57,6 +58,15 @@ def app_name(options: argparse.Namespace) -> str | None:
         raise PgjobsError("--app and --dsn name two databases: give one of them")
     name: str | None = options.app or (None if dsn else os.environ.get("PGJOBS_APP"))
     return name or None
+
+
+def _load(options: argparse.Namespace, name: str) -> App:
+    try:
+        return load(name)
+    except ApplicationNotLoaded as error:
+        if not options.app:  # the user may have forgotten what the environment says
+            error.add_note("the app is that of PGJOBS_APP")
+        raise
 
 
 @contextmanager

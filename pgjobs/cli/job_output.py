@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
+from itertools import chain
 from typing import Any
 
-from pgjobs.cli.output import Column, RawJson, harmless, harmless_lines, time_text, when_text
-from pgjobs.job import Job, JobState
+from pgjobs.cli.output import Column, RawJson, harmless, harmless_lines, print_table, time_text, when_text
+from pgjobs.job import Job, JobState, has_args
+from pgjobs.progress import Progress
 
-COLUMNS = (
+_COLUMNS = (
     Column("ID", right=True),
     Column("STATE"),
     Column("KIND", elastic=True),
@@ -19,12 +22,25 @@ COLUMNS = (
     Column("PRIORITY", right=True),
     Column("ATTEMPT", right=True),
     Column("WHEN"),
+    Column("PROGRESS", right=True),
     Column("TAGS", elastic=True),
     Column("LAST ERROR", elastic=True),
 )
+_PROGRESS = [column.head for column in _COLUMNS].index("PROGRESS")
 
 
-def table_row(job: Job[Any]) -> Sequence[object]:
+NOT_READ = "args, errors, output and notes: this database role may not read them"
+
+
+def print_jobs(first: Sequence[Job[Any]], others: Iterable[Job[Any]] = ()) -> None:
+    """Print a list as a table. It has a column for progress if one of its first jobs has any."""
+    with_progress = any(job.progress is not None for job in first)
+    shown = [at for at in range(len(_COLUMNS)) if with_progress or at != _PROGRESS]
+    rows = map(_row, chain(first, others))
+    print_table([_COLUMNS[at] for at in shown], ([row[at] for at in shown] for row in rows))
+
+
+def _row(job: Job[Any]) -> Sequence[object]:
     """One line of a list, without args, metadata and output."""
     return (
         job.id,
@@ -34,6 +50,7 @@ def table_row(job: Job[Any]) -> Sequence[object]:
         job.priority,
         f"{job.attempt}/{job.max_attempts}",
         when_text(time_of(job)),
+        None if job.progress is None else _percent(job.progress) or _amount(job.progress.done),
         " ".join(job.tags),
         None if job.last_error is None else job.last_error.partition("\n")[0],
     )
@@ -62,21 +79,27 @@ def listed_fields(job: Job[Any]) -> dict[str, Any]:
         "attempted_at": job.attempted_at,
         "finalized_at": job.finalized_at,
         "attempted_by": job.attempted_by[-1] if job.attempted_by else None,
-        "errors": job.error_count,
+        "errors": job.error_count if has_args(job) else None,
         "last_error": job.last_error,
+        "progress": None if job.progress is None else _progress_fields(job.progress),
     }
 
 
+def _progress_fields(progress: Progress) -> dict[str, Any]:
+    return {**asdict(progress), "fraction": progress.fraction}
+
+
 def all_fields(job: Job[Any]) -> dict[str, Any]:
-    """The JSON of a job with all that the row has."""
+    """The JSON of a job with all that the row has; null for what the role may not read."""
+    is_read = has_args(job)
     return {
         **listed_fields(job),
         "attempted_by": job.attempted_by,
         "leased_until": job.leased_until,
-        "args": RawJson(job.raw_args),
+        "args": RawJson(job.raw_args) if is_read else None,
         "metadata": RawJson(job.raw_metadata),
         "output": None if job.raw_output is None else RawJson(job.raw_output),
-        "errors": RawJson(job.raw_errors),
+        "errors": RawJson(job.raw_errors) if is_read else None,
     }
 
 
@@ -96,11 +119,14 @@ def detail_lines(job: Job[Any], *, with_args: bool) -> list[str]:
         "ended": time_text(job.finalized_at),
         "runs for" if job.state is JobState.RUNNING else "took": None if seconds is None else f"{seconds:.3f} s",
         "worker": job.attempted_by[-1] if job.attempted_by else None,
+        "progress": None if job.progress is None else _progress_text(job.progress),
         "lease ends": time_text(job.leased_until),
     }
     lines = [f"job {job.id}"]
     lines += [f"  {name:<10} {harmless(value)}" for name, value in values.items() if value is not None]
-    if with_args:
+    if not has_args(job):
+        lines.append(f"  {'not shown':<10} {NOT_READ}")
+    elif with_args:
         lines += _json_block("args", job.raw_args)
     if job.raw_metadata != "{}":
         lines += _json_block("metadata", job.raw_metadata)
@@ -111,6 +137,22 @@ def detail_lines(job: Job[Any], *, with_args: bool) -> list[str]:
         lines += [f"    {line}" for line in harmless_lines(error.error)]
         lines += [f"    {line}" for line in harmless_lines(error.trace.rstrip() if error.trace else "") if line]
     return lines
+
+
+def _progress_text(progress: Progress) -> str:
+    """As in `3 of 10 (30%), 2s ago: page 3`."""
+    total = "" if progress.total is None else f" of {_amount(progress.total)} ({_percent(progress)})"
+    note = "" if progress.note is None else f": {progress.note}"
+    return f"{_amount(progress.done)}{total}, {when_text(progress.updated_at)}{note}"
+
+
+def _percent(progress: Progress) -> str | None:
+    """Rounded down, so that 100% means all of it."""
+    return None if progress.fraction is None else f"{math.floor(progress.fraction * 100)}%"
+
+
+def _amount(number: float) -> str:
+    return str(number) if isinstance(number, int) else f"{number:g}"
 
 
 def _seconds_of_attempt(job: Job[Any], began: datetime) -> float | None:

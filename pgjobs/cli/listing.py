@@ -9,14 +9,15 @@ from datetime import timedelta
 from itertools import chain
 from typing import Any
 
-from pgjobs.cli.arguments import VIEWER_OF_ARGS, Commands, add_database, add_json, duration, job_id, number
+from pgjobs.cli.arguments import VIEWER, VIEWER_OF_ARGS, Commands, add_database, add_json, duration, job_id, number
 from pgjobs.cli.database import connect
 from pgjobs.cli.filters import add_filter, filter_of
-from pgjobs.cli.job_output import COLUMNS, all_fields, detail_lines, listed_fields, table_row
-from pgjobs.cli.output import print_json, print_table, say
+from pgjobs.cli.job_output import all_fields, detail_lines, listed_fields, print_jobs
+from pgjobs.cli.output import print_json, say, say_error
 from pgjobs.client import Client
 from pgjobs.errors import JobNotFinished, JobNotFound
-from pgjobs.job import Job, JobState
+from pgjobs.job import Job, JobState, has_args
+from pgjobs.loggers import shown_seconds
 from pgjobs.results import JobPage
 
 _PAGE = 1000
@@ -52,7 +53,7 @@ def _add_list(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--cursor", metavar="TEXT", help="go on where another list ended, which says its cursor")
     add_json(parser, "one JSON object for each job, each on a line")
-    add_database(parser, rights=VIEWER_OF_ARGS)
+    add_database(parser, rights=VIEWER)
     parser.set_defaults(run=_list)
 
 
@@ -62,14 +63,16 @@ def _list(options: argparse.Namespace) -> int:
         pages = _pages(app.client, options, which)
         first = next(pages)
         last = [first]
-        jobs = chain(first.jobs, _remembering(pages, last))
+        others = _remembering(pages, last)
         if options.json:
-            for job in jobs:
+            for job in chain(first.jobs, others):
                 print_json(listed_fields(job))
         elif not first.jobs:
             say("no jobs")
         else:
-            print_table(COLUMNS, map(table_row, jobs))
+            print_jobs(first.jobs, others)
+        if not all(map(has_args, first.jobs)):
+            say("errors are not shown: this database role may not read them")
         if last[-1].next is not None:
             say(f"there are more jobs: --limit 0 for all, or go on with --cursor {last[-1].next}")
     return 0
@@ -102,7 +105,7 @@ def _add_show(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("ids", nargs="+", type=job_id, metavar="ID", help="the ids of the jobs")
     parser.add_argument("--no-args", action="store_false", dest="args", help="leave out the args")
     add_json(parser, "one JSON object for each job, each on a line")
-    add_database(parser, rights=VIEWER_OF_ARGS)
+    add_database(parser, rights=VIEWER)
     parser.set_defaults(run=_show)
 
 
@@ -120,7 +123,7 @@ def _show(options: argparse.Namespace) -> int:
                 lines = detail_lines(job, with_args=options.args)
                 print("\n".join(["", *lines] if position else lines))
     for id in missing:
-        say(f"pgjobs: error: {JobNotFound(id)}")
+        say_error(JobNotFound(id))
     return 1 if missing else 0
 
 
@@ -148,7 +151,8 @@ def _wait(options: argparse.Namespace) -> int:
             try:
                 job = app.client.wait(id, timeout=left)
             except JobNotFinished as error:
-                say(f"pgjobs: error: job {id} is not over after {_seconds(options.timeout)}: it is {error.state}")
+                after = shown_seconds(options.timeout.total_seconds())
+                say_error(f"job {id} is not over after {after}: it is {error.state}")
                 code = max(code, NOT_OVER)
                 continue
             if options.json:
@@ -157,10 +161,6 @@ def _wait(options: argparse.Namespace) -> int:
                 print(_ended(job))
             code = max(code, 0 if job.state is JobState.COMPLETED else NOT_COMPLETED)
     return code
-
-
-def _seconds(timeout: timedelta) -> str:
-    return f"{timeout.total_seconds():g} s"
 
 
 def _ended(job: Job[Any]) -> str:

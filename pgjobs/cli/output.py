@@ -12,13 +12,15 @@ import re
 import shutil
 import sys
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 from pgjobs.clean_text import one_line
+
+Item = TypeVar("Item")
 
 _CHUNK = 1000  # rows whose widths are computed together
 _GAP = "  "
@@ -46,6 +48,25 @@ def print_table(columns: Sequence[Column], rows: Iterable[Sequence[object]]) -> 
     print_chunk(columns, list(islice(left, _CHUNK)))
     while chunk := list(islice(left, _CHUNK)):
         print_chunk(columns, chunk, with_head=False)
+
+
+def print_all(
+    items: Sequence[Item],
+    columns: Sequence[Column],
+    row: Callable[[Item], Sequence[object]],
+    fields: Callable[[Item], Mapping[str, Any]],
+    *,
+    as_json: bool,
+    none: str,
+) -> None:
+    """Print a short list: JSON on a line each, or a table, or the remark that there is none."""
+    if as_json:
+        for item in items:
+            print_json(fields(item))
+    elif items:
+        print_table(columns, map(row, items))
+    else:
+        say(none)
 
 
 def print_chunk(columns: Sequence[Column], rows: Sequence[Sequence[object]], *, with_head: bool = True) -> None:
@@ -167,6 +188,11 @@ def harmless_lines(text: str) -> list[str]:
 def say(text: str) -> None:
     """A remark on the standard error, apart from the result."""
     print(text, file=sys.stderr)
+
+
+def say_error(text: object) -> None:
+    """An error after which the command goes on, or ends with its exit code, as one line."""
+    say(f"pgjobs: error: {harmless(text)}")
 
 
 def count_of(jobs: int, what: str = "job") -> str:

@@ -6,9 +6,9 @@ import argparse
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 
-from pgjobs.cli.arguments import A_DURATION, Commands, add_database, add_json, duration
+from pgjobs.cli.arguments import A_DURATION, VIEWER, Commands, add_database, add_json, duration
 from pgjobs.cli.database import connect
-from pgjobs.cli.output import Column, count_of, print_json, print_table, say, span_text, when_text
+from pgjobs.cli.output import Column, count_of, print_all, say, span_text, when_text
 from pgjobs.client import Client
 from pgjobs.results import KEPT, Queue
 
@@ -44,7 +44,7 @@ def _add_list(actions: Commands) -> None:
         "or run. `pgjobs stats` shows their load."
     )
     add_json(parser, "one JSON object for each queue, each on a line")
-    add_database(parser, rights="pgjobs_viewer")
+    add_database(parser, rights=VIEWER)
     parser.set_defaults(run=_list)
 
 
@@ -55,20 +55,16 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _print(queues: Sequence[Queue], *, as_json: bool) -> None:
-    if as_json:
-        for queue in queues:
-            print_json(
-                {
-                    "name": queue.name,
-                    "paused_at": queue.paused_at,
-                    "updated_at": queue.updated_at,
-                    **{f"keep_{state}": _kept_text(kept, as_json=True) for state, kept in _kept(queue).items()},
-                }
-            )
-    elif queues:
-        print_table(_COLUMNS, [_row(queue) for queue in queues])
-    else:
-        say("no queues")
+    print_all(queues, _COLUMNS, _row, _fields, as_json=as_json, none="no queues")
+
+
+def _fields(queue: Queue) -> dict[str, object]:
+    return {
+        "name": queue.name,
+        "paused_at": queue.paused_at,
+        "updated_at": queue.updated_at,
+        **{f"keep_{state}": _kept_text(kept, as_json=True) for state, kept in _kept(queue).items()},
+    }
 
 
 def _row(queue: Queue) -> Sequence[object]:

@@ -12,7 +12,17 @@ from zoneinfo import ZoneInfo
 from pgjobs import timetable
 from pgjobs.cli.arguments import VIEWER_OF_ARGS, Commands, add_database, add_json, number
 from pgjobs.cli.database import connect
-from pgjobs.cli.output import Column, RawJson, harmless, print_json, print_table, say, span_text, time_text, when_text
+from pgjobs.cli.output import (
+    Column,
+    RawJson,
+    harmless,
+    print_all,
+    print_json,
+    say_error,
+    span_text,
+    time_text,
+    when_text,
+)
 from pgjobs.client import Client
 from pgjobs.errors import PgjobsError, ScheduleNotFound
 from pgjobs.options import LAST_INSTANT
@@ -60,13 +70,7 @@ def _add_list(actions: Commands) -> None:
 def _list(options: argparse.Namespace) -> int:
     with connect(options) as app:
         rows = app.client.schedules.list()
-    if options.json:
-        for row in rows:
-            print_json(_listed_fields(row))
-    elif rows:
-        print_table(_COLUMNS, [_table_row(row) for row in rows])
-    else:
-        say("no schedules")
+    print_all(rows, _COLUMNS, _table_row, _listed_fields, as_json=options.json, none="no schedules")
     return 0
 
 
@@ -158,7 +162,7 @@ def _for_each(options: argparse.Namespace) -> int:
             try:
                 options.act(options, app.client, name)
             except ScheduleNotFound as error:
-                say(f"pgjobs: error: {harmless(error)}")
+                say_error(error)
                 code = 1
     return code
 

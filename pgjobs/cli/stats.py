@@ -13,7 +13,7 @@ from typing import Any
 
 import psycopg
 
-from pgjobs.cli.arguments import Commands, add_database, add_json, duration
+from pgjobs.cli.arguments import VIEWER, Commands, add_database, add_json, duration
 from pgjobs.cli.database import connect
 from pgjobs.cli.output import (
     Column,
@@ -63,7 +63,7 @@ def add_parser(commands: Commands) -> None:
         help="show new figures every 2s, or so often, until Ctrl-C",
     )
     add_json(parser, "one JSON object for each queue, each on a line")
-    add_database(parser, rights="pgjobs_viewer")
+    add_database(parser, rights=VIEWER)
     parser.set_defaults(run=_stats)
 
 

@@ -9,8 +9,10 @@ import re
 from datetime import timedelta
 from pathlib import Path
 
-from pgjobs.cli.arguments import Commands, duration
+from pgjobs.application import check_target
+from pgjobs.cli.arguments import Commands, duration, positive
 from pgjobs.errors import PgjobsError
+from pgjobs.worker_pool import WorkerPool
 
 _SIZES = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _COUNT = re.compile(r"[1-9][0-9]{0,8}")
@@ -38,7 +40,7 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument(
         "--processes", type=processes, default=1, metavar="N", help="how many, or auto: one for each CPU (default: 1)"
     )
-    parser.add_argument("--max-jobs", type=count, metavar="N", help="replace a process when it has run so many jobs")
+    parser.add_argument("--max-jobs", type=positive, metavar="N", help="replace a process when it has run so many jobs")
     parser.add_argument("--max-rss", type=size, metavar="SIZE", help="replace one that uses more memory, such as 512M")
     parser.add_argument("--max-age", type=some_time, metavar="TIME", help="replace one that has lived for so long: 1h")
     parser.add_argument(
@@ -79,12 +81,12 @@ def add_parser(commands: Commands) -> None:
 
 def _work(options: argparse.Namespace) -> int:
     try:
-        from pgjobs.processes import application, log_output
+        from pgjobs.processes import log_output
         from pgjobs.processes.settings import ChildSettings
         from pgjobs.processes.supervisor import Supervisor
     except (ImportError, AttributeError) as error:  # there are no such signals and sockets
         raise PgjobsError(f"`pgjobs work` needs Linux or macOS: {error}") from error
-    application.check_target(options.target)
+    check_target(options.target, WorkerPool)
     log_output.configure(options.log_level, options.log_format)
     settings = ChildSettings(
         target=options.target,
@@ -116,16 +118,10 @@ def _address(text: str) -> tuple[str, int]:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def count(text: str) -> int:
-    if not _COUNT.fullmatch(text):
-        raise argparse.ArgumentTypeError(f"must be a whole number, 1 or more, not {text!r}")
-    return int(text)
-
-
 def processes(text: str) -> int:
     """A number of processes, or `auto`: as many as this process may use CPUs."""
     if text != "auto":
-        return count(text)
+        return positive(text)
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = _CPU_LIMIT.read_text().split()  # of a container

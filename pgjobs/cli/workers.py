@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import asdict
 
-from pgjobs.cli.arguments import Commands, add_database, add_json
+from pgjobs.cli.arguments import VIEWER, Commands, add_database, add_json
 from pgjobs.cli.database import connect
-from pgjobs.cli.output import Column, print_json, print_table, say, when_text
+from pgjobs.cli.output import Column, print_all, when_text
 from pgjobs.results import WorkerProcess
 
 _COLUMNS = (
@@ -31,20 +31,14 @@ def add_parser(commands: Commands) -> None:
         "List the processes that work jobs, the oldest first. A killed process stays listed for up to two minutes."
     )
     add_json(parser, "one JSON object for each process, each on a line")
-    add_database(parser, rights="pgjobs_viewer")
+    add_database(parser, rights=VIEWER)
     parser.set_defaults(run=_workers)
 
 
 def _workers(options: argparse.Namespace) -> int:
     with connect(options) as app:
         workers = app.client.workers()
-    if options.json:
-        for worker in workers:
-            print_json({field.name: getattr(worker, field.name) for field in fields(worker)})
-    elif workers:
-        print_table(_COLUMNS, [_row(worker) for worker in workers])
-    else:
-        say("no workers")
+    print_all(workers, _COLUMNS, _row, asdict, as_json=options.json, none="no workers")
     return 0
 
 

@@ -5,14 +5,14 @@ Those with a filter are never prepared: the planner makes a plan for each filter
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
 from pgjobs.db import statements
 from pgjobs.db.cursors import AnyConnection, BoundCursor, bound_cursor, job_cursor, literal_cursor
 from pgjobs.db.rows import as_job_with_progress, only
-from pgjobs.job import Job, JobState
+from pgjobs.job import Job, JobState, without_args
 from pgjobs.job_filter import JobFilter
 from pgjobs.observe.listing import Listing
 from pgjobs.results import KEPT, Queue, QueueStats, as_utc, kept_for, queue_of
@@ -24,18 +24,25 @@ class ObserveQueries:
     def __init__(self, schema: str) -> None:
         self._observe = statements.load("observe.sql", schema)
 
-    def get_job(self, conn: AnyConnection, id: int) -> Job[Any] | None:
-        """Find the job with this id, with its progress. Raises AmbiguousJob when several queues have one."""
+    def get_job(self, conn: AnyConnection, id: int, *, with_args: bool = True) -> Job[Any] | None:
+        """Find the job with this id, with its progress. Raises AmbiguousJob when several queues have one. Without args
+        it reads neither args nor errors, output and note: for a role that may not."""
+        statement = self._observe["get_job_with_progress" if with_args else "get_job_without_args"]
         with job_cursor(conn) as cur:
-            cur.execute(self._observe["get_job_with_progress"], {"id": id})
+            cur.execute(statement, {"id": id})
             row = only(id, cur.fetchall())
-            return None if row is None else as_job_with_progress(row)
+            return None if row is None else _job(row, with_args)
 
-    def list_jobs(self, conn: AnyConnection, filter: JobFilter, listing: Listing) -> list[Job[Any]]:
+    def list_jobs(
+        self, conn: AnyConnection, filter: JobFilter, listing: Listing, *, with_args: bool = True
+    ) -> list[Job[Any]]:
         """The jobs of a page, and one more job if there is a next page."""
         column = "id" if listing.order == "id" else _time_column(filter)
         available = column == "scheduled_at" and filter.states == (JobState.AVAILABLE,)
-        statement = self._observe["list_available" if available else "list_jobs"]
+        if with_args:
+            statement = self._observe["list_available" if available else "list_jobs"]
+        else:
+            statement = self._observe["list_available_without_args" if available else "list_jobs_without_args"]
         page = {
             "order": f"{column} {'down' if listing.descending else 'up'}",
             "limit": listing.limit + 1,
@@ -43,7 +50,7 @@ class ObserveQueries:
             "after_time": listing.after,
         }
         with job_cursor(conn) as cur:
-            return [as_job_with_progress(row) for row in _rows(cur, statement, filter, page)]
+            return [_job(row, with_args) for row in _rows(cur, statement, filter, page)]
 
     def count_jobs(self, conn: AnyConnection, filter: JobFilter) -> dict[tuple[str, JobState], int]:
         """The number of jobs that fit, by queue and state."""
@@ -75,6 +82,11 @@ class ObserveQueries:
                 for state, kept in zip(KEPT, map(kept_for, seconds), strict=True)
                 if kept is not None
             ]
+
+
+def _job(row: Sequence[Any], with_args: bool) -> Job[Any]:
+    job = as_job_with_progress(row)
+    return job if with_args else without_args(job)
 
 
 def _rows(cur: BoundCursor, statement: bytes, filter: JobFilter, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:

@@ -23,12 +23,12 @@ from queue import Empty, SimpleQueue
 import psycopg
 from psycopg_pool import PoolClosed
 
+from pgjobs.application import ApplicationNotLoaded, load
 from pgjobs.clean_text import one_line
 from pgjobs.db import migration_plan
 from pgjobs.errors import PgjobsError, SchemaDamaged, SchemaMissing, SchemaOutdated
 from pgjobs.loggers import get_logger
 from pgjobs.processes import code_files, log_output
-from pgjobs.processes.application import ApplicationNotLoaded, load
 from pgjobs.processes.limits import MEBIBYTE, JobLimit, Limits, resident_bytes
 from pgjobs.processes.messages import STOP_SIGNALS, Channel, Command, Report, State
 from pgjobs.processes.settings import ChildSettings
@@ -145,7 +145,13 @@ class Child:
 
     def _load(self) -> WorkerPool:
         with self._telling_where_it_hangs():
-            return load(self._settings.target)
+            pool = load(self._settings.target, WorkerPool)
+        if pool.running:
+            raise ApplicationNotLoaded(
+                f"the worker pool {self._settings.target} is started already: `pgjobs work` starts it, so keep start() "
+                'and run() under if __name__ == "__main__"'
+            )
+        return pool
 
     @contextmanager
     def _telling_where_it_hangs(self) -> Iterator[None]:

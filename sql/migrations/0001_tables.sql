@@ -244,6 +244,30 @@ CREATE TABLE pgjobs.cancel_request (
 );
 CREATE INDEX cancel_request_job ON pgjobs.cancel_request (job_id);
 
+-- One row per running attempt whose handler has called `job.set_progress`. A table of its own, because the attempt has
+-- locked the job's row. The worker process writes the row, and removes it when the attempt has ended; a row belongs to
+-- the attempt with this token alone, so that what an earlier attempt has left says nothing of the next one. No foreign
+-- key on the job: an insert would wait for its row lock. Half of each page stays free, so that an update finds room
+-- beside the row and needs no entry in the index.
+CREATE TABLE pgjobs.job_progress (
+    job_id     bigint NOT NULL,
+    token      uuid NOT NULL,
+    done       double precision NOT NULL,
+    total      double precision,
+    note       text,
+    updated_at timestamptz NOT NULL DEFAULT pg_catalog.statement_timestamp(),
+    PRIMARY KEY (job_id, token),
+    -- the comparison refuses NaN, which Postgres sorts behind all numbers
+    CONSTRAINT job_progress_values CHECK (
+        done BETWEEN 0 AND 1e300 AND total BETWEEN 0 AND 1e300 AND pg_catalog.length(note) <= 200
+        AND updated_at BETWEEN '0001-01-03 UTC' AND '9999-12-30 UTC')
+) WITH (
+    fillfactor = 50,
+    autovacuum_vacuum_scale_factor = 0.01,
+    autovacuum_vacuum_threshold = 1000,
+    autovacuum_vacuum_cost_delay = 1
+);
+
 -- The duties that any process may do. A process that locks the row of a due duty does it and moves the time on.
 CREATE TABLE pgjobs.maintenance (
     duty        text PRIMARY KEY,
@@ -447,8 +471,8 @@ DROP FUNCTION pgjobs.unique_key(text, text, jsonb, timestamptz, jsonb);
 DROP FUNCTION pgjobs.advisory_class();
 DROP PROCEDURE pgjobs.deallocate_since(timestamptz);
 DROP FUNCTION pgjobs.attempt_lost();
-DROP TABLE pgjobs.maintenance, pgjobs.cancel_request, pgjobs.scheduler, pgjobs.schedule, pgjobs.worker, pgjobs.queue,
-    pgjobs.job;
+DROP TABLE pgjobs.maintenance, pgjobs.job_progress, pgjobs.cancel_request, pgjobs.scheduler, pgjobs.schedule,
+    pgjobs.worker, pgjobs.queue, pgjobs.job;
 DROP FUNCTION pgjobs.schedule_changed();
 DROP FUNCTION pgjobs.refuse_job();
 DROP DOMAIN pgjobs.job_state;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
 import threading
@@ -13,9 +14,9 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg import sql
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from pgjobs import Client, cli, roles_sql
+from pgjobs import Client, Discard, Job, WorkerPool, cli, roles_sql
 from tests.acceptance.cli_program import PIPE, of, run, start
 from tests.waiting import wait_until
 
@@ -140,7 +141,8 @@ def test_each_role_can_do_its_part_and_learns_which_right_it_lacks(
     for role, words, needed in (
         ("viewer", ["cancel", "--all"], "pgjobs_operator"),
         ("viewer", ["enqueue", "test"], "pgjobs_enqueuer"),
-        ("enqueuer", ["list"], "pgjobs_viewer, granted without --hide-args"),
+        ("enqueuer", ["list"], "pgjobs_viewer"),
+        ("enqueuer", ["wait", id], "pgjobs_viewer, granted without --hide-args"),
     ):
         code, err = tried(role, *words)
         assert code == 1
@@ -150,6 +152,40 @@ def test_each_role_can_do_its_part_and_learns_which_right_it_lacks(
     code, err = tried("nobody", "list")
     assert code == 1
     assert "permission denied for schema" in err
+
+
+def test_a_viewer_who_may_not_read_args_sees_the_rest(
+    client: Client, roles: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(tx: Any, job: Job[Any]) -> None:
+        job.record_output("her secret")
+        raise Discard("her secret")
+
+    own: Any = {role: conninfo_to_dict(dsn)["user"] for role, dsn in roles.items() if role != "nobody"}
+    with client.pool.connection() as tx:
+        tx.execute(roles_sql(client.schema, transaction=False, view_args=False, **own).encode())
+    job = client.enqueue(None, {"to": "her secret"}, kind="test", tags=["tag"])
+    with WorkerPool(client, {"test": fail}):
+        client.wait(job)
+
+    def said(*words: object) -> tuple[str, str]:
+        assert cli.main([*map(str, words), "--dsn", roles["viewer"], "--schema", client.schema]) == 0
+        out, err = capsys.readouterr()
+        assert "her secret" not in out
+        return out, err
+
+    remark = "errors are not shown: this database role may not read them\n"
+    out, err = said("list")
+    assert (out.splitlines()[1].split()[:2], err) == ([str(job.id), "discarded"], remark)
+    out, err = said("list", "--json")
+    assert (json.loads(out)["errors"], json.loads(out)["last_error"], err) == (None, None, remark)
+    for more in ([], ["--no-args"]):
+        out, err = said("show", job.id, *more)
+        assert "  not shown  args, errors, output and notes: this database role may not read them\n" in out
+        assert "  tags       tag\n" in out
+        assert err == ""
+    shown = json.loads(said("show", job.id, "--json")[0])
+    assert [shown[name] for name in ("args", "errors", "output", "tags")] == [None, None, None, ["tag"]]
 
 
 def test_watch_goes_on_after_a_lost_connection(client: Client) -> None:
@@ -183,13 +219,16 @@ def test_list_into_head_ends_quietly(client: Client) -> None:
 
 def test_ctrl_c_is_130_and_no_traceback(client: Client) -> None:
     id = client.enqueue(None, {}, kind="test", queue="lonely").id
+    name = f"wait_{client.schema}"
+    where = ["--dsn", make_conninfo(str(client.pool.conninfo), application_name=name), "--schema", client.schema]
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
-    running = start("wait", id, *of(client), stdout=PIPE, stderr=PIPE, text=True)
+    running = start("wait", id, *where, stdout=PIPE, stderr=PIPE, text=True)
     signal.signal(signal.SIGINT, before)
     with psycopg.connect(str(client.pool.conninfo), autocommit=True) as conn:
-        asked = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE %s AND pid <> pg_backend_pid()"
-        pattern = f'%"{client.schema}".job WHERE id%'
-        wait_until(lambda: (conn.execute(asked, [pattern]).fetchone() or [0])[0], timeout=30)
+        asked = (
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name = %s AND state = 'idle' AND query = 'COMMIT'"
+        )
+        wait_until(lambda: (conn.execute(asked, [name]).fetchone() or [0])[0], timeout=30)  # between two looks
     running.send_signal(signal.SIGINT)
     out, err = running.communicate(timeout=60)
     assert (running.returncode, out, err) == (130, "", "")

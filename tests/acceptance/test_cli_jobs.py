@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import threading
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pgjobs import Client, JobState, NewJob, WorkerPool, cli
+from pgjobs import Client, Job, JobState, NewJob, WorkerPool, cli
 from pgjobs.cli import filters
 from tests.acceptance.cli_program import of, run_on_terminal
+from tests.waiting import wait_until
 
 VARIABLES = ("DATABASE_URL", "PGHOST", "PGHOSTADDR", "PGPORT", "PGDATABASE", "PGUSER", "PGSERVICE", "PGJOBS_APP")
 
@@ -310,6 +314,41 @@ def test_long_work_shows_its_progress_on_a_terminal(client: Client, rich: bool) 
     assert ("2500/2500" if rich else "2000 of 2500") in done.out
 
 
+def test_the_progress_of_running_jobs_is_shown(pgjobs: Program) -> None:
+    client, ends = pgjobs.client, threading.Event()
+    waiting = client.enqueue(None, {}, kind="test", delay=timedelta(hours=1)).id
+
+    def work(tx: Any, job: Job[Any]) -> None:
+        job.set_progress(**job.args)
+        assert ends.wait(30)
+
+    assert "PROGRESS" not in pgjobs("list").lines[0]
+    said = [{"done": 299, "total": 300, "note": "page 3"}, {"done": 0.5}, {"done": 12345678}, {"done": 0, "total": 0}]
+    ids = [client.enqueue(None, args, kind="work").id for args in said]
+    with WorkerPool(client, {"work": work}):
+        try:
+            wait_until(lambda: all((found := client.get(id)) and found.progress for id in ids))
+            head, *lines = pgjobs("list", "--reverse").lines
+            at = head.index("PROGRESS")
+            shown = [line[at : at + len("PROGRESS")].strip() for line in lines]
+            assert shown == ["", "99%", "0.5", "12345678", "100%"]
+            assert [line[:at].split()[1] for line in lines] == ["scheduled", *["running"] * 4]
+            assert "PROGRESS" not in pgjobs("list", "--state", "scheduled").lines[0]
+            (line,) = [line for line in pgjobs("show", ids[0]).lines if line.startswith("  progress ")]
+            assert re.fullmatch(r"  progress   299 of 300 \(99%\), \d+s ago: page 3", line)
+            (line,) = [line for line in pgjobs("show", ids[1]).lines if line.startswith("  progress ")]
+            assert re.fullmatch(r"  progress   0\.5, \d+s ago", line)
+            for words in (["show", waiting, *ids], ["list", "--reverse"]):
+                of_waiting, first, *_ = [json.loads(line)["progress"] for line in pgjobs(*words, "--json").lines]
+                assert of_waiting is None
+                assert datetime.fromisoformat(first.pop("updated_at")).utcoffset() == timedelta(0)
+                assert first == {"done": 299, "total": 300, "note": "page 3", "fraction": 299 / 300}
+        finally:
+            ends.set()
+        assert pgjobs("wait", *ids).code == 0
+    assert "progress" not in pgjobs("show", ids[0]).out
+
+
 # --- an app
 
 
@@ -389,20 +428,31 @@ def test_the_app_of_the_environment_gives_way_to_a_dsn(
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("{}", "write it as module:object, as in shop.jobs:client"),
-        ("{}:nothing", "there is no nothing in "),
-        ("{}:work_map", "it must be a Client, a WorkerPool, or a function that returns one, not a WorkMap"),
-        ("{}:broken", "the call failed: RuntimeError: no such setting ("),
-        ("{}:leaving", "the call failed: SystemExit: no such setting ("),
-        ("no_{}:client", "failed: ModuleNotFoundError: No module named "),
+        ("{0}", "'{0}' does not say where the Client or WorkerPool is: give module:object, where "),
+        ("{0}:nothing", "module {0} ({1}/{0}.py) has no 'nothing': is client or enqueuing meant?"),
+        ("{0}:work_map", "{0}:work_map is {{'welcome': "),
+        ("{0}:broken", "{0}:broken raised RuntimeError: no such setting; raised in {1}/{0}.py, line "),
+        ("{0}:leaving", "{0}:leaving raised SystemExit: no such setting; raised in {1}/{0}.py, line "),
+        ("no_{0}:client", "there is no module 'no_{0}' in {1}, nor elsewhere on sys.path"),
     ],
 )
-def test_an_app_that_cannot_be_used_is_one_line(pgjobs: Program, shop: str, name: str, problem: str) -> None:
+def test_an_app_that_cannot_be_used_is_one_line(
+    pgjobs: Program, shop: str, tmp_path: Path, name: str, problem: str
+) -> None:
     said = pgjobs("list", app=name.format(shop))
     assert (said.code, said.out) == (1, "")
-    assert said.err.startswith("pgjobs: error: the app ")
-    assert problem in said.err
+    assert said.err.startswith(f"pgjobs: error: {problem.format(shop, tmp_path)}")
     assert said.err.count("\n") == 1
+
+
+def test_an_error_says_that_the_app_is_that_of_the_environment(
+    pgjobs: Program, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PGJOBS_APP", "nosuch:client")
+    assert cli.main(["list"]) == 1
+    assert capsys.readouterr().err.endswith(", nor elsewhere on sys.path; the app is that of PGJOBS_APP\n")
+    assert cli.main(["list", "--app", "nosuch:client"]) == 1
+    assert capsys.readouterr().err.endswith(", nor elsewhere on sys.path\n")
 
 
 def test_an_app_has_a_database_and_a_schema_of_its_own(pgjobs: Program, shop: str) -> None:

@@ -71,7 +71,7 @@ def test_enqueue_list_show_and_wait(pgjobs: Program) -> None:
 
     waited = pgjobs("wait", job.id, "--timeout", "1ms")
     assert waited.code == 4
-    assert f"pgjobs: error: job {job.id} is not over after 0.001 s: it is available" in waited.out + waited.err
+    assert f"pgjobs: error: job {job.id} is not over after 1.0 ms: it is available" in waited.out + waited.err
     pgjobs.client.cancel(job.id)
     waited = pgjobs("wait", job.id)
     assert (waited.code, waited.out) == (3, f"job {job.id} is cancelled\n")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,6 +19,7 @@ from pgjobs import Client, Job, JobState, WorkerPool, constant
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.maintenance.queries import MaintenanceQueries
 from pgjobs.maintenance.rescuing import RESCUE_GRACE
+from tests.acceptance.work_command import gate
 from tests.conftest import Connect
 from tests.samples import OF_THIS_DATABASE
 from tests.waiting import wait_until
@@ -121,18 +121,6 @@ def table(client: Client, connect: Connect, database: str) -> Table:
     made.query("CREATE TABLE {schema}.effect (job bigint, attempt integer)")
     made.query("CREATE TABLE {schema}.start (job bigint, attempt integer, pid integer)")
     return made
-
-
-@contextmanager
-def gate(connect: Connect) -> Iterator[tuple[int, Callable[[], object]]]:
-    """A lock that handlers wait for until it is opened."""
-    number = int.from_bytes(os.urandom(7))
-    keeper = connect(autocommit=True)
-    keeper.execute("SELECT pg_advisory_lock(%s)", [number])
-    try:
-        yield number, lambda: keeper.execute("SELECT pg_advisory_unlock(%s)", [number])
-    finally:
-        keeper.close()
 
 
 @pytest.mark.parametrize("then", ["wait in python", "wait in sql"])

@@ -8,7 +8,7 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -33,6 +33,7 @@ from pgjobs import (
     Unique,
     WorkerPool,
     WorkMap,
+    backoff,
     every,
     roles_sql,
 )
@@ -467,11 +468,60 @@ def test_the_viewer_looks_and_changes_nothing(roles: Roles) -> None:
         client.queues.stats()
         client.workers()
         client.check_schema()
-        with pytest.raises(DENIED):
-            client.get(job.id)
+        with pytest.raises(DENIED), client.pool.connection() as tx:
+            client.get(job.id, tx)
     columns = [("job", "args"), ("job", "errors"), ("job", "output"), ("schedule", "args"), ("job_progress", "note")]
     for table, column in columns:
         assert roles.denied("viewer", f"SELECT {column} FROM {{s}}.{table}")
+
+
+def test_a_viewer_who_may_not_read_args_gets_jobs_without_them(roles: Roles) -> None:
+    """`get` and `list_jobs` raised, as if such a viewer could not look at any job."""
+    ends = threading.Event()
+
+    def handler(tx: Any, job: Job[Any]) -> None:
+        job.record_output("her secret")
+        if job.attempt == 1:
+            raise ValueError("her secret")
+        job.set_progress(3, total=10, note="her secret")
+        assert ends.wait(20)
+
+    admin = roles.client
+    later = admin.enqueue(None, Card(2), delay=timedelta(hours=1))
+    waiting = [admin.enqueue(None, Card(number), queue="other", tags=["tag"]) for number in range(3)]
+    card = admin.enqueue(None, Card(1, "her secret"), metadata={"a": 1})
+    roles.grant(view_args=False)
+    work_map = WorkMap({Card: Handler(handler, backoff=backoff.constant(timedelta(0)))})
+    with WorkerPool(admin, work_map), roles.client_as("viewer", work_map=work_map) as client:
+        wait_until(lambda: (found := admin.get(card.id)) and found.progress)
+        whole, found = admin.get(card.id), client.get(card.id)
+        assert whole is not None
+        assert found is not None
+        assert whole.progress is not None
+        assert found.progress == replace(whole.progress, note=None)
+        hidden = {"raw_args", "raw_errors", "raw_output", "decode", "progress"}
+        for field in {field.name for field in fields(Job)} - hidden:
+            assert getattr(found, field) == getattr(whole, field), field
+        with pytest.raises(UndecodableArgs, match=f"may not read the args of job {card.id}"):
+            found.args  # noqa: B018
+        assert (found.errors, found.output, found.metadata["a"]) == ((), None, 1)
+        assert "her secret" not in repr(vars(found))
+        for filter, order, ids in (
+            (None, "id", [later.id, *(job.id for job in waiting), card.id]),
+            (JobFilter(states=["available"]), "time", [job.id for job in waiting]),
+            (JobFilter(states=["running"], metadata={"a": 1}), "time", [card.id]),
+        ):
+            listed = client.list_jobs(filter, order=order).jobs  # type: ignore[arg-type]
+            assert [job.id for job in listed] == ids
+            assert [job.id for job in admin.list_jobs(filter, order=order).jobs] == ids  # type: ignore[arg-type]
+            for job in listed:
+                with pytest.raises(UndecodableArgs):
+                    job.args  # noqa: B018
+            assert "her secret" not in repr([vars(job) for job in listed])
+        assert client.get(card.id, client.pool) == found
+        page = client.list_jobs(limit=2)
+        assert [job.id for job in client.list_jobs(limit=2, cursor=page.next).jobs] == [waiting[1].id, waiting[2].id]
+        ends.set()
 
 
 @pytest.mark.finding("S6")

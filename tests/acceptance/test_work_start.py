@@ -36,13 +36,13 @@ def test_an_application_that_cannot_be_loaded_fails_in_a_few_lines(place: Place,
     (told,) = [line for line in work.lines if " failed: " in line]
     assert why.format(place.directory) in told
     assert work.log.count("Traceback") == (1 if "raised" in why else 0)
-    assert "pgjobs/processes" not in work.log, "the traceback is that of the application alone"
+    assert "pgjobs/application" not in work.log, "the traceback is that of the application alone"
 
 
 def test_a_target_of_another_form_is_refused_at_once(place: Place) -> None:
     with place.work(target="app.py") as work:
         assert work.process.wait(SOON) == 1
-    assert work.log.startswith("pgjobs: error: 'app.py' does not say where the worker pool is: give module:pool, or ")
+    assert work.log.startswith("pgjobs: error: 'app.py' does not say where the WorkerPool is: give module:object, ")
 
 
 @pytest.mark.parametrize("target", ["package.worker:make", "package.worker:holder.pool"])

@@ -749,7 +749,7 @@ def test_args_that_name_a_class_are_only_data(table: Table) -> None:
     assert seen == [args]
 
 
-NAMED_BY_THE_USER = {SOURCE / "cli" / "app.py"}  # imports the module that the command line names
+NAMED_BY_THE_USER = {SOURCE / "application.py"}  # imports the module that the command line names
 
 
 def test_the_source_neither_unpickles_nor_evaluates_nor_imports_by_name() -> None:

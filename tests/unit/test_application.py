@@ -1,4 +1,4 @@
-"""How `pgjobs work` finds the worker pool, and what it says if it does not."""
+"""How the command line finds a client or worker pool of the application, and what it says if it does not."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pgjobs import WorkerPool
-from pgjobs.processes.application import ApplicationNotLoaded, load
+from pgjobs import Client, WorkerPool
+from pgjobs.application import ApplicationNotLoaded, load
 
 POOL = """
 from pgjobs import Client, WorkerPool
@@ -38,7 +38,7 @@ def test_a_pool_is_found(directory: Path, target: str) -> None:
     (directory / "in_package").mkdir()
     (directory / "in_package" / "found.py").write_text(POOL)
     (directory / "found.py").write_text(POOL)
-    assert isinstance(load(target), WorkerPool)
+    assert isinstance(load(target, WorkerPool), WorkerPool)
     assert sys.path[0] == str(directory)
 
 
@@ -47,17 +47,19 @@ def test_a_pool_is_found(directory: Path, target: str) -> None:
 )
 def test_a_target_of_another_form_is_refused(target: str) -> None:
     with pytest.raises(ApplicationNotLoaded) as raised:
-        load(target)
-    assert str(raised.value).startswith(f"{target!r} does not say where the worker pool is: give module:pool, or ")
+        load(target, WorkerPool)
+    assert str(raised.value).startswith(f"{target!r} does not say where the WorkerPool is: give module:object, ")
 
 
 NOT_LOADED = {
     "absent": ("broken:none", "", "module broken ({}/broken.py) has no 'none'"),
     "misspelt": ("broken:pol", POOL, "module broken ({}/broken.py) has no 'pol': is pool meant?"),
     "misspelt function": ("broken:mkae", "def make(): ...", "has no 'mkae': is make meant?"),
+    "misspelt function beside a pool": ("broken:mkae", POOL, "has no 'mkae': is make meant?"),
+    "another name": ("broken:app", POOL, "has no 'app': is pool meant?"),
     "client": ("broken:client", POOL, "broken:client is Client(schema='pgjobs', "),
-    "number": ("broken:number", "number = 1", "broken:number is 1, not a WorkerPool: give module:pool, or "),
-    "nothing": ("broken:make", "def make(): ...", "broken:make returned None, not a WorkerPool: give module:pool"),
+    "number": ("broken:number", "number = 1", "broken:number is 1, not a WorkerPool: give module:object, where "),
+    "nothing": ("broken:make", "def make(): ...", "broken:make returned None, not a WorkerPool: give module:object"),
     "arguments": ("broken:make", "def make(dsn): ...", "broken:make cannot be called without arguments: missing"),
     "no submodule": ("broken.sub:pool", "", "there is no module 'broken.sub' in {}, nor elsewhere on sys.path"),
     "no package": ("none_such.sub:pool", "", "there is no module 'none_such' in {}, nor elsewhere on sys.path"),
@@ -68,7 +70,7 @@ NOT_LOADED = {
 def test_the_error_says_what_is_wrong(directory: Path, target: str, text: str, why: str) -> None:
     (directory / "broken.py").write_text(text)
     with pytest.raises(ApplicationNotLoaded) as raised:
-        load(target)
+        load(target, WorkerPool)
     assert why.format(directory) in str(raised.value)
     assert raised.value.trace is None
 
@@ -85,11 +87,40 @@ RAISED = {
 def test_the_traceback_is_that_of_the_application(directory: Path, target: str, text: str, why: str) -> None:
     (directory / "raising.py").write_text(text)
     with pytest.raises(ApplicationNotLoaded) as raised:
-        load(target)
+        load(target, WorkerPool)
     assert why in str(raised.value)
     trace = raised.value.trace
     assert trace is not None
     assert f'File "{directory}/raising.py", line ' in trace
-    assert "pgjobs/processes" not in trace
+    assert "pgjobs/application" not in trace
     assert "importlib" not in trace
     assert str(directory / "raising.py") in raised.value.files, "a change of it may mend that"
+    assert raised.value.place is not None
+    assert raised.value.place.startswith(f"{directory}/raising.py, line ")
+
+
+def test_one_of_several_kinds_is_found_and_named(directory: Path) -> None:
+    (directory / "found.py").write_text(f"{POOL}number = 1\n")
+    assert isinstance(load("found:client", Client, WorkerPool), Client)
+    assert isinstance(load("found:make", Client, WorkerPool), WorkerPool)
+    for target, why in {
+        "found:number": "found:number is 1, not a Client or WorkerPool: give module:object, where ",
+        "found:none": "module found ({}/found.py) has no 'none': is client or pool meant?",
+        "found": "'found' does not say where the Client or WorkerPool is: give module:object, where ",
+    }.items():
+        with pytest.raises(ApplicationNotLoaded) as raised:
+            load(target, Client, WorkerPool)
+        assert str(raised.value).startswith(why.format(directory))
+
+
+def test_a_package_without_a_file_is_named_all_the_same(directory: Path) -> None:
+    (directory / "bare").mkdir()
+    with pytest.raises(ApplicationNotLoaded, match=r"^module bare has no 'pool'$"):
+        load("bare:pool", WorkerPool)
+
+
+@pytest.mark.parametrize("text", ["raise KeyboardInterrupt", "def make():\n    raise KeyboardInterrupt"])
+def test_ctrl_c_is_no_fault_of_the_application(directory: Path, text: str) -> None:
+    (directory / "raising.py").write_text(text)
+    with pytest.raises(KeyboardInterrupt):
+        load("raising:make", WorkerPool)

@@ -46,7 +46,7 @@ GIVE_JOBS = [
         "release",
     ),
     *("rescue", "cancel", "retry", "delete", "update", "get_job", "get_job_with_progress", "list_jobs"),
-    "list_available",
+    *("list_available", "get_job_without_args", "list_jobs_without_args", "list_available_without_args"),
 ]
 STORES = [
     *(execution_queries, enqueuing_queries, queue_queries, migration_queries, workers_queries),
