@@ -604,10 +604,9 @@ class WorkerPool:
             return
         self._watchdog.reports = SimpleQueue()
         try:
-            running = self._watchdog.attempts
             # the lock is kept, so that `_client_closed` logs nothing
-            if running and not self._stopping.is_set() and self._closing.acquire(blocking=False):
-                self._log.exiting(running, checks.timeout_seconds(self._stop_timeout))
+            if not self._stopping.is_set() and self._closing.acquire(blocking=False):
+                self._log.exits = True
             self.stop()
         except KeyboardInterrupt:
             self.stop_and_cancel()

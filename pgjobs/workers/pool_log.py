@@ -40,6 +40,7 @@ class PoolLog:
 
     def __init__(self, name: str) -> None:
         self._name = name
+        self.exits = False  # the process exits, and nothing has stopped the pool
 
     def starting(
         self,
@@ -69,12 +70,13 @@ class PoolLog:
     def waiting(self, attempts: Iterable[Attempt], seconds: float | None) -> None:
         """A stop begins."""
         jobs = _jobs(attempts)
-        if jobs and seconds != 0:
+        if not jobs or seconds == 0:
+            return
+        if self.exits:
+            log.warning("%s: the process exits without a stop() of this pool: it waits %s for %s",
+                        self._name, _limit(seconds), jobs)  # fmt: skip
+        else:
             log.info("%s: the stop waits %s for %s", self._name, _limit(seconds), jobs)
-
-    def exiting(self, attempts: Iterable[Attempt], seconds: float | None) -> None:
-        log.warning("%s: the process exits without a stop() of this pool: it waits %s for %s",
-                    self._name, _limit(seconds), _jobs(attempts) or "its threads")  # fmt: skip
 
     def cut_off(self, attempts: Iterable[Attempt], after: float) -> None:
         jobs = _jobs(attempts)
