@@ -150,6 +150,48 @@ def test_a_job_without_a_handler_and_one_with_args_that_do_not_fit_are_failed_at
     assert all(record.exc_info is not None for record in (unknown, unfit))
 
 
+@pytest.mark.one_by_one("a batch that is lost runs again, job by job")
+def test_a_job_whose_connection_is_lost_at_its_end_is_two_lines(
+    client: Client, sql: Rows, stored: Stored, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not the frames of the libraries that noticed it: a restart of the server logs many of them."""
+
+    def loses(tx: Any, job: Job[Thing]) -> None:
+        (pid,) = tx.execute("SELECT pg_catalog.pg_backend_pid()").fetchone()
+        sql("SELECT pg_catalog.pg_terminate_backend(%s, 10000)", pid)
+
+    job = client.enqueue(None, Thing())
+    with WorkerPool(client, {Thing: loses}, queues={"default": 1}, backoff=constant(HOUR)):
+        wait_until(lambda: stored(job).state == JobState.RETRYABLE)
+    (record,) = [record for record in of_jobs(caplog) if record.levelno >= logging.WARNING]
+    assert "TransactionBroken: the handler's writes could not be committed: " in record.getMessage()
+    assert record.exc_info is not None
+    assert record.exc_text is not None
+    assert record.exc_text.startswith("pgjobs.errors.TransactionBroken: ")
+    assert "\n" not in record.exc_text
+
+
+@pytest.mark.parametrize("cause", [True, False], ids=["a cause", "no cause"])
+def test_a_traceback_of_the_application_is_logged_if_only_a_cause_has_it(
+    client: Client, stored: Stored, caplog: pytest.LogCaptureFixture, cause: bool
+) -> None:
+    @dataclass
+    class Checked:
+        text: str
+
+        def __post_init__(self) -> None:
+            if self.text == "wrong":
+                raise ValueError("no such text")
+
+    job = client.enqueue(None, {"text": "wrong" if cause else 5}, kind="checked")
+    with WorkerPool(client, {Checked: nothing}, queues={"default": 1}, backoff=constant(HOUR)):
+        wait_until(lambda: stored(job).state == JobState.RETRYABLE)
+    (record,) = [record for record in of_jobs(caplog) if record.levelno >= logging.WARNING]
+    assert record.exc_text is not None
+    assert ("in __post_init__" in record.exc_text) == cause
+    assert ("\n" in record.exc_text) == cause
+
+
 def test_a_level_that_is_changed_while_the_pool_runs_is_noticed(
     client: Client, stored: Stored, caplog: pytest.LogCaptureFixture
 ) -> None:
