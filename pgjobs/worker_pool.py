@@ -429,7 +429,7 @@ class WorkerPool:
             self._stopper = None
             raise
         if not ended:
-            self._log.cut_off(self._watchdog.attempts, time.monotonic() - began)
+            self._log.cut_off(self._watchdog.attempts, time.monotonic() - began if seconds else 0.0)
             self._cut_off()
             ended = self._wait_cut_off()
         context = self._context

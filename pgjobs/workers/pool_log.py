@@ -79,10 +79,12 @@ class PoolLog:
             log.info("%s: the stop waits %s for %s", self._name, _limit(seconds), jobs)
 
     def cut_off(self, attempts: Iterable[Attempt], after: float) -> None:
+        """`after` is how many seconds the stop has waited."""
         jobs = _jobs(attempts)
         if jobs:
-            log.warning("%s: after %s the stop cuts off %s; their attempts do not count", self._name,
-                        shown_seconds(after), jobs)  # fmt: skip
+            waited = f"after {shown_seconds(after)} " if after else ""
+            log.warning("%s: %sthe stop cuts off %s; this does not count as an attempt", self._name, waited,
+                        jobs)  # fmt: skip
 
     def stopped(self, after: float) -> None:
         log.info("%s: stopped after %s", self._name, shown_seconds(after))

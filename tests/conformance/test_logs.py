@@ -385,7 +385,7 @@ def test_a_pool_that_stops_says_what_it_waits_for_and_what_it_cuts_off(
     assert said[0].startswith("pgjobs: the stop waits up to 100 ms, until ")
     assert said[0].endswith(", for 1 running job: thing (1)")
     assert said[1].startswith("pgjobs: after 1")
-    assert said[1].endswith(" the stop cuts off 1 running job: thing (1); their attempts do not count")
+    assert said[1].endswith(" the stop cuts off 1 running job: thing (1); this does not count as an attempt")
     assert said[-1].startswith("pgjobs: stopped after ")
     (line,) = of_jobs(caplog)
     assert line.levelno == logging.INFO
@@ -421,6 +421,33 @@ def test_signals_are_logged(client: Client, database: str) -> None:
     assert rest[0] == "WARNING pgjobs.worker pgjobs: a second signal, SIGINT, so running handlers are cut off"
     assert rest[-1].startswith("INFO pgjobs.worker pgjobs: stopped after ")
     assert len(rest) == 3, "and one line of the job"
+
+
+def test_an_exit_without_a_stop_says_in_one_line_what_it_waits_for(client: Client, database: str) -> None:
+    client.enqueue(None, {}, kind="slow")
+    program = PROGRAM.replace("WorkerPool(Client", "pool = WorkerPool(Client")
+    program = program.replace(".run()", ".start()\nsys.stdin.read()")
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", program, database, client.schema]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "runs\n"
+        process.stdin.close()
+        while "it waits up to 25 s" not in (line := process.stderr.readline()):
+            assert line
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read().splitlines()
+    assert line.startswith("WARNING pgjobs.worker pgjobs: the process exits without a stop() of this pool: it waits ")
+    assert line.endswith(", for 1 running job: slow (1)\n")
+    assert (
+        rest[0]
+        == "WARNING pgjobs.worker pgjobs: the stop cuts off 1 running job: slow (1); this does not count as an attempt"
+    )
+    assert "cut off, it does not count" in rest[1]
+    assert rest[2].startswith("INFO pgjobs.worker pgjobs: stopped after ")
+    assert len(rest) == 3
 
 
 # --- the connections
