@@ -171,7 +171,7 @@ def test_handlers_that_end_at_the_moment_when_they_are_severed_are_told_of_once(
 
 @pytest.mark.one_by_one("the timeouts are those of single jobs")
 def test_a_stop_waits_until_the_outcome_of_a_handler_that_it_leaves_behind_is_written(
-    client: Client, connect: Connect, monkeypatch: pytest.MonkeyPatch
+    client: Client, connect: Connect, monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
 ) -> None:
     """The process may end next, and the thread that writes it with the process."""
     monkeypatch.setattr("pgjobs.worker_pool.AT_STOP", GracePeriods(interrupted=0.05, severed=0.15, stuck=0.3))
@@ -202,3 +202,5 @@ def test_a_stop_waits_until_the_outcome_of_a_handler_that_it_leaves_behind_is_wr
     release.set()
     assert now is not None
     assert (now.state, now.attempt) == (JobState.AVAILABLE, 0)
+    wait_until(lambda: f"no longer stuck in job {job.id} (thing)" in log.text)
+    assert "has taken its place" not in log.text, "a stop starts no other thread"
