@@ -131,6 +131,12 @@ def skip_pgjobs(trace: TracebackType | None) -> TracebackType | None:
     return trace
 
 
+def calls_application(error: BaseException) -> bool:
+    """Whether the tracebacks of the error and its causes have frames of other code than pgjobs and psycopg."""
+    traces = (trace for each in _chain(error) for trace, _ in traceback.walk_tb(each.__traceback__))
+    return not all(trace.f_globals.get("__name__", "").startswith(("pgjobs.", "psycopg")) for trace in traces)
+
+
 def clean(text: str, limit: int) -> str:
     """Text without control characters except newline and tab, cut in the middle to at most `limit` characters."""
     if len(text) > limit:

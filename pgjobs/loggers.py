@@ -10,9 +10,10 @@ import logging
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
+from types import TracebackType
 from typing import Any
 
-from pgjobs.clean_text import TRACE_LIMIT, clean, one_line
+from pgjobs.clean_text import TRACE_LIMIT, calls_application, clean, one_line
 from pgjobs.job import Job
 
 _NUMBERS = (int, float, type(None))
@@ -35,8 +36,15 @@ class _Cleaned(logging.Filter):
         else:
             record.args = {name: _cleaned(value) for name, value in record.args.items()}
         if record.exc_info and record.exc_info[0] is not None:  # a formatter uses exc_text if it is set
-            record.exc_text = clean("".join(traceback.format_exception(*record.exc_info)).rstrip(), TRACE_LIMIT)
+            record.exc_text = clean(_trace(*record.exc_info).rstrip(), TRACE_LIMIT)
         return True
+
+
+def _trace(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> str:
+    """The traceback as text. Where no code of the application was called, as when a connection is lost at a COMMIT, the
+    frames of the causes are all of libraries, and are left out."""
+    chain = trace is not None or error is None or calls_application(error)
+    return "".join(traceback.format_exception(kind, error, trace, chain=chain))
 
 
 def _cleaned(value: Any) -> Any:

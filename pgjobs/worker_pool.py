@@ -63,6 +63,8 @@ from pgjobs.workers.worker_threads import WorkerThreads
 
 log = get_logger("pgjobs.worker")
 
+_REPORTS_WITHIN = 0.3  # seconds after a thread counts as stuck, in which the outcome of its job is written
+
 _end_calls: set[Callable[[], None]] = set()  # one for each pool that runs
 
 
@@ -427,7 +429,7 @@ class WorkerPool:
             self._stopper = None
             raise
         if not ended:
-            self._log.cut_off(self._watchdog.attempts, time.monotonic() - began)
+            self._log.cut_off(self._watchdog.attempts, time.monotonic() - began if seconds else 0.0)
             self._cut_off()
             ended = self._wait_cut_off()
         context = self._context
@@ -461,11 +463,15 @@ class WorkerPool:
 
     def _wait_cut_off(self) -> bool:
         """Wait until the threads whose handlers are cut off have ended or are stuck. Returns whether they have."""
-        until, reports = time.monotonic() + AT_STOP.stuck + 0.3, self._watchdog.reports
-        while reports is not None and not self._threads.wait(0.0) and (left := until - time.monotonic()) > 0:
+        until, reports = time.monotonic() + AT_STOP.stuck + _REPORTS_WITHIN, self._watchdog.reports
+        while reports is not None and (left := until - time.monotonic()) > 0:
+            if self._threads.wait(0.0) and self._watchdog.wait_for_reports(0.0):
+                break
             with suppress(Empty):
                 reports.get(timeout=min(left, 0.05))()
-        return self._threads.wait(max(0.0, until - time.monotonic()))
+        ended = self._threads.wait(max(0.0, until - time.monotonic()))
+        self._watchdog.wait_for_reports(max(0.0, until - time.monotonic()))
+        return ended
 
     @property
     def running(self) -> bool:
@@ -598,10 +604,9 @@ class WorkerPool:
             return
         self._watchdog.reports = SimpleQueue()
         try:
-            running = self._watchdog.attempts
             # the lock is kept, so that `_client_closed` logs nothing
-            if running and not self._stopping.is_set() and self._closing.acquire(blocking=False):
-                self._log.exiting(running, checks.timeout_seconds(self._stop_timeout))
+            if not self._stopping.is_set() and self._closing.acquire(blocking=False):
+                self._log.exits = True
             self.stop()
         except KeyboardInterrupt:
             self.stop_and_cancel()

@@ -95,6 +95,8 @@ class Attempt:
     on_severed: Callable[[Checkout], None] | None = None  # called for the other jobs of a batch on the same connection
     tainted = False  # a cancel or an exception may arrive late: the connection must not be used again
     severed = False
+    recording: threading.Lock | None = None  # of a severed attempt: held by the thread that reports it, as it writes
+    recorded = False  # that thread has written the outcome
     stuck = False
     ended = False
     reported = False  # by the watchdog: that it was severed
@@ -286,6 +288,7 @@ class Attempt:
 
     def _sever(self, waited: float) -> float:
         if not self.severed:
+            self.recording = threading.Lock()
             self.severed = self.tainted = True
             if self.checkout is not None:
                 self.checkout.shut_down(self._conn_id)

@@ -7,6 +7,10 @@
     the transaction or the connection is gone       in a new transaction, on a new connection if need be (late finish)
     the late finish fails too                       nowhere: the rescue finds the job
 
+A severed attempt is finished by two threads: the one that runs its handler, which may never come back, and one that
+reports it. Neither waits for the other before it writes, and the token lets one of them write, which then logs it. The
+thread of the handler asks, if it comes too late, whether the other one has written.
+
 A late finish is guarded by the token alone and waits for no lock longer than a second: if the row is locked, a dead
 connection or a rescue holds the lock. If the answer to a COMMIT was lost, the job is read again to find out whether it
 was committed.
@@ -98,8 +102,11 @@ class Finisher:
                 outcome, finished, error = self._write_failure(checkout, attempt, error, ended)
             committed = error is None
         except AttemptLost as lost:
-            log.warning("%s: its outcome is not written; it was finished, rescued or changed in the meantime", lost,
-                        extra=job_fields(attempt.job))  # fmt: skip
+            if _recorded_as_severed(attempt):
+                log.debug("job %d: its outcome is written already, as it was severed", attempt.job.id)
+            else:
+                log.warning("%s: its outcome is not written; it was finished, rescued or changed in the meantime", lost,
+                            extra=job_fields(attempt.job))  # fmt: skip
             checkout.spoiled = True
             error = error or lost
         finally:
@@ -118,9 +125,12 @@ class Finisher:
         """Write the outcome of an attempt whose connection was shut down, although its handler may still run. Its row
         is no longer locked, so without an outcome the rescue would treat the job as that of a vanished worker."""
         assert attempt.reason is not None
+        assert attempt.recording is not None
         outcome = self.decide(attempt, attempt.reason)
         with suppress(AttemptLost):  # finished or rescued at the same moment
-            finished = self.finish_late(checkout, attempt, outcome)
+            with attempt.recording:
+                finished = self.finish_late(checkout, attempt, outcome)
+                attempt.recorded = finished is not None
             if finished is not None:
                 self.report(attempt, outcome, finished, attempt.reason, 0.0)
 
@@ -404,6 +414,16 @@ def _blamed(attempt: Attempt, ended: BaseException) -> BaseException:
         return ended
     attempt.reason.__cause__ = ended
     return attempt.reason
+
+
+def _recorded_as_severed(attempt: Attempt) -> bool:
+    """Whether the thread that reports severed attempts has written the outcome of this one. If it is about to learn
+    that it has, this waits for it: the thread of the handler may find the row changed before the other one has its
+    answer."""
+    if attempt.recording is None:
+        return False
+    with attempt.recording:
+        return attempt.recorded
 
 
 def _unanswered(ended: FinishResult | BaseException | None) -> bool:

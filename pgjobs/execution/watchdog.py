@@ -45,6 +45,8 @@ class Watchdog:
         self._slots: set[Slot] = set()
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
+        self._reported = threading.Condition(self._lock)  # a severed attempt
+        self._reporting = 0  # how many severed attempts are being reported
         self._next = NEVER
         self._stop_all: tuple[Callable[[], Reason], GracePeriods] | None = None  # holds for attempts added later, too
         self._stops = 0  # calls of `request_stop_all`
@@ -212,11 +214,26 @@ class Watchdog:
         """Report attempts that were severed or are stuck, each in a thread of its own, because a report may block."""
         for attempt in self.attempts:
             if attempt.severed and not attempt.reported:
-                attempt.reported = self._start(partial(self._on_severed, attempt), name="pgjobs/severed")
+                attempt.reported = self._start(partial(self._report_severed, attempt), name="pgjobs/severed")
+                self._reporting += attempt.reported
             # a thread whose handler has ended comes back by itself, however long it waits for a connection
             replaces = attempt.in_handler or self._stop_all is not None
             if attempt.stuck and replaces:
                 attempt.replaced = self._start(partial(self._on_stuck, attempt), name="pgjobs/stuck")
+
+    def _report_severed(self, attempt: Attempt) -> None:
+        try:
+            self._on_severed(attempt)
+        finally:
+            with self._lock:
+                self._reporting -= 1
+                self._reported.notify_all()
+
+    def wait_for_reports(self, timeout: float) -> bool:
+        """Wait until the outcomes of severed attempts are written: the process may end next, and those threads with
+        it. Returns whether they are."""
+        with self._lock:
+            return self._reported.wait_for(lambda: not self._reporting, timeout)
 
     def _start(self, report: Callable[[], object], *, name: str) -> bool:
         if self.reports is None:

@@ -202,7 +202,7 @@ class Supervisor:
             if place is None:
                 self._retiring.remove(child)
                 continue
-            place.child = None
+            place.child, place.trouble = None, child.how_it_ended()
             if child.report.state is State.STOPPING and child.report.done:
                 place.done = True
             elif not self._stopping:

@@ -40,6 +40,7 @@ class PoolLog:
 
     def __init__(self, name: str) -> None:
         self._name = name
+        self.exits = False  # the process exits, and nothing has stopped the pool
 
     def starting(
         self,
@@ -69,18 +70,21 @@ class PoolLog:
     def waiting(self, attempts: Iterable[Attempt], seconds: float | None) -> None:
         """A stop begins."""
         jobs = _jobs(attempts)
-        if jobs and seconds != 0:
+        if not jobs or seconds == 0:
+            return
+        if self.exits:
+            log.warning("%s: the process exits without a stop() of this pool: it waits %s for %s",
+                        self._name, _limit(seconds), jobs)  # fmt: skip
+        else:
             log.info("%s: the stop waits %s for %s", self._name, _limit(seconds), jobs)
 
-    def exiting(self, attempts: Iterable[Attempt], seconds: float | None) -> None:
-        log.warning("%s: the process exits without a stop() of this pool: it waits %s for %s",
-                    self._name, _limit(seconds), _jobs(attempts) or "its threads")  # fmt: skip
-
     def cut_off(self, attempts: Iterable[Attempt], after: float) -> None:
+        """`after` is how many seconds the stop has waited."""
         jobs = _jobs(attempts)
         if jobs:
-            log.warning("%s: after %s the stop cuts off %s; their attempts do not count", self._name,
-                        shown_seconds(after), jobs)  # fmt: skip
+            waited = f"after {shown_seconds(after)} " if after else ""
+            log.warning("%s: %sthe stop cuts off %s; this does not count as an attempt", self._name, waited,
+                        jobs)  # fmt: skip
 
     def stopped(self, after: float) -> None:
         log.info("%s: stopped after %s", self._name, shown_seconds(after))

@@ -152,7 +152,9 @@ class WorkerThreads:
             self._changed.notify_all()
         job, since = stuck or (None, 0.0)
         if job is not None:
-            log.warning("%s: no longer stuck; another thread has taken its place", thread.name, extra=job_fields(job))
+            replaced = "" if self.stopping.is_set() else "; another thread has taken its place"
+            log.warning("%s: no longer stuck in job %d (%s)%s", thread.name, job.id, job.kind, replaced,
+                        extra=job_fields(job))  # fmt: skip
             self._hooks("on_unstuck", job, timedelta(seconds=time.monotonic() - since))
 
     def _log_failure(self, queue: str, pause: float, error: BaseException) -> None:

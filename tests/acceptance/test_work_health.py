@@ -116,6 +116,23 @@ def test_while_it_stops_it_is_live_and_not_ready(place: Place, connect: Connect)
         assert work.process.wait(SOON) == 0
 
 
+def test_while_it_stops_it_tells_which_processes_have_ended(place: Place, connect: Connect) -> None:
+    """It said that they were not started yet."""
+    options = ("--processes", "2", "--health", "127.0.0.1:0")
+    with gate(connect) as (locked, open_gate), place.work(*options) as work:
+        pids = work.wait_ready(2)
+        job = place.enqueue("wait for the gate", gate=locked)
+        wait_until(lambda: place.starts(job))
+        ((_, pid),) = place.starts(job)
+        runs = pids.index(pid) + 1
+        work.signal(signal.SIGTERM)
+        said = ["stopping", f"process {runs}: stopping: its parent stops it"]
+        said.insert(3 - runs, f"process {3 - runs}: exited with code 0")
+        wait_until(lambda: get(work, "/readyz")[1]["problems"] == said, SOON)
+        open_gate()
+        assert work.process.wait(SOON) == 0
+
+
 def test_an_address_that_is_taken_is_refused_before_anything_starts(place: Place) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -150,6 +150,48 @@ def test_a_job_without_a_handler_and_one_with_args_that_do_not_fit_are_failed_at
     assert all(record.exc_info is not None for record in (unknown, unfit))
 
 
+@pytest.mark.one_by_one("a batch that is lost runs again, job by job")
+def test_a_job_whose_connection_is_lost_at_its_end_is_two_lines(
+    client: Client, sql: Rows, stored: Stored, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not the frames of the libraries that noticed it: a restart of the server logs many of them."""
+
+    def loses(tx: Any, job: Job[Thing]) -> None:
+        (pid,) = tx.execute("SELECT pg_catalog.pg_backend_pid()").fetchone()
+        sql("SELECT pg_catalog.pg_terminate_backend(%s, 10000)", pid)
+
+    job = client.enqueue(None, Thing())
+    with WorkerPool(client, {Thing: loses}, queues={"default": 1}, backoff=constant(HOUR)):
+        wait_until(lambda: stored(job).state == JobState.RETRYABLE)
+    (record,) = [record for record in of_jobs(caplog) if record.levelno >= logging.WARNING]
+    assert "TransactionBroken: the handler's writes could not be committed: " in record.getMessage()
+    assert record.exc_info is not None
+    assert record.exc_text is not None
+    assert record.exc_text.startswith("pgjobs.errors.TransactionBroken: ")
+    assert "\n" not in record.exc_text
+
+
+@pytest.mark.parametrize("cause", [True, False], ids=["a cause", "no cause"])
+def test_a_traceback_of_the_application_is_logged_if_only_a_cause_has_it(
+    client: Client, stored: Stored, caplog: pytest.LogCaptureFixture, cause: bool
+) -> None:
+    @dataclass
+    class Checked:
+        text: str
+
+        def __post_init__(self) -> None:
+            if self.text == "wrong":
+                raise ValueError("no such text")
+
+    job = client.enqueue(None, {"text": "wrong" if cause else 5}, kind="checked")
+    with WorkerPool(client, {Checked: nothing}, queues={"default": 1}, backoff=constant(HOUR)):
+        wait_until(lambda: stored(job).state == JobState.RETRYABLE)
+    (record,) = [record for record in of_jobs(caplog) if record.levelno >= logging.WARNING]
+    assert record.exc_text is not None
+    assert ("in __post_init__" in record.exc_text) == cause
+    assert ("\n" in record.exc_text) == cause
+
+
 def test_a_level_that_is_changed_while_the_pool_runs_is_noticed(
     client: Client, stored: Stored, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -343,7 +385,7 @@ def test_a_pool_that_stops_says_what_it_waits_for_and_what_it_cuts_off(
     assert said[0].startswith("pgjobs: the stop waits up to 100 ms, until ")
     assert said[0].endswith(", for 1 running job: thing (1)")
     assert said[1].startswith("pgjobs: after 1")
-    assert said[1].endswith(" the stop cuts off 1 running job: thing (1); their attempts do not count")
+    assert said[1].endswith(" the stop cuts off 1 running job: thing (1); this does not count as an attempt")
     assert said[-1].startswith("pgjobs: stopped after ")
     (line,) = of_jobs(caplog)
     assert line.levelno == logging.INFO
@@ -379,6 +421,33 @@ def test_signals_are_logged(client: Client, database: str) -> None:
     assert rest[0] == "WARNING pgjobs.worker pgjobs: a second signal, SIGINT, so running handlers are cut off"
     assert rest[-1].startswith("INFO pgjobs.worker pgjobs: stopped after ")
     assert len(rest) == 3, "and one line of the job"
+
+
+def test_an_exit_without_a_stop_says_in_one_line_what_it_waits_for(client: Client, database: str) -> None:
+    client.enqueue(None, {}, kind="slow")
+    program = PROGRAM.replace("WorkerPool(Client", "pool = WorkerPool(Client")
+    program = program.replace(".run()", ".start()\nsys.stdin.read()")
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", program, database, client.schema]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "runs\n"
+        process.stdin.close()
+        while "it waits up to 25 s" not in (line := process.stderr.readline()):
+            assert line
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read().splitlines()
+    assert line.startswith("WARNING pgjobs.worker pgjobs: the process exits without a stop() of this pool: it waits ")
+    assert line.endswith(", for 1 running job: slow (1)\n")
+    assert (
+        rest[0]
+        == "WARNING pgjobs.worker pgjobs: the stop cuts off 1 running job: slow (1); this does not count as an attempt"
+    )
+    assert "cut off, it does not count" in rest[1]
+    assert rest[2].startswith("INFO pgjobs.worker pgjobs: stopped after ")
+    assert len(rest) == 3
 
 
 # --- the connections
