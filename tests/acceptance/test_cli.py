@@ -118,6 +118,7 @@ def test_up_makes_the_tables_and_a_second_time_has_nothing_to_do(pgjobs: Command
     assert pgjobs.lines == ["nothing to do"]
 
 
+@pytest.mark.no_decoys("drops the tables, and decoys depend on their type")
 def test_down_takes_one_step_and_target_0_the_rest(pgjobs: Command, default_client: Client) -> None:
     pgjobs.migrate()
     assert pgjobs.migrate("down", "--yes") == 0
@@ -130,6 +131,7 @@ def test_down_takes_one_step_and_target_0_the_rest(pgjobs: Command, default_clie
     assert pgjobs.lines == ["nothing to do"]
 
 
+@pytest.mark.no_decoys("drops the tables, and decoys depend on their type")
 def test_to_stops_at_the_version_and_max_steps_after_so_many(pgjobs: Command, default_client: Client) -> None:
     assert pgjobs.migrate("--to", "1") == 0
     assert pgjobs.lines == UP[:1]
@@ -176,6 +178,7 @@ def test_the_dsn_given_wins_over_the_environment(pgjobs: Command, monkeypatch: p
 # --- looking
 
 
+@pytest.mark.no_decoys("drops the tables, and decoys depend on their type")
 def test_a_dry_run_says_what_would_be_done_and_does_nothing(pgjobs: Command, default_client: Client) -> None:
     assert pgjobs.migrate("--dry-run") == 0
     assert pgjobs.lines == [f"would apply: {step}" for step in UP]
@@ -224,6 +227,7 @@ def test_sql_prints_what_makes_the_tables_and_needs_no_database(pgjobs: Command,
     default_client.check_schema()
 
 
+@pytest.mark.no_decoys("drops the tables, and decoys depend on their type")
 def test_sql_of_the_way_down_takes_one_step_unless_told_otherwise(pgjobs: Command, default_client: Client) -> None:
     pgjobs.migrate()
     assert pgjobs.run("migrate", "--sql", "down") == 0
@@ -331,6 +335,7 @@ def test_options_that_cannot_go_together_are_refused(
     assert "usage: pgjobs migrate" in capsys.readouterr().err
 
 
+@pytest.mark.no_decoys("drops the tables, and decoys depend on their type")
 @pytest.mark.finding("E13")
 @pytest.mark.parametrize("how", [["--to", "0"], ["--max-steps", "99"]], ids=" ".join)
 def test_all_jobs_are_deleted_only_when_that_is_meant(

@@ -592,6 +592,7 @@ def test_the_leader_is_updated_after_the_thread_that_a_first_notification_woke(
 # --- what else holds
 
 
+@pytest.mark.no_decoys("drops the tables, and decoys depend on their type")
 def test_a_sleeper_of_another_schema_is_not_called(
     client: Client, database: str, schema: str, connect: Connect, server: Tx
 ) -> None:

@@ -986,6 +986,7 @@ def test_a_worker_pool_on_connections_with_a_hostile_search_path(
     assert unexpected == []
 
 
+@pytest.mark.no_decoys("drops the tables, and decoys depend on their type")
 def test_migrations_on_a_connection_with_a_hostile_search_path(table: Table, database: str, trapped: str) -> None:
     """What the tables compute by themselves is fixed when they are made."""
     dsn = psycopg.conninfo.make_conninfo(database, options=trapped)

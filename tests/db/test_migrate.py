@@ -41,6 +41,8 @@ from pgjobs.embedded import find_bindir
 from tests.conftest import Connect
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.no_decoys("drops the tables, and decoys depend on their type")
+
 Connection = psycopg.Connection[Any]
 NEWEST = max(migration_plan.versions())
 

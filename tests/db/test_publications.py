@@ -90,6 +90,7 @@ def test_late_requests_are_settled_in_published_tables(own_client: Client, publi
     assert own_client.get(job.id) is None
 
 
+@pytest.mark.no_decoys("drops the tables, and decoys depend on their type")
 @pytest.mark.finding("W2")
 def test_published_tables_are_migrated_down_and_up(own_client: Client, published: None) -> None:
     """A migration must pass on tables that are published."""
