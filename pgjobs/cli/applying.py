@@ -37,6 +37,7 @@ class Verb(NamedTuple):
     description: str
     asks: bool = False  # before it changes anything
     passes_over: tuple[JobState, ...] = ()  # leaves jobs in these states as they are
+    looks_at: tuple[JobState, ...] = ()  # of all jobs that fit the options, unless ids or states are given
 
 
 @dataclass
@@ -49,7 +50,7 @@ class Report:
     asked: list[int] = field(default_factory=list)  # of those: running jobs whose workers were told to end them
     skipped: dict[int, str] = field(default_factory=dict)
     missing: list[int] = field(default_factory=list)
-    sample: list[Job[Any]] = field(default_factory=list)
+    sample: list[Job[Any]] = field(default_factory=list)  # of those that were changed, or would be
 
     def add(self, many: ManyJobs) -> None:
         self.done += [job.id for job in many.done]
@@ -108,6 +109,8 @@ class Change:
         report = Report(self.verb, dry_run=options.dry_run)
         if options.dry_run:
             report.add(self.many(which, limit=options.limit, dry_run=True))
+            if report.sample:
+                report.sample = self._as_they_are(report.sample)
         else:
             if self.verb.asks and not options.yes:
                 self._confirm(which)
@@ -116,7 +119,19 @@ class Change:
             else:
                 self._in_steps(which, report)
         self._find_missing(report)
-        return report.show(as_json=options.json)
+        code = report.show(as_json=options.json)
+        if not report.done and self._looks_at:
+            say(f"looked only at jobs that are {' or '.join(self._looks_at)}: --state names others")
+        return code
+
+    @property
+    def _looks_at(self) -> tuple[JobState, ...]:
+        """The states that the verb adds to the options."""
+        return () if self.options.ids or self.options.states is not None else self.verb.looks_at
+
+    def _as_they_are(self, jobs: list[Job[Any]]) -> list[Job[Any]]:
+        """A dry run returns the jobs as they would be. They are recognized by what they are now."""
+        return list(self.client.list_jobs(JobFilter(ids=[job.id for job in jobs])).jobs)
 
     def _filter(self) -> JobFilter:
         given = conditions(self.options)
@@ -126,7 +141,9 @@ class Change:
             self.options.parser.error("argument --all: not allowed with ids or options that say which jobs")
         if not given and not self.options.all:
             self.options.parser.error("which jobs? give ids, or options such as --state or --kind, or --all")
-        if self.verb.passes_over and self.options.states is None:
+        if self._looks_at:
+            given["states"] = list(self._looks_at)
+        elif self.verb.passes_over and self.options.states is None:
             given["states"] = [state for state in JobState if state not in self.verb.passes_over]
         return JobFilter(**given) if given else JobFilter.all()
 

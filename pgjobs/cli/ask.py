@@ -13,10 +13,13 @@ def confirm(warning: str, *, yes: bool) -> None:
         return
     if not sys.stdin.isatty():
         raise PgjobsError(f"{warning}: add --yes to do that")
-    print(f"{warning}. Go on? [y/N] ", end="", file=sys.stderr, flush=True)
     try:
+        print(f"{warning}. Go on? [y/N] ", end="", file=sys.stderr, flush=True)
         answer = input()
     except EOFError:  # Ctrl-D
         answer = ""
+    except KeyboardInterrupt:
+        print(file=sys.stderr)  # what follows begins a line of its own
+        raise
     if answer.strip().lower() not in ("y", "yes"):
         raise PgjobsError("nothing was changed")

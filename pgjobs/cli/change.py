@@ -29,9 +29,11 @@ from pgjobs.results import ManyJobs
 _RETRY = Verb(
     "retry",
     "retried",
-    "let jobs run again now",
-    "Let jobs run now, whatever their state, each with one attempt more if it has used them all.",
+    "let failed jobs run again now",
+    "Let jobs run now, each with one attempt more if it has used them all. Without ids and without --state only failed "
+    "jobs: those that wait for their next attempt (retryable), and those that have none left (discarded).",
     passes_over=(JobState.RUNNING,),
+    looks_at=(JobState.RETRYABLE, JobState.DISCARDED),
 )
 _CANCEL = Verb(
     "cancel",
@@ -67,7 +69,8 @@ def _add_verb(commands: Commands, verb: Verb, run: Callable[..., int]) -> argpar
     parser.usage = "%(prog)s [options] [ID ...]"  # the generated one fills the screen at each slip
     parser.add_argument("ids", nargs="*", type=job_id, metavar="ID", help="the ids of the jobs")
     add_filter(parser)
-    parser.add_argument("--all", action="store_true", help="really all jobs")
+    really_all = f"all jobs that are {' or '.join(verb.looks_at)}" if verb.looks_at else "really all jobs"
+    parser.add_argument("--all", action="store_true", help=really_all)
     parser.add_argument(
         "--limit", type=positive, metavar="N", help="change at most this number of jobs, the oldest first"
     )

@@ -38,7 +38,7 @@ _COLUMNS = (
     Column("OLDEST", right=True),
     Column("RUNNING", right=True),
     Column("DONE/MIN", right=True),
-    Column("FAILED/MIN", right=True),
+    Column("DISCARDED/MIN", right=True),
     Column("WORKERS", right=True),
 )
 _COUNTED = tuple(state for state in JobState if state not in (JobState.AVAILABLE, JobState.RUNNING))
@@ -50,7 +50,8 @@ def add_parser(commands: Commands) -> None:
     parser = commands.add_parser("stats", help="show what the queues do: jobs that wait, run, are done and failed")
     parser.description = (
         "Show for each queue how many jobs wait and run, how long the oldest has waited, how many were completed and "
-        "discarded in the last minute, and how many processes work it."
+        "discarded in the last minute, and how many processes work it. A failed attempt that is followed by another "
+        "one is not counted; --states shows how many jobs wait for that (retryable)."
     )
     parser.add_argument("names", nargs="*", metavar="QUEUE", help="default: all queues")
     parser.add_argument("--states", action="store_true", help="count the jobs in all states too, which reads every job")

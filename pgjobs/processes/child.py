@@ -99,7 +99,7 @@ class Child:
         except ApplicationNotLoaded as error:
             self._fail(str(error), trace=error.trace, files=error.files)
         except (PgjobsError, psycopg.Error) as error:
-            self._fail("\n".join([str(error), *getattr(error, "__notes__", ())]))
+            self._fail(_reason(error))
         return 1
 
     # --- what the parent says
@@ -320,6 +320,15 @@ def _missing(pool: WorkerPool) -> str | None:
     except SchemaDamaged:  # the start repairs it, or says what to do
         return None
     return None
+
+
+def _reason(error: PgjobsError | psycopg.Error) -> str:
+    """The error with its advice on one line, without the statement that the server refused."""
+    text = one_line(error) if isinstance(error, psycopg.Error) and error.diag.message_primary else str(error)
+    parts = [text, *getattr(error, "__notes__", ())]
+    if isinstance(error, psycopg.errors.InsufficientPrivilege):
+        parts.append("a worker needs the rights of pgjobs_worker")
+    return " ".join("; ".join(parts).split())
 
 
 def _end_soon(code: int) -> None:

@@ -14,6 +14,7 @@ from datetime import timedelta
 import psycopg
 
 from pgjobs.clean_text import one_line
+from pgjobs.db.advice import advised
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.db.source import in_autocommit
 from pgjobs.errors import JobCancelled
@@ -55,10 +56,13 @@ class Heartbeat:
         self.extend_leases_at = 0.0
 
     def register_queues(self, names: Iterable[str]) -> None:
-        """Make the rows of these queues, so that they are listed at once."""
+        """Make the rows of these queues, so that they are listed at once. Raises InsufficientPrivilege, with advice, if
+        the role may not do that: it cannot claim jobs either, and would try again and again."""
         try:
-            with self._context.source.first_connection() as conn:
+            with advised(self._context.schema), self._context.source.first_connection() as conn:
                 self._queries.refresh_queues(conn, names)
+        except psycopg.errors.InsufficientPrivilege:
+            raise
         except psycopg.Error as error:  # the pool works without these rows too
             log.warning("%s: could not register its queues: %s", self._context.name, one_line(error))
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from psycopg import sql
 
 from pgjobs import Client, Job, JobState, NewJob, WorkerPool, cli
 from pgjobs.cli import filters
@@ -228,7 +229,64 @@ def test_an_interrupt_says_how_far_it_came(pgjobs: Program, monkeypatch: pytest.
     assert pgjobs.client.count().by_state[JobState.CANCELLED] == 4
 
 
-@pytest.mark.parametrize("verb", [["cancel"], ["retry"], ["delete"], ["update", "--set-priority", "3"]], ids=" ".join)
+def one_job_in_each_state(client: Client) -> dict[JobState, int]:
+    """The ids; none of the jobs runs."""
+    ids: dict[JobState, int] = {}
+    for state in (state for state in JobState if state is not JobState.RUNNING):
+        ids[state] = client.enqueue(None, {}, kind="test", queue=str(state), max_attempts=1).id
+    with client.pool.connection() as conn:
+        conn.execute(
+            sql.SQL(
+                "UPDATE {} SET state = queue, scheduled_at = now() + interval '1 h', attempt = 1, "
+                "finalized_at = CASE WHEN queue IN ('completed', 'cancelled', 'discarded') THEN now() END"
+            ).format(sql.Identifier(client.schema, "job"))
+        )
+    return ids
+
+
+@pytest.mark.parametrize("which", [["--kind", "test"], ["--all"]], ids=" ".join)
+def test_retry_without_a_state_takes_only_what_has_failed(pgjobs: Program, which: list[str]) -> None:
+    ids = one_job_in_each_state(pgjobs.client)
+    failed = sorted([ids[JobState.RETRYABLE], ids[JobState.DISCARDED]])
+    assert pgjobs("retry", *which, "--dry-run", "--json").json["ids"] == failed
+    assert pgjobs("retry", *which, "--json").json["ids"] == failed
+    states = {job.id: job.state for job in pgjobs.client.list_jobs().jobs}
+    assert states == {**{id: state for state, id in ids.items()}, **dict.fromkeys(failed, JobState.AVAILABLE)}
+    said = pgjobs("retry", *which)
+    assert (said.code, said.out) == (0, "retried 0 jobs\n")
+    assert said.err == "looked only at jobs that are retryable or discarded: --state names others\n"
+
+
+def test_retry_takes_what_is_named_whatever_its_state(pgjobs: Program) -> None:
+    ids = one_job_in_each_state(pgjobs.client)
+    completed, scheduled = ids[JobState.COMPLETED], ids[JobState.SCHEDULED]
+    assert pgjobs("retry", completed).out == f"retried job {completed}\n"
+    assert pgjobs("retry", "--state", "scheduled", "--json").json["ids"] == [scheduled]
+
+
+def test_a_dry_run_shows_the_jobs_as_they_are(pgjobs: Program) -> None:
+    ids = one_job_in_each_state(pgjobs.client)
+    said = pgjobs("retry", "--state", "discarded", "--dry-run")
+    assert said.lines[1].split()[:2] == [str(ids[JobState.DISCARDED]), "discarded"]
+    said = pgjobs("update", ids[JobState.COMPLETED], "--set-priority", "7", "--dry-run")
+    assert said.lines[1].split()[:5] == [str(ids[JobState.COMPLETED]), "completed", "test", "completed", "0"]
+
+
+def test_an_interrupted_question_leaves_the_error_a_line_of_its_own(client: Client) -> None:
+    client.enqueue(None, {}, kind="test")
+    done = run_on_terminal(
+        "delete", "--all", *of(client), rich=False, answer=lambda shown: b"\x03" if "[y/N]" in shown else b""
+    )
+    assert done.code == 130
+    assert done.lines[-1] == "pgjobs: interrupted; the unfinished step changed nothing"
+    assert client.count().total == 1
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [["cancel"], ["retry", "--state", "available"], ["delete"], ["update", "--set-priority", "3"]],
+    ids=" ".join,
+)
 def test_a_dry_run_shows_a_count_and_a_sample_and_changes_nothing(pgjobs: Program, verb: list[str]) -> None:
     client = pgjobs.client
     for _ in range(12):

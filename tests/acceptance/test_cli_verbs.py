@@ -142,7 +142,7 @@ def test_workers_and_stats(pgjobs: Program) -> None:
         assert cells(pgjobs("stats", "mail", "--states").lines[1])[:2] == ["mail", "active"]
     assert client.id in worker
     assert "mail=3" in worker
-    assert cells(head) == ["QUEUE", "STATE", "WAITING", "OLDEST", "RUNNING", "DONE/MIN", "FAILED/MIN", "WORKERS"]
+    assert cells(head) == ["QUEUE", "STATE", "WAITING", "OLDEST", "RUNNING", "DONE/MIN", "DISCARDED/MIN", "WORKERS"]
     assert cells(idle)[:3] == ["idle", "active", "1"]
     assert cells(mail) == ["mail", "active", "0", "0", "0", "0", "1"]
     assert cells(total)[:2] == ["(all)", "1"]

@@ -319,6 +319,16 @@ def test_the_worker_works_through_all_endings(roles: Roles, caplog: pytest.LogCa
     assert not [line for line in caplog.messages if "permission" in line]
 
 
+@pytest.mark.parametrize("role", ["enqueuer", "viewer"])
+def test_a_worker_pool_does_not_start_without_the_rights_of_the_worker(roles: Roles, role: str) -> None:
+    with roles.client_as(role) as client:
+        pool = WorkerPool(client, {"test": lambda tx, job: None})
+        with pytest.raises(psycopg.errors.InsufficientPrivilege) as refused:
+            pool.start()
+        assert not pool.running
+        assert "prints what a role needs to enqueue, work, view or control" in refused.value.__notes__[0]
+
+
 def test_the_worker_writes_progress_and_the_viewer_reads_it(roles: Roles) -> None:
     ends = threading.Event()
 

@@ -7,11 +7,13 @@ import re
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from psycopg import sql
+from psycopg.conninfo import make_conninfo
 
-from pgjobs import Client, JobState
+from pgjobs import Client, JobState, roles_sql
 from tests.acceptance.work_command import APP, SOON, Place, gate, is_alive
 from tests.conftest import Connect
 from tests.samples import HOUR
@@ -113,6 +115,30 @@ def test_no_wait_fails_without_tables(place: Place) -> None:
     with place.work("--no-wait", SCHEMA="none_such") as work:
         assert work.process.wait(SOON) == 1
         assert work.told(" failed: there are no pgjobs tables in schema 'none_such'", "run `pgjobs migrate`")
+
+
+@pytest.mark.parametrize("rights", ["none", "enqueuer"])
+def test_a_role_without_the_rights_learns_in_one_line_what_it_needs(place: Place, rights: str) -> None:
+    names: Any = {
+        name: f"{place.client.schema}_{name}" for name in ("enqueuer", "worker", "viewer", "operator", "none")
+    }
+    role = names[rights]
+    roles = [sql.Identifier(name) for name in names.values()]
+    place.query(f"CREATE ROLE {names.pop('none')}")
+    place.conn.execute(roles_sql(place.client.schema, transaction=False, **names).encode())
+    place.query(f"ALTER ROLE {role} LOGIN")
+    try:
+        with place.work("--no-wait", DATABASE_URL=make_conninfo(place.dsn, user=role)) as work:
+            assert work.process.wait(SOON) == 1
+            (line,) = [line for line in work.lines if " failed: " in line]
+            assert "failed: permission denied for " in line
+            assert line.endswith("; a worker needs the rights of pgjobs_worker")
+            assert "LINE" not in line, "the statement that the server refused"
+            assert r"\n" not in line
+    finally:
+        for each in roles:
+            place.conn.execute(sql.SQL("DROP OWNED BY {}").format(each))
+            place.conn.execute(sql.SQL("DROP ROLE {}").format(each))
 
 
 # --- until empty
