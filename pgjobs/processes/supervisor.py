@@ -196,8 +196,8 @@ class Supervisor:
                 continue
             self._read(child)
             child.close()
-            if self._stopping and not (child.ready_at is None and code - 128 in STOP_SIGNALS):
-                self._code = self._code or code
+            if self._stopping and code:
+                self._note_code(child, code)
             place = self._place_of(child)
             if place is None:
                 self._retiring.remove(child)
@@ -209,6 +209,14 @@ class Supervisor:
                 self._note_death(place, child)
         if os.getpid() == 1:
             reap_orphans({child.pid for child in self._children()})
+
+    def _note_code(self, child: ChildProcess, code: int) -> None:
+        """A child has not ended well while all stop: so does the parent."""
+        if child.ready_at is None and code - 128 in STOP_SIGNALS:
+            return
+        self._code = self._code or code
+        if child.killed_because is None:
+            log.warning("%s %s", child, child.how_it_ended())
 
     def _note_death(self, place: Place, child: ChildProcess) -> None:
         report = child.report

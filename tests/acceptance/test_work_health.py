@@ -51,9 +51,10 @@ def test_it_is_ready_when_every_process_is(place: Place) -> None:
     place.write("", "slow")
     with place.work("--processes", "2", "--health", "127.0.0.1:0") as work:
         assert get(work, "/livez")[0] == 200
+        loading = ["process 1: loading", "process 2: loading"]  # "not started yet" for a moment
+        wait_until(lambda: get(work, "/readyz")[1]["problems"] == loading, SOON)
         status, body = get(work, "/readyz")
         assert (status, body["ready"]) == (503, False)
-        assert body["problems"] == ["process 1: loading", "process 2: loading"]
         place.write("go", "slow")
         first, _ = work.wait_ready(2)
         status, body = get(work, "/readyz?verbose")

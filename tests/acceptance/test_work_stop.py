@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -152,6 +153,7 @@ def test_a_handler_that_resists_is_left_behind_and_told_by_the_exit_code(place: 
         work.signal(signal.SIGTERM)
         assert work.process.wait(15) == 1
         assert "is killed" not in work.log
+        assert len(re.findall(r"WARNING .* process [12] \(pid \d+\) exited with code 1$", work.log, re.MULTILINE)) == 1
     assert_given_back(place, job)
 
 
