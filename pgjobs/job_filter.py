@@ -157,7 +157,7 @@ def _state(value: object) -> JobState:
     try:
         return JobState(value)  # type: ignore[arg-type]
     except ValueError:
-        raise ValueError(f"{shown(value)} is no state; there are {', '.join(JobState)}") from None
+        raise ValueError(f"{shown(value)} is not a state; there are {', '.join(JobState)}") from None
 
 
 def _check_instant(name: str, when: object) -> None:

@@ -95,7 +95,7 @@ def _checked_states(by_state: object) -> tuple[str, ...]:
         raise InvalidOption(f"by_state is a list of states, not {shown(by_state)}")
     for state in by_state:
         if state not in STATES:
-            raise InvalidOption(f"by_state: {shown(state, 40)} is no state; the states are {', '.join(STATES)}")
+            raise InvalidOption(f"by_state: {shown(state, 40)} is not a state; the states are {', '.join(STATES)}")
     missing = [state for state in REQUIRED if state not in by_state]
     if missing:
         raise InvalidOption(

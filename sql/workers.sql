@@ -1,6 +1,10 @@
 -- The worker processes: their rows, and the rows of the queues that they work. Nothing depends on a worker's row: a job
 -- is rescued because its own row is not locked.
 
+-- name: may_claim
+-- Whether this role has the rights of a worker, and not just those of an operator.
+SELECT pg_catalog.has_column_privilege('pgjobs.job', 'attempted_by', 'UPDATE');
+
 -- name: register_worker
 -- Runs every few seconds, so it must not wait long for a lock. A process that took over the id of another starts anew.
 BEGIN ISOLATION LEVEL READ COMMITTED;

@@ -44,10 +44,12 @@ _LONGEST_ERROR = 2000
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return the exit code, which the module's docstring lists. Errors are one line on stderr."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a character that the encoding of the terminal lacks is no error
-            stream.reconfigure(errors="backslashreplace")
-    options = _parser().parse_args(arguments)
+    _accept_all_characters()
+    given, parser = sys.argv[1:] if arguments is None else list(arguments), _parser()
+    if not given:  # somebody who wants to know what there is
+        parser.print_help(sys.stderr)
+        return 2
+    options = parser.parse_args(given)
     try:
         code: int = options.run(options)
         sys.stdout.flush()
@@ -65,6 +67,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = _fail(str(error))
         _discard_output()
     return code
+
+
+def _accept_all_characters() -> None:
+    """Let a character that the encoding of the terminal lacks be no error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _fail(text: str) -> int:

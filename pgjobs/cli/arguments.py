@@ -145,7 +145,7 @@ def json_value(text: str) -> Any:
             text = Path(text[1:]).read_text(encoding="utf-8")
         return json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError, OSError) as error:
-        raise argparse.ArgumentTypeError(f"{where} is no JSON: {error}") from None
+        raise argparse.ArgumentTypeError(f"{where} is not JSON: {error}") from None
 
 
 def json_object(text: str) -> dict[str, Any]:
@@ -156,4 +156,4 @@ def json_object(text: str) -> dict[str, Any]:
 
 
 def _refuse(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")

@@ -57,9 +57,11 @@ class Heartbeat:
 
     def register_queues(self, names: Iterable[str]) -> None:
         """Make the rows of these queues, so that they are listed at once. Raises InsufficientPrivilege, with advice, if
-        the role may not do that: it cannot claim jobs either, and would try again and again."""
+        the role may not claim jobs: its threads would try again and again."""
         try:
             with advised(self._context.schema), self._context.source.first_connection() as conn:
+                if not self._queries.may_claim(conn):
+                    raise psycopg.errors.InsufficientPrivilege("permission denied for table job: it may not claim jobs")
                 self._queries.refresh_queues(conn, names)
         except psycopg.errors.InsufficientPrivilege:
             raise

@@ -41,6 +41,13 @@ class WorkerQueries:
             cur.execute(self._sql["prune_workers"], {"after": after})
             return [id for (id,) in cur.fetchall()]
 
+    def may_claim(self, conn: AnyConnection) -> bool:
+        """Whether the role of this connection may claim jobs."""
+        with literal_cursor(conn) as cur:
+            cur.execute(self._sql["may_claim"])
+            may: bool = one(cur)[0]
+            return may
+
     def write_progress(
         self, conn: AnyConnection, reports: Mapping[AttemptKey, Report], ended: Sequence[AttemptKey]
     ) -> None:

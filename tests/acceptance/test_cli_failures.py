@@ -21,6 +21,13 @@ from tests.acceptance.cli_program import PIPE, of, run, start
 from tests.waiting import wait_until
 
 
+def test_without_a_command_the_help_says_which_there_are() -> None:
+    done = run()
+    assert (done.code, done.out) == (2, "")
+    assert "usage: pgjobs" in done.err
+    assert all(f"\n    {command} " in done.err for command in ("work", "list", "stats", "migrate"))
+
+
 def test_no_server_is_one_line_at_once() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

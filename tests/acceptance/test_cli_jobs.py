@@ -133,9 +133,9 @@ def test_a_long_list_is_read_page_by_page(pgjobs: Program, monkeypatch: pytest.M
         (["retry"], "which jobs? give ids, or options such as --state or --kind, or --all"),
         (["cancel", "7", "--all"], "--all: not allowed with"),
         (["update", "7"], "what is to change?"),
-        (["enqueue", "test", "{"], "'{' is no JSON"),
+        (["enqueue", "test", "{"], "'{' is not JSON"),
         (["enqueue", "test", "@nosuch.json"], "No such file"),
-        (["enqueue", "test", '{"a": NaN}'], "NaN is no JSON number"),
+        (["enqueue", "test", '{"a": NaN}'], "NaN is not a JSON number"),
         (["enqueue", "test", "--delay", "soon"], "must be a time such as 30s"),
         (["enqueue", "test", "--at", "0001-01-01T00:00Z"], "must be a date or time"),
         (["queues", "pause"], "which queues? give names, or --all"),
@@ -152,7 +152,7 @@ def test_wrong_usage(pgjobs: Program, words: list[str], problem: str) -> None:
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        (["list", "--state", "runing"], "'runing' is no state; there are available, "),
+        (["list", "--state", "runing"], "'runing' is not a state; there are available, "),
         (["list", "--order", "time"], "order='time' is the time of one state"),
         (["list", "--cursor", "7"], "is no cursor"),
         (["show", "77"], "there is no job 77"),

@@ -319,7 +319,7 @@ def test_the_worker_works_through_all_endings(roles: Roles, caplog: pytest.LogCa
     assert not [line for line in caplog.messages if "permission" in line]
 
 
-@pytest.mark.parametrize("role", ["enqueuer", "viewer"])
+@pytest.mark.parametrize("role", ["enqueuer", "viewer", "operator"])
 def test_a_worker_pool_does_not_start_without_the_rights_of_the_worker(roles: Roles, role: str) -> None:
     with roles.client_as(role) as client:
         pool = WorkerPool(client, {"test": lambda tx, job: None})

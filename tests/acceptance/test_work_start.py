@@ -117,7 +117,7 @@ def test_no_wait_fails_without_tables(place: Place) -> None:
         assert work.told(" failed: there are no pgjobs tables in schema 'none_such'", "run `pgjobs migrate`")
 
 
-@pytest.mark.parametrize("rights", ["none", "enqueuer"])
+@pytest.mark.parametrize("rights", ["none", "enqueuer", "operator"])
 def test_a_role_without_the_rights_learns_in_one_line_what_it_needs(place: Place, rights: str) -> None:
     names: Any = {
         name: f"{place.client.schema}_{name}" for name in ("enqueuer", "worker", "viewer", "operator", "none")

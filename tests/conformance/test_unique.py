@@ -154,7 +154,7 @@ def test_a_set_of_states_that_a_job_passes_through_is_complete(left_out: str) ->
 def test_all_that_a_set_of_states_lacks_is_named_and_an_unknown_one_is_refused() -> None:
     with pytest.raises(InvalidOption, match="lacks available, pending, scheduled"):
         Unique(by_state=["running"])
-    with pytest.raises(InvalidOption, match="'done' is no state"):
+    with pytest.raises(InvalidOption, match="'done' is not a state"):
         Unique(by_state=[*ALL_STATES, "done"])  # type: ignore[list-item]
     with pytest.raises(InvalidOption, match="by_state"):
         Unique(by_state="available")  # type: ignore[arg-type]

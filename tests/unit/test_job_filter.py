@@ -74,7 +74,7 @@ def test_states_are_a_list_of_states(value: object) -> None:
 
 
 def test_a_state_that_there_is_not_is_answered_with_those_there_are() -> None:
-    with pytest.raises(InvalidFilter, match=r"'done' is no state; there are available, .*, discarded"):
+    with pytest.raises(InvalidFilter, match=r"'done' is not a state; there are available, .*, discarded"):
         JobFilter(states=["done"])  # type: ignore[list-item]
 
 
