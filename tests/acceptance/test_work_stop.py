@@ -51,6 +51,7 @@ def test_the_first_signal_lets_jobs_end(place: Place, connect: Connect, number: 
         wait_until(lambda: place.starts(job))
         work.signal(number)
         work.wait_for(f"{number.name}: stopping 1 process, which ends its running jobs within 25 s")
+        work.wait_for("pgjobs: the stop waits up to 25 s")  # the process has heard of it, too
         waiting = place.enqueue()
         open_gate()
         assert work.process.wait(SOON) == 0
