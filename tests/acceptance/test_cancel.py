@@ -79,11 +79,11 @@ def test_a_handler_that_returns_all_the_same_has_completed_its_job_and_the_reaso
     def handler(tx: AnyConnection | None, job: Job[Any]) -> None:
         if keeps:
             job.set_metadata(rows=3)
+        if tx is not None:
+            tx.execute("SELECT 1")  # before the cancel, which would cancel it
         started.set()
         while not job.cancelled:
             threading.Event().wait(0.01)
-        if tx is not None:
-            tx.execute("SELECT 1")
         if way.endswith("transaction"):
             with client.pool.connection() as own:
                 kept.append(job.complete(own))
