@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return the exit code, which the module's docstring lists. Errors are one line on stderr."""
     _accept_all_characters()
     given, parser = sys.argv[1:] if arguments is None else list(arguments), _parser()
-    if not given:  # somebody who wants to know what there is
+    if not given:
         parser.print_help(sys.stderr)
         return 2
     options = parser.parse_args(given)
