@@ -72,11 +72,11 @@ def settings(request: pytest.FixtureRequest) -> tuple[bool, QueueSettings]:
 
 @pytest.fixture
 def reads(connect: Connect) -> Callable[[Client, Job[Any]], JobState]:
-    """The state of a job, read by any thread."""
-    conn, lock = connect(autocommit=True), threading.Lock()
+    """The state of a job, read by any thread, each time on a connection of its own: a handler is interrupted in the
+    midst of it."""
 
     def read(client: Client, job: Job[Any]) -> JobState:
-        with lock:
+        with connect(autocommit=True) as conn:
             row = conn.execute(f'SELECT state FROM "{client.schema}".job WHERE id = %s', [job.id]).fetchone()
         assert row is not None
         return JobState(row[0])
