@@ -280,10 +280,6 @@ class Claimer:
         """What the last claims had in common."""
         return self._settings[0]
 
-    def facts(self, checkout: Checkout) -> ServerFacts:
-        """The facts that claims depend on, read from the server once."""
-        return self._facts or self._read_facts(checkout)
-
     def transport_of(self, checkout: Checkout) -> Transport:
         """The transport of this connection."""
         if checkout.transport is None:
@@ -309,12 +305,12 @@ class Claimer:
             return self.timeout
         return handler.timeout if isinstance(handler.timeout, timedelta) else None
 
-    def _read_facts(self, checkout: Checkout) -> ServerFacts:
+    def _read_facts(self, checkout: Checkout) -> None:
+        """Read the facts that claims depend on from the server, once for this process."""
         with self._facts_lock:
             facts = self._facts = self.queries.server_facts(checkout.conn)
             if self.sync_until == _NOT_KNOWN:
                 self.sync_until = time.monotonic() + (_SYNC_COMMIT_FOR - facts.uptime).total_seconds()
-            return facts
 
 
 _unused_tokens: list[bytes] = []
