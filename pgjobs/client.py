@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import datetime, timedelta
-from functools import partial
 from secrets import token_hex
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, Unpack, cast, overload
@@ -29,16 +28,14 @@ from pgjobs.db import migrate, migration_plan
 from pgjobs.db.advice import advised
 from pgjobs.db.borrow import AsyncBorrowable, Borrowable, borrow, borrow_async
 from pgjobs.db.cursors import AnyConnection
-from pgjobs.db.dsn import for_libpq
-from pgjobs.db.own_pool import OwnPool
-from pgjobs.db.source import PoolSource, defaults_for, live_connection
+from pgjobs.db.source import PoolSource, live_connection, source_of
 from pgjobs.db.statements import check_schema
 from pgjobs.enqueuing.async_enqueuer import AsyncEnqueuer, AsyncTx
 from pgjobs.enqueuing.builder import InsertBuilder
 from pgjobs.enqueuing.encoder import Encoder
 from pgjobs.enqueuing.enqueuer import Enqueuer
 from pgjobs.enqueuing.queries import EnqueueQueries
-from pgjobs.errors import InvalidArgs, InvalidOption, InvalidSetting, JobNotFound, shown
+from pgjobs.errors import InvalidArgs, InvalidOption, JobNotFound, shown
 from pgjobs.events import Event, EventKind, EventName, Events, QueueEvent, QueueEventKind, QueueEventName, Subscription
 from pgjobs.execution.claimer import Claimer
 from pgjobs.execution.finisher import Finisher
@@ -121,7 +118,7 @@ class Client:
         self.queries = ExecutionQueries(self.schema)
         self._control = ControlQueries(self.schema)
         self._observe = ObserveQueries(self.schema)
-        self.source = _source(pool)
+        self.source = source_of(pool)
         self._jobs = JobControl(self._control, self._transaction)
         self.queues = Queues(self.schema, self._transaction, self._control, self._observe)
         self._work_map = None if work_map is None else as_work_map(work_map)
@@ -829,17 +826,3 @@ def _check_defaults(**options: object) -> None:
 def _reason(reason: str) -> str:
     checks.check_text("reason", reason, is_cleaned=True, error=InvalidOption)
     return clean(reason, ERROR_LIMIT)
-
-
-def _source(pool: object) -> PoolSource:
-    if isinstance(pool, PoolSource):
-        return pool
-    if isinstance(pool, ConnectionPool):
-        return PoolSource(pool)
-    if isinstance(pool, str) and pool:
-        return PoolSource(partial(OwnPool, for_libpq(pool), defaults_for(pool)))
-    # without the value, which may be a URL with a password
-    raise InvalidSetting(
-        "pool must be a connection string, a psycopg_pool.ConnectionPool or a source, not "
-        + ("empty" if pool == "" else f"of type {type(pool).__name__}")
-    )

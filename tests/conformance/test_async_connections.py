@@ -15,7 +15,7 @@ from sqlalchemy import create_engine
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
-from pgjobs import Client, InvalidTransaction, JobFilter
+from pgjobs import Client, InvalidSetting, InvalidTransaction, JobFilter
 from tests.acceptance.async_apps import FORMS, connection, engine_of, transaction
 from tests.acceptance.frameworks import DjangoApp
 from tests.samples import Thing
@@ -130,3 +130,14 @@ def test_asyncpg_is_refused_with_what_to_use_instead(client: Client) -> None:
     for async_call in ASYNC_CALLS.values():
         with refused:
             asyncio.run(awaited(async_call(client, tx)))
+
+
+def test_a_client_takes_no_asynchronous_pool_and_says_what_to_give(database: str) -> None:
+    async def main() -> None:
+        pool: Any = AsyncConnectionPool(database, open=False)
+        with pytest.raises(
+            InvalidSetting, match=r"pool must not be an AsyncConnectionPool.*connection string.*aenqueue"
+        ):
+            Client(pool)
+
+    asyncio.run(main())
