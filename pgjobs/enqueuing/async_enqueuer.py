@@ -32,7 +32,7 @@ from pgjobs.enqueuing.builder import is_plain
 from pgjobs.enqueuing.copy_buffer import CopyBuffer
 from pgjobs.enqueuing.encoded_jobs import EncodedJobs
 from pgjobs.enqueuing.enqueuer import Enqueuer, fill
-from pgjobs.enqueuing.queries import can_copy, check_can_copy, run_async, send_async
+from pgjobs.enqueuing.queries import can_copy, no_copy, run_async, send_async
 from pgjobs.hooks import check_middleware, insert_with_middleware
 from pgjobs.job import Job
 from pgjobs.options import EncodedJob, JobOptions
@@ -55,7 +55,7 @@ class AsyncEnqueuer:
             return await asyncio.to_thread(self.sync.enqueue, tx, new, notify=notify)
         encoded = template, text, args = self.sync.encoder.encode_parts(new)
         async with self._transaction(tx) as conn:
-            if notify and is_plain(template) and not self.sync.middleware and single_insert.can_send(conn):
+            if notify and is_plain(template) and not self.sync.middleware and _can_send_now(conn):
                 values = self.sync.queries.plain_values(template, text)
                 row = await single_insert.send_within_async(conn, self.sync.queries.plain, values)
                 return self.sync.plain_job(encoded, row)
@@ -76,13 +76,14 @@ class AsyncEnqueuer:
         """Insert any number of jobs; return how many, without the duplicates. See Enqueuer.enqueue_counted."""
         if tx is None or isinstance(tx, ConnectionPool):
             return await asyncio.to_thread(self.sync.enqueue_counted, tx, new, call, notify=notify)
-        may_copy = isinstance(tx, AsyncConnectionPool) or can_copy(await borrow_async(tx))
+        may_copy = isinstance(tx, AsyncConnectionPool) or await _can_copy(await borrow_async(tx))
         with CopyBuffer() as buffer:
             jobs = EncodedJobs()
             await self._encode(jobs, self.sync.buffer_for(may_copy, buffer), new, call)
             async with self._transaction(tx) as conn:
                 if buffer.jobs:
-                    check_can_copy(conn)
+                    if not await _can_copy(conn):
+                        raise no_copy()
                     requests = self.sync.builder.insert_buffer(buffer, notify=notify)
                     await run_async(requests, partial(send_async, conn))
                 inserted = await self._insert(conn, tx, jobs, notify) if jobs else []
@@ -104,7 +105,7 @@ class AsyncEnqueuer:
         async def insert(jobs: Sequence[EncodedJob]) -> list[Job[Any]]:
             if not jobs:
                 return []
-            may_copy = len(jobs) > 1 and can_copy(conn)
+            may_copy = len(jobs) > 1 and await _can_copy(conn)
             requests = self.sync.builder.insert(jobs, notify=notify, may_copy=may_copy)
             return await run_async(requests, partial(send_async, conn))
 
@@ -144,3 +145,14 @@ async def _live_connection(pool: AsyncConnectionPool[Any]) -> AsyncIterator[AnyA
                 continue
             yield conn
         return
+
+
+def _can_send_now(conn: AnyAsyncConnection) -> bool:
+    """Whether `single_insert` can be used. While a statement of another task runs, a cursor does better: it looks at
+    the connection when its turn has come."""
+    return not conn.lock.locked() and single_insert.can_send(conn)
+
+
+async def _can_copy(conn: AnyAsyncConnection) -> bool:
+    async with conn.lock:  # while another task begins the transaction, the connection is in a pipeline
+        return can_copy(conn)

@@ -23,7 +23,7 @@ from pgjobs.enqueuing.builder import InsertBuilder, is_one_statement, is_plain
 from pgjobs.enqueuing.copy_buffer import CopyBuffer
 from pgjobs.enqueuing.encoded_jobs import Encoded, EncodedJobs
 from pgjobs.enqueuing.encoder import Encoder
-from pgjobs.enqueuing.queries import EnqueueQueries, can_copy, check_can_copy, run, send
+from pgjobs.enqueuing.queries import EnqueueQueries, can_copy, no_copy, run, send
 from pgjobs.execution.queries import ExecutionQueries
 from pgjobs.forking import PerProcess
 from pgjobs.hooks import (
@@ -185,7 +185,8 @@ class Enqueuer:
                 self.hooks("on_enqueue", job)
 
     def _insert_buffer(self, conn: AnyConnection, buffer: CopyBuffer, notify: bool) -> None:
-        check_can_copy(conn)
+        if not can_copy(conn):
+            raise no_copy()
         run(self.builder.insert_buffer(buffer, notify=notify), partial(send, conn))
 
     @contextmanager

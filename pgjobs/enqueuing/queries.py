@@ -206,12 +206,11 @@ def can_copy(conn: AnyConnection | AnyAsyncConnection) -> bool:
     )
 
 
-def check_can_copy(conn: AnyConnection | AnyAsyncConnection) -> None:
-    if not can_copy(conn):
-        raise InvalidTransaction(
-            "enqueue_many(returning=False) sends a COPY: it needs a connection with client_encoding UTF8, outside "
-            "a pipeline"
-        )
+def no_copy() -> InvalidTransaction:
+    return InvalidTransaction(
+        "enqueue_many(returning=False) sends a COPY: it needs a connection with client_encoding UTF8, outside a "
+        "pipeline"
+    )
 
 
 def check_encoding(conn: AnyConnection | AnyAsyncConnection) -> str:

@@ -182,6 +182,29 @@ def test_many_tasks_enqueue_at_once(client: Client, database: str) -> None:
     assert client.count().total == 100
 
 
+def test_tasks_of_one_connection_wait_for_each_other(client: Client, database: str) -> None:
+    """While one of them begins the transaction, the connection is in pipeline mode, and counting was refused."""
+
+    async def main() -> None:
+        for _ in range(5):
+            async with connection(database) as conn:
+                plain, counted = [Thing(n) for n in range(30)], [Thing(n) for n in range(1200)]
+                results: list[Any] = await asyncio.gather(
+                    client.aenqueue_many(conn, counted, returning=False),
+                    client.aenqueue(conn, Thing(1)),
+                    client.aenqueue_many(conn, plain),
+                    client.aenqueue_many(conn, counted, returning=False),
+                    client.aenqueue(conn, Thing(2)),
+                    client.aenqueue(conn, Thing(3), unique=BY_N),
+                    client.aenqueue(conn, Thing(3), unique=BY_N),
+                )
+                assert results[0] == results[3] == 1200
+                assert [job.args for job in results[2]] == plain
+                await conn.rollback()
+
+    asyncio.run(main())
+
+
 # --- hooks, middleware and context
 
 
