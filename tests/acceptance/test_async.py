@@ -15,7 +15,7 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from pgjobs import Client, JobState, Unique
+from pgjobs import Client, JobState, NewJob, Unique
 from tests.acceptance.async_apps import FORMS, AsyncConn, connection, engine_of, transaction
 from tests.acceptance.inserts import Query, query
 from tests.samples import Thing
@@ -225,3 +225,21 @@ def test_an_error_aborts_the_transaction_as_that_of_any_statement(
 
     asyncio.run(main())
     assert count() == 1
+
+
+def test_a_connection_that_is_lost_is_an_error_and_stays_closed(
+    client: Client, database: str, query: Query, count: Callable[[], int]
+) -> None:
+    async def main() -> None:
+        each: list[dict[str, Any]] = [{}, {"tags": ["red-one"]}]
+        for options in each:
+            async with connection(database) as conn:
+                query("SELECT pg_terminate_backend(%s, 10000)", conn.info.backend_pid)
+                with pytest.raises(psycopg.OperationalError):
+                    await client.aenqueue(conn, NewJob(Thing(), **options))
+                assert conn.closed
+                with pytest.raises(psycopg.OperationalError, match=r"closed|lost"):
+                    await client.aenqueue(conn, Thing())
+
+    asyncio.run(main())
+    assert count() == 0
