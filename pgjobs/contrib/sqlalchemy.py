@@ -48,6 +48,11 @@ class SQLAlchemySource(PoolSource):
     batches = False  # the end of a Session's transaction must be the end of one job's transaction
 
     def __init__(self, engine: Engine, *, session: Callable[..., Session] = Session) -> None:
+        if _is_async(engine):
+            raise InvalidSetting(
+                f"engine must be synchronous, as handlers are, not {engine!r}: give create_engine(...) with the same "
+                "URL, and pass Sessions of this engine to aenqueue"
+            )
         if not isinstance(engine, Engine):
             raise InvalidSetting(f"engine must be an Engine of SQLAlchemy, not {engine!r}")
         if (engine.dialect.name, engine.dialect.driver) != ("postgresql", "psycopg"):
@@ -277,3 +282,9 @@ def _driver_errors() -> Iterator[None]:
         if isinstance(error.orig, psycopg.Error):
             raise error.orig from None
         raise
+
+
+def _is_async(engine: object) -> bool:
+    """Whether this is an AsyncEngine, or the Engine inside of one."""
+    inside = getattr(engine, "sync_engine", engine)
+    return isinstance(inside, Engine) and inside.dialect.is_async

@@ -20,6 +20,7 @@ TOPICS = (
     "control",
     "command-line",
     "frameworks",
+    "async",
     "deploying",
     "production",
     "logging",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from pgjobs import Client, Job, JobState, QueueSettings, WorkerPool, constant
+from pgjobs import Client, Job, JobState, NewJob, QueueSettings, Unique, WorkerPool, constant
 from pgjobs.db.source import in_autocommit
 from pgjobs.embedded import EmbeddedPostgres
 from tests.conftest import new_database
@@ -92,6 +93,26 @@ def test_f17_nothing_is_prepared_behind_a_pooler(ledger: Ledger, pooler: str) ->
             assert conn.prepare_threshold is None
             conn.execute("DROP SCHEMA apart CASCADE")
     assert set(seen) == {(None, (0,))}
+
+
+@pytest.mark.skipif(PGBOUNCER is None, reason="there is no pgbouncer here")
+def test_f17_asynchronous_code_enqueues_through_a_pooler(ledger: Ledger, pooler: str) -> None:
+    """More connections than the pooler has to the server; each job goes the way of its transaction."""
+
+    async def enqueue(number: int) -> None:
+        async with await psycopg.AsyncConnection.connect(pooler, prepare_threshold=None) as conn:
+            for commits in (True, False):
+                await ledger.client.aenqueue(conn, {"n": number}, kind="plain")
+                await ledger.client.aenqueue(conn, {"n": number}, kind="unique", unique=Unique(by_args=True))
+                await ledger.client.aenqueue_many(conn, [NewJob({"n": n}, kind="many") for n in range(25)])
+                await (conn.commit() if commits else conn.rollback())
+
+    async def main() -> None:
+        await asyncio.gather(*(enqueue(number) for number in range(12)))
+
+    asyncio.run(main())
+    counted = ledger.sql("SELECT kind, count(*) FROM {schema}.job GROUP BY 1 ORDER BY 1")
+    assert counted == [("many", 300), ("plain", 12), ("unique", 12)]
 
 
 @pytest.mark.conformance(346)
