@@ -12,7 +12,7 @@ END
 $pgjobs$;
 REVOKE ALL ON
     pgjobs.job, pgjobs.queue, pgjobs.worker, pgjobs.schedule, pgjobs.scheduler, pgjobs.cancel_request,
-    pgjobs.job_progress, pgjobs.maintenance, pgjobs.migration
+    pgjobs.job_progress, pgjobs.audit, pgjobs.maintenance, pgjobs.migration
 FROM "{role}";
 REVOKE ALL ON SEQUENCE pgjobs.job_id_seq FROM "{role}";
 GRANT USAGE ON SCHEMA {schema} TO "{role}";
@@ -82,11 +82,13 @@ GRANT SELECT (id, worker, schedules, seen_at) ON pgjobs.scheduler TO "{role}";
 GRANT SELECT (id, job_id, queue, token, reason, requested_at) ON pgjobs.cancel_request TO "{role}";
 GRANT SELECT (job_id, token, done, total, updated_at) ON pgjobs.job_progress TO "{role}";
 GRANT SELECT (duty, next_run_at) ON pgjobs.maintenance TO "{role}";
+GRANT SELECT (id, at, who, act, count) ON pgjobs.audit TO "{role}";
 
 -- name: grant_view_of_args
 -- Reads args, errors, output and notes too, which client.wait and client.schedules need.
 GRANT SELECT (args, errors, output) ON pgjobs.job TO "{role}";
 GRANT SELECT (note) ON pgjobs.job_progress TO "{role}";
+GRANT SELECT (target) ON pgjobs.audit TO "{role}";
 GRANT SELECT (args, options, registered) ON pgjobs.schedule TO "{role}";
 
 -- name: grant_operator
@@ -100,4 +102,5 @@ GRANT DELETE ON pgjobs.job TO "{role}";
 GRANT SELECT, INSERT, UPDATE, DELETE ON pgjobs.cancel_request TO "{role}";
 GRANT INSERT, UPDATE, DELETE ON pgjobs.schedule TO "{role}";
 GRANT INSERT, UPDATE ON pgjobs.queue TO "{role}";
+GRANT INSERT (who, act, target, count) ON pgjobs.audit TO "{role}";
 GRANT EXECUTE ON FUNCTION pgjobs.advisory_class() TO "{role}";

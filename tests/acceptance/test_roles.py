@@ -215,7 +215,16 @@ def test_the_enqueuer_replaces_what_it_names(roles: Roles) -> None:
         "LOCK TABLE {s}.job IN ACCESS EXCLUSIVE MODE",
         *(
             f"SELECT FROM {{s}}.{table}"
-            for table in ("queue", "worker", "schedule", "scheduler", "cancel_request", "job_progress", "maintenance")
+            for table in (
+                "queue",
+                "worker",
+                "schedule",
+                "scheduler",
+                "cancel_request",
+                "job_progress",
+                "audit",
+                "maintenance",
+            )
         ),
     ],
 )
@@ -481,6 +490,7 @@ def test_the_viewer_looks_and_changes_nothing(roles: Roles) -> None:
         with pytest.raises(DENIED), client.pool.connection() as tx:
             client.get(job.id, tx)
     columns = [("job", "args"), ("job", "errors"), ("job", "output"), ("schedule", "args"), ("job_progress", "note")]
+    columns.append(("audit", "target"))
     for table, column in columns:
         assert roles.denied("viewer", f"SELECT {column} FROM {{s}}.{table}")
 

@@ -17,6 +17,7 @@ import pgjobs
 from pgjobs import InvalidSetting, JobFilter, JobState
 from pgjobs.control import queries as control_queries
 from pgjobs.control import queue_queries
+from pgjobs.dashboard import queries as dashboard_queries
 from pgjobs.db import channel as channels
 from pgjobs.db import migration_queries, repair, roles, startup_options, statements
 from pgjobs.db.channel import channel
@@ -32,7 +33,15 @@ from pgjobs.wakeup import queries as wakeup_queries
 from pgjobs.workers import queries as workers_queries
 
 FILES = [
-    *("control.sql", "db.sql", "enqueuing.sql", "execution.sql", "execution_batch.sql", "maintenance.sql"),
+    *(
+        "control.sql",
+        "dashboard.sql",
+        "db.sql",
+        "enqueuing.sql",
+        "execution.sql",
+        "execution_batch.sql",
+        "maintenance.sql",
+    ),
     *("observe.sql", "roles.sql", "schedules.sql", "wakeup.sql", "workers.sql"),
 ]
 GIVE_JOBS = [
@@ -51,7 +60,7 @@ GIVE_JOBS = [
 STORES = [
     *(execution_queries, enqueuing_queries, queue_queries, migration_queries, workers_queries),
     *(index_queries, schedules_queries, wakeup_queries, batch_queries, repair, roles, channels),
-    *(control_queries, observe_queries, maintenance_queries, startup_options),
+    *(control_queries, observe_queries, maintenance_queries, startup_options, dashboard_queries),
 ]
 PARTS = "parts.sql"  # what statements of several files share
 
