@@ -137,7 +137,8 @@ class PoolTooSmall(InvalidSetting):
 
 
 class InvalidTransaction(PgjobsError, TypeError):
-    """pgjobs cannot enqueue on this `tx`: it does not use a psycopg 3 connection."""
+    """The call cannot use this `tx`: it has no psycopg 3 connection, or an asynchronous one where the call is synchronous,
+    or a synchronous one where the call is asynchronous."""
 
 
 class UnknownKind(PgjobsError, LookupError):
