@@ -137,8 +137,8 @@ class PoolTooSmall(InvalidSetting):
 
 
 class InvalidTransaction(PgjobsError, TypeError):
-    """The call cannot use this `tx`: it has no psycopg 3 connection, or an asynchronous one where the call is synchronous,
-    or a synchronous one where the call is asynchronous."""
+    """The call cannot use this `tx`: it has no psycopg 3 connection; or it is asynchronous and the call is not, or the
+    other way round."""
 
 
 class UnknownKind(PgjobsError, LookupError):
