@@ -20,15 +20,16 @@ import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg_pool import PoolTimeout
 from sqlalchemy import Connection, Engine, exc
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, scoped_session
 from sqlalchemy.pool import PoolProxiedConnection
 
 from pgjobs.clean_text import forget_details, one_line
+from pgjobs.db.borrow import Borrowable, borrow
 from pgjobs.db.checkout import Checkout, returning
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.db.inherited import engine_here, opened_here, remember_engine
 from pgjobs.db.source import PoolSource, own_pool
-from pgjobs.errors import InvalidSetting, PoolTooSmall, TransactionBroken
+from pgjobs.errors import InvalidSetting, InvalidTransaction, PoolTooSmall, TransactionBroken, shown
 from pgjobs.loggers import get_logger
 
 log = get_logger("pgjobs.contrib.sqlalchemy")
@@ -65,6 +66,21 @@ class SQLAlchemySource(PoolSource):
     def checkout(self) -> Iterator[Checkout]:
         with returning(_EngineCheckout(engine_here(self.engine), self._session)) as checkout:
             yield checkout
+
+    @contextmanager
+    def checkout_within(self, tx: Borrowable) -> Iterator[Checkout]:
+        """In the transaction of a Session or Connection. A Session is flushed first, as it would be before a job that
+        it has enqueued can run, and then expired, since the job may have written what it has loaded."""
+        session = tx() if isinstance(tx, scoped_session) else tx
+        if not isinstance(session, Session | Connection):
+            raise InvalidTransaction(f"tx is a Session or Connection of SQLAlchemy for this client, not {shown(tx)}")
+        borrow(session)  # begins
+        if isinstance(session, Connection):
+            yield _LentCheckout(session, self._session)
+            return
+        session.flush()
+        yield _LentCheckout(session.connection(), self._session)
+        session.expire_all()
 
     def _ensure_size(self, threads: int) -> None:
         pool: Any = self.engine.pool
@@ -158,6 +174,26 @@ class _EngineCheckout(Checkout):
         transaction = self._connection.get_transaction()
         if transaction is not None:
             transaction.commit() if committed else transaction.rollback()
+
+
+class _LentCheckout(_EngineCheckout):
+    """A checkout of the connection of a caller, in its transaction."""
+
+    borrowed = True
+
+    def __init__(self, connection: Connection, session: Callable[..., Session]) -> None:
+        self._lent = connection
+        super().__init__(connection.engine, session)
+
+    def _get(self) -> AnyConnection:
+        self._pooled = self._lent.connection
+        return opened_here(_psycopg(self._pooled.driver_connection))
+
+    def _put(self, conn: AnyConnection) -> None:
+        pass
+
+    def _configure(self) -> None:
+        pass
 
 
 class _JobsConnection(PoolProxiedConnection):

@@ -1,0 +1,45 @@
+"""How jobs and their args are shown when an assertion fails."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from pgjobs.job import Job
+
+_MOST_JOBS = 20
+_MOST_CHARACTERS = 300
+
+
+def shown_args(args_class: type | None, raw: str) -> str:
+    """The args of a job as JSON text, shortened."""
+    return _short(json.dumps(visible_args(args_class, raw), ensure_ascii=False))
+
+
+def visible_args(args_class: type | None, raw: str) -> Any:
+    """The args of a job as a message may show them. Every failure message gets args from here."""
+    return json.loads(raw)
+
+
+def shown_jobs(jobs: Sequence[Job[Any]], classes: Mapping[str, type]) -> str:
+    """A line for each job; `classes` are the known args classes by kind."""
+    if not jobs:
+        return "there are no jobs"
+    lines = [shown_job(job, classes.get(job.kind)) for job in jobs[:_MOST_JOBS]]
+    more = len(jobs) - _MOST_JOBS
+    return "the jobs there are:\n" + indented([*lines, *([f"and {more} more"] if more > 0 else [])])
+
+
+def shown_job(job: Job[Any], args_class: type | None) -> str:
+    others = "" if job.queue == "default" else f", queue {job.queue!r}"
+    tried = f", attempt {job.attempt}" if job.attempt else ""
+    return f"job {job.id} of kind {job.kind!r}: {job.state}{tried}{others}, args {shown_args(args_class, job.raw_args)}"
+
+
+def indented(lines: Iterable[str]) -> str:
+    return "\n".join(f"  {line}" for line in lines)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}..."
