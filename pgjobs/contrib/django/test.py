@@ -37,6 +37,7 @@ class JobsMixin(_Base):
     """
 
     jobs_using: ClassVar[str | None] = None
+    databases: ClassVar[Any]
 
     @cached_property
     def jobs(self) -> Jobs:
