@@ -73,7 +73,7 @@ class InlineClient(MemoryClient):
         super().__init__(work_map=work_map, **settings)
 
     def _keep(self, tx: object, jobs: Sequence[Job[Any]]) -> None:
-        super()._keep(tx, jobs)
+        self._kept += jobs
         for job in jobs:
             handler = (self.work_map or WorkMap()).find(job.kind)
             made = as_running(changed(job, decode=handler.decode))

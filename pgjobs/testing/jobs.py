@@ -158,7 +158,7 @@ class Jobs(Enqueued):
     def _stored(self, *, after: int | None = None) -> list[Job[Any]]:
         """The jobs of the table, or those behind an id."""
         with self._connection() as conn:
-            found = self._queries.jobs(conn, JobFilter(), **({} if after is None else {"after": after}))
+            found = self._queries.jobs(conn, JobFilter(), after=after)
         return [decoding(self._work_map, job) for job in found]
 
     def _known_classes(self) -> Mapping[str, type]:

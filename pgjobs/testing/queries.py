@@ -19,7 +19,6 @@ from pgjobs.observe.listing import Listing
 from pgjobs.observe.queries import ObserveQueries
 
 _PAGE = 1000
-_FIRST = 0  # every id is greater
 _SAVEPOINT = b"SAVEPOINT pgjobs_testing"
 
 
@@ -75,8 +74,8 @@ class TestingQueries:
 
     # --- jobs
 
-    def jobs(self, conn: AnyConnection, filter: JobFilter, *, after: int = _FIRST) -> list[Job[Any]]:
-        """All jobs that fit, in the order of their ids, from behind the id `after`."""
+    def jobs(self, conn: AnyConnection, filter: JobFilter, *, after: int | None = None) -> list[Job[Any]]:
+        """All jobs that fit, in the order of their ids, from behind the id `after` if there is one."""
         found: list[Job[Any]] = []
         while True:
             listing = Listing(order="id", descending=False, limit=_PAGE, after_id=after)
@@ -86,10 +85,10 @@ class TestingQueries:
                 return found
             after = found[-1].id
 
-    def last_id(self, conn: AnyConnection) -> int:
-        """The id of the newest job, or one that is less than every id."""
+    def last_id(self, conn: AnyConnection) -> int | None:
+        """The id of the newest job; None if there are no jobs."""
         page = self._observe.list_jobs(conn, JobFilter(), Listing(order="id", descending=True, limit=1))
-        return page[0].id if page else _FIRST
+        return page[0].id if page else None
 
     def waiting_jobs(
         self, conn: AnyConnection, queue: str | None, *, with_scheduled: bool

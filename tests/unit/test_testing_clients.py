@@ -60,7 +60,7 @@ def test_a_memory_client_refuses_what_a_client_refuses() -> None:
 
 def test_a_memory_client_has_no_database() -> None:
     client = MemoryClient()
-    for act in (lambda: client.get(1), client.migrate, lambda: client.list_jobs(), lambda: client.pool):
+    for act in (lambda: client.get(1), client.migrate, client.list_jobs, lambda: client.pool):
         with pytest.raises(InvalidSetting, match="has no database: it can enqueue, and nothing else"):
             act()
 

@@ -49,7 +49,7 @@ def test_one_job_is_returned_with_args_of_its_class(client: MemoryClient, enqueu
     client.enqueue(None, Thing(1))
     job = enqueued.assert_enqueued(Welcome)
     assert (job.id, job.args, job.args.email) == (1, Welcome("ada"), "ada")
-    assert enqueued.assert_enqueued("welcome").args == {"email": "ada", "again": False} or job.args == Welcome("ada")
+    assert enqueued.assert_enqueued("welcome").id == 1
 
 
 @pytest.mark.conformance(307)
@@ -90,7 +90,9 @@ def test_other_args_of_the_only_job_are_told_field_by_field(client: MemoryClient
     )
     enqueued.assert_enqueued(Welcome, args={"email": "ada"})
     assert says(lambda: enqueued.assert_enqueued("welcome", args={"email": "bob", "more": [1, 2]})) == (
-        "job 1 of kind 'welcome' differs:\n  args.email 'ada', expected 'bob'\n  args.more is not there, expected [1, 2]"
+        "job 1 of kind 'welcome' differs:\n"
+        "  args.email 'ada', expected 'bob'\n"
+        "  args.more is not there, expected [1, 2]"
     )
 
 
@@ -145,9 +147,10 @@ def test_what_cannot_be_compared_is_refused(client: MemoryClient, enqueued: Enqu
         enqueued.assert_not_enqueued(5)
     with pytest.raises(InvalidArgs, match=re.escape("('report', args={'month': 5})")):
         enqueued.assert_enqueued({"month": 5})
+    wrong: Any
     for wrong in ("thing", [], Thing):
         with pytest.raises(InvalidArgs, match="a list of what is expected, not "):
-            enqueued.assert_many_enqueued(wrong)  # type: ignore[arg-type]
+            enqueued.assert_many_enqueued(wrong)
 
 
 # --- several jobs, and none

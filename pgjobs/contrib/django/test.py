@@ -30,9 +30,9 @@ class JobsMixin(_Base):
     """Gives a TestCase or a TransactionTestCase `self.jobs`: `pgjobs.testing.Jobs` with the handlers, the middleware,
     the error handler and the timeout of the project.
 
-    In a TestCase jobs run inside the transaction of the test, and are rolled back with it. In a TransactionTestCase they
-    commit, and all jobs are deleted after each test. After each class the connections that pgjobs has beside Django's
-    are closed, so that the test database can be dropped. `jobs_using` is the alias of the jobs; None is
+    In a TestCase jobs run inside the transaction of the test, and are rolled back with it. In a TransactionTestCase
+    they commit, and all jobs are deleted after each test. After each class the connections that pgjobs has beside
+    Django's are closed, so that the test database can be dropped. `jobs_using` is the alias of the jobs; None is
     `PGJOBS["USING"]`. Name it in `databases`, too.
     """
 
