@@ -20,6 +20,7 @@ TOPICS = (
     "control",
     "command-line",
     "frameworks",
+    "testing",
     "deploying",
     "production",
     "logging",
