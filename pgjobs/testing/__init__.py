@@ -10,8 +10,9 @@ The guide has a page about it: `pgjobs guide testing`.
 
 from pgjobs.testing.clients import InlineClient, MemoryClient, NoopClient, make_job
 from pgjobs.testing.enqueued import Enqueued
-from pgjobs.testing.jobs import Drained, Jobs, Performed
+from pgjobs.testing.jobs import Jobs
 from pgjobs.testing.made_job import MadeJob, Recorded
+from pgjobs.testing.performed import Drained, Performed
 from pgjobs.testing.wanted import Expected
 
 __all__ = [

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Generic, Literal, Self, TypeVar, Unpack, overload
+from typing import Any, TypeVar, Unpack, overload
 
 from pgjobs import checks
 from pgjobs.backoff import Backoff
@@ -15,87 +14,19 @@ from pgjobs.db.borrow import Borrowable, borrow
 from pgjobs.db.checkout import Checkout
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.errors import InvalidSetting, JobNotFound, NotRunning
-from pgjobs.execution.attempt import Attempt
 from pgjobs.hooks import ErrorHandler, Middleware
 from pgjobs.job import Job, JobState
 from pgjobs.job_filter import JobFilter, check_id
 from pgjobs.options import NewJob, Options, check_queue
 from pgjobs.testing.enqueued import Enqueued
 from pgjobs.testing.nested import within
+from pgjobs.testing.performed import Drained, Performed, outcome_of
 from pgjobs.testing.queries import TestingQueries
 from pgjobs.testing.runner import Runner, runner
 from pgjobs.work_map import Handler, HandlerFunction, WorkMap, as_work_map, decoding
 from pgjobs.workers.pool_settings import check_error_handler
 
 Args = TypeVar("Args")
-
-#: What an attempt has led to.
-OutcomeName = Literal["complete", "retry", "snooze", "discard", "cancel", "interrupt"]
-_FINAL: dict[JobState, OutcomeName] = {
-    JobState.COMPLETED: "complete",
-    JobState.CANCELLED: "cancel",
-    JobState.DISCARDED: "discard",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Performed(Generic[Args]):
-    """One attempt at a job.
-
-    - `outcome`: "complete", "retry", "snooze", "discard", "cancel" or "interrupt".
-    - `job`: the job after it, as it stands in the table, with its `output`, `metadata` and `errors`.
-    - `error`: what the handler raised, or why the attempt failed all the same; None if the job is completed.
-    - `enqueued`: the jobs that were enqueued while it ran. Those of a failed attempt are rolled back.
-    """
-
-    outcome: OutcomeName
-    job: Job[Args]
-    error: BaseException | None = None
-    enqueued: tuple[Job[Any], ...] = ()
-
-    def raise_error(self) -> Self:
-        """Raise `error`, if there is one; else return this object: `jobs.perform(Welcome(email)).raise_error()`."""
-        if self.error is not None:
-            raise self.error
-        return self
-
-
-@dataclass(frozen=True, slots=True)
-class Drained:
-    """The attempts of `drain`, in their order, and how many there were of each outcome."""
-
-    performed: tuple[Performed[Any], ...]
-
-    @property
-    def total(self) -> int:
-        return len(self.performed)
-
-    @property
-    def completed(self) -> int:
-        return self._count("complete")
-
-    @property
-    def retried(self) -> int:
-        return self._count("retry")
-
-    @property
-    def snoozed(self) -> int:
-        return self._count("snooze")
-
-    @property
-    def discarded(self) -> int:
-        return self._count("discard")
-
-    @property
-    def cancelled(self) -> int:
-        return self._count("cancel")
-
-    def _count(self, outcome: OutcomeName) -> int:
-        return sum(each.outcome == outcome for each in self.performed)
-
-    def __repr__(self) -> str:
-        names = ("completed", "retried", "snoozed", "discarded", "cancelled")
-        return f"Drained({', '.join(f'{name}={getattr(self, name)}' for name in names)})"
 
 
 class Jobs(Enqueued):
@@ -137,7 +68,7 @@ class Jobs(Enqueued):
         check_error_handler(error_handler)
         super().__init__(self._stored)
         self.client = client
-        self.tx = tx
+        self.tx: Any = tx  # as it was given
         self._work_map = client.work_map if work_map is None else as_work_map(work_map)
         self._queries = TestingQueries(client.schema)
         self._settings: dict[str, Any] = {
@@ -287,12 +218,4 @@ class Jobs(Enqueued):
         if attempt is None:
             return None
         job = decoding(self._work_map, self._get(id))
-        return Performed(_outcome(job, attempt), job, attempt.error, tuple(self._stored(after=before)))
-
-
-def _outcome(job: Job[Any], attempt: Attempt) -> OutcomeName:
-    if job.state in _FINAL:
-        return _FINAL[job.state]
-    if attempt.outcome is None or attempt.outcome.error is not None:
-        return "retry"
-    return "snooze" if attempt.outcome.snoozed else "interrupt"
+        return Performed(outcome_of(job, attempt), job, attempt.error, tuple(self._stored(after=before)))

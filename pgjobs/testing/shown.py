@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import is_dataclass
 from typing import Any
 
 from pgjobs.job import Job
@@ -26,7 +27,7 @@ def shown_jobs(jobs: Sequence[Job[Any]], classes: Mapping[str, type]) -> str:
     """A line for each job; `classes` are the known args classes by kind."""
     if not jobs:
         return "there are no jobs"
-    lines = [shown_job(job, classes.get(job.kind)) for job in jobs[:_MOST_JOBS]]
+    lines = [shown_job(job, classes.get(job.kind) or _class_of(job)) for job in jobs[:_MOST_JOBS]]
     more = len(jobs) - _MOST_JOBS
     return "the jobs there are:\n" + indented([*lines, *([f"and {more} more"] if more > 0 else [])])
 
@@ -35,6 +36,12 @@ def shown_job(job: Job[Any], args_class: type | None) -> str:
     others = "" if job.queue == "default" else f", queue {job.queue!r}"
     tried = f", attempt {job.attempt}" if job.attempt else ""
     return f"job {job.id} of kind {job.kind!r}: {job.state}{tried}{others}, args {shown_args(args_class, job.raw_args)}"
+
+
+def _class_of(job: Job[Any]) -> type | None:
+    """The args class of a job that has the args of its enqueue."""
+    args = vars(job).get("args")
+    return type(args) if is_dataclass(args) else None
 
 
 def indented(lines: Iterable[str]) -> str:

@@ -134,15 +134,18 @@ def _value(job: Job[Any], name: str) -> Any:
     return job.scheduled_at - job.created_at if name == "delay" else getattr(job, name)
 
 
-def _by_key(
-    what: str, found: Any, wanted: Mapping[str, Any], shown_found: Any, shown_wanted: Mapping[str, Any]
-) -> Iterator[str]:
+def _by_key(what: str, found: Any, wanted: Mapping[str, Any], shown_found: Any, shown_wanted: Any) -> Iterator[str]:
     """A line for each key of `wanted` that is another, or not there."""
     for key, value in wanted.items():
         if not isinstance(found, Mapping) or key not in found:
-            yield f"{what}.{key} is not there, expected {_text(shown_wanted[key])}"
+            yield f"{what}.{key} is not there, expected {_text(_part(shown_wanted, key))}"
         elif found[key] != value:
-            yield f"{what}.{key} {_text(shown_found[key])}, expected {_text(shown_wanted[key])}"
+            yield f"{what}.{key} {_text(_part(shown_found, key))}, expected {_text(_part(shown_wanted, key))}"
+
+
+def _part(shown: Any, key: str) -> Any:
+    """The value of a key; all that is shown, if that hides its keys."""
+    return shown.get(key, shown) if isinstance(shown, Mapping) else shown
 
 
 def _text(value: object) -> str:
