@@ -260,7 +260,11 @@ class Checkout(ABC):
     def shut_down(self, conn_id: int) -> None:
         """Shut down the socket of this connection, unless the checkout has another one by now. Never blocks."""
         conn = self.conn
-        if id(conn) == conn_id and self._ours and not self.borrowed:
+        if id(conn) != conn_id or not self._ours:
+            return
+        if self.borrowed:
+            self._busy = True  # its attempt ends as if it were shut down
+        else:
             shut_down(conn)
 
     def abandon(self, conn_id: int) -> None:
@@ -297,6 +301,7 @@ class Checkout(ABC):
     def replace(self) -> None:
         """Close this connection and take another one."""
         if self.borrowed:
+            self._busy = False
             return
         if not self._empty:
             self._discard(self.conn)

@@ -71,8 +71,9 @@ class NestedTransport(Transport):
         super().__init__(conn, queries.tag, prepares=False)
         savepoint = b"SAVEPOINT %s_within" % queries.tag.encode()
         work = {name: without_comments(queries.work[name]) for name in ("begin", "commit", "commit_and_begin")}
+        self._begin = work["begin"]
         self._instead = {
-            work["begin"]: savepoint,
+            self._begin: savepoint,
             work["commit_and_begin"]: savepoint,
             work["commit"]: b"RELEASE " + savepoint,
         }
@@ -91,6 +92,9 @@ class NestedTransport(Transport):
         *,
         unprepared: bool = False,
     ) -> tuple[list[PGresult], psycopg.Error | None]:
+        if self._open and without_comments(script.steps[0][1]) == self._begin:
+            # a worker would have lost the connection, and with it the transaction before
+            super().run(Script([("rollback", self._undo)]), unprepared=True)
         undoes = self._open or self._pgconn.transaction_status == TransactionStatus.INERROR
         if (script, undoes) not in self._scripts:
             steps = [(label, self._nested(label, sql, undoes)) for label, sql in script.steps]

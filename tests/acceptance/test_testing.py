@@ -21,6 +21,7 @@ from pgjobs import (
     ErrorHandler,
     Handler,
     Hooks,
+    Interrupted,
     InvalidSetting,
     InvalidTransaction,
     Job,
@@ -40,6 +41,8 @@ from pgjobs import (
     WorkMap,
     constant,
 )
+from pgjobs.execution import attempt
+from pgjobs.execution.attempt import GracePeriods
 from pgjobs.job import current_job
 from pgjobs.testing import Jobs
 from pgjobs.work_map import HandlerFunction
@@ -341,6 +344,24 @@ def test_a_timeout_interrupts_python_and_spares_the_connection(client: Client, c
     assert conn.execute("SELECT 1").fetchone() == (1,)
 
 
+def test_a_handler_that_ignores_its_timeout_does_not_cost_the_connection(
+    client: Client, conn: Tx, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempt, "AFTER_TIMEOUT", GracePeriods(0.01, 0.02, 0.03))
+
+    def ignores(tx: Tx, job: Job[Any]) -> None:
+        tx.execute("CREATE TABLE pg_temp.ignored (n int)")
+        running: Any = job.running
+        never = threading.Event()
+        while not running.stuck:
+            with suppress(Interrupted):
+                never.wait(0.01)
+
+    done = perform(client, conn, ignores, timeout=SECOND / 100)
+    assert (done.outcome, type(done.error)) == ("retry", JobTimedOut)
+    assert conn.execute("SELECT to_regclass('pg_temp.ignored')").fetchone() == (None,)
+
+
 def test_the_server_does_not_bound_the_transaction_of_the_test(client: Client, conn: Tx) -> None:
     seen = []
 
@@ -376,6 +397,7 @@ def test_a_detached_handler_runs_without_a_tx(client: Client, conn: Tx) -> None:
     conn.execute("DROP TABLE pg_temp.apart")
     done = jobs.perform(NOTHING, kind="test-0")
     assert (done.outcome, done.job.leased_until) == ("complete", None)
+    assert conn.execute("TABLE pg_temp.apart").fetchall() == []
 
 
 # --- which jobs can be performed
