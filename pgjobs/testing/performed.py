@@ -36,6 +36,7 @@ class Performed(Generic[Args]):
 
     def raise_error(self) -> Self:
         """Raise `error`, if there is one; else return this object: `jobs.perform(Welcome(email)).raise_error()`."""
+        __tracebackhide__ = True
         if self.error is not None:
             raise self.error
         return self
