@@ -341,7 +341,8 @@ def test_the_commands_it_names_exist(document: Document, capsys: pytest.CaptureF
 
 
 HOMES: tuple[object, ...] = (pgjobs, pgjobs.contrib.django, pgjobs.contrib.sqlalchemy, Client, Queues, Schedules)
-HOMES += (CodeSchedules, WorkerPool, WorkMap, pgjobs.Handler, pgjobs.Job, JobFilter, Subscription, pgjobs.Hooks, pgjobs.ErrorHandler)
+HOMES += (CodeSchedules, WorkerPool, WorkMap, pgjobs.Handler, pgjobs.Job, JobFilter, Subscription, pgjobs.Hooks)
+HOMES += (pgjobs.ErrorHandler,)
 OWNERS: Mapping[str, Any] = {
     "client": Client,
     "pool": WorkerPool,
@@ -352,7 +353,8 @@ OWNERS: Mapping[str, Any] = {
     "pool.schedules": CodeSchedules,
     "events": Subscription,
 }
-THEIRS = {"handler", "backoff", "timeout", "job_options", "next", "atomic", "set_rollback", "commit", "RunSQL", "execute"}
+THEIRS = {"handler", "backoff", "timeout", "job_options", "next", "atomic", "set_rollback", "RunSQL", "execute"}
+THEIRS |= {"commit"}
 
 
 @each_document
