@@ -104,13 +104,13 @@ class JobAdmin(admin.ModelAdmin):  # type: ignore[misc]
 
     def get_queryset(self, request: Any) -> Any:
         last = Left(KT("errors__-1__error"), 200)
-        return super().get_queryset(request).defer(*_LONG).annotate(last=last)
+        return super().get_queryset(request).using(settings.using()).defer(*_LONG).annotate(last=last)
 
     def get_object(self, request: Any, object_id: str, from_field: str | None = None) -> Job | None:
         if not _is_id(object_id):
             return None
         # after a restore from a dump several queues may have a job with this id
-        found: Job | None = Job.objects.filter(id=int(object_id)).order_by("queue").first()
+        found: Job | None = Job.objects.using(settings.using()).filter(id=int(object_id)).order_by("queue").first()
         return found
 
     def get_search_results(self, request: Any, queryset: Any, search_term: str) -> tuple[Any, bool]:

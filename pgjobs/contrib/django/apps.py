@@ -59,5 +59,5 @@ class PgjobsConfig(AppConfig):  # type: ignore[misc]  # Django has no types
             client.close()
 
     def _setting_changed(self, *, setting: str, **_: object) -> None:
-        if setting in ("PGJOBS", "DATABASES"):
+        if setting == "PGJOBS":
             self.close()

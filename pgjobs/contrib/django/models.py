@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from django.db import models
 
@@ -17,21 +17,14 @@ class TextArray(models.Field):  # type: ignore[misc]  # Django has no types
         return "text[]"
 
 
-class JobManager(models.Manager):  # type: ignore[misc]
-    """Reads from the alias of `PGJOBS["USING"]`, unless another one is named."""
-
-    def get_queryset(self) -> Any:
-        found = super().get_queryset()
-        return found if self._db else found.using(settings.using())
-
-
 def _quoted_table() -> str:
     """With quotes of its own, which Django then leaves as they are: so the name may have a schema."""
     return f'"{settings.schema()}"."job"'
 
 
 class Job(models.Model):  # type: ignore[misc]
-    """A row of the table of jobs. For reading: jobs are made by `enqueue`, and changed by the methods of the client."""
+    """A row of the table of jobs. For reading: jobs are made by `enqueue`, and changed by the methods of the client. As
+    with every model, routers decide which alias a query goes to; `Job.objects.using(alias)` names one."""
 
     id = models.BigIntegerField(primary_key=True)
     state = models.TextField(choices=[(str(state), str(state)) for state in JobState])
@@ -51,8 +44,6 @@ class Job(models.Model):  # type: ignore[misc]
     metadata = models.JSONField()
     errors = models.JSONField()
     output = models.JSONField(null=True)
-
-    objects = JobManager()
 
     class Meta:
         managed = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from django.db import router
-from django.db.migrations.operations.base import Operation
+from django.db.migrations.operations.base import Operation, OperationCategory
 
 from pgjobs.contrib.django import settings
 from pgjobs.db.migrate import schema_sql
@@ -19,6 +19,7 @@ class MigrateTables(Operation):  # type: ignore[misc]  # Django has no types
     `PGJOBS["USING"]` alone, and where the routers allow the app.
     """
 
+    category = OperationCategory.SQL
     reversible = True
     reduces_to_sql = True
 

@@ -21,6 +21,7 @@ from pgjobs.contrib.django.shortcuts import config
 
 _FLAGS = ("--traceback", "--no-color", "--force-color", "--skip-checks")
 _WITH_VALUE = ("--settings", "--pythonpath", "--verbosity", "-v")
+_POOL = "pgjobs.contrib.django.worker:pool"
 _LOG_LEVELS = ("warning", "info", "debug", "debug")  # by Django's verbosity
 
 
@@ -29,6 +30,7 @@ class Command(BaseCommand):  # type: ignore[misc]  # Django has no types
 
     help = "Run workers, and list and change jobs: `manage.py pgjobs --help` names the commands."
     _program = "manage.py pgjobs"
+    _is_program = False  # else it was called by call_command
 
     def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> Any:
         if prog_name:
@@ -39,28 +41,36 @@ class Command(BaseCommand):  # type: ignore[misc]  # Django has no types
         parser.add_argument("arguments", nargs=REMAINDER)
 
     def run_from_argv(self, argv: list[str]) -> None:
+        self._is_program = True
         own, others = _split(argv[2:])
         super().run_from_argv([*argv[:2], *own, "--", *others])
 
     def handle(self, *args: object, arguments: list[str], **options: Any) -> None:
         given = arguments[1:] if arguments[:1] == ["--"] else arguments
-        framework = Framework(program=self._program, load=_application, pool="pgjobs.contrib.django.worker:pool")
+        if given[:1] == ["work"]:
+            given += _log_level(given, options["verbosity"])
+        if not self._is_program:
+            self._call(given, options)
+            return
+        _prepare_children(options)
         try:
-            with redirect_stdout(options.get("stdout") or sys.stdout), redirect_stderr(
-                options.get("stderr") or sys.stderr
-            ):
-                _prepare_children(options)
-                code = main(_with_log_level(given, options["verbosity"]), framework=framework)
+            code = self._main(given)
         finally:
             config().close()
-        if code and self._called_from_command_line:
-            sys.exit(code)
+        sys.exit(code)
+
+    def _call(self, given: Sequence[str], options: dict[str, Any]) -> None:
+        out, err = options.get("stdout") or sys.stdout, options.get("stderr") or sys.stderr
+        with redirect_stdout(out), redirect_stderr(err):
+            code = self._main(given)
         if code:
             raise CommandError(f"pgjobs {' '.join(given)} has failed with code {code}", returncode=code)
 
+    def _main(self, given: Sequence[str]) -> int:
+        def load() -> App:
+            return App(config().client(), config().work_map)
 
-def _application() -> App:
-    return App(config().client(), config().work_map)
+        return main(given, framework=Framework(program=self._program, load=load, pool=_POOL))
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -69,9 +79,10 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     others: list[str] = []
     left = iter(arguments)
     for argument in left:
+        name = argument.partition("=")[0]
         if argument == "--":
             others += [argument, *left]
-        elif argument in _FLAGS or argument.partition("=")[0] in _WITH_VALUE[:3] or re.fullmatch("-v[0-3]?", argument):
+        elif name in _FLAGS or (name in _WITH_VALUE and name[:2] == "--") or re.fullmatch("-v[0-3]?", argument):
             own += [argument, *_value(argument, left)]
         else:
             others.append(argument)
@@ -79,15 +90,15 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _value(argument: str, left: Iterator[str]) -> Iterator[str]:
-    """The value of an option that stands in an argument of its own."""
+    """The value of an option, if it stands in an argument of its own."""
     return islice(left, 1) if argument in _WITH_VALUE else iter(())
 
 
-def _with_log_level(arguments: Sequence[str], verbosity: int) -> Sequence[str]:
-    """`-v 2` is the log of a worker with more in it, unless the log level is given."""
-    if arguments[:1] != ["work"] or verbosity == 1 or any(each.startswith("--log-level") for each in arguments):
-        return arguments
-    return [*arguments, "--log-level", _LOG_LEVELS[verbosity]]
+def _log_level(arguments: Sequence[str], verbosity: int) -> list[str]:
+    """The option for the log of a worker that `-v` stands for, unless the log level is given."""
+    if verbosity == 1 or any(each.startswith("--log-level") for each in arguments):
+        return []
+    return ["--log-level", _LOG_LEVELS[verbosity]]
 
 
 def _prepare_children(options: dict[str, Any]) -> None:
