@@ -153,23 +153,23 @@ class Project:
         kept = {name: value for name, value in os.environ.items() if name[:2] != "PG" and name[:6] != "DJANGO"}
         return {**kept, "PYTHONPATH": str(ROOT), "DATABASE_URL": self.dsn}
 
-    def manage(self, *arguments: str, cwd: Path | None = None, **environment: str) -> Done:
+    def manage(self, *arguments: str) -> Done:
         """`manage.py` with these arguments."""
-        return self.call(str(self.directory / "manage.py"), *arguments, cwd=cwd, **environment)
+        return self.call("manage.py", *arguments)
 
-    def run(self, program: str, **environment: str) -> Any:
+    def run(self, program: str) -> Any:
         """What a program leaves as its `result`, by way of JSON, with Django set up."""
         setup = "import json, django; django.setup()"
         text = f"{setup}\n{dedent(program)}\nprint(json.dumps(result))\n"
-        done = self.call("-c", text, **{"DJANGO_SETTINGS_MODULE": "shop.settings", **environment})
+        done = self.call("-c", text, DJANGO_SETTINGS_MODULE="shop.settings")
         assert done.code == 0, done.err
         return json.loads(done.out)
 
-    def call(self, *arguments: str, cwd: Path | None = None, **environment: str) -> Done:
+    def call(self, *arguments: str, **environment: str) -> Done:
         """Python with these arguments."""
         done = subprocess.run(
             [sys.executable, "-W", "error", *arguments],
-            cwd=cwd or self.directory,
+            cwd=self.directory,
             env={**self.environment, **environment},
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -180,7 +180,7 @@ class Project:
         return Done(done.returncode, done.stdout, done.stderr)
 
     @contextmanager
-    def work(self, *options: str, cwd: Path | None = None, **environment: str) -> Iterator[Work]:
+    def work(self, *options: str, cwd: Path | None = None) -> Iterator[Work]:
         """`manage.py pgjobs work`, killed on the way out with all that it has started."""
         log = self.directory / f"{len(list(self.directory.glob('*.log')))}.log"
         with (
@@ -188,7 +188,7 @@ class Project:
             subprocess.Popen(
                 [sys.executable, "-W", "error", str(self.directory / "manage.py"), "pgjobs", "work", *options],
                 cwd=cwd or self.directory,
-                env={**self.environment, **environment},
+                env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=file,

@@ -55,17 +55,24 @@ def test_a_job_goes_the_way_of_its_atomic_block_first_or_not(shop: Project) -> N
         enqueue(Greet("outside"), tags=["outside"])
         result = None
     """)
-    assert shop.query("SELECT tags FROM pgjobs.job ORDER BY id") == [(["first-kept"],), (["later-kept"],), (["outside"],)]
+    assert shop.query("SELECT tags FROM pgjobs.job ORDER BY id") == [
+        (["first-kept"],),
+        (["later-kept"],),
+        (["outside"],),
+    ]
     assert list(shop.greeted) == ["first kept", "later kept"]
 
 
 def test_enqueue_takes_what_the_client_takes(shop: Project) -> None:
-    shop.write("shop/jobs.py", """
+    shop.write(
+        "shop/jobs.py",
+        """
         from pgjobs.contrib.django import handles
 
         @handles("by.name")
         def by_name(tx, job): ...
-    """)
+    """,
+    )
     assert shop.run("""
         from datetime import timedelta
         from pgjobs import NewJob
@@ -132,12 +139,15 @@ def test_a_project_without_the_app_is_told_so(shop: Project) -> None:
 
 def test_the_functions_are_imported_before_django_is_set_up(shop: Project) -> None:
     """As by the __init__ of an app, which Django imports before its models."""
-    shop.write("shop/__init__.py", """
+    shop.write(
+        "shop/__init__.py",
+        """
         from pgjobs.contrib.django import DjangoSource, enqueue, handles
 
         @handles("early")
         def early(tx, job): ...
-    """)
+    """,
+    )
     assert shop.run("""
         from django.apps import apps
         result = sorted(apps.get_app_config("pgjobs").work_map)
@@ -183,7 +193,9 @@ def test_a_client_belongs_to_an_alias_and_follows_the_settings(shop: Project) ->
 
 
 def test_settings_reach_the_client_and_the_pool_also_by_dotted_paths(shop: Project) -> None:
-    shop.write("shop/scheduling.py", """
+    shop.write(
+        "shop/scheduling.py",
+        """
         from datetime import timedelta
         from pgjobs import Schedule, constant
         from shop.jobs import Greet
@@ -194,7 +206,8 @@ def test_settings_reach_the_client_and_the_pool_also_by_dotted_paths(shop: Proje
 
         def in_a_circle(tx, job, run):
             return run()
-    """)
+    """,
+    )
     shop.set(
         PGJOBS={
             "QUEUES": {"default": 3, "mail": 1},
@@ -346,7 +359,9 @@ def test_what_django_looks_after_between_two_requests_is_looked_after_between_tw
         CACHES={"default": {"BACKEND": "shop.caching.Closing"}},
         DATABASES={"default": django_database(shop.dsn), "other": django_database(shop.dsn)},
     )
-    shop.write("shop/caching.py", """
+    shop.write(
+        "shop/caching.py",
+        """
         from django.core.cache.backends.dummy import DummyCache
 
         closed = []
@@ -354,8 +369,11 @@ def test_what_django_looks_after_between_two_requests_is_looked_after_between_tw
         class Closing(DummyCache):
             def close(self, **kwargs):
                 closed.append(self)
-    """)
-    shop.write("shop/jobs.py", f"""
+    """,
+    )
+    shop.write(
+        "shop/jobs.py",
+        f"""
         from dataclasses import dataclass
         from django.core.cache import cache
         from django.db import connection, connections
@@ -383,7 +401,8 @@ def test_what_django_looks_after_between_two_requests_is_looked_after_between_tw
             for each in connections.all():
                 with each.cursor() as cursor:
                     cursor.execute("SELECT 1")
-    """)
+    """,
+    )
     seen, signals = shop.run("""
         from django.apps import apps
         from pgjobs.contrib.django import enqueue
@@ -404,13 +423,16 @@ def test_what_django_looks_after_between_two_requests_is_looked_after_between_tw
 def test_a_cache_that_cannot_be_closed_changes_nothing(shop: Project) -> None:
     shop.add_customers("ada", "lin")
     shop.set(CACHES={"default": {"BACKEND": "shop.caching.Broken"}})
-    shop.write("shop/caching.py", """
+    shop.write(
+        "shop/caching.py",
+        """
         from django.core.cache.backends.dummy import DummyCache
 
         class Broken(DummyCache):
             def close(self, **kwargs):
                 raise OSError("no such cache")
-    """)
+    """,
+    )
     shop.run("""
         from django.apps import apps
         from django.core.cache import cache
@@ -431,7 +453,8 @@ def test_a_cache_that_cannot_be_closed_changes_nothing(shop: Project) -> None:
 
 def test_a_process_that_is_forked_has_a_client_of_its_own(shop: Project) -> None:
     """As under a server that imports the project and then forks."""
-    assert shop.run("""
+    assert (
+        shop.run("""
         import os
         from django.db import connections
         from pgjobs.contrib.django import enqueue
@@ -445,5 +468,7 @@ def test_a_process_that_is_forked_has_a_client_of_its_own(shop: Project) -> None
             os._exit(0)
         result = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         enqueue(Greet("parent"))
-    """) == 0
+    """)
+        == 0
+    )
     assert len(shop.jobs) == 3

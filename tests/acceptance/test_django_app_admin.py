@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from html import unescape
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +19,9 @@ LIST = "/admin/pgjobs/job/"
 @pytest.fixture(scope="module")
 def migrated(tmp_path_factory: pytest.TempPathFactory, server_dsn: str) -> Iterator[Project]:
     with new_database(server_dsn) as dsn, project(tmp_path_factory.mktemp("shop"), dsn) as shop:
-        shop.write("shop/jobs.py", """
+        shop.write(
+            "shop/jobs.py",
+            """
             from pgjobs.contrib.django import handles
 
             @handles("mail.send")
@@ -28,12 +29,16 @@ def migrated(tmp_path_factory: pytest.TempPathFactory, server_dsn: str) -> Itera
 
             @handles("report.build")
             def build(tx, job): ...
-        """)
-        shop.write("shop/urls.py", """
+        """,
+        )
+        shop.write(
+            "shop/urls.py",
+            """
             from django.contrib import admin
             from django.urls import path
             urlpatterns = [path("admin/", admin.site.urls)]
-        """)
+        """,
+        )
         done = shop.manage("migrate")
         assert done.code == 0, done.err
         shop.run("""
@@ -58,7 +63,7 @@ def add(shop: Project, kind: str = "mail.send", **columns: Any) -> int:
     values = {"kind": kind, "args": Jsonb({}), **columns}
     names = ", ".join(values)
     marks = ", ".join("%s" for _ in values)
-    ((id,),) = shop.query(f"INSERT INTO pgjobs.job ({names}) VALUES ({marks}) RETURNING id", *values.values())  # type: ignore[arg-type]
+    ((id,),) = shop.query(f"INSERT INTO pgjobs.job ({names}) VALUES ({marks}) RETURNING id", *values.values())
     assert isinstance(id, int)
     return id
 
@@ -117,7 +122,9 @@ def test_the_filters_and_the_search_find_jobs(shop: Project) -> None:
         assert (status, listed(page)) == (200, ids)
     ((_, page, _),) = pages(shop, LIST)
     offered = unescape(page)
-    assert all(f"?{name}" in offered for name in ("state=discarded", "queue=slow", "queue=default", "kind=report.build"))
+    assert all(
+        f"?{name}" in offered for name in ("state=discarded", "queue=slow", "queue=default", "kind=report.build")
+    )
 
 
 def test_a_job_has_a_page_with_its_args_and_its_errors(shop: Project) -> None:
@@ -189,6 +196,6 @@ def test_a_list_of_a_big_table_counts_and_reads_no_further_than_it_shows(shop: P
         assert len(listed(page)) == 100
         assert "10000 jobs" in page
         assert all("LIMIT 10000" in sql or "LIMIT 100" in sql for sql in sent), sent
-    plan = "".join(line for (line,) in shop.query(f"EXPLAIN {sent[-1]}"))  # type: ignore[arg-type]
+    plan = "".join(line for (line,) in shop.query(f"EXPLAIN {sent[-1]}"))
     assert "Index Scan Backward" in plan
     assert "Sort" not in plan

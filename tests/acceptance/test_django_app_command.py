@@ -137,7 +137,9 @@ def test_work_finds_the_project_without_manage_py_too(shop: Project) -> None:
 
 def test_the_processes_of_work_get_no_path_but_the_projects_own(shop: Project) -> None:
     """Programs that handlers start inherit it, and may be of another Python."""
-    shop.write("shop/jobs.py", """
+    shop.write(
+        "shop/jobs.py",
+        """
         import os
         from pgjobs.contrib.django import handles
         from shop.models import Customer
@@ -145,7 +147,8 @@ def test_the_processes_of_work_get_no_path_but_the_projects_own(shop: Project) -
         @handles("look")
         def look(tx, job):
             job.record_output(os.environ["PYTHONPATH"].split(os.pathsep))
-    """)
+    """,
+    )
     shop.manage("pgjobs", "enqueue", "look", "{}")
     with shop.work("--burst") as work:
         assert work.process.wait(SOON) == 0

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.django_project import Project, django_database, project
+from tests.acceptance.django_project import django_database, project
 from tests.documents import PAGES
 
 (PAGE,) = [page for page in PAGES if page.name == "django"]
@@ -29,11 +29,12 @@ def directory(tmp_path: Path, fresh_database: str) -> Path:
 
 def test_its_commands_print_what_it_says(directory: Path, fresh_database: str) -> None:
     with project(directory / "not used", fresh_database) as looking:
+        looking.directory = directory
         printed = ""
         for line in (line for block in PAGE.blocks("sh") for line in block.code.splitlines()):
             program, file, *arguments = shlex.split(line)
             assert (program, file) == ("python", "manage.py")
-            done = looking.call(file, *arguments, cwd=directory)
+            done = looking.call(file, *arguments)
             assert done.code == 0, done.err
             printed += done.out
         assert printed == PAGE.output_after("sh")

@@ -85,7 +85,8 @@ def test_they_stand_in_the_schema_of_the_settings(shop: Project) -> None:
 def test_they_are_made_on_the_chosen_alias_alone(shop: Project, server_dsn: str, using: str) -> None:
     with new_database(server_dsn) as other_dsn, project(shop.directory / "other", other_dsn) as other:
         shop.set(
-            DATABASES={"default": django_database(shop.dsn), "jobs": django_database(other_dsn)}, PGJOBS={"USING": using}
+            DATABASES={"default": django_database(shop.dsn), "jobs": django_database(other_dsn)},
+            PGJOBS={"USING": using},
         )
         for alias in ("default", "jobs"):
             done = shop.manage("migrate", "--database", alias)
@@ -94,11 +95,14 @@ def test_they_are_made_on_the_chosen_alias_alone(shop: Project, server_dsn: str,
 
 
 def test_a_router_may_forbid_them(shop: Project) -> None:
-    shop.write("shop/routing.py", """
+    shop.write(
+        "shop/routing.py",
+        """
         class NoJobs:
             def allow_migrate(self, db, app_label, **hints):
                 return None if app_label != "pgjobs" else False
-    """)
+    """,
+    )
     shop.set(DATABASE_ROUTERS=["shop.routing.NoJobs"])
     assert shop.manage("migrate").code == 0
     assert tables(shop) == []
@@ -116,14 +120,16 @@ def test_sqlmigrate_shows_the_sql_and_no_migration_is_missing(shop: Project) -> 
 
 
 def test_the_sql_that_is_shown_makes_the_tables(shop: Project) -> None:
-    shop.query(shop.manage("sqlmigrate", "pgjobs", "0001").out)  # type: ignore[arg-type]
+    shop.query(shop.manage("sqlmigrate", "pgjobs", "0001").out)
     assert_fit(shop.dsn)
 
 
 def test_the_test_database_has_them(shop: Project) -> None:
     shop.write("shop/migrations/__init__.py", "")
     assert shop.manage("makemigrations", "shop").code == 0
-    shop.write("shop/tests.py", """
+    shop.write(
+        "shop/tests.py",
+        """
         from django.db import connection, transaction
         from django.test import TestCase, TransactionTestCase
         from pgjobs.contrib.django import enqueue
@@ -145,7 +151,8 @@ def test_the_test_database_has_them(shop: Project) -> None:
                     enqueue(Greet("ada"))
                 self.assertTrue(connection.settings_dict["NAME"].startswith("test_"))
                 self.assertEqual(Job.objects.count(), 1)
-    """)
+    """,
+    )
     done = shop.manage("test")
     assert done.code == 0, done.err
     assert re.search(r"Ran 3 tests.*\n\nOK", done.err, re.DOTALL)

@@ -7,13 +7,13 @@ is known without reading the table, and it can be sorted by id alone.
 from __future__ import annotations
 
 import json
+from functools import cached_property
 from typing import Any
 
 from django.contrib import admin
 from django.core.paginator import Paginator
 from django.db.models.fields.json import KT
 from django.db.models.functions import Left
-from django.utils.functional import cached_property
 from django.utils.html import format_html, format_html_join
 
 from pgjobs.contrib.django import settings
@@ -134,23 +134,23 @@ class JobAdmin(admin.ModelAdmin):  # type: ignore[misc]
         return ", ".join(job.tags)
 
     @admin.display(description="attempted by")
-    def workers(self, job: Job) -> str:
+    def workers(self, job: Job) -> object:
         return format_html_join("", "<div>{}</div>", ((worker,) for worker in job.attempted_by))
 
     @admin.display(description="args")
-    def pretty_args(self, job: Job) -> str:
+    def pretty_args(self, job: Job) -> object:
         return _pretty(job.args)
 
     @admin.display(description="metadata")
-    def pretty_metadata(self, job: Job) -> str:
+    def pretty_metadata(self, job: Job) -> object:
         return _pretty(job.metadata)
 
     @admin.display(description="output")
-    def pretty_output(self, job: Job) -> str:
+    def pretty_output(self, job: Job) -> object:
         return _pretty(job.output)
 
     @admin.display(description="errors")
-    def failures(self, job: Job) -> str:
+    def failures(self, job: Job) -> object:
         return format_html_join("", "{}", ((_failure(error),) for error in reversed(job.errors)))
 
 
@@ -158,15 +158,13 @@ def _is_id(text: str) -> bool:
     return text.isascii() and text.isdecimal() and int(text) < 2**63
 
 
-def _pretty(value: object) -> str:
-    text: str = format_html("<pre>{}</pre>", json.dumps(value, indent=2, ensure_ascii=False))
-    return text
+def _pretty(value: object) -> object:
+    return format_html("<pre>{}</pre>", json.dumps(value, indent=2, ensure_ascii=False))
 
 
-def _failure(error: Any) -> str:
+def _failure(error: Any) -> object:
     """One entry of `errors`; as JSON if it has another form."""
     if not isinstance(error, dict) or "error" not in error:
         return _pretty(error)
     head = f"attempt {error.get('attempt')}, {error.get('at')}: {error['error']}"
-    text: str = format_html("<pre>{}\n\n{}</pre>", head, error.get("trace") or "")
-    return text
+    return format_html("<pre>{}\n\n{}</pre>", head, error.get("trace") or "")

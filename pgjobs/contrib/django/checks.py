@@ -1,10 +1,10 @@
 """System checks of the app.
 
-    pgjobs.E001   PGJOBS has a setting that does not exist
-    pgjobs.E002   a setting is wrong: an alias that does not exist, or a value that the client or the pool refuses
-    pgjobs.E003   the alias is not a Postgres
-    pgjobs.E004   the alias is connected by psycopg2
-    pgjobs.W001   the tables are missing, or do not fit this version (`manage.py check --database ALIAS`)
+pgjobs.E001   PGJOBS has a setting that does not exist
+pgjobs.E002   a setting is wrong: an alias that does not exist, or a value that the client or the pool refuses
+pgjobs.E003   the alias is not a Postgres
+pgjobs.E004   the alias is connected by psycopg2
+pgjobs.W001   the tables are missing, or do not fit this version (`manage.py check --database ALIAS`)
 """
 
 from __future__ import annotations
