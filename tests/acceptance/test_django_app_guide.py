@@ -57,10 +57,14 @@ def test_type_checkers_have_nothing_to_say_about_it(directory: Path) -> None:
         "enqueue(Other(1), prio=1)\n"  # line 15
     )
     config = directory / "mypy.ini"
-    config.write_text("[mypy]\nstrict = true\n[mypy-django.*]\nignore_missing_imports = true\n")
+    config.write_text(
+        "[mypy]\nstrict = true\n[mypy-django.*]\nignore_missing_imports = true\n"
+        "[mypy-shop.models]\ndisallow_subclassing_any = false\n"
+    )
     command = [sys.executable, "-m", "mypy", "--config-file", str(config)]
     command += ["shop/jobs.py", "shop/accounts.py", "shop/wrong.py"]
     done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
     lines = [line for line in done.stdout.splitlines() if ": error:" in line or "Revealed" in line]
-    assert [line.split(":")[:2] for line in lines] == [["shop/wrong.py", n] for n in ("11", "14", "15")], done.stdout
+    places = list(dict.fromkeys(tuple(line.split(":")[:2]) for line in lines))
+    assert places == [("shop/wrong.py", number) for number in ("11", "14", "15")], done.stdout
     assert 'Revealed type is "pgjobs.job.Job[shop.wrong.Other]"' in lines[1]
