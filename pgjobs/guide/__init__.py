@@ -20,6 +20,7 @@ TOPICS = (
     "control",
     "command-line",
     "frameworks",
+    "django",
     "testing",
     "deploying",
     "production",
