@@ -20,6 +20,7 @@ TOPICS = (
     "control",
     "command-line",
     "frameworks",
+    "sqlalchemy",
     "deploying",
     "production",
     "logging",
