@@ -40,7 +40,7 @@ _MOST_FLUSHES = 100  # in a row, as in SQLAlchemy's commit; each may cause new c
 class SQLAlchemySource(PoolSource):
     """Connections of an engine. A handler gets a Session on the connection that holds its job's row lock.
 
-    `session` makes the Session: the application's `sessionmaker`, or a subclass of Session. Inside the handler,
+    `session` makes a Session for each job: the application's `sessionmaker`, or a subclass of Session. In the handler,
     `commit()`, `rollback()`, `close()` and `begin()` act on a savepoint of the job's transaction; the result becomes
     permanent with the job's commit. The engine needs a connection for each worker thread (`pool_size` and
     `max_overflow`). Maintenance, LISTEN and `enqueue(None, ...)` use other connections, made as the engine makes them.
@@ -49,14 +49,8 @@ class SQLAlchemySource(PoolSource):
     batches = False  # the end of a Session's transaction must be the end of one job's transaction
 
     def __init__(self, engine: Engine, *, session: Callable[..., Session] = Session) -> None:
-        if not isinstance(engine, Engine):
-            raise InvalidSetting(f"engine must be an Engine of SQLAlchemy, not {engine!r}")
-        if (engine.dialect.name, engine.dialect.driver) != ("postgresql", "psycopg"):
-            raise InvalidSetting(
-                f"pgjobs needs psycopg 3: use create_engine('postgresql+psycopg://...'), not {engine.url.drivername}"
-            )
-        if "@" in (engine.url.host or ""):  # part of a password, which error messages would show
-            raise InvalidSetting("the URL of the engine has an @ in its host: write %40 for an @ in the password")
+        _check_engine(engine)
+        _check_session(session)
         super().__init__(partial(own_pool, self._connect))
         self.engine = engine
         remember_engine(engine)
@@ -294,6 +288,42 @@ def _flush(session: Session, connection: Connection) -> None:
         raise TransactionBroken(
             "the Session used another connection than the job's: its get_bind() returns another one"
         )
+
+
+def _check_engine(engine: Any) -> None:
+    if _is_async(engine):
+        raise InvalidSetting(
+            "engine is an AsyncEngine, and workers run handlers on threads: give create_engine(...) of the same URL"
+        )
+    if not isinstance(engine, Engine):
+        given = "a str" if isinstance(engine, str) else shown(engine)  # a URL may have a password
+        raise InvalidSetting(f"engine must be an Engine of SQLAlchemy, not {given}: give create_engine(...)")
+    if (engine.dialect.name, engine.dialect.driver) != ("postgresql", "psycopg"):
+        raise InvalidSetting(
+            f"pgjobs needs psycopg 3: use create_engine('postgresql+psycopg://...'), not {engine.url.drivername}"
+        )
+    if "@" in (engine.url.host or ""):  # part of a password, which error messages would show
+        raise InvalidSetting("the URL of the engine has an @ in its host: write %40 for an @ in the password")
+
+
+def _check_session(session: Any) -> None:
+    if isinstance(session, scoped_session):
+        raise InvalidSetting(
+            "session is a scoped_session, which has one Session for all jobs of a thread, and each job needs its own: "
+            "give the sessionmaker that it was made of"
+        )
+    if _is_async(session):
+        raise InvalidSetting("session makes an AsyncSession, and workers run handlers on threads: give a sessionmaker")
+    if not callable(session):
+        raise InvalidSetting(
+            f"session must be a sessionmaker or a subclass of Session, not {shown(session)}: each job gets its own"
+        )
+
+
+def _is_async(value: object) -> bool:
+    """Whether this is an AsyncEngine, a maker of AsyncSessions, or a class of them."""
+    classes = value.__mro__ if isinstance(value, type) else type(value).__mro__
+    return any(each.__module__.startswith("sqlalchemy.ext.asyncio") for each in classes)
 
 
 def _psycopg(conn: Any) -> AnyConnection:

@@ -20,6 +20,7 @@ TOPICS = (
     "control",
     "command-line",
     "frameworks",
+    "sqlalchemy",
     "django",
     "testing",
     "deploying",

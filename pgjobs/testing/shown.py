@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import is_dataclass
 from typing import Any
 
+from pgjobs import codec
 from pgjobs.job import Job
 
 _MOST_JOBS = 20
@@ -19,8 +20,9 @@ def shown_args(args_class: type | None, raw: str) -> str:
 
 
 def visible_args(args_class: type | None, raw: str) -> Any:
-    """The args of a job as a message may show them. Every failure message gets args from here."""
-    return json.loads(raw)
+    """The args of a job as a message may show them, without the values of secret fields if their class is known. Every
+    failure message gets args from here."""
+    return json.loads(raw if args_class is None else codec.redacted(args_class, raw))
 
 
 def shown_jobs(jobs: Sequence[Job[Any]], classes: Mapping[str, type]) -> str:

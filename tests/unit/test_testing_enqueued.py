@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -265,6 +265,31 @@ def test_the_assertions_return_true_or_name_the_count_or_the_kind(client: Memory
 
 
 # --- what is shown
+
+
+@dataclass
+class Login:
+    email: str
+    password: str = field(metadata={"secret": True})
+
+
+def test_the_values_of_secret_fields_are_not_shown(client: MemoryClient, enqueued: Enqueued) -> None:
+    client.enqueue(None, Login("ada", "hunter2"))
+    enqueued.assert_enqueued(Login("ada", "hunter2"))
+    enqueued.assert_not_enqueued(Login("ada", "other"))
+    for assertion in (
+        lambda: enqueued.assert_enqueued(Login("bob", "wrong1")),
+        lambda: enqueued.assert_enqueued(Login, args={"password": "wrong1"}),
+        lambda: enqueued.assert_many_enqueued([Login("ada", "wrong1")]),
+        lambda: enqueued.assert_not_enqueued(Login("ada", "hunter2")),
+        lambda: enqueued.contains(Login("ada", "wrong1")),
+        lambda: MemoryClient().enqueued.contains(Login("ada", "wrong1")),
+        enqueued.empty,
+    ):
+        said = says(assertion)
+        assert "hunter2" not in said
+        assert "wrong1" not in said
+        assert "[secret]" in said
 
 
 def test_many_jobs_and_long_args_are_cut(client: MemoryClient, enqueued: Enqueued) -> None:
