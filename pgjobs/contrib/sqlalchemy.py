@@ -58,8 +58,11 @@ class SQLAlchemySource(PoolSource):
 
     @contextmanager
     def checkout(self) -> Iterator[Checkout]:
-        with returning(_EngineCheckout(engine_here(self.engine), self._session)) as checkout:
+        with returning(self._checkout(engine_here(self.engine))) as checkout:
             yield checkout
+
+    def _checkout(self, engine: Engine, lent: Connection | None = None) -> Checkout:
+        return EngineCheckout(engine, self._session, lent)
 
     @contextmanager
     def checkout_within(self, tx: Borrowable) -> Iterator[Checkout]:
@@ -70,10 +73,11 @@ class SQLAlchemySource(PoolSource):
             raise InvalidTransaction(f"tx is a Session or Connection of SQLAlchemy for this client, not {shown(tx)}")
         borrow(session)  # begins
         if isinstance(session, Connection):
-            yield _LentCheckout(session, self._session)
+            yield self._checkout(session.engine, session)
             return
         session.flush()
-        yield _LentCheckout(session.connection(), self._session)
+        connection = session.connection()
+        yield self._checkout(connection.engine, connection)
         session.expire_all()
 
     def _ensure_size(self, threads: int) -> None:
@@ -94,7 +98,7 @@ class SQLAlchemySource(PoolSource):
         return _psycopg(conn)
 
 
-class _EngineCheckout(Checkout):
+class EngineCheckout(Checkout):
     """A checkout of a connection of the engine.
 
     pgjobs sends BEGIN and COMMIT itself. Each job has a Connection of SQLAlchemy of its own, with a transaction object
@@ -102,20 +106,24 @@ class _EngineCheckout(Checkout):
     that it has: what a handler has kept of them raises, and cannot reach the next job.
     """
 
-    def __init__(self, engine: Engine, session: Callable[..., Session]) -> None:
+    def __init__(self, engine: Engine, session: Callable[..., Session], lent: Connection | None = None) -> None:
         self._engine = engine
+        self._lent = lent  # by a caller, with its transaction
+        self.borrowed = lent is not None
         self._make_session = session
         self._session: Session | None = None
         super().__init__()
 
     def _get(self) -> AnyConnection:
         with _driver_errors():
-            self._pooled = self._engine.raw_connection()
+            self._pooled = self._engine.raw_connection() if self._lent is None else self._lent.connection
             conn = opened_here(_psycopg(self._pooled.driver_connection))
         self.can_prepare = conn.prepare_threshold is not None
         return conn
 
     def _put(self, conn: AnyConnection) -> None:
+        if self.borrowed:
+            return
         with suppress(exc.SQLAlchemyError, psycopg.Error):
             if self._ours and conn.info.transaction_status != TransactionStatus.IDLE:
                 self._pooled.invalidate()  # without this, close() would send a ROLLBACK
@@ -127,6 +135,8 @@ class _EngineCheckout(Checkout):
 
     def _configure(self) -> None:
         """Call the application's listeners for new connections, which may set up the database session."""
+        if self.borrowed:
+            return
         record: Any = getattr(self._pooled, "_connection_record", None)
         self._engine.pool.dispatch.connect(self.original, record)
 
@@ -168,26 +178,6 @@ class _EngineCheckout(Checkout):
         transaction = self._connection.get_transaction()
         if transaction is not None:
             transaction.commit() if committed else transaction.rollback()
-
-
-class _LentCheckout(_EngineCheckout):
-    """A checkout of the connection of a caller, in its transaction."""
-
-    borrowed = True
-
-    def __init__(self, connection: Connection, session: Callable[..., Session]) -> None:
-        self._lent = connection
-        super().__init__(connection.engine, session)
-
-    def _get(self) -> AnyConnection:
-        self._pooled = self._lent.connection
-        return opened_here(_psycopg(self._pooled.driver_connection))
-
-    def _put(self, conn: AnyConnection) -> None:
-        pass
-
-    def _configure(self) -> None:
-        pass
 
 
 class _JobsConnection(PoolProxiedConnection):
