@@ -63,7 +63,7 @@ class SQLAlchemySource(PoolSource):
 
     @contextmanager
     def checkout(self) -> Iterator[Checkout]:
-        with returning(_EngineCheckout(engine_here(self.engine), self._session)) as checkout:
+        with returning(EngineCheckout(engine_here(self.engine), self._session)) as checkout:
             yield checkout
 
     def _ensure_size(self, threads: int) -> None:
@@ -84,7 +84,7 @@ class SQLAlchemySource(PoolSource):
         return _psycopg(conn)
 
 
-class _EngineCheckout(Checkout):
+class EngineCheckout(Checkout):
     """A checkout of a connection of the engine.
 
     pgjobs sends BEGIN and COMMIT itself. Each job has a Connection of SQLAlchemy of its own, with a transaction object
