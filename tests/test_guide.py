@@ -20,6 +20,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
+import pgjobs.contrib.flask
 import pgjobs.contrib.sqlalchemy
 from pgjobs import Client, JobFilter, JobOptions, QueueSettings, Schedule, WorkerPool, WorkMap, cli, guide
 from pgjobs.control.queues import Queues
@@ -340,6 +341,7 @@ def test_the_commands_it_names_exist(document: Document, capsys: pytest.CaptureF
 
 
 HOMES: tuple[object, ...] = (pgjobs, pgjobs.contrib.sqlalchemy, Client, Queues, Schedules, CodeSchedules, WorkerPool)
+HOMES += (pgjobs.contrib.flask, pgjobs.contrib.flask.Pgjobs)
 HOMES += (WorkMap, pgjobs.Handler, pgjobs.Job, JobFilter, Subscription, pgjobs.Hooks, pgjobs.ErrorHandler)
 OWNERS: Mapping[str, Any] = {
     "client": Client,

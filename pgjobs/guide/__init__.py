@@ -20,6 +20,7 @@ TOPICS = (
     "control",
     "command-line",
     "frameworks",
+    "flask",
     "deploying",
     "production",
     "logging",
