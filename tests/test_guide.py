@@ -21,6 +21,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 import pgjobs.contrib.django
+import pgjobs.contrib.flask
 import pgjobs.contrib.sqlalchemy
 import pgjobs.testing
 from pgjobs import Client, JobFilter, JobOptions, QueueSettings, Schedule, WorkerPool, WorkMap, cli, guide
@@ -346,6 +347,7 @@ HOMES: tuple[object, ...] = (pgjobs, pgjobs.contrib.django, pgjobs.contrib.sqlal
 HOMES += (CodeSchedules, WorkerPool, WorkMap, pgjobs.Handler, pgjobs.Job, JobFilter, Subscription, pgjobs.Hooks)
 HOMES += (pgjobs.ErrorHandler,)
 HOMES += (pgjobs.testing, Jobs, Performed)
+HOMES += (pgjobs.contrib.flask, pgjobs.contrib.flask.Pgjobs)
 OWNERS: Mapping[str, Any] = {
     "client": Client,
     "pool": WorkerPool,

@@ -21,6 +21,7 @@ TOPICS = (
     "command-line",
     "frameworks",
     "sqlalchemy",
+    "flask",
     "django",
     "testing",
     "deploying",
