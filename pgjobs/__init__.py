@@ -55,7 +55,7 @@ from pgjobs.errors import (
     WorkerPoolError,
 )
 from pgjobs.events import Event, EventKind, JobStats, QueueEvent, QueueEventKind, Subscription
-from pgjobs.hooks import EnqueueMiddleware, ErrorHandler, Hooks, Middleware
+from pgjobs.hooks import AsyncEnqueueMiddleware, EnqueueMiddleware, ErrorHandler, Hooks, Middleware
 from pgjobs.job import AttemptError, Job, JobState, current_job
 from pgjobs.job_filter import JobFilter
 from pgjobs.options import EncodedJob, JobOptions, NewJob, job_options
@@ -71,6 +71,7 @@ from pgjobs.worker_pool import WorkerPool
 
 __all__ = [
     "AmbiguousJob",
+    "AsyncEnqueueMiddleware",
     "AttemptError",
     "AttemptLost",
     "Backoff",

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import builtins
 import os
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import datetime, timedelta
-from functools import partial
 from secrets import token_hex
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, Unpack, cast, overload
@@ -27,28 +26,28 @@ from pgjobs.control.queries import Action, ControlQueries
 from pgjobs.control.queues import Queues
 from pgjobs.db import migrate, migration_plan
 from pgjobs.db.advice import advised
-from pgjobs.db.borrow import Borrowable, borrow
+from pgjobs.db.borrow import AsyncBorrowable, Borrowable, borrow, borrow_async
 from pgjobs.db.cursors import AnyConnection
-from pgjobs.db.dsn import for_libpq
-from pgjobs.db.own_pool import OwnPool
-from pgjobs.db.source import PoolSource, defaults_for, live_connection
+from pgjobs.db.source import PoolSource, live_connection, source_of
 from pgjobs.db.statements import check_schema
+from pgjobs.enqueuing.async_enqueuer import AsyncEnqueuer, AsyncTx
 from pgjobs.enqueuing.builder import InsertBuilder
 from pgjobs.enqueuing.encoder import Encoder
 from pgjobs.enqueuing.enqueuer import Enqueuer
 from pgjobs.enqueuing.queries import EnqueueQueries
-from pgjobs.errors import InvalidArgs, InvalidOption, InvalidSetting, JobNotFinished, JobNotFound, shown
+from pgjobs.errors import InvalidArgs, InvalidOption, JobNotFound, shown
 from pgjobs.events import Event, EventKind, EventName, Events, QueueEvent, QueueEventKind, QueueEventName, Subscription
 from pgjobs.execution.claimer import Claimer
 from pgjobs.execution.finisher import Finisher
 from pgjobs.execution.lock_job import lock_job
 from pgjobs.execution.queries import ExecutionQueries
 from pgjobs.forking import PerProcess, check_pool, this_process
-from pgjobs.hooks import EnqueueMiddleware, HookCalls, Hooks, checked_hooks
+from pgjobs.hooks import AsyncEnqueueMiddleware, EnqueueMiddleware, HookCalls, Hooks, checked_hooks
 from pgjobs.job import Job, changed
 from pgjobs.job_filter import JobFilter, check_filter, check_id
 from pgjobs.observe.listing import Order, listing
 from pgjobs.observe.queries import ObserveQueries
+from pgjobs.observe.waiting import Waiting
 from pgjobs.options import NO_OPTIONS, JobOptions, NewJob, Options, check_queue, options_given
 from pgjobs.results import JobCounts, JobPage, ManyJobs, WorkerProcess
 from pgjobs.schedules.queries import ScheduleQueries
@@ -59,9 +58,6 @@ from pgjobs.workers.registration import Registration
 
 Args = TypeVar("Args")
 Read = TypeVar("Read")
-
-_FIRST_PAUSE = 0.05  # seconds between two queries of `wait`; grows by half each time
-_LONGEST_PAUSE = 1.0
 
 
 class Client:
@@ -85,7 +81,9 @@ class Client:
     - `error_details=False`: keep the details of database errors (keys, rows, the text of statements) out of
       `job.errors` and the log. The primary message remains, and may quote a value.
     - `hooks`: objects that observe the jobs of this client and of its worker pools.
-    - `middleware`: functions that wrap each insert.
+    - `middleware`: functions that wrap each insert; `async def` for inserts on asynchronous connections.
+
+    Asynchronous code calls `aenqueue`, `aenqueue_many`, `aget` and `await_job`.
 
     `client.queues` pauses, resumes and shows queues. `client.schedules` adds, changes, pauses, runs and removes stored
     schedules. A method that takes `tx` works in the caller's transaction, and does not commit it; without `tx`, or with
@@ -108,7 +106,7 @@ class Client:
         code_version: str | None = None,
         error_details: bool = True,
         hooks: Sequence[Hooks] = (),
-        middleware: Sequence[EnqueueMiddleware] = (),
+        middleware: Sequence[EnqueueMiddleware | AsyncEnqueueMiddleware] = (),
     ) -> None:
         self.schema = check_schema(schema)
         checks.check_text("id", id, or_none=True, is_cleaned=True)
@@ -120,7 +118,7 @@ class Client:
         self.queries = ExecutionQueries(self.schema)
         self._control = ControlQueries(self.schema)
         self._observe = ObserveQueries(self.schema)
-        self.source = _source(pool)
+        self.source = source_of(pool)
         self._jobs = JobControl(self._control, self._transaction)
         self.queues = Queues(self.schema, self._transaction, self._control, self._observe)
         self._work_map = None if work_map is None else as_work_map(work_map)
@@ -152,6 +150,7 @@ class Client:
             hooks=self.hooks,
             middleware=checks.check_functions("middleware", middleware, "functions of (tx, jobs, insert)"),
         )
+        self._async_enqueuer = AsyncEnqueuer(self._enqueuer)
         self._registration = Registration(self.schema, "", self.code_version)
         self.schedules = Schedules(ScheduleQueries(self.schema), self._transaction, self._encoder.encode)
 
@@ -310,10 +309,7 @@ class Client:
         the database pass through. On a `tx` of the caller nothing is committed.
         """
         checks.check_bool("notify", notify, error=InvalidOption)
-        has_options = kind is not None or bool(options)
-        if has_options and isinstance(args, NewJob):
-            raise InvalidOption("a NewJob has its own kind and options: pass them to NewJob(...)")
-        return self._enqueuer.enqueue(tx, NewJob(args, kind=kind, **options) if has_options else args, notify=notify)
+        return self._enqueuer.enqueue(tx, _new_job(args, kind, options), notify=notify)
 
     @overload
     def enqueue_many(
@@ -364,6 +360,111 @@ class Client:
         if returning:
             return self._enqueuer.enqueue_many(tx, jobs, call, notify=notify)
         return self._enqueuer.enqueue_counted(tx, jobs, call, notify=notify)
+
+    # --- from asynchronous code
+
+    @overload
+    async def aenqueue(self, tx: AsyncTx, args: NewJob[Args], *, notify: bool = True) -> Job[Args]: ...
+
+    @overload
+    async def aenqueue(
+        self,
+        tx: AsyncTx,
+        args: Args,
+        *,
+        kind: str | None = None,
+        notify: bool = True,
+        **options: Unpack[Options],
+    ) -> Job[Args]: ...
+
+    async def aenqueue(
+        self,
+        tx: AsyncTx,
+        args: Args | NewJob[Args],
+        *,
+        kind: str | None = None,
+        notify: bool = True,
+        **options: Unpack[Options],
+    ) -> Job[Args]:
+        """`enqueue` from asynchronous code: `await client.aenqueue(tx, args)` inserts one job in the transaction `tx`.
+
+        `tx` is a psycopg AsyncConnection, AsyncCursor or AsyncTransaction; or an AsyncSession, async_scoped_session or
+        AsyncConnection of SQLAlchemy with the driver psycopg. With None the job gets a transaction of its own, in a
+        thread (`asyncio.to_thread`) and on the pool of the client; with a ConnectionPool or AsyncConnectionPool, on a
+        connection of that. All else is as in `enqueue`: the options, the errors, and that nothing is committed on a
+        `tx` of the caller.
+
+        If the task is cancelled meanwhile, psycopg cancels the statement: on a `tx` of the caller the transaction must
+        then be rolled back, as after an error. With None the job may have been enqueued all the same.
+        """
+        checks.check_bool("notify", notify, error=InvalidOption)
+        return await self._async_enqueuer.enqueue(tx, _new_job(args, kind, options), notify=notify)
+
+    @overload
+    async def aenqueue_many(
+        self,
+        tx: AsyncTx,
+        jobs: Iterable[object],
+        *,
+        notify: bool = True,
+        returning: Literal[True] = True,
+        **options: Unpack[Options],
+    ) -> builtins.list[Job[Any]]: ...
+
+    @overload
+    async def aenqueue_many(
+        self,
+        tx: AsyncTx,
+        jobs: Iterable[object],
+        *,
+        notify: bool = True,
+        returning: Literal[False],
+        **options: Unpack[Options],
+    ) -> int: ...
+
+    async def aenqueue_many(
+        self,
+        tx: AsyncTx,
+        jobs: Iterable[object],
+        *,
+        notify: bool = True,
+        returning: bool = True,
+        **options: Unpack[Options],
+    ) -> builtins.list[Job[Any]] | int:
+        """`enqueue_many` from asynchronous code, with the `tx` of `aenqueue`. With None, an iterator of jobs is read in
+        a thread."""
+        checks.check_bool("notify", notify, error=InvalidOption)
+        checks.check_bool("returning", returning, error=InvalidOption)
+        call = options_given(options) if options else NO_OPTIONS
+        if returning:
+            return await self._async_enqueuer.enqueue_many(tx, jobs, call, notify=notify)
+        return await self._async_enqueuer.enqueue_counted(tx, jobs, call, notify=notify)
+
+    async def aget(self, id: int, tx: AsyncBorrowable | None = None) -> Job[Any] | None:
+        """`get` from asynchronous code. With a `tx` as in `aenqueue` it reads in that transaction."""
+        if tx is None:
+            return await asyncio.to_thread(self.get, id)
+        check_id(id)
+        with advised(self.schema):
+            job = await self._observe.get_job_async(await borrow_async(tx), id)
+        return None if job is None else decoding(self._work_map, job)
+
+    @overload
+    async def await_job(self, job: Job[Args], *, timeout: timedelta | None = None) -> Job[Args]: ...
+
+    @overload
+    async def await_job(self, job: int, *, timeout: timedelta | None = None) -> Job[Any]: ...
+
+    async def await_job(self, job: Job[Any] | int, *, timeout: timedelta | None = None) -> Job[Any]:
+        """`wait` from asynchronous code: it takes a thread for each look at the job, and none in between."""
+        waiting = Waiting(job, timeout)
+        while True:
+            found = await asyncio.to_thread(self._look, waiting)
+            if found.state.final:
+                return self._finished(job, found)
+            await asyncio.sleep(waiting.next_pause(found.state))
+
+    # --- connections of a call
 
     @contextmanager
     def _transaction(self, tx: Borrowable | ConnectionPool[Any] | None) -> Iterator[AnyConnection]:
@@ -676,25 +777,23 @@ class Client:
         JobNotFinished after `timeout`, and JobNotFound if there is no such job: the transaction that enqueued it must
         be committed first.
         """
-        id, queue = (job.id, job.queue) if isinstance(job, Job) else (job, None)
-        check_id(id)
-        seconds = checks.timeout_seconds(timeout)
-        deadline = time.monotonic() + (threading.TIMEOUT_MAX if seconds is None else seconds)
-        pause = _FIRST_PAUSE
+        waiting = Waiting(job, timeout)
         while True:
-            with self._transaction(None) as conn:
-                found = self.queries.get_job(conn, id, queue)
-            if found is None:
-                raise JobNotFound(id)
+            found = self._look(waiting)
             if found.state.final:
-                if isinstance(job, Job):
-                    return changed(found, decode=job.decode)
-                return decoding(self._work_map, found)
-            left = deadline - time.monotonic()
-            if timeout is not None and left <= 0:
-                raise JobNotFinished(id, found.state, timeout)
-            time.sleep(min(pause, left))
-            pause = min(1.5 * pause, _LONGEST_PAUSE)
+                return self._finished(job, found)
+            time.sleep(waiting.next_pause(found.state))
+
+    def _look(self, waiting: Waiting) -> Job[Any]:
+        with self._transaction(None) as conn:
+            found = self.queries.get_job(conn, waiting.id, waiting.queue)
+        if found is None:
+            raise JobNotFound(waiting.id)
+        return found
+
+    def _finished(self, job: Job[Any] | int, found: Job[Any]) -> Job[Any]:
+        """The job that `wait` found, with args of the class that the given job has."""
+        return changed(found, decode=job.decode) if isinstance(job, Job) else decoding(self._work_map, found)
 
 
 def decode_args(cls: type[Args], raw: str | Mapping[str, Any] | Args) -> Args:
@@ -709,6 +808,15 @@ def decode_args(cls: type[Args], raw: str | Mapping[str, Any] | Args) -> Args:
     return codec.decode(cls, cast(str | Mapping[str, Any], raw))
 
 
+def _new_job(args: object, kind: str | None, options: Options) -> object:
+    """The args, or a NewJob with the kind and options of the call, if there are any."""
+    if kind is None and not options:
+        return args
+    if isinstance(args, NewJob):
+        raise InvalidOption("a NewJob has its own kind and options: pass them to NewJob(...)")
+    return NewJob(args, kind=kind, **options)
+
+
 def _check_defaults(**options: object) -> None:
     for name, value in options.items():
         if value is None:
@@ -718,17 +826,3 @@ def _check_defaults(**options: object) -> None:
 def _reason(reason: str) -> str:
     checks.check_text("reason", reason, is_cleaned=True, error=InvalidOption)
     return clean(reason, ERROR_LIMIT)
-
-
-def _source(pool: object) -> PoolSource:
-    if isinstance(pool, PoolSource):
-        return pool
-    if isinstance(pool, ConnectionPool):
-        return PoolSource(pool)
-    if isinstance(pool, str) and pool:
-        return PoolSource(partial(OwnPool, for_libpq(pool), defaults_for(pool)))
-    # without the value, which may be a URL with a password
-    raise InvalidSetting(
-        "pool must be a connection string, a psycopg_pool.ConnectionPool or a source, not "
-        + ("empty" if pool == "" else f"of type {type(pool).__name__}")
-    )

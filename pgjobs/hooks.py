@@ -8,7 +8,7 @@ error handler   may cancel or discard a job whose attempt failed
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from difflib import get_close_matches
@@ -30,6 +30,10 @@ Insert = Callable[[Sequence[EncodedJob]], list[Job[Any]]]
 #: `middleware(tx, jobs, insert)` wraps an insert, once for each `enqueue` or `enqueue_many`. It calls `insert(jobs)`
 #: and returns the result; it may change the jobs with `dataclasses.replace`.
 EnqueueMiddleware = Callable[[Any, Sequence[EncodedJob], Insert], list[Job[Any]]]
+AsyncInsert = Callable[[Sequence[EncodedJob]], Awaitable[list[Job[Any]]]]
+#: `async def middleware(tx, jobs, insert)` does the same around `aenqueue` and `aenqueue_many` on an asynchronous
+#: connection: it returns `await insert(jobs)`.
+AsyncEnqueueMiddleware = Callable[[Any, Sequence[EncodedJob], AsyncInsert], Awaitable[list[Job[Any]]]]
 #: `middleware(tx, job, run)` wraps a handler, inside the handler's transaction and timeout. `run()` runs the handler
 #: and raises its exceptions. If the middleware raises, the attempt fails with that exception; else it succeeds.
 Middleware = Callable[[Any, Job[Any], Callable[[], Any]], object]
@@ -233,12 +237,35 @@ def with_middleware(
     return run
 
 
-def insert_with_middleware(middleware: Sequence[EnqueueMiddleware], tx: Any, insert: Insert) -> Insert:
-    """The insert wrapped in all middleware, the first one outermost."""
+def insert_with_middleware(middleware: Sequence[Any], tx: Any, insert: Callable[..., Any]) -> Callable[..., Any]:
+    """The insert wrapped in all middleware, the first one outermost. If the insert is asynchronous, so is all of it."""
     for step in reversed(middleware):
         insert = _insert_step(step, tx, insert)
     return insert
 
 
-def _insert_step(step: EnqueueMiddleware, tx: Any, insert: Insert) -> Insert:
+def _insert_step(step: Callable[..., Any], tx: Any, insert: Callable[..., Any]) -> Callable[..., Any]:
     return lambda jobs: step(tx, jobs, insert)
+
+
+def check_middleware(middleware: Sequence[Any], *, is_async: bool) -> None:
+    """Refuse middleware that cannot stand around this insert: it would return before the insert has run, or block the
+    event loop."""
+    for step in middleware:
+        if is_async_function(step) == is_async:
+            continue
+        name = getattr(step, "__qualname__", None) or type(step).__qualname__
+        if is_async:
+            raise InvalidSetting(
+                f"the middleware {name} is a plain function, and cannot wait for an insert on an asynchronous "
+                "connection: write async def and return await insert(jobs); or pass None as tx"
+            )
+        raise InvalidSetting(
+            f"the middleware {name} is async, and stands only around aenqueue and aenqueue_many on an asynchronous "
+            "connection: make another Client, with middleware of plain functions, for all other calls"
+        )
+
+
+def is_async_function(function: Any) -> bool:
+    """Whether a call of it gives a coroutine; it may be an object with a method `__call__`."""
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)

@@ -281,9 +281,10 @@ def _flush(session: Session, connection: Connection) -> None:
 
 
 def _check_engine(engine: Any) -> None:
-    if _is_async(engine):
+    if _is_async(engine) or (isinstance(engine, Engine) and engine.dialect.is_async):  # also the Engine inside of one
         raise InvalidSetting(
-            "engine is an AsyncEngine, and workers run handlers on threads: give create_engine(...) of the same URL"
+            "engine must be synchronous, since workers run handlers on threads, and this is an AsyncEngine: give "
+            "create_engine(...) of the same URL, and pass Sessions of this engine to aenqueue"
         )
     if not isinstance(engine, Engine):
         given = "a str" if isinstance(engine, str) else shown(engine)  # a URL may have a password

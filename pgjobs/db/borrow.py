@@ -1,4 +1,5 @@
-"""Finds the psycopg connection of the transaction that a caller passes as `tx`.
+"""Finds the psycopg connection of the transaction that a caller passes as `tx`: `borrow` a synchronous one,
+`borrow_async` an asynchronous one. Each refuses the other's, and says which call takes it.
 
 No framework is imported here: if `tx` is an object of a framework, then its module is loaded already.
 """
@@ -8,8 +9,9 @@ from __future__ import annotations
 import sys
 from typing import Any, Protocol
 
-from psycopg import Connection, Cursor, Transaction
+from psycopg import AsyncConnection, AsyncCursor, AsyncTransaction, Connection, Cursor, Transaction
 
+from pgjobs.db.cursors import AnyAsyncConnection
 from pgjobs.db.inherited import drop_inherited, opened_here, remember_engine
 from pgjobs.errors import InvalidTransaction, shown
 
@@ -22,21 +24,35 @@ class HasConnection(Protocol):
     def connection(self) -> Any: ...
 
 
+class HasAsyncConnection(HasConnection, Protocol):
+    """An AsyncSession, async_scoped_session or AsyncConnection of SQLAlchemy."""
+
+    async def aclose(self) -> None: ...
+
+
 #: What `enqueue` accepts as its `tx`: a psycopg connection, one of the above, or a Django alias. It also accepts None,
 #: for a transaction of its own.
 Borrowable = Connection[Any] | HasConnection | str
+
+#: What `aenqueue` accepts as its `tx`. It also accepts None.
+AsyncBorrowable = AsyncConnection[Any] | AsyncCursor[Any] | AsyncTransaction | HasAsyncConnection
 
 
 _WANTED = (
     "tx is a psycopg 3 Connection, Cursor or Transaction; a SQLAlchemy Session, scoped_session or Connection; a Django "
     "connection or alias; or None for a transaction of its own"
 )
-
-
+_WANTED_ASYNC = (
+    "tx is a psycopg 3 AsyncConnection, AsyncCursor or AsyncTransaction; a SQLAlchemy AsyncSession, "
+    "async_scoped_session or AsyncConnection; or None for a transaction of its own"
+)
 _ASYNC = (
-    "tx {} belongs to an asynchronous connection, which pgjobs cannot use, not even in run_sync(): enqueue in a thread "
-    "(asyncio.to_thread), on a psycopg Connection or a Session of a synchronous engine, together with the writes that "
-    "belong to the job"
+    "tx {} belongs to an asynchronous connection: write await client.aenqueue(tx, ...), aenqueue_many or aget, outside "
+    "of run_sync(); call any other method without this tx, in a thread, as in asyncio.to_thread(client.cancel, id)"
+)
+_SYNC = (
+    "tx {} is synchronous, and a call on it would block the event loop: in the function and thread that work with it "
+    "(asyncio.to_thread, Django's sync_to_async) write client.enqueue(tx, ...), enqueue_many or get"
 )
 
 
@@ -57,21 +73,69 @@ def borrow(tx: object) -> Connection[Any]:
         found = _behind_django(tx)
     if isinstance(found, Connection):
         return opened_here(found)
-    if found is not None:
-        if _is_async(found):
-            raise InvalidTransaction(_ASYNC.format(shown(tx)))
-        raise InvalidTransaction(
-            f"tx {shown(tx)} is connected by {type(found).__module__.partition('.')[0]}, and pgjobs needs psycopg 3: "
-            "in SQLAlchemy use a postgresql+psycopg:// URL, for Django uninstall psycopg2"
-        )
-    if _is_async(tx):
-        raise InvalidTransaction(_ASYNC.format(shown(tx)))
-    raise InvalidTransaction(f"{_WANTED}; not {shown(tx)}")
+    raise InvalidTransaction(_why_not(tx, found))
+
+
+async def borrow_async(tx: object) -> AnyAsyncConnection:
+    """The psycopg connection behind the caller's asynchronous transaction, by the rules of `borrow`."""
+    match tx:
+        case AsyncConnection():
+            return opened_here(tx)
+        case AsyncCursor() | AsyncTransaction():
+            return opened_here(tx.connection)
+    found = await _behind_async_sqlalchemy(tx)
+    if isinstance(found, AsyncConnection):
+        return opened_here(found)
+    raise InvalidTransaction(_why_not_async(tx, found))
+
+
+# --- what is refused, and what to do instead
+
+
+def _why_not(tx: object, found: object) -> str:
+    """Why `borrow` refuses `tx`, behind which it found this connection, or None."""
+    if isinstance(found, AsyncConnection):
+        return _ASYNC.format(shown(tx))
+    if found is not None or _is_asyncpg(tx):
+        return _other_driver(tx, tx if found is None else found)
+    return _ASYNC.format(shown(tx)) if _is_async(tx) else f"{_WANTED}; not {shown(tx)}"
+
+
+def _why_not_async(tx: object, found: object) -> str:
+    if found is not None or _is_asyncpg(tx):
+        return _other_driver(tx, tx if found is None else found)
+    return _SYNC.format(shown(tx)) if _is_sync(tx) else f"{_WANTED_ASYNC}; not {shown(tx)}"
 
 
 def _is_async(tx: object) -> bool:
-    """Whether this is an asynchronous connection, or a session on one, of psycopg, asyncpg or SQLAlchemy."""
+    """Whether this is an asynchronous connection, a session on one or a pool, of psycopg, asyncpg or SQLAlchemy."""
     return "async" in f"{type(tx).__module__}.{type(tx).__name__}".lower()
+
+
+def _is_sync(tx: object) -> bool:
+    """Whether `borrow` knows this kind of object. Nothing is begun on it."""
+    engine, orm = sys.modules.get("sqlalchemy.engine"), sys.modules.get("sqlalchemy.orm")
+    return (
+        isinstance(tx, Connection | Cursor | Transaction)
+        or (orm is not None and isinstance(tx, (orm.Session, orm.scoped_session)))
+        or (engine is not None and isinstance(tx, engine.Connection))
+        or _is_django(tx)
+    )
+
+
+def _is_asyncpg(tx: object) -> bool:
+    return type(tx).__module__.partition(".")[0] == "asyncpg"
+
+
+def _other_driver(tx: object, found: object) -> str:
+    driver = type(found).__module__.partition(".")[0]
+    return (
+        f"tx {shown(tx)} is connected by {driver}, and pgjobs needs psycopg 3: in SQLAlchemy use a "
+        "postgresql+psycopg:// URL, for Django uninstall psycopg2, instead of asyncpg use psycopg's AsyncConnection"
+    )
+
+
+# --- frameworks
 
 
 def _behind_sqlalchemy(tx: Any) -> object:
@@ -88,24 +152,48 @@ def _behind_sqlalchemy(tx: Any) -> object:
     return found
 
 
+async def _behind_async_sqlalchemy(tx: Any) -> object:
+    """The same for the asynchronous objects of SQLAlchemy."""
+    aio = sys.modules.get("sqlalchemy.ext.asyncio")
+    if aio is None:
+        return None
+    if isinstance(tx, (aio.AsyncSession, aio.async_scoped_session)):
+        tx = await tx.connection()  # does not flush
+    if not isinstance(tx, aio.AsyncConnection):
+        return None
+    remember_engine(tx.engine.sync_engine)
+    if not tx.in_transaction():
+        await tx.begin()
+    found: object = (await tx.get_raw_connection()).driver_connection
+    return found
+
+
 def _behind_django(tx: Any) -> object:
     """The driver's connection; None if `tx` is not an object or alias of Django."""
-    db, base = sys.modules.get("django.db"), sys.modules.get("django.db.backends.base.base")
-    if db is None:
+    if not _is_django(tx):
         return None
     if isinstance(tx, str):
+        db: Any = sys.modules["django.db"]
         aliases = _django_aliases(db)
         if tx not in aliases:
             known = ", ".join(map(repr, aliases)) or "none, since it is not configured here"
             raise InvalidTransaction(f"{_WANTED}; {tx!r} is none of Django's aliases: {known}")
         tx = db.connections[tx]
-    elif base is None or not isinstance(tx, (base.BaseDatabaseWrapper, type(db.connection))):
-        return None
     drop_inherited(tx)
     with tx.cursor():  # connects or reconnects, as for any statement; sends nothing
         tx.validate_no_broken_transaction()
     found: object = tx.connection
     return found
+
+
+def _is_django(tx: object) -> bool:
+    """Whether this is a connection of Django; or a name, while Django is loaded."""
+    db, base = sys.modules.get("django.db"), sys.modules.get("django.db.backends.base.base")
+    if db is None:
+        return False
+    if isinstance(tx, str):
+        return True
+    return base is not None and isinstance(tx, (base.BaseDatabaseWrapper, type(db.connection)))
 
 
 def _django_aliases(db: Any) -> list[str]:

@@ -24,7 +24,7 @@ from psycopg import Connection
 from psycopg._preparing import PrepareManager
 from psycopg.pq import ConnStatus
 
-from pgjobs.db.cursors import AnyConnection
+from pgjobs.db.cursors import AnyAsyncConnection, AnyConnection
 from pgjobs.forking import connection_of_parent, this_process
 
 _OK = int(ConnStatus.OK)
@@ -111,7 +111,7 @@ class OwnConnection(Connection[Any]):
 # --- is it alive?
 
 
-def has_ended(conn: AnyConnection) -> bool:
+def has_ended(conn: AnyConnection | AnyAsyncConnection) -> bool:
     """Whether the server has closed an idle connection, as far as this side has received it. Sends nothing, never
     blocks."""
     pgconn = conn.pgconn

@@ -9,7 +9,7 @@ from struct import Struct
 from typing import Any
 
 import psycopg
-from psycopg import ClientCursor, Connection, Cursor, postgres
+from psycopg import AsyncConnection, AsyncCursor, ClientCursor, Connection, Cursor, postgres
 from psycopg.adapt import AdaptersMap, Dumper, Loader
 from psycopg.pq import ExecStatus, Format, TransactionStatus
 from psycopg.rows import TupleRow, tuple_row
@@ -19,6 +19,7 @@ from pgjobs.interval import interval_text
 from pgjobs.options import FIRST_INSTANT, LAST_INSTANT
 
 AnyConnection = Connection[Any]
+AnyAsyncConnection = AsyncConnection[Any]
 _YEAR_2000 = datetime(2000, 1, 1, tzinfo=UTC)
 _BIGINT = Struct(">q")
 
@@ -98,6 +99,10 @@ class BoundCursor(Cursor[TupleRow]):
     adapters = _ADAPTERS
 
 
+class AsyncBoundCursor(AsyncCursor[TupleRow]):
+    adapters = _ADAPTERS
+
+
 class LiteralCursor(ClientCursor[TupleRow]):
     adapters = _ADAPTERS
 
@@ -121,6 +126,10 @@ class BoundJobCursor(BoundCursor):
     adapters = _JOB_ADAPTERS
 
 
+class AsyncBoundJobCursor(AsyncBoundCursor):
+    adapters = _JOB_ADAPTERS
+
+
 class LiteralJobCursor(LiteralCursor):
     adapters = _JOB_ADAPTERS
 
@@ -136,6 +145,20 @@ def bound_cursor(conn: AnyConnection) -> BoundCursor:
     """A cursor whose parameters the server binds. Results come in binary format, which no setting of the session
     changes."""
     cur = BoundCursor(conn, row_factory=tuple_row)
+    cur.format = Format.BINARY
+    return cur
+
+
+def async_job_cursor(conn: AnyAsyncConnection) -> AsyncBoundJobCursor:
+    """A job_cursor on an asynchronous connection."""
+    cur = AsyncBoundJobCursor(conn, row_factory=tuple_row)
+    cur.format = Format.BINARY
+    return cur
+
+
+def async_bound_cursor(conn: AnyAsyncConnection) -> AsyncBoundCursor:
+    """A bound_cursor on an asynchronous connection."""
+    cur = AsyncBoundCursor(conn, row_factory=tuple_row)
     cur.format = Format.BINARY
     return cur
 

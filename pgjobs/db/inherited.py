@@ -10,25 +10,27 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from psycopg import Connection
 
-from pgjobs.db.cursors import AnyConnection
+from pgjobs.db.cursors import AnyAsyncConnection, AnyConnection
 from pgjobs.forking import check_pool, connection_of_parent, leave_alone, run_in_child, this_process
+
+Opened = TypeVar("Opened", bound="AnyConnection | AnyAsyncConnection")
 
 _engines: WeakKeyDictionary[Any, tuple[int, int]] = WeakKeyDictionary()  # by engine, the process whose pool it has
 
 
-def opened_here(conn: AnyConnection) -> AnyConnection:
+def opened_here(conn: Opened) -> Opened:
     """Returns the connection; raises UsedAfterFork if it is known that another process opened it."""
     if is_inherited(conn):
         raise connection_of_parent()
     return conn
 
 
-def is_inherited(conn: AnyConnection) -> bool:
+def is_inherited(conn: AnyConnection | AnyAsyncConnection) -> bool:
     """Whether another process opened this connection; one that pgjobs has not seen before counts as this process's."""
     process = this_process()
     return bool(vars(conn).setdefault("_pgjobs_process", process) != process)

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from psycopg import Connection
-from psycopg_pool import ConnectionPool, PoolClosed
+from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolClosed
 
 from pgjobs.db.borrow import Borrowable, borrow
 from pgjobs.db.borrowed_checkout import BorrowedCheckout
@@ -23,7 +23,7 @@ from pgjobs.db.connection import OwnConnection, has_ended
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.db.dsn import check_url, for_libpq, read_dsn
 from pgjobs.db.own_pool import OwnPool
-from pgjobs.errors import PoolTooSmall
+from pgjobs.errors import InvalidSetting, PoolTooSmall
 from pgjobs.forking import PerProcess, check_pool, opened_before_fork, this_process
 
 # Used where the connection string does not set them. With these, a dead peer is noticed within half a minute; with the
@@ -166,6 +166,26 @@ class PoolSource:
         """Close the pool, if this process made it. A child never closes its parent's pool."""
         if self.owned:
             self.pool.close()
+
+
+def source_of(pool: object) -> PoolSource:
+    """The source that a client is made with. Raises InvalidSetting for what is none."""
+    if isinstance(pool, PoolSource):
+        return pool
+    if isinstance(pool, ConnectionPool):
+        return PoolSource(pool)
+    if isinstance(pool, str) and pool:
+        return PoolSource(partial(OwnPool, for_libpq(pool), defaults_for(pool)))
+    if isinstance(pool, AsyncConnectionPool):
+        raise InvalidSetting(
+            "pool must not be an AsyncConnectionPool, since workers and most calls are synchronous: give the "
+            "connection string, and pass connections of that pool to aenqueue"
+        )
+    # without the value, which may be a URL with a password
+    raise InvalidSetting(
+        "pool must be a connection string, a psycopg_pool.ConnectionPool or a source, not "
+        + ("empty" if pool == "" else f"of type {type(pool).__name__}")
+    )
 
 
 @contextmanager

@@ -23,11 +23,16 @@ from pgjobs.enqueuing.builder import InsertBuilder, is_one_statement, is_plain
 from pgjobs.enqueuing.copy_buffer import CopyBuffer
 from pgjobs.enqueuing.encoded_jobs import Encoded, EncodedJobs
 from pgjobs.enqueuing.encoder import Encoder
-from pgjobs.enqueuing.queries import EnqueueQueries, can_copy, run, send
-from pgjobs.errors import InvalidTransaction
+from pgjobs.enqueuing.queries import EnqueueQueries, can_copy, no_copy, run, send
 from pgjobs.execution.queries import ExecutionQueries
 from pgjobs.forking import PerProcess
-from pgjobs.hooks import EnqueueMiddleware, HookCalls, insert_with_middleware
+from pgjobs.hooks import (
+    AsyncEnqueueMiddleware,
+    EnqueueMiddleware,
+    HookCalls,
+    check_middleware,
+    insert_with_middleware,
+)
 from pgjobs.job import Job
 from pgjobs.options import EncodedJob, JobOptions
 
@@ -49,7 +54,7 @@ class Enqueuer:
     transaction: Callable[[Tx], AbstractContextManager[AnyConnection]]
     server: ExecutionQueries  # for `server_facts`
     hooks: HookCalls
-    middleware: Sequence[EnqueueMiddleware] = ()
+    middleware: Sequence[EnqueueMiddleware | AsyncEnqueueMiddleware] = ()
     _direct: PerProcess[dict[str, bool]] = field(default_factory=lambda: PerProcess(dict))
 
     def enqueue(self, tx: Tx, new: object, *, notify: bool) -> Job[Any]:
@@ -89,19 +94,18 @@ class Enqueuer:
         and neither hooks nor middleware get to see each job. The transaction begins when all jobs are checked: until
         then the caller's iterator may use it."""
         may_copy = tx is None or isinstance(tx, ConnectionPool) or can_copy(borrow(tx))
-        may_copy = may_copy and not self.hooks and not self.middleware
         with CopyBuffer() as buffer:
             jobs = EncodedJobs()
-            for template, text, args in self.encoder.encode_all(new, call):
-                if may_copy and template.unique is None:
-                    buffer.add(template, text)
-                else:
-                    jobs.append(template, text, args)
+            fill(jobs, self.buffer_for(may_copy, buffer), self.encoder.encode_all(new, call))
             with self._transaction(tx) as conn:
                 if buffer.jobs:
                     self._insert_buffer(conn, buffer, notify)
                 inserted = self._insert(conn, tx, jobs, notify) if jobs else []
             return buffer.jobs + sum(not job.duplicate for job in inserted)
+
+    def buffer_for(self, may_copy: bool, buffer: CopyBuffer) -> CopyBuffer | None:
+        """The buffer, unless hooks or middleware get to see each job, or no COPY is possible."""
+        return buffer if may_copy and not self.hooks and not self.middleware else None
 
     # --- in a transaction of its own
 
@@ -131,7 +135,7 @@ class Enqueuer:
             return self._insert_in_autocommit([template.with_args(text, args)], notify, conn, own)[0]
         may_prepare = own or conn.prepare_threshold is not None
         values = self.queries.plain_values(template, text)
-        return self._plain_job(encoded, single_insert.send(conn, may_prepare, self.queries.plain, values))
+        return self.plain_job(encoded, single_insert.send(conn, may_prepare, self.queries.plain, values))
 
     def _insert_in_autocommit(
         self, jobs: Sequence[EncodedJob], notify: bool, conn: AnyConnection, _own: bool
@@ -150,9 +154,10 @@ class Enqueuer:
             self._enable_prepare(conn)
         template, text, _ = encoded
         values = self.queries.plain_values(template, text)
-        return self._plain_job(encoded, single_insert.send_within(conn, self.queries.plain, values))
+        return self.plain_job(encoded, single_insert.send_within(conn, self.queries.plain, values))
 
-    def _plain_job(self, encoded: Encoded, row: single_insert.Row | None) -> Job[Any]:
+    def plain_job(self, encoded: Encoded, row: single_insert.Row | None) -> Job[Any]:
+        """The job that `single_insert` has inserted, of which the hooks are told."""
         template, _, args = encoded
         job = self.builder.plain_job(template, args, row)
         if self.hooks:
@@ -170,24 +175,26 @@ class Enqueuer:
 
         if self.middleware:  # which may expect a list
             jobs = list(jobs)
-        inserted = insert_with_middleware(self.middleware, conn if tx is None else tx, insert)(jobs)
+        inserted: list[Job[Any]] = insert_with_middleware(self.middleware, conn if tx is None else tx, insert)(jobs)
+        self.call_hooks(inserted)
+        return inserted
+
+    def call_hooks(self, inserted: Sequence[Job[Any]]) -> None:
         for job in inserted if self.hooks else ():
             if not job.duplicate:
                 self.hooks("on_enqueue", job)
-        return inserted
 
     def _insert_buffer(self, conn: AnyConnection, buffer: CopyBuffer, notify: bool) -> None:
         if not can_copy(conn):
-            raise InvalidTransaction(
-                "enqueue_many(returning=False) sends a COPY: it needs a connection with client_encoding UTF8, outside "
-                "a pipeline"
-            )
+            raise no_copy()
         run(self.builder.insert_buffer(buffer, notify=notify), partial(send, conn))
 
     @contextmanager
     def _transaction(self, tx: Tx) -> Iterator[AnyConnection]:
         """The transaction of an enqueue. If the connection is lost during the COMMIT, the error says that the job may
         exist."""
+        if self.middleware:
+            check_middleware(self.middleware, is_async=False)
         all_sent = False
         try:
             with self.transaction(tx) as conn:
@@ -217,3 +224,14 @@ class Enqueuer:
         if "direct" not in known:
             known["direct"] = not self.server.server_facts(conn).pooled
         return known["direct"]
+
+
+def fill(jobs: EncodedJobs, buffer: CopyBuffer | None, encoded: Iterable[Encoded]) -> int:
+    """Add the jobs to `jobs`, or to the buffer, if there is one and they have no key. Return how many there were."""
+    taken = 0
+    for taken, (template, text, args) in enumerate(encoded, 1):  # noqa: B007
+        if buffer is not None and template.unique is None:
+            buffer.add(template, text)
+        else:
+            jobs.append(template, text, args)
+    return taken

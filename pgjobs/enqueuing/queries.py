@@ -1,12 +1,14 @@
-"""The statements of sql/enqueuing.sql with their parameters, and the function that sends them on a psycopg connection.
+"""The statements of sql/enqueuing.sql with their parameters, and the functions that send them on a psycopg connection.
 
-builder.py yields the requests and does no I/O; `run` sends each request and passes its rows back.
+builder.py yields the requests and does no I/O; `run` sends each request and passes its rows back. `run_async` and
+`send_async` do the same on an asynchronous connection.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from asyncio import sleep
+from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple, TypeVar
 
@@ -14,7 +16,14 @@ from psycopg.pq import PipelineStatus
 
 from pgjobs.db import statements
 from pgjobs.db.channel import channel
-from pgjobs.db.cursors import AnyConnection, bound_cursor, job_cursor
+from pgjobs.db.cursors import (
+    AnyAsyncConnection,
+    AnyConnection,
+    async_bound_cursor,
+    async_job_cursor,
+    bound_cursor,
+    job_cursor,
+)
 from pgjobs.enqueuing.copy_rows import HEADER, TRAILER
 from pgjobs.errors import InvalidTransaction
 from pgjobs.execution.script import Statement, array_text, numbered
@@ -153,6 +162,17 @@ def run(requests: Requests[Result], send: Callable[[Request], Rows]) -> Result:
         return result
 
 
+async def run_async(requests: Requests[Result], send: Callable[[Request], Awaitable[Rows]]) -> Result:
+    """The same, where `send` is asynchronous."""
+    try:
+        request = next(requests)
+        while True:
+            request = requests.send(await send(request))
+    except StopIteration as end:
+        result: Result = end.value
+        return result
+
+
 def send(conn: AnyConnection, request: Request) -> Rows:
     """Send one request on a connection, in whatever transaction it is."""
     check_encoding(conn)
@@ -166,7 +186,21 @@ def send(conn: AnyConnection, request: Request) -> Rows:
         return ()
 
 
-def can_copy(conn: AnyConnection) -> bool:
+async def send_async(conn: AnyAsyncConnection, request: Request) -> Rows:
+    """Send one request on an asynchronous connection, in whatever transaction it is."""
+    check_encoding(conn)
+    async with (async_job_cursor if request.reads_jobs else async_bound_cursor)(conn) as cur:
+        if request.blocks is None:
+            await cur.execute(request.statement, request.parameters)
+            return await cur.fetchall()
+        async with cur.copy(request.statement) as copy:
+            for block in request.blocks:
+                await copy.write(block)
+                await sleep(0)  # psycopg may not let other tasks run while the socket takes all
+        return ()
+
+
+def can_copy(conn: AnyConnection | AnyAsyncConnection) -> bool:
     """Whether a COPY can be sent: not within a pipeline of the application, and only in the encoding of its rows."""
     return (
         conn.pgconn.pipeline_status == PipelineStatus.OFF
@@ -174,7 +208,14 @@ def can_copy(conn: AnyConnection) -> bool:
     )
 
 
-def check_encoding(conn: AnyConnection) -> str:
+def no_copy() -> InvalidTransaction:
+    return InvalidTransaction(
+        "enqueue_many(returning=False) sends a COPY: it needs a connection with client_encoding UTF8, outside a "
+        "pipeline"
+    )
+
+
+def check_encoding(conn: AnyConnection | AnyAsyncConnection) -> str:
     """The Python codec of the connection's encoding; a connection without an encoding is refused."""
     codec = conn.info.encoding
     if codec == "ascii":

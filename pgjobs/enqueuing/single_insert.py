@@ -31,7 +31,7 @@ from psycopg.pq.abc import PGconn, PGresult
 from psycopg.waiting import Ready, Wait
 
 from pgjobs.db.connection import shared
-from pgjobs.db.cursors import AnyConnection
+from pgjobs.db.cursors import AnyAsyncConnection, AnyConnection
 from pgjobs.enqueuing.copy_rows import instant
 from pgjobs.execution.script import Statement
 
@@ -92,7 +92,7 @@ class SingleInsert:
         return _wait(conn, partial(pgconn.send_query_prepared, self._name, values, result_format=Format.BINARY))
 
 
-def can_send(conn: AnyConnection) -> bool:
+def can_send(conn: AnyConnection | AnyAsyncConnection) -> bool:
     """Whether this transport can be used: on an open connection, outside a pipeline, in the encoding that it writes."""
     pgconn = conn.pgconn
     return (
@@ -121,7 +121,14 @@ def send_within(conn: AnyConnection, statement: Statement, values: Sequence[byte
     return _row(_checked(conn, result))
 
 
-def _within(conn: AnyConnection, statement: Statement, values: Sequence[bytes]) -> Results:
+async def send_within_async(conn: AnyAsyncConnection, statement: Statement, values: Sequence[bytes]) -> Row | None:
+    """The same on an asynchronous connection. Where the task is cancelled, psycopg cancels the insert and reads on."""
+    async with conn.lock:
+        result = await conn.wait(_within(conn, statement, values))
+    return _row(_checked(conn, result))
+
+
+def _within(conn: AnyConnection | AnyAsyncConnection, statement: Statement, values: Sequence[bytes]) -> Results:
     """What a cursor of psycopg does to execute a statement, apart from the conversion of values."""
     pgconn, known = conn.pgconn, conn._prepared
     begins = pgconn.transaction_status == TransactionStatus.IDLE and not conn.autocommit
@@ -187,7 +194,7 @@ def _wait(conn: AnyConnection, send: Callable[[], None]) -> PGresult:
     return _checked(conn, conn.wait(_results(conn.pgconn, send)))
 
 
-def _checked(conn: AnyConnection, result: PGresult | None) -> PGresult:
+def _checked(conn: AnyConnection | AnyAsyncConnection, result: PGresult | None) -> PGresult:
     """The result; raises the error that it is."""
     if result is not None and result.status in _GOOD:
         return result

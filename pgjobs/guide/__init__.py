@@ -23,6 +23,7 @@ TOPICS = (
     "sqlalchemy",
     "flask",
     "django",
+    "async",
     "testing",
     "deploying",
     "production",

@@ -10,7 +10,15 @@ from datetime import timedelta
 from typing import Any
 
 from pgjobs.db import statements
-from pgjobs.db.cursors import AnyConnection, BoundCursor, bound_cursor, job_cursor, literal_cursor
+from pgjobs.db.cursors import (
+    AnyAsyncConnection,
+    AnyConnection,
+    BoundCursor,
+    async_job_cursor,
+    bound_cursor,
+    job_cursor,
+    literal_cursor,
+)
 from pgjobs.db.rows import as_job_with_progress, only
 from pgjobs.job import Job, JobState, without_args
 from pgjobs.job_filter import JobFilter
@@ -30,8 +38,13 @@ class ObserveQueries:
         statement = self._observe["get_job_with_progress" if with_args else "get_job_without_args"]
         with job_cursor(conn) as cur:
             cur.execute(statement, {"id": id})
-            row = only(id, cur.fetchall())
-            return None if row is None else _job(row, with_args)
+            return _only_job(id, cur.fetchall(), with_args)
+
+    async def get_job_async(self, conn: AnyAsyncConnection, id: int) -> Job[Any] | None:
+        """The same on an asynchronous connection, always with args."""
+        async with async_job_cursor(conn) as cur:
+            await cur.execute(self._observe["get_job_with_progress"], {"id": id})
+            return _only_job(id, await cur.fetchall(), True)
 
     def list_jobs(
         self, conn: AnyConnection, filter: JobFilter, listing: Listing, *, with_args: bool = True
@@ -82,6 +95,11 @@ class ObserveQueries:
                 for state, kept in zip(KEPT, map(kept_for, seconds), strict=True)
                 if kept is not None
             ]
+
+
+def _only_job(id: int, rows: Sequence[tuple[Any, ...]], with_args: bool) -> Job[Any] | None:
+    row = only(id, rows)
+    return None if row is None else _job(row, with_args)
 
 
 def _job(row: Sequence[Any], with_args: bool) -> Job[Any]:

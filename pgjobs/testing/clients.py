@@ -20,10 +20,11 @@ from typing import Any, NoReturn, TypeVar, Unpack, overload
 from pgjobs import checks
 from pgjobs.client import Client
 from pgjobs.db.source import PoolSource
+from pgjobs.enqueuing.async_enqueuer import AsyncEnqueuer, AsyncTx
 from pgjobs.enqueuing.copy_rows import initial_state
 from pgjobs.enqueuing.enqueuer import Enqueuer, Tx
 from pgjobs.errors import InvalidOption, InvalidSetting
-from pgjobs.hooks import insert_with_middleware, with_middleware
+from pgjobs.hooks import check_middleware, insert_with_middleware, is_async_function, with_middleware
 from pgjobs.job import Job, changed, job_from
 from pgjobs.options import EncodedJob, JobOptions, NewJob, Options
 from pgjobs.testing.enqueued import Enqueued
@@ -40,9 +41,9 @@ class MemoryClient(Client):
         signup(client, "ada@example.com")
         client.enqueued.assert_enqueued(Welcome("ada@example.com"))
 
-    `enqueue` and `enqueue_many` check args and options, call the middleware and the hooks, and return a Job; its ids
-    count from 1. They do nothing with `tx`, which may be anything. `enqueued` has the jobs and the assertions. What
-    else a Client does raises InvalidSetting. The settings are those of Client.
+    `enqueue`, `enqueue_many`, `aenqueue` and `aenqueue_many` check args and options, call the middleware and the hooks,
+    and return a Job; its ids count from 1. They do nothing with `tx`, which may be anything. `enqueued` has the jobs
+    and the assertions. What else a Client does raises InvalidSetting. The settings are those of Client.
     """
 
     def __init__(self, **settings: Any) -> None:
@@ -50,7 +51,8 @@ class MemoryClient(Client):
         self._kept: list[Job[Any]] = []
         self.enqueued = Enqueued(lambda: self._kept)
         real = {f.name: getattr(self._enqueuer, f.name) for f in fields(Enqueuer) if f.name[0] != "_"}
-        self._enqueuer = _Keeping(**real, keep=self._keep, ids=count(1))
+        self._enqueuer = keeping = _Keeping(**real, keep=self._keep, ids=count(1))
+        self._async_enqueuer = _KeepingAsync(keeping)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self._kept)} jobs)"
@@ -115,21 +117,53 @@ class _Keeping(Enqueuer):
         return self._keep_all(tx, [self.encoder.encode(new)])[0]
 
     def enqueue_many(self, tx: Tx, new: Iterable[object], call: JobOptions, *, notify: bool) -> list[Job[Any]]:
-        jobs = [template.with_args(text, args) for template, text, args in self.encoder.encode_all(new, call)]
-        return self._keep_all(tx, jobs)
+        return self._keep_all(tx, self.encoded(new, call))
 
     def enqueue_counted(self, tx: Tx, new: Iterable[object], call: JobOptions, *, notify: bool) -> int:
         return len(self.enqueue_many(tx, new, call, notify=notify))
 
+    def encoded(self, new: Iterable[object], call: JobOptions) -> list[EncodedJob]:
+        return [template.with_args(text, args) for template, text, args in self.encoder.encode_all(new, call)]
+
     def _keep_all(self, tx: Tx, jobs: Sequence[EncodedJob]) -> list[Job[Any]]:
-        inserted = insert_with_middleware(self.middleware, tx, self._make)(jobs)
-        for job in inserted:
-            self.hooks("on_enqueue", job)
+        check_middleware(self.middleware, is_async=False)
+        return self.kept(tx, insert_with_middleware(self.middleware, tx, self.make)(jobs))
+
+    def kept(self, tx: object, inserted: list[Job[Any]]) -> list[Job[Any]]:
+        self.call_hooks(inserted)
         self.keep(tx, inserted)
         return inserted
 
-    def _make(self, jobs: Sequence[EncodedJob]) -> list[Job[Any]]:
+    def make(self, jobs: Sequence[EncodedJob]) -> list[Job[Any]]:
         return [self.encoder.with_args(job, _made_of(job, next(self.ids))) for job in jobs]
+
+
+@dataclass(frozen=True, slots=True)
+class _KeepingAsync(AsyncEnqueuer):
+    """The same for `aenqueue`. Middleware may be synchronous or not, since there is no connection that decides it."""
+
+    sync: _Keeping
+
+    async def enqueue(self, tx: AsyncTx, new: object, *, notify: bool) -> Job[Any]:
+        return (await self._keep_all(tx, [self.sync.encoder.encode(new)]))[0]
+
+    async def enqueue_many(
+        self, tx: AsyncTx, new: Iterable[object], call: JobOptions, *, notify: bool
+    ) -> list[Job[Any]]:
+        return await self._keep_all(tx, self.sync.encoded(new, call))
+
+    async def enqueue_counted(self, tx: AsyncTx, new: Iterable[object], call: JobOptions, *, notify: bool) -> int:
+        return len(await self._keep_all(tx, self.sync.encoded(new, call)))
+
+    async def _keep_all(self, tx: AsyncTx, jobs: Sequence[EncodedJob]) -> list[Job[Any]]:
+        async def make(jobs: Sequence[EncodedJob]) -> list[Job[Any]]:
+            return self.sync.make(jobs)
+
+        middleware = self.sync.middleware
+        if any(map(is_async_function, middleware)):
+            check_middleware(middleware, is_async=True)
+            return self.sync.kept(tx, await insert_with_middleware(middleware, tx, make)(jobs))
+        return self.sync.kept(tx, insert_with_middleware(middleware, tx, self.sync.make)(jobs))
 
 
 def _made_of(job: EncodedJob, id: int) -> Job[Any]:

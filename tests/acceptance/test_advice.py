@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -25,9 +26,23 @@ def enqueue_borrowed(client: Client) -> None:
         client.enqueue(tx, **THING)
 
 
+def enqueue_asynchronously(client: Client) -> None:
+    async def enqueue() -> None:
+        async with await psycopg.AsyncConnection.connect(dsn) as tx:
+            await client.aenqueue(tx, **THING)
+
+    with client.pool.connection() as conn:
+        dsn = conn.info.dsn
+    asyncio.run(enqueue())
+
+
 CALLS: dict[str, Callable[[Client], object]] = {
     "enqueue": lambda client: client.enqueue(None, **THING),
     "enqueue on a tx": enqueue_borrowed,
+    "aenqueue": lambda client: asyncio.run(client.aenqueue(None, **THING)),
+    "aenqueue on a tx": enqueue_asynchronously,
+    "aget": lambda client: asyncio.run(client.aget(1)),
+    "await_job": lambda client: asyncio.run(client.await_job(1)),
     "unique": lambda client: client.enqueue(None, **THING, unique=Unique()),
     "delayed": lambda client: client.enqueue(None, **THING, pending=True),
     "many": lambda client: client.enqueue_many(None, [NewJob(**THING)] * 30),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -9,6 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
+from asgiref.sync import sync_to_async
 from django.db import (
     DEFAULT_DB_ALIAS,
     IntegrityError,
@@ -74,7 +76,6 @@ OUTSIDE = {
 
 # --- enqueue
 
-
 FORMS: dict[str, Callable[[], Any]] = {
     "alias": lambda: DEFAULT_DB_ALIAS,
     "proxy": lambda: connection,
@@ -101,6 +102,26 @@ def test_outside_of_atomic_a_job_is_committed_at_once(made: Trial) -> None:
     made.client.enqueue("default", NOTHING, kind="test")
     assert made.jobs == ["test"]
     assert state_of(connections["default"]) == OUTSIDE
+
+
+def test_an_async_view_enqueues_in_the_function_that_it_gives_to_a_thread(made: Trial) -> None:
+    def create(note: str, fails: bool) -> None:
+        with transaction.atomic():
+            write(note)
+            made.client.enqueue("default", NOTHING, kind=note)
+            if fails:
+                raise ValueError(note)
+
+    async def view() -> None:
+        await sync_to_async(create)("kept", False)
+        with pytest.raises(ValueError, match="dropped"):
+            await sync_to_async(create)("dropped", True)
+        with pytest.raises(InvalidTransaction, match="sync_to_async"):
+            await made.client.aenqueue("default", NOTHING, kind="refused")  # type: ignore[call-overload]
+        await sync_to_async(connections.close_all)()
+
+    asyncio.run(view())
+    assert (made.jobs, made.effects) == (["kept"], ["kept"])
 
 
 def test_an_enqueue_leaves_a_block_that_is_to_be_rolled_back_alone(made: Trial) -> None:

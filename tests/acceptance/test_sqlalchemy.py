@@ -128,6 +128,13 @@ def test_another_driver_is_refused_with_what_to_write_instead() -> None:
         SQLAlchemySource("postgresql://nowhere")  # type: ignore[arg-type]
 
 
+def test_an_asynchronous_engine_is_refused_with_what_to_give() -> None:
+    engine = create_async_engine("postgresql+psycopg://")
+    for given in (engine, engine.sync_engine):
+        with pytest.raises(InvalidSetting, match=r"engine must be synchronous.*create_engine.*aenqueue"):
+            SQLAlchemySource(given)  # type: ignore[arg-type]
+
+
 # --- the handler's Session
 
 

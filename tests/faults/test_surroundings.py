@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ import psycopg
 import pytest
 from sqlalchemy.orm import Session
 
-from pgjobs import Client, Job, JobState, NewJob, QueueSettings, WorkerPool, constant
+from pgjobs import Client, Job, JobState, NewJob, QueueSettings, Unique, WorkerPool, constant
 from pgjobs.db.source import in_autocommit
 from pgjobs.embedded import EmbeddedPostgres
 from tests.acceptance.frameworks import Effect, SQLAlchemyApp, trial
@@ -122,6 +123,26 @@ def test_an_engine_of_sqlalchemy_behind_a_pooler_keeps_every_promise(fault_serve
             with WorkerPool(app.client, {"test": handler}, queues={"default": 8}, **quick):
                 wait_until(lambda: app.client.count().by_state[JobState.COMPLETED] == 101, timeout=60)
             assert sorted(made.effects) == sorted(f"{n} of {1 + (n % 10 == 0)}" for n in [*range(100), 1000])
+
+
+@pytest.mark.skipif(PGBOUNCER is None, reason="there is no pgbouncer here")
+def test_f17_asynchronous_code_enqueues_through_a_pooler(ledger: Ledger, pooler: str) -> None:
+    """More connections than the pooler has to the server; each job goes the way of its transaction."""
+
+    async def enqueue(number: int) -> None:
+        async with await psycopg.AsyncConnection.connect(pooler, prepare_threshold=None) as conn:
+            for commits in (True, False):
+                await ledger.client.aenqueue(conn, {"n": number}, kind="plain")
+                await ledger.client.aenqueue(conn, {"n": number}, kind="unique", unique=Unique(by_args=True))
+                await ledger.client.aenqueue_many(conn, [NewJob({"n": n}, kind="many") for n in range(25)])
+                await (conn.commit() if commits else conn.rollback())
+
+    async def main() -> None:
+        await asyncio.gather(*(enqueue(number) for number in range(12)))
+
+    asyncio.run(main())
+    counted = ledger.sql("SELECT kind, count(*) FROM {schema}.job GROUP BY 1 ORDER BY 1")
+    assert counted == [("many", 300), ("plain", 12), ("unique", 12)]
 
 
 @pytest.mark.conformance(346)

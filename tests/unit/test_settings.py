@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -87,11 +88,12 @@ def test_handlers_and_policies_are_told_so_too(call: Callable[[], object], name:
     "call",
     [
         lambda client: client.wait(7, timeout=5),
+        lambda client: asyncio.run(client.await_job(7, timeout=5)),
         lambda client: client.subscribe().get(5),
         lambda client: WorkerPool(client, {Thing: nothing}).stop(5),  # type: ignore[arg-type]
         lambda client: WorkerPool(client, {Thing: nothing}).remove_queue("default", 5),  # type: ignore[arg-type]
     ],
-    ids=["wait", "get", "stop", "remove_queue"],
+    ids=["wait", "await_job", "get", "stop", "remove_queue"],
 )
 def test_who_waits_for_a_number_is_told_so_too(client: Client, call: Callable[[Client], object]) -> None:
     with pytest.raises(InvalidSetting, match=r"timeout must be .* not 5: give timedelta\(seconds=5\)"):

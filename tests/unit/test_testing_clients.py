@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -80,6 +81,31 @@ def test_hooks_and_middleware_of_a_memory_client_are_called() -> None:
     client.enqueue(None, Thing())
     assert seen == [None, 1]
     client.enqueued.assert_enqueued(Thing, queue="mail")
+
+
+async def around(tx: Any, jobs: Sequence[EncodedJob], insert: Any) -> Any:
+    return await insert([replace(job, queue="mail") for job in jobs])
+
+
+def test_asynchronous_code_enqueues_in_memory() -> None:
+    async def enqueue(client: MemoryClient) -> None:
+        tx: Any = object()
+        assert (await client.aenqueue(tx, Thing(1), priority=2)).args == Thing(1)
+        assert [job.id for job in await client.aenqueue_many(tx, [Thing(2)])] == [2]
+        assert await client.aenqueue_many(tx, [Thing(3)], returning=False) == 1
+
+    client = MemoryClient()
+    asyncio.run(enqueue(client))
+    client.enqueued.assert_many_enqueued([NewJob(Thing(1), priority=2), Thing(2), Thing(3)])
+    other = MemoryClient(middleware=[around])
+    asyncio.run(enqueue(other))
+    assert {job.queue for job in other.enqueued.all_enqueued()} == {"mail"}
+    with pytest.raises(InvalidSetting, match="around is async"):
+        other.enqueue(None, Thing())
+    seen: list[int] = []
+    inline = InlineClient(work_map={Thing: lambda tx, job: seen.append(job.args.n)})
+    asyncio.run(enqueue(inline))
+    assert seen == [1, 2, 3]
 
 
 # --- InlineClient and NoopClient

@@ -22,7 +22,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, assert_type
 
-from psycopg import Connection
+from psycopg import AsyncConnection, Connection
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 
 from pgjobs import (
     Client, Event, EventKind, Job, JobFilter, JobState, NewJob, QueueEvent, QueueEventKind, Subscription, Unique,
@@ -60,6 +62,19 @@ def uses(client: Client, tx: Connection[Any]) -> None:
     JobFilter(states=["done"])  # error: List item 0 has incompatible type
     JobFilter(states=["completed", JobState.RUNNING])
     client.list_jobs(JobFilter(states=[JobState("completed")]), order="id")
+
+
+async def asynchronous_uses(client: Client, tx: AsyncConnection[Any], session: AsyncSession, other: Session) -> None:
+    assert_type(await client.aenqueue(tx, Welcome("a")), Job[Welcome])
+    assert_type(await client.aenqueue(session, NewJob(Welcome("a"), priority=1)), Job[Welcome])
+    assert_type((await client.aenqueue(None, Welcome("a"), priority=1)).args.email, str)
+    assert_type(await client.aenqueue(tx.cursor(), {"a": 1}, kind="x"), Job[dict[str, int]])
+    assert_type(await client.aenqueue_many(tx, [Welcome("a"), Other(1)], queue="mail"), list[Job[Any]])
+    assert_type(await client.aenqueue_many(await session.connection(), [Other(1)], returning=False), int)
+    assert_type(await client.await_job(await client.aenqueue(tx, Welcome("a"))), Job[Welcome])
+    assert_type(await client.aget(5, tx), Job[Any] | None)
+    await client.aenqueue(tx, Other(1), prioritty=1)  # error: No overload variant
+    await client.aenqueue(other, Other(1))  # error: No overload variant
 
 
 def events(client: Client, kind: EventKind) -> None:

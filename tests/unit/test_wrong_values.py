@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Callable
 from contextlib import suppress
@@ -90,6 +91,14 @@ def method(name: str) -> Call:
     return lambda client, value: getattr(client, name)(value)
 
 
+def async_method(name: str, *behind: object) -> Call:
+    async def call(client: Client, value: Any) -> object:
+        found: object = await getattr(client, name)(value, *behind)
+        return found
+
+    return lambda client, value: asyncio.run(call(client, value))
+
+
 def of_schedules(name: str) -> Call:
     return lambda client, value: getattr(client.schedules, name)(value)
 
@@ -140,6 +149,8 @@ CALLS: dict[str, tuple[Call, str, set[str]]] = {
     "enqueue args": (lambda client, value: client.enqueue(None, value), "", {"dict"}),
     "enqueue kind": (lambda client, value: client.enqueue(None, {}, kind=value), "kind", set()),
     "enqueue notify": (lambda client, value: client.enqueue(None, Thing(), notify=value), "notify", {"True"}),
+    "aenqueue tx": (async_method("aenqueue", Thing()), "tx", {"None"}),
+    "aenqueue_many tx": (async_method("aenqueue_many", [Thing()]), "tx", {"None"}),
     "enqueue_many jobs": (lambda client, value: client.enqueue_many(None, value), "jobs", set()),
     "enqueue_many notify": (lambda client, value: client.enqueue_many(None, [], notify=value), "notify", {"True"}),
     "enqueue_many returning": (
@@ -170,6 +181,7 @@ CALLS: dict[str, tuple[Call, str, set[str]]] = {
         f"{name} id": (method(name), "id", {"5", "-1", "huge"})
         for name in ("get", "cancel", "release", "retry", "delete", "update", "wait")
     },
+    **{f"{name} id": (async_method(name), "id", {"5", "-1", "huge"}) for name in ("aget", "await_job")},
     "cancel reason": (lambda client, value: client.cancel(1, reason=value), "reason", TEXTS),
     "retry reset": (lambda client, value: client.retry(1, reset=value), "reset", {"True"}),
     "update priority": (lambda client, value: client.update(1, priority=value), "priority", {"None", "5", "-1"}),
