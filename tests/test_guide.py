@@ -352,7 +352,6 @@ OWNERS: Mapping[str, Any] = {
     "client": Client,
     "pool": WorkerPool,
     "job": pgjobs.Job,
-    "jobs": Jobs,
     "work_map": WorkMap,
     "client.queues": Queues,
     "client.schedules": Schedules,

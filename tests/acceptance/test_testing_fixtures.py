@@ -12,6 +12,8 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
+from pgjobs.testing import Jobs, MemoryClient, Performed
+from pgjobs.testing.wanted import NAMES
 from tests.documents import PAGES, ROOT
 
 APP = """
@@ -137,6 +139,15 @@ def test_a_failure_shows_what_is_there_and_no_line_of_the_library(project: Path,
     assert "AssertionError: job 1 of kind 'welcome' differs:" in said
     assert "args.email 'ada@example.com', expected 'bob@example.com'" in said
     assert "pgjobs/testing/" not in said
+
+
+def test_the_page_of_the_guide_names_what_there_is() -> None:
+    (page,) = (page for page in PAGES if page.name == "testing")
+    objects = {"jobs": Jobs, "memory": MemoryClient(), "done": Performed}
+    named = re.findall(r"`(jobs|memory|done)\.(\w+)", page.prose)
+    assert len(named) > 15
+    assert [name for of, name in named if not (hasattr(objects[of], name) or name == "tx")] == []
+    assert [name for name in NAMES if f"`{name}`" not in page.prose] == []
 
 
 def test_the_page_of_the_guide_is_a_test_module_that_passes(tmp_path: Path, fresh_database: str) -> None:
