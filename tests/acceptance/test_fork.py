@@ -73,7 +73,7 @@ def ask_for(port: int, numbers: range) -> list[tuple[int, int, float]]:
     return got
 
 
-WAYS = ("None", "own pool", "SQLAlchemy", "Django")
+WAYS = ("None", "own pool", "SQLAlchemy", "Django", "Flask")
 SETUPS = [f"{before} {threads}" for before in ("made", "migrated", "used") for threads in (1, 4)]
 SHORT = [("None", "made 1"), ("own pool", "migrated 4"), *((way, f"used {n}") for way in WAYS for n in (1, 4))]
 
