@@ -1,0 +1,42 @@
+"""What takes the place of Django's backends and test cases in its own tests: see django_suite.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from django.db import connection, connections
+from django.test import TransactionTestCase
+
+from pgjobs import JobFilter, WorkerPool
+from pgjobs.contrib.django.backend import PgjobsBackend
+from pgjobs.contrib.django.shortcuts import config
+
+
+class StoringBackend(PgjobsBackend):
+    """Keeps tasks, and runs none."""
+
+    @property
+    def results(self) -> list[Any]:
+        return [self.get_result(str(job.id)) for job in self.client.list_jobs().jobs]
+
+    def clear(self) -> None:
+        self.client.delete_many(JobFilter.all())
+
+
+class RunningBackend(PgjobsBackend):
+    """Runs a task at once, unless a transaction is open."""
+
+    def enqueue(self, task: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        result = super().enqueue(task, args, kwargs)
+        if not connection.in_atomic_block:
+            WorkerPool(self.client, config().work_map).work_one(task.queue_name)
+        return self.get_result(result.id)
+
+
+class Case(TransactionTestCase):  # type: ignore[misc]  # Django has no types
+    databases = ("default",)
+
+    def tearDown(self) -> None:
+        config().client().delete_many(JobFilter.all())
+        connections.close_all()
