@@ -20,6 +20,7 @@ TOPICS = (
     "control",
     "command-line",
     "frameworks",
+    "django",
     "deploying",
     "production",
     "logging",

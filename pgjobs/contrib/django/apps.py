@@ -55,11 +55,11 @@ class PgjobsConfig(AppConfig):  # type: ignore[misc]  # Django has no types
         return WorkerPool(self.client(), self.work_map, **settings.pool_settings())
 
     def close(self) -> None:
-        """Close the connections that the clients have beside those of Django. They open new ones if they are used again."""
+        """Close the connections that the clients have beside those of Django. The next use makes new clients."""
         clients, self._clients = self._clients, {}
         for client in clients.values():
             client.close()
 
     def _setting_changed(self, *, setting: str, **_: object) -> None:
-        if setting in ("PGJOBS", "DATABASES", "TASKS"):
+        if setting in ("PGJOBS", "TASKS"):
             self.close()

@@ -18,6 +18,7 @@ from threading import get_ident
 from typing import Any
 
 import psycopg
+from django.core.cache import close_caches
 from django.db import connections, reset_queries, transaction
 from django.db.backends.signals import connection_created
 from django.db.utils import Error
@@ -41,7 +42,8 @@ class DjangoSource(PoolSource):
     Each worker thread has its own connection of the alias, as a thread of a web server does, and keeps it while it
     finds jobs. After that `CONN_MAX_AGE` decides; on the other aliases it decides after each job. In a handler,
     `atomic()` is a savepoint, `transaction.on_commit` waits for the job's commit, and `set_rollback(True)` makes the
-    attempt fail. Maintenance, LISTEN and `enqueue(None, ...)` use other connections, made as Django makes them.
+    attempt fail. The log of queries and the connections of caches are reset between two jobs, as between two requests.
+    Maintenance, LISTEN and `enqueue(None, ...)` use other connections, made as Django makes them.
     """
 
     batches = False  # on_commit hooks, and the end of atomic(), belong to one job
@@ -109,6 +111,7 @@ class _AliasCheckout(Checkout):
             self._in_block = True
             self._leave_block()
             self._wrapper.close()
+        self._between_jobs()
         with _driver_errors():
             self._wrapper.cursor().close()  # connects; the settings may ask for a health check first
             if not self._wrapper.get_autocommit():
@@ -191,12 +194,21 @@ class _AliasCheckout(Checkout):
                     forget_details(error)
                 log.error("an on_commit hook failed after a job: %s", one_line(error), exc_info=True)
         wrapper.run_on_commit = []
-        reset_queries()
-        for other in connections.all(initialized_only=True):
-            if other is not wrapper:
-                other.close_if_unusable_or_obsolete()
+        self._between_jobs()
         if wrapper.settings_dict["CONN_MAX_AGE"] and time.monotonic() >= wrapper.close_at:
             self.spoiled = True
+
+    def _between_jobs(self) -> None:
+        """Do what Django does at the start and the end of a request; without its signals, which others may listen to.
+        A detached handler has no connection here: what it has opened is looked after when one is taken for its end."""
+        reset_queries()
+        for other in connections.all(initialized_only=True):
+            if other is not self._wrapper:
+                other.close_if_unusable_or_obsolete()
+        try:
+            close_caches()
+        except Exception as error:  # of a cache; the job has ended and its outcome stands
+            log.warning("a cache could not be closed after a job: %s", one_line(error))
 
     def _enter_block(self) -> None:
         """Set the state that `Atomic.__enter__` sets, without its SQL."""
