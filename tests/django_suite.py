@@ -10,6 +10,8 @@ and if something is said not to apply that passes.
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 import tempfile
 import unittest
@@ -28,6 +30,9 @@ from pgjobs.embedded import EmbeddedPostgres
 NO_LACK = "asserts that the backend lacks a feature, which this one has"
 IN_MEMORY = "changes a list of results in memory, while these are rows of a table"
 AT_ONCE = "expects that a task runs in the transaction that enqueues it; here it runs when that is committed"
+
+#: Why it does not apply, whether it passes or not.
+OF_ANOTHER = {"CustomBackendTestCase": "tests a backend that is defined beside it"}
 
 #: By class and test, why it does not apply.
 DO_NOT_APPLY: Mapping[str, str] = {
@@ -51,6 +56,7 @@ REPLACED: Mapping[str, str] = {
     "from . import tasks as test_tasks": (
         f"from {_OURS} import Case as SimpleTestCase, Case as TransactionTestCase\nfrom . import tasks as test_tasks"
     ),
+    "available_apps = []": "available_apps = None",  # the app of pgjobs is needed
 }
 
 
@@ -96,6 +102,9 @@ def copy_changed(tests: Path, target: Path) -> None:
 def set_up(dsn: str) -> None:
     where: dict[str, Any] = dict(conninfo_to_dict(dsn))
     database = {"ENGINE": "django.db.backends.postgresql", "NAME": where.pop("dbname"), "OPTIONS": where}
+    logging.getLogger("pgjobs").addHandler(logging.NullHandler())
+    logging.getLogger("pgjobs").propagate = False
+    os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"] = "1"  # coroutines of the tests call methods that now use the database
     settings.configure(DATABASES={"default": database}, INSTALLED_APPS=["pgjobs.contrib.django"], USE_TZ=True)
     django.setup()
     with Client(dsn) as client:
@@ -117,15 +126,17 @@ def report(outcomes: Outcomes) -> bool:
         counts[result] += 1
         print(f"{result:<16}{name}{why and ': '}{why}")
 
-    for name in outcomes.passed:
-        line("not needed any more" if name in DO_NOT_APPLY else "passes", name)
-    for name in outcomes.failed:
-        line("does not apply" if name in DO_NOT_APPLY else "FAILS", name, DO_NOT_APPLY.get(name, ""))
-    for name, trace in outcomes.failed.items():
-        if name not in DO_NOT_APPLY:
-            print(f"\n--- {name}\n{trace}")
+    for name in sorted([*outcomes.passed, *outcomes.failed]):
+        why = OF_ANOTHER.get(name.partition(".")[0]) or DO_NOT_APPLY.get(name, "")
+        if why and (name in outcomes.failed or name not in DO_NOT_APPLY):
+            line("does not apply", name, why)
+        elif why:
+            line("APPLIES NOW", name)
+        else:
+            line("FAILS" if name in outcomes.failed else "passes", name)
+            print(outcomes.failed.get(name, ""), end="")
     print(f"Django {django.get_version()}:", ", ".join(f"{count} {result}" for result, count in counts.items()))
-    return bool(counts["passes"]) and not counts["FAILS"] and not counts["not needed any more"]
+    return bool(counts["passes"]) and not counts["FAILS"] and not counts["APPLIES NOW"]
 
 
 def main() -> int:

@@ -18,7 +18,7 @@ class StoringBackend(PgjobsBackend):
 
     @property
     def results(self) -> list[Any]:
-        return [self.get_result(str(job.id)) for job in self.client.list_jobs().jobs]
+        return [self.get_result(str(job.id)) for job in self.client.list_jobs(None, connection).jobs]
 
     def clear(self) -> None:
         self.client.delete_many(JobFilter.all())

@@ -1,3 +1,4 @@
+# mypy: disable-error-code="untyped-decorator"
 """The tasks of test_django_tasks.py: Django finds a task again by the path of its function."""
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ _LOOK_EVERY = 0.2  # seconds: how soon a coroutine hears that its attempt is to 
 
 def register(work_map: WorkMap) -> None:
     """Let the workers of this WorkMap run tasks."""
-    if TaskArgs not in work_map:
+    if TaskArgs.kind not in work_map:
         work_map[TaskArgs] = Handler(run_task, backoff=_backoff, timeout=_timeout)
         work_map[DetachedTaskArgs] = Handler(run_task, backoff=_backoff, timeout=_timeout, detached=True)
 
