@@ -89,6 +89,14 @@ def signal_pgjobs(what: str) -> None:
     raise Snooze(timedelta(hours=1))
 
 
+@task
+def snooze_once() -> None:
+    job = current_job()
+    assert job is not None
+    if "snoozes" not in job.metadata:
+        raise Snooze(timedelta(hours=1))
+
+
 @task(takes_context=True)
 def say_context(context: Any, text: str) -> dict[str, Any]:
     result = context.task_result

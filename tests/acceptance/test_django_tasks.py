@@ -317,6 +317,16 @@ def test_signals_of_pgjobs_work_in_a_task(project: Trial) -> None:
     assert (snoozed.status, snoozed.attempts, snoozed.errors) == (READY, 0, [])
 
 
+def test_an_attempt_that_does_not_count_is_not_told(project: Trial) -> None:
+    result = tasks.snooze_once.enqueue()
+    assert work() == 1
+    client_of().retry(int(result.id))
+    assert work() == 1
+    result.refresh()
+    assert (result.status, result.attempts) == (SUCCESSFUL, 1)
+    assert len(stored(result).attempted_by) == 2
+
+
 def test_a_task_that_loses_its_connection_runs_again(project: Trial) -> None:
     result = tasks.lose_the_connection.enqueue("written once")
     work(1)
@@ -499,6 +509,14 @@ def test_a_task_that_runs_again_has_not_finished(project: Trial, ear: Ear) -> No
         ("started", RUNNING),
         ("finished", SUCCESSFUL),
     ]
+
+
+def test_a_client_that_was_made_before_the_settings_changed_is_made_anew(project: Trial, ear: Ear) -> None:
+    with override_settings(TASKS={}):
+        client_of()
+    tasks.note.enqueue("good")
+    work()
+    assert [name for name, _, _ in ear.heard] == ["enqueued", "started", "finished"]
 
 
 def test_the_log_of_django_has_the_error(project: Trial, caplog: pytest.LogCaptureFixture) -> None:
