@@ -448,7 +448,7 @@ class WorkerPool:
         self._reserved = 0
         self._started = False
         _end_calls.discard(self._end_with_process)
-        return ended and not self._watchdog.stopped and not self._threads.any_stuck
+        return ended and not self._watchdog.stopped and not self._threads.any_stuck_since_start
 
     def stop_and_cancel(self) -> bool:
         """Stop without waiting: `stop` with a timeout of zero."""

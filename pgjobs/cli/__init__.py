@@ -15,7 +15,7 @@ import argparse
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import psycopg
 
@@ -35,6 +35,7 @@ from pgjobs.cli import (
     work,
     workers,
 )
+from pgjobs.cli.app import Framework
 from pgjobs.errors import PgjobsError
 from pgjobs.version import __version__
 
@@ -42,10 +43,11 @@ _COMMANDS = (work, enqueue, listing, change, queues, schedules, workers, stats, 
 _LONGEST_ERROR = 2000
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return the exit code, which the module's docstring lists. Errors are one line on stderr."""
+def main(arguments: Sequence[str] | None = None, *, framework: Framework | None = None) -> int:
+    """Run a command and return the exit code, which the module's docstring lists. Errors are one line on stderr. With a
+    framework the commands use its application, unless `--app` or `--dsn` is given."""
     _accept_all_characters()
-    given, parser = sys.argv[1:] if arguments is None else list(arguments), _parser()
+    given, parser = sys.argv[1:] if arguments is None else list(arguments), _parser(framework)
     if not given:
         parser.print_help(sys.stderr)
         return 2
@@ -67,6 +69,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = _fail(str(error))
         _discard_output()
     return code
+
+
+def commands_in_framework() -> dict[str, str]:
+    """The commands that a framework's command line has, with what each of them does."""
+    commands = _add_commands(argparse.ArgumentParser(), in_framework=True)
+    return {name: parser.description or "" for name, parser in commands.items()}
 
 
 def _accept_all_characters() -> None:
@@ -96,14 +104,21 @@ def _discard_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python fails to flush stdout when it exits
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(framework: Framework | None = None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="pgjobs",
+        prog="pgjobs" if framework is None else framework.program,
         description="A job queue on Postgres.",
         epilog="`pgjobs guide command-line` explains the commands and the exit codes.",
     )
     parser.add_argument("--version", action="version", version=f"pgjobs {__version__}", help="print the version")
+    parser.set_defaults(framework=framework)
+    _add_commands(parser, in_framework=framework is not None)
+    return parser
+
+
+def _add_commands(parser: argparse.ArgumentParser, *, in_framework: bool) -> Mapping[str, argparse.ArgumentParser]:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for module in _COMMANDS:
-        module.add_parser(commands)
-    return parser
+        if not in_framework or module is not demo:  # the demo is an application of its own
+            module.add_parser(commands)
+    return commands.choices

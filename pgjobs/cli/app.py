@@ -1,7 +1,8 @@
-"""The Client of an application, by its name as in `shop.jobs:client`."""
+"""The Client of an application: by its name as in `shop.jobs:client`, or as a framework knows it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from pgjobs import application
@@ -16,6 +17,15 @@ class App:
 
     client: Client
     work_map: WorkMap | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Framework:
+    """A framework whose own command line runs the commands of pgjobs, as in `flask pgjobs list`."""
+
+    program: str  #: as the usage shows it, such as "flask pgjobs"
+    load: Callable[[], App]  #: called by the commands that need a client, unless they are given --app or --dsn
+    pool: str  #: module:function which each worker process of `work` calls for its WorkerPool
 
 
 def load(name: str) -> App:

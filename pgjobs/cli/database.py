@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from pgjobs.application import ApplicationNotLoaded
-from pgjobs.cli.app import App, load
+from pgjobs.cli.app import App, Framework, load
 from pgjobs.client import Client
 from pgjobs.errors import PgjobsError, SchemaDamaged
 
@@ -32,32 +32,36 @@ def connect(options: argparse.Namespace) -> Iterator[App]:
 @contextmanager
 def client_of(options: argparse.Namespace) -> Iterator[App]:
     """The client that the options name; whether the tables exist is for the caller to see."""
-    name = app_name(options)
-    if name is None:
+    app = _app_of(options)
+    if app is None:
         with Client(_dsn(options), schema=options.schema or "pgjobs") as client:
             yield App(client)
         return
     if options.schema is not None:
         raise PgjobsError("the app decides the schema: leave out --schema, or give --dsn in place of the app")
-    app = _load(options, name)
     with _opened(app):
         yield app
 
 
 def schema_of(options: argparse.Namespace) -> str:
     """The schema, for commands that need no database."""
-    name = None if options.schema is not None else app_name(options)
-    schema: str = _load(options, name).client.schema if name is not None else options.schema or "pgjobs"
+    app = None if options.schema is not None else _app_of(options)
+    schema: str = app.client.schema if app is not None else options.schema or "pgjobs"
     return schema
 
 
-def app_name(options: argparse.Namespace) -> str | None:
-    """The name of the app, unless the command line names a database instead."""
+def _app_of(options: argparse.Namespace) -> App | None:
+    """The app that is named, or that of the framework, unless the command line names a database instead."""
     dsn = getattr(options, "dsn", None)
     if options.app and dsn:
         raise PgjobsError("--app and --dsn name two databases: give one of them")
-    name: str | None = options.app or (None if dsn else os.environ.get("PGJOBS_APP"))
-    return name or None
+    framework: Framework | None = options.framework
+    if dsn:
+        return None
+    if framework is not None and not options.app:
+        return framework.load()
+    name = options.app or os.environ.get("PGJOBS_APP")
+    return _load(options, name) if name else None
 
 
 def _load(options: argparse.Namespace, name: str) -> App:

@@ -7,6 +7,7 @@ import math
 import os
 import re
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 from pgjobs.application import check_target
@@ -28,8 +29,10 @@ def add_parser(commands: Commands) -> None:
     )
     parser.add_argument(
         "target",
+        nargs="?",
         metavar="MODULE:POOL",
-        help="a WorkerPool, or a function without arguments that makes one; the current directory is on sys.path",
+        help="a WorkerPool, or a function without arguments that makes one; the current directory is on sys.path "
+        "(default, in the command line of a framework: the pool of its application)",
     )
     parser.add_argument(
         "--queues",
@@ -76,20 +79,23 @@ def add_parser(commands: Commands) -> None:
         dest="wait",
         help="fail if the tables are missing or old, or the database is away, instead of waiting for them",
     )
-    parser.set_defaults(run=_work)
+    parser.set_defaults(run=partial(_work, parser))
 
 
-def _work(options: argparse.Namespace) -> int:
+def _work(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     try:
         from pgjobs.processes import log_output
         from pgjobs.processes.settings import ChildSettings
         from pgjobs.processes.supervisor import Supervisor
     except (ImportError, AttributeError) as error:  # there are no such signals and sockets
         raise PgjobsError(f"`pgjobs work` needs Linux or macOS: {error}") from error
-    check_target(options.target, WorkerPool)
+    target = options.target or (None if options.framework is None else options.framework.pool)
+    if target is None:
+        parser.error("which worker pool? give MODULE:POOL, as in app.worker:pool")
+    check_target(target, WorkerPool)
     log_output.configure(options.log_level, options.log_format)
     settings = ChildSettings(
-        target=options.target,
+        target=target,
         queues=options.queues,
         stop_timeout=_seconds(options.stop_timeout),
         start_timeout=options.start_timeout.total_seconds(),

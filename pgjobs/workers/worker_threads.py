@@ -74,11 +74,14 @@ class WorkerThreads:
         # with its job, and since when; without a job if its handler is over
         self._stuck: dict[threading.Thread, tuple[Job[Any] | None, float]] = {}
         self._started = 0  # since the last reset
+        self._left_behind: frozenset[threading.Thread] = frozenset()  # stuck since before the last reset
 
     def reset(self) -> None:
         """The pool starts: count the names of its threads from 0."""
         self.stopping.clear()
         self._started = 0
+        with self._changed:
+            self._left_behind = frozenset(self._stuck)
 
     def start(self, workers: QueueWorkers) -> None:
         """Start the threads of a queue. The first looks for jobs; only if there are any, it wakes the others, each of
@@ -114,6 +117,12 @@ class WorkerThreads:
     @property
     def any_stuck(self) -> bool:
         return bool(self._stuck)
+
+    @property
+    def any_stuck_since_start(self) -> bool:
+        """Whether a thread is stuck that this start of the pool has made."""
+        with self._changed:
+            return bool(self._stuck.keys() - self._left_behind)
 
     @property
     def complete(self) -> bool:

@@ -51,7 +51,7 @@ def test_the_help_and_the_errors_are_those_of_pgjobs(shop: Project) -> None:
         assert " demo " not in done.out
     assert shop.manage("pgjobs").code == 2
     assert "usage: manage.py pgjobs list" in shop.manage("pgjobs", "list", "--help").out
-    wrong = shop.manage("pgjobs", "list", "--stat", "nothing")
+    wrong = shop.manage("pgjobs", "list", "--nothing")
     assert wrong.code == 2
     assert "Traceback" not in wrong.err
     missing = shop.manage("pgjobs", "show", "4711")

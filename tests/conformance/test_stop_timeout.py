@@ -106,6 +106,19 @@ def test_a_stop_waits_as_long_as_the_setting_says_and_a_timeout_that_is_given_wi
     assert stored(first).state == JobState.COMPLETED
 
 
+def test_a_stop_is_not_told_of_a_thread_that_an_earlier_one_left_behind(client: Client, gate: Gate) -> None:
+    pool = WorkerPool(client, {Thing: gate}, queues={"default": 1}).start()
+    job = client.enqueue(None, Thing())
+    assert gate.entered.acquire(timeout=10)
+    assert pool.stop_and_cancel() is False
+    client.cancel(job.id)
+    pool.start()
+    assert pool.stop() is True, "this stop has cut off no handler"
+    assert pool.any_stuck
+    gate.open.set()
+    wait_until(lambda: not pool.any_stuck)
+
+
 def test_ctrl_c_in_a_stop_cuts_off_and_the_next_stop_does_not_wait_again(
     client: Client, gate: Gate, stored: Stored
 ) -> None:
