@@ -224,6 +224,26 @@ def test_what_a_task_returns_is_its_result(project: Trial, value: Any) -> None:
     assert (result.status, result.return_value) == (SUCCESSFUL, value)
 
 
+def test_the_tasks_may_be_on_another_alias(project: Trial) -> None:
+    connections.settings["other"] = {**connections.settings["default"]}
+    try:
+        with override_settings(TASKS=backends(using="other")):
+            with suppress(KeyError), transaction.atomic(using="other"):
+                result = tasks.note.enqueue("dropped")
+                assert tasks.note.get_result(result.id) == result
+                raise KeyError
+            with suppress(KeyError), transaction.atomic(using="default"):
+                tasks.note.enqueue("kept, as it is of the other alias")
+                raise KeyError
+        with override_settings(TASKS=backends(using="no such alias")), pytest.raises(InvalidSetting, match="no such"):
+            tasks.note.enqueue("never")
+        assert len(project.jobs) == 1
+    finally:
+        connections["other"].close()
+        del connections["other"]
+        del connections.settings["other"]
+
+
 # --- errors and retries
 
 
@@ -517,6 +537,15 @@ def test_a_client_that_was_made_before_the_settings_changed_is_made_anew(project
     tasks.note.enqueue("good")
     work()
     assert [name for name, _, _ in ear.heard] == ["enqueued", "started", "finished"]
+
+
+def test_a_coroutine_that_a_stop_cuts_off_runs_again(project: Trial, ear: Ear, heard: list[Any]) -> None:
+    result = tasks.wait_for_ever.enqueue()
+    with WorkerPool(client_of(), config().work_map, stop_timeout=timedelta(0)):
+        wait_until(tasks.entered.is_set)
+    result.refresh()
+    assert (result.status, result.attempts, result.errors, heard) == (READY, 0, [], ["ended"])
+    assert [name for name, _, _ in ear.heard] == ["enqueued", "started"]
 
 
 def test_the_log_of_django_has_the_error(project: Trial, caplog: pytest.LogCaptureFixture) -> None:

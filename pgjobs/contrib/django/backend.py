@@ -30,12 +30,20 @@ from pgjobs.contrib.django.task_api import (
     task_enqueued,
 )
 from pgjobs.contrib.django.task_options import TaskOptions, UnknownTask, read_options
-from pgjobs.contrib.django.task_results import KINDS, RUN_AFTER, DetachedTaskArgs, TaskArgs, find_task, task_result
+from pgjobs.contrib.django.task_results import (
+    KINDS,
+    RUN_AFTER,
+    DetachedTaskArgs,
+    TaskArgs,
+    WorkerVanished,
+    find_task,
+    task_result,
+)
 from pgjobs.errors import InvalidOption, InvalidSetting
 from pgjobs.options import check_queue
 from pgjobs.queue_settings import check_queues
 
-__all__ = ["PgjobsBackend"]
+__all__ = ["PgjobsBackend", "UnknownTask", "WorkerVanished"]
 
 _ID = re.compile(r"[1-9][0-9]{0,18}")
 _LARGEST_ID = 2**63 - 1
