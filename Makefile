@@ -12,6 +12,8 @@ INTERPRETER = $(shell $(PYTHON) -c "" 2>/dev/null && echo $(PYTHON) \
 
 POOL_TESTS = $(shell grep -rlE 'WorkerPool|nursery' --include 'test_*.py' tests/acceptance tests/conformance tests/db tests/faults)
 
+SQLALCHEMY_TESTS = $(shell grep -rlE 'sqlalchemy|acceptance.frameworks' --include 'test_*.py' tests/acceptance tests/conformance)
+
 # four at a time, each with a server of its own: most of a test is waiting; ARGS="-n 0" runs them in one process
 PYTEST = pytest -n 4 --dist worksteal
 
@@ -19,7 +21,7 @@ PYTEST = pytest -n 4 --dist worksteal
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-tools modes decoys prerelease matrix django-tasks-tests faults storm soak check fix bench bench-processes bench-real bench-growth bench-profile bench-crash bench-peers clean
+.PHONY: help demo test test-tools modes decoys prerelease old-sqlalchemy matrix django-tasks-tests faults storm soak check fix bench bench-processes bench-real bench-growth bench-profile bench-crash bench-peers clean
 
 help: ## what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -47,6 +49,13 @@ prerelease: ## the suite with the newest psycopg, psycopg_pool, croniter and dat
 		'psycopg[binary]' psycopg-pool croniter dataclasses-json
 	.venv-prerelease/bin/pip list --disable-pip-version-check | grep -E '^(psycopg|croniter|dataclasses)'
 	.venv-prerelease/bin/$(PYTEST) $(ARGS)
+
+old-sqlalchemy: ## the tests with SQLAlchemy on 2.0, the oldest that works (`make test` has the newest); five minutes
+	$(INTERPRETER) -m venv --clear .venv-old-sqlalchemy
+	.venv-old-sqlalchemy/bin/pip install --quiet --disable-pip-version-check \
+		--editable '.[embedded,test]' 'sqlalchemy[asyncio]<2.1'
+	.venv-old-sqlalchemy/bin/pip list --disable-pip-version-check | grep -i '^sqlalchemy'
+	.venv-old-sqlalchemy/bin/$(PYTEST) $(SQLALCHEMY_TESTS) $(ARGS)
 
 matrix: $(READY) ## the suite on Postgres VERSIONS (14 15 16 17), whose programs it downloads; an hour
 	$(BIN)/python -m tests.matrix $(if $(VERSIONS),--versions $(VERSIONS)) -- $(ARGS)

@@ -29,7 +29,6 @@ from pgjobs.embedded import EmbeddedPostgres
 
 NO_LACK = "asserts that the backend lacks a feature, which this one has"
 IN_MEMORY = "changes a list of results in memory, while these are rows of a table"
-AT_ONCE = "expects that a task runs in the transaction that enqueues it; here it runs when that is committed"
 
 #: Why it does not apply, whether it passes or not.
 OF_ANOTHER = {"CustomBackendTestCase": "tests a backend that is defined beside it"}
@@ -39,7 +38,6 @@ DO_NOT_APPLY: Mapping[str, str] = {
     "ImmediateBackendTestCase.test_cannot_get_result": NO_LACK,
     "ImmediateBackendTestCase.test_cannot_refresh_result": NO_LACK,
     "ImmediateBackendTestCase.test_cannot_pass_run_after": NO_LACK,
-    "ImmediateBackendTransactionTestCase.test_doesnt_wait_until_transaction_commit_by_default": AT_ONCE,
     "DummyBackendTestCase.test_refresh_result": IN_MEMORY,
     "DummyBackendTestCase.test_refresh_result_async": IN_MEMORY,
 }

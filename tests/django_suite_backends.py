@@ -11,6 +11,7 @@ from django.test import TransactionTestCase
 from pgjobs import JobFilter, WorkerPool
 from pgjobs.contrib.django.backend import PgjobsBackend
 from pgjobs.contrib.django.shortcuts import config
+from pgjobs.testing import Jobs
 
 
 class StoringBackend(PgjobsBackend):
@@ -25,11 +26,13 @@ class StoringBackend(PgjobsBackend):
 
 
 class RunningBackend(PgjobsBackend):
-    """Runs a task at once, unless a transaction is open."""
+    """Runs a task at once; in the transaction that is open, as in the tests of an application."""
 
     def enqueue(self, task: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         result = super().enqueue(task, args, kwargs)
-        if not connection.in_atomic_block:
+        if connection.in_atomic_block:
+            Jobs(self.client, connection).perform_stored(int(result.id))
+        else:
             WorkerPool(self.client, config().work_map).work_one(task.queue_name)
         return self.get_result(result.id)
 

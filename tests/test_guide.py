@@ -22,6 +22,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 import pgjobs.contrib.django
 import pgjobs.contrib.sqlalchemy
+import pgjobs.testing
 from pgjobs import Client, JobFilter, JobOptions, QueueSettings, Schedule, WorkerPool, WorkMap, cli, guide
 from pgjobs.control.queues import Queues
 from pgjobs.errors import PgjobsError
@@ -32,6 +33,7 @@ from pgjobs.queue_settings import Durability
 from pgjobs.schedule import CatchUp
 from pgjobs.schedules.registered import CodeSchedules
 from pgjobs.schedules.stored import Schedules
+from pgjobs.testing import Jobs, Performed
 from pgjobs.unique import STATES, Unique
 from pgjobs.work_map import Timeout
 from tests.documents import DOCUMENTS, LANGUAGES, PAGES, PLACEHOLDER, README, ROOT, Document, anchor
@@ -343,10 +345,12 @@ def test_the_commands_it_names_exist(document: Document, capsys: pytest.CaptureF
 HOMES: tuple[object, ...] = (pgjobs, pgjobs.contrib.django, pgjobs.contrib.sqlalchemy, Client, Queues, Schedules)
 HOMES += (CodeSchedules, WorkerPool, WorkMap, pgjobs.Handler, pgjobs.Job, JobFilter, Subscription, pgjobs.Hooks)
 HOMES += (pgjobs.ErrorHandler,)
+HOMES += (pgjobs.testing, Jobs, Performed)
 OWNERS: Mapping[str, Any] = {
     "client": Client,
     "pool": WorkerPool,
     "job": pgjobs.Job,
+    "jobs": Jobs,
     "work_map": WorkMap,
     "client.queues": Queues,
     "client.schedules": Schedules,

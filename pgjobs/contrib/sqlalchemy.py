@@ -20,15 +20,16 @@ import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg_pool import PoolTimeout
 from sqlalchemy import Connection, Engine, exc
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, scoped_session
 from sqlalchemy.pool import PoolProxiedConnection
 
 from pgjobs.clean_text import forget_details, one_line
+from pgjobs.db.borrow import Borrowable, borrow
 from pgjobs.db.checkout import Checkout, returning
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.db.inherited import engine_here, opened_here, remember_engine
 from pgjobs.db.source import PoolSource, own_pool
-from pgjobs.errors import InvalidSetting, PoolTooSmall, TransactionBroken
+from pgjobs.errors import InvalidSetting, InvalidTransaction, PoolTooSmall, TransactionBroken, shown
 from pgjobs.loggers import get_logger
 
 log = get_logger("pgjobs.contrib.sqlalchemy")
@@ -39,7 +40,7 @@ _MOST_FLUSHES = 100  # in a row, as in SQLAlchemy's commit; each may cause new c
 class SQLAlchemySource(PoolSource):
     """Connections of an engine. A handler gets a Session on the connection that holds its job's row lock.
 
-    `session` makes the Session: the application's `sessionmaker`, or a subclass of Session. Inside the handler,
+    `session` makes a Session for each job: the application's `sessionmaker`, or a subclass of Session. In the handler,
     `commit()`, `rollback()`, `close()` and `begin()` act on a savepoint of the job's transaction; the result becomes
     permanent with the job's commit. The engine needs a connection for each worker thread (`pool_size` and
     `max_overflow`). Maintenance, LISTEN and `enqueue(None, ...)` use other connections, made as the engine makes them.
@@ -48,14 +49,8 @@ class SQLAlchemySource(PoolSource):
     batches = False  # the end of a Session's transaction must be the end of one job's transaction
 
     def __init__(self, engine: Engine, *, session: Callable[..., Session] = Session) -> None:
-        if not isinstance(engine, Engine):
-            raise InvalidSetting(f"engine must be an Engine of SQLAlchemy, not {engine!r}")
-        if (engine.dialect.name, engine.dialect.driver) != ("postgresql", "psycopg"):
-            raise InvalidSetting(
-                f"pgjobs needs psycopg 3: use create_engine('postgresql+psycopg://...'), not {engine.url.drivername}"
-            )
-        if "@" in (engine.url.host or ""):  # part of a password, which error messages would show
-            raise InvalidSetting("the URL of the engine has an @ in its host: write %40 for an @ in the password")
+        _check_engine(engine)
+        _check_session(session)
         super().__init__(partial(own_pool, self._connect))
         self.engine = engine
         remember_engine(engine)
@@ -65,6 +60,21 @@ class SQLAlchemySource(PoolSource):
     def checkout(self) -> Iterator[Checkout]:
         with returning(_EngineCheckout(engine_here(self.engine), self._session)) as checkout:
             yield checkout
+
+    @contextmanager
+    def checkout_within(self, tx: Borrowable) -> Iterator[Checkout]:
+        """In the transaction of a Session or Connection. A Session is flushed first, as it would be before a job that
+        it has enqueued can run, and then expired, since the job may have written what it has loaded."""
+        session = tx() if isinstance(tx, scoped_session) else tx
+        if not isinstance(session, Session | Connection):
+            raise InvalidTransaction(f"tx is a Session or Connection of SQLAlchemy for this client, not {shown(tx)}")
+        borrow(session)  # begins
+        if isinstance(session, Connection):
+            yield _LentCheckout(session, self._session)
+            return
+        session.flush()
+        yield _LentCheckout(session.connection(), self._session)
+        session.expire_all()
 
     def _ensure_size(self, threads: int) -> None:
         pool: Any = self.engine.pool
@@ -158,6 +168,26 @@ class _EngineCheckout(Checkout):
         transaction = self._connection.get_transaction()
         if transaction is not None:
             transaction.commit() if committed else transaction.rollback()
+
+
+class _LentCheckout(_EngineCheckout):
+    """A checkout of the connection of a caller, in its transaction."""
+
+    borrowed = True
+
+    def __init__(self, connection: Connection, session: Callable[..., Session]) -> None:
+        self._lent = connection
+        super().__init__(connection.engine, session)
+
+    def _get(self) -> AnyConnection:
+        self._pooled = self._lent.connection
+        return opened_here(_psycopg(self._pooled.driver_connection))
+
+    def _put(self, conn: AnyConnection) -> None:
+        pass
+
+    def _configure(self) -> None:
+        pass
 
 
 class _JobsConnection(PoolProxiedConnection):
@@ -258,6 +288,42 @@ def _flush(session: Session, connection: Connection) -> None:
         raise TransactionBroken(
             "the Session used another connection than the job's: its get_bind() returns another one"
         )
+
+
+def _check_engine(engine: Any) -> None:
+    if _is_async(engine):
+        raise InvalidSetting(
+            "engine is an AsyncEngine, and workers run handlers on threads: give create_engine(...) of the same URL"
+        )
+    if not isinstance(engine, Engine):
+        given = "a str" if isinstance(engine, str) else shown(engine)  # a URL may have a password
+        raise InvalidSetting(f"engine must be an Engine of SQLAlchemy, not {given}: give create_engine(...)")
+    if (engine.dialect.name, engine.dialect.driver) != ("postgresql", "psycopg"):
+        raise InvalidSetting(
+            f"pgjobs needs psycopg 3: use create_engine('postgresql+psycopg://...'), not {engine.url.drivername}"
+        )
+    if "@" in (engine.url.host or ""):  # part of a password, which error messages would show
+        raise InvalidSetting("the URL of the engine has an @ in its host: write %40 for an @ in the password")
+
+
+def _check_session(session: Any) -> None:
+    if isinstance(session, scoped_session):
+        raise InvalidSetting(
+            "session is a scoped_session, which has one Session for all jobs of a thread, and each job needs its own: "
+            "give the sessionmaker that it was made of"
+        )
+    if _is_async(session):
+        raise InvalidSetting("session makes an AsyncSession, and workers run handlers on threads: give a sessionmaker")
+    if not callable(session):
+        raise InvalidSetting(
+            f"session must be a sessionmaker or a subclass of Session, not {shown(session)}: each job gets its own"
+        )
+
+
+def _is_async(value: object) -> bool:
+    """Whether this is an AsyncEngine, a maker of AsyncSessions, or a class of them."""
+    classes = value.__mro__ if isinstance(value, type) else type(value).__mro__
+    return any(each.__module__.startswith("sqlalchemy.ext.asyncio") for each in classes)
 
 
 def _psycopg(conn: Any) -> AnyConnection:

@@ -170,8 +170,8 @@ def test_the_check_says_when_they_are_missing_or_wrong(shop: Project) -> None:
 
     assert "pgjobs.W001" not in check(), "it asks no database unless it is told to"
     missing = check("--database", "default")
-    assert "(pgjobs.W001) there are no pgjobs tables in schema 'pgjobs'" in missing
-    assert "HINT: Run `manage.py migrate`." in missing
+    assert "(pgjobs.W001) there are no tables for the jobs in schema 'pgjobs' of 'default'" in missing
+    assert "HINT: `manage.py migrate` makes and changes the tables; so does" in missing
     assert shop.manage("migrate").code == 0
     assert "pgjobs.W001" not in check("--database", "default")
     shop.query("INSERT INTO pgjobs.migration (version, name, digest) SELECT 99, 'later', 'x'")

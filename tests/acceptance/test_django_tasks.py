@@ -33,8 +33,9 @@ from pgjobs.contrib.django.task_api import (
     task_started,
 )
 from pgjobs.contrib.django.task_results import WorkerVanished
+from pgjobs.testing import Jobs
 from tests.acceptance import task_functions as tasks
-from tests.acceptance.frameworks import DjangoApp, Trial, trial
+from tests.acceptance.frameworks import DjangoApp, DjangoEffect, Trial, trial
 from tests.acceptance.work_command import ROOT
 from tests.waiting import wait_until
 
@@ -557,6 +558,26 @@ def test_the_log_of_django_has_the_error(project: Trial, caplog: pytest.LogCaptu
     assert f"id={result.id}" in logged[-1].getMessage()
     assert logged[-1].exc_info is not None
     assert logged[-1].exc_info[0] is tasks.NotGood
+
+
+# --- in the tests of an application
+
+
+def test_tasks_run_in_the_transaction_of_a_test(project: Trial) -> None:
+    with transaction.atomic():
+        results = [
+            tasks.note.enqueue("written"),
+            tasks.write_and_fail.enqueue("undone"),
+            tasks.write_in_a_coroutine.enqueue("by a coroutine"),
+        ]
+        drained = Jobs(client_of(), "default").drain()
+        assert (drained.completed, drained.discarded) == (2, 1)
+        for result in results:
+            result.refresh()
+        assert [result.status for result in results] == [SUCCESSFUL, FAILED, SUCCESSFUL]
+        assert [effect.note for effect in DjangoEffect.objects.order_by("id")] == ["written", "by a coroutine"]
+        transaction.set_rollback(True)
+    assert (project.jobs, project.effects) == ([], [])
 
 
 # --- a process that dies

@@ -21,7 +21,7 @@ from pgjobs.contrib.django import settings
 from pgjobs.contrib.django.shortcuts import config
 from pgjobs.db import migrate
 from pgjobs.db.borrow import borrow
-from pgjobs.errors import MigrationError, PgjobsError
+from pgjobs.errors import MigrationError, PgjobsError, SchemaMissing
 
 
 def register() -> None:
@@ -69,8 +69,18 @@ def check_tables(app_configs: object, databases: Sequence[str] | None = None, **
         if alias not in (databases or ()) or _backend(connections[alias]):
             return []
         migrate.check(borrow(alias), settings.schema())
+    except SchemaMissing:
+        return [_warning(f"there are no tables for the jobs in schema {settings.schema()!r} of {alias!r}")]
     except MigrationError as error:
-        return [checks.Warning(str(error), hint="Run `manage.py migrate`.", id="pgjobs.W001")]
+        return [_warning(str(error))]
     except (PgjobsError, Error, psycopg.Error):  # wrong settings, or no database: the command says so itself
         return []
     return []
+
+
+def _warning(text: str) -> Any:
+    hint = (
+        "`manage.py migrate` makes and changes the tables; so does `manage.py pgjobs migrate`, where Django takes its "
+        "migrations for applied, as after a change of the schema."
+    )
+    return checks.Warning(text, hint=hint, id="pgjobs.W001")

@@ -25,11 +25,12 @@ from django.db.utils import Error
 from psycopg.pq import TransactionStatus
 
 from pgjobs.clean_text import forget_details, one_line
+from pgjobs.db.borrow import Borrowable, borrow
 from pgjobs.db.checkout import Checkout, returning
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.db.inherited import drop_inherited, opened_here
 from pgjobs.db.source import CONNECTION_DEFAULTS, PoolSource, own_pool
-from pgjobs.errors import InvalidSetting, PoolTooSmall, TransactionBroken, WorkerPoolError
+from pgjobs.errors import InvalidSetting, InvalidTransaction, PoolTooSmall, TransactionBroken, WorkerPoolError, shown
 from pgjobs.loggers import get_logger
 
 log = get_logger("pgjobs.contrib.django")
@@ -61,8 +62,18 @@ class DjangoSource(PoolSource):
 
     @contextmanager
     def checkout(self) -> Iterator[Checkout]:
-        with returning(_AliasCheckout(connections[self.alias])) as checkout:
+        with returning(AliasCheckout(connections[self.alias])) as checkout:
             yield checkout
+
+    @contextmanager
+    def checkout_within(self, tx: Borrowable) -> Iterator[Checkout]:
+        """In the `atomic()` block that is open on the alias."""
+        from pgjobs.contrib.django.lent import LentCheckout
+
+        wrapper = connections[self.alias]
+        if borrow(tx) is not borrow(wrapper):
+            raise InvalidTransaction(f"tx is {self.alias!r} or its connection for this client, not {shown(tx)}")
+        yield LentCheckout(wrapper)
 
     def _ensure_size(self, threads: int) -> None:
         pool = _pool(connections[self.alias])
@@ -85,7 +96,7 @@ class DjangoSource(PoolSource):
         return conn
 
 
-class _AliasCheckout(Checkout):
+class AliasCheckout(Checkout):
     """This thread's checkout of the connection of an alias.
 
     pgjobs sends BEGIN and COMMIT on the driver's connection. For the handler it puts Django's wrapper into the state of
