@@ -19,7 +19,7 @@ from django.db import connections, transaction
 from django.test import override_settings
 from django.utils import timezone
 
-from pgjobs import InvalidArgs, InvalidSetting, Job, JobState, WorkerPool, constant
+from pgjobs import Cancel, InvalidArgs, InvalidSetting, Job, JobState, WorkerPool, constant
 from pgjobs.contrib.django import client as client_of
 from pgjobs.contrib.django.backend import PgjobsBackend
 from pgjobs.contrib.django.shortcuts import config
@@ -329,12 +329,20 @@ def test_a_backoff_may_be_named_by_its_path(project: Trial) -> None:
         assert stored(result).max_attempts == 25, "that of the client"
 
 
+def test_without_a_backoff_that_of_the_project_counts(project: Trial) -> None:
+    with override_settings(TASKS=backends(max_attempts=2), PGJOBS={"BACKOFF": constant(timedelta(days=9))}):
+        result = tasks.fail.enqueue(2)
+        work()
+        assert stored(result).scheduled_at - result.enqueued_at >= timedelta(days=9)
+
+
 def test_signals_of_pgjobs_work_in_a_task(project: Trial) -> None:
     cancelled, snoozed = tasks.signal_pgjobs.enqueue("cancel"), tasks.signal_pgjobs.enqueue("snooze")
     assert work() == 2
     cancelled.refresh()
     snoozed.refresh()
     assert (cancelled.status, stored(cancelled).state) == (FAILED, JobState.CANCELLED)
+    assert [error.exception_class for error in cancelled.errors] == [Cancel]
     assert (snoozed.status, snoozed.attempts, snoozed.errors) == (READY, 0, [])
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from django.utils.module_loading import import_string
 
 from pgjobs import checks
-from pgjobs.backoff import Backoff, river
+from pgjobs.backoff import Backoff
 from pgjobs.errors import InvalidSetting, shown
 from pgjobs.job import Job
 from pgjobs.outages import kind_of
@@ -32,8 +32,8 @@ class TaskOptions:
 
     - `max_attempts`: how often a task may start. 1: never again, whatever happens. More: a task that raises runs again.
       None: a task that raises has failed, and one whose worker dies runs again.
-    - `backoff`: when a task that raised runs again, a function of (job, error) or the path of one. None: `river()`,
-      if there is a `max_attempts`.
+    - `backoff`: when a task that raised runs again, a function of (job, error) or the path of one. None: that of
+      `settings.PGJOBS`, if there is a `max_attempts`.
     - `timeout`: how long an attempt may take; None is no limit, "inherit" the timeout of the worker pool.
     - `detached`: run outside of any transaction, for tasks that take minutes.
     - `using`: the alias of the database that holds the tasks; None is that of `settings.PGJOBS`.
@@ -61,11 +61,11 @@ class TaskOptions:
             return _STARTS if self.backoff is None else None
         return self.max_attempts
 
-    def retry_at(self, job: Job[Any], error: BaseException) -> timedelta | datetime | None:
-        """What a backoff returns: when the task runs again after this error, or None."""
+    def retry_at(self, job: Job[Any], error: BaseException, default: Backoff) -> timedelta | datetime | None:
+        """When the task runs again after this error: what its backoff returns, or `default`; None for never."""
         if self.max_attempts is None and self.backoff is None and not _of_surroundings(error):
             return None
-        return (self.backoff or river())(job, error)
+        return (self.backoff or default)(job, error)
 
 
 def read_options(given: object) -> TaskOptions:

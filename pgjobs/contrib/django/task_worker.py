@@ -15,7 +15,7 @@ from django.db import close_old_connections
 from pgjobs.contrib.django.task_api import TaskContext, normalize_json, task_backends, task_finished, task_started
 from pgjobs.contrib.django.task_options import TaskOptions
 from pgjobs.contrib.django.task_results import KINDS, DetachedTaskArgs, TaskArgs, WorkerVanished, failure, task_result
-from pgjobs.errors import InvalidOption, NotRunning, Signal
+from pgjobs.errors import InvalidOption, NotRunning, Snooze
 from pgjobs.hooks import Hooks
 from pgjobs.job import Job
 from pgjobs.states import JobState
@@ -37,10 +37,9 @@ def run_task(tx: Any, job: Job[TaskArgs]) -> None:
         value = _run(job)
         if value is not None:
             job.record_output(value)
-    except Signal:
-        raise
     except BaseException as error:
-        if not job.cancelled:  # else the job gets the reason why it was stopped for its error
+        # a job that is to end gets the reason for its error, and one that is snoozed has none
+        if not job.cancelled and not isinstance(error, Snooze):
             with suppress(NotRunning, InvalidOption):
                 job.set_metadata(failure(job, error))
         raise
@@ -79,17 +78,15 @@ async def _await(job: Job[Any], task: Any, args: Sequence[Any], kwargs: Mapping[
 # --- the options of its backend
 
 
-def _options(job: Job[Any]) -> TaskOptions:
-    options: TaskOptions = task_backends[job.args.backend].task_options
-    return options
-
-
 def _backoff(job: Job[Any], error: BaseException) -> timedelta | datetime | None:
-    return _options(job).retry_at(job, error)
+    backend = task_backends[job.args.backend]
+    options: TaskOptions = backend.task_options
+    return options.retry_at(job, error, backend.client.backoff)
 
 
 def _timeout(job: Job[Any]) -> timedelta | Literal["inherit"] | None:
-    return _options(job).timeout
+    options: TaskOptions = task_backends[job.args.backend].task_options
+    return options.timeout
 
 
 # --- the end of a task
