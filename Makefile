@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV   := .venv-$(notdir $(PYTHON))
 BIN    := $(VENV)/bin
+DJANGO := .venv-django-tasks
+DJANGO_VERSION := django~=6.1.0
 USABLE := $(VENV)/.usable
 READY  := $(VENV)/.ready
 # a version manager's shim runs an interpreter only when its version is chosen
@@ -19,7 +21,7 @@ PYTEST = pytest -n 4 --dist worksteal
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-tools modes decoys prerelease old-sqlalchemy matrix faults storm soak check fix bench bench-processes bench-real bench-growth bench-profile bench-crash bench-peers clean
+.PHONY: help demo test test-tools modes decoys prerelease old-sqlalchemy matrix django-tasks-tests faults storm soak check fix bench bench-processes bench-real bench-growth bench-profile bench-crash bench-peers clean
 
 help: ## what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -57,6 +59,14 @@ old-sqlalchemy: ## the tests with SQLAlchemy on 2.0, the oldest that works (`mak
 
 matrix: $(READY) ## the suite on Postgres VERSIONS (14 15 16 17), whose programs it downloads; an hour
 	$(BIN)/python -m tests.matrix $(if $(VERSIONS),--versions $(VERSIONS)) -- $(ARGS)
+
+django-tasks-tests: ## Django's own tests of its tasks, against our backend; PYTHON is 3.12 or newer
+	test -x $(DJANGO)/bin/python || $(INTERPRETER) -m venv $(DJANGO)
+	$(DJANGO)/bin/pip install --quiet --disable-pip-version-check --editable '.[embedded]' '$(DJANGO_VERSION)'
+	test -d $(DJANGO)/source || $(DJANGO)/bin/pip download --quiet --disable-pip-version-check --no-deps \
+		--no-binary django --dest $(DJANGO)/sdist '$(DJANGO_VERSION)'
+	mkdir -p $(DJANGO)/source && tar -xzf $(DJANGO)/sdist/django-*.tar.gz --strip-components 1 -C $(DJANGO)/source
+	$(DJANGO)/bin/python -m tests.django_suite $(DJANGO)/source/tests
 
 faults: $(READY) ## the fault suite with its slow parts, under 15 minutes; as root on Linux it does all it can
 	$(BIN)/pytest -m "slow or not slow" tests/faults $(ARGS)

@@ -11,6 +11,7 @@ from django.utils.module_loading import autodiscover_modules
 from pgjobs.client import Client
 from pgjobs.contrib.django import settings
 from pgjobs.contrib.django.source import DjangoSource
+from pgjobs.contrib.django.task_setup import serve_tasks
 from pgjobs.work_map import WorkMap
 from pgjobs.worker_pool import WorkerPool
 
@@ -45,6 +46,7 @@ class PgjobsConfig(AppConfig):  # type: ignore[misc]  # Django has no types
             made = Client(
                 DjangoSource(alias), schema=settings.schema(), work_map=self.work_map, **settings.client_settings()
             )
+            serve_tasks(made)
             self._clients.setdefault(alias, made)  # another thread may have made it meanwhile
         return self._clients[alias]
 
@@ -59,5 +61,5 @@ class PgjobsConfig(AppConfig):  # type: ignore[misc]  # Django has no types
             client.close()
 
     def _setting_changed(self, *, setting: str, **_: object) -> None:
-        if setting == "PGJOBS":
+        if setting in ("PGJOBS", "TASKS"):
             self.close()
