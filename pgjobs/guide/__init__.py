@@ -26,6 +26,7 @@ TOPICS = (
     "logging",
     "performance",
     "how-it-works",
+    "coming-from",
 )
 
 
