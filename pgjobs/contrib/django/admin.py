@@ -21,6 +21,7 @@ from pgjobs.contrib.django import settings
 from pgjobs.contrib.django.models import Job
 from pgjobs.contrib.django.shortcuts import client, config
 from pgjobs.states import JobState
+from pgjobs.work_map import shown_args
 
 MOST = 10_000
 _LONG = ("args", "metadata", "errors", "output", "attempted_by")  # which the list does not show
@@ -150,7 +151,7 @@ class JobAdmin(admin.ModelAdmin):  # type: ignore[misc]
 
     @admin.display(description="args")
     def pretty_args(self, job: Job) -> object:
-        return _pretty(job.args)
+        return _pretty(json.loads(shown_args(config().work_map, job.kind, json.dumps(job.args))))
 
     @admin.display(description="metadata")
     def pretty_metadata(self, job: Job) -> object:
