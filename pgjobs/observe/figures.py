@@ -81,6 +81,9 @@ class Durations:
         return Durations(_trimmed(sums), self.total + sign * other.total)
 
 
+NO_DURATIONS = Durations()
+
+
 class FigureKey(NamedTuple):
     """What is counted apart. The outcome is one of OUTCOMES."""
 
@@ -94,8 +97,8 @@ class Tally:
     """Attempts of one key. An attempt whose worker vanished counts, but nobody knows how long it ran."""
 
     attempts: int = 0
-    run: Durations = Durations()
-    wait: Durations = Durations()
+    run: Durations = NO_DURATIONS
+    wait: Durations = NO_DURATIONS
 
     def plus(self, other: Tally, sign: int = 1) -> Tally:
         return Tally(
