@@ -191,7 +191,13 @@ class WorkerPool:
         )
         self._stopping = self._threads.stopping
         self._heartbeat = Heartbeat(
-            self._context, self._executor, client.registration, client.events, self._figures, lease=lease
+            self._context,
+            self._executor,
+            self._threads,
+            client.registration,
+            client.events,
+            figures=self._figures,
+            lease=lease,
         )
         self.schedules = self._build_schedules(cron)
         self._run_settings = check_run_settings(batch_size, batch_time, durability)

@@ -72,7 +72,7 @@ GRANT SELECT (
 GRANT SELECT (name, paused_at, updated_at, keep_completed, keep_cancelled, keep_discarded)
     ON pgjobs.queue TO "{role}";
 GRANT SELECT (
-    id, host, pid, queues, threads, kinds, version, code_version, started_at, seen_at, lost_at
+    id, host, pid, queues, threads, kinds, version, code_version, started_at, seen_at, lost_at, stuck
 ) ON pgjobs.worker TO "{role}";
 GRANT SELECT (
     name, kind, spec, zone, catch_up, "window", paused_at, next_tick_at, last_tick_at, created_at, updated_at, in_code,

@@ -102,6 +102,7 @@ column worker pid int4 not null
 column worker queues jsonb not null
 column worker seen_at timestamptz not null
 column worker started_at timestamptz not null
+column worker stuck jsonb not null
 column worker threads int4 not null
 column worker version text not null
 function advisory_class 0

@@ -145,7 +145,7 @@ CREATE TABLE pgjobs.queue (
 );
 
 -- One row per worker process. lost_at: when a job of this process was last rescued; for a minute the other jobs that it
--- ran count as neighbours of that job.
+-- ran count as neighbours of that job. stuck: its threads that are stuck in a handler, with their stacks, ten at most.
 CREATE TABLE pgjobs.worker (
     id           text PRIMARY KEY,
     host         text NOT NULL,
@@ -158,6 +158,7 @@ CREATE TABLE pgjobs.worker (
     started_at   timestamptz NOT NULL DEFAULT pg_catalog.statement_timestamp(),
     seen_at      timestamptz NOT NULL DEFAULT pg_catalog.statement_timestamp(),
     lost_at      timestamptz,
+    stuck        jsonb NOT NULL DEFAULT '[]',
     CONSTRAINT worker_times CHECK (
         started_at BETWEEN '0001-01-03 UTC' AND '9999-12-30 UTC'
         AND seen_at BETWEEN '0001-01-03 UTC' AND '9999-12-30 UTC')
