@@ -55,6 +55,7 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON
 TO "{role}";
 GRANT SELECT, INSERT, UPDATE, DELETE ON pgjobs.cancel_request, pgjobs.job_progress, pgjobs.figure TO "{role}";
 GRANT SELECT, INSERT, UPDATE ON pgjobs.maintenance TO "{role}";
+GRANT SELECT (id, at), DELETE ON pgjobs.audit TO "{role}";
 GRANT USAGE ON SEQUENCE pgjobs.job_id_seq TO "{role}";
 GRANT EXECUTE ON FUNCTION
     pgjobs.attempt_lost(),
