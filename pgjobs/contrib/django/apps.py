@@ -46,14 +46,9 @@ class PgjobsConfig(AppConfig):  # type: ignore[misc]  # Django has no types
             made = Client(
                 DjangoSource(alias), schema=settings.schema(), work_map=self.work_map, **settings.client_settings()
             )
-<<<<<<< HEAD
-            serve_tasks(found)
-            found = self._clients.setdefault(alias, found)  # another thread may have made one meanwhile
-        return found
-=======
+            serve_tasks(made)
             self._clients.setdefault(alias, made)  # another thread may have made it meanwhile
         return self._clients[alias]
->>>>>>> django
 
     def pool(self) -> WorkerPool:
         """A new worker pool of the project's handlers, as the settings say. Raises InvalidSetting."""
