@@ -43,8 +43,8 @@ def test_a_job_is_enqueued_with_the_args_class_of_the_project(shop: Project) -> 
 
 
 def test_the_help_and_the_errors_are_those_of_pgjobs(shop: Project) -> None:
-    for arguments in (["--help"], ["-h"]):
-        done = shop.manage("pgjobs", *arguments)
+    for arguments in (["pgjobs", "--help"], ["pgjobs", "-h"], ["help", "pgjobs"]):
+        done = shop.manage(*arguments)
         assert done.code == 0
         assert done.out.startswith("usage: manage.py pgjobs")
         assert " retry " in done.out

@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from django.contrib import admin
+from django.contrib.admin.views.main import ChangeList
 from django.core.paginator import Paginator
 from django.db.models.fields.json import KT
 from django.db.models.functions import Left
@@ -32,6 +33,13 @@ class _NewestJobs(Paginator):  # type: ignore[misc]  # Django has no types
     def count(self) -> int:
         found: int = self.object_list.order_by().values("id")[:MOST].count()
         return found
+
+
+class _JobList(ChangeList):  # type: ignore[misc]
+    """Sorts by the columns that an index has in order, also if a URL asks for another one."""
+
+    def get_ordering_field(self, field_name: str) -> Any:
+        return super().get_ordering_field(field_name) if field_name in self.sortable_by else None
 
 
 class _EqualFilter(admin.SimpleListFilter):  # type: ignore[misc]
@@ -101,6 +109,9 @@ class JobAdmin(admin.ModelAdmin):  # type: ignore[misc]
         return False
 
     # --- what is read
+
+    def get_changelist(self, request: Any, **kwargs: Any) -> type[ChangeList]:
+        return _JobList
 
     def get_queryset(self, request: Any) -> Any:
         last = Left(KT("errors__-1__error"), 200)

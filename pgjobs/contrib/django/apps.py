@@ -41,12 +41,13 @@ class PgjobsConfig(AppConfig):  # type: ignore[misc]  # Django has no types
         """The client of an alias, by default of `PGJOBS["USING"]`; the same one at each call, also in a forked child.
         Raises InvalidSetting if there is no such alias, or for wrong settings."""
         alias = settings.using() if using is None else using
-        if alias not in self._clients:
-            made = Client(
+        found = self._clients.get(alias)
+        if found is None:
+            found = Client(
                 DjangoSource(alias), schema=settings.schema(), work_map=self.work_map, **settings.client_settings()
             )
-            self._clients.setdefault(alias, made)  # another thread may have made it meanwhile
-        return self._clients[alias]
+            found = self._clients.setdefault(alias, found)  # another thread may have made one meanwhile
+        return found
 
     def pool(self) -> WorkerPool:
         """A new worker pool of the project's handlers, as the settings say. Raises InvalidSetting."""

@@ -37,6 +37,10 @@ class Command(BaseCommand):  # type: ignore[misc]  # Django has no types
             self._program = f"{os.path.basename(prog_name)} {subcommand}"
         return super().create_parser(prog_name, subcommand, add_help=False, **kwargs)  # the help is that of pgjobs
 
+    def print_help(self, prog_name: str, subcommand: str) -> None:
+        self.create_parser(prog_name, subcommand)
+        self._main(["--help"])
+
     def add_arguments(self, parser: Any) -> None:
         parser.add_argument("arguments", nargs=REMAINDER)
 
