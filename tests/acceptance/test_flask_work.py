@@ -151,6 +151,13 @@ def test_a_job_that_kills_its_process_is_discarded_and_others_are_run(flask_plac
     assert (flask_place.effects(job), flask_place.effects(other)) == ([], [1])
 
 
+def test_work_waits_for_the_tables_and_says_which_command_makes_them(flask_place: Place) -> None:
+    schema = f"{flask_place.client.schema}_new"
+    with flask_place.work(target="", program=program("--app", "shop"), SCHEMA=schema) as work:
+        work.wait_for(f"waiting for the tables of schema {schema} at version 1: run flask pgjobs migrate\n")
+        assert work.stop() == 0
+
+
 def flask(place: Place, *words: str, app: str = "shop") -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "DATABASE_URL": place.dsn, "SCHEMA": place.client.schema, "PYTHONPATH": str(ROOT)}
     return subprocess.run(
