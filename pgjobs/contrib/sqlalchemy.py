@@ -281,10 +281,11 @@ def _flush(session: Session, connection: Connection) -> None:
 
 
 def _check_engine(engine: Any) -> None:
-    if _is_async(engine) or (isinstance(engine, Engine) and engine.dialect.is_async):  # also the Engine inside of one
+    inside = getattr(engine, "sync_engine", engine)  # of an AsyncEngine
+    if isinstance(inside, Engine) and inside.dialect.is_async:
         raise InvalidSetting(
-            "engine must be synchronous, since workers run handlers on threads, and this is an AsyncEngine: give "
-            "create_engine(...) of the same URL, and pass Sessions of this engine to aenqueue"
+            f"engine must be synchronous, as handlers are, not {shown(engine)}: give create_engine(...) with the same "
+            "URL, and pass Sessions of this engine to aenqueue"
         )
     if not isinstance(engine, Engine):
         given = "a str" if isinstance(engine, str) else shown(engine)  # a URL may have a password
@@ -303,7 +304,7 @@ def _check_session(session: Any) -> None:
             "session is a scoped_session, which has one Session for all jobs of a thread, and each job needs its own: "
             "give the sessionmaker that it was made of"
         )
-    if _is_async(session):
+    if _makes_async(session):
         raise InvalidSetting("session makes an AsyncSession, and workers run handlers on threads: give a sessionmaker")
     if not callable(session):
         raise InvalidSetting(
@@ -311,9 +312,9 @@ def _check_session(session: Any) -> None:
         )
 
 
-def _is_async(value: object) -> bool:
-    """Whether this is an AsyncEngine, a maker of AsyncSessions, or a class of them."""
-    classes = value.__mro__ if isinstance(value, type) else type(value).__mro__
+def _makes_async(session: object) -> bool:
+    """Whether this makes AsyncSessions."""
+    classes = session.__mro__ if isinstance(session, type) else type(session).__mro__
     return any(each.__module__.startswith("sqlalchemy.ext.asyncio") for each in classes)
 
 

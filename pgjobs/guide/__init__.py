@@ -30,6 +30,7 @@ TOPICS = (
     "logging",
     "performance",
     "how-it-works",
+    "coming-from",
 )
 
 

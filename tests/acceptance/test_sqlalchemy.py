@@ -643,8 +643,11 @@ def test_what_makes_no_session_for_each_job_is_refused(app: SQLAlchemyApp, sessi
 
 def test_an_engine_for_async_code_is_refused() -> None:
     engine: Any = create_async_engine("postgresql+psycopg://nowhere.invalid/none")
-    with pytest.raises(InvalidSetting, match=r"is an AsyncEngine.*: give create_engine\(\.\.\.\) of the same URL"):
-        SQLAlchemySource(engine)
+    for refused in (engine, engine.sync_engine):
+        with pytest.raises(
+            InvalidSetting, match=r"synchronous.* not .*: give create_engine\(\.\.\.\) with the same URL"
+        ):
+            SQLAlchemySource(refused)
 
 
 def test_a_url_in_place_of_an_engine_is_refused_without_its_password() -> None:
