@@ -49,8 +49,9 @@ SELECT pg_catalog.count(*) FROM (SELECT FROM pgjobs.job WHERE state = 'pending' 
 -- From the statistics of the planner; null if it has none.
 SELECT (pg_class.reltuples * COALESCE(values.share, 0))::bigint
 FROM pg_catalog.pg_class, pg_catalog.pg_stats LEFT JOIN LATERAL (
-    SELECT share FROM pg_catalog.unnest(
-        most_common_vals::text::text[], most_common_freqs) AS common (value, share) WHERE value = 'pending'
+    SELECT share FROM ROWS FROM (
+        pg_catalog.unnest(most_common_vals::text::text[]), pg_catalog.unnest(most_common_freqs)
+    ) AS common (value, share) WHERE value = 'pending'
 ) AS values ON true
 WHERE pg_class.oid = 'pgjobs.job'::regclass AND pg_stats.attname = 'state' AND tablename = 'job'
     AND schemaname = (SELECT nspname FROM pg_catalog.pg_namespace WHERE pg_namespace.oid = pg_class.relnamespace);
