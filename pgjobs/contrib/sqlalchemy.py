@@ -284,8 +284,8 @@ def _check_engine(engine: Any) -> None:
     inside = getattr(engine, "sync_engine", engine)  # of an AsyncEngine
     if isinstance(inside, Engine) and inside.dialect.is_async:
         raise InvalidSetting(
-            f"engine must be synchronous, since workers run handlers on threads, not {shown(engine)}: give "
-            "create_engine(...) with the same URL, and pass Sessions of this engine to aenqueue"
+            f"engine must be synchronous, as handlers are, not {shown(engine)}: give create_engine(...) with the same "
+            "URL, and pass Sessions of this engine to aenqueue"
         )
     if not isinstance(engine, Engine):
         given = "a str" if isinstance(engine, str) else shown(engine)  # a URL may have a password

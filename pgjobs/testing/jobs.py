@@ -10,6 +10,7 @@ from typing import Any, TypeVar, Unpack, overload
 from pgjobs import checks
 from pgjobs.backoff import Backoff
 from pgjobs.client import Client
+from pgjobs.db.advice import advised
 from pgjobs.db.borrow import Borrowable, borrow
 from pgjobs.db.checkout import Checkout
 from pgjobs.db.cursors import AnyConnection
@@ -80,11 +81,12 @@ class Jobs(Enqueued):
 
     @contextmanager
     def _connection(self) -> Iterator[AnyConnection]:
-        if self.tx is not None:
-            yield borrow(self.tx)
-            return
-        with self.client.source.transaction() as conn:
-            yield conn
+        with advised(self.client.schema):
+            if self.tx is not None:
+                yield borrow(self.tx)
+                return
+            with self.client.source.transaction() as conn:
+                yield conn
 
     def _stored(self, *, after: int | None = None) -> list[Job[Any]]:
         """The jobs of the table, or those behind an id."""

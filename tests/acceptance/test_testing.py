@@ -433,6 +433,15 @@ def test_a_claim_that_fails_leaves_the_transaction_usable(client: Client, conn: 
     assert len(jobs.all_enqueued()) == 2
 
 
+def test_missing_tables_are_told_with_what_to_do(database: str, conn: Tx) -> None:
+    with (
+        Client(database, schema="never_migrated") as client,
+        pytest.raises(psycopg.errors.UndefinedTable) as raised,
+    ):
+        Jobs(client, conn).empty()
+    assert "migrate" in "".join([str(raised.value), *getattr(raised.value, "__notes__", [])])
+
+
 def test_settings_that_are_wrong_are_refused(client: Client, conn: Tx) -> None:
     wrong: dict[str, Any] = {"timeout": 5, "backoff": 5, "middleware": 5, "error_handler": 5}
     for name, value in wrong.items():

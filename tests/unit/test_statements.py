@@ -61,8 +61,8 @@ GIVE_JOBS = [
 STORES = [
     *(execution_queries, enqueuing_queries, queue_queries, migration_queries, workers_queries),
     *(index_queries, schedules_queries, wakeup_queries, batch_queries, repair, roles, channels),
-    *(control_queries, observe_queries, maintenance_queries, startup_options, dashboard_queries),
-    testing_queries,
+    *(control_queries, observe_queries, maintenance_queries, startup_options, testing_queries),
+    dashboard_queries,
 ]
 PARTS = "parts.sql"  # what statements of several files share
 

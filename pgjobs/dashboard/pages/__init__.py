@@ -1,8 +1,32 @@
 """The pages. Each module registers its own in PAGES."""
 
-from pgjobs.dashboard.pages import enqueue, failures, job, jobs, overview, queues
+from pgjobs.dashboard.pages import (
+    audit,
+    enqueue,
+    failures,
+    help,
+    job,
+    jobs,
+    maintenance,
+    overview,
+    queues,
+    schedules,
+    workers,
+)
 
-PAGES = (*overview.PAGES, *jobs.PAGES, *job.PAGES, *failures.PAGES, *queues.PAGES, *enqueue.PAGES)
+PAGES = (
+    *overview.PAGES,
+    *jobs.PAGES,
+    *job.PAGES,
+    *failures.PAGES,
+    *queues.PAGES,
+    *schedules.PAGES,
+    *workers.PAGES,
+    *enqueue.PAGES,
+    *maintenance.PAGES,
+    *audit.PAGES,
+    *help.PAGES,
+)
 
 #: The pages that all pages link to, by name, with their titles.
 NAV = (
@@ -16,4 +40,5 @@ NAV = (
     ("health", "Health"),
     ("maintenance", "Maintenance"),
     ("audit", "Audit"),
+    ("help", "Help"),
 )
