@@ -25,16 +25,30 @@ JSONB_BYTES = 268_435_455  # the largest object or string that jsonb can hold
 
 
 class Refused(Exception):
-    """A value cannot be written or read. The path grows while the error rises through the levels of nesting."""
+    """A value cannot be written or read. The path grows while the error rises through the levels of nesting.
 
-    def __init__(self, problem: str, path: str = "", *, discreet: str = "") -> None:
-        super().__init__(problem)
+    A `problem` that shows a value may be a function, which is called when the text is needed: the members of a union
+    are tried one after the other, and most of their errors are never shown.
+    """
+
+    def __init__(self, problem: str | Callable[[], str], path: str = "", *, discreet: str = "") -> None:
+        super().__init__()
+        self._problem = problem
         self.path = path
-        self.discreet_problem = discreet or problem  # without the value, for logs and `errors`
+        self._discreet = discreet
+
+    @property
+    def problem(self) -> str:
+        return self._problem if isinstance(self._problem, str) else self._problem()
+
+    @property
+    def discreet_problem(self) -> str:
+        """The problem without the value, for logs and `errors`."""
+        return self._discreet or self.problem
 
     def __str__(self) -> str:
         path = self.path if len(self.path) <= 120 else self.path[:120] + "…"
-        return f"${path}: {self.args[0]}"
+        return f"${path}: {self.problem}"
 
     @property
     def discreet(self) -> str:
@@ -73,12 +87,13 @@ def described(value: object) -> str:
 
 def about(value: object, problem: str, path: str = "") -> Refused:
     """The error about a value; without the value it names its type."""
-    return Refused(f"{described(value)} {problem}", path, discreet=f"{type(value).__qualname__} {problem}")
+    return Refused(lambda: f"{described(value)} {problem}", path, discreet=f"{type(value).__qualname__} {problem}")
 
 
 def expected(wanted: str, value: object) -> Refused:
     return Refused(
-        f"expected {wanted}, found {described(value)}", discreet=f"expected {wanted}, found {type(value).__qualname__}"
+        lambda: f"expected {wanted}, found {described(value)}",
+        discreet=f"expected {wanted}, found {type(value).__qualname__}",
     )
 
 

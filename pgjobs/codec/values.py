@@ -226,7 +226,7 @@ def _either(hints: tuple[Any, ...], members: list[Codec]) -> Codec:
         if deepest.path or not refusals:  # this member was meant, and something inside it is wrong
             raise deepest
         raise Refused(
-            "; ".join(refused.args[0] for refused in refusals),
+            lambda: "; ".join(refused.problem for refused in refusals),
             discreet="; ".join(refused.discreet_problem for refused in refusals),
         )
 
