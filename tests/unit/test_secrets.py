@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from dataclasses_json import CatchAll, DataClassJsonMixin, LetterCase, Undefined, config, dataclass_json
 
-from pgjobs import Client, InvalidArgs, NewJob, PgjobsError, UndecodableArgs, WorkMap, codec
+from pgjobs import Client, InvalidArgs, JobOptions, NewJob, PgjobsError, UndecodableArgs, WorkMap, codec
+from pgjobs.enqueuing.encoder import Encoder
 from pgjobs.errors import shown
 from pgjobs.work_map import shown_args
 from tests.unit.samples import a_job
@@ -308,3 +309,11 @@ def test_jobs_show_no_args() -> None:
     job = a_job(raw_args=codec.encode(LOGIN), decode=lambda raw: codec.decode(Login, raw))
     assert job.args.password == PASSWORD
     assert PASSWORD not in repr(job) + repr(NewJob(LOGIN)) + repr([NewJob({"password": PASSWORD}, kind="x1")])
+
+
+def test_what_middleware_of_enqueue_gets_shows_no_args() -> None:
+    encoder = Encoder(defaults=JobOptions(queue="mail", priority=0, max_attempts=1), max_args_bytes=1000)
+    encoded = encoder.encode(NewJob(LOGIN, metadata={"note": PASSWORD}))
+    assert PASSWORD in encoded.args
+    assert PASSWORD in encoded.metadata
+    assert PASSWORD not in repr(encoded)
