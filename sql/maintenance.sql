@@ -343,6 +343,31 @@ WITH old AS MATERIALIZED (
 )
 SELECT pg_catalog.count(*) FROM deleted;
 
+-- name: prune_figures
+-- Deletes the oldest figures that were kept as long.
+WITH old AS MATERIALIZED (
+    SELECT minute, queue, kind FROM pgjobs.figure
+    WHERE minute < (pg_catalog.statement_timestamp() - %(keep)s::interval)
+    ORDER BY minute LIMIT %(batch)s
+    FOR UPDATE SKIP LOCKED
+), deleted AS (
+    DELETE FROM pgjobs.figure USING old
+    WHERE figure.minute = old.minute AND figure.queue = old.queue AND figure.kind = old.kind
+    RETURNING old.minute
+)
+SELECT pg_catalog.count(*) FROM deleted;
+
+-- name: prune_audit
+-- Deletes the oldest rows of the audit that were kept as long. Their ids are in the order of time.
+WITH old AS MATERIALIZED (
+    SELECT id, at FROM pgjobs.audit ORDER BY id LIMIT %(batch)s
+), deleted AS (
+    DELETE FROM pgjobs.audit USING old
+    WHERE audit.id = old.id AND old.at < (pg_catalog.statement_timestamp() - %(keep)s::interval)
+    RETURNING audit.id
+)
+SELECT pg_catalog.count(*) FROM deleted;
+
 -- name: rows_to_prune
 WITH old AS MATERIALIZED (
     {old_jobs}

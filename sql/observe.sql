@@ -135,3 +135,55 @@ SELECT
 FROM pgjobs.queue
 WHERE keep_completed IS NOT NULL OR keep_cancelled IS NOT NULL OR keep_discarded IS NOT NULL
 ORDER BY name;
+
+-- name: figures
+-- By step of time, or all in one, and by queue and kind, or an empty text for all of them.
+WITH first AS (
+    SELECT pg_catalog.date_bin(
+        '1 minute', COALESCE(%(since)s::timestamptz, pg_catalog.statement_timestamp() - %(ago)s::interval),
+        '2000-01-03 UTC') AS minute
+), chosen AS MATERIALIZED (
+    SELECT
+        CASE WHEN %(step)s::interval IS NULL THEN first.minute
+            ELSE pg_catalog.date_bin(%(step)s::interval, figure.minute, '2000-01-03 UTC') END AS at,
+        CASE WHEN %(by_queue)s::boolean THEN queue ELSE '' END AS queue,
+        CASE WHEN %(by_kind)s::boolean THEN kind ELSE '' END AS kind,
+        completed, failed, discarded, cancelled, snoozed, interrupted, run_seconds, wait_seconds, run_counts, wait_counts
+    FROM first JOIN pgjobs.figure ON figure.minute >= first.minute
+    WHERE (%(queue)s::text IS NULL OR queue = %(queue)s::text) AND (%(kind)s::text IS NULL OR kind = %(kind)s::text)
+), run AS (
+    SELECT at, queue, kind, pg_catalog.array_agg(attempts ORDER BY place) AS counts
+    FROM (
+        SELECT at, queue, kind, place, pg_catalog.sum(attempts)::bigint AS attempts
+        FROM chosen, pg_catalog.unnest(run_counts) WITH ORDINALITY AS bucket (attempts, place)
+        GROUP BY at, queue, kind, place
+    ) AS summed
+    GROUP BY at, queue, kind
+), wait AS (
+    SELECT at, queue, kind, pg_catalog.array_agg(attempts ORDER BY place) AS counts
+    FROM (
+        SELECT at, queue, kind, place, pg_catalog.sum(attempts)::bigint AS attempts
+        FROM chosen, pg_catalog.unnest(wait_counts) WITH ORDINALITY AS bucket (attempts, place)
+        GROUP BY at, queue, kind, place
+    ) AS summed
+    GROUP BY at, queue, kind
+), sums AS (
+    SELECT
+        at, queue, kind,
+        pg_catalog.sum(completed)::bigint AS completed,
+        pg_catalog.sum(failed)::bigint AS failed,
+        pg_catalog.sum(discarded)::bigint AS discarded,
+        pg_catalog.sum(cancelled)::bigint AS cancelled,
+        pg_catalog.sum(snoozed)::bigint AS snoozed,
+        pg_catalog.sum(interrupted)::bigint AS interrupted,
+        pg_catalog.sum(run_seconds) AS run_seconds,
+        pg_catalog.sum(wait_seconds) AS wait_seconds
+    FROM chosen GROUP BY at, queue, kind
+)
+SELECT
+    sums.at, sums.queue, sums.kind, completed, failed, discarded, cancelled, snoozed, interrupted, run_seconds,
+    wait_seconds, run.counts, wait.counts
+FROM sums
+    LEFT JOIN run ON run.at = sums.at AND run.queue = sums.queue AND run.kind = sums.kind
+    LEFT JOIN wait ON wait.at = sums.at AND wait.queue = sums.queue AND wait.kind = sums.kind
+ORDER BY sums.at, sums.queue, sums.kind;

@@ -12,7 +12,7 @@ END
 $pgjobs$;
 REVOKE ALL ON
     pgjobs.job, pgjobs.queue, pgjobs.worker, pgjobs.schedule, pgjobs.scheduler, pgjobs.cancel_request,
-    pgjobs.job_progress, pgjobs.audit, pgjobs.maintenance, pgjobs.migration
+    pgjobs.job_progress, pgjobs.figure, pgjobs.audit, pgjobs.maintenance, pgjobs.migration
 FROM "{role}";
 REVOKE ALL ON SEQUENCE pgjobs.job_id_seq FROM "{role}";
 GRANT USAGE ON SCHEMA {schema} TO "{role}";
@@ -53,8 +53,9 @@ GRANT SELECT (metadata) ON pgjobs.job TO "{role}";
 GRANT SELECT, INSERT, UPDATE, DELETE ON
     pgjobs.job, pgjobs.queue, pgjobs.worker, pgjobs.schedule, pgjobs.scheduler
 TO "{role}";
-GRANT SELECT, INSERT, UPDATE, DELETE ON pgjobs.cancel_request, pgjobs.job_progress TO "{role}";
+GRANT SELECT, INSERT, UPDATE, DELETE ON pgjobs.cancel_request, pgjobs.job_progress, pgjobs.figure TO "{role}";
 GRANT SELECT, INSERT, UPDATE ON pgjobs.maintenance TO "{role}";
+GRANT SELECT (id, at), DELETE ON pgjobs.audit TO "{role}";
 GRANT USAGE ON SEQUENCE pgjobs.job_id_seq TO "{role}";
 GRANT EXECUTE ON FUNCTION
     pgjobs.attempt_lost(),
@@ -72,7 +73,7 @@ GRANT SELECT (
 GRANT SELECT (name, paused_at, updated_at, keep_completed, keep_cancelled, keep_discarded)
     ON pgjobs.queue TO "{role}";
 GRANT SELECT (
-    id, host, pid, queues, threads, kinds, version, code_version, started_at, seen_at, lost_at
+    id, host, pid, queues, threads, kinds, version, code_version, started_at, seen_at, lost_at, stuck
 ) ON pgjobs.worker TO "{role}";
 GRANT SELECT (
     name, kind, spec, zone, catch_up, "window", paused_at, next_tick_at, last_tick_at, created_at, updated_at, in_code,
@@ -81,6 +82,10 @@ GRANT SELECT (
 GRANT SELECT (id, worker, schedules, seen_at) ON pgjobs.scheduler TO "{role}";
 GRANT SELECT (id, job_id, queue, token, reason, requested_at) ON pgjobs.cancel_request TO "{role}";
 GRANT SELECT (job_id, token, done, total, updated_at) ON pgjobs.job_progress TO "{role}";
+GRANT SELECT (
+    minute, queue, kind, completed, failed, discarded, cancelled, snoozed, interrupted, run_seconds, wait_seconds,
+    run_counts, wait_counts
+) ON pgjobs.figure TO "{role}";
 GRANT SELECT (duty, next_run_at) ON pgjobs.maintenance TO "{role}";
 GRANT SELECT (id, at, who, act, count) ON pgjobs.audit TO "{role}";
 

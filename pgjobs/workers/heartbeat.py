@@ -7,7 +7,7 @@ the maintenance thread.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
 from datetime import timedelta
 
@@ -21,10 +21,13 @@ from pgjobs.errors import JobCancelled
 from pgjobs.events import Events
 from pgjobs.execution.executor import Executor
 from pgjobs.loggers import get_logger
+from pgjobs.observe.figures import AttemptFigures
 from pgjobs.workers.context import PoolContext
+from pgjobs.workers.figures_writer import FiguresWriter
 from pgjobs.workers.progress_writer import ProgressWriter
 from pgjobs.workers.queries import WorkerQueries
-from pgjobs.workers.registration import Registration
+from pgjobs.workers.registration import Description, Registration
+from pgjobs.workers.worker_threads import WorkerThreads
 
 log = get_logger("pgjobs.worker")
 
@@ -38,22 +41,31 @@ class Heartbeat:
         self,
         context: PoolContext,
         executor: Executor,
+        threads: WorkerThreads,
         registration: Registration,
         events: Events,
         *,
+        figures: AttemptFigures,
         lease: timedelta,
     ) -> None:
         self._context = context
         self._claimer = executor.claimer
         self._watchdog = executor.watchdog
+        self._threads = threads
         self._registration = registration
         self._events = events
         self._lease = lease
         self._queries = WorkerQueries(context.schema)
         self._progress = ProgressWriter(self._queries, lambda: self._watchdog.attempts)
+        self._counted = figures
+        self.reset_for_process()
         # by the monotonic clock
         self.refresh_queues_at = 0.0
         self.extend_leases_at = 0.0
+
+    def reset_for_process(self) -> None:
+        """Nothing is written yet: called for a new pool, and in a forked child, whose figures are reset before."""
+        self._figures = FiguresWriter(self._queries, self._counted)
 
     def register_queues(self, names: Iterable[str]) -> None:
         """Make the rows of these queues, so that they are listed at once. Raises InsufficientPrivilege, with advice, if
@@ -91,11 +103,13 @@ class Heartbeat:
             with suppress(psycopg.Error):
                 self._queries.wake_queues(checkout.conn, self._context.queue_workers)
             self._registration.deregister(self, checkout.conn)
+            with suppress(psycopg.Error):
+                self._figures.write(checkout.conn, at_once=True)
             self._progress.remove_all(checkout.conn)  # the last: its transaction may fail, and stay open
 
-    def _describe(self) -> tuple[Mapping[str, int], Iterable[str]]:
-        threads = {queue: workers.threads for queue, workers in self._context.queue_workers.items()}
-        return threads, list(self._claimer.work_map)
+    def _describe(self) -> Description:
+        queues = {queue: workers.threads for queue, workers in self._context.queue_workers.items()}
+        return Description(queues, list(self._claimer.work_map), self._threads.stuck)
 
     def beat(self, conn: AnyConnection) -> None:
         self.look_after_attempts(conn)
@@ -105,7 +119,9 @@ class Heartbeat:
             self.refresh_queues_at = time.monotonic() + _REFRESH_QUEUES_EVERY
             self._queries.refresh_queues(conn, self._context.queue_workers)
             self._queries.prune_queues(conn)
-        self._progress.write(conn)  # the last, since nothing depends on it
+        # the last, since nothing depends on them
+        self._progress.write(conn)
+        self._figures.write(conn)
 
     def _look_for_paused_queues(self, conn: AnyConnection) -> None:
         """Publish which queues were paused or resumed, by any process, if a subscription wants to know."""
