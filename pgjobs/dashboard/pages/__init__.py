@@ -1,8 +1,8 @@
 """The pages. Each module registers its own in PAGES."""
 
-from pgjobs.dashboard.pages import enqueue, failures, job, jobs, overview, queues
+from pgjobs.dashboard.pages import bulk, enqueue, failures, job, jobs, overview, queues
 
-PAGES = (*overview.PAGES, *jobs.PAGES, *job.PAGES, *failures.PAGES, *queues.PAGES, *enqueue.PAGES)
+PAGES = (*overview.PAGES, *jobs.PAGES, *bulk.PAGES, *job.PAGES, *failures.PAGES, *queues.PAGES, *enqueue.PAGES)
 
 #: The pages that all pages link to, by name, with their titles.
 NAV = (
