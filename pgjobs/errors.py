@@ -139,7 +139,8 @@ class PoolTooSmall(InvalidSetting):
 
 
 class InvalidTransaction(PgjobsError, TypeError):
-    """pgjobs cannot enqueue on this `tx`: it does not use a psycopg 3 connection."""
+    """The call cannot use this `tx`: it has no psycopg 3 connection; or it is asynchronous and the call is not, or the
+    other way round."""
 
 
 class UnknownKind(PgjobsError, LookupError):

@@ -22,6 +22,7 @@ import psycopg
 from pgjobs.clean_text import one_line
 from pgjobs.cli import (
     change,
+    dashboard,
     demo,
     enqueue,
     guide,
@@ -39,7 +40,22 @@ from pgjobs.cli.app import Framework
 from pgjobs.errors import PgjobsError
 from pgjobs.version import __version__
 
-_COMMANDS = (work, enqueue, listing, change, queues, schedules, workers, stats, migrate, roles, guide, demo, version)
+_COMMANDS = (
+    work,
+    enqueue,
+    listing,
+    change,
+    queues,
+    schedules,
+    workers,
+    stats,
+    dashboard,
+    migrate,
+    roles,
+    guide,
+    demo,
+    version,
+)
 _LONGEST_ERROR = 2000
 
 

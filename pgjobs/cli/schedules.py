@@ -52,9 +52,6 @@ def add_parser(commands: Commands) -> None:
     _add_action(actions, "pause", "enqueue no jobs at their ticks until they are resumed", _pause)
     _add_action(actions, "resume", "end a pause; the ticks of the pause are not made up", _resume)
     _add_simulate(actions)
-    former = commands.add_parser("schedule")  # the name that the command had when it could only simulate
-    former.description = "The former name of `pgjobs schedules`."
-    _add_simulate(former.add_subparsers(required=True, metavar="ACTION"))
 
 
 # --- look

@@ -18,7 +18,7 @@ from pgjobs import Cancel, Client, Discard, Job, JobFilter, JobState, NewJob, Wo
 from pgjobs.dashboard import User
 from tests.acceptance.dashboard_site import Site
 from tests.acceptance.test_dashboard import audit
-from tests.by_hand import Rows
+from tests.conformance.conftest import Rows
 from tests.samples import HOUR, Thing, Tx, nothing
 from tests.waiting import wait_until
 

@@ -1,8 +1,34 @@
 """The pages. Each module registers its own in PAGES."""
 
-from pgjobs.dashboard.pages import bulk, enqueue, failures, job, jobs, overview, queues
+from pgjobs.dashboard.pages import (
+    audit,
+    bulk,
+    enqueue,
+    failures,
+    help,
+    job,
+    jobs,
+    maintenance,
+    overview,
+    queues,
+    schedules,
+    workers,
+)
 
-PAGES = (*overview.PAGES, *jobs.PAGES, *bulk.PAGES, *job.PAGES, *failures.PAGES, *queues.PAGES, *enqueue.PAGES)
+PAGES = (
+    *overview.PAGES,
+    *jobs.PAGES,
+    *bulk.PAGES,
+    *job.PAGES,
+    *failures.PAGES,
+    *queues.PAGES,
+    *schedules.PAGES,
+    *workers.PAGES,
+    *enqueue.PAGES,
+    *maintenance.PAGES,
+    *audit.PAGES,
+    *help.PAGES,
+)
 
 #: The pages that all pages link to, by name, with their titles.
 NAV = (
@@ -16,4 +42,5 @@ NAV = (
     ("health", "Health"),
     ("maintenance", "Maintenance"),
     ("audit", "Audit"),
+    ("help", "Help"),
 )
