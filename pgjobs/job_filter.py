@@ -25,8 +25,8 @@ class JobFilter:
     """The jobs that meet all the conditions; a condition that is left out is met by every job.
 
     A job meets a list when it has one of the values, so no job meets an empty list; `tags_all` needs all of the tags. A
-    job meets `metadata` or `args` when its metadata or args contain it, like the operator @> of Postgres. `..._after` is
-    that instant or later, `..._before` is earlier than that instant; a job without such a time does not meet either.
+    job meets `metadata` or `args` when its metadata or args contain it, like the operator @> of Postgres. `..._after`
+    is that instant or later, `..._before` is earlier than that instant; a job without such a time does not meet either.
 
     Calls that change many jobs refuse a filter without conditions: `JobFilter.all()` means really all jobs. Raises
     InvalidFilter for a value that no job can have.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from pgjobs.cli.app import App
 from pgjobs.cli.arguments import (
     Commands,
     add_database,
@@ -67,7 +66,9 @@ def _enqueue(options: argparse.Namespace) -> int:
     if options.unique is not None:
         given["unique"] = Unique(by_args=options.unique == "args")
     with connect(options) as app:
-        job: Any = app.client.enqueue(None, payload(app.work_map, options.kind, options.args), kind=options.kind, **given)
+        job: Any = app.client.enqueue(
+            None, payload(app.work_map, options.kind, options.args), kind=options.kind, **given
+        )
     if options.json:
         print_json({**all_fields(app.shown(job, secrets=options.show_secrets)), "duplicate": job.duplicate})
     else:

@@ -127,9 +127,7 @@ def _last(job: Job[Any], now: datetime) -> Attempt | None:
         return Attempt(number=job.attempt, result="running", worker=worker, started_at=start, took=took)
     if job.state is JobState.COMPLETED and start is not None:
         took = None if end is None or end < start else end - start
-        return Attempt(
-            number=job.attempt, result="completed", worker=worker, started_at=start, ended_at=end, took=took
-        )
+        return Attempt(number=job.attempt, result="completed", worker=worker, started_at=start, ended_at=end, took=took)
     return None
 
 

@@ -45,8 +45,8 @@ def find(
     cursor: str | None = None,
     newest: int = BIGGEST_ID,
 ) -> Found:
-    """The next jobs of the selection, at most `limit`, from the cursor on; none with an id above `newest`. It ends after
-    about so many seconds, and says from where to go on."""
+    """The next jobs of the selection, at most `limit`, from the cursor on; none with an id above `newest`. It ends
+    after about so many seconds, and says from where to go on."""
     found = Found()
     if chosen.filter.ids is not None:  # they are looked at at once
         keys = sorted(queries.fitting(conn, chosen.filter, chosen.search))
@@ -54,7 +54,7 @@ def find(
         found.looked_at = len(chosen.filter.ids)
         return found
     end = time.monotonic() + seconds
-    for window, fits in _windows(conn, queries, chosen, _start(chosen, cursor), limit):
+    for window, fits, size in _windows(conn, queries, chosen, _start(chosen, cursor), limit):
         for place in window:
             is_wanted = (place.id, place.queue) in fits and place.id <= newest
             if is_wanted and len(found.places) == limit:
@@ -64,16 +64,18 @@ def find(
                 found.places.append(place)
             found.looked_at += 1
             found.next = _cursor(chosen, place)
-        if time.monotonic() >= end:
-            return found
-    found.next = None
+        if len(window) < size:
+            found.next = None
+        elif time.monotonic() >= end:
+            break
     return found
 
 
 def _windows(
     conn: AnyConnection, queries: JobQueries, chosen: Selection, start: Listing, limit: int
-) -> Iterator[tuple[list[JobPlace], set[tuple[int, str]]]]:
-    """The windows of a selection from a place on, each with the keys of those of its jobs that fit."""
+) -> Iterator[tuple[list[JobPlace], set[tuple[int, str]], int]]:
+    """The windows of a selection from a place on, each with the keys of those of its jobs that fit, and the number of
+    jobs that it would have if it was not the last one."""
     size = limit + 1 if chosen.is_served else max(_FIRST, limit + 1)
     window = Window(order=chosen.order, size=size, after_id=start.after_id, after_time=start.after)
     while True:
@@ -83,7 +85,7 @@ def _windows(
             fits = {(place.id, place.queue) for place in places}
         else:
             fits = queries.fitting(conn, chosen.only([place.id for place in places]), chosen.search)
-        yield places, fits
+        yield places, fits, window.size
         if len(places) < window.size:
             return
         larger = window.size if time.monotonic() - began > _LONG else min(window.size * 4, _LARGEST)

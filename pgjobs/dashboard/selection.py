@@ -139,7 +139,7 @@ def _filter(given: dict[str, Any], now: datetime) -> JobFilter:
     )
 
 
-def _times(given: dict[str, Any], now: datetime) -> dict[str, datetime | None]:
+def _times(given: dict[str, Any], now: datetime) -> dict[str, Any]:
     about = given.get("time", "created")
     if about not in TIMES:
         raise form_values.InvalidInput("Time", f"it is one of {', '.join(TIMES)}.")

@@ -19,13 +19,14 @@ from pgjobs.dashboard import User
 from tests.acceptance.dashboard_site import Site
 from tests.acceptance.test_dashboard import audit
 from tests.conformance.conftest import Rows
+from tests.conformance.conftest import sql as sql_fixture
 from tests.samples import HOUR, Thing, Tx, nothing
 from tests.waiting import wait_until
 
 HUGE = 2**70 + 1
 HOSTILE = [
     "<script>alert(1)</script>",
-    "\"><img src=x onerror=alert(1)>",
+    '"><img src=x onerror=alert(1)>',
     "'; DROP TABLE job; --",
     "{{ 7 * 7 }} {% raw %}",
     "</textarea></pre></td></tr></table><h1>hi",
@@ -60,6 +61,9 @@ def fail_all(client: Client, work_map: dict[Any, Any]) -> None:
     pool = WorkerPool(client, work_map)
     while pool.work_one():
         pass
+
+
+sql = sql_fixture
 
 
 # --- find
@@ -101,7 +105,14 @@ def test_jobs_are_found_by_several_conditions_together(client: Client) -> None:
 def test_a_list_goes_on_by_pages_in_both_orders_and_misses_no_job(client: Client) -> None:
     client.enqueue_many(None, [NewJob(Thing(n % 7), priority=n % 3) for n in range(130)])
     site = Site(client)
-    for query in ("", "state=available", "state=available&dir=down", "dir=up", "args={\"n\": 3}", "kind=thing&queue=default"):
+    for query in (
+        "",
+        "state=available",
+        "state=available&dir=down",
+        "dir=up",
+        'args={"n": 3}',
+        "kind=thing&queue=default",
+    ):
         path, seen = f"/jobs?{query}", list[int]()
         while path:
             page = site.page(path)
@@ -182,7 +193,7 @@ def test_a_user_who_may_not_see_args_sees_none_anywhere(client: Client) -> None:
 
 def test_numbers_are_shown_as_they_are_stored(client: Client, sql: Rows) -> None:
     job = client.enqueue(None, {"n": HUGE, "x": 0.1}, kind="thing")
-    sql("UPDATE pgjobs.job SET output = '{\"exact\": 1.50000000000000000000000001, \"big\": 1e400}'")
+    sql('UPDATE pgjobs.job SET output = \'{"exact": 1.50000000000000000000000001, "big": 1e400}\'')
     page = site_text = unescape(Site(client, show_args=True).page(f"/jobs/{job.id}"))
     assert f'"n": {HUGE}' in page
     assert "1.50000000000000000000000001" in site_text
@@ -192,12 +203,17 @@ def test_numbers_are_shown_as_they_are_stored(client: Client, sql: Rows) -> None
 @pytest.mark.parametrize("text", HOSTILE)
 def test_hostile_text_is_text_on_every_page(client: Client, sql: Rows, text: str) -> None:
     client.enqueue(None, Thing(1))
+    trace = f"Traceback (most recent call last):\n{text}"
     sql(
-        "UPDATE pgjobs.job SET kind = %s, queue = left(%s, 64), tags = ARRAY[%s], args = jsonb_build_object(%s, %s), "
-        "metadata = jsonb_build_object(%s, %s), output = to_jsonb(%s::text), state = 'discarded', attempt = 1, "
-        "finalized_at = now(), attempted_at = now(), attempted_by = ARRAY[%s], errors = jsonb_build_array("
-        "jsonb_build_object('attempt', 1, 'at', now(), 'error', %s, 'trace', E'Traceback (most recent call last):\\n' || %s))",
-        *[text] * 11,
+        """
+        UPDATE pgjobs.job SET kind = evil, queue = left(evil, 64), tags = ARRAY[evil],
+            args = jsonb_build_object(evil, evil), metadata = jsonb_build_object(evil, evil), output = to_jsonb(evil),
+            state = 'discarded', attempt = 1, finalized_at = now(), attempted_at = now(), attempted_by = ARRAY[evil],
+            errors = jsonb_build_array(jsonb_build_object('attempt', 1, 'at', now(), 'error', evil, 'trace', trace))
+        FROM (VALUES (%s::text, %s::text)) AS given (evil, trace)
+        """,
+        text,
+        trace,
     )
     site, where = Site(client, show_args=True), quote(text)
     (job,) = client.list_jobs().jobs
@@ -261,7 +277,8 @@ def test_a_job_is_cancelled_retried_released_and_edited(client: Client) -> None:
     assert "1 job released." in site.act(f"{at}/release")
     assert "1 job cancelled." in site.act(f"{at}/cancel")
     cancelled = client.get(job.id)
-    assert cancelled is not None and cancelled.state is JobState.CANCELLED
+    assert cancelled is not None
+    assert cancelled.state is JobState.CANCELLED
     assert cancelled.metadata["cancel_reason"] == "by local on the dashboard"
     assert "1 job made available again." in site.act(f"{at}/retry")
     edits = {"priority": "-3", "tags": "urgent", "tags_before": "", "scheduled_at": "+2h", "metadata": '{"note": 1}'}
@@ -289,7 +306,10 @@ def test_what_cannot_be_done_is_said_and_leaves_no_trace_in_the_audit(client: Cl
 def hidden(page: str) -> dict[str, Any]:
     """The hidden fields of the form of a confirmation."""
     form = page[page.index('<form class="fields"') :]
-    return {unescape(name): unescape(value) for name, value in re.findall(r'type="hidden" name="([^"]*)" value="([^"]*)"', form)}
+    return {
+        unescape(name): unescape(value)
+        for name, value in re.findall(r'type="hidden" name="([^"]*)" value="([^"]*)"', form)
+    }
 
 
 def test_all_matching_jobs_are_changed_and_those_that_came_later_are_not(client: Client) -> None:
@@ -307,7 +327,7 @@ def test_all_matching_jobs_are_changed_and_those_that_came_later_are_not(client:
     assert client.count(JobFilter(queues=["a"], states=["cancelled"])).total == 70
     assert client.count(JobFilter(states=["available"])).total == 31
     ((who, act, target, count),) = audit(client)
-    assert (who, act, target["queue"], count, len(target["ids"])) == ("local", "cancel-jobs", "a", 70, 70)
+    assert (who, act, target["filter"]["queue"], count, len(target["ids"])) == ("local", "cancel-jobs", "a", 70, 70)
 
 
 def test_many_jobs_are_changed_in_turns_each_of_which_asks_to_go_on(
@@ -373,12 +393,12 @@ def test_failures_are_grouped_by_kind_and_error_and_retried_as_a_group(client: C
 
     client.enqueue_many(None, [NewJob(Thing(n), max_attempts=1 if n < 6 else 5) for n in range(8)])
     client.enqueue(None, {"a": 1}, kind="other", max_attempts=1)
-    fail_all(client, {Thing: work, "other": lambda tx, job: {}["x"]})
+    fail_all(client, {Thing: work, "other": lambda tx, job: dict[str, int]()["x"]})
     site = Site(client)
     page = text_of(site.page("/failures"))
     assert re.search(r"thing ValueError 4 2 ", page)
     assert re.search(r"other KeyError 1 0 ", page)
-    assert re.search(r"thing not wanted 1 0 ", page)
+    assert re.search(r"thing pgjobs.errors.Discard 1 0 ", page)
     confirm = site.page("/jobs/confirm?do=retry&kind=thing&error=ValueError&state=discarded")
     assert "4 jobs fit" in text_of(confirm)
     assert "4 jobs made available again." in site.act("/jobs/act", hidden(confirm))
@@ -405,7 +425,7 @@ def test_a_job_is_enqueued_by_hand_with_the_fields_of_its_class(client: Client) 
         response = site.post("/enqueue", {**given, "args": wrong})
         assert response.status_code == 400
         assert 'role="alert"' in response.text
-        assert unescape(response.text).count(wrong) == 1  # what was typed is still there
+        assert f">\n{wrong}</textarea>" in unescape(response.text)  # what was typed is still there
     assert site.post("/enqueue", {**given, "kind": "logim"}).status_code == 400
     assert client.count().total == 1
     assert audit(client) == [("local", "enqueue-jobs", {"kind": "login", "job": job.id}, 1)]
@@ -433,7 +453,7 @@ def test_args_are_rendered_by_the_application_whatever_that_does(client: Client)
 
     page = Site(client, show_args=True, render_args=render).page("/jobs")
     assert "&lt;b&gt;thing&lt;/b&gt; no. 5" in page
-    assert '"n": 5' in unescape(Site(client, show_args=True, render_args=lambda job: 1 / 0).page("/jobs"))  # type: ignore[arg-type,return-value]
+    assert '"n": 5' in unescape(Site(client, show_args=True, render_args=lambda job: 1 / 0).page("/jobs"))
 
 
 def test_a_dashboard_of_a_worker_that_does_nothing_needs_no_worker(client: Client) -> None:

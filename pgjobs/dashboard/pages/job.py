@@ -16,6 +16,7 @@ from pgjobs.dashboard.request import Page, Request, Response
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.errors import AmbiguousJob, JobNotFound
 from pgjobs.job import Job, has_args
+from pgjobs.job_filter import BIGGEST_ID, SMALLEST_ID
 from pgjobs.states import JobState
 
 
@@ -40,7 +41,9 @@ def show(request: Request, id: int) -> Response:
 
 
 def _read(request: Request, conn: AnyConnection, id: int) -> Job[Any]:
-    jobs = [job for job in read_jobs(request, conn, [id]).values() if job.id == id]
+    if not SMALLEST_ID <= id <= BIGGEST_ID:
+        raise JobNotFound(id)
+    jobs = list(read_jobs(request, conn, [id]).values())
     if not jobs:
         raise JobNotFound(id)
     if len(jobs) > 1:

@@ -34,21 +34,23 @@ def show(request: Request) -> Response:
         about_all = None if found.next is None or found.is_full else queries.about_all(conn)
     rows = [_row(request, jobs[place.id, place.queue]) for place in found.places if (place.id, place.queue) in jobs]
     looked_at = _looked_before(request) + found.looked_at
-    return request.render(
-        "jobs.html", rows=rows, chosen=chosen, found=found, count=count, looked_at=looked_at, about_all=about_all,
-        values=chosen.values, states=list(JobState), times=TIMES, more_fields=_MORE, refresh=30 if chosen.search.text else 5, problem=None,
-        **known,
+    return _page(
+        request, known, chosen.values, rows=rows, chosen=chosen, found=found, count=count, looked_at=looked_at,
+        about_all=about_all, refresh=30 if chosen.search.text else 5,
     )  # fmt: skip
 
 
 def _refused(request: Request, problem: Problem, known: dict[str, Any]) -> Response:
     """The page with what was typed, and what is wrong with it."""
-    values = {name: request.args.getlist(name) if name in ("state", "id") else text for name, text in
-              request.args.items()}  # fmt: skip
-    return request.render(
-        "jobs.html", status=problem.status, rows=[], chosen=None, found=Found(), count=None, looked_at=0,
-        about_all=None, values=values, states=list(JobState), times=TIMES, more_fields=_MORE, problem=problem, **known,
-    )  # fmt: skip
+    many, given = ("state", "id"), request.args
+    values = {name: given.getlist(name) if name in many else given[name] for name in given}
+    return _page(request, known, values, status=problem.status, problem=problem, found=Found())
+
+
+def _page(request: Request, known: dict[str, Any], values: dict[str, Any], **given: Any) -> Response:
+    missing = dict.fromkeys(("chosen", "problem", "count", "about_all", "looked_at"))
+    shown = {**missing, "rows": [], "states": list(JobState), "times": TIMES, "values": values, **known, **given}
+    return request.render("jobs.html", has_more=bool(_MORE & values.keys()), **shown)
 
 
 def _row(request: Request, job: Any) -> dict[str, Any]:
@@ -61,9 +63,7 @@ def _row(request: Request, job: Any) -> dict[str, Any]:
     }
 
 
-def _count(
-    conn: AnyConnection, queries: JobQueries, chosen: Selection, found: Found, *, is_first: bool
-) -> str | None:
+def _count(conn: AnyConnection, queries: JobQueries, chosen: Selection, found: Found, *, is_first: bool) -> str | None:
     """How many jobs fit, as a text; None if that would take too long."""
     if found.next is None and is_first:
         return number(len(found.places))
