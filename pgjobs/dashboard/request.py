@@ -89,7 +89,7 @@ class Request(werkzeug.Request):
     @property
     def shows_args(self) -> bool:
         """Whether args, output and metadata are shown: to users who may see them, where they ask for them."""
-        return self.user.sees_args and (self.site.show_args or self.args.get("args") == "1")
+        return self.user.sees_args and (self.site.show_args or self.args.get("show") == "args")
 
     def text(self, name: str, default: str | None = None) -> str:
         """A value of the form (POST) or of the URL (GET). Raises Problem if it is missing, unless it has a default."""

@@ -17,6 +17,7 @@ import pgjobs
 from pgjobs import InvalidSetting, JobFilter, JobState
 from pgjobs.control import queries as control_queries
 from pgjobs.control import queue_queries
+from pgjobs.dashboard import job_queries as dashboard_job_queries
 from pgjobs.dashboard import queries as dashboard_queries
 from pgjobs.db import channel as channels
 from pgjobs.db import migration_queries, repair, roles, startup_options, statements
@@ -37,6 +38,7 @@ FILES = [
     *(
         "control.sql",
         "dashboard.sql",
+        "dashboard_jobs.sql",
         "db.sql",
         "enqueuing.sql",
         "execution.sql",
@@ -62,7 +64,7 @@ STORES = [
     *(execution_queries, enqueuing_queries, queue_queries, migration_queries, workers_queries),
     *(index_queries, schedules_queries, wakeup_queries, batch_queries, repair, roles, channels),
     *(control_queries, observe_queries, maintenance_queries, startup_options, testing_queries),
-    dashboard_queries,
+    *(dashboard_queries, dashboard_job_queries),
 ]
 PARTS = "parts.sql"  # what statements of several files share
 

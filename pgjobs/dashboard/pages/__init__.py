@@ -2,6 +2,7 @@
 
 from pgjobs.dashboard.pages import (
     audit,
+    bulk,
     enqueue,
     failures,
     help,
@@ -17,6 +18,7 @@ from pgjobs.dashboard.pages import (
 PAGES = (
     *overview.PAGES,
     *jobs.PAGES,
+    *bulk.PAGES,
     *job.PAGES,
     *failures.PAGES,
     *queues.PAGES,
