@@ -13,7 +13,7 @@ from psycopg import sql
 
 from pgjobs import Client
 
-#: None has more than 64 characters, so that it may be the name of a queue. `pwned` is what a script of theirs would set.
+#: None has more than 64 characters, so that it may be the name of a queue. A script of theirs would set `pwned`.
 CORPUS = [
     "<script>pwned=1</script>",
     "<img src=x onerror=pwned=1>",

@@ -13,7 +13,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, LiteralString
 
 import psycopg
 import pytest
@@ -60,10 +60,14 @@ class Watched:
         self.page = page
         self.origin = origin
         self.problems: list[str] = []
-        page.on("dialog", lambda dialog: (self.problems.append(f"a dialog: {dialog.message}"), dialog.dismiss()))
+        page.on("dialog", self._dialog)
         page.on("pageerror", lambda error: self.problems.append(f"an error of the script: {error}"))
         page.on("console", self._console)
         page.on("request", self._request)
+
+    def _dialog(self, dialog: Any) -> None:
+        self.problems.append(f"a dialog: {dialog.message}")
+        dialog.dismiss()
 
     def _console(self, message: Any) -> None:
         if message.type in ("error", "warning"):
@@ -98,9 +102,10 @@ class Served:
         self.origin = origin
         self.server = server
 
-    def query(self, text: str, *values: object) -> list[Any]:
+    def query(self, text: LiteralString, *values: object) -> list[Any]:
         with self.client.pool.connection() as conn:
-            cur = conn.execute(sql.SQL(text).format(schema=sql.Identifier(self.client.schema)), values or None)  # type: ignore[arg-type]
+            statement = sql.SQL(text).format(schema=sql.Identifier(self.client.schema))
+            cur = conn.execute(statement, values or None)
             return cur.fetchall() if cur.description else []
 
 

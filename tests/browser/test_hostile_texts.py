@@ -10,6 +10,7 @@ from urllib.parse import quote, urlencode
 
 import pytest
 
+from pgjobs.dashboard.selection import NAMES
 from tests.browser.conftest import Served, Watched
 from tests.hostile_jobs import CORPUS
 
@@ -47,7 +48,7 @@ PAGES = {
 }
 PARAMETERS = {
     "/": ["period", "live", "done"],
-    "/jobs": "kind queue tag error text args metadata priority id time after before order dir state cursor".split(),
+    "/jobs": [*NAMES, "cursor", "looked", "show"],
     "/jobs/confirm": ["do", "kind", "queue", "id", "text", "args", "newest", "state"],
     "/failures": ["kind", "queue", "done", "period"],
     "/queue": ["name", "period"],
