@@ -341,6 +341,7 @@ def test_the_commands_it_names_exist(document: Document, capsys: pytest.CaptureF
 
 HOMES: tuple[object, ...] = (pgjobs, pgjobs.contrib.sqlalchemy, Client, Queues, Schedules, CodeSchedules, WorkerPool)
 HOMES += (WorkMap, pgjobs.Handler, pgjobs.Job, JobFilter, Subscription, pgjobs.Hooks, pgjobs.ErrorHandler)
+HOMES += (pgjobs.Durations,)
 OWNERS: Mapping[str, Any] = {
     "client": Client,
     "pool": WorkerPool,

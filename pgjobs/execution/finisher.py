@@ -65,6 +65,7 @@ _MOST_DEAD = 100  # connections that died with the server: the pool hands out ea
 _NO_CONNECTION = (PoolTimeout, PoolClosed, TooManyRequests, CannotConnect)
 _LOCK_NOT_AVAILABLE = "55P03"
 _SOON = timedelta(seconds=2)
+_COMPLETED = JobState.COMPLETED  # a global, since it is asked for every job
 W = TypeVar("W")
 
 
@@ -415,7 +416,8 @@ class Finisher:
         """Count an attempt, once its outcome is written. `report` includes this."""
         if self.count is not None:
             job = attempt.job
-            self.count(job.queue, job.kind, how_it_ended(state, outcome), waited(job), attempt.run_seconds)
+            how = "completed" if state is _COMPLETED else how_it_ended(state, outcome)
+            self.count(job.queue, job.kind, how, waited(job), attempt.run_seconds)
 
 
 def _blamed(attempt: Attempt, ended: BaseException) -> BaseException:
