@@ -393,11 +393,18 @@ class Finisher:
 
     # --- report
 
+    @property
+    def reports(self) -> bool:
+        """Whether completed attempts are reported, and not just counted."""
+        return bool(self.hooks.any or self.events or self.job_log.any)
+
     def report(
         self, attempt: Attempt, outcome: Outcome, finished: FinishResult, error: BaseException | None, took: float
     ) -> None:
         """Report an outcome, once it is written, to the figures, the log, the hooks and the subscribers."""
         self.count_ended(attempt, outcome, finished.state)
+        if error is None and not self.reports:
+            return
         if error is not None or self.job_log.any:
             self.job_log.ended(attempt.job, finished.state, outcome, error, attempt.run_seconds)
         if outcome.at is not None or (outcome.delay is not None and outcome.delay < _SOON):

@@ -91,9 +91,8 @@ def how_it_was_lost(job: Job[Any]) -> str:
 
 def waited(job: Job[Any]) -> float:
     """For how many seconds the job could have run before it was claimed, by the database's clock. Every attempt asks,
-    so this spares the calls of max()."""
-    claimed, due, created = job.attempted_at, job.scheduled_at, job.created_at
-    if claimed is None:
+    so this spares a call of max()."""
+    if job.attempted_at is None:
         return 0.0
-    seconds = (claimed - (created if created > due else due)).total_seconds()
+    seconds = (job.attempted_at - job.scheduled_at).total_seconds()
     return seconds if seconds > 0.0 else 0.0

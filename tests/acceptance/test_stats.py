@@ -110,7 +110,7 @@ def test_a_job_that_waited_and_ran_long_is_seen_in_the_durations(client: Client)
 
     job = client.enqueue(None, Thing())
     with client.pool.connection() as tx:
-        query = "UPDATE {} SET scheduled_at = now() - interval '50 s', created_at = now() - interval '1 h'"
+        query = "UPDATE {} SET scheduled_at = now() - interval '50 s'"
         tx.execute(sql.SQL(query).format(sql.Identifier(client.schema, "job")))
     with WorkerPool(client, {Thing: slow}):
         client.wait(job, timeout=SOON)
@@ -129,7 +129,7 @@ def test_a_stop_that_cuts_a_handler_off_is_an_interruption(client: Client) -> No
 
     client.enqueue(None, Thing())
     running = JobFilter(states=["running"])
-    with WorkerPool(client, {Thing: waits}, stop_timeout=timedelta(0)):
+    with WorkerPool(client, {Thing: waits}, queues={"default": 1}, stop_timeout=timedelta(0)):
         wait_until(lambda: client.count(running).total == 1)
     wait_until(lambda: all_of(client).interrupted == 1)
     figures = all_of(client)
