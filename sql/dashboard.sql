@@ -1,10 +1,12 @@
 -- What the dashboard reads and writes besides the calls of the client. Functions are named in full.
 
 -- name: begin_reading
--- One snapshot for the whole page, and nothing can be written in it. Returns the time.
+-- One snapshot for the whole page, and nothing can be written in it. Without JIT, which compiles for longer than these
+-- statements run. Returns the time.
 SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY;
 SET LOCAL statement_timeout = '10s';
 SET LOCAL lock_timeout = '1s';
+SET LOCAL jit = off;
 SET LOCAL idle_in_transaction_session_timeout = '30s';
 SELECT (EXTRACT(epoch FROM pg_catalog.clock_timestamp()) * 1000000)::bigint;
 
@@ -49,23 +51,23 @@ SELECT pg_catalog.count(*) FROM (SELECT FROM pgjobs.job WHERE state = 'pending' 
 -- From the statistics of the planner; null if it has none.
 SELECT (pg_class.reltuples * COALESCE(values.share, 0))::bigint
 FROM pg_catalog.pg_class, pg_catalog.pg_stats LEFT JOIN LATERAL (
-    SELECT share FROM pg_catalog.unnest(
-        most_common_vals::text::text[], most_common_freqs) AS common (value, share) WHERE value = 'pending'
+    SELECT share FROM ROWS FROM (
+        pg_catalog.unnest(most_common_vals::text::text[]), pg_catalog.unnest(most_common_freqs)
+    ) AS common (value, share) WHERE value = 'pending'
 ) AS values ON true
 WHERE pg_class.oid = 'pgjobs.job'::regclass AND pg_stats.attname = 'state' AND tablename = 'job'
     AND schemaname = (SELECT nspname FROM pg_catalog.pg_namespace WHERE pg_namespace.oid = pg_class.relnamespace);
 
 -- name: queue_numbers
--- Of the queue of this name, or of all. Of each queue and priority as many as 10,001 jobs are counted.
+-- Of the queue of this name, or of all. Of each queue as many as 10,001 available jobs are counted.
 WITH RECURSIVE line AS (
     {queue_priorities}
 ), waiting AS (
-    SELECT line.queue, pg_catalog.sum(these.jobs)::bigint AS jobs, pg_catalog.min(these.since) AS since
+    SELECT line.queue, pg_catalog.min(first.since) AS since
     FROM line, LATERAL (
-        SELECT pg_catalog.count(*) AS jobs, pg_catalog.min(scheduled_at) AS since FROM (
-            SELECT scheduled_at FROM pgjobs.job
-            WHERE state = 'available' AND job.queue = line.queue AND job.priority = line.priority
-            ORDER BY scheduled_at LIMIT 10001) AS first) AS these
+        SELECT scheduled_at AS since FROM pgjobs.job
+        WHERE state = 'available' AND job.queue = line.queue AND job.priority = line.priority
+        ORDER BY scheduled_at LIMIT 1) AS first
     WHERE %(name)s::text IS NULL OR line.queue = %(name)s::text
     GROUP BY line.queue
 ), running AS (
@@ -74,7 +76,11 @@ WITH RECURSIVE line AS (
     SELECT name FROM pgjobs.queue UNION SELECT queue FROM line UNION SELECT queue FROM running
 )
 SELECT
-    named.name, paused_at, COALESCE(waiting.jobs, 0), COALESCE(running.jobs, 0),
+    named.name, paused_at,
+    (SELECT pg_catalog.count(*) FROM (
+        SELECT FROM pgjobs.job WHERE state = 'available' AND job.queue = named.name
+        ORDER BY priority, scheduled_at LIMIT 10001) AS jobs),
+    COALESCE(running.jobs, 0),
     waiting.since,
     (SELECT pg_catalog.count(*) FROM pgjobs.worker
         WHERE pg_catalog.jsonb_exists(queues, named.name)

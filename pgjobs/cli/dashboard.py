@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import socket
 
 from pgjobs.cli.arguments import Commands, add_database, number
 from pgjobs.cli.database import connect
@@ -42,13 +43,19 @@ def _serve(options: argparse.Namespace) -> int:
         dashboard = Dashboard(
             app.client, work_map=app.work_map, read_only=options.read_only, show_args=options.show_args
         )
-        try:
-            server = make_server(_HOST, options.port, dashboard, threaded=True, request_handler=Quiet)
-        except (OSError, SystemExit, OverflowError) as error:  # Werkzeug exits if the port is taken
-            raise PgjobsError(f"cannot listen on port {options.port}: is it taken? give another --port") from error
-        print(f"http://{_HOST}:{server.port}/ shows the jobs in schema {app.client.schema}; Ctrl-C ends it", flush=True)
-        try:
-            server.serve_forever()
-        finally:
-            server.server_close()
+        with _listening(options.port) as listening:
+            port = listening.getsockname()[1]
+            server = make_server(_HOST, port, dashboard, True, request_handler=Quiet, fd=listening.fileno())
+            print(f"http://{_HOST}:{port}/ shows the jobs in schema {app.client.schema}; Ctrl-C ends it", flush=True)
+            try:
+                server.serve_forever()
+            finally:
+                server.server_close()
     return 0
+
+
+def _listening(port: int) -> socket.socket:
+    try:
+        return socket.create_server((_HOST, port))
+    except (OSError, OverflowError) as error:
+        raise PgjobsError(f"cannot listen on port {port}: {error}; give another --port") from error

@@ -75,6 +75,10 @@ def _of_database(error: Exception) -> Problem:
         return Problem(403, _sentence(f"The database refuses this: {primary or error}"), advice)
     if isinstance(error, (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName)):
         return Problem(503, _sentence(primary or error), advice)
+    if primary is None and isinstance(error, psycopg.DataError):
+        return Problem(
+            400, "The request has characters that the database cannot store.", "Go back, and leave them out."
+        )
     if primary is None:
         log.warning("the dashboard cannot reach the database: %s", error)
         return Problem(503, "The database does not answer.", "Jobs wait until it does. Try again.")

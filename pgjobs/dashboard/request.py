@@ -144,7 +144,9 @@ class Request(werkzeug.Request):
 
     def render(self, template: str, *, status: int = 200, **values: Any) -> Response:
         """The page that a template makes of these values."""
-        return Response(self.site.render(template, request=self, **values), status, content_type="text/html")
+        return Response(
+            self.site.render(template, request=self, **values), status, content_type="text/html; charset=utf-8"
+        )
 
     def done(self, page: str, act: str, changed: int = 1, skipped: int = 0, **values: Any) -> Response:
         """After an action: to a page, which says what was done."""

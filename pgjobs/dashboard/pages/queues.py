@@ -133,7 +133,9 @@ def empty(request: Request) -> Response:
         return len(request.client.delete_many(waiting, tx, limit=most).done)
 
     deleted, more = bulk.in_batches(request, "delete-jobs", {"queue": name, "states": _WAITING}, delete)
-    return request.done("confirm_empty_queue" if more else "queue", "delete-jobs", deleted, name=name)
+    if more:
+        return request.done("confirm_empty_queue", "delete-jobs", deleted, name=name)
+    return request.done("queues", "delete-jobs", deleted)  # an empty queue without workers is not listed any more
 
 
 PAGES = (
