@@ -58,6 +58,7 @@ from pgjobs.events import Event, EventKind, JobStats, QueueEvent, QueueEventKind
 from pgjobs.hooks import AsyncEnqueueMiddleware, EnqueueMiddleware, ErrorHandler, Hooks, Middleware
 from pgjobs.job import AttemptError, Job, JobState, current_job
 from pgjobs.job_filter import JobFilter
+from pgjobs.observe.doctor.finding import Finding, Severity
 from pgjobs.options import EncodedJob, JobOptions, NewJob, job_options
 from pgjobs.progress import Progress
 from pgjobs.queue_settings import QueueSettings
@@ -86,6 +87,7 @@ __all__ = [
     "ErrorHandler",
     "Event",
     "EventKind",
+    "Finding",
     "Handler",
     "Hooks",
     "Interrupted",
@@ -139,6 +141,7 @@ __all__ = [
     "SchemaMissing",
     "SchemaOutdated",
     "SchemaTooNew",
+    "Severity",
     "Signal",
     "Snooze",
     "Subscription",

@@ -71,7 +71,7 @@ class SQLAlchemySource(PoolSource):
         with returning(_EngineCheckout(engine_here(self.engine), self._session)) as checkout:
             yield checkout
 
-    def _ensure_size(self, threads: int) -> None:
+    def ensure_size(self, threads: int, *, grow: bool) -> None:
         pool: Any = self.engine.pool
         overflow = getattr(pool, "_max_overflow", -1)  # -1: no limit; only a QueuePool has one
         if overflow >= 0 and pool.size() + overflow < threads:

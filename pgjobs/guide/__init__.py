@@ -23,6 +23,7 @@ TOPICS = (
     "async",
     "deploying",
     "production",
+    "doctor",
     "logging",
     "performance",
     "how-it-works",

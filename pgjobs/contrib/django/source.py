@@ -62,7 +62,7 @@ class DjangoSource(PoolSource):
         with returning(_AliasCheckout(connections[self.alias])) as checkout:
             yield checkout
 
-    def _ensure_size(self, threads: int) -> None:
+    def ensure_size(self, threads: int, *, grow: bool) -> None:
         pool = _pool(connections[self.alias])
         if pool is not None and 0 < pool.max_size < threads:
             raise PoolTooSmall(
