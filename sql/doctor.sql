@@ -11,7 +11,7 @@ SET LOCAL DateStyle = ISO;
 
 -- ----- the server
 
--- name: server_facts
+-- name: server_state
 SELECT
     pg_catalog.pg_is_in_recovery(),
     pg_catalog.current_setting('server_version_num')::integer,
@@ -37,7 +37,7 @@ SELECT
     (SELECT CASE WHEN rolconnlimit >= 0 THEN rolconnlimit END FROM pg_catalog.pg_roles
         WHERE rolname = CURRENT_USER)::bigint;
 
--- name: threads
+-- name: living_workers
 -- The living worker processes, and their threads.
 SELECT pg_catalog.count(*), COALESCE(pg_catalog.sum(threads), 0)::bigint FROM pgjobs.worker
 WHERE seen_at > (pg_catalog.clock_timestamp() - interval '1 minute');
@@ -84,7 +84,7 @@ ORDER BY slot_name;
 
 -- name: standbys
 -- Those that keep rows on this server by hot_standby_feedback.
-SELECT application_name, client_addr::text, pg_catalog.age(backend_xmin) FROM pg_catalog.pg_stat_replication
+SELECT application_name, pg_catalog.host(client_addr), pg_catalog.age(backend_xmin) FROM pg_catalog.pg_stat_replication
 WHERE backend_xmin IS NOT NULL AND pg_catalog.age(backend_xmin) > %(transactions)s
 ORDER BY pg_catalog.age(backend_xmin) DESC LIMIT 5;
 
@@ -214,7 +214,7 @@ GROUP BY kind ORDER BY 2 DESC, kind LIMIT 10;
 SELECT kind, pg_catalog.count(*), pg_catalog.min(id), pg_catalog.min(queue) FROM (
     SELECT id, queue, kind, errors -> (-1) ->> 'error' AS error FROM pgjobs.job
     WHERE state = ANY ('{scheduled,retryable}') ORDER BY scheduled_at LIMIT 1000) AS next
-WHERE pg_catalog.starts_with(error, 'UnknownKind') AND NOT EXISTS (
+WHERE pg_catalog.starts_with(error, 'no handler for kind ') AND NOT EXISTS (
     SELECT FROM pgjobs.worker WHERE next.kind = ANY (kinds)
         AND seen_at > (pg_catalog.clock_timestamp() - interval '1 minute'))
 GROUP BY kind ORDER BY 2 DESC, kind LIMIT 10;
@@ -260,7 +260,7 @@ SELECT
 FROM pgjobs.schedule WHERE paused_at IS NULL
 ORDER BY name LIMIT 1000;
 
--- name: duties
+-- name: overdue_duties
 SELECT duty, EXTRACT(epoch FROM (pg_catalog.clock_timestamp()
     - LEAST(GREATEST(next_run_at, '0001-01-03 UTC'::timestamptz), '9999-12-30 UTC'::timestamptz)))::float8
 FROM pgjobs.maintenance ORDER BY duty;

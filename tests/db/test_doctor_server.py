@@ -34,7 +34,7 @@ from pgjobs.db.own_pool import OwnPool
 from pgjobs.db.source import PoolSource
 from pgjobs.embedded import EmbeddedPostgres
 from pgjobs.observe import doctor
-from pgjobs.observe.doctor import check, horizon, server
+from pgjobs.observe.doctor import check, horizon, queries, server
 from tests.conftest import new_database
 from tests.db.conftest import running
 from tests.db.findings import COULD_NOT_LOOK, documented, found, one
@@ -116,7 +116,7 @@ def test_a_check_that_fails_is_a_finding_and_hinders_no_other(own_client: Client
 def test_the_server_keeps_a_check_from_writing_and_from_lasting(
     own_client: Client, monkeypatch: pytest.MonkeyPatch, sql: str, said: str
 ) -> None:
-    def find(look: check.Look) -> Iterator[check.Problem]:
+    def find(look: queries.Look) -> Iterator[check.Problem]:
         yield check.Problem(Severity.NOTICE, "so far", "nothing")
         look.conn.execute(sql.encode())
 
@@ -128,7 +128,7 @@ def test_the_server_keeps_a_check_from_writing_and_from_lasting(
 
 
 def test_a_lost_connection_is_an_error(own_client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    def find(look: check.Look) -> Iterator[check.Problem]:
+    def find(look: queries.Look) -> Iterator[check.Problem]:
         look.conn.execute("SELECT pg_terminate_backend(pg_backend_pid())")
         yield check.Problem(Severity.NOTICE, "not reached", "nothing")
 
@@ -153,9 +153,10 @@ def test_an_old_transaction(there: Client, on_server: str, monkeypatch: pytest.M
     with psycopg.connect(on_server, application_name="forgetful") as conn:
         conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         conn.execute("SELECT 1")
+        pid = conn.info.backend_pid
         said = one(there, "transactions", Severity.NOTICE)
     assert "a transaction has been open for 0s and is idle" in said
-    assert f"pid {conn.info.backend_pid}, role 'pgjobs', application 'forgetful', and holds back" in said
+    assert f"pid {pid}, role 'pgjobs', application 'forgetful', and holds back" in said
 
 
 @pytest.mark.parametrize(
@@ -230,7 +231,7 @@ def standby(dsn: str) -> Iterator[None]:
 def test_a_standby_that_holds_rows_back(there: Client, on_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(horizon, "HELD_TRANSACTIONS", 0)
     with standby(on_server), running(on_server) as run:
-        run("CREATE TABLE some (id int)")
+        run("CREATE TABLE thing (id int)")
         query = "SELECT backend_xmin IS NOT NULL FROM pg_stat_replication"
         wait_until(lambda: run(query) == [(True,)])
         assert "the standby 'copy' at 127.0.0.1 holds back " in one(there, "standbys", Severity.WARNING)
@@ -309,7 +310,7 @@ def test_connections_that_run_out(there: Client, on_server: str) -> None:
 
 
 def test_more_threads_than_connections(there: Client, on_server: str) -> None:
-    insert = "INSERT INTO pgjobs.worker (id, host, pid, threads, version) VALUES (%s, 'h', 1, 20, '1')"
+    insert = "INSERT INTO pgjobs.worker (id, host, pid, threads, version) VALUES (%s, 'h', 1, 25, '1')"
     with running(on_server) as run:
         run(insert, "a")
         assert found(there, "worker-connections") == []
@@ -317,7 +318,7 @@ def test_more_threads_than_connections(there: Client, on_server: str) -> None:
         said = one(there, "worker-connections", Severity.WARNING)
     assert (
         said
-        == "the 2 worker processes need 46 connections when all their 40 threads run jobs, and the server allows 45"
+        == "the 2 worker processes need 56 connections when all their 50 threads run jobs, and the server allows 47"
     )
 
 
@@ -354,7 +355,7 @@ def test_a_pooler_in_between(there: Client, on_server: str) -> None:
         assert "leads through a pooler" in one(client, "pooler", Severity.NOTICE)
         assert [finding.check for finding in client.doctor()] == ["workers", "pooler"]
         with running(on_server) as run:
-            assert run("SELECT count(*) FROM pg_stat_activity WHERE query ~ 'LISTEN'") == [(0,)]
+            assert run("SELECT count(*) FROM pg_stat_activity WHERE query ~ '^LISTEN'") == [(0,)]
 
 
 class TwoDatabases(PoolSource):

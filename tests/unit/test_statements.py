@@ -27,12 +27,21 @@ from pgjobs.execution import queries as execution_queries
 from pgjobs.maintenance import index_queries
 from pgjobs.maintenance import queries as maintenance_queries
 from pgjobs.observe import queries as observe_queries
+from pgjobs.observe.doctor import queries as doctor_queries
 from pgjobs.schedules import queries as schedules_queries
 from pgjobs.wakeup import queries as wakeup_queries
 from pgjobs.workers import queries as workers_queries
 
 FILES = [
-    *("control.sql", "db.sql", "enqueuing.sql", "execution.sql", "execution_batch.sql", "maintenance.sql"),
+    *(
+        "control.sql",
+        "db.sql",
+        "doctor.sql",
+        "enqueuing.sql",
+        "execution.sql",
+        "execution_batch.sql",
+        "maintenance.sql",
+    ),
     *("observe.sql", "roles.sql", "schedules.sql", "wakeup.sql", "workers.sql"),
 ]
 GIVE_JOBS = [
@@ -51,7 +60,7 @@ GIVE_JOBS = [
 STORES = [
     *(execution_queries, enqueuing_queries, queue_queries, migration_queries, workers_queries),
     *(index_queries, schedules_queries, wakeup_queries, batch_queries, repair, roles, channels),
-    *(control_queries, observe_queries, maintenance_queries, startup_options),
+    *(control_queries, observe_queries, maintenance_queries, startup_options, doctor_queries),
 ]
 PARTS = "parts.sql"  # what statements of several files share
 

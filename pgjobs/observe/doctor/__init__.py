@@ -13,8 +13,9 @@ from pgjobs.clean_text import one_line
 from pgjobs.db.repair import SchemaRepair
 from pgjobs.db.source import PoolSource
 from pgjobs.observe.doctor import horizon, server, tables, work
-from pgjobs.observe.doctor.check import Check, Look, Problem
+from pgjobs.observe.doctor.check import Check, Problem
 from pgjobs.observe.doctor.finding import Finding, Severity
+from pgjobs.observe.doctor.queries import Look
 
 CHECKS = (*tables.CHECKS, *work.CHECKS, *horizon.CHECKS, *server.CHECKS)
 

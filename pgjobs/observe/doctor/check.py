@@ -1,44 +1,16 @@
-"""A check of the doctor: its name and its function, and what the function may look at."""
+"""A check of the doctor: its name, its function and what that finds; and how numbers and names stand in findings."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pgjobs.clean_text import one_line
-from pgjobs.db import statements
-from pgjobs.db.cursors import AnyConnection, literal_cursor
-from pgjobs.db.source import PoolSource
 from pgjobs.interval import span_text
 from pgjobs.observe.doctor.finding import Finding, Severity
-
-
-class Look:
-    """What a check may look at: the database by the statements of sql/doctor.sql, and the pool of this process."""
-
-    def __init__(self, conn: AnyConnection, schema: str, source: PoolSource, threads: int) -> None:
-        self.conn = conn
-        self.schema = schema
-        self.source = source
-        self.threads = threads  # that take connections of the pool
-        self._sql = statements.load("doctor.sql", schema)
-
-    def begin(self) -> None:
-        """Make the open transaction read-only, and bound it."""
-        with literal_cursor(self.conn) as cur:
-            cur.execute(self._sql["begin_check"])
-
-    def rows(self, statement: str, **values: object) -> list[tuple[Any, ...]]:
-        with literal_cursor(self.conn) as cur:
-            cur.execute(self._sql[statement], values)
-            return cur.fetchall()
-
-    def row(self, statement: str, **values: object) -> tuple[Any, ...]:
-        """The only row of a statement that always returns one."""
-        (row,) = self.rows(statement, **values)
-        return row
+from pgjobs.observe.doctor.queries import Look
 
 
 class Problem(NamedTuple):

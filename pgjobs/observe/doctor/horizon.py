@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import timedelta
 
-from pgjobs.observe.doctor.check import Check, Look, Problem, by_age, name, size, span
+from pgjobs.observe.doctor.check import Check, Problem, by_age, name, size, span
 from pgjobs.observe.doctor.finding import Severity
+from pgjobs.observe.doctor.queries import Look
 
 # A transaction of minutes does no harm.
 OLD_TRANSACTION = timedelta(minutes=10)
@@ -23,7 +24,7 @@ _LONG_JOBS = "make the handler detached, or split the job: `pgjobs guide long-jo
 
 
 def _transactions(look: Look) -> Iterator[Problem]:
-    for pid, role, application, state, seconds, held in look.rows("old_transactions", after=OLD_TRANSACTION):
+    for pid, role, application, state, seconds, held in look.old_transactions(OLD_TRANSACTION):
         idle = state is not None and state.startswith("idle in transaction")
         keeps = "" if held is None else f", and holds back {held} transactions"
         yield Problem(
@@ -33,7 +34,7 @@ def _transactions(look: Look) -> Iterator[Problem]:
             "commit it, or let the program that forgot it do so; as a last resort SELECT pg_terminate_backend"
             f"({pid}). If it is a job, {_LONG_JOBS}",
         )
-    (hidden,) = look.row("hidden_sessions")
+    hidden = look.hidden_sessions()
     if hidden:
         yield Problem(
             Severity.NOTICE,
@@ -43,7 +44,7 @@ def _transactions(look: Look) -> Iterator[Problem]:
 
 
 def _prepared_transactions(look: Look) -> Iterator[Problem]:
-    for gid, owner, seconds in look.rows("prepared_transactions", after=OLD_PREPARED):
+    for gid, owner, seconds in look.prepared_transactions(OLD_PREPARED):
         yield Problem(
             by_age(seconds, warning=OLD_PREPARED, critical=_CRITICAL),
             f"the prepared transaction {name(gid)} of role {name(owner)} has been left open for {span(seconds)}",
@@ -52,7 +53,7 @@ def _prepared_transactions(look: Look) -> Iterator[Problem]:
 
 
 def _slots(look: Look) -> Iterator[Problem]:
-    for slot, sort, active, held, retained in look.rows("slots"):
+    for slot, sort, active, held, retained in look.slots():
         reasons = [f"holds back {held} transactions"] if held > HELD_TRANSACTIONS else []
         reasons += [f"retains {size(retained)} of WAL"] if retained > RETAINED_WAL else []
         if reasons:
@@ -65,7 +66,7 @@ def _slots(look: Look) -> Iterator[Problem]:
 
 
 def _standbys(look: Look) -> Iterator[Problem]:
-    for application, address, held in look.rows("standbys", transactions=HELD_TRANSACTIONS):
+    for application, address, held in look.standbys(HELD_TRANSACTIONS):
         yield Problem(
             Severity.WARNING,
             f"the standby {name(application)} at {address or 'this host'} holds back {held} transactions by "
@@ -75,7 +76,7 @@ def _standbys(look: Look) -> Iterator[Problem]:
 
 
 def _long_jobs(look: Look) -> Iterator[Problem]:
-    for id, queue, kind, worker, seconds in look.rows("long_jobs", after=OLD_TRANSACTION):
+    for id, queue, kind, worker, seconds in look.long_jobs(OLD_TRANSACTION):
         yield Problem(
             by_age(seconds, warning=_WARNING, critical=_CRITICAL),
             f"job {id} of kind {name(kind)} in queue {name(queue)} has run for {span(seconds)} in one transaction, on "

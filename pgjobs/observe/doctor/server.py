@@ -9,13 +9,14 @@ from secrets import token_hex
 from pgjobs.db.channel import channel, listen
 from pgjobs.db.source import SPARE_CONNECTIONS
 from pgjobs.errors import PoolTooSmall
-from pgjobs.observe.doctor.check import Check, Look, Problem
+from pgjobs.observe.doctor.check import Check, Problem
 from pgjobs.observe.doctor.finding import Severity
+from pgjobs.observe.doctor.queries import Look
 
 OLDEST_VERSION = 14
 _LARGE_SHARE = 0.9  # of the connections that there may be
 _SKEW_NOTICE, _SKEW_WARNING = 2.0, 60.0  # seconds
-_LISTEN_WAIT = 3.0  # seconds until a notification must have come
+_LISTEN_WAIT = 5.0  # seconds until a notification must have come
 _SHORT_STATEMENT = 60_000  # milliseconds
 _SHORT_IDLE = 10_000
 _CONNECTIONS_OF_A_PROCESS = 3  # besides those of its threads: the listener, and those to spare
@@ -27,7 +28,7 @@ _ROLE = "ALTER ROLE ... (or ALTER DATABASE ...) SET {}, or change postgresql.con
 
 
 def _server(look: Look) -> Iterator[Problem]:
-    standby, version, *_ = look.row("server_facts")
+    standby, version, *_ = look.server_state()
     if standby:
         yield Problem(
             Severity.CRITICAL,
@@ -57,7 +58,7 @@ _OTHERS = (
 
 
 def _settings(look: Look) -> Iterator[Problem]:
-    values = dict(look.rows("settings", names=[*_SWITCHES, *_OTHERS]))
+    values = look.settings([*_SWITCHES, *_OTHERS])
     for setting, (severity, harm) in _SWITCHES.items():
         if values[setting] == "off":
             yield Problem(severity, f"{setting} is off: {harm}", _AS_SUPERUSER.format(setting))
@@ -105,14 +106,14 @@ def _timeouts(values: dict[str, int]) -> Iterator[Problem]:
 
 
 def _connections(look: Look) -> Iterator[Problem]:
-    on_server, most, here, most_here, of_role, most_of_role = look.row("connections")
+    on_server, most, here, most_here, of_role, most_of_role = look.connections()
     limits = [
         (on_server, most, "the server", "max_connections"),
         (here, most_here, "this database", "ALTER DATABASE ... CONNECTION LIMIT"),
         (of_role, most_of_role, "this role", "ALTER ROLE ... CONNECTION LIMIT"),
     ]
     for used, limit, where, setting in limits:
-        if limit is not None and used >= _LARGE_SHARE * limit:
+        if used is not None and limit is not None and used >= _LARGE_SHARE * limit:
             yield Problem(
                 Severity.CRITICAL if used >= limit else Severity.WARNING,
                 f"{used} of the {limit} connections that {where} allows are in use",
@@ -121,8 +122,8 @@ def _connections(look: Look) -> Iterator[Problem]:
 
 
 def _worker_connections(look: Look) -> Iterator[Problem]:
-    most = look.row("connections")[1]
-    processes, threads = look.row("threads")
+    most = look.connections()[1] or 0
+    processes, threads = look.living()
     needed = threads + _CONNECTIONS_OF_A_PROCESS * processes
     if needed > most:
         yield Problem(
@@ -151,8 +152,7 @@ def _pool(look: Look) -> Iterator[Problem]:
 
 def _is_direct(look: Look) -> bool:
     """Whether no pooler stands in between: a pooler sends the client another number."""
-    backend_pid: int = look.row("server_facts")[2]
-    return backend_pid == look.conn.pgconn.backend_pid
+    return look.server_state()[2] == look.conn.pgconn.backend_pid
 
 
 def _pooler(look: Look) -> Iterator[Problem]:
@@ -172,7 +172,7 @@ def _listen(look: Look) -> Iterator[Problem]:
     throw_away = f"doctor_{token_hex(8)}"
     with look.source.connect() as listening, look.source.connect() as sending:
         listen(listening, throw_away)
-        Look(sending, look.schema, look.source, 0).rows("notify", channel=channel(throw_away))
+        Look(sending, look.schema, look.source, 0).notify(channel(throw_away))
         heard = list(listening.notifies(timeout=_LISTEN_WAIT, stop_after=1))
     if not heard:
         yield Problem(
@@ -185,7 +185,7 @@ def _listen(look: Look) -> Iterator[Problem]:
 
 def _clock(look: Look) -> Iterator[Problem]:
     before = now()
-    server = look.row("server_facts")[3]
+    server = look.server_state()[3]
     after = now()
     skew = max(before - server, server - after, 0.0)  # the answer was made at some time in between
     if skew > _SKEW_NOTICE:

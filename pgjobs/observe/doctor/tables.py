@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import cache
 
 from pgjobs.db import migrate, migration_plan
@@ -11,8 +11,9 @@ from pgjobs.db.repair import TABLES, SchemaRepair
 from pgjobs.db.roles import LEAST, least_rights
 from pgjobs.db.shape import SHAPE
 from pgjobs.errors import MigrationError
-from pgjobs.observe.doctor.check import Check, Look, Problem, name, size, span
+from pgjobs.observe.doctor.check import Check, Problem, name, size, span
 from pgjobs.observe.doctor.finding import Severity
+from pgjobs.observe.doctor.queries import Look
 
 MANY_DEAD_ROWS = 100_000
 _DEAD_SHARE = 0.2  # of the living rows
@@ -75,7 +76,7 @@ def _functions(look: Look) -> Iterator[Problem]:
     expected = _bodies(look.schema)
     changed = sorted(
         function
-        for function, body in look.rows("function_bodies", schema=look.schema)
+        for function, body in look.function_bodies()
         if function in expected and function not in outdated and expected[function] != _spaced(body)
     )
     if changed:
@@ -100,7 +101,7 @@ def _spaced(body: str) -> str:
 
 def _indexes(look: Look) -> Iterator[Problem]:
     known = {line.split(" ")[2]: line.split(" ")[1] for line in SHAPE.splitlines() if line.startswith("index ")}
-    found = {row[0]: row[1:] for row in look.rows("indexes", schema=look.schema, tables=list(_OURS))}
+    found = {row[0]: row[1:] for row in look.indexes(_OURS)}
     for index in sorted(known.keys() - found.keys()):
         yield Problem(
             Severity.CRITICAL,
@@ -131,7 +132,7 @@ def _invalid(index: str, table: str, *, is_ours: bool) -> Problem:
 
 
 def _vacuum(look: Look) -> Iterator[Problem]:
-    for table, dead, live, seconds, switched_off, *_ in look.rows("tables", schema=look.schema, tables=list(_OURS)):
+    for table, dead, live, seconds, switched_off, *_ in look.tables(_OURS):
         if switched_off:
             yield Problem(
                 Severity.WARNING,
@@ -149,7 +150,7 @@ def _vacuum(look: Look) -> Iterator[Problem]:
 
 
 def _bloat(look: Look) -> Iterator[Problem]:
-    for table, *_, bytes, rows in look.rows("tables", schema=look.schema, tables=list(_OURS)):
+    for table, *_, bytes, rows in look.tables(_OURS):
         if bytes > LARGE and bytes > _BYTES_OF_ROW * max(rows, 1.0):
             yield Problem(
                 Severity.WARNING,
@@ -160,7 +161,7 @@ def _bloat(look: Look) -> Iterator[Problem]:
 
 
 def _ids(look: Look) -> Iterator[Problem]:
-    if not look.row("may_read_ids")[0]:
+    if not look.may_read_ids():
         yield Problem(
             Severity.NOTICE,
             "could not look: this role may not read the sequence job_id_seq",
@@ -186,9 +187,9 @@ def _publications(look: Look) -> Iterator[Problem]:
 
 
 def _rights(look: Look) -> Iterator[Problem]:
-    own, works, deletes, enqueues, views = look.row("own_rights")
+    own, works, deletes, enqueues, views = look.own_rights()
     kinds = {f"{look.schema}_{kind}": kind for kind in LEAST} | {f"pgjobs_{kind}": kind for kind in LEAST}
-    granted = [(role, kinds[role]) for (role,) in look.rows("roles_to_check", roles=list(kinds))]
+    granted = [(role, kinds[role]) for role in look.roles_to_check(list(kinds))]
     own_kind = "worker" if works else "operator" if deletes else "enqueuer" if enqueues and not views else None
     if own_kind is not None and own not in dict(granted):
         granted.append((own, own_kind))
@@ -203,10 +204,7 @@ def _rights(look: Look) -> Iterator[Problem]:
 
 
 def _missing_rights(look: Look, role: str, kind: str) -> list[str]:
-    rights = least_rights(look.schema, kind)
-    columns: Iterable[tuple[str, ...]] = zip(*rights, strict=True)
-    sorts, privileges, objects, parts = map(list, columns)
-    rows = look.rows("missing_rights", role=role, sorts=sorts, privileges=privileges, objects=objects, parts=parts)
+    rows = look.missing_rights(role, least_rights(look.schema, kind))
     return [
         f"{privilege}{f' ({part})' if part else ''} on {object.replace('pg_catalog.', '')}"
         for privilege, object, part in rows

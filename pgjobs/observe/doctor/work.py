@@ -7,8 +7,9 @@ from datetime import timedelta
 
 from pgjobs.clean_text import one_line
 from pgjobs.db.repair import DUTIES
-from pgjobs.observe.doctor.check import Check, Look, Problem, name, span
+from pgjobs.observe.doctor.check import Check, Problem, name, span
 from pgjobs.observe.doctor.finding import Severity
+from pgjobs.observe.doctor.queries import Look
 
 # For how long a job waits, or a duty, or a schedule, until nobody seems to care for it.
 LEFT_ALONE = timedelta(minutes=1)
@@ -23,10 +24,10 @@ _START = "start worker pools: `pgjobs work MODULE:POOL`"
 
 
 def _workers(look: Look) -> Iterator[Problem]:
-    processes, _ = look.row("threads")
+    processes, _ = look.living()
     if processes:
         return
-    waiting = [row for row in look.rows("waiting_queues") if row[1] > LEFT_ALONE.total_seconds()]
+    waiting = [row for row in look.waiting_queues() if row[1] > LEFT_ALONE.total_seconds()]
     if waiting:
         yield Problem(
             Severity.CRITICAL,
@@ -39,8 +40,8 @@ def _workers(look: Look) -> Iterator[Problem]:
 
 
 def _queues(look: Look) -> Iterator[Problem]:
-    processes, _ = look.row("threads")
-    for queue, waited, paused, workers in look.rows("waiting_queues"):
+    processes, _ = look.living()
+    for queue, waited, paused, workers in look.waiting_queues():
         if paused is not None:
             if paused > LONG_PAUSE.total_seconds():
                 yield Problem(
@@ -58,14 +59,14 @@ def _queues(look: Look) -> Iterator[Problem]:
 
 def _kinds(look: Look) -> Iterator[Problem]:
     advice = "deploy workers whose WorkMap has the kind, or correct its name; to handle all others: unknown_kinds="
-    for kind, jobs, id, queue in look.rows("unknown_kinds", after=LEFT_ALONE):
+    for kind, jobs, id, queue in look.unknown_kinds(LEFT_ALONE):
         yield Problem(
             Severity.WARNING,
             f"no worker process has a handler for kind {name(kind)}, of which {jobs} of the first jobs in the queues "
             f"wait, such as job {id} in queue {name(queue)}",
             advice,
         )
-    for kind, jobs, id, queue in look.rows("failed_kinds"):
+    for kind, jobs, id, queue in look.failed_kinds():
         yield Problem(
             Severity.WARNING,
             f"no worker process has a handler for kind {name(kind)}, and {jobs} jobs have failed for that, such as job "
@@ -75,7 +76,7 @@ def _kinds(look: Look) -> Iterator[Problem]:
 
 
 def _snoozes(look: Look) -> Iterator[Problem]:
-    for kind, jobs, most, id, queue in look.rows("snoozing_jobs", times=MANY_SNOOZES):
+    for kind, jobs, most, id, queue in look.snoozing_jobs(MANY_SNOOZES):
         yield Problem(
             Severity.WARNING,
             f"{jobs} jobs of kind {name(kind)} snooze again and again, such as job {id} in queue {name(queue)}: up to "
@@ -85,7 +86,7 @@ def _snoozes(look: Look) -> Iterator[Problem]:
 
 
 def _vanished(look: Look) -> Iterator[Problem]:
-    for kind, jobs, most, id, queue in look.rows("vanished_attempts"):
+    for kind, jobs, most, id, queue in look.vanished_attempts():
         yield Problem(
             Severity.WARNING,
             f"{jobs} jobs of kind {name(kind)} were running several times when their worker vanished, up to {most} "
@@ -96,8 +97,8 @@ def _vanished(look: Look) -> Iterator[Problem]:
 
 
 def _schedules(look: Look) -> Iterator[Problem]:
-    processes, _ = look.row("threads")
-    for schedule, error, overdue, unseen, failing in look.rows("schedules"):
+    processes, _ = look.living()
+    for schedule, error, overdue, unseen, failing in look.schedules():
         if error is not None:
             yield Problem(
                 Severity.WARNING,
@@ -125,7 +126,7 @@ def _schedules(look: Look) -> Iterator[Problem]:
 
 
 def _duties(look: Look) -> Iterator[Problem]:
-    duties = dict(look.rows("duties"))
+    duties = look.duties()
     missing = [duty for duty in DUTIES if duty not in duties]
     if missing:
         yield Problem(
@@ -133,9 +134,9 @@ def _duties(look: Look) -> Iterator[Problem]:
             f"table maintenance has no rows for {', '.join(missing)}, as after a TRUNCATE",
             "start a worker pool, or run `pgjobs migrate`",
         )
-    if not look.row("threads")[0]:
+    if not look.living()[0]:
         return  # the check workers says so
-    due, running = look.row("work_of_duties", after=_SELDOM)
+    due, running = look.work_of_duties(_SELDOM)
     needed = {"promote": due is not None, "rescue": running}
     for duty, overdue in duties.items():
         limit = LEFT_ALONE if duty in _URGENT else _SELDOM
