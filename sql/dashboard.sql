@@ -1,10 +1,12 @@
 -- What the dashboard reads and writes besides the calls of the client. Functions are named in full.
 
 -- name: begin_reading
--- One snapshot for the whole page, and nothing can be written in it. Returns the time.
+-- One snapshot for the whole page, and nothing can be written in it. Without JIT, which compiles for longer than these
+-- statements run. Returns the time.
 SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY;
 SET LOCAL statement_timeout = '10s';
 SET LOCAL lock_timeout = '1s';
+SET LOCAL jit = off;
 SET LOCAL idle_in_transaction_session_timeout = '30s';
 SELECT (EXTRACT(epoch FROM pg_catalog.clock_timestamp()) * 1000000)::bigint;
 
@@ -57,16 +59,15 @@ WHERE pg_class.oid = 'pgjobs.job'::regclass AND pg_stats.attname = 'state' AND t
     AND schemaname = (SELECT nspname FROM pg_catalog.pg_namespace WHERE pg_namespace.oid = pg_class.relnamespace);
 
 -- name: queue_numbers
--- Of the queue of this name, or of all. Of each queue and priority as many as 10,001 jobs are counted.
+-- Of the queue of this name, or of all. Of each queue as many as 10,001 available jobs are counted.
 WITH RECURSIVE line AS (
     {queue_priorities}
 ), waiting AS (
-    SELECT line.queue, pg_catalog.sum(these.jobs)::bigint AS jobs, pg_catalog.min(these.since) AS since
+    SELECT line.queue, pg_catalog.min(first.since) AS since
     FROM line, LATERAL (
-        SELECT pg_catalog.count(*) AS jobs, pg_catalog.min(scheduled_at) AS since FROM (
-            SELECT scheduled_at FROM pgjobs.job
-            WHERE state = 'available' AND job.queue = line.queue AND job.priority = line.priority
-            ORDER BY scheduled_at LIMIT 10001) AS first) AS these
+        SELECT scheduled_at AS since FROM pgjobs.job
+        WHERE state = 'available' AND job.queue = line.queue AND job.priority = line.priority
+        ORDER BY scheduled_at LIMIT 1) AS first
     WHERE %(name)s::text IS NULL OR line.queue = %(name)s::text
     GROUP BY line.queue
 ), running AS (
@@ -75,7 +76,11 @@ WITH RECURSIVE line AS (
     SELECT name FROM pgjobs.queue UNION SELECT queue FROM line UNION SELECT queue FROM running
 )
 SELECT
-    named.name, paused_at, COALESCE(waiting.jobs, 0), COALESCE(running.jobs, 0),
+    named.name, paused_at,
+    (SELECT pg_catalog.count(*) FROM (
+        SELECT FROM pgjobs.job WHERE state = 'available' AND job.queue = named.name
+        ORDER BY priority, scheduled_at LIMIT 10001) AS jobs),
+    COALESCE(running.jobs, 0),
     waiting.since,
     (SELECT pg_catalog.count(*) FROM pgjobs.worker
         WHERE pg_catalog.jsonb_exists(queues, named.name)
@@ -114,7 +119,7 @@ SELECT id, (EXTRACT(epoch FROM at) * 1000000)::bigint, who, act, target, count F
 WHERE (%(before)s::bigint IS NULL OR id < %(before)s::bigint)
 ORDER BY id DESC LIMIT %(limit)s;
 
--- name: duties
+-- name: next_runs
 SELECT duty, next_run_at FROM pgjobs.maintenance ORDER BY duty;
 
 -- name: table_sizes

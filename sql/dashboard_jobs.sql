@@ -41,7 +41,7 @@ SELECT pg_catalog.set_config('statement_timeout', %(timeout)s, true);
 SELECT CASE WHEN reltuples >= 0 THEN reltuples::bigint END
 FROM pg_catalog.pg_class WHERE oid = 'pgjobs.job'::regclass;
 
--- name: count_states
+-- name: count_states_of_jobs
 -- Of the given jobs.
 SELECT state, pg_catalog.count(*) FROM pgjobs.job WHERE id = ANY (%(ids)s::bigint[]) GROUP BY state;
 

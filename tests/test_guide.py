@@ -348,6 +348,7 @@ HOMES += (CodeSchedules, WorkerPool, WorkMap, pgjobs.Handler, pgjobs.Job, JobFil
 HOMES += (pgjobs.ErrorHandler,)
 HOMES += (pgjobs.testing, Jobs, Performed)
 HOMES += (pgjobs.contrib.flask, pgjobs.contrib.flask.Pgjobs)
+HOMES += (pgjobs.Durations,)
 OWNERS: Mapping[str, Any] = {
     "client": Client,
     "pool": WorkerPool,

@@ -140,7 +140,7 @@ class JobQueries:
     def count_states(self, conn: AnyConnection, ids: Sequence[int]) -> dict[JobState, int]:
         """The number of these jobs by their state."""
         with bound_cursor(conn) as cur:
-            cur.execute(self._sql["count_states"], {"ids": list(ids)})
+            cur.execute(self._sql["count_states_of_jobs"], {"ids": list(ids)})
             return {JobState(state): jobs for state, jobs in cur.fetchall()}
 
     def newest_id(self, conn: AnyConnection) -> int | None:
