@@ -79,6 +79,11 @@ class Selection:
         """Whether the index of the order serves all conditions, so that every job of a window fits."""
         return self.search.is_empty and self.window_filter == self.filter
 
+    @property
+    def needs_only_state(self) -> bool:
+        """Whether, of the jobs of a window, only their states say which of them fit."""
+        return self.search.is_empty and replace(self.filter, states=None) == replace(self.window_filter, states=None)
+
     def only(self, ids: list[int]) -> JobFilter:
         """Its filter for these jobs alone."""
         return replace(self.filter, ids=ids, really_all=False)

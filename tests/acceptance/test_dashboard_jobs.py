@@ -127,11 +127,11 @@ def test_a_list_goes_on_by_pages_in_both_orders_and_misses_no_job(client: Client
 def test_a_search_says_how_far_it_has_looked_and_goes_on(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pgjobs.dashboard.pages.jobs._SECONDS", 0.0)
     needle = client.enqueue(None, Thing(77))
-    client.enqueue_many(None, [Thing(1)] * 600)
+    client.enqueue_many(None, [Thing(1)] * 1100)
     site = Site(client)
     page = site.page("/jobs?text=77")
     assert ids_on(page) == []
-    assert "looked at 500" in text_of(page)
+    assert "looked at 1,000" in text_of(page)
     match = re.search(r'href="([^"]*)">Go on looking', page)
     assert match is not None
     page = site.page(unescape(match[1]))
