@@ -97,6 +97,9 @@ def selection(values: MultiDict[str, str], now: datetime, user: User) -> Selecti
     given = _given(values)
     if not user.sees_args and any(name in given for name in _WHAT_MAY_BE_HIDDEN):
         raise Problem(403, "You may not see args, so you cannot search in them.", "Use the other fields.")
+    for name in ("error", "text"):
+        if "\0" in given.get(name, ""):
+            raise form_values.InvalidInput(name.capitalize(), "Postgres has no texts with the character NUL.")
     filter = _filter(given, now)
     column = _column(filter, given.get("order"))
     waits = column in ("scheduled_at", "attempted_at")  # what is due first, or runs longest, comes first
