@@ -4,8 +4,8 @@
 -- a page takes no longer, however many jobs there are and however few of them fit.
 
 -- name: window_of_jobs
--- The keys of the next jobs, with the time by which they are ordered.
-SELECT id, queue, CASE
+-- The keys of the next jobs, their states, and the time by which they are ordered.
+SELECT id, queue, state, CASE
     WHEN pg_catalog.starts_with(%(order)s::text, 'finalized_at') THEN finalized_at
     WHEN pg_catalog.starts_with(%(order)s::text, 'scheduled_at') THEN scheduled_at
     ELSE COALESCE(attempted_at, created_at) END
@@ -17,17 +17,20 @@ SELECT id, queue, CASE
 WITH RECURSIVE line AS (
     {queue_priorities}
 )
-SELECT job.id, job.queue, job.scheduled_at
+SELECT job.id, job.queue, job.state, job.scheduled_at
 FROM line, LATERAL (
-SELECT id, queue, scheduled_at
+SELECT id, queue, state, scheduled_at
 {page_of_line}
 ) AS job
 WHERE %(line_queues)s::text[] IS NULL OR line.queue = ANY (%(line_queues)s::text[])
 {by_time};
 
 -- name: fitting_jobs
--- The keys of those that fit.
-SELECT id, queue FROM pgjobs.job WHERE {matches} AND {fits_search};
+-- The keys of those that fit, of the jobs in a range of ids or of those whose ids the filter names.
+SELECT id, queue FROM pgjobs.job
+WHERE {matches} AND {fits_search}
+    AND (%(first)s::bigint IS NULL OR job.id >= %(first)s::bigint)
+    AND (%(last)s::bigint IS NULL OR job.id <= %(last)s::bigint);
 
 -- name: count_up_to
 -- How many jobs fit, but no more than the limit.

@@ -20,8 +20,8 @@ from pgjobs.states import JobState
 
 #: What is counted exactly; more is shown as "10,000+".
 MOST_COUNTED = 10_000
-_COUNT_TIMEOUT = "250ms"
-_MOST_FAILURES = 5_000
+_COUNT_TIMEOUT = "100ms"
+_MOST_FAILURES = 2_000
 
 
 class JobPlace(NamedTuple):
@@ -29,6 +29,7 @@ class JobPlace(NamedTuple):
 
     id: int
     queue: str
+    state: str
     at: datetime
 
 
@@ -111,9 +112,15 @@ class JobQueries:
             cur.execute(statements.without_unused(statement, conditions), values, prepare=False)
             return [JobPlace(*row) for row in cur.fetchall()]
 
-    def fitting(self, conn: AnyConnection, filter: JobFilter, search: Search) -> set[tuple[int, str]]:
-        """The ids and queues of the jobs that fit both, of which the filter should name the ids."""
-        conditions = {**filter.parameters, "error": search.error, "text": search.text}
+    def fitting(
+        self, conn: AnyConnection, filter: JobFilter, search: Search, *, between: tuple[int, int] | None = None
+    ) -> set[tuple[int, str]]:
+        """The ids and queues of the jobs that fit both, with an id between these. Without them the filter should name
+        the ids."""
+        first, last = between or (None, None)
+        conditions = {
+            **filter.parameters, "error": search.error, "text": search.text, "first": first, "last": last,
+        }  # fmt: skip
         with bound_cursor(conn) as cur:
             cur.execute(statements.without_unused(self._sql["fitting_jobs"], conditions), conditions, prepare=False)
             return {(id, queue) for id, queue in cur.fetchall()}

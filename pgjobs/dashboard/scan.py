@@ -16,7 +16,7 @@ from pgjobs.observe.listing import Listing, listing
 from pgjobs.options import FIRST_INSTANT
 
 _NO_TIME = FIRST_INSTANT
-_FIRST, _LARGEST = 500, 20_000  # jobs of a window
+_FIRST, _LARGEST = 1_000, 20_000  # jobs of a window
 _LONG = 0.05  # seconds: a window that took longer is not followed by a larger one
 
 
@@ -50,7 +50,7 @@ def find(
     found = Found()
     if chosen.filter.ids is not None:  # they are looked at at once
         keys = sorted(queries.fitting(conn, chosen.filter, chosen.search))
-        found.places = [JobPlace(id, queue, _NO_TIME) for id, queue in keys if id <= newest][:limit]
+        found.places = [JobPlace(id, queue, "", _NO_TIME) for id, queue in keys if id <= newest][:limit]
         found.looked_at = len(chosen.filter.ids)
         return found
     end = time.monotonic() + seconds
@@ -81,16 +81,26 @@ def _windows(
     while True:
         began = time.monotonic()
         places = queries.window(conn, chosen.window_filter, window)
-        if chosen.is_served:
-            fits = {(place.id, place.queue) for place in places}
-        else:
-            fits = queries.fitting(conn, chosen.only([place.id for place in places]), chosen.search)
-        yield places, fits, window.size
+        yield places, _fitting(conn, queries, chosen, places), window.size
         if len(places) < window.size:
             return
         larger = window.size if time.monotonic() - began > _LONG else min(window.size * 4, _LARGEST)
         last = places[-1]
         window = replace(window, size=larger, after_id=last.id, after_time=replace(start, after_time=last.at).after)
+
+
+def _fitting(
+    conn: AnyConnection, queries: JobQueries, chosen: Selection, places: list[JobPlace]
+) -> set[tuple[int, str]]:
+    """The keys of those jobs of a window that fit."""
+    if chosen.is_served or not places:
+        return {(place.id, place.queue) for place in places}
+    if chosen.needs_only_state:
+        return {(place.id, place.queue) for place in places if place.state in (chosen.filter.states or ())}
+    ids = [place.id for place in places]
+    if chosen.column == "id":
+        return queries.fitting(conn, chosen.filter, chosen.search, between=(min(ids), max(ids)))
+    return queries.fitting(conn, chosen.only(ids), chosen.search)
 
 
 def _start(chosen: Selection, cursor: str | None) -> Listing:

@@ -79,6 +79,11 @@ class Selection:
         """Whether the index of the order serves all conditions, so that every job of a window fits."""
         return self.search.is_empty and self.window_filter == self.filter
 
+    @property
+    def needs_only_state(self) -> bool:
+        """Whether, of the jobs of a window, only their states say which of them fit."""
+        return self.search.is_empty and replace(self.filter, states=None) == replace(self.window_filter, states=None)
+
     def only(self, ids: list[int]) -> JobFilter:
         """Its filter for these jobs alone."""
         return replace(self.filter, ids=ids, really_all=False)
@@ -92,6 +97,9 @@ def selection(values: MultiDict[str, str], now: datetime, user: User) -> Selecti
     given = _given(values)
     if not user.sees_args and any(name in given for name in _WHAT_MAY_BE_HIDDEN):
         raise Problem(403, "You may not see args, so you cannot search in them.", "Use the other fields.")
+    for name in ("error", "text"):
+        if "\0" in given.get(name, ""):
+            raise form_values.InvalidInput(name.capitalize(), "Postgres has no texts with the character NUL.")
     filter = _filter(given, now)
     column = _column(filter, given.get("order"))
     waits = column in ("scheduled_at", "attempted_at")  # what is due first, or runs longest, comes first

@@ -20,7 +20,7 @@ from pgjobs.states import JobState
 _MOST = 10_000  # jobs of one request; the page that follows offers to go on
 _BATCH = 1_000
 _MOST_IDS = 1_000  # in the audit
-_LOOK, _WORK = 1.0, 10.0  # seconds: to find the jobs for a confirmation, and for the change
+_LOOK, _WORK = 0.5, 10.0  # seconds: to find the jobs for a confirmation, and for the change
 
 _WAITING = frozenset({JobState.AVAILABLE, JobState.SCHEDULED, JobState.RETRYABLE, JobState.PENDING})
 _RUNNING = frozenset({JobState.RUNNING})
@@ -159,11 +159,12 @@ def _newest(request: Request) -> int:
 
 
 def _find(request: Request, conn: AnyConnection, queries: JobQueries, chosen: Selection, seconds: float) -> Found:
-    """The jobs that this request is for: none that was enqueued after the page that asked for a confirmation."""
-    return find(
-        conn, queries, chosen, limit=_MOST, seconds=seconds, cursor=request.values.get("cursor"),
-        newest=_newest(request),
-    )  # fmt: skip
+    """The jobs that this request is for: no more than the page that asked for a confirmation has counted, and none that
+    was enqueued after it."""
+    given = request.form.get("most", "")
+    most = min(int(given), _MOST) if given.isascii() and given.isdecimal() and len(given) < 10 else _MOST
+    cursor = request.values.get("cursor")
+    return find(conn, queries, chosen, limit=most, seconds=seconds, cursor=cursor, newest=_newest(request))
 
 
 def _apply(

@@ -17,7 +17,7 @@ from pgjobs.states import JobState
 
 _PAGE = 50
 _MORE = {"tag", "error", "priority", "id", "args", "metadata", "after", "before", "order", "dir"}  # folded away
-_SECONDS = 0.2  # that a page looks for jobs that fit
+_SECONDS = 0.15  # that a page looks for jobs that fit
 
 
 def show(request: Request) -> Response:
@@ -67,8 +67,8 @@ def _count(conn: AnyConnection, queries: JobQueries, chosen: Selection, found: F
     """How many jobs fit, as a text; None if that would take too long."""
     if found.next is None and is_first:
         return number(len(found.places))
-    if not chosen.search.is_empty:
-        return None
+    if not chosen.search.is_empty or (found.next is not None and not found.is_full):
+        return None  # to find a page has taken too long already
     jobs = queries.count(conn, chosen.filter, MOST_COUNTED + 1)
     if jobs is None:
         return None

@@ -79,8 +79,10 @@
   }
 
   async function refresh() {
+    if (leaving) leaving(); // an older answer must not come after a newer one
     const request = new AbortController();
-    const timer = setTimeout(() => request.abort(), 20000);
+    let late = false;
+    const timer = setTimeout(() => { late = true; request.abort(); }, 20000);
     leaving = () => request.abort();
     try {
       const answer = await fetch(location.href, { signal: request.signal, credentials: "same-origin", cache: "no-store" });
@@ -93,7 +95,7 @@
       updateChildren(live, fresh);
       countTicks();
     } catch (error) {
-      if (!gone) say("the server cannot be reached");
+      if (late || !request.signal.aborted) say(late ? "the server is too slow" : "the server cannot be reached");
     } finally {
       clearTimeout(timer);
     }
@@ -112,6 +114,7 @@
   }
 
   if (seconds > 0) setTimeout(again, seconds * 1000);
+  if (live !== null) window.addEventListener("pgjobs:refresh", refresh); // for an application, or at once
   document.addEventListener("submit", () => {
     gone = true;
     if (leaving) leaving();
