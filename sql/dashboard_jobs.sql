@@ -52,11 +52,12 @@ SELECT state, pg_catalog.count(*) FROM pgjobs.job WHERE id = ANY (%(ids)s::bigin
 -- The newest jobs that failed, grouped by kind and error: those that failed for good, and of the jobs that are due next
 -- those that will be tried again.
 WITH failed AS MATERIALIZED (
-    (SELECT * FROM pgjobs.job WHERE state = 'discarded' ORDER BY state DESC, finalized_at DESC LIMIT %(most)s::integer)
+    (SELECT id, queue, kind, state, errors, finalized_at, attempted_at, created_at FROM pgjobs.job
+        WHERE state = 'discarded' ORDER BY state DESC, finalized_at DESC LIMIT %(most)s::integer)
     UNION ALL
     SELECT * FROM (
-        SELECT * FROM pgjobs.job WHERE state = ANY ('{scheduled,retryable}') ORDER BY scheduled_at
-        LIMIT %(most)s::integer) AS due
+        SELECT id, queue, kind, state, errors, finalized_at, attempted_at, created_at FROM pgjobs.job
+        WHERE state = ANY ('{scheduled,retryable}') ORDER BY scheduled_at LIMIT %(most)s::integer) AS due
     WHERE state = 'retryable'
 ), known AS MATERIALIZED (
     SELECT id, queue, kind, state, {error_class} AS error, COALESCE(finalized_at, attempted_at, created_at) AS at

@@ -171,10 +171,14 @@ class JobQueries:
             return {id: error for id, error in cur.fetchall() if error is not None}
 
     def transaction_of(self, conn: AnyConnection, id: int, queue: str) -> JobTransaction | None:
-        """The transaction that runs a job; None if the job is detached, or none is seen."""
-        with bound_cursor(conn) as cur:
-            cur.execute(self._sql["transaction_of_job"], {"id": id, "queue": queue})
-            row = cur.fetchone()
+        """The transaction that runs a job; None if the job is detached, or none is seen, as by a role that may read only
+        some columns."""
+        try:
+            with conn.transaction(), bound_cursor(conn) as cur:
+                cur.execute(self._sql["transaction_of_job"], {"id": id, "queue": queue})
+                row = cur.fetchone()
+        except psycopg.errors.InsufficientPrivilege:
+            return None
         if row is None:
             return None
         pid, age, state, wait_type, wait, blocked_by = row
