@@ -119,7 +119,7 @@ SELECT id, (EXTRACT(epoch FROM at) * 1000000)::bigint, who, act, target, count F
 WHERE (%(before)s::bigint IS NULL OR id < %(before)s::bigint)
 ORDER BY id DESC LIMIT %(limit)s;
 
--- name: duties
+-- name: next_runs
 SELECT duty, next_run_at FROM pgjobs.maintenance ORDER BY duty;
 
 -- name: table_sizes

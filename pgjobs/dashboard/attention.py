@@ -46,9 +46,9 @@ def _of_queues(queues: Sequence[QueueNumbers], now: datetime) -> Iterator[Note]:
         oldest = queue.oldest(now)
         if queue.paused_at is not None:
             text = f"Queue {queue.name} has been paused for {span(now - queue.paused_at)}"
-            yield Note(f"{text}, and {queue.waiting} jobs wait in it." if queue.waiting else f"{text}.", "queue", about)
+            yield Note(f"{text}; waiting in it: {queue.waiting.jobs}." if queue.waiting else f"{text}.", "queue", about)
         elif queue.waiting and queue.workers == 0:
-            text = f"No worker works queue {queue.name}, where {queue.waiting} jobs wait."
+            text = f"No worker works queue {queue.name}, which has {queue.waiting.jobs} waiting."
             yield Note(text, "queue", about, critical=True)
         elif oldest is not None and oldest > _LONG_WAIT:
             yield Note(f"The oldest job in queue {queue.name} has waited for {span(oldest)}.", "queue", about)
@@ -57,7 +57,8 @@ def _of_queues(queues: Sequence[QueueNumbers], now: datetime) -> Iterator[Note]:
 def _of_attempts(hour: Sequence[Figures]) -> Iterator[Note]:
     discarded = sum(each.discarded for each in hour)
     if discarded:
-        yield Note(f"{discarded:,} jobs were discarded in the last hour: they do not run again.", "failures")
+        were = "1 job was" if discarded == 1 else f"{discarded:,} jobs were"
+        yield Note(f"{were} discarded in the last hour, and will not run again.", "failures")
     for each in hour:
         attempts = each.completed + each.failed
         if attempts >= _FEW_ATTEMPTS and each.failed > _MANY_FAILED * attempts:

@@ -26,6 +26,11 @@ class Count:
             return f"{self.number:,}+"
         return f"about {self.number:,}" if self.about else f"{self.number:,}"
 
+    @property
+    def jobs(self) -> str:
+        """With its noun: 1 job, 12 jobs."""
+        return f"{self} job" if str(self) == "1" else f"{self} jobs"
+
     def __bool__(self) -> bool:
         return self.number > 0
 

@@ -72,14 +72,14 @@ class DashboardQueries:
             return Count(rows[0][0] if rows else 0, about=True)
 
     def count_ended_before(self, conn: AnyConnection, state: JobState, before: datetime) -> Count:
-        return self._count(conn, "count_ended_before", {"state": str(state), "before": before})
+        return self._count(conn, self._sql["count_ended_before"], {"state": str(state), "before": before})
 
     def count_waiting_of_queue(self, conn: AnyConnection, name: str) -> Count:
-        return self._count(conn, "count_waiting_of_queue", {"name": name})
+        return self._count(conn, self._sql["count_waiting_of_queue"], {"name": name})
 
-    def _count(self, conn: AnyConnection, statement: str, values: Mapping[str, Any]) -> Count:
+    def _count(self, conn: AnyConnection, statement: bytes, values: Mapping[str, Any]) -> Count:
         with bound_cursor(conn) as cur:
-            cur.execute(self._sql[statement], values, prepare=False)
+            cur.execute(statement, values, prepare=False)
             return bounded(one(cur)[0])
 
     # --- queues and schedules
@@ -103,21 +103,21 @@ class DashboardQueries:
 
     def jobs_of_schedule(self, conn: AnyConnection, name: str, limit: int) -> list[int]:
         """The ids of its newest jobs, the newest first."""
-        return [id for (id,) in self._rows(conn, "jobs_of_schedule", {"name": name, "limit": limit})]
+        return [id for (id,) in self._rows(conn, self._sql["jobs_of_schedule"], {"name": name, "limit": limit})]
 
     # --- the tables
 
     def duties(self, conn: AnyConnection) -> list[tuple[str, datetime]]:
         """Each duty, and when some process is to do it next."""
-        return [(duty, at) for duty, at in self._rows(conn, "duties", {})]
+        return [(duty, at) for duty, at in self._rows(conn, self._sql["next_runs"], {})]
 
     def table_sizes(self, conn: AnyConnection) -> list[TableSize]:
-        return [TableSize(*row) for row in self._rows(conn, "table_sizes", {})]
+        return [TableSize(*row) for row in self._rows(conn, self._sql["table_sizes"], {})]
 
     def index_sizes(self, conn: AnyConnection) -> list[IndexSize]:
-        return [IndexSize(*row) for row in self._rows(conn, "index_sizes", {})]
+        return [IndexSize(*row) for row in self._rows(conn, self._sql["index_sizes"], {})]
 
-    def _rows(self, conn: AnyConnection, statement: str, values: Mapping[str, Any]) -> Rows:
+    def _rows(self, conn: AnyConnection, statement: bytes, values: Mapping[str, Any]) -> Rows:
         with job_cursor(conn) as cur:
-            cur.execute(self._sql[statement], values, prepare=False)
+            cur.execute(statement, values, prepare=False)
             return cur.fetchall()

@@ -18,7 +18,17 @@ from tests.acceptance.dashboard_site import LOCAL, Site
 from tests.conftest import Connect
 from tests.samples import Thing
 
-READS = ["/", "/queues", "/queue?name=q", "/schedules", "/schedule?name=s", "/workers", "/maintenance", "/audit"]
+READS = [
+    "/",
+    "/queues",
+    "/queue?name=q",
+    "/schedules",
+    "/schedule?name=s",
+    "/workers",
+    "/maintenance",
+    "/audit",
+    "/health",
+]
 GETS = [page.path for page in PAGES if page.method == "GET" and "<" not in page.path]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 import threading
 from typing import Any
@@ -114,9 +115,9 @@ def test_what_needs_attention_is_said_in_words(client: Client, site: Site, sql: 
     sql("INSERT INTO pgjobs.figure (minute, queue, kind, completed, failed, discarded) "
         "VALUES (now(), 'default', 'thing', 20, 5, 2)")  # fmt: skip
     texts = "\n".join(row(site.page("/"), f"note-{nth}") for nth in range(1, 6))
-    assert "No worker works queue default, where 1 jobs wait." in texts
+    assert "No worker works queue default, which has 1 job waiting." in texts
     assert "Queue held has been paused for" in texts
-    assert "and 1 jobs wait in it." in texts
+    assert "waiting in it: 1 job." in texts
     assert "Schedule night&lt;b&gt;/ly cannot tick: its spec is nonsense" in texts
     assert "2 jobs were discarded in the last hour" in texts
     assert "20% of the attempts in queue default failed" in texts
@@ -322,7 +323,19 @@ def test_jobs_of_a_worker_that_is_gone_and_versions_side_by_side(client: Client,
     assert str(job.id) in row(page, "left-behind")
 
 
-# --- maintenance, audit and help
+# --- health, maintenance, audit and help
+
+
+def test_health_is_what_the_doctor_finds(client: Client, site: Site, sql: Rows) -> None:
+    client.enqueue(None, Thing(1), queue="a<b>")
+    sql("UPDATE pgjobs.job SET scheduled_at = now() - interval '1 day'")
+    page = html.unescape(site.page("/health"))
+    wrong = [finding for finding in client.doctor() if finding.severity != "ok"]
+    assert wrong
+    for finding in wrong:
+        assert finding.check in page
+        assert finding.advice in page
+    assert "a<b>" not in site.page("/health")
 
 
 def test_the_sizes_of_tables_and_indexes_and_the_duties(client: Client, site: Site) -> None:

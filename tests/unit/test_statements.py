@@ -29,6 +29,7 @@ from pgjobs.execution import queries as execution_queries
 from pgjobs.maintenance import index_queries
 from pgjobs.maintenance import queries as maintenance_queries
 from pgjobs.observe import queries as observe_queries
+from pgjobs.observe.doctor import queries as doctor_queries
 from pgjobs.schedules import queries as schedules_queries
 from pgjobs.testing import queries as testing_queries
 from pgjobs.wakeup import queries as wakeup_queries
@@ -40,6 +41,7 @@ FILES = [
         "dashboard.sql",
         "dashboard_jobs.sql",
         "db.sql",
+        "doctor.sql",
         "enqueuing.sql",
         "execution.sql",
         "execution_batch.sql",
@@ -64,6 +66,7 @@ STORES = [
     *(execution_queries, enqueuing_queries, queue_queries, migration_queries, workers_queries),
     *(index_queries, schedules_queries, wakeup_queries, batch_queries, repair, roles, channels),
     *(control_queries, observe_queries, maintenance_queries, startup_options, testing_queries),
+    doctor_queries,
     *(dashboard_queries, dashboard_job_queries),
 ]
 PARTS = "parts.sql"  # what statements of several files share
