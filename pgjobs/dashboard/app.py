@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
+from urllib.parse import quote
 
 from werkzeug.routing import Map, MapAdapter, Rule
 
@@ -108,8 +109,8 @@ class Dashboard:
         """Without the Host of the request, so that all addresses are paths."""
         return self._urls.bind(
             "localhost",
-            script_name=environ.get("SCRIPT_NAME") or "/",
-            path_info=environ.get("PATH_INFO") or "/",
+            script_name=quote(_text(environ, "SCRIPT_NAME")) or "/",
+            path_info=_text(environ, "PATH_INFO") or "/",
             default_method=environ.get("REQUEST_METHOD", "GET"),
         )
 
@@ -128,6 +129,11 @@ class Dashboard:
     def _user(self, environ: Environ) -> User:
         user = access.user_of(environ, self._auth)
         return User(user.name, "viewer", user.sees_args) if self._read_only else user
+
+
+def _text(environ: Environ, name: str) -> str:
+    """A value of the environ, where a character is one byte of UTF-8."""
+    return str(environ.get(name, "")).encode("latin-1", "replace").decode("utf-8", "replace")
 
 
 def _static_file(request: Request, name: str) -> Response:
