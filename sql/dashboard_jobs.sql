@@ -27,10 +27,11 @@ WHERE %(line_queues)s::text[] IS NULL OR line.queue = ANY (%(line_queues)s::text
 
 -- name: fitting_jobs
 -- The keys of those that fit, of the jobs in a range of ids or of those whose ids the filter names.
-SELECT id, queue FROM pgjobs.job
-WHERE {matches} AND {fits_search}
-    AND (%(first)s::bigint IS NULL OR job.id >= %(first)s::bigint)
-    AND (%(last)s::bigint IS NULL OR job.id <= %(last)s::bigint);
+SELECT id, queue FROM pgjobs.job WHERE {matches} AND {in_range};
+
+-- name: fitting_search
+-- The same with a search, which reads columns that not every role may read.
+SELECT id, queue FROM pgjobs.job WHERE {matches} AND {in_range} AND {fits_search};
 
 -- name: count_up_to
 -- How many jobs fit, but no more than the limit.
