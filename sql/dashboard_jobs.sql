@@ -27,10 +27,11 @@ WHERE %(line_queues)s::text[] IS NULL OR line.queue = ANY (%(line_queues)s::text
 
 -- name: fitting_jobs
 -- The keys of those that fit, of the jobs in a range of ids or of those whose ids the filter names.
-SELECT id, queue FROM pgjobs.job
-WHERE {matches} AND {fits_search}
-    AND (%(first)s::bigint IS NULL OR job.id >= %(first)s::bigint)
-    AND (%(last)s::bigint IS NULL OR job.id <= %(last)s::bigint);
+SELECT id, queue FROM pgjobs.job WHERE {matches} AND {in_range};
+
+-- name: fitting_search
+-- The same with a search, which reads columns that not every role may read.
+SELECT id, queue FROM pgjobs.job WHERE {matches} AND {in_range} AND {fits_search};
 
 -- name: count_up_to
 -- How many jobs fit, but no more than the limit.
@@ -52,11 +53,12 @@ SELECT state, pg_catalog.count(*) FROM pgjobs.job WHERE id = ANY (%(ids)s::bigin
 -- The newest jobs that failed, grouped by kind and error: those that failed for good, and of the jobs that are due next
 -- those that will be tried again.
 WITH failed AS MATERIALIZED (
-    (SELECT * FROM pgjobs.job WHERE state = 'discarded' ORDER BY state DESC, finalized_at DESC LIMIT %(most)s::integer)
+    (SELECT id, queue, kind, state, errors, finalized_at, attempted_at, created_at FROM pgjobs.job
+        WHERE state = 'discarded' ORDER BY state DESC, finalized_at DESC LIMIT %(most)s::integer)
     UNION ALL
     SELECT * FROM (
-        SELECT * FROM pgjobs.job WHERE state = ANY ('{scheduled,retryable}') ORDER BY scheduled_at
-        LIMIT %(most)s::integer) AS due
+        SELECT id, queue, kind, state, errors, finalized_at, attempted_at, created_at FROM pgjobs.job
+        WHERE state = ANY ('{scheduled,retryable}') ORDER BY scheduled_at LIMIT %(most)s::integer) AS due
     WHERE state = 'retryable'
 ), known AS MATERIALIZED (
     SELECT id, queue, kind, state, {error_class} AS error, COALESCE(finalized_at, attempted_at, created_at) AS at

@@ -353,3 +353,7 @@ SELECT 'done' AS result, changed.* FROM changed
         pg_catalog.lower(pg_catalog.concat_ws(' ', job.kind, job.queue, job.tags, job.args, job.metadata, job.errors,
             job.output)),
         pg_catalog.lower(%(text)s::text)) > 0)
+
+-- part: in_range
+(%(first)s::bigint IS NULL OR job.id >= %(first)s::bigint)
+    AND (%(last)s::bigint IS NULL OR job.id <= %(last)s::bigint)

@@ -118,11 +118,11 @@ class JobQueries:
         """The ids and queues of the jobs that fit both, with an id between these. Without them the filter should name
         the ids."""
         first, last = between or (None, None)
-        conditions = {
-            **filter.parameters, "error": search.error, "text": search.text, "first": first, "last": last,
-        }  # fmt: skip
+        conditions = {**filter.parameters, "first": first, "last": last}
+        statement = self._sql["fitting_jobs" if search.is_empty else "fitting_search"]
         with bound_cursor(conn) as cur:
-            cur.execute(statements.without_unused(self._sql["fitting_jobs"], conditions), conditions, prepare=False)
+            statement = statements.without_unused(statement, conditions)
+            cur.execute(statement, {**conditions, "error": search.error, "text": search.text}, prepare=False)
             return {(id, queue) for id, queue in cur.fetchall()}
 
     def count(self, conn: AnyConnection, filter: JobFilter, most: int = MOST_COUNTED) -> int | None:
@@ -171,10 +171,14 @@ class JobQueries:
             return {id: error for id, error in cur.fetchall() if error is not None}
 
     def transaction_of(self, conn: AnyConnection, id: int, queue: str) -> JobTransaction | None:
-        """The transaction that runs a job; None if the job is detached, or none is seen."""
-        with bound_cursor(conn) as cur:
-            cur.execute(self._sql["transaction_of_job"], {"id": id, "queue": queue})
-            row = cur.fetchone()
+        """The transaction that runs a job; None if the job is detached, or if none is seen, as by a role that may not
+        read all columns."""
+        try:
+            with conn.transaction(), bound_cursor(conn) as cur:
+                cur.execute(self._sql["transaction_of_job"], {"id": id, "queue": queue})
+                row = cur.fetchone()
+        except psycopg.errors.InsufficientPrivilege:
+            return None
         if row is None:
             return None
         pid, age, state, wait_type, wait, blocked_by = row

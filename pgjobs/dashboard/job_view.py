@@ -19,7 +19,7 @@ from pgjobs.observe.queries import ObserveQueries
 from pgjobs.states import JobState
 from pgjobs.work_map import shown_args
 
-_SHORT = 200  # characters of args in a list
+_SHORT = 120  # characters of args in a list
 
 
 @dataclass(frozen=True, slots=True)

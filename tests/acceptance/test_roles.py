@@ -37,6 +37,7 @@ from pgjobs import (
     every,
     roles_sql,
 )
+from tests.acceptance.dashboard_site import Site
 from tests.conftest import Connect
 from tests.waiting import wait_until
 
@@ -662,3 +663,38 @@ def test_a_call_for_many_jobs_says_that_a_right_is_lacking(roles: Roles) -> None
     roles.client.enqueue(None, {}, kind="test")
     with roles.client_as("viewer") as viewer, pytest.raises(DENIED):
         viewer.cancel_many(JobFilter.all())
+
+
+# --- the dashboard
+
+
+@pytest.mark.parametrize("hide_args", [False, True])
+def test_the_dashboard_of_a_viewer_shows_what_the_role_may_read(roles: Roles, hide_args: bool) -> None:
+    job = roles.client.enqueue(None, Card(4711), max_attempts=1)
+    roles.client.enqueue_many(None, [Card(4711)] * 3)
+    with roles.client.lock_job(id=job.id):
+        roles.grant(view_args=not hide_args)
+        with roles.client_as("viewer") as client:
+            site = Site(client, show_args=True)
+            for path in (
+                "/jobs",
+                f"/jobs/{job.id}",
+                "/jobs?kind=card&state=available",
+                "/jobs/confirm?do=cancel&kind=card",
+            ):
+                page = site.page(path)
+                assert "card" in page
+                assert ("4711" in page) != hide_args or "confirm" in path
+            assert site.get("/failures").status_code == (403 if hide_args else 200)
+            assert site.get("/jobs?text=4711").status_code == (403 if hide_args else 200)
+            assert site.post(f"/jobs/{job.id}/cancel").status_code == 403
+            assert site.post("/jobs/act", {"do": "delete", "kind": "card"}).status_code == 403
+
+
+def test_the_dashboard_of_an_operator_changes_jobs(roles: Roles) -> None:
+    job = roles.client.enqueue(None, Card(1))
+    roles.client.enqueue_many(None, [Card(n) for n in range(3)])
+    with roles.client_as("operator") as client:
+        site = Site(client)
+        assert "1 job cancelled." in site.act(f"/jobs/{job.id}/cancel")
+        assert "3 jobs deleted." in site.act("/jobs/act", {"do": "delete", "state": "available"})

@@ -59,7 +59,7 @@ def _row(request: Request, job: Any) -> dict[str, Any]:
         "when": time_of(job),
         "when_label": when_label(job),
         "args": short_args(request, job),
-        "error": job.last_error.partition("\n")[0][:200] if job.last_error and request.user.sees_args else None,
+        "error": job.last_error.partition("\n")[0][:160] if job.last_error and request.user.sees_args else None,
     }
 
 

@@ -114,7 +114,6 @@
   }
 
   if (seconds > 0) setTimeout(again, seconds * 1000);
-  if (live !== null) window.addEventListener("pgjobs:refresh", refresh); // for an application, or at once
   document.addEventListener("submit", () => {
     gone = true;
     if (leaving) leaving();
