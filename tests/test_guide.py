@@ -23,6 +23,7 @@ from psycopg.conninfo import conninfo_to_dict
 import pgjobs.contrib.django
 import pgjobs.contrib.flask
 import pgjobs.contrib.sqlalchemy
+import pgjobs.dashboard
 import pgjobs.testing
 from pgjobs import Client, JobFilter, JobOptions, QueueSettings, Schedule, WorkerPool, WorkMap, cli, guide
 from pgjobs.control.queues import Queues
@@ -348,7 +349,7 @@ HOMES += (CodeSchedules, WorkerPool, WorkMap, pgjobs.Handler, pgjobs.Job, JobFil
 HOMES += (pgjobs.ErrorHandler,)
 HOMES += (pgjobs.testing, Jobs, Performed)
 HOMES += (pgjobs.contrib.flask, pgjobs.contrib.flask.Pgjobs)
-HOMES += (pgjobs.Durations,)
+HOMES += (pgjobs.Durations, pgjobs.dashboard)
 OWNERS: Mapping[str, Any] = {
     "client": Client,
     "pool": WorkerPool,

@@ -24,12 +24,13 @@ class Period:
     length: timedelta
     step: timedelta
     label: str  # how the time of a step is written
+    refresh: int = 5  # seconds between two refreshes of its page: a long period is more work for the database
 
 
 PERIODS = {
     "hour": Period("hour", "last hour, by minute", timedelta(hours=1), timedelta(minutes=1), "%H:%M"),
-    "day": Period("day", "last day, by hour", timedelta(days=1), timedelta(hours=1), "%H:%M"),
-    "week": Period("week", "last week, by hour", timedelta(days=7), timedelta(hours=1), "%d %b"),
+    "day": Period("day", "last day, by hour", timedelta(days=1), timedelta(hours=1), "%H:%M", 30),
+    "week": Period("week", "last week, by hour", timedelta(days=7), timedelta(hours=1), "%d %b", 120),
 }
 
 

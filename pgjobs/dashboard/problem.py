@@ -52,7 +52,7 @@ def problem_of(error: Exception) -> Problem:
 
 
 def _of_pgjobs(error: errors.PgjobsError) -> Problem:
-    text = _sentence(error)
+    text = sentence(error)
     if isinstance(error, errors.MigrationError):
         return Problem(503, text, "Run `pgjobs migrate`, with the version of pgjobs that the workers have.")
     if isinstance(error, _CONFLICTS):
@@ -65,16 +65,16 @@ def _of_pgjobs(error: errors.PgjobsError) -> Problem:
 
 
 def _of_database(error: Exception) -> Problem:
-    advice = "; ".join(_sentence(note) for note in getattr(error, "__notes__", ()))
+    advice = "; ".join(sentence(note) for note in getattr(error, "__notes__", ()))
     primary = error.diag.message_primary if isinstance(error, psycopg.Error) else None
     if isinstance(error, psycopg.errors.QueryCanceled):
         return Problem(503, "The database took too long for this page.", "Narrow the filter, or try again later.")
     if isinstance(error, psycopg.errors.LockNotAvailable):
         return Problem(409, "Another transaction holds a row that this needs.", "Nothing was changed. Try again.")
     if isinstance(error, psycopg.errors.InsufficientPrivilege):
-        return Problem(403, _sentence(f"The database refuses this: {primary or error}"), advice)
+        return Problem(403, sentence(f"The database refuses this: {primary or error}"), advice)
     if isinstance(error, (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName)):
-        return Problem(503, _sentence(primary or error), advice)
+        return Problem(503, sentence(primary or error), advice)
     if primary is None and isinstance(error, psycopg.DataError):
         return Problem(
             400, "The request has characters that the database cannot store.", "Go back, and leave them out."
@@ -83,10 +83,10 @@ def _of_database(error: Exception) -> Problem:
         log.warning("the dashboard cannot reach the database: %s", error)
         return Problem(503, "The database does not answer.", "Jobs wait until it does. Try again.")
     log.error("the database refused a statement of the dashboard", exc_info=error)
-    return Problem(500, _sentence(f"The database refused a statement: {primary}"), "The log of the dashboard has more.")
+    return Problem(500, sentence(f"The database refused a statement: {primary}"), "The log of the dashboard has more.")
 
 
-def _sentence(text: object) -> str:
+def sentence(text: object) -> str:
     """A text as a sentence on one line."""
     line = one_line(text, _LONGEST).strip()
     line = line[:1].upper() + line[1:]

@@ -8,6 +8,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from pgjobs.dashboard.problem import sentence
 from pgjobs.version import __version__
 
 _UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
@@ -27,7 +28,7 @@ class Renderer:
         )
         self._environment.globals |= {"nav": nav, "version": __version__}
         self._environment.filters |= {
-            "bdi": bdi, "number": number, "span": span, "when": when, "instant": instant_text,
+            "bdi": bdi, "number": number, "span": span, "when": when, "instant": instant_text, "sentence": sentence,
         }  # fmt: skip
 
     def __call__(self, template: str, **values: Any) -> str:

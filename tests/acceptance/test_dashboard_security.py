@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +54,7 @@ def job(client: Client) -> int:
 
 
 @pytest.fixture
-def rows(client: Client, connect: Connect) -> Iterator[Any]:
+def rows(client: Client, connect: Connect) -> Any:
     """All that stands in the tables."""
     conn: psycopg.Connection[Any] = connect(autocommit=True)
 
@@ -68,7 +67,7 @@ def rows(client: Client, connect: Connect) -> Iterator[Any]:
             for (name,) in names
         }
 
-    yield rows
+    return rows
 
 
 def actions(job: int) -> list[str]:

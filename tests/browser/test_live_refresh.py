@@ -66,7 +66,7 @@ class Gate:
         if self.answer is not None:
             answer: Iterable[bytes] = self.answer()(environ, start_response)
             return answer
-        made = Response.from_app(self._dashboard, environ, buffered=True)  # type: ignore[arg-type]
+        made = Response.from_app(self._dashboard, environ, buffered=True)
         self.asked.set()
         self.go_on.wait(20)
         return made(environ, start_response)

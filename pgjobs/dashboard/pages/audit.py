@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from pgjobs.dashboard.acts import ACTS
@@ -12,6 +13,7 @@ from pgjobs.dashboard.request import Page, Request, Response
 
 _ROWS = 100
 _LONGEST_TARGET = 500
+_ABOUT_ARGS = {"args", "metadata", "text", "error"}  # conditions that quote what jobs contain
 _ID = re.compile(r"\d{1,18}", re.ASCII)
 
 
@@ -19,9 +21,13 @@ def show(request: Request) -> Response:
     before = request.text("before", "")
     if before and not _ID.fullmatch(before):
         raise Problem(400, "`before` is not the id of a row of the audit.", "Start again at the newest rows.")
+
+    def hides(target: Mapping[str, Any]) -> bool:
+        return not request.shows_args and not _ABOUT_ARGS.isdisjoint(target)
+
     with request.reading() as conn:
         rows = request.queries.list_audit(conn, int(before) if before else None, _ROWS + 1)
-    return request.render("audit.html", rows=rows[:_ROWS], more=len(rows) > _ROWS, acts=ACTS, short=_short)
+    return request.render("audit.html", rows=rows[:_ROWS], more=len(rows) > _ROWS, acts=ACTS, short=_short, hides=hides)
 
 
 def _short(target: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 from pgjobs import JobFilter
-from pgjobs.dashboard import bulk
+from pgjobs.dashboard import batches
 from pgjobs.dashboard.problem import Problem
 from pgjobs.dashboard.request import Page, Request, Response
 from pgjobs.db.cursors import AnyConnection
@@ -50,7 +50,7 @@ def prune(request: Request) -> Response:
         return len(request.client.delete_many(JobFilter(states=[state], finalized_before=before), tx, limit=most).done)
 
     target = {"state": state, "finalized_before": before}
-    deleted, more = bulk.in_batches(request, "prune-jobs", target, delete)
+    deleted, more = batches.in_batches(request, "prune-jobs", target, delete)
     if more:
         return request.done("confirm_prune", "prune-jobs", deleted, state=state, days=days)
     return request.done("maintenance", "prune-jobs", deleted)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from pgjobs import JobFilter, QueueNotFound
-from pgjobs.dashboard import bulk, charts
+from pgjobs.dashboard import batches, charts
 from pgjobs.dashboard.numbers import QueueNumbers
 from pgjobs.dashboard.request import Page, Request, Response
 from pgjobs.db.cursors import AnyConnection
@@ -132,7 +132,7 @@ def empty(request: Request) -> Response:
     def delete(tx: AnyConnection, most: int) -> int:
         return len(request.client.delete_many(waiting, tx, limit=most).done)
 
-    deleted, more = bulk.in_batches(request, "delete-jobs", {"queue": name, "states": _WAITING}, delete)
+    deleted, more = batches.in_batches(request, "delete-jobs", {"queue": name, "states": _WAITING}, delete)
     if more:
         return request.done("confirm_empty_queue", "delete-jobs", deleted, name=name)
     return request.done("queues", "delete-jobs", deleted)  # an empty queue without workers is not listed any more
