@@ -35,7 +35,7 @@ test: $(READY) ## the whole test suite, on an embedded Postgres (or DATABASE_URL
 test-tools: $(READY) ## whether the benchmarks and the demo do what they say, in small; four minutes
 	$(BIN)/$(PYTEST) -m tools $(ARGS)
 
-test-browser: $(READY) ## the dashboard in the chromium of the system; JOBS=1000000: on a database of so many jobs, 3000 by default
+test-browser: $(READY) ## the dashboard in the chromium of the system, two minutes; JOBS=1000000 seeds so many jobs
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[embedded,test,browser-test]'
 	$(if $(JOBS),PGJOBS_TEST_JOBS=$(JOBS)) $(BIN)/pytest -m browser -n 2 tests/browser $(ARGS)
 

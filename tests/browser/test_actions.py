@@ -109,10 +109,11 @@ def test_a_job_is_enqueued_again_and_by_hand(
     hostile: Served, full: Client, jobs: list[Job[Any]], open_page: Open
 ) -> None:
     watched = open_page(hostile, f"/jobs/{jobs[0].id}")
-    press(watched, "Enqueue another like it")
+    press(watched, "Enqueue again, with changes")
+    press(watched, "Enqueue")
     done(watched, "1 job enqueued.")
     watched.open(f"/jobs/{jobs[0].id}")
-    press(watched, "Change it and enqueue")
+    press(watched, "Enqueue again, with changes")
     args = watched.page.locator("textarea[name=args]")
     assert WORST in args.input_value().replace('\\"', '"')
     args.fill('{"n": 9007199254740993}')
