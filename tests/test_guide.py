@@ -343,13 +343,11 @@ def test_the_commands_it_names_exist(document: Document, capsys: pytest.CaptureF
             assert option in text
 
 
-HOMES: tuple[object, ...] = (pgjobs, pgjobs.contrib.sqlalchemy, Client, Queues, Schedules, CodeSchedules, WorkerPool)
-HOMES += (WorkMap, pgjobs.Handler, pgjobs.Job, JobFilter, Subscription, pgjobs.Hooks, pgjobs.ErrorHandler)
-HOMES += (pgjobs.Durations,)
 HOMES: tuple[object, ...] = (pgjobs, pgjobs.contrib.django, pgjobs.contrib.sqlalchemy, Client, Queues, Schedules)
 HOMES += (CodeSchedules, WorkerPool, WorkMap, pgjobs.Handler, pgjobs.Job, JobFilter, Subscription, pgjobs.Hooks)
 HOMES += (pgjobs.ErrorHandler,)
 HOMES += (pgjobs.testing, Jobs, Performed)
+HOMES += (pgjobs.Durations,)
 HOMES += (pgjobs.contrib.flask, pgjobs.contrib.flask.Pgjobs)
 OWNERS: Mapping[str, Any] = {
     "client": Client,
