@@ -58,6 +58,8 @@ from pgjobs.events import Event, EventKind, JobStats, QueueEvent, QueueEventKind
 from pgjobs.hooks import AsyncEnqueueMiddleware, EnqueueMiddleware, ErrorHandler, Hooks, Middleware
 from pgjobs.job import AttemptError, Job, JobState, current_job
 from pgjobs.job_filter import JobFilter
+from pgjobs.observe.figures import AttemptFigures, Durations
+from pgjobs.observe.stats import Figures
 from pgjobs.options import EncodedJob, JobOptions, NewJob, job_options
 from pgjobs.progress import Progress
 from pgjobs.queue_settings import QueueSettings
@@ -73,6 +75,7 @@ __all__ = [
     "AmbiguousJob",
     "AsyncEnqueueMiddleware",
     "AttemptError",
+    "AttemptFigures",
     "AttemptLost",
     "Backoff",
     "Cancel",
@@ -80,12 +83,14 @@ __all__ = [
     "Client",
     "Discard",
     "DuplicateHandler",
+    "Durations",
     "EmptyFilter",
     "EncodedJob",
     "EnqueueMiddleware",
     "ErrorHandler",
     "Event",
     "EventKind",
+    "Figures",
     "Handler",
     "Hooks",
     "Interrupted",

@@ -47,6 +47,7 @@ from pgjobs.job import Job, changed
 from pgjobs.job_filter import JobFilter, check_filter, check_id
 from pgjobs.observe.listing import Order, listing
 from pgjobs.observe.queries import ObserveQueries
+from pgjobs.observe.stats import FigureGroup, Figures, wanted
 from pgjobs.observe.waiting import Waiting
 from pgjobs.options import NO_OPTIONS, JobOptions, NewJob, Options, check_queue, options_given
 from pgjobs.results import JobCounts, JobPage, ManyJobs, WorkerProcess
@@ -763,6 +764,32 @@ class Client:
         check_filter(which)
         with self._transaction(tx) as conn:
             return JobCounts(self._observe.count_jobs(conn, which))
+
+    def stats(
+        self,
+        *,
+        queue: str | None = None,
+        kind: str | None = None,
+        since: timedelta | datetime = timedelta(hours=1),
+        step: timedelta | None = None,
+        by: Iterable[FigureGroup] = ("queue", "kind"),
+        tx: Borrowable | ConnectionPool[Any] | None = None,
+    ) -> builtins.list[Figures]:
+        """How many attempts ended `since` a time and in which way, how long they ran, and how long their jobs had
+        waited: the mean and percentiles of both.
+
+        `since` is a duration before now, by the database's clock, or an aware datetime. With a `step` of whole minutes
+        there are figures for each step of time, else one for the whole time. Steps are counted from a Monday at
+        midnight UTC, so the first may begin before `since`, but has no figures from before it. They are split by queue
+        and kind; `by=["queue"]` gives one for all kinds, `by=[]` one for everything. Steps without attempts are left
+        out.
+
+        Worker pools write their figures every 10 seconds and when they stop, as those of the minute of the write, and
+        keep them for 7 days. If a process is killed, up to 10 seconds of its figures are lost. Raises InvalidFilter.
+        """
+        which = wanted(queue, kind, since, step, by)
+        with self._transaction(tx) as conn:
+            return self._observe.figures(conn, which)
 
     @overload
     def wait(self, job: Job[Args], *, timeout: timedelta | None = None) -> Job[Args]: ...

@@ -65,7 +65,7 @@ class JobFilter:
             object.__setattr__(self, name, _list_of(name, getattr(self, name), check))
         for field in fields(self):
             if field.name.endswith(("_after", "_before")):
-                _check_instant(field.name, getattr(self, field.name))
+                check_instant(field.name, getattr(self, field.name))
         if self.metadata is not None:  # a copy, since the caller may change the mapping
             object.__setattr__(self, "metadata", codec.decode_dict(_metadata_json(self.metadata)))
         checks.check_bool("really_all", self.really_all, error=InvalidFilter)
@@ -160,7 +160,8 @@ def _state(value: object) -> JobState:
         raise ValueError(f"{shown(value)} is not a state; there are {', '.join(JobState)}") from None
 
 
-def _check_instant(name: str, when: object) -> None:
+def check_instant(name: str, when: object) -> None:
+    """Refuse a value that is neither None nor an aware datetime."""
     if when is None:
         return
     if not isinstance(when, datetime):

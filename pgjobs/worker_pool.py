@@ -27,6 +27,7 @@ from pgjobs.execution.claimer import Claimer
 from pgjobs.execution.executor import Executor
 from pgjobs.execution.finisher import Finisher
 from pgjobs.execution.job_log import JobLog
+from pgjobs.execution.report import how_it_was_lost
 from pgjobs.execution.watchdog import Watchdog
 from pgjobs.forking import this_process
 from pgjobs.hooks import ErrorHandler, Middleware
@@ -36,6 +37,7 @@ from pgjobs.maintenance.duties import Maintenance
 from pgjobs.maintenance.reindexer import MIDNIGHT, Reindex, check_time
 from pgjobs.maintenance.thread import MaintenanceThread
 from pgjobs.maintenance.time_index import TimeIndex
+from pgjobs.observe.figures import AttemptFigures
 from pgjobs.options import check_queue
 from pgjobs.queue_settings import (
     Durability,
@@ -179,6 +181,7 @@ class WorkerPool:
             JobState.DISCARDED: checks.check_retention("keep_discarded", keep_discarded),
         }
         self._worker_queries = WorkerQueries(client.schema)
+        self._figures = AttemptFigures(self.work_map)
         self._context = PoolContext(self.name, client.schema, client.source, client_closed=self._client_closed)
         claimer = self._build_claimer(check_order(order), timeout, check_unknown_kinds(unknown_kinds), lease)
         self._executor = self._build_executor(claimer, backoff or client.backoff, error_handler, middleware)
@@ -187,7 +190,9 @@ class WorkerPool:
             self._context, self._executor, poll_interval=poll_interval, fetch_cooldown=fetch_cooldown
         )
         self._stopping = self._threads.stopping
-        self._heartbeat = Heartbeat(self._context, self._executor, client.registration, client.events, lease=lease)
+        self._heartbeat = Heartbeat(
+            self._context, self._executor, client.registration, client.events, self._figures, lease=lease
+        )
         self.schedules = self._build_schedules(cron)
         self._run_settings = check_run_settings(batch_size, batch_time, durability)
         for queue, threads in check_queues(queues).items():
@@ -198,6 +203,12 @@ class WorkerPool:
     def client(self) -> Client:
         """The client whose jobs the pool works."""
         return self._client
+
+    @property
+    def figures(self) -> AttemptFigures:
+        """The attempts that the pool has made in this process, in numbers; `figures.snapshot()` has the sums since it
+        was made. `client.stats` reads those of all processes."""
+        return self._figures
 
     # --- its parts
 
@@ -237,6 +248,7 @@ class WorkerPool:
                 events=client.events,
                 error_details=client.error_details,
                 job_log=self._job_log,
+                count=self._figures.record,
                 on_due_soon=self._context.promote_soon,
             ),
             watchdog=Watchdog(
@@ -580,6 +592,8 @@ class WorkerPool:
         self._watchdog.reset_for_process()
         self._threads.reset_for_process()
         self._executor.claimer.reset_for_process(self._client.id)
+        self._figures.reset_for_process()
+        self._heartbeat.reset_for_process()
         self.schedules.reset_for_process(self._client.id)
 
     def _belong_to_this_process(self) -> None:
@@ -746,6 +760,7 @@ class WorkerPool:
     def _on_rescued(self, job: Job[Any]) -> None:
         if job.state is JobState.RETRYABLE:
             self._context.promote_soon()
+        self._figures.record_lost(job.queue, job.kind, how_it_was_lost(job))
         self._client.hooks("on_rescue", decoding(self.work_map, job))
 
     def _known_kinds(self) -> list[str] | None:

@@ -243,6 +243,10 @@ EXPLAIN DELETE FROM pgjobs.cancel_request WHERE false;
 EXPLAIN UPDATE pgjobs.job_progress SET done = done WHERE false;
 EXPLAIN DELETE FROM pgjobs.job_progress WHERE false;
 
+-- name: try_figure
+EXPLAIN UPDATE pgjobs.figure SET completed = completed WHERE false;
+EXPLAIN DELETE FROM pgjobs.figure WHERE false;
+
 -- name: try_maintenance
 EXPLAIN UPDATE pgjobs.maintenance SET next_run_at = next_run_at WHERE false;
 

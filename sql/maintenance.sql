@@ -343,6 +343,20 @@ WITH old AS MATERIALIZED (
 )
 SELECT pg_catalog.count(*) FROM deleted;
 
+-- name: prune_figures
+-- Deletes the oldest figures that were kept as long.
+WITH old AS MATERIALIZED (
+    SELECT minute, queue, kind FROM pgjobs.figure
+    WHERE minute < (pg_catalog.statement_timestamp() - %(keep)s::interval)
+    ORDER BY minute LIMIT %(batch)s
+    FOR UPDATE SKIP LOCKED
+), deleted AS (
+    DELETE FROM pgjobs.figure USING old
+    WHERE figure.minute = old.minute AND figure.queue = old.queue AND figure.kind = old.kind
+    RETURNING old.minute
+)
+SELECT pg_catalog.count(*) FROM deleted;
+
 -- name: rows_to_prune
 WITH old AS MATERIALIZED (
     {old_jobs}

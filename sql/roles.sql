@@ -12,7 +12,7 @@ END
 $pgjobs$;
 REVOKE ALL ON
     pgjobs.job, pgjobs.queue, pgjobs.worker, pgjobs.schedule, pgjobs.scheduler, pgjobs.cancel_request,
-    pgjobs.job_progress, pgjobs.maintenance, pgjobs.migration
+    pgjobs.job_progress, pgjobs.figure, pgjobs.maintenance, pgjobs.migration
 FROM "{role}";
 REVOKE ALL ON SEQUENCE pgjobs.job_id_seq FROM "{role}";
 GRANT USAGE ON SCHEMA {schema} TO "{role}";
@@ -53,7 +53,7 @@ GRANT SELECT (metadata) ON pgjobs.job TO "{role}";
 GRANT SELECT, INSERT, UPDATE, DELETE ON
     pgjobs.job, pgjobs.queue, pgjobs.worker, pgjobs.schedule, pgjobs.scheduler
 TO "{role}";
-GRANT SELECT, INSERT, UPDATE, DELETE ON pgjobs.cancel_request, pgjobs.job_progress TO "{role}";
+GRANT SELECT, INSERT, UPDATE, DELETE ON pgjobs.cancel_request, pgjobs.job_progress, pgjobs.figure TO "{role}";
 GRANT SELECT, INSERT, UPDATE ON pgjobs.maintenance TO "{role}";
 GRANT USAGE ON SEQUENCE pgjobs.job_id_seq TO "{role}";
 GRANT EXECUTE ON FUNCTION
@@ -81,6 +81,10 @@ GRANT SELECT (
 GRANT SELECT (id, worker, schedules, seen_at) ON pgjobs.scheduler TO "{role}";
 GRANT SELECT (id, job_id, queue, token, reason, requested_at) ON pgjobs.cancel_request TO "{role}";
 GRANT SELECT (job_id, token, done, total, updated_at) ON pgjobs.job_progress TO "{role}";
+GRANT SELECT (
+    minute, queue, kind, completed, failed, discarded, cancelled, snoozed, interrupted, run_seconds, wait_seconds,
+    run_counts, wait_counts
+) ON pgjobs.figure TO "{role}";
 GRANT SELECT (duty, next_run_at) ON pgjobs.maintenance TO "{role}";
 
 -- name: grant_view_of_args

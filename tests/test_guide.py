@@ -347,6 +347,7 @@ HOMES: tuple[object, ...] = (pgjobs, pgjobs.contrib.django, pgjobs.contrib.sqlal
 HOMES += (CodeSchedules, WorkerPool, WorkMap, pgjobs.Handler, pgjobs.Job, JobFilter, Subscription, pgjobs.Hooks)
 HOMES += (pgjobs.ErrorHandler,)
 HOMES += (pgjobs.testing, Jobs, Performed)
+HOMES += (pgjobs.Durations,)
 HOMES += (pgjobs.contrib.flask, pgjobs.contrib.flask.Pgjobs)
 OWNERS: Mapping[str, Any] = {
     "client": Client,

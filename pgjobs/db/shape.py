@@ -9,6 +9,19 @@ column cancel_request queue text not null
 column cancel_request reason text
 column cancel_request requested_at timestamptz not null
 column cancel_request token uuid
+column figure cancelled int4 not null
+column figure completed int4 not null
+column figure discarded int4 not null
+column figure failed int4 not null
+column figure interrupted int4 not null
+column figure kind text not null
+column figure minute timestamptz not null
+column figure queue text not null
+column figure run_counts _int4 not null
+column figure run_seconds float8 not null
+column figure snoozed int4 not null
+column figure wait_counts _int4 not null
+column figure wait_seconds float8 not null
 column job args jsonb not null
 column job attempt int4 not null
 column job attempted_at timestamptz
@@ -97,6 +110,7 @@ function unique_key 5
 function unique_states 1
 index cancel_request cancel_request_job
 index cancel_request cancel_request_pkey
+index figure figure_pkey
 index job job_due
 index job job_fetch
 index job job_final
@@ -113,6 +127,8 @@ index scheduler scheduler_pkey
 index worker worker_pkey
 rule cancel_request cancel_request_pkey
 rule cancel_request cancel_request_size
+rule figure figure_minute
+rule figure figure_pkey
 rule job job_pkey
 rule job_progress job_progress_pkey
 rule job_progress job_progress_values

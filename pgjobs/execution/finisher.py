@@ -49,7 +49,7 @@ from pgjobs.execution.claimer import Claimer
 from pgjobs.execution.job_log import JobLog
 from pgjobs.execution.outcome import COMPLETED, NO_DATA, Outcome, decide
 from pgjobs.execution.queries import ExecutionQueries, FinishResult
-from pgjobs.execution.report import event_kind, job_after
+from pgjobs.execution.report import event_kind, how_it_ended, job_after, waited
 from pgjobs.execution.scripts import FinishRequest, NextClaim
 from pgjobs.execution.transport import WRONG_NAMES, Transport
 from pgjobs.hooks import ErrorHandler, HookCalls
@@ -65,6 +65,7 @@ _MOST_DEAD = 100  # connections that died with the server: the pool hands out ea
 _NO_CONNECTION = (PoolTimeout, PoolClosed, TooManyRequests, CannotConnect)
 _LOCK_NOT_AVAILABLE = "55P03"
 _SOON = timedelta(seconds=2)
+_COMPLETED = JobState.COMPLETED  # a global, since it is asked for every job
 W = TypeVar("W")
 
 
@@ -81,6 +82,8 @@ class Finisher:
     error_details: bool = True  # whether the DETAIL, HINT and CONTEXT of Postgres errors are stored and logged
     complaints: WarnOnce = field(default_factory=WarnOnce)
     job_log: JobLog = field(default_factory=JobLog)
+    # called for each attempt that ends: queue, kind, how it ended, seconds waited and seconds run
+    count: Callable[[str, str, str, float, float], None] | None = None
     # called when a job is due again before maintenance would look for it
     on_due_soon: Callable[[], None] = lambda: None
 
@@ -116,7 +119,7 @@ class Finisher:
                 checkout.after_transaction(committed=committed)
             if next_job is None and not checkout.spoiled and checkout.usable:
                 checkout.restore()
-        if finished is not None and (error is not None or self.hooks.any or self.events or self.job_log.any):
+        if finished is not None:
             # after `after_transaction`: a hook may use the framework, which must know the outcome
             self.report(attempt, outcome, finished, error, took)
         return error, next_job
@@ -390,10 +393,18 @@ class Finisher:
 
     # --- report
 
+    @property
+    def reports(self) -> bool:
+        """Whether completed attempts are reported, and not just counted."""
+        return bool(self.hooks.any or self.events or self.job_log.any)
+
     def report(
         self, attempt: Attempt, outcome: Outcome, finished: FinishResult, error: BaseException | None, took: float
     ) -> None:
-        """Report an outcome, once it is written, to the log, the hooks and the subscribers."""
+        """Report an outcome, once it is written, to the figures, the log, the hooks and the subscribers."""
+        self.count_ended(attempt, outcome, finished.state)
+        if error is None and not self.reports:
+            return
         if error is not None or self.job_log.any:
             self.job_log.ended(attempt.job, finished.state, outcome, error, attempt.run_seconds)
         if outcome.at is not None or (outcome.delay is not None and outcome.delay < _SOON):
@@ -403,9 +414,17 @@ class Finisher:
         job = job_after(attempt, outcome, finished)
         if attempt.started:
             self.hooks("on_finish", job, error)
-        waited = (attempt.job.attempted_at or job.scheduled_at) - attempt.job.scheduled_at
-        stats = JobStats(max(waited, timedelta(0)), timedelta(seconds=attempt.run_seconds), timedelta(seconds=took))
+        stats = JobStats(
+            timedelta(seconds=waited(attempt.job)), timedelta(seconds=attempt.run_seconds), timedelta(seconds=took)
+        )
         self.events.publish(Event(event_kind(job, outcome), job, stats))
+
+    def count_ended(self, attempt: Attempt, outcome: Outcome, state: JobState) -> None:
+        """Count an attempt, once its outcome is written. `report` includes this."""
+        if self.count is not None:
+            job = attempt.job
+            how = "completed" if state is _COMPLETED else how_it_ended(state, outcome)
+            self.count(job.queue, job.kind, how, waited(job), attempt.run_seconds)
 
 
 def _blamed(attempt: Attempt, ended: BaseException) -> BaseException:

@@ -67,3 +67,32 @@ def event_kind(job: Job[Any], outcome: Outcome) -> EventKind:
     if outcome.error is not None:
         return EventKind.FAILED
     return EventKind.SNOOZED if outcome.state is JobState.SCHEDULED else EventKind.INTERRUPTED
+
+
+def how_it_ended(state: JobState, outcome: Outcome) -> str:
+    """How an attempt has ended, in one of the words of observe/figures.py, which counts them."""
+    if state is JobState.COMPLETED:
+        return "completed"
+    if state is JobState.CANCELLED:
+        return "cancelled"
+    if state is JobState.DISCARDED:
+        return "discarded"
+    if outcome.error is not None:
+        return "retried"
+    return "snoozed" if outcome.snoozed else "interrupted"
+
+
+def how_it_was_lost(job: Job[Any]) -> str:
+    """The same for a job that was rescued. Its attempt is excused if it has no token."""
+    if job.state is JobState.RETRYABLE:
+        return "retried" if job.token else "interrupted"
+    return "cancelled" if job.state is JobState.CANCELLED else "discarded"
+
+
+def waited(job: Job[Any]) -> float:
+    """For how many seconds the job could have run before it was claimed, by the database's clock. Every attempt asks,
+    so this spares a call of max()."""
+    if job.attempted_at is None:
+        return 0.0
+    seconds = (job.attempted_at - job.scheduled_at).total_seconds()
+    return seconds if seconds > 0.0 else 0.0

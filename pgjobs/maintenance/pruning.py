@@ -1,4 +1,4 @@
-"""The duty `prune`: deletes jobs that ended longer ago than they are kept.
+"""The duty `prune`: deletes jobs that ended longer ago than they are kept, and old figures.
 
 How long jobs are kept is a list of rules, one per state, and one per state and queue where a queue has a retention of
 its own. There are two ways to find the jobs of a rule:
@@ -24,6 +24,7 @@ from pgjobs.execution.unworkable import MOST_TRIES, Operation, Row, Unworkable
 from pgjobs.maintenance.batch_size import BatchSize
 from pgjobs.maintenance.queries import START, MaintenanceQueries, Position, RetentionRule, Selection
 from pgjobs.observe.queries import ObserveQueries
+from pgjobs.observe.stats import KEEP_FIGURES
 from pgjobs.states import JobState
 
 _RESTART_EVERY = 3600.0  # seconds
@@ -59,12 +60,13 @@ class Pruner:
         self._scans: dict[RetentionRule, _Scan] = {}
 
     def prune(self, conn: AnyConnection) -> timedelta | None:
-        """Delete a batch of the jobs of each rule. Zero if there may be more, None if not."""
+        """Delete a batch of the jobs of each rule, and of old figures. Zero if there may be more, None if not."""
         rules = self._rules(conn)
         self._scans = {rule: self._scans.get(rule, _Scan()) for rule in rules}
         with self._batch_size.next() as batch:
-            more = any([*(self._prune(conn, rule, batch) for rule in rules), self._date_finished(conn, batch)])
-        return timedelta(0) if more else None
+            more = [*(self._prune(conn, rule, batch) for rule in rules), self._date_finished(conn, batch)]
+            more.append(self._queries.prune_figures(conn, KEEP_FIGURES, batch) >= batch)
+        return timedelta(0) if any(more) else None
 
     def _date_finished(self, conn: AnyConnection, batch: int) -> bool:
         """Give an end to the finished jobs that have none. Returns whether there may be more."""

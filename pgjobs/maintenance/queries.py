@@ -180,6 +180,13 @@ class MaintenanceQueries:
         [[(deleted,)]] = run_guarded(conn, self._sql["prune"], rule.values(batch, rows))
         return deleted  # type: ignore[no-any-return]
 
+    def prune_figures(self, conn: AnyConnection, keep: timedelta, batch: int) -> int:
+        """Delete the oldest figures that were kept as long. Returns how many rows."""
+        with literal_cursor(conn) as cur:
+            cur.execute(self._sql["prune_figures"], {"keep": keep, "batch": batch})
+            pruned: int = one(cur)[0]
+            return pruned
+
     def prune_after(
         self, conn: AnyConnection, rule: RetentionRule, after: Position, batch: int, rows: Selection = ALL_ROWS
     ) -> tuple[int, Position]:

@@ -23,6 +23,7 @@ from pgjobs.db.rows import as_job_with_progress, only
 from pgjobs.job import Job, JobState, without_args
 from pgjobs.job_filter import JobFilter
 from pgjobs.observe.listing import Listing
+from pgjobs.observe.stats import Figures, Wanted, figures_of
 from pgjobs.results import KEPT, Queue, QueueStats, as_utc, kept_for, queue_of
 
 
@@ -84,6 +85,21 @@ class ObserveQueries:
             values = {"names": None if names is None else list(names)}
             cur.execute(self._observe["queue_stats"], values, prepare=False)
             return [QueueStats(row[0], as_utc(row[1]), *row[2:]) for row in cur.fetchall()]
+
+    def figures(self, conn: AnyConnection, wanted: Wanted) -> list[Figures]:
+        """The figures that the worker pools have written."""
+        values = {
+            "queue": wanted.queue,
+            "kind": wanted.kind,
+            "since": wanted.since,
+            "ago": wanted.ago,
+            "step": wanted.step,
+            "by_queue": "queue" in wanted.by,
+            "by_kind": "kind" in wanted.by,
+        }
+        with bound_cursor(conn) as cur:
+            cur.execute(self._observe["figures"], values, prepare=False)
+            return [figures_of(row) for row in cur.fetchall()]
 
     def own_retention(self, conn: AnyConnection) -> list[tuple[str, JobState, timedelta]]:
         """How long the jobs of a queue and state are kept, for queues with a retention of their own."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -11,11 +12,25 @@ from uuid import UUID
 from pgjobs.db import statements
 from pgjobs.db.channel import channel
 from pgjobs.db.cursors import AnyConnection, bound_cursor, literal_cursor, one
+from pgjobs.observe.figures import NO_DURATIONS, OUTCOMES, Durations, Tally
 from pgjobs.progress import Report
 from pgjobs.results import WorkerProcess
 
 #: An attempt, by the id of its job and its token. The jobs of a batch have one token.
 AttemptKey = tuple[int, UUID]
+
+
+@dataclass(slots=True)
+class FigureRow:
+    """What is added to a row of the table `figure`: attempts of one queue and kind."""
+
+    attempts: dict[str, int] = field(default_factory=dict)  # by outcome
+    run: Durations = NO_DURATIONS
+    wait: Durations = NO_DURATIONS
+
+    def add(self, outcome: str, tally: Tally) -> None:
+        self.attempts[outcome] = self.attempts.get(outcome, 0) + tally.attempts
+        self.run, self.wait = self.run.plus(tally.run), self.wait.plus(tally.wait)
 
 
 class WorkerQueries:
@@ -63,6 +78,20 @@ class WorkerQueries:
         }
         with literal_cursor(conn) as cur:
             cur.execute(self._sql["write_progress"], values)
+
+    def add_figures(self, conn: AnyConnection, rows: Mapping[tuple[str, str], FigureRow]) -> None:
+        """Add to the figures of this minute, by queue and kind, and commit."""
+        values: dict[str, list[Any]] = {
+            "queues": [queue for queue, _ in rows],
+            "kinds": [kind for _, kind in rows],
+            **{outcome: [row.attempts.get(outcome, 0) for row in rows.values()] for outcome in OUTCOMES},
+            "run_seconds": [row.run.total for row in rows.values()],
+            "wait_seconds": [row.wait.total for row in rows.values()],
+            "run_counts": [_array_text(row.run.counts) for row in rows.values()],
+            "wait_counts": [_array_text(row.wait.counts) for row in rows.values()],
+        }
+        with literal_cursor(conn) as cur:
+            cur.execute(self._sql["add_figures"], values)
 
     def prune_progress(self, conn: AnyConnection, batch: int) -> int:
         """Remove the progress of attempts that have ended, of `batch` attempts at most. Returns of how many."""
@@ -121,3 +150,8 @@ def _worker(row: Sequence[Any]) -> WorkerProcess:
         started_at=row[8].astimezone(UTC),
         seen_at=row[9].astimezone(UTC),
     )
+
+
+def _array_text(counts: Iterable[int]) -> str:
+    """An array of the server, as text: an array of arrays would need rows of one length."""
+    return f"{{{','.join(map(str, counts))}}}"

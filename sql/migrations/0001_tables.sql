@@ -268,6 +268,32 @@ CREATE TABLE pgjobs.job_progress (
     autovacuum_vacuum_cost_delay = 1
 );
 
+-- How many attempts ended, how long they ran and how long their jobs had waited: of each minute, queue and kind. Each
+-- worker process adds to a row every 10 seconds, so a part of each page stays free for that. Failed attempts include
+-- those of discarded jobs. The counts are those of buckets of durations; pgjobs/observe/figures.py has the bounds.
+CREATE TABLE pgjobs.figure (
+    minute       timestamptz NOT NULL,
+    run_seconds  double precision NOT NULL DEFAULT 0,
+    wait_seconds double precision NOT NULL DEFAULT 0,
+    completed    integer NOT NULL DEFAULT 0,
+    failed       integer NOT NULL DEFAULT 0,
+    discarded    integer NOT NULL DEFAULT 0,
+    cancelled    integer NOT NULL DEFAULT 0,
+    snoozed      integer NOT NULL DEFAULT 0,
+    interrupted  integer NOT NULL DEFAULT 0,
+    queue        text NOT NULL,
+    kind         text NOT NULL,
+    run_counts   integer[] NOT NULL DEFAULT '{}',
+    wait_counts  integer[] NOT NULL DEFAULT '{}',
+    PRIMARY KEY (minute, queue, kind),
+    CONSTRAINT figure_minute CHECK (minute BETWEEN '0001-01-03 UTC' AND '9999-12-30 UTC')
+) WITH (
+    fillfactor = 70,
+    autovacuum_vacuum_scale_factor = 0.05,
+    autovacuum_vacuum_threshold = 1000,
+    autovacuum_vacuum_cost_delay = 1
+);
+
 -- The duties that any process may do. A process that locks the row of a due duty does it and moves the time on.
 CREATE TABLE pgjobs.maintenance (
     duty        text PRIMARY KEY,
@@ -471,8 +497,8 @@ DROP FUNCTION pgjobs.unique_key(text, text, jsonb, timestamptz, jsonb);
 DROP FUNCTION pgjobs.advisory_class();
 DROP PROCEDURE pgjobs.deallocate_since(timestamptz);
 DROP FUNCTION pgjobs.attempt_lost();
-DROP TABLE pgjobs.maintenance, pgjobs.job_progress, pgjobs.cancel_request, pgjobs.scheduler, pgjobs.schedule,
-    pgjobs.worker, pgjobs.queue, pgjobs.job;
+DROP TABLE pgjobs.maintenance, pgjobs.figure, pgjobs.job_progress, pgjobs.cancel_request, pgjobs.scheduler,
+    pgjobs.schedule, pgjobs.worker, pgjobs.queue, pgjobs.job;
 DROP FUNCTION pgjobs.schedule_changed();
 DROP FUNCTION pgjobs.refuse_job();
 DROP DOMAIN pgjobs.job_state;

@@ -1,0 +1,199 @@
+"""Figures of attempts: how many ended in which way, how long they ran, and how long their jobs had waited.
+
+The threads of a worker pool count in memory (AttemptFigures). workers/figures_writer.py adds the counts to the table
+`figure`, from which `client.stats` reads them.
+
+Durations are counted in buckets, which can be added up: over threads, processes, kinds and minutes. A percentile is the
+middle of its bucket. The bounds of a bucket are at most a quarter apart, so it is at most 12 % off; below 1 ms it is at
+most half a millisecond off; a duration above 11 days counts as one of 11 days. The mean is exact.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from bisect import bisect_left
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import zip_longest
+from operator import add
+from typing import NamedTuple
+
+#: How an attempt may end. Retried and discarded attempts have failed; interrupted ones are not counted as attempts.
+OUTCOMES = ("completed", "retried", "discarded", "cancelled", "snoozed", "interrupted")
+#: The kind under which attempts are counted when a process has met too many kinds that it has no handler for.
+OTHER_KINDS = "(others)"
+
+_STEPS = (1, 1.2, 1.5, 1.8, 2.2, 2.5, 3, 3.6, 4.3, 5, 6, 7.5, 9)
+#: The bounds of the buckets in seconds: a bucket holds the durations up to its bound, and one more those above.
+BOUNDS = (*(float(f"{step}e{power}") for power in range(-3, 6) for step in _STEPS), 1e6)
+_MOST_OTHER_KINDS = 20
+
+# A tally of one thread: the count of each bucket of the run times, those of the waits, and at the end these three.
+_BUCKETS = len(BOUNDS) + 1
+_ATTEMPTS, _RUN_SECONDS, _WAIT_SECONDS = -3, -2, -1
+_NEW_TALLY = (*[0] * (2 * _BUCKETS), 0, 0.0, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Durations:
+    """Durations, counted in buckets. `counts` has a number for each of BOUNDS, and one for what is above; zeros at its
+    end are left out. `total` is their sum in seconds."""
+
+    counts: tuple[int, ...] = ()
+    total: float = 0.0
+
+    @property
+    def count(self) -> int:
+        return sum(self.counts)
+
+    @property
+    def mean(self) -> timedelta | None:
+        """None if there are no durations."""
+        count = self.count
+        return timedelta(seconds=max(self.total, 0.0) / count) if count else None
+
+    @property
+    def p50(self) -> timedelta | None:
+        """The median."""
+        return self.percentile(50)
+
+    @property
+    def p95(self) -> timedelta | None:
+        return self.percentile(95)
+
+    @property
+    def p99(self) -> timedelta | None:
+        return self.percentile(99)
+
+    def percentile(self, percent: float) -> timedelta | None:
+        """The duration that so many percent do not exceed, give or take 12 %; None if there are no durations."""
+        rank, below = max(1, math.ceil(self.count * percent / 100)), 0
+        for bucket, count in enumerate(self.counts):
+            below += count
+            if below >= rank:
+                return timedelta(seconds=_middle(bucket))
+        return None
+
+    def plus(self, other: Durations, sign: int = 1) -> Durations:
+        sums = [one + sign * two for one, two in zip_longest(self.counts, other.counts, fillvalue=0)]
+        return Durations(_trimmed(sums), self.total + sign * other.total)
+
+
+NO_DURATIONS = Durations()
+
+
+class FigureKey(NamedTuple):
+    """What is counted apart. The outcome is one of OUTCOMES."""
+
+    queue: str
+    kind: str
+    outcome: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Attempts of one key. An attempt whose worker vanished counts, but nobody knows how long it ran."""
+
+    attempts: int = 0
+    run: Durations = NO_DURATIONS
+    wait: Durations = NO_DURATIONS
+
+    def plus(self, other: Tally, sign: int = 1) -> Tally:
+        return Tally(
+            self.attempts + sign * other.attempts, self.run.plus(other.run, sign), self.wait.plus(other.wait, sign)
+        )
+
+
+class AttemptFigures:
+    """Counts the attempts of one worker pool, from its start on. `known` are the kinds that it has handlers for: each
+    is counted apart. Of other kinds only the first 20 are, since a job may have any kind.
+
+    Each thread counts in a dict of its own, without a lock.
+    """
+
+    def __init__(self, known: Container[str] = ()) -> None:
+        self._known = known
+        self.reset_for_process()
+
+    def reset_for_process(self) -> None:
+        """Start from zero: called for a new pool, and in a forked child."""
+        self._local = threading.local()
+        self._lock = threading.Lock()  # not held by `record`, but for the first attempt of a kind
+        self._other_kinds: set[str] = set()
+        self._threads: list[tuple[threading.Thread, dict[FigureKey, list[float]]]] = []
+        self._ended: dict[FigureKey, list[float]] = {}  # the sums of threads that have ended
+
+    def record(self, queue: str, kind: str, outcome: str, wait_seconds: float, run_seconds: float) -> None:
+        """Count an attempt that has ended."""
+        try:
+            tally = self._local.tallies[queue, kind, outcome]
+        except (AttributeError, KeyError):
+            tally = self._tally(queue, kind, outcome)
+        tally[_ATTEMPTS] += 1
+        tally[_RUN_SECONDS] += run_seconds
+        tally[_WAIT_SECONDS] += wait_seconds
+        tally[bisect_left(BOUNDS, run_seconds)] += 1
+        tally[_BUCKETS + bisect_left(BOUNDS, wait_seconds)] += 1
+
+    def record_lost(self, queue: str, kind: str, outcome: str) -> None:
+        """Count an attempt whose worker vanished."""
+        self._tally(queue, kind, outcome)[_ATTEMPTS] += 1
+
+    def _tally(self, queue: str, kind: str, outcome: str) -> list[float]:
+        """The tally of this thread for a key, which is made if need be."""
+        with self._lock:
+            tallies: dict[FigureKey, list[float]] | None = getattr(self._local, "tallies", None)
+            if tallies is None:
+                tallies = self._local.tallies = {}
+                self._threads.append((threading.current_thread(), tallies))
+            if kind not in self._known and kind not in self._other_kinds:
+                if len(self._other_kinds) < _MOST_OTHER_KINDS:
+                    self._other_kinds.add(kind)
+                else:
+                    kind = OTHER_KINDS
+            return tallies.setdefault(FigureKey(queue, kind, outcome), list(_NEW_TALLY))
+
+    def snapshot(self) -> dict[FigureKey, Tally]:
+        """The sums since the start. They only grow. An attempt that ends meanwhile may be counted in part."""
+        with self._lock:  # no thread adds a key meanwhile
+            running = []
+            for thread, tallies in self._threads:
+                if thread.is_alive():
+                    running.append((thread, tallies))
+                else:
+                    _add(self._ended, tallies)
+            self._threads = running
+            sums = dict(self._ended)
+            for _, tallies in running:
+                _add(sums, tallies)
+        return {key: _as_tally(tally) for key, tally in sums.items()}
+
+
+def _add(sums: dict[FigureKey, list[float]], tallies: Mapping[FigureKey, list[float]]) -> None:
+    """Add to the sums, whose lists are replaced and never changed."""
+    for key, tally in tallies.items():
+        known = sums.get(key)
+        sums[key] = tally[:] if known is None else list(map(add, known, tally))
+
+
+def _as_tally(tally: list[float]) -> Tally:
+    *counts, attempts, run_seconds, wait_seconds = tally
+    run, wait = counts[:_BUCKETS], counts[_BUCKETS:]
+    return Tally(int(attempts), Durations(_trimmed(run), run_seconds), Durations(_trimmed(wait), wait_seconds))
+
+
+def _trimmed(counts: Iterable[float]) -> tuple[int, ...]:
+    """The counts without the zeros at the end."""
+    kept = [int(count) for count in counts]
+    while kept and not kept[-1]:
+        kept.pop()
+    return tuple(kept)
+
+
+def _middle(bucket: int) -> float:
+    """The duration in seconds that stands for all in a bucket."""
+    if bucket == 0:
+        return BOUNDS[0] / 2
+    return math.sqrt(BOUNDS[bucket - 1] * BOUNDS[bucket]) if bucket < len(BOUNDS) else BOUNDS[-1]
