@@ -72,7 +72,7 @@ def test_it_is_ready_when_every_process_is(place: Place) -> None:
 def test_other_paths_do_not_exist(place: Place) -> None:
     with place.work("--health", "127.0.0.1:0") as work:
         for path in ("/", "/livez/", "/readyz2", "/../livez"):
-            assert get(work, path) == (404, {"error": "there are only /livez, /readyz"})
+            assert get(work, path) == (404, {"error": "there are only /livez, /readyz, /metrics"})
         assert get(work, "/livez")[1] == {"live": True, "pid": work.process.pid}
 
 
