@@ -20,7 +20,10 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
+import pgjobs.contrib.opentelemetry
+import pgjobs.contrib.sentry
 import pgjobs.contrib.sqlalchemy
+import pgjobs.metrics
 from pgjobs import Client, JobFilter, JobOptions, QueueSettings, Schedule, WorkerPool, WorkMap, cli, guide
 from pgjobs.control.queues import Queues
 from pgjobs.errors import PgjobsError
@@ -340,6 +343,12 @@ def test_the_commands_it_names_exist(document: Document, capsys: pytest.CaptureF
 
 
 HOMES: tuple[object, ...] = (pgjobs, pgjobs.contrib.sqlalchemy, Client, Queues, Schedules, CodeSchedules, WorkerPool)
+HOMES += (
+    pgjobs.metrics,
+    pgjobs.contrib.opentelemetry,
+    pgjobs.contrib.opentelemetry.OpenTelemetry,
+    pgjobs.contrib.sentry,
+)
 HOMES += (WorkMap, pgjobs.Handler, pgjobs.Job, JobFilter, Subscription, pgjobs.Hooks, pgjobs.ErrorHandler)
 OWNERS: Mapping[str, Any] = {
     "client": Client,
