@@ -147,4 +147,7 @@ def test_a_child_that_ends_leaves_its_counts_and_takes_its_gauges() -> None:
     assert told(second)[attempts] == 2
     assert told(second)[threads] == 3
     assert told(second)["pgjobs_database_up", ()] == 0, "no child can tell"
+    metrics.note_end(second)  # type: ignore[arg-type]
+    assert told() == {attempts: 2} | {key: value for key, value in told().items() if key[0] != attempts[0]}
+    assert threads not in told()
     assert lasting(samples).keys() == samples.keys() - gauge.keys()
