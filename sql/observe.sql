@@ -153,7 +153,8 @@ WHERE keep_completed IS NOT NULL OR keep_cancelled IS NOT NULL OR keep_discarded
 ORDER BY name;
 
 -- name: figures
--- By step of time, or all in one, and by queue and kind, or an empty text for all of them.
+-- By step of time, or all in one, and by queue and kind, or an empty text for all of them. The groups are numbered, so
+-- that the buckets, of which there may be millions, are summed by one number each.
 WITH first AS (
     SELECT pg_catalog.date_bin(
         '1 minute', COALESCE(%(since)s::timestamptz, pg_catalog.statement_timestamp() - %(ago)s::interval),
@@ -167,39 +168,51 @@ WITH first AS (
         completed, failed, discarded, cancelled, snoozed, interrupted, run_seconds, wait_seconds, run_counts, wait_counts
     FROM first JOIN pgjobs.figure ON figure.minute >= first.minute
     WHERE (%(queue)s::text IS NULL OR queue = %(queue)s::text) AND (%(kind)s::text IS NULL OR kind = %(kind)s::text)
-), run AS (
-    SELECT at, queue, kind, pg_catalog.array_agg(attempts ORDER BY place) AS counts
-    FROM (
-        SELECT at, queue, kind, place, pg_catalog.sum(attempts)::bigint AS attempts
-        FROM chosen, pg_catalog.unnest(run_counts) WITH ORDINALITY AS bucket (attempts, place)
-        GROUP BY at, queue, kind, place
-    ) AS summed
-    GROUP BY at, queue, kind
-), wait AS (
-    SELECT at, queue, kind, pg_catalog.array_agg(attempts ORDER BY place) AS counts
-    FROM (
-        SELECT at, queue, kind, place, pg_catalog.sum(attempts)::bigint AS attempts
-        FROM chosen, pg_catalog.unnest(wait_counts) WITH ORDINALITY AS bucket (attempts, place)
-        GROUP BY at, queue, kind, place
-    ) AS summed
-    GROUP BY at, queue, kind
-), sums AS (
+), sums AS MATERIALIZED (
     SELECT
         at, queue, kind,
-        pg_catalog.sum(completed)::bigint AS completed,
-        pg_catalog.sum(failed)::bigint AS failed,
-        pg_catalog.sum(discarded)::bigint AS discarded,
-        pg_catalog.sum(cancelled)::bigint AS cancelled,
-        pg_catalog.sum(snoozed)::bigint AS snoozed,
-        pg_catalog.sum(interrupted)::bigint AS interrupted,
+        pg_catalog.row_number() OVER () * 1000 AS number,
+        pg_catalog.sum(completed) AS completed,
+        pg_catalog.sum(failed) AS failed,
+        pg_catalog.sum(discarded) AS discarded,
+        pg_catalog.sum(cancelled) AS cancelled,
+        pg_catalog.sum(snoozed) AS snoozed,
+        pg_catalog.sum(interrupted) AS interrupted,
         pg_catalog.sum(run_seconds) AS run_seconds,
         pg_catalog.sum(wait_seconds) AS wait_seconds
     FROM chosen GROUP BY at, queue, kind
+), counted AS MATERIALIZED (
+    SELECT number, run_counts, wait_counts
+    FROM chosen JOIN sums ON sums.at = chosen.at AND sums.queue = chosen.queue AND sums.kind = chosen.kind
+), run AS (
+    SELECT bucket / 1000 * 1000 AS number, pg_catalog.array_agg(attempts ORDER BY bucket) AS counts
+    FROM (
+        SELECT bucket, pg_catalog.sum(attempts) AS attempts
+        FROM (
+            SELECT pg_catalog.unnest(run_counts) AS attempts,
+                number + pg_catalog.generate_subscripts(run_counts, 1) AS bucket
+            FROM counted
+        ) AS buckets
+        GROUP BY bucket
+    ) AS summed
+    GROUP BY 1
+), wait AS (
+    SELECT bucket / 1000 * 1000 AS number, pg_catalog.array_agg(attempts ORDER BY bucket) AS counts
+    FROM (
+        SELECT bucket, pg_catalog.sum(attempts) AS attempts
+        FROM (
+            SELECT pg_catalog.unnest(wait_counts) AS attempts,
+                number + pg_catalog.generate_subscripts(wait_counts, 1) AS bucket
+            FROM counted
+        ) AS buckets
+        GROUP BY bucket
+    ) AS summed
+    GROUP BY 1
 )
 SELECT
     sums.at, sums.queue, sums.kind, completed, failed, discarded, cancelled, snoozed, interrupted, run_seconds,
     wait_seconds, run.counts, wait.counts
 FROM sums
-    LEFT JOIN run ON run.at = sums.at AND run.queue = sums.queue AND run.kind = sums.kind
-    LEFT JOIN wait ON wait.at = sums.at AND wait.queue = sums.queue AND wait.kind = sums.kind
+    LEFT JOIN run ON run.number = sums.number
+    LEFT JOIN wait ON wait.number = sums.number
 ORDER BY sums.at, sums.queue, sums.kind;

@@ -350,6 +350,7 @@ HOMES += (
     pgjobs.contrib.sentry,
 )
 HOMES += (WorkMap, pgjobs.Handler, pgjobs.Job, JobFilter, Subscription, pgjobs.Hooks, pgjobs.ErrorHandler)
+HOMES += (pgjobs.Durations,)
 OWNERS: Mapping[str, Any] = {
     "client": Client,
     "pool": WorkerPool,

@@ -1,4 +1,4 @@
-"""`pgjobs stats`: what the queues do at the moment."""
+"""`pgjobs stats`: what the queues do at the moment. See history.py for the past."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 
 import psycopg
 
+from pgjobs.cli import history
 from pgjobs.cli.arguments import VIEWER, Commands, add_database, add_json, duration
 from pgjobs.cli.database import connect
 from pgjobs.cli.output import (
@@ -51,7 +52,8 @@ def add_parser(commands: Commands) -> None:
     parser.description = (
         "Show for each queue how many jobs wait and run, how long the oldest has waited, how many were completed and "
         "discarded in the last minute, and how many processes work it. A failed attempt that is followed by another "
-        "one is not counted; --states shows how many jobs wait for that (retryable)."
+        "one is not counted; --states shows how many jobs wait for that (retryable). With --since, --step, --kind or "
+        "--by, show instead what became of the attempts of the last hour, or of another time in the last 7 days."
     )
     parser.add_argument("names", nargs="*", metavar="QUEUE", help="default: all queues")
     parser.add_argument("--states", action="store_true", help="count the jobs in all states too, which reads every job")
@@ -63,13 +65,17 @@ def add_parser(commands: Commands) -> None:
         metavar="TIME",
         help="show new figures every 2s, or so often, until Ctrl-C",
     )
-    add_json(parser, "one JSON object for each queue, each on a line")
+    history.add_arguments(parser)
+    add_json(parser, "one JSON object for each queue, or for each row of the past, each on a line; times in seconds")
     add_database(parser, rights=VIEWER)
-    parser.set_defaults(run=_stats)
+    parser.set_defaults(run=_stats, parser=parser)
 
 
 def _stats(options: argparse.Namespace) -> int:
     with connect(options) as app:
+        if history.is_wanted(options):
+            history.print_history(app.client, options)
+            return 0
         if options.watch is not None:
             _watch(app.client, options)
         figures = _Figures.read(app.client, options)

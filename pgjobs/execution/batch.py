@@ -308,7 +308,7 @@ class Batch:
 
     def _report_all(self, completed: FinishResult, failed: Sequence[FinishResult], took: float) -> None:
         finisher, others = self.finisher, iter(failed)
-        if not (self.errors or finisher.hooks.any or finisher.events or finisher.job_log.any):
+        if not (self.errors or finisher.reports):
             for attempt in self.ran:
                 finisher.count_ended(attempt, COMPLETED, completed.state)
             return

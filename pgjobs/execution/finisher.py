@@ -65,6 +65,7 @@ _MOST_DEAD = 100  # connections that died with the server: the pool hands out ea
 _NO_CONNECTION = (PoolTimeout, PoolClosed, TooManyRequests, CannotConnect)
 _LOCK_NOT_AVAILABLE = "55P03"
 _SOON = timedelta(seconds=2)
+_COMPLETED = JobState.COMPLETED  # a global, since it is asked for every job
 W = TypeVar("W")
 
 
@@ -392,11 +393,18 @@ class Finisher:
 
     # --- report
 
+    @property
+    def reports(self) -> bool:
+        """Whether completed attempts are reported, and not just counted."""
+        return bool(self.hooks.any or self.events or self.job_log.any)
+
     def report(
         self, attempt: Attempt, outcome: Outcome, finished: FinishResult, error: BaseException | None, took: float
     ) -> None:
         """Report an outcome, once it is written, to the figures, the log, the hooks and the subscribers."""
         self.count_ended(attempt, outcome, finished.state)
+        if error is None and not self.reports:
+            return
         if error is not None or self.job_log.any:
             self.job_log.ended(attempt.job, finished.state, outcome, error, attempt.run_seconds)
         if outcome.at is not None or (outcome.delay is not None and outcome.delay < _SOON):
@@ -417,7 +425,8 @@ class Finisher:
         """Count an attempt, once its outcome is written. `report` includes this."""
         if self.count is not None:
             job = attempt.job
-            self.count(job.queue, job.kind, how_it_ended(state, outcome), waited(job), attempt.run_seconds)
+            how = "completed" if state is _COMPLETED else how_it_ended(state, outcome)
+            self.count(job.queue, job.kind, how, waited(job), attempt.run_seconds)
 
 
 def _blamed(attempt: Attempt, ended: BaseException) -> BaseException:

@@ -13,7 +13,6 @@ from pgjobs.execution.queries import FinishResult
 from pgjobs.job import Job, JobState, changed
 
 _MOST_ERRORS = 100
-_COMPLETED = JobState.COMPLETED  # a global, since it is asked for every job
 
 
 def job_after(attempt: Attempt, outcome: Outcome, finished: FinishResult) -> Job[Any]:
@@ -72,7 +71,7 @@ def event_kind(job: Job[Any], outcome: Outcome) -> EventKind:
 
 def how_it_ended(state: JobState, outcome: Outcome) -> str:
     """How an attempt has ended, in one of the words of observe/figures.py, which counts them."""
-    if state is _COMPLETED:
+    if state is JobState.COMPLETED:
         return "completed"
     if state is JobState.CANCELLED:
         return "cancelled"
@@ -91,8 +90,9 @@ def how_it_was_lost(job: Job[Any]) -> str:
 
 
 def waited(job: Job[Any]) -> float:
-    """For how many seconds the job could have run before it was claimed, by the database's clock."""
+    """For how many seconds the job could have run before it was claimed, by the database's clock. Every attempt asks,
+    so this spares a call of max()."""
     if job.attempted_at is None:
         return 0.0
-    due = max(job.scheduled_at, job.created_at)
-    return max((job.attempted_at - due).total_seconds(), 0.0)
+    seconds = (job.attempted_at - job.scheduled_at).total_seconds()
+    return seconds if seconds > 0.0 else 0.0

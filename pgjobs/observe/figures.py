@@ -29,11 +29,10 @@ _STEPS = (1, 1.2, 1.5, 1.8, 2.2, 2.5, 3, 3.6, 4.3, 5, 6, 7.5, 9)
 BOUNDS = (*(float(f"{step}e{power}") for power in range(-3, 6) for step in _STEPS), 1e6)
 _MOST_OTHER_KINDS = 20
 
-# A tally of one thread: attempts, seconds run, seconds waited, and a count for each bucket of both.
+# A tally of one thread: the count of each bucket of the run times, those of the waits, and at the end these three.
 _BUCKETS = len(BOUNDS) + 1
-_RUN = 3
-_WAIT = _RUN + _BUCKETS
-_NEW_TALLY = (0, 0.0, 0.0, *[0] * (2 * _BUCKETS))
+_ATTEMPTS, _RUN_SECONDS, _WAIT_SECONDS = -3, -2, -1
+_NEW_TALLY = (*[0] * (2 * _BUCKETS), 0, 0.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,15 +130,15 @@ class AttemptFigures:
             tally = self._local.tallies[queue, kind, outcome]
         except (AttributeError, KeyError):
             tally = self._tally(queue, kind, outcome)
-        tally[0] += 1
-        tally[1] += run_seconds
-        tally[2] += wait_seconds
-        tally[_RUN + bisect_left(BOUNDS, run_seconds)] += 1
-        tally[_WAIT + bisect_left(BOUNDS, wait_seconds)] += 1
+        tally[_ATTEMPTS] += 1
+        tally[_RUN_SECONDS] += run_seconds
+        tally[_WAIT_SECONDS] += wait_seconds
+        tally[bisect_left(BOUNDS, run_seconds)] += 1
+        tally[_BUCKETS + bisect_left(BOUNDS, wait_seconds)] += 1
 
     def record_lost(self, queue: str, kind: str, outcome: str) -> None:
         """Count an attempt whose worker vanished."""
-        self._tally(queue, kind, outcome)[0] += 1
+        self._tally(queue, kind, outcome)[_ATTEMPTS] += 1
 
     def _tally(self, queue: str, kind: str, outcome: str) -> list[float]:
         """The tally of this thread for a key, which is made if need be."""
@@ -177,7 +176,7 @@ def _add(sums: dict[FigureKey, Tally], tallies: Mapping[FigureKey, list[float]])
 
 
 def _as_tally(tally: list[float]) -> Tally:
-    attempts, run_seconds, wait_seconds, *counts = tally
+    *counts, attempts, run_seconds, wait_seconds = tally
     run, wait = counts[:_BUCKETS], counts[_BUCKETS:]
     return Tally(int(attempts), Durations(_trimmed(run), run_seconds), Durations(_trimmed(wait), wait_seconds))
 

@@ -32,11 +32,11 @@ class FiguresWriter:
         self._written: dict[FigureKey, Tally] = {}
         self._write_at = clock() + WRITE_EVERY
 
-    def write(self, conn: AnyConnection, *, at_once: bool = False) -> None:
-        """Add what is new, if that is due or `at_once`."""
+    def write(self, conn: AnyConnection, *, at_once: bool = False) -> bool:
+        """Add what is new, if that is due or `at_once`. Returns whether there was anything."""
         now = self._clock()
         if now < self._write_at and not at_once:
-            return
+            return False
         self._write_at = now + WRITE_EVERY  # also after a failure
         counted = self._figures.snapshot()
         new = sorted(key for key, tally in counted.items() if tally != self._written_of(key))
@@ -44,6 +44,7 @@ class FiguresWriter:
             some = {key: counted[key] for key in new[start : start + _MOST_ROWS]}
             self._add(conn, {key: tally.plus(self._written_of(key), -1) for key, tally in some.items()})
             self._written.update(some)
+        return bool(new)
 
     def _written_of(self, key: FigureKey) -> Tally:
         return self._written.get(key, Tally())

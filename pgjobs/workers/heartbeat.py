@@ -23,7 +23,7 @@ from pgjobs.execution.executor import Executor
 from pgjobs.loggers import get_logger
 from pgjobs.observe.figures import AttemptFigures
 from pgjobs.workers.context import PoolContext
-from pgjobs.workers.figures_writer import FiguresWriter
+from pgjobs.workers.figures_writer import WRITE_EVERY, FiguresWriter
 from pgjobs.workers.progress_writer import ProgressWriter
 from pgjobs.workers.queries import WorkerQueries
 from pgjobs.workers.registration import Registration
@@ -31,6 +31,7 @@ from pgjobs.workers.registration import Registration
 log = get_logger("pgjobs.worker")
 
 _REFRESH_QUEUES_EVERY = 60.0  # seconds
+_FIGURES = "the writing of figures"  # in the log
 
 
 class Heartbeat:
@@ -100,8 +101,7 @@ class Heartbeat:
             with suppress(psycopg.Error):
                 self._queries.wake_queues(checkout.conn, self._context.queue_workers)
             self._registration.deregister(self, checkout.conn)
-            with suppress(psycopg.Error):
-                self._figures.write(checkout.conn, at_once=True)
+            self._write_figures(checkout.conn, at_once=True)
             self._progress.remove_all(checkout.conn)  # the last: its transaction may fail, and stay open
 
     def _describe(self) -> tuple[Mapping[str, int], Iterable[str]]:
@@ -116,9 +116,17 @@ class Heartbeat:
             self.refresh_queues_at = time.monotonic() + _REFRESH_QUEUES_EVERY
             self._queries.refresh_queues(conn, self._context.queue_workers)
             self._queries.prune_queues(conn)
-        # the last, since nothing depends on them
-        self._progress.write(conn)
-        self._figures.write(conn)
+        self._write_figures(conn)
+        self._progress.write(conn)  # the last, since nothing depends on it
+
+    def _write_figures(self, conn: AnyConnection, *, at_once: bool = False) -> None:
+        """Write the figures, if that is due. A failure stops nothing else, and they are written later."""
+        try:
+            if self._figures.write(conn, at_once=at_once):
+                self._context.outages.worked(log, _FIGURES, wrote=True)
+        except psycopg.Error as error:
+            text = f"{self._context.name}: {_FIGURES} failed, and is tried again in {WRITE_EVERY:g} s"
+            self._context.outages.failed(log, _FIGURES, error, text)
 
     def _look_for_paused_queues(self, conn: AnyConnection) -> None:
         """Publish which queues were paused or resumed, by any process, if a subscription wants to know."""

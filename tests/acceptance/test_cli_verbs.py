@@ -148,6 +148,37 @@ def test_workers_and_stats(pgjobs: Program) -> None:
     assert cells(total)[:2] == ["(all)", "1"]
 
 
+def test_stats_of_the_past(pgjobs: Program) -> None:
+    client = pgjobs.client
+    with client.pool.connection() as tx:
+        table = f'"{client.schema}".figure'
+        tx.execute(
+            f"INSERT INTO {table} (minute, queue, kind, completed, failed, run_seconds, run_counts) SELECT "
+            "date_bin('1 hour', now(), '2000-01-01Z') - interval '20 min' + n * interval '1 min', 'mail', "
+            "'send' || n % 2, 5, 1, 3, '{1,2,3}' FROM generate_series(0, 9) AS n".encode()
+        )
+    done = pgjobs("stats", "--since", "2h")
+    head, first, second = done.lines
+    assert cells(head) == [
+        *("QUEUE", "KIND", "DONE", "FAILED", "DISCARDED"),
+        *("RUN", "RUN P95", "RUN P99", "WAIT", "WAIT P95", "WAIT P99"),
+    ]
+    assert cells(first) == ["mail", "send0", "25", "5", "0", "500ms", "1.34ms", "1.34ms"]
+    assert cells(second)[:4] == ["mail", "send1", "25", "5"]
+    steps = pgjobs("stats", "mail", "--since", "2h", "--step", "5m", "--by", "queue").lines
+    assert [cells(line)[1:4] for line in steps[1:]] == [["mail", "25", "5"]] * 2
+    assert cells(pgjobs("stats", "--by", "none", "--kind", "send1", "--since", "7d").lines[1])[:2] == ["25", "5"]
+    (line,) = pgjobs("stats", "--since", "2h", "--by", "none", "--json").lines
+    found = json.loads(line)
+    assert (found["queue"], found["kind"], found["completed"], found["failed"]) == (None, None, 50, 10)
+    assert found["run"]["mean"] == 0.5
+    assert found["wait"] == {"mean": None, "p50": None, "p95": None, "p99": None}
+    nothing = pgjobs("stats", "other", "--since", "2h")
+    assert "no attempt has ended in this time" in nothing.out + nothing.err
+    for wrong in (["--watch", "--since", "1h"], ["--step", "30s"], ["mail", "other", "--by", "kind"]):
+        assert pgjobs("stats", *wrong).code != 0
+
+
 def test_migrate(pgjobs: Program) -> None:
     assert pgjobs("migrate", "--check") == Done(0, "ok\n")
     assert pgjobs("migrate") == Done(0, "nothing to do\n")

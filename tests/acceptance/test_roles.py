@@ -215,7 +215,10 @@ def test_the_enqueuer_replaces_what_it_names(roles: Roles) -> None:
         "LOCK TABLE {s}.job IN ACCESS EXCLUSIVE MODE",
         *(
             f"SELECT FROM {{s}}.{table}"
-            for table in ("queue", "worker", "schedule", "scheduler", "cancel_request", "job_progress", "maintenance")
+            for table in (
+                *("queue", "worker", "schedule", "scheduler", "cancel_request", "job_progress", "figure"),
+                "maintenance",
+            )
         ),
     ],
 )
@@ -372,6 +375,35 @@ def test_a_worker_without_the_right_to_write_progress_works_on(roles: Roles, cap
     assert roles.client.workers() == [], "the pool has signed off"
 
 
+def test_the_worker_writes_figures_and_the_viewer_reads_them(roles: Roles) -> None:
+    job: Job[Any] = roles.client.enqueue(None, {}, kind="short")
+    with roles.client_as("worker") as client, WorkerPool(client, {"short": lambda tx, job: None}):
+        roles.client.wait(job, timeout=timedelta(seconds=20))
+    for role in ("viewer", "operator", "worker"):
+        with roles.client_as(role) as reader:
+            wait_until(reader.stats)
+            assert [(figures.kind, figures.completed) for figures in reader.stats()] == [("short", 1)]
+    for role in ("viewer", "operator", "enqueuer"):
+        for statement in ("UPDATE {s}.figure SET completed = 7", "DELETE FROM {s}.figure", "TRUNCATE {s}.figure"):
+            assert roles.denied(role, statement)
+
+
+def test_a_worker_without_the_right_to_write_figures_works_on(roles: Roles, caplog: pytest.LogCaptureFixture) -> None:
+    """Roles of an earlier version have no grant on the table."""
+    with roles.client.pool.connection() as conn:
+        table, worker = sql.Identifier(roles.client.schema, "figure"), sql.Identifier(roles.names["worker"])
+        conn.execute(sql.SQL("REVOKE ALL ON {} FROM {}").format(table, worker))
+    job: Job[Any] = roles.client.enqueue(None, {}, kind="short")
+    with roles.client_as("worker") as client:
+        pool = WorkerPool(client, {"short": lambda tx, job: None})
+        with pool:
+            assert roles.client.wait(job, timeout=timedelta(seconds=20)).state is JobState.COMPLETED
+    wait_until(lambda: roles.client.workers() == [])
+    told = [line for line in caplog.messages if "figures failed" in line]
+    assert len(told) == 1
+    assert "permission denied for table figure" in told[0]
+
+
 @pytest.mark.finding("S6")
 def test_a_handler_of_the_worker_controls_other_jobs(roles: Roles) -> None:
     """The worker could retry and delete other jobs in a handler, but not cancel one."""
@@ -454,6 +486,7 @@ def _looks(client: Client, id: int) -> None:
     client.queues.list()
     client.queues.stats()
     client.workers()
+    client.stats()
     client.schedules.list()
     client.check_schema()
     assert client.missing_migrations() == []
@@ -477,6 +510,7 @@ def test_the_viewer_looks_and_changes_nothing(roles: Roles) -> None:
         client.queues.list()
         client.queues.stats()
         client.workers()
+        client.stats()
         client.check_schema()
         with pytest.raises(DENIED), client.pool.connection() as tx:
             client.get(job.id, tx)

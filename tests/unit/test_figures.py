@@ -1,0 +1,117 @@
+"""Figures in memory: durations in buckets that can be added up, and attempts counted without a lock."""
+
+from __future__ import annotations
+
+import math
+import threading
+from datetime import timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pgjobs import AttemptFigures, Durations
+from pgjobs.observe.figures import BOUNDS, OTHER_KINDS, FigureKey
+
+SECONDS = st.floats(0, 1e6)
+WITHIN = 1.12  # as the guide says
+
+
+def counted(seconds: list[float]) -> Durations:
+    figures = AttemptFigures({"job"})
+    for each in seconds:
+        figures.record("q", "job", "completed", 0.0, each)
+    return figures.snapshot()[FigureKey("q", "job", "completed")].run
+
+
+@given(st.lists(SECONDS, min_size=1, max_size=200), st.sampled_from([50, 95, 99, 100]))
+def test_a_percentile_is_off_by_no_more_than_is_said(seconds: list[float], percent: int) -> None:
+    found = counted(seconds).percentile(percent)
+    true = sorted(seconds)[math.ceil(len(seconds) * percent / 100) - 1]
+    assert found is not None
+    if true <= 0.001:
+        assert abs(found.total_seconds() - true) <= 0.0005
+    else:
+        assert true / WITHIN <= found.total_seconds() <= true * WITHIN
+
+
+@given(st.lists(SECONDS, max_size=50), st.lists(SECONDS, max_size=50))
+def test_durations_add_up(some: list[float], others: list[float]) -> None:
+    none = Durations()
+    first, second = counted(some) if some else none, counted(others) if others else none
+    both = first.plus(second)
+    assert both.counts == (counted(some + others) if some + others else none).counts
+    assert both.count == len(some) + len(others)
+    assert both.plus(second, -1).counts == first.counts
+
+
+def test_the_mean_is_exact() -> None:
+    assert counted([0.1, 0.2, 0.6]).mean == timedelta(seconds=0.3)
+
+
+def test_no_durations_have_no_mean_and_no_percentiles() -> None:
+    none = Durations()
+    assert (none.mean, none.p50, none.p95, none.p99, none.count) == (None, None, None, None, 0)
+
+
+def test_a_longer_duration_counts_as_the_longest() -> None:
+    assert counted([1e9]).p99 == timedelta(seconds=1e6)
+
+
+@pytest.mark.parametrize(
+    "seconds", [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 30, 60, 300, 1800]
+)
+def test_the_bounds_that_other_tools_use_are_among_ours(seconds: float) -> None:
+    assert seconds in BOUNDS
+    assert sum(counted([seconds, seconds * 1.001]).counts[: BOUNDS.index(seconds) + 1]) == 1, "it belongs below"
+
+
+def test_nothing_is_lost_between_threads_that_count_start_and_end_while_others_read() -> None:
+    figures = AttemptFigures({"job"})
+    key = FigureKey("q", "job", "completed")
+    done = threading.Event()
+    seen = [0]
+
+    def read() -> None:
+        while not done.is_set():
+            tally = figures.snapshot().get(key)
+            seen.append(0 if tally is None else tally.attempts)
+
+    def count() -> None:
+        for n in range(2000):
+            figures.record("q", f"job-{n}" if n % 100 == 0 else "job", "completed", 0.1, 0.2)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for _ in range(5):
+        threads = [threading.Thread(target=count) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    done.set()
+    reader.join()
+    assert figures.snapshot()[key].attempts == 20 * 1980
+    assert figures.snapshot()[key].run.count == 20 * 1980
+    assert seen == sorted(seen), "the sums only grow"
+
+
+def test_the_number_of_kinds_is_bounded_but_for_those_with_a_handler() -> None:
+    """Any job may be enqueued under any kind, and each kind would take memory and rows."""
+    known = {f"known-{n}" for n in range(100)}
+    figures = AttemptFigures(known)
+    for n in range(1000):
+        figures.record("q", f"made-up-{n}", "discarded", 0.1, 0.0)
+    for kind in known:
+        figures.record("q", kind, "completed", 0.1, 0.1)
+    found = figures.snapshot()
+    assert len(found) == 100 + 20 + 1
+    assert found[FigureKey("q", OTHER_KINDS, "discarded")].attempts == 980
+    assert sum(tally.attempts for tally in found.values()) == 1100
+
+
+def test_an_attempt_whose_worker_vanished_has_no_duration() -> None:
+    figures = AttemptFigures()
+    figures.record_lost("q", "job", "retried")
+    tally = figures.snapshot()[FigureKey("q", "job", "retried")]
+    assert (tally.attempts, tally.run.count, tally.wait.count) == (1, 0, 0)
