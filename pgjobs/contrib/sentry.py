@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterable, Mapping
+from dataclasses import is_dataclass
 from typing import Any
 
 import sentry_sdk
@@ -19,17 +20,17 @@ from sentry_sdk.integrations.dedupe import DedupeIntegration
 from sentry_sdk.scope import add_global_event_processor
 from sentry_sdk.utils import event_from_exception
 
-from pgjobs import checks
+from pgjobs import checks, codec
 from pgjobs.clean_text import one_line, skip_pgjobs
-from pgjobs.errors import InvalidSetting
+from pgjobs.errors import InvalidSetting, UndecodableArgs
 from pgjobs.events import Event, EventKind
 from pgjobs.hooks import Hooks
 from pgjobs.job import Job, JobState
 from pgjobs.log_limit import LogLimit
+from pgjobs.secret_fields import HIDDEN
 
 __all__ = ["Sentry"]
 
-_REDACTED = "[redacted]"
 _JOB_LOG = "pgjobs.job"
 
 _lock = threading.Lock()
@@ -45,8 +46,8 @@ class Sentry(Hooks):
     most ten events a second are sent.
 
     `args=True` adds the args of the job, and the local variables of each frame if Sentry collects them; without it both
-    are left out, since they may be confidential. The fields that `redact` names are replaced in the args, at any depth;
-    the local variables are those of your handlers, which Sentry's own scrubber looks through.
+    are left out, since they may be confidential. In the args, secret fields and those that `redact` names are replaced.
+    The local variables are those of your handlers, which Sentry's own scrubber looks through.
     """
 
     def __init__(self, *, retried: bool = True, args: bool = False, redact: Iterable[str] = ()) -> None:
@@ -89,7 +90,7 @@ class Sentry(Hooks):
         details: dict[str, Any] = {"id": job.id, "kind": job.kind, "queue": job.queue, "attempt": attempt,
                                    "max_attempts": job.max_attempts, "state": str(job.state)}  # fmt: skip
         if self._args:
-            details["args"] = _redacted(json.loads(job.raw_args), self._redact)
+            details["args"] = _redacted(_args_of(job), self._redact)
         with sentry_sdk.new_scope() as scope:
             tags = {"job.id": job.id, "job.kind": job.kind, "job.queue": job.queue, "job.attempt": attempt}
             scope.set_tags({name: str(value) for name, value in tags.items()})
@@ -124,9 +125,18 @@ def _drop_logged(event: Any, hint: Mapping[str, Any] | None) -> Any:
     return None
 
 
+def _args_of(job: Job[Any]) -> Any:
+    """The args as JSON values, without those of secret fields."""
+    try:
+        args = job.args
+    except UndecodableArgs:  # then nobody knows which fields are secret
+        return HIDDEN
+    return json.loads(codec.redacted(type(args), job.raw_args) if is_dataclass(args) else job.raw_args)
+
+
 def _redacted(value: Any, names: frozenset[str]) -> Any:
     if isinstance(value, dict):
-        return {key: _REDACTED if key in names else _redacted(each, names) for key, each in value.items()}
+        return {key: HIDDEN if key in names else _redacted(each, names) for key, each in value.items()}
     if isinstance(value, list):
         return [_redacted(each, names) for each in value]
     return value

@@ -20,12 +20,17 @@ TOPICS = (
     "control",
     "command-line",
     "frameworks",
+    "sqlalchemy",
+    "flask",
+    "django",
     "async",
+    "testing",
     "deploying",
     "production",
     "logging",
     "performance",
     "how-it-works",
+    "coming-from",
 )
 
 

@@ -24,6 +24,7 @@ class ChildSettings:
     metrics: bool = False  # report the metrics of the pool
     log_level: str = "INFO"
     log_format: str = "text"
+    program: str = "pgjobs"  # the program whose command `migrate` makes the tables of the pool
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

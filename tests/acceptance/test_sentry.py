@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -32,6 +32,7 @@ class Login:
 
     user: str
     password: str
+    pin: str = field(default="5ecret" + " pin", metadata={"secret": True})
 
 
 class InMemory(Transport):
@@ -161,8 +162,9 @@ def test_args_and_local_variables_are_left_out_unless_asked_for(client: Client) 
         with watched(client, args=True, redact=["password"]) as observed:
             failing(observed)
     (event,) = events
-    assert event["contexts"]["job"]["args"] == {"user": "ada", "password": "[redacted]"}
+    assert event["contexts"]["job"]["args"] == {"user": "ada", "password": "[secret]", "pin": "[secret]"}
     assert SECRET not in json.dumps(events)
+    assert "5ecret pin" not in json.dumps(events)
     assert "5ecret in a local variable" in json.dumps(events)
 
 
