@@ -33,6 +33,7 @@ from pgjobs import (
     constant,
 )
 from pgjobs.contrib.opentelemetry import GAUGES, INSTRUMENTS, OpenTelemetry, carrier
+from pgjobs.metrics import metrics_text
 from tests.samples import Thing, Tx, nothing
 from tests.waiting import wait_until
 
@@ -304,6 +305,14 @@ def test_the_text_of_exceptions_can_be_left_out(client: Client) -> None:
     assert "5ecret" not in span.to_json()
 
 
+def test_an_attempt_without_a_handler_has_a_span_too(traced: Client, recorded: Recorded) -> None:
+    traced.enqueue(None, {}, kind="nobody.knows")
+    assert WorkerPool(traced, {Thing: nothing}).work_one()
+    span = recorded.span("process default")
+    assert parent_of(span) == context_of(recorded.span("send default"))
+    assert attributes(span)["error.type"] == "pgjobs.errors.UnknownKind"
+
+
 def test_a_duplicate_is_named_so_and_carries_the_first_sender(traced: Client, recorded: Recorded) -> None:
     for _ in range(2):
         traced.enqueue(None, Thing(), unique=Unique())
@@ -457,3 +466,33 @@ def test_each_part_can_be_left_out(client: Client) -> None:
         assert WorkerPool(watching, {Thing: nothing}).work_one()
         assert len(recorded.traces.get_finished_spans()) == spans
         assert bool(recorded.points()) is metrics
+
+
+@dataclass
+class Login:
+    """Args that nobody may see."""
+
+    password: str
+
+
+def test_args_are_neither_in_spans_nor_in_metrics(traced: Client, recorded: Recorded) -> None:
+    marker = "5ecret" + " marker"
+
+    def handler(tx: Tx, job: Job[Login]) -> None:
+        if job.attempt == 1:
+            raise ValueError("no")
+
+    pool = WorkerPool(traced, {Login: handler}, queues={"default": 1}, backoff=NOW)
+    traced.enqueue(None, Login(marker))
+    traced.enqueue_many(None, [Login(marker)] * 2)
+    traced.enqueue(None, {"password": [marker]}, kind="login")
+    with pool:
+        wait_until(pool.drained, 30)
+        wait_until(lambda: pool.idle_threads == {"default": 1})
+    spans = recorded.traces.get_finished_spans()
+    assert len(spans) == 3 + 3 * 2 + 25, "the args of the last job do not fit its class, at any attempt"
+    assert not any(marker in span.to_json() for span in spans)
+    data = recorded.reader.get_metrics_data()
+    assert data is not None
+    assert marker not in data.to_json()
+    assert marker not in metrics_text(traced, pool)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from opentelemetry import context, trace
+from opentelemetry.context import Context
 from opentelemetry.metrics import MeterProvider, get_meter
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
@@ -52,7 +53,7 @@ class OpenTelemetry(Hooks):
         tracer_provider: trace.TracerProvider | None = None,
         meter_provider: MeterProvider | None = None,
     ) -> None:
-        self.send = _Send(self)
+        self.send = _Send(self._sending)
         self._tracer = trace.get_tracer("pgjobs", __version__, tracer_provider) if traces else None
         self._meter = get_meter("pgjobs", __version__, meter_provider)
         self._instruments = Instruments(self._meter) if metrics else None
@@ -118,8 +119,17 @@ class OpenTelemetry(Hooks):
     def on_start(self, job: Job[Any]) -> None:
         if self._tracer is None:
             return
+        span, ambient = self._start(self._tracer, job)
+        key = (job.id, job.token)
+        if len(self._open) < _MOST_OPEN:
+            self._open[key] = span
+            self._keys.add(key)
+        context.attach(trace.set_span_in_context(span, ambient))  # in the attempt's own context, which ends with it
+
+    def _start(self, tracer: trace.Tracer, job: Job[Any]) -> tuple[Span, Context]:
+        """Start the span of an attempt. Returns it with the context in which it begins."""
         ambient, links = origin(job)
-        span = self._tracer.start_span(
+        span = tracer.start_span(
             f"process {job.queue}",
             ambient,
             SpanKind.CONSUMER,
@@ -135,11 +145,7 @@ class OpenTelemetry(Hooks):
             },
             links,
         )
-        key = (job.id, job.token)
-        if len(self._open) < _MOST_OPEN:
-            self._open[key] = span
-            self._keys.add(key)
-        context.attach(trace.set_span_in_context(span, ambient))  # in the attempt's own context, which ends with it
+        return span, ambient
 
     def on_outcome(self, event: Event, error: BaseException | None) -> None:
         job, outcome = event.job, _outcome(event)
@@ -149,6 +155,8 @@ class OpenTelemetry(Hooks):
         key = (job.id, job.token)
         span = self._open.pop(key, None)
         self._keys.discard(key)
+        if span is None and failed is not None and self._tracer is not None:  # no handler could be called
+            span, _ = self._start(self._tracer, job)
         if span is not None:
             span.set_attribute("pgjobs.queue.wait", event.stats.queue_wait.total_seconds())
             if failed is not None and self._record_exceptions:
@@ -173,8 +181,8 @@ class OpenTelemetry(Hooks):
 class _Send:
     """The middleware around inserts, synchronous and asynchronous ones."""
 
-    def __init__(self, telemetry: OpenTelemetry) -> None:
-        self._sending = telemetry._sending
+    def __init__(self, sending: Callable[[Sequence[EncodedJob]], AbstractContextManager[_Sending]]) -> None:
+        self._sending = sending
 
     def __call__(
         self, tx: Any, jobs: Sequence[EncodedJob], insert: Callable[[Sequence[EncodedJob]], list[Job[Any]]]
