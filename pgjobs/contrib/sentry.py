@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import is_dataclass
 from typing import Any
 
@@ -95,8 +95,8 @@ class Sentry(Hooks):
             tags = {"job.id": job.id, "job.kind": job.kind, "job.queue": job.queue, "job.attempt": attempt}
             scope.set_tags({name: str(value) for name, value in tags.items()})
             scope.set_context("job", details)
-            if _worker_of(job) in _reporting:  # then Sentry has seen the exception in the log record that was dropped
-                DedupeIntegration.reset_last_seen()
+            if _worker_of(job) in _reporting:
+                _forget_last(hint)
             sentry_sdk.capture_event(event, hint=hint)
 
 
@@ -132,6 +132,15 @@ def _args_of(job: Job[Any]) -> Any:
     except UndecodableArgs:  # then nobody knows which fields are secret
         return HIDDEN
     return json.loads(codec.redacted(type(args), job.raw_args) if is_dataclass(args) else job.raw_args)
+
+
+def _forget_last(hint: dict[str, Any]) -> None:
+    """Sentry has seen the exception in the event of the log record, and would drop ours as a duplicate."""
+    reset: Callable[[], None] | None = getattr(DedupeIntegration, "reset_last_seen", None)
+    if reset is not None:
+        reset()
+    else:  # an older SDK
+        hint.pop("exc_info", None)
 
 
 def _redacted(value: Any, names: frozenset[str]) -> Any:
