@@ -186,4 +186,3 @@ def test_a_child_that_is_replaced_counts_to_its_last_job(place: Place) -> None:
         wait_until(lambda: place.completed(*jobs), SOON)
         wait_until(lambda: attempts(scrape(work)) == 25, SOON)
         assert work.told("is replaced: it has run 10 jobs", times=1)
-        assert work.stop() == 0

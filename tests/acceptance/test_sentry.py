@@ -103,6 +103,14 @@ def test_a_failed_attempt_is_one_event(
     assert event["contexts"]["job"]["max_attempts"] == 25
 
 
+def test_with_an_older_sdk_it_is_one_event_too(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(DedupeIntegration, "reset_last_seen")
+    with sentry(event_level=logging.WARNING) as events, watched(client) as observed:
+        observed.enqueue(None, Thing())
+        assert WorkerPool(observed, {Thing: raising(ValueError("no"))}, backoff=LATER).work_one()
+    assert [event.get("logger") for event in events] == [None]
+
+
 def test_each_attempt_is_an_event_and_the_log_a_breadcrumb_of_it(client: Client) -> None:
     with sentry() as events, watched(client) as observed:
         observed.enqueue(None, Thing(), max_attempts=2)
