@@ -22,7 +22,10 @@ from psycopg.conninfo import conninfo_to_dict
 
 import pgjobs.contrib.django
 import pgjobs.contrib.flask
+import pgjobs.contrib.opentelemetry
+import pgjobs.contrib.sentry
 import pgjobs.contrib.sqlalchemy
+import pgjobs.metrics
 import pgjobs.testing
 from pgjobs import Client, JobFilter, JobOptions, QueueSettings, Schedule, WorkerPool, WorkMap, cli, guide
 from pgjobs.control.queues import Queues
@@ -349,6 +352,8 @@ HOMES += (pgjobs.ErrorHandler,)
 HOMES += (pgjobs.testing, Jobs, Performed)
 HOMES += (pgjobs.Durations,)
 HOMES += (pgjobs.contrib.flask, pgjobs.contrib.flask.Pgjobs)
+HOMES += (pgjobs.metrics, pgjobs.contrib.opentelemetry, pgjobs.contrib.opentelemetry.OpenTelemetry)
+HOMES += (pgjobs.contrib.sentry, pgjobs.Durations)
 OWNERS: Mapping[str, Any] = {
     "client": Client,
     "pool": WorkerPool,

@@ -119,6 +119,11 @@ class WorkerThreads:
         return bool(self._stuck)
 
     @property
+    def stuck(self) -> int:
+        """How many threads are stuck."""
+        return len(self._stuck)
+
+    @property
     def any_stuck_since_start(self) -> bool:
         """Whether a thread is stuck that this start of the pool has made."""
         with self._changed:
