@@ -28,6 +28,7 @@ TOPICS = (
     "deploying",
     "production",
     "logging",
+    "telemetry",
     "performance",
     "how-it-works",
     "coming-from",
