@@ -233,17 +233,17 @@ GROUP BY kind ORDER BY 3 DESC, kind LIMIT 10;
 -- that were discarded within a day.
 SELECT kind, pg_catalog.count(*), pg_catalog.max(times), pg_catalog.min(id), pg_catalog.min(queue)
 FROM (
-    (SELECT id, queue, kind, errors FROM pgjobs.job
-        WHERE state = ANY ('{scheduled,retryable}') AND attempt > 1 ORDER BY scheduled_at LIMIT 1000)
+    (SELECT id, queue, kind, attempt, errors FROM pgjobs.job
+        WHERE state = ANY ('{scheduled,retryable}') ORDER BY scheduled_at LIMIT 5000)
     UNION ALL
-    (SELECT id, queue, kind, errors FROM pgjobs.job WHERE state = 'running' AND attempt > 1 LIMIT 1000)
+    (SELECT id, queue, kind, attempt, errors FROM pgjobs.job WHERE state = 'running' LIMIT 5000)
     UNION ALL
-    (SELECT id, queue, kind, errors FROM pgjobs.job
-        WHERE state = 'discarded' AND finalized_at > (pg_catalog.clock_timestamp() - interval '1 day') AND attempt > 1
-        ORDER BY finalized_at DESC LIMIT 1000)
+    (SELECT id, queue, kind, attempt, errors FROM pgjobs.job
+        WHERE state = 'discarded' AND finalized_at > (pg_catalog.clock_timestamp() - interval '1 day')
+        ORDER BY finalized_at DESC LIMIT 5000)
 ) AS failed, LATERAL (
     SELECT pg_catalog.count(*) AS times FROM pg_catalog.jsonb_array_elements(
-        CASE WHEN pg_catalog.jsonb_typeof(errors) = 'array' THEN errors ELSE '[]' END) AS entry
+        CASE WHEN attempt > 1 AND pg_catalog.jsonb_typeof(errors) = 'array' THEN errors ELSE '[]' END) AS entry
     WHERE pg_catalog.starts_with(entry ->> 'error', 'worker vanished')) AS counted
 WHERE times > 1
 GROUP BY kind ORDER BY 2 DESC, kind LIMIT 10;

@@ -80,7 +80,7 @@ def _long_jobs(look: Look) -> Iterator[Problem]:
         yield Problem(
             by_age(seconds, warning=_WARNING, critical=_CRITICAL),
             f"job {id} of kind {name(kind)} in queue {name(queue)} has run for {span(seconds)} in one transaction, on "
-            f"worker {name(worker)}",
+            f"worker {name(worker or 'unknown')}",
             _LONG_JOBS,
         )
 
