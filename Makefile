@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV   := .venv-$(notdir $(PYTHON))
 BIN    := $(VENV)/bin
+DJANGO := .venv-django-tasks
+DJANGO_VERSION := django~=6.1.0
 USABLE := $(VENV)/.usable
 READY  := $(VENV)/.ready
 # a version manager's shim runs an interpreter only when its version is chosen
@@ -10,6 +12,8 @@ INTERPRETER = $(shell $(PYTHON) -c "" 2>/dev/null && echo $(PYTHON) \
 
 POOL_TESTS = $(shell grep -rlE 'WorkerPool|nursery' --include 'test_*.py' tests/acceptance tests/conformance tests/db tests/faults)
 
+SQLALCHEMY_TESTS = $(shell grep -rlE 'sqlalchemy|acceptance.frameworks' --include 'test_*.py' tests/acceptance tests/conformance)
+
 # four at a time, each with a server of its own: most of a test is waiting; ARGS="-n 0" runs them in one process
 PYTEST = pytest -n 4 --dist worksteal
 
@@ -17,7 +21,7 @@ PYTEST = pytest -n 4 --dist worksteal
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-tools modes decoys prerelease matrix faults storm soak check fix bench bench-processes bench-real bench-growth bench-profile bench-crash bench-peers clean
+.PHONY: help demo test test-tools modes decoys prerelease old-sqlalchemy matrix django-tasks-tests faults storm soak check fix bench bench-processes bench-real bench-growth bench-profile bench-crash bench-peers clean
 
 help: ## what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -46,8 +50,23 @@ prerelease: ## the suite with the newest psycopg, psycopg_pool, croniter and dat
 	.venv-prerelease/bin/pip list --disable-pip-version-check | grep -E '^(psycopg|croniter|dataclasses)'
 	.venv-prerelease/bin/$(PYTEST) $(ARGS)
 
+old-sqlalchemy: ## the tests with SQLAlchemy on 2.0, the oldest that works (`make test` has the newest); five minutes
+	$(INTERPRETER) -m venv --clear .venv-old-sqlalchemy
+	.venv-old-sqlalchemy/bin/pip install --quiet --disable-pip-version-check \
+		--editable '.[embedded,test]' 'sqlalchemy[asyncio]<2.1'
+	.venv-old-sqlalchemy/bin/pip list --disable-pip-version-check | grep -i '^sqlalchemy'
+	.venv-old-sqlalchemy/bin/$(PYTEST) $(SQLALCHEMY_TESTS) $(ARGS)
+
 matrix: $(READY) ## the suite on Postgres VERSIONS (14 15 16 17), whose programs it downloads; an hour
 	$(BIN)/python -m tests.matrix $(if $(VERSIONS),--versions $(VERSIONS)) -- $(ARGS)
+
+django-tasks-tests: ## Django's own tests of its tasks, against our backend; PYTHON is 3.12 or newer
+	test -x $(DJANGO)/bin/python || $(INTERPRETER) -m venv $(DJANGO)
+	$(DJANGO)/bin/pip install --quiet --disable-pip-version-check --editable '.[embedded]' '$(DJANGO_VERSION)'
+	test -d $(DJANGO)/source || $(DJANGO)/bin/pip download --quiet --disable-pip-version-check --no-deps \
+		--no-binary django --dest $(DJANGO)/sdist '$(DJANGO_VERSION)'
+	mkdir -p $(DJANGO)/source && tar -xzf $(DJANGO)/sdist/django-*.tar.gz --strip-components 1 -C $(DJANGO)/source
+	$(DJANGO)/bin/python -m tests.django_suite $(DJANGO)/source/tests
 
 faults: $(READY) ## the fault suite with its slow parts, under 15 minutes; as root on Linux it does all it can
 	$(BIN)/pytest -m "slow or not slow" tests/faults $(ARGS)

@@ -60,11 +60,13 @@ from datetime import datetime, timedelta
 
 import psycopg
 
+from pgjobs.secret_fields import without_secrets
+
 
 def shown(value: object, limit: int = 80) -> str:
-    """A short `repr` of a value for an error message; the type's name if `repr` raises."""
+    """A short `repr` of a value for an error message, without secret fields; the type's name if `repr` raises."""
     try:
-        return f"{value!r:.{limit}}"
+        return f"{without_secrets(value)!r:.{limit}}"
     except Exception:
         return f"<{type(value).__name__}>"
 
@@ -137,7 +139,8 @@ class PoolTooSmall(InvalidSetting):
 
 
 class InvalidTransaction(PgjobsError, TypeError):
-    """pgjobs cannot enqueue on this `tx`: it does not use a psycopg 3 connection."""
+    """The call cannot use this `tx`: it has no psycopg 3 connection; or it is asynchronous and the call is not, or the
+    other way round."""
 
 
 class UnknownKind(PgjobsError, LookupError):

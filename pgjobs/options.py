@@ -96,8 +96,8 @@ class EncodedJob:
     queue: str
     priority: int
     max_attempts: int
-    args: str
-    metadata: str
+    args: str = field(repr=False)  # it may be confidential, as metadata
+    metadata: str = field(repr=False)
     tags: Sequence[str]
     scheduled_at: datetime | None
     delay: timedelta  # counts when scheduled_at is None

@@ -191,6 +191,14 @@ def decoding(work_map: WorkMap | None, job: Job[Any]) -> Job[Any]:
     return job
 
 
+def shown_args(work_map: WorkMap | None, kind: str, raw_args: str) -> str:
+    """The JSON text of the args of a job without secrets, as far as the work map names the args class of its kind."""
+    handler: Handler | None = None if work_map is None else dict.get(work_map, kind)
+    if handler is None or handler.args_class is None:
+        return raw_args
+    return codec.redacted(handler.args_class, raw_args)
+
+
 def as_work_map(work_map: Any) -> WorkMap:
     """The `work_map` argument of a client or worker pool, as a WorkMap."""
     if isinstance(work_map, WorkMap):

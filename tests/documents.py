@@ -3,6 +3,7 @@
 What stands in fences is run, by the language they name:
 
     python   the blocks of one document are one program, run in their order against an empty database
+             (in a page with `manage.py`: a block that begins with `# a/name.py` is that file of a project)
     sql      each statement runs in that database, after the program
     sh       each line is a command: those that call `pgjobs` run, the others are looked at
     output   what the program, or the command, above it prints: no more and no less
@@ -53,11 +54,21 @@ class Document(NamedTuple):
             if not languages or match[1] in languages
         ]
 
+    @property
+    def files(self) -> dict[str, str]:
+        """The files of the project that the page makes, by their names."""
+        if not any("manage.py" in block.code for block in self.blocks("sh")):
+            return {}
+        blocks = [(re.match(r"# (\S+\.py)\n", block.code), block.code) for block in self.blocks("python")]
+        return {name[1]: code for name, code in blocks if name}
+
     def program(self, dsn: str) -> str:
         """All Python of the document, on the lines on which it stands there, for this database."""
         lines: list[str] = []
         url = "postgresql+psycopg://?" + urlencode(conninfo_to_dict(dsn))
         for block in self.blocks("python"):
+            if block.code in self.files.values():
+                continue
             lines += [""] * (block.line - 1 - len(lines))
             lines += block.code.replace(PLACEHOLDER, dsn).replace(SQLALCHEMY_PLACEHOLDER, url).splitlines()
         return "\n".join([*lines, ""])

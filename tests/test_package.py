@@ -93,7 +93,7 @@ def test_the_wheel_says_that_it_is_typed_and_carries_the_licence(unpacked: Path)
 
 def test_the_wheel_carries_nothing_else(unpacked: Path) -> None:
     assert {path.name for path in unpacked.iterdir()} == {"pgjobs", f"pgjobs_psycopg-{pgjobs.__version__}.dist-info"}
-    assert not files(unpacked, "test*")
+    assert not [*files(unpacked, "test_*"), *files(unpacked, "tests")]
     assert {path.suffix for path in files(unpacked / "pgjobs", "*.*")} == {".md", ".py", ".sql", ".typed"}
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from pgjobs import application
 from pgjobs.client import Client
-from pgjobs.work_map import WorkMap
+from pgjobs.job import Job, changed, has_args
+from pgjobs.work_map import WorkMap, shown_args
 from pgjobs.worker_pool import WorkerPool
 
 
@@ -18,6 +20,12 @@ class App:
     client: Client
     work_map: WorkMap | None = None
     threads: int | None = None
+
+    def shown(self, job: Job[Any], *, secrets: bool) -> Job[Any]:
+        """The job as it is printed: its args without secrets, unless they are asked for."""
+        if secrets or not has_args(job):
+            return job
+        return changed(job, raw_args=shown_args(self.work_map, job.kind, job.raw_args))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -61,6 +61,14 @@ def add_json(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("--json", action="store_true", help=f"print {what}, for programs")
 
 
+def add_secrets(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--show-secrets",
+        action="store_true",
+        help="show secret fields of args too; without --app no field is known to be secret, and all are shown",
+    )
+
+
 def add_no_transaction(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-transaction",

@@ -13,6 +13,7 @@ from pgjobs.cli.arguments import (
     Commands,
     add_database,
     add_json,
+    add_secrets,
     duration,
     future,
     json_object,
@@ -56,6 +57,7 @@ def add_parser(commands: Commands) -> None:
         help="only if there is no such job yet: of this kind, or of this kind with these args",
     )
     parser.add_argument("--pending", action="store_true", default=None, help="wait for `pgjobs release`")
+    add_secrets(parser)
     add_json(parser, "the job as a JSON object")
     add_database(parser, rights="pgjobs_enqueuer")
     parser.set_defaults(run=_enqueue)
@@ -72,7 +74,7 @@ def _enqueue(options: argparse.Namespace) -> int:
     with connect(options) as app:
         job: Any = app.client.enqueue(None, _payload(app, options.kind, options.args), kind=options.kind, **given)
     if options.json:
-        print_json({**all_fields(job), "duplicate": job.duplicate})
+        print_json({**all_fields(app.shown(job, secrets=options.show_secrets)), "duplicate": job.duplicate})
     else:
         what = "is there already" if job.duplicate else "enqueued"
         print(f"job {job.id} {what}: {job.kind} in {job.queue}, {job.state}")

@@ -9,7 +9,17 @@ from datetime import timedelta
 from itertools import chain
 from typing import Any
 
-from pgjobs.cli.arguments import VIEWER, VIEWER_OF_ARGS, Commands, add_database, add_json, duration, job_id, number
+from pgjobs.cli.arguments import (
+    VIEWER,
+    VIEWER_OF_ARGS,
+    Commands,
+    add_database,
+    add_json,
+    add_secrets,
+    duration,
+    job_id,
+    number,
+)
 from pgjobs.cli.database import connect
 from pgjobs.cli.filters import add_filter, filter_of
 from pgjobs.cli.job_output import all_fields, detail_lines, listed_fields, print_jobs
@@ -104,6 +114,7 @@ def _add_show(parser: argparse.ArgumentParser) -> None:
     parser.description = "Show all that is known of jobs: args, metadata, output, and the errors of each attempt."
     parser.add_argument("ids", nargs="+", type=job_id, metavar="ID", help="the ids of the jobs")
     parser.add_argument("--no-args", action="store_false", dest="args", help="leave out the args")
+    add_secrets(parser)
     add_json(parser, "one JSON object for each job, each on a line")
     add_database(parser, rights=VIEWER)
     parser.set_defaults(run=_show)
@@ -116,7 +127,9 @@ def _show(options: argparse.Namespace) -> int:
             job = app.client.get(id)
             if job is None:
                 missing.append(id)
-            elif options.json:
+                continue
+            job = app.shown(job, secrets=options.show_secrets)
+            if options.json:
                 fields = all_fields(job)
                 print_json(fields if options.args else {name: fields[name] for name in fields if name != "args"})
             else:
@@ -137,6 +150,7 @@ def _add_wait(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("ids", nargs="+", type=job_id, metavar="ID", help="the ids of the jobs")
     parser.add_argument("--timeout", type=duration, metavar="TIME", help="such as 30s or 5m (default: wait for ever)")
+    add_secrets(parser)
     add_json(parser, "one JSON object for each job that is over, each on a line")
     add_database(parser, rights=VIEWER_OF_ARGS)
     parser.set_defaults(run=_wait)
@@ -156,7 +170,7 @@ def _wait(options: argparse.Namespace) -> int:
                 code = max(code, NOT_OVER)
                 continue
             if options.json:
-                print_json(all_fields(job))
+                print_json(all_fields(app.shown(job, secrets=options.show_secrets)))
             else:
                 print(_ended(job))
             code = max(code, 0 if job.state is JobState.COMPLETED else NOT_COMPLETED)

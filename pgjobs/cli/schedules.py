@@ -10,7 +10,8 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from pgjobs import timetable
-from pgjobs.cli.arguments import VIEWER_OF_ARGS, Commands, add_database, add_json, number
+from pgjobs.cli.app import App
+from pgjobs.cli.arguments import VIEWER_OF_ARGS, Commands, add_database, add_json, add_secrets, number
 from pgjobs.cli.database import connect
 from pgjobs.cli.output import (
     Column,
@@ -23,10 +24,10 @@ from pgjobs.cli.output import (
     time_text,
     when_text,
 )
-from pgjobs.client import Client
 from pgjobs.errors import PgjobsError, ScheduleNotFound
 from pgjobs.options import LAST_INSTANT
 from pgjobs.results import ScheduleRow
+from pgjobs.work_map import shown_args
 
 _COLUMNS = (
     Column("NAME", elastic=True),
@@ -51,9 +52,6 @@ def add_parser(commands: Commands) -> None:
     _add_action(actions, "pause", "enqueue no jobs at their ticks until they are resumed", _pause)
     _add_action(actions, "resume", "end a pause; the ticks of the pause are not made up", _resume)
     _add_simulate(actions)
-    former = commands.add_parser("schedule")  # the name that the command had when it could only simulate
-    former.description = "The former name of `pgjobs schedules`."
-    _add_simulate(former.add_subparsers(required=True, metavar="ACTION"))
 
 
 # --- look
@@ -104,12 +102,15 @@ def _listed_fields(row: ScheduleRow) -> dict[str, Any]:
     return given
 
 
-def _show(options: argparse.Namespace, client: Client, name: str) -> None:
-    row = client.schedules.get(name)
+def _show(options: argparse.Namespace, app: App, name: str) -> None:
+    row = app.client.schedules.get(name)
     if row is None:
         raise ScheduleNotFound(name)
+    args = row.raw_args
+    if args is not None and row.kind is not None and not options.show_secrets:
+        args = shown_args(app.work_map, row.kind, args)
     if options.json:
-        raw = {"args": row.raw_args, "options": row.raw_options}
+        raw = {"args": args, "options": row.raw_options}
         print_json({**_listed_fields(row), **{key: text and RawJson(text) for key, text in raw.items()}})
         return
     values = {
@@ -117,7 +118,7 @@ def _show(options: argparse.Namespace, client: Client, name: str) -> None:
         "spec": row.spec or "custom: an object of the application",
         "zone": row.zone,
         "kind": row.kind or "computed by code",
-        "args": row.raw_args or "computed by code",
+        "args": args or "computed by code",
         "options": None if row.raw_options in (None, "{}") else row.raw_options,
         "next": "never" if _next_text(row) == "never" else time_text(row.next_tick_at),
         "last": time_text(row.last_tick_at),
@@ -142,13 +143,14 @@ def _add_action(
     actions: Commands,
     name: str,
     help: str,
-    act: Callable[[argparse.Namespace, Client, str], None],
+    act: Callable[[argparse.Namespace, App, str], None],
     rights: str = "pgjobs_operator",
 ) -> None:
     parser = actions.add_parser(name, help=help)
     parser.description = help.capitalize() + "."
     parser.add_argument("names", nargs="+", metavar="NAME", help="the names of the schedules")
     if act is _show:
+        add_secrets(parser)
         add_json(parser, "one JSON object for each schedule, each on a line")
     add_database(parser, rights=rights)
     parser.set_defaults(run=_for_each, act=act)
@@ -160,25 +162,25 @@ def _for_each(options: argparse.Namespace) -> int:
     with connect(options) as app:
         for name in options.names:
             try:
-                options.act(options, app.client, name)
+                options.act(options, app, name)
             except ScheduleNotFound as error:
                 say_error(error)
                 code = 1
     return code
 
 
-def _run_now(options: argparse.Namespace, client: Client, name: str) -> None:
-    client.schedules.run_now(name)
+def _run_now(options: argparse.Namespace, app: App, name: str) -> None:
+    app.client.schedules.run_now(name)
     print(f"schedule {harmless(name)} will run once, as soon as a worker pool sees it")
 
 
-def _pause(options: argparse.Namespace, client: Client, name: str) -> None:
-    client.schedules.pause(name)
+def _pause(options: argparse.Namespace, app: App, name: str) -> None:
+    app.client.schedules.pause(name)
     print(f"paused schedule {harmless(name)}")
 
 
-def _resume(options: argparse.Namespace, client: Client, name: str) -> None:
-    client.schedules.resume(name)
+def _resume(options: argparse.Namespace, app: App, name: str) -> None:
+    app.client.schedules.resume(name)
     print(f"resumed schedule {harmless(name)}")
 
 

@@ -107,6 +107,7 @@ def _work(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
         reload=options.reload,
         log_level=options.log_level,
         log_format=options.log_format,
+        program="pgjobs" if options.framework is None else options.framework.program,
     )
     return Supervisor(settings, processes=options.processes, health=options.health).run()
 

@@ -24,6 +24,7 @@ what JSON holds: int keys become text, and a tuple becomes a list. Postgres stor
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import is_dataclass
 from functools import lru_cache
@@ -39,11 +40,13 @@ from pgjobs.codec.text import (
     as_refused,
     check_instance,
     expected,
+    hide_secret,
     read,
     write,
 )
 from pgjobs.codec.values import json_copy
 from pgjobs.errors import InvalidArgs, InvalidOption, UndecodableArgs
+from pgjobs.secret_fields import HIDDEN
 
 __all__ = [
     "JSONB_BYTES",
@@ -58,6 +61,7 @@ __all__ = [
     "encode_metadata",
     "encode_output",
     "json_names",
+    "redacted",
 ]
 
 METADATA_LIMIT = 64 * 1024  # bytes
@@ -77,7 +81,21 @@ def encode(args: object, *, max_bytes: int = 1_048_576) -> str:
             raise expected("an instance of a dataclass, or a dict", args)
         return write(tree, min(max_bytes, JSONB_BYTES))
     except (Refused, RecursionError) as error:
-        raise InvalidArgs(f"args cannot be stored: {as_refused(error)}") from error.__cause__
+        raise InvalidArgs(f"args cannot be stored: {_without_secrets(error, args)}") from error.__cause__
+
+
+def _without_secrets(error: Exception, args: object) -> Refused:
+    """The error of `encode`. If `write` raised it, which knows no fields, it may show the value of a secret one."""
+    refused = as_refused(error)
+    args_class: Any = type(args)
+    try:
+        codec = _compiled(args_class)
+        return hide_secret(refused, codec.redact(codec.encode(args)))
+    except (
+        Refused,
+        RecursionError,
+    ):  # args are a dict, or their fields cannot be encoded, and that error hides secrets
+        return refused
 
 
 def encode_metadata(metadata: Mapping[str, Any]) -> str:
@@ -112,6 +130,18 @@ def decode(cls: type[T], raw: str | Mapping[str, Any]) -> T:
 
 def _tree(raw: object) -> Any:
     return json_copy(raw) if isinstance(raw, Mapping) else read(check_instance(str, raw, "JSON text, or a dict"))
+
+
+def redacted(cls: type, raw: str) -> str:
+    """The JSON text of args of the dataclass `cls`, with `[secret]` in place of the values of secret fields. Hidden as
+    well is what a class with secret fields does not declare, and the whole of an object with its own `to_dict`. The
+    text need not fit the class; one that Python cannot read is hidden whole."""
+    try:
+        tree = read(raw)
+        shown = _compiled(cls).redact(tree)
+        return raw if shown == tree else write(shown, JSONB_BYTES)
+    except (Refused, RecursionError):
+        return json.dumps(HIDDEN)
 
 
 def decode_dict(raw: str) -> dict[str, Any]:

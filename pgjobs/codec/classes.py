@@ -11,9 +11,10 @@ from typing import Any, get_args, get_origin
 from dataclasses_json import CatchAll, DataClassJsonMixin, Exclude, Undefined
 
 from pgjobs.codec.generics import field_hints
-from pgjobs.codec.scalars import Codec, Convert
+from pgjobs.codec.scalars import Codec, Convert, unchanged
 from pgjobs.codec.text import Refused, as_refused, call_application, check_instance, expected, segment
 from pgjobs.codec.values import ANY, codec_of, json_copy, json_object
+from pgjobs.secret_fields import HIDDEN, is_secret
 
 _ABSENT = object()  # stands for an excluded field, which is dropped at the end
 _OBJECT = json_object(dict)
@@ -27,7 +28,8 @@ def compile_class(hint: Any, seen: dict[Any, Codec]) -> Codec:
     to_dict, from_dict = _overrides(record.cls, "to_dict"), _overrides(record.cls, "from_dict")
     encode = record.encode_by_method if to_dict else record.encode
     decode = record.decode_by_method if from_dict else record.decode
-    seen[hint] = Codec(encode, decode, (dict,), names=None if to_dict else record.names)
+    names, redact = (None, record.redact_whole) if to_dict else (record.names, record.redact)
+    seen[hint] = Codec(encode, decode, (dict,), names=names, redact=redact)
     if not (to_dict and from_dict):
         record.add_fields(_hints(record.cls, hint), seen)
     return seen[hint]
@@ -67,6 +69,10 @@ def _decode_with(decoder: Convert, nullable: bool) -> Convert:
     return lambda raw: None if raw is None and nullable else call_application(decoder, raw)
 
 
+def _hide(raw: Any) -> Any:
+    return None if raw is None else HIDDEN
+
+
 def _unless(exclude: Convert, encode: Convert) -> Convert:
     return lambda value: _ABSENT if call_application(exclude, value) else encode(value)
 
@@ -78,9 +84,13 @@ class _ClassCodec:
         self.cls = cls
         self.writers: list[tuple[str, str, type | None, Convert]] = []
         self.readers: list[tuple[str, str, type | None, Convert, bool]] = []
+        self.redactors: dict[str, Convert] = {}  # by the names in JSON
+        self.secrets: set[str] = set()  # the names in JSON of secret fields
+        self.has_secrets = any(map(is_secret, fields(cls)))
         self.keys: set[str] = set()
         self.names: dict[str, str] = {}
         self.extra = ""  # the CatchAll field, which keeps unknown keys
+        self.extra_is_shown = False  # the unknown keys that a CatchAll field keeps are not secret
         self.strict = self.excludes = False
 
     def add_fields(self, hints: dict[str, Any], seen: dict[Any, Codec]) -> None:
@@ -93,7 +103,9 @@ class _ClassCodec:
             self.extra = extra[0]
         for field in fields(self.cls):
             try:
-                if field.name != self.extra:
+                if field.name == self.extra:
+                    self.extra_is_shown = not is_secret(field)
+                else:
                     self._add(field, hints[field.name], config | field.metadata.get("dataclasses_json", {}), seen)
             except Refused as error:
                 raise as_refused(error, segment(field.name)) from error.__cause__
@@ -102,7 +114,7 @@ class _ClassCodec:
     def _add(self, field: Field[Any], hint: Any, config: dict[str, Any], seen: dict[Any, Codec]) -> None:
         encoder, decoder, exclude = config.get("encoder"), config.get("decoder"), config.get("exclude")
         free = (encoder and decoder) or exclude is Exclude.ALWAYS
-        encode, decode, _, same, _ = ANY if free else codec_of(hint, partial(compile_class, seen=seen))
+        encode, decode, _, same, _, redact = ANY if free else codec_of(hint, partial(compile_class, seen=seen))
         if encoder:
             encode = _encode_with(encoder)
         if decoder:
@@ -114,6 +126,10 @@ class _ClassCodec:
             raise Refused(f"another field has the JSON name {key!r} too")
         self.keys.add(key)
         self.names[field.name] = key
+        self.redactors[key] = redact
+        if is_secret(field):
+            self.secrets.add(key)
+            self.redactors[key] = _hide
         self.writers.append((field.name, key, None if encoder or exclude else same, encode))
         if field.init:
             required = field.default is MISSING and field.default_factory is MISSING
@@ -129,14 +145,42 @@ class _ClassCodec:
                 part = getattr(value, name)
                 tree[key] = part if type(part) is same else convert(part)
         except (Refused, RecursionError, AttributeError) as error:
-            raise as_refused(error, segment(key)) from error.__cause__
+            refused = self._refused(error, key)
+            raise refused from refused.__cause__
         return self._finish(tree, value) if self.excludes or self.extra else tree
 
+    def _refused(self, error: Exception, key: str) -> Refused:
+        """The error of a field. That of a secret field has neither the value nor a cause, which may show it."""
+        if key in self.secrets:
+            return Refused(as_refused(error).discreet_problem, segment(key))
+        return as_refused(error, segment(key))
+
+    def redact(self, raw: Any) -> Any:
+        """In a class with a secret field, also what the class does not declare is hidden: a secret field may have had
+        another name or form when the JSON was written."""
+        if type(raw) is not dict:
+            return self.redact_whole(raw)
+        other = unchanged if self.extra_is_shown else self.redact_whole
+        return {key: self.redactors.get(key, other)(part) for key, part in raw.items()}
+
+    def redact_whole(self, raw: Any) -> Any:
+        """Of a class with its own `to_dict`, only that knows what is where."""
+        return _hide(raw) if self.has_secrets else raw
+
     def _finish(self, tree: dict[str, Any], value: Any) -> dict[str, Any]:
-        unknown: dict[str, Any] = _OBJECT.encode((self.extra and getattr(value, self.extra)) or {})
+        unknown = self._encode_extra((self.extra and getattr(value, self.extra)) or {})
         for key in self.keys & unknown.keys():
             raise Refused(f"is a field, and a key of {self.extra} too: leave one of them out", segment(key))
         return {key: part for key, part in tree.items() if part is not _ABSENT} | unknown
+
+    def _encode_extra(self, unknown: Any) -> dict[str, Any]:
+        try:
+            encoded: dict[str, Any] = _OBJECT.encode(unknown)
+        except (Refused, RecursionError) as error:
+            if self.extra_is_shown:
+                raise
+            raise Refused(as_refused(error).discreet_problem, segment(self.extra)) from None
+        return encoded
 
     def decode(self, raw: Any) -> Any:
         if type(raw) is not dict:
@@ -151,7 +195,8 @@ class _ClassCodec:
                 elif required:
                     raise Refused(f"missing, and {self.cls.__qualname__} has no default for it")
         except (Refused, RecursionError) as error:
-            raise as_refused(error, segment(key)) from error.__cause__
+            refused = self._refused(error, key)
+            raise refused from refused.__cause__
         if self.extra or self.strict:
             kwargs |= self._unknown(raw)
         return call_application(self.cls, **kwargs)

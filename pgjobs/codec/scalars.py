@@ -15,6 +15,10 @@ from pgjobs.codec.text import Refused, expected
 Convert = Callable[[Any], Any]
 
 
+def unchanged(value: Any) -> Any:
+    return value
+
+
 class Codec(NamedTuple):
     """How the values of one type are written as JSON and read back."""
 
@@ -23,10 +27,7 @@ class Codec(NamedTuple):
     json_types: tuple[type, ...]  # the Python types of the JSON that `encode` returns
     same: type | None = None  # values of exactly this type need no conversion, which saves a call for most fields
     names: Mapping[str, str] | None = None  # of a dataclass: the JSON name of each field
-
-
-def unchanged(value: Any) -> Any:
-    return value
+    redact: Convert = unchanged  # a copy of the JSON with secret values hidden; never raises
 
 
 def scalar(
@@ -75,7 +76,8 @@ def _aware(value: datetime) -> datetime:
 def _write_time(value: time) -> str:
     if value.tzinfo is None or value.utcoffset() is not None:
         return value.isoformat()
-    raise Refused(f"time {value} has a zone without an offset, since that depends on the date: use a datetime")
+    problem = "has a zone without an offset, since that depends on the date: use a datetime"
+    raise Refused(f"time {value} {problem}", discreet=f"time {problem}")
 
 
 _TEXT, _MICROSECOND = (str,), timedelta.resolution

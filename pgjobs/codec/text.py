@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable, Iterator
 from decimal import Decimal
 from typing import Any, TypeVar
 
+from pgjobs.secret_fields import HIDDEN, without_secrets
+
 T = TypeVar("T")
 
 MAX_DEPTH = 128  # levels of nesting: to read one level may take five of the thousand frames that Python allows
@@ -23,16 +25,30 @@ JSONB_BYTES = 268_435_455  # the largest object or string that jsonb can hold
 
 
 class Refused(Exception):
-    """A value cannot be written or read. The path grows while the error rises through the levels of nesting."""
+    """A value cannot be written or read. The path grows while the error rises through the levels of nesting.
 
-    def __init__(self, problem: str, path: str = "", *, discreet: str = "") -> None:
-        super().__init__(problem)
+    A `problem` that shows a value may be a function, which is called when the text is needed: the members of a union
+    are tried one after the other, and most of their errors are never shown.
+    """
+
+    def __init__(self, problem: str | Callable[[], str], path: str = "", *, discreet: str = "") -> None:
+        super().__init__()
+        self._problem = problem
         self.path = path
-        self.discreet_problem = discreet or problem  # without the value, for logs and `errors`
+        self._discreet = discreet
+
+    @property
+    def problem(self) -> str:
+        return self._problem if isinstance(self._problem, str) else self._problem()
+
+    @property
+    def discreet_problem(self) -> str:
+        """The problem without the value, for logs and `errors`."""
+        return self._discreet or self.problem
 
     def __str__(self) -> str:
         path = self.path if len(self.path) <= 120 else self.path[:120] + "…"
-        return f"${path}: {self.args[0]}"
+        return f"${path}: {self.problem}"
 
     @property
     def discreet(self) -> str:
@@ -60,7 +76,7 @@ _BRIEF.maxstring = _BRIEF.maxother = _BRIEF.maxlong = 60
 
 def short(value: object) -> str:
     try:
-        return _BRIEF.repr(value)[:60]
+        return _BRIEF.repr(without_secrets(value))[:60]
     except Exception:  # a __repr__ that fails, or an int with too many digits, must not hide the problem
         return "…"
 
@@ -69,9 +85,15 @@ def described(value: object) -> str:
     return f"{type(value).__qualname__} {short(value)}"
 
 
+def about(value: object, problem: str, path: str = "") -> Refused:
+    """The error about a value; without the value it names its type."""
+    return Refused(lambda: f"{described(value)} {problem}", path, discreet=f"{type(value).__qualname__} {problem}")
+
+
 def expected(wanted: str, value: object) -> Refused:
     return Refused(
-        f"expected {wanted}, found {described(value)}", discreet=f"expected {wanted}, found {type(value).__qualname__}"
+        lambda: f"expected {wanted}, found {described(value)}",
+        discreet=f"expected {wanted}, found {type(value).__qualname__}",
     )
 
 
@@ -115,10 +137,9 @@ def write(tree: Any, max_bytes: int) -> str:
         raise problem
     if size > max_bytes:
         path, _, longest = max(_walk(tree), key=lambda node: len(node[2]) if isinstance(node[2], str) else 0)
+        too_large = f"{size} bytes of JSON, more than the {max_bytes} allowed"
         advice = "store it elsewhere and enqueue a reference to it"
-        raise Refused(
-            f"{size} bytes of JSON, more than the {max_bytes} allowed; here is {described(longest)}: {advice}", path
-        )
+        raise Refused(f"{too_large}; here is {described(longest)}: {advice}", path, discreet=f"{too_large}: {advice}")
     return text
 
 
@@ -143,12 +164,21 @@ def _walk(tree: Any) -> Iterator[tuple[str, int, Any]]:
             stack.extend((f"{path}[{index}]", depth + 1, value[index]) for index in reversed(range(len(value))))
 
 
+def hide_secret(refused: Refused, redacted: Any) -> Refused:
+    """The error of `write` for a tree; if it is about a secret value, without that value and the place within it.
+    `redacted` is the tree with secrets hidden."""
+    for path, _, value in _walk(redacted):
+        if value == HIDDEN and re.match(rf"{re.escape(path)}(?![^.\[])", refused.path):
+            return Refused(refused.discreet_problem, path)
+    return refused
+
+
 def _problem(tree: Any) -> Refused | None:
     for path, depth, value in _walk(tree):
         if depth > MAX_DEPTH and type(value) in (dict, list):
             return Refused(f"nested more than {MAX_DEPTH} levels deep: flatten it", path)
         if problem := _leaf_problem(value):
-            return Refused(f"{described(value)} {problem}", path)
+            return about(value, problem, path)
     return None
 
 

@@ -6,12 +6,23 @@ from collections import OrderedDict, abc, deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import is_dataclass
 from enum import Enum
+from functools import partial, reduce
 from types import NoneType, UnionType
 from typing import Annotated, Any, Final, Literal, TypeVar, Union, get_args, get_origin, is_typeddict
 
 from pgjobs.codec.generics import substituted
 from pgjobs.codec.scalars import SCALARS, Codec, Convert, json_types_of, literal, scalar, unchanged
-from pgjobs.codec.text import Refused, as_refused, call_application, check_instance, described, expected, segment, short
+from pgjobs.codec.text import (
+    Refused,
+    about,
+    as_refused,
+    call_application,
+    check_instance,
+    described,
+    expected,
+    segment,
+    short,
+)
 
 _ENCODE, _DECODE = 0, 1  # the indexes of the functions in a Codec
 
@@ -51,12 +62,13 @@ def _compound(origin: Any, hints: tuple[Any, ...], parts: list[Codec]) -> Codec:
     members = [part for hint, part in zip(hints, parts, strict=True) if hint is not NoneType]
     if len(members) > 1:
         return _either(hints, parts)
-    encode, decode, json_types, same, _ = members[0]
+    encode, decode, json_types, same, _, redact = members[0]
     return Codec(
         lambda value: None if value is None else encode(value),
         lambda raw: None if raw is None else decode(raw),
         (*json_types, NoneType),
         same,
+        redact=lambda raw: None if raw is None else redact(raw),
     )
 
 
@@ -79,12 +91,12 @@ def json_copy(value: Any) -> Any:
     if value is None or isinstance(value, str | int | float):
         return value
     if is_dataclass(value):
-        raise Refused(f"{described(value)} would come back as a dict: declare a field of this type")
+        raise about(value, "would come back as a dict: declare a field of this type")
     if isinstance(value, list | tuple):
         return _items(value, json_copy)
     if isinstance(value, Mapping):
         return _entries(value, _plain_key, json_copy)
-    raise Refused(f"{described(value)} is not a JSON value: convert it, or use a dataclass with a field of this type")
+    raise about(value, "is not a JSON value: convert it, or use a dataclass with a field of this type")
 
 
 def _plain_key(key: Any) -> str:
@@ -144,6 +156,7 @@ def _array(origin: Any, item: Codec = ANY) -> Codec:
         encode,
         lambda raw: call_application(read, _items(check_instance(list, raw, "an array"), item.decode, item.same)),
         (list,),
+        redact=lambda raw: list(map(item.redact, raw)) if type(raw) is list else raw,
     )
 
 
@@ -153,7 +166,17 @@ def _fixed_tuple(parts: list[Codec]) -> Codec:
             raise expected(f"a {tp.__name__} of {len(parts)}", values)
         return _items(zip(parts, values, strict=True), lambda pair: pair[0][direction](pair[1]))
 
-    return Codec(lambda value: convert(value, tuple, _ENCODE), lambda raw: tuple(convert(raw, list, _DECODE)), (list,))
+    def redact(raw: Any) -> Any:
+        if type(raw) is not list:
+            return raw
+        return [part.redact(value) for part, value in zip(parts, raw, strict=False)] + raw[len(parts) :]
+
+    return Codec(
+        lambda value: convert(value, tuple, _ENCODE),
+        lambda raw: tuple(convert(raw, list, _DECODE)),
+        (list,),
+        redact=redact,
+    )
 
 
 def json_object(origin: Any, key: Codec = ANY, item: Codec = ANY) -> Codec:
@@ -162,6 +185,7 @@ def json_object(origin: Any, key: Codec = ANY, item: Codec = ANY) -> Codec:
         lambda value: _entries(check_instance(origin, value), encode_key, item.encode),
         lambda raw: _entries(check_instance(dict, raw, "an object"), decode_key, item.decode),
         (dict,),
+        redact=lambda raw: {name: item.redact(part) for name, part in raw.items()} if type(raw) is dict else raw,
     )
 
 
@@ -177,6 +201,13 @@ def _key_functions(key: Codec) -> tuple[Convert, Convert]:
     if key.json_types == (str,):
         return key.encode, key.decode
     raise Refused("keys are text in JSON: declare them as str, int, UUID, Decimal, date, datetime or an Enum")
+
+
+def _redact_either(read: Callable[[Any], tuple[Codec, Any]], members: list[Codec], raw: Any) -> Any:
+    try:
+        return read(raw)[0].redact(raw)
+    except (Refused, RecursionError):  # no member reads it: hide what is secret for any of them
+        return reduce(lambda shown, member: member.redact(shown), members, raw)
 
 
 def _either(hints: tuple[Any, ...], members: list[Codec]) -> Codec:
@@ -195,7 +226,7 @@ def _either(hints: tuple[Any, ...], members: list[Codec]) -> Codec:
         if deepest.path or not refusals:  # this member was meant, and something inside it is wrong
             raise deepest
         raise Refused(
-            "; ".join(refused.args[0] for refused in refusals),
+            lambda: "; ".join(refused.problem for refused in refusals),
             discreet="; ".join(refused.discreet_problem for refused in refusals),
         )
 
@@ -208,7 +239,10 @@ def _either(hints: tuple[Any, ...], members: list[Codec]) -> Codec:
         if reader is writer or (type(back) is type(value) and back == value):
             return tree
         advice = f"reorder {wanted}, or give its members different Literal fields"
-        raise Refused(f"{described(value)} would come back as {described(back)}: {advice}")
+        raise Refused(
+            f"{described(value)} would come back as {described(back)}: {advice}",
+            discreet=f"{type(value).__qualname__} would come back as {type(back).__qualname__}: {advice}",
+        )
 
     json_types = {kind for member in members for kind in member.json_types}
-    return Codec(encode, lambda raw: read(raw)[1], tuple(json_types))
+    return Codec(encode, lambda raw: read(raw)[1], tuple(json_types), redact=partial(_redact_either, read, members))

@@ -1,1 +1,1 @@
-"""Integrations with SQLAlchemy and Django. pgjobs itself imports none of them."""
+"""Integrations with SQLAlchemy, Django and Flask. pgjobs itself imports none of them."""

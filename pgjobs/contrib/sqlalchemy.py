@@ -20,15 +20,16 @@ import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg_pool import PoolTimeout
 from sqlalchemy import Connection, Engine, exc
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, scoped_session
 from sqlalchemy.pool import PoolProxiedConnection
 
 from pgjobs.clean_text import forget_details, one_line
+from pgjobs.db.borrow import Borrowable, borrow
 from pgjobs.db.checkout import Checkout, returning
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.db.inherited import engine_here, opened_here, remember_engine
 from pgjobs.db.source import PoolSource, own_pool
-from pgjobs.errors import InvalidSetting, PoolTooSmall, TransactionBroken
+from pgjobs.errors import InvalidSetting, InvalidTransaction, PoolTooSmall, TransactionBroken, shown
 from pgjobs.loggers import get_logger
 
 log = get_logger("pgjobs.contrib.sqlalchemy")
@@ -39,7 +40,7 @@ _MOST_FLUSHES = 100  # in a row, as in SQLAlchemy's commit; each may cause new c
 class SQLAlchemySource(PoolSource):
     """Connections of an engine. A handler gets a Session on the connection that holds its job's row lock.
 
-    `session` makes the Session: the application's `sessionmaker`, or a subclass of Session. Inside the handler,
+    `session` makes a Session for each job: the application's `sessionmaker`, or a subclass of Session. In the handler,
     `commit()`, `rollback()`, `close()` and `begin()` act on a savepoint of the job's transaction; the result becomes
     permanent with the job's commit. The engine needs a connection for each worker thread (`pool_size` and
     `max_overflow`). Maintenance, LISTEN and `enqueue(None, ...)` use other connections, made as the engine makes them.
@@ -48,19 +49,8 @@ class SQLAlchemySource(PoolSource):
     batches = False  # the end of a Session's transaction must be the end of one job's transaction
 
     def __init__(self, engine: Engine, *, session: Callable[..., Session] = Session) -> None:
-        if _is_async(engine):
-            raise InvalidSetting(
-                f"engine must be synchronous, as handlers are, not {engine!r}: give create_engine(...) with the same "
-                "URL, and pass Sessions of this engine to aenqueue"
-            )
-        if not isinstance(engine, Engine):
-            raise InvalidSetting(f"engine must be an Engine of SQLAlchemy, not {engine!r}")
-        if (engine.dialect.name, engine.dialect.driver) != ("postgresql", "psycopg"):
-            raise InvalidSetting(
-                f"pgjobs needs psycopg 3: use create_engine('postgresql+psycopg://...'), not {engine.url.drivername}"
-            )
-        if "@" in (engine.url.host or ""):  # part of a password, which error messages would show
-            raise InvalidSetting("the URL of the engine has an @ in its host: write %40 for an @ in the password")
+        _check_engine(engine)
+        _check_session(session)
         super().__init__(partial(own_pool, self._connect))
         self.engine = engine
         remember_engine(engine)
@@ -68,8 +58,27 @@ class SQLAlchemySource(PoolSource):
 
     @contextmanager
     def checkout(self) -> Iterator[Checkout]:
-        with returning(_EngineCheckout(engine_here(self.engine), self._session)) as checkout:
+        with returning(self._checkout(engine_here(self.engine))) as checkout:
             yield checkout
+
+    def _checkout(self, engine: Engine, lent: Connection | None = None) -> Checkout:
+        return EngineCheckout(engine, self._session, lent)
+
+    @contextmanager
+    def checkout_within(self, tx: Borrowable) -> Iterator[Checkout]:
+        """In the transaction of a Session or Connection. A Session is flushed first, as it would be before a job that
+        it has enqueued can run, and then expired, since the job may have written what it has loaded."""
+        session = tx() if isinstance(tx, scoped_session) else tx
+        if not isinstance(session, Session | Connection):
+            raise InvalidTransaction(f"tx is a Session or Connection of SQLAlchemy for this client, not {shown(tx)}")
+        borrow(session)  # begins
+        if isinstance(session, Connection):
+            yield self._checkout(session.engine, session)
+            return
+        session.flush()
+        connection = session.connection()
+        yield self._checkout(connection.engine, connection)
+        session.expire_all()
 
     def ensure_size(self, threads: int, *, grow: bool) -> None:
         pool: Any = self.engine.pool
@@ -89,7 +98,7 @@ class SQLAlchemySource(PoolSource):
         return _psycopg(conn)
 
 
-class _EngineCheckout(Checkout):
+class EngineCheckout(Checkout):
     """A checkout of a connection of the engine.
 
     pgjobs sends BEGIN and COMMIT itself. Each job has a Connection of SQLAlchemy of its own, with a transaction object
@@ -97,20 +106,24 @@ class _EngineCheckout(Checkout):
     that it has: what a handler has kept of them raises, and cannot reach the next job.
     """
 
-    def __init__(self, engine: Engine, session: Callable[..., Session]) -> None:
+    def __init__(self, engine: Engine, session: Callable[..., Session], lent: Connection | None = None) -> None:
         self._engine = engine
+        self._lent = lent  # by a caller, with its transaction
+        self.borrowed = lent is not None
         self._make_session = session
         self._session: Session | None = None
         super().__init__()
 
     def _get(self) -> AnyConnection:
         with _driver_errors():
-            self._pooled = self._engine.raw_connection()
+            self._pooled = self._engine.raw_connection() if self._lent is None else self._lent.connection
             conn = opened_here(_psycopg(self._pooled.driver_connection))
         self.can_prepare = conn.prepare_threshold is not None
         return conn
 
     def _put(self, conn: AnyConnection) -> None:
+        if self.borrowed:
+            return
         with suppress(exc.SQLAlchemyError, psycopg.Error):
             if self._ours and conn.info.transaction_status != TransactionStatus.IDLE:
                 self._pooled.invalidate()  # without this, close() would send a ROLLBACK
@@ -122,6 +135,8 @@ class _EngineCheckout(Checkout):
 
     def _configure(self) -> None:
         """Call the application's listeners for new connections, which may set up the database session."""
+        if self.borrowed:
+            return
         record: Any = getattr(self._pooled, "_connection_record", None)
         self._engine.pool.dispatch.connect(self.original, record)
 
@@ -265,6 +280,44 @@ def _flush(session: Session, connection: Connection) -> None:
         )
 
 
+def _check_engine(engine: Any) -> None:
+    inside = getattr(engine, "sync_engine", engine)  # of an AsyncEngine
+    if isinstance(inside, Engine) and inside.dialect.is_async:
+        raise InvalidSetting(
+            f"engine must be synchronous, as handlers are, not {shown(engine)}: give create_engine(...) with the same "
+            "URL, and pass Sessions of this engine to aenqueue"
+        )
+    if not isinstance(engine, Engine):
+        given = "a str" if isinstance(engine, str) else shown(engine)  # a URL may have a password
+        raise InvalidSetting(f"engine must be an Engine of SQLAlchemy, not {given}: give create_engine(...)")
+    if (engine.dialect.name, engine.dialect.driver) != ("postgresql", "psycopg"):
+        raise InvalidSetting(
+            f"pgjobs needs psycopg 3: use create_engine('postgresql+psycopg://...'), not {engine.url.drivername}"
+        )
+    if "@" in (engine.url.host or ""):  # part of a password, which error messages would show
+        raise InvalidSetting("the URL of the engine has an @ in its host: write %40 for an @ in the password")
+
+
+def _check_session(session: Any) -> None:
+    if isinstance(session, scoped_session):
+        raise InvalidSetting(
+            "session is a scoped_session, which has one Session for all jobs of a thread, and each job needs its own: "
+            "give the sessionmaker that it was made of"
+        )
+    if _makes_async(session):
+        raise InvalidSetting("session makes an AsyncSession, and workers run handlers on threads: give a sessionmaker")
+    if not callable(session):
+        raise InvalidSetting(
+            f"session must be a sessionmaker or a subclass of Session, not {shown(session)}: each job gets its own"
+        )
+
+
+def _makes_async(session: object) -> bool:
+    """Whether this makes AsyncSessions."""
+    classes = session.__mro__ if isinstance(session, type) else type(session).__mro__
+    return any(each.__module__.startswith("sqlalchemy.ext.asyncio") for each in classes)
+
+
 def _psycopg(conn: Any) -> AnyConnection:
     if not isinstance(conn, psycopg.Connection):
         raise InvalidSetting(f"the engine makes connections of {type(conn).__module__}, and pgjobs needs psycopg 3")
@@ -282,9 +335,3 @@ def _driver_errors() -> Iterator[None]:
         if isinstance(error.orig, psycopg.Error):
             raise error.orig from None
         raise
-
-
-def _is_async(engine: object) -> bool:
-    """Whether this is an AsyncEngine, or the Engine inside of one."""
-    inside = getattr(engine, "sync_engine", engine)
-    return isinstance(inside, Engine) and inside.dialect.is_async

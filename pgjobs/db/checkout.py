@@ -56,6 +56,7 @@ class Checkout(ABC):
     configures = True  # whether its owner has settings of their own, which a reset of the session removes
     error_details = True  # whether the details of Postgres' errors may be logged
     can_prepare = False  # whether statements may be prepared on it, and a job claimed in the finish of another
+    borrowed = False  # of a caller, who has a transaction open: it is not ended here, nor the connection given up
     answer_due = NEVER  # when to shut down a connection that still waits for an answer, by the monotonic clock
 
     def __init__(self) -> None:
@@ -94,8 +95,8 @@ class Checkout(ABC):
         self._shared = shared(self.original)
         self._before_use: Callable[[], None] | None = None  # in a batch
         try:
-            if self.original.pgconn.transaction_status != TransactionStatus.IDLE:  # the pool's check has begun one
-                self.original.rollback()
+            if self.original.pgconn.transaction_status != TransactionStatus.IDLE and not self.borrowed:
+                self.original.rollback()  # what the pool's check has begun
             self.conn = handler_connection.working_object(self.original)
             self.describe_tx()
             self._prepare_tx()
@@ -107,7 +108,7 @@ class Checkout(ABC):
     def describe_tx(self) -> None:
         """Decide the attributes of the objects that the next handlers get."""
         self._attributes = handler_connection.attributes_of(self.original, self._begin_use)
-        if self._before_use is not None:
+        if self._before_use is not None or self.borrowed:
             self._attributes["_num_transactions"] = 1  # psycopg refuses commit() as in a transaction() block
 
     def _prepare_tx(self) -> None:  # noqa: B027  only a framework needs it
@@ -259,13 +260,17 @@ class Checkout(ABC):
     def shut_down(self, conn_id: int) -> None:
         """Shut down the socket of this connection, unless the checkout has another one by now. Never blocks."""
         conn = self.conn
-        if id(conn) == conn_id and self._ours:
+        if id(conn) != conn_id or not self._ours:
+            return
+        if self.borrowed:
+            self._busy = True  # its attempt ends as if it were shut down
+        else:
             shut_down(conn)
 
     def abandon(self, conn_id: int) -> None:
         """Close and return this connection for its thread, which hangs, unless the checkout has another one by now."""
         conn = self.conn
-        if id(conn) == conn_id:
+        if id(conn) == conn_id and not self.borrowed:
             self._discard(conn)
 
     @contextmanager
@@ -295,12 +300,17 @@ class Checkout(ABC):
 
     def replace(self) -> None:
         """Close this connection and take another one."""
+        if self.borrowed:
+            self._busy = False
+            return
         if not self._empty:
             self._discard(self.conn)
         self._take()
 
     def return_early(self) -> None:
         """Return the connection now, inside the block of the checkout; only `replace` makes it usable again."""
+        if self.borrowed:
+            return
         self.return_to_pool()
         self._empty = True
 

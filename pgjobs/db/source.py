@@ -16,6 +16,8 @@ from typing import Any
 from psycopg import Connection
 from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolClosed
 
+from pgjobs.db.borrow import Borrowable, borrow
+from pgjobs.db.borrowed_checkout import BorrowedCheckout
 from pgjobs.db.checkout import Checkout, PoolCheckout, returning
 from pgjobs.db.connection import OwnConnection, has_ended
 from pgjobs.db.cursors import AnyConnection
@@ -118,6 +120,11 @@ class PoolSource:
     def own_checkout(self) -> AbstractContextManager[Checkout]:
         """A connection for pgjobs itself, from a psycopg pool even if handlers get connections of a framework."""
         return returning(PoolCheckout(self.pool, may_prepare=self.owned))
+
+    @contextmanager
+    def checkout_within(self, tx: Borrowable) -> Iterator[Checkout]:
+        """The connection of the caller's transaction, to run jobs inside of that, with a transport that ends none."""
+        yield BorrowedCheckout(borrow(tx))
 
     @contextmanager
     def transaction(self) -> Iterator[AnyConnection]:

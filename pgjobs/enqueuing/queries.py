@@ -7,6 +7,7 @@ builder.py yields the requests and does no I/O; `run` sends each request and pas
 from __future__ import annotations
 
 import re
+from asyncio import sleep
 from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple, TypeVar
@@ -195,6 +196,7 @@ async def send_async(conn: AnyAsyncConnection, request: Request) -> Rows:
         async with cur.copy(request.statement) as copy:
             for block in request.blocks:
                 await copy.write(block)
+                await sleep(0)  # psycopg may not let other tasks run while the socket takes all
         return ()
 
 

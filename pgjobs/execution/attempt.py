@@ -88,6 +88,7 @@ class Attempt:
     started = False  # the handler was called
     args_fit = True  # the args could be decoded for the handler
     outcome: Outcome | None = None  # None until it is decided, and for a job that completes
+    error: BaseException | None = None  # that it has failed with in the end
     completed = False  # by job.complete(tx), which may not be committed
     run_seconds = 0.0  # of the handler
     reason: Reason | None = None  # why it is to stop

@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 from pgjobs.db.checkout import Checkout
-from pgjobs.db.cursors import rollback
 from pgjobs.errors import UnknownKind
 from pgjobs.execution.attempt import Attempt, Slot, private_context
 from pgjobs.execution.claimer import Claimer
@@ -106,6 +105,7 @@ class Executor:
             checkout.replace()
             next_job = None
         if error is not None:
+            attempt.error = error
             clear_frames(error)
             if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
                 raise error  # Ctrl-C in the thread that called work_one()
@@ -116,7 +116,7 @@ class Executor:
     ) -> tuple[BaseException | None, Job[Any] | None]:
         """Call the handler and write the outcome. Returns the error of the attempt, and the next job."""
         if attempt.checkout is None:
-            rollback(checkout.conn)  # from here on the lease keeps the job
+            self.claimer.queries.roll_back(checkout.transport)  # from here on the lease keeps the job
             checkout.return_early()
             return self.finisher.finish(checkout, attempt, self.start(attempt))
         error = self.start(attempt)

@@ -23,7 +23,7 @@ import psycopg
 
 from pgjobs.clean_text import one_line
 from pgjobs.db.checkout import Checkout
-from pgjobs.db.cursors import AnyConnection, rollback
+from pgjobs.db.cursors import AnyConnection
 from pgjobs.execution.queries import ExecutionQueries
 from pgjobs.execution.set_aside import concerns_a_row
 from pgjobs.loggers import get_logger
@@ -61,7 +61,7 @@ class LostClaims:
             self.add(queue, token)
             return
         try:
-            rollback(checkout.conn)
+            self._queries.roll_back(checkout.transport)
             undone = self._queries.unclaim(checkout.conn, queue=queue, token=token)
         except psycopg.Error as error:
             self.add(queue, token)

@@ -127,6 +127,12 @@ class ExecutionQueries:
             raise AttemptLost("a job was claimed but taken away before it was locked")
         return None
 
+    def roll_back(self, transport: Transport) -> None:
+        """Roll back the transaction that is open."""
+        _, error = transport.run(self.scripts.roll_back())
+        if error is not None:
+            raise error
+
     def begin_trial(self, conn: AnyConnection) -> None:
         """Begin a transaction in which claims are tried one by one, to find the job that a claim fails for."""
         with literal_cursor(conn) as cur:

@@ -20,13 +20,18 @@ TOPICS = (
     "control",
     "command-line",
     "frameworks",
+    "sqlalchemy",
+    "flask",
+    "django",
     "async",
+    "testing",
     "deploying",
     "production",
     "doctor",
     "logging",
     "performance",
     "how-it-works",
+    "coming-from",
 )
 
 

@@ -195,7 +195,7 @@ class Child:
                 pool.start()
                 return
             except psycopg.OperationalError:  # the database went away in this moment
-                if not self._settings.wait or _missing(pool) is None:
+                if not self._settings.wait or self._missing(pool) is None:
                     raise
             with self._state_lock:
                 self._may_exit = True
@@ -203,11 +203,27 @@ class Child:
     def _wait_for_database(self, pool: WorkerPool) -> None:
         """Return when the tables fit this code, or when something is wrong that waiting does not help: the start of
         the pool will say what."""
-        while (reason := _missing(pool)) is not None and self._settings.wait:
+        while (reason := self._missing(pool)) is not None and self._settings.wait:
             self._report(Report(state=State.WAITING, reason=reason))
             with suppress(Empty):
                 self._inbox.get(timeout=_RETRY_EVERY)
                 raise StopAsked
+
+    def _missing(self, pool: WorkerPool) -> str | None:
+        """What the pool must wait for before its start; None if nothing is known that waiting would help."""
+        try:
+            pool.client.check_schema()
+        except (SchemaMissing, SchemaOutdated):
+            schema, version, program = pool.client.schema, max(migration_plan.versions()), self._settings.program
+            option = f" --schema {schema}" if program == "pgjobs" and schema != "pgjobs" else ""  # a framework knows it
+            return f"the tables of schema {schema} at version {version}: run {program} migrate{option}"
+        except PoolClosed:  # the start says so
+            return None
+        except psycopg.OperationalError as error:
+            return f"the database: {one_line(error)}"
+        except SchemaDamaged:  # the start repairs it, or says what to do
+            return None
+        return None
 
     # --- while the pool runs
 
@@ -303,23 +319,6 @@ class Child:
         if given is not None:
             return timedelta(seconds=given)
         return pool.stop_timeout
-
-
-def _missing(pool: WorkerPool) -> str | None:
-    """What the pool must wait for before its start; None if nothing is known that waiting would help."""
-    try:
-        pool.client.check_schema()
-    except (SchemaMissing, SchemaOutdated):
-        schema, version = pool.client.schema, max(migration_plan.versions())
-        command = "pgjobs migrate" if schema == "pgjobs" else f"pgjobs migrate --schema {schema}"
-        return f"the tables of schema {schema} at version {version}: run {command}"
-    except PoolClosed:  # the start says so
-        return None
-    except psycopg.OperationalError as error:
-        return f"the database: {one_line(error)}"
-    except SchemaDamaged:  # the start repairs it, or says what to do
-        return None
-    return None
 
 
 def _reason(error: PgjobsError | psycopg.Error) -> str:

@@ -23,6 +23,7 @@ class ChildSettings:
     reload: bool = False
     log_level: str = "INFO"
     log_format: str = "text"
+    program: str = "pgjobs"  # the program whose command `migrate` makes the tables of the pool
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

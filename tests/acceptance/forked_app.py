@@ -78,7 +78,37 @@ def by_django(dsn: str, schema: str) -> tuple[Client, Enqueue]:
     return client, enqueue
 
 
-WAYS = {"None": by_none, "own pool": by_own_transaction, "SQLAlchemy": by_sqlalchemy, "Django": by_django}
+def by_flask(dsn: str, schema: str) -> tuple[Client, Enqueue]:
+    from flask import Flask
+    from flask_sqlalchemy import SQLAlchemy
+    from psycopg.conninfo import conninfo_to_dict
+    from sqlalchemy import URL
+
+    from pgjobs.contrib.flask import Pgjobs
+
+    app, db = Flask("forked"), SQLAlchemy()
+    where = {key: str(value) for key, value in conninfo_to_dict(dsn).items()}
+    app.config.update(SQLALCHEMY_DATABASE_URI=URL.create("postgresql+psycopg", query=where), PGJOBS_SCHEMA=schema)
+    db.init_app(app)
+    jobs = Pgjobs(app, db)
+
+    def enqueue(n: int) -> Job[Any]:
+        with app.app_context():
+            job = jobs.enqueue({"n": n}, kind="forked")
+            db.session.commit()
+            return job
+
+    with app.app_context():
+        return jobs.client, enqueue
+
+
+WAYS = {
+    "None": by_none,
+    "own pool": by_own_transaction,
+    "SQLAlchemy": by_sqlalchemy,
+    "Django": by_django,
+    "Flask": by_flask,
+}
 
 client, enqueue = WAYS[WAY["way"]](WAY["dsn"], WAY["schema"])
 if WAY["before"] != "made":

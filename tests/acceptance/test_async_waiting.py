@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
@@ -17,6 +17,8 @@ from psycopg.pq import PipelineStatus, TransactionStatus
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from pgjobs import Client, Job, JobNotFinished, JobNotFound, JobState, Unique, WorkerPool
+from pgjobs.enqueuing import builder
+from pgjobs.enqueuing.copy_rows import row_with_id
 from tests.acceptance.async_apps import FORMS, connection, engine_of, transaction
 from tests.acceptance.inserts import Query, query
 from tests.conftest import Connect
@@ -120,6 +122,41 @@ def test_reading_does_not_block_it_either(client: Client, database: str, lock: L
         assert (await waiting).state is JobState.COMPLETED
 
     asyncio.run(main())
+
+
+def test_other_tasks_run_while_very_many_jobs_are_encoded_and_copied(
+    client: Client, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number, turns = 20_000, 0
+    encoded, copied = list[int](), list[int]()  # for each job, the turns that another task has had before it
+
+    def jobs() -> Iterator[Thing]:
+        for n in range(number):
+            encoded.append(turns)
+            yield Thing(n)
+
+    def row(*parts: Any) -> bytes:
+        copied.append(turns)
+        return row_with_id(*parts)
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def main() -> None:
+        async with connection(database) as conn:
+            others = asyncio.ensure_future(take_turns())
+            await client.aenqueue_many(conn, jobs())
+            others.cancel()
+            await conn.commit()
+
+    monkeypatch.setattr(builder, "row_with_id", row)
+    asyncio.run(main())
+    assert encoded[-1] - encoded[0] >= number / 500 - 1
+    assert copied[-1] - copied[0] >= 10, "after each block"
+    assert client.count().total == number
 
 
 # --- cancellation

@@ -398,7 +398,7 @@ def test_output_that_cannot_be_written_is_one_line() -> None:
 )
 def test_simulate_refuses_what_it_cannot_count(arguments: list[str], problem: str) -> None:
     """A time outside of the calendar in its zone was a traceback; less than no ticks were none."""
-    ended = pgjobs_program("schedule", "simulate", "0 2 * * *", *arguments)
+    ended = pgjobs_program("schedules", "simulate", "0 2 * * *", *arguments)
     assert ended.returncode in (1, 2)
     assert problem in ended.stderr
     assert "Traceback" not in ended.stderr
@@ -450,9 +450,9 @@ def _value(dsn: str, query: LiteralString) -> object:
 
 
 @pytest.mark.finding("E13")
-@pytest.mark.parametrize("command", [["schedule", "simulate", "@hourly", "--count", "20000"], ["roles", "--sql"]])
+@pytest.mark.parametrize("command", [["schedules", "simulate", "@hourly", "--count", "20000"], ["roles", "--sql"]])
 def test_a_reader_that_has_had_enough_is_no_error(command: list[str]) -> None:
-    """`pgjobs schedule simulate ... | head` ended in a BrokenPipeError's traceback."""
+    """`pgjobs schedules simulate ... | head` ended in a BrokenPipeError's traceback."""
     program = Path(sys.executable).with_name("pgjobs")
     running = subprocess.Popen([program, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert running.stdout is not None

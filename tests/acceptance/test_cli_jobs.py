@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from psycopg import sql
 
-from pgjobs import Client, Job, JobState, NewJob, WorkerPool, cli
+from pgjobs import Client, Job, JobState, NewJob, Schedule, WorkerPool, cli
 from pgjobs.cli import filters
 from tests.acceptance.cli_program import of, run_on_terminal
 from tests.waiting import wait_until
@@ -533,3 +533,58 @@ def test_the_pool_of_an_app_that_is_not_open_yet_is_opened(
     monkeypatch.chdir(tmp_path)
     said = pgjobs("list", app=f"{name}:client")
     assert (said.code, said.err) == (0, "no jobs\n")
+
+
+# --- secret fields
+
+LOGINS = """
+from dataclasses import dataclass, field
+from pgjobs import Client, WorkerPool
+
+@dataclass
+class Login:
+    user: str
+    password: str = field(metadata={{"secret": True}})
+
+client = Client({dsn!r}, schema={schema!r})
+pool = WorkerPool(client, {{Login: lambda tx, job: None}})
+"""
+ADA = '{"user": "ada", "password": "hunter2"}'
+
+
+@pytest.fixture
+def logins(client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a worker pool whose jobs have a secret."""
+    name = f"logins_{client.schema}"
+    (tmp_path / f"{name}.py").write_text(LOGINS.format(dsn=str(client.pool.conninfo), schema=client.schema))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    return f"{name}:pool"
+
+
+@pytest.mark.parametrize("as_json", [(), ("--json",)], ids=["text", "json"])
+def test_secret_fields_are_shown_only_to_those_who_ask(pgjobs: Program, logins: str, as_json: tuple[str, ...]) -> None:
+    client = pgjobs.client
+    id = client.enqueue(None, json.loads(ADA), kind="login").id
+    client.schedules.add(Schedule("nightly", "@daily", json.loads(ADA), kind="login"))
+    client.cancel(id)
+    commands: list[tuple[object, ...]] = [("show", id, *as_json), ("schedules", "show", "nightly", *as_json)]
+    if as_json:
+        commands += [("wait", id, "--json"), ("enqueue", "login", ADA, "--json")]
+    for command in commands:
+        hidden, shown, unknown = (
+            pgjobs(*command, *more, app=app).out.replace('":"', '": "')
+            for more, app in (((), logins), (("--show-secrets",), logins), ((), None))
+        )
+        assert "hunter2" not in hidden
+        assert '"password": "[secret]"' in hidden
+        assert "ada" in hidden
+        assert '"password": "hunter2"' in shown
+        assert '"password": "hunter2"' in unknown, "no app says which fields are secret"
+
+
+def test_an_error_of_enqueue_does_not_tell_the_secret(pgjobs: Program, logins: str) -> None:
+    said = pgjobs("enqueue", "login", '{"user": "ada", "password": ["hunter2"]}', app=logins)
+    assert (said.code, said.out) == (1, "")
+    assert "$.password: expected str, found list" in said.err
+    assert "hunter2" not in said.err

@@ -162,7 +162,6 @@ def test_migrate(pgjobs: Program) -> None:
         (["roles", "--sql"], "BEGIN;"),
         (["migrate", "--sql"], "BEGIN;"),
         (["schedules", "simulate", "@daily", "--from", "2026-03-07", "--count", "1"], "Sun 2026-03-08 00:00:00+00:00"),
-        (["schedule", "simulate", "@daily", "--from", "2026-03-07", "--count", "1"], "Sun 2026-03-08 00:00:00+00:00"),
         (["demo", "--help"], "usage: pgjobs demo"),
     ],
     ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else "",

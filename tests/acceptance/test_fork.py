@@ -73,7 +73,7 @@ def ask_for(port: int, numbers: range) -> list[tuple[int, int, float]]:
     return got
 
 
-WAYS = ("None", "own pool", "SQLAlchemy", "Django")
+WAYS = ("None", "own pool", "SQLAlchemy", "Django", "Flask")
 SETUPS = [f"{before} {threads}" for before in ("made", "migrated", "used") for threads in (1, 4)]
 SHORT = [("None", "made 1"), ("own pool", "migrated 4"), *((way, f"used {n}") for way in WAYS for n in (1, 4))]
 
@@ -564,6 +564,48 @@ client.close()
         client.schema,
     )
     assert kinds_of(client) == ["child"] * 2 + ["parent"] * 2
+
+
+def test_asynchronous_connections_and_engines_in_children_of_a_process_that_has_used_them(
+    client: Client, run: Any
+) -> None:
+    printed = run("""
+import asyncio
+from psycopg.conninfo import conninfo_to_dict
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+
+client = Client(dsn, schema=schema)
+engine = create_async_engine("postgresql+psycopg://", connect_args=conninfo_to_dict(dsn))
+
+async def enqueue(kind):
+    async with AsyncSession(engine) as session, session.begin():
+        await client.aenqueue(session, {}, kind=kind)
+        return (await session.execute(text("SELECT pg_backend_pid()"))).scalar()
+
+async def connect():
+    conn = await psycopg.AsyncConnection.connect(dsn)
+    await client.aenqueue(conn, {}, kind="parent")
+    return conn
+
+def child():
+    assert asyncio.run(enqueue("child")) != before
+    asyncio.run(client.aenqueue(None, {}, kind="child"))
+    print(refused(lambda: asyncio.run(client.aenqueue(conn, {}, kind="refused"))), flush=True)
+
+loop = asyncio.new_event_loop()
+before = loop.run_until_complete(enqueue("parent"))
+conn = loop.run_until_complete(connect())
+assert in_child(child) == 0
+assert loop.run_until_complete(enqueue("parent")) == before
+loop.run_until_complete(conn.commit())
+loop.run_until_complete(conn.close())
+loop.run_until_complete(engine.dispose())
+loop.close()
+client.close()
+""")
+    assert "was opened before the process forked" in printed
+    assert kinds_of(client) == ["child"] * 2 + ["parent"] * 3
 
 
 @pytest.mark.finding("W1")

@@ -3,24 +3,38 @@
 from __future__ import annotations
 
 import logging
+import re
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 from sqlalchemy import create_engine, event, select, text
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from sqlalchemy.pool import NullPool
 
-from pgjobs import Client, InvalidSetting, InvalidTransaction, Job, JobFilter, JobState, WorkerPool
+from pgjobs import (
+    Client,
+    InvalidSetting,
+    InvalidTransaction,
+    Job,
+    JobFilter,
+    JobState,
+    NewJob,
+    WorkerPool,
+)
 from pgjobs.contrib.sqlalchemy import SQLAlchemySource
 from tests.acceptance.frameworks import Effect, SQLAlchemyApp, Trial, backend, trial
 from tests.waiting import wait_until
 
+ROOT = Path(__file__).parents[2]
 NOTHING: dict[str, Any] = {}
 
 
@@ -601,3 +615,169 @@ def test_an_engine_without_a_free_connection_is_waited_for(
             assert made.job(job).state == JobState.AVAILABLE
             connection.close()
             wait_until(lambda: made.job(job).state == JobState.COMPLETED)
+
+
+# --- what it refuses, with the cure
+
+
+class OfAsync(AsyncSession):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("session", "cure"),
+    [
+        (scoped_session(sessionmaker()), "give the sessionmaker that it was made of"),
+        (async_sessionmaker(), "give a sessionmaker"),
+        (AsyncSession, "give a sessionmaker"),
+        (OfAsync, "give a sessionmaker"),
+        (Session(), "must be a sessionmaker or a subclass of Session, not <sqlalchemy.orm.session.Session"),
+        (None, "must be a sessionmaker or a subclass of Session, not None"),
+    ],
+    ids=["scoped_session", "async_sessionmaker", "AsyncSession", "its subclass", "a Session", "None"],
+)
+def test_what_makes_no_session_for_each_job_is_refused(app: SQLAlchemyApp, session: Any, cure: str) -> None:
+    with pytest.raises(InvalidSetting, match=re.escape(cure)):
+        SQLAlchemySource(app.engine, session=session)
+
+
+def test_an_engine_for_async_code_is_refused() -> None:
+    engine: Any = create_async_engine("postgresql+psycopg://nowhere.invalid/none")
+    for refused in (engine, engine.sync_engine):
+        with pytest.raises(
+            InvalidSetting, match=r"synchronous.* not .*: give create_engine\(\.\.\.\) with the same URL"
+        ):
+            SQLAlchemySource(refused)
+
+
+def test_a_url_in_place_of_an_engine_is_refused_without_its_password() -> None:
+    url: Any = "postgresql+psycopg://me:passw0rd@nowhere.invalid/none"
+    with pytest.raises(InvalidSetting, match=r"not a str: give create_engine") as refused:
+        SQLAlchemySource(url)
+    assert "passw0rd" not in str(refused.value)
+
+
+# --- savepoints and AUTOCOMMIT
+
+
+def test_savepoints_in_the_handler_keep_and_drop_what_is_in_them(made: Trial) -> None:
+    def handler(session: Session, job: Job[Any]) -> None:
+        with session.begin_nested():
+            write(session, "kept")
+            made.client.enqueue(session, NOTHING, kind="kept", queue="other")
+            with suppress(IntegrityError), session.begin_nested():
+                made.client.enqueue(session, NOTHING, kind="dropped", queue="other")
+                write(session, "dropped")
+                write(session, "dropped")
+        write(session, "after them")
+
+    job, _ = made.run(handler, write_next)
+    assert (job.state, job.last_error) == (JobState.COMPLETED, None)
+    assert made.effects == ["kept", "after them", "next"]
+    assert made.jobs.count("kept") == 1
+    assert made.jobs.count("dropped") == 0
+
+
+def test_an_enqueue_commits_at_once_where_the_application_commits_each_statement(
+    made: Trial, app: SQLAlchemyApp
+) -> None:
+    """As its own statements do: there is no transaction that the job could belong to."""
+    engine = app.engine.execution_options(isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(text("INSERT INTO effect (note) VALUES ('written')"))
+        made.client.enqueue(connection, NOTHING, kind="test")
+        assert (made.jobs, made.effects) == (["test"], ["written"])
+        connection.rollback()
+    assert (made.jobs, made.effects) == (["test"], ["written"])
+
+
+# --- what its errors say
+
+PASSWORD = "hunter2"  # not in the line that fails, which stands in the traceback
+
+
+@pytest.mark.parametrize(
+    ("engine", "client", "shows"),
+    [({}, {}, True), ({"hide_parameters": True}, {}, False), ({}, {"error_details": False}, False)],
+    ids=["by default", "hide_parameters", "error_details"],
+)
+def test_the_parameters_of_a_failed_statement_are_recorded_unless_they_are_hidden(
+    fresh_database: str,
+    caplog: pytest.LogCaptureFixture,
+    engine: dict[str, Any],
+    client: dict[str, Any],
+    *,
+    shows: bool,
+) -> None:
+    app = SQLAlchemyApp(fresh_database, "pgjobs", **engine)
+    with trial(app, fresh_database) as made:
+        made.client = Client(SQLAlchemySource(app.engine), **client)
+
+        def handler(session: Session, job: Job[Any]) -> None:
+            session.execute(text("SELECT 1 / (length(:password) - 7)"), {"password": PASSWORD})
+
+        (job,) = made.run(handler)
+        made.client.close()
+        assert job.last_error is not None
+        assert "division by zero" in job.last_error
+        recorded = f"{job.errors}{caplog.text}"
+        assert (PASSWORD in recorded) is shows
+
+
+# --- many jobs, and processes that die
+
+
+def test_a_thousand_jobs_take_no_more_connections_than_threads_and_leave_none(fresh_database: str) -> None:
+    app = SQLAlchemyApp(fresh_database, "pgjobs", pool_size=8, max_overflow=0)
+    others = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    seen: list[int] = []
+
+    def count() -> int:
+        ((found,),) = on_server.query(others)
+        assert isinstance(found, int)
+        return found
+
+    def is_drained() -> bool:
+        seen.append(count())
+        return bool(on_server.query("SELECT count(*) FROM pgjobs.job WHERE state = 'completed'") == [(1000,)])
+
+    with trial(app, fresh_database) as on_server:
+        on_server.client.enqueue_many(None, [NewJob(NOTHING, kind="test") for _ in range(1000)])
+        handlers = {"test": lambda session, job: write(session, f"effect {job.id}")}
+        with WorkerPool(on_server.client, handlers, queues={"default": 8}):
+            wait_until(is_drained, timeout=60)
+        assert len(set(on_server.effects)) == 1000
+        assert app.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+        on_server.client.close()
+        app.engine.dispose()
+        wait_until(lambda: count() == 0)
+    assert max(seen) <= 8 + 3, "those of the engine; the listener, upkeep and an enqueue"
+
+
+POISON = """
+import os, sys
+from datetime import timedelta
+from pgjobs import WorkerPool
+from tests.acceptance.frameworks import SQLAlchemyApp
+
+app = SQLAlchemyApp(sys.argv[1], "pgjobs")
+
+def handler(session, job):
+    app.write(session, f"attempt {job.attempt}")
+    session.flush()
+    os._exit(9)
+
+WorkerPool(app.client, {"test": handler}, queues={"default": 1}).run()
+"""
+
+
+def test_a_job_that_kills_its_process_each_time_is_discarded_without_an_effect(made: Trial) -> None:
+    job = made.enqueue(max_attempts=2)
+    for attempt in (1, 2):
+        command = [sys.executable, "-c", POISON, made.dsn]
+        assert subprocess.run(command, cwd=ROOT, check=False, timeout=60).returncode == 9
+        assert made.job(job).attempt == attempt
+    with WorkerPool(made.client, {"test": write_next}):
+        wait_until(lambda: made.job(job).state == JobState.DISCARDED, timeout=30)
+    assert [error.error.partition(":")[0] for error in made.job(job).errors] == ["worker vanished"] * 2
+    assert made.effects == []

@@ -109,17 +109,22 @@ class Place:
 
     @contextmanager
     def work(
-        self, *options: str, target: str = "app:pool", before: Sequence[str] = (), **environment: str
+        self,
+        *options: str,
+        target: str = "app:pool",
+        before: Sequence[str] = (),
+        program: Sequence[str] = ("-m", "pgjobs"),
+        **environment: str,
     ) -> Iterator[Work]:
         """`pgjobs work`, killed on the way out with all that it has started. `before` are words of another program that
-        starts it."""
+        starts it; `program` is what Python runs."""
         log = self.directory / f"{len(list(self.directory.glob('*.log')))}.log"
         inherited = {name: value for name, value in os.environ.items() if name[:2] != "PG" or name[:7] == "PGJOBS_"}
         env = inherited | {"DATABASE_URL": self.dsn, "SCHEMA": self.client.schema, "PYTHONPATH": str(ROOT)}
         with (
             log.open("wb") as file,
             subprocess.Popen(
-                [*before, sys.executable, "-m", "pgjobs", "work", target, *options],
+                [*before, sys.executable, *program, "work", *filter(None, [target]), *options],
                 cwd=self.directory,
                 env=env | environment,
                 stdin=subprocess.DEVNULL,

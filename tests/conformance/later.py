@@ -38,7 +38,6 @@ KNOWN = _numbers(
 
 #: What brings the subject of a line that has no test yet.
 LATER: dict[str, frozenset[int]] = {
-    "part 6: helpers for the tests of applications": _numbers("307 309 310 313-316"),
     "part 7: dashboard": _numbers("289 291"),
 }
 

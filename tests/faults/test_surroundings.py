@@ -13,10 +13,12 @@ from typing import Any
 
 import psycopg
 import pytest
+from sqlalchemy.orm import Session
 
 from pgjobs import Client, Job, JobState, NewJob, QueueSettings, Unique, WorkerPool, constant
 from pgjobs.db.source import in_autocommit
 from pgjobs.embedded import EmbeddedPostgres
+from tests.acceptance.frameworks import Effect, SQLAlchemyApp, trial
 from tests.conftest import new_database
 from tests.faults.ledger import Ledger
 from tests.faults.servers import FAKETIME, PGBOUNCER, pgbouncer, through
@@ -93,6 +95,34 @@ def test_f17_nothing_is_prepared_behind_a_pooler(ledger: Ledger, pooler: str) ->
             assert conn.prepare_threshold is None
             conn.execute("DROP SCHEMA apart CASCADE")
     assert set(seen) == {(None, (0,))}
+
+
+@pytest.mark.skipif(PGBOUNCER is None, reason="there is no pgbouncer here")
+def test_an_engine_of_sqlalchemy_behind_a_pooler_keeps_every_promise(fault_server: EmbeddedPostgres) -> None:
+    """Eight threads on four connections to the server: a rollback, retries, and a job that a handler enqueues."""
+    with new_database(fault_server.dsn) as dsn, pgbouncer(dsn) as port:
+        settings: dict[str, Any] = {"pool_size": 8, "connect_args": {"prepare_threshold": None}}
+        app = SQLAlchemyApp(through(dsn, port), "pgjobs", **settings)
+
+        def handler(session: Session, job: Job[Any]) -> None:
+            n = job.args["n"]
+            session.add(Effect(note=f"{n} of {job.attempt}"))
+            if n == 1:
+                app.client.enqueue(session, {"n": 1000}, kind="test")
+            if n % 10 == 0 and job.attempt == 1:
+                session.flush()
+                raise ValueError("every tenth fails at first")
+
+        with trial(app, dsn) as made:
+            with Session(app.engine) as session:
+                session.add(Effect(note="rolled back"))
+                app.client.enqueue(session, {"n": -1}, kind="test")
+                session.rollback()
+            app.client.enqueue_many(None, [NewJob({"n": n}, kind="test") for n in range(100)])
+            quick: dict[str, Any] = {"backoff": constant(timedelta(0)), "poll_interval": timedelta(seconds=0.2)}
+            with WorkerPool(app.client, {"test": handler}, queues={"default": 8}, **quick):
+                wait_until(lambda: app.client.count().by_state[JobState.COMPLETED] == 101, timeout=60)
+            assert sorted(made.effects) == sorted(f"{n} of {1 + (n % 10 == 0)}" for n in [*range(100), 1000])
 
 
 @pytest.mark.skipif(PGBOUNCER is None, reason="there is no pgbouncer here")

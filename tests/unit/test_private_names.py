@@ -63,6 +63,7 @@ USES: dict[str, set[str]] = {
 OURS = {
     "execution/attempt.py": {"_began", "_complete", "_conn_id", "_lock", "_process", "_timeout"},
     "worker_pool.py": {"_encoder"},
+    "contrib/django/lent.py": {"_enter_block"},
     "db/own_pool.py": {"_pid"},
     "timetable.py": {"_fields", "_next_wall", "_written_out"},
 }

@@ -29,20 +29,13 @@ from pgjobs.maintenance import queries as maintenance_queries
 from pgjobs.observe import queries as observe_queries
 from pgjobs.observe.doctor import queries as doctor_queries
 from pgjobs.schedules import queries as schedules_queries
+from pgjobs.testing import queries as testing_queries
 from pgjobs.wakeup import queries as wakeup_queries
 from pgjobs.workers import queries as workers_queries
 
 FILES = [
-    *(
-        "control.sql",
-        "db.sql",
-        "doctor.sql",
-        "enqueuing.sql",
-        "execution.sql",
-        "execution_batch.sql",
-        "maintenance.sql",
-    ),
-    *("observe.sql", "roles.sql", "schedules.sql", "wakeup.sql", "workers.sql"),
+    *("control.sql", "db.sql", "enqueuing.sql", "execution.sql", "execution_batch.sql", "maintenance.sql"),
+    *("doctor.sql", "observe.sql", "roles.sql", "schedules.sql", "testing.sql", "wakeup.sql", "workers.sql"),
 ]
 GIVE_JOBS = [
     *(
@@ -60,7 +53,8 @@ GIVE_JOBS = [
 STORES = [
     *(execution_queries, enqueuing_queries, queue_queries, migration_queries, workers_queries),
     *(index_queries, schedules_queries, wakeup_queries, batch_queries, repair, roles, channels),
-    *(control_queries, observe_queries, maintenance_queries, startup_options, doctor_queries),
+    *(control_queries, observe_queries, maintenance_queries, startup_options, testing_queries),
+    doctor_queries,
 ]
 PARTS = "parts.sql"  # what statements of several files share
 
@@ -239,6 +233,7 @@ def test_every_block_of_the_roles_is_printed_for_some_role() -> None:
 def test_only_the_stores_and_the_migrations_load_statements_and_only_the_stores_run_them() -> None:
     package = Path(pgjobs.__file__).parent
     apart = {package / "embedded.py", *(package / "demo").iterdir()}  # a server's own statements, an application's
+    apart.add(package / "testing" / "fixtures.py")  # which makes databases
     sources = {
         ".".join(path.relative_to(package).with_suffix("").parts): path.read_text()
         for path in package.rglob("*.py")

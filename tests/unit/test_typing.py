@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
+from shutil import which
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.documents import DOCUMENTS, ROOT
+
+PYRIGHT = str(Path(sys.executable).parent / "pyright")
 
 #: A line that must be refused says `# error: ` and a part of what mypy says. All others must pass.
 SNIPPET = """
@@ -119,31 +123,71 @@ def still_a_function(tx: Connection[Any], job: Job[Welcome]) -> None:
 """
 
 
-@pytest.mark.finding("E9")
-@pytest.mark.finding("W13")
-def test_wrong_uses_are_found_and_right_ones_are_not(tmp_path: Path) -> None:
-    """`handles(Welcome)` over a handler of Job[Other] passed, `replace=`, states and kinds of events were any str, and
-    `client.wait` lost the type."""
-    file = tmp_path / "uses.py"
-    file.write_text(SNIPPET)
+#: By line of the snippet: a part of what mypy says.
+WANTED = {
+    number: line.partition("# error: ")[2] for number, line in enumerate(SNIPPET.splitlines(), 1) if "# error: " in line
+}
+
+#: The documents whose programs are whole applications.
+APPLICATIONS = ("README", "sqlalchemy")
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> Path:
+    """A directory with the snippet, and with the applications of the documents."""
+    (tmp_path / "uses.py").write_text(SNIPPET)
+    for document in DOCUMENTS:
+        if document.name in APPLICATIONS:
+            (tmp_path / f"{document.name}_page.py").write_text(document.program("dbname=app"))
+    return tmp_path
+
+
+def mypy(directory: Path) -> dict[str, dict[int, str]]:
+    """By file and line: the errors."""
     command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "--no-error-summary", "--show-error-codes"]
-    cache = f"--cache-dir={ROOT / '.mypy_cache'}" if (ROOT / ".mypy_cache").is_dir() else f"--cache-dir={tmp_path}"
+    cache = ROOT / ".mypy_cache" if (ROOT / ".mypy_cache").is_dir() else directory
+    files = map(str, directory.glob("*.py"))
     done = subprocess.run(
-        [*command, cache, "--python-version=3.11", str(file)],
+        [*command, f"--cache-dir={cache}", "--python-version=3.11", *files],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
     )
     assert not done.stderr, done.stderr
-    found = dict[int, str]()
-    for line, text in re.findall(r"uses\.py:(\d+): error: (.*)", done.stdout):
-        found[int(line)] = found.get(int(line), "") + text
-    wanted = {
-        number: line.partition("# error: ")[2]
-        for number, line in enumerate(SNIPPET.splitlines(), 1)
-        if "# error: " in line
+    found: dict[str, dict[int, str]] = {}
+    for file, line, text in re.findall(r"(\w+)\.py:(\d+): error: (.*)", done.stdout):
+        lines = found.setdefault(file, {})
+        lines[int(line)] = lines.get(int(line), "") + text
+    return found
+
+
+@pytest.mark.finding("E9")
+@pytest.mark.finding("W13")
+def test_wrong_uses_are_found_and_right_ones_are_not(programs: Path) -> None:
+    """`handles(Welcome)` over a handler of Job[Other] passed, `replace=`, states and kinds of events were any str, and
+    `client.wait` lost the type."""
+    found = mypy(programs)
+    assert found.keys() == {"uses"}, "the applications of the documents have no error"
+    assert found["uses"].keys() == WANTED.keys(), found
+    for number, text in WANTED.items():
+        assert text in found["uses"][number]
+
+
+@pytest.mark.tools
+@pytest.mark.skipif(which(PYRIGHT) is None, reason="there is no pyright here: pip install pyright")
+def test_pyright_finds_the_same(programs: Path) -> None:
+    """It is a program for Node, and fetches itself when it runs for the first time."""
+    (programs / "pyrightconfig.json").write_text(json.dumps({"extraPaths": [str(ROOT)]}))
+    done = subprocess.run(
+        [PYRIGHT, "--project", str(programs), "--pythonpath", sys.executable, "--outputjson"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    found = {
+        (Path(each["file"]).stem, each["range"]["start"]["line"] + 1): each["message"]
+        for each in json.loads(done.stdout)["generalDiagnostics"]
+        if each["severity"] == "error"
     }
-    assert found.keys() == wanted.keys(), done.stdout
-    for number, text in wanted.items():
-        assert text in found[number]
+    assert found.keys() == {("uses", number) for number in WANTED}, found

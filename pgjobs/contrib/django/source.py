@@ -18,17 +18,19 @@ from threading import get_ident
 from typing import Any
 
 import psycopg
+from django.core.cache import close_caches
 from django.db import connections, reset_queries, transaction
 from django.db.backends.signals import connection_created
 from django.db.utils import Error
 from psycopg.pq import TransactionStatus
 
 from pgjobs.clean_text import forget_details, one_line
+from pgjobs.db.borrow import Borrowable, borrow
 from pgjobs.db.checkout import Checkout, returning
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.db.inherited import drop_inherited, opened_here
 from pgjobs.db.source import CONNECTION_DEFAULTS, PoolSource, own_pool
-from pgjobs.errors import InvalidSetting, PoolTooSmall, TransactionBroken, WorkerPoolError
+from pgjobs.errors import InvalidSetting, InvalidTransaction, PoolTooSmall, TransactionBroken, WorkerPoolError, shown
 from pgjobs.loggers import get_logger
 
 log = get_logger("pgjobs.contrib.django")
@@ -41,7 +43,8 @@ class DjangoSource(PoolSource):
     Each worker thread has its own connection of the alias, as a thread of a web server does, and keeps it while it
     finds jobs. After that `CONN_MAX_AGE` decides; on the other aliases it decides after each job. In a handler,
     `atomic()` is a savepoint, `transaction.on_commit` waits for the job's commit, and `set_rollback(True)` makes the
-    attempt fail. Maintenance, LISTEN and `enqueue(None, ...)` use other connections, made as Django makes them.
+    attempt fail. The log of queries and the connections of caches are reset between two jobs, as between two requests.
+    Maintenance, LISTEN and `enqueue(None, ...)` use other connections, made as Django makes them.
     """
 
     batches = False  # on_commit hooks, and the end of atomic(), belong to one job
@@ -59,8 +62,18 @@ class DjangoSource(PoolSource):
 
     @contextmanager
     def checkout(self) -> Iterator[Checkout]:
-        with returning(_AliasCheckout(connections[self.alias])) as checkout:
+        with returning(AliasCheckout(connections[self.alias])) as checkout:
             yield checkout
+
+    @contextmanager
+    def checkout_within(self, tx: Borrowable) -> Iterator[Checkout]:
+        """In the `atomic()` block that is open on the alias."""
+        from pgjobs.contrib.django.lent import LentCheckout
+
+        wrapper = connections[self.alias]
+        if borrow(tx) is not borrow(wrapper):
+            raise InvalidTransaction(f"tx is {self.alias!r} or its connection for this client, not {shown(tx)}")
+        yield LentCheckout(wrapper)
 
     def ensure_size(self, threads: int, *, grow: bool) -> None:
         pool = _pool(connections[self.alias])
@@ -83,7 +96,7 @@ class DjangoSource(PoolSource):
         return conn
 
 
-class _AliasCheckout(Checkout):
+class AliasCheckout(Checkout):
     """This thread's checkout of the connection of an alias.
 
     pgjobs sends BEGIN and COMMIT on the driver's connection. For the handler it puts Django's wrapper into the state of
@@ -109,6 +122,7 @@ class _AliasCheckout(Checkout):
             self._in_block = True
             self._leave_block()
             self._wrapper.close()
+        self._between_jobs()
         with _driver_errors():
             self._wrapper.cursor().close()  # connects; the settings may ask for a health check first
             if not self._wrapper.get_autocommit():
@@ -191,12 +205,21 @@ class _AliasCheckout(Checkout):
                     forget_details(error)
                 log.error("an on_commit hook failed after a job: %s", one_line(error), exc_info=True)
         wrapper.run_on_commit = []
-        reset_queries()
-        for other in connections.all(initialized_only=True):
-            if other is not wrapper:
-                other.close_if_unusable_or_obsolete()
+        self._between_jobs()
         if wrapper.settings_dict["CONN_MAX_AGE"] and time.monotonic() >= wrapper.close_at:
             self.spoiled = True
+
+    def _between_jobs(self) -> None:
+        """Do what Django does at the start and the end of a request; without its signals, which others may listen to.
+        A detached handler has no connection here: what it has opened is looked after when one is taken for its end."""
+        reset_queries()
+        for other in connections.all(initialized_only=True):
+            if other is not self._wrapper:
+                other.close_if_unusable_or_obsolete()
+        try:
+            close_caches()
+        except Exception as error:  # of a cache; the job has ended and its outcome stands
+            log.warning("a cache could not be closed after a job: %s", one_line(error))
 
     def _enter_block(self) -> None:
         """Set the state that `Atomic.__enter__` sets, without its SQL."""

@@ -1,0 +1,115 @@
+"""`PGJOBS` of the Django settings: where the jobs are, and the keyword arguments of Client and WorkerPool in capitals.
+
+    PGJOBS = {
+        "USING": "default",                    # the alias whose database has the jobs
+        "SCHEMA": "pgjobs",
+        "QUEUES": {"default": 10, "mail": 2},
+        "CRON": ["shop.jobs.schedules"],
+    }
+
+Objects of the application may be given by a dotted path, since the settings are read before the apps are imported. A
+path of CRON, HOOKS, MIDDLEWARE and ENQUEUE_MIDDLEWARE may lead to one object or to a list of them.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from django.conf import settings
+from django.utils.module_loading import import_string
+
+from pgjobs.client import Client
+from pgjobs.errors import InvalidSetting, shown
+from pgjobs.worker_pool import WorkerPool
+
+
+def _keywords(of: Callable[..., object], without: set[str]) -> dict[str, str]:
+    parameters = inspect.signature(of).parameters.values()
+    return {p.name.upper(): p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in without}
+
+
+#: The settings of the client and of the pool, and the keyword argument that each is. Both have a `middleware`; the
+#: pool's `backoff` is the client's.
+CLIENT = {**_keywords(Client, {"id", "schema", "work_map", "middleware"}), "ENQUEUE_MIDDLEWARE": "middleware"}
+POOL = _keywords(WorkerPool, {"backoff"})
+KNOWN = ("USING", "SCHEMA", *CLIENT, *POOL)
+
+_OBJECTS = ("BACKOFF", "CONTEXT", "ERROR_HANDLER", "UNKNOWN_KINDS")
+_LISTS = ("CRON", "HOOKS", "MIDDLEWARE", "ENQUEUE_MIDDLEWARE")
+
+
+def using() -> str:
+    """The alias of `settings.DATABASES` whose database has the jobs."""
+    return _text("USING", "default")
+
+
+def schema() -> str:
+    """The schema of the tables."""
+    return _text("SCHEMA", "pgjobs")
+
+
+def client_settings() -> dict[str, Any]:
+    """The keyword arguments of the client. Raises InvalidSetting if one of the settings is unknown."""
+    return _chosen(CLIENT)
+
+
+def pool_settings() -> dict[str, Any]:
+    """The keyword arguments of the worker pool. Raises InvalidSetting if one of the settings is unknown."""
+    return _chosen(POOL)
+
+
+def unknown() -> list[str]:
+    """What is wrong with each setting that does not exist."""
+    return [_refused(name) for name in _given() if name not in KNOWN]
+
+
+def _refused(name: object) -> str:
+    near = get_close_matches(str(name).upper(), KNOWN, 1)
+    meant = f"did you mean {near[0]!r}? " if near else ""
+    return f"PGJOBS has no setting {shown(name)}; {meant}the settings are {', '.join(KNOWN)}"
+
+
+def _given() -> Mapping[str, Any]:
+    given = getattr(settings, "PGJOBS", {})
+    if not isinstance(given, Mapping):
+        raise InvalidSetting(f"PGJOBS must be a dict such as {{'QUEUES': {{'default': 10}}}}, not {shown(given)}")
+    return given
+
+
+def _text(name: str, default: str) -> str:
+    value = _given().get(name, default)
+    if not isinstance(value, str) or not value:
+        raise InvalidSetting(f"PGJOBS[{name!r}] must be a name such as {default!r}, not {shown(value)}")
+    return value
+
+
+def _chosen(keywords: Mapping[str, str]) -> dict[str, Any]:
+    for problem in unknown():
+        raise InvalidSetting(problem)
+    return {keywords[name]: _value(name, value) for name, value in _given().items() if name in keywords}
+
+
+def _value(name: str, value: Any) -> Any:
+    if name in _OBJECTS:
+        return _imported(name, value)
+    if name in _LISTS:
+        return [each for part in _listed(value) for each in _listed(_imported(name, part))]
+    return value
+
+
+def _listed(value: Any) -> Iterable[Any]:
+    """The items of a list; one object that is no list as its only item."""
+    return value if isinstance(value, Iterable) and not isinstance(value, str) else [value]
+
+
+def _imported(name: str, value: Any) -> Any:
+    if not isinstance(value, str) or "." not in value:
+        return value
+    try:
+        found: Any = import_string(value)
+    except ImportError as error:
+        raise InvalidSetting(f"PGJOBS[{name!r}] has {value!r}, which cannot be imported: {error}") from error
+    return found
