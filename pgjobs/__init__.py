@@ -58,6 +58,7 @@ from pgjobs.events import Event, EventKind, JobStats, QueueEvent, QueueEventKind
 from pgjobs.hooks import AsyncEnqueueMiddleware, EnqueueMiddleware, ErrorHandler, Hooks, Middleware
 from pgjobs.job import AttemptError, Job, JobState, current_job
 from pgjobs.job_filter import JobFilter
+from pgjobs.observe.doctor.finding import Finding, Severity
 from pgjobs.observe.figures import AttemptFigures, Durations
 from pgjobs.observe.stats import Figures
 from pgjobs.options import EncodedJob, JobOptions, NewJob, job_options
@@ -91,6 +92,7 @@ __all__ = [
     "Event",
     "EventKind",
     "Figures",
+    "Finding",
     "Handler",
     "Hooks",
     "Interrupted",
@@ -144,6 +146,7 @@ __all__ = [
     "SchemaMissing",
     "SchemaOutdated",
     "SchemaTooNew",
+    "Severity",
     "Signal",
     "Snooze",
     "Subscription",

@@ -45,6 +45,8 @@ from pgjobs.forking import PerProcess, check_pool, this_process
 from pgjobs.hooks import AsyncEnqueueMiddleware, EnqueueMiddleware, HookCalls, Hooks, checked_hooks
 from pgjobs.job import Job, changed
 from pgjobs.job_filter import JobFilter, check_filter, check_id
+from pgjobs.observe.doctor import examine
+from pgjobs.observe.doctor.finding import Finding
 from pgjobs.observe.listing import Order, listing
 from pgjobs.observe.queries import ObserveQueries
 from pgjobs.observe.stats import FigureGroup, Figures, wanted
@@ -790,6 +792,20 @@ class Client:
         which = wanted(queue, kind, since, step, by)
         with self._transaction(tx) as conn:
             return self._observe.figures(conn, which)
+
+    def doctor(self, *, threads: int | None = None, include_ok: bool = False) -> builtins.list[Finding]:
+        """Look for what is wrong with the database, the tables and the work; the most urgent findings come first.
+
+        `pgjobs guide doctor` lists the checks. It changes nothing: each check reads a bounded number of rows in a
+        read-only transaction of its own, of 5 seconds at most. What a role may not see becomes a finding too. `threads`
+        are the worker threads that the connection pool is to serve, by default those of the pools that run in this
+        process. `include_ok` adds a finding of severity "ok" for each check that found nothing. Raises psycopg's error
+        if the connection cannot be made, or is lost.
+        """
+        if threads is not None:
+            checks.check_number("threads", threads, 0)
+        checks.check_bool("include_ok", include_ok)
+        return examine(self.source, self.schema, threads=threads, include_ok=include_ok)
 
     @overload
     def wait(self, job: Job[Args], *, timeout: timedelta | None = None) -> Job[Args]: ...

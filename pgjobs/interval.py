@@ -42,3 +42,17 @@ def instant(microseconds: int) -> datetime:
 def span(microseconds: int | None) -> timedelta | None:
     """A duration from its microseconds."""
     return None if microseconds is None else timedelta(microseconds=microseconds)
+
+
+def span_text(span: timedelta | None) -> str | None:
+    """A duration by its two largest units, as in 5m12s."""
+    if span is None:
+        return None
+    seconds = int(span.total_seconds())
+    if seconds < 60:
+        return f"{seconds}s"
+    for large, small, unit, part in ((86400, 3600, "d", "h"), (3600, 60, "h", "m"), (60, 1, "m", "s")):
+        if seconds >= large:
+            whole, rest = divmod(seconds, large)
+            return f"{whole}{unit}" + (f"{rest // small}{part}" if rest // small else "")
+    raise AssertionError(seconds)

@@ -5,6 +5,8 @@
 2    wrong usage
 3    `wait`: a job was cancelled or discarded
 4    `wait`: a job is not over after the timeout
+5    `doctor`: the most urgent finding is a warning
+6    `doctor`: a finding is critical
 130  interrupted by Ctrl-C
 141  the reader of the output is gone, as with `| head`
 """
@@ -23,6 +25,7 @@ from pgjobs.clean_text import one_line
 from pgjobs.cli import (
     change,
     demo,
+    doctor,
     enqueue,
     guide,
     listing,
@@ -39,7 +42,10 @@ from pgjobs.cli.app import Framework
 from pgjobs.errors import PgjobsError
 from pgjobs.version import __version__
 
-_COMMANDS = (work, enqueue, listing, change, queues, schedules, workers, stats, migrate, roles, guide, demo, version)
+_COMMANDS = (
+    *(work, enqueue, listing, change, queues, schedules, workers, stats, doctor),
+    *(migrate, roles, guide, demo, version),
+)
 _LONGEST_ERROR = 2000
 
 

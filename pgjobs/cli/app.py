@@ -15,10 +15,11 @@ from pgjobs.worker_pool import WorkerPool
 
 @dataclass(frozen=True)
 class App:
-    """A client, and the handlers of the application if they are known."""
+    """A client, and the handlers and worker threads of the application if they are known."""
 
     client: Client
     work_map: WorkMap | None = None
+    threads: int | None = None
 
     def shown(self, job: Job[Any], *, secrets: bool) -> Job[Any]:
         """The job as it is printed: its args without secrets, unless they are asked for."""
@@ -46,6 +47,6 @@ def load(name: str) -> App:
             error.add_note(f"raised in {error.place}")
         raise
     if isinstance(found, WorkerPool):
-        return App(found.client, found.work_map)
+        return App(found.client, found.work_map, found.threads)
     assert isinstance(found, Client)
     return App(found, found.work_map)

@@ -19,6 +19,7 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from pgjobs.clean_text import one_line
+from pgjobs.interval import span_text as span_text  # noqa: PLC0414  the commands import it from here
 
 Item = TypeVar("Item")
 
@@ -197,20 +198,6 @@ def say_error(text: object) -> None:
 
 def count_of(jobs: int, what: str = "job") -> str:
     return f"{jobs} {what}" if jobs == 1 else f"{jobs} {what}s"
-
-
-def span_text(span: timedelta | None) -> str | None:
-    """A duration by its two largest units, as in 5m12s."""
-    if span is None:
-        return None
-    seconds = int(span.total_seconds())
-    if seconds < 60:
-        return f"{seconds}s"
-    for large, small, unit, part in ((86400, 3600, "d", "h"), (3600, 60, "h", "m"), (60, 1, "m", "s")):
-        if seconds >= large:
-            whole, rest = divmod(seconds, large)
-            return f"{whole}{unit}" + (f"{rest // small}{part}" if rest // small else "")
-    raise AssertionError(seconds)
 
 
 def when_text(at: datetime | None, now: datetime | None = None) -> str | None:

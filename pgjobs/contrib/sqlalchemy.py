@@ -80,7 +80,7 @@ class SQLAlchemySource(PoolSource):
         yield self._checkout(connection.engine, connection)
         session.expire_all()
 
-    def _ensure_size(self, threads: int) -> None:
+    def ensure_size(self, threads: int, *, grow: bool) -> None:
         pool: Any = self.engine.pool
         overflow = getattr(pool, "_max_overflow", -1)  # -1: no limit; only a QueuePool has one
         if overflow >= 0 and pool.size() + overflow < threads:

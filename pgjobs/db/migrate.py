@@ -154,18 +154,19 @@ def make_ready(conn: AnyConnection, schema: str) -> None:
     """Repair the schema, and raise unless the tables fit this code: for the start of a worker pool."""
     if MigrationQueries(schema).table_exists(conn) and not applied(conn, schema):
         _record_recognised(conn, schema)
-    _check_version_of(conn, schema)
+    check_versions(conn, schema)
     repair.repair_schema(conn, schema)
     repair.check(conn, schema, strict=False)
 
 
 def check(conn: AnyConnection, schema: str) -> None:
     """Raise unless the schema is exactly as this code needs it; the error names both versions, or the damage."""
-    _check_version_of(conn, schema)
+    check_versions(conn, schema)
     repair.check(conn, schema)
 
 
-def _check_version_of(conn: AnyConnection, schema: str) -> None:
+def check_versions(conn: AnyConnection, schema: str) -> None:
+    """Raise unless exactly the versions of this code are applied, on a database in UTF8."""
     _check_encoding(conn)
     known, newest = applied(conn, schema), max(versions())
     have, lacking = max(known, default=0), sorted(set(versions()) - set(known))

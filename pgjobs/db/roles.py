@@ -3,11 +3,33 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from pgjobs.db import statements
 from pgjobs.errors import InvalidSetting
 
 _ROLE = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,62}")
+_GRANT = re.compile(r"^GRANT (.*?)\s+ON\s+(?:(SCHEMA|SEQUENCE|FUNCTION)\s+)?(.*?)\s+TO\s", re.MULTILINE | re.DOTALL)
+_OUTSIDE_PARENTHESES = re.compile(r",\s*(?![^(]*\))")
+_TYPE = re.compile(r"\b(?:text|jsonb|timestamptz)\b")  # those that the grammar does not look up in pg_catalog itself
+
+#: What each kind of role is granted at least.
+LEAST = {
+    "enqueuer": ("grant_enqueuer",),
+    "worker": ("grant_worker",),
+    "viewer": ("grant_viewer",),
+    "operator": ("grant_viewer", "grant_view_of_args", "grant_operator"),
+}
+
+
+class Right(NamedTuple):
+    """A privilege on an object, or on a column of a table."""
+
+    sort: str  # "schema", "table", "column", "sequence" or "function"
+    privilege: str
+    object: str
+    part: str  # the column; else empty
 
 
 def roles_sql(
@@ -60,3 +82,26 @@ def _checked(role: object) -> str:
             "and neither public nor none"
         )
     return role
+
+
+def least_rights(schema: str, kind: str) -> list[Right]:
+    """The rights that `roles_sql` grants to this kind of role, whatever its options are."""
+    files = statements.load("roles.sql", schema)
+    text = "\n".join(_filled(files[block], schema, "role") for block in ("make_role", *LEAST[kind]))
+    return [
+        right
+        for privileges, sort, objects in _GRANT.findall(text)
+        for right in _rights(privileges, sort.lower() or "table", _OUTSIDE_PARENTHESES.split(objects))
+    ]
+
+
+def _rights(privileges: str, sort: str, objects: list[str]) -> Iterator[Right]:
+    for each in _OUTSIDE_PARENTHESES.split(privileges):
+        privilege, _, columns = each.strip().partition(" (")
+        for name in objects:
+            target = name.strip().replace('"', "") if sort == "schema" else _TYPE.sub(r"pg_catalog.\g<0>", name.strip())
+            if columns:
+                for column in columns.rstrip(")").replace('"', "").split(","):
+                    yield Right("column", privilege, target, column.strip())
+            else:
+                yield Right(sort, privilege, target, "")

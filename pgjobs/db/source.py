@@ -87,10 +87,17 @@ class PoolSource:
         """Reserve a connection for each of these threads: our own pool grows, another one must be large enough, or this
         raises PoolTooSmall."""
         used = self._used.get()
-        self._ensure_size(used["threads"] + threads)
+        self.ensure_size(used["threads"] + threads, grow=True)
         used["threads"] += threads
 
-    def _ensure_size(self, threads: int) -> None:
+    @property
+    def reserved_threads(self) -> int:
+        """For how many threads of this process connections are reserved."""
+        return self._used.get()["threads"]
+
+    def ensure_size(self, threads: int, *, grow: bool) -> None:
+        """Raise PoolTooSmall if the pool has no connection for each of so many threads, and some to spare. Our own pool
+        can grow, and does so if `grow`."""
         needed = threads + SPARE_CONNECTIONS
         if self.pool.max_size == 0 or self.pool.max_size >= needed:  # 0 is a NullConnectionPool without a limit
             return
@@ -99,7 +106,8 @@ class PoolSource:
                 f"{threads} worker threads need a connection pool of at least {needed} "
                 f"({SPARE_CONNECTIONS} to spare); this one has max_size={self.pool.max_size}"
             )
-        self.pool.resize(self.pool.min_size, needed)
+        if grow:
+            self.pool.resize(self.pool.min_size, needed)
 
     def release_connections(self, threads: int) -> None:
         """End the reservation of `reserve_connections`."""

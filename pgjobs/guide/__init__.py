@@ -27,6 +27,7 @@ TOPICS = (
     "testing",
     "deploying",
     "production",
+    "doctor",
     "logging",
     "telemetry",
     "performance",

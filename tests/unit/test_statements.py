@@ -27,6 +27,7 @@ from pgjobs.execution import queries as execution_queries
 from pgjobs.maintenance import index_queries
 from pgjobs.maintenance import queries as maintenance_queries
 from pgjobs.observe import queries as observe_queries
+from pgjobs.observe.doctor import queries as doctor_queries
 from pgjobs.schedules import queries as schedules_queries
 from pgjobs.testing import queries as testing_queries
 from pgjobs.wakeup import queries as wakeup_queries
@@ -34,7 +35,7 @@ from pgjobs.workers import queries as workers_queries
 
 FILES = [
     *("control.sql", "db.sql", "enqueuing.sql", "execution.sql", "execution_batch.sql", "maintenance.sql"),
-    *("observe.sql", "roles.sql", "schedules.sql", "testing.sql", "wakeup.sql", "workers.sql"),
+    *("doctor.sql", "observe.sql", "roles.sql", "schedules.sql", "testing.sql", "wakeup.sql", "workers.sql"),
 ]
 GIVE_JOBS = [
     *(
@@ -53,6 +54,7 @@ STORES = [
     *(execution_queries, enqueuing_queries, queue_queries, migration_queries, workers_queries),
     *(index_queries, schedules_queries, wakeup_queries, batch_queries, repair, roles, channels),
     *(control_queries, observe_queries, maintenance_queries, startup_options, testing_queries),
+    doctor_queries,
 ]
 PARTS = "parts.sql"  # what statements of several files share
 

@@ -77,7 +77,7 @@ class DjangoSource(PoolSource):
             raise InvalidTransaction(f"tx is {self.alias!r} or its connection for this client, not {shown(tx)}")
         yield LentCheckout(wrapper)
 
-    def _ensure_size(self, threads: int) -> None:
+    def ensure_size(self, threads: int, *, grow: bool) -> None:
         pool = _pool(connections[self.alias])
         if pool is not None and 0 < pool.max_size < threads:
             raise PoolTooSmall(
