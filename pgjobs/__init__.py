@@ -64,7 +64,7 @@ from pgjobs.observe.stats import Figures
 from pgjobs.options import EncodedJob, JobOptions, NewJob, job_options
 from pgjobs.progress import Progress
 from pgjobs.queue_settings import QueueSettings
-from pgjobs.results import JobCounts, JobPage, ManyJobs, Queue, QueueStats, ScheduleRow, WorkerProcess
+from pgjobs.results import JobCounts, JobPage, ManyJobs, Queue, QueueStats, ScheduleRow, StuckThread, WorkerProcess
 from pgjobs.schedule import Schedule
 from pgjobs.timetable import every
 from pgjobs.unique import Unique
@@ -149,6 +149,7 @@ __all__ = [
     "Severity",
     "Signal",
     "Snooze",
+    "StuckThread",
     "Subscription",
     "TransactionBroken",
     "UndecodableArgs",

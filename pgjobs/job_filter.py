@@ -16,6 +16,7 @@ from pgjobs.states import StateName
 
 BIGGEST_ID = 2**63 - 1
 SMALLEST_ID = -(2**63)  # a row that is made by hand may have an id below zero
+_OBJECTS = ("metadata", "args")  # found by what they contain
 _DIGITS = re.compile(r"-?\d{1,100}", re.ASCII)
 
 
@@ -24,8 +25,8 @@ class JobFilter:
     """The jobs that meet all the conditions; a condition that is left out is met by every job.
 
     A job meets a list when it has one of the values, so no job meets an empty list; `tags_all` needs all of the tags. A
-    job meets `metadata` when its metadata contains it, like the operator @> of Postgres. `..._after` is that instant or
-    later, `..._before` is earlier than that instant; a job without such a time does not meet either.
+    job meets `metadata` or `args` when its metadata or args contain it, like the operator @> of Postgres. `..._after`
+    is that instant or later, `..._before` is earlier than that instant; a job without such a time does not meet either.
 
     Calls that change many jobs refuse a filter without conditions: `JobFilter.all()` means really all jobs. Raises
     InvalidFilter for a value that no job can have.
@@ -39,6 +40,7 @@ class JobFilter:
     tags_any: Sequence[str] | None = None
     tags_all: Sequence[str] | None = None
     metadata: Mapping[str, Any] | None = None
+    args: Mapping[str, Any] | None = None
     created_after: datetime | None = None
     created_before: datetime | None = None
     scheduled_after: datetime | None = None
@@ -66,11 +68,13 @@ class JobFilter:
         for field in fields(self):
             if field.name.endswith(("_after", "_before")):
                 check_instant(field.name, getattr(self, field.name))
-        if self.metadata is not None:  # a copy, since the caller may change the mapping
-            object.__setattr__(self, "metadata", codec.decode_dict(_metadata_json(self.metadata)))
+        for name in _OBJECTS:
+            given = getattr(self, name)
+            if given is not None:  # a copy, since the caller may change the mapping
+                object.__setattr__(self, name, codec.decode_dict(_json(name, given)))
         checks.check_bool("really_all", self.really_all, error=InvalidFilter)
-        if self.tags_all == () or self.metadata == {}:
-            raise InvalidFilter("empty tags_all or metadata would fit every job: leave it out")
+        if self.tags_all == () or self.metadata == {} or self.args == {}:
+            raise InvalidFilter("empty tags_all, metadata or args would fit every job: leave it out")
         if self.really_all and self._has_conditions:
             raise InvalidFilter("JobFilter.all() is all jobs: it takes no other condition")
 
@@ -99,11 +103,8 @@ class JobFilter:
         """The parameters of the SQL part `matches`."""
         conditions = self._conditions
         lists = {name: list(value) for name, value in conditions.items() if isinstance(value, tuple)}
-        return {**conditions, **lists, "metadata": self.metadata_json}
-
-    @property
-    def metadata_json(self) -> str | None:
-        return None if self.metadata is None else _metadata_json(self.metadata)
+        objects = {name: _json(name, conditions[name]) for name in _OBJECTS if conditions[name] is not None}
+        return {**conditions, **lists, **objects}
 
 
 def check_filter(filter: object) -> None:
@@ -172,10 +173,10 @@ def check_instant(name: str, when: object) -> None:
         raise InvalidFilter(f"{name} {when!r} is out of range: from year 1 to {LAST_INSTANT.date()}")
 
 
-def _metadata_json(metadata: object) -> str:
-    if not isinstance(metadata, Mapping):
-        raise InvalidFilter(f"metadata is a mapping, not {shown(metadata)}")
+def _json(name: str, value: object) -> str:
+    if not isinstance(value, Mapping):
+        raise InvalidFilter(f"{name} is a mapping, not {shown(value)}")
     try:
-        return codec.encode_metadata(metadata)
+        return codec.encode_metadata(value)
     except InvalidOption as error:
-        raise InvalidFilter(str(error)) from error.__cause__
+        raise InvalidFilter(str(error).replace("metadata", name, 1)) from error.__cause__

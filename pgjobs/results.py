@@ -71,6 +71,18 @@ def as_utc(instant: datetime | None) -> datetime | None:
     return None if instant is None else instant.astimezone(UTC)
 
 
+@dataclass(frozen=True, slots=True)
+class StuckThread:
+    """A worker thread that is stuck in its handler: the attempt was ended, but the handler goes on. `stack` is where it
+    is, without values."""
+
+    thread: str
+    job_id: int
+    kind: str
+    since: datetime
+    stack: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerProcess:
     """A process that works jobs, as the table `worker` has it; a job's `attempted_by` holds its `id`."""
@@ -85,6 +97,7 @@ class WorkerProcess:
     code_version: str | None  # of the application, if its Client says so
     started_at: datetime
     seen_at: datetime
+    stuck: tuple[StuckThread, ...] = ()  # ten at most
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from datetime import timedelta
+from difflib import get_close_matches
 from functools import partial
 from typing import Any, Literal, Protocol, Self, TypeVar, get_origin, overload
 
 from pgjobs import checks, codec
 from pgjobs.backoff import Backoff
-from pgjobs.errors import DuplicateHandler, InvalidHandler, InvalidSetting, UnknownKind, shown
+from pgjobs.errors import DuplicateHandler, InvalidArgs, InvalidHandler, InvalidSetting, PgjobsError, UnknownKind, shown
 from pgjobs.hooks import Middleware
 from pgjobs.job import Job, has_args
 from pgjobs.options import ClassName, check_kind, kind_of, two_classes
@@ -197,6 +199,26 @@ def shown_args(work_map: WorkMap | None, kind: str, raw_args: str) -> str:
     if handler is None or handler.args_class is None:
         return raw_args
     return codec.redacted(handler.args_class, raw_args)
+
+
+def payload(work_map: WorkMap | None, kind: str, args: dict[str, Any]) -> Any:
+    """The args that a person has written, for `enqueue`: an instance of the args class, if the work map has one for the
+    kind. Raises PgjobsError for a kind that it does not handle, and InvalidArgs for fields that the class lacks."""
+    if work_map is None:
+        return args
+    handler: Handler | None = dict.get(work_map, kind)
+    if handler is None:
+        near = get_close_matches(kind, work_map, 1)
+        meant = f"; did you mean {near[0]!r}?" if near else ""
+        known = f": it handles {', '.join(sorted(work_map)[:20])}" if not near and work_map else ""
+        raise PgjobsError(f"the app has no handler for kind {kind!r}{meant}{known}")
+    if handler.args_class is None:
+        return args
+    made: Any = codec.decode(handler.args_class, args)
+    unknown = args.keys() - json.loads(codec.encode(made, max_bytes=codec.JSONB_BYTES)).keys()
+    if unknown:  # decoding passes over them, and a misspelt field would go unnoticed
+        raise InvalidArgs(f"{handler.args_class.__qualname__} has no field {', '.join(sorted(map(repr, unknown)))}")
+    return made
 
 
 def as_work_map(work_map: Any) -> WorkMap:

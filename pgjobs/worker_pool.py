@@ -191,7 +191,13 @@ class WorkerPool:
         )
         self._stopping = self._threads.stopping
         self._heartbeat = Heartbeat(
-            self._context, self._executor, client.registration, client.events, self._figures, lease=lease
+            self._context,
+            self._executor,
+            self._threads,
+            client.registration,
+            client.events,
+            figures=self._figures,
+            lease=lease,
         )
         self.schedules = self._build_schedules(cron)
         self._run_settings = check_run_settings(batch_size, batch_time, durability)
@@ -527,7 +533,7 @@ class WorkerPool:
     @property
     def stuck_threads(self) -> int:
         """How many handlers go on although they were cut off, in threads that were left behind."""
-        return self._threads.stuck
+        return self._threads.stuck_count
 
     def healthy(self, max_age: timedelta = timedelta(minutes=1)) -> bool:
         """Whether the pool runs and its threads work: for a liveness probe of your own.

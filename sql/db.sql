@@ -247,6 +247,9 @@ EXPLAIN DELETE FROM pgjobs.job_progress WHERE false;
 EXPLAIN UPDATE pgjobs.figure SET completed = completed WHERE false;
 EXPLAIN DELETE FROM pgjobs.figure WHERE false;
 
+-- name: try_audit
+EXPLAIN DELETE FROM pgjobs.audit WHERE false;
+
 -- name: try_maintenance
 EXPLAIN UPDATE pgjobs.maintenance SET next_run_at = next_run_at WHERE false;
 

@@ -357,6 +357,17 @@ WITH old AS MATERIALIZED (
 )
 SELECT pg_catalog.count(*) FROM deleted;
 
+-- name: prune_audit
+-- Deletes the oldest rows of the audit that were kept as long. Their ids are in the order of time.
+WITH old AS MATERIALIZED (
+    SELECT id, at FROM pgjobs.audit ORDER BY id LIMIT %(batch)s
+), deleted AS (
+    DELETE FROM pgjobs.audit USING old
+    WHERE audit.id = old.id AND old.at < (pg_catalog.statement_timestamp() - %(keep)s::interval)
+    RETURNING audit.id
+)
+SELECT pg_catalog.count(*) FROM deleted;
+
 -- name: rows_to_prune
 WITH old AS MATERIALIZED (
     {old_jobs}

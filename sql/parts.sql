@@ -13,6 +13,7 @@
     AND (%(tags_any)s::text[] IS NULL OR job.tags && %(tags_any)s::text[])
     AND (%(tags_all)s::text[] IS NULL OR job.tags @> %(tags_all)s::text[])
     AND (%(metadata)s::jsonb IS NULL OR job.metadata @> %(metadata)s::jsonb)
+    AND (%(args)s::jsonb IS NULL OR job.args @> %(args)s::jsonb)
     AND (%(created_after)s::timestamptz IS NULL OR job.created_at >= %(created_after)s::timestamptz)
     AND (%(created_before)s::timestamptz IS NULL OR job.created_at < %(created_before)s::timestamptz)
     AND (%(scheduled_after)s::timestamptz IS NULL OR job.scheduled_at >= %(scheduled_after)s::timestamptz)
@@ -333,3 +334,26 @@ SELECT 'done' AS result, changed.* FROM changed
     FROM seen JOIN pgjobs.job ON job.id = seen.id AND job.queue = seen.queue
         LEFT JOIN checked ON checked.id = seen.id AND checked.queue = seen.queue
     WHERE NOT EXISTS (SELECT FROM changed WHERE changed.id = seen.id AND changed.queue = seen.queue)
+
+-- part: error_class
+-- The class of the last error of a job: the first word of the last traceback that is not indented. Of an error without a
+-- traceback, its first words.
+(COALESCE(
+    pg_catalog.substring(
+        pg_catalog.split_part(job.errors -> -1 ->> 'trace', 'Traceback (most recent call last):', -1),
+        '\n([A-Za-z_][A-Za-z0-9_.]*)'),
+    pg_catalog.rtrim(pg_catalog.substring(job.errors -> -1 ->> 'error', '^[^:;(\n0-9]{1,80}')),
+    ''))
+
+-- part: fits_search
+-- Whether a job fits the conditions of a search, beside those of a filter: the class of its last error, and a text
+-- anywhere in it.
+(%(error)s::text IS NULL OR {error_class} = %(error)s::text)
+    AND (%(text)s::text IS NULL OR pg_catalog.strpos(
+        pg_catalog.lower(pg_catalog.concat_ws(' ', job.kind, job.queue, job.tags, job.args, job.metadata, job.errors,
+            job.output)),
+        pg_catalog.lower(%(text)s::text)) > 0)
+
+-- part: in_range
+(%(first)s::bigint IS NULL OR job.id >= %(first)s::bigint)
+    AND (%(last)s::bigint IS NULL OR job.id <= %(last)s::bigint)

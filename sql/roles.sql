@@ -12,7 +12,7 @@ END
 $pgjobs$;
 REVOKE ALL ON
     pgjobs.job, pgjobs.queue, pgjobs.worker, pgjobs.schedule, pgjobs.scheduler, pgjobs.cancel_request,
-    pgjobs.job_progress, pgjobs.figure, pgjobs.maintenance, pgjobs.migration
+    pgjobs.job_progress, pgjobs.figure, pgjobs.audit, pgjobs.maintenance, pgjobs.migration
 FROM "{role}";
 REVOKE ALL ON SEQUENCE pgjobs.job_id_seq FROM "{role}";
 GRANT USAGE ON SCHEMA {schema} TO "{role}";
@@ -55,6 +55,7 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON
 TO "{role}";
 GRANT SELECT, INSERT, UPDATE, DELETE ON pgjobs.cancel_request, pgjobs.job_progress, pgjobs.figure TO "{role}";
 GRANT SELECT, INSERT, UPDATE ON pgjobs.maintenance TO "{role}";
+GRANT SELECT (id, at), DELETE ON pgjobs.audit TO "{role}";
 GRANT USAGE ON SEQUENCE pgjobs.job_id_seq TO "{role}";
 GRANT EXECUTE ON FUNCTION
     pgjobs.attempt_lost(),
@@ -72,7 +73,7 @@ GRANT SELECT (
 GRANT SELECT (name, paused_at, updated_at, keep_completed, keep_cancelled, keep_discarded)
     ON pgjobs.queue TO "{role}";
 GRANT SELECT (
-    id, host, pid, queues, threads, kinds, version, code_version, started_at, seen_at, lost_at
+    id, host, pid, queues, threads, kinds, version, code_version, started_at, seen_at, lost_at, stuck
 ) ON pgjobs.worker TO "{role}";
 GRANT SELECT (
     name, kind, spec, zone, catch_up, "window", paused_at, next_tick_at, last_tick_at, created_at, updated_at, in_code,
@@ -86,11 +87,13 @@ GRANT SELECT (
     run_counts, wait_counts
 ) ON pgjobs.figure TO "{role}";
 GRANT SELECT (duty, next_run_at) ON pgjobs.maintenance TO "{role}";
+GRANT SELECT (id, at, who, act, count) ON pgjobs.audit TO "{role}";
 
 -- name: grant_view_of_args
 -- Reads args, errors, output and notes too, which client.wait and client.schedules need.
 GRANT SELECT (args, errors, output) ON pgjobs.job TO "{role}";
 GRANT SELECT (note) ON pgjobs.job_progress TO "{role}";
+GRANT SELECT (target) ON pgjobs.audit TO "{role}";
 GRANT SELECT (args, options, registered) ON pgjobs.schedule TO "{role}";
 
 -- name: grant_operator
@@ -104,4 +107,5 @@ GRANT DELETE ON pgjobs.job TO "{role}";
 GRANT SELECT, INSERT, UPDATE, DELETE ON pgjobs.cancel_request TO "{role}";
 GRANT INSERT, UPDATE, DELETE ON pgjobs.schedule TO "{role}";
 GRANT INSERT, UPDATE ON pgjobs.queue TO "{role}";
+GRANT INSERT (who, act, target, count) ON pgjobs.audit TO "{role}";
 GRANT EXECUTE ON FUNCTION pgjobs.advisory_class() TO "{role}";

@@ -10,8 +10,9 @@ SELECT pg_catalog.has_column_privilege('pgjobs.job', 'attempted_by', 'UPDATE');
 BEGIN ISOLATION LEVEL READ COMMITTED;
 SET LOCAL lock_timeout = '1s';
 SET LOCAL statement_timeout = '5s';
-INSERT INTO pgjobs.worker AS known (id, host, pid, queues, threads, kinds, version, code_version) VALUES (
-    %(id)s, %(host)s, %(pid)s, %(queues)s::jsonb, %(threads)s, %(kinds)s::text[], %(version)s, %(code_version)s)
+INSERT INTO pgjobs.worker AS known (id, host, pid, queues, threads, kinds, version, code_version, stuck) VALUES (
+    %(id)s, %(host)s, %(pid)s, %(queues)s::jsonb, %(threads)s, %(kinds)s::text[], %(version)s, %(code_version)s,
+    %(stuck)s::jsonb)
 ON CONFLICT (id) DO UPDATE SET
     host = EXCLUDED.host,
     pid = EXCLUDED.pid,
@@ -20,6 +21,7 @@ ON CONFLICT (id) DO UPDATE SET
     kinds = EXCLUDED.kinds,
     version = EXCLUDED.version,
     code_version = EXCLUDED.code_version,
+    stuck = EXCLUDED.stuck,
     started_at = CASE WHEN (known.host, known.pid) = (EXCLUDED.host, EXCLUDED.pid) THEN known.started_at
         ELSE EXCLUDED.started_at END,
     seen_at = EXCLUDED.seen_at;
@@ -128,7 +130,8 @@ ON CONFLICT (minute, queue, kind) DO UPDATE SET
 COMMIT;
 
 -- name: list_workers
-SELECT id, host, pid, queues, threads, kinds, version, code_version, started_at, seen_at FROM pgjobs.worker
+SELECT id, host, pid, queues, threads, kinds, version, code_version, started_at, seen_at, stuck
+FROM pgjobs.worker
 ORDER BY started_at, id;
 
 -- name: refresh_queues

@@ -140,7 +140,7 @@ def look_in_every_way(client: Client, tx: Conn | None) -> None:
     }
     full = JobFilter(
         ids=[1], kinds=["deed"], queues=["many"], priorities=[0], tags_any=["some-tag"], tags_all=["some-tag"],
-        metadata={"a": 1}, **spans,
+        metadata={"a": 1}, args={"a": 1}, **spans,
     )  # fmt: skip
     for filter in (JobFilter(), full, JobFilter(states=["completed", "discarded"])):
         client.list_jobs(filter, tx)

@@ -25,6 +25,7 @@ import pgjobs.contrib.flask
 import pgjobs.contrib.opentelemetry
 import pgjobs.contrib.sentry
 import pgjobs.contrib.sqlalchemy
+import pgjobs.dashboard
 import pgjobs.metrics
 import pgjobs.testing
 from pgjobs import Client, JobFilter, JobOptions, QueueSettings, Schedule, WorkerPool, WorkMap, cli, guide
@@ -350,10 +351,9 @@ HOMES: tuple[object, ...] = (pgjobs, pgjobs.contrib.django, pgjobs.contrib.sqlal
 HOMES += (CodeSchedules, WorkerPool, WorkMap, pgjobs.Handler, pgjobs.Job, JobFilter, Subscription, pgjobs.Hooks)
 HOMES += (pgjobs.ErrorHandler,)
 HOMES += (pgjobs.testing, Jobs, Performed)
-HOMES += (pgjobs.Durations,)
 HOMES += (pgjobs.contrib.flask, pgjobs.contrib.flask.Pgjobs)
 HOMES += (pgjobs.metrics, pgjobs.contrib.opentelemetry, pgjobs.contrib.opentelemetry.OpenTelemetry)
-HOMES += (pgjobs.contrib.sentry, pgjobs.Durations)
+HOMES += (pgjobs.contrib.sentry, pgjobs.Durations, pgjobs.dashboard)
 OWNERS: Mapping[str, Any] = {
     "client": Client,
     "pool": WorkerPool,

@@ -94,7 +94,10 @@ def test_the_wheel_says_that_it_is_typed_and_carries_the_licence(unpacked: Path)
 def test_the_wheel_carries_nothing_else(unpacked: Path) -> None:
     assert {path.name for path in unpacked.iterdir()} == {"pgjobs", f"pgjobs_psycopg-{pgjobs.__version__}.dist-info"}
     assert not [*files(unpacked, "test_*"), *files(unpacked, "tests")]
-    assert {path.suffix for path in files(unpacked / "pgjobs", "*.*")} == {".md", ".py", ".sql", ".typed"}
+    assert {path.suffix for path in files(unpacked / "pgjobs", "*.*")} == {
+        *(".md", ".py", ".sql", ".typed"),
+        *(".css", ".html", ".js", ".svg"),  # of the dashboard
+    }
 
 
 def test_the_wheel_brings_the_program(unpacked: Path) -> None:
@@ -146,7 +149,7 @@ def test_the_wheel_says_where_it_runs_and_beside_what(unpacked: Path) -> None:
     assert "psycopg-pool<3.4,>=3.2.2" in needed
     assert "croniter<8,>=7" in needed
     extras = {line.partition(" ")[0] for line in said.get_all("Provides-Extra", [])}
-    assert extras == {"cli", "dashboard", "embedded", "otel", "sentry", "test"}
+    assert extras == {"browser-test", "cli", "dashboard", "embedded", "otel", "sentry", "test"}
 
 
 # --- the source distribution

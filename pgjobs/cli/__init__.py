@@ -24,6 +24,7 @@ import psycopg
 from pgjobs.clean_text import one_line
 from pgjobs.cli import (
     change,
+    dashboard,
     demo,
     doctor,
     enqueue,
@@ -43,7 +44,7 @@ from pgjobs.errors import PgjobsError
 from pgjobs.version import __version__
 
 _COMMANDS = (
-    *(work, enqueue, listing, change, queues, schedules, workers, stats, doctor),
+    *(work, enqueue, listing, change, queues, schedules, workers, stats, doctor, dashboard),
     *(migrate, roles, guide, demo, version),
 )
 _LONGEST_ERROR = 2000

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
-from difflib import get_close_matches
 from typing import Any
 
-from pgjobs import codec
-from pgjobs.cli.app import App
 from pgjobs.cli.arguments import (
     Commands,
     add_database,
@@ -23,9 +19,8 @@ from pgjobs.cli.arguments import (
 from pgjobs.cli.database import connect
 from pgjobs.cli.job_output import all_fields
 from pgjobs.cli.output import print_json
-from pgjobs.client import decode_args
-from pgjobs.errors import InvalidArgs, PgjobsError
 from pgjobs.unique import Unique
+from pgjobs.work_map import payload
 
 
 def add_parser(commands: Commands) -> None:
@@ -63,7 +58,6 @@ def add_parser(commands: Commands) -> None:
     parser.set_defaults(run=_enqueue)
 
 
-_ANY_SIZE = 1 << 40  # the client has the limit
 _OPTIONS = ("queue", "priority", "delay", "scheduled_at", "max_attempts", "tags", "metadata", "pending")
 
 
@@ -72,29 +66,12 @@ def _enqueue(options: argparse.Namespace) -> int:
     if options.unique is not None:
         given["unique"] = Unique(by_args=options.unique == "args")
     with connect(options) as app:
-        job: Any = app.client.enqueue(None, _payload(app, options.kind, options.args), kind=options.kind, **given)
+        job: Any = app.client.enqueue(
+            None, payload(app.work_map, options.kind, options.args), kind=options.kind, **given
+        )
     if options.json:
         print_json({**all_fields(app.shown(job, secrets=options.show_secrets)), "duplicate": job.duplicate})
     else:
         what = "is there already" if job.duplicate else "enqueued"
         print(f"job {job.id} {what}: {job.kind} in {job.queue}, {job.state}")
     return 0
-
-
-def _payload(app: App, kind: str, args: dict[str, Any]) -> Any:
-    """The args as an instance of the args class of the kind, if the app has one."""
-    if app.work_map is None:
-        return args
-    handler = dict.get(app.work_map, kind)
-    if handler is None:
-        near = get_close_matches(kind, app.work_map, 1)
-        meant = f"; did you mean {near[0]!r}?" if near else ""
-        known = f": it handles {', '.join(sorted(app.work_map)[:20])}" if not near and app.work_map else ""
-        raise PgjobsError(f"the app has no handler for kind {kind!r}{meant}{known}")
-    if handler.args_class is None:
-        return args
-    made: Any = decode_args(handler.args_class, args)
-    unknown = args.keys() - json.loads(codec.encode(made, max_bytes=_ANY_SIZE)).keys()
-    if unknown:  # decoding passes over them, and a misspelt field would go unnoticed
-        raise InvalidArgs(f"{handler.args_class.__qualname__} has no field {', '.join(sorted(map(repr, unknown)))}")
-    return made

@@ -34,6 +34,7 @@ def add_filter(parser: argparse.ArgumentParser) -> None:
     _add_repeated(group, "--tag", "tags_all", "TAG", "with this tag; if repeated, with all of them")
     _add_repeated(group, "--any-tag", "tags_any", "TAG", "with one of these tags")
     group.add_argument("--metadata", type=json_object, metavar="JSON", help="whose metadata contains this JSON object")
+    group.add_argument("--args", type=json_object, metavar="JSON", help="whose args contain this JSON object")
     for name, what in _TIMES.items():
         group.add_argument(f"--{name}-after", type=instant, metavar="WHEN", help=f"that {what} then or later")
         group.add_argument(f"--{name}-before", type=instant, metavar="WHEN", help=f"that {what} before then")
@@ -43,7 +44,7 @@ def _add_repeated(group: Any, option: str, field: str, metavar: str, help: str) 
     group.add_argument(option, dest=field, action="append", metavar=metavar, help=help)
 
 
-_FIELDS = ("queues", "kinds", "states", "priorities", "tags_all", "tags_any", "metadata")
+_FIELDS = ("queues", "kinds", "states", "priorities", "tags_all", "tags_any", "metadata", "args")
 _INSTANTS = tuple(f"{name}_{side}" for name in _TIMES for side in ("after", "before"))
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from pgjobs.cli.output import Column, RawJson, harmless, harmless_lines, print_table, time_text, when_text
 from pgjobs.job import Job, JobState, has_args
+from pgjobs.observe.listing import time_of
 from pgjobs.progress import Progress
 
 _COLUMNS = (
@@ -54,13 +55,6 @@ def _row(job: Job[Any]) -> Sequence[object]:
         " ".join(job.tags),
         None if job.last_error is None else job.last_error.partition("\n")[0],
     )
-
-
-def time_of(job: Job[Any]) -> datetime:
-    """When a finished job ended, a running one started, and when a waiting one is due."""
-    if job.state is JobState.RUNNING:
-        return job.attempted_at or job.created_at
-    return job.finalized_at if job.state.final and job.finalized_at else job.scheduled_at
 
 
 def listed_fields(job: Job[Any]) -> dict[str, Any]:

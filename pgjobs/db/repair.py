@@ -29,7 +29,7 @@ log = get_logger("pgjobs.repair")
 DUTIES = ("promote", "rescue", "prune", "workers", "indexes")
 TABLES = (
     *("job", "queue", "worker", "schedule", "scheduler"),
-    *("cancel_request", "job_progress", "figure", "maintenance"),
+    *("cancel_request", "job_progress", "figure", "audit", "maintenance"),
 )
 _MOST_SKIPPED = 10_000  # ids to skip one by one; other sessions draw fewer than that during one statement
 _MADE_BY_HAND = 2**53  # greater ids were inserted by hand: no sequence gets so far, and it must not follow them

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 SHAPE = """\
+column audit act text not null
+column audit at timestamptz not null
+column audit count int8 not null
+column audit id int8 not null
+column audit target jsonb not null
+column audit who text not null
 column cancel_request id int8 not null
 column cancel_request job_id int8 not null
 column cancel_request queue text not null
@@ -96,6 +102,7 @@ column worker pid int4 not null
 column worker queues jsonb not null
 column worker seen_at timestamptz not null
 column worker started_at timestamptz not null
+column worker stuck jsonb not null
 column worker threads int4 not null
 column worker version text not null
 function advisory_class 0
@@ -108,6 +115,7 @@ function refuse_job 0
 function schedule_changed 0
 function unique_key 5
 function unique_states 1
+index audit audit_pkey
 index cancel_request cancel_request_job
 index cancel_request cancel_request_pkey
 index figure figure_pkey
@@ -125,6 +133,8 @@ index queue queue_pkey
 index schedule schedule_pkey
 index scheduler scheduler_pkey
 index worker worker_pkey
+rule audit audit_pkey
+rule audit audit_values
 rule cancel_request cancel_request_pkey
 rule cancel_request cancel_request_size
 rule figure figure_minute

@@ -19,6 +19,7 @@ TOPICS = (
     "hooks",
     "control",
     "command-line",
+    "dashboard",
     "frameworks",
     "sqlalchemy",
     "flask",

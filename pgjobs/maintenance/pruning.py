@@ -1,4 +1,4 @@
-"""The duty `prune`: deletes jobs that ended longer ago than they are kept, and old figures.
+"""The duty `prune`: deletes jobs that ended longer ago than they are kept, old figures and the old audit.
 
 How long jobs are kept is a list of rules, one per state, and one per state and queue where a queue has a retention of
 its own. There are two ways to find the jobs of a rule:
@@ -30,6 +30,7 @@ from pgjobs.states import JobState
 _RESTART_EVERY = 3600.0  # seconds
 _OVERLAP = timedelta(minutes=1)  # reread at the end of the index: the end of a job is written before it is committed
 
+_KEEP_AUDIT = timedelta(days=90)
 _DATE_FINISHED = "dating of finished jobs"  # the name of the operation in the log
 
 
@@ -60,12 +61,14 @@ class Pruner:
         self._scans: dict[RetentionRule, _Scan] = {}
 
     def prune(self, conn: AnyConnection) -> timedelta | None:
-        """Delete a batch of the jobs of each rule, and of old figures. Zero if there may be more, None if not."""
+        """Delete a batch of the jobs of each rule, of old figures and of the audit. Zero if there may be more, else
+        None."""
         rules = self._rules(conn)
         self._scans = {rule: self._scans.get(rule, _Scan()) for rule in rules}
         with self._batch_size.next() as batch:
             more = [*(self._prune(conn, rule, batch) for rule in rules), self._date_finished(conn, batch)]
             more.append(self._queries.prune_figures(conn, KEEP_FIGURES, batch) >= batch)
+            more.append(self._queries.prune_audit(conn, _KEEP_AUDIT, batch) >= batch)
         return timedelta(0) if any(more) else None
 
     def _date_finished(self, conn: AnyConnection, batch: int) -> bool:

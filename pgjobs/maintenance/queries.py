@@ -187,6 +187,13 @@ class MaintenanceQueries:
             pruned: int = one(cur)[0]
             return pruned
 
+    def prune_audit(self, conn: AnyConnection, keep: timedelta, batch: int) -> int:
+        """Delete the oldest rows of the audit that were kept as long. Returns how many."""
+        with literal_cursor(conn) as cur:
+            cur.execute(self._sql["prune_audit"], {"keep": keep, "batch": batch})
+            pruned: int = one(cur)[0]
+            return pruned
+
     def prune_after(
         self, conn: AnyConnection, rule: RetentionRule, after: Position, batch: int, rows: Selection = ALL_ROWS
     ) -> tuple[int, Position]:

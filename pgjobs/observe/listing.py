@@ -49,7 +49,7 @@ class Listing:
 
     def _cursor(self, job: Job[Any]) -> str:
         cursor = f"{self.order}.{'down' if self.descending else 'up'}.{job.id}"
-        return cursor if self.order == "id" else f"{cursor}.{microseconds(_time_of(job))}"
+        return cursor if self.order == "id" else f"{cursor}.{microseconds(time_of(job))}"
 
 
 def listing(filter: JobFilter, order: str, descending: bool, limit: object, cursor: str | None) -> Listing:
@@ -85,8 +85,9 @@ def _after(wanted: Listing, cursor: object) -> Listing:
     return replace(wanted, after_id=int(match[3]), after_time=time)
 
 
-def _time_of(job: Job[Any]) -> datetime:
-    """The time by which the job is listed: list_jobs in sql/observe.sql orders by the same."""
+def time_of(job: Job[Any]) -> datetime:
+    """The time by which the job is listed: the end of a finished job, the start of a running one, when any other is
+    due. list_jobs in sql/observe.sql orders by the same."""
     if job.state == JobState.RUNNING:
         return job.attempted_at or job.created_at
     return job.finalized_at if job.state.final and job.finalized_at else job.scheduled_at

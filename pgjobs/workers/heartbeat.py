@@ -7,7 +7,7 @@ the maintenance thread.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
 from datetime import timedelta
 
@@ -26,7 +26,8 @@ from pgjobs.workers.context import PoolContext
 from pgjobs.workers.figures_writer import WRITE_EVERY, FiguresWriter
 from pgjobs.workers.progress_writer import ProgressWriter
 from pgjobs.workers.queries import WorkerQueries
-from pgjobs.workers.registration import Registration
+from pgjobs.workers.registration import Description, Registration
+from pgjobs.workers.worker_threads import WorkerThreads
 
 log = get_logger("pgjobs.worker")
 
@@ -41,15 +42,17 @@ class Heartbeat:
         self,
         context: PoolContext,
         executor: Executor,
+        threads: WorkerThreads,
         registration: Registration,
         events: Events,
-        figures: AttemptFigures,
         *,
+        figures: AttemptFigures,
         lease: timedelta,
     ) -> None:
         self._context = context
         self._claimer = executor.claimer
         self._watchdog = executor.watchdog
+        self._threads = threads
         self._registration = registration
         self._events = events
         self._lease = lease
@@ -104,9 +107,9 @@ class Heartbeat:
             self._write_figures(checkout.conn, at_once=True)
             self._progress.remove_all(checkout.conn)  # the last: its transaction may fail, and stay open
 
-    def _describe(self) -> tuple[Mapping[str, int], Iterable[str]]:
-        threads = {queue: workers.threads for queue, workers in self._context.queue_workers.items()}
-        return threads, list(self._claimer.work_map)
+    def _describe(self) -> Description:
+        queues = {queue: workers.threads for queue, workers in self._context.queue_workers.items()}
+        return Description(queues, list(self._claimer.work_map), self._threads.stuck)
 
     def beat(self, conn: AnyConnection) -> None:
         self.look_after_attempts(conn)

@@ -14,7 +14,7 @@ from pgjobs.db.channel import channel
 from pgjobs.db.cursors import AnyConnection, bound_cursor, literal_cursor, one
 from pgjobs.observe.figures import NO_DURATIONS, OUTCOMES, Durations, Tally
 from pgjobs.progress import Report
-from pgjobs.results import WorkerProcess
+from pgjobs.results import StuckThread, WorkerProcess
 
 #: An attempt, by the id of its job and its token. The jobs of a batch have one token.
 AttemptKey = tuple[int, UUID]
@@ -43,7 +43,10 @@ class WorkerQueries:
     def register(self, conn: AnyConnection, worker: Mapping[str, Any]) -> None:
         """Write or refresh the row of a process, and commit."""
         with literal_cursor(conn) as cur:
-            cur.execute(self._sql["register_worker"], {**worker, "queues": json.dumps(worker["queues"])})
+            cur.execute(
+                self._sql["register_worker"],
+                {**worker, "queues": json.dumps(worker["queues"]), "stuck": json.dumps(worker["stuck"])},
+            )
 
     def deregister(self, conn: AnyConnection, id: str) -> None:
         """Remove the row of a process, and commit."""
@@ -149,7 +152,13 @@ def _worker(row: Sequence[Any]) -> WorkerProcess:
         code_version=row[7],
         started_at=row[8].astimezone(UTC),
         seen_at=row[9].astimezone(UTC),
+        stuck=tuple(_stuck(each, row[9].astimezone(UTC)) for each in json.loads(row[10])),
     )
+
+
+def _stuck(each: Mapping[str, Any], seen_at: datetime) -> StuckThread:
+    since = seen_at - timedelta(seconds=each["seconds"])
+    return StuckThread(each["thread"], each["job"], each["kind"], since, each["stack"])
 
 
 def _array_text(counts: Iterable[int]) -> str:

@@ -8,16 +8,26 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
-from pgjobs.clean_text import one_line
+from pgjobs.clean_text import clean, one_line
 from pgjobs.db.cursors import AnyConnection
+from pgjobs.job import Job
 from pgjobs.version import __version__
 from pgjobs.workers.queries import WorkerQueries
 
 _REFRESH_EVERY = 5.0  # seconds
 
-#: What a worker pool works now: its threads by queue, and the kinds that it has handlers for.
-Description = Callable[[], tuple[Mapping[str, int], Iterable[str]]]
+_MOST_STUCK = 10  # threads whose stacks are written
+_LONGEST_STACK = 8 * 1024
+
+
+class Description(NamedTuple):
+    """What a worker pool works now."""
+
+    queues: Mapping[str, int]  # threads by queue
+    kinds: Iterable[str]  # that it has handlers for
+    stuck: Iterable[tuple[str, Job[Any], float, str]] = ()  # threads in their handlers: name, job, seconds since, stack
 
 
 class Registration:
@@ -31,11 +41,11 @@ class Registration:
     def reset_for_process(self, id: str) -> None:
         """Called for a new client, and in a forked child: no pool runs in this process yet."""
         self._id = id
-        self._pools: dict[object, Description] = {}
+        self._pools: dict[object, Callable[[], Description]] = {}
         self._refresh_at = 0.0  # by the monotonic clock
         self._lock = threading.Lock()
 
-    def register(self, pool: object, describe: Description) -> None:
+    def register(self, pool: object, describe: Callable[[], Description]) -> None:
         """The pool starts. The next refresh writes the row."""
         with self._lock:
             self._pools[pool] = describe
@@ -60,10 +70,14 @@ class Registration:
     def _row(self) -> dict[str, object]:
         queues: Counter[str] = Counter()
         kinds: set[str] = set()
+        stuck: list[dict[str, object]] = []
         for describe in self._pools.values():
-            pool_queues, pool_kinds = describe()
-            queues.update(pool_queues)
-            kinds.update(pool_kinds)
+            pool = describe()
+            queues.update(pool.queues)
+            kinds.update(pool.kinds)
+            for thread, job, seconds, stack in pool.stuck:
+                about = {"thread": thread, "job": job.id, "kind": job.kind, "seconds": round(seconds, 3)}
+                stuck.append({**about, "stack": clean(stack, _LONGEST_STACK)})
         return {
             "id": self._id,
             "host": one_line(socket.gethostname(), 255),
@@ -71,6 +85,7 @@ class Registration:
             "queues": dict(queues),
             "threads": queues.total(),
             "kinds": sorted(kinds),
+            "stuck": stuck[:_MOST_STUCK],
             "version": __version__,
             "code_version": self._code_version,
         }

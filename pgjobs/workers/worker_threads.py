@@ -71,8 +71,8 @@ class WorkerThreads:
         """Start without threads: called for a new pool, and in a forked child."""
         self._changed = threading.Condition()  # a thread has ended, or is stuck
         self._working: dict[threading.Thread, QueueWorkers] = {}
-        # with its job, and since when; without a job if its handler is over
-        self._stuck: dict[threading.Thread, tuple[Job[Any] | None, float]] = {}
+        # with its job, since when, and its stack; without a job if its handler is over
+        self._stuck: dict[threading.Thread, tuple[Job[Any] | None, float, str]] = {}
         self._started = 0  # since the last reset
         self._left_behind: frozenset[threading.Thread] = frozenset()  # stuck since before the last reset
 
@@ -119,9 +119,17 @@ class WorkerThreads:
         return bool(self._stuck)
 
     @property
-    def stuck(self) -> int:
+    def stuck_count(self) -> int:
         """How many threads are stuck."""
         return len(self._stuck)
+
+    @property
+    def stuck(self) -> list[tuple[str, Job[Any], float, str]]:
+        """The threads that are stuck in their handlers: the name, the job, the seconds since, and the stack."""
+        with self._changed:
+            stuck = list(self._stuck.items())
+        now = time.monotonic()
+        return [(thread.name, job, now - since, stack) for thread, (job, since, stack) in stuck if job is not None]
 
     @property
     def any_stuck_since_start(self) -> bool:
@@ -164,7 +172,7 @@ class WorkerThreads:
             stuck = self._stuck.pop(thread, None)
             del self._working[thread]
             self._changed.notify_all()
-        job, since = stuck or (None, 0.0)
+        job, since, _ = stuck or (None, 0.0, "")
         if job is not None:
             replaced = "" if self.stopping.is_set() else "; another thread has taken its place"
             log.warning("%s: no longer stuck in job %d (%s)%s", thread.name, job.id, job.kind, replaced,
@@ -264,7 +272,7 @@ class WorkerThreads:
         with self._changed:
             workers = self._working.get(attempt.thread)
             if workers is not None:
-                self._stuck[attempt.thread] = (attempt.job, time.monotonic())
+                self._stuck[attempt.thread] = (attempt.job, time.monotonic(), stack)
                 self._changed.notify_all()
             stuck = len(self._stuck)
         self._hooks("on_stuck", attempt.job, stack, stuck)
@@ -277,7 +285,7 @@ class WorkerThreads:
                     "not wait for %s", attempt.job.id, attempt.thread.name, extra=job_fields(attempt.job))  # fmt: skip
         with self._changed:
             if attempt.thread in self._working:
-                self._stuck[attempt.thread] = (None, time.monotonic())
+                self._stuck[attempt.thread] = (None, time.monotonic(), "")
                 self._changed.notify_all()
 
 

@@ -145,7 +145,7 @@ CREATE TABLE pgjobs.queue (
 );
 
 -- One row per worker process. lost_at: when a job of this process was last rescued; for a minute the other jobs that it
--- ran count as neighbours of that job.
+-- ran count as neighbours of that job. stuck: its threads that are stuck in a handler, with their stacks, ten at most.
 CREATE TABLE pgjobs.worker (
     id           text PRIMARY KEY,
     host         text NOT NULL,
@@ -158,6 +158,7 @@ CREATE TABLE pgjobs.worker (
     started_at   timestamptz NOT NULL DEFAULT pg_catalog.statement_timestamp(),
     seen_at      timestamptz NOT NULL DEFAULT pg_catalog.statement_timestamp(),
     lost_at      timestamptz,
+    stuck        jsonb NOT NULL DEFAULT '[]',
     CONSTRAINT worker_times CHECK (
         started_at BETWEEN '0001-01-03 UTC' AND '9999-12-30 UTC'
         AND seen_at BETWEEN '0001-01-03 UTC' AND '9999-12-30 UTC')
@@ -300,6 +301,20 @@ CREATE TABLE pgjobs.maintenance (
     next_run_at timestamptz NOT NULL DEFAULT pg_catalog.statement_timestamp()
 );
 INSERT INTO pgjobs.maintenance (duty) VALUES ('promote'), ('rescue'), ('prune'), ('workers'), ('indexes');
+
+-- One row per action of a user on the dashboard, in the transaction of the action. target: which jobs, queue or schedule;
+-- count: how many of them were changed.
+CREATE TABLE pgjobs.audit (
+    id     bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    at     timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    who    text NOT NULL,
+    act    text NOT NULL,
+    target jsonb NOT NULL DEFAULT '{}',
+    count  bigint NOT NULL,
+    CONSTRAINT audit_values CHECK (
+        at BETWEEN '0001-01-03 UTC' AND '9999-12-30 UTC' AND pg_catalog.length(who) <= 200
+        AND pg_catalog.length(act) <= 64 AND pg_catalog.jsonb_typeof(target) = 'object')
+);
 
 -- Called by a finish that matched no row: it stops the COMMIT sent behind it. Volatile, so that no plan runs it early.
 CREATE FUNCTION pgjobs.attempt_lost() RETURNS boolean
@@ -497,8 +512,8 @@ DROP FUNCTION pgjobs.unique_key(text, text, jsonb, timestamptz, jsonb);
 DROP FUNCTION pgjobs.advisory_class();
 DROP PROCEDURE pgjobs.deallocate_since(timestamptz);
 DROP FUNCTION pgjobs.attempt_lost();
-DROP TABLE pgjobs.maintenance, pgjobs.figure, pgjobs.job_progress, pgjobs.cancel_request, pgjobs.scheduler,
-    pgjobs.schedule, pgjobs.worker, pgjobs.queue, pgjobs.job;
+DROP TABLE pgjobs.audit, pgjobs.maintenance, pgjobs.figure, pgjobs.job_progress, pgjobs.cancel_request,
+    pgjobs.scheduler, pgjobs.schedule, pgjobs.worker, pgjobs.queue, pgjobs.job;
 DROP FUNCTION pgjobs.schedule_changed();
 DROP FUNCTION pgjobs.refuse_job();
 DROP DOMAIN pgjobs.job_state;

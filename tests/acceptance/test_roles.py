@@ -38,6 +38,7 @@ from pgjobs import (
     roles_sql,
 )
 from pgjobs.metrics import metrics_text
+from tests.acceptance.dashboard_site import Site
 from tests.conftest import Connect
 from tests.scrape import scraped
 from tests.waiting import wait_until
@@ -218,7 +219,7 @@ def test_the_enqueuer_replaces_what_it_names(roles: Roles) -> None:
         *(
             f"SELECT FROM {{s}}.{table}"
             for table in (
-                *("queue", "worker", "schedule", "scheduler", "cancel_request", "job_progress", "figure"),
+                *("queue", "worker", "schedule", "scheduler", "cancel_request", "job_progress", "figure", "audit"),
                 "maintenance",
             )
         ),
@@ -517,6 +518,7 @@ def test_the_viewer_looks_and_changes_nothing(roles: Roles) -> None:
         with pytest.raises(DENIED), client.pool.connection() as tx:
             client.get(job.id, tx)
     columns = [("job", "args"), ("job", "errors"), ("job", "output"), ("schedule", "args"), ("job_progress", "note")]
+    columns.append(("audit", "target"))
     for table, column in columns:
         assert roles.denied("viewer", f"SELECT {column} FROM {{s}}.{table}")
 
@@ -671,3 +673,38 @@ def test_the_roles_that_look_on_can_read_metrics(roles: Roles) -> None:
             found = scraped(metrics_text(client))
             assert found["pgjobs_database_up", ()] == 1, role
             assert found["pgjobs_transaction_oldest_seconds", ()] >= 0
+
+
+# --- the dashboard
+
+
+@pytest.mark.parametrize("hide_args", [False, True])
+def test_the_dashboard_of_a_viewer_shows_what_the_role_may_read(roles: Roles, hide_args: bool) -> None:
+    job = roles.client.enqueue(None, Card(4711), max_attempts=1)
+    roles.client.enqueue_many(None, [Card(4711)] * 3)
+    with roles.client.lock_job(id=job.id):
+        roles.grant(view_args=not hide_args)
+        with roles.client_as("viewer") as client:
+            site = Site(client, show_args=True)
+            for path in (
+                "/jobs",
+                f"/jobs/{job.id}",
+                "/jobs?kind=card&state=available",
+                "/jobs/confirm?do=cancel&kind=card",
+            ):
+                page = site.page(path)
+                assert "card" in page
+                assert ("4711" in page) != hide_args or "confirm" in path
+            assert site.get("/failures").status_code == (403 if hide_args else 200)
+            assert site.get("/jobs?text=4711").status_code == (403 if hide_args else 200)
+            assert site.post(f"/jobs/{job.id}/cancel").status_code == 403
+            assert site.post("/jobs/act", {"do": "delete", "kind": "card"}).status_code == 403
+
+
+def test_the_dashboard_of_an_operator_changes_jobs(roles: Roles) -> None:
+    job = roles.client.enqueue(None, Card(1))
+    roles.client.enqueue_many(None, [Card(n) for n in range(3)])
+    with roles.client_as("operator") as client:
+        site = Site(client)
+        assert "1 job cancelled." in site.act(f"/jobs/{job.id}/cancel")
+        assert "3 jobs deleted." in site.act("/jobs/act", {"do": "delete", "state": "available"})

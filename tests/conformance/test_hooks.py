@@ -241,6 +241,10 @@ def test_a_stuck_handler_is_told_of_once_and_so_is_its_end_and_not_before(
             assert [total for _, _, total in stuck] == [1, 2]
             assert all("in __call__" in stack for _, stack, _ in stuck)
             assert told.of("on_unstuck") == []
+            wait_until(lambda: len(observed.workers()[0].stuck) == 2)
+            rows = observed.workers()[0].stuck
+            assert sorted((row.job_id, row.kind) for row in rows) == [(job.id, "thing") for job in jobs]
+            assert all("in __call__" in row.stack and "worker-" in row.thread for row in rows)
         finally:
             stay.release.set()
         wait_until(lambda: len(told.of("on_unstuck")) == 2)

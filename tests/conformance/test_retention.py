@@ -264,3 +264,14 @@ def flat(plan: Any) -> list[Any]:
 
 def test_for_ever_can_be_subtracted_from_any_time(sql: Rows) -> None:
     assert sql("SELECT now() - %s::interval < now()", FOR_EVER) == [(True,)]
+
+
+def test_the_audit_is_kept_for_90_days(client: Client, duties: Maintenance, server: Any, sql: Rows) -> None:
+    for age in (100, 91, 89, 1):
+        sql(
+            "INSERT INTO pgjobs.audit (at, who, act, count) VALUES (now() - %s * interval '1 day', 'ada', %s, 1)",
+            age,
+            f"after.{age}",
+        )
+    clean(duties, server)
+    assert sql("SELECT act FROM pgjobs.audit ORDER BY id") == [("after.89",), ("after.1",)]

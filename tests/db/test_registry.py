@@ -18,7 +18,7 @@ import pytest
 import pgjobs
 from pgjobs import Client, Job, WorkerPool
 from pgjobs.maintenance.duties import Maintenance
-from pgjobs.workers.registration import Registration
+from pgjobs.workers.registration import Description, Registration
 from tests.conformance.conftest import Rows, duties, server, sql
 from tests.conftest import Connect
 from tests.samples import Tx, nothing
@@ -64,7 +64,7 @@ def test_a_row_is_refreshed_every_few_seconds_and_no_more_often(
     registration = Registration(client.schema, "me", None)
     registration.refresh(server)
     assert client.workers() == [], "no pool, no row"
-    registration.register("pool", lambda: (threads, ["aa"]))
+    registration.register("pool", lambda: Description(threads, ["aa"]))
     registration.refresh(server)
     (first,) = client.workers()
     threads["mail"] = 2
@@ -81,7 +81,7 @@ def test_a_row_is_refreshed_every_few_seconds_and_no_more_often(
 
 def test_a_process_that_took_over_a_name_has_started_anew(client: Client, sql: Rows, server: Tx) -> None:
     registration = Registration(client.schema, "me", None)
-    registration.register("pool", lambda: ({"default": 1}, []))
+    registration.register("pool", lambda: Description({"default": 1}, []))
     sql("""INSERT INTO pgjobs.worker (id, host, pid, threads, version, started_at)
         VALUES ('me', 'elsewhere', 1, 1, '0', now() - interval '1 day')""")
     registration.refresh(server)

@@ -37,7 +37,7 @@ def test_a_filter_is_a_frozen_value_that_keeps_what_it_was_given() -> None:
     assert chosen == JobFilter(
         kinds=("a.b", "c"), states=[JobState.RUNNING, JobState.AVAILABLE], ids=[3, 4], metadata={"a": [1, {"b": None}]}
     )
-    assert chosen.metadata_json == '{"a":[1,{"b":null}]}'
+    assert chosen.parameters["metadata"] == '{"a":[1,{"b":null}]}'
     with pytest.raises(FrozenInstanceError):
         chosen.kinds = None  # type: ignore[misc]
 
@@ -90,17 +90,19 @@ def test_times_are_aware_datetimes_that_a_table_can_hold(name: str) -> None:
 
 
 @pytest.mark.parametrize("value", [[], "a", 5, {"a": float("nan")}, {"a": "\0"}, {"a": {1}}, {"a": "x" * 70_000}])
-def test_metadata_is_a_json_object(value: object) -> None:
-    with pytest.raises(InvalidFilter, match="metadata"):
-        JobFilter(metadata=value)  # type: ignore[arg-type]
+@pytest.mark.parametrize("name", ["metadata", "args"])
+def test_metadata_and_args_are_a_json_object(name: str, value: object) -> None:
+    with pytest.raises(InvalidFilter, match=name):
+        JobFilter(**{name: value})  # type: ignore[arg-type]
 
 
 @pytest.mark.conformance(209)
 def test_what_would_fit_every_job_does_not_count_as_a_filter() -> None:
     with pytest.raises(InvalidFilter, match="would fit every job"):
         JobFilter(tags_all=[])
-    with pytest.raises(InvalidFilter, match="would fit every job"):
-        JobFilter(metadata={})
+    for name in ("metadata", "args"):
+        with pytest.raises(InvalidFilter, match="would fit every job"):
+            JobFilter(**{name: {}})  # type: ignore[arg-type]
     with pytest.raises(EmptyFilter, match=r"JobFilter\.all\(\) for really all"):
         JobFilter().check_not_empty()
     JobFilter.all().check_not_empty()

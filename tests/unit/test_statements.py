@@ -17,6 +17,8 @@ import pgjobs
 from pgjobs import InvalidSetting, JobFilter, JobState
 from pgjobs.control import queries as control_queries
 from pgjobs.control import queue_queries
+from pgjobs.dashboard import job_queries as dashboard_job_queries
+from pgjobs.dashboard import queries as dashboard_queries
 from pgjobs.db import channel as channels
 from pgjobs.db import migration_queries, repair, roles, startup_options, statements
 from pgjobs.db.channel import channel
@@ -34,7 +36,16 @@ from pgjobs.wakeup import queries as wakeup_queries
 from pgjobs.workers import queries as workers_queries
 
 FILES = [
-    *("control.sql", "db.sql", "enqueuing.sql", "execution.sql", "execution_batch.sql", "maintenance.sql"),
+    *(
+        "control.sql",
+        "dashboard.sql",
+        "dashboard_jobs.sql",
+        "db.sql",
+        "enqueuing.sql",
+        "execution.sql",
+        "execution_batch.sql",
+        "maintenance.sql",
+    ),
     *("doctor.sql", "observe.sql", "roles.sql", "schedules.sql", "testing.sql", "wakeup.sql", "workers.sql"),
 ]
 GIVE_JOBS = [
@@ -55,6 +66,7 @@ STORES = [
     *(index_queries, schedules_queries, wakeup_queries, batch_queries, repair, roles, channels),
     *(control_queries, observe_queries, maintenance_queries, startup_options, testing_queries),
     doctor_queries,
+    *(dashboard_queries, dashboard_job_queries),
 ]
 PARTS = "parts.sql"  # what statements of several files share
 

@@ -219,6 +219,7 @@ CALLS: dict[str, tuple[Call, str, set[str]]] = {
     },
     "filter tags_all": (filtered("tags_all"), "tags_all", {"None"}),
     "filter metadata": (filtered("metadata"), "metadata", {"None"}),
+    "filter args": (filtered("args"), "args", {"None"}),
     "filter really_all": (filtered("really_all"), "really_all", {"True"}),
     **{
         f"filter {name}_{end}": (

@@ -1,4 +1,5 @@
-"""The jobs in the admin: a list with filters, and a page for each job. Nothing can be changed there.
+"""The jobs in the admin: a list with filters, and a page for each job. Nothing can be changed there; the list has a
+link to the dashboard, in which users who may change jobs can act.
 
 The list stays fast on a table of millions: it counts and shows the newest 10,000 jobs that fit, its filters offer what
 is known without reading the table, and it can be sorted by id alone.
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import json
 from functools import cached_property
+from importlib.util import find_spec
 from typing import Any
 
 from django.contrib import admin
@@ -15,6 +17,7 @@ from django.contrib.admin.views.main import ChangeList
 from django.core.paginator import Paginator
 from django.db.models.fields.json import KT
 from django.db.models.functions import Left
+from django.urls import path, reverse
 from django.utils.html import format_html, format_html_join
 
 from pgjobs.contrib.django import settings
@@ -90,6 +93,7 @@ class JobAdmin(admin.ModelAdmin):  # type: ignore[misc]
     show_facets = admin.ShowFacets.NEVER
     paginator = _NewestJobs
     actions = None
+    change_list_template = "admin/pgjobs/job/change_list.html"
     fieldsets = (
         (None, {"fields": ("id", "kind", "state", "queue", "priority", "attempts", "tag_list", "schedule")}),
         ("Times", {"fields": ("created_at", "scheduled_at", "attempted_at", "finalized_at", "workers")}),
@@ -108,6 +112,24 @@ class JobAdmin(admin.ModelAdmin):  # type: ignore[misc]
 
     def has_delete_permission(self, request: Any, obj: Job | None = None) -> bool:
         return False
+
+    # --- the dashboard
+
+    def get_urls(self) -> list[Any]:
+        if not _has_dashboard():
+            return list(super().get_urls())
+        from pgjobs.contrib.django.dashboard import dashboard
+
+        view = self.admin_site.admin_view(dashboard, cacheable=True)  # the dashboard says itself what is kept
+        return [
+            path("dashboard/", view, name="pgjobs_dashboard"),
+            path("dashboard/<path:path>", view, name="pgjobs_dashboard_page"),
+            *super().get_urls(),
+        ]
+
+    def changelist_view(self, request: Any, extra_context: dict[str, Any] | None = None) -> Any:
+        address = reverse(f"{self.admin_site.name}:pgjobs_dashboard") if _has_dashboard() else None
+        return super().changelist_view(request, {"dashboard": address, **(extra_context or {})})
 
     # --- what is read
 
@@ -168,6 +190,11 @@ class JobAdmin(admin.ModelAdmin):  # type: ignore[misc]
     @admin.display(description="errors")
     def failures(self, job: Job) -> object:
         return format_html_join("", "{}", ((_failure(error),) for error in reversed(job.errors)))
+
+
+def _has_dashboard() -> bool:
+    """Whether what the dashboard needs is installed."""
+    return find_spec("werkzeug") is not None and find_spec("jinja2") is not None
 
 
 def _is_id(text: str) -> bool:

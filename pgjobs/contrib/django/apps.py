@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from django.apps import AppConfig
 from django.core.signals import setting_changed
@@ -14,6 +14,9 @@ from pgjobs.contrib.django.source import DjangoSource
 from pgjobs.contrib.django.task_setup import serve_tasks
 from pgjobs.work_map import WorkMap
 from pgjobs.worker_pool import WorkerPool
+
+if TYPE_CHECKING:
+    from pgjobs.dashboard import Dashboard
 
 
 class PgjobsConfig(AppConfig):  # type: ignore[misc]  # Django has no types
@@ -30,6 +33,7 @@ class PgjobsConfig(AppConfig):  # type: ignore[misc]  # Django has no types
     def __init__(self, app_name: str, app_module: object) -> None:
         super().__init__(app_name, app_module)
         self._clients: dict[str, Client] = {}
+        self._dashboard: Dashboard | None = None
 
     def ready(self) -> None:
         from pgjobs.contrib.django import checks
@@ -54,9 +58,18 @@ class PgjobsConfig(AppConfig):  # type: ignore[misc]  # Django has no types
         """A new worker pool of the project's handlers, as the settings say. Raises InvalidSetting."""
         return WorkerPool(self.client(), self.work_map, **settings.pool_settings())
 
+    @property
+    def dashboard(self) -> Dashboard:
+        """The dashboard of the project, as the settings say. Raises InvalidSetting."""
+        if self._dashboard is None:
+            from pgjobs.contrib.django.dashboard import make_dashboard
+
+            self._dashboard = make_dashboard()
+        return self._dashboard
+
     def close(self) -> None:
         """Close the connections that the clients have beside those of Django. The next use makes new clients."""
-        clients, self._clients = self._clients, {}
+        clients, self._clients, self._dashboard = self._clients, {}, None
         for client in clients.values():
             client.close()
 

@@ -40,6 +40,7 @@ def check_settings(app_configs: object, **_: object) -> list[Any]:
         if alias in connections and (wrong := _backend(connections[alias])):
             return [wrong]
         config().pool()
+        settings.dashboard_settings()
     except PgjobsError as error:
         return [checks.Error(str(error), hint="See PGJOBS in the settings.", id="pgjobs.E002")]
     return []

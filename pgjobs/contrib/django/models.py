@@ -48,7 +48,7 @@ class Job(models.Model):  # type: ignore[misc]
     class Meta:
         managed = False
         db_table = _quoted_table()
-        default_permissions = ("view",)
+        default_permissions = ("view", "change")  # who may act in the dashboard
         ordering: ClassVar[list[str]] = ["id"]
 
     def __str__(self) -> str:

@@ -5,6 +5,7 @@
         "SCHEMA": "pgjobs",
         "QUEUES": {"default": 10, "mail": 2},
         "CRON": ["shop.jobs.schedules"],
+        "DASHBOARD": {"SHOW_ARGS": True},      # keyword arguments of Dashboard
     }
 
 Objects of the application may be given by a dotted path, since the settings are read before the apps are imported. A
@@ -35,9 +36,11 @@ def _keywords(of: Callable[..., object], without: set[str]) -> dict[str, str]:
 #: pool's `backoff` is the client's.
 CLIENT = {**_keywords(Client, {"id", "schema", "work_map", "middleware"}), "ENQUEUE_MIDDLEWARE": "middleware"}
 POOL = _keywords(WorkerPool, {"backoff"})
-KNOWN = ("USING", "SCHEMA", *CLIENT, *POOL)
+#: Those of the dashboard, in `PGJOBS["DASHBOARD"]`. Who may use it, the permissions of the project say.
+DASHBOARD = {"READ_ONLY": "read_only", "SHOW_ARGS": "show_args", "RENDER_ARGS": "render_args"}
+KNOWN = ("USING", "SCHEMA", "DASHBOARD", *CLIENT, *POOL)
 
-_OBJECTS = ("BACKOFF", "CONTEXT", "ERROR_HANDLER", "UNKNOWN_KINDS")
+_OBJECTS = ("BACKOFF", "CONTEXT", "ERROR_HANDLER", "UNKNOWN_KINDS", "RENDER_ARGS")
 _LISTS = ("CRON", "HOOKS", "MIDDLEWARE", "ENQUEUE_MIDDLEWARE")
 
 
@@ -59,6 +62,16 @@ def client_settings() -> dict[str, Any]:
 def pool_settings() -> dict[str, Any]:
     """The keyword arguments of the worker pool. Raises InvalidSetting if one of the settings is unknown."""
     return _chosen(POOL)
+
+
+def dashboard_settings() -> dict[str, Any]:
+    """The keyword arguments of the dashboard. Raises InvalidSetting."""
+    given = _given().get("DASHBOARD", {})
+    if not isinstance(given, Mapping) or not DASHBOARD.keys() >= given.keys():
+        raise InvalidSetting(
+            f"PGJOBS['DASHBOARD'] must be a dict of some of {', '.join(DASHBOARD)}, not {shown(given)}"
+        )
+    return {DASHBOARD[name]: _value(name, value) for name, value in given.items()}
 
 
 def unknown() -> list[str]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
 
-from flask import Flask, current_app
+from flask import Blueprint, Flask, current_app
 from psycopg_pool import ConnectionPool
 
 from pgjobs.client import Client
@@ -22,6 +22,8 @@ from pgjobs.worker_pool import WorkerPool
 
 if TYPE_CHECKING:
     from flask_sqlalchemy import SQLAlchemy
+
+    from pgjobs.dashboard import Auth
 
 Args = TypeVar("Args")
 
@@ -111,6 +113,42 @@ class Pgjobs:
         """A worker pool for the current app, with the settings of its config. Keyword arguments of WorkerPool win over
         them."""
         return self._here().worker_pool(options)
+
+    def dashboard(
+        self,
+        *,
+        auth: Auth,
+        name: str = "pgjobs_dashboard",
+        read_only: bool = False,
+        show_args: bool = False,
+        render_args: Callable[[Job[Any]], str | None] | None = None,
+        allowed_hosts: Sequence[str] | None = None,
+    ) -> Blueprint:
+        """A Blueprint with the dashboard, for `app.register_blueprint(jobs.dashboard(auth=auth), url_prefix="/jobs")`.
+
+        `auth` decides about each request, as that of `pgjobs.dashboard.Dashboard` does; it runs in the request context,
+        after the functions that the app calls before each request. `allowed_hosts` is not needed where the app has
+        TRUSTED_HOSTS. The other settings are those of Dashboard. It needs `pgjobs-psycopg[dashboard]`.
+        """
+        from pgjobs.contrib.flask.dashboard import check_auth, dashboard_blueprint
+        from pgjobs.dashboard import Dashboard
+
+        check_auth(auth)
+
+        def make() -> Dashboard:
+            app_jobs = self._here()
+            hosts = ["*"] if allowed_hosts is None and current_app.config.get("TRUSTED_HOSTS") else allowed_hosts
+            return Dashboard(
+                app_jobs.client,
+                auth=auth,
+                read_only=read_only,
+                show_args=show_args,
+                render_args=render_args,
+                work_map=app_jobs.work_map,
+                allowed_hosts=hosts,
+            )
+
+        return dashboard_blueprint(name, make)
 
     @overload
     def enqueue(

@@ -1,0 +1,145 @@
+"""Enqueue a job by hand: a new one, or one like another."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pgjobs import codec
+from pgjobs.dashboard import form_values
+from pgjobs.dashboard.args_form import args_fields, example
+from pgjobs.dashboard.job_queries import JobQueries
+from pgjobs.dashboard.job_view import read_jobs, short_args
+from pgjobs.dashboard.json_text import pretty, with_secrets
+from pgjobs.dashboard.problem import Problem, problem_of
+from pgjobs.dashboard.request import Page, Request, Response
+from pgjobs.dashboard.scan import find
+from pgjobs.dashboard.selection import selection
+from pgjobs.db.cursors import AnyConnection
+from pgjobs.errors import JobNotFound, PgjobsError
+from pgjobs.job import Job, has_args
+from pgjobs.unique import Unique
+from pgjobs.work_map import payload, shown_args
+
+_EXAMPLES = 5  # past jobs of the kind
+_SECONDS = 0.1  # that they are looked for
+_LARGEST = 8 * 1024 * 1024  # characters of args that are shown to be edited
+_FIELDS = ("kind", "args", "queue", "priority", "when", "max_attempts", "tags", "metadata", "unique", "pending", "like")
+
+
+def show(request: Request) -> Response:
+    if not request.may_change:
+        raise Problem(403, "You may look, but not change anything.", "Ask an operator to do this.")
+    with request.reading() as conn:
+        values = {name: request.args.get(name, "") for name in _FIELDS}
+        if values["like"]:
+            values |= _like(request, _original(request, conn, values["like"]))
+        elif values["kind"] and not values["args"]:
+            values["args"] = example(request.site.work_map, values["kind"])
+        return _form(request, conn, values)
+
+
+def _form(request: Request, conn: AnyConnection, values: dict[str, str], problem: Problem | None = None) -> Response:
+    queries, kind = JobQueries(request.client.schema), values["kind"]
+    handled = () if request.site.work_map is None else request.site.work_map
+    return request.render(
+        "enqueue.html",
+        status=problem.status if problem else 200,
+        values=values,
+        problem=problem,
+        kinds=sorted({*queries.known_kinds(conn), *handled}),
+        queues=queries.known_queues(conn),
+        fields=args_fields(request.site.work_map, kind) if kind else None,
+        examples=_examples(request, conn, kind) if kind else [],
+    )
+
+
+def _examples(request: Request, conn: AnyConnection, kind: str) -> list[tuple[Job[Any], str | None]]:
+    """The newest jobs of the kind, with their args where the user may see them."""
+    values = request.args.copy()
+    values.clear()
+    values["kind"] = kind
+    chosen = selection(values, request.now, request.user)
+    found = find(conn, JobQueries(request.client.schema), chosen, limit=_EXAMPLES, seconds=_SECONDS)
+    jobs = read_jobs(request, conn, found.ids)
+    return [(job, short_args(request, job)) for job in sorted(jobs.values(), key=lambda job: -job.id)]
+
+
+# --- like another job
+
+
+def _original(request: Request, conn: AnyConnection, like: str) -> Job[Any]:
+    id = form_values.number("Like", like) or 0
+    for job in read_jobs(request, conn, [id]).values():
+        if has_args(job):
+            return job
+    raise JobNotFound(id)
+
+
+def _like(request: Request, job: Job[Any]) -> dict[str, str]:
+    """The values of a form for a job like this one; its secrets, and all args where the user may not see them, stay
+    hidden."""
+    args = ""
+    if request.user.sees_args:
+        args, _ = pretty(shown_args(request.site.work_map, job.kind, job.raw_args), _LARGEST)
+    return {
+        "kind": job.kind,
+        "args": args,
+        "queue": job.queue,
+        "priority": str(job.priority),
+        "max_attempts": str(job.max_attempts),
+        "tags": " ".join(job.tags),
+    }
+
+
+def _args(request: Request, conn: AnyConnection, values: dict[str, str]) -> dict[str, Any]:
+    """The args of the form. Of a job like another one they have the secrets of that; empty ones are its args."""
+    given = form_values.json_object("Args", values["args"])
+    if not values["like"]:
+        return given or {}
+    job = _original(request, conn, values["like"])
+    original = codec.decode_dict(job.raw_args)
+    if given is None:
+        return original
+    shown = json.loads(shown_args(request.site.work_map, job.kind, job.raw_args))
+    made: dict[str, Any] = with_secrets(given, shown, original) if job.kind == values["kind"] else given
+    return made
+
+
+# --- enqueue
+
+
+def enqueue(request: Request) -> Response:
+    values = {name: request.form.get(name, "") for name in _FIELDS}
+    try:
+        with request.acting("enqueue-jobs", kind=values["kind"]) as action:
+            args = payload(request.site.work_map, values["kind"], _args(request, action.tx, values))
+            job: Any = request.client.enqueue(action.tx, args, kind=values["kind"], **_options(request, values))
+            action.target |= {"job": job.id, "duplicate": True} if job.duplicate else {"job": job.id}
+            action.count = 0 if job.duplicate else 1
+    except (PgjobsError, Problem) as error:
+        with request.reading() as conn:
+            return _form(request, conn, values, problem_of(error))
+    return request.done("job", "enqueue-jobs", action.count, int(job.duplicate), id=job.id)
+
+
+def _options(request: Request, values: dict[str, str]) -> dict[str, Any]:
+    """The options that are filled in."""
+    unique = {"kind": Unique(), "args": Unique(by_args=True)}.get(values["unique"])
+    given = {
+        "queue": values["queue"].strip() or None,
+        "priority": form_values.number("Priority", values["priority"]),
+        "scheduled_at": form_values.instant("When", values["when"], request.now, past=False),
+        "max_attempts": form_values.number("Attempts", values["max_attempts"]),
+        "tags": form_values.words(values["tags"]),
+        "metadata": form_values.json_object("Metadata", values["metadata"]),
+        "unique": unique,
+        "pending": True if values["pending"] == "1" else None,
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
+PAGES = (
+    Page("/enqueue", "enqueue", show),
+    Page("/enqueue", "enqueue_job", enqueue, "POST"),
+)
