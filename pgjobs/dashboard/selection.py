@@ -35,7 +35,6 @@ _COLUMNS = {state: "finalized_at" for state in JobState if state.final} | {
     JobState.SCHEDULED: "scheduled_at",
     JobState.RETRYABLE: "scheduled_at",
 }
-_DUE = (JobState.SCHEDULED, JobState.RETRYABLE)  # one index has both by their time
 _WHAT_MAY_BE_HIDDEN = ("args", "metadata", "text")
 
 
@@ -65,9 +64,8 @@ class Selection:
         if self.column == "id" or filter.states is None:
             return JobFilter()
         given = {name: getattr(filter, name) for side in ("after", "before") if (name := self._range(side))}
-        if filter.states == (JobState.AVAILABLE,):
-            return JobFilter(states=filter.states, queues=filter.queues, **given)
-        return JobFilter(states=_DUE if filter.states[0] in _DUE else filter.states, **given)
+        queues = filter.queues if filter.states == (JobState.AVAILABLE,) else None
+        return JobFilter(states=filter.states, queues=queues, **given)
 
     def _range(self, side: str) -> str:
         """The field of the filter with this end of the range of the time by which the jobs are ordered."""

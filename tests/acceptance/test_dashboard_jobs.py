@@ -87,6 +87,10 @@ def test_jobs_are_found_by_several_conditions_together(client: Client) -> None:
         "kind=thing&queue=a&state=scheduled": set(),
         "state=available&state=scheduled&queue=a": {one, two, four},
         "state=available&queue=b": {three},
+        "state=available&state=scheduled": {one, two, three, four},
+        "state=available&state=running": {one, two, three},
+        "state=scheduled": {four},
+        "state=retryable": set(),
         "tag=red+big": {one},
         "priority=-5": {three},
         f"id={two}": {two},
@@ -318,13 +322,14 @@ def test_all_matching_jobs_are_changed_and_those_that_came_later_are_not(client:
     page = site.page("/jobs/confirm?do=cancel&queue=a")
     assert "70 jobs fit" in text_of(page)
     assert "Cancel 70 jobs" in text_of(page)
-    client.enqueue(None, Thing(), queue="a")
+    late = client.enqueue(None, Thing(), queue="a")
     dry = site.post("/jobs/dry-run", hidden(page))
     assert "70 jobs would be changed, 0 skipped" in text_of(dry.text)
     assert client.count(JobFilter(states=["cancelled"])).total == 0
     assert audit(client) == []
     assert "70 jobs cancelled." in site.act("/jobs/act", hidden(page))
     assert client.count(JobFilter(queues=["a"], states=["cancelled"])).total == 70
+    assert late.id in {job.id for job in client.list_jobs(JobFilter(states=["available"])).jobs}
     assert client.count(JobFilter(states=["available"])).total == 31
     ((who, act, target, count),) = audit(client)
     assert (who, act, target["filter"]["queue"], count, len(target["ids"])) == ("local", "cancel-jobs", "a", 70, 70)
