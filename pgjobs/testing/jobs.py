@@ -24,7 +24,8 @@ from pgjobs.testing.nested import within
 from pgjobs.testing.performed import Drained, Performed, outcome_of
 from pgjobs.testing.queries import TestingQueries
 from pgjobs.testing.runner import Runner, runner
-from pgjobs.work_map import Handler, HandlerFunction, WorkMap, as_work_map, decoding
+from pgjobs.testing.shown import classes_in
+from pgjobs.work_map import Handler, HandlerFunction, as_work_map, decoding
 from pgjobs.workers.pool_settings import check_error_handler
 
 Args = TypeVar("Args")
@@ -67,10 +68,9 @@ class Jobs(Enqueued):
         checks.check_timeout(timeout)
         checks.check_function("backoff", backoff, checks.A_BACKOFF)
         check_error_handler(error_handler)
-        super().__init__(self._stored)
+        super().__init__(self._stored, client.work_map if work_map is None else as_work_map(work_map))
         self.client = client
         self.tx: Any = tx  # as it was given
-        self._work_map = client.work_map if work_map is None else as_work_map(work_map)
         self._queries = TestingQueries(client.schema)
         self._settings: dict[str, Any] = {
             "middleware": checks.check_functions("middleware", middleware, "functions of (tx, job, run)"),
@@ -95,8 +95,7 @@ class Jobs(Enqueued):
         return [decoding(self._work_map, job) for job in found]
 
     def _known_classes(self) -> Mapping[str, type]:
-        handlers = (self._work_map or WorkMap()).items()
-        return {**{kind: each.args_class for kind, each in handlers if each.args_class is not None}, **self._classes}
+        return {**classes_in(self._work_map), **self._classes}  # without a look at the table
 
     # --- run jobs
 
