@@ -13,7 +13,7 @@ from flask import Flask
 from pgjobs.client import Client
 from pgjobs.contrib.flask import settings
 from pgjobs.contrib.flask.job_context import current_tx, guard_session, job_context, the_session
-from pgjobs.errors import InvalidSetting, shown
+from pgjobs.errors import InvalidSetting, shown_name
 from pgjobs.forking import PerProcess
 from pgjobs.job import Job
 from pgjobs.work_map import WorkMap
@@ -120,7 +120,7 @@ def _is_theirs(db: object) -> bool:
 def _checked(db: Any) -> SQLAlchemy:
     if not _is_theirs(db):
         raise InvalidSetting(
-            f"db must be the SQLAlchemy of flask_sqlalchemy, not {shown(db)}: without it, set {settings.DSN} and "
+            f"db must be the SQLAlchemy of flask_sqlalchemy, not {shown_name(db)}: without it, set {settings.DSN} and "
             "give no db"
         )
     checked: SQLAlchemy = db
