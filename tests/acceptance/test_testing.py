@@ -12,6 +12,7 @@ import psycopg
 import pytest
 from django.db import connections, transaction
 from psycopg.pq import TransactionStatus
+from sqlalchemy import inspect
 from sqlalchemy.orm import Session
 
 from pgjobs import (
@@ -625,6 +626,22 @@ def test_pending_objects_of_the_session_are_there_and_what_it_has_loaded_is_read
         )
         with pytest.raises(InvalidTransaction, match="a Session or Connection of SQLAlchemy"):
             jobs_of(made.client, raw(session), nothing).perform(NOTHING, kind="test-0")
+
+
+def test_what_the_session_has_loaded_is_read_again_also_when_the_transaction_is_broken(fresh_database: str) -> None:
+    from tests.acceptance.frameworks import Effect
+
+    with trial(APPS["sqlalchemy"](fresh_database, "pgjobs"), fresh_database) as made, undone(made.app) as session:
+        effect = Effect(note="by the test")
+        session.add(effect)
+        session.flush()
+
+        def handler(tx: Session, job: Job[Any]) -> None:
+            raw(tx).execute("ROLLBACK")
+
+        with pytest.raises(TransactionBroken):
+            jobs_of(made.client, session, handler).perform(NOTHING, kind="test-0")
+        assert inspect(effect).expired
 
 
 # --- Django
