@@ -43,8 +43,9 @@ class Jobs(Enqueued):
     `tx` is the transaction of the test, as `client.enqueue` takes it. Jobs run in it as they do in a worker: with the
     hooks of the client, the middleware, the timeout, a savepoint around the handler, and the outcome written by the
     statements of a worker. What a worker commits stays in the transaction; what it rolls back is rolled back to a
-    savepoint. The transaction stays open, with the settings and the role that it had. A handler that sends COMMIT or
-    ROLLBACK itself breaks the test, with TransactionBroken; `tx.commit()` of psycopg raises in the handler.
+    savepoint. The transaction stays open, with the settings and the role that it had; a custom setting of a handler
+    (`SET LOCAL app.tenant`) stays, since Postgres does not list these. A handler that sends COMMIT or ROLLBACK itself
+    breaks the test, with TransactionBroken; `tx.commit()` of psycopg raises in the handler.
 
     Without `tx` everything commits, as in a worker; call `clear()` after the test.
 
