@@ -30,7 +30,14 @@ from pgjobs.db.checkout import Checkout, returning
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.db.inherited import drop_inherited, opened_here
 from pgjobs.db.source import CONNECTION_DEFAULTS, PoolSource, own_pool
-from pgjobs.errors import InvalidSetting, InvalidTransaction, PoolTooSmall, TransactionBroken, WorkerPoolError, shown
+from pgjobs.errors import (
+    InvalidSetting,
+    InvalidTransaction,
+    PoolTooSmall,
+    TransactionBroken,
+    WorkerPoolError,
+    shown_name,
+)
 from pgjobs.loggers import get_logger
 
 log = get_logger("pgjobs.contrib.django")
@@ -53,7 +60,9 @@ class DjangoSource(PoolSource):
 
     def __init__(self, alias: str = "default") -> None:
         if alias not in connections:
-            raise InvalidSetting(f"settings.DATABASES has no {alias!r}, but {', '.join(map(repr, connections))}")
+            raise InvalidSetting(
+                f"settings.DATABASES has no {shown_name(alias)}, but {', '.join(map(repr, connections))}"
+            )
         super().__init__(partial(own_pool, self._connect))
         self.alias = alias
         connection_created.connect(self._created)
@@ -74,7 +83,7 @@ class DjangoSource(PoolSource):
 
         wrapper = connections[self.alias]
         if borrow(tx) is not borrow(wrapper):
-            raise InvalidTransaction(f"tx is {self.alias!r} or its connection for this client, not {shown(tx)}")
+            raise InvalidTransaction(f"tx is {self.alias!r} or its connection for this client, not {shown_name(tx)}")
         yield LentCheckout(wrapper)
 
     def ensure_size(self, threads: int, *, grow: bool) -> None:
