@@ -260,7 +260,7 @@ SELECT
 FROM pgjobs.schedule WHERE paused_at IS NULL
 ORDER BY name LIMIT 1000;
 
--- name: overdue_duties
+-- name: waiting_duties
 SELECT duty, EXTRACT(epoch FROM (pg_catalog.clock_timestamp()
     - LEAST(GREATEST(next_run_at, '0001-01-03 UTC'::timestamptz), '9999-12-30 UTC'::timestamptz)))::float8
 FROM pgjobs.maintenance ORDER BY duty;
