@@ -60,9 +60,10 @@ WHERE datname = pg_catalog.current_database() AND pid <> pg_catalog.pg_backend_p
 ORDER BY xact_start LIMIT 5;
 
 -- name: hidden_sessions
--- Sessions of this database of which this role may not see what they do.
+-- Sessions of this database of which this role may not see what they do. Autovacuum has no role.
 SELECT pg_catalog.count(*) FROM pg_catalog.pg_stat_activity
-WHERE datname = pg_catalog.current_database() AND query = '<insufficient privilege>';
+WHERE datname = pg_catalog.current_database() AND query = '<insufficient privilege>'
+    AND usesysid IS NOT NULL;
 
 -- name: prepared_transactions
 SELECT gid, owner::text, EXTRACT(epoch FROM (pg_catalog.clock_timestamp() - prepared))::float8
@@ -260,7 +261,7 @@ SELECT
 FROM pgjobs.schedule WHERE paused_at IS NULL
 ORDER BY name LIMIT 1000;
 
--- name: overdue_duties
+-- name: waiting_duties
 SELECT duty, EXTRACT(epoch FROM (pg_catalog.clock_timestamp()
     - LEAST(GREATEST(next_run_at, '0001-01-03 UTC'::timestamptz), '9999-12-30 UTC'::timestamptz)))::float8
 FROM pgjobs.maintenance ORDER BY duty;
