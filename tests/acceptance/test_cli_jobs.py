@@ -78,7 +78,7 @@ def test_the_options_of_a_filter(pgjobs: Program) -> None:
     jobs = client.enqueue_many(
         None,
         [
-            NewJob({}, kind="mail.send", queue="mail", priority=-1, tags=["one", "two"]),
+            NewJob({"to": "ada", "n": 1}, kind="mail.send", queue="mail", priority=-1, tags=["one", "two"]),
             NewJob({}, kind="mail.send", queue="bulk", metadata={"tenant": 7}, tags=["two"]),
             NewJob({}, kind="report", pending=True),
         ],
@@ -92,6 +92,7 @@ def test_the_options_of_a_filter(pgjobs: Program) -> None:
     assert pgjobs.ids("--tag", "one", "--tag", "two") == [a]
     assert pgjobs.ids("--any-tag", "one", "--any-tag", "two") == [a, b]
     assert pgjobs.ids("--metadata", '{"tenant": 7}') == [b]
+    assert pgjobs.ids("--args", '{"to": "ada"}') == [a]
     assert pgjobs.ids("--created-after", "1h") == [a, b, c]
     assert pgjobs.ids("--created-before", "1h") == []
     assert pgjobs.ids("--scheduled-before", "+1h", "--kind", "report") == [c]

@@ -332,7 +332,16 @@ def test_all_matching_jobs_are_changed_and_those_that_came_later_are_not(client:
     assert late.id in {job.id for job in client.list_jobs(JobFilter(states=["available"])).jobs}
     assert client.count(JobFilter(states=["available"])).total == 31
     ((who, act, target, count),) = audit(client)
-    assert (who, act, target["filter"]["queue"], count, len(target["ids"])) == ("local", "cancel-jobs", "a", 70, 70)
+    assert (who, act, target["queue"], count, len(target["ids"])) == ("local", "cancel-jobs", "a", 70, 70)
+
+
+def test_the_audit_quotes_no_args_until_it_is_asked(client: Client) -> None:
+    client.enqueue(None, Thing(4711))
+    site = Site(client)
+    page = site.page('/jobs/confirm?do=cancel&args={"n": 4711}')
+    assert "1 job cancelled." in site.act("/jobs/act", hidden(page))
+    assert "4711" not in site.page("/audit")
+    assert "4711" in site.page("/audit?show=args")
 
 
 def test_many_jobs_are_changed_in_turns_each_of_which_asks_to_go_on(

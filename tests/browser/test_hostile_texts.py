@@ -40,6 +40,7 @@ PAGES = {
     "simulate": f"/schedules/simulate?{urlencode({'spec': '*/5 * * * *', 'zone': 'Europe/Berlin'})}",
     "enqueue": "/enqueue",
     "enqueue-kind": f"/enqueue?{urlencode({'kind': WORST, 'show': 'args'})}",
+    "health": "/health",
     "maintenance": "/maintenance",
     "prune": "/maintenance/prune?state=completed&days=0",
     "audit": "/audit",

@@ -27,7 +27,7 @@ def test_it_is_the_same_json(tree: Any) -> None:
 
 @given(TREES)
 def test_it_looks_as_json_usually_does(tree: Any) -> None:
-    assert pretty(json.dumps(tree))[0].replace("\\u007f", "\x7f") == json.dumps(tree, indent=2)
+    assert pretty(json.dumps(tree))[0] == json.dumps(tree, indent=2)
 
 
 @pytest.mark.parametrize("number", ["1.50000000000000000000001", "1" * 5000, "-0.0", "1e400"])

@@ -94,7 +94,7 @@ def act(request: Request) -> Response:
     act, queries = _act(request), JobQueries(request.client.schema)
     chosen = _chosen(request)
     done = Done()
-    with request.acting(act.audit, filter=chosen.values) as action:
+    with request.acting(act.audit, **chosen.values) as action:
         found = _find(request, action.tx, queries, chosen, _WORK)
         for first in range(0, len(found.ids), _BATCH):
             ids = found.ids[first : first + _BATCH]
