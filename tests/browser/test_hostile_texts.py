@@ -65,7 +65,7 @@ PARAMETERS = {
 def look(watched: Watched, name: str, look_of: str) -> None:
     if SCREENSHOTS:
         Path(SCREENSHOTS).mkdir(parents=True, exist_ok=True)
-        watched.page.screenshot(path=f"{SCREENSHOTS}/{name}-{look_of}.png", full_page=True)
+        watched.page.screenshot(path=f"{SCREENSHOTS}/{name}-{look_of}.png", full_page=True, timeout=60_000)
 
 
 @pytest.mark.parametrize("name", PAGES)
