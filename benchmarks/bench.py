@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from benchmarks import enqueuing, latency, memory, waking
+from benchmarks import enqueuing, latency, memory, telemetry, waking
 from benchmarks.chart import bars
 from benchmarks.ground import BATCHES, Table, configuration, database, progress, table
 from benchmarks.ratios import Line
@@ -74,6 +74,11 @@ def wake(bench: Bench) -> list[Question]:
     return [waking.commits(bench.dsn, bench.table.schema, (8, 16), bench.rounds, "this disk")]
 
 
+def watched(bench: Bench) -> list[Question]:
+    """What telemetry costs."""
+    return [question for threads in (1, 4) for question in telemetry.questions(bench.dsn, bench.table, threads)]
+
+
 def process(bench: Bench) -> list[Question]:
     """What a worker process needs."""
     size = Question("memory", "Memory of a worker process with 8 threads, while it drains", "MB at most")
@@ -105,6 +110,7 @@ PARTS: dict[str, Callable[[Bench], list[Question]]] = {
     "waits": waits,
     "bulk": bulk,
     "wake": wake,
+    "telemetry": watched,
     "process": process,
     "idle": idle,
 }

@@ -71,6 +71,12 @@ def shown(value: object, limit: int = 80) -> str:
         return f"<{type(value).__name__}>"
 
 
+def shown_name(value: object) -> str:
+    """As `shown`, where a name or another object is wanted. A connection string may have a password, so it is not
+    shown."""
+    return "a str" if isinstance(value, str) and any(sign in value for sign in "=@:") else shown(value)
+
+
 def not_a_timedelta(name: str, value: object, *, wanted: str = "a timedelta", unit: str = "seconds") -> str:
     """The error message for a value that is no timedelta. A plain number is the usual mistake, so it shows how to
     write that number as a timedelta."""

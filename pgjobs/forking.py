@@ -10,6 +10,7 @@ that bypass Python, as uwsgi makes them; the count also detects a child that got
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 from collections.abc import Callable
@@ -88,6 +89,17 @@ def check_pool(pool: Any) -> None:
     runner = getattr(pool, "_sched_runner", None)
     if runner is not None and not runner.is_alive() and not pool.closed:
         raise opened_before_fork(pool)
+
+
+def check_async_pool(pool: Any) -> None:
+    """Raise UsedAfterFork if an asynchronous psycopg pool was opened on another event loop than the one that runs: in a
+    forked child its connections are the parent's. As for `check_pool`, there is no public way to ask."""
+    get_loop = getattr(getattr(pool, "_sched_runner", None), "get_loop", None)
+    if get_loop is not None and not pool.closed and get_loop() is not asyncio.get_running_loop():
+        raise UsedAfterFork(
+            f"the psycopg_pool {pool.name!r} was opened on another event loop, perhaps before the process forked, and "
+            "its connections belong to that: open it on the loop that uses it, in each process"
+        )
 
 
 def opened_before_fork(pool: Any) -> UsedAfterFork:

@@ -17,6 +17,7 @@ from typing import Any
 from pgjobs import checks
 from pgjobs.clean_text import forget_details
 from pgjobs.errors import Cancel, Discard, InvalidSetting, shown
+from pgjobs.events import Event
 from pgjobs.job import Job
 from pgjobs.loggers import get_logger
 from pgjobs.options import EncodedJob
@@ -33,6 +34,7 @@ EnqueueMiddleware = Callable[[Any, Sequence[EncodedJob], Insert], list[Job[Any]]
 AsyncInsert = Callable[[Sequence[EncodedJob]], Awaitable[list[Job[Any]]]]
 #: `async def middleware(tx, jobs, insert)` does the same around `aenqueue` and `aenqueue_many` on an asynchronous
 #: connection: it returns `await insert(jobs)`.
+#: An object with the first as its `__call__` and the second as its method `around_async` is both.
 AsyncEnqueueMiddleware = Callable[[Any, Sequence[EncodedJob], AsyncInsert], Awaitable[list[Job[Any]]]]
 #: `middleware(tx, job, run)` wraps a handler, inside the handler's transaction and timeout. `run()` runs the handler
 #: and raises its exceptions. If the middleware raises, the attempt fails with that exception; else it succeeds.
@@ -101,6 +103,10 @@ class Hooks:
         """An attempt has ended and its outcome is written; `job` has the new state. `error` is the exception of the
         handler, or the reason why pgjobs interrupted it (JobTimedOut, JobCancelled, JobStopped); None if the job is
         completed."""
+
+    def on_outcome(self, event: Event, error: BaseException | None) -> None:
+        """An attempt has ended and its outcome is written, whether its handler was called or not; `error` is as in
+        on_finish, which comes before it. `event` says how it ended, with the job as it is now and the durations."""
 
     def on_unknown_kind(self, job: Job[Any]) -> None:
         """A claimed job has no handler. Neither on_start nor on_finish is called for this attempt."""
@@ -239,9 +245,16 @@ def with_middleware(
 
 def insert_with_middleware(middleware: Sequence[Any], tx: Any, insert: Callable[..., Any]) -> Callable[..., Any]:
     """The insert wrapped in all middleware, the first one outermost. If the insert is asynchronous, so is all of it."""
+    is_async = is_async_function(insert)
     for step in reversed(middleware):
-        insert = _insert_step(step, tx, insert)
+        insert = _insert_step(_for_insert(step, is_async=is_async), tx, insert)
     return insert
+
+
+def _for_insert(step: Callable[..., Any], *, is_async: bool) -> Callable[..., Any]:
+    """The function of a middleware that stands around this insert."""
+    both: Callable[..., Any] | None = getattr(step, "around_async", None)
+    return both if is_async and both is not None else step
 
 
 def _insert_step(step: Callable[..., Any], tx: Any, insert: Callable[..., Any]) -> Callable[..., Any]:
@@ -252,7 +265,7 @@ def check_middleware(middleware: Sequence[Any], *, is_async: bool) -> None:
     """Refuse middleware that cannot stand around this insert: it would return before the insert has run, or block the
     event loop."""
     for step in middleware:
-        if is_async_function(step) == is_async:
+        if is_async_function(_for_insert(step, is_async=is_async)) == is_async:
             continue
         name = getattr(step, "__qualname__", None) or type(step).__qualname__
         if is_async:

@@ -516,6 +516,25 @@ class WorkerPool:
         """How many worker threads the pool has while it runs."""
         return self._context.threads
 
+    @property
+    def busy_threads(self) -> dict[str, int]:
+        """How many worker threads of each queue run a job, or look for one. Empty if the pool does not run."""
+        if not self.running:
+            return {}
+        return {name: workers.threads - workers.idle.idle for name, workers in self._context.queue_workers.items()}
+
+    @property
+    def idle_threads(self) -> dict[str, int]:
+        """How many worker threads of each queue wait for jobs. Empty if the pool does not run."""
+        if not self.running:
+            return {}
+        return {name: workers.idle.idle for name, workers in self._context.queue_workers.items()}
+
+    @property
+    def stuck_threads(self) -> int:
+        """How many handlers go on although they were cut off, in threads that were left behind."""
+        return self._threads.stuck_count
+
     def healthy(self, max_age: timedelta = timedelta(minutes=1)) -> bool:
         """Whether the pool runs and its threads work: for a liveness probe of your own.
 

@@ -60,9 +60,10 @@ WHERE datname = pg_catalog.current_database() AND pid <> pg_catalog.pg_backend_p
 ORDER BY xact_start LIMIT 5;
 
 -- name: hidden_sessions
--- Sessions of this database of which this role may not see what they do.
+-- Sessions of this database of which this role may not see what they do. Autovacuum has no role.
 SELECT pg_catalog.count(*) FROM pg_catalog.pg_stat_activity
-WHERE datname = pg_catalog.current_database() AND query = '<insufficient privilege>';
+WHERE datname = pg_catalog.current_database() AND query = '<insufficient privilege>'
+    AND usesysid IS NOT NULL;
 
 -- name: prepared_transactions
 SELECT gid, owner::text, EXTRACT(epoch FROM (pg_catalog.clock_timestamp() - prepared))::float8
@@ -233,17 +234,17 @@ GROUP BY kind ORDER BY 3 DESC, kind LIMIT 10;
 -- that were discarded within a day.
 SELECT kind, pg_catalog.count(*), pg_catalog.max(times), pg_catalog.min(id), pg_catalog.min(queue)
 FROM (
-    (SELECT id, queue, kind, errors FROM pgjobs.job
-        WHERE state = ANY ('{scheduled,retryable}') AND attempt > 1 ORDER BY scheduled_at LIMIT 1000)
+    (SELECT id, queue, kind, attempt, errors FROM pgjobs.job
+        WHERE state = ANY ('{scheduled,retryable}') ORDER BY scheduled_at LIMIT 5000)
     UNION ALL
-    (SELECT id, queue, kind, errors FROM pgjobs.job WHERE state = 'running' AND attempt > 1 LIMIT 1000)
+    (SELECT id, queue, kind, attempt, errors FROM pgjobs.job WHERE state = 'running' LIMIT 5000)
     UNION ALL
-    (SELECT id, queue, kind, errors FROM pgjobs.job
-        WHERE state = 'discarded' AND finalized_at > (pg_catalog.clock_timestamp() - interval '1 day') AND attempt > 1
-        ORDER BY finalized_at DESC LIMIT 1000)
+    (SELECT id, queue, kind, attempt, errors FROM pgjobs.job
+        WHERE state = 'discarded' AND finalized_at > (pg_catalog.clock_timestamp() - interval '1 day')
+        ORDER BY finalized_at DESC LIMIT 5000)
 ) AS failed, LATERAL (
     SELECT pg_catalog.count(*) AS times FROM pg_catalog.jsonb_array_elements(
-        CASE WHEN pg_catalog.jsonb_typeof(errors) = 'array' THEN errors ELSE '[]' END) AS entry
+        CASE WHEN attempt > 1 AND pg_catalog.jsonb_typeof(errors) = 'array' THEN errors ELSE '[]' END) AS entry
     WHERE pg_catalog.starts_with(entry ->> 'error', 'worker vanished')) AS counted
 WHERE times > 1
 GROUP BY kind ORDER BY 2 DESC, kind LIMIT 10;
@@ -260,7 +261,7 @@ SELECT
 FROM pgjobs.schedule WHERE paused_at IS NULL
 ORDER BY name LIMIT 1000;
 
--- name: overdue_duties
+-- name: waiting_duties
 SELECT duty, EXTRACT(epoch FROM (pg_catalog.clock_timestamp()
     - LEAST(GREATEST(next_run_at, '0001-01-03 UTC'::timestamptz), '9999-12-30 UTC'::timestamptz)))::float8
 FROM pgjobs.maintenance ORDER BY duty;

@@ -125,6 +125,22 @@ FROM named
     LEFT JOIN ended ON ended.queue = named.name
 ORDER BY named.name;
 
+-- name: limit_gauges
+-- Metrics are read again and again: a slow reading gives way.
+SELECT pg_catalog.set_config('statement_timeout', '10s', true), pg_catalog.set_config('lock_timeout', '2s', true);
+
+-- name: overdue_duties
+-- By how many seconds each duty of maintenance is overdue.
+SELECT duty, GREATEST(EXTRACT(epoch FROM (pg_catalog.statement_timestamp() - next_run_at)), 0)::float8
+FROM pgjobs.maintenance WHERE pg_catalog.isfinite(next_run_at) ORDER BY duty;
+
+-- name: oldest_transaction
+-- The age in seconds of the oldest transaction of a client in this database, as far as this role may see.
+SELECT COALESCE(EXTRACT(epoch FROM (pg_catalog.statement_timestamp() - pg_catalog.min(xact_start))), 0)::float8
+FROM pg_catalog.pg_stat_activity
+WHERE datname = pg_catalog.current_database() AND backend_type = 'client backend'
+    AND pid <> pg_catalog.pg_backend_pid();
+
 -- name: own_retention
 -- The queues that keep their jobs for a time of their own.
 SELECT

@@ -22,8 +22,11 @@ from psycopg.conninfo import conninfo_to_dict
 
 import pgjobs.contrib.django
 import pgjobs.contrib.flask
+import pgjobs.contrib.opentelemetry
+import pgjobs.contrib.sentry
 import pgjobs.contrib.sqlalchemy
 import pgjobs.dashboard
+import pgjobs.metrics
 import pgjobs.testing
 from pgjobs import Client, JobFilter, JobOptions, QueueSettings, Schedule, WorkerPool, WorkMap, cli, guide
 from pgjobs.control.queues import Queues
@@ -349,7 +352,8 @@ HOMES += (CodeSchedules, WorkerPool, WorkMap, pgjobs.Handler, pgjobs.Job, JobFil
 HOMES += (pgjobs.ErrorHandler,)
 HOMES += (pgjobs.testing, Jobs, Performed)
 HOMES += (pgjobs.contrib.flask, pgjobs.contrib.flask.Pgjobs)
-HOMES += (pgjobs.Durations, pgjobs.dashboard)
+HOMES += (pgjobs.metrics, pgjobs.contrib.opentelemetry, pgjobs.contrib.opentelemetry.OpenTelemetry)
+HOMES += (pgjobs.contrib.sentry, pgjobs.Durations, pgjobs.dashboard)
 OWNERS: Mapping[str, Any] = {
     "client": Client,
     "pool": WorkerPool,

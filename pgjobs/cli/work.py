@@ -59,7 +59,7 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument(
         "--reload", action="store_true", help="replace the processes when the application's code changes"
     )
-    parser.add_argument("--health", type=_address, metavar="HOST:PORT", help="serve /livez and /readyz there")
+    parser.add_argument("--health", type=_address, metavar="HOST:PORT", help="serve /livez, /readyz and /metrics there")
     parser.add_argument(
         "--log-level",
         choices=["debug", "info", "warning", "error", "critical"],
@@ -105,6 +105,7 @@ def _work(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
         burst=options.burst,
         wait=options.wait,
         reload=options.reload,
+        metrics=options.health is not None,
         log_level=options.log_level,
         log_format=options.log_format,
         program="pgjobs" if options.framework is None else options.framework.program,

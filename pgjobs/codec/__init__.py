@@ -133,9 +133,10 @@ def _tree(raw: object) -> Any:
 
 
 def redacted(cls: type, raw: str) -> str:
-    """The JSON text of args of the dataclass `cls`, with `[secret]` in place of the values of secret fields. Hidden as
-    well is what a class with secret fields does not declare, and the whole of an object with its own `to_dict`. The
-    text need not fit the class; one that Python cannot read is hidden whole."""
+    """The JSON text of args of the dataclass `cls`, with `[secret]` in place of the values of secret fields. Where
+    there is a secret field inside, hidden as well is what a class does not declare, what has another form than the
+    declared one, and the whole of what a `to_dict` or an encoder of the application has made. The text need not fit the
+    class; one that Python cannot read is hidden whole."""
     try:
         tree = read(raw)
         shown = _compiled(cls).redact(tree)

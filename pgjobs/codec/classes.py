@@ -13,8 +13,8 @@ from dataclasses_json import CatchAll, DataClassJsonMixin, Exclude, Undefined
 from pgjobs.codec.generics import field_hints
 from pgjobs.codec.scalars import Codec, Convert, unchanged
 from pgjobs.codec.text import Refused, as_refused, call_application, check_instance, expected, segment
-from pgjobs.codec.values import ANY, codec_of, json_copy, json_object
-from pgjobs.secret_fields import HIDDEN, is_secret
+from pgjobs.codec.values import ANY, codec_of, hide, holds_secrets, json_copy, json_object
+from pgjobs.secret_fields import is_secret
 
 _ABSENT = object()  # stands for an excluded field, which is dropped at the end
 _OBJECT = json_object(dict)
@@ -24,7 +24,7 @@ def compile_class(hint: Any, seen: dict[Any, Codec]) -> Codec:
     """The codec of a dataclass. `seen` has the codecs of this compilation, since a class may contain itself."""
     if hint in seen:
         return seen[hint]
-    record = _ClassCodec(get_origin(hint) or hint)
+    record = _ClassCodec(hint)
     to_dict, from_dict = _overrides(record.cls, "to_dict"), _overrides(record.cls, "from_dict")
     encode = record.encode_by_method if to_dict else record.encode
     decode = record.decode_by_method if from_dict else record.decode
@@ -69,10 +69,6 @@ def _decode_with(decoder: Convert, nullable: bool) -> Convert:
     return lambda raw: None if raw is None and nullable else call_application(decoder, raw)
 
 
-def _hide(raw: Any) -> Any:
-    return None if raw is None else HIDDEN
-
-
 def _unless(exclude: Convert, encode: Convert) -> Convert:
     return lambda value: _ABSENT if call_application(exclude, value) else encode(value)
 
@@ -80,13 +76,13 @@ def _unless(exclude: Convert, encode: Convert) -> Convert:
 class _ClassCodec:
     """A dataclass as a JSON object. The fields are added later, since their types may contain the class itself."""
 
-    def __init__(self, cls: Any) -> None:
-        self.cls = cls
+    def __init__(self, hint: Any) -> None:
+        self.hint = hint
+        self.cls: Any = get_origin(hint) or hint
         self.writers: list[tuple[str, str, type | None, Convert]] = []
         self.readers: list[tuple[str, str, type | None, Convert, bool]] = []
         self.redactors: dict[str, Convert] = {}  # by the names in JSON
         self.secrets: set[str] = set()  # the names in JSON of secret fields
-        self.has_secrets = any(map(is_secret, fields(cls)))
         self.keys: set[str] = set()
         self.names: dict[str, str] = {}
         self.extra = ""  # the CatchAll field, which keeps unknown keys
@@ -127,9 +123,10 @@ class _ClassCodec:
         self.keys.add(key)
         self.names[field.name] = key
         self.redactors[key] = redact
-        if is_secret(field):
+        # a secret of a class inside is anywhere in what an encoder of the application makes of it
+        if is_secret(field) or ((encoder or free) and holds_secrets(hint)):
             self.secrets.add(key)
-            self.redactors[key] = _hide
+            self.redactors[key] = hide
         self.writers.append((field.name, key, None if encoder or exclude else same, encode))
         if field.init:
             required = field.default is MISSING and field.default_factory is MISSING
@@ -156,8 +153,8 @@ class _ClassCodec:
         return as_refused(error, segment(key))
 
     def redact(self, raw: Any) -> Any:
-        """In a class with a secret field, also what the class does not declare is hidden: a secret field may have had
-        another name or form when the JSON was written."""
+        """In a class with a secret field, or with one further inside, also what the class does not declare is hidden:
+        that field may have had another name or form when the JSON was written."""
         if type(raw) is not dict:
             return self.redact_whole(raw)
         other = unchanged if self.extra_is_shown else self.redact_whole
@@ -165,7 +162,7 @@ class _ClassCodec:
 
     def redact_whole(self, raw: Any) -> Any:
         """Of a class with its own `to_dict`, only that knows what is where."""
-        return _hide(raw) if self.has_secrets else raw
+        return hide(raw) if holds_secrets(self.hint) else raw
 
     def _finish(self, tree: dict[str, Any], value: Any) -> dict[str, Any]:
         unknown = self._encode_extra((self.extra and getattr(value, self.extra)) or {})

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import OrderedDict, abc, deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from enum import Enum
 from functools import partial, reduce
 from types import NoneType, UnionType
 from typing import Annotated, Any, Final, Literal, TypeVar, Union, get_args, get_origin, is_typeddict
 
-from pgjobs.codec.generics import substituted
+from pgjobs.codec.generics import field_hints, substituted
 from pgjobs.codec.scalars import SCALARS, Codec, Convert, json_types_of, literal, scalar, unchanged
 from pgjobs.codec.text import (
     Refused,
@@ -23,6 +23,7 @@ from pgjobs.codec.text import (
     segment,
     short,
 )
+from pgjobs.secret_fields import HIDDEN, is_secret
 
 _ENCODE, _DECODE = 0, 1  # the indexes of the functions in a Codec
 
@@ -37,7 +38,8 @@ def codec_of(hint: Any, compile_class: Callable[[Any], Codec]) -> Codec:
     if origin is Literal:
         return literal(parts)
     if origin in (Union, UnionType, *_OBJECTS) or origin in _ARRAYS:
-        return _compound(origin, parts, [codec_of(part, compile_class) for part in parts if part is not Ellipsis])
+        codecs = [codec_of(part, compile_class) for part in parts if part is not Ellipsis]
+        return _hiding_misfits(_compound(origin, parts, codecs), parts)
     return compile_class(hint) if is_dataclass(origin) else SCALARS.get(origin) or _subclass(hint, origin)
 
 
@@ -50,11 +52,51 @@ def _unwrapped(hint: Any) -> Any:
     return getattr(hint, "__supertype__", hint)  # of a NewType
 
 
+def holds_secrets(hint: Any) -> bool:
+    """Whether a secret field is somewhere inside of this type, or may be: the annotations of a class in it, which its
+    own encoder writes, cannot be evaluated."""
+    seen, waiting = list[Any](), [hint]
+    while waiting:
+        hint = waiting.pop()
+        while hint is not (inner := _unwrapped(hint)):
+            hint = inner
+        if hint in seen:  # a class may contain itself
+            continue
+        seen.append(hint)
+        waiting += get_args(hint)
+        if is_dataclass(get_origin(hint) or hint):
+            if any(map(is_secret, fields(get_origin(hint) or hint))):
+                return True
+            try:
+                waiting += field_hints(hint).values()
+            except Exception:  # an annotation may be any expression
+                return True
+    return False
+
+
+def hide(raw: Any) -> Any:
+    return None if raw is None else HIDDEN
+
+
+def _redact_misfit(raw: Any, hints: tuple[Any, ...]) -> Any:
+    """JSON that does not have the form of its type: what stands where is unknown, so a secret of these types may be
+    anywhere in it."""
+    return hide(raw) if any(map(holds_secrets, hints)) else raw
+
+
+def _hiding_misfits(codec: Codec, hints: tuple[Any, ...]) -> Codec:
+    """The codec of a type with these parts; its `redact` takes JSON of another form, too."""
+    known = codec.json_types
+    return codec._replace(
+        redact=lambda raw: codec.redact(raw) if type(raw) in known else _redact_misfit(raw, hints),
+    )
+
+
 def _compound(origin: Any, hints: tuple[Any, ...], parts: list[Codec]) -> Codec:
     if origin is tuple and hints and hints[-1] is not Ellipsis:
-        return _fixed_tuple(parts)
+        return _fixed_tuple(parts, hints)
     if origin is OrderedDict:
-        return _array(origin, _fixed_tuple(parts or [ANY, ANY]))
+        return _array(origin, _hiding_misfits(_fixed_tuple(parts or [ANY, ANY], hints), hints))
     if origin in _ARRAYS:
         return _array(origin, *parts)
     if origin in _OBJECTS:
@@ -156,20 +198,22 @@ def _array(origin: Any, item: Codec = ANY) -> Codec:
         encode,
         lambda raw: call_application(read, _items(check_instance(list, raw, "an array"), item.decode, item.same)),
         (list,),
-        redact=lambda raw: list(map(item.redact, raw)) if type(raw) is list else raw,
+        redact=lambda raw: list(map(item.redact, raw)),
     )
 
 
-def _fixed_tuple(parts: list[Codec]) -> Codec:
+def _fixed_tuple(parts: list[Codec], hints: tuple[Any, ...]) -> Codec:
     def convert(values: Any, tp: Any, direction: int) -> list[Any]:
         if not isinstance(values, tp) or len(values) != len(parts):
             raise expected(f"a {tp.__name__} of {len(parts)}", values)
         return _items(zip(parts, values, strict=True), lambda pair: pair[0][direction](pair[1]))
 
-    def redact(raw: Any) -> Any:
-        if type(raw) is not list:
-            return raw
-        return [part.redact(value) for part, value in zip(parts, raw, strict=False)] + raw[len(parts) :]
+    def redact(raw: list[Any]) -> list[Any]:
+        shown = []
+        for place, value in enumerate(raw):
+            fits = place < len(parts) and type(value) in parts[place].json_types
+            shown.append(parts[place].redact(value) if fits else _redact_misfit(value, hints))
+        return shown
 
     return Codec(
         lambda value: convert(value, tuple, _ENCODE),
@@ -185,7 +229,7 @@ def json_object(origin: Any, key: Codec = ANY, item: Codec = ANY) -> Codec:
         lambda value: _entries(check_instance(origin, value), encode_key, item.encode),
         lambda raw: _entries(check_instance(dict, raw, "an object"), decode_key, item.decode),
         (dict,),
-        redact=lambda raw: {name: item.redact(part) for name, part in raw.items()} if type(raw) is dict else raw,
+        redact=lambda raw: {name: item.redact(part) for name, part in raw.items()},
     )
 
 

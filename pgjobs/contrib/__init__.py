@@ -1,1 +1,1 @@
-"""Integrations with SQLAlchemy, Django and Flask. pgjobs itself imports none of them."""
+"""Integrations with SQLAlchemy, Django, Flask, OpenTelemetry and Sentry. pgjobs itself imports none of them."""

@@ -29,7 +29,7 @@ from pgjobs.db.checkout import Checkout, returning
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.db.inherited import engine_here, opened_here, remember_engine
 from pgjobs.db.source import PoolSource, own_pool
-from pgjobs.errors import InvalidSetting, InvalidTransaction, PoolTooSmall, TransactionBroken, shown
+from pgjobs.errors import InvalidSetting, InvalidTransaction, PoolTooSmall, TransactionBroken, shown, shown_name
 from pgjobs.loggers import get_logger
 
 log = get_logger("pgjobs.contrib.sqlalchemy")
@@ -67,18 +67,23 @@ class SQLAlchemySource(PoolSource):
     @contextmanager
     def checkout_within(self, tx: Borrowable) -> Iterator[Checkout]:
         """In the transaction of a Session or Connection. A Session is flushed first, as it would be before a job that
-        it has enqueued can run, and then expired, since the job may have written what it has loaded."""
+        it has enqueued can run, and then expired, also after an error, since the job may have written what it has
+        loaded."""
         session = tx() if isinstance(tx, scoped_session) else tx
         if not isinstance(session, Session | Connection):
-            raise InvalidTransaction(f"tx is a Session or Connection of SQLAlchemy for this client, not {shown(tx)}")
+            raise InvalidTransaction(
+                f"tx is a Session or Connection of SQLAlchemy for this client, not {shown_name(tx)}"
+            )
         borrow(session)  # begins
         if isinstance(session, Connection):
             yield self._checkout(session.engine, session)
             return
         session.flush()
         connection = session.connection()
-        yield self._checkout(connection.engine, connection)
-        session.expire_all()
+        try:
+            yield self._checkout(connection.engine, connection)
+        finally:
+            session.expire_all()
 
     def ensure_size(self, threads: int, *, grow: bool) -> None:
         pool: Any = self.engine.pool
@@ -153,9 +158,11 @@ class EngineCheckout(Checkout):
             self._prepare_tx()
         self._connection.begin()
         # in a savepoint, so that a rollback() does not end the job's transaction and release its row lock
-        session = self._session = self._make_session(
+        session = self._make_session(
             bind=self._connection, binds=None, twophase=False, join_transaction_mode="create_savepoint"
         )
+        _check_made(session, self._connection)
+        self._session = session
         yield session
         _flush(session, self._connection)
 
@@ -288,8 +295,9 @@ def _check_engine(engine: Any) -> None:
             "URL, and pass Sessions of this engine to aenqueue"
         )
     if not isinstance(engine, Engine):
-        given = "a str" if isinstance(engine, str) else shown(engine)  # a URL may have a password
-        raise InvalidSetting(f"engine must be an Engine of SQLAlchemy, not {given}: give create_engine(...)")
+        raise InvalidSetting(
+            f"engine must be an Engine of SQLAlchemy, not {shown_name(engine)}: give create_engine(...)"
+        )
     if (engine.dialect.name, engine.dialect.driver) != ("postgresql", "psycopg"):
         raise InvalidSetting(
             f"pgjobs needs psycopg 3: use create_engine('postgresql+psycopg://...'), not {engine.url.drivername}"
@@ -308,7 +316,16 @@ def _check_session(session: Any) -> None:
         raise InvalidSetting("session makes an AsyncSession, and workers run handlers on threads: give a sessionmaker")
     if not callable(session):
         raise InvalidSetting(
-            f"session must be a sessionmaker or a subclass of Session, not {shown(session)}: each job gets its own"
+            f"session must be a sessionmaker or a subclass of Session, not {shown_name(session)}: each job gets its own"
+        )
+
+
+def _check_made(session: Any, connection: Connection) -> None:
+    """A Session that is not of this job would be committed or dropped apart from it, and be closed at its end."""
+    if getattr(session, "bind", None) is not connection:
+        raise InvalidSetting(
+            f"session gave a job {shown(session)}, which is not bound to the job's connection: it must make a new "
+            "Session for each job, with the keyword arguments that it gets, as a sessionmaker does"
         )
 
 

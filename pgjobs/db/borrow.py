@@ -13,7 +13,7 @@ from psycopg import AsyncConnection, AsyncCursor, AsyncTransaction, Connection, 
 
 from pgjobs.db.cursors import AnyAsyncConnection
 from pgjobs.db.inherited import drop_inherited, opened_here, remember_engine
-from pgjobs.errors import InvalidTransaction, shown
+from pgjobs.errors import InvalidTransaction, shown_name
 
 
 class HasConnection(Protocol):
@@ -95,16 +95,16 @@ async def borrow_async(tx: object) -> AnyAsyncConnection:
 def _why_not(tx: object, found: object) -> str:
     """Why `borrow` refuses `tx`, behind which it found this connection, or None."""
     if isinstance(found, AsyncConnection):
-        return _ASYNC.format(shown(tx))
+        return _ASYNC.format(shown_name(tx))
     if found is not None or _is_asyncpg(tx):
         return _other_driver(tx, tx if found is None else found)
-    return _ASYNC.format(shown(tx)) if _is_async(tx) else f"{_WANTED}; not {shown(tx)}"
+    return _ASYNC.format(shown_name(tx)) if _is_async(tx) else f"{_WANTED}; not {shown_name(tx)}"
 
 
 def _why_not_async(tx: object, found: object) -> str:
     if found is not None or _is_asyncpg(tx):
         return _other_driver(tx, tx if found is None else found)
-    return _SYNC.format(shown(tx)) if _is_sync(tx) else f"{_WANTED_ASYNC}; not {shown(tx)}"
+    return _SYNC.format(shown_name(tx)) if _is_sync(tx) else f"{_WANTED_ASYNC}; not {shown_name(tx)}"
 
 
 def _is_async(tx: object) -> bool:
@@ -130,7 +130,7 @@ def _is_asyncpg(tx: object) -> bool:
 def _other_driver(tx: object, found: object) -> str:
     driver = type(found).__module__.partition(".")[0]
     return (
-        f"tx {shown(tx)} is connected by {driver}, and pgjobs needs psycopg 3: in SQLAlchemy use a "
+        f"tx {shown_name(tx)} is connected by {driver}, and pgjobs needs psycopg 3: in SQLAlchemy use a "
         "postgresql+psycopg:// URL, for Django uninstall psycopg2, instead of asyncpg use psycopg's AsyncConnection"
     )
 
@@ -177,7 +177,7 @@ def _behind_django(tx: Any) -> object:
         aliases = _django_aliases(db)
         if tx not in aliases:
             known = ", ".join(map(repr, aliases)) or "none, since it is not configured here"
-            raise InvalidTransaction(f"{_WANTED}; {tx!r} is none of Django's aliases: {known}")
+            raise InvalidTransaction(f"{_WANTED}; {shown_name(tx)} is none of Django's aliases: {known}")
         tx = db.connections[tx]
     drop_inherited(tx)
     with tx.cursor():  # connects or reconnects, as for any statement; sends nothing

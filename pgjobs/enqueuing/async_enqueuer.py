@@ -33,6 +33,7 @@ from pgjobs.enqueuing.copy_buffer import CopyBuffer
 from pgjobs.enqueuing.encoded_jobs import EncodedJobs
 from pgjobs.enqueuing.enqueuer import Enqueuer, fill
 from pgjobs.enqueuing.queries import can_copy, no_copy, run_async, send_async
+from pgjobs.forking import check_async_pool
 from pgjobs.hooks import check_middleware, insert_with_middleware
 from pgjobs.job import Job
 from pgjobs.options import EncodedJob, JobOptions
@@ -124,6 +125,7 @@ class AsyncEnqueuer:
             if not isinstance(tx, AsyncConnectionPool):
                 yield await borrow_async(tx)
                 return
+            check_async_pool(tx)
             all_sent = False
             try:
                 async with _live_connection(tx) as conn, conn.transaction():

@@ -417,7 +417,9 @@ class Finisher:
         stats = JobStats(
             timedelta(seconds=waited(attempt.job)), timedelta(seconds=attempt.run_seconds), timedelta(seconds=took)
         )
-        self.events.publish(Event(event_kind(job, outcome), job, stats))
+        event = Event(event_kind(job, outcome), job, stats)
+        self.hooks("on_outcome", event, error)
+        self.events.publish(event)
 
     def count_ended(self, attempt: Attempt, outcome: Outcome, state: JobState) -> None:
         """Count an attempt, once its outcome is written. `report` includes this."""

@@ -30,6 +30,7 @@ TOPICS = (
     "production",
     "doctor",
     "logging",
+    "telemetry",
     "performance",
     "how-it-works",
     "coming-from",

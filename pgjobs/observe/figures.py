@@ -17,6 +17,7 @@ from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import zip_longest
+from operator import add
 from typing import NamedTuple
 
 #: How an attempt may end. Retried and discarded attempts have failed; interrupted ones are not counted as attempts.
@@ -122,7 +123,7 @@ class AttemptFigures:
         self._lock = threading.Lock()  # not held by `record`, but for the first attempt of a kind
         self._other_kinds: set[str] = set()
         self._threads: list[tuple[threading.Thread, dict[FigureKey, list[float]]]] = []
-        self._ended: dict[FigureKey, Tally] = {}  # the sums of threads that have ended
+        self._ended: dict[FigureKey, list[float]] = {}  # the sums of threads that have ended
 
     def record(self, queue: str, kind: str, outcome: str, wait_seconds: float, run_seconds: float) -> None:
         """Count an attempt that has ended."""
@@ -156,7 +157,7 @@ class AttemptFigures:
 
     def snapshot(self) -> dict[FigureKey, Tally]:
         """The sums since the start. They only grow. An attempt that ends meanwhile may be counted in part."""
-        with self._lock:
+        with self._lock:  # no thread adds a key meanwhile
             running = []
             for thread, tallies in self._threads:
                 if thread.is_alive():
@@ -166,13 +167,15 @@ class AttemptFigures:
             self._threads = running
             sums = dict(self._ended)
             for _, tallies in running:
-                _add(sums, tallies.copy())  # a copy, since its thread may add a key
-        return sums
+                _add(sums, tallies)
+        return {key: _as_tally(tally) for key, tally in sums.items()}
 
 
-def _add(sums: dict[FigureKey, Tally], tallies: Mapping[FigureKey, list[float]]) -> None:
+def _add(sums: dict[FigureKey, list[float]], tallies: Mapping[FigureKey, list[float]]) -> None:
+    """Add to the sums, whose lists are replaced and never changed."""
     for key, tally in tallies.items():
-        sums[key] = sums.get(key, Tally()).plus(_as_tally(tally[:]))
+        known = sums.get(key)
+        sums[key] = tally[:] if known is None else list(map(add, known, tally))
 
 
 def _as_tally(tally: list[float]) -> Tally:

@@ -101,6 +101,26 @@ class ObserveQueries:
             cur.execute(self._observe["figures"], values, prepare=False)
             return [figures_of(row) for row in cur.fetchall()]
 
+    # --- gauges
+
+    def limit_time(self, conn: AnyConnection) -> None:
+        """Limit how long the statements of this transaction may take."""
+        with literal_cursor(conn) as cur:
+            cur.execute(self._observe["limit_gauges"])
+
+    def overdue_duties(self, conn: AnyConnection) -> dict[str, float]:
+        """By how many seconds each duty of maintenance is overdue."""
+        with literal_cursor(conn) as cur:
+            cur.execute(self._observe["overdue_duties"])
+            return dict(cur.fetchall())
+
+    def oldest_transaction(self, conn: AnyConnection) -> float:
+        """The age in seconds of the oldest transaction in this database, without this one."""
+        with literal_cursor(conn) as cur:
+            cur.execute(self._observe["oldest_transaction"])
+            ((age,),) = cur.fetchall()
+            return max(float(age), 0.0)
+
     def own_retention(self, conn: AnyConnection) -> list[tuple[str, JobState, timedelta]]:
         """How long the jobs of a queue and state are kept, for queues with a retention of their own."""
         with literal_cursor(conn) as cur:

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from queue import Empty, SimpleQueue
 
@@ -31,6 +31,7 @@ from pgjobs.loggers import get_logger
 from pgjobs.processes import code_files, log_output
 from pgjobs.processes.limits import MEBIBYTE, JobLimit, Limits, resident_bytes
 from pgjobs.processes.messages import STOP_SIGNALS, Channel, Command, Report, State
+from pgjobs.processes.metrics import PoolMetrics
 from pgjobs.processes.settings import ChildSettings
 from pgjobs.worker_pool import WorkerPool
 from pgjobs.workers.signals import LOOK_UP, handling
@@ -82,6 +83,7 @@ class Child:
         self._reported_at = 0.0
         self._files: tuple[str, ...] = ()
         self._modules = 0
+        self._metrics: PoolMetrics | None = None  # once the pool runs, if they are asked for
 
     def run(self) -> int:
         """Returns the exit code of the process."""
@@ -118,6 +120,8 @@ class Child:
                     self._stop_for("its parent stops it")
                 elif command == Command.CUT_OFF:
                     self._inbox.put(CutOff())
+                elif self._metrics is not None:
+                    self._metrics.read_gauges()
 
     def _stop_for(self, reason: str) -> None:
         with self._state_lock:
@@ -228,11 +232,16 @@ class Child:
     # --- while the pool runs
 
     def _work(self, pool: WorkerPool) -> int:
+        if self._settings.metrics:
+            self._metrics = PoolMetrics(pool)
         if self._settings.burst:
             threading.Thread(target=self._stop_when_drained, args=(pool,), name="pgjobs/burst", daemon=True).start()
         stop = self._wait_for_stop(pool)
-        self._report(Report(state=State.STOPPING, reason=stop.reason, replace=stop.replace, done=stop.done))
+        stopping = Report(state=State.STOPPING, reason=stop.reason, replace=stop.replace, done=stop.done)
+        self._report(stopping)
         self._stop(pool, stop)
+        if self._metrics is not None:
+            self._channel.send(replace(stopping, metrics=self._metrics.metrics(now=True)).to_json())
         return 1 if pool.any_stuck else stop.code
 
     def _wait_for_stop(self, pool: WorkerPool) -> Stop:
@@ -275,9 +284,10 @@ class Child:
         files = self._new_files()
         timeout = self._stop_timeout(pool)
         seconds = None if timeout is None else timeout.total_seconds()
-        self._report(
-            Report(state=State.READY, healthy=reason is None, reason=reason, stop_timeout=seconds, files=files)
-        )
+        report = Report(state=State.READY, healthy=reason is None, reason=reason, stop_timeout=seconds, files=files)
+        if self._metrics is not None:
+            report = replace(report, metrics=self._metrics.metrics(), gauges=self._metrics.gauges())
+        self._report(report)
 
     def _new_files(self) -> tuple[str, ...] | None:
         """The files to watch, if they have changed since the last call."""

@@ -1,7 +1,8 @@
-"""The health endpoints of `pgjobs work`, served by a thread of the parent.
+"""The health endpoints and the metrics of `pgjobs work`, served by threads of the parent.
 
 /livez says whether the parent itself works, and does not depend on the database: a restart would not help it.
 /readyz says whether all processes work, their database included.
+/metrics has the metrics of all processes, as text for Prometheus.
 """
 
 from __future__ import annotations
@@ -17,20 +18,25 @@ from typing import Any
 
 from pgjobs.errors import InvalidSetting, PgjobsError
 from pgjobs.loggers import get_logger
+from pgjobs.observe.metrics import CONTENT_TYPE
 
 log = get_logger("pgjobs.processes")
 
 #: Whether it is so, and what the body says.
 Answer = tuple[bool, dict[str, Any]]
+_METRICS = "/metrics"
 _REQUEST_WITHIN = 5.0  # seconds
 
 
 class HealthServer:
-    """Answers GET and HEAD for these paths; each function is called in a thread of the server."""
+    """Answers GET and HEAD for these paths, and for /metrics; each function is called in a thread of the server."""
 
-    def __init__(self, host: str, port: int, answers: dict[str, Callable[[], Answer]]) -> None:
+    def __init__(
+        self, host: str, port: int, answers: dict[str, Callable[[], Answer]], metrics: Callable[[], str]
+    ) -> None:
         class Handler(_Handler):
             paths = answers
+            metrics_text = staticmethod(metrics)
 
         class Server(ThreadingHTTPServer):
             address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -63,29 +69,37 @@ class HealthServer:
 
 class _Handler(BaseHTTPRequestHandler):
     paths: dict[str, Callable[[], Answer]]
+    metrics_text: Callable[[], str]
     timeout = _REQUEST_WITHIN
     server_version = "pgjobs"
     sys_version = ""
 
     def do_GET(self) -> None:
-        answer = self.paths.get(self.path.partition("?")[0])
+        path = self.path.partition("?")[0]
+        if path == _METRICS:
+            self._send(HTTPStatus.OK, CONTENT_TYPE, self.metrics_text())
+            return
+        answer = self.paths.get(path)
         if answer is None:
-            self._send(HTTPStatus.NOT_FOUND, {"error": f"there are only {', '.join(self.paths)}"})
+            self._send_json(HTTPStatus.NOT_FOUND, {"error": f"there are only {', '.join([*self.paths, _METRICS])}"})
             return
         fine, body = answer()
-        self._send(HTTPStatus.OK if fine else HTTPStatus.SERVICE_UNAVAILABLE, body)
+        self._send_json(HTTPStatus.OK if fine else HTTPStatus.SERVICE_UNAVAILABLE, body)
 
     do_HEAD = do_GET
 
-    def _send(self, status: HTTPStatus, body: dict[str, Any]) -> None:
-        text = json.dumps(body).encode() + b"\n"
+    def _send_json(self, status: HTTPStatus, body: dict[str, Any]) -> None:
+        self._send(status, "application/json", f"{json.dumps(body)}\n")
+
+    def _send(self, status: HTTPStatus, content_type: str, text: str) -> None:
+        body = text.encode(errors="replace")
         self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(text)))
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(body)))
         self.send_header("Cache-Control", "no-store")
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(text)
+            self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
         log.debug("health: %s", format % args)

@@ -34,6 +34,7 @@ class Command(StrEnum):
 
     STOP = "stop"  # let running jobs end, for the stop timeout at most
     CUT_OFF = "cut off"  # stop now
+    READ_GAUGES = "read gauges"  # of the database, for a scrape of the metrics
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +49,8 @@ class Report:
     trace: str | None = None  # of the error for which it has failed
     stop_timeout: float | None = None  # seconds that its stop may take; None: without limit
     files: tuple[str, ...] | None = None  # of the application's code, if they have changed
+    metrics: list[Any] | None = None  # of its worker pool, as JSON of observe/metrics.py; None if nobody asks for them
+    gauges: list[Any] | None = None  # of the database, once after they were asked for
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -21,6 +21,7 @@ class ChildSettings:
     burst: bool = False
     wait: bool = True  # for missing tables and an unreachable database
     reload: bool = False
+    metrics: bool = False  # report the metrics of the pool
     log_level: str = "INFO"
     log_format: str = "text"
     program: str = "pgjobs"  # the program whose command `migrate` makes the tables of the pool

@@ -20,6 +20,7 @@ from pgjobs.loggers import Lines, get_logger
 from pgjobs.processes.child_process import ChildProcess
 from pgjobs.processes.health import Answer, HealthServer
 from pgjobs.processes.messages import STOP_SIGNALS, Report, State
+from pgjobs.processes.metrics import ProcessMetrics
 from pgjobs.processes.notify import Notifier
 from pgjobs.processes.places import Place, problems_of, readiness
 from pgjobs.processes.reloader import Reloader
@@ -65,9 +66,9 @@ class Supervisor:
         self._notified_ready = False
         self._next_watchdog = self._next_extension = 0.0
         self._notifier = Notifier(os.environ)
-        self._health = (
-            None if health is None else HealthServer(*health, {"/livez": self._livez, "/readyz": self._readyz})
-        )
+        self._metrics = ProcessMetrics()
+        answers = {"/livez": self._livez, "/readyz": self._readyz}
+        self._health = None if health is None else HealthServer(*health, answers, self._metrics_text)
 
     def run(self) -> int:
         with ExitStack() as ends:
@@ -142,6 +143,7 @@ class Supervisor:
 
     def _read(self, child: ChildProcess) -> None:
         for report in child.new_reports():
+            self._metrics.note(child, report)
             if report.files is not None:
                 self._reloader.watch(report.files)
             if report.state is State.WAITING:
@@ -196,6 +198,7 @@ class Supervisor:
                 continue
             self._read(child)
             child.close()
+            self._metrics.note_end(child)
             if self._stopping and code:
                 self._note_code(child, code)
             place = self._place_of(child)
@@ -361,3 +364,6 @@ class Supervisor:
 
     def _readyz(self) -> Answer:
         return readiness(self._places, stopping=self._stopping)
+
+    def _metrics_text(self) -> str:
+        return self._metrics.text(self._children())

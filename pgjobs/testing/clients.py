@@ -49,7 +49,7 @@ class MemoryClient(Client):
     def __init__(self, **settings: Any) -> None:
         super().__init__(_NoDatabase(), **settings)
         self._kept: list[Job[Any]] = []
-        self.enqueued = Enqueued(lambda: self._kept)
+        self.enqueued = Enqueued(lambda: self._kept, self.work_map)
         real = {f.name: getattr(self._enqueuer, f.name) for f in fields(Enqueuer) if f.name[0] != "_"}
         self._enqueuer = keeping = _Keeping(**real, keep=self._keep, ids=count(1))
         self._async_enqueuer = _KeepingAsync(keeping)

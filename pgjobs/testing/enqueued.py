@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar, Unpack, overload
 
 from pgjobs.errors import InvalidArgs, shown
 from pgjobs.job import Job
 from pgjobs.options import NewJob
-from pgjobs.testing.shown import indented, shown_jobs
+from pgjobs.testing.shown import class_of, classes_in, indented, shown_jobs
 from pgjobs.testing.wanted import Expected, Wanted, wanted
+from pgjobs.work_map import WorkMap
 
 Args = TypeVar("Args")
 
@@ -26,18 +28,21 @@ class Enqueued:
     raises InvalidOption. Jobs are looked at whatever their state is.
     """
 
-    def __init__(self, read: Read) -> None:
+    def __init__(self, read: Read, work_map: WorkMap | None = None) -> None:
         self._read = read
+        self._work_map = work_map
         self._classes: dict[str, type] = {}  # by kind, for messages
 
     def _known_classes(self) -> Mapping[str, type]:
-        return self._classes
+        """The args classes by kind, for messages, which hide the secret fields of these."""
+        of_jobs = {job.kind: found for job in self._read() if (found := class_of(job))}
+        return {**of_jobs, **classes_in(self._work_map), **self._classes}
 
     def _wanted(self, what: object, expected: Mapping[str, Any]) -> Wanted:
         made = wanted(what, expected)
         if made.args_class is not None:
             self._classes[made.kind] = made.args_class
-        return made
+        return replace(made, known_class=made.args_class or self._known_classes().get(made.kind))
 
     def _of_kind(self, asked: Wanted) -> list[Job[Any]]:
         return [asked.typed(job) for job in self._read() if job.kind == asked.kind]

@@ -24,7 +24,8 @@ from pgjobs.testing.nested import within
 from pgjobs.testing.performed import Drained, Performed, outcome_of
 from pgjobs.testing.queries import TestingQueries
 from pgjobs.testing.runner import Runner, runner
-from pgjobs.work_map import Handler, HandlerFunction, WorkMap, as_work_map, decoding
+from pgjobs.testing.shown import classes_in
+from pgjobs.work_map import Handler, HandlerFunction, as_work_map, decoding
 from pgjobs.workers.pool_settings import check_error_handler
 
 Args = TypeVar("Args")
@@ -42,8 +43,9 @@ class Jobs(Enqueued):
     `tx` is the transaction of the test, as `client.enqueue` takes it. Jobs run in it as they do in a worker: with the
     hooks of the client, the middleware, the timeout, a savepoint around the handler, and the outcome written by the
     statements of a worker. What a worker commits stays in the transaction; what it rolls back is rolled back to a
-    savepoint. The transaction stays open, with the settings and the role that it had. A handler that sends COMMIT or
-    ROLLBACK itself breaks the test, with TransactionBroken; `tx.commit()` of psycopg raises in the handler.
+    savepoint. The transaction stays open, with the settings and the role that it had; a custom setting of a handler
+    (`SET LOCAL app.tenant`) stays, since Postgres does not list these. A handler that sends COMMIT or ROLLBACK itself
+    breaks the test, with TransactionBroken; `tx.commit()` of psycopg raises in the handler.
 
     Without `tx` everything commits, as in a worker; call `clear()` after the test.
 
@@ -67,10 +69,9 @@ class Jobs(Enqueued):
         checks.check_timeout(timeout)
         checks.check_function("backoff", backoff, checks.A_BACKOFF)
         check_error_handler(error_handler)
-        super().__init__(self._stored)
+        super().__init__(self._stored, client.work_map if work_map is None else as_work_map(work_map))
         self.client = client
         self.tx: Any = tx  # as it was given
-        self._work_map = client.work_map if work_map is None else as_work_map(work_map)
         self._queries = TestingQueries(client.schema)
         self._settings: dict[str, Any] = {
             "middleware": checks.check_functions("middleware", middleware, "functions of (tx, job, run)"),
@@ -95,8 +96,7 @@ class Jobs(Enqueued):
         return [decoding(self._work_map, job) for job in found]
 
     def _known_classes(self) -> Mapping[str, type]:
-        handlers = (self._work_map or WorkMap()).items()
-        return {**{kind: each.args_class for kind, each in handlers if each.args_class is not None}, **self._classes}
+        return {**classes_in(self._work_map), **self._classes}  # without a look at the table
 
     # --- run jobs
 

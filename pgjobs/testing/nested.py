@@ -7,9 +7,13 @@ The statements are those that workers send. Only what would end the transaction 
     BEGIN                           SAVEPOINT
     COMMIT AND CHAIN                SAVEPOINT: what came before is kept
     COMMIT                          RELEASE SAVEPOINT
+    before each COMMIT              SET CONSTRAINTS ALL IMMEDIATE, in a savepoint that is rolled back
     ROLLBACK                        ROLLBACK TO SAVEPOINT, or nothing if none of these has begun anything
     RESET ALL, UNLISTEN, DISCARD    nothing: the session is the test's
     the server's time limits        nothing: they would end the connection of the test
+
+A deferred constraint fails there as it would at the COMMIT of a worker, and stays deferred, as the test has it. If what
+the test itself has written violates one so far, then jobs cannot be checked.
 """
 
 from __future__ import annotations
@@ -30,7 +34,7 @@ from pgjobs.errors import InvalidTransaction, TransactionBroken
 from pgjobs.execution.queries import ExecutionQueries
 from pgjobs.execution.script import Script, without_comments
 from pgjobs.execution.transport import Transport
-from pgjobs.testing.queries import TestingQueries
+from pgjobs.testing.queries import CHECK_CONSTRAINTS, TestingQueries
 
 _NOTHING = b"SELECT 0"
 _LEFT_OUT = frozenset(
@@ -51,7 +55,8 @@ def within(client: Client, tx: Borrowable) -> Iterator[Checkout]:
         if checkout.original.pgconn.pipeline_status != PipelineStatus.OFF:
             raise InvalidTransaction("tx is in a pipeline, in which no job can run: leave it first")
         settings = queries.begin(checkout)
-        checkout.transport = NestedTransport(checkout.conn, client.queries)
+        checks = queries.constraints_hold(checkout)
+        checkout.transport = NestedTransport(checkout.conn, client.queries, checks_constraints=checks)
         try:
             yield checkout
         except BaseException:
@@ -67,8 +72,10 @@ def within(client: Client, tx: Borrowable) -> Iterator[Checkout]:
 class NestedTransport(Transport):
     """Sends scripts in a transaction that is not theirs."""
 
-    def __init__(self, conn: AnyConnection, queries: ExecutionQueries) -> None:
+    def __init__(self, conn: AnyConnection, queries: ExecutionQueries, *, checks_constraints: bool) -> None:
         super().__init__(conn, queries.tag, prepares=False)
+        self._check = [("constraints", sql) for sql in CHECK_CONSTRAINTS] if checks_constraints else []
+        self._commits = tuple(without_comments(queries.work[name]) for name in ("commit", "commit_and_begin"))
         savepoint = b"SAVEPOINT %s_within" % queries.tag.encode()
         work = {name: without_comments(queries.work[name]) for name in ("begin", "commit", "commit_and_begin")}
         self._begin = work["begin"]
@@ -97,13 +104,20 @@ class NestedTransport(Transport):
             super().run(Script([("rollback", self._undo)]), unprepared=True)
         undoes = self._open or self._pgconn.transaction_status == TransactionStatus.INERROR
         if (script, undoes) not in self._scripts:
-            steps = [(label, self._nested(label, sql, undoes)) for label, sql in script.steps]
-            self._scripts[script, undoes] = Script(steps, script.fixed)
-        results, error = super().run(self._scripts[script, undoes], unquoted, quoted, unprepared=True)
+            self._scripts[script, undoes] = Script(list(self._steps(script, undoes)), script.fixed)
+        nested = self._scripts[script, undoes]
+        found, error = super().run(nested, unquoted, quoted, unprepared=True)
+        results = [result for step, result in zip(nested.steps, found, strict=False) if step not in self._check]
         for _, sql in script.steps[: len(results)]:
             command = without_comments(sql)
             self._open = command != self._rollback and self._opens.get(command, self._open)
         return results, error
+
+    def _steps(self, script: Script, undoes: bool) -> Iterator[tuple[str, bytes]]:
+        for label, sql in script.steps:
+            if without_comments(sql) in self._commits:
+                yield from self._check
+            yield label, self._nested(label, sql, undoes)
 
     def _nested(self, label: str, sql: bytes, undoes: bool) -> bytes:
         """What is sent for one statement of a script."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
 
+import psycopg
 from psycopg.pq import TransactionStatus
 
 from pgjobs.db import statements
@@ -20,6 +21,9 @@ from pgjobs.observe.queries import ObserveQueries
 
 _PAGE = 1000
 _SAVEPOINT = b"SAVEPOINT pgjobs_testing"
+_CHECK = b"SAVEPOINT pgjobs_check"
+#: Raise an error if a deferred constraint is violated. The constraints stay deferred, those that were.
+CHECK_CONSTRAINTS = (_CHECK, b"SET CONSTRAINTS ALL IMMEDIATE", b"ROLLBACK TO " + _CHECK, b"RELEASE " + _CHECK)
 
 
 class Settings(NamedTuple):
@@ -53,6 +57,17 @@ class TestingQueries:
             cur.execute(self._testing["read_settings"])
             user, role, settings = one(cur)
             return Settings(str_of(user), str_of(role), settings)
+
+    def constraints_hold(self, checkout: Checkout) -> bool:
+        """Whether no deferred constraint is violated now. Errors are undone: it is called behind `begin`."""
+        with literal_cursor(checkout.original) as cur:
+            try:
+                for sql in CHECK_CONSTRAINTS:
+                    cur.execute(sql)
+            except psycopg.Error:
+                cur.execute(b"ROLLBACK TO " + _SAVEPOINT)
+                return False
+        return True
 
     def end(self, checkout: Checkout, before: Settings) -> str | None:
         """Release the savepoint of `begin`, and set back the settings. Returns what is wrong if the transaction of the

@@ -9,6 +9,7 @@ from typing import Any
 
 from pgjobs import codec
 from pgjobs.job import Job
+from pgjobs.work_map import WorkMap
 
 _MOST_JOBS = 20
 _MOST_CHARACTERS = 300
@@ -29,7 +30,7 @@ def shown_jobs(jobs: Sequence[Job[Any]], classes: Mapping[str, type]) -> str:
     """A line for each job; `classes` are the known args classes by kind."""
     if not jobs:
         return "there are no jobs"
-    lines = [shown_job(job, classes.get(job.kind) or _class_of(job)) for job in jobs[:_MOST_JOBS]]
+    lines = [shown_job(job, classes.get(job.kind) or class_of(job)) for job in jobs[:_MOST_JOBS]]
     more = len(jobs) - _MOST_JOBS
     return "the jobs there are:\n" + indented([*lines, *([f"and {more} more"] if more > 0 else [])])
 
@@ -40,10 +41,16 @@ def shown_job(job: Job[Any], args_class: type | None) -> str:
     return f"job {job.id} of kind {job.kind!r}: {job.state}{tried}{others}, args {shown_args(args_class, job.raw_args)}"
 
 
-def _class_of(job: Job[Any]) -> type | None:
+def class_of(job: Job[Any]) -> type | None:
     """The args class of a job that has the args of its enqueue."""
     args = vars(job).get("args")
     return type(args) if is_dataclass(args) else None
+
+
+def classes_in(work_map: WorkMap | None) -> dict[str, type]:
+    """The args classes of the handlers, by their kinds."""
+    handlers = (work_map or WorkMap()).items()
+    return {kind: handler.args_class for kind, handler in handlers if handler.args_class is not None}
 
 
 def indented(lines: Iterable[str]) -> str:

@@ -14,7 +14,7 @@ from pgjobs.errors import InvalidArgs, InvalidOption, UndecodableArgs, shown
 from pgjobs.job import Job, JobState, changed
 from pgjobs.options import JobOptions, NewJob, check_kind, kind_of
 from pgjobs.states import StateName
-from pgjobs.testing.shown import visible_args
+from pgjobs.testing.shown import class_of, visible_args
 
 
 class Expected(TypedDict, total=False):
@@ -48,6 +48,7 @@ class Wanted:
     args_class: type | None
     instance: object | None  # of the args
     expected: Mapping[str, Any]
+    known_class: type | None = None  # of the kind, for messages, also if the job is named by its kind
 
     def typed(self, job: Job[Any]) -> Job[Any]:
         """The job, whose `args` are an instance of the args class if that is known."""
@@ -84,8 +85,9 @@ class Wanted:
 
     def _args_differences(self, job: Job[Any], wanted: Mapping[str, Any]) -> list[str]:
         found = json.loads(job.raw_args)
-        visible = visible_args(self.args_class, job.raw_args)
-        visible_wanted = visible_args(self.args_class, json.dumps(wanted))
+        args_class = self.known_class or class_of(job)
+        visible = visible_args(args_class, job.raw_args)
+        visible_wanted = visible_args(args_class, json.dumps(wanted))
         return list(_by_key("args", found, wanted, visible, visible_wanted))
 
     def __str__(self) -> str:
@@ -93,7 +95,7 @@ class Wanted:
         args = codec.encode(self.expected.get("args", {}) if self.instance is None else self.instance)
         texts = [f"{name} {_text(value)}" for name, value in expected.items()]
         if args != "{}":
-            texts = [f"args {json.dumps(visible_args(self.args_class, args), ensure_ascii=False)}", *texts]
+            texts = [f"args {json.dumps(visible_args(self.known_class, args), ensure_ascii=False)}", *texts]
         return f"kind {self.kind!r}" + (f" with {', '.join(texts)}" if texts else "")
 
 

@@ -161,6 +161,11 @@ class IdleThreads:
             state.found_empty = True
             return not state.notify_on
 
+    @property
+    def idle(self) -> int:
+        """How many threads wait for work."""
+        return self._idle
+
     def wake_all(self) -> None:
         with self._lock:
             self.wake_count += 1

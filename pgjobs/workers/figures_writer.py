@@ -39,7 +39,7 @@ class FiguresWriter:
             return False
         self._write_at = now + WRITE_EVERY  # also after a failure
         counted = self._figures.snapshot()
-        new = sorted(key for key, tally in counted.items() if tally != self._written_of(key))
+        new = [key for key, tally in counted.items() if tally != self._written_of(key)]
         for start in range(0, len(new), _MOST_ROWS):
             some = {key: counted[key] for key in new[start : start + _MOST_ROWS]}
             self._add(conn, {key: tally.plus(self._written_of(key), -1) for key, tally in some.items()})

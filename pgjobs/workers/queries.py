@@ -152,13 +152,20 @@ def _worker(row: Sequence[Any]) -> WorkerProcess:
         code_version=row[7],
         started_at=row[8].astimezone(UTC),
         seen_at=row[9].astimezone(UTC),
-        stuck=tuple(_stuck(each, row[9].astimezone(UTC)) for each in json.loads(row[10])),
+        stuck=_stuck_threads(json.loads(row[10]), row[9].astimezone(UTC)),
     )
+
+
+def _stuck_threads(values: Any, seen_at: datetime) -> tuple[StuckThread, ...]:
+    try:
+        return tuple(_stuck(each, seen_at) for each in values)
+    except (KeyError, TypeError, ValueError, OverflowError):  # written by hand
+        return ()
 
 
 def _stuck(each: Mapping[str, Any], seen_at: datetime) -> StuckThread:
     since = seen_at - timedelta(seconds=each["seconds"])
-    return StuckThread(each["thread"], each["job"], each["kind"], since, each["stack"])
+    return StuckThread(str(each["thread"]), int(each["job"]), str(each["kind"]), since, str(each["stack"]))
 
 
 def _array_text(counts: Iterable[int]) -> str:

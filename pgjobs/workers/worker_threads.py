@@ -119,6 +119,11 @@ class WorkerThreads:
         return bool(self._stuck)
 
     @property
+    def stuck_count(self) -> int:
+        """How many threads are stuck."""
+        return len(self._stuck)
+
+    @property
     def stuck(self) -> list[tuple[str, Job[Any], float, str]]:
         """The threads that are stuck in their handlers: the name, the job, the seconds since, and the stack."""
         with self._changed:

@@ -14,7 +14,7 @@ import pytest
 from psycopg.pq import TransactionStatus
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
-from pgjobs import Client, Hooks, InvalidArgs, InvalidSetting, Job, NewJob, NoJobs, Unique
+from pgjobs import Client, Hooks, InvalidArgs, InvalidSetting, Job, NewJob, NoJobs, Unique, UsedAfterFork
 from tests.acceptance.async_apps import FORMS, OF_PSYCOPG, connection, transaction
 from tests.acceptance.inserts import Query, query
 from tests.conformance.conftest import facts
@@ -166,6 +166,20 @@ def test_a_connection_of_a_pool_that_the_server_has_closed_is_passed_over(
 
     asyncio.run(main())
     assert client.count().total == 1
+
+
+def test_a_pool_of_another_event_loop_is_refused(client: Client, database: str) -> None:
+    """As in a forked child, which would use the connection of its parent."""
+    loop = asyncio.new_event_loop()
+    pool = AsyncConnectionPool(database, min_size=1, max_size=1, open=False)
+    loop.run_until_complete(pool.open(wait=True))
+    try:
+        with pytest.raises(UsedAfterFork, match="another event loop"):
+            asyncio.run(client.aenqueue(pool, Thing()))
+    finally:
+        loop.run_until_complete(pool.close())
+        loop.close()
+    assert client.count().total == 0
 
 
 def test_many_tasks_enqueue_at_once(client: Client, database: str) -> None:

@@ -67,6 +67,15 @@ def test_the_benchmark_prints_its_tables_and_cleans_up(fresh_database: str, tmp_
         assert conn.execute("SELECT nspname FROM pg_namespace WHERE nspname ~ '^pgjobs'").fetchall() == []
 
 
+def test_the_cost_of_telemetry_is_a_table_of_its_own(fresh_database: str, tmp_path: Path) -> None:
+    sizes = ["--jobs", "24", "--rounds", "1", "--results", str(tmp_path)]
+    said = run("benchmarks.bench", *sizes, "--parts", "telemetry", database=fresh_database)
+    answers = json.loads((tmp_path / "bench.json").read_text())["questions"]
+    assert list(answers) == ["telemetry_1", "telemetry_enqueue_1", "telemetry_4", "telemetry_enqueue_4"]
+    assert [len(answer["arms"]) for answer in answers.values()] == [4, 3, 4, 3]
+    assert len(re.findall(r" \d+\.\d\d$", said, re.MULTILINE)) == 10, "each but the first has a ratio"
+
+
 def test_the_fixed_floor_never_changes() -> None:
     digests = {path.name: sha256(path.read_bytes()).hexdigest()[:16] for path in floors.FIXED.iterdir()}
     assert digests == {

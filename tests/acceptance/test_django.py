@@ -306,6 +306,21 @@ def test_a_block_that_a_detached_handler_leaves_open_is_closed(made: Trial) -> N
     assert state_of(connections["default"]) == OUTSIDE
 
 
+def test_a_transaction_that_a_detached_handler_leaves_open_is_rolled_back(made: Trial) -> None:
+    def handler(_: None, job: Job[Any]) -> None:
+        transaction.set_autocommit(False)
+        write("half done")
+
+    job = made.enqueue()
+    pool = WorkerPool(made.client, {"test": Handler(handler, detached=True), "next": write_next})
+    assert pool.work_one()
+    assert made.job(job).state == JobState.COMPLETED
+    made.enqueue("next")
+    assert pool.work_one()
+    assert made.effects == ["next"]
+    assert state_of(connections["default"]) == OUTSIDE
+
+
 # --- its end
 
 
@@ -477,6 +492,42 @@ def test_a_handlers_other_connections_are_looked_after_as_between_requests(made:
         connections["other"].close()
         del connections["other"]
         del connections.settings["other"]
+
+
+def test_a_block_of_another_alias_does_not_outlive_its_job(made: Trial, caplog: pytest.LogCaptureFixture) -> None:
+    connections.settings["other"] = {**connections.settings["default"]}
+    other = connections["other"]
+
+    def handler(tx: Any, job: Job[Any]) -> None:
+        transaction.atomic(using="other").__enter__()
+        with other.cursor() as cursor:
+            cursor.execute("INSERT INTO effect (note) VALUES ('half done')")
+
+    try:
+        made.run(handler)
+        assert state_of(other) == OUTSIDE
+        assert "left an atomic() block open on 'other'" in caplog.text
+        with transaction.atomic(using="other"):  # of the caller, around a job
+            made.run(lambda tx, job: write("the job's"))
+            assert other.in_atomic_block
+    finally:
+        other.close()
+        del connections["other"]
+        del connections.settings["other"]
+    assert made.effects == ["the job's"]
+
+
+def test_a_job_inside_an_open_transaction_of_the_application_is_refused(made: Trial) -> None:
+    pool = WorkerPool(made.client, {"test": write_next})
+    transaction.set_autocommit(False)
+    try:
+        write("of the application")
+        with pytest.raises(WorkerPoolError, match="transaction open"):
+            pool.work_one()
+        transaction.commit()
+    finally:
+        transaction.set_autocommit(True)
+    assert made.effects == ["of the application"]
 
 
 def test_a_job_inside_a_block_of_the_application_is_refused(made: Trial) -> None:

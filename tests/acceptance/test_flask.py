@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -15,7 +16,7 @@ from flask_sqlalchemy.track_modifications import before_models_committed, models
 from sqlalchemy import event, select, text
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from pgjobs import Job, JobState, NewJob, PoolTooSmall, UnknownKind
+from pgjobs import InvalidTransaction, Job, JobState, NewJob, PoolTooSmall, UnknownKind
 from pgjobs.contrib.flask import Pgjobs
 from tests.acceptance.flask_shop import Effect, Note, Shop, add, db, make_app, shop, tables, url
 from tests.samples import Thing
@@ -182,24 +183,75 @@ def test_a_handler_may_remove_the_session_at_its_end(made: Shop) -> None:
     assert made.effects == ["committed by hand"]
 
 
-@pytest.mark.parametrize("end", ["commit", "flush"])
-def test_a_session_that_the_handler_gets_after_a_remove_is_no_success(made: Shop, end: str) -> None:
-    """Its writes are on another connection: without a commit they would vanish, while the job is completed."""
+@pytest.mark.parametrize(
+    ("place", "end"),
+    [
+        *[("handler", end) for end in ("commit", "flush", "nothing")],
+        *[("app context", end) for end in ("commit", "flush")],
+    ],
+)
+def test_a_session_that_the_handler_gets_after_a_remove_writes_nothing(made: Shop, place: str, end: str) -> None:
+    """Its writes are on another connection: they stayed when the job failed, and were written again by the retry."""
 
     def handler(session: Session, job: Job[Note]) -> None:
         add("of the job")
-        db.session.commit()
-        db.session.remove()
-        add("of no job")
-        getattr(db.session, end)()
+        with made.app.app_context() if place == "app context" else nullcontext():
+            db.session.commit()
+            db.session.remove()
+            add("of no job")
+            if end != "nothing":
+                getattr(db.session, end)()
 
     handle(made, handler)
     job = made.run()
     assert job.state == JobState.RETRYABLE
     assert "db.session.remove()" in (job.last_error or "")
-    assert "of the job" not in made.effects
+    assert made.effects == []
     with made.app.app_context():
         assert db.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+
+
+def test_a_session_after_a_remove_is_refused_also_if_the_handler_swallows_it(made: Shop) -> None:
+    def handler(session: Session, job: Job[Note]) -> None:
+        add("of the job")
+        db.session.remove()
+        for _ in range(2):
+            with suppress(InvalidTransaction):
+                add("of no job")
+                db.session.commit()
+
+    handle(made, handler)
+    job = made.run()
+    assert job.state == JobState.RETRYABLE
+    assert "db.session.remove()" in (job.last_error or "")
+    assert made.effects == []
+
+
+def test_a_session_of_the_handlers_own_works_apart(made: Shop) -> None:
+    """Of the engine, or made as db.session is; and so does a thread that the handler starts."""
+
+    def in_thread() -> None:
+        with made.app.app_context():
+            add("by a thread")
+            db.session.commit()
+            db.session.remove()
+            add("later")
+            db.session.commit()
+
+    def handler(session: Session, job: Job[Note]) -> None:
+        for note, other in (("of the engine", Session(db.engine)), ("of db", db.session.session_factory())):
+            with other:
+                other.add(Effect(note=note))
+                other.commit()
+        thread = threading.Thread(target=in_thread)
+        thread.start()
+        thread.join()
+        add("of the job")
+        raise ValueError
+
+    handle(made, handler)
+    assert made.run().last_error == "ValueError"
+    assert made.effects == ["of the engine", "of db", "by a thread", "later"]
 
 
 @pytest.mark.parametrize("fails", [False, True], ids=["returns", "raises"])

@@ -144,6 +144,28 @@ def test_two_apps_have_the_same_extension_and_a_database_each(server_dsn: str, f
         assert one.query("SELECT app FROM effect") == [("one",)]
 
 
+def test_a_handler_may_push_the_context_of_another_app(server_dsn: str, fresh_database: str) -> None:
+    """There, db.session is of that app, and works apart, also after a remove()."""
+    jobs = Pgjobs()
+    with (
+        new_database(server_dsn) as another,
+        shop(fresh_database, name="first", jobs=jobs) as first,
+        shop(another, name="second", jobs=jobs) as second,
+    ):
+
+        @jobs.handles(Note)
+        def handler(tx: Any, job: Job[Note]) -> None:
+            with second.app.app_context():
+                for note in ("before", "after"):
+                    add(note)
+                    db.session.commit()
+                    db.session.remove()
+            add("of the job")
+
+        assert first.run().state == JobState.COMPLETED
+        assert (first.effects, second.effects) == (["of the job"], ["before", "after"])
+
+
 def test_a_factory_may_make_the_app_again(fresh_database: str) -> None:
     """As each test of an application does."""
     jobs = Pgjobs()

@@ -37,8 +37,10 @@ from pgjobs import (
     every,
     roles_sql,
 )
+from pgjobs.metrics import metrics_text
 from tests.acceptance.dashboard_site import Site
 from tests.conftest import Connect
+from tests.scrape import scraped
 from tests.waiting import wait_until
 
 ROLES = ("enqueuer", "worker", "viewer", "operator")
@@ -663,6 +665,14 @@ def test_a_call_for_many_jobs_says_that_a_right_is_lacking(roles: Roles) -> None
     roles.client.enqueue(None, {}, kind="test")
     with roles.client_as("viewer") as viewer, pytest.raises(DENIED):
         viewer.cancel_many(JobFilter.all())
+
+
+def test_the_roles_that_look_on_can_read_metrics(roles: Roles) -> None:
+    for role in ("worker", "viewer", "operator"):
+        with roles.client_as(role) as client:
+            found = scraped(metrics_text(client))
+            assert found["pgjobs_database_up", ()] == 1, role
+            assert found["pgjobs_transaction_oldest_seconds", ()] >= 0
 
 
 # --- the dashboard

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psycopg
 import pytest
@@ -344,6 +344,26 @@ def test_a_session_that_cannot_be_made_is_the_attempts_failure(made: Trial, app:
     made.client.close()
     assert (first.state, first.last_error) == (JobState.RETRYABLE, "not today")
     assert second.state == JobState.COMPLETED
+
+
+@pytest.mark.parametrize("shared", ["of a scoped_session", "a scoped_session", "None"])
+def test_a_session_that_is_not_of_the_job_is_refused_at_its_first_job(
+    made: Trial, app: SQLAlchemyApp, shared: str
+) -> None:
+    """It was closed at the end of the job, and what the handler had written through it was not of the job."""
+    called, scoped = [], scoped_session(sessionmaker(app.engine))
+    other = {"of a scoped_session": scoped(), "a scoped_session": scoped, "None": None}[shared]
+    write(scoped(), "by the caller")
+    client = Client(SQLAlchemySource(app.engine, session=lambda **_: cast(Session, other)))
+    job = client.enqueue(None, NOTHING, kind="test")
+    WorkerPool(client, {"test": lambda session, job: called.append(job)}).work_one()
+    client.close()
+    assert made.job(job).state == JobState.RETRYABLE
+    assert "it must make a new Session for each job" in (made.job(job).last_error or "")
+    assert called == []
+    assert len(scoped().new) == 1
+    scoped.remove()
+    assert app.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
 
 
 def test_a_cursor_of_the_server_works_in_the_handler(made: Trial) -> None:

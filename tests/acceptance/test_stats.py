@@ -46,6 +46,27 @@ WorkerPool(client, {"job": lambda tx, job: None}, queues={"default": 4}).run()
 """
 
 
+# Runs two jobs in the parent, and the others in a child that was forked from it.
+FORKS = """
+import os, sys
+from datetime import timedelta
+from pgjobs import Client, WorkerPool
+from tests import modes
+
+modes.install()
+client = Client(sys.argv[1], schema=sys.argv[2])
+pool = WorkerPool(client, {"job": lambda tx, job: None})
+assert pool.work_one() and pool.work_one()
+if os.fork() == 0:
+    with pool:
+        for job in client.list_jobs().jobs:
+            client.wait(job, timeout=timedelta(seconds=60))
+    counted = pool.figures.snapshot().values()
+    os._exit(0 if [tally.attempts for tally in counted] == [3] else 1)
+assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
+assert [tally.attempts for tally in pool.figures.snapshot().values()] == [2]
+"""
+
 _NONE = Durations()
 NOTHING = Figures(
     at=datetime.min,
@@ -143,6 +164,12 @@ def test_a_pool_that_is_started_again_counts_on(client: Client) -> None:
         with pool:
             client.wait(job, timeout=SOON)
         wait_until(lambda n=n: all_of(client).completed == n)  # type: ignore[misc]
+
+
+def test_a_forked_child_counts_from_zero(client: Client, database: str) -> None:
+    client.enqueue_many(None, [NewJob({}, kind="job") for _ in range(5)])
+    subprocess.run([sys.executable, "-c", FORKS, database, client.schema], cwd=ROOT, check=True, timeout=60)
+    wait_until(lambda: all_of(client).completed == 3)
 
 
 def test_jobs_of_unknown_kinds_are_counted_together_when_there_are_many(client: Client) -> None:

@@ -12,6 +12,7 @@ import psycopg
 import pytest
 from django.db import connections, transaction
 from psycopg.pq import TransactionStatus
+from sqlalchemy import inspect
 from sqlalchemy.orm import Session
 
 from pgjobs import (
@@ -191,6 +192,48 @@ def test_settings_are_as_before(client: Client, conn: Tx) -> None:
     assert state(conn) == before
     conn.rollback()
     assert conn.execute("SHOW lock_timeout").fetchone() == ("0",)
+
+
+@pytest.mark.parametrize("source", APPS)
+def test_a_deferred_constraint_fails_the_attempt_as_a_commit_would(source: str, fresh_database: str) -> None:
+    """As all foreign keys of Django: the handler of a test was completed, and that of a worker never."""
+    with trial(APPS[source](fresh_database, "pgjobs"), fresh_database) as made:
+        app = made.app
+        made.query("CREATE TABLE parent (note text PRIMARY KEY)")
+        made.query("ALTER TABLE effect ADD FOREIGN KEY (note) REFERENCES parent DEFERRABLE INITIALLY DEFERRED")
+
+        def handler(tx: Any, job: Job[Any]) -> None:
+            app.write(tx, job.args["note"])
+
+        with undone(app) as tx:
+            app.run(tx, "INSERT INTO parent VALUES ('there')")
+            jobs = jobs_of(made.client, tx, handler)
+            assert jobs.perform({"note": "there"}, kind="test-0").outcome == "complete"
+            wrong = jobs.perform({"note": "nowhere"}, kind="test-0")
+            assert (wrong.outcome, type(wrong.error), wrong.job.attempt) == ("retry", TransactionBroken, 1)
+            assert "could not be committed" in (wrong.job.last_error or "")
+            assert app.run(tx, "SELECT string_agg(note, ', ') FROM effect") == "there"
+            assert jobs.perform({"note": "there"}, kind="test-0").outcome == "retry"  # twice: unique
+
+
+def test_deferred_constraints_stay_deferred_in_the_test(client: Client, conn: Tx) -> None:
+    conn.execute("CREATE TEMP TABLE parent (n int PRIMARY KEY)")
+    conn.execute("CREATE TEMP TABLE child (n int REFERENCES parent DEFERRABLE INITIALLY DEFERRED)")
+    conn.execute("CREATE TEMP TABLE eager (n int UNIQUE DEFERRABLE INITIALLY IMMEDIATE)")
+
+    def handler(tx: Tx, job: Job[Any]) -> None:
+        tx.execute("INSERT INTO child VALUES (1)")
+        tx.execute("INSERT INTO parent VALUES (1)")
+
+    assert perform(client, conn, handler).outcome == "complete"
+    conn.execute("INSERT INTO child VALUES (2)")  # of the test: jobs cannot be checked now
+    assert perform(client, conn, nothing).outcome == "complete"
+    conn.execute("INSERT INTO parent VALUES (2)")
+    with pytest.raises(psycopg.errors.UniqueViolation), conn.transaction():
+        conn.execute("INSERT INTO eager VALUES (1), (1)")
+    conn.execute("INSERT INTO child VALUES (3)")
+    with pytest.raises(psycopg.errors.ForeignKeyViolation):
+        conn.commit()
 
 
 def test_the_role_of_the_test_runs_the_job_and_stays(client: Client, conn: Tx) -> None:
@@ -625,6 +668,22 @@ def test_pending_objects_of_the_session_are_there_and_what_it_has_loaded_is_read
         )
         with pytest.raises(InvalidTransaction, match="a Session or Connection of SQLAlchemy"):
             jobs_of(made.client, raw(session), nothing).perform(NOTHING, kind="test-0")
+
+
+def test_what_the_session_has_loaded_is_read_again_also_when_the_transaction_is_broken(fresh_database: str) -> None:
+    from tests.acceptance.frameworks import Effect
+
+    with trial(APPS["sqlalchemy"](fresh_database, "pgjobs"), fresh_database) as made, undone(made.app) as session:
+        effect = Effect(note="by the test")
+        session.add(effect)
+        session.flush()
+
+        def handler(tx: Session, job: Job[Any]) -> None:
+            raw(tx).execute("ROLLBACK")
+
+        with pytest.raises(TransactionBroken):
+            jobs_of(made.client, session, handler).perform(NOTHING, kind="test-0")
+        assert inspect(effect).expired
 
 
 # --- Django

@@ -52,7 +52,7 @@ def counted(tx, job, run):
 """
 
 MODELS = """
-from django.db import models
+from django.db import connection, models
 from django.db.models.signals import post_migrate
 
 
@@ -65,12 +65,16 @@ def migrate_jobs(**kwargs):
     from pgjobs.contrib.django import client
 
     client().migrate()  # what is there already stays as it is
+    with connection.cursor() as cursor:
+        cursor.execute("INSERT INTO pgjobs.queue (name) VALUES ('nightly') ON CONFLICT DO NOTHING")
 
 
 post_migrate.connect(migrate_jobs)
 """
 
 TESTS = """
+import unittest
+
 from django.db import connection
 from django.test import TestCase, TransactionTestCase
 
@@ -106,6 +110,9 @@ class Signup(JobsMixin, TestCase):
         self.jobs.empty()
         self.assertEqual(client().count().total, 0)  # on a connection of its own
 
+    def test_what_a_migration_made_is_there_after_a_class_that_was_skipped(self):
+        self.assertIn("nightly", [queue.name for queue in client().queues.list()])
+
 
 class Committed(JobsMixin, TransactionTestCase):
     def test_a_first_time(self):
@@ -122,6 +129,12 @@ class Committed(JobsMixin, TransactionTestCase):
         self.assertEqual(self.jobs.drain().completed, 1)
         self.assertTrue(Customer.objects.get().greeted)
         self.assertEqual(client().list_jobs().jobs[0].state, JobState.COMPLETED)
+
+
+@unittest.skip("its fixture is never set up")
+class BeforeSignup(JobsMixin, TestCase):
+    def test_nothing(self):
+        pass
 
 
 class NotTouched(JobsMixin, TransactionTestCase):
@@ -175,7 +188,7 @@ def test_the_tests_of_a_project_pass_and_their_database_can_be_dropped(project: 
         timeout=100,
     )
     assert done.returncode == 0, done.stdout
-    assert "Ran 7 tests" in done.stdout
+    assert "Ran 9 tests" in done.stdout
     with psycopg.connect(fresh_database) as conn:
         name = conn.info.dbname
         left = conn.execute("SELECT datname FROM pg_database WHERE datname LIKE %s", [f"test\\_{name}%"]).fetchall()

@@ -13,7 +13,7 @@ from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import URL, String
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from pgjobs import Job
+from pgjobs import InvalidTransaction, Job
 from pgjobs.contrib.flask import Pgjobs
 from pgjobs.testing import Jobs
 
@@ -43,6 +43,10 @@ def welcome(session: Session, job: Job[Welcome]) -> None:
     db.session.get_one(Account, job.args.email).greeted = True
     if job.args.email == "fails":
         raise KeyError
+    if job.args.email == "removes":
+        db.session.remove()
+        db.session.add(Account(email="apart"))
+        db.session.commit()
 
 
 @pytest.fixture
@@ -74,4 +78,13 @@ def test_a_job_of_a_flask_app_runs_in_the_session_of_the_test(app: Flask) -> Non
     assert [db.session.get_one(Account, email).greeted for email in ("ada", "fails")] == [True, False]
     db.session.rollback()
     assert jobs.empty()
+    assert db.session.query(Account).count() == 0
+
+
+def test_a_session_after_a_remove_is_refused_as_in_a_worker(app: Flask) -> None:
+    db.session.add(Account(email="removes"))
+    done = Jobs(pgjobs.client, db.session, pgjobs.work_map).perform(Welcome("removes"))
+    assert isinstance(done.error, InvalidTransaction)
+    assert db.session.get_one(Account, "removes").greeted is False
+    db.session.rollback()
     assert db.session.query(Account).count() == 0

@@ -72,7 +72,7 @@ def test_it_is_ready_when_every_process_is(place: Place) -> None:
 def test_other_paths_do_not_exist(place: Place) -> None:
     with place.work("--health", "127.0.0.1:0") as work:
         for path in ("/", "/livez/", "/readyz2", "/../livez"):
-            assert get(work, path) == (404, {"error": "there are only /livez, /readyz"})
+            assert get(work, path) == (404, {"error": "there are only /livez, /readyz, /metrics"})
         assert get(work, "/livez")[1] == {"live": True, "pid": work.process.pid}
 
 
@@ -215,6 +215,32 @@ def test_without_its_database_it_is_live_and_not_ready(server: EmbeddedPostgres,
         wait_until(lambda: place.completed(job), SOON)
         assert work.pids()[1] == pids[1], "no process was replaced for it"
         assert "psycopg.pool" not in work.log, "it repeats at each attempt what pgjobs says once"
+
+
+def test_without_its_database_its_metrics_leave_out_what_that_would_say(
+    server: EmbeddedPostgres, tmp_path: Path
+) -> None:
+    with relayed(server, tmp_path) as (place, relay), place.work("--health", "127.0.0.1:0") as work:
+        work.wait_ready()
+        job = place.enqueue()
+        wait_until(lambda: place.completed(job), SOON)
+        wait_until(lambda: "pgjobs_attempts_total" in (text := metrics(work)) and "pgjobs_database_up 1" in text, SOON)
+        relay.lead_to(AWAY)
+        relay.cut()
+        wait_until(lambda: "pgjobs_database_up 0" in metrics(work), SOON)
+        text = metrics(work)
+        assert "pgjobs_jobs" not in text
+        assert 'pgjobs_attempts_total{queue="default",kind="job",outcome="completed"} 1' in text
+        relay.lead_to(port_of(server.dsn))
+        wait_until(lambda: "pgjobs_database_up 1" in metrics(work), SOON)
+
+
+def metrics(work: Work) -> str:
+    """What /metrics answers."""
+    (port,) = re.findall(r"health: http://127\.0\.0\.1:(\d+)/livez", work.log)
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+        text: str = answer.read().decode()
+        return text
 
 
 def test_a_database_that_is_away_at_the_start_is_waited_for_in_one_line(

@@ -103,14 +103,16 @@ def test_the_hooks_of_a_job_that_is_worked_fire_once_each_in_their_order(
     pool = WorkerPool(observed, {Thing: nothing})
     job = observed.enqueue(None, Thing(7))
     assert pool.work_one() is True
-    assert told.names == ["on_enqueue", "on_claim", "on_start", "on_finish"]
-    (enqueued,), (claimed, failure), (started,), (finished, error) = (args for _, args in told.calls)
+    assert told.names == ["on_enqueue", "on_claim", "on_start", "on_finish", "on_outcome"]
+    (enqueued,), (claimed, failure), (started,), (finished, error), (event, same) = (args for _, args in told.calls)
     assert enqueued == job
     assert (claimed.id, claimed.state, claimed.attempt, failure) == (job.id, JobState.RUNNING, 1, None)
     assert started == claimed
     assert started.args == Thing(7)
     assert (facts(finished), error) == (facts(stored(job)), None)
     assert finished.state == JobState.COMPLETED
+    assert (event.kind, event.job, same) == ("job_completed", finished, None)
+    assert event.stats.run > timedelta(0)
 
 
 @pytest.mark.conformance(242)
@@ -177,7 +179,7 @@ def test_a_commit_that_fails_is_told_of_and_then_the_end(
     insert = f'INSERT INTO "{observed.schema}".checked VALUES (1), (1)'.encode()
     job = observed.enqueue(None, Thing())
     assert WorkerPool(observed, {Thing: lambda tx, job: tx.execute(insert)}, backoff=LATER).work_one()
-    assert told.names == ["on_enqueue", "on_claim", "on_start", "on_undone", "on_finish"]
+    assert told.names == ["on_enqueue", "on_claim", "on_start", "on_undone", "on_finish", "on_outcome"]
     ((running, undone),) = told.of("on_undone")
     assert (running.id, running.state) == (job.id, JobState.RUNNING)
     assert isinstance(undone, TransactionBroken)
@@ -186,11 +188,14 @@ def test_a_commit_that_fails_is_told_of_and_then_the_end(
     assert stored(job).state == JobState.RETRYABLE
 
 
-def test_undecodable_args_are_told_of_neither_as_start_nor_as_end(observed: Client, told: Told) -> None:
+def test_undecodable_args_are_told_of_by_their_outcome_alone(observed: Client, told: Told) -> None:
     """There was no handler to start."""
     observed.enqueue(None, {"n": "text"}, kind="thing")
     assert WorkerPool(observed, {Thing: nothing}).work_one()
-    assert told.names == ["on_enqueue", "on_claim"]
+    assert told.names == ["on_enqueue", "on_claim", "on_outcome"]
+    ((event, error),) = told.of("on_outcome")
+    assert event.job.state == JobState.RETRYABLE
+    assert isinstance(error, UndecodableArgs)
 
 
 def test_a_job_that_was_rescued_is_told_of(observed: Client, told: Told, sql: Rows) -> None:

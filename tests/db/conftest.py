@@ -13,6 +13,8 @@ import pytest
 
 from pgjobs import Client
 from pgjobs.db import migration_plan, statements
+from pgjobs.embedded import EmbeddedPostgres
+from tests.conftest import new_database
 
 Run = Callable[..., list[tuple[Any, ...]]]
 
@@ -71,3 +73,29 @@ def three_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     yield
     monkeypatch.undo()
     migration_plan.versions.cache_clear()
+
+
+# --- for the doctor
+
+PRODUCTION = {"wal_level": "logical", "max_prepared_transactions": "5", "max_connections": "50"}
+
+
+@pytest.fixture(scope="session")
+def own_server() -> Iterator[EmbeddedPostgres]:
+    """A server as in production, whose settings a test may change."""
+    with EmbeddedPostgres(tcp=True, settings=PRODUCTION) as own:
+        yield own
+
+
+@pytest.fixture
+def on_server(own_server: EmbeddedPostgres) -> Iterator[str]:
+    """The dsn of a new database there."""
+    with new_database(own_server.dsn) as dsn:
+        yield dsn
+
+
+@pytest.fixture
+def there(on_server: str) -> Iterator[Client]:
+    with Client(on_server) as client:
+        client.migrate()
+        yield client

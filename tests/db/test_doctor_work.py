@@ -45,7 +45,7 @@ def test_no_worker_and_nothing_to_do(own_client: Client) -> None:
 
 def test_no_worker_while_jobs_wait(own_client: Client, waiting: Job[Any]) -> None:
     said = one(own_client, "workers", Severity.CRITICAL)
-    assert said == "no worker process is alive, and jobs wait in 1 queues, the longest for 1h"
+    assert said == "no worker process is alive, and jobs wait in 1 queue, the longest for 1h"
 
 
 def test_a_worker_that_has_not_been_seen_for_a_minute_is_not_alive(own_client: Client, run: Run) -> None:
@@ -85,7 +85,7 @@ def test_a_kind_whose_jobs_fail_for_lack_of_a_handler(own_client: Client) -> Non
     own_client.enqueue(None, {}, kind="other")
     with pool(own_client, backoff=constant(HOUR)):
         wait_until(lambda: own_client.count(JobFilter(states=["retryable"])).total)
-        assert "kind 'other', and 1 jobs have failed for that" in one(own_client, "kinds", Severity.WARNING)
+        assert "kind 'other', for which 1 job failed, such as job" in one(own_client, "kinds", Severity.WARNING)
 
 
 # --- jobs that get nowhere
@@ -102,9 +102,7 @@ def test_jobs_that_snooze_again_and_again(own_client: Client, monkeypatch: pytes
         wait_until(lambda: own_client.count(JobFilter(metadata={"snoozes": 3})).total == 1)
         wait_until(lambda: own_client.count(JobFilter(metadata={"snoozes": 2})).total == 1)
     said = one(own_client, "snoozes", Severity.WARNING)
-    assert said == (
-        f"1 jobs of kind 'thing' snooze again and again, such as job {jobs[1].id} in queue 'default': up to 3 times"
-    )
+    assert said == (f"1 job of kind 'thing', such as job {jobs[1].id} in queue 'default', snoozed up to 3 times")
 
 
 def test_jobs_whose_worker_vanished_several_times(own_client: Client, run: Run) -> None:
@@ -123,7 +121,9 @@ def test_jobs_whose_worker_vanished_several_times(own_client: Client, run: Run) 
         assert found(own_client, "vanished") == [], "once may be a deployment"
         vanish(2)
     said = one(own_client, "vanished", Severity.WARNING)
-    assert said.startswith("1 jobs of kind 'thing' were running several times when their worker vanished, up to 2")
+    assert said == (
+        f"1 job of kind 'thing', such as job {job.id} in queue 'default', had up to 2 attempts whose worker vanished"
+    )
 
 
 def test_a_job_that_runs_in_one_transaction_for_long(own_client: Client, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,14 +88,17 @@ def test_what_is_new_is_added_every_ten_seconds(client: Client, process: Process
 
 
 def test_each_ending_stands_in_its_column(client: Client, process: Process) -> None:
-    for n, outcome in enumerate(["completed", "retried", "discarded", "cancelled", "snoozed", "interrupted"], 1):
-        for _ in range(n):
-            process.ran(outcome=outcome)
-    process.writes()
-    found = all_of(client)
-    assert (found.completed, found.failed, found.discarded) == (1, 2 + 3, 3)
-    assert (found.cancelled, found.snoozed, found.interrupted) == (4, 5, 6)
-    assert found.run.count == found.wait.count == 21
+    for times in (1, 2, 3):
+        for n, outcome in enumerate(["completed", "retried", "discarded", "cancelled", "snoozed", "interrupted"], 1):
+            for _ in range(n):
+                process.ran(outcome=outcome)
+        process.writes()
+        found = all_of(client)
+        assert (found.completed, found.failed, found.discarded) == (times, 5 * times, 3 * times)
+        assert (found.cancelled, found.snoozed, found.interrupted) == (4 * times, 5 * times, 6 * times)
+        assert found.run.count == found.wait.count == 21 * times
+        assert found.run.total == pytest.approx(2.1 * times)
+        assert found.wait.total == pytest.approx(21 * times)
 
 
 def test_processes_add_to_the_same_row(client: Client, process: Process, other: Process, run: Run) -> None:

@@ -20,11 +20,12 @@ from pgjobs.control import queries as control_queries
 from pgjobs.control import queue_queries
 from pgjobs.control.queries import Action, Changes, ControlQueries, KeysetBatch
 from pgjobs.db import statements
-from pgjobs.db.cursors import AnyConnection, BoundCursor, bound_cursor
+from pgjobs.db.cursors import AnyConnection, BoundCursor, LiteralCursor, bound_cursor
 from pgjobs.execution import batch_queries
 from pgjobs.execution.queries import passing_over
 from pgjobs.execution.script import numbered
 from pgjobs.observe import queries as observe_queries
+from pgjobs.observe.doctor import queries as doctor_queries
 from tests import by_hand
 from tests.waiting import wait_until
 
@@ -285,6 +286,47 @@ def test_the_list_of_queues_hops_over_the_jobs(full: Client, plans: list[Plan]) 
     for plan in plans:
         assert_no_scan(plan)
         assert blocks(plan) < 300
+
+
+# --- the doctor
+
+
+class ExplainedLiteral(LiteralCursor):
+    """Asks for the plan behind each statement of the doctor, and gives the rows of the statement."""
+
+    plans: list[Plan]
+
+    def execute(self, query: Any, params: Any = None, **options: Any) -> Any:
+        super().execute(query, params, **options)
+        self._found = None if self.description is None else super().fetchall()
+        if self._found is not None and b"-- name: notify" not in query:
+            super().execute(b"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + query, params, **options)
+            rows: Any = self.fetchone()
+            self.plans.append(rows[0][0]["Plan"])
+        return self
+
+    def fetchall(self) -> Any:
+        return self._found
+
+
+def test_the_doctor_reads_a_bounded_number_of_jobs(full: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    plans: list[Plan] = []
+
+    def explained(conn: AnyConnection) -> ExplainedLiteral:
+        cursor = ExplainedLiteral(conn)
+        cursor.plans = plans
+        return cursor
+
+    monkeypatch.setattr(doctor_queries, "literal_cursor", explained)
+    findings = full.doctor()
+    assert [finding for finding in findings if finding.what.startswith("could not look")] == []
+    assert len(plans) > 25
+    for plan in plans:
+        assert_no_scan(plan)
+        assert (
+            sum(n["Actual Rows"] * n["Actual Loops"] for n in nodes(plan) if n.get("Relation Name") == "job") < 15_000
+        )
+        assert blocks(plan) < 20_000, "of the 40,000 that the table and its indexes have"
 
 
 # --- the claim

@@ -44,6 +44,13 @@ def test_a_pool_is_listed_while_it_runs(database: str, client: Client) -> None:
     assert worker.started_at <= worker.seen_at
 
 
+@pytest.mark.parametrize("stuck", ["{}", "1", "null", '[{"thread": 1}]', '[{"job": "x"}]', "[1]"])
+def test_stacks_that_were_written_by_hand_are_passed_over(client: Client, sql: Rows, stuck: str) -> None:
+    sql("INSERT INTO pgjobs.worker (id, host, pid, threads, version, stuck) VALUES ('a', 'h', 1, 1, '1', %s)", stuck)
+    (worker,) = client.workers()
+    assert worker.stuck == ()
+
+
 def test_two_pools_of_one_client_share_a_row(client: Client) -> None:
     with WorkerPool(client, {"aa": nothing}, queues={"default": 1, "mail": 1}):
         with WorkerPool(client, {"bb": nothing}, queues={"default": 2}):

@@ -56,6 +56,7 @@ USES: dict[str, set[str]] = {
     "_connection_record": {"contrib/sqlalchemy.py"},
     "_max_overflow": {"contrib/sqlalchemy.py"},
     # Django
+    "_fixture_teardown": {"contrib/django/test.py"},
     "_configure_connection": {"contrib/django/source.py"},
 }
 

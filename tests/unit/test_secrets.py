@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import traceback
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
@@ -102,6 +103,40 @@ class Coded:
     born: date = field(metadata={**config(encoder=date.isoformat, decoder=date.fromisoformat), "secret": True})
 
 
+def _pair(login: Login) -> list[Any]:
+    return [login.user, login.password]
+
+
+@dataclass
+class Encoded:
+    login: Login = field(metadata=config(encoder=_pair, decoder=lambda raw: Login(*raw)))
+    many: list[Login] = field(
+        default_factory=list,
+        metadata=config(encoder=lambda many: [*map(_pair, many)], decoder=lambda raw: [Login(*pair) for pair in raw]),
+    )
+    born: date = field(default=date(2000, 1, 1), metadata=config(encoder=date.isoformat, decoder=date.fromisoformat))
+
+
+@dataclass
+class Wrapped(DataClassJsonMixin):
+    """Its secret is further inside."""
+
+    login: Login
+
+    def to_dict(self, encode_json: bool = False) -> dict[str, Any]:
+        return {"p": self.login.password}
+
+    @classmethod
+    def from_dict(cls, kvs: Any, *, infer_missing: bool = False) -> Wrapped:
+        return cls(Login("ada", kvs["p"]))
+
+
+@dataclass
+class Pairs:
+    ordered: OrderedDict[str, Login]
+    trees: list[Tree]
+
+
 @dataclass
 class Loose:
     value: Any = field(default=None, metadata=SECRET)
@@ -140,6 +175,12 @@ HIDDEN = {"user": "ada", "password": "[secret]"}
         (Closed(name="ada", rest={"a": PASSWORD}), {"name": "ada", "a": "[secret]"}),
         (Own(PASSWORD), "[secret]"),
         (Coded(date(2000, 1, 1)), {"born": "[secret]"}),
+        (Encoded(LOGIN, [LOGIN]), {"login": "[secret]", "many": "[secret]", "born": "2000-01-01"}),
+        (Wrapped(LOGIN), "[secret]"),
+        (
+            Pairs(OrderedDict(a=LOGIN), [Tree(LOGIN)]),
+            {"ordered": [["a", HIDDEN]], "trees": [{"login": HIDDEN, "children": []}]},
+        ),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -147,6 +188,21 @@ def test_the_values_of_secret_fields_are_hidden_and_nothing_else(args: Any, expe
     stored = codec.encode(args)
     assert codec.decode(type(args), stored) == args
     assert json.loads(codec.redacted(type(args), stored)) == expected
+
+
+@dataclass
+class Shown:
+    names: list[str]
+    plain: dict[str, Plain]
+    pair: tuple[int, Plain]
+    either: Plain | list[int]
+    coded: Plain = field(metadata=config(encoder=lambda plain: [plain.name], decoder=lambda raw: Plain(*raw)))
+    itself: Shown | None = None
+
+
+def test_json_of_a_class_without_a_secret_is_shown_whatever_its_form_is() -> None:
+    raw = '{"names": {"a": 1}, "plain": [1], "pair": {}, "either": "x", "coded": 5, "itself": [1], "more": 1}'
+    assert codec.redacted(Shown, raw) == raw
 
 
 def test_json_without_a_secret_is_shown_as_it_is() -> None:
@@ -163,6 +219,23 @@ def test_json_without_a_secret_is_shown_as_it_is() -> None:
         (Login, {"user": "ada", "password": {"text": PASSWORD}}),
         (Everything, {"either": {"user": 5, "password": PASSWORD}}),
         (Own, {"p": PASSWORD}),
+        (Everything, {"many": {"user": "ada", "password": PASSWORD}}),
+        (Everything, {"any": {"user": "ada", "password": PASSWORD}}),
+        (Everything, {"named": [{"user": "ada", "password": PASSWORD}]}),
+        (Everything, {"named": PASSWORD}),
+        (Everything, {"maybe": [{"user": "ada", "password": PASSWORD}]}),
+        (Everything, {"either": [{"user": "ada", "password": PASSWORD}]}),
+        (Everything, {"keys": PASSWORD}),
+        (Everything, {"pair": {"user": "ada", "password": PASSWORD}}),
+        (Everything, {"pair": [{"user": "ada", "password": PASSWORD}, 1]}),
+        (Everything, {"pair": [1, {}, {"user": "ada", "password": PASSWORD}]}),
+        (Everything, {"other": [{"user": "ada", "password": PASSWORD}]}),
+        (Tree, {"logins": [{"user": "ada", "password": PASSWORD}]}),
+        (Tree, {"children": [[PASSWORD]]}),
+        (Pairs, {"ordered": {"a": {"user": "ada", "password": PASSWORD}}}),
+        (Pairs, {"ordered": [{"a": {"user": "ada", "password": PASSWORD}}]}),
+        (Pairs, {"trees": {"login": PASSWORD}}),
+        (Encoded, {"login": {"user": "ada", "password": PASSWORD}}),
     ],
 )
 def test_json_that_does_not_fit_its_class_is_hidden_where_it_may_be_secret(cls: type, raw: dict[str, Any]) -> None:
@@ -208,6 +281,8 @@ def text_of(error: BaseException) -> str:
         (Loose(LOGIN), "$.value"),
         (Loose({"a": object(), "b": PASSWORD}), "$.value"),
         (Loose(1, datetime(2026, 12, 24)), "$.at"),
+        (Encoded(Login("ada", {PASSWORD})), "$.login"),  # type: ignore[arg-type]
+        (Encoded(Login("ada", PASSWORD + "\0")), "$.login"),
     ],
 )
 def test_args_that_cannot_be_stored_are_refused_without_the_secret(args: Any, path: str) -> None:

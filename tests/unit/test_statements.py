@@ -41,13 +41,12 @@ FILES = [
         "dashboard.sql",
         "dashboard_jobs.sql",
         "db.sql",
-        "doctor.sql",
         "enqueuing.sql",
         "execution.sql",
         "execution_batch.sql",
         "maintenance.sql",
     ),
-    *("observe.sql", "roles.sql", "schedules.sql", "testing.sql", "wakeup.sql", "workers.sql"),
+    *("doctor.sql", "observe.sql", "roles.sql", "schedules.sql", "testing.sql", "wakeup.sql", "workers.sql"),
 ]
 GIVE_JOBS = [
     *(

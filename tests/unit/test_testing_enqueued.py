@@ -12,7 +12,7 @@ import pytest
 
 from pgjobs import InvalidArgs, InvalidOption, Job, JobState, NewJob
 from pgjobs.testing import Enqueued, MemoryClient
-from tests.samples import HOUR, Thing
+from tests.samples import HOUR, Thing, nothing
 
 AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -290,6 +290,33 @@ def test_the_values_of_secret_fields_are_not_shown(client: MemoryClient, enqueue
         assert "hunter2" not in said
         assert "wrong1" not in said
         assert "[secret]" in said
+
+
+@pytest.mark.parametrize("known_from", ["the job", "the work map", "an assertion before"])
+def test_the_values_of_secret_fields_are_not_shown_of_a_job_that_is_named_by_its_kind(known_from: str) -> None:
+    client = MemoryClient(work_map={Login: nothing} if known_from == "the work map" else None)
+    given = {"email": "ada", "password": "hunter2"}
+    if known_from == "the job":
+        client.enqueue(None, Login("ada", "hunter2"))
+    else:
+        client.enqueue(None, given, kind="login")
+    enqueued = client.enqueued
+    if known_from == "an assertion before":
+        enqueued.assert_enqueued(Login)
+    for assertion in (
+        lambda: enqueued.assert_enqueued("login", args={"password": "wrong1"}),
+        lambda: enqueued.assert_enqueued("login", args={"password": "wrong1"}, queue="mail"),
+        lambda: enqueued.assert_enqueued(NewJob({"password": "wrong1"}, kind="login")),
+        lambda: enqueued.assert_many_enqueued([NewJob({"password": "wrong1"}, kind="login")]),
+        lambda: enqueued.assert_not_enqueued("login", args={"password": "hunter2"}),
+        lambda: enqueued.contains("login", args={"password": "wrong1"}),
+        lambda: enqueued.total(2),
+    ):
+        said = says(assertion)
+        assert "hunter2" not in said
+        assert "wrong1" not in said
+        assert "[secret]" in said
+    assert "args.email 'ada', expected 'bob'" in says(lambda: enqueued.assert_enqueued("login", args={"email": "bob"}))
 
 
 def test_many_jobs_and_long_args_are_cut(client: MemoryClient, enqueued: Enqueued) -> None:

@@ -23,7 +23,7 @@ from django.conf import settings
 from django.utils.module_loading import import_string
 
 from pgjobs.client import Client
-from pgjobs.errors import InvalidSetting, shown
+from pgjobs.errors import InvalidSetting, shown, shown_name
 from pgjobs.worker_pool import WorkerPool
 
 
@@ -88,7 +88,7 @@ def _refused(name: object) -> str:
 def _given() -> Mapping[str, Any]:
     given = getattr(settings, "PGJOBS", {})
     if not isinstance(given, Mapping):
-        raise InvalidSetting(f"PGJOBS must be a dict such as {{'QUEUES': {{'default': 10}}}}, not {shown(given)}")
+        raise InvalidSetting(f"PGJOBS must be a dict such as {{'QUEUES': {{'default': 10}}}}, not {shown_name(given)}")
     return given
 
 

@@ -30,10 +30,19 @@ from pgjobs.db.checkout import Checkout, returning
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.db.inherited import drop_inherited, opened_here
 from pgjobs.db.source import CONNECTION_DEFAULTS, PoolSource, own_pool
-from pgjobs.errors import InvalidSetting, InvalidTransaction, PoolTooSmall, TransactionBroken, WorkerPoolError, shown
+from pgjobs.errors import (
+    InvalidSetting,
+    InvalidTransaction,
+    PoolTooSmall,
+    TransactionBroken,
+    WorkerPoolError,
+    shown_name,
+)
 from pgjobs.loggers import get_logger
 
 log = get_logger("pgjobs.contrib.django")
+
+_BEGUN = (TransactionStatus.INTRANS, TransactionStatus.INERROR, TransactionStatus.ACTIVE)
 
 
 class DjangoSource(PoolSource):
@@ -51,7 +60,9 @@ class DjangoSource(PoolSource):
 
     def __init__(self, alias: str = "default") -> None:
         if alias not in connections:
-            raise InvalidSetting(f"settings.DATABASES has no {alias!r}, but {', '.join(map(repr, connections))}")
+            raise InvalidSetting(
+                f"settings.DATABASES has no {shown_name(alias)}, but {', '.join(map(repr, connections))}"
+            )
         super().__init__(partial(own_pool, self._connect))
         self.alias = alias
         connection_created.connect(self._created)
@@ -72,7 +83,7 @@ class DjangoSource(PoolSource):
 
         wrapper = connections[self.alias]
         if borrow(tx) is not borrow(wrapper):
-            raise InvalidTransaction(f"tx is {self.alias!r} or its connection for this client, not {shown(tx)}")
+            raise InvalidTransaction(f"tx is {self.alias!r} or its connection for this client, not {shown_name(tx)}")
         yield LentCheckout(wrapper)
 
     def ensure_size(self, threads: int, *, grow: bool) -> None:
@@ -110,17 +121,24 @@ class AliasCheckout(Checkout):
             raise WorkerPoolError(
                 f"{wrapper.alias!r} is inside an atomic() block: leave it first, since each job has its own transaction"
             )
+        if _has_begun(wrapper):
+            raise WorkerPoolError(
+                f"{wrapper.alias!r} has a transaction open: end it first, since each job has its own transaction"
+            )
+        wrapper.close_if_unusable_or_obsolete()  # as at the start of a request
         self._wrapper = wrapper
+        self._of_caller = {other.alias for other in connections.all(initialized_only=True) if other.in_atomic_block}
         self._thread = get_ident()
         self._abandoned = False
         self._in_block = False
-        wrapper.close_if_unusable_or_obsolete()  # as at the start of a request
         super().__init__()
 
     def _get(self) -> AnyConnection:
         if self._wrapper.in_atomic_block:  # a detached handler left the block open
             self._in_block = True
             self._leave_block()
+            self._wrapper.close()
+        elif _has_begun(self._wrapper):  # or autocommit off, and a transaction open
             self._wrapper.close()
         self._between_jobs()
         with _driver_errors():
@@ -215,6 +233,10 @@ class AliasCheckout(Checkout):
         reset_queries()
         for other in connections.all(initialized_only=True):
             if other is not self._wrapper:
+                if other.in_atomic_block and other.alias not in self._of_caller:
+                    log.warning("a handler left an atomic() block open on %r: it is rolled back", other.alias)
+                    _forget_block(other)
+                    other.close()
                 other.close_if_unusable_or_obsolete()
         try:
             close_caches()
@@ -247,14 +269,8 @@ class AliasCheckout(Checkout):
         """Set the state after the outermost block. Nothing is sent: the database transaction has ended already."""
         if not self._in_block:
             return
-        wrapper = self._wrapper
         self._in_block = False
-        wrapper.in_atomic_block = wrapper.needs_rollback = False
-        wrapper.savepoint_ids, wrapper.atomic_blocks = [], []
-        wrapper.autocommit = True
-        if wrapper.closed_in_transaction:
-            wrapper.closed_in_transaction = False
-            wrapper.connection = None
+        _forget_block(self._wrapper)
 
 
 class _PoolOfOriginal:
@@ -266,6 +282,22 @@ class _PoolOfOriginal:
 
     def putconn(self, conn: AnyConnection) -> None:
         self._pool.putconn(self._original)
+
+
+def _forget_block(wrapper: Any) -> None:
+    """Set the state after the outermost block of an alias. Nothing is sent."""
+    wrapper.in_atomic_block = wrapper.needs_rollback = False
+    wrapper.savepoint_ids, wrapper.atomic_blocks = [], []
+    wrapper.autocommit = True
+    if wrapper.closed_in_transaction:
+        wrapper.closed_in_transaction = False
+        wrapper.connection = None
+
+
+def _has_begun(wrapper: Any) -> bool:
+    """Whether a transaction is open on the connection of an alias."""
+    conn = wrapper.connection
+    return isinstance(conn, psycopg.Connection) and conn.info.transaction_status in _BEGUN
 
 
 def _pool(wrapper: Any) -> Any:

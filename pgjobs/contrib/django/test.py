@@ -13,6 +13,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.db import connections
+from django.test import TestCase as DjangoTestCase
+from django.test import TransactionTestCase
 
 from pgjobs.contrib.django import settings
 from pgjobs.contrib.django.shortcuts import config
@@ -47,12 +49,11 @@ class JobsMixin(_Base):
         chosen = {name: given[name] for name in _OF_THE_POOL if name in given}
         return Jobs(config().client(alias), tx, config().work_map, **chosen)
 
-    def run(self, result: Any = None) -> Any:
-        try:
-            return super().run(result)
-        finally:
-            if self.jobs.tx is None and (self.jobs_using or settings.using()) in self.databases:
-                self.jobs.clear()
+    def _fixture_teardown(self) -> None:  # Django's, which runs only after a test whose fixture was set up
+        super()._fixture_teardown()  # type: ignore[misc]
+        commits = isinstance(self, TransactionTestCase) and not isinstance(self, DjangoTestCase)
+        if commits and (self.jobs_using or settings.using()) in self.databases:
+            self.jobs.clear()
 
     @classmethod
     def tearDownClass(cls) -> None:

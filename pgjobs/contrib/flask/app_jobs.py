@@ -12,8 +12,8 @@ from flask import Flask
 
 from pgjobs.client import Client
 from pgjobs.contrib.flask import settings
-from pgjobs.contrib.flask.job_context import current_tx, job_context, the_session
-from pgjobs.errors import InvalidSetting, shown
+from pgjobs.contrib.flask.job_context import current_tx, guard_session, job_context, the_session
+from pgjobs.errors import InvalidSetting, shown_name
 from pgjobs.forking import PerProcess
 from pgjobs.job import Job
 from pgjobs.work_map import WorkMap
@@ -34,6 +34,9 @@ class AppJobs:
         self._given_db = None if db is None else _checked(db)
         self._client: Client | None = None  # a client may be used in a forked child
         self._lock: PerProcess[threading.Lock] = PerProcess(threading.Lock)
+        theirs = app.extensions.get("sqlalchemy") if self._given_db is None else self._given_db
+        if theirs is not None and _is_theirs(theirs):
+            guard_session(theirs)
 
     @property
     def client(self) -> Client:
@@ -109,11 +112,15 @@ class AppJobs:
             return run()
 
 
-def _checked(db: Any) -> SQLAlchemy:
+def _is_theirs(db: object) -> bool:
     theirs = sys.modules.get("flask_sqlalchemy")  # loaded, if `db` is an object of it
-    if theirs is None or not isinstance(db, theirs.SQLAlchemy):
+    return theirs is not None and isinstance(db, theirs.SQLAlchemy)
+
+
+def _checked(db: Any) -> SQLAlchemy:
+    if not _is_theirs(db):
         raise InvalidSetting(
-            f"db must be the SQLAlchemy of flask_sqlalchemy, not {shown(db)}: without it, set {settings.DSN} and "
+            f"db must be the SQLAlchemy of flask_sqlalchemy, not {shown_name(db)}: without it, set {settings.DSN} and "
             "give no db"
         )
     checked: SQLAlchemy = db

@@ -14,7 +14,7 @@ from pgjobs.contrib.flask import settings
 from pgjobs.contrib.flask.app_jobs import AppJobs
 from pgjobs.contrib.flask.commands import Commands
 from pgjobs.db.borrow import Borrowable
-from pgjobs.errors import InvalidSetting, shown
+from pgjobs.errors import InvalidSetting, shown_name
 from pgjobs.job import Job
 from pgjobs.options import NewJob, Options
 from pgjobs.work_map import Handler, HandlerFunction, WorkMap, as_work_map
@@ -80,7 +80,7 @@ class Pgjobs:
         """Add jobs to this app. `db` is that of the Pgjobs by default. Raises InvalidSetting for an unknown PGJOBS_
         setting, and if the app has a Pgjobs already."""
         if not isinstance(app, Flask):
-            raise InvalidSetting(f"app must be a Flask, not {shown(app)}")
+            raise InvalidSetting(f"app must be a Flask, not {shown_name(app)}")
         if _NAME in app.extensions:
             raise InvalidSetting(f"{app!r} has a Pgjobs already: call init_app once for each app")
         settings.set_defaults(app.config)

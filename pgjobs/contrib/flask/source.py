@@ -95,6 +95,8 @@ def _job_session(base: Any, engine: Engine) -> type[Session]:
     that it is bound to, and connects to the engine of each table."""
 
     class JobSession(base):  # type: ignore[misc]
+        of_pgjobs_job = True
+
         def get_bind(self, *args: Any, **options: Any) -> Any:
             found = super().get_bind(*args, **options)
             if found is engine or found is self.bind:

@@ -53,7 +53,7 @@ def _could_not_look(error: Exception) -> Problem:
         return Problem(
             Severity.NOTICE,
             f"could not look: {one_line(error)}",
-            "run it as a role with more rights: the owner of the tables, or one with pg_monitor",
+            "run it as a role with more rights: pgjobs_viewer, granted without --hide-args, or the owner of the tables",
         )
     if isinstance(error, psycopg.errors.QueryCanceled):
         return Problem(

@@ -58,6 +58,10 @@ def size(number: float) -> str:
     return f"{number:.1f} GB"
 
 
+def count(number: int, word: str) -> str:
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
+
+
 def name(text: object) -> str:
     """A name of the database, quoted, with characters that could be mistaken for something else escaped."""
     return f"'{one_line(text, 100)}'"

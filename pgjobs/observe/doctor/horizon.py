@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import timedelta
 
-from pgjobs.observe.doctor.check import Check, Problem, by_age, name, size, span
+from pgjobs.observe.doctor.check import Check, Problem, by_age, count, name, size, span
 from pgjobs.observe.doctor.finding import Severity
 from pgjobs.observe.doctor.queries import Look
 
@@ -26,7 +26,7 @@ _LONG_JOBS = "make the handler detached, or split the job: `pgjobs guide long-jo
 def _transactions(look: Look) -> Iterator[Problem]:
     for pid, role, application, state, seconds, held in look.old_transactions(OLD_TRANSACTION):
         idle = state is not None and state.startswith("idle in transaction")
-        keeps = "" if held is None else f", and holds back {held} transactions"
+        keeps = "" if held is None else f", and holds back {count(held, 'transaction')}"
         yield Problem(
             by_age(seconds, warning=_WARNING, critical=_CRITICAL),
             f"a transaction has been open for {span(seconds)}{' and is idle' if idle else ''}: pid {pid}, role "
@@ -38,7 +38,7 @@ def _transactions(look: Look) -> Iterator[Problem]:
     if hidden:
         yield Problem(
             Severity.NOTICE,
-            f"could not look: this role may not see what {hidden} sessions of other roles do",
+            f"could not look: this role may not see what {count(hidden, 'session')} of other roles do",
             "run it as a superuser, or GRANT pg_read_all_stats to this role",
         )
 
@@ -54,7 +54,7 @@ def _prepared_transactions(look: Look) -> Iterator[Problem]:
 
 def _slots(look: Look) -> Iterator[Problem]:
     for slot, sort, active, held, retained in look.slots():
-        reasons = [f"holds back {held} transactions"] if held > HELD_TRANSACTIONS else []
+        reasons = [f"holds back {count(held, 'transaction')}"] if held > HELD_TRANSACTIONS else []
         reasons += [f"retains {size(retained)} of WAL"] if retained > RETAINED_WAL else []
         if reasons:
             yield Problem(
@@ -69,7 +69,7 @@ def _standbys(look: Look) -> Iterator[Problem]:
     for application, address, held in look.standbys(HELD_TRANSACTIONS):
         yield Problem(
             Severity.WARNING,
-            f"the standby {name(application)} at {address or 'this host'} holds back {held} transactions by "
+            f"the standby {name(application)} at {address or 'this host'} holds back {count(held, 'transaction')} by "
             "hot_standby_feedback",
             "end the long queries on the standby, or set hot_standby_feedback = off there",
         )
@@ -80,7 +80,7 @@ def _long_jobs(look: Look) -> Iterator[Problem]:
         yield Problem(
             by_age(seconds, warning=_WARNING, critical=_CRITICAL),
             f"job {id} of kind {name(kind)} in queue {name(queue)} has run for {span(seconds)} in one transaction, on "
-            f"worker {name(worker)}",
+            f"worker {name(worker or 'unknown')}",
             _LONG_JOBS,
         )
 

@@ -152,7 +152,7 @@ class Look:
 
     def duties(self) -> dict[str, float]:
         """For how long each duty has been due."""
-        return dict(self._rows(self._sql["overdue_duties"]))
+        return dict(self._rows(self._sql["waiting_duties"]))
 
     def work_of_duties(self, after: timedelta) -> tuple[float | None, bool]:
         """For how long a job has been due that was not made available, if it is longer; whether any job runs."""

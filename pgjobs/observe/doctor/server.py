@@ -9,7 +9,7 @@ from secrets import token_hex
 from pgjobs.db.channel import channel, listen
 from pgjobs.db.source import SPARE_CONNECTIONS
 from pgjobs.errors import PoolTooSmall
-from pgjobs.observe.doctor.check import Check, Problem
+from pgjobs.observe.doctor.check import Check, Problem, count
 from pgjobs.observe.doctor.finding import Severity
 from pgjobs.observe.doctor.queries import Look
 
@@ -144,7 +144,7 @@ def _pool(look: Look) -> Iterator[Problem]:
     if failed:
         yield Problem(
             Severity.WARNING,
-            f"{failed} times a caller in this process got no connection of the pool in time (max_size="
+            f"{count(failed, 'call')} in this process got no connection of the pool in time (max_size="
             f"{look.source.pool.max_size})",
             f"let the pool have a connection for each thread and {SPARE_CONNECTIONS} to spare, and return them soon",
         )

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 from pgjobs.clean_text import one_line
 from pgjobs.db.repair import DUTIES
-from pgjobs.observe.doctor.check import Check, Problem, name, span
+from pgjobs.observe.doctor.check import Check, Problem, count, name, span
 from pgjobs.observe.doctor.finding import Severity
 from pgjobs.observe.doctor.queries import Look
 
@@ -31,7 +31,7 @@ def _workers(look: Look) -> Iterator[Problem]:
     if waiting:
         yield Problem(
             Severity.CRITICAL,
-            f"no worker process is alive, and jobs wait in {len(waiting)} queues, the longest for "
+            f"no worker process is alive, and jobs wait in {count(len(waiting), 'queue')}, the longest for "
             f"{span(waiting[0][1])}",
             f"{_START}; if they run, look at their log: they renew their row in the table worker each 5 seconds",
         )
@@ -62,15 +62,15 @@ def _kinds(look: Look) -> Iterator[Problem]:
     for kind, jobs, id, queue in look.unknown_kinds(LEFT_ALONE):
         yield Problem(
             Severity.WARNING,
-            f"no worker process has a handler for kind {name(kind)}, of which {jobs} of the first jobs in the queues "
-            f"wait, such as job {id} in queue {name(queue)}",
+            f"no worker process has a handler for kind {name(kind)}, of which {count(jobs, 'job')} at the head of "
+            f"the queues wait, such as job {id} in queue {name(queue)}",
             advice,
         )
     for kind, jobs, id, queue in look.failed_kinds():
         yield Problem(
             Severity.WARNING,
-            f"no worker process has a handler for kind {name(kind)}, and {jobs} jobs have failed for that, such as job "
-            f"{id} in queue {name(queue)}",
+            f"no worker process has a handler for kind {name(kind)}, for which {count(jobs, 'job')} failed, such as "
+            f"job {id} in queue {name(queue)}",
             advice,
         )
 
@@ -79,8 +79,8 @@ def _snoozes(look: Look) -> Iterator[Problem]:
     for kind, jobs, most, id, queue in look.snoozing_jobs(MANY_SNOOZES):
         yield Problem(
             Severity.WARNING,
-            f"{jobs} jobs of kind {name(kind)} snooze again and again, such as job {id} in queue {name(queue)}: up to "
-            f"{most} times",
+            f"{count(jobs, 'job')} of kind {name(kind)}, such as job {id} in queue {name(queue)}, snoozed up to {most} "
+            "times",
             "a snooze uses no attempt: let the handler raise Cancel or Discard when what it waits for does not come",
         )
 
@@ -89,8 +89,8 @@ def _vanished(look: Look) -> Iterator[Problem]:
     for kind, jobs, most, id, queue in look.vanished_attempts():
         yield Problem(
             Severity.WARNING,
-            f"{jobs} jobs of kind {name(kind)} were running several times when their worker vanished, up to {most} "
-            f"times, such as job {id} in queue {name(queue)}",
+            f"{count(jobs, 'job')} of kind {name(kind)}, such as job {id} in queue {name(queue)}, had up to {most} "
+            "attempts whose worker vanished",
             "look in the log of the system whether the process was killed for its memory, and for crashes of native "
             f"code; `pgjobs show {id}` has the times. `pgjobs cancel {id}` stops one",
         )
