@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import psycopg
@@ -152,5 +152,12 @@ def client(database: str, schema: str) -> Iterator[Client]:
     with Client(database, schema=schema) as client:
         client.migrate()
         yield client
-        with client.pool.connection() as conn:
+        drop_schema(client, schema)
+
+
+def drop_schema(client: Client, schema: str) -> None:
+    """Drop the tables of a test. A process that the test has killed may still run its last statement on the server."""
+    while True:
+        with suppress(psycopg.errors.DeadlockDetected), client.pool.connection() as conn:
             conn.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(schema)))
+            return

@@ -72,7 +72,10 @@ def _advance_alone(conn: AnyConnection, schema: str, direction: Direction, targe
         try:
             with conn.transaction():
                 return _advance(conn, schema, direction, target, alone=True)
-        except psycopg.errors.LockNotAvailable as error:
+        except (
+            psycopg.errors.LockNotAvailable,
+            psycopg.errors.DeadlockDetected,
+        ) as error:  # a job locks several tables
             if not left:
                 raise MigrationError(f"the tables stayed locked by another session: {error}") from error
     return None
