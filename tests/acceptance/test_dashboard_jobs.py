@@ -459,6 +459,18 @@ def test_a_job_like_another_keeps_its_secrets_unseen(client: Client) -> None:
     assert second == json.loads(job.raw_args)
 
 
+def test_a_job_of_another_kind_does_not_get_the_args_of_the_one_it_is_like(client: Client) -> None:
+    job = client.enqueue(None, Login("ada", "hunter2"))
+    site = Site(client, work_map={Login: login, "open": nothing})
+    response = site.post("/enqueue", {"like": str(job.id), "kind": "open", "args": ""})
+    assert response.status_code == 400
+    assert "write the args: the kind differs" in text_of(response.text)
+    assert "hunter2" not in response.text
+    assert client.count().total == 1
+    site.act("/enqueue", {"like": str(job.id), "kind": "open", "args": '{"password": "[secret]"}'})
+    assert json.loads(client.list_jobs().jobs[-1].raw_args) == {"password": "[secret]"}
+
+
 def test_args_are_rendered_by_the_application_whatever_that_does(client: Client) -> None:
     client.enqueue(None, Thing(5))
 
