@@ -195,6 +195,21 @@ def test_a_user_who_may_not_see_args_sees_none_anywhere(client: Client) -> None:
         assert site.post("/jobs/act", {"do": "delete", **dict([query.split("=")])}).status_code == 403
 
 
+def test_a_viewer_cannot_find_out_secrets_by_a_search(client: Client) -> None:
+    client.enqueue(None, Login("ada", "hunter2"))
+    site = Site(client, work_map={Login: login}, auth=lambda environ: User("eve"))
+    for query in ("text=hunter2", "text=nothing", 'args={"password": "hunter2"}'):
+        for path in ("/jobs?", "/jobs/confirm?do=delete&"):
+            response = site.get(path + query)
+            assert response.status_code == 403
+            assert ids_on(response.text) == []
+    assert "Only operators may search for a text anywhere, or in args" in site.get("/jobs?text=x").text
+    assert len(ids_on(site.page("/jobs?kind=login"))) == 1
+    assert len(ids_on(Site(client).page("/jobs?text=hunter2"))) == 1
+    read_only = Site(client, read_only=True)
+    assert read_only.get("/jobs?text=hunter2").status_code == 403
+
+
 def test_numbers_are_shown_as_they_are_stored(client: Client, sql: Rows) -> None:
     job = client.enqueue(None, {"n": HUGE, "x": 0.1}, kind="thing")
     sql('UPDATE pgjobs.job SET output = \'{"exact": 1.50000000000000000000000001, "big": 1e400}\'')
