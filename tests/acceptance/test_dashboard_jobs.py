@@ -383,6 +383,32 @@ def test_ticked_jobs_are_changed_and_no_others(client: Client) -> None:
     assert site.get("/jobs/confirm?ticked=1&do=delete").status_code == 400
 
 
+@pytest.mark.parametrize("ended", ["completed", "available"])
+@pytest.mark.parametrize("query", ["kind=thing", "kind=thing&state=available&state=running", ""])
+def test_jobs_that_were_to_be_left_as_they_are_stay_when_their_state_changes(
+    client: Client, sql: Rows, query: str, ended: str
+) -> None:
+    jobs = client.enqueue_many(None, [Thing(n) for n in range(10)])
+    sql("UPDATE pgjobs.job SET state = 'running', attempt = 1, attempted_at = now() WHERE id > %s", jobs[2].id)
+    site = Site(client)
+    page = site.page(f"/jobs/confirm?do=delete&{query}")
+    assert "7 running: left as they are" in text_of(page)
+    assert "Delete 3 jobs" in text_of(page)
+    times = "finalized_at = now()" if ended == "completed" else "attempt = 0"
+    sql(f"UPDATE pgjobs.job SET state = '{ended}', {times} WHERE state = 'running'")
+    states = {"state": ["available", "running"]} if "state" in query else {}
+    site.post("/jobs/act", {**hidden(page), **states, "all": "1"})
+    assert client.count().total == 7
+
+
+def test_a_confirmation_for_no_job_has_no_button(client: Client, sql: Rows) -> None:
+    client.enqueue(None, Thing())
+    sql("UPDATE pgjobs.job SET state = 'running', attempt = 1, attempted_at = now()")
+    page = text_of(Site(client).page("/jobs/confirm?do=delete&kind=thing"))
+    assert "1 running: left as they are" in page
+    assert "Delete 0 jobs" not in page
+
+
 def test_really_all_jobs_need_a_second_word(client: Client) -> None:
     client.enqueue_many(None, [Thing(n) for n in range(3)])
     site = Site(client)

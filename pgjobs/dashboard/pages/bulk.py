@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from pgjobs.dashboard.job_queries import JobQueries
@@ -130,6 +130,7 @@ def _page(request: Request, *, dry: Done | None) -> Response:
         chosen=chosen,
         found=found,
         changed=sum(jobs for state, jobs in states.items() if state in act.states),
+        counted=" ".join(state for state in states if state in act.states),
         states=states,
         newest=newest,
         cursor=request.values.get("cursor"),
@@ -149,7 +150,11 @@ def _chosen(request: Request) -> Selection:
     chosen = selection(request.form, request.now, request.user)
     if request.form.get("all") != "1":
         check_not_empty(chosen)
-    return chosen
+    if "counted" not in request.form:
+        return chosen
+    counted = request.form["counted"].split()  # the states of the jobs that the user was told would be changed
+    states = [state for state in JobState if state in counted and state in (chosen.filter.states or JobState)]
+    return replace(chosen, filter=replace(chosen.filter, states=states, really_all=False))
 
 
 def _newest(request: Request) -> int:
