@@ -180,10 +180,14 @@ def test_emptying_a_queue_says_how_many_jobs_before_it_deletes_them(
     page = site.page("/queues/empty?name=default")
     assert "<strong>26</strong>" in page
     assert "Delete 26 jobs" in page
+    (newest,) = re.findall(r'name="newest" value="(\d+)"', page)
+    kept.extend(client.enqueue_many(None, [Thing(n) for n in range(5)]))
     monkeypatch.setattr(batches, "BATCH", 10)
-    assert "26 jobs deleted." in site.act("/queues/empty", {"name": "default"})
+    assert "26 jobs deleted." in site.act("/queues/empty", {"name": "default", "newest": newest})
     assert [job.id for job in client.list_jobs().jobs] == sorted(job.id for job in kept)
     assert [count for *_, count in audit(client)] == [10, 10, 6]
+    assert "Delete 5 jobs" in site.page("/queues/empty?name=default")
+    site.act("/queues/empty", {"name": "default"})
     assert "No job waits" in site.page("/queues/empty?name=default")
 
 

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from pgjobs.dashboard import form_values
 from pgjobs.dashboard.job_queries import JobQueries
 from pgjobs.dashboard.problem import Problem
 from pgjobs.dashboard.request import Action, Page, Request, Response
@@ -13,7 +14,6 @@ from pgjobs.dashboard.scan import Found, find
 from pgjobs.dashboard.selection import Selection, check_not_empty, selection
 from pgjobs.db.advice import advised
 from pgjobs.db.cursors import AnyConnection
-from pgjobs.job_filter import BIGGEST_ID
 from pgjobs.results import ManyJobs
 from pgjobs.states import JobState
 
@@ -122,7 +122,7 @@ def _page(request: Request, *, dry: Done | None) -> Response:
         chosen = selection(request.values, request.now, request.user)
         found = _find(request, conn, queries, chosen, _LOOK)
         states = queries.count_states(conn, found.ids)
-        newest = _newest(request) if "newest" in request.values else queries.newest_id(conn) or 0
+        newest = form_values.newest(request.values) if "newest" in request.values else queries.newest_id(conn) or 0
     return request.render(
         "confirm.html",
         act=act,
@@ -157,19 +157,15 @@ def _chosen(request: Request) -> Selection:
     return replace(chosen, filter=replace(chosen.filter, states=states, really_all=False))
 
 
-def _newest(request: Request) -> int:
-    text = request.values.get("newest", "")
-    digits = text.removeprefix("-")
-    return int(text) if digits.isascii() and digits.isdecimal() and len(digits) < 20 else BIGGEST_ID
-
-
 def _find(request: Request, conn: AnyConnection, queries: JobQueries, chosen: Selection, seconds: float) -> Found:
     """The jobs that this request is for: no more than the page that asked for a confirmation has counted, and none that
     was enqueued after it."""
     given = request.form.get("most", "")
     most = min(int(given), _MOST) if given.isascii() and given.isdecimal() and len(given) < 10 else _MOST
     cursor = request.values.get("cursor")
-    return find(conn, queries, chosen, limit=most, seconds=seconds, cursor=cursor, newest=_newest(request))
+    return find(
+        conn, queries, chosen, limit=most, seconds=seconds, cursor=cursor, newest=form_values.newest(request.values)
+    )
 
 
 def _apply(
