@@ -127,7 +127,7 @@ def check_not_empty(chosen: Selection) -> None:
 def _given(values: MultiDict[str, str]) -> dict[str, Any]:
     given: dict[str, Any] = {}
     for name in NAMES:
-        texts = [text for text in values.getlist(name) if text != ""]
+        texts = [text for text in dict.fromkeys(values.getlist(name)) if text != ""]
         if texts:
             given[name] = texts if name in _MANY else texts[-1]
     return given

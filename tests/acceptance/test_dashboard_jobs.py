@@ -409,6 +409,21 @@ def test_a_confirmation_for_no_job_has_no_button(client: Client, sql: Rows) -> N
     assert "Delete 0 jobs" not in page
 
 
+def test_the_audit_of_very_many_ids_is_short(client: Client) -> None:
+    job = client.enqueue(None, Thing())
+    ids = [str(job.id + n) for n in range(50_000)]
+    assert "1 job deleted." in Site(client).act(
+        "/jobs/act", {"do": "delete", "id": ids, "state": ["available"] * 50_000, "error": ""}
+    )
+    assert audit(client) == [("local", "delete-jobs", {"state": ["available"], "ids": [job.id]}, 1)]
+
+
+def test_a_long_condition_is_cut_in_the_audit(client: Client) -> None:
+    assert "0 jobs deleted." in Site(client).act("/jobs/act", {"do": "delete", "kind": "thing", "error": "x" * 5_000})
+    ((_, _, target, _),) = audit(client)
+    assert target["error"] == "x" * 1_000
+
+
 def test_really_all_jobs_need_a_second_word(client: Client) -> None:
     client.enqueue_many(None, [Thing(n) for n in range(3)])
     site = Site(client)

@@ -20,6 +20,7 @@ from pgjobs.states import JobState
 _MOST = 10_000  # jobs of one request; the page that follows offers to go on
 _BATCH = 1_000
 _MOST_IDS = 1_000  # in the audit
+_LONGEST = 1_000  # characters of a condition in the audit
 _LOOK, _WORK = 0.5, 10.0  # seconds: to find the jobs for a confirmation, and for the change
 
 _WAITING = frozenset({JobState.AVAILABLE, JobState.SCHEDULED, JobState.RETRYABLE, JobState.PENDING})
@@ -94,7 +95,7 @@ def act(request: Request) -> Response:
     act, queries = _act(request), JobQueries(request.client.schema)
     chosen = _chosen(request)
     done = Done()
-    with request.acting(act.audit, **chosen.values) as action:
+    with request.acting(act.audit, **_target(chosen)) as action:
         found = _find(request, action.tx, queries, chosen, _WORK)
         for first in range(0, len(found.ids), _BATCH):
             ids = found.ids[first : first + _BATCH]
@@ -107,6 +108,12 @@ def act(request: Request) -> Response:
         )  # fmt: skip
     back = {name: value for name, value in chosen.values.items() if name != "id"}
     return request.done("jobs", act.audit, done.changed, done.skipped, **back)
+
+
+def _target(chosen: Selection) -> dict[str, Any]:
+    """What the audit says of the conditions. It has the ids that were found, not all that were asked for."""
+    values = {name: value for name, value in chosen.values.items() if name != "id"}
+    return {name: value[:_LONGEST] if isinstance(value, str) else value for name, value in values.items()}
 
 
 def _describe(action: Action, found: Found, done: Done) -> None:
