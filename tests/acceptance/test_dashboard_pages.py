@@ -5,12 +5,13 @@ from __future__ import annotations
 import html
 import re
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 from pgjobs import Client, Job, JobFilter, Schedule, WorkerPool, backoff, guide
-from pgjobs.dashboard import User, batches
+from pgjobs.dashboard import User, batches, checkup
 from pgjobs.execution.attempt import GracePeriods
 from tests.acceptance.dashboard_site import Site
 from tests.acceptance.test_dashboard import audit
@@ -340,6 +341,25 @@ def test_health_is_what_the_doctor_finds(client: Client, site: Site, sql: Rows) 
         assert finding.check in page
         assert finding.advice[1:] in page
     assert "a<b>" not in site.page("/health")
+
+
+def test_the_doctor_runs_once_for_many_who_look_at_health(
+    client: Client, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs, doctor = [], client.doctor
+
+    def counted(**given: Any) -> Any:
+        runs.append(given)
+        return doctor(**given)
+
+    monkeypatch.setattr(client, "doctor", counted)
+    with ThreadPoolExecutor(8) as threads:
+        pages = list(threads.map(lambda _: site.page("/health"), range(8)))
+    assert len(pages) == 8
+    assert len(runs) == 1
+    monkeypatch.setattr(checkup, "_KEPT", 0.0)
+    other = Site(client)
+    assert [other.page("/health") and len(runs) for _ in range(2)] == [2, 3]
 
 
 def test_the_sizes_of_tables_and_indexes_and_the_duties(client: Client, site: Site) -> None:
