@@ -104,6 +104,14 @@ SELECT pg_catalog.count(*) FROM (
     SELECT FROM pgjobs.job WHERE state = ANY ('{scheduled,retryable}') AND queue = %(name)s::text
     LIMIT 10001) AS jobs;
 
+-- name: waiting_of_queue
+-- The ids of the same jobs, but of none that is newer than the one with an id.
+SELECT id FROM pgjobs.job WHERE state = 'available' AND queue = %(name)s::text AND id <= %(newest)s::bigint
+UNION ALL
+SELECT id FROM pgjobs.job
+WHERE state = ANY ('{scheduled,retryable}') AND queue = %(name)s::text AND id <= %(newest)s::bigint
+LIMIT %(limit)s::bigint;
+
 -- name: count_ended_before
 -- As many as 10,001 jobs of a state that ended before a time.
 SELECT pg_catalog.count(*) FROM (

@@ -43,6 +43,11 @@ class User:
     def may_change(self) -> bool:
         return self.role == "operator"
 
+    @property
+    def may_search_args(self) -> bool:
+        """Whether the user may find jobs by their args: that tells what their secret fields have."""
+        return self.may_change and self.sees_args
+
 
 #: Decides about a request from its WSGI environ: the user who sent it, or None to refuse it.
 Auth = Callable[[dict[str, Any]], User | None]

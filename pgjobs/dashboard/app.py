@@ -12,6 +12,7 @@ from pgjobs import checks
 from pgjobs.client import Client
 from pgjobs.dashboard import access, static_files
 from pgjobs.dashboard.access import Auth, User
+from pgjobs.dashboard.checkup import Checkup
 from pgjobs.dashboard.pages import NAV, PAGES
 from pgjobs.dashboard.problem import Problem, problem_of
 from pgjobs.dashboard.queries import DashboardQueries
@@ -82,6 +83,7 @@ class Dashboard:
         self._site = Site(
             client=client,
             queries=DashboardQueries(client.schema),
+            checkup=Checkup(client),
             render=Renderer([(name, title) for name, title in NAV if name in _BY_NAME]),
             show_args=show_args,
             render_args=render_args,

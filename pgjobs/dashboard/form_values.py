@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pgjobs import codec
 from pgjobs.dashboard.problem import Problem
 from pgjobs.errors import UndecodableArgs, shown
+from pgjobs.job_filter import BIGGEST_ID, SMALLEST_ID
 from pgjobs.options import FIRST_INSTANT, LAST_INSTANT
 
 _LENGTH = re.compile(r"([+-]?)(\d{1,9}(?:\.\d{1,6})?) ?(s|min|m|h|d)", re.ASCII)
@@ -67,3 +69,11 @@ def number(name: str, text: str) -> int | None:
 def words(text: str) -> list[str] | None:
     """The words of a text, as of tags."""
     return text.split() or None
+
+
+def newest(values: Mapping[str, str]) -> int:
+    """The highest id of a job when the page that asked for a confirmation was made."""
+    text = values.get("newest", "")
+    digits = text.removeprefix("-")
+    is_number = digits.isascii() and digits.isdecimal() and len(digits) < 20
+    return max(SMALLEST_ID, min(int(text), BIGGEST_ID)) if is_number else BIGGEST_ID

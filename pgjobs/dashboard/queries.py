@@ -77,6 +77,11 @@ class DashboardQueries:
     def count_waiting_of_queue(self, conn: AnyConnection, name: str) -> Count:
         return self._count(conn, self._sql["count_waiting_of_queue"], {"name": name})
 
+    def waiting_of_queue(self, conn: AnyConnection, name: str, newest: int, limit: int) -> list[int]:
+        """The ids of jobs that wait, at most `limit`; none above `newest`."""
+        values = {"name": name, "newest": newest, "limit": limit}
+        return [id for (id,) in self._rows(conn, self._sql["waiting_of_queue"], values)]
+
     def _count(self, conn: AnyConnection, statement: bytes, values: Mapping[str, Any]) -> Count:
         with bound_cursor(conn) as cur:
             cur.execute(statement, values, prepare=False)

@@ -17,6 +17,7 @@ from pgjobs.client import Client
 from pgjobs.dashboard import static_files
 from pgjobs.dashboard.access import User
 from pgjobs.dashboard.acts import ACTS, done_text
+from pgjobs.dashboard.checkup import Checkup
 from pgjobs.dashboard.problem import Problem
 from pgjobs.dashboard.queries import DashboardQueries
 from pgjobs.db.advice import advised
@@ -36,6 +37,7 @@ class Site:
 
     client: Client
     queries: DashboardQueries
+    checkup: Checkup
     render: Callable[..., str]  # of a template: its name, then its values
     show_args: bool
     render_args: Callable[[Job[Any]], str | None] | None

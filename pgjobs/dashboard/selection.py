@@ -36,6 +36,7 @@ _COLUMNS = {state: "finalized_at" for state in JobState if state.final} | {
     JobState.RETRYABLE: "scheduled_at",
 }
 _WHAT_MAY_BE_HIDDEN = ("args", "metadata", "text")
+_WHAT_FINDS_SECRETS = ("args", "text")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +96,12 @@ def selection(values: MultiDict[str, str], now: datetime, user: User) -> Selecti
     given = _given(values)
     if not user.sees_args and any(name in given for name in _WHAT_MAY_BE_HIDDEN):
         raise Problem(403, "You may not see args, so you cannot search in them.", "Use the other fields.")
+    if not user.may_search_args and any(name in given for name in _WHAT_FINDS_SECRETS):
+        raise Problem(
+            403,
+            "Only operators may search for a text anywhere, or in args: such a search also finds secret fields.",
+            "Use the other fields.",
+        )
     for name in ("error", "text"):
         if "\0" in given.get(name, ""):
             raise form_values.InvalidInput(name.capitalize(), "Postgres has no texts with the character NUL.")
@@ -120,7 +127,7 @@ def check_not_empty(chosen: Selection) -> None:
 def _given(values: MultiDict[str, str]) -> dict[str, Any]:
     given: dict[str, Any] = {}
     for name in NAMES:
-        texts = [text for text in values.getlist(name) if text != ""]
+        texts = [text for text in dict.fromkeys(values.getlist(name)) if text != ""]
         if texts:
             given[name] = texts if name in _MANY else texts[-1]
     return given

@@ -145,7 +145,7 @@ def _worker(row: Sequence[Any]) -> WorkerProcess:
         id=row[0],
         host=row[1],
         pid=row[2],
-        queues=json.loads(row[3]),
+        queues=_queues(json.loads(row[3])),
         threads=row[4],
         kinds=tuple(row[5]),
         version=row[6],
@@ -154,6 +154,10 @@ def _worker(row: Sequence[Any]) -> WorkerProcess:
         seen_at=row[9].astimezone(UTC),
         stuck=_stuck_threads(json.loads(row[10]), row[9].astimezone(UTC)),
     )
+
+
+def _queues(value: Any) -> dict[str, int]:
+    return value if isinstance(value, dict) else {}  # written by hand
 
 
 def _stuck_threads(values: Any, seen_at: datetime) -> tuple[StuckThread, ...]:

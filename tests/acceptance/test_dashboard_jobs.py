@@ -195,6 +195,21 @@ def test_a_user_who_may_not_see_args_sees_none_anywhere(client: Client) -> None:
         assert site.post("/jobs/act", {"do": "delete", **dict([query.split("=")])}).status_code == 403
 
 
+def test_a_viewer_cannot_find_out_secrets_by_a_search(client: Client) -> None:
+    client.enqueue(None, Login("ada", "hunter2"))
+    site = Site(client, work_map={Login: login}, auth=lambda environ: User("eve"))
+    for query in ("text=hunter2", "text=nothing", 'args={"password": "hunter2"}'):
+        for path in ("/jobs?", "/jobs/confirm?do=delete&"):
+            response = site.get(path + query)
+            assert response.status_code == 403
+            assert ids_on(response.text) == []
+    assert "Only operators may search for a text anywhere, or in args" in site.get("/jobs?text=x").text
+    assert len(ids_on(site.page("/jobs?kind=login"))) == 1
+    assert len(ids_on(Site(client).page("/jobs?text=hunter2"))) == 1
+    read_only = Site(client, read_only=True)
+    assert read_only.get("/jobs?text=hunter2").status_code == 403
+
+
 def test_numbers_are_shown_as_they_are_stored(client: Client, sql: Rows) -> None:
     job = client.enqueue(None, {"n": HUGE, "x": 0.1}, kind="thing")
     sql('UPDATE pgjobs.job SET output = \'{"exact": 1.50000000000000000000000001, "big": 1e400}\'')
@@ -368,6 +383,47 @@ def test_ticked_jobs_are_changed_and_no_others(client: Client) -> None:
     assert site.get("/jobs/confirm?ticked=1&do=delete").status_code == 400
 
 
+@pytest.mark.parametrize("ended", ["completed", "available"])
+@pytest.mark.parametrize("query", ["kind=thing", "kind=thing&state=available&state=running", ""])
+def test_jobs_that_were_to_be_left_as_they_are_stay_when_their_state_changes(
+    client: Client, sql: Rows, query: str, ended: str
+) -> None:
+    jobs = client.enqueue_many(None, [Thing(n) for n in range(10)])
+    sql("UPDATE pgjobs.job SET state = 'running', attempt = 1, attempted_at = now() WHERE id > %s", jobs[2].id)
+    site = Site(client)
+    page = site.page(f"/jobs/confirm?do=delete&{query}")
+    assert "7 running: left as they are" in text_of(page)
+    assert "Delete 3 jobs" in text_of(page)
+    times = "finalized_at = now()" if ended == "completed" else "attempt = 0"
+    sql(f"UPDATE pgjobs.job SET state = '{ended}', {times} WHERE state = 'running'")
+    states = {"state": ["available", "running"]} if "state" in query else {}
+    site.post("/jobs/act", {**hidden(page), **states, "all": "1"})
+    assert client.count().total == 7
+
+
+def test_a_confirmation_for_no_job_has_no_button(client: Client, sql: Rows) -> None:
+    client.enqueue(None, Thing())
+    sql("UPDATE pgjobs.job SET state = 'running', attempt = 1, attempted_at = now()")
+    page = text_of(Site(client).page("/jobs/confirm?do=delete&kind=thing"))
+    assert "1 running: left as they are" in page
+    assert "Delete 0 jobs" not in page
+
+
+def test_the_audit_of_very_many_ids_is_short(client: Client) -> None:
+    job = client.enqueue(None, Thing())
+    ids = [str(job.id + n) for n in range(50_000)]
+    assert "1 job deleted." in Site(client).act(
+        "/jobs/act", {"do": "delete", "id": ids, "state": ["available"] * 50_000, "error": ""}
+    )
+    assert audit(client) == [("local", "delete-jobs", {"state": ["available"], "ids": [job.id]}, 1)]
+
+
+def test_a_long_condition_is_cut_in_the_audit(client: Client) -> None:
+    assert "0 jobs deleted." in Site(client).act("/jobs/act", {"do": "delete", "kind": "thing", "error": "x" * 5_000})
+    ((_, _, target, _),) = audit(client)
+    assert target["error"] == "x" * 1_000
+
+
 def test_really_all_jobs_need_a_second_word(client: Client) -> None:
     client.enqueue_many(None, [Thing(n) for n in range(3)])
     site = Site(client)
@@ -457,6 +513,18 @@ def test_a_job_like_another_keeps_its_secrets_unseen(client: Client) -> None:
     first, second = (json.loads(each.raw_args) for each in client.list_jobs().jobs[1:])
     assert first == {"user": "eve", "password": "hunter2", "tries": 1}
     assert second == json.loads(job.raw_args)
+
+
+def test_a_job_of_another_kind_does_not_get_the_args_of_the_one_it_is_like(client: Client) -> None:
+    job = client.enqueue(None, Login("ada", "hunter2"))
+    site = Site(client, work_map={Login: login, "open": nothing})
+    response = site.post("/enqueue", {"like": str(job.id), "kind": "open", "args": ""})
+    assert response.status_code == 400
+    assert "write the args: the kind differs" in text_of(response.text)
+    assert "hunter2" not in response.text
+    assert client.count().total == 1
+    site.act("/enqueue", {"like": str(job.id), "kind": "open", "args": '{"password": "[secret]"}'})
+    assert json.loads(client.list_jobs().jobs[-1].raw_args) == {"password": "[secret]"}
 
 
 def test_args_are_rendered_by_the_application_whatever_that_does(client: Client) -> None:

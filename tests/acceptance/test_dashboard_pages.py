@@ -5,12 +5,13 @@ from __future__ import annotations
 import html
 import re
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 from pgjobs import Client, Job, JobFilter, Schedule, WorkerPool, backoff, guide
-from pgjobs.dashboard import User, batches
+from pgjobs.dashboard import User, batches, checkup
 from pgjobs.execution.attempt import GracePeriods
 from tests.acceptance.dashboard_site import Site
 from tests.acceptance.test_dashboard import audit
@@ -180,10 +181,14 @@ def test_emptying_a_queue_says_how_many_jobs_before_it_deletes_them(
     page = site.page("/queues/empty?name=default")
     assert "<strong>26</strong>" in page
     assert "Delete 26 jobs" in page
+    (newest,) = re.findall(r'name="newest" value="(\d+)"', page)
+    kept.extend(client.enqueue_many(None, [Thing(n) for n in range(5)]))
     monkeypatch.setattr(batches, "BATCH", 10)
-    assert "26 jobs deleted." in site.act("/queues/empty", {"name": "default"})
+    assert "26 jobs deleted." in site.act("/queues/empty", {"name": "default", "newest": newest})
     assert [job.id for job in client.list_jobs().jobs] == sorted(job.id for job in kept)
     assert [count for *_, count in audit(client)] == [10, 10, 6]
+    assert "Delete 5 jobs" in site.page("/queues/empty?name=default")
+    site.act("/queues/empty", {"name": "default"})
     assert "No job waits" in site.page("/queues/empty?name=default")
 
 
@@ -336,6 +341,25 @@ def test_health_is_what_the_doctor_finds(client: Client, site: Site, sql: Rows) 
         assert finding.check in page
         assert finding.advice[1:] in page
     assert "a<b>" not in site.page("/health")
+
+
+def test_the_doctor_runs_once_for_many_who_look_at_health(
+    client: Client, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs, doctor = [], client.doctor
+
+    def counted(**given: Any) -> Any:
+        runs.append(given)
+        return doctor(**given)
+
+    monkeypatch.setattr(client, "doctor", counted)
+    with ThreadPoolExecutor(8) as threads:
+        pages = list(threads.map(lambda _: site.page("/health"), range(8)))
+    assert len(pages) == 8
+    assert len(runs) == 1
+    monkeypatch.setattr(checkup, "_KEPT", 0.0)
+    other = Site(client)
+    assert [other.page("/health") and len(runs) for _ in range(2)] == [2, 3]
 
 
 def test_the_sizes_of_tables_and_indexes_and_the_duties(client: Client, site: Site) -> None:

@@ -51,6 +51,13 @@ def test_stacks_that_were_written_by_hand_are_passed_over(client: Client, sql: R
     assert worker.stuck == ()
 
 
+@pytest.mark.parametrize("queues", ["[]", "1", "null", '"default"'])
+def test_queues_that_were_written_by_hand_are_passed_over(client: Client, sql: Rows, queues: str) -> None:
+    sql("INSERT INTO pgjobs.worker (id, host, pid, threads, version, queues) VALUES ('a', 'h', 1, 1, '1', %s)", queues)
+    (worker,) = client.workers()
+    assert worker.queues == {}
+
+
 def test_two_pools_of_one_client_share_a_row(client: Client) -> None:
     with WorkerPool(client, {"aa": nothing}, queues={"default": 1, "mail": 1}):
         with WorkerPool(client, {"bb": nothing}, queues={"default": 2}):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from pgjobs.dashboard import form_values
 from pgjobs.dashboard.job_queries import JobQueries
 from pgjobs.dashboard.problem import Problem
 from pgjobs.dashboard.request import Action, Page, Request, Response
@@ -13,13 +14,13 @@ from pgjobs.dashboard.scan import Found, find
 from pgjobs.dashboard.selection import Selection, check_not_empty, selection
 from pgjobs.db.advice import advised
 from pgjobs.db.cursors import AnyConnection
-from pgjobs.job_filter import BIGGEST_ID
 from pgjobs.results import ManyJobs
 from pgjobs.states import JobState
 
 _MOST = 10_000  # jobs of one request; the page that follows offers to go on
 _BATCH = 1_000
 _MOST_IDS = 1_000  # in the audit
+_LONGEST = 1_000  # characters of a condition in the audit
 _LOOK, _WORK = 0.5, 10.0  # seconds: to find the jobs for a confirmation, and for the change
 
 _WAITING = frozenset({JobState.AVAILABLE, JobState.SCHEDULED, JobState.RETRYABLE, JobState.PENDING})
@@ -94,7 +95,7 @@ def act(request: Request) -> Response:
     act, queries = _act(request), JobQueries(request.client.schema)
     chosen = _chosen(request)
     done = Done()
-    with request.acting(act.audit, **chosen.values) as action:
+    with request.acting(act.audit, **_target(chosen)) as action:
         found = _find(request, action.tx, queries, chosen, _WORK)
         for first in range(0, len(found.ids), _BATCH):
             ids = found.ids[first : first + _BATCH]
@@ -107,6 +108,12 @@ def act(request: Request) -> Response:
         )  # fmt: skip
     back = {name: value for name, value in chosen.values.items() if name != "id"}
     return request.done("jobs", act.audit, done.changed, done.skipped, **back)
+
+
+def _target(chosen: Selection) -> dict[str, Any]:
+    """What the audit says of the conditions. It has the ids that were found, not all that were asked for."""
+    values = {name: value for name, value in chosen.values.items() if name != "id"}
+    return {name: value[:_LONGEST] if isinstance(value, str) else value for name, value in values.items()}
 
 
 def _describe(action: Action, found: Found, done: Done) -> None:
@@ -122,7 +129,7 @@ def _page(request: Request, *, dry: Done | None) -> Response:
         chosen = selection(request.values, request.now, request.user)
         found = _find(request, conn, queries, chosen, _LOOK)
         states = queries.count_states(conn, found.ids)
-        newest = _newest(request) if "newest" in request.values else queries.newest_id(conn) or 0
+        newest = form_values.newest(request.values) if "newest" in request.values else queries.newest_id(conn) or 0
     return request.render(
         "confirm.html",
         act=act,
@@ -130,6 +137,7 @@ def _page(request: Request, *, dry: Done | None) -> Response:
         chosen=chosen,
         found=found,
         changed=sum(jobs for state, jobs in states.items() if state in act.states),
+        counted=" ".join(state for state in states if state in act.states),
         states=states,
         newest=newest,
         cursor=request.values.get("cursor"),
@@ -149,13 +157,11 @@ def _chosen(request: Request) -> Selection:
     chosen = selection(request.form, request.now, request.user)
     if request.form.get("all") != "1":
         check_not_empty(chosen)
-    return chosen
-
-
-def _newest(request: Request) -> int:
-    text = request.values.get("newest", "")
-    digits = text.removeprefix("-")
-    return int(text) if digits.isascii() and digits.isdecimal() and len(digits) < 20 else BIGGEST_ID
+    if "counted" not in request.form:
+        return chosen
+    counted = request.form["counted"].split()  # the states of the jobs that the user was told would be changed
+    states = [state for state in JobState if state in counted and state in (chosen.filter.states or JobState)]
+    return replace(chosen, filter=replace(chosen.filter, states=states, really_all=False))
 
 
 def _find(request: Request, conn: AnyConnection, queries: JobQueries, chosen: Selection, seconds: float) -> Found:
@@ -164,7 +170,9 @@ def _find(request: Request, conn: AnyConnection, queries: JobQueries, chosen: Se
     given = request.form.get("most", "")
     most = min(int(given), _MOST) if given.isascii() and given.isdecimal() and len(given) < 10 else _MOST
     cursor = request.values.get("cursor")
-    return find(conn, queries, chosen, limit=most, seconds=seconds, cursor=cursor, newest=_newest(request))
+    return find(
+        conn, queries, chosen, limit=most, seconds=seconds, cursor=cursor, newest=form_values.newest(request.values)
+    )
 
 
 def _apply(

@@ -93,16 +93,21 @@ def _like(request: Request, job: Job[Any]) -> dict[str, str]:
 
 
 def _args(request: Request, conn: AnyConnection, values: dict[str, str]) -> dict[str, Any]:
-    """The args of the form. Of a job like another one they have the secrets of that; empty ones are its args."""
+    """The args of the form. Of a job like another one of the same kind they have the secrets of that; empty
+    ones are its args."""
     given = form_values.json_object("Args", values["args"])
     if not values["like"]:
         return given or {}
     job = _original(request, conn, values["like"])
+    if job.kind != values["kind"]:  # its secrets stay out of a kind that may show them
+        if given is None:
+            raise form_values.InvalidInput("Args", "write the args: the kind differs from that of the other job.")
+        return given
     original = codec.decode_dict(job.raw_args)
     if given is None:
         return original
     shown = json.loads(shown_args(request.site.work_map, job.kind, job.raw_args))
-    made: dict[str, Any] = with_secrets(given, shown, original) if job.kind == values["kind"] else given
+    made: dict[str, Any] = with_secrets(given, shown, original)
     return made
 
 

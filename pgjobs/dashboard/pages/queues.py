@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from pgjobs import JobFilter, QueueNotFound
-from pgjobs.dashboard import batches, charts
+from pgjobs.dashboard import batches, charts, form_values
+from pgjobs.dashboard.job_queries import JobQueries
 from pgjobs.dashboard.numbers import QueueNumbers
 from pgjobs.dashboard.request import Page, Request, Response
 from pgjobs.db.cursors import AnyConnection
@@ -122,15 +123,16 @@ def confirm_empty(request: Request) -> Response:
     name = request.text("name")
     with request.reading() as conn:
         count = request.queries.count_waiting_of_queue(conn, name)
-    return request.render("empty_queue.html", name=name, count=count)
+        newest = JobQueries(request.client.schema).newest_id(conn) or 0
+    return request.render("empty_queue.html", name=name, count=count, newest=newest)
 
 
 def empty(request: Request) -> Response:
-    name = request.text("name")
-    waiting = JobFilter(queues=[name], states=_WAITING)
+    name, newest = request.text("name"), form_values.newest(request.form)
 
     def delete(tx: AnyConnection, most: int) -> int:
-        return len(request.client.delete_many(waiting, tx, limit=most).done)
+        ids = request.queries.waiting_of_queue(tx, name, newest, most)
+        return len(request.client.delete_many(JobFilter(ids=ids, queues=[name], states=_WAITING), tx).done)
 
     deleted, more = batches.in_batches(request, "delete-jobs", {"queue": name, "states": _WAITING}, delete)
     if more:
