@@ -121,7 +121,17 @@ def test_every_metric_is_named_as_prometheus_wants_it() -> None:
 class Child:
     """What ProcessMetrics asks of a child."""
 
-    report = Report(state=State.STARTING)
+    silent = False
+    reported_at = 0.0
+
+    def __init__(self, state: State = State.STARTING) -> None:
+        self.report = Report(state=state)
+        self.channel = self
+        self.asked: list[object] = []
+
+    def offer(self, message: object) -> bool:
+        self.asked.append(message)
+        return True
 
 
 def test_a_child_that_ends_leaves_its_counts_and_takes_its_gauges() -> None:
@@ -151,3 +161,24 @@ def test_a_child_that_ends_leaves_its_counts_and_takes_its_gauges() -> None:
     assert told() == {attempts: 2} | {key: value for key, value in told().items() if key[0] != attempts[0]}
     assert threads not in told()
     assert lasting(samples).keys() == samples.keys() - gauge.keys()
+
+
+def test_the_child_that_reported_last_is_asked_and_once_until_it_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pgjobs.processes.metrics.WAIT", 0)
+    first, second, third = children = [Child(State.READY) for _ in range(3)]
+    first.reported_at, second.reported_at, third.reported_at = 1, 2, 3
+    third.silent = True
+    metrics = ProcessMetrics()
+
+    def asked_of_each() -> list[int]:
+        metrics.text(children)  # type: ignore[arg-type]
+        metrics.text(children)  # type: ignore[arg-type]
+        return [len(child.asked) for child in children]
+
+    assert asked_of_each() == [0, 1, 0]
+    first.reported_at = 4
+    assert asked_of_each() == [1, 1, 0]
+    second.reported_at = 5
+    assert asked_of_each() == [1, 2, 0]
+    first.silent = second.silent = True
+    assert asked_of_each() == [1, 2, 0]
