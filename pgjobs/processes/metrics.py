@@ -88,7 +88,13 @@ class ProcessMetrics:
             if not self._gauges_fresh and self._ask(children):
                 self._changed.wait_for(lambda: self._gauges_fresh, WAIT)
             gauges = self._gauges if self._gauges_fresh else NO_DATABASE
-            return as_text(total([self._ended, *self._of_children.values(), processes, gauges]))
+            parts = [
+                self._ended,
+                *self._of_children.values(),
+                processes,
+                gauges,
+            ]  # dicts that are replaced, not changed
+        return as_text(total(parts))  # without the lock, which the supervisor needs
 
     @property
     def _gauges_fresh(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from bisect import bisect_left
 from typing import Any
 
@@ -182,3 +183,18 @@ def test_the_child_that_reported_last_is_asked_and_once_until_it_reports(monkeyp
     assert asked_of_each() == [1, 2, 0]
     first.silent = second.silent = True
     assert asked_of_each() == [1, 2, 0]
+
+
+def test_a_report_is_noted_while_the_text_is_rendered(monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics, child = ProcessMetrics(), Child()
+
+    def render(samples: Samples) -> str:
+        report = Report(state=State.READY, metrics=[])
+        noting = threading.Thread(target=metrics.note, args=(child, report), daemon=True)
+        noting.start()
+        noting.join(5)
+        assert not noting.is_alive(), "it waits for the lock"
+        return as_text(samples)
+
+    monkeypatch.setattr("pgjobs.processes.metrics.as_text", render)
+    assert "pgjobs_processes" in metrics.text([child])  # type: ignore[list-item]
