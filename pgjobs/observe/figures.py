@@ -24,11 +24,14 @@ from typing import NamedTuple
 OUTCOMES = ("completed", "retried", "discarded", "cancelled", "snoozed", "interrupted")
 #: The kind under which attempts are counted when a process has met too many kinds that it has no handler for.
 OTHER_KINDS = "(others)"
+#: The same for queues whose jobs were rescued, and which this process does not work.
+OTHER_QUEUES = OTHER_KINDS
 
 _STEPS = (1, 1.2, 1.5, 1.8, 2.2, 2.5, 3, 3.6, 4.3, 5, 6, 7.5, 9)
 #: The bounds of the buckets in seconds: a bucket holds the durations up to its bound, and one more those above.
 BOUNDS = (*(float(f"{step}e{power}") for power in range(-3, 6) for step in _STEPS), 1e6)
 _MOST_OTHER_KINDS = 20
+_MOST_OTHER_QUEUES = 200
 
 # A tally of one thread: the count of each bucket of the run times, those of the waits, and at the end these three.
 _BUCKETS = len(BOUNDS) + 1
@@ -108,7 +111,8 @@ class Tally:
 
 class AttemptFigures:
     """Counts the attempts of one worker pool, from its start on. `known` are the kinds that it has handlers for: each
-    is counted apart. Of other kinds only the first 20 are, since a job may have any kind.
+    is counted apart. Of other kinds only the first 20 are, since a job may have any kind. It rescues jobs of any queue:
+    of those that it does not work, only the first 200 are counted apart.
 
     Each thread counts in a dict of its own, without a lock.
     """
@@ -122,6 +126,8 @@ class AttemptFigures:
         self._local = threading.local()
         self._lock = threading.Lock()  # not held by `record`, but for the first attempt of a kind
         self._other_kinds: set[str] = set()
+        self._other_queues: set[str] = set()
+        self._worked_queues: set[str] = set()
         self._threads: list[tuple[threading.Thread, dict[FigureKey, list[float]]]] = []
         self._ended: dict[FigureKey, list[float]] = {}  # the sums of threads that have ended
 
@@ -130,6 +136,8 @@ class AttemptFigures:
         try:
             tally = self._local.tallies[queue, kind, outcome]
         except (AttributeError, KeyError):
+            with self._lock:
+                self._worked_queues.add(queue)
             tally = self._tally(queue, kind, outcome)
         tally[_ATTEMPTS] += 1
         tally[_RUN_SECONDS] += run_seconds
@@ -139,6 +147,12 @@ class AttemptFigures:
 
     def record_lost(self, queue: str, kind: str, outcome: str) -> None:
         """Count an attempt whose worker vanished."""
+        with self._lock:
+            if queue not in self._worked_queues and queue not in self._other_queues:
+                if len(self._other_queues) < _MOST_OTHER_QUEUES:
+                    self._other_queues.add(queue)
+                else:
+                    queue = OTHER_QUEUES
         self._tally(queue, kind, outcome)[_ATTEMPTS] += 1
 
     def _tally(self, queue: str, kind: str, outcome: str) -> list[float]:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pgjobs import AttemptFigures, Durations
-from pgjobs.observe.figures import BOUNDS, OTHER_KINDS, FigureKey
+from pgjobs.observe.figures import BOUNDS, OTHER_KINDS, OTHER_QUEUES, FigureKey
 
 SECONDS = st.floats(0, 1e6)
 WITHIN = 1.12  # as the guide says
@@ -109,6 +109,22 @@ def test_the_number_of_kinds_is_bounded_but_for_those_with_a_handler() -> None:
     assert len(found) == 100 + 20 + 1
     assert found[FigureKey("q", OTHER_KINDS, "discarded")].attempts == 980
     assert sum(tally.attempts for tally in found.values()) == 1100
+
+
+def test_the_number_of_queues_is_bounded_but_for_those_that_are_worked() -> None:
+    """A process rescues the jobs of all queues."""
+    figures = AttemptFigures({"job"})
+    for n in range(300):
+        figures.record(f"worked-{n}", "job", "completed", 0.1, 0.1)
+    for n in range(1000):
+        figures.record_lost(f"made-up-{n}", "job", "retried")
+    figures.record_lost("made-up-7", "job", "retried")
+    figures.record_lost("worked-299", "job", "retried")
+    found = figures.snapshot()
+    assert len(found) == 300 + 200 + 1 + 1
+    assert found[FigureKey(OTHER_QUEUES, "job", "retried")].attempts == 800
+    assert found[FigureKey("made-up-7", "job", "retried")].attempts == 2
+    assert found[FigureKey("worked-299", "job", "retried")].attempts == 1
 
 
 def test_an_attempt_whose_worker_vanished_has_no_duration() -> None:
