@@ -33,10 +33,10 @@ BOUNDS = (*(float(f"{step}e{power}") for power in range(-3, 6) for step in _STEP
 _MOST_OTHER_KINDS = 20
 _MOST_OTHER_QUEUES = 200
 
-# A tally of one thread: the count of each bucket of the run times, those of the waits, and at the end these three.
+# A tally of one thread: the count of each bucket of the run times, those of the waits, and at the end these four.
 _BUCKETS = len(BOUNDS) + 1
-_ATTEMPTS, _RUN_SECONDS, _WAIT_SECONDS = -3, -2, -1
-_NEW_TALLY = (*[0] * (2 * _BUCKETS), 0, 0.0, 0.0)
+_ATTEMPTS, _LOST, _RUN_SECONDS, _WAIT_SECONDS = -4, -3, -2, -1
+_NEW_TALLY = (*[0] * (2 * _BUCKETS), 0, 0, 0.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,15 +97,20 @@ class FigureKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """Attempts of one key. An attempt whose worker vanished counts, but nobody knows how long it ran."""
+    """Attempts of one key. An attempt whose worker vanished counts, but nobody knows how long it ran; `lost` is the
+    number of these."""
 
     attempts: int = 0
     run: Durations = NO_DURATIONS
     wait: Durations = NO_DURATIONS
+    lost: int = 0
 
     def plus(self, other: Tally, sign: int = 1) -> Tally:
         return Tally(
-            self.attempts + sign * other.attempts, self.run.plus(other.run, sign), self.wait.plus(other.wait, sign)
+            self.attempts + sign * other.attempts,
+            self.run.plus(other.run, sign),
+            self.wait.plus(other.wait, sign),
+            self.lost + sign * other.lost,
         )
 
 
@@ -153,7 +158,9 @@ class AttemptFigures:
                     self._other_queues.add(queue)
                 else:
                     queue = OTHER_QUEUES
-        self._tally(queue, kind, outcome)[_ATTEMPTS] += 1
+        tally = self._tally(queue, kind, outcome)
+        tally[_ATTEMPTS] += 1
+        tally[_LOST] += 1
 
     def _tally(self, queue: str, kind: str, outcome: str) -> list[float]:
         """The tally of this thread for a key, which is made if need be."""
@@ -193,9 +200,10 @@ def _add(sums: dict[FigureKey, list[float]], tallies: Mapping[FigureKey, list[fl
 
 
 def _as_tally(tally: list[float]) -> Tally:
-    *counts, attempts, run_seconds, wait_seconds = tally
+    *counts, attempts, lost, run_seconds, wait_seconds = tally
     run, wait = counts[:_BUCKETS], counts[_BUCKETS:]
-    return Tally(int(attempts), Durations(_trimmed(run), run_seconds), Durations(_trimmed(wait), wait_seconds))
+    durations = Durations(_trimmed(run), run_seconds), Durations(_trimmed(wait), wait_seconds)
+    return Tally(int(attempts), *durations, int(lost))
 
 
 def _trimmed(counts: Iterable[float]) -> tuple[int, ...]:

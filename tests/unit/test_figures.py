@@ -131,4 +131,6 @@ def test_an_attempt_whose_worker_vanished_has_no_duration() -> None:
     figures = AttemptFigures()
     figures.record_lost("q", "job", "retried")
     tally = figures.snapshot()[FigureKey("q", "job", "retried")]
-    assert (tally.attempts, tally.run.count, tally.wait.count) == (1, 0, 0)
+    assert (tally.attempts, tally.run.count, tally.wait.count, tally.lost) == (1, 0, 0, 1)
+    assert tally.plus(tally).lost == 2
+    assert tally.plus(tally, -1).lost == 0

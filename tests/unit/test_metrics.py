@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pgjobs.clean_text import one_line
-from pgjobs.observe.figures import BOUNDS, AttemptFigures
+from pgjobs.observe.figures import BOUNDS, AttemptFigures, FigureKey, Tally
 from pgjobs.observe.metrics import (
     BUCKETS,
     METRICS,
@@ -65,6 +65,12 @@ def test_attempts_whose_worker_vanished_are_rescued_ones() -> None:
     found = scraped(as_text(samples_of_figures(figures.snapshot())))
     assert found["pgjobs_rescued_total", (("kind", "mail"), ("queue", "q"))] == 1
     assert found["pgjobs_attempts_total", (("kind", "mail"), ("outcome", "retried"), ("queue", "q"))] == 1
+
+
+def test_an_attempt_that_ends_while_the_figures_are_read_is_not_a_rescued_one() -> None:
+    """Its thread has counted it, but not yet the bucket of its duration."""
+    half = {FigureKey("q", "mail", "completed"): Tally(attempts=1)}
+    assert "pgjobs_rescued_total" not in as_text(samples_of_figures(half))
 
 
 @pytest.mark.parametrize("name", HOSTILE, ids=ascii)
