@@ -167,6 +167,7 @@ class AttemptFigures:
         with self._lock:
             tallies: dict[FigureKey, list[float]] | None = getattr(self._local, "tallies", None)
             if tallies is None:
+                self._fold_ended()  # work_one() may be called on ever new threads
                 tallies = self._local.tallies = {}
                 self._threads.append((threading.current_thread(), tallies))
             if kind not in self._known and kind not in self._other_kinds:
@@ -179,17 +180,21 @@ class AttemptFigures:
     def snapshot(self) -> dict[FigureKey, Tally]:
         """The sums since the start. They only grow. An attempt that ends meanwhile may be counted in part."""
         with self._lock:  # no thread adds a key meanwhile
-            running = []
-            for thread, tallies in self._threads:
-                if thread.is_alive():
-                    running.append((thread, tallies))
-                else:
-                    _add(self._ended, tallies)
-            self._threads = running
+            self._fold_ended()
             sums = dict(self._ended)
-            for _, tallies in running:
+            for _, tallies in self._threads:
                 _add(sums, tallies)
         return {key: _as_tally(tally) for key, tally in sums.items()}
+
+    def _fold_ended(self) -> None:
+        """Keep of threads that have ended only the sums. The caller holds the lock."""
+        running = []
+        for thread, tallies in self._threads:
+            if thread.is_alive():
+                running.append((thread, tallies))
+            else:
+                _add(self._ended, tallies)
+        self._threads = running
 
 
 def _add(sums: dict[FigureKey, list[float]], tallies: Mapping[FigureKey, list[float]]) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import threading
+import weakref
 from datetime import timedelta
 
 import pytest
@@ -95,6 +97,20 @@ def test_nothing_is_lost_between_threads_that_count_start_and_end_while_others_r
     assert figures.snapshot()[key].attempts == 20 * 1601
     assert figures.snapshot()[key].run.count == 20 * 1601
     assert seen == sorted(seen), "the sums only grow"
+
+
+def test_of_threads_that_have_ended_only_the_sums_are_kept() -> None:
+    figures = AttemptFigures({"job"})
+    ended = []
+    for _ in range(50):
+        thread = threading.Thread(target=figures.record, args=("q", "job", "completed", 0.1, 0.1))
+        thread.start()
+        thread.join()
+        ended.append(weakref.ref(thread))
+        del thread
+    gc.collect()
+    assert sum(thread() is not None for thread in ended) == 1
+    assert figures.snapshot()[FigureKey("q", "job", "completed")].attempts == 50
 
 
 def test_the_number_of_kinds_is_bounded_but_for_those_with_a_handler() -> None:
