@@ -24,16 +24,19 @@ from typing import NamedTuple
 OUTCOMES = ("completed", "retried", "discarded", "cancelled", "snoozed", "interrupted")
 #: The kind under which attempts are counted when a process has met too many kinds that it has no handler for.
 OTHER_KINDS = "(others)"
+#: The same for queues whose jobs were rescued, and which this process does not work.
+OTHER_QUEUES = OTHER_KINDS
 
 _STEPS = (1, 1.2, 1.5, 1.8, 2.2, 2.5, 3, 3.6, 4.3, 5, 6, 7.5, 9)
 #: The bounds of the buckets in seconds: a bucket holds the durations up to its bound, and one more those above.
 BOUNDS = (*(float(f"{step}e{power}") for power in range(-3, 6) for step in _STEPS), 1e6)
 _MOST_OTHER_KINDS = 20
+_MOST_OTHER_QUEUES = 200
 
-# A tally of one thread: the count of each bucket of the run times, those of the waits, and at the end these three.
+# A tally of one thread: the count of each bucket of the run times, those of the waits, and at the end these four.
 _BUCKETS = len(BOUNDS) + 1
-_ATTEMPTS, _RUN_SECONDS, _WAIT_SECONDS = -3, -2, -1
-_NEW_TALLY = (*[0] * (2 * _BUCKETS), 0, 0.0, 0.0)
+_ATTEMPTS, _LOST, _RUN_SECONDS, _WAIT_SECONDS = -4, -3, -2, -1
+_NEW_TALLY = (*[0] * (2 * _BUCKETS), 0, 0, 0.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,21 +97,27 @@ class FigureKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """Attempts of one key. An attempt whose worker vanished counts, but nobody knows how long it ran."""
+    """Attempts of one key. An attempt whose worker vanished counts, but nobody knows how long it ran; `lost` is the
+    number of these."""
 
     attempts: int = 0
     run: Durations = NO_DURATIONS
     wait: Durations = NO_DURATIONS
+    lost: int = 0
 
     def plus(self, other: Tally, sign: int = 1) -> Tally:
         return Tally(
-            self.attempts + sign * other.attempts, self.run.plus(other.run, sign), self.wait.plus(other.wait, sign)
+            self.attempts + sign * other.attempts,
+            self.run.plus(other.run, sign),
+            self.wait.plus(other.wait, sign),
+            self.lost + sign * other.lost,
         )
 
 
 class AttemptFigures:
     """Counts the attempts of one worker pool, from its start on. `known` are the kinds that it has handlers for: each
-    is counted apart. Of other kinds only the first 20 are, since a job may have any kind.
+    is counted apart. Of other kinds only the first 20 are, since a job may have any kind. It rescues jobs of any queue:
+    of those that it does not work, only the first 200 are counted apart.
 
     Each thread counts in a dict of its own, without a lock.
     """
@@ -122,6 +131,8 @@ class AttemptFigures:
         self._local = threading.local()
         self._lock = threading.Lock()  # not held by `record`, but for the first attempt of a kind
         self._other_kinds: set[str] = set()
+        self._other_queues: set[str] = set()
+        self._worked_queues: set[str] = set()
         self._threads: list[tuple[threading.Thread, dict[FigureKey, list[float]]]] = []
         self._ended: dict[FigureKey, list[float]] = {}  # the sums of threads that have ended
 
@@ -130,6 +141,8 @@ class AttemptFigures:
         try:
             tally = self._local.tallies[queue, kind, outcome]
         except (AttributeError, KeyError):
+            with self._lock:
+                self._worked_queues.add(queue)
             tally = self._tally(queue, kind, outcome)
         tally[_ATTEMPTS] += 1
         tally[_RUN_SECONDS] += run_seconds
@@ -139,13 +152,22 @@ class AttemptFigures:
 
     def record_lost(self, queue: str, kind: str, outcome: str) -> None:
         """Count an attempt whose worker vanished."""
-        self._tally(queue, kind, outcome)[_ATTEMPTS] += 1
+        with self._lock:
+            if queue not in self._worked_queues and queue not in self._other_queues:
+                if len(self._other_queues) < _MOST_OTHER_QUEUES:
+                    self._other_queues.add(queue)
+                else:
+                    queue = OTHER_QUEUES
+        tally = self._tally(queue, kind, outcome)
+        tally[_ATTEMPTS] += 1
+        tally[_LOST] += 1
 
     def _tally(self, queue: str, kind: str, outcome: str) -> list[float]:
         """The tally of this thread for a key, which is made if need be."""
         with self._lock:
             tallies: dict[FigureKey, list[float]] | None = getattr(self._local, "tallies", None)
             if tallies is None:
+                self._fold_ended()  # work_one() may be called on ever new threads
                 tallies = self._local.tallies = {}
                 self._threads.append((threading.current_thread(), tallies))
             if kind not in self._known and kind not in self._other_kinds:
@@ -158,17 +180,21 @@ class AttemptFigures:
     def snapshot(self) -> dict[FigureKey, Tally]:
         """The sums since the start. They only grow. An attempt that ends meanwhile may be counted in part."""
         with self._lock:  # no thread adds a key meanwhile
-            running = []
-            for thread, tallies in self._threads:
-                if thread.is_alive():
-                    running.append((thread, tallies))
-                else:
-                    _add(self._ended, tallies)
-            self._threads = running
+            self._fold_ended()
             sums = dict(self._ended)
-            for _, tallies in running:
+            for _, tallies in self._threads:
                 _add(sums, tallies)
         return {key: _as_tally(tally) for key, tally in sums.items()}
+
+    def _fold_ended(self) -> None:
+        """Keep of threads that have ended only the sums. The caller holds the lock."""
+        running = []
+        for thread, tallies in self._threads:
+            if thread.is_alive():
+                running.append((thread, tallies))
+            else:
+                _add(self._ended, tallies)
+        self._threads = running
 
 
 def _add(sums: dict[FigureKey, list[float]], tallies: Mapping[FigureKey, list[float]]) -> None:
@@ -179,9 +205,10 @@ def _add(sums: dict[FigureKey, list[float]], tallies: Mapping[FigureKey, list[fl
 
 
 def _as_tally(tally: list[float]) -> Tally:
-    *counts, attempts, run_seconds, wait_seconds = tally
+    *counts, attempts, lost, run_seconds, wait_seconds = tally
     run, wait = counts[:_BUCKETS], counts[_BUCKETS:]
-    return Tally(int(attempts), Durations(_trimmed(run), run_seconds), Durations(_trimmed(wait), wait_seconds))
+    durations = Durations(_trimmed(run), run_seconds), Durations(_trimmed(wait), wait_seconds)
+    return Tally(int(attempts), *durations, int(lost))
 
 
 def _trimmed(counts: Iterable[float]) -> tuple[int, ...]:

@@ -72,12 +72,11 @@ def samples_of_figures(figures: Mapping[FigureKey, Tally]) -> Samples:
     samples: Samples = {}
     for key, tally in figures.items():
         queue, kind = label(key.queue), label(key.kind)
-        lost = tally.attempts - tally.run.count
         add(samples, "pgjobs_attempts_total", (queue, kind, key.outcome), [tally.attempts])
         add(samples, "pgjobs_process_duration_seconds", (queue, kind, key.outcome), _histogram(tally.run))
         add(samples, "pgjobs_queue_wait_seconds", (queue, kind), _histogram(tally.wait))
-        if lost > 0:
-            add(samples, "pgjobs_rescued_total", (queue, kind), [lost])
+        if tally.lost:
+            add(samples, "pgjobs_rescued_total", (queue, kind), [tally.lost])
     return samples
 
 

@@ -100,15 +100,19 @@ class ChildProcess:
         self.killed_because = why
         self._process.kill()
 
+    @property
+    def silent(self) -> bool:
+        """Whether it does not report although it should, if it is ready."""
+        return time.monotonic() - self.reported_at > SILENT_AFTER
+
     def problem(self) -> str | None:
         """Why it does not work; None if it works."""
         report = self.report
         if report.state is not State.READY:
             link = " for " if report.state is State.WAITING else ": "
             return f"{report.state}{link}{report.reason}" if report.reason else str(report.state)
-        silent = time.monotonic() - self.reported_at
-        if silent > SILENT_AFTER:
-            return f"it has not reported for {silent:.0f} s"
+        if self.silent:
+            return f"it has not reported for {time.monotonic() - self.reported_at:.0f} s"
         return report.reason if not report.healthy else None
 
     def close(self) -> None:

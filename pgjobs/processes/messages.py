@@ -83,6 +83,20 @@ class Channel:
             except OSError:  # half a line may be sent
                 self._broken = True
 
+    def offer(self, message: object) -> bool:
+        """Send a short message that may be left out, unless the socket is full. Returns whether it was sent."""
+        line = json.dumps(message).encode() + b"\n"
+        with self._sending:
+            if self._broken:
+                return False
+            try:
+                self._broken = self.socket.send(line, socket.MSG_DONTWAIT) < len(line)
+            except BlockingIOError:  # nothing was sent
+                return False
+            except OSError:
+                self._broken = True
+            return not self._broken
+
     def receive(self) -> list[Any]:
         """Wait for messages; a socket that does not block returns those that have arrived. Raises EOFError when the
         peer is gone and all of its messages have been received."""

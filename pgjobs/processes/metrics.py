@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -61,6 +62,9 @@ class ProcessMetrics:
         self._of_children: dict[ChildProcess, Samples] = {}
         self._gauges = NO_DATABASE
         self._gauges_at = float("-inf")
+        self._asked = weakref.WeakKeyDictionary[
+            ChildProcess, float
+        ]()  # when the child had reported before it was asked
         self._changed = threading.Condition()  # also guards what is above, since the health server reads it
 
     def note(self, child: ChildProcess, report: Report) -> None:
@@ -80,21 +84,35 @@ class ProcessMetrics:
         """The text for Prometheus. Waits a second at most for what the database says."""
         states = Counter(str(child.report.state) for child in children)
         processes: Samples = {("pgjobs_processes", (state,)): [number] for state, number in states.items()}
-        asked = not self._gauges_fresh and self._ask(children)
         with self._changed:
-            if asked:
+            if not self._gauges_fresh and self._ask(children):
                 self._changed.wait_for(lambda: self._gauges_fresh, WAIT)
             gauges = self._gauges if self._gauges_fresh else NO_DATABASE
-            return as_text(total([self._ended, *self._of_children.values(), processes, gauges]))
+            parts = [
+                self._ended,
+                *self._of_children.values(),
+                processes,
+                gauges,
+            ]  # dicts that are replaced, not changed
+        return as_text(total(parts))  # without the lock, which the supervisor needs
 
     @property
     def _gauges_fresh(self) -> bool:
         return time.monotonic() - self._gauges_at < KEEP
 
     def _ask(self, children: Sequence[ChildProcess]) -> bool:
-        """Ask one child for the gauges. Returns whether there is one that can tell."""
-        for child in children:
-            if child.report.state is State.READY:
-                child.channel.send(Command.READ_GAUGES)
-                return True
-        return False
+        """Ask the child that reported last for the gauges. Returns whether there is one that can tell.
+
+        A child that has not reported since it was asked is not asked again: if it is stopped, the requests would fill
+        its socket, and the command to stop would not reach it.
+        """
+        ready = [child for child in children if child.report.state is State.READY and not child.silent]
+        if not ready:
+            return False
+        child = max(ready, key=lambda each: each.reported_at)
+        reported_at = child.reported_at
+        if self._asked.get(child) != reported_at:
+            if not child.channel.offer(Command.READ_GAUGES):
+                return False
+            self._asked[child] = reported_at
+        return True

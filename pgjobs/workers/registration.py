@@ -20,6 +20,7 @@ _REFRESH_EVERY = 5.0  # seconds
 
 _MOST_STUCK = 10  # threads whose stacks are written
 _LONGEST_STACK = 8 * 1024
+_LONGEST_NAME = 255
 
 
 class Description(NamedTuple):
@@ -76,11 +77,12 @@ class Registration:
             queues.update(pool.queues)
             kinds.update(pool.kinds)
             for thread, job, seconds, stack in pool.stuck:
-                about = {"thread": thread, "job": job.id, "kind": job.kind, "seconds": round(seconds, 3)}
+                name = one_line(thread, _LONGEST_NAME)  # the handler may have changed it
+                about = {"thread": name, "job": job.id, "kind": job.kind, "seconds": round(seconds, 3)}
                 stuck.append({**about, "stack": clean(stack, _LONGEST_STACK)})
         return {
             "id": self._id,
-            "host": one_line(socket.gethostname(), 255),
+            "host": one_line(socket.gethostname(), _LONGEST_NAME),
             "pid": os.getpid(),
             "queues": dict(queues),
             "threads": queues.total(),

@@ -93,6 +93,16 @@ def test_a_row_is_refreshed_every_few_seconds_and_no_more_often(
     assert second.started_at == first.started_at
 
 
+def test_a_stuck_thread_may_have_any_name(client: Client, server: Tx) -> None:
+    job = client.enqueue(None, dict[str, Any](), kind="aa")
+    stuck = [(name, job, 1.0, "stack") for name in ("a\x00b", "\ud800", "x" * 10_000)]
+    registration = Registration(client.schema, "me", None)
+    registration.register("pool", lambda: Description({"default": 1}, ["aa"], stuck))
+    registration.refresh(server)
+    (worker,) = client.workers()
+    assert [thread.thread for thread in worker.stuck] == [r"a\x00b", r"\ud800", "x" * 255]
+
+
 def test_a_process_that_took_over_a_name_has_started_anew(client: Client, sql: Rows, server: Tx) -> None:
     registration = Registration(client.schema, "me", None)
     registration.register("pool", lambda: Description({"default": 1}, []))

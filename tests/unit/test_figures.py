@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import threading
+import weakref
 from datetime import timedelta
 
 import pytest
@@ -11,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pgjobs import AttemptFigures, Durations
-from pgjobs.observe.figures import BOUNDS, OTHER_KINDS, FigureKey
+from pgjobs.observe.figures import BOUNDS, OTHER_KINDS, OTHER_QUEUES, FigureKey
 
 SECONDS = st.floats(0, 1e6)
 WITHIN = 1.12  # as the guide says
@@ -97,6 +99,20 @@ def test_nothing_is_lost_between_threads_that_count_start_and_end_while_others_r
     assert seen == sorted(seen), "the sums only grow"
 
 
+def test_of_threads_that_have_ended_only_the_sums_are_kept() -> None:
+    figures = AttemptFigures({"job"})
+    ended = []
+    for _ in range(50):
+        thread = threading.Thread(target=figures.record, args=("q", "job", "completed", 0.1, 0.1))
+        thread.start()
+        thread.join()
+        ended.append(weakref.ref(thread))
+        del thread
+    gc.collect()
+    assert sum(thread() is not None for thread in ended) == 1
+    assert figures.snapshot()[FigureKey("q", "job", "completed")].attempts == 50
+
+
 def test_the_number_of_kinds_is_bounded_but_for_those_with_a_handler() -> None:
     """Any job may be enqueued under any kind, and each kind would take memory and rows."""
     known = {f"known-{n}" for n in range(100)}
@@ -111,8 +127,26 @@ def test_the_number_of_kinds_is_bounded_but_for_those_with_a_handler() -> None:
     assert sum(tally.attempts for tally in found.values()) == 1100
 
 
+def test_the_number_of_queues_is_bounded_but_for_those_that_are_worked() -> None:
+    """A process rescues the jobs of all queues."""
+    figures = AttemptFigures({"job"})
+    for n in range(300):
+        figures.record(f"worked-{n}", "job", "completed", 0.1, 0.1)
+    for n in range(1000):
+        figures.record_lost(f"made-up-{n}", "job", "retried")
+    figures.record_lost("made-up-7", "job", "retried")
+    figures.record_lost("worked-299", "job", "retried")
+    found = figures.snapshot()
+    assert len(found) == 300 + 200 + 1 + 1
+    assert found[FigureKey(OTHER_QUEUES, "job", "retried")].attempts == 800
+    assert found[FigureKey("made-up-7", "job", "retried")].attempts == 2
+    assert found[FigureKey("worked-299", "job", "retried")].attempts == 1
+
+
 def test_an_attempt_whose_worker_vanished_has_no_duration() -> None:
     figures = AttemptFigures()
     figures.record_lost("q", "job", "retried")
     tally = figures.snapshot()[FigureKey("q", "job", "retried")]
-    assert (tally.attempts, tally.run.count, tally.wait.count) == (1, 0, 0)
+    assert (tally.attempts, tally.run.count, tally.wait.count, tally.lost) == (1, 0, 0, 1)
+    assert tally.plus(tally).lost == 2
+    assert tally.plus(tally, -1).lost == 0

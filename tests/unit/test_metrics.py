@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from bisect import bisect_left
 from typing import Any
 
 import pytest
 
 from pgjobs.clean_text import one_line
-from pgjobs.observe.figures import BOUNDS, AttemptFigures
+from pgjobs.observe.figures import BOUNDS, AttemptFigures, FigureKey, Tally
 from pgjobs.observe.metrics import (
     BUCKETS,
     METRICS,
@@ -64,6 +65,12 @@ def test_attempts_whose_worker_vanished_are_rescued_ones() -> None:
     found = scraped(as_text(samples_of_figures(figures.snapshot())))
     assert found["pgjobs_rescued_total", (("kind", "mail"), ("queue", "q"))] == 1
     assert found["pgjobs_attempts_total", (("kind", "mail"), ("outcome", "retried"), ("queue", "q"))] == 1
+
+
+def test_an_attempt_that_ends_while_the_figures_are_read_is_not_a_rescued_one() -> None:
+    """Its thread has counted it, but not yet the bucket of its duration."""
+    half = {FigureKey("q", "mail", "completed"): Tally(attempts=1)}
+    assert "pgjobs_rescued_total" not in as_text(samples_of_figures(half))
 
 
 @pytest.mark.parametrize("name", HOSTILE, ids=ascii)
@@ -121,7 +128,17 @@ def test_every_metric_is_named_as_prometheus_wants_it() -> None:
 class Child:
     """What ProcessMetrics asks of a child."""
 
-    report = Report(state=State.STARTING)
+    silent = False
+    reported_at = 0.0
+
+    def __init__(self, state: State = State.STARTING) -> None:
+        self.report = Report(state=state)
+        self.channel = self
+        self.asked: list[object] = []
+
+    def offer(self, message: object) -> bool:
+        self.asked.append(message)
+        return True
 
 
 def test_a_child_that_ends_leaves_its_counts_and_takes_its_gauges() -> None:
@@ -151,3 +168,39 @@ def test_a_child_that_ends_leaves_its_counts_and_takes_its_gauges() -> None:
     assert told() == {attempts: 2} | {key: value for key, value in told().items() if key[0] != attempts[0]}
     assert threads not in told()
     assert lasting(samples).keys() == samples.keys() - gauge.keys()
+
+
+def test_the_child_that_reported_last_is_asked_and_once_until_it_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pgjobs.processes.metrics.WAIT", 0)
+    first, second, third = children = [Child(State.READY) for _ in range(3)]
+    first.reported_at, second.reported_at, third.reported_at = 1, 2, 3
+    third.silent = True
+    metrics = ProcessMetrics()
+
+    def asked_of_each() -> list[int]:
+        metrics.text(children)  # type: ignore[arg-type]
+        metrics.text(children)  # type: ignore[arg-type]
+        return [len(child.asked) for child in children]
+
+    assert asked_of_each() == [0, 1, 0]
+    first.reported_at = 4
+    assert asked_of_each() == [1, 1, 0]
+    second.reported_at = 5
+    assert asked_of_each() == [1, 2, 0]
+    first.silent = second.silent = True
+    assert asked_of_each() == [1, 2, 0]
+
+
+def test_a_report_is_noted_while_the_text_is_rendered(monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics, child = ProcessMetrics(), Child()
+
+    def render(samples: Samples) -> str:
+        report = Report(state=State.READY, metrics=[])
+        noting = threading.Thread(target=metrics.note, args=(child, report), daemon=True)
+        noting.start()
+        noting.join(5)
+        assert not noting.is_alive(), "it waits for the lock"
+        return as_text(samples)
+
+    monkeypatch.setattr("pgjobs.processes.metrics.as_text", render)
+    assert "pgjobs_processes" in metrics.text([child])  # type: ignore[list-item]

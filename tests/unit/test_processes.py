@@ -120,6 +120,24 @@ def test_messages_arrive_whole_and_in_order() -> None:
     receiving.close()
 
 
+def test_an_offer_is_dropped_when_the_socket_is_full_and_what_is_sent_later_arrives() -> None:
+    ours, theirs = socket.socketpair()
+    sending, receiving = Channel(ours), Channel(theirs)
+    ours.setblocking(False)
+    theirs.setblocking(False)
+    offered = 0
+    while sending.offer("read gauges"):
+        offered += 1
+    received: list[Any] = []
+    while found := receiving.receive():
+        received += found
+    assert received == ["read gauges"] * offered
+    sending.send("stop")
+    assert receiving.receive() == ["stop"]
+    sending.close()
+    receiving.close()
+
+
 # --- arguments
 
 
