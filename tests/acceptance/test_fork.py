@@ -370,7 +370,7 @@ def test_a_worker_pool_of_the_child_works(client: Client, run: Any, before: str)
     printed = run(f"""
 import signal
 client = Client(dsn, schema=schema)
-work_map = {{"work": lambda tx, job: print(*job.attempted_by, os.getpid(), flush=True)}}
+work_map = {{"work": lambda tx, job: print(f"{{job.attempted_by[0]}} {{os.getpid()}}\\n", end="", flush=True)}}
 {made}
 client.enqueue(None, {{}}, kind="work")
 

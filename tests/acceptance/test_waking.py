@@ -282,12 +282,13 @@ def test_a_pool_is_called_once_until_it_sleeps_again(
     client: Client, connect: Connect, server: Tx, pool_of: Callable[..., WorkerPool]
 ) -> None:
     free = threading.Event()
-    pool_of(lambda tx, job: free.wait(20))
+    pool = pool_of(lambda tx, job: free.wait(20))
     ear, commits = connect(autocommit=True), connect(autocommit=True)
     listen(ear, client.schema)
     for _ in range(2):
         free.clear()
-        wait_until(lambda: armed(server, client) == ["default"])
+        # a thread that is about to sleep looks once more, and would take the job without being called
+        wait_until(lambda: inside.all_wait(pool, asleep=True) and armed(server, client) == ["default"])
         thing(client, commits)
         wait_until(lambda: armed(server, client) == [])
         for _ in range(5):
