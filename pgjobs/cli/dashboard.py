@@ -15,11 +15,11 @@ _HOST = "127.0.0.1"
 def add_parser(commands: Commands) -> None:
     parser = commands.add_parser("dashboard", help="serve the dashboard to browsers on this machine")
     parser.description = (
-        "Serve the dashboard on 127.0.0.1 until Ctrl-C. Whoever has an account on this machine may use it. To open it "
+        "Serve the dashboard on 127.0.0.1 until Ctrl-C. Every account of this machine may use it. To open it "
         "to others, mount it in your application, behind its login: `pgjobs guide dashboard` says how."
     )
     parser.add_argument("--port", type=number, default=8080, help="0 takes a free one (default: %(default)s)")
-    parser.add_argument("--read-only", action="store_true", help="let nobody change anything")
+    parser.add_argument("--read-only", action="store_true", help="allow no changes")
     parser.add_argument("--show-args", action="store_true", help="show args without being asked for them")
     add_database(parser, rights="pgjobs_operator, or of pgjobs_viewer with --read-only")
     parser.set_defaults(run=_serve)

@@ -129,7 +129,7 @@ def _args_of(job: Job[Any]) -> Any:
     """The args as JSON values, without those of secret fields."""
     try:
         args = job.args
-    except UndecodableArgs:  # then nobody knows which fields are secret
+    except UndecodableArgs:  # then it is not known which fields are secret
         return HIDDEN
     return json.loads(codec.redacted(type(args), job.raw_args) if is_dataclass(args) else job.raw_args)
 

@@ -54,7 +54,7 @@ Auth = Callable[[dict[str, Any]], User | None]
 
 
 def user_of(environ: dict[str, Any], auth: Auth | None) -> User:
-    """The user who sent the request. Raises Problem if nobody may see the dashboard with it."""
+    """The user who sent the request. Raises Problem if the request may not see the dashboard."""
     if auth is None:
         _check_local(environ)
         return User("local", "operator")

@@ -48,7 +48,7 @@ class Dashboard:
 
     - `auth`: a function of the WSGI environ that returns the `User` who sent the request, or None to refuse it. Without
       it the dashboard answers browsers on its own machine alone, and they may change everything.
-    - `read_only`: nobody may change anything, whatever `auth` says.
+    - `read_only`: every user is a viewer, whatever `auth` says.
     - `show_args`: show args, output and metadata at once; by default a page shows them when it is asked for them. A
       User with `sees_args=False` never sees them.
     - `render_args`: a function of a Job that returns its args as a text for people, or None for the JSON.

@@ -37,7 +37,7 @@ _CONFLICTS = (
 
 
 def problem_of(error: Exception) -> Problem:
-    """The error as a problem. One that nobody expects is logged, and its text is not shown."""
+    """The error as a problem. An unexpected one is logged, and its text is not shown."""
     if isinstance(error, Problem):
         return error
     if isinstance(error, HTTPException):

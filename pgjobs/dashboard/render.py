@@ -36,7 +36,7 @@ class Renderer:
 
 
 def bdi(text: object) -> Markup:
-    """A text of somebody else, which cannot change the direction of the texts around it."""
+    """A text from outside, such as a kind, which cannot change the direction of the texts around it."""
     return Markup("<bdi>{}</bdi>").format("" if text is None else str(text))
 
 

@@ -27,7 +27,7 @@ from pgjobs.work_map import WorkMap
 
 Response = werkzeug.Response
 
-NOBODY = User("nobody", sees_args=False)  # until the user of a request is known
+UNIDENTIFIED = User("nobody", sees_args=False)  # until the user of a request is known
 _LARGEST = 8 * 1024 * 1024  # bytes of a form: it may have the args of a job
 
 
@@ -62,7 +62,7 @@ class Request(werkzeug.Request):
         self.site = site
         self.urls = urls
         self.page = ""  # the name of the page
-        self.user = NOBODY
+        self.user = UNIDENTIFIED
         self.now = datetime.now(UTC)  # by the clock of the database, once `reading` has asked it
 
     @property
@@ -76,7 +76,7 @@ class Request(werkzeug.Request):
     @property
     def is_known(self) -> bool:
         """Whether it is known who sent the request. If not, an error page says nothing of the database."""
-        return self.user is not NOBODY
+        return self.user is not UNIDENTIFIED
 
     @property
     def may_change(self) -> bool:
