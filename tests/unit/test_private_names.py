@@ -52,12 +52,12 @@ USES: dict[str, set[str]] = {
     # db/own_pool.py uses `_lock`, `_nconns`, `_waiting` and `_maybe_grow_pool` of itself: see test_unreachable.py
     "_sched_runner": {"forking.py"},
     # SQLAlchemy
-    "_connections": {"contrib/sqlalchemy.py"},
-    "_connection_record": {"contrib/sqlalchemy.py"},
-    "_max_overflow": {"contrib/sqlalchemy.py"},
+    "_connections": {"contrib/sqlalchemy/checkout.py"},
+    "_connection_record": {"contrib/sqlalchemy/checkout.py", "contrib/sqlalchemy/connections.py"},
+    "_max_overflow": {"contrib/sqlalchemy/source.py"},
     # Django
     "_fixture_teardown": {"contrib/django/test.py"},
-    "_configure_connection": {"contrib/django/source.py"},
+    "_configure_connection": {"contrib/django/checkout.py"},
 }
 
 #: Private names of our own values.

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from pgjobs.clean_text import forget_details, one_line
-from pgjobs.contrib.django.source import AliasCheckout
+from pgjobs.contrib.django.checkout import AliasCheckout
 from pgjobs.db.borrow import borrow
-from pgjobs.db.checkout import Checkout
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.errors import InvalidTransaction
 from pgjobs.loggers import get_logger
@@ -28,15 +27,15 @@ class LentCheckout(AliasCheckout):
     borrowed = True
 
     def __init__(self, wrapper: Any) -> None:
-        if not wrapper.in_atomic_block:
-            raise InvalidTransaction(
-                f"{wrapper.alias!r} is in no atomic() block, so the jobs of the test could not be rolled back: use a "
-                "TestCase, or Jobs without a tx"
-            )
-        self._wrapper = wrapper
-        self._in_block = False
+        super().__init__(wrapper)
         self._before: dict[str, Any] = {}
-        Checkout.__init__(self)  # not that of AliasCheckout, which refuses such a block
+
+    def _check_wrapper(self) -> None:
+        if not self._wrapper.in_atomic_block:
+            raise InvalidTransaction(
+                f"{self._wrapper.alias!r} is in no atomic() block, so the jobs of the test could not be rolled back: "
+                "use a TestCase, or Jobs without a tx"
+            )
 
     def _get(self) -> AnyConnection:
         return borrow(self._wrapper)

@@ -12,7 +12,8 @@ from sqlalchemy.orm import Session
 
 from pgjobs.clean_text import one_line
 from pgjobs.contrib.flask.job_context import is_shared, job_context, share_session
-from pgjobs.contrib.sqlalchemy import EngineCheckout, SQLAlchemySource
+from pgjobs.contrib.sqlalchemy import SQLAlchemySource
+from pgjobs.contrib.sqlalchemy.checkout import EngineCheckout
 from pgjobs.db.checkout import Checkout
 from pgjobs.errors import InvalidSetting, InvalidTransaction
 from pgjobs.loggers import get_logger
