@@ -233,8 +233,8 @@ def test_settings_reach_the_client_and_the_pool_also_by_dotted_paths(shop: Proje
 @pytest.mark.parametrize(
     ("settings", "id", "said"),
     [
-        ({"QEUES": {"default": 10}}, "E001", "PGJOBS has no setting 'QEUES'; did you mean 'QUEUES'?"),
-        ({"queues": {"default": 10}}, "E001", "PGJOBS has no setting 'queues'; did you mean 'QUEUES'?"),
+        ({"QEUES": {"default": 10}}, "E001", "PGJOBS has no setting 'QEUES': is QUEUES meant?"),
+        ({"queues": {"default": 10}}, "E001", "PGJOBS has no setting 'queues': is QUEUES meant?"),
         ({"USING": "replica"}, "E002", "settings.DATABASES has no 'replica', but 'default'"),
         ({"QUEUES": {"default": "ten"}}, "E002", "'ten'"),
         ({"CRON": ["shop.jobs.nothing"]}, "E002", "PGJOBS['CRON'] has 'shop.jobs.nothing', which cannot be imported"),

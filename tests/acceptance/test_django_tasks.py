@@ -639,14 +639,14 @@ def test_with_one_attempt_a_task_whose_process_is_killed_has_failed(project: Tri
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"max_attempt": 3}, "no option 'max_attempt': is 'max_attempts' meant"),
-        ({"MAX_ATTEMPTS": 3}, "is 'max_attempts' meant"),
+        ({"max_attempt": 3}, "no option 'max_attempt': is max_attempts meant"),
+        ({"MAX_ATTEMPTS": 3}, "is max_attempts meant"),
         ({"retries": 3}, "no option 'retries'"),
         ({"max_attempts": 0}, "from 1 to 32767"),
         ({"timeout": 30}, "timedelta"),
         ({"timeout": timedelta(0)}, "timeout must be > 0"),
         ({"backoff": timedelta(seconds=5)}, "a function of"),
-        ({"backoff": "no.such.function"}, r"'no\.such\.function' cannot be imported"),
+        ({"backoff": "no.such.function"}, r"'no\.such\.function', which cannot be imported"),
         ({"detached": "yes"}, "True or False"),
         ("max_attempts", "must be a dict"),
     ],

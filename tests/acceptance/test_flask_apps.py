@@ -373,7 +373,7 @@ def test_an_unknown_setting_is_refused_with_the_one_that_is_meant(late: bool) ->
     app = make_app(PGJOBS_DSN=NOWHERE, **({} if late else wrong))
     with pytest.raises(InvalidSetting, match="there is no setting PGJOBS_QUEUE_S: is PGJOBS_QUEUES meant"):
         use_with(app, wrong)
-    with pytest.raises(InvalidSetting, match="no setting PGJOBS_XYZW: they are PGJOBS_DSN, and those of Client"):
+    with pytest.raises(InvalidSetting, match="no setting PGJOBS_XYZW: they are PGJOBS_DSN, PGJOBS_SCHEMA, "):
         Pgjobs(make_app(PGJOBS_XYZW=1))
 
 

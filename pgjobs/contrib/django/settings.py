@@ -14,31 +14,20 @@ path of CRON, HOOKS, MIDDLEWARE and ENQUEUE_MIDDLEWARE may lead to one object or
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterable, Mapping
-from difflib import get_close_matches
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from django.conf import settings
 from django.utils.module_loading import import_string
 
-from pgjobs.client import Client
+from pgjobs.contrib.keywords import Keywords, arguments, client_keywords, meant, pool_keywords
 from pgjobs.errors import InvalidSetting, shown, shown_name
-from pgjobs.worker_pool import WorkerPool
 
-
-def _keywords(of: Callable[..., object], without: set[str]) -> dict[str, str]:
-    parameters = inspect.signature(of).parameters.values()
-    return {p.name.upper(): p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in without}
-
-
-#: The settings of the client and of the pool, and the keyword argument that each is. Both have a `middleware`; the
-#: pool's `backoff` is the client's.
-CLIENT = {**_keywords(Client, {"id", "schema", "work_map", "middleware"}), "ENQUEUE_MIDDLEWARE": "middleware"}
-POOL = _keywords(WorkerPool, {"backoff"})
+_OF_CLIENT = client_keywords("id", "schema")
+_OF_POOL = pool_keywords()
 #: Those of the dashboard, in `PGJOBS["DASHBOARD"]`. Who may use it, the permissions of the project say.
-DASHBOARD = {"READ_ONLY": "read_only", "SHOW_ARGS": "show_args", "RENDER_ARGS": "render_args"}
-KNOWN = ("USING", "SCHEMA", "DASHBOARD", *CLIENT, *POOL)
+_OF_DASHBOARD = {"READ_ONLY": "read_only", "SHOW_ARGS": "show_args", "RENDER_ARGS": "render_args"}
+_KNOWN = ("USING", "SCHEMA", "DASHBOARD", *_OF_CLIENT, *_OF_POOL)
 
 _OBJECTS = ("BACKOFF", "CONTEXT", "ERROR_HANDLER", "UNKNOWN_KINDS", "RENDER_ARGS")
 _LISTS = ("CRON", "HOOKS", "MIDDLEWARE", "ENQUEUE_MIDDLEWARE")
@@ -56,33 +45,27 @@ def schema() -> str:
 
 def client_settings() -> dict[str, Any]:
     """The keyword arguments of the client. Raises InvalidSetting if one of the settings is unknown."""
-    return _chosen(CLIENT)
+    return _chosen(_OF_CLIENT)
 
 
 def pool_settings() -> dict[str, Any]:
     """The keyword arguments of the worker pool. Raises InvalidSetting if one of the settings is unknown."""
-    return _chosen(POOL)
+    return _chosen(_OF_POOL)
 
 
 def dashboard_settings() -> dict[str, Any]:
     """The keyword arguments of the dashboard. Raises InvalidSetting."""
     given = _given().get("DASHBOARD", {})
-    if not isinstance(given, Mapping) or not DASHBOARD.keys() >= given.keys():
+    if not isinstance(given, Mapping) or not _OF_DASHBOARD.keys() >= given.keys():
         raise InvalidSetting(
-            f"PGJOBS['DASHBOARD'] must be a dict of some of {', '.join(DASHBOARD)}, not {shown(given)}"
+            f"PGJOBS['DASHBOARD'] must be a dict of some of {', '.join(_OF_DASHBOARD)}, not {shown(given)}"
         )
-    return {DASHBOARD[name]: _value(name, value) for name, value in given.items()}
+    return {_OF_DASHBOARD[name]: _value(name, value) for name, value in given.items()}
 
 
 def unknown() -> list[str]:
     """What is wrong with each setting that does not exist."""
-    return [_refused(name) for name in _given() if name not in KNOWN]
-
-
-def _refused(name: object) -> str:
-    near = get_close_matches(str(name).upper(), KNOWN, 1)
-    meant = f"did you mean {near[0]!r}? " if near else ""
-    return f"PGJOBS has no setting {shown(name)}; {meant}the settings are {', '.join(KNOWN)}"
+    return [f"PGJOBS has no setting {shown(name)}: {meant(name, _KNOWN)}" for name in _given() if name not in _KNOWN]
 
 
 def _given() -> Mapping[str, Any]:
@@ -99,17 +82,17 @@ def _text(name: str, default: str) -> str:
     return value
 
 
-def _chosen(keywords: Mapping[str, str]) -> dict[str, Any]:
+def _chosen(keywords: Keywords) -> dict[str, Any]:
     for problem in unknown():
         raise InvalidSetting(problem)
-    return {keywords[name]: _value(name, value) for name, value in _given().items() if name in keywords}
+    return arguments(_given(), keywords, _value)
 
 
 def _value(name: str, value: Any) -> Any:
     if name in _OBJECTS:
-        return _imported(name, value)
+        return imported(f"PGJOBS[{name!r}]", value)
     if name in _LISTS:
-        return [each for part in _listed(value) for each in _listed(_imported(name, part))]
+        return [each for part in _listed(value) for each in _listed(imported(f"PGJOBS[{name!r}]", part))]
     return value
 
 
@@ -118,11 +101,13 @@ def _listed(value: Any) -> Iterable[Any]:
     return value if isinstance(value, Iterable) and not isinstance(value, str) else [value]
 
 
-def _imported(name: str, value: Any) -> Any:
+def imported(where: str, value: Any) -> Any:
+    """The object that a dotted path leads to; any other value as it is. Raises InvalidSetting, which names `where` the
+    path stands."""
     if not isinstance(value, str) or "." not in value:
         return value
     try:
         found: Any = import_string(value)
     except ImportError as error:
-        raise InvalidSetting(f"PGJOBS[{name!r}] has {value!r}, which cannot be imported: {error}") from error
+        raise InvalidSetting(f"{where} has {value!r}, which cannot be imported: {error}") from error
     return found

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
-from difflib import get_close_matches
 from typing import Any, Literal
-
-from django.utils.module_loading import import_string
 
 from pgjobs import checks
 from pgjobs.backoff import Backoff
+from pgjobs.contrib.django.settings import imported
+from pgjobs.contrib.keywords import meant
 from pgjobs.errors import InvalidSetting, shown
 from pgjobs.job import Job
 from pgjobs.outages import kind_of
@@ -75,20 +74,8 @@ def read_options(given: object) -> TaskOptions:
     known = [field.name for field in fields(TaskOptions)]
     for name in given:
         if name not in known:
-            near = get_close_matches(str(name).lower(), known, 1)
-            meant = f"is {near[0]!r} meant?" if near else f"the options are {', '.join(known)}"
-            raise InvalidSetting(f"there is no option {shown(name)}: {meant}")
-    options = dict(given)
-    if isinstance(options.get("backoff"), str):
-        options["backoff"] = _imported(options["backoff"])
-    return TaskOptions(**options)
-
-
-def _imported(path: str) -> Any:
-    try:
-        return import_string(path)
-    except ImportError as error:
-        raise InvalidSetting(f"backoff {path!r} cannot be imported: {error}") from error
+            raise InvalidSetting(f"there is no option {shown(name)}: {meant(name, known)}")
+    return TaskOptions(**{**given, "backoff": imported("the option backoff", given.get("backoff"))})
 
 
 def _of_surroundings(error: BaseException) -> bool:
