@@ -13,8 +13,8 @@ from pgjobs.clean_text import one_line
 from pgjobs.db.repair import SchemaRepair
 from pgjobs.db.source import PoolSource
 from pgjobs.observe.doctor import horizon, server, tables, work
-from pgjobs.observe.doctor.check import Check, Problem
-from pgjobs.observe.doctor.finding import Finding, Severity
+from pgjobs.observe.doctor.check import Check, Problem, notice, warning
+from pgjobs.observe.doctor.finding import Finding
 from pgjobs.observe.doctor.queries import Look
 
 CHECKS = (*tables.CHECKS, *work.CHECKS, *horizon.CHECKS, *server.CHECKS)
@@ -50,19 +50,16 @@ def _findings(check: Check, look: Look, *, include_ok: bool) -> list[Finding]:
 
 def _could_not_look(error: Exception) -> Problem:
     if isinstance(error, psycopg.errors.InsufficientPrivilege):
-        return Problem(
-            Severity.NOTICE,
+        return notice(
             f"could not look: {one_line(error)}",
             "run it as a role with more rights: pgjobs_viewer, granted without --hide-args, or the owner of the tables",
         )
     if isinstance(error, psycopg.errors.QueryCanceled):
-        return Problem(
-            Severity.WARNING,
+        return warning(
             "could not look: the server took more than 5 s to answer",
             "run it again when the server is less busy",
         )
-    return Problem(
-        Severity.WARNING,
+    return warning(
         f"could not look: {type(error).__name__}: {one_line(error)}",
         "run it again; if that does not help, the error says what is in the way",
     )

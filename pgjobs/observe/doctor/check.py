@@ -19,6 +19,18 @@ class Problem(NamedTuple):
     advice: str
 
 
+def notice(what: str, advice: str) -> Problem:
+    return Problem(Severity.NOTICE, what, advice)
+
+
+def warning(what: str, advice: str) -> Problem:
+    return Problem(Severity.WARNING, what, advice)
+
+
+def critical(what: str, advice: str) -> Problem:
+    return Problem(Severity.CRITICAL, what, advice)
+
+
 @dataclass(frozen=True, slots=True)
 class Check:
     """One check. `fine` says what is so if it finds nothing, `why` why its findings matter."""

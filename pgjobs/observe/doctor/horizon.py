@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import timedelta
 
-from pgjobs.observe.doctor.check import Check, Problem, by_age, count, name, size, span
-from pgjobs.observe.doctor.finding import Severity
+from pgjobs.observe.doctor.check import Check, Problem, by_age, count, name, notice, size, span, warning
 from pgjobs.observe.doctor.queries import Look
 
 # A transaction of minutes does no harm.
@@ -36,8 +35,7 @@ def _transactions(look: Look) -> Iterator[Problem]:
         )
     hidden = look.hidden_sessions()
     if hidden:
-        yield Problem(
-            Severity.NOTICE,
+        yield notice(
             f"could not look: this role may not see what {count(hidden, 'session')} of other roles do",
             "run it as a superuser, or GRANT pg_read_all_stats to this role",
         )
@@ -57,8 +55,7 @@ def _slots(look: Look) -> Iterator[Problem]:
         reasons = [f"holds back {count(held, 'transaction')}"] if held > HELD_TRANSACTIONS else []
         reasons += [f"retains {size(retained)} of WAL"] if retained > RETAINED_WAL else []
         if reasons:
-            yield Problem(
-                Severity.WARNING,
+            yield warning(
                 f"the {sort} replication slot {name(slot)}, which is {'in use' if active else 'not in use'}, "
                 f"{' and '.join(reasons)}",
                 "let its reader catch up; if it has none any more, SELECT pg_drop_replication_slot(slot_name)",
@@ -67,8 +64,7 @@ def _slots(look: Look) -> Iterator[Problem]:
 
 def _standbys(look: Look) -> Iterator[Problem]:
     for application, address, held in look.standbys(HELD_TRANSACTIONS):
-        yield Problem(
-            Severity.WARNING,
+        yield warning(
             f"the standby {name(application)} at {address or 'this host'} holds back {count(held, 'transaction')} by "
             "hot_standby_feedback",
             "end the long queries on the standby, or set hot_standby_feedback = off there",

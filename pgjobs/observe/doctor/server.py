@@ -9,7 +9,7 @@ from secrets import token_hex
 from pgjobs.db.channel import channel, listen
 from pgjobs.db.source import SPARE_CONNECTIONS
 from pgjobs.errors import PoolTooSmall
-from pgjobs.observe.doctor.check import Check, Problem, count
+from pgjobs.observe.doctor.check import Check, Problem, count, critical, notice, warning
 from pgjobs.observe.doctor.finding import Severity
 from pgjobs.observe.doctor.queries import Look
 
@@ -30,14 +30,12 @@ _ROLE = "ALTER ROLE ... (or ALTER DATABASE ...) SET {}, or change postgresql.con
 def _server(look: Look) -> Iterator[Problem]:
     standby, version, *_ = look.server_state()
     if standby:
-        yield Problem(
-            Severity.CRITICAL,
+        yield critical(
             "the server is a standby, which accepts no writes",
             "connect to the primary: target_session_attrs=read-write in the connection string finds it",
         )
     if version // 10000 < OLDEST_VERSION:
-        yield Problem(
-            Severity.CRITICAL,
+        yield critical(
             f"the server is Postgres {version // 10000}",
             f"upgrade it to Postgres {OLDEST_VERSION} or newer",
         )
@@ -63,22 +61,19 @@ def _settings(look: Look) -> Iterator[Problem]:
         if values[setting] == "off":
             yield Problem(severity, f"{setting} is off: {harm}", _AS_SUPERUSER.format(setting))
     if values["synchronous_commit"] == "off":
-        yield Problem(
-            Severity.WARNING,
+        yield warning(
             "synchronous_commit is off: a crash of the server undoes what was committed in the last fraction of a "
             "second, enqueued jobs among it",
             f"{_ROLE.format('synchronous_commit = on')}. For queues that may lose that, durability='relaxed' does the "
             "same for their jobs alone: `pgjobs guide batches`",
         )
     if values["default_transaction_read_only"] == "on":
-        yield Problem(
-            Severity.CRITICAL,
+        yield critical(
             "default_transaction_read_only is on: this role can neither enqueue nor work",
             _ROLE.format("default_transaction_read_only = off"),
         )
     if values[_ISOLATION] not in ("read committed", "read uncommitted"):
-        yield Problem(
-            Severity.NOTICE,
+        yield notice(
             f"{_ISOLATION} is {values[_ISOLATION]!r}: an enqueue of a unique job may fail with SQLSTATE 40001, while "
             "handlers always run in READ COMMITTED",
             "let the application repeat such transactions; handlers that rely on more must lock their rows",
@@ -89,16 +84,14 @@ def _settings(look: Look) -> Iterator[Problem]:
 def _timeouts(values: dict[str, int]) -> Iterator[Problem]:
     for setting in ("statement_timeout", "lock_timeout"):
         if 0 < values[setting] < _SHORT_STATEMENT:
-            yield Problem(
-                Severity.NOTICE,
+            yield notice(
                 f"{setting} is {values[setting]} ms for this role: it cuts off the statements of handlers too, and "
                 "their attempts fail",
                 f"{_ROLE.format(f'{setting} = 0')} for the role of the workers, if that is not meant",
             )
     idle = values["idle_in_transaction_session_timeout"]
     if 0 < idle < _SHORT_IDLE:
-        yield Problem(
-            Severity.NOTICE,
+        yield notice(
             f"idle_in_transaction_session_timeout is {idle} ms: a transaction of the application that enqueues, and "
             "then waits for something else for so long, is lost with its jobs. Transactions of handlers are not",
             "end transactions before calls to other systems, or raise it to 10 s or more",
@@ -126,8 +119,7 @@ def _worker_connections(look: Look) -> Iterator[Problem]:
     processes, threads = look.living()
     needed = threads + _CONNECTIONS_OF_A_PROCESS * processes
     if needed > most:
-        yield Problem(
-            Severity.WARNING,
+        yield warning(
             f"the {processes} worker processes need {needed} connections when all their {threads} threads run jobs, "
             f"and the server allows {most}",
             "use fewer threads, raise max_connections, or put PgBouncer in between",
@@ -139,11 +131,10 @@ def _pool(look: Look) -> Iterator[Problem]:
         if look.threads:
             look.source.ensure_size(look.threads, grow=False)
     except PoolTooSmall as error:
-        yield Problem(Severity.WARNING, str(error), "give the pool more connections, or the worker pool fewer threads")
+        yield warning(str(error), "give the pool more connections, or the worker pool fewer threads")
     failed = look.source.pool.get_stats().get("requests_errors", 0)
     if failed:
-        yield Problem(
-            Severity.WARNING,
+        yield warning(
             f"{count(failed, 'call')} in this process got no connection of the pool in time (max_size="
             f"{look.source.pool.max_size})",
             f"let the pool have a connection for each thread and {SPARE_CONNECTIONS} to spare, and return them soon",
@@ -157,8 +148,7 @@ def _is_direct(look: Look) -> bool:
 
 def _pooler(look: Look) -> Iterator[Problem]:
     if not _is_direct(look):
-        yield Problem(
-            Severity.NOTICE,
+        yield notice(
             "this connection leads through a pooler: no notification arrives, and nothing is prepared",
             "give worker pools listen_dsn=, a direct connection, or listen=False if polling is enough: "
             "`pgjobs guide production`",
@@ -175,8 +165,7 @@ def _listen(look: Look) -> Iterator[Problem]:
         Look(sending, look.schema, look.source, 0).notify(channel(throw_away))
         heard = list(listening.notifies(timeout=_LISTEN_WAIT, stop_after=1))
     if not heard:
-        yield Problem(
-            Severity.WARNING,
+        yield warning(
             f"a notification that was sent on one connection did not arrive on another within {_LISTEN_WAIT:g} s",
             "look whether the connection string leads to one server alone, and directly; until then jobs are found by "
             "polling",

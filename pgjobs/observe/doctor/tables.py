@@ -11,7 +11,7 @@ from pgjobs.db.repair import TABLES, SchemaRepair
 from pgjobs.db.roles import LEAST, least_rights
 from pgjobs.db.shape import SHAPE
 from pgjobs.errors import MigrationError
-from pgjobs.observe.doctor.check import Check, Problem, name, size, span
+from pgjobs.observe.doctor.check import Check, Problem, critical, name, notice, size, span, warning
 from pgjobs.observe.doctor.finding import Severity
 from pgjobs.observe.doctor.queries import Look
 
@@ -33,21 +33,19 @@ def _schema(look: Look) -> Iterator[Problem]:
     try:
         migrate.check_versions(look.conn, look.schema)
     except MigrationError as error:
-        yield Problem(Severity.CRITICAL, str(error), _MIGRATE)
+        yield critical(str(error), _MIGRATE)
         return
     expected, found = set(SHAPE.splitlines()), set(SchemaRepair(look.schema).shape(look.conn))
     missing = [line for line in sorted(expected - found) if not line.startswith("index ")]
     if missing:
-        yield Problem(
-            Severity.CRITICAL,
+        yield critical(
             f"schema {look.schema!r} differs from version {max(migration_plan.versions())}: there is no "
             f"{_listed(missing)}",
             f"make it again: {_SQL}; or restore the schema from a dump",
         )
     foreign = [line for line in sorted(found - expected - {_BY_TIME}) if _is_of_our_table(line)]
     if foreign:
-        yield Problem(
-            Severity.NOTICE,
+        yield notice(
             f"our tables have what no migration made: {_listed(foreign)}",
             "nothing, if the application made it; it costs every job, and a trigger or rule may refuse changes",
         )
@@ -67,8 +65,7 @@ def _functions(look: Look) -> Iterator[Problem]:
     repair = SchemaRepair(look.schema)
     outdated = {each[0]: each[1] for each in repair.outdated_functions(look.conn)}
     if outdated:
-        yield Problem(
-            Severity.CRITICAL,
+        yield critical(
             f"functions still use the old name {', '.join(set(map(name, outdated.values())))} of the schema: "
             f"{_listed(sorted(outdated))}",
             _MIGRATE,
@@ -80,8 +77,7 @@ def _functions(look: Look) -> Iterator[Problem]:
         if function in expected and function not in outdated and expected[function] != _spaced(body)
     )
     if changed:
-        yield Problem(
-            Severity.WARNING,
+        yield warning(
             f"functions are not those of this version: {_listed(changed)}",
             f"replace them by those of this version: {_SQL}",
         )
@@ -103,8 +99,7 @@ def _indexes(look: Look) -> Iterator[Problem]:
     known = {line.split(" ")[2]: line.split(" ")[1] for line in SHAPE.splitlines() if line.startswith("index ")}
     found = {row[0]: row[1:] for row in look.indexes(_OURS)}
     for index in sorted(known.keys() - found.keys()):
-        yield Problem(
-            Severity.CRITICAL,
+        yield critical(
             f"the index {name(index)} of table {known[index]} is missing",
             f"make it again, with CREATE INDEX CONCURRENTLY: {_SQL}",
         )
@@ -112,8 +107,7 @@ def _indexes(look: Look) -> Iterator[Problem]:
         if not valid:
             yield _invalid(index, table, is_ours=index in known)
         elif bytes > LARGE and bytes > _BYTES_OF_ENTRY * max(entries, 1.0):
-            yield Problem(
-                Severity.WARNING,
+            yield warning(
                 f"the index {name(index)} takes {size(bytes)} for {max(entries, 0):.0f} entries",
                 "REINDEX INDEX CONCURRENTLY as the owner of the table. A worker pool does so each day (reindex_at), "
                 "if its role owns the tables",
@@ -134,14 +128,12 @@ def _invalid(index: str, table: str, *, is_ours: bool) -> Problem:
 def _vacuum(look: Look) -> Iterator[Problem]:
     for table, dead, live, seconds, switched_off, *_ in look.tables(_OURS):
         if switched_off:
-            yield Problem(
-                Severity.WARNING,
+            yield warning(
                 f"autovacuum is switched off for table {table}",
                 f"ALTER TABLE {look.schema}.{table} RESET (autovacuum_enabled)",
             )
         if dead > max(MANY_DEAD_ROWS, _DEAD_SHARE * live) and seconds > LONG_WITHOUT_VACUUM:
-            yield Problem(
-                Severity.WARNING,
+            yield warning(
                 f"table {table} has {dead} dead rows beside {live} living ones, and no vacuum has ended for "
                 f"{span(seconds)}",
                 f"VACUUM {look.schema}.{table}; look at the checks transactions, prepared, slots and standbys, and "
@@ -152,8 +144,7 @@ def _vacuum(look: Look) -> Iterator[Problem]:
 def _bloat(look: Look) -> Iterator[Problem]:
     for table, *_, bytes, rows in look.tables(_OURS):
         if bytes > LARGE and bytes > _BYTES_OF_ROW * max(rows, 1.0):
-            yield Problem(
-                Severity.WARNING,
+            yield warning(
                 f"table {table} takes {size(bytes)} for {max(rows, 0):.0f} rows",
                 f"when the workers are stopped: VACUUM FULL {look.schema}.{table}; while they work: pg_repack. Then "
                 "look at what held vacuum back",
@@ -162,16 +153,14 @@ def _bloat(look: Look) -> Iterator[Problem]:
 
 def _ids(look: Look) -> Iterator[Problem]:
     if not look.may_read_ids():
-        yield Problem(
-            Severity.NOTICE,
+        yield notice(
             "could not look: this role may not read the sequence job_id_seq",
             "run it as the owner of the tables, or as a role that enqueues many jobs",
         )
     used = SchemaRepair(look.schema).used_ids(look.conn)
     if used is not None:
         next, greatest = used
-        yield Problem(
-            Severity.CRITICAL,
+        yield critical(
             f"the next id is {next}, but there are jobs up to {greatest}: enqueuing will fail",
             f"{_MIGRATE}; the start of a worker pool does it too",
         )
@@ -179,8 +168,7 @@ def _ids(look: Look) -> Iterator[Problem]:
 
 def _publications(look: Look) -> Iterator[Problem]:
     for problem in SchemaRepair(look.schema).publication_problems(look.conn):
-        yield Problem(
-            Severity.CRITICAL,
+        yield critical(
             problem,
             "let the table have REPLICA IDENTITY DEFAULT, and publish it without a row filter and list of columns",
         )
@@ -196,8 +184,7 @@ def _rights(look: Look) -> Iterator[Problem]:
     for role, kind in granted:
         missing = _missing_rights(look, role, kind)
         if missing:
-            yield Problem(
-                Severity.WARNING,
+            yield warning(
                 f"role {name(role)}, which is like pgjobs_{kind}, lacks rights: {_listed(missing)}",
                 "run `pgjobs roles --sql` as the owner of the tables again, as after each migration",
             )

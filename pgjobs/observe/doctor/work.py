@@ -7,7 +7,7 @@ from datetime import timedelta
 
 from pgjobs.clean_text import one_line
 from pgjobs.db.repair import DUTIES
-from pgjobs.observe.doctor.check import Check, Problem, count, name, span
+from pgjobs.observe.doctor.check import Check, Problem, count, critical, name, notice, span, warning
 from pgjobs.observe.doctor.finding import Severity
 from pgjobs.observe.doctor.queries import Look
 
@@ -29,14 +29,13 @@ def _workers(look: Look) -> Iterator[Problem]:
         return
     waiting = [row for row in look.waiting_queues() if row[1] > LEFT_ALONE.total_seconds()]
     if waiting:
-        yield Problem(
-            Severity.CRITICAL,
+        yield critical(
             f"no worker process is alive, and jobs wait in {count(len(waiting), 'queue')}, the longest for "
             f"{span(waiting[0][1])}",
             f"{_START}; if they run, look at their log: they renew their row in the table worker each 5 seconds",
         )
     else:
-        yield Problem(Severity.NOTICE, "no worker process is alive, but no job waits for one", _START)
+        yield notice("no worker process is alive, but no job waits for one", _START)
 
 
 def _queues(look: Look) -> Iterator[Problem]:
@@ -44,31 +43,31 @@ def _queues(look: Look) -> Iterator[Problem]:
     for queue, waited, paused, workers in look.waiting_queues():
         if paused is not None:
             if paused > LONG_PAUSE.total_seconds():
-                yield Problem(
-                    Severity.NOTICE,
+                yield notice(
                     f"queue {name(queue)} has been paused for {span(paused)}, and jobs wait in it",
                     f"`pgjobs queues resume {name(queue)}`, if it is not meant to be",
                 )
         elif processes and not workers and waited > LEFT_ALONE.total_seconds():
-            yield Problem(
-                Severity.WARNING,
+            yield warning(
                 f"no worker process works queue {name(queue)}, in which a job has waited for {span(waited)}",
                 "give a worker pool this queue (queues=), or correct the queue= of the enqueue",
             )
 
 
+def _such_as(id: int, queue: str) -> str:
+    return f"such as job {id} in queue {name(queue)}"
+
+
 def _kinds(look: Look) -> Iterator[Problem]:
     advice = "deploy workers whose WorkMap has the kind, or correct its name; to handle all others: unknown_kinds="
     for kind, jobs, id, queue in look.unknown_kinds(LEFT_ALONE):
-        yield Problem(
-            Severity.WARNING,
+        yield warning(
             f"no worker process has a handler for kind {name(kind)}, of which {count(jobs, 'job')} at the head of "
-            f"the queues wait, such as job {id} in queue {name(queue)}",
+            f"the queues wait, {_such_as(id, queue)}",
             advice,
         )
     for kind, jobs, id, queue in look.failed_kinds():
-        yield Problem(
-            Severity.WARNING,
+        yield warning(
             f"no worker process has a handler for kind {name(kind)}, for which {count(jobs, 'job')} failed, such as "
             f"job {id} in queue {name(queue)}",
             advice,
@@ -77,19 +76,16 @@ def _kinds(look: Look) -> Iterator[Problem]:
 
 def _snoozes(look: Look) -> Iterator[Problem]:
     for kind, jobs, most, id, queue in look.snoozing_jobs(MANY_SNOOZES):
-        yield Problem(
-            Severity.WARNING,
-            f"{count(jobs, 'job')} of kind {name(kind)}, such as job {id} in queue {name(queue)}, snoozed up to {most} "
-            "times",
+        yield warning(
+            f"{count(jobs, 'job')} of kind {name(kind)}, {_such_as(id, queue)}, snoozed up to {most} times",
             "a snooze uses no attempt: let the handler raise Cancel or Discard when what it waits for does not come",
         )
 
 
 def _vanished(look: Look) -> Iterator[Problem]:
     for kind, jobs, most, id, queue in look.vanished_attempts():
-        yield Problem(
-            Severity.WARNING,
-            f"{count(jobs, 'job')} of kind {name(kind)}, such as job {id} in queue {name(queue)}, had up to {most} "
+        yield warning(
+            f"{count(jobs, 'job')} of kind {name(kind)}, {_such_as(id, queue)}, had up to {most} "
             "attempts whose worker vanished",
             "look in the log of the system whether the process was killed for its memory, and for crashes of native "
             f"code; `pgjobs show {id}` has the times. `pgjobs cancel {id}` stops one",
@@ -100,26 +96,22 @@ def _schedules(look: Look) -> Iterator[Problem]:
     processes, _ = look.living()
     for schedule, error, overdue, unseen, failing in look.schedules():
         if error is not None:
-            yield Problem(
-                Severity.WARNING,
+            yield warning(
                 f"schedule {name(schedule)} cannot tick: {one_line(error, 200)}",
                 f"correct it in the code, or in the row: `pgjobs schedules show {name(schedule)}`",
             )
         elif unseen is not None and unseen > NO_LONGER_IN_CODE.total_seconds():
-            yield Problem(
-                Severity.NOTICE,
+            yield notice(
                 f"for {span(unseen)} no worker process has had schedule {name(schedule)} in its code",
                 f"start a worker pool with it (cron=), or `pgjobs schedules remove {name(schedule)}`",
             )
         elif processes and overdue is not None and overdue > LEFT_ALONE.total_seconds():
-            yield Problem(
-                Severity.WARNING,
+            yield warning(
                 f"schedule {name(schedule)} has been due for {span(overdue)}",
                 "look in the log of the workers for pgjobs.schedules; a transaction may have locked its row",
             )
         if failing:
-            yield Problem(
-                Severity.WARNING,
+            yield warning(
                 f"the last three jobs of schedule {name(schedule)} were discarded",
                 "`pgjobs list --state discarded` shows them, `pgjobs show ID` their errors",
             )
@@ -129,8 +121,7 @@ def _duties(look: Look) -> Iterator[Problem]:
     duties = look.duties()
     missing = [duty for duty in DUTIES if duty not in duties]
     if missing:
-        yield Problem(
-            Severity.CRITICAL,
+        yield critical(
             f"table maintenance has no rows for {', '.join(missing)}, as after a TRUNCATE",
             "start a worker pool, or run `pgjobs migrate`",
         )
@@ -148,8 +139,7 @@ def _duties(look: Look) -> Iterator[Problem]:
                 "role of the workers lacks a right",
             )
     if due is not None:
-        yield Problem(
-            Severity.WARNING,
+        yield warning(
             f"a job that is due for {span(due)} has not been made available",
             "look in the log of the workers for pgjobs.maintenance; a trigger, CHECK or policy of the application may "
             "refuse the change, or a transaction may have locked its row",
