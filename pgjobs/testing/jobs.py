@@ -115,8 +115,7 @@ class Jobs(Enqueued):
         that has ended.
         """
         self._runner()
-        new = args if isinstance(args, NewJob) and kind is None and not options else NewJob(args, kind=kind, **options)
-        return self.perform_stored(self.client.enqueue(self.tx, new))
+        return self.perform_stored(self.client.enqueue(self.tx, args, kind=kind, **options))
 
     @overload
     def perform_stored(self, job: Job[Args]) -> Performed[Args]: ...
