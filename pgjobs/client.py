@@ -38,9 +38,11 @@ from pgjobs.enqueuing.queries import EnqueueQueries
 from pgjobs.errors import InvalidArgs, InvalidOption, JobNotFound, shown
 from pgjobs.events import Event, EventKind, EventName, Events, QueueEvent, QueueEventKind, QueueEventName, Subscription
 from pgjobs.execution.claimer import Claimer
+from pgjobs.execution.decider import Decider
 from pgjobs.execution.finisher import Finisher
 from pgjobs.execution.lock_job import lock_job
 from pgjobs.execution.queries import ExecutionQueries
+from pgjobs.execution.report import Reporter
 from pgjobs.forking import PerProcess, check_pool, this_process
 from pgjobs.hooks import AsyncEnqueueMiddleware, EnqueueMiddleware, HookCalls, Hooks, checked_hooks
 from pgjobs.job import Job, changed
@@ -655,12 +657,9 @@ class Client:
             queue = found.queue
         claimer = Claimer(self.queries, self._work_map or WorkMap(), worker=self.id)
         finisher = Finisher(
-            queries=self.queries,
             claimer=claimer,
-            backoff=self.backoff,
-            hooks=self.hooks,
-            events=self.events,
-            error_details=self.error_details,
+            decider=Decider(backoff=self.backoff, error_details=self.error_details),
+            reporter=Reporter(hooks=self.hooks, events=self.events),
         )
         with (
             advised(self.schema),

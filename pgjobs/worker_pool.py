@@ -24,10 +24,11 @@ from pgjobs.db.cursors import AnyConnection
 from pgjobs.errors import InvalidHandler, InvalidSetting, JobStopped, UsedAfterFork, WorkerPoolError
 from pgjobs.execution.attempt import AT_STOP, Attempt
 from pgjobs.execution.claimer import Claimer
+from pgjobs.execution.decider import Decider
 from pgjobs.execution.executor import Executor
 from pgjobs.execution.finisher import Finisher
 from pgjobs.execution.job_log import JobLog
-from pgjobs.execution.report import how_it_was_lost
+from pgjobs.execution.report import Reporter, how_it_was_lost
 from pgjobs.execution.watchdog import Watchdog
 from pgjobs.forking import this_process
 from pgjobs.hooks import ErrorHandler, Middleware
@@ -246,16 +247,15 @@ class WorkerPool:
         return Executor(
             claimer=claimer,
             finisher=Finisher(
-                queries=client.queries,
                 claimer=claimer,
-                backoff=backoff,
-                error_handler=error_handler,
-                hooks=client.hooks,
-                events=client.events,
-                error_details=client.error_details,
-                job_log=self._job_log,
-                count=self._figures.record,
-                on_due_soon=self._context.promote_soon,
+                decider=Decider(backoff=backoff, error_handler=error_handler, error_details=client.error_details),
+                reporter=Reporter(
+                    hooks=client.hooks,
+                    events=client.events,
+                    job_log=self._job_log,
+                    count=self._figures.record,
+                    on_due_soon=self._context.promote_soon,
+                ),
             ),
             watchdog=Watchdog(
                 on_severed=self._on_severed,

@@ -17,10 +17,10 @@ Who calls whom when a worker thread (workers/worker_threads.py) runs one job aft
       Claimer.next_claim             the claim that goes in the message of the finish, if there may be one
       Finisher.finish                finisher.py
         ExecutionQueries.complete    it returned: completion, COMMIT, and the next claim and lock, in one message
-        Finisher.decide              it raised: outcome.py
+        Decider.decide               it raised: decider.py, by the rules of outcome.py
         ExecutionQueries.fail        rolls its writes back, writes the outcome, COMMIT
-        ExecutionQueries.finish_late the same in a new transaction, when the old one is gone
-        Finisher.report              report.py: the log, the hooks and the subscribers
+        LateFinish.finish            late_finish.py: the same in a new transaction, when the old one is gone
+        Reporter.report              report.py: the figures, the log, the hooks and the subscribers
       returns the next job, which is claimed and locked already
 
 In batches, `Batches.run_next` (batch.py) does this for many jobs in one transaction: with the same Claimer, the same

@@ -165,7 +165,8 @@ class Batch:
     def __post_init__(self) -> None:
         self.executor = self.batches.executor
         self.checkout = self.slot.checkout
-        self.finisher = self.executor.finisher
+        finisher = self.executor.finisher
+        self.decider, self.reporter, self.late = finisher.decider, finisher.reporter, finisher.late
         self.jobs = self.found.jobs
 
     def run(self, ends: Callable[[], bool]) -> None:
@@ -249,7 +250,7 @@ class Batch:
             attempt.reason.__cause__ = ended
             ended = attempt.reason
         if savepoints.culprit is None:
-            attempt.context.run(self.finisher.decide, attempt, ended)
+            attempt.context.run(self.decider.decide, attempt, ended)
             self.errors[attempt.job.id] = ended
             clear_frames(ended)
 
@@ -307,17 +308,17 @@ class Batch:
         return record
 
     def _report_all(self, completed: FinishResult, failed: Sequence[FinishResult], took: float) -> None:
-        finisher, others = self.finisher, iter(failed)
-        if not (self.errors or finisher.reports):
+        reporter, others = self.reporter, iter(failed)
+        if not (self.errors or reporter.reports_completed):
             for attempt in self.ran:
-                finisher.count_ended(attempt, COMPLETED, completed.state)
+                reporter.count_ended(attempt, COMPLETED, completed.state)
             return
         for attempt in self.ran:
             error = self.errors.get(attempt.job.id)
             if error is None:
-                _call_in_context(attempt, finisher.report, attempt, COMPLETED, completed, None, took)
+                _call_in_context(attempt, reporter.report, attempt, COMPLETED, completed, None, took)
             elif attempt.outcome is not None:
-                _call_in_context(attempt, finisher.report, attempt, attempt.outcome, next(others), error, took)
+                _call_in_context(attempt, reporter.report, attempt, attempt.outcome, next(others), error, took)
 
     # --- when the batch cannot be committed
 
@@ -360,7 +361,7 @@ class Batch:
         else:
             _call_in_context(culprit, self.executor.hooks, "on_undone", culprit.job, error)
         self.errors[culprit.job.id] = error
-        _call_in_context(culprit, self.finisher.decide, culprit, error)
+        _call_in_context(culprit, self.decider.decide, culprit, error)
 
     def _complete_late(self, checkout: Checkout, culprit: Attempt | None, took: float) -> None:
         """If a handler has committed the transaction of the batch, complete the jobs before it: their writes are
@@ -377,11 +378,11 @@ class Batch:
                 return {}
             return queries.complete_late(transport, record)
 
-        finished = self.finisher.write_late(checkout, self.jobs[0], write, f"{len(early)} jobs of {self.queue!r}") or {}
+        finished = self.late.write(checkout, self.jobs[0], write, f"{len(early)} jobs of {self.queue!r}") or {}
         for attempt in early:
             if attempt.job.id in finished:
                 _call_in_context(
-                    attempt, self.finisher.report, attempt, COMPLETED, finished[attempt.job.id], None, took
+                    attempt, self.reporter.report, attempt, COMPLETED, finished[attempt.job.id], None, took
                 )
         self.ran = [attempt for attempt in self.ran if attempt.job.id not in finished]
 
@@ -392,9 +393,9 @@ class Batch:
             if error is None or attempt.outcome is None:
                 continue
             with suppress(AttemptLost):  # its connection was severed, and its outcome is written
-                finished = self.finisher.finish_late(checkout, attempt, attempt.outcome, after_loss=self._lost)
+                finished = self.late.finish(checkout, attempt, attempt.outcome, after_loss=self._lost)
                 if finished is not None:
-                    _call_in_context(attempt, self.finisher.report, attempt, attempt.outcome, finished, error, took)
+                    _call_in_context(attempt, self.reporter.report, attempt, attempt.outcome, finished, error, took)
 
     def _undo(self, checkout: Checkout, problem: Exception, took: float) -> bool:
         """Undo the claims of the jobs that were not started, and make the others available again, each to run alone.
@@ -409,7 +410,7 @@ class Batch:
             claimed_at = self.jobs[0].attempted_at if lost or self._lost else None
             return self.batches.queries.undo(transport, record, str(error), restore_before=claimed_at)
 
-        written = self.finisher.write_late(checkout, self.jobs[0], write, f"{len(done)} jobs of {self.queue!r}")
+        written = self.late.write(checkout, self.jobs[0], write, f"{len(done)} jobs of {self.queue!r}")
         if written is None:
             return False
         undone, completed = written
@@ -418,9 +419,9 @@ class Batch:
             id = attempt.job.id
             if id in undone:
                 _call_in_context(attempt, self.executor.hooks, "on_undone", attempt.job, error)
-                _call_in_context(attempt, self.finisher.report, attempt, again, undone[id], error, took)
+                _call_in_context(attempt, self.reporter.report, attempt, again, undone[id], error, took)
             elif id in completed:  # the answer to the COMMIT was lost
-                _call_in_context(attempt, self.finisher.report, attempt, COMPLETED, completed[id], None, took)
+                _call_in_context(attempt, self.reporter.report, attempt, COMPLETED, completed[id], None, took)
         return True
 
     def _on_severed(self, checkout: Checkout) -> None:

@@ -39,7 +39,7 @@ class Executor:
         self.finisher = finisher
         self.watchdog = watchdog
         self.hooks = hooks
-        self.job_log = finisher.job_log
+        self.job_log = finisher.reporter.job_log
         self.code_version = code_version
         self._plans = Plans(claimer, middleware)
 

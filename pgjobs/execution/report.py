@@ -1,18 +1,73 @@
-"""What is reported of an attempt once its outcome is written: the job as it is then, and the kind of the event."""
+"""Reports an attempt, once its outcome is written: to the figures, the log, the hooks and the subscribers."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
-from pgjobs.events import EventKind
+from pgjobs.events import Event, EventKind, Events, JobStats
 from pgjobs.execution.attempt import Attempt
+from pgjobs.execution.job_log import JobLog
 from pgjobs.execution.outcome import AFTER_A_FAULT, Outcome
 from pgjobs.execution.queries import FinishResult
+from pgjobs.hooks import HookCalls
 from pgjobs.job import Job, JobState, changed
 
 _MOST_ERRORS = 100
+_SOON = timedelta(seconds=2)
+_COMPLETED = JobState.COMPLETED  # a global, since it is asked for every job
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reporter:
+    """Reports attempts for the threads of one process."""
+
+    hooks: HookCalls
+    events: Events
+    job_log: JobLog = field(default_factory=JobLog)
+    # called for each attempt that ends: queue, kind, how it ended, seconds waited and seconds run
+    count: Callable[[str, str, str, float, float], None] | None = None
+    # called when a job is due again before maintenance would look for it
+    on_due_soon: Callable[[], None] = lambda: None
+
+    @property
+    def reports_completed(self) -> bool:
+        """Whether completed attempts are reported, and not just counted."""
+        return bool(self.hooks.any or self.events or self.job_log.any)
+
+    def report(
+        self, attempt: Attempt, outcome: Outcome, finished: FinishResult, error: BaseException | None, took: float
+    ) -> None:
+        """Report an attempt that has ended with `error`. Its outcome took so many seconds to write."""
+        self.count_ended(attempt, outcome, finished.state)
+        if error is None and not self.reports_completed:
+            return
+        if error is not None or self.job_log.any:
+            self.job_log.ended(attempt.job, finished.state, outcome, error, attempt.run_seconds)
+        if outcome.at is not None or (outcome.delay is not None and outcome.delay < _SOON):
+            self.on_due_soon()
+        if not self.hooks and not self.events:
+            return
+        job = job_after(attempt, outcome, finished)
+        if attempt.started:
+            self.hooks("on_finish", job, error)
+        stats = JobStats(
+            timedelta(seconds=waited(attempt.job)), timedelta(seconds=attempt.run_seconds), timedelta(seconds=took)
+        )
+        event = Event(event_kind(job, outcome), job, stats)
+        self.hooks("on_outcome", event, error)
+        self.events.publish(event)
+
+    def count_ended(self, attempt: Attempt, outcome: Outcome, state: JobState) -> None:
+        """Count an attempt. `report` includes this."""
+        if self.count is not None:
+            job = attempt.job
+            how = "completed" if state is _COMPLETED else how_it_ended(state, outcome)
+            self.count(job.queue, job.kind, how, waited(job), attempt.run_seconds)
 
 
 def job_after(attempt: Attempt, outcome: Outcome, finished: FinishResult) -> Job[Any]:

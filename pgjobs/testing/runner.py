@@ -11,8 +11,10 @@ from pgjobs.client import Client
 from pgjobs.db.checkout import Checkout
 from pgjobs.execution.attempt import Attempt, Slot
 from pgjobs.execution.claimer import Claimer
+from pgjobs.execution.decider import Decider
 from pgjobs.execution.executor import Executor
 from pgjobs.execution.finisher import Finisher
+from pgjobs.execution.report import Reporter
 from pgjobs.execution.watchdog import Watchdog
 from pgjobs.hooks import ErrorHandler, Middleware
 from pgjobs.job import Job
@@ -53,13 +55,11 @@ def runner(
     return Runner(
         claimer=claimer,
         finisher=Finisher(
-            queries=client.queries,
             claimer=claimer,
-            backoff=backoff or client.backoff,
-            error_handler=error_handler,
-            hooks=client.hooks,
-            events=client.events,
-            error_details=client.error_details,
+            decider=Decider(
+                backoff=backoff or client.backoff, error_handler=error_handler, error_details=client.error_details
+            ),
+            reporter=Reporter(hooks=client.hooks, events=client.events),
         ),
         # It cancels the statement of a handler and interrupts its thread. It cannot cut the connection of a test.
         watchdog=Watchdog(on_severed=_nothing, on_stuck=_nothing, on_silent=lambda: None, name="pgjobs/testing"),
