@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import time as TimeOfDay
 from datetime import timedelta
-from functools import partial
 from queue import Empty, SimpleQueue
 from types import EllipsisType, TracebackType
 from typing import Any, Literal, Self
@@ -28,16 +27,13 @@ from pgjobs.execution.decider import Decider
 from pgjobs.execution.executor import Executor
 from pgjobs.execution.finisher import Finisher
 from pgjobs.execution.job_log import JobLog
-from pgjobs.execution.report import Reporter, how_it_was_lost
+from pgjobs.execution.report import Reporter
 from pgjobs.execution.watchdog import Watchdog
 from pgjobs.forking import this_process
 from pgjobs.hooks import ErrorHandler, Middleware
-from pgjobs.job import Job, JobState
 from pgjobs.loggers import get_logger, job_fields
-from pgjobs.maintenance.duties import Maintenance
-from pgjobs.maintenance.reindexer import MIDNIGHT, Reindex, check_time
-from pgjobs.maintenance.thread import MaintenanceThread
-from pgjobs.maintenance.time_index import TimeIndex
+from pgjobs.maintenance.background import BackgroundThreads
+from pgjobs.maintenance.reindexer import MIDNIGHT, check_time
 from pgjobs.observe.figures import AttemptFigures
 from pgjobs.options import check_queue
 from pgjobs.queue_settings import (
@@ -49,17 +45,14 @@ from pgjobs.queue_settings import (
     thread_count,
 )
 from pgjobs.schedule import Schedule
-from pgjobs.schedules.args_supplier import ArgsSupplier
 from pgjobs.schedules.queries import ScheduleQueries
 from pgjobs.schedules.registered import CodeSchedules
-from pgjobs.schedules.ticker import Ticker
-from pgjobs.wakeup.idle_threads import IdleThreads, WakeupState
-from pgjobs.wakeup.listener import Listener
-from pgjobs.work_map import Handler, HandlerFunction, as_work_map, check_unknown_kinds, decoding
+from pgjobs.wakeup.idle_threads import IdleThreads
+from pgjobs.work_map import Handler, HandlerFunction, as_work_map, check_unknown_kinds
 from pgjobs.workers.context import PoolContext, QueueWorkers
 from pgjobs.workers.heartbeat import Heartbeat
 from pgjobs.workers.pool_log import PoolLog, check_level
-from pgjobs.workers.pool_settings import check_error_handler, check_listen_dsn, check_order
+from pgjobs.workers.pool_settings import check_error_handler, check_keep, check_listen_dsn, check_order
 from pgjobs.workers.queries import WorkerQueries
 from pgjobs.workers.signals import LOOK_UP, next_signal, signals
 from pgjobs.workers.worker_threads import WorkerThreads
@@ -124,8 +117,6 @@ class WorkerPool:
     _reserved = 0  # connections that the source keeps for the worker threads
     _signals: SimpleQueue[int | None] | None = None  # while run() waits for a signal, or for a closed client
     _stopper: threading.Thread | None = None  # the thread that is stopping the pool
-    _reindex: Reindex | None = None
-    _time_index: TimeIndex | None = None
 
     def __init__(
         self,
@@ -172,19 +163,11 @@ class WorkerPool:
         self._note_classes()
         self._stop_timeout = stop_timeout
         self._log = PoolLog(self.name)
-        self._job_log = JobLog(check_level(job_log_level))
-        self._listen = listen
-        self._listen_dsn = listen_dsn
-        self._reindex_at = check_time(reindex_at)
-        self._keep = {
-            JobState.COMPLETED: checks.check_retention("keep_completed", keep_completed),
-            JobState.CANCELLED: checks.check_retention("keep_cancelled", keep_cancelled),
-            JobState.DISCARDED: checks.check_retention("keep_discarded", keep_discarded),
-        }
         self._worker_queries = WorkerQueries(client.schema)
         self._figures = AttemptFigures(self.work_map)
         self._context = PoolContext(self.name, client.schema, client.source, client_closed=self._client_closed)
         claimer = self._build_claimer(check_order(order), timeout, check_unknown_kinds(unknown_kinds), lease)
+        self._job_log = JobLog(check_level(job_log_level))
         self._executor = self._build_executor(claimer, backoff or client.backoff, error_handler, middleware)
         self._watchdog = self._executor.watchdog
         self._threads = WorkerThreads(
@@ -201,6 +184,18 @@ class WorkerPool:
             lease=lease,
         )
         self.schedules = self._build_schedules(cron)
+        self._background = BackgroundThreads(
+            self._context,
+            self._executor,
+            self._heartbeat,
+            self.schedules,
+            self._figures,
+            encode=client._encoder.encode,
+            keep=check_keep(keep_completed, keep_cancelled, keep_discarded),
+            reindex_at=check_time(reindex_at),
+            listen=listen,
+            listen_dsn=listen_dsn,
+        )
         self._run_settings = check_run_settings(batch_size, batch_time, durability)
         for queue, threads in check_queues(queues).items():
             self._add(self._build_queue_workers(queue, threads))
@@ -283,50 +278,6 @@ class WorkerPool:
             )
         return workers
 
-    def _build_ticker(self) -> Ticker:
-        supplier = ArgsSupplier(self._client._encoder.encode, self._context.tick_soon, name=self.name)
-        queries = ScheduleQueries(self._client.schema)
-        return Ticker(queries, lambda: self.schedules.by_name, supplier, wake=self._context.wake)
-
-    def _build_maintenance(self) -> MaintenanceThread:
-        ticker = self._build_ticker()
-
-        def tick(conn: AnyConnection) -> timedelta:
-            self.schedules.heartbeat(conn)
-            return ticker.tick(conn)
-
-        return MaintenanceThread(
-            Maintenance(
-                self._client.schema,
-                keep=self._keep,
-                wake=self._context.wake,
-                rescued=self._on_rescued,
-                reads_rescued=lambda: bool(self._client.hooks),
-                kinds=self._known_kinds,
-                reindex=self._reindex,
-            ),
-            self._client.source,
-            housekeeping=self._heartbeat.beat,
-            at_end=partial(self._sign_off, self.schedules.deregistration()),
-            tick=tick,
-            guard=self._watchdog.guard,
-            listening=self._context.listening,
-            outages=self._context.outages,
-            on_closed=self._client_closed,
-            each_round=self._job_log.refresh,
-            name=f"{self.name}/maintenance",
-        )
-
-    def _build_listener(self) -> Listener:
-        return Listener(
-            self._client.schema,
-            lambda: self._client.source.connect(self._listen_dsn),
-            wake=self._context.notified,
-            name=f"{self.name}/listener",
-            leaves_jobs=self._executor.claimer.unknown_kinds == "leave",
-            outages=self._context.outages if self._listen_dsn is None else None,
-        )
-
     def __repr__(self) -> str:
         queues = {queue: workers.threads for queue, workers in self._context.queue_workers.items()}
         return f"WorkerPool({self.name!r}, queues={queues}, {'running' if self._started else 'not running'})"
@@ -365,7 +316,7 @@ class WorkerPool:
             self._threads.reset()
             try:
                 self.schedules.start(self._context.tick_soon)
-                self._start_parts()
+                self._start_threads()
             except BaseException:  # a schedule cannot be stored, or the system refuses more threads
                 self._stop(0.0)
                 raise
@@ -384,26 +335,12 @@ class WorkerPool:
             if handler.args_class is not None:
                 self._client._encoder.note_class(kind, handler.args_class, error=InvalidHandler)
 
-    def _start_parts(self) -> None:
-        schema, source, context = self._client.schema, self._client.source, self._context
-        if self._reindex_at is not None:
-            self._reindex = Reindex(schema, source.connect, at=self._reindex_at, name=f"{self.name}/reindex")
-        if self._executor.claimer.order == "scheduled_at":
-            self._time_index = TimeIndex(schema, source.connect, name=f"{self.name}/time-index")
-            self._time_index.start()
-        maintenance = self._build_maintenance()
-        self._heartbeat.register()
-        maintenance.start()
-        context.maintenance = maintenance
-        if self._listen:
-            for workers in context.queue_workers.values():
-                workers.idle.wakeup = WakeupState()
-            context.listener = self._build_listener()
+    def _start_threads(self) -> None:
+        self._background.start()
         self._watchdog.start()
-        for workers in context.queue_workers.values():
+        for workers in self._context.queue_workers.values():
             self._threads.start(workers)
-        if context.listener is not None:
-            context.listener.start()
+        self._background.start_listener()
 
     def stop(self, timeout: timedelta | EllipsisType | None = ...) -> bool:
         """Start no more jobs, wait for the running ones, and end the threads.
@@ -450,11 +387,7 @@ class WorkerPool:
             self._log.cut_off(self._watchdog.attempts, time.monotonic() - began if seconds else 0.0)
             self._cut_off()
             ended = self._wait_cut_off()
-        context = self._context
-        for part in (context.maintenance, self._reindex, self._time_index, context.listener):
-            if part is not None:
-                part.stop(0.4)
-        context.maintenance = self._reindex = self._time_index = context.listener = None
+        self._background.stop()
         self._watchdog.stop()
         self.schedules.stop()
         self._stopper = None
@@ -781,22 +714,6 @@ class WorkerPool:
     def _on_silent(self) -> None:
         log.warning("%s: the server has not answered for too long; replacing the idle connections", self.name)
         self._client.source.discard_idle()
-
-    def _on_rescued(self, job: Job[Any]) -> None:
-        if job.state is JobState.RETRYABLE:
-            self._context.promote_soon()
-        self._figures.record_lost(job.queue, job.kind, how_it_was_lost(job))
-        self._client.hooks("on_rescue", decoding(self.work_map, job))
-
-    def _known_kinds(self) -> list[str] | None:
-        """The kinds that this pool has handlers for; None for every kind."""
-        return None if isinstance(self._executor.claimer.unknown_kinds, Handler) else list(self.work_map)
-
-    def _sign_off(self, deregister_schedules: Callable[[], None]) -> None:
-        """Delete the rows of this pool, from which other processes see that it runs. If this fails, they notice later
-        that it has stopped."""
-        deregister_schedules()
-        self._heartbeat.deregister()
 
 
 def _check_client(client: object) -> None:

@@ -160,9 +160,9 @@ def is_watched(pool: WorkerPool) -> bool:
 
 
 def time_index(pool: WorkerPool) -> TimeIndex | None:
-    return pool._time_index
+    return pool._background.time_index
 
 
 def time_index_thread(pool: WorkerPool) -> threading.Thread:
-    assert pool._time_index is not None
-    return pool._time_index._thread
+    assert pool._background.time_index is not None
+    return pool._background.time_index._thread

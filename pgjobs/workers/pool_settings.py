@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
+from pgjobs import checks
 from pgjobs.db.source import defaults_for
 from pgjobs.errors import InvalidSetting, shown
 from pgjobs.hooks import ErrorHandler
+from pgjobs.job import JobState
 
 
 def check_order(order: Any) -> str:
@@ -30,3 +33,14 @@ def check_error_handler(error_handler: object) -> None:
     if isinstance(error_handler, type) and issubclass(error_handler, ErrorHandler):
         error += f": give {error_handler.__name__}()"
     raise InvalidSetting(error)
+
+
+def check_keep(
+    completed: timedelta | None, cancelled: timedelta | None, discarded: timedelta | None
+) -> dict[JobState, timedelta | None]:
+    """How long finished jobs are kept, by their state; None means for ever."""
+    return {
+        JobState.COMPLETED: checks.check_retention("keep_completed", completed),
+        JobState.CANCELLED: checks.check_retention("keep_cancelled", cancelled),
+        JobState.DISCARDED: checks.check_retention("keep_discarded", discarded),
+    }
