@@ -1,7 +1,8 @@
 """A job queue for plain synchronous Python on Postgres: enqueue in your transaction, run in the job's transaction."""
 
 from pgjobs.backoff import Backoff, constant, exponential, never, only_for, river
-from pgjobs.client import Client, decode_args
+from pgjobs.client import Client
+from pgjobs.codec import decode_args
 from pgjobs.db.migrate import schema_sql
 from pgjobs.db.roles import roles_sql
 from pgjobs.errors import (

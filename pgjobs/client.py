@@ -12,13 +12,13 @@ from contextlib import contextmanager, nullcontext, suppress
 from datetime import datetime, timedelta
 from secrets import token_hex
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar, Unpack, cast, overload
+from typing import Any, Literal, Self, TypeVar, Unpack, overload
 
 import psycopg
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from pgjobs import backoff as policies
-from pgjobs import checks, codec
+from pgjobs import checks
 from pgjobs.backoff import Backoff
 from pgjobs.clean_text import ERROR_LIMIT, clean, one_line
 from pgjobs.control.jobs import JobControl, encode_changes
@@ -26,7 +26,7 @@ from pgjobs.control.queries import Action, ControlQueries
 from pgjobs.control.queues import Queues
 from pgjobs.db import migrate, migration_plan
 from pgjobs.db.advice import advised
-from pgjobs.db.borrow import AsyncBorrowable, Borrowable, borrow, borrow_async
+from pgjobs.db.borrow import AsyncBorrowable, Borrowable, Tx, borrow
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.db.source import PoolSource, live_connection, source_of
 from pgjobs.db.statements import check_schema
@@ -35,7 +35,7 @@ from pgjobs.enqueuing.builder import InsertBuilder
 from pgjobs.enqueuing.encoder import Encoder
 from pgjobs.enqueuing.enqueuer import Enqueuer
 from pgjobs.enqueuing.queries import EnqueueQueries
-from pgjobs.errors import InvalidArgs, InvalidOption, JobNotFound, shown
+from pgjobs.errors import InvalidOption, JobNotFound
 from pgjobs.events import Event, EventKind, EventName, Events, QueueEvent, QueueEventKind, QueueEventName, Subscription
 from pgjobs.execution.claimer import Claimer
 from pgjobs.execution.decider import Decider
@@ -45,14 +45,14 @@ from pgjobs.execution.queries import ExecutionQueries
 from pgjobs.execution.report import Reporter
 from pgjobs.forking import PerProcess, check_pool, this_process
 from pgjobs.hooks import AsyncEnqueueMiddleware, EnqueueMiddleware, HookCalls, Hooks, checked_hooks
-from pgjobs.job import Job, changed
-from pgjobs.job_filter import JobFilter, check_filter, check_id
+from pgjobs.job import Job
+from pgjobs.job_filter import JobFilter
 from pgjobs.observe.doctor import examine
 from pgjobs.observe.doctor.finding import Finding
-from pgjobs.observe.listing import Order, listing
+from pgjobs.observe.listing import Order
 from pgjobs.observe.queries import ObserveQueries
+from pgjobs.observe.reader import JobReader
 from pgjobs.observe.stats import FigureGroup, Figures, wanted
-from pgjobs.observe.waiting import Waiting
 from pgjobs.options import NO_OPTIONS, JobOptions, NewJob, Options, check_queue, options_given
 from pgjobs.results import JobCounts, JobPage, ManyJobs, WorkerProcess
 from pgjobs.schedules.queries import ScheduleQueries
@@ -62,7 +62,6 @@ from pgjobs.workers.queries import WorkerQueries
 from pgjobs.workers.registration import Registration
 
 Args = TypeVar("Args")
-Read = TypeVar("Read")
 
 
 class Client:
@@ -124,9 +123,10 @@ class Client:
         self._control = ControlQueries(self.schema)
         self._observe = ObserveQueries(self.schema)
         self.source = source_of(pool)
-        self._jobs = JobControl(self._control, self._transaction)
-        self.queues = Queues(self.schema, self._transaction, self._control, self._observe)
         self._work_map = None if work_map is None else as_work_map(work_map)
+        self._jobs = JobControl(self._control, self._transaction)
+        self._reader = JobReader(self._observe, self.queries, self._transaction, self._work_map)
+        self.queues = Queues(self.schema, self._transaction, self._control, self._observe)
         checks.check_function("backoff", backoff, checks.A_BACKOFF)
         self.backoff = backoff or policies.river()
         checks.check_function("context", context, "a function that returns a mapping or None")
@@ -265,14 +265,12 @@ class Client:
     # --- enqueue
 
     @overload
-    def enqueue(
-        self, tx: Borrowable | ConnectionPool[Any] | None, args: NewJob[Args], *, notify: bool = True
-    ) -> Job[Args]: ...
+    def enqueue(self, tx: Tx, args: NewJob[Args], *, notify: bool = True) -> Job[Args]: ...
 
     @overload
     def enqueue(
         self,
-        tx: Borrowable | ConnectionPool[Any] | None,
+        tx: Tx,
         args: Args,
         *,
         kind: str | None = None,
@@ -282,7 +280,7 @@ class Client:
 
     def enqueue(
         self,
-        tx: Borrowable | ConnectionPool[Any] | None,
+        tx: Tx,
         args: Args | NewJob[Args],
         *,
         kind: str | None = None,
@@ -319,7 +317,7 @@ class Client:
     @overload
     def enqueue_many(
         self,
-        tx: Borrowable | ConnectionPool[Any] | None,
+        tx: Tx,
         jobs: Iterable[object],
         *,
         notify: bool = True,
@@ -330,7 +328,7 @@ class Client:
     @overload
     def enqueue_many(
         self,
-        tx: Borrowable | ConnectionPool[Any] | None,
+        tx: Tx,
         jobs: Iterable[object],
         *,
         notify: bool = True,
@@ -340,7 +338,7 @@ class Client:
 
     def enqueue_many(
         self,
-        tx: Borrowable | ConnectionPool[Any] | None,
+        tx: Tx,
         jobs: Iterable[object],
         *,
         notify: bool = True,
@@ -449,10 +447,8 @@ class Client:
         """`get` from asynchronous code. With a `tx` as in `aenqueue` it reads in that transaction."""
         if tx is None:
             return await asyncio.to_thread(self.get, id)
-        check_id(id)
         with advised(self.schema):
-            job = await self._observe.get_job_async(await borrow_async(tx), id)
-        return None if job is None else decoding(self._work_map, job)
+            return await self._reader.get_async(tx, id)
 
     @overload
     async def await_job(self, job: Job[Args], *, timeout: timedelta | None = None) -> Job[Args]: ...
@@ -462,17 +458,15 @@ class Client:
 
     async def await_job(self, job: Job[Any] | int, *, timeout: timedelta | None = None) -> Job[Any]:
         """`wait` from asynchronous code: it takes a thread for each look at the job, and none in between."""
-        waiting = Waiting(job, timeout)
-        while True:
-            found = await asyncio.to_thread(self._look, waiting)
-            if found.state.final:
-                return self._finished(job, found)
-            await asyncio.sleep(waiting.next_pause(found.state))
+        waiting = self._reader.waiting(job, timeout)
+        while (finished := await asyncio.to_thread(waiting.look)) is None:
+            await asyncio.sleep(waiting.pause)
+        return finished
 
     # --- connections of a call
 
     @contextmanager
-    def _transaction(self, tx: Borrowable | ConnectionPool[Any] | None) -> Iterator[AnyConnection]:
+    def _transaction(self, tx: Tx) -> Iterator[AnyConnection]:
         with advised(self.schema):
             if tx is None:
                 with self.source.transaction() as conn:
@@ -486,7 +480,7 @@ class Client:
 
     # --- control
 
-    def cancel(self, id: int, tx: Borrowable | ConnectionPool[Any] | None = None, reason: str = "") -> Job[Any]:
+    def cancel(self, id: int, tx: Tx = None, reason: str = "") -> Job[Any]:
         """Make sure that the job does not run, or does not run again.
 
         A job that waits is cancelled at once. For a running job its worker is notified: the job comes back as running,
@@ -495,11 +489,11 @@ class Client:
         """
         return self._apply(tx, id, self._control.cancel(_reason(reason)))
 
-    def release(self, id: int, tx: Borrowable | ConnectionPool[Any] | None = None) -> Job[Any]:
+    def release(self, id: int, tx: Tx = None) -> Job[Any]:
         """Let a job that was enqueued with `pending=True` run, at its time if it has one. Any other stays as it is."""
         return self._apply(tx, id, self._control.release())
 
-    def retry(self, id: int, tx: Borrowable | ConnectionPool[Any] | None = None, *, reset: bool = False) -> Job[Any]:
+    def retry(self, id: int, tx: Tx = None, *, reset: bool = False) -> Job[Any]:
         """Let the job run now, whatever its state, with one attempt more if it has used them all. A running job stays
         as it is.
 
@@ -510,14 +504,14 @@ class Client:
         checks.check_bool("reset", reset, error=InvalidOption)
         return self._apply(tx, id, self._control.retry(reset=reset))
 
-    def delete(self, id: int, tx: Borrowable | ConnectionPool[Any] | None = None) -> Job[Any]:
+    def delete(self, id: int, tx: Tx = None) -> Job[Any]:
         """Delete the job, and return it as it was; JobRunning if it runs."""
         return self._apply(tx, id, self._control.delete())
 
     def update(
         self,
         id: int,
-        tx: Borrowable | ConnectionPool[Any] | None = None,
+        tx: Tx = None,
         *,
         metadata: Mapping[str, Any] | None = None,
         output: object = ...,
@@ -546,7 +540,7 @@ class Client:
             return job
         return self._apply(tx, id, self._control.update(changes))
 
-    def _apply(self, tx: Borrowable | ConnectionPool[Any] | None, id: int, action: Action) -> Job[Any]:
+    def _apply(self, tx: Tx, id: int, action: Action) -> Job[Any]:
         return decoding(self._work_map, self._jobs.one(tx, id, action))
 
     # --- control of many
@@ -554,7 +548,7 @@ class Client:
     def cancel_many(
         self,
         filter: JobFilter,
-        tx: Borrowable | ConnectionPool[Any] | None = None,
+        tx: Tx = None,
         *,
         reason: str = "",
         limit: int | None = None,
@@ -577,7 +571,7 @@ class Client:
     def retry_many(
         self,
         filter: JobFilter,
-        tx: Borrowable | ConnectionPool[Any] | None = None,
+        tx: Tx = None,
         *,
         reset: bool = False,
         limit: int | None = None,
@@ -590,7 +584,7 @@ class Client:
     def delete_many(
         self,
         filter: JobFilter,
-        tx: Borrowable | ConnectionPool[Any] | None = None,
+        tx: Tx = None,
         *,
         limit: int | None = None,
         dry_run: bool = False,
@@ -601,7 +595,7 @@ class Client:
     def update_many(
         self,
         filter: JobFilter,
-        tx: Borrowable | ConnectionPool[Any] | None = None,
+        tx: Tx = None,
         *,
         metadata: Mapping[str, Any] | None = None,
         output: object = ...,
@@ -628,7 +622,7 @@ class Client:
 
     def _apply_many(
         self,
-        tx: Borrowable | ConnectionPool[Any] | None,
+        tx: Tx,
         filter: JobFilter,
         action: Action,
         limit: int | None,
@@ -702,7 +696,7 @@ class Client:
 
     # --- read
 
-    def get(self, id: int, tx: Borrowable | ConnectionPool[Any] | None = None) -> Job[Any] | None:
+    def get(self, id: int, tx: Tx = None) -> Job[Any] | None:
         """The current job with this id, or None. Raises AmbiguousJob if several queues have a job with this id, which a
         restore from a dump can cause.
 
@@ -710,25 +704,9 @@ class Client:
         `list_jobs`: `job.args` raises UndecodableArgs, `errors` is empty, and `output` and the note of its progress are
         None. In a transaction of the caller's that raises psycopg's InsufficientPrivilege.
         """
-        check_id(id)
-        job = self._read_jobs(tx, lambda conn, with_args: self._observe.get_job(conn, id, with_args=with_args))
-        return None if job is None else decoding(self._work_map, job)
+        return self._reader.get(tx, id)
 
-    def _read_jobs(
-        self, tx: Borrowable | ConnectionPool[Any] | None, read: Callable[[AnyConnection, bool], Read]
-    ) -> Read:
-        """Read with args, or, if the role may not, without them. Not in the caller's transaction: the first error has
-        aborted that."""
-        try:
-            with self._transaction(tx) as conn:
-                return read(conn, True)
-        except psycopg.errors.InsufficientPrivilege:
-            if not (tx is None or isinstance(tx, ConnectionPool)):
-                raise
-        with self._transaction(tx) as conn:
-            return read(conn, False)
-
-    def workers(self, tx: Borrowable | ConnectionPool[Any] | None = None) -> list[WorkerProcess]:
+    def workers(self, tx: Tx = None) -> list[WorkerProcess]:
         """The processes that work jobs, the oldest first. A killed process stays listed for up to two minutes."""
         with self._transaction(tx) as conn:
             return WorkerQueries(self.schema).list_workers(conn)
@@ -736,7 +714,7 @@ class Client:
     def list_jobs(
         self,
         filter: JobFilter | None = None,
-        tx: Borrowable | ConnectionPool[Any] | None = None,
+        tx: Tx = None,
         *,
         order: Order = "id",
         descending: bool = False,
@@ -750,21 +728,12 @@ class Client:
         waits; then of their ids. A job that comes or goes between two pages does not move the others. `limit` is 1 to
         10,000. `get` says what a role gets that may not read args.
         """
-        which = JobFilter() if filter is None else filter
-        check_filter(which)
-        wanted = listing(which, order, descending, limit, cursor)
-        jobs = self._read_jobs(
-            tx, lambda conn, with_args: self._observe.list_jobs(conn, which, wanted, with_args=with_args)
-        )
-        return wanted.page([decoding(self._work_map, job) for job in jobs])
+        return self._reader.list(tx, filter, order=order, descending=descending, limit=limit, cursor=cursor)
 
-    def count(self, filter: JobFilter | None = None, tx: Borrowable | ConnectionPool[Any] | None = None) -> JobCounts:
+    def count(self, filter: JobFilter | None = None, tx: Tx = None) -> JobCounts:
         """The number of jobs that fit, or of all jobs without a filter, by queue and state. It reads every one of them;
         `queues.stats` does not."""
-        which = JobFilter() if filter is None else filter
-        check_filter(which)
-        with self._transaction(tx) as conn:
-            return JobCounts(self._observe.count_jobs(conn, which))
+        return self._reader.count(tx, filter)
 
     def stats(
         self,
@@ -774,7 +743,7 @@ class Client:
         since: timedelta | datetime = timedelta(hours=1),
         step: timedelta | None = None,
         by: Iterable[FigureGroup] = ("queue", "kind"),
-        tx: Borrowable | ConnectionPool[Any] | None = None,
+        tx: Tx = None,
     ) -> builtins.list[Figures]:
         """How many attempts ended `since` a time and in which way, how long they ran, and how long their jobs had
         waited: the mean and percentiles of both.
@@ -819,35 +788,10 @@ class Client:
         JobNotFinished after `timeout`, and JobNotFound if there is no such job: the transaction that enqueued it must
         be committed first.
         """
-        waiting = Waiting(job, timeout)
-        while True:
-            found = self._look(waiting)
-            if found.state.final:
-                return self._finished(job, found)
-            time.sleep(waiting.next_pause(found.state))
-
-    def _look(self, waiting: Waiting) -> Job[Any]:
-        with self._transaction(None) as conn:
-            found = self.queries.get_job(conn, waiting.id, waiting.queue)
-        if found is None:
-            raise JobNotFound(waiting.id)
-        return found
-
-    def _finished(self, job: Job[Any] | int, found: Job[Any]) -> Job[Any]:
-        """The job that `wait` found, with args of the class that the given job has."""
-        return changed(found, decode=job.decode) if isinstance(job, Job) else decoding(self._work_map, found)
-
-
-def decode_args(cls: type[Args], raw: str | Mapping[str, Any] | Args) -> Args:
-    """An instance of the args class `cls`, made from `job.raw_args` (JSON text), or from `job.args` if that is a dict.
-    An instance of the class is returned unchanged. Raises UndecodableArgs if the JSON does not fit the class."""
-    if not isinstance(cls, type):
-        raise InvalidArgs(f"the first argument of decode_args must be an args class, not {shown(cls)}")
-    if isinstance(raw, cls):
-        return raw
-    if issubclass(cls, dict):
-        return cast(Args, codec.decode_dict(cast(str, raw)))
-    return codec.decode(cls, cast(str | Mapping[str, Any], raw))
+        waiting = self._reader.waiting(job, timeout)
+        while (finished := waiting.look()) is None:
+            time.sleep(waiting.pause)
+        return finished
 
 
 def _new_job(args: object, kind: str | None, options: Options) -> object:

@@ -28,7 +28,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import is_dataclass
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pgjobs.codec.classes import compile_class
 from pgjobs.codec.scalars import Codec
@@ -45,7 +45,7 @@ from pgjobs.codec.text import (
     write,
 )
 from pgjobs.codec.values import json_copy
-from pgjobs.errors import InvalidArgs, InvalidOption, UndecodableArgs
+from pgjobs.errors import InvalidArgs, InvalidOption, UndecodableArgs, shown
 from pgjobs.secret_fields import HIDDEN
 
 __all__ = [
@@ -56,6 +56,7 @@ __all__ = [
     "OUTPUT_LIMIT",
     "check_class",
     "decode",
+    "decode_args",
     "decode_dict",
     "encode",
     "encode_metadata",
@@ -139,8 +140,8 @@ def redacted(cls: type, raw: str) -> str:
     class; one that Python cannot read is hidden whole."""
     try:
         tree = read(raw)
-        shown = _compiled(cls).redact(tree)
-        return raw if shown == tree else write(shown, JSONB_BYTES)
+        redacted = _compiled(cls).redact(tree)
+        return raw if redacted == tree else write(redacted, JSONB_BYTES)
     except (Refused, RecursionError):
         return json.dumps(HIDDEN)
 
@@ -152,6 +153,18 @@ def decode_dict(raw: str) -> dict[str, Any]:
         return tree if type(tree) is dict else check_instance(dict, tree, "an object")
     except (Refused, RecursionError) as error:
         raise UndecodableArgs(f"args cannot be read: {as_refused(error).discreet}") from error.__cause__
+
+
+def decode_args(cls: type[T], raw: str | Mapping[str, Any] | T) -> T:
+    """An instance of the args class `cls`, made from `job.raw_args` (JSON text), or from `job.args` if that is a dict.
+    An instance of the class is returned unchanged. Raises UndecodableArgs if the JSON does not fit the class."""
+    if not isinstance(cls, type):
+        raise InvalidArgs(f"the first argument of decode_args must be an args class, not {shown(cls)}")
+    if isinstance(raw, cls):
+        return raw
+    if issubclass(cls, dict):
+        return cast(T, decode_dict(cast(str, raw)))
+    return decode(cls, cast(str | Mapping[str, Any], raw))
 
 
 def check_class(cls: type) -> None:

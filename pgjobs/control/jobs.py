@@ -25,12 +25,11 @@ from datetime import datetime
 from typing import Any
 
 import psycopg
-from psycopg_pool import ConnectionPool
 
 from pgjobs import codec
 from pgjobs.checks import check_bool
 from pgjobs.control.queries import Action, Changes, ControlQueries, ControlResult, JobKey, KeysetBatch
-from pgjobs.db.borrow import Borrowable
+from pgjobs.db.borrow import Tx, is_borrowed
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.errors import (
     InvalidFilter,
@@ -52,7 +51,6 @@ PATIENCE = 1.0  # seconds that a call waits in all for the locks of other transa
 PAUSE = 0.02  # seconds between two tries
 BATCH = 1000  # jobs of one statement, and of one transaction of our own
 
-Tx = Borrowable | ConnectionPool[Any] | None
 Transaction = Callable[[], AbstractContextManager[AnyConnection]]
 
 
@@ -114,11 +112,6 @@ class JobControl:
                 self._queries.begin(conn, PATIENCE)
             with conn.transaction(force_rollback=True):
                 yield lambda: _savepoint(conn)
-
-
-def is_borrowed(tx: Tx) -> bool:
-    """Whether the transaction is the caller's."""
-    return not (tx is None or isinstance(tx, ConnectionPool))
 
 
 @contextmanager

@@ -12,9 +12,10 @@ from typing import Any, TypeVar
 import psycopg
 
 from pgjobs import checks
-from pgjobs.control.jobs import PATIENCE, PAUSE, Tx, is_borrowed
+from pgjobs.control.jobs import PATIENCE, PAUSE
 from pgjobs.control.queries import ControlQueries
 from pgjobs.control.queue_queries import QueueQueries
+from pgjobs.db.borrow import Tx, is_borrowed
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.errors import InvalidOption, InvalidSetting, QueueLocked, QueueNotFound
 from pgjobs.observe.queries import ObserveQueries

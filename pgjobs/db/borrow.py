@@ -10,6 +10,7 @@ import sys
 from typing import Any, Protocol
 
 from psycopg import AsyncConnection, AsyncCursor, AsyncTransaction, Connection, Cursor, Transaction
+from psycopg_pool import ConnectionPool
 
 from pgjobs.db.cursors import AnyAsyncConnection
 from pgjobs.db.inherited import drop_inherited, opened_here, remember_engine
@@ -30,9 +31,11 @@ class HasAsyncConnection(HasConnection, Protocol):
     async def aclose(self) -> None: ...
 
 
-#: What `enqueue` accepts as its `tx`: a psycopg connection, one of the above, or a Django alias. It also accepts None,
-#: for a transaction of its own.
+#: A transaction of the caller's: a psycopg connection, one of the above, or a Django alias.
 Borrowable = Connection[Any] | HasConnection | str
+
+#: What the calls of a client accept as `tx`: a transaction of the caller's; or None or a pool, for one of their own.
+Tx = Borrowable | ConnectionPool[Any] | None
 
 #: What `aenqueue` accepts as its `tx`. It also accepts None.
 AsyncBorrowable = AsyncConnection[Any] | AsyncCursor[Any] | AsyncTransaction | HasAsyncConnection
@@ -54,6 +57,11 @@ _SYNC = (
     "tx {} is synchronous, and a call on it would block the event loop: in the function and thread that work with it "
     "(asyncio.to_thread, Django's sync_to_async) write client.enqueue(tx, ...), enqueue_many or get"
 )
+
+
+def is_borrowed(tx: Tx) -> bool:
+    """Whether the transaction is the caller's."""
+    return not (tx is None or isinstance(tx, ConnectionPool))
 
 
 def borrow(tx: object) -> Connection[Any]:

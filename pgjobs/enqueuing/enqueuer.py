@@ -13,7 +13,7 @@ from psycopg.pq import TransactionStatus
 from psycopg_pool import ConnectionPool
 
 from pgjobs.db.advice import advised
-from pgjobs.db.borrow import Borrowable, borrow
+from pgjobs.db.borrow import Tx, borrow
 from pgjobs.db.connection import allow_prepare, may_prepare
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.db.own_pool import OwnPool, explain_lost_answer, take_live
@@ -37,9 +37,6 @@ from pgjobs.job import Job
 from pgjobs.options import EncodedJob, JobOptions
 
 Inserted = TypeVar("Inserted")
-
-#: What `enqueue` takes: the caller's transaction; or None or a pool, for a transaction of its own.
-Tx = Borrowable | ConnectionPool[Any] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

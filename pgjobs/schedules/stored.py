@@ -9,6 +9,7 @@ from types import EllipsisType
 from typing import Any
 
 from pgjobs import checks
+from pgjobs.db.borrow import Tx
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.errors import InvalidSchedule, ScheduleNotFound, shown
 from pgjobs.options import EncodedJob, NewJob
@@ -17,7 +18,6 @@ from pgjobs.schedule import CatchUp, Schedule, bounded, check_catch_up, check_wi
 from pgjobs.schedules.queries import ScheduleQueries, options_json
 from pgjobs.timetable import Every, parse, time_zone
 
-Tx = Any  # what `enqueue` takes
 Rows = list[ScheduleRow]
 
 

@@ -19,10 +19,11 @@ from typing import Any, NoReturn, TypeVar, Unpack, overload
 
 from pgjobs import checks
 from pgjobs.client import Client
+from pgjobs.db.borrow import Tx
 from pgjobs.db.source import PoolSource
 from pgjobs.enqueuing.async_enqueuer import AsyncEnqueuer, AsyncTx
 from pgjobs.enqueuing.copy_rows import initial_state
-from pgjobs.enqueuing.enqueuer import Enqueuer, Tx
+from pgjobs.enqueuing.enqueuer import Enqueuer
 from pgjobs.errors import InvalidOption, InvalidSetting
 from pgjobs.hooks import check_middleware, insert_with_middleware, is_async_function, with_middleware
 from pgjobs.job import Job, changed, job_from
@@ -223,8 +224,7 @@ def make_job(
     `record_output`, `set_progress` and `complete` work, and are read back as `job.recorded`. The other arguments are
     the options of `enqueue`. Nothing is stored, so `perform` of `Jobs` shows more of what a worker does.
     """
-    new = args if isinstance(args, NewJob) and kind is None and not options else NewJob(args, kind=kind, **options)
-    job = MemoryClient().enqueue(None, new)
+    job = MemoryClient().enqueue(None, args, kind=kind, **options)
     checks.check_number("attempt", attempt, 1, job.max_attempts, error=InvalidOption)
     checks.check_bool("cancelled", cancelled, error=InvalidOption)
     made: MadeJob[Any] = as_running(changed(job, id=id), attempt=attempt, cancelled=cancelled, deadline=deadline)

@@ -11,7 +11,7 @@ from django.conf import settings
 from django.utils import timezone
 from django.utils.module_loading import import_string
 
-from pgjobs.client import decode_args
+from pgjobs.codec import decode_args
 from pgjobs.contrib.django.task_api import Task, TaskError, TaskResult, TaskResultStatus
 from pgjobs.contrib.django.task_options import UnknownTask
 from pgjobs.errors import JobCancelled, JobTimedOut, PgjobsError, shown

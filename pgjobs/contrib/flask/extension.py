@@ -7,13 +7,12 @@ from types import EllipsisType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
 
 from flask import Blueprint, Flask, current_app
-from psycopg_pool import ConnectionPool
 
 from pgjobs.client import Client
 from pgjobs.contrib.flask import settings
 from pgjobs.contrib.flask.app_jobs import AppJobs
 from pgjobs.contrib.flask.commands import Commands
-from pgjobs.db.borrow import Borrowable
+from pgjobs.db.borrow import Tx
 from pgjobs.errors import InvalidSetting, shown_name
 from pgjobs.job import Job
 from pgjobs.options import NewJob, Options
@@ -155,7 +154,7 @@ class Pgjobs:
         self,
         args: NewJob[Args],
         *,
-        tx: Borrowable | ConnectionPool[Any] | EllipsisType | None = ...,
+        tx: Tx | EllipsisType = ...,
         notify: bool = True,
     ) -> Job[Args]: ...
 
@@ -164,7 +163,7 @@ class Pgjobs:
         self,
         args: Args,
         *,
-        tx: Borrowable | ConnectionPool[Any] | EllipsisType | None = ...,
+        tx: Tx | EllipsisType = ...,
         kind: str | None = None,
         notify: bool = True,
         **options: Unpack[Options],
@@ -174,7 +173,7 @@ class Pgjobs:
         self,
         args: Args | NewJob[Args],
         *,
-        tx: Borrowable | ConnectionPool[Any] | EllipsisType | None = ...,
+        tx: Tx | EllipsisType = ...,
         kind: str | None = None,
         notify: bool = True,
         **options: Unpack[Options],
@@ -197,7 +196,7 @@ class Pgjobs:
         self,
         jobs: Iterable[object],
         *,
-        tx: Borrowable | ConnectionPool[Any] | EllipsisType | None = ...,
+        tx: Tx | EllipsisType = ...,
         notify: bool = True,
         returning: Literal[True] = True,
         **options: Unpack[Options],
@@ -208,7 +207,7 @@ class Pgjobs:
         self,
         jobs: Iterable[object],
         *,
-        tx: Borrowable | ConnectionPool[Any] | EllipsisType | None = ...,
+        tx: Tx | EllipsisType = ...,
         notify: bool = True,
         returning: Literal[False],
         **options: Unpack[Options],
@@ -218,7 +217,7 @@ class Pgjobs:
         self,
         jobs: Iterable[object],
         *,
-        tx: Borrowable | ConnectionPool[Any] | EllipsisType | None = ...,
+        tx: Tx | EllipsisType = ...,
         notify: bool = True,
         returning: bool = True,
         **options: Unpack[Options],
