@@ -112,30 +112,30 @@ class Client:
         hooks: Sequence[Hooks] = (),
         middleware: Sequence[EnqueueMiddleware | AsyncEnqueueMiddleware] = (),
     ) -> None:
-        self.schema = check_schema(schema)
         checks.check_text("id", id, or_none=True, is_cleaned=True)
         checks.check_number("max_args_bytes", max_args_bytes, 1)
+        checks.check_function("backoff", backoff, checks.A_BACKOFF)
+        checks.check_function("context", context, "a function that returns a mapping or None")
+        checks.check_text("code_version", code_version, or_none=True)
+        checks.check_bool("error_details", error_details)
         _check_defaults(queue=queue, priority=priority, max_attempts=max_attempts)
+        self.schema = check_schema(schema)
+        self.source = source_of(pool)
+        self.backoff = backoff or policies.river()
+        self.code_version = None if code_version is None else clean(code_version, 255)
+        self.error_details = error_details
+        self.hooks = HookCalls(checked_hooks(hooks), error_details=error_details)
+        self._work_map = None if work_map is None else as_work_map(work_map)
+        # this process
         self._given_id = None if id is None else one_line(id, 255)
         self._made_in = this_process()
         self._processes = PerProcess(self._begin_process)
+        self._events = Events()
+        self._registration = Registration(self.schema, "", self.code_version)
+        # what its methods call
         self.queries = ExecutionQueries(self.schema)
         self._control = ControlQueries(self.schema)
         self._observe = ObserveQueries(self.schema)
-        self.source = source_of(pool)
-        self._work_map = None if work_map is None else as_work_map(work_map)
-        self._jobs = JobControl(self._control, self._transaction)
-        self._reader = JobReader(self._observe, self.queries, self._transaction, self._work_map)
-        self.queues = Queues(self.schema, self._transaction, self._control, self._observe)
-        checks.check_function("backoff", backoff, checks.A_BACKOFF)
-        self.backoff = backoff or policies.river()
-        checks.check_function("context", context, "a function that returns a mapping or None")
-        checks.check_text("code_version", code_version, or_none=True)
-        self.code_version = None if code_version is None else clean(code_version, 255)
-        checks.check_bool("error_details", error_details)
-        self.error_details = error_details
-        self.hooks = HookCalls(checked_hooks(hooks), error_details=error_details)
-        self._events = Events()
         self._encoder = Encoder(
             defaults=JobOptions(queue=queue, priority=priority, max_attempts=max_attempts),
             max_args_bytes=max_args_bytes,
@@ -143,21 +143,26 @@ class Client:
             context=context,
             code_version=self.code_version,
         )
-        enqueuing = EnqueueQueries(self.schema)
-        self._enqueuer = Enqueuer(
+        self._enqueuer = self._build_enqueuer(middleware)
+        self._async_enqueuer = AsyncEnqueuer(self._enqueuer)
+        self._jobs = JobControl(self._control, self._transaction)
+        self._reader = JobReader(self._observe, self.queries, self._transaction, self._work_map)
+        self.queues = Queues(self.schema, self._transaction, self._control, self._observe)
+        self.schedules = Schedules(ScheduleQueries(self.schema), self._transaction, self._encoder.encode)
+
+    def _build_enqueuer(self, middleware: Sequence[EnqueueMiddleware | AsyncEnqueueMiddleware]) -> Enqueuer:
+        queries = EnqueueQueries(self.schema)
+        return Enqueuer(
             schema=self.schema,
             encoder=self._encoder,
-            queries=enqueuing,
-            builder=InsertBuilder(enqueuing, self._encoder),
+            queries=queries,
+            builder=InsertBuilder(queries, self._encoder),
             source=self.source,
             transaction=self._transaction,
             server=self.queries,
             hooks=self.hooks,
             middleware=checks.check_functions("middleware", middleware, "functions of (tx, jobs, insert)"),
         )
-        self._async_enqueuer = AsyncEnqueuer(self._enqueuer)
-        self._registration = Registration(self.schema, "", self.code_version)
-        self.schedules = Schedules(ScheduleQueries(self.schema), self._transaction, self._encoder.encode)
 
     def __repr__(self) -> str:
         return f"Client(schema={self.schema!r}, id={self.id!r})"
