@@ -165,28 +165,24 @@ class WorkerPool:
         self._log = PoolLog(self.name)
         self._worker_queries = WorkerQueries(client.schema)
         self._figures = AttemptFigures(self.work_map)
-        self._context = PoolContext(self.name, client.schema, client.source, client_closed=self._client_closed)
+        self._context = context = PoolContext(
+            self.name, client.schema, client.source, client_closed=self._client_closed
+        )
         claimer = self._build_claimer(check_order(order), timeout, check_unknown_kinds(unknown_kinds), lease)
         self._job_log = JobLog(check_level(job_log_level))
-        self._executor = self._build_executor(claimer, backoff or client.backoff, error_handler, middleware)
-        self._watchdog = self._executor.watchdog
-        self._threads = WorkerThreads(
-            self._context, self._executor, poll_interval=poll_interval, fetch_cooldown=fetch_cooldown
+        self._executor = executor = self._build_executor(claimer, backoff or client.backoff, error_handler, middleware)
+        self._watchdog = executor.watchdog
+        self._threads = threads = WorkerThreads(
+            context, executor, poll_interval=poll_interval, fetch_cooldown=fetch_cooldown
         )
-        self._stopping = self._threads.stopping
+        self._stopping = threads.stopping
         self._heartbeat = Heartbeat(
-            self._context,
-            self._executor,
-            self._threads,
-            client.registration,
-            client.events,
-            figures=self._figures,
-            lease=lease,
+            context, executor, threads, client.registration, client.events, figures=self._figures, lease=lease
         )
         self.schedules = self._build_schedules(cron)
         self._background = BackgroundThreads(
-            self._context,
-            self._executor,
+            context,
+            executor,
             self._heartbeat,
             self.schedules,
             self._figures,
@@ -197,8 +193,8 @@ class WorkerPool:
             listen_dsn=listen_dsn,
         )
         self._run_settings = check_run_settings(batch_size, batch_time, durability)
-        for queue, threads in check_queues(queues).items():
-            self._add(self._build_queue_workers(queue, threads))
+        for queue, settings in check_queues(queues).items():
+            self._add(self._build_queue_workers(queue, settings))
         self._belong_to_this_process()
 
     @property
