@@ -263,7 +263,7 @@ def _attempt_error(entry: Any) -> AttemptError:
             int(entry["attempt"]),
             at if at.tzinfo else at.replace(tzinfo=UTC),
             str(entry["error"]),
-            entry.get("trace"),
+            None if entry.get("trace") is None else str(entry["trace"]),
         )
     except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError):
         return AttemptError(0, FIRST_INSTANT, json.dumps(entry))
