@@ -91,7 +91,8 @@ class Hooks:
         check_methods(cls, Hooks, "on_")
 
     def on_enqueue(self, job: Job[Any]) -> None:
-        """A job was inserted. Its transaction is not committed yet, and may still be rolled back."""
+        """A job was inserted. Its transaction is not committed yet, and may still be rolled back; that of the tick of a
+        schedule is committed."""
 
     def on_claim(self, job: Job[Any] | None, error: BaseException | None) -> None:
         """A worker claimed a job, or the claim failed with `error` and `job` is None. Not called for an empty queue."""

@@ -286,7 +286,7 @@ class WorkerPool:
     def _build_ticker(self) -> Ticker:
         supplier = ArgsSupplier(self._client._encoder.encode, self._context.tick_soon, name=self.name)
         queries = ScheduleQueries(self._client.schema)
-        return Ticker(queries, lambda: self.schedules.by_name, supplier, wake=self._context.wake)
+        return Ticker(queries, lambda: self.schedules.by_name, supplier, enqueued=self._on_scheduled)
 
     def _build_maintenance(self) -> MaintenanceThread:
         ticker = self._build_ticker()
@@ -787,6 +787,13 @@ class WorkerPool:
             self._context.promote_soon()
         self._figures.record_lost(job.queue, job.kind, how_it_was_lost(job))
         self._client.hooks("on_rescue", decoding(self.work_map, job))
+
+    def _on_scheduled(self, conn: AnyConnection, id: int, queue: str) -> None:
+        """A schedule has enqueued a job."""
+        self._context.wake(queue)
+        job = self._client.queries.get_job(conn, id, queue) if self._client.hooks else None
+        if job is not None:
+            self._client.hooks("on_enqueue", decoding(self.work_map, job))
 
     def _known_kinds(self) -> list[str] | None:
         """The kinds that this pool has handlers for; None for every kind."""
