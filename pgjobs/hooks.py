@@ -91,7 +91,8 @@ class Hooks:
         check_methods(cls, Hooks, "on_")
 
     def on_enqueue(self, job: Job[Any]) -> None:
-        """A job was inserted. Its transaction is not committed yet, and may still be rolled back."""
+        """A job was inserted. Its transaction is not committed yet, and may still be rolled back; that of the tick of a
+        schedule is committed."""
 
     def on_claim(self, job: Job[Any] | None, error: BaseException | None) -> None:
         """A worker claimed a job, or the claim failed with `error` and `job` is None. Not called for an empty queue."""
@@ -187,14 +188,20 @@ class ErrorHandler:
         """The handler raised a BaseException that is not an Exception, such as SystemExit or KeyboardInterrupt."""
 
     def judge(self, job: Job[Any], error: BaseException, *, error_details: bool = True) -> Cancel | Discard | None:
-        """Call the method for this error; None if the method itself raises."""
+        """Call the method for this error; None if the method itself raises, or returns something else."""
         try:
-            return self.handle_error(job, error) if isinstance(error, Exception) else self.handle_exit(job, error)
+            answer = self.handle_error(job, error) if isinstance(error, Exception) else self.handle_exit(job, error)
         except BaseException as broken:
             if not error_details:
                 forget_details(broken)
             log.exception("the error handler failed on job %d", job.id)
             return None
+        given: object = answer
+        if given is None or isinstance(given, Cancel | Discard):
+            return answer
+        wanted = "Cancel(...), Discard(...) or None"
+        log.error("the error handler returned %s for job %d, and not %s: ignored", shown(given), job.id, wanted)
+        return None
 
 
 @dataclass(slots=True)

@@ -170,9 +170,10 @@ class Job(Generic[Args]):
     def complete(self, tx: Any) -> Job[Args]:
         """In a detached handler: complete the job in the transaction `tx`, together with the handler's other writes.
 
-        The job is completed if, and only if, the caller commits `tx`. Returns the completed job. Raises AttemptLost if
-        the job no longer belongs to this attempt; `tx` is aborted then. If `tx` is rolled back, this may be called
-        again in another transaction; if the handler returns without that, the attempt fails.
+        The job is completed if, and only if, the caller commits `tx`. Metadata and output are written with it: what is
+        set after this call is lost. Returns the completed job. Raises AttemptLost if the job no longer belongs to this
+        attempt; `tx` is aborted then. If `tx` is rolled back, this may be called again in another transaction; if the
+        handler returns without that, the attempt fails.
 
         A handler that is not detached completes its job by returning. There this call changes nothing, and accepts only
         the job's own transaction.
@@ -263,7 +264,7 @@ def _attempt_error(entry: Any) -> AttemptError:
             int(entry["attempt"]),
             at if at.tzinfo else at.replace(tzinfo=UTC),
             str(entry["error"]),
-            entry.get("trace"),
+            None if entry.get("trace") is None else str(entry["trace"]),
         )
     except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError):
         return AttemptError(0, FIRST_INSTANT, json.dumps(entry))

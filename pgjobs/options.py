@@ -261,7 +261,10 @@ def check_kind(kind: object) -> str:
 
 def check_queue(queue: object) -> str:
     if not isinstance(queue, str) or not queue or len(queue) > 64 or not _QUEUE.fullmatch(queue):
-        raise InvalidOption(f"queue {shown(queue)}: use 1 to 64 ASCII letters, digits and - _ [ ] < > / . : +")
+        raise InvalidOption(
+            f"queue {shown(queue)}: use 1 to 64 ASCII letters, digits and - _ [ ] < > / . : + "
+            "and begin with a letter, a digit or an underscore"
+        )
     return queue
 
 

@@ -86,6 +86,9 @@ class WorkMap(dict[str, Handler]):
     Under an args class `job.args` is an instance of it; under a string it is a dict. A kind has one handler. A second
     one raises DuplicateHandler, also if another class names the same kind; delete the first to replace it. A class that
     was reloaded, or redefined in a notebook, replaces its former version. The map may grow while a worker pool runs.
+
+    For a kind that was renamed, `work_map["old.name"] = work_map[Welcome]` lets the handler run the jobs of both names,
+    with the args class.
     """
 
     def __init__(self, handlers: Mapping[Any, Handler | HandlerFunction] | None = None) -> None:

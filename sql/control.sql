@@ -221,8 +221,8 @@ ORDER BY job_id, token, requested_at;
 
 -- name: pause_queues
 -- Pauses or resumes one queue, or with a null name all: claims that begin after the commit see it. Makes the row of a
--- queue that only its jobs show. Pausing a paused queue keeps the time of its pause. `busy`: another transaction holds
--- the row.
+-- queue that only its jobs show. Pausing a paused queue, and resuming one that is not, changes nothing of its row.
+-- `busy`: another transaction holds the row.
 WITH RECURSIVE line AS (
     {queue_priorities}
 ), named AS (
@@ -232,15 +232,16 @@ WITH RECURSIVE line AS (
 ), seen AS (
     SELECT name FROM named WHERE %(name)s::text IS NULL OR name = %(name)s::text
 ), free AS MATERIALIZED (
-    SELECT name FROM pgjobs.queue
+    SELECT name, paused_at, updated_at, keep_completed, keep_cancelled, keep_discarded FROM pgjobs.queue
     WHERE %(name)s::text IS NULL OR name = %(name)s::text
     FOR NO KEY UPDATE SKIP LOCKED
 ), changed AS (
     UPDATE pgjobs.queue SET
-        paused_at = CASE WHEN %(paused)s::boolean THEN COALESCE(paused_at, pg_catalog.statement_timestamp()) END,
+        paused_at = CASE WHEN %(paused)s::boolean THEN pg_catalog.statement_timestamp() END,
         updated_at = pg_catalog.statement_timestamp()
-    FROM free WHERE queue.name = free.name
-    RETURNING queue.name, paused_at, updated_at, keep_completed, keep_cancelled, keep_discarded
+    FROM free WHERE queue.name = free.name AND (free.paused_at IS NULL) = %(paused)s::boolean
+    RETURNING queue.name, queue.paused_at, queue.updated_at,
+        queue.keep_completed, queue.keep_cancelled, queue.keep_discarded
 ), made AS (
     INSERT INTO pgjobs.queue (name, paused_at)
     SELECT name, CASE WHEN %(paused)s::boolean THEN pg_catalog.statement_timestamp() END
@@ -250,6 +251,8 @@ WITH RECURSIVE line AS (
     RETURNING name, paused_at, updated_at, keep_completed, keep_cancelled, keep_discarded
 ), answer AS (
     SELECT * FROM changed
+    UNION ALL
+    SELECT * FROM free WHERE (paused_at IS NOT NULL) = %(paused)s::boolean
     UNION ALL
     SELECT * FROM made
 )

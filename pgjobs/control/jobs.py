@@ -247,12 +247,12 @@ def not_allowed(job: Job[Any] | None, result: str, action: Action) -> PgjobsErro
     """The error for a job that the action must not change."""
     assert job is not None  # it is None only in calls for many jobs, which raise no such error
     match result:
-        case "running":
-            return JobRunning(f"job {job.id} is running: cancel it, or wait until it has ended")
         case "conflict":
             return _conflict(job.id)
         case _ if action.name == "retry":
             return NotDiscarded(f"job {job.id} is {job.state}: only a discarded one gets all its attempts again")
+        case "running":
+            return JobRunning(f"job {job.id} is running: cancel it, or wait until it has ended")
         case _:
             return InvalidOption(f"max_attempts: job {job.id} has used {job.attempt} attempts already")
 

@@ -96,7 +96,8 @@ class ControlQueries:
         return Action("release", self._control["release"], [JobState.PENDING], "leave", {})
 
     def retry(self, *, reset: bool) -> Action:
-        return Action("retry", self._control["retry"], _NOT_RUNNING, "leave", {"reset": reset})
+        running: Literal["leave", "refuse"] = "refuse" if reset else "leave"
+        return Action("retry", self._control["retry"], _NOT_RUNNING, running, {"reset": reset})
 
     def delete(self) -> Action:
         return Action("delete", self._control["delete"], _NOT_RUNNING, "refuse", {})

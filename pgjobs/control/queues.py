@@ -52,6 +52,11 @@ class Queues:
         with self._transaction(tx) as conn:
             return tuple(self._observe.list_queues(conn))
 
+    def get(self, name: str, tx: Tx = None) -> Queue | None:
+        """The queue with this name as `list` has it, or None."""
+        check_queue(name)
+        return next((queue for queue in self.list(tx) if queue.name == name), None)
+
     def stats(self, names: Iterable[str] | None = None, tx: Tx = None) -> dict[str, QueueStats]:
         """The numbers of each queue, by its name: how many jobs wait, run and ended in the last minute, and how long
         the oldest has waited.

@@ -31,7 +31,7 @@ from pgjobs.enqueuing import single_insert
 from pgjobs.enqueuing.builder import is_plain
 from pgjobs.enqueuing.copy_buffer import CopyBuffer
 from pgjobs.enqueuing.encoded_jobs import EncodedJobs
-from pgjobs.enqueuing.enqueuer import Enqueuer, fill
+from pgjobs.enqueuing.enqueuer import Enqueuer, check_inserted, fill
 from pgjobs.enqueuing.queries import can_copy, no_copy, run_async, send_async
 from pgjobs.forking import check_async_pool
 from pgjobs.hooks import check_middleware, insert_with_middleware
@@ -60,7 +60,7 @@ class AsyncEnqueuer:
                 values = self.sync.queries.plain_values(template, text)
                 row = await single_insert.send_within_async(conn, self.sync.queries.plain, values)
                 return self.sync.plain_job(encoded, row)
-            return (await self._insert(conn, tx, [template.with_args(text, args)], notify))[0]
+            return (await self._insert(conn, tx, [template.with_args(text, args)], notify, one=True))[0]
 
     async def enqueue_many(
         self, tx: AsyncTx, new: Iterable[object], call: JobOptions, *, notify: bool
@@ -99,9 +99,10 @@ class AsyncEnqueuer:
             await asyncio.sleep(0)
 
     async def _insert(
-        self, conn: AnyAsyncConnection, tx: AsyncTx, jobs: Sequence[EncodedJob], notify: bool
+        self, conn: AnyAsyncConnection, tx: AsyncTx, jobs: Sequence[EncodedJob], notify: bool, *, one: bool = False
     ) -> list[Job[Any]]:
-        """Insert the jobs, with the middleware around it, which gets the caller's `tx`."""
+        """Insert the jobs, with the middleware around it, which gets the caller's `tx`; `one` is the job of
+        `aenqueue`."""
 
         async def insert(jobs: Sequence[EncodedJob]) -> list[Job[Any]]:
             if not jobs:
@@ -113,6 +114,8 @@ class AsyncEnqueuer:
         if self.sync.middleware:  # which may expect a list
             jobs = list(jobs)
         inserted: list[Job[Any]] = await insert_with_middleware(self.sync.middleware, tx, insert)(jobs)
+        if self.sync.middleware:
+            check_inserted(inserted, one=one)
         self.sync.call_hooks(inserted)
         return inserted
 

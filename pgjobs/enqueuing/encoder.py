@@ -115,7 +115,7 @@ class Encoder:
         kind = self._check_kind(new)
         of_class = options_of(new.args)
         options = new.options.over(call).over(of_class).over(self.defaults)
-        context = options.context if options.context is not None or self.context is None else self.context()
+        context = options.context if options.context is not None or self.context is None else self._call_context()
         assert options.queue is not None
         assert options.priority is not None
         assert options.max_attempts is not None
@@ -143,6 +143,16 @@ class Encoder:
                 templates.clear()
             templates[key] = (of_class, template)
         return template
+
+    def _call_context(self) -> Mapping[str, Any] | None:
+        """What the context function of the client returns."""
+        assert self.context is not None
+        context: object = self.context()
+        if context is not None and not isinstance(context, Mapping):
+            raise InvalidOption(
+                f"the context function of the client must return a mapping or None, not {shown(context)}"
+            )
+        return context
 
     def _metadata(
         self, args: object, own: Mapping[str, Any] | None, context: Mapping[str, Any] | None

@@ -24,6 +24,7 @@ from pgjobs.enqueuing.copy_buffer import CopyBuffer
 from pgjobs.enqueuing.encoded_jobs import Encoded, EncodedJobs
 from pgjobs.enqueuing.encoder import Encoder
 from pgjobs.enqueuing.queries import EnqueueQueries, can_copy, no_copy, run, send
+from pgjobs.errors import InvalidSetting, shown
 from pgjobs.execution.queries import ExecutionQueries
 from pgjobs.forking import PerProcess
 from pgjobs.hooks import (
@@ -71,7 +72,7 @@ class Enqueuer:
                 return inserted
         with self._transaction(tx) as conn:
             self._enable_prepare(conn)
-            return self._insert(conn, tx, [template.with_args(text, args)], notify)[0]
+            return self._insert(conn, tx, [template.with_args(text, args)], notify, one=True)[0]
 
     def enqueue_many(self, tx: Tx, new: Iterable[object], call: JobOptions, *, notify: bool) -> list[Job[Any]]:
         """Insert many jobs; they come back in their order."""
@@ -161,8 +162,10 @@ class Enqueuer:
             self.hooks("on_enqueue", job)
         return job
 
-    def _insert(self, conn: AnyConnection, tx: Tx, jobs: Sequence[EncodedJob], notify: bool) -> list[Job[Any]]:
-        """Insert the jobs, with the middleware around it, which gets the caller's `tx`."""
+    def _insert(
+        self, conn: AnyConnection, tx: Tx, jobs: Sequence[EncodedJob], notify: bool, *, one: bool = False
+    ) -> list[Job[Any]]:
+        """Insert the jobs, with the middleware around it, which gets the caller's `tx`; `one` is that of `enqueue`."""
 
         def insert(jobs: Sequence[EncodedJob]) -> list[Job[Any]]:
             if not jobs:
@@ -173,6 +176,8 @@ class Enqueuer:
         if self.middleware:  # which may expect a list
             jobs = list(jobs)
         inserted: list[Job[Any]] = insert_with_middleware(self.middleware, conn if tx is None else tx, insert)(jobs)
+        if self.middleware:
+            check_inserted(inserted, one=one)
         self.call_hooks(inserted)
         return inserted
 
@@ -232,3 +237,17 @@ def fill(jobs: EncodedJobs, buffer: CopyBuffer | None, encoded: Iterable[Encoded
         else:
             jobs.append(template, text, args)
     return taken
+
+
+def check_inserted(inserted: Any, *, one: bool = False) -> None:
+    """Refuse what middleware around an insert has returned, unless it is a list of jobs; `one` of `enqueue`."""
+    if not isinstance(inserted, list | tuple) or not all(isinstance(job, Job) for job in inserted):
+        raise InvalidSetting(
+            "middleware around an insert must return the jobs that insert(jobs) has returned, "
+            f"not {shown(inserted)}: end it with return insert(jobs)"
+        )
+    if one and len(inserted) != 1:
+        raise InvalidSetting(
+            f"middleware around the insert of enqueue must return one job, not {len(inserted)}: to refuse a job, "
+            "raise an exception"
+        )

@@ -127,7 +127,7 @@ class BackgroundThreads:
         context = self._context
         supplier = ArgsSupplier(self._encode, context.tick_soon, name=context.name)
         queries = ScheduleQueries(context.schema)
-        return Ticker(queries, lambda: self._schedules.by_name, supplier, wake=context.wake)
+        return Ticker(queries, lambda: self._schedules.by_name, supplier, enqueued=self._on_scheduled)
 
     def _build_listener(self) -> Listener:
         context = self._context
@@ -147,6 +147,14 @@ class BackgroundThreads:
             self._context.promote_soon()
         self._figures.record_lost(job.queue, job.kind, how_it_was_lost(job))
         self._executor.hooks("on_rescue", decoding(self._claimer.work_map, job))
+
+    def _on_scheduled(self, conn: AnyConnection, id: int, queue: str) -> None:
+        """A schedule has enqueued a job."""
+        self._context.wake(queue)
+        hooks = self._executor.hooks
+        job = self._claimer.queries.get_job(conn, id, queue) if hooks else None
+        if job is not None:
+            hooks("on_enqueue", decoding(self._claimer.work_map, job))
 
     def _known_kinds(self) -> list[str] | None:
         """The kinds that this pool has handlers for; None for every kind."""

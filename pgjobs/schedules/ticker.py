@@ -81,7 +81,7 @@ class _PendingTick:
 
 class Ticker:
     """`registered` returns the schedules in the code of this process, by name; `supply` computes the job of a tick;
-    `wake` is called with the queue of each job that was enqueued."""
+    `enqueued` is called with the connection, the id and the queue of each job that was enqueued."""
 
     def __init__(
         self,
@@ -89,12 +89,12 @@ class Ticker:
         registered: Callable[[], Mapping[str, Schedule]],
         supply: Callable[[Schedule], SuppliedJob],
         *,
-        wake: Callable[[str], None] = lambda queue: None,
+        enqueued: Callable[[AnyConnection, int, str], None] = lambda conn, id, queue: None,
     ) -> None:
         self._queries = queries
         self._registered = registered
         self._supply = supply
-        self._wake = wake
+        self._enqueued = enqueued
         self.pending: dict[str, _PendingTick] = {}
         self._paused_until: dict[str, float] = {}  # schedules that failed or are contended
         self._failing = SetAside()
@@ -179,7 +179,7 @@ class Ticker:
             self._paused_until[seen.name] = time.monotonic() + _CONTENDED
         elif result.id is not None and result.queue is not None:
             log.debug("schedule %s: job %d for %s", seen.name, result.id, plan.tick)
-            self._wake(result.queue)
+            self._enqueued(conn, result.id, result.queue)
 
     def _pause(self, conn: AnyConnection, name: str, error: Exception) -> None:
         """After a failure, do not tick this schedule for a while, and store the error. Raises it if the database is to

@@ -242,9 +242,12 @@ def test_retry_with_reset_gives_a_discarded_job_all_its_attempts_again(
     assert [error.error for error in again.errors] == ["no"], "which is its history"
     with pytest.raises(NotDiscarded, match=f"job {job.id} is available"):
         client.retry(job.id, reset=True)
+    sql("UPDATE pgjobs.job SET state = 'running', attempted_at = now() WHERE id = %s", third.id)
+    with pytest.raises(NotDiscarded, match=f"job {third.id} is running"):
+        client.retry(third.id, reset=True)
     result = client.retry_many(ALL, reset=True)
     assert done(result) == [other.id]
-    assert result.skipped == {job.id: "unfit", third.id: "unfit"}
+    assert result.skipped == {job.id: "unfit", third.id: "running"}
     assert stored(other).attempt == 0
 
 

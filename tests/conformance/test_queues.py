@@ -189,9 +189,29 @@ def test_pausing_what_is_paused_and_resuming_what_is_not_changes_nothing(
 ) -> None:
     in_state("available", "a")
     assert [queue.paused_at for queue in client.queues.resume("a")] == [None]
+    resumed = client.queues.get("a")
+    assert client.queues.resume("a") == client.queues.resume("*") == (resumed,)
     (first,) = client.queues.pause("a")
-    (again,) = client.queues.pause("a")
-    assert first.paused_at == again.paused_at is not None
+    assert first.paused_at == first.updated_at is not None
+    assert client.queues.pause("a") == client.queues.pause("*") == (first,)
+    assert client.queues.get("a") == first, "the row is as it was"
+    (again,) = client.queues.resume("a")
+    assert again.updated_at is not None
+    assert again.updated_at > first.updated_at, "a resume is a change"
+
+
+def test_one_queue_is_read_by_its_name(client: Client, in_state: Callable[..., None], conn: Tx) -> None:
+    in_state("available", "a")
+    assert client.queues.get("a") == Queue("a", None, None)
+    assert client.queues.get("b") is None
+    client.queues.pause("a", conn)
+    (paused, unpaused) = client.queues.get("a", conn), client.queues.get("a")
+    assert paused is not None
+    assert unpaused is not None
+    assert paused.paused_at is not None
+    assert unpaused.paused_at is None, "it is not committed"
+    with pytest.raises(InvalidOption, match="queue 'a b'"):
+        client.queues.get("a b")
 
 
 @pytest.mark.parametrize("name", ["", "a b", "**", None, 5, "a\0"], ids=repr)

@@ -16,8 +16,10 @@ import pytest
 
 from pgjobs import (
     Client,
+    Hooks,
     InvalidArgs,
     InvalidSchedule,
+    Job,
     JobState,
     NewJob,
     Schedule,
@@ -685,3 +687,39 @@ def test_a_pool_that_does_not_listen_ticks_too(client: Client, jobs: Jobs) -> No
     with pool:
         assert all(ran.acquire(timeout=5) for _ in range(3)), "and calls its own threads"
     assert len(jobs()) >= 3
+
+
+class Heard(Hooks):
+    """The jobs that were enqueued."""
+
+    def __init__(self) -> None:
+        self.jobs: list[Job[Any]] = []
+
+    def on_enqueue(self, job: Job[Any]) -> None:
+        self.jobs.append(job)
+        raise RuntimeError("harms no schedule")
+
+
+def test_hooks_hear_of_the_jobs_of_schedules_but_middleware_does_not_stand_around_them(
+    client: Client, jobs: Jobs
+) -> None:
+    def refuse(tx: Any, jobs: Any, insert: Any) -> Any:
+        raise PermissionError
+
+    heard = Heard()
+    watching = Client(client.pool, schema=client.schema, hooks=[heard], middleware=[refuse])
+    once = Unique(by_args=True)
+    cron = [
+        Schedule("literal", "@yearly", Report(1), run_on_start=True),
+        Schedule("computed", "@yearly", lambda: Report(2), run_on_start=True),
+        Schedule("skipped", every(SECOND / 20), NewJob(Report(3), unique=once, pending=True)),
+    ]
+    client.schedules.add(Schedule("table", "@yearly", Report(4)))
+    client.schedules.run_now("table")
+    with WorkerPool(watching, {Report: nothing}, cron=cron, queues={"default": 1}):
+        wait_until(lambda: len(heard.jobs) == 4)
+        tick = row(client, "skipped").last_tick_at
+        wait_until(lambda: row(client, "skipped").last_tick_at not in (None, tick))
+    assert sorted(job.args.number for job in heard.jobs) == [1, 2, 3, 4], "and of no duplicate"
+    assert sorted(jobs()) == [1, 2, 3, 4]
+    assert {job.metadata["schedule"] for job in heard.jobs} == {"literal", "computed", "skipped", "table"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -206,3 +206,26 @@ def test_a_row_that_cannot_be_decoded_is_recorded_and_set_aside_while_others_are
     ]
     assert called == [fine.id]
     assert stored(fine).state == JobState.COMPLETED
+
+
+def test_a_renamed_kind_keeps_its_handler_under_the_old_name(client: Client, stored: Stored) -> None:
+    ran: list[tuple[str, Any]] = []
+
+    def run(tx: Tx, job: Job[Thing]) -> None:
+        ran.append((job.kind, job.args))
+        if job.kind == "thing.before":
+            raise ValueError
+
+    work_map = WorkMap({Thing: Handler(run, backoff=LATER)})
+    work_map["thing.before"] = work_map[Thing]
+    knowing = Client(client.pool, schema=client.schema, work_map=work_map)
+    jobs = [knowing.enqueue(None, Thing(1)), knowing.enqueue(None, {"n": 2}, kind="thing.before")]
+    pool = WorkerPool(knowing, work_map)
+    assert pool.work_one()
+    assert pool.work_one()
+    assert ran == [("thing", Thing(1)), ("thing.before", Thing(2))]
+    assert stored(jobs[1]).state is JobState.RETRYABLE
+    assert stored(jobs[1]).scheduled_at > datetime.now(UTC) + timedelta(minutes=50), "the settings of the handler"
+    found = knowing.get(jobs[1].id)
+    assert found is not None
+    assert found.args == Thing(2)

@@ -100,7 +100,9 @@ def test_good_queue_names_pass(queue: str) -> None:
 
 @pytest.mark.parametrize("queue", [None, "", 5, "a" * 65, "a b", "-a", "a\n", "é", "a,b", "a;b", "a\0"])
 def test_bad_queue_names_are_refused(queue: object) -> None:
-    with pytest.raises(InvalidOption):
+    with pytest.raises(
+        InvalidOption, match=r"use 1 to 64 ASCII letters.*begin with a letter, a digit or an underscore"
+    ):
         check_queue(queue)
 
 
@@ -357,6 +359,12 @@ def test_an_entry_of_errors_made_by_hand_is_shown_as_it_stands(entry: object) ->
     assert json.loads(odd.error) == entry
     assert odd.at.tzinfo is not None
     assert readable.error == "good", "its neighbours are read all the same"
+
+
+@pytest.mark.parametrize("trace", [["line 1"], {"line": 1}, 5, False], ids=json.dumps)
+def test_a_traceback_is_a_text_also_when_it_was_written_by_hand_as_something_else(trace: object) -> None:
+    entry = {"attempt": 1, "at": "2025-01-02T12:00:00+00:00", "error": "by hand", "trace": trace}
+    assert [error.trace for error in a_job(raw_errors=json.dumps([entry])).errors] == [str(trace)]
 
 
 @pytest.mark.parametrize("at", ["2025-01-02T12:00:00", "2025-01-02"])
