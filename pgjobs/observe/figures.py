@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import threading
 from bisect import bisect_left
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import zip_longest
@@ -37,6 +37,8 @@ _MOST_OTHER_QUEUES = 200
 _BUCKETS = len(BOUNDS) + 1
 _ATTEMPTS, _LOST, _RUN_SECONDS, _WAIT_SECONDS = -4, -3, -2, -1
 _NEW_TALLY = (*[0] * (2 * _BUCKETS), 0, 0, 0.0, 0.0)
+
+_DIGITS = 12  # of the count of one bucket, in the number that has all of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +204,19 @@ def _add(sums: dict[FigureKey, list[float]], tallies: Mapping[FigureKey, list[fl
     for key, tally in tallies.items():
         known = sums.get(key)
         sums[key] = tally[:] if known is None else list(map(add, known, tally))
+
+
+def number_of(counts: Sequence[int]) -> str:
+    """The counts of buckets as one number, as the table `figure` keeps them: see 0001_tables.sql. The sum of such
+    numbers has the sums of the counts."""
+    return "".join(f"{count:0{_DIGITS}d}" for count in reversed(counts)) or "0"
+
+
+def counts_of(number: str) -> tuple[int, ...]:
+    """The counts of which `number_of` has made a number; none for other numbers, which were written by hand."""
+    if not number.isdecimal():
+        return ()
+    return _trimmed(int(number[max(0, end - _DIGITS) : end]) for end in range(len(number), 0, -_DIGITS))
 
 
 def _as_tally(tally: list[float]) -> Tally:

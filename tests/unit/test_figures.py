@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pgjobs import AttemptFigures, Durations
-from pgjobs.observe.figures import BOUNDS, OTHER_KINDS, OTHER_QUEUES, FigureKey
+from pgjobs.observe.figures import BOUNDS, OTHER_KINDS, OTHER_QUEUES, FigureKey, counts_of, number_of
 
 SECONDS = st.floats(0, 1e6)
 WITHIN = 1.12  # as the guide says
@@ -111,6 +111,21 @@ def test_of_threads_that_have_ended_only_the_sums_are_kept() -> None:
     gc.collect()
     assert sum(thread() is not None for thread in ended) == 1
     assert figures.snapshot()[FigureKey("q", "job", "completed")].attempts == 50
+
+
+COUNTS = st.lists(st.integers(0, 10**10), max_size=len(BOUNDS) + 1)
+
+
+@given(COUNTS, COUNTS)
+def test_the_sum_of_numbers_has_the_sums_of_the_counts(some: list[int], others: list[int]) -> None:
+    """So the server adds up all buckets with one addition."""
+    both = Durations(tuple(some)).plus(Durations(tuple(others))).counts
+    assert counts_of(str(int(number_of(some)) + int(number_of(others)))) == both
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-1", "1.5", ""])
+def test_a_number_that_was_written_by_hand_has_no_counts(number: str) -> None:
+    assert counts_of(number) == ()
 
 
 def test_the_number_of_kinds_is_bounded_but_for_those_with_a_handler() -> None:
