@@ -88,8 +88,9 @@ class PoolLog:
 
     def figures_unwritten(self, attempts: int) -> None:
         """The stop ends, and so many attempts are counted but not in the table of figures."""
-        log.warning("%s: the figures of %s are not written: the database did not do that in time; the jobs themselves "
-                    "are", self._name, "1 attempt" if attempts == 1 else f"{attempts:,} attempts")  # fmt: skip
+        log.warning("%s: the figures of %s are not in the table: their last write failed, or took too long. What "
+                    "became of the jobs is written", self._name,
+                    "1 attempt" if attempts == 1 else f"{attempts:,} attempts")  # fmt: skip
 
     def stopped(self, after: float) -> None:
         log.info("%s: stopped after %s", self._name, shown_seconds(after))

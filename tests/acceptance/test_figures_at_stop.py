@@ -96,7 +96,7 @@ def test_a_stop_that_cannot_wait_says_what_it_has_not_written(
         pool.stop_and_cancel()
     assert slow_table.is_written_to, "it did not wait for the write"
     (told,) = [line for line in caplog.messages if "figures" in line]
-    assert "the figures of 1 attempt are not written" in told
+    assert "the figures of 1 attempt are not in the table" in told
     slow_table.go()
     wait_until(lambda: completed(client) == 1), "the process lives on, and so does the write"
 
@@ -108,4 +108,4 @@ def test_a_stop_whose_last_write_fails_says_so(client: Client, caplog: pytest.Lo
         pool.stop()
     told = [line for line in caplog.messages if "figures" in line]
     assert any("the writing of figures failed: " in line for line in told)
-    assert any("the figures of 1 attempt are not written" in line for line in told)
+    assert any("the figures of 1 attempt are not in the table" in line for line in told)
