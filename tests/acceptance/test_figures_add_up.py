@@ -139,11 +139,9 @@ def test_metrics_figures_and_the_table_agree(work_place: Place) -> None:
         first, second = work.wait_ready(2)
         wait_until(lambda: all_ended(place), 120)
         wait_until(lambda: of_the_metrics(work) == of_the_table(place), SOON)
-        assert {pid for (pid,) in place.query("SELECT DISTINCT pid FROM {schema}.start")} == {first, second}
-        started = dict(
-            place.query("SELECT kind, count(*) FROM {schema}.start JOIN {schema}.job ON id = start.job GROUP BY 1")
-        )
         wait_until(lambda: of_the_figures(place) == of_the_table(place), SOON)
+        assert {pid for (pid,) in place.query("SELECT DISTINCT pid FROM {schema}.start")} == {first, second}
+        assert all(of_the_table(place)[outcome] > 50 for outcome in OUTCOMES if outcome != "interrupted")
 
         place.client.enqueue(None, {"n": 6}, kind="kill")  # at a moment when all is told
         wait_until(lambda: all_ended(place), 60)
@@ -154,16 +152,15 @@ def test_metrics_figures_and_the_table_agree(work_place: Place) -> None:
 
         work.wait_for(" is ready after ", times=3)
         killed = work.pids()[0]
+        ((before,),) = place.query("SELECT max(id) FROM {schema}.job")
+        started = "SELECT job FROM {schema}.start WHERE pid = %s AND job > %s"
         enqueue(place, "run", "default", 240)
-        wait_until(
-            lambda: place.query("SELECT FROM {schema}.start WHERE pid = %s OFFSET 30", killed) or all_ended(place), 60
-        )
+        wait_until(lambda: len(place.query(started, killed, before)) > 20 or all_ended(place), 60)
         os.kill(killed, signal.SIGKILL)
         wait_until(lambda: all_ended(place), 60)
         assert work.stop() == 0
     table, figures = of_the_table(place), of_the_figures(place)
-    ((lost,),) = place.query("SELECT count(*) FROM {schema}.start WHERE pid = %s", killed)
-    assert started["run"] > 1800
-    assert all(figures[outcome] <= table[outcome] for outcome in OUTCOMES)
-    assert sum(table.values()) - sum(figures.values()) <= 2 * lost, "what others have done is counted"
-    assert sum(figures.values()) > sum(table.values()) - 2 * 600
+    figures["failed"] += figures.pop("interrupted")  # the kill was not held against a job, but left an error
+    assert all(figures[outcome] <= table[outcome] for outcome in figures)
+    missing = sum(table[outcome] - figures[outcome] for outcome in ("completed", "failed", "cancelled", "snoozed"))
+    assert missing <= len(place.query(started, killed, before)), "what others have done is counted"
