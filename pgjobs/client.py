@@ -755,12 +755,14 @@ class Client:
 
         `since` is a duration before now, by the database's clock, or an aware datetime. With a `step` of whole minutes
         there are figures for each step of time, else one for the whole time. Steps are counted from a Monday at
-        midnight UTC, so the first may begin before `since`, but has no figures from before it. They are split by queue
-        and kind; `by=["queue"]` gives one for all kinds, `by=[]` one for everything. Steps without attempts are left
-        out.
+        midnight UTC, so the first may begin before `since`. They are split by queue and kind; `by=["queue"]` gives one
+        for all kinds, `by=[]` one for everything. Steps without attempts are left out.
 
-        Worker pools write their figures every 10 seconds and when they stop, as those of the minute of the write, and
-        keep them for 7 days. If a process is killed, up to 10 seconds of its figures are lost. Raises InvalidFilter.
+        Worker pools write their figures every 10 seconds and when they stop, as those of the minute of the write. They
+        are kept for 7 days: for each minute, after 6 hours for each 5 minutes, and after 2 days for each hour. `since`
+        is rounded down to such a period, and a period counts as a whole in the step in which it begins: where only
+        hours are kept, a `step` of 10 minutes gives one for each hour. If a process is killed, up to 10 seconds of its
+        figures are lost. Raises InvalidFilter.
         """
         which = wanted(queue, kind, since, step, by)
         with self._transaction(tx) as conn:

@@ -60,6 +60,8 @@ from pgjobs.workers.worker_threads import WorkerThreads
 log = get_logger("pgjobs.worker")
 
 _REPORTS_WITHIN = 0.3  # seconds after a thread counts as stuck, in which the outcome of its job is written
+_PART_WITHIN = 0.4  # seconds in which another thread of the pool should end
+_LAST_WRITES = 5.0  # the same for the maintenance thread, which writes the last figures, if the stop may last as long
 
 _end_calls: set[Callable[[], None]] = set()  # one for each pool that runs
 
@@ -383,7 +385,8 @@ class WorkerPool:
             self._log.cut_off(self._watchdog.attempts, time.monotonic() - began if seconds else 0.0)
             self._cut_off()
             ended = self._wait_cut_off()
-        self._background.stop()
+        self._end_maintenance(_LAST_WRITES if seconds is None else began + seconds - time.monotonic())
+        self._background.stop(_PART_WITHIN)
         self._watchdog.stop()
         self.schedules.stop()
         self._stopper = None
@@ -396,6 +399,22 @@ class WorkerPool:
         self._started = False
         _end_calls.discard(self._end_with_process)
         return ended and not self._watchdog.stopped and not self._threads.any_stuck_since_start
+
+    def _end_maintenance(self, left: float) -> None:
+        """Let the maintenance thread end, which writes the last figures. A slow database gets what is `left` of the
+        stop for that, in seconds, unless the stop is told to hurry."""
+        maintenance = self._context.maintenance
+        if maintenance is None:
+            return
+        until = time.monotonic() + min(left, _LAST_WRITES)
+        ended = maintenance.stop(_PART_WITHIN)
+        while not ended and time.monotonic() < until and not self._watchdog.stopping_all:
+            ended = maintenance.stop(min(LOOK_UP, max(0.0, until - time.monotonic())))
+        client_closed = (
+            self._closing.locked() and not self._log.exits
+        )  # then there is no connection, and that is logged
+        if not client_closed and (unwritten := self._heartbeat.unwritten):
+            self._log.figures_unwritten(unwritten)
 
     def stop_and_cancel(self) -> bool:
         """Stop without waiting: `stop` with a timeout of zero."""

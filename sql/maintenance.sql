@@ -344,16 +344,75 @@ WITH old AS MATERIALIZED (
 SELECT pg_catalog.count(*) FROM deleted;
 
 -- name: prune_figures
--- Deletes the oldest figures that were kept as long.
+-- Deletes the oldest figures that were kept as long. Of the first hour none, since its figures may be in one row.
 WITH old AS MATERIALIZED (
     SELECT minute, queue, kind FROM pgjobs.figure
-    WHERE minute < (pg_catalog.statement_timestamp() - %(keep)s::interval)
+    WHERE minute < pg_catalog.date_bin(
+        '1 hour', pg_catalog.statement_timestamp() - %(keep)s::interval, '2000-01-03 UTC')
     ORDER BY minute LIMIT %(batch)s
     FOR UPDATE SKIP LOCKED
 ), deleted AS (
     DELETE FROM pgjobs.figure USING old
     WHERE figure.minute = old.minute AND figure.queue = old.queue AND figure.kind = old.kind
     RETURNING old.minute
+)
+SELECT pg_catalog.count(*) FROM deleted;
+
+-- name: roll_up_figures
+-- Adds figures between two ages to those of the minute in which their period begins, and deletes their rows. One
+-- statement does both, so that nothing is lost or counted twice. Figures that are written later for such a minute are
+-- added the next time, and so is a row that is locked now. Rows are locked in one order, that of add_figures, so that no
+-- two transactions wait for each other in a circle. The minutes are found by jumps through the index, since nearly all
+-- rows are of minutes in which a period begins.
+WITH RECURSIVE bounds AS MATERIALIZED (
+    SELECT
+        pg_catalog.date_bin('1 hour', pg_catalog.statement_timestamp() - %(older)s::interval, '2000-01-03 UTC') AS since,
+        pg_catalog.date_bin(
+            %(period)s::interval, pg_catalog.statement_timestamp() - %(old)s::interval, '2000-01-03 UTC') AS until
+), line AS (
+    SELECT minute FROM (
+        SELECT minute FROM pgjobs.figure
+        WHERE minute >= (SELECT since FROM bounds) AND minute < (SELECT until FROM bounds)
+        ORDER BY minute LIMIT 1) AS first
+    UNION ALL
+    SELECT next.minute FROM line, LATERAL (
+        SELECT figure.minute FROM pgjobs.figure
+        WHERE figure.minute > line.minute AND figure.minute < (SELECT until FROM bounds)
+        ORDER BY figure.minute LIMIT 1) AS next
+), old AS MATERIALIZED (
+    SELECT these.minute, these.queue, these.kind FROM line, LATERAL (
+        SELECT figure.minute, figure.queue, figure.kind FROM pgjobs.figure
+        WHERE figure.minute = line.minute
+        ORDER BY figure.queue, figure.kind
+        FOR UPDATE SKIP LOCKED) AS these
+    WHERE line.minute <> pg_catalog.date_bin(%(period)s::interval, line.minute, '2000-01-03 UTC')
+    LIMIT %(batch)s
+), deleted AS (
+    DELETE FROM pgjobs.figure USING old
+    WHERE figure.minute = old.minute AND figure.queue = old.queue AND figure.kind = old.kind
+    RETURNING
+        figure.minute, figure.queue, figure.kind, completed, failed, discarded, cancelled, snoozed, interrupted,
+        run_seconds, wait_seconds, run_counts, wait_counts
+), added AS (
+    INSERT INTO pgjobs.figure AS known (
+        minute, queue, kind, completed, failed, discarded, cancelled, snoozed, interrupted, run_seconds, wait_seconds,
+        run_counts, wait_counts)
+    SELECT
+        pg_catalog.date_bin(%(period)s::interval, minute, '2000-01-03 UTC') AS period, queue, kind,
+        pg_catalog.sum(completed),
+        pg_catalog.sum(failed),
+        pg_catalog.sum(discarded),
+        pg_catalog.sum(cancelled),
+        pg_catalog.sum(snoozed),
+        pg_catalog.sum(interrupted),
+        pg_catalog.sum(run_seconds),
+        pg_catalog.sum(wait_seconds),
+        pg_catalog.sum(run_counts),
+        pg_catalog.sum(wait_counts)
+    FROM deleted
+    GROUP BY period, queue, kind
+    ORDER BY period, queue, kind
+    {add_to_figures}
 )
 SELECT pg_catalog.count(*) FROM deleted;
 

@@ -153,13 +153,19 @@ WHERE keep_completed IS NOT NULL OR keep_cancelled IS NOT NULL OR keep_discarded
 ORDER BY name;
 
 -- name: figures
--- By step of time, or all in one, and by queue and kind, or an empty text for all of them. The groups are numbered, so
--- that the buckets, of which there may be millions, are summed by one number each.
-WITH first AS (
+-- By step of time, or all in one, and by queue and kind, or an empty text for all of them. The first minute is that in
+-- which a period begins, since older figures are kept by periods: see roll_up_figures.
+WITH asked AS (
+    SELECT COALESCE(%(since)s::timestamptz, pg_catalog.statement_timestamp() - %(ago)s::interval) AS since
+), first AS (
     SELECT pg_catalog.date_bin(
-        '1 minute', COALESCE(%(since)s::timestamptz, pg_catalog.statement_timestamp() - %(ago)s::interval),
-        '2000-01-03 UTC') AS minute
-), chosen AS MATERIALIZED (
+        CASE
+            WHEN since < (pg_catalog.statement_timestamp() - %(older)s::interval) THEN %(long)s::interval
+            WHEN since < (pg_catalog.statement_timestamp() - %(old)s::interval) THEN %(short)s::interval
+            ELSE '1 minute'::interval END,
+        since, '2000-01-03 UTC') AS minute
+    FROM asked
+), chosen AS (
     SELECT
         CASE WHEN %(step)s::interval IS NULL THEN first.minute
             ELSE pg_catalog.date_bin(%(step)s::interval, figure.minute, '2000-01-03 UTC') END AS at,
@@ -168,51 +174,19 @@ WITH first AS (
         completed, failed, discarded, cancelled, snoozed, interrupted, run_seconds, wait_seconds, run_counts, wait_counts
     FROM first JOIN pgjobs.figure ON figure.minute >= first.minute
     WHERE (%(queue)s::text IS NULL OR queue = %(queue)s::text) AND (%(kind)s::text IS NULL OR kind = %(kind)s::text)
-), sums AS MATERIALIZED (
-    SELECT
-        at, queue, kind,
-        pg_catalog.row_number() OVER () * 1000 AS number,
-        pg_catalog.sum(completed) AS completed,
-        pg_catalog.sum(failed) AS failed,
-        pg_catalog.sum(discarded) AS discarded,
-        pg_catalog.sum(cancelled) AS cancelled,
-        pg_catalog.sum(snoozed) AS snoozed,
-        pg_catalog.sum(interrupted) AS interrupted,
-        pg_catalog.sum(run_seconds) AS run_seconds,
-        pg_catalog.sum(wait_seconds) AS wait_seconds
-    FROM chosen GROUP BY at, queue, kind
-), counted AS MATERIALIZED (
-    SELECT number, run_counts, wait_counts
-    FROM chosen JOIN sums ON sums.at = chosen.at AND sums.queue = chosen.queue AND sums.kind = chosen.kind
-), run AS (
-    SELECT bucket / 1000 * 1000 AS number, pg_catalog.array_agg(attempts ORDER BY bucket) AS counts
-    FROM (
-        SELECT bucket, pg_catalog.sum(attempts) AS attempts
-        FROM (
-            SELECT pg_catalog.unnest(run_counts) AS attempts,
-                number + pg_catalog.generate_subscripts(run_counts, 1) AS bucket
-            FROM counted
-        ) AS buckets
-        GROUP BY bucket
-    ) AS summed
-    GROUP BY 1
-), wait AS (
-    SELECT bucket / 1000 * 1000 AS number, pg_catalog.array_agg(attempts ORDER BY bucket) AS counts
-    FROM (
-        SELECT bucket, pg_catalog.sum(attempts) AS attempts
-        FROM (
-            SELECT pg_catalog.unnest(wait_counts) AS attempts,
-                number + pg_catalog.generate_subscripts(wait_counts, 1) AS bucket
-            FROM counted
-        ) AS buckets
-        GROUP BY bucket
-    ) AS summed
-    GROUP BY 1
 )
 SELECT
-    sums.at, sums.queue, sums.kind, completed, failed, discarded, cancelled, snoozed, interrupted, run_seconds,
-    wait_seconds, run.counts, wait.counts
-FROM sums
-    LEFT JOIN run ON run.number = sums.number
-    LEFT JOIN wait ON wait.number = sums.number
-ORDER BY sums.at, sums.queue, sums.kind;
+    at, queue, kind,
+    pg_catalog.sum(completed),
+    pg_catalog.sum(failed),
+    pg_catalog.sum(discarded),
+    pg_catalog.sum(cancelled),
+    pg_catalog.sum(snoozed),
+    pg_catalog.sum(interrupted),
+    pg_catalog.sum(run_seconds),
+    pg_catalog.sum(wait_seconds),
+    pg_catalog.sum(run_counts)::text,
+    pg_catalog.sum(wait_counts)::text
+FROM chosen
+GROUP BY at, queue, kind
+ORDER BY at, queue, kind;

@@ -357,3 +357,17 @@ SELECT 'done' AS result, changed.* FROM changed
 -- part: in_range
 (%(first)s::bigint IS NULL OR job.id >= %(first)s::bigint)
     AND (%(last)s::bigint IS NULL OR job.id <= %(last)s::bigint)
+
+-- part: add_to_figures
+-- Adds to a row of figures that is there already.
+ON CONFLICT (minute, queue, kind) DO UPDATE SET
+        completed = known.completed + EXCLUDED.completed,
+        failed = known.failed + EXCLUDED.failed,
+        discarded = known.discarded + EXCLUDED.discarded,
+        cancelled = known.cancelled + EXCLUDED.cancelled,
+        snoozed = known.snoozed + EXCLUDED.snoozed,
+        interrupted = known.interrupted + EXCLUDED.interrupted,
+        run_seconds = known.run_seconds + EXCLUDED.run_seconds,
+        wait_seconds = known.wait_seconds + EXCLUDED.wait_seconds,
+        run_counts = known.run_counts + EXCLUDED.run_counts,
+        wait_counts = known.wait_counts + EXCLUDED.wait_counts

@@ -96,7 +96,7 @@ INSERT INTO pgjobs.figure AS known (
 SELECT
     pg_catalog.date_bin('1 minute', pg_catalog.statement_timestamp(), '2000-01-03 UTC'), queue, kind, completed,
     retried + discarded, discarded, cancelled, snoozed, interrupted, run_seconds, wait_seconds,
-    run_counts::integer[], wait_counts::integer[]
+    run_counts::numeric, wait_counts::numeric
 FROM ROWS FROM (
     pg_catalog.unnest(%(queues)s::text[]), pg_catalog.unnest(%(kinds)s::text[]),
     pg_catalog.unnest(%(completed)s::integer[]), pg_catalog.unnest(%(retried)s::integer[]),
@@ -108,25 +108,7 @@ FROM ROWS FROM (
     queue, kind, completed, retried, discarded, cancelled, snoozed, interrupted, run_seconds, wait_seconds, run_counts,
     wait_counts)
 ORDER BY queue, kind
-ON CONFLICT (minute, queue, kind) DO UPDATE SET
-    completed = known.completed + EXCLUDED.completed,
-    failed = known.failed + EXCLUDED.failed,
-    discarded = known.discarded + EXCLUDED.discarded,
-    cancelled = known.cancelled + EXCLUDED.cancelled,
-    snoozed = known.snoozed + EXCLUDED.snoozed,
-    interrupted = known.interrupted + EXCLUDED.interrupted,
-    run_seconds = known.run_seconds + EXCLUDED.run_seconds,
-    wait_seconds = known.wait_seconds + EXCLUDED.wait_seconds,
-    run_counts = ARRAY(
-        SELECT COALESCE(one, 0) + COALESCE(other, 0)
-        FROM ROWS FROM (pg_catalog.unnest(known.run_counts), pg_catalog.unnest(EXCLUDED.run_counts))
-            WITH ORDINALITY AS both_counts (one, other, place)
-        ORDER BY place),
-    wait_counts = ARRAY(
-        SELECT COALESCE(one, 0) + COALESCE(other, 0)
-        FROM ROWS FROM (pg_catalog.unnest(known.wait_counts), pg_catalog.unnest(EXCLUDED.wait_counts))
-            WITH ORDINALITY AS both_counts (one, other, place)
-        ORDER BY place);
+{add_to_figures};
 COMMIT;
 
 -- name: list_workers

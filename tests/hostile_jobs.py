@@ -12,6 +12,7 @@ import psycopg
 from psycopg import sql
 
 from pgjobs import Client
+from pgjobs.observe.figures import number_of
 
 #: None has more than 64 characters, so that it may be the name of a queue. A script of theirs would set `pwned`.
 CORPUS = [
@@ -103,7 +104,7 @@ SELECT text, 'cancel-jobs', jsonb_build_object(text, text), 3 FROM unnest(%(corp
 INSERT INTO {schema}.figure (minute, queue, kind, completed, failed, discarded, run_seconds, wait_seconds,
     run_counts, wait_counts)
 SELECT date_trunc('minute', now()) - m * interval '1 min', queue, 'mail.send', 50 + m %% 20, m %% 7, m %% 3, 5, 9,
-    ARRAY[10, 20, 20], ARRAY[0, 0, 5, 5, 40]
+    %(run_counts)s::numeric, %(wait_counts)s::numeric
 FROM generate_series(0, 1440) AS m, unnest(ARRAY['default', 'mail', %(first)s]) AS queue;
 INSERT INTO {schema}.job_progress (job_id, token, done, total, note)
 SELECT id, COALESCE(token, gen_random_uuid()), 3, 10, %(first)s FROM {schema}.job WHERE state = 'running';
@@ -113,7 +114,10 @@ SELECT id, COALESCE(token, gen_random_uuid()), 3, 10, %(first)s FROM {schema}.jo
 def fill(conn: psycopg.Connection[Any], schema: str, jobs: int) -> None:
     """Add so many jobs, of which one of 50 and the newest 400 are hostile, and rows to the other tables. Needs the
     rights of a superuser: the triggers are left out."""
-    values = {"corpus": CORPUS, "texts": len(CORPUS), "long": LONG, "jobs": jobs, "first": CORPUS[0]}
+    values = {
+        **{"corpus": CORPUS, "texts": len(CORPUS), "long": LONG, "jobs": jobs, "first": CORPUS[0]},
+        **{"run_counts": number_of([10, 20, 20]), "wait_counts": number_of([0, 0, 5, 5, 40])},
+    }
     with conn.transaction(), psycopg.ClientCursor(conn) as cur:
         cur.execute("SET LOCAL session_replication_role = replica")
         for text in (_FILL, _BESIDE):

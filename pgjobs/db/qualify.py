@@ -51,7 +51,7 @@ _WITHOUT_EXPRESSIONS = _words(
     "BEGIN COMMIT ROLLBACK SAVEPOINT RELEASE SET RESET CLOSE UNLISTEN DISCARD COPY REINDEX DROP DO GRANT REVOKE"
 )
 _WITH_EXPRESSIONS = _words("SELECT WITH INSERT UPDATE DELETE CREATE EXPLAIN CALL")
-_FIRST_OF_A_PART = _words("AND CASE FROM NOT ORDER PG_CATALOG")  # for texts that are only a part of a statement
+_FIRST_OF_A_PART = _words("AND CASE FROM NOT ON ORDER PG_CATALOG")  # for texts that are only a part of a statement
 
 _SCHEMAS = _words("pg_catalog pgjobs")
 _KEYWORD_TYPES = _words("bigint boolean integer interval smallint")  # the grammar resolves these in pg_catalog

@@ -23,10 +23,10 @@ column figure interrupted int4 not null
 column figure kind text not null
 column figure minute timestamptz not null
 column figure queue text not null
-column figure run_counts _int4 not null
+column figure run_counts numeric not null
 column figure run_seconds float8 not null
 column figure snoozed int4 not null
-column figure wait_counts _int4 not null
+column figure wait_counts numeric not null
 column figure wait_seconds float8 not null
 column job args jsonb not null
 column job attempt int4 not null

@@ -291,6 +291,8 @@ class Attempt:
         if not self.severed:
             self.recording = threading.Lock()
             self.severed = self.tainted = True
+            if self._in_handler:  # it may never come back: this is the time that is reported
+                self.run_seconds = time.monotonic() - self.began
             if self.checkout is not None:
                 self.checkout.shut_down(self._conn_id)
         self.stuck = waited >= self._grace.stuck

@@ -181,6 +181,11 @@ class Watchdog:
                     attempt.request_stop(JobCancelled("its lease ended before it did"))
             self._changed.notify()
 
+    @property
+    def stopping_all(self) -> bool:
+        """Whether all attempts are told to end, those that start later included."""
+        return self._stop_all is not None
+
     def request_stop_all(self, reason: Callable[[], Reason], grace: GracePeriods) -> None:
         """Stop every running attempt, and every attempt that is added later: a job may have been claimed a moment
         ago, and its attempt not added yet."""

@@ -28,8 +28,6 @@ from pgjobs.work_map import Handler, decoding
 from pgjobs.workers.context import PoolContext
 from pgjobs.workers.heartbeat import Heartbeat
 
-_STOP_WITHIN = 0.4  # seconds that a stop waits for each of them
-
 
 class BackgroundThreads:
     """They are made anew at each start of the pool; `context.maintenance` and `context.listener` are two of them.
@@ -85,11 +83,12 @@ class BackgroundThreads:
         if self._context.listener is not None:
             self._context.listener.start()
 
-    def stop(self) -> None:
+    def stop(self, within: float) -> None:
+        """Wait so many seconds for the end of each of them but maintenance, which the pool has ended."""
         context = self._context
-        for part in (context.maintenance, self._reindex, self.time_index, context.listener):
+        for part in (self._reindex, self.time_index, context.listener):
             if part is not None:
-                part.stop(_STOP_WITHIN)
+                part.stop(within)
         context.maintenance = self._reindex = self.time_index = context.listener = None
 
     # --- its parts

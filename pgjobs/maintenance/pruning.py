@@ -1,4 +1,5 @@
-"""The duty `prune`: deletes jobs that ended longer ago than they are kept, old figures and the old audit.
+"""The duty `prune`: deletes jobs that ended longer ago than they are kept, old figures and the old audit, and adds up
+the figures of some hours ago.
 
 How long jobs are kept is a list of rules, one per state, and one per state and queue where a queue has a retention of
 its own. There are two ways to find the jobs of a rule:
@@ -11,26 +12,34 @@ its own. There are two ways to find the jobs of a rule:
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 
 import psycopg
+from psycopg.errors import QueryCanceled
+from psycopg.pq import TransactionStatus
 
+from pgjobs.clean_text import one_line
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.execution.set_aside import concerns_a_row
 from pgjobs.execution.unworkable import MOST_TRIES, Operation, Row, Unworkable
+from pgjobs.loggers import get_logger
 from pgjobs.maintenance.batch_size import BatchSize
 from pgjobs.maintenance.queries import START, MaintenanceQueries, Position, RetentionRule, Selection
 from pgjobs.observe.queries import ObserveQueries
-from pgjobs.observe.stats import KEEP_FIGURES
+from pgjobs.observe.stats import KEEP_FIGURES, LONG, OLD, OLDER, SHORT
 from pgjobs.states import JobState
+
+log = get_logger("pgjobs.maintenance")
 
 _RESTART_EVERY = 3600.0  # seconds
 _OVERLAP = timedelta(minutes=1)  # reread at the end of the index: the end of a job is written before it is committed
 
 _KEEP_AUDIT = timedelta(days=90)
+_ROLLED_UP = ((OLD, OLDER, SHORT), (OLDER, KEEP_FIGURES, LONG))  # from which age on, up to which, and the period
 _DATE_FINISHED = "dating of finished jobs"  # the name of the operation in the log
 
 
@@ -59,17 +68,34 @@ class Pruner:
         self._keep = keep
         self._batch_size = BatchSize()
         self._scans: dict[RetentionRule, _Scan] = {}
+        self._roll_up_failed = False
 
     def prune(self, conn: AnyConnection) -> timedelta | None:
-        """Delete a batch of the jobs of each rule, of old figures and of the audit. Zero if there may be more, else
-        None."""
+        """Delete a batch of the jobs of each rule, of old figures and of the audit, and roll up figures. Zero if there
+        may be more, else None."""
         rules = self._rules(conn)
         self._scans = {rule: self._scans.get(rule, _Scan()) for rule in rules}
         with self._batch_size.next() as batch:
             more = [*(self._prune(conn, rule, batch) for rule in rules), self._date_finished(conn, batch)]
             more.append(self._queries.prune_figures(conn, KEEP_FIGURES, batch) >= batch)
             more.append(self._queries.prune_audit(conn, _KEEP_AUDIT, batch) >= batch)
+            more.append(self._roll_up_figures(conn, batch))
         return timedelta(0) if any(more) else None
+
+    def _roll_up_figures(self, conn: AnyConnection, batch: int) -> bool:
+        """Add up a batch of the figures of each age. Returns whether there may be more. If a row stops a statement, or
+        is locked for long, the rest of the duty goes on: these figures only take more room."""
+        more = False
+        for old, older, period in _ROLLED_UP:
+            try:
+                more |= self._queries.roll_up_figures(conn, old, older, period, batch) >= batch
+            except psycopg.Error as error:
+                if conn.info.transaction_status != TransactionStatus.INTRANS or isinstance(error, QueryCanceled):
+                    raise
+                level = logging.DEBUG if self._roll_up_failed else logging.WARNING
+                log.log(level, "old figures could not be added up: %s (not logged again)", one_line(error))
+                self._roll_up_failed = True
+        return more
 
     def _date_finished(self, conn: AnyConnection, batch: int) -> bool:
         """Give an end to the finished jobs that have none. Returns whether there may be more."""

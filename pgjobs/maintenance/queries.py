@@ -187,6 +187,15 @@ class MaintenanceQueries:
             pruned: int = one(cur)[0]
             return pruned
 
+    def roll_up_figures(
+        self, conn: AnyConnection, old: timedelta, older: timedelta, period: timedelta, batch: int
+    ) -> int:
+        """Add figures that are as old as `old`, but not as `older`, to those of the beginning of their period, which
+        divides an hour. Returns how many rows of other minutes it has deleted, which are `batch` at most."""
+        values = {"old": old, "older": older, "period": period, "batch": batch}
+        [[(deleted,)]] = run_guarded(conn, self._sql["roll_up_figures"], values)
+        return deleted  # type: ignore[no-any-return]
+
     def prune_audit(self, conn: AnyConnection, keep: timedelta, batch: int) -> int:
         """Delete the oldest rows of the audit that were kept as long. Returns how many."""
         with literal_cursor(conn) as cur:

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import math
 import threading
+from array import array
 from bisect import bisect_left
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import zip_longest
-from operator import add
 from typing import NamedTuple
 
 #: How an attempt may end. Retried and discarded attempts have failed; interrupted ones are not counted as attempts.
@@ -33,10 +33,7 @@ BOUNDS = (*(float(f"{step}e{power}") for power in range(-3, 6) for step in _STEP
 _MOST_OTHER_KINDS = 20
 _MOST_OTHER_QUEUES = 200
 
-# A tally of one thread: the count of each bucket of the run times, those of the waits, and at the end these four.
-_BUCKETS = len(BOUNDS) + 1
-_ATTEMPTS, _LOST, _RUN_SECONDS, _WAIT_SECONDS = -4, -3, -2, -1
-_NEW_TALLY = (*[0] * (2 * _BUCKETS), 0, 0, 0.0, 0.0)
+_DIGITS = 12  # of the count of one bucket, in the number that has all of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,12 +111,34 @@ class Tally:
         )
 
 
+class _Counts:
+    """What one thread has counted of one key. The arrays have the counts of buckets, up to the highest one that is
+    used: a process may have 200 threads with 50 kinds each."""
+
+    __slots__ = ("lost", "run", "run_seconds", "wait", "wait_seconds")
+
+    def __init__(self) -> None:
+        self.run, self.wait = array("Q"), array("Q")
+        self.run_seconds = self.wait_seconds = 0.0
+        self.lost = 0
+
+    def add(self, other: _Counts) -> None:
+        self.run, self.wait = _sums(self.run, other.run), _sums(self.wait, other.wait)
+        self.run_seconds += other.run_seconds
+        self.wait_seconds += other.wait_seconds
+        self.lost += other.lost
+
+    def as_tally(self) -> Tally:
+        run, wait = Durations(_trimmed(self.run), self.run_seconds), Durations(_trimmed(self.wait), self.wait_seconds)
+        return Tally(run.count + self.lost, run, wait, self.lost)
+
+
 class AttemptFigures:
     """Counts the attempts of one worker pool, from its start on. `known` are the kinds that it has handlers for: each
     is counted apart. Of other kinds only the first 20 are, since a job may have any kind. It rescues jobs of any queue:
     of those that it does not work, only the first 200 are counted apart.
 
-    Each thread counts in a dict of its own, without a lock.
+    Each thread counts for itself, without a lock, which would take a third of the time of a count.
     """
 
     def __init__(self, known: Container[str] = ()) -> None:
@@ -133,22 +152,28 @@ class AttemptFigures:
         self._other_kinds: set[str] = set()
         self._other_queues: set[str] = set()
         self._worked_queues: set[str] = set()
-        self._threads: list[tuple[threading.Thread, dict[FigureKey, list[float]]]] = []
-        self._ended: dict[FigureKey, list[float]] = {}  # the sums of threads that have ended
+        self._threads: list[tuple[threading.Thread, dict[FigureKey, _Counts]]] = []
+        self._ended: dict[FigureKey, _Counts] = {}  # the sums of threads that have ended
 
     def record(self, queue: str, kind: str, outcome: str, wait_seconds: float, run_seconds: float) -> None:
         """Count an attempt that has ended."""
         try:
-            tally = self._local.tallies[queue, kind, outcome]
+            counts = self._local.by_key[queue, kind, outcome]
         except (AttributeError, KeyError):
             with self._lock:
                 self._worked_queues.add(queue)
-            tally = self._tally(queue, kind, outcome)
-        tally[_ATTEMPTS] += 1
-        tally[_RUN_SECONDS] += run_seconds
-        tally[_WAIT_SECONDS] += wait_seconds
-        tally[bisect_left(BOUNDS, run_seconds)] += 1
-        tally[_BUCKETS + bisect_left(BOUNDS, wait_seconds)] += 1
+            counts = self._counts(queue, kind, outcome)
+        run, wait = bisect_left(BOUNDS, run_seconds), bisect_left(BOUNDS, wait_seconds)
+        try:
+            counts.run[run] += 1
+        except IndexError:
+            _count_first(counts.run, run)
+        try:
+            counts.wait[wait] += 1
+        except IndexError:
+            _count_first(counts.wait, wait)
+        counts.run_seconds += run_seconds
+        counts.wait_seconds += wait_seconds
 
     def record_lost(self, queue: str, kind: str, outcome: str) -> None:
         """Count an attempt whose worker vanished."""
@@ -158,62 +183,79 @@ class AttemptFigures:
                     self._other_queues.add(queue)
                 else:
                     queue = OTHER_QUEUES
-        tally = self._tally(queue, kind, outcome)
-        tally[_ATTEMPTS] += 1
-        tally[_LOST] += 1
+        self._counts(queue, kind, outcome).lost += 1
 
-    def _tally(self, queue: str, kind: str, outcome: str) -> list[float]:
-        """The tally of this thread for a key, which is made if need be."""
+    def _counts(self, queue: str, kind: str, outcome: str) -> _Counts:
+        """The counts of this thread for a key, which are made if need be."""
         with self._lock:
-            tallies: dict[FigureKey, list[float]] | None = getattr(self._local, "tallies", None)
-            if tallies is None:
+            by_key: dict[FigureKey, _Counts] | None = getattr(self._local, "by_key", None)
+            if by_key is None:
                 self._fold_ended()  # work_one() may be called on ever new threads
-                tallies = self._local.tallies = {}
-                self._threads.append((threading.current_thread(), tallies))
+                by_key = self._local.by_key = {}
+                self._threads.append((threading.current_thread(), by_key))
             if kind not in self._known and kind not in self._other_kinds:
                 if len(self._other_kinds) < _MOST_OTHER_KINDS:
                     self._other_kinds.add(kind)
                 else:
                     kind = OTHER_KINDS
-            return tallies.setdefault(FigureKey(queue, kind, outcome), list(_NEW_TALLY))
+            return by_key.setdefault(FigureKey(queue, kind, outcome), _Counts())
 
     def snapshot(self) -> dict[FigureKey, Tally]:
         """The sums since the start. They only grow. An attempt that ends meanwhile may be counted in part."""
+        sums: dict[FigureKey, _Counts] = {}
         with self._lock:  # no thread adds a key meanwhile
             self._fold_ended()
-            sums = dict(self._ended)
-            for _, tallies in self._threads:
-                _add(sums, tallies)
-        return {key: _as_tally(tally) for key, tally in sums.items()}
+            for by_key in (self._ended, *(by_key for _, by_key in self._threads)):
+                _add(sums, by_key)
+        return {key: counts.as_tally() for key, counts in sums.items()}
 
     def _fold_ended(self) -> None:
         """Keep of threads that have ended only the sums. The caller holds the lock."""
         running = []
-        for thread, tallies in self._threads:
+        for thread, by_key in self._threads:
             if thread.is_alive():
-                running.append((thread, tallies))
+                running.append((thread, by_key))
             else:
-                _add(self._ended, tallies)
+                _add(self._ended, by_key)
         self._threads = running
 
 
-def _add(sums: dict[FigureKey, list[float]], tallies: Mapping[FigureKey, list[float]]) -> None:
-    """Add to the sums, whose lists are replaced and never changed."""
-    for key, tally in tallies.items():
-        known = sums.get(key)
-        sums[key] = tally[:] if known is None else list(map(add, known, tally))
+def _add(sums: dict[FigureKey, _Counts], by_key: Mapping[FigureKey, _Counts]) -> None:
+    for key, counts in by_key.items():
+        if key not in sums:
+            sums[key] = _Counts()
+        sums[key].add(counts)
 
 
-def _as_tally(tally: list[float]) -> Tally:
-    *counts, attempts, lost, run_seconds, wait_seconds = tally
-    run, wait = counts[:_BUCKETS], counts[_BUCKETS:]
-    durations = Durations(_trimmed(run), run_seconds), Durations(_trimmed(wait), wait_seconds)
-    return Tally(int(attempts), *durations, int(lost))
+def _sums(some: array[int], others: array[int]) -> array[int]:
+    """The sums of two arrays, as a new one."""
+    if not some:
+        return others[:]
+    return array("Q", [one + two for one, two in zip_longest(some, others, fillvalue=0)])
 
 
-def _trimmed(counts: Iterable[float]) -> tuple[int, ...]:
+def _count_first(counts: array[int], bucket: int) -> None:
+    """Count in a bucket that the array does not have yet."""
+    counts.extend(array("Q", bytes(8 * (bucket + 1 - len(counts)))))
+    counts[bucket] += 1
+
+
+def number_of(counts: Sequence[int]) -> str:
+    """The counts of buckets as one number, as the table `figure` keeps them: see 0001_tables.sql. The sum of such
+    numbers has the sums of the counts."""
+    return "".join(f"{count:0{_DIGITS}d}" for count in reversed(counts)) or "0"
+
+
+def counts_of(number: str) -> tuple[int, ...]:
+    """The counts of which `number_of` has made a number; none for other numbers, which were written by hand."""
+    if not number.isdecimal():
+        return ()
+    return _trimmed(int(number[max(0, end - _DIGITS) : end]) for end in range(len(number), 0, -_DIGITS))
+
+
+def _trimmed(counts: Iterable[int]) -> tuple[int, ...]:
     """The counts without the zeros at the end."""
-    kept = [int(count) for count in counts]
+    kept = list(counts)
     while kept and not kept[-1]:
         kept.pop()
     return tuple(kept)

@@ -23,7 +23,7 @@ from pgjobs.db.rows import as_job_with_progress, only
 from pgjobs.job import Job, JobState, without_args
 from pgjobs.job_filter import JobFilter
 from pgjobs.observe.listing import Listing
-from pgjobs.observe.stats import Figures, Wanted, figures_of
+from pgjobs.observe.stats import LONG, OLD, OLDER, SHORT, Figures, Wanted, figures_of
 from pgjobs.results import KEPT, Queue, QueueStats, as_utc, kept_for, queue_of
 
 
@@ -94,6 +94,10 @@ class ObserveQueries:
             "since": wanted.since,
             "ago": wanted.ago,
             "step": wanted.step,
+            "old": OLD,
+            "short": SHORT,
+            "older": OLDER,
+            "long": LONG,
             "by_queue": "queue" in wanted.by,
             "by_kind": "kind" in wanted.by,
         }

@@ -10,10 +10,14 @@ from typing import Any, Literal
 from pgjobs import checks
 from pgjobs.errors import InvalidFilter, shown
 from pgjobs.job_filter import check_instant
-from pgjobs.observe.figures import Durations
+from pgjobs.observe.figures import Durations, counts_of
 
 #: Figures are kept so long.
 KEEP_FIGURES = timedelta(days=7)
+#: Older figures take less room, so that a week can be read in a moment: those of attempts that ended longer ago than
+#: OLD or OLDER are kept for each SHORT or LONG period, as if they had ended when it began.
+OLD, SHORT = timedelta(hours=6), timedelta(minutes=5)
+OLDER, LONG = timedelta(days=2), timedelta(hours=1)
 #: What figures may be split by, besides the time.
 FigureGroup = Literal["queue", "kind"]
 
@@ -96,6 +100,6 @@ def figures_of(row: Sequence[Any]) -> Figures:
         cancelled=cancelled,
         snoozed=snoozed,
         interrupted=interrupted,
-        run=Durations(tuple(run_counts or ()), run_seconds),
-        wait=Durations(tuple(wait_counts or ()), wait_seconds),
+        run=Durations(counts_of(run_counts), run_seconds),
+        wait=Durations(counts_of(wait_counts), wait_seconds),
     )

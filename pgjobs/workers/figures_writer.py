@@ -21,7 +21,7 @@ _MOST_ROWS = 1000  # of one statement
 
 
 class FiguresWriter:
-    """The writer of one worker pool, which only its maintenance thread calls. `clock` returns the time in seconds."""
+    """The writer of one worker pool. Only its maintenance thread calls `write`. `clock` returns the time in seconds."""
 
     def __init__(
         self, queries: WorkerQueries, figures: AttemptFigures, clock: Callable[[], float] = time.monotonic
@@ -45,6 +45,11 @@ class FiguresWriter:
             self._add(conn, {key: tally.plus(self._written_of(key), -1) for key, tally in some.items()})
             self._written.update(some)
         return bool(new)
+
+    @property
+    def unwritten(self) -> int:
+        """How many attempts are counted and not in the table. May be asked on any thread."""
+        return sum(tally.attempts - self._written_of(key).attempts for key, tally in self._figures.snapshot().items())
 
     def _written_of(self, key: FigureKey) -> Tally:
         return self._written.get(key, Tally())

@@ -103,8 +103,8 @@ class Heartbeat:
                 self._claimer.lost_claims.unclaim_due(checkout.conn, at_once=True)
             with suppress(psycopg.Error):
                 self._queries.wake_queues(checkout.conn, self._context.queue_workers)
-            self._registration.deregister(self, checkout.conn)
             self._write_figures(checkout.conn, at_once=True)
+            self._registration.deregister(self, checkout.conn)
             self._progress.remove_all(checkout.conn)  # the last: its transaction may fail, and stay open
 
     def _describe(self) -> Description:
@@ -122,13 +122,19 @@ class Heartbeat:
         self._write_figures(conn)
         self._progress.write(conn)  # the last, since nothing depends on it
 
+    @property
+    def unwritten(self) -> int:
+        """How many attempts are counted and not in the table of figures."""
+        return self._figures.unwritten
+
     def _write_figures(self, conn: AnyConnection, *, at_once: bool = False) -> None:
         """Write the figures, if that is due. A failure stops nothing else, and they are written later."""
         try:
             if self._figures.write(conn, at_once=at_once):
                 self._context.outages.worked(log, _FIGURES, wrote=True)
         except psycopg.Error as error:
-            text = f"{self._context.name}: {_FIGURES} failed, and is tried again in {WRITE_EVERY:g} s"
+            again = "" if at_once else f", and is tried again in {WRITE_EVERY:g} s"
+            text = f"{self._context.name}: {_FIGURES} failed{again}"
             self._context.outages.failed(log, _FIGURES, error, text)
 
     def _look_for_paused_queues(self, conn: AnyConnection) -> None:

@@ -86,6 +86,12 @@ class PoolLog:
             log.warning("%s: %sthe stop cuts off %s; this does not count as an attempt", self._name, waited,
                         jobs)  # fmt: skip
 
+    def figures_unwritten(self, attempts: int) -> None:
+        """The stop ends, and so many attempts are counted but not in the table of figures."""
+        log.warning("%s: the figures of %s are not in the table: their last write failed, or took too long. What "
+                    "became of the jobs is written", self._name,
+                    "1 attempt" if attempts == 1 else f"{attempts:,} attempts")  # fmt: skip
+
     def stopped(self, after: float) -> None:
         log.info("%s: stopped after %s", self._name, shown_seconds(after))
 

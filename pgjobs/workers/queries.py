@@ -12,7 +12,7 @@ from uuid import UUID
 from pgjobs.db import statements
 from pgjobs.db.channel import channel
 from pgjobs.db.cursors import AnyConnection, bound_cursor, literal_cursor, one
-from pgjobs.observe.figures import NO_DURATIONS, OUTCOMES, Durations, Tally
+from pgjobs.observe.figures import NO_DURATIONS, OUTCOMES, Durations, Tally, number_of
 from pgjobs.progress import Report
 from pgjobs.results import StuckThread, WorkerProcess
 
@@ -90,8 +90,8 @@ class WorkerQueries:
             **{outcome: [row.attempts.get(outcome, 0) for row in rows.values()] for outcome in OUTCOMES},
             "run_seconds": [row.run.total for row in rows.values()],
             "wait_seconds": [row.wait.total for row in rows.values()],
-            "run_counts": [_array_text(row.run.counts) for row in rows.values()],
-            "wait_counts": [_array_text(row.wait.counts) for row in rows.values()],
+            "run_counts": [number_of(row.run.counts) for row in rows.values()],
+            "wait_counts": [number_of(row.wait.counts) for row in rows.values()],
         }
         with literal_cursor(conn) as cur:
             cur.execute(self._sql["add_figures"], values)
@@ -170,8 +170,3 @@ def _stuck_threads(values: Any, seen_at: datetime) -> tuple[StuckThread, ...]:
 def _stuck(each: Mapping[str, Any], seen_at: datetime) -> StuckThread:
     since = seen_at - timedelta(seconds=each["seconds"])
     return StuckThread(str(each["thread"]), int(each["job"]), str(each["kind"]), since, str(each["stack"]))
-
-
-def _array_text(counts: Iterable[int]) -> str:
-    """An array of the server, as text: an array of arrays would need rows of one length."""
-    return f"{{{','.join(map(str, counts))}}}"

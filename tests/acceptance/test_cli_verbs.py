@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from pgjobs import Client, Schedule, WorkerPool, guide
+from pgjobs.observe.figures import number_of
 from pgjobs.version import __version__
 from tests.acceptance.cli_program import PIPE, Done, of, run, run_on_terminal, start
 
@@ -155,7 +156,7 @@ def test_stats_of_the_past(pgjobs: Program) -> None:
         tx.execute(
             f"INSERT INTO {table} (minute, queue, kind, completed, failed, run_seconds, run_counts) SELECT "
             "date_bin('1 hour', now(), '2000-01-01Z') - interval '20 min' + n * interval '1 min', 'mail', "
-            "'send' || n % 2, 5, 1, 3, '{1,2,3}' FROM generate_series(0, 9) AS n".encode()
+            f"'send' || n % 2, 5, 1, 3, {number_of([1, 2, 3])} FROM generate_series(0, 9) AS n".encode()
         )
     done = pgjobs("stats", "--since", "2h")
     head, first, second = done.lines

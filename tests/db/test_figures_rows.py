@@ -13,6 +13,7 @@ from psycopg import errors
 
 from pgjobs import AttemptFigures, Client, Figures, InvalidFilter
 from pgjobs.maintenance.queries import MaintenanceQueries
+from pgjobs.observe.figures import number_of
 from pgjobs.observe.stats import KEEP_FIGURES
 from pgjobs.workers.figures_writer import FiguresWriter
 from pgjobs.workers.queries import WorkerQueries
@@ -22,6 +23,8 @@ from tests.samples import HOUR
 Run = Callable[..., list[tuple[Any, ...]]]
 MINUTE = timedelta(minutes=1)
 NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)  # a Monday
+#: An hour that ended some hours ago, but whose figures are kept by the minute.
+RECENT = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - 3 * HOUR
 
 
 @pytest.fixture
@@ -170,14 +173,17 @@ def test_processes_that_add_to_many_rows_at_once_do_not_wait_in_a_circle(client:
 def test_figures_by_step_queue_and_kind(client: Client, run: Run) -> None:
     run(
         "INSERT INTO pgjobs.figure (minute, queue, kind, completed, failed, run_seconds, run_counts) VALUES "
-        "('2026-03-02 12:00Z', 'mail', 'welcome', 3, 1, 2, '{4}'), ('2026-03-02 12:04Z', 'mail', 'welcome', 2, 0, 4, "
-        "'{0,2}'), ('2026-03-02 12:04Z', 'mail', 'bye', 1, 0, 1, '{1}'), ('2026-03-02 12:05Z', 'slow', 'report', 7, 0, "
-        "700, '{0,0,7}')"
+        "(%s, 'mail', 'welcome', 3, 1, 2, %s), (%s, 'mail', 'welcome', 2, 0, 4, %s), (%s, 'mail', 'bye', 1, 0, 1, %s), "
+        "(%s, 'slow', 'report', 7, 0, 700, %s)",
+        *(RECENT, number_of([4])),
+        *(RECENT + 4 * MINUTE, number_of([0, 2])),
+        *(RECENT + 4 * MINUTE, number_of([1])),
+        *(RECENT + 5 * MINUTE, number_of([0, 0, 7])),
     )
 
     def found(**options: Any) -> list[tuple[Any, ...]]:
-        figures = client.stats(**{"since": NOON, **options})
-        return [((each.at - NOON) // MINUTE, each.queue, each.kind, each.completed, each.failed) for each in figures]
+        figures = client.stats(**{"since": RECENT, **options})
+        return [((each.at - RECENT) // MINUTE, each.queue, each.kind, each.completed, each.failed) for each in figures]
 
     assert found() == [
         (0, "mail", "bye", 1, 0),
@@ -192,11 +198,11 @@ def test_figures_by_step_queue_and_kind(client: Client, run: Run) -> None:
     assert found(step=5 * MINUTE, by=["queue"]) == [(0, "mail", None, 6, 1), (5, "slow", None, 7, 0)]
     assert found(step=5 * MINUTE, by=[]) == [(0, None, None, 6, 1), (5, None, None, 7, 0)]
     assert found(by=["kind"], kind="report") == [(0, None, "report", 7, 0)]
-    assert found(since=NOON + 4 * MINUTE, by=[]) == [(4, None, None, 10, 0)]
-    assert found(since=NOON + 4 * MINUTE, by=[], step=HOUR) == [(0, None, None, 10, 0)]
-    assert found(since=NOON + timedelta(minutes=5, seconds=59), by=[]) == [(5, None, None, 7, 0)], "the minute counts"
+    assert found(since=RECENT + 4 * MINUTE, by=[]) == [(4, None, None, 10, 0)]
+    assert found(since=RECENT + 4 * MINUTE, by=[], step=HOUR) == [(0, None, None, 10, 0)]
+    assert found(since=RECENT + timedelta(minutes=5, seconds=59), by=[]) == [(5, None, None, 7, 0)], "the minute counts"
     assert found(queue="none") == found(kind="none") == []
-    (mail,) = client.stats(since=NOON, queue="mail", by=[])
+    (mail,) = client.stats(since=RECENT, queue="mail", by=[])
     assert (mail.run.counts, mail.run.total, mail.run.mean) == ((5, 2), 7, timedelta(seconds=1))
     assert mail.wait.counts == ()
     assert mail.wait.p95 is None
@@ -265,6 +271,6 @@ def test_figures_are_pruned_after_seven_days(client: Client, connect: Connect, r
     )
     conn, queries = connect(autocommit=True), MaintenanceQueries(client.schema)
     assert queries.prune_figures(conn, KEEP_FIGURES, 10) == 10
-    assert queries.prune_figures(conn, KEEP_FIGURES, 1000) == 200 - 168 - 10 + 1
+    assert queries.prune_figures(conn, KEEP_FIGURES, 1000) == 200 - 168 - 10
     assert queries.prune_figures(conn, KEEP_FIGURES, 1000) == 0
-    assert run("SELECT min(minute) > now() - interval '7 days', count(*) FROM pgjobs.figure") == [(True, 168)]
+    assert run("SELECT min(minute) > now() - interval '7 days 1 hour', count(*) FROM pgjobs.figure") == [(True, 169)]
