@@ -115,10 +115,10 @@ class Ledger:
         try:
             wait_until(lambda: self.unfinished() == 0, timeout)
         except AssertionError as error:
-            raise AssertionError(f"{error}\n{self._situation()}") from None
+            raise AssertionError(f"{error}\n{self.situation()}") from None
         return time.monotonic() - began
 
-    def _situation(self) -> str:
+    def situation(self) -> str:
         """What is left to do, and who is connected."""
         jobs = "SELECT id, state, attempt, scheduled_at, errors FROM {schema}.job WHERE finalized_at IS NULL LIMIT 5"
         sessions = """

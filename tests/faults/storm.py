@@ -33,6 +33,7 @@ from tests.faults.workers import Nursery, Worker
 from tests.waiting import wait_until
 
 DRAINED = 60.0  # seconds after the last fault
+_SHOWN = 20_000  # characters of the workers' log, if they did not drain the queue
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +105,12 @@ class Storm:
     def drain(self) -> float:
         """Seconds from the last fault until no job is left to do. Ends the workers then."""
         left = "SELECT count(*) FROM {schema}.job WHERE finalized_at IS NULL AND kind = 'job'"
-        wait_until(lambda: self.ledger.sql(left) == [(0,)], timeout=DRAINED)
+        try:
+            wait_until(lambda: self.ledger.sql(left) == [(0,)], timeout=DRAINED)
+        except AssertionError as error:
+            states = [(worker.pid, "alive" if worker.alive else "dead") for worker in self._workers]
+            log = self._nursery.log[-_SHOWN:]
+            raise AssertionError(f"{error}\n{self.ledger.situation()}\n{states}\n{log}") from None
         seconds = time.time() - self.events.last_fault
         for worker in (*self._workers, *self._steady):
             worker.send(signal.SIGTERM)
