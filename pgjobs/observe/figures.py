@@ -34,6 +34,7 @@ _MOST_OTHER_KINDS = 20
 _MOST_OTHER_QUEUES = 200
 
 _DIGITS = 12  # of the count of one bucket, in the number that has all of them
+_NONE = "0" * _DIGITS
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,9 +249,11 @@ def number_of(counts: Sequence[int]) -> str:
 
 def counts_of(number: str) -> tuple[int, ...]:
     """The counts of which `number_of` has made a number; none for other numbers, which were written by hand."""
-    if not number.isdecimal():
+    if number == "0" or not number.isdecimal():
         return ()
-    return _trimmed(int(number[max(0, end - _DIGITS) : end]) for end in range(len(number), 0, -_DIGITS))
+    number = number.zfill(-(-len(number) // _DIGITS) * _DIGITS)
+    each = (number[at : at + _DIGITS] for at in range(len(number) - _DIGITS, -1, -_DIGITS))
+    return tuple([0 if digits == _NONE else int(digits) for digits in each])  # a week is read in thousands of these
 
 
 def _trimmed(counts: Iterable[int]) -> tuple[int, ...]:
