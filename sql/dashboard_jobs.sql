@@ -47,7 +47,10 @@ FROM pg_catalog.pg_class WHERE oid = 'pgjobs.job'::regclass;
 
 -- name: count_states_of_jobs
 -- Of the given jobs.
-SELECT state, pg_catalog.count(*) FROM pgjobs.job WHERE id = ANY (%(ids)s::bigint[]) GROUP BY state;
+SELECT state, pg_catalog.count(*)
+FROM ROWS FROM (pg_catalog.unnest(%(ids)s::bigint[]), pg_catalog.unnest(%(queues)s::text[])) AS these (id, queue)
+    JOIN pgjobs.job ON job.id = these.id AND job.queue = these.queue
+GROUP BY state;
 
 -- name: failures
 -- The newest jobs that failed, grouped by kind and error: those that failed for good, and of the jobs that are due next

@@ -34,9 +34,12 @@ def notes(
     workers: Sequence[WorkerProcess],
     schedules: Sequence[ScheduleRow],
     now: datetime,
+    *,
+    with_errors: bool = True,
 ) -> list[Note]:
-    """`hour` are the figures of the last hour, by queue."""
-    found = [*_of_queues(queues, now), *_of_attempts(hour), *_of_workers(workers), *_of_schedules(schedules, now)]
+    """`hour` are the figures of the last hour, by queue. `with_errors`: quote errors, which may quote args."""
+    found = [*_of_queues(queues, now), *_of_attempts(hour), *_of_workers(workers)]
+    found += _of_schedules(schedules, now, with_errors=with_errors)
     return sorted(found, key=lambda note: not note.critical)
 
 
@@ -74,11 +77,12 @@ def _of_workers(workers: Sequence[WorkerProcess]) -> Iterator[Note]:
             yield Note(text, "workers", critical=True)
 
 
-def _of_schedules(schedules: Sequence[ScheduleRow], now: datetime) -> Iterator[Note]:
+def _of_schedules(schedules: Sequence[ScheduleRow], now: datetime, *, with_errors: bool) -> Iterator[Note]:
     for row in schedules:
         about = {"name": row.name}
         if row.error is not None:
-            yield Note(f"Schedule {row.name} cannot tick: {row.error}", "schedule", about, critical=True)
+            why = f": {row.error}" if with_errors else "."
+            yield Note(f"Schedule {row.name} cannot tick{why}", "schedule", about, critical=True)
         elif row.paused_at is None and row.next_tick_at is not None and now - row.next_tick_at > _LATE_TICK:
             late = f"Schedule {row.name} is late by {span(now - row.next_tick_at)}: no worker ticks it."
             yield Note(late, "schedule", about, critical=True)

@@ -35,10 +35,15 @@ class JobPlace(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Search:
-    """What a search asks for beside a filter: the class of the last error, and a text anywhere in the job."""
+    """What a search asks for beside a filter: the class of the last error, and a text anywhere in the job.
+
+    `any_error`: an error without a traceback has its first words as its class. They may be confidential, so a user who
+    may not see errors neither sees nor finds them.
+    """
 
     error: str | None = None
     text: str | None = None
+    any_error: bool = True
 
     @property
     def is_empty(self) -> bool:
@@ -122,7 +127,8 @@ class JobQueries:
         statement = self._sql["fitting_jobs" if search.is_empty else "fitting_search"]
         with bound_cursor(conn) as cur:
             statement = statements.without_unused(statement, conditions)
-            cur.execute(statement, {**conditions, "error": search.error, "text": search.text}, prepare=False)
+            searched = {"error": search.error, "text": search.text, "any_error": search.any_error}
+            cur.execute(statement, {**conditions, **searched}, prepare=False)
             return {(id, queue) for id, queue in cur.fetchall()}
 
     def count(self, conn: AnyConnection, filter: JobFilter, most: int = MOST_COUNTED) -> int | None:
@@ -144,10 +150,11 @@ class JobQueries:
             found: int | None = one(cur)[0]
             return found
 
-    def count_states(self, conn: AnyConnection, ids: Sequence[int]) -> dict[JobState, int]:
+    def count_states(self, conn: AnyConnection, places: Sequence[JobPlace]) -> dict[JobState, int]:
         """The number of these jobs by their state."""
+        values = {"ids": [place.id for place in places], "queues": [place.queue for place in places]}
         with bound_cursor(conn) as cur:
-            cur.execute(self._sql["count_states_of_jobs"], {"ids": list(ids)})
+            cur.execute(self._sql["count_states_of_jobs"], values)
             return {JobState(state): jobs for state, jobs in cur.fetchall()}
 
     def newest_id(self, conn: AnyConnection) -> int | None:
@@ -156,10 +163,10 @@ class JobQueries:
             newest: int | None = one(cur)[0]
             return newest
 
-    def failures(self, conn: AnyConnection) -> Failures:
-        """The newest failures by kind and class of error, the most frequent first."""
+    def failures(self, conn: AnyConnection, *, any_error: bool) -> Failures:
+        """The newest failures by kind and class of error, the most frequent first. `any_error`: see Search."""
         with job_cursor(conn) as cur:
-            cur.execute(self._sql["failures"], {"most": _MOST_FAILURES}, prepare=False)
+            cur.execute(self._sql["failures"], {"most": _MOST_FAILURES, "any_error": any_error}, prepare=False)
             rows = cur.fetchall()
         looked_at, discarded = rows[0][8:] if rows else (0, 0)
         return Failures([FailureGroup(*row[:8]) for row in rows], looked_at, discarded < _MOST_FAILURES)
