@@ -38,7 +38,12 @@ class Renderer:
 
 def bdi(text: object) -> Markup:
     """A text from outside, such as a kind, which cannot change the direction of the texts around it."""
-    return Markup("<bdi>{}</bdi>").format("" if text is None else str(text))
+    return Markup("<bdi>{}</bdi>").format("" if text is None else visible(str(text)))
+
+
+def visible(text: str) -> str:
+    """A text that can be seen and clicked: in quotes, if it is nothing but spaces."""
+    return f'"{text}"' if text and not text.strip() else text
 
 
 def number(value: float | None) -> str:
