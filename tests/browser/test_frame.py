@@ -88,3 +88,40 @@ def test_many_tags_and_queues_are_folded(served: Served, client: Client, open_pa
     expect(watched.page.get_by_text("tag-499", exact=True)).to_be_visible()
     watched.open("/workers")
     expect(watched.page.get_by_text("and 180 more queues")).to_be_visible()
+
+
+def go_to(page: Any, wanted: str, key: str = "Tab") -> None:
+    """Press the key until the element has the focus, and look that each on the way shows that it has it."""
+    for _ in range(80):
+        page.keyboard.press(key)
+        name, outline = page.evaluate("""() => {
+            const element = document.activeElement;
+            const label = element.ariaLabel || element.labels?.[0]?.innerText;
+            const name = label || element.innerText || element.value || '';
+            return [name.trim(), getComputedStyle(element).outlineStyle];
+        }""")
+        assert outline != "none", f"{name} does not show that it has the focus"
+        if name == wanted:
+            return
+    raise AssertionError(f"the key {key} does not lead to {wanted}")
+
+
+def test_a_job_is_found_ticked_and_cancelled_by_the_keyboard_alone(
+    served: Served, client: Client, open_page: Open
+) -> None:
+    jobs = client.enqueue_many(None, [Thing(n) for n in range(3)])
+    page = open_page(served, "/").page
+    go_to(page, "Jobs")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/jobs")
+    go_to(page, f"Job {jobs[1].id}")
+    page.keyboard.press("Space")
+    go_to(page, "Cancel", "Shift+Tab")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/jobs/confirm?**")
+    go_to(page, "Cancel 1 job")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("status")).to_have_text("1 job cancelled.")
+    found = client.get(jobs[1].id)
+    assert found is not None
+    assert found.state == "cancelled"
