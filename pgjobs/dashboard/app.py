@@ -154,7 +154,7 @@ class Dashboard:
             raise Problem(
                 429,
                 f"{user.name} sends more requests than this dashboard answers.",
-                f"Nothing was changed. Wait {seconds} s, then try again.",
+                f"{'Nothing was changed. ' if page.method == 'POST' else ''}Wait {seconds} s, then try again.",
                 headers={"Retry-After": str(seconds)},
             )
 

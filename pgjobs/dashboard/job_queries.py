@@ -24,6 +24,10 @@ _COUNT_TIMEOUT = "100ms"
 _MOST_FAILURES = 2_000
 
 
+#: The id and the queue of a job: two queues may have jobs with the same id.
+JobKey = tuple[int, str]
+
+
 class JobPlace(NamedTuple):
     """A job, and the time by which it is listed."""
 
@@ -31,6 +35,10 @@ class JobPlace(NamedTuple):
     queue: str
     state: str
     at: datetime
+
+    @property
+    def key(self) -> JobKey:
+        return self.id, self.queue
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,9 +127,9 @@ class JobQueries:
 
     def fitting(
         self, conn: AnyConnection, filter: JobFilter, search: Search, *, between: tuple[int, int] | None = None
-    ) -> set[tuple[int, str]]:
-        """The ids and queues of the jobs that fit both, with an id between these. Without them the filter should name
-        the ids."""
+    ) -> dict[JobKey, str]:
+        """The states of the jobs that fit both, by their keys, with an id between these. Without them the filter should
+        name the ids."""
         first, last = between or (None, None)
         conditions = {**filter.parameters, "first": first, "last": last}
         statement = self._sql["fitting_jobs" if search.is_empty else "fitting_search"]
@@ -129,7 +137,7 @@ class JobQueries:
             statement = statements.without_unused(statement, conditions)
             searched = {"error": search.error, "text": search.text, "any_error": search.any_error}
             cur.execute(statement, {**conditions, **searched}, prepare=False)
-            return {(id, queue) for id, queue in cur.fetchall()}
+            return {(id, queue): state for id, queue, state in cur.fetchall()}
 
     def count(self, conn: AnyConnection, filter: JobFilter, most: int = MOST_COUNTED) -> int | None:
         """The number of jobs that fit, at most `most`; None when it takes too long to count them."""
@@ -149,13 +157,6 @@ class JobQueries:
             cur.execute(self._sql["about_all_jobs"])
             found: int | None = one(cur)[0]
             return found
-
-    def count_states(self, conn: AnyConnection, places: Sequence[JobPlace]) -> dict[JobState, int]:
-        """The number of these jobs by their state."""
-        values = {"ids": [place.id for place in places], "queues": [place.queue for place in places]}
-        with bound_cursor(conn) as cur:
-            cur.execute(self._sql["count_states_of_jobs"], values)
-            return {JobState(state): jobs for state, jobs in cur.fetchall()}
 
     def newest_id(self, conn: AnyConnection) -> int | None:
         with bound_cursor(conn) as cur:

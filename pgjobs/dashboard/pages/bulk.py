@@ -145,8 +145,8 @@ def _page(request: Request, *, dry: Done | None) -> Response:
             conn, queries, chosen, limit=_MOST, seconds=_LOOK, cursor=request.values.get("cursor"),
             newest=form_values.newest(request.values),
         )  # fmt: skip
-        states = queries.count_states(conn, found.places)
         newest = form_values.newest(request.values) if "newest" in request.values else queries.newest_id(conn) or 0
+    states = Counter(JobState(place.state) for place in found.places)
     return request.render(
         "confirm.html",
         act=act,
