@@ -8,7 +8,6 @@ import time
 from dataclasses import dataclass, field
 
 import psycopg
-from psycopg_pool import PoolClosed
 
 from pgjobs.clean_text import one_line
 from pgjobs.client import Client
@@ -22,7 +21,7 @@ _LOCKED = "55P03"  # lock_not_available: the SQLSTATE of the warning with which 
 
 @dataclass(eq=False)
 class Vacuum:
-    """One run. `problem` says why the table was not vacuumed; None while it runs, and if it was."""
+    """One run. `problem` says that and why the table was not vacuumed; None while it runs, and if it was."""
 
     table: str
     who: str
@@ -64,13 +63,14 @@ class Vacuums:
                 conn.add_notice_handler(run.note)
                 with StatementTimeout("pgjobs/vacuum").bounded(conn, _TIMEOUT):
                     self._queries.vacuum(conn, run.table)
-            if run.warnings:
-                run.problem = "another transaction, perhaps autovacuum, holds a lock on it" if run.is_locked else (
-                    "; ".join(run.warnings))  # fmt: skip
+            if run.is_locked:
+                run.problem = "not vacuumed, since another transaction, perhaps autovacuum, holds a lock on it"
+            elif run.warnings:
+                run.problem = f"perhaps not vacuumed; the database warns: {'; '.join(run.warnings)}"
         except psycopg.errors.QueryCanceled:
-            run.problem = f"it was cancelled, as after {_TIMEOUT / 60:.0f} minutes"
-        except (psycopg.Error, PoolClosed, OSError) as error:
-            run.problem = one_line(error, 300)
+            run.problem = f"not vacuumed: it was cancelled, as after {_TIMEOUT / 60:.0f} minutes"
+        except (psycopg.Error, OSError) as error:
+            run.problem = f"not vacuumed: {one_line(error, 300)}"
         finally:
             with self._lock:
                 del self._running[run.table]
@@ -81,7 +81,7 @@ class Vacuums:
         target = {"table": run.table, "seconds": round(seconds, 1)}
         if run.problem is not None:
             target["problem"] = run.problem
-            log.warning("table %s was not vacuumed: %s", run.table, run.problem)
+            log.warning("table %s: %s", run.table, run.problem)
         try:
             with self._client.source.transaction() as conn:
                 self._queries.begin_acting(conn)

@@ -113,7 +113,7 @@ def test_it_waits_for_no_lock_and_says_so(client: Client, connect: Connect) -> N
     )
     answer = Site(client).post(VACUUM, {"table": "queue"})
     assert answer.status_code == 409
-    assert "Table queue was not vacuumed: another transaction, perhaps autovacuum" in answer.text
+    assert "Table queue was not vacuumed, since another transaction, perhaps autovacuum" in answer.text
     other.rollback()
     *_, (_, act, target, count) = acts(client)
     assert (act, count, target["table"]) == ("vacuum-tables", 0, "queue")
@@ -165,6 +165,19 @@ def test_what_the_database_refuses_is_told_and_written_down(client: Client, monk
     assert answer.status_code == 500
     assert "unrecognized VACUUM option" in answer.text
     assert "unrecognized VACUUM option" in acts(client)[-1][2]["problem"]
+
+
+def test_a_warning_of_the_database_is_told(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is how VACUUM says that it has passed over a table."""
+
+    def warned(queries: DashboardQueries, conn: Any, table: str) -> None:
+        conn.execute(b"DO $$ BEGIN RAISE NOTICE 'fine'; RAISE WARNING 'skipped'; END $$")
+
+    monkeypatch.setattr(DashboardQueries, "vacuum", warned)
+    answer = Site(client).post(VACUUM, {"table": "job"})
+    assert answer.status_code == 500
+    assert "Table job was perhaps not vacuumed; the database warns: skipped." in answer.text
+    assert acts(client)[-1][3] == 0
 
 
 def test_a_vacuum_that_runs_is_shown(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,7 +84,7 @@ def vacuum(request: Request) -> Response:
     if not run.ended.wait(_PATIENCE):
         return request.done("maintenance", "start-vacuum")
     if run.problem is not None:
-        raise Problem(409 if run.is_locked else 500, f"Table {table} was not vacuumed: {run.problem}.", "Try it later.")
+        raise Problem(409 if run.is_locked else 500, f"Table {table} was {run.problem}.", "Try it later.")
     return request.done("maintenance", "vacuum-tables")
 
 
