@@ -11,10 +11,12 @@ SET LOCAL idle_in_transaction_session_timeout = '30s';
 SELECT (EXTRACT(epoch FROM pg_catalog.clock_timestamp()) * 1000000)::bigint;
 
 -- name: begin_acting
+-- Returns the time.
 SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
 SET LOCAL statement_timeout = '30s';
 SET LOCAL lock_timeout = '2s';
 SET LOCAL idle_in_transaction_session_timeout = '30s';
+SELECT (EXTRACT(epoch FROM pg_catalog.clock_timestamp()) * 1000000)::bigint;
 
 -- name: write_audit
 INSERT INTO pgjobs.audit (who, act, target, count)
@@ -148,3 +150,24 @@ FROM pg_catalog.pg_stat_all_indexes
     JOIN pg_catalog.pg_index ON pg_index.indexrelid = index.oid
 WHERE index.relnamespace = (SELECT relnamespace FROM pg_catalog.pg_class WHERE oid = 'pgjobs.job'::regclass)
 ORDER BY 3 DESC, 1;
+
+-- name: may_vacuum
+-- Whether the role owns the table or the database, or since Postgres 17 has the right MAINTAIN.
+SELECT CASE WHEN pg_catalog.current_setting('server_version_num')::integer >= 170000
+    THEN pg_catalog.has_table_privilege(pg_class.oid, 'MAINTAIN') ELSE false END
+    OR pg_catalog.pg_has_role(relowner, 'USAGE')
+    OR pg_catalog.pg_has_role(datdba, 'USAGE')
+FROM pg_catalog.pg_class, pg_catalog.pg_database
+WHERE relname = %(table)s::text AND datname = pg_catalog.current_database()
+    AND relnamespace = (SELECT relnamespace FROM pg_catalog.pg_class WHERE oid = 'pgjobs.job'::regclass);
+
+-- name: vacuum_table
+-- Waits for no lock: a table that is locked is passed over with a warning.
+VACUUM (ANALYZE, SKIP_LOCKED) {table};
+
+-- name: vacuums
+-- The vacuums that run, and how much of the table they have looked at.
+SELECT relname, phase, CASE WHEN heap_blks_total > 0 THEN (100 * heap_blks_scanned) / heap_blks_total ELSE 0 END
+FROM pg_catalog.pg_stat_progress_vacuum JOIN pg_catalog.pg_class ON pg_class.oid = relid
+WHERE datname = pg_catalog.current_database()
+    AND relnamespace = (SELECT relnamespace FROM pg_catalog.pg_class WHERE oid = 'pgjobs.job'::regclass);

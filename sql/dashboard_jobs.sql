@@ -26,12 +26,12 @@ WHERE %(line_queues)s::text[] IS NULL OR line.queue = ANY (%(line_queues)s::text
 {by_time};
 
 -- name: fitting_jobs
--- The keys of those that fit, of the jobs in a range of ids or of those whose ids the filter names.
-SELECT id, queue FROM pgjobs.job WHERE {matches} AND {in_range};
+-- The keys and states of those that fit, of the jobs in a range of ids or of those whose ids the filter names.
+SELECT id, queue, state FROM pgjobs.job WHERE {matches} AND {in_range};
 
 -- name: fitting_search
 -- The same with a search, which reads columns that not every role may read.
-SELECT id, queue FROM pgjobs.job WHERE {matches} AND {in_range} AND {fits_search};
+SELECT id, queue, state FROM pgjobs.job WHERE {matches} AND {in_range} AND {fits_search};
 
 -- name: count_up_to
 -- How many jobs fit, but no more than the limit.
@@ -44,10 +44,6 @@ SELECT pg_catalog.set_config('statement_timeout', %(timeout)s, true);
 -- The number of rows by the statistics of the table, null if there are none.
 SELECT CASE WHEN reltuples >= 0 THEN reltuples::bigint END
 FROM pg_catalog.pg_class WHERE oid = 'pgjobs.job'::regclass;
-
--- name: count_states_of_jobs
--- Of the given jobs.
-SELECT state, pg_catalog.count(*) FROM pgjobs.job WHERE id = ANY (%(ids)s::bigint[]) GROUP BY state;
 
 -- name: failures
 -- The newest jobs that failed, grouped by kind and error: those that failed for good, and of the jobs that are due next

@@ -337,12 +337,13 @@ SELECT 'done' AS result, changed.* FROM changed
 
 -- part: error_class
 -- The class of the last error of a job: the first word of the last traceback that is not indented. Of an error without a
--- traceback, its first words.
+-- traceback, its first words, for those who may see them.
 (COALESCE(
     pg_catalog.substring(
         pg_catalog.split_part(job.errors -> -1 ->> 'trace', 'Traceback (most recent call last):', -1),
         '\n([A-Za-z_][A-Za-z0-9_.]*)'),
-    pg_catalog.rtrim(pg_catalog.substring(job.errors -> -1 ->> 'error', '^[^:;(\n0-9]{1,80}')),
+    CASE WHEN %(any_error)s::boolean
+        THEN pg_catalog.rtrim(pg_catalog.substring(job.errors -> -1 ->> 'error', '^[^:;(\n0-9]{1,80}')) END,
     ''))
 
 -- part: fits_search

@@ -30,6 +30,7 @@ def _serve(options: argparse.Namespace) -> int:
         from werkzeug.serving import WSGIRequestHandler, make_server
 
         from pgjobs.dashboard import Dashboard
+        from pgjobs.dashboard.access import local_operator
     except ImportError as error:
         raise PgjobsError(
             f"the dashboard needs Werkzeug and Jinja2 ({error}): pip install 'pgjobs-psycopg[dashboard]'"
@@ -41,7 +42,11 @@ def _serve(options: argparse.Namespace) -> int:
 
     with connect(options) as app:
         dashboard = Dashboard(
-            app.client, work_map=app.work_map, read_only=options.read_only, show_args=options.show_args
+            app.client,
+            auth=local_operator,
+            work_map=app.work_map,
+            read_only=options.read_only,
+            show_args=options.show_args,
         )
         with _listening(options.port) as listening:
             port = listening.getsockname()[1]

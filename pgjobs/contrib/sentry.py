@@ -42,8 +42,8 @@ class Sentry(Hooks):
     """Hooks that report failed attempts to Sentry, each once.
 
     An attempt that will be retried is an event of level warning, a discarded job one of level error. `retried=False`
-    reports discarded jobs alone. Cancelled, snoozed and interrupted attempts have not failed. Of each kind and level at
-    most ten events a second are sent.
+    reports discarded jobs alone. Cancelled, snoozed and interrupted attempts have not failed. At most ten events a
+    second are sent of each kind, level and class of error, so that a storm of one error hides no other.
 
     `args=True` adds the args of the job, and the local variables of each frame if Sentry collects them; without it both
     are left out, since they may be confidential. In the args, secret fields and those that `redact` names are replaced.
@@ -58,7 +58,7 @@ class Sentry(Hooks):
             raise InvalidSetting("redact must be names of fields, as in redact=['password']")
         self._retried = retried
         self._args = args
-        self._limit: LogLimit[tuple[str, str]] = LogLimit()
+        self._limit: LogLimit[tuple[str, str, type[BaseException]]] = LogLimit()
         _install()
 
     def on_claim(self, job: Job[Any] | None, error: BaseException | None) -> None:
@@ -72,7 +72,7 @@ class Sentry(Hooks):
         if not final and not self._retried:
             return
         level = "error" if final else "warning"
-        admitted, _ = self._limit.admit((level, job.kind), "")
+        admitted, _ = self._limit.admit((level, job.kind, type(error)), "")
         if admitted:
             self._capture(job, error, level, attempt=event.job.attempt)
 

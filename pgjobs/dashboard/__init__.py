@@ -2,8 +2,7 @@
 
     from pgjobs.dashboard import Dashboard, User
 
-    app = Dashboard(client)                    # a WSGI app; without `auth` it answers this machine alone
-    app = Dashboard(client, auth=auth)         # auth(environ) returns a User, or None to refuse
+    app = Dashboard(client, auth=auth)         # a WSGI app; auth(environ) returns a User, or None to refuse
 
 It needs Werkzeug and Jinja2: `pip install 'pgjobs-psycopg[dashboard]'`. `pgjobs dashboard` serves it from a shell.
 """

@@ -14,6 +14,7 @@ from pgjobs.dashboard.problem import Problem
 from pgjobs.errors import InvalidSetting, shown
 
 Role = Literal["viewer", "operator"]
+ROLES: tuple[Role, ...] = ("viewer", "operator")
 
 #: The names by which a browser on this machine reaches it.
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
@@ -34,7 +35,7 @@ class User:
 
     def __post_init__(self) -> None:
         checks.check_text("name", self.name, is_cleaned=True)
-        if self.role not in ("viewer", "operator"):
+        if self.role not in ROLES:
             raise InvalidSetting(f"role of a User is 'viewer' or 'operator', not {shown(self.role)}")
         checks.check_bool("sees_args", self.sees_args)
         object.__setattr__(self, "name", one_line(self.name, _LONGEST_NAME))
@@ -53,11 +54,19 @@ class User:
 Auth = Callable[[dict[str, Any]], User | None]
 
 
-def user_of(environ: dict[str, Any], auth: Auth | None) -> User:
+def checked_auth(auth: Auth | None) -> Auth:
+    """The function that decides about requests. Raises InvalidSetting without one."""
+    if not callable(auth):
+        raise InvalidSetting(
+            "auth must be a function of the WSGI environ that returns a pgjobs.dashboard.User, or None to refuse the "
+            f"request, not {shown(auth)}: without it everyone who reaches the dashboard could change the jobs. To look "
+            "at it on your own machine, run `pgjobs dashboard`"
+        )
+    return auth
+
+
+def user_of(environ: dict[str, Any], auth: Auth) -> User:
     """The user who sent the request. Raises Problem if the request may not see the dashboard."""
-    if auth is None:
-        _check_local(environ)
-        return User("local", "operator")
     user = auth(environ)
     if user is None:
         raise Problem(403, "You are not allowed to see this dashboard.", "Log in to the application, then try again.")
@@ -66,13 +75,16 @@ def user_of(environ: dict[str, Any], auth: Auth | None) -> User:
     return user
 
 
-def _check_local(environ: Mapping[str, Any]) -> None:
+def local_operator(environ: dict[str, Any]) -> User:
+    """The `auth` of `pgjobs dashboard`: whoever sits at this machine may do everything. It is safe only for a server
+    that listens on the loopback address alone. Raises Problem."""
     if any(name in environ for name in _PROXY_HEADERS) or not _is_loopback(environ.get("REMOTE_ADDR")):
         raise Problem(
             403,
-            "This dashboard answers only browsers on its own machine.",
-            "To open it to others, give Dashboard an auth= function that decides about each request.",
+            "This dashboard answers only browsers on its own machine, and none behind a proxy.",
+            "To open it to others, mount it in your application, behind its login: `pgjobs guide dashboard` says how.",
         )
+    return User("local", "operator")
 
 
 def _is_loopback(address: object) -> bool:
@@ -126,13 +138,30 @@ def _without_port(host: str) -> str:
     return name if colon and port.isdecimal() else host
 
 
+# --- requests of other sites
+
+
+def check_not_embedded(environ: Mapping[str, Any]) -> None:
+    """Raise Problem if a page of another site asks in the background, as for an image or a frame: the time that an
+    answer takes would tell it what the jobs contain. A link on another site may lead here."""
+    if environ.get("HTTP_SEC_FETCH_SITE") in (None, "same-origin", "none"):
+        return
+    how = environ.get("HTTP_SEC_FETCH_MODE"), environ.get("HTTP_SEC_FETCH_DEST", "document")
+    if how != ("navigate", "document"):
+        raise Problem(403, "Another site asked for this page in the background.", "Open the page by its own address.")
+
+
 # --- requests that change something
 
 
-def check_change(environ: Mapping[str, Any], user: User) -> None:
-    """Raise Problem unless this POST was sent by a page of the dashboard, for a user who may change something."""
-    if not user.may_change:
+def check_role(user: User, role: Role) -> None:
+    """Raise Problem unless the user may open a page for this role."""
+    if role == "operator" and not user.may_change:
         raise Problem(403, "You may look, but not change anything.", "Ask an operator to do this.")
+
+
+def check_origin(environ: Mapping[str, Any]) -> None:
+    """Raise Problem unless this POST was sent by a page of the dashboard."""
     if not _is_same_origin(environ):
         raise Problem(
             403,

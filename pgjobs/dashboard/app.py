@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 from urllib.parse import quote
@@ -13,16 +14,23 @@ from pgjobs.client import Client
 from pgjobs.dashboard import access, static_files
 from pgjobs.dashboard.access import Auth, User
 from pgjobs.dashboard.checkup import Checkup
-from pgjobs.dashboard.pages import NAV, PAGES
+from pgjobs.dashboard.pages import NAV, PAGES, SECTION_OF
 from pgjobs.dashboard.problem import Problem, problem_of
 from pgjobs.dashboard.queries import DashboardQueries
+from pgjobs.dashboard.rate_limit import RateLimit
 from pgjobs.dashboard.render import Renderer
-from pgjobs.dashboard.request import Request, Response, Site
+from pgjobs.dashboard.request import Page, Request, Response, Site
+from pgjobs.dashboard.vacuums import Vacuums
 from pgjobs.errors import InvalidSetting, shown
 from pgjobs.job import Job
 from pgjobs.work_map import Handler, HandlerFunction, WorkMap, as_work_map
 
 Environ = dict[str, Any]
+
+#: Requests that a user may send at once, and in the long run per second: of pages, which several people who share a
+#: name may have open and refresh, and of actions.
+PAGES_LIMIT = (300, 20.0)
+ACTIONS_LIMIT = (30, 1.0)
 
 _STATIC = "static"
 _BY_NAME = {page.name: page for page in PAGES}
@@ -46,8 +54,8 @@ def _url_map() -> Map:
 class Dashboard:
     """The dashboard of a client: a WSGI app, to be mounted under any prefix.
 
-    - `auth`: a function of the WSGI environ that returns the `User` who sent the request, or None to refuse it. Without
-      it the dashboard answers browsers on its own machine alone, and they may change everything.
+    - `auth`: a function of the WSGI environ that returns the `User` who sent the request, or None to refuse it. It is
+      needed: a dashboard cannot know by itself who sits behind a proxy. `pgjobs dashboard` has one of its own.
     - `read_only`: every user is a viewer, whatever `auth` says.
     - `show_args`: show args, output and metadata at once; by default a page shows them when it is asked for them. A
       User with `sees_args=False` never sees them.
@@ -72,19 +80,23 @@ class Dashboard:
     ) -> None:
         if not isinstance(client, Client):
             raise InvalidSetting(f"client is a pgjobs.Client, not {shown(client)}")
-        checks.check_function("auth", auth, "a function of the WSGI environ that returns a User or None")
+        auth = access.checked_auth(auth)
         checks.check_function("render_args", render_args, "a function of a Job that returns a text or None")
         checks.check_bool("read_only", read_only)
         checks.check_bool("show_args", show_args)
+        queries = DashboardQueries(client.schema)
         self._auth = auth
         self._read_only = read_only
         self._hosts = access.checked_hosts(allowed_hosts)
+        self._pages_limit = RateLimit(*PAGES_LIMIT)
+        self._actions_limit = RateLimit(*ACTIONS_LIMIT)
         self._urls = _url_map()
         self._site = Site(
             client=client,
-            queries=DashboardQueries(client.schema),
+            queries=queries,
             checkup=Checkup(client),
-            render=Renderer([(name, title) for name, title in NAV if name in _BY_NAME]),
+            vacuums=Vacuums(client, queries),
+            render=Renderer(NAV, SECTION_OF),
             show_args=show_args,
             render_args=render_args,
             work_map=client.work_map if work_map is None else as_work_map(work_map),
@@ -98,6 +110,9 @@ class Dashboard:
         return response(environ, start_response)
 
     def _respond(self, environ: Environ) -> Response:
+        prefix = str(environ.get("SCRIPT_NAME", ""))
+        if prefix.startswith("//"):  # addresses that begin so lead to another host
+            environ = {**environ, "SCRIPT_NAME": f"/{prefix.lstrip('/')}"}
         request = Request(environ, self._site, self._bind(environ))
         try:
             response = self._answer(request)
@@ -118,15 +133,30 @@ class Dashboard:
 
     def _answer(self, request: Request) -> Response:
         access.check_host(request.environ, self._hosts)
+        access.check_not_embedded(request.environ)
         name, values = request.urls.match()
         if name == _STATIC:
             return _static_file(request, **values)
         request.user = self._user(request.environ)
         page = _BY_NAME[name]
         request.page = name
+        access.check_role(request.user, page.role)
         if page.method == "POST":
-            access.check_change(request.environ, request.user)
-        return page.view(request, **values)
+            access.check_origin(request.environ)
+        self._check_rate(request.user, page)
+        response: Response = page.view(request, **values)
+        return response
+
+    def _check_rate(self, user: User, page: Page) -> None:
+        limit = self._actions_limit if page.method == "POST" else self._pages_limit
+        seconds = math.ceil(limit.wait(user.name))
+        if seconds:
+            raise Problem(
+                429,
+                f"{user.name} sends more requests than this dashboard answers.",
+                f"{'Nothing was changed. ' if page.method == 'POST' else ''}Wait {seconds} s, then try again.",
+                headers={"Retry-After": str(seconds)},
+            )
 
     def _user(self, environ: Environ) -> User:
         user = access.user_of(environ, self._auth)
@@ -147,6 +177,5 @@ def _static_file(request: Request, name: str) -> Response:
 
 def _error_page(request: Request, problem: Problem) -> Response:
     response = request.render("problem.html", status=problem.status, problem=problem)
-    if problem.status == 405:
-        response.headers["Allow"] = "GET"
+    response.headers.update(problem.headers)
     return response

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from pgjobs.dashboard.numbers import QueueNumbers
-from pgjobs.dashboard.render import span
+from pgjobs.dashboard.render import span, visible
 from pgjobs.observe.stats import Figures
 from pgjobs.results import ScheduleRow, WorkerProcess
 
@@ -34,24 +34,27 @@ def notes(
     workers: Sequence[WorkerProcess],
     schedules: Sequence[ScheduleRow],
     now: datetime,
+    *,
+    with_errors: bool = True,
 ) -> list[Note]:
-    """`hour` are the figures of the last hour, by queue."""
-    found = [*_of_queues(queues, now), *_of_attempts(hour), *_of_workers(workers), *_of_schedules(schedules, now)]
+    """`hour` are the figures of the last hour, by queue. `with_errors`: quote errors, which may quote args."""
+    found = [*_of_queues(queues, now), *_of_attempts(hour), *_of_workers(workers)]
+    found += _of_schedules(schedules, now, with_errors=with_errors)
     return sorted(found, key=lambda note: not note.critical)
 
 
 def _of_queues(queues: Sequence[QueueNumbers], now: datetime) -> Iterator[Note]:
     for queue in queues:
-        about = {"name": queue.name}
+        about, name = {"name": queue.name}, visible(queue.name)
         oldest = queue.oldest(now)
         if queue.paused_at is not None:
-            text = f"Queue {queue.name} has been paused for {span(now - queue.paused_at)}"
+            text = f"Queue {name} has been paused for {span(now - queue.paused_at)}"
             yield Note(f"{text}; waiting in it: {queue.waiting.jobs}." if queue.waiting else f"{text}.", "queue", about)
         elif queue.waiting and queue.workers == 0:
-            text = f"No worker works queue {queue.name}, which has {queue.waiting.jobs} waiting."
+            text = f"No worker works queue {name}, which has {queue.waiting.jobs} waiting."
             yield Note(text, "queue", about, critical=True)
         elif oldest is not None and oldest > _LONG_WAIT:
-            yield Note(f"The oldest job in queue {queue.name} has waited for {span(oldest)}.", "queue", about)
+            yield Note(f"The oldest job in queue {name} has waited for {span(oldest)}.", "queue", about)
 
 
 def _of_attempts(hour: Sequence[Figures]) -> Iterator[Note]:
@@ -70,15 +73,17 @@ def _of_workers(workers: Sequence[WorkerProcess]) -> Iterator[Note]:
     for worker in workers:
         if worker.stuck:
             stuck = len(worker.stuck)
-            text = f"{stuck} {'thread is' if stuck == 1 else 'threads are'} stuck in a handler, in worker {worker.id}."
+            threads = "1 thread is" if stuck == 1 else f"{stuck} threads are"
+            text = f"{threads} stuck in a handler, in worker {visible(worker.id)}."
             yield Note(text, "workers", critical=True)
 
 
-def _of_schedules(schedules: Sequence[ScheduleRow], now: datetime) -> Iterator[Note]:
+def _of_schedules(schedules: Sequence[ScheduleRow], now: datetime, *, with_errors: bool) -> Iterator[Note]:
     for row in schedules:
         about = {"name": row.name}
         if row.error is not None:
-            yield Note(f"Schedule {row.name} cannot tick: {row.error}", "schedule", about, critical=True)
+            why = f": {row.error}" if with_errors else "."
+            yield Note(f"Schedule {visible(row.name)} cannot tick{why}", "schedule", about, critical=True)
         elif row.paused_at is None and row.next_tick_at is not None and now - row.next_tick_at > _LATE_TICK:
-            late = f"Schedule {row.name} is late by {span(now - row.next_tick_at)}: no worker ticks it."
+            late = f"Schedule {visible(row.name)} is late by {span(now - row.next_tick_at)}: no worker ticks it."
             yield Note(late, "schedule", about, critical=True)

@@ -24,6 +24,10 @@ _COUNT_TIMEOUT = "100ms"
 _MOST_FAILURES = 2_000
 
 
+#: The id and the queue of a job: two queues may have jobs with the same id.
+JobKey = tuple[int, str]
+
+
 class JobPlace(NamedTuple):
     """A job, and the time by which it is listed."""
 
@@ -32,13 +36,22 @@ class JobPlace(NamedTuple):
     state: str
     at: datetime
 
+    @property
+    def key(self) -> JobKey:
+        return self.id, self.queue
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Search:
-    """What a search asks for beside a filter: the class of the last error, and a text anywhere in the job."""
+    """What a search asks for beside a filter: the class of the last error, and a text anywhere in the job.
+
+    `any_error`: an error without a traceback has its first words as its class. They may be confidential, so a user who
+    may not see errors neither sees nor finds them.
+    """
 
     error: str | None = None
     text: str | None = None
+    any_error: bool = True
 
     @property
     def is_empty(self) -> bool:
@@ -114,16 +127,17 @@ class JobQueries:
 
     def fitting(
         self, conn: AnyConnection, filter: JobFilter, search: Search, *, between: tuple[int, int] | None = None
-    ) -> set[tuple[int, str]]:
-        """The ids and queues of the jobs that fit both, with an id between these. Without them the filter should name
-        the ids."""
+    ) -> dict[JobKey, str]:
+        """The states of the jobs that fit both, by their keys, with an id between these. Without them the filter should
+        name the ids."""
         first, last = between or (None, None)
         conditions = {**filter.parameters, "first": first, "last": last}
         statement = self._sql["fitting_jobs" if search.is_empty else "fitting_search"]
         with bound_cursor(conn) as cur:
             statement = statements.without_unused(statement, conditions)
-            cur.execute(statement, {**conditions, "error": search.error, "text": search.text}, prepare=False)
-            return {(id, queue) for id, queue in cur.fetchall()}
+            searched = {"error": search.error, "text": search.text, "any_error": search.any_error}
+            cur.execute(statement, {**conditions, **searched}, prepare=False)
+            return {(id, queue): state for id, queue, state in cur.fetchall()}
 
     def count(self, conn: AnyConnection, filter: JobFilter, most: int = MOST_COUNTED) -> int | None:
         """The number of jobs that fit, at most `most`; None when it takes too long to count them."""
@@ -144,22 +158,16 @@ class JobQueries:
             found: int | None = one(cur)[0]
             return found
 
-    def count_states(self, conn: AnyConnection, ids: Sequence[int]) -> dict[JobState, int]:
-        """The number of these jobs by their state."""
-        with bound_cursor(conn) as cur:
-            cur.execute(self._sql["count_states_of_jobs"], {"ids": list(ids)})
-            return {JobState(state): jobs for state, jobs in cur.fetchall()}
-
     def newest_id(self, conn: AnyConnection) -> int | None:
         with bound_cursor(conn) as cur:
             cur.execute(self._sql["newest_job_id"])
             newest: int | None = one(cur)[0]
             return newest
 
-    def failures(self, conn: AnyConnection) -> Failures:
-        """The newest failures by kind and class of error, the most frequent first."""
+    def failures(self, conn: AnyConnection, *, any_error: bool) -> Failures:
+        """The newest failures by kind and class of error, the most frequent first. `any_error`: see Search."""
         with job_cursor(conn) as cur:
-            cur.execute(self._sql["failures"], {"most": _MOST_FAILURES}, prepare=False)
+            cur.execute(self._sql["failures"], {"most": _MOST_FAILURES, "any_error": any_error}, prepare=False)
             rows = cur.fetchall()
         looked_at, discarded = rows[0][8:] if rows else (0, 0)
         return Failures([FailureGroup(*row[:8]) for row in rows], looked_at, discarded < _MOST_FAILURES)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import psycopg
 from psycopg_pool import PoolClosed, PoolTimeout
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from pgjobs import errors
 from pgjobs.clean_text import one_line
@@ -18,11 +21,14 @@ _LONGEST = 1000
 class Problem(Exception):
     """A request that cannot be answered: the status of the response, what is wrong, and what to do."""
 
-    def __init__(self, status: int, text: str, advice: str = "") -> None:
+    def __init__(
+        self, status: int, text: str, advice: str = "", *, headers: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         super().__init__(text)
         self.status = status
         self.text = text
         self.advice = advice
+        self.headers = headers
 
 
 _OF_REQUESTS = {
@@ -42,7 +48,9 @@ def problem_of(error: Exception) -> Problem:
         return error
     if isinstance(error, HTTPException):
         text, advice = _OF_REQUESTS.get(error.code or 400, ("The request cannot be understood.", "Go back, and retry."))
-        return Problem(error.code or 400, text, advice)
+        methods = error.valid_methods if isinstance(error, MethodNotAllowed) else None
+        headers = {"Allow": ", ".join(sorted(methods))} if methods else {}
+        return Problem(error.code or 400, text, advice, headers=headers)
     if isinstance(error, (psycopg.Error, PoolTimeout, PoolClosed)):
         return _of_database(error)
     if isinstance(error, errors.PgjobsError):

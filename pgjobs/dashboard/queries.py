@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+from psycopg import sql
+
 from pgjobs.dashboard.numbers import AuditRow, Count, IndexSize, QueueNumbers, TableSize, bounded
 from pgjobs.db import statements
 from pgjobs.db.cursors import AnyConnection, answers, bound_cursor, job_cursor, literal_cursor, one
@@ -22,20 +24,24 @@ class DashboardQueries:
     """The statements of one schema."""
 
     def __init__(self, schema: str) -> None:
+        self._schema = schema
         self._sql = statements.load("dashboard.sql", schema)
 
     # --- transactions and the audit
 
     def begin_reading(self, conn: AnyConnection) -> datetime:
         """Make the transaction READ ONLY, and return the time of the database."""
+        return self._begin(conn, self._sql["begin_reading"])
+
+    def begin_acting(self, conn: AnyConnection) -> datetime:
+        """Limit the transaction of an action, and return the time of the database."""
+        return self._begin(conn, self._sql["begin_acting"])
+
+    def _begin(self, conn: AnyConnection, statement: bytes) -> datetime:
         with literal_cursor(conn) as cur:
-            cur.execute(self._sql["begin_reading"])
+            cur.execute(statement)
             ((now,),) = answers(cur)[-1]
             return instant(now)
-
-    def begin_acting(self, conn: AnyConnection) -> None:
-        with literal_cursor(conn) as cur:
-            cur.execute(self._sql["begin_acting"])
 
     def write_audit(self, conn: AnyConnection, who: str, act: str, target: Mapping[str, Any], count: int) -> None:
         with literal_cursor(conn) as cur:
@@ -121,6 +127,22 @@ class DashboardQueries:
 
     def index_sizes(self, conn: AnyConnection) -> list[IndexSize]:
         return [IndexSize(*row) for row in self._rows(conn, self._sql["index_sizes"], {})]
+
+    def may_vacuum(self, conn: AnyConnection, table: str) -> bool:
+        """Whether the role of the connection may vacuum a table. VACUUM itself passes over a table with a warning."""
+        with bound_cursor(conn) as cur:
+            cur.execute(self._sql["may_vacuum"], {"table": table})
+            return bool(one(cur)[0])
+
+    def vacuum(self, conn: AnyConnection, table: str) -> None:
+        """On a connection in autocommit mode."""
+        statement = sql.SQL(self._sql["vacuum_table"].decode()).format(table=sql.Identifier(self._schema, table))
+        with literal_cursor(conn) as cur:
+            cur.execute(statement)
+
+    def running_vacuums(self, conn: AnyConnection) -> dict[str, str]:
+        """What a vacuum of each table does at the moment, autovacuum included, as far as the role may see it."""
+        return {name: f"{phase}, {percent} %" for name, phase, percent in self._rows(conn, self._sql["vacuums"], {})}
 
     def _rows(self, conn: AnyConnection, statement: bytes, values: Mapping[str, Any]) -> Rows:
         with job_cursor(conn) as cur:

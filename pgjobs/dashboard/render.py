@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -15,10 +16,10 @@ _UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 
 class Renderer:
-    """The templates of the package. `static` gives the address of a static file, `nav` the pages that each page links
-    to, with their titles."""
+    """The templates of the package. `nav` are the pages that each page links to, with their titles; `section_of` says
+    by the name of a page to which of them it belongs."""
 
-    def __init__(self, nav: list[tuple[str, str]]) -> None:
+    def __init__(self, nav: Sequence[tuple[str, str]], section_of: Mapping[str, str]) -> None:
         self._environment = Environment(
             loader=PackageLoader("pgjobs.dashboard", "templates"),
             autoescape=True,
@@ -26,7 +27,7 @@ class Renderer:
             lstrip_blocks=True,
             undefined=StrictUndefined,
         )
-        self._environment.globals |= {"nav": nav, "version": __version__}
+        self._environment.globals |= {"nav": nav, "section_of": section_of, "version": __version__}
         self._environment.filters |= {
             "bdi": bdi, "number": number, "span": span, "when": when, "instant": instant_text, "sentence": sentence,
         }  # fmt: skip
@@ -37,7 +38,12 @@ class Renderer:
 
 def bdi(text: object) -> Markup:
     """A text from outside, such as a kind, which cannot change the direction of the texts around it."""
-    return Markup("<bdi>{}</bdi>").format("" if text is None else str(text))
+    return Markup("<bdi>{}</bdi>").format("" if text is None else visible(str(text)))
+
+
+def visible(text: str) -> str:
+    """A text that can be seen and clicked: in quotes, if it is nothing but spaces."""
+    return f'"{text}"' if text and not text.strip() else text
 
 
 def number(value: float | None) -> str:

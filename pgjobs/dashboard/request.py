@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -15,11 +15,12 @@ from werkzeug.routing import MapAdapter
 
 from pgjobs.client import Client
 from pgjobs.dashboard import static_files
-from pgjobs.dashboard.access import User
-from pgjobs.dashboard.acts import ACTS, done_text
+from pgjobs.dashboard.access import ROLES, Role, User
+from pgjobs.dashboard.acts import ACTS, done_text, done_value
 from pgjobs.dashboard.checkup import Checkup
 from pgjobs.dashboard.problem import Problem
 from pgjobs.dashboard.queries import DashboardQueries
+from pgjobs.dashboard.vacuums import Vacuums
 from pgjobs.db.advice import advised
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.job import Job
@@ -38,6 +39,7 @@ class Site:
     client: Client
     queries: DashboardQueries
     checkup: Checkup
+    vacuums: Vacuums
     render: Callable[..., str]  # of a template: its name, then its values
     show_args: bool
     render_args: Callable[[Job[Any]], str | None] | None
@@ -63,7 +65,7 @@ class Request(werkzeug.Request):
         self.urls = urls
         self.page = ""  # the name of the page
         self.user = UNIDENTIFIED
-        self.now = datetime.now(UTC)  # by the clock of the database, once `reading` has asked it
+        self.now = datetime.now(UTC)  # by the clock of the database, once `reading` or `acting` has asked it
 
     @property
     def client(self) -> Client:
@@ -137,7 +139,7 @@ class Request(werkzeug.Request):
         if self.method != "POST" or not self.may_change or act not in ACTS:
             raise RuntimeError(f"{self.method} {self.page} cannot act as {act!r}")
         with advised(self.client.schema), self.client.source.transaction() as conn:
-            self.queries.begin_acting(conn)
+            self.now = self.queries.begin_acting(conn)
             action = Action(conn, target)
             yield action
             self.queries.write_audit(conn, self.user.name, act, action.target, action.count)
@@ -150,9 +152,18 @@ class Request(werkzeug.Request):
             self.site.render(template, request=self, **values), status, content_type="text/html; charset=utf-8"
         )
 
-    def done(self, page: str, act: str, changed: int = 1, skipped: int = 0, **values: Any) -> Response:
-        """After an action: to a page, which says what was done."""
-        return self.go(page, done=f"{act}.{changed}.{skipped}", **values)
+    def done(
+        self,
+        page: str,
+        act: str,
+        changed: int = 1,
+        skipped: int = 0,
+        *,
+        reasons: Mapping[str, int] | None = None,
+        **values: Any,
+    ) -> Response:
+        """After an action: to a page, which says what was done, and how many were left for which reasons."""
+        return self.go(page, done=done_value(act, changed, skipped, reasons or {}), **values)
 
     def go(self, page: str, **values: Any) -> Response:
         """A redirect to another page, after a POST."""
@@ -169,10 +180,22 @@ View = Callable[..., Response]
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A page: the pattern of its path, its name, and the function that answers. One with the method POST is an action:
-    only operators reach it. The function gets the request, and the values in the path as keywords."""
+    """A page: the pattern of its path, its name, and the function that answers, which gets the request and the values
+    in the path as keywords. `role` is that of the users who reach it; one with the method POST is an action, which only
+    operators reach."""
 
     path: str
     name: str
     view: View = field(repr=False)
     method: str = "GET"
+    _: KW_ONLY
+    role: Role
+
+    def __post_init__(self) -> None:
+        if self.role not in ROLES or (self.method == "POST" and self.role != "operator"):
+            raise ValueError(f"{self.method} {self.path} cannot be a page for the role {self.role!r}")
+
+
+def post_page(path: str, name: str, view: View) -> Page:
+    """A page that changes something."""
+    return Page(path, name, view, "POST", role="operator")

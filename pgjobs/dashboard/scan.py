@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 
-from pgjobs.dashboard.job_queries import JobPlace, JobQueries, Window
+from pgjobs.dashboard.job_queries import JobKey, JobPlace, JobQueries, Window
 from pgjobs.dashboard.selection import Selection
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.errors import InvalidFilter
@@ -49,14 +49,14 @@ def find(
     after about so many seconds, and says from where to go on."""
     found = Found()
     if chosen.filter.ids is not None:  # they are looked at at once
-        keys = sorted(queries.fitting(conn, chosen.filter, chosen.search))
-        found.places = [JobPlace(id, queue, "", _NO_TIME) for id, queue in keys if id <= newest][:limit]
+        states = queries.fitting(conn, chosen.filter, chosen.search)
+        found.places = [JobPlace(*key, states[key], _NO_TIME) for key in sorted(states) if key[0] <= newest][:limit]
         found.looked_at = len(chosen.filter.ids)
         return found
     end = time.monotonic() + seconds
     for window, fits, size in _windows(conn, queries, chosen, _start(chosen, cursor), limit):
         for place in window:
-            is_wanted = (place.id, place.queue) in fits and place.id <= newest
+            is_wanted = place.key in fits and place.id <= newest
             if is_wanted and len(found.places) == limit:
                 found.is_full = True
                 return found
@@ -73,7 +73,7 @@ def find(
 
 def _windows(
     conn: AnyConnection, queries: JobQueries, chosen: Selection, start: Listing, limit: int
-) -> Iterator[tuple[list[JobPlace], set[tuple[int, str]], int]]:
+) -> Iterator[tuple[list[JobPlace], Collection[JobKey], int]]:
     """The windows of a selection from a place on, each with the keys of those of its jobs that fit, and the number of
     jobs that it would have if it was not the last one."""
     size = limit + 1 if chosen.is_served else max(_FIRST, limit + 1)
@@ -89,14 +89,12 @@ def _windows(
         window = replace(window, size=larger, after_id=last.id, after_time=replace(start, after_time=last.at).after)
 
 
-def _fitting(
-    conn: AnyConnection, queries: JobQueries, chosen: Selection, places: list[JobPlace]
-) -> set[tuple[int, str]]:
+def _fitting(conn: AnyConnection, queries: JobQueries, chosen: Selection, places: list[JobPlace]) -> Collection[JobKey]:
     """The keys of those jobs of a window that fit."""
     if chosen.is_served or not places:
-        return {(place.id, place.queue) for place in places}
+        return {place.key for place in places}
     if chosen.needs_only_state:
-        return {(place.id, place.queue) for place in places if place.state in (chosen.filter.states or ())}
+        return {place.key for place in places if place.state in (chosen.filter.states or ())}
     ids = [place.id for place in places]
     if chosen.column == "id":
         return queries.fitting(conn, chosen.filter, chosen.search, between=(min(ids), max(ids)))

@@ -83,9 +83,17 @@ class Selection:
         """Whether, of the jobs of a window, only their states say which of them fit."""
         return self.search.is_empty and replace(self.filter, states=None) == replace(self.window_filter, states=None)
 
-    def only(self, ids: list[int]) -> JobFilter:
-        """Its filter for these jobs alone."""
-        return replace(self.filter, ids=ids, really_all=False)
+    def only(self, ids: list[int], queue: str | None = None) -> JobFilter:
+        """Its filter for the jobs with these ids alone, or for those of them in one queue."""
+        queues = self.filter.queues if queue is None else [queue]
+        return replace(self.filter, ids=ids, queues=queues, really_all=False)
+
+    @property
+    def fixed_values(self) -> dict[str, Any]:
+        """The values, with the instants in place of times such as 2h: those go on when a form is sent later."""
+        about = self.values.get("time", "created")
+        ends = {side: getattr(self.filter, f"{about}_{side}") for side in ("after", "before") if side in self.values}
+        return self.values | {side: at.isoformat() for side, at in ends.items() if at is not None}
 
     def needs_args(self) -> bool:
         return any(name in self.values for name in _WHAT_MAY_BE_HIDDEN)
@@ -102,8 +110,8 @@ def selection(values: MultiDict[str, str], now: datetime, user: User) -> Selecti
             "Only operators may search for a text anywhere, or in args: such a search also finds secret fields.",
             "Use the other fields.",
         )
-    for name in ("error", "text"):
-        if "\0" in given.get(name, ""):
+    for name, value in given.items():
+        if any("\0" in text for text in ([value] if isinstance(value, str) else value)):
             raise form_values.InvalidInput(name.capitalize(), "Postgres has no texts with the character NUL.")
     filter = _filter(given, now)
     column = _column(filter, given.get("order"))
@@ -111,7 +119,7 @@ def selection(values: MultiDict[str, str], now: datetime, user: User) -> Selecti
     direction = given.get("dir")
     return Selection(
         filter=filter,
-        search=Search(error=given.get("error"), text=given.get("text")),
+        search=Search(error=given.get("error"), text=given.get("text"), any_error=user.sees_args),
         column=column,
         descending=direction == "down" or (direction != "up" and not waits),
         values=given,

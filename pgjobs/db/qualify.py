@@ -48,7 +48,7 @@ def _words(text: str) -> frozenset[str]:
 # The first words of statements without expressions, and of those with expressions. The body of a DO sets its own
 # search_path.
 _WITHOUT_EXPRESSIONS = _words(
-    "BEGIN COMMIT ROLLBACK SAVEPOINT RELEASE SET RESET CLOSE UNLISTEN DISCARD COPY REINDEX DROP DO GRANT REVOKE"
+    "BEGIN COMMIT ROLLBACK SAVEPOINT RELEASE SET RESET CLOSE UNLISTEN DISCARD COPY REINDEX VACUUM DROP DO GRANT REVOKE"
 )
 _WITH_EXPRESSIONS = _words("SELECT WITH INSERT UPDATE DELETE CREATE EXPLAIN CALL")
 _FIRST_OF_A_PART = _words("AND CASE FROM NOT ON ORDER PG_CATALOG")  # for texts that are only a part of a statement

@@ -9,16 +9,17 @@ from werkzeug.test import TestResponse
 
 from pgjobs import Client
 from pgjobs.dashboard import Dashboard
+from pgjobs.dashboard.access import local_operator
 
 SAME_ORIGIN = {"Sec-Fetch-Site": "same-origin"}
 LOCAL = {"REMOTE_ADDR": "127.0.0.1"}
 
 
 class Site:
-    """The pages of a dashboard. `post` sends what a button of a page sends."""
+    """The pages of a dashboard, to an operator unless `auth` says otherwise. `post` sends what a button sends."""
 
     def __init__(self, client: Client, **settings: Any) -> None:
-        self.dashboard = Dashboard(client, **settings)
+        self.dashboard = Dashboard(client, **{"auth": local_operator, **settings})
         self._browser = Browser(self.dashboard)
 
     def get(self, path: str, **given: Any) -> TestResponse:

@@ -12,6 +12,7 @@ from psycopg.conninfo import make_conninfo
 
 from pgjobs import Client, InvalidSetting
 from pgjobs.dashboard import Dashboard, User
+from pgjobs.dashboard.access import local_operator
 from pgjobs.dashboard.pages import PAGES
 from pgjobs.dashboard.request import Page, Request, Response
 from tests.acceptance.dashboard_site import LOCAL, Site
@@ -29,7 +30,7 @@ READS = [
     "/audit",
     "/health",
 ]
-GETS = [page.path for page in PAGES if page.method == "GET" and "<" not in page.path]
+GETS = [page.path for page in PAGES if page.method == "GET" and "<" not in page.path and page.name != "metrics"]
 
 
 def audit(client: Client) -> list[tuple[Any, ...]]:
@@ -53,10 +54,18 @@ def test_an_action_and_its_audit_commit_together(client: Client) -> None:
 
 
 @pytest.mark.parametrize("environ", [{}, {"REMOTE_ADDR": "10.0.0.1"}, {**LOCAL, "HTTP_X_FORWARDED_FOR": "10.0.0.1"}])
-def test_without_auth_it_answers_this_machine_alone(client: Client, environ: dict[str, Any]) -> None:
+def test_a_local_operator_sits_at_this_machine(client: Client, environ: dict[str, Any]) -> None:
     response = Site(client)._browser.get("/", environ_overrides=environ)
     assert response.status_code == 403
     assert client.schema not in response.text
+
+
+def test_without_a_function_that_decides_it_is_refused(client: Client) -> None:
+    """A dashboard cannot know by itself who sits behind a proxy that adds no header."""
+    given: list[dict[str, Any]] = [{}, {"auth": None}, {"auth": User("ada", "operator")}, {"auth": "ada"}]
+    for settings in given:
+        with pytest.raises(InvalidSetting, match=r"auth must be a function .* run `pgjobs dashboard`"):
+            Dashboard(client, **settings)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.8.0.1", "::1", "::ffff:127.0.0.1"])
@@ -81,9 +90,9 @@ def test_an_auth_function_that_returns_no_user_is_refused_and_logged(
     with pytest.raises(InvalidSetting, match="'viewer' or 'operator'"):
         User("ada", "admin")  # type: ignore[arg-type]
     with pytest.raises(InvalidSetting, match="allowed_hosts"):
-        Dashboard(client, allowed_hosts="jobs.example.com")
+        Dashboard(client, auth=local_operator, allowed_hosts="jobs.example.com")
     with pytest.raises(InvalidSetting, match="without a scheme and port"):
-        Dashboard(client, allowed_hosts=["https://jobs.example.com"])
+        Dashboard(client, auth=local_operator, allowed_hosts=["https://jobs.example.com"])
 
 
 def test_pages_say_whether_the_user_may_change_something(client: Client) -> None:
@@ -104,7 +113,7 @@ def test_a_page_cannot_write(client: Client, monkeypatch: pytest.MonkeyPatch) ->
             request.client.enqueue(conn, Thing(1))
         return request.render("empty.html")
 
-    monkeypatch.setattr("pgjobs.dashboard.app._BY_NAME", {"overview": Page("/", "overview", writes)})
+    monkeypatch.setattr("pgjobs.dashboard.app._BY_NAME", {"overview": Page("/", "overview", writes, role="viewer")})
     assert Site(client).get("/").status_code == 500
     assert client.count().total == 0
 
@@ -114,7 +123,7 @@ def test_an_action_of_a_get_request_is_a_fault_of_the_program(client: Client, mo
         with request.acting("pause-queues"):
             return request.go("overview")
 
-    monkeypatch.setattr("pgjobs.dashboard.app._BY_NAME", {"overview": Page("/", "overview", acts)})
+    monkeypatch.setattr("pgjobs.dashboard.app._BY_NAME", {"overview": Page("/", "overview", acts, role="viewer")})
     assert Site(client).get("/").status_code == 500
 
 
@@ -159,7 +168,7 @@ def test_a_page_of_a_database_that_is_gone_is_an_error_page(path: str) -> None:
 def test_an_unexpected_error_is_logged_and_shows_no_traceback(
     client: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fails(*args: Any) -> Any:
+    def fails(*args: Any, **given: Any) -> Any:
         raise ZeroDivisionError("a secret")
 
     monkeypatch.setattr("pgjobs.dashboard.pages.overview.notes", fails)
@@ -188,7 +197,7 @@ def test_a_page_that_takes_too_long_says_so(client: Client, monkeypatch: pytest.
             conn.execute("SELECT pg_sleep(20)")
         return request.render("empty.html")
 
-    monkeypatch.setattr("pgjobs.dashboard.app._BY_NAME", {"overview": Page("/", "overview", slow)})
+    monkeypatch.setattr("pgjobs.dashboard.app._BY_NAME", {"overview": Page("/", "overview", slow, role="viewer")})
     response = Site(client).get("/")
     assert response.status_code == 503
     assert "took too long" in response.text
@@ -203,7 +212,7 @@ def test_a_page_has_limits(client: Client, monkeypatch: pytest.MonkeyPatch) -> N
             seen.extend(conn.execute(f"SHOW {name}".encode()).fetchone() for name in settings)
         return request.render("empty.html")
 
-    monkeypatch.setattr("pgjobs.dashboard.app._BY_NAME", {"overview": Page("/", "overview", limits)})
+    monkeypatch.setattr("pgjobs.dashboard.app._BY_NAME", {"overview": Page("/", "overview", limits, role="viewer")})
     assert Site(client).get("/").status_code == 200
     assert seen == [("10s",), ("1s",), ("on",), ("repeatable read",)]
 

@@ -33,6 +33,7 @@ def test_it_serves_pages_and_actions_until_ctrl_c(client: Client) -> None:
     client.enqueue(None, Thing(1))
     with served(client) as (running, address):
         assert b"default" in urlopen(f"{address}queues", timeout=20).read()
+        assert b'pgjobs_jobs{queue="default",state="waiting"} 1' in urlopen(f"{address}metrics", timeout=20).read()
         pause = Request(f"{address}queues/pause", b"name=default", {"Origin": address.rstrip("/")})
         assert b"1 queue paused." in urlopen(pause, timeout=20).read()
         foreign = Request(f"{address}queues/resume", b"name=default", {"Origin": "http://elsewhere"})

@@ -109,6 +109,22 @@ def test_a_user_with_the_right_to_change_jobs_acts_by_name(shop: Project) -> Non
     assert shop.query("SELECT who, act FROM pgjobs.audit") == [("operator", "pause-queues")]
 
 
+def test_a_table_is_vacuumed_and_the_metrics_are_read(shop: Project) -> None:
+    same_origin = {"Sec-Fetch-Site": "same-origin"}
+    vacuum, metrics, head = send(
+        shop,
+        ("post", f"{BOARD}maintenance/vacuum", {"table": "job"}, same_origin),
+        ("get", f"{BOARD}metrics"),
+        ("head", f"{BOARD}metrics"),
+    )
+    assert (vacuum.status, vacuum.headers["Location"]) == (303, f"{BOARD}maintenance?done=vacuum-tables.1.0")
+    assert (metrics.status, metrics.headers["Content-Type"]) == (200, "text/plain; version=0.0.4; charset=utf-8")
+    assert "pgjobs_database_up 1\n" in metrics.text
+    assert (head.status, head.text) == (200, "")
+    (refused,) = send(shop, ("post", f"{BOARD}maintenance/vacuum", {"table": "job"}, same_origin), user="viewer")
+    assert refused.status == 403
+
+
 @pytest.mark.parametrize("at", [BOARD, "/ops/jobs/"])
 def test_permissions_are_roles(shop: Project, at: str) -> None:
     assert [a.status for a in send(shop, ("get", at), pause(at), user="viewer")] == [200, 403]

@@ -124,6 +124,22 @@ def test_a_function_of_the_app_may_have_read_the_form(made: Shop, read: str) -> 
     assert made.query("SELECT target ->> 'queue' FROM pgjobs.audit") == [(name,)]
 
 
+def test_prometheus_gets_in_where_the_app_and_auth_let_it(fresh_database: str) -> None:
+    def staff_or_prometheus(environ: dict[str, Any]) -> User | None:
+        is_prometheus = environ["PATH_INFO"] == "/metrics" and environ.get("HTTP_AUTHORIZATION") == "Bearer 5ecret"
+        return User("prometheus", sees_args=False) if is_prometheus else auth(environ)
+
+    with plain_shop(fresh_database) as made:
+        made.app.secret_key = "secret"
+        made.app.register_blueprint(made.jobs.dashboard(auth=staff_or_prometheus), url_prefix="/jobs")
+        browser, token = made.app.test_client(), {"Authorization": "Bearer 5ecret"}
+        answer = browser.get("/jobs/metrics", headers=token)
+        assert answer.content_type == "text/plain; version=0.0.4; charset=utf-8"
+        assert "pgjobs_database_up 1\n" in answer.text
+        assert browser.head("/jobs/metrics", headers=token).status_code == 200
+        assert browser.get("/jobs/metrics").status_code == browser.get("/jobs/", headers=token).status_code == 403
+
+
 def test_a_blueprint_may_have_a_login_of_its_own(fresh_database: str) -> None:
     with plain_shop(fresh_database) as made:
         blueprint = made.jobs.dashboard(auth=lambda environ: User("staff"))

@@ -158,8 +158,8 @@ def test_a_queue_is_paused_and_resumed_and_all_are(client: Client, site: Site) -
     client.enqueue(None, Thing(1), queue="other")
     assert "Resume</button>" in site.act("/queues/pause", {"name": "a/b", "back": "queue"})
     assert [queue.paused_at is not None for queue in client.queues.list()] == [True, False]
-    assert "2 queues paused." in site.act("/queues/pause", {"name": "*"})
-    assert "2 queues resumed." in site.act("/queues/resume", {"name": "*"})
+    assert "2 queues paused." in site.act("/queues/pause", {"all": "1"})
+    assert "2 queues resumed." in site.act("/queues/resume", {"all": "1"})
     assert [queue.paused_at for queue in client.queues.list()] == [None, None]
     assert [(act, count) for _, act, _, count in audit(client)] == [
         ("pause-queues", 1),

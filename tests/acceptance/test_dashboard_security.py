@@ -184,7 +184,7 @@ def test_static_files_that_are_on_the_list_may_be_kept_by_their_version(client: 
         assert site.get(address_.partition("?")[0]).headers["Cache-Control"] == "no-store"
 
 
-def test_a_mounted_dashboard_without_auth_answers_no_one_behind_a_proxy(client: Client) -> None:
+def test_the_dashboard_of_this_machine_answers_no_one_behind_a_proxy(client: Client) -> None:
     site = Site(client)
     for header in ("X-Forwarded-For", "Forwarded", "X-Real-IP", "Via", "X-Forwarded-Host"):
         assert site.get("/", headers={header: "203.0.113.9"}).status_code == 403, header

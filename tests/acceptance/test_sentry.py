@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from sentry_sdk.integrations.dedupe import DedupeIntegration
 from sentry_sdk.integrations.logging import LoggingIntegration
 from sentry_sdk.transport import Transport
 
-from pgjobs import Cancel, Client, Discard, InvalidSetting, Job, Snooze, WorkerPool, constant
+from pgjobs import Cancel, Client, Discard, InvalidSetting, Job, NewJob, Snooze, WorkerPool, constant
 from pgjobs.contrib.sentry import Sentry
 from tests.samples import Thing, Tx
 from tests.waiting import wait_until
@@ -209,6 +210,23 @@ def test_a_storm_sends_so_many_events_a_second(client: Client) -> None:
         with pool:
             wait_until(pool.drained)
     assert 1 <= len(events) < 100
+
+
+def test_a_storm_of_one_error_hides_neither_another_kind_nor_another_error(client: Client) -> None:
+    def handler(tx: Tx, job: Job[Any]) -> None:
+        if job.args["n"] == 150:
+            raise KeyError("rare")
+        raise ValueError(f"job {job.id}")
+
+    with sentry() as events, watched(client) as observed:
+        storm = [NewJob({"n": n}, kind="storm") for n in range(200)]
+        observed.enqueue_many(None, [*storm, NewJob({"n": 0}, kind="other")])
+        pool = WorkerPool(observed, {"storm": handler, "other": handler}, queues={"default": 2}, backoff=LATER)
+        with pool:
+            wait_until(pool.drained)
+    found = Counter((event["transaction"], event["exception"]["values"][-1]["type"]) for event in events)
+    assert found["storm", "KeyError"] == found["other", "ValueError"] == 1
+    assert 1 <= found["storm", "ValueError"] < 200
 
 
 def test_without_sentry_set_up_it_does_nothing(client: Client, caplog: pytest.LogCaptureFixture) -> None:

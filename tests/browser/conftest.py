@@ -22,6 +22,7 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 
 from pgjobs import Client
 from pgjobs.dashboard import Dashboard
+from pgjobs.dashboard.access import local_operator
 from tests.conftest import new_database
 from tests.hostile_jobs import fill
 
@@ -116,7 +117,7 @@ class _Quiet(WSGIRequestHandler):
 
 @contextmanager
 def serve(client: Client, app: Any = None, **settings: Any) -> Iterator[Served]:
-    app = app or Dashboard(client, **settings)
+    app = app or Dashboard(client, **{"auth": local_operator, **settings})
     server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=_Quiet)
     thread = threading.Thread(target=server.serve_forever, name="dashboard")
     thread.start()

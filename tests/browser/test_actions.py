@@ -193,3 +193,36 @@ def test_finished_jobs_are_pruned_after_a_count(hostile: Served, full: Client, o
     watched.page.locator("main form[method=post] button").first.click()
     done(watched, "1 finished job deleted.")
     expect(watched.page.locator("main")).to_be_visible()
+
+
+def test_a_job_like_another_takes_over_its_metadata(hostile: Served, full: Client, open_page: Open) -> None:
+    metadata, context = {"note": WORST}, {"tenant": 5}
+    job = full.enqueue(
+        None, {"n": 1}, kind=KIND, metadata=metadata, context=context, tags=["red"], priority=3, delay=FAR
+    )
+    watched = open_page(hostile, f"/jobs/{job.id}")
+    press(watched, "Enqueue again, with changes")
+    watched.check()
+    press(watched, "Enqueue")
+    done(watched, "1 job enqueued.")
+    (like,) = full.list_jobs(descending=True, limit=1).jobs
+    assert (like.kind, like.priority, like.tags, like.context) == (KIND, 3, ("red",), {"tenant": 5})
+    assert like.metadata["note"] == WORST
+
+
+def test_a_table_is_vacuumed(hostile: Served, open_page: Open) -> None:
+    watched = open_page(hostile, "/maintenance")
+    watched.page.locator("#t-figure").get_by_role("button", name="Vacuum").click()
+    done(watched, "1 table vacuumed.")
+    expect(watched.page.locator("#t-figure")).to_contain_text("ago")
+    watched.open("/audit")
+    expect(watched.page.locator("tbody tr").first).to_contain_text("table vacuumed")
+
+
+def test_what_was_counted_and_not_changed_is_said(
+    hostile: Served, full: Client, jobs: list[Job[Any]], open_page: Open
+) -> None:
+    watched = open_page(hostile, f"/jobs/confirm?{urlencode({'do': 'cancel', 'kind': KIND})}")
+    full.delete(jobs[1].id)
+    press(watched, "Cancel 3 jobs")
+    done(watched, "2 jobs cancelled; left as they were: 1 deleted or in another state since they were counted.")

@@ -37,9 +37,7 @@ KNOWN = _numbers(
 )
 
 #: What brings the subject of a line that has no test yet.
-LATER: dict[str, frozenset[int]] = {
-    "part 7: dashboard": _numbers("289"),
-}
+LATER: dict[str, frozenset[int]] = {}
 
 #: Lines that mean nothing to a synchronous library whose jobs run in transactions, and why.
 CANNOT: dict[int, str] = {

@@ -12,17 +12,8 @@ from flask import Blueprint, Response, current_app, request
 
 from pgjobs.dashboard import Dashboard
 from pgjobs.dashboard.mounting import environ_below
-from pgjobs.errors import InvalidSetting, shown
 
 Make = Callable[[], Dashboard]
-
-
-def check_auth(auth: object) -> None:
-    if not callable(auth):
-        raise InvalidSetting(
-            "auth must be a function of the WSGI environ that returns a pgjobs.dashboard.User, or None to refuse the "
-            f"request, not {shown(auth)}: without it everyone who reaches the app could see the jobs"
-        )
 
 
 def dashboard_blueprint(name: str, make: Make) -> Blueprint:

@@ -129,10 +129,11 @@ class Pgjobs:
         after the functions that the app calls before each request. `allowed_hosts` is not needed where the app has
         TRUSTED_HOSTS. The other settings are those of Dashboard. It needs `pgjobs-psycopg[dashboard]`.
         """
-        from pgjobs.contrib.flask.dashboard import check_auth, dashboard_blueprint
+        from pgjobs.contrib.flask.dashboard import dashboard_blueprint
         from pgjobs.dashboard import Dashboard
+        from pgjobs.dashboard.access import checked_auth
 
-        check_auth(auth)
+        checked_auth(auth)
 
         def make() -> Dashboard:
             app_jobs = self._here()

@@ -10,39 +10,28 @@ from pgjobs.dashboard.pages import (
     job,
     jobs,
     maintenance,
+    metrics,
     overview,
     queues,
     schedules,
     workers,
 )
 
-PAGES = (
-    *overview.PAGES,
-    *jobs.PAGES,
-    *bulk.PAGES,
-    *job.PAGES,
-    *failures.PAGES,
-    *queues.PAGES,
-    *schedules.PAGES,
-    *workers.PAGES,
-    *enqueue.PAGES,
-    *health.PAGES,
-    *maintenance.PAGES,
-    *audit.PAGES,
-    *help.PAGES,
+#: The pages that all pages link to: their names and titles, and the modules of the pages that belong to them.
+_SECTIONS = (
+    ("overview", "Overview", [overview]),
+    ("jobs", "Jobs", [jobs, bulk, job]),
+    ("failures", "Failures", [failures]),
+    ("queues", "Queues", [queues]),
+    ("schedules", "Schedules", [schedules]),
+    ("workers", "Workers", [workers]),
+    ("enqueue", "Enqueue", [enqueue]),
+    ("health", "Health", [health, metrics]),
+    ("maintenance", "Maintenance", [maintenance]),
+    ("audit", "Audit", [audit]),
+    ("help", "Help", [help]),
 )
-
-#: The pages that all pages link to, by name, with their titles.
-NAV = (
-    ("overview", "Overview"),
-    ("jobs", "Jobs"),
-    ("failures", "Failures"),
-    ("queues", "Queues"),
-    ("schedules", "Schedules"),
-    ("workers", "Workers"),
-    ("enqueue", "Enqueue"),
-    ("health", "Health"),
-    ("maintenance", "Maintenance"),
-    ("audit", "Audit"),
-    ("help", "Help"),
-)
+NAV = tuple((name, title) for name, title, _ in _SECTIONS)
+#: By the name of a page: that of the page in NAV to which it belongs.
+SECTION_OF = {page.name: name for name, _, modules in _SECTIONS for module in modules for page in module.PAGES}
+PAGES = tuple(page for _, _, modules in _SECTIONS for module in modules for page in module.PAGES)

@@ -36,4 +36,4 @@ def _short(target: Any) -> str:
     return text if len(text) <= _LONGEST_TARGET else text[:_LONGEST_TARGET] + "…"
 
 
-PAGES = (Page("/audit", "audit", show),)
+PAGES = (Page("/audit", "audit", show, role="viewer"),)

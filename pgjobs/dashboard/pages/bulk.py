@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass, replace
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from pgjobs.dashboard import form_values
+from pgjobs.dashboard.acts import MOVED, REASONS
+from pgjobs.dashboard.batches import MOST_IDS
 from pgjobs.dashboard.job_queries import JobQueries
 from pgjobs.dashboard.problem import Problem
-from pgjobs.dashboard.request import Action, Page, Request, Response
+from pgjobs.dashboard.request import Action, Page, Request, Response, post_page
 from pgjobs.dashboard.scan import Found, find
 from pgjobs.dashboard.selection import Selection, check_not_empty, selection
 from pgjobs.db.advice import advised
 from pgjobs.db.cursors import AnyConnection
+from pgjobs.job_filter import JobFilter
 from pgjobs.results import ManyJobs
 from pgjobs.states import JobState
 
 _MOST = 10_000  # jobs of one request; the page that follows offers to go on
 _BATCH = 1_000
-_MOST_IDS = 1_000  # in the audit
 _LONGEST = 1_000  # characters of a condition in the audit
 _LOOK, _WORK = 0.5, 10.0  # seconds: to find the jobs for a confirmation, and for the change
 
@@ -42,35 +45,26 @@ ACTS = {
     "retry": Act("Retry", "retry-jobs", frozenset(JobState) - _RUNNING, "run again now, whatever their state"),
     "delete": Act("Delete", "delete-jobs", frozenset(JobState) - _RUNNING, "are gone, with their errors", True),
 }
-#: Why a job is skipped; see ManyJobs.
-REASONS = {
-    "running": "run at the moment",
-    "locked": "are held by another transaction",
-    "conflict": "have a unique key that another job has now",
-    "unfit": "are not discarded, or have used up the attempts they would get",
-    "referenced": "are referred to by a row of the application",
-    "refused": "are refused by a trigger, rule or value of the application",
-}
 
 
 @dataclass
 class Done:
-    """What became of the jobs of a request."""
+    """How many jobs of a request were changed, and how many were left as they are, by the reason."""
 
     changed: int = 0
-    skipped: int = 0
-    reasons: Counter[str] | None = None
+    reasons: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def left(self) -> int:
+        return self.reasons.total()
 
     def add(self, many: ManyJobs) -> None:
         self.changed += len(many.done)
-        self.skipped += len(many.skipped)
-        self.reasons = (self.reasons or Counter()) + Counter(many.skipped.values())
+        self.reasons.update(many.skipped.values())
 
 
 def confirm(request: Request) -> Response:
     """Says which jobs would be changed."""
-    if not request.may_change:
-        raise Problem(403, "You may look, but not change anything.", "Ask an operator to do this.")
     if "ticked" in request.args and "id" not in request.args:
         raise Problem(400, "No job is ticked.", "Go back, and tick the jobs that you mean.")
     return _page(request, dry=None)
@@ -78,36 +72,56 @@ def confirm(request: Request) -> Response:
 
 def dry_run(request: Request) -> Response:
     """Makes the change and rolls it back, and says what would have become of it."""
-    act, queries = _act(request), JobQueries(request.client.schema)
-    chosen = _chosen(request)
-    dry = Done()
+    act = _act(request)
     with advised(request.client.schema), request.client.source.transaction() as conn:
-        request.queries.begin_acting(conn)
-        found = _find(request, conn, queries, chosen, _WORK)
-        for first in range(0, len(found.ids), _BATCH):
-            ids = found.ids[first : first + _BATCH]
-            dry.add(_apply(request, act, chosen, ids, conn, dry_run=True))
+        request.now = request.queries.begin_acting(conn)
+        chosen = _chosen(request)
+        _, dry = _change(request, conn, act, chosen, dry_run=True)
     return _page(request, dry=dry)
 
 
 def act(request: Request) -> Response:
     """Makes the change, for at most so many jobs."""
-    act, queries = _act(request), JobQueries(request.client.schema)
-    chosen = _chosen(request)
-    done = Done()
-    with request.acting(act.audit, **_target(chosen)) as action:
-        found = _find(request, action.tx, queries, chosen, _WORK)
-        for first in range(0, len(found.ids), _BATCH):
-            ids = found.ids[first : first + _BATCH]
-            done.add(_apply(request, act, chosen, ids, action.tx))
+    act = _act(request)
+    with request.acting(act.audit) as action:
+        chosen = _chosen(request)
+        action.target |= _target(chosen)
+        found, done = _change(request, action.tx, act, chosen, dry_run=False)
         _describe(action, found, done)
     if found.next is not None:
         return request.done(
-            "confirm", act.audit, done.changed, done.skipped, do=request.form.get("do"), cursor=found.next,
-            newest=request.form.get("newest"), all=request.form.get("all"), **chosen.values,
+            "confirm", act.audit, done.changed, done.left, reasons=done.reasons, do=request.form.get("do"),
+            cursor=found.next, newest=request.form.get("newest"), all=request.form.get("all"), **chosen.values,
         )  # fmt: skip
     back = {name: value for name, value in chosen.values.items() if name != "id"}
-    return request.done("jobs", act.audit, done.changed, done.skipped, **back)
+    return request.done("jobs", act.audit, done.changed, done.left, reasons=done.reasons, **back)
+
+
+def _change(request: Request, conn: AnyConnection, act: Act, chosen: Selection, *, dry_run: bool) -> tuple[Found, Done]:
+    """Change the jobs of the selection. What was counted and does not fit any more is told from what was changed: a
+    job may be claimed, end or be deleted at any moment."""
+    most = _most(request)
+    queries = JobQueries(request.client.schema)
+    found = find(
+        conn, queries, chosen, limit=_MOST if most is None else most, seconds=_WORK,
+        cursor=request.values.get("cursor"), newest=form_values.newest(request.values),
+    )  # fmt: skip
+    done = Done()
+    for queue, ids in _batches(found):
+        done.add(_apply(request, act, chosen.only(ids, queue), conn, dry_run=dry_run))
+    counted = len(found.places) if most is None or found.next is not None else max(most, len(found.places))
+    done.reasons[MOVED] = counted - done.changed - done.left
+    return found, done
+
+
+def _batches(found: Found) -> Iterator[tuple[str, list[int]]]:
+    """The ids of the jobs that were found, queue by queue: two queues may have jobs with the same id."""
+    by_queue: dict[str, list[int]] = defaultdict(list)
+    for place in found.places:
+        by_queue[place.queue].append(place.id)
+    for queue, ids in by_queue.items():
+        for first in range(0, len(ids), _BATCH):
+            yield queue, ids[first : first + _BATCH]
 
 
 def _target(chosen: Selection) -> dict[str, Any]:
@@ -118,18 +132,21 @@ def _target(chosen: Selection) -> dict[str, Any]:
 
 def _describe(action: Action, found: Found, done: Done) -> None:
     action.count = done.changed
-    action.target["ids"] = found.ids[:_MOST_IDS]
-    if done.skipped:
-        action.target["skipped"] = done.skipped
+    action.target["ids"] = found.ids[:MOST_IDS]
+    if done.left:
+        action.target["left"] = {reason: jobs for reason, jobs in done.reasons.items() if jobs}
 
 
 def _page(request: Request, *, dry: Done | None) -> Response:
     act, queries = _act(request), JobQueries(request.client.schema)
     with request.reading() as conn:
         chosen = selection(request.values, request.now, request.user)
-        found = _find(request, conn, queries, chosen, _LOOK)
-        states = queries.count_states(conn, found.ids)
+        found = find(
+            conn, queries, chosen, limit=_MOST, seconds=_LOOK, cursor=request.values.get("cursor"),
+            newest=form_values.newest(request.values),
+        )  # fmt: skip
         newest = form_values.newest(request.values) if "newest" in request.values else queries.newest_id(conn) or 0
+    states = Counter(JobState(place.state) for place in found.places)
     return request.render(
         "confirm.html",
         act=act,
@@ -164,21 +181,14 @@ def _chosen(request: Request) -> Selection:
     return replace(chosen, filter=replace(chosen.filter, states=states, really_all=False))
 
 
-def _find(request: Request, conn: AnyConnection, queries: JobQueries, chosen: Selection, seconds: float) -> Found:
-    """The jobs that this request is for: no more than the page that asked for a confirmation has counted, and none that
-    was enqueued after it."""
+def _most(request: Request) -> int | None:
+    """How many jobs the page that asked for a confirmation has counted: no more are changed."""
     given = request.form.get("most", "")
-    most = min(int(given), _MOST) if given.isascii() and given.isdecimal() and len(given) < 10 else _MOST
-    cursor = request.values.get("cursor")
-    return find(
-        conn, queries, chosen, limit=most, seconds=seconds, cursor=cursor, newest=form_values.newest(request.values)
-    )
+    return min(int(given), _MOST) if given.isascii() and given.isdecimal() and len(given) < 10 else None
 
 
-def _apply(
-    request: Request, act: Act, chosen: Selection, ids: list[int], tx: AnyConnection, *, dry_run: bool = False
-) -> ManyJobs:
-    filter, client = chosen.only(ids), request.client
+def _apply(request: Request, act: Act, filter: JobFilter, tx: AnyConnection, *, dry_run: bool) -> ManyJobs:
+    client = request.client
     given: dict[str, Any] = {"dry_run": dry_run}
     match act.title:
         case "Cancel":
@@ -194,7 +204,7 @@ def cancel_reason(request: Request) -> str:
 
 
 PAGES = (
-    Page("/jobs/confirm", "confirm", confirm),
-    Page("/jobs/dry-run", "dry_run", dry_run, "POST"),
-    Page("/jobs/act", "act", act, "POST"),
+    Page("/jobs/confirm", "confirm", confirm, role="operator"),
+    post_page("/jobs/dry-run", "dry_run", dry_run),
+    post_page("/jobs/act", "act", act),
 )

@@ -13,4 +13,4 @@ def show(request: Request) -> Response:
     return request.render("health.html", wrong=wrong, fine=fine)
 
 
-PAGES = (Page("/health", "health", show),)
+PAGES = (Page("/health", "health", show, role="viewer"),)

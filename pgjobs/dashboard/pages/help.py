@@ -30,4 +30,4 @@ def show_topic(request: Request, topic: str) -> Response:
     return request.render("guide.html", title=title, topic=topic, html=markdown.to_html(text, address))
 
 
-PAGES = (Page("/help", "help", show), Page("/help/<topic>", "guide", show_topic))
+PAGES = (Page("/help", "help", show, role="viewer"), Page("/help/<topic>", "guide", show_topic, role="viewer"))

@@ -12,7 +12,7 @@ from pgjobs.dashboard.job_queries import JobQueries, JobTransaction
 from pgjobs.dashboard.job_view import args_text, attempts, json_text, read_jobs, time_of, when_label
 from pgjobs.dashboard.pages.bulk import cancel_reason
 from pgjobs.dashboard.problem import Problem
-from pgjobs.dashboard.request import Page, Request, Response
+from pgjobs.dashboard.request import Page, Request, Response, post_page
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.errors import AmbiguousJob, JobNotFound
 from pgjobs.job import Job, has_args
@@ -91,11 +91,11 @@ def _release(request: Request, id: int, tx: AnyConnection) -> Job[Any]:
 
 
 def edit(request: Request, id: int) -> Response:
-    changes = _changes(request)
-    if not changes:
-        raise Problem(400, "Nothing is to be changed.", "Go back, and write a new value into a field.")
-    shown = {name: value for name, value in changes.items() if name != "metadata"}
-    with request.acting("update-jobs", job=id, changes=shown) as action:
+    with request.acting("update-jobs", job=id) as action:
+        changes = _changes(request)
+        if not changes:
+            raise Problem(400, "Nothing is to be changed.", "Go back, and write a new value into a field.")
+        action.target["changes"] = {name: value for name, value in changes.items() if name != "metadata"}
         request.client.update(id, action.tx, **changes)
     return request.done("job", "update-jobs", id=id)
 
@@ -118,9 +118,9 @@ def _changes(request: Request) -> dict[str, Any]:
 _ID = "/jobs/<int(signed=True):id>"
 
 PAGES = (
-    Page(_ID, "job", show),
-    Page(f"{_ID}/cancel", "cancel_job", partial(_act, audit="cancel-jobs", apply=_cancel), "POST"),
-    Page(f"{_ID}/retry", "retry_job", partial(_act, audit="retry-jobs", apply=_retry), "POST"),
-    Page(f"{_ID}/release", "release_job", partial(_act, audit="release-jobs", apply=_release), "POST"),
-    Page(f"{_ID}/edit", "edit_job", edit, "POST"),
+    Page(_ID, "job", show, role="viewer"),
+    post_page(f"{_ID}/cancel", "cancel_job", partial(_act, audit="cancel-jobs", apply=_cancel)),
+    post_page(f"{_ID}/retry", "retry_job", partial(_act, audit="retry-jobs", apply=_retry)),
+    post_page(f"{_ID}/release", "release_job", partial(_act, audit="release-jobs", apply=_release)),
+    post_page(f"{_ID}/edit", "edit_job", edit),
 )

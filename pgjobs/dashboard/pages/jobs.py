@@ -80,4 +80,4 @@ def _looked_before(request: Request) -> int:
     return int(text) if text.isascii() and text.isdecimal() and len(text) < 13 else 0
 
 
-PAGES = (Page("/jobs", "jobs", show),)
+PAGES = (Page("/jobs", "jobs", show, role="viewer"),)

@@ -27,7 +27,7 @@ def show(request: Request) -> Response:
         states=states,
         oldest=max((each for queue in queues if (each := queue.oldest(request.now)) is not None), default=None),
         workers=workers,
-        notes=notes(queues, hour, workers, schedules, request.now),
+        notes=notes(queues, hour, workers, schedules, request.now, with_errors=request.user.sees_args),
         period=period,
         periods=charts.PERIODS.values(),
         steps=steps,
@@ -36,4 +36,4 @@ def show(request: Request) -> Response:
     )
 
 
-PAGES = (Page("/", "overview", show),)
+PAGES = (Page("/", "overview", show, role="viewer"),)

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-from pgjobs import JobFilter, QueueNotFound
+from pgjobs import JobFilter, Queue, QueueNotFound
 from pgjobs.dashboard import batches, charts, form_values
 from pgjobs.dashboard.job_queries import JobQueries
 from pgjobs.dashboard.numbers import QueueNumbers
-from pgjobs.dashboard.request import Page, Request, Response
+from pgjobs.dashboard.problem import Problem
+from pgjobs.dashboard.request import Page, Request, Response, post_page
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.observe.figures import NO_DURATIONS, Durations
 from pgjobs.observe.stats import Figures
+from pgjobs.results import ManyJobs
 from pgjobs.states import JobState
 
 _RECENT = timedelta(minutes=10)  # for the rates
 _SPARK = timedelta(minutes=30)
 _MINUTE = timedelta(minutes=1)
+_EVERY = "*"  # for the calls of the client: every queue
 _WAITING = (JobState.AVAILABLE, JobState.SCHEDULED, JobState.RETRYABLE)
 
 
@@ -99,24 +102,23 @@ def show_one(request: Request) -> Response:
 
 
 def pause(request: Request) -> Response:
-    name = request.text("name")
-    with request.acting("pause-queues", queue=name) as action:
-        action.count = len(request.client.queues.pause(name, action.tx))
-    return _done(request, "pause-queues", action.count)
+    return _pause(request, "pause-queues", request.client.queues.pause)
 
 
 def resume(request: Request) -> Response:
-    name = request.text("name")
-    with request.acting("resume-queues", queue=name) as action:
-        action.count = len(request.client.queues.resume(name, action.tx))
-    return _done(request, "resume-queues", action.count)
+    return _pause(request, "resume-queues", request.client.queues.resume)
 
 
-def _done(request: Request, act: str, count: int) -> Response:
-    """Back to the page of the queue, if the button was there."""
-    name = request.form.get("name")
-    page = "queue" if request.form.get("back") == "queue" and name else "queues"
-    return request.done(page, act, count, name=name if page == "queue" else None)
+def _pause(request: Request, act: str, change: Callable[[str, AnyConnection], Sequence[Queue]]) -> Response:
+    """Pause or resume one queue, or all; then back to the page of the queue, if the button was there."""
+    name = _EVERY if request.form.get("all") == "1" else request.text("name")
+    if name == _EVERY and request.form.get("all") != "1":  # a row that SQL has made
+        raise Problem(400, "A queue called * cannot be paused alone: * stands for all queues.", "Nothing was changed.")
+    with request.acting(act, queue=name) as action:
+        action.count = len(change(name, action.tx))
+    if request.form.get("back") == "queue" and name != _EVERY:
+        return request.done("queue", act, action.count, name=name)
+    return request.done("queues", act, action.count)
 
 
 def confirm_empty(request: Request) -> Response:
@@ -130,9 +132,9 @@ def confirm_empty(request: Request) -> Response:
 def empty(request: Request) -> Response:
     name, newest = request.text("name"), form_values.newest(request.form)
 
-    def delete(tx: AnyConnection, most: int) -> int:
+    def delete(tx: AnyConnection, most: int) -> ManyJobs:
         ids = request.queries.waiting_of_queue(tx, name, newest, most)
-        return len(request.client.delete_many(JobFilter(ids=ids, queues=[name], states=_WAITING), tx).done)
+        return request.client.delete_many(JobFilter(ids=ids, queues=[name], states=_WAITING), tx)
 
     deleted, more = batches.in_batches(request, "delete-jobs", {"queue": name, "states": _WAITING}, delete)
     if more:
@@ -141,10 +143,10 @@ def empty(request: Request) -> Response:
 
 
 PAGES = (
-    Page("/queues", "queues", show),
-    Page("/queue", "queue", show_one),
-    Page("/queues/pause", "pause_queue", pause, "POST"),
-    Page("/queues/resume", "resume_queue", resume, "POST"),
-    Page("/queues/empty", "confirm_empty_queue", confirm_empty),
-    Page("/queues/empty", "empty_queue", empty, "POST"),
+    Page("/queues", "queues", show, role="viewer"),
+    Page("/queue", "queue", show_one, role="viewer"),
+    post_page("/queues/pause", "pause_queue", pause),
+    post_page("/queues/resume", "resume_queue", resume),
+    Page("/queues/empty", "confirm_empty_queue", confirm_empty, role="operator"),
+    post_page("/queues/empty", "empty_queue", empty),
 )

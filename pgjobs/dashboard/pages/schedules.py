@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 from pgjobs import InvalidSchedule, JobFilter, ScheduleNotFound, timetable
 from pgjobs.dashboard.acts import ACTS
 from pgjobs.dashboard.problem import Problem
-from pgjobs.dashboard.request import Page, Request, Response
+from pgjobs.dashboard.request import Page, Request, Response, post_page
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.job import Job
 from pgjobs.options import LAST_INSTANT
@@ -107,21 +107,15 @@ def _change(act: str, change: Callable[[Request], Change]) -> Callable[[Request]
 
 
 PAGES = (
-    Page("/schedules", "schedules", show),
-    Page("/schedule", "schedule", show_one),
-    Page("/schedules/simulate", "simulate", simulate),
-    Page("/schedules/pause", "pause_schedules", _change("pause-schedules", lambda r: r.client.schedules.pause), "POST"),
-    Page(
-        "/schedules/resume",
-        "resume_schedules",
-        _change("resume-schedules", lambda r: r.client.schedules.resume),
-        "POST",
+    Page("/schedules", "schedules", show, role="viewer"),
+    Page("/schedule", "schedule", show_one, role="viewer"),
+    Page("/schedules/simulate", "simulate", simulate, role="viewer"),
+    post_page("/schedules/pause", "pause_schedules", _change("pause-schedules", lambda r: r.client.schedules.pause)),
+    post_page(
+        "/schedules/resume", "resume_schedules", _change("resume-schedules", lambda r: r.client.schedules.resume)
     ),
-    Page("/schedules/run", "run_schedules", _change("run-schedules", lambda r: r.client.schedules.run_now), "POST"),
-    Page(
-        "/schedules/remove",
-        "remove_schedules",
-        _change("remove-schedules", lambda r: r.client.schedules.remove),
-        "POST",
+    post_page("/schedules/run", "run_schedules", _change("run-schedules", lambda r: r.client.schedules.run_now)),
+    post_page(
+        "/schedules/remove", "remove_schedules", _change("remove-schedules", lambda r: r.client.schedules.remove)
     ),
 )

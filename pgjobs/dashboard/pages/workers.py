@@ -42,4 +42,4 @@ def _versions(workers: Sequence[WorkerProcess]) -> dict[tuple[str, str | None], 
     return dict(found)
 
 
-PAGES = (Page("/workers", "workers", show),)
+PAGES = (Page("/workers", "workers", show, role="viewer"),)

@@ -2,6 +2,13 @@
 "use strict";
 
 (() => {
+  // On a narrow screen the links to the pages scroll to the side: show the one of this page.
+  const present = document.querySelector(".top nav [aria-current]");
+  if (present !== null) {
+    const nav = present.parentElement;
+    nav.scrollLeft = present.offsetLeft - nav.offsetLeft - (nav.clientWidth - present.clientWidth) / 2;
+  }
+
   // --- live refresh: fetch the same page, and make the live part like the new one, element by element
 
   const live = document.getElementById("live");
