@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime
@@ -120,7 +122,7 @@ def _show(options: argparse.Namespace, app: App, name: str) -> None:
         "zone": row.zone,
         "kind": row.kind or "computed by code",
         "args": args or "computed by code",
-        "options": None if row.raw_options in (None, "{}") else row.raw_options,
+        "options": _options_text(row.raw_options),
         "next": "never" if _next_text(row) == "never" else time_text(row.next_tick_at),
         "last": time_text(row.last_tick_at),
         "paused": time_text(row.paused_at),
@@ -135,6 +137,16 @@ def _show(options: argparse.Namespace, app: App, name: str) -> None:
     for key, value in values.items():
         if value is not None:
             print(f"  {key:<10} {harmless(value)}")
+
+
+def _options_text(raw: str | None) -> str | None:
+    """The options of the schedule's jobs, without those that say nothing."""
+    given: Any = None if raw is None else json.loads(raw)
+    if not isinstance(given, dict):  # written by hand
+        return raw
+    no_delay = not re.search("[1-9]", str(given.get("delay")))
+    said = {name: value for name, value in given.items() if value and not (name == "delay" and no_delay)}
+    return json.dumps(said, ensure_ascii=False) if said else None
 
 
 # --- change
