@@ -116,7 +116,8 @@ def _raised(what: str, error: BaseException) -> ApplicationNotLoaded:
     while trace is not None and _is_machinery(trace.tb_frame.f_code.co_filename):
         trace = trace.tb_next
     lines = traceback.format_exception(type(error), error, trace)
-    text = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
+    said = "".join(traceback.format_exception_only(error)).strip().splitlines()
+    text = said[-1 if isinstance(error, SyntaxError) else 0]  # of that the others show the code
     places = [
         f"{frame.f_code.co_filename}, line {line}"
         for frame, line in traceback.walk_tb(trace)

@@ -53,7 +53,7 @@ _LONGEST_ERROR = 2000
 def main(arguments: Sequence[str] | None = None, *, framework: Framework | None = None) -> int:
     """Run a command and return the exit code, which the module's docstring lists. Errors are one line on stderr. With a
     framework the commands use its application, unless `--app` or `--dsn` is given."""
-    _accept_all_characters()
+    _prepare_streams()
     given, parser = sys.argv[1:] if arguments is None else list(arguments), _parser(framework)
     if not given:
         parser.print_help(sys.stderr)
@@ -84,8 +84,13 @@ def commands_in_framework() -> dict[str, str]:
     return {name: parser.description or "" for name, parser in commands.items()}
 
 
-def _accept_all_characters() -> None:
-    """Let a character that the encoding of the terminal lacks be no error."""
+def _prepare_streams() -> None:
+    """Let a character that the encoding of the terminal lacks be no error. A standard stream that was closed before the
+    program started becomes the null device; else a connection would get its number, and be written to by others."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            null = os.open(os.devnull, os.O_RDONLY if mode == "r" else os.O_WRONLY)
+            setattr(sys, name, open(null, mode, encoding="utf-8", closefd=False))  # noqa: SIM115  stays open
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from pgjobs.errors import shown
 from pgjobs.options import FIRST_INSTANT, LAST_INSTANT
 
 # what `ArgumentParser.add_subparsers` returns, for which argparse has no public name
@@ -119,12 +120,12 @@ def duration(text: str) -> timedelta:
 
 def instant(text: str) -> datetime:
     """An instant in the past or the future: `2h` is two hours ago, `+2h` in two hours."""
-    return _instant(text, "2h for two hours ago, +2h for in two hours", bare=-1)
+    return _instant(text, "2h for two hours ago, or +2h for in two hours", bare=-1)
 
 
 def future(text: str) -> datetime:
     """The instant at which a job is to run: `+2h` is in two hours."""
-    return _instant(text, "+2h for in two hours, now", bare=None)
+    return _instant(text, "+2h for in two hours, or now", bare=None)
 
 
 def _instant(text: str, others: str, *, bare: int | None) -> datetime:
@@ -139,20 +140,22 @@ def _instant(text: str, others: str, *, bare: int | None) -> datetime:
         if not FIRST_INSTANT <= when < LAST_INSTANT:
             raise OverflowError
     except (ValueError, OverflowError, OSError):
-        raise argparse.ArgumentTypeError(f"must be {AN_INSTANT}, or {others}; not {text!r}") from None
+        raise argparse.ArgumentTypeError(f"must be {AN_INSTANT}, {others}; not {text!r}") from None
     return when
 
 
 def json_value(text: str) -> Any:
     """A JSON value; `@file` reads it from a file, `-` from the standard input."""
-    where = "the standard input" if text == "-" else repr(text)
+    where = "the standard input" if text == "-" else shown(text, 80)
     try:
         if text == "-":
             text = sys.stdin.read()
         elif text.startswith("@"):
             text = Path(text[1:]).read_text(encoding="utf-8")
         return json.loads(text, parse_constant=_refuse)
-    except (ValueError, RecursionError, OSError) as error:
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{where} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
         raise argparse.ArgumentTypeError(f"{where} is not JSON: {error}") from None
 
 

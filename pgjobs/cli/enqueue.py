@@ -29,6 +29,7 @@ def add_parser(commands: Commands) -> None:
         "Enqueue one job. With --app or PGJOBS_APP the args are checked against the args class of the kind, whose "
         "default options count, and an unknown kind is refused."
     )
+    parser.usage = "%(prog)s [options] KIND [ARGS]"  # the generated one fills the screen at each slip
     parser.add_argument("kind", metavar="KIND", help="the kind of the job")
     parser.add_argument(
         "args",

@@ -14,6 +14,7 @@ from pgjobs.observe.figures import Durations
 from pgjobs.observe.stats import FigureGroup, Figures
 
 _SINCE = timedelta(hours=1)
+_LONGEST = timedelta(days=7)  # the figures are kept for so long
 _GROUPS: dict[str, tuple[FigureGroup, ...]] = {
     "both": ("queue", "kind"),
     "queue": ("queue",),
@@ -34,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     history.add_argument(
         "--since", type=_since, metavar="TIME", help="a duration such as 1h, or a date or time (default: 1h)"
     )
-    history.add_argument("--step", type=duration, metavar="TIME", help="for each 5m, say, and not for the whole time")
+    history.add_argument("--step", type=_step, metavar="TIME", help="for each 5m, say, and not for the whole time")
     history.add_argument("--kind", help="of this kind of job alone")
     history.add_argument(
         "--by", choices=_GROUPS, help="by queue or kind alone, or not at all (default: both queue and kind)"
@@ -80,6 +81,13 @@ def _since(text: str) -> timedelta | datetime:
         return duration(text)
     except argparse.ArgumentTypeError:
         return instant(text)
+
+
+def _step(text: str) -> timedelta:
+    step = duration(text)
+    if step % timedelta(minutes=1) or not timedelta(0) < step <= _LONGEST:
+        raise argparse.ArgumentTypeError(f"must be whole minutes, such as 1m, 15m or 1h, up to 7d, not {text!r}")
+    return step
 
 
 def _columns(groups: Sequence[str]) -> Sequence[Column]:

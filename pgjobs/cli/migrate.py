@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from pgjobs.cli.arguments import Commands, add_database, add_no_transaction, number
+from pgjobs.cli.arguments import Commands, add_database, add_json, add_no_transaction, number
 from pgjobs.cli.ask import confirm
 from pgjobs.cli.database import client_of, schema_of
+from pgjobs.cli.output import print_json
 from pgjobs.client import Client
 from pgjobs.db import migrate, migration_plan
 
@@ -37,6 +38,7 @@ def add_parser(commands: Commands) -> None:
         "--from", type=int, default=None, dest="start", metavar="VERSION", help="for --sql: start from this version"
     )
     add_no_transaction(parser)
+    add_json(parser, "one JSON object for each step, each on a line, or one for --check")
     parser.set_defaults(run=_migrate, parser=parser, changes=True)
 
 
@@ -54,10 +56,15 @@ def _migrate(options: argparse.Namespace) -> int:
     with client_of(options) as app:
         client = app.client
         if options.check:
-            return _check(client)
+            return _check(client, as_json=options.json)
         if not (options.dry_run or options.yes or options.direction == "up"):
             _confirm_deletion(client.migrate(dry_run=True, **request), client.schema)
         steps = client.migrate(dry_run=options.dry_run, **request)
+    if options.json:
+        for step in steps:
+            fields = {"version": step.version, "name": step.name, "direction": step.direction}
+            print_json({**fields, "dry_run": options.dry_run})
+        return 0
     for step in steps:
         print(f"would apply: {step}" if options.dry_run else step)
     if not steps:
@@ -70,6 +77,8 @@ def _refuse_useless_options(options: argparse.Namespace) -> None:
     only_sql = {"--from": options.start is not None, "--no-transaction": not options.transaction}
     for name in (name for name, given in only_sql.items() if given and not options.sql):
         options.parser.error(f"argument {name}: allowed only with --sql")
+    if options.sql and options.json:
+        options.parser.error("argument --json: not allowed with argument --sql")
     if options.sql and options.max_steps is not None:
         options.parser.error("argument --max-steps: not allowed with argument --sql, use --from and --to")
     if options.check and (options.direction == "down" or options.to is not None or options.max_steps is not None):
@@ -82,10 +91,13 @@ def _confirm_deletion(steps: Sequence[migration_plan.Step], schema: str) -> None
     confirm(f"this drops the tables in schema {schema!r}, with all jobs and schedules", yes=False)
 
 
-def _check(client: Client) -> int:
+def _check(client: Client, *, as_json: bool) -> int:
     missing = client.missing_migrations()
-    if missing:
+    if as_json:
+        print_json({"missing": missing})
+    elif missing:
         print(f"missing: {', '.join(map(str, missing))}")
     client.check_schema()  # raises, with advice, if versions are missing or the tables are too new
-    print("ok")
+    if not as_json:
+        print("ok")
     return 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime
@@ -19,6 +21,7 @@ from pgjobs.cli.output import (
     harmless,
     print_all,
     print_json,
+    say,
     say_error,
     span_text,
     time_text,
@@ -119,7 +122,7 @@ def _show(options: argparse.Namespace, app: App, name: str) -> None:
         "zone": row.zone,
         "kind": row.kind or "computed by code",
         "args": args or "computed by code",
-        "options": None if row.raw_options in (None, "{}") else row.raw_options,
+        "options": _options_text(row.raw_options),
         "next": "never" if _next_text(row) == "never" else time_text(row.next_tick_at),
         "last": time_text(row.last_tick_at),
         "paused": time_text(row.paused_at),
@@ -134,6 +137,16 @@ def _show(options: argparse.Namespace, app: App, name: str) -> None:
     for key, value in values.items():
         if value is not None:
             print(f"  {key:<10} {harmless(value)}")
+
+
+def _options_text(raw: str | None) -> str | None:
+    """The options of the schedule's jobs, without those that say nothing."""
+    given: Any = None if raw is None else json.loads(raw)
+    if not isinstance(given, dict):  # written by hand
+        return raw
+    no_delay = not re.search("[1-9]", str(given.get("delay")))
+    said = {name: value for name, value in given.items() if value and not (name == "delay" and no_delay)}
+    return json.dumps(said, ensure_ascii=False) if said else None
 
 
 # --- change
@@ -151,7 +164,7 @@ def _add_action(
     parser.add_argument("names", nargs="+", metavar="NAME", help="the names of the schedules")
     if act is _show:
         add_secrets(parser)
-        add_json(parser, "one JSON object for each schedule, each on a line")
+    add_json(parser, "one JSON object for each schedule, each on a line")
     add_database(parser, rights=rights)
     parser.set_defaults(run=_for_each, act=act)
 
@@ -171,17 +184,24 @@ def _for_each(options: argparse.Namespace) -> int:
 
 def _run_now(options: argparse.Namespace, app: App, name: str) -> None:
     app.client.schedules.run_now(name)
-    print(f"schedule {harmless(name)} will run once, as soon as a worker pool sees it")
+    _print_changed(options, app, name, f"schedule {harmless(name)} will run once, as soon as a worker pool sees it")
 
 
 def _pause(options: argparse.Namespace, app: App, name: str) -> None:
     app.client.schedules.pause(name)
-    print(f"paused schedule {harmless(name)}")
+    _print_changed(options, app, name, f"paused schedule {harmless(name)}")
 
 
 def _resume(options: argparse.Namespace, app: App, name: str) -> None:
     app.client.schedules.resume(name)
-    print(f"resumed schedule {harmless(name)}")
+    _print_changed(options, app, name, f"resumed schedule {harmless(name)}")
+
+
+def _print_changed(options: argparse.Namespace, app: App, name: str, said: str) -> None:
+    if not options.json:
+        print(said)
+    elif (row := app.client.schedules.get(name)) is not None:
+        print_json(_listed_fields(row))
 
 
 # --- simulate
@@ -195,6 +215,7 @@ def _add_simulate(actions: Commands) -> None:
     parser.add_argument("--from", dest="start", metavar="WHEN", help="a date or time in that zone (default: now)")
     parser.add_argument("--count", type=number, default=10, metavar="N", help="how many ticks (default: %(default)s)")
     parser.add_argument("--name", default="", help="the schedule's name, which determines the values of H fields")
+    add_json(parser, "one JSON object for each tick, each on a line")
     parser.set_defaults(run=_simulate)
 
 
@@ -205,9 +226,12 @@ def _simulate(options: argparse.Namespace) -> int:
     for _ in range(options.count):
         tick = tick and ticks.next(tick)
         if tick is None:
-            print("never again")
+            say("never again")
             break
         local = tick.astimezone(zone)
+        if options.json:
+            print_json({"at": tick, "local": local.isoformat()})
+            continue
         print(f"{local:%a} {local.isoformat(' ')}  {tick.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z")
     return 0
 

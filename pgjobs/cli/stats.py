@@ -55,6 +55,7 @@ def add_parser(commands: Commands) -> None:
         "one is not counted; --states shows how many jobs wait for that (retryable). With --since, --step, --kind or "
         "--by, show instead what became of the attempts of the last hour, or of another time in the last 7 days."
     )
+    parser.usage = "%(prog)s [options] [QUEUE ...]"  # the generated one fills the screen at each slip
     parser.add_argument("names", nargs="*", metavar="QUEUE", help="default: all queues")
     parser.add_argument("--states", action="store_true", help="count the jobs in all states too, which reads every job")
     parser.add_argument(
@@ -85,6 +86,8 @@ def _stats(options: argparse.Namespace) -> int:
             print_chunk(figures.columns, figures.rows)
         else:
             say("no queues")
+        for name in sorted(set(options.names) - {queue.name for queue in app.client.queues.list()}):
+            say(f"queue {harmless(name)}: no worker has worked it lately, and no job waits in it")
     return 0
 
 

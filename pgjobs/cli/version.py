@@ -7,20 +7,28 @@ import platform
 
 import psycopg
 
-from pgjobs.cli.arguments import Commands
+from pgjobs.cli.arguments import Commands, add_json
+from pgjobs.cli.output import print_json
 from pgjobs.version import __version__
 
 
 def add_parser(commands: Commands) -> None:
     parser = commands.add_parser("version", help="print the version of pgjobs")
     parser.description = "Print the versions of pgjobs, Python, psycopg and libpq."
+    add_json(parser, "them as one JSON object")
     parser.set_defaults(run=_version)
 
 
 def _version(options: argparse.Namespace) -> int:
-    libpq = psycopg.pq.version()
-    print(
-        f"pgjobs {__version__} (Python {platform.python_version()}, psycopg {psycopg.__version__}, "
-        f"libpq {libpq // 10_000}.{libpq % 10_000})"
-    )
+    number = psycopg.pq.version()
+    versions = {
+        "pgjobs": __version__,
+        "python": platform.python_version(),
+        "psycopg": psycopg.__version__,
+        "libpq": f"{number // 10_000}.{number % 10_000}",
+    }
+    if options.json:
+        print_json(versions)
+    else:
+        print("pgjobs {pgjobs} (Python {python}, psycopg {psycopg}, libpq {libpq})".format(**versions))
     return 0

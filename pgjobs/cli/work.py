@@ -27,6 +27,7 @@ def add_parser(commands: Commands) -> None:
         "jobs end, for the stop timeout at most; the second cuts them off; the third kills. A process that dies is "
         "replaced."
     )
+    parser.usage = "%(prog)s [options] [MODULE:POOL]"  # the generated one fills the screen at each slip
     parser.add_argument(
         "target",
         nargs="?",

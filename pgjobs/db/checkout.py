@@ -7,6 +7,7 @@ sets on its connection object ends with that object: see handler_connection.py.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -295,7 +296,9 @@ class Checkout(ABC):
                 raise psycopg.ProgrammingError("its configure function has left a transaction open")
             self._prepare_tx()
         except Exception as error:  # the owner's configure function may raise anything
-            log.warning("a connection could not be restored after a handler, and is closed: %s", one_line(error))
+            lost = self.original.closed  # cut off, say; who needs the connection next logs that the database is away
+            level = logging.DEBUG if lost else logging.WARNING
+            log.log(level, "a connection could not be restored after a handler, and is closed: %s", one_line(error))
             self.spoiled = True
 
     def replace(self) -> None:

@@ -39,9 +39,17 @@ class _Name(str):
     __slots__ = ()
 
 
+#: Connections that a framework has made for a pool of ours.
+made_by_frameworks: WeakSet[AnyConnection] = WeakSet()
+
+
 def _is_ours(record: logging.LogRecord) -> bool:
     values = record.args if isinstance(record.args, tuple) else ()
-    return any(isinstance(value, _Name | OwnConnection) for value in values)
+    return any(isinstance(value, _Name | OwnConnection) or _is_made(value) for value in values)
+
+
+def _is_made(value: object) -> bool:
+    return isinstance(value, psycopg.Connection) and value in made_by_frameworks
 
 
 # psycopg_pool warns at each try to connect and of each connection that it replaces. The callers get the errors, and the

@@ -22,7 +22,7 @@ from pgjobs.db.checkout import Checkout, PoolCheckout, returning
 from pgjobs.db.connection import OwnConnection, has_ended
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.db.dsn import check_url, for_libpq, read_dsn
-from pgjobs.db.own_pool import OwnPool
+from pgjobs.db.own_pool import OwnPool, made_by_frameworks
 from pgjobs.errors import InvalidSetting, PoolTooSmall
 from pgjobs.forking import PerProcess, check_pool, opened_before_fork, this_process
 
@@ -228,6 +228,7 @@ def own_pool(connect: Callable[[], AnyConnection]) -> OwnPool:
         def connect(cls, conninfo: str = "", *, autocommit: bool = False, **kwargs: Any) -> Any:
             conn = connect()
             conn.autocommit = autocommit
+            made_by_frameworks.add(conn)
             return conn
 
     return OwnPool(make=Made)

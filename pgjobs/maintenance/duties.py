@@ -142,6 +142,6 @@ class Maintenance:
     def _prune_workers(self, conn: AnyConnection) -> timedelta | None:
         """Delete the rows of processes that vanished, and the progress of their attempts."""
         for id in self._workers.prune_workers(conn, _WORKER_GONE_AFTER):
-            log.warning("worker %s is gone: no heartbeat for %s", one_line(id), _WORKER_GONE_AFTER)
+            log.warning("worker %s is taken for gone: no heartbeat for %s", one_line(id), _WORKER_GONE_AFTER)
         pruned = self._workers.prune_progress(conn, _PROGRESS_BATCH)
         return NOW if pruned == _PROGRESS_BATCH else None

@@ -8,6 +8,8 @@ parent must not add up to two, which would cut off running jobs.
 
 from __future__ import annotations
 
+import atexit
+import logging
 import os
 import signal
 import socket
@@ -40,7 +42,7 @@ log = get_logger("pgjobs.processes")
 
 _RETRY_EVERY = 1.0  # seconds between two looks for the database and its tables
 _REPORT_EVERY = 2.0  # seconds, unless there is news
-_LINGER = 1.5  # seconds in which the process must end once its pool has stopped; see STOP_GRACE
+_LINGER = 1.5  # seconds in which the process must end once its pool has stopped; see EXIT_GRACE
 _HEALTHY_WITHIN = timedelta(seconds=20)
 
 
@@ -207,6 +209,7 @@ class Child:
     def _wait_for_database(self, pool: WorkerPool) -> None:
         """Return when the tables fit this code, or when something is wrong that waiting does not help: the start of
         the pool will say what."""
+        self._report(Report(state=State.WAITING))  # it is loaded; a pool of the application may wait for long by itself
         while (reason := self._missing(pool)) is not None and self._settings.wait:
             self._report(Report(state=State.WAITING, reason=reason))
             with suppress(Empty):
@@ -232,6 +235,7 @@ class Child:
     # --- while the pool runs
 
     def _work(self, pool: WorkerPool) -> int:
+        self._limits.begin()
         if self._settings.metrics:
             self._metrics = PoolMetrics(pool)
         if self._settings.burst:
@@ -240,9 +244,10 @@ class Child:
         stopping = Report(state=State.STOPPING, reason=stop.reason, replace=stop.replace, done=stop.done)
         self._report(stopping)
         self._stop(pool, stop)
-        if self._metrics is not None:
-            self._channel.send(replace(stopping, metrics=self._metrics.metrics(now=True)).to_json())
-        return 1 if pool.any_stuck else stop.code
+        code = 1 if pool.any_stuck else stop.code
+        metrics = None if self._metrics is None else self._metrics.metrics(now=True)
+        self._report(replace(stopping, state=State.STOPPED, code=code, metrics=metrics))
+        return code
 
     def _wait_for_stop(self, pool: WorkerPool) -> Stop:
         while True:
@@ -350,20 +355,40 @@ def _end_soon(code: int) -> None:
         time.sleep(_LINGER)
         names = [thread.name for thread in threading.enumerate() if not thread.daemon and thread is not ending]
         log.warning("exiting although code of the application still runs%s", f": {', '.join(names)}" if names else "")
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(Exception):
-                stream.flush()
+        _flush()
         os._exit(code)
 
     threading.Thread(target=end, name="pgjobs/end", daemon=True).start()
 
 
+def _skip_clean_up(codes: list[int]) -> None:
+    """End the process after the functions that the application has registered with `atexit`, with the last of these
+    codes. What Python would do then, to clean up all objects, takes seconds on a busy machine, in which a platform may
+    already kill the process, and may run code of the application that no thread can interrupt."""
+
+    def end() -> None:
+        logging.shutdown()
+        _flush()
+        os._exit(codes[-1])
+
+    atexit.register(end)  # the last one, since it is called before those of the application are registered
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):
+            stream.flush()
+
+
 def main(arguments: list[str]) -> int:
+    codes = [1]  # if an exception ends the process
+    _skip_clean_up(codes)
     descriptor = int(arguments[0])
     os.set_inheritable(descriptor, False)
     channel = Channel(socket.socket(fileno=descriptor))
     (values, *_) = channel.receive()
     code = Child(channel, ChildSettings.from_json(values)).run()
+    codes.append(code)
     _end_soon(code)
     return code
 

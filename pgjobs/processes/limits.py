@@ -35,6 +35,10 @@ class Limits:
         self.max_rss = max_rss
         self.max_jobs = None if max_jobs is None else max_jobs - int(chance() * _EARLIER * max_jobs)
         self._max_age = None if max_age is None else max_age * (1 - _EARLIER * chance())
+        self.begin()
+
+    def begin(self) -> None:
+        """Count the age from now. A process that has waited for its tables is not old, nor one that loads for long."""
         self._began = time.monotonic()
 
     def reached(self) -> str | None:

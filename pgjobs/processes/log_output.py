@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
+import threading
 from datetime import UTC, datetime
 from typing import Any
 
-LEVELS = ("debug", "info", "warning", "error", "critical")
-FORMATS = ("text", "json")
+from pgjobs.loggers import get_logger
+
+log = get_logger("pgjobs.processes")
 
 _TEXT = "%(asctime)s %(levelname)s [%(process)d] %(name)s: %(message)s"
 _OF_EVERY_RECORD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -36,7 +39,9 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure(level: str, format: str) -> None:
-    """Log to the standard error, unless the application has configured the root logger."""
+    """Log to the standard error, unless the application has configured the root logger. As JSON, what Python itself
+    prints there is logged too: warnings, and exceptions that nothing has caught. Else it would stand between the lines
+    of JSON."""
     root = logging.root
     if root.handlers:
         return
@@ -44,3 +49,24 @@ def configure(level: str, format: str) -> None:
     handler.setFormatter(JsonFormatter() if format == "json" else logging.Formatter(_TEXT))
     root.addHandler(handler)
     root.setLevel(level.upper())
+    if format == "json":
+        logging.captureWarnings(True)
+        _log_uncaught()
+
+
+def _log_uncaught() -> None:
+    """Log the exceptions that end a thread or the process, unless the application sees to them."""
+
+    def of_process(*exc_info: Any) -> None:
+        log.critical("an exception ends the process", exc_info=exc_info)
+
+    def of_thread(ended: threading.ExceptHookArgs) -> None:
+        if ended.exc_type is not SystemExit:
+            name = "a thread" if ended.thread is None else f"thread {ended.thread.name}"
+            exc_info: Any = (ended.exc_type, ended.exc_value, ended.exc_traceback)
+            log.error("an exception ends %s", name, exc_info=exc_info)
+
+    if sys.excepthook is sys.__excepthook__:
+        sys.excepthook = of_process
+    if threading.excepthook is threading.__excepthook__:
+        threading.excepthook = of_thread

@@ -22,10 +22,11 @@ class State(StrEnum):
     """What a child is doing."""
 
     LOADING = "loading"  # it imports the application
-    WAITING = "waiting"  # for the database, or for its tables
+    WAITING = "waiting"  # for the database, or for its tables; without a reason while it looks for the first time
     STARTING = "starting"  # the pool
     READY = "ready"
     STOPPING = "stopping"
+    STOPPED = "stopped"  # its pool has stopped, and it will exit
     FAILED = "failed"  # it will exit, and another one would fail in the same way
 
 
@@ -42,10 +43,11 @@ class Report:
     """What a child says of itself."""
 
     state: State
-    reason: str | None = None  # why it waits, is not healthy, stops, or has failed
+    reason: str | None = None  # why it waits, is not healthy, stops or has stopped, or has failed
     healthy: bool = True
     replace: bool = False  # while it stops: start another one now
     done: bool = False  # while it stops: no other one is needed
+    code: int = 0  # once it has stopped: its exit code
     trace: str | None = None  # of the error for which it has failed
     stop_timeout: float | None = None  # seconds that its stop may take; None: without limit
     files: tuple[str, ...] | None = None  # of the application's code, if they have changed

@@ -82,7 +82,9 @@ class Supervisor:
                 log.info("health: %s/livez and /readyz", self._health.url)
             ends.callback(self._kill_all)
             self._loop(wakeup)
-        if not self._gave_up:
+        if self._gave_up:
+            log.error("given up: no process has ever worked, and another try would not help")
+        else:
             log.info("stopped")
         return self._code
 
@@ -146,11 +148,11 @@ class Supervisor:
             self._metrics.note(child, report)
             if report.files is not None:
                 self._reloader.watch(report.files)
-            if report.state is State.WAITING:
-                self._note_waiting(child, report.reason or "")
+            if report.state is State.WAITING and report.reason is not None:
+                self._note_waiting(child, report.reason)
             elif report.state is State.READY:
                 self._note_ready(child)
-            elif report.state is State.STOPPING:
+            elif report.state in (State.STOPPING, State.STOPPED):
                 self._note_stopping(child, report)
 
     def _note_waiting(self, child: ChildProcess, reason: str) -> None:
@@ -206,7 +208,7 @@ class Supervisor:
                 self._retiring.remove(child)
                 continue
             place.child, place.trouble = None, child.how_it_ended()
-            if child.report.state is State.STOPPING and child.report.done:
+            if child.report.done:
                 place.done = True
             elif not self._stopping:
                 self._note_death(place, child)
@@ -215,8 +217,6 @@ class Supervisor:
 
     def _note_code(self, child: ChildProcess, code: int) -> None:
         """A child has not ended well while all stop: so does the parent."""
-        if child.ready_at is None and code - 128 in STOP_SIGNALS:
-            return
         self._code = self._code or code
         if child.killed_because is None:
             log.warning("%s %s", child, child.how_it_ended())
@@ -264,11 +264,19 @@ class Supervisor:
             report = child.report
             if child.killed_because is not None:
                 continue
-            if child.kill_at is not None and now > child.kill_at:
-                child.kill("it did not stop in time; its jobs are rescued by other processes")
-                log.error("%s is killed: %s", child, child.killed_because)
+            if now > child.kill_at:
+                self._kill_late(child)
             elif report.state in (State.LOADING, State.STARTING) and now - child.changed_at > limit:
                 self._kill_if_hanging(child, now - child.changed_at - limit)
+
+    def _kill_late(self, child: ChildProcess) -> None:
+        """Kill a child that has not ended in time."""
+        if child.may_have_jobs:
+            child.kill("it did not stop in time; its jobs are rescued by other processes")
+            log.error("%s is killed: %s", child, child.killed_because)
+        else:
+            child.kill("it does not exit; it runs no jobs")
+            log.warning("%s is killed: %s", child, child.killed_because)
 
     def _kill_if_hanging(self, child: ChildProcess, overdue: float) -> None:
         """Kill a child that did not start in time, once it has told where it hangs, if it can."""

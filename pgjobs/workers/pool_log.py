@@ -98,11 +98,11 @@ class PoolLog:
 
 def _limit(seconds: float | None) -> str:
     if seconds is None:
-        return "for ever"
+        return "without limit"
     with suppress(OverflowError, ValueError):
         until = datetime.now() + timedelta(seconds=seconds)
         return f"up to {shown_seconds(seconds)}, until {until:%H:%M:%S},"
-    return "for ever"
+    return "without limit"
 
 
 def _jobs(attempts: Iterable[Attempt]) -> str:

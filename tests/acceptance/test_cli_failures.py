@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import uuid
 from collections.abc import Iterator
@@ -17,7 +19,7 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pgjobs import Client, Discard, Job, WorkerPool, cli, roles_sql
-from tests.acceptance.cli_program import PIPE, of, run, start
+from tests.acceptance.cli_program import BARE, PIPE, environment, of, run, start
 from tests.waiting import wait_until
 
 
@@ -247,3 +249,22 @@ def test_a_terminal_that_cannot_show_a_character_is_no_error(client: Client) -> 
     done = run("show", id, *of(client), env={"PYTHONIOENCODING": "ascii"})
     assert (done.code, done.err) == (0, "")
     assert "Z\\xfcrich" in done.out
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_stream_that_is_closed_is_no_error(client: Client, closed: str) -> None:
+    """As a service manager or a cron of old may start a program."""
+    for words, code in ((["list"], 0), (["enqueue", "test", "--json"], 0), (["show", "0"], 1)):
+        command = [sys.executable, "-c", BARE, *words, *of(client)]
+        done = subprocess.run(
+            ["sh", "-c", f'exec "$@" {closed}', "sh", *command],
+            env=environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert done.returncode == code, done.stderr
+        assert "Traceback" not in done.stderr
+        assert bool(done.stdout) == (words[0] == "enqueue" and ">&-" not in closed.split())
+    assert len(client.list_jobs().jobs) == 1

@@ -122,7 +122,10 @@ def test_schedules(pgjobs: Program) -> None:
     schedules.add(Schedule("nightly", "30 2 * * *", {"rows": 3}, kind="report", zone="Europe/Berlin"))
     _, line = pgjobs("schedules", "list").lines
     assert cells(line)[:5] == ["nightly", "active", "30 2 * * *", "Europe/Berlin", "report"]
-    assert '{"rows": 3}' in pgjobs("schedules", "show", "nightly").out
+    shown = pgjobs("schedules", "show", "nightly")
+    assert '{"rows": 3}' in shown.out
+    assert '  options    {"queue": "default", ' in shown.out
+    assert "delay" not in shown.out
     assert pgjobs("schedules", "pause", "nightly") == Done(0, "paused schedule nightly\n")
     assert schedules.list()[0].paused_at is not None
     assert pgjobs("schedules", "resume", "nightly") == Done(0, "resumed schedule nightly\n")

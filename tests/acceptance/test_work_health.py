@@ -259,6 +259,24 @@ def test_a_database_that_is_away_at_the_start_is_waited_for_in_one_line(
             assert work.stop() == 0
 
 
+def test_a_pool_of_the_application_may_wait_longer_for_its_database_than_a_start_takes(
+    server: EmbeddedPostgres, tmp_path: Path
+) -> None:
+    """The process was killed as one that does not load the application."""
+    pool = "Client(ConnectionPool(os.environ['DATABASE_URL'], min_size=0, max_size=9, timeout=7, open=True)"
+    with relayed(server, tmp_path) as (place, relay):
+        place.write(
+            "from psycopg_pool import ConnectionPool\n" + APP.replace('Client(os.environ["DATABASE_URL"]', pool)
+        )
+        relay.lead_to(AWAY)
+        with place.work("--start-timeout", "5s") as work:
+            work.wait_for("waiting for the database: ")
+            relay.lead_to(port_of(server.dsn))
+            work.wait_ready()
+            assert "was killed" not in work.log
+            assert work.stop() == 0
+
+
 def test_no_wait_fails_without_a_database(server: EmbeddedPostgres, tmp_path: Path) -> None:
     with relayed(server, tmp_path) as (place, relay):
         relay.lead_to(AWAY)
@@ -334,6 +352,37 @@ def test_a_log_in_json_has_an_object_in_each_line(place: Place) -> None:
     assert {"time", "level", "logger", "pid", "message"} <= set.intersection(*(set(record) for record in records))
     assert {record["logger"] for record in records} >= {"pgjobs.processes", "pgjobs.worker"}
     assert records[-1]["message"] == "stopped"
+
+
+UNCAUGHT = """
+import threading, warnings
+def ends_badly():
+    raise LookupError("no such\\ntown")
+def warn(tx, job):
+    errand = threading.Thread(target=ends_badly, name="errand")
+    errand.start()
+    errand.join()
+    warnings.warn("this is old", UserWarning)
+    raise ValueError("two\\nlines")
+"""
+
+
+def test_tracebacks_and_warnings_are_objects_too(place: Place) -> None:
+    place.write(APP.replace('case "leak":', 'case "warn":\n            warn(tx, job)\n        case "leak":') + UNCAUGHT)
+    job = place.client.enqueue(None, {"then": "warn"}, kind="job", max_attempts=1)
+    with place.work("--log-format", "json", PYTHONWARNINGS="always::UserWarning") as work:
+        work.wait_for("this is old", "discarded")
+        assert work.stop() == 0
+        records = [json.loads(line) for line in work.log.splitlines()]
+    (failed,) = [record for record in records if record.get("job_id") == job.id]
+    assert failed["exception"].endswith("ValueError: two\nlines")
+    (ended,) = [record for record in records if "exception ends thread errand" in record["message"]]
+    assert ended["exception"].endswith("LookupError: no such\ntown")
+    place.write(f"{APP}\nraise LookupError('no such\\ntown')\n")
+    with place.work("--log-format", "json") as work:
+        assert work.process.wait(SOON) == 1
+        records = [json.loads(line) for line in work.log.splitlines()]
+    assert any(record["message"].startswith("Traceback") for record in records)
 
 
 def test_a_log_that_the_application_configures_is_left_to_it(place: Place) -> None:

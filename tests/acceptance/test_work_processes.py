@@ -111,7 +111,7 @@ def test_if_every_process_hangs_at_import_the_command_fails(place: Place) -> Non
     place.write("import time\ntime.sleep(600)\n")
     with place.work("--processes", "2", "--start-timeout", "2s") as work:
         assert work.process.wait(SOON) == 1
-        assert work.told("it did not load app:pool within 2 s")
+        assert work.told("it did not load app:pool within 2 s", "given up: no process has ever worked")
         assert "Traceback" not in work.log
 
 
@@ -120,6 +120,7 @@ def test_if_every_process_dies_before_it_is_ready_the_command_fails(place: Place
     with place.work() as work:
         assert work.process.wait(2 * SOON) == 1
         assert work.log.count("was killed by SIGSEGV") == 5
+        assert re.findall(r"another one starts in (\S+) s", work.log) == ["0.5", "1", "2", "4"]
 
 
 def test_if_the_parent_is_killed_the_processes_end_gently(place: Place, connect: Connect) -> None:

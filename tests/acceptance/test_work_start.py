@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,8 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from pgjobs import Client, JobState, roles_sql
-from tests.acceptance.work_command import APP, SOON, Place, gate, is_alive
+from pgjobs.db import migration_plan
+from tests.acceptance.work_command import APP, ROOT, SOON, Place, gate, is_alive
 from tests.conftest import Connect
 from tests.samples import HOUR
 from tests.waiting import wait_until
@@ -60,6 +64,16 @@ def test_a_function_or_a_dotted_name_in_a_package_is_found(place: Place, target:
         wait_until(lambda: place.completed(job))
 
 
+def test_only_the_worker_processes_import_the_application(place: Place) -> None:
+    """By the installed program too, which finds it although the directory is not on its sys.path."""
+    place.write(f"import os\nwith open('imported', 'a') as file:\n    print(os.getpid(), file=file)\n{APP}")
+    program = [str(Path(sys.executable).with_name("pgjobs"))]
+    with place.work("--processes", "2", program=program, PYTHONSAFEPATH="1") as work:
+        pids = work.wait_ready(2)
+        assert sorted((place.directory / "imported").read_text().split()) == sorted(map(str, pids))
+        assert work.stop() == 0
+
+
 # --- queues
 
 
@@ -103,6 +117,28 @@ def test_missing_tables_are_waited_for_in_one_line(place: Place) -> None:
         assert work.stop() == 0
         assert len(work.lines) == 6, "starting, waiting, two are ready, stopping, stopped"
     place.conn.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(schema)))
+
+
+def test_old_tables_are_waited_for_in_one_line(place: Place) -> None:
+    """The code of a new release starts before its migration: here, of a copy of pgjobs with one migration more."""
+    copy = place.directory
+    shutil.copytree(ROOT / "pgjobs", copy / "pgjobs", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "sql", copy / "pgjobs" / "sql")
+    new, schema = max(migration_plan.versions()) + 1, place.client.schema
+    migration = (
+        "-- name: up\nALTER TABLE pgjobs.job ADD later int;\n-- name: down\nALTER TABLE pgjobs.job DROP later;\n"
+    )
+    place.write(migration, f"pgjobs/sql/migrations/{new:04}_later.sql")
+    with place.work("--processes", "2", PYTHONPATH=str(copy)) as work:
+        work.wait_for(f"waiting for the tables of schema {schema} at version {new}: run pgjobs migrate")
+        migrate = [sys.executable, "-m", "pgjobs", "migrate", "--dsn", place.dsn, "--schema", schema]
+        done = subprocess.run(migrate, cwd=copy, capture_output=True, text=True, check=False, timeout=SOON)
+        assert (done.returncode, done.stdout, done.stderr) == (0, f"up {new:04} later\n", "")
+        work.wait_ready(2)
+        job = place.enqueue()
+        wait_until(lambda: place.completed(job))
+        assert work.stop() == 0
+        assert len(work.lines) == 6, "starting, waiting, two are ready, stopping, stopped"
 
 
 def test_a_signal_ends_the_wait_for_tables(place: Place) -> None:

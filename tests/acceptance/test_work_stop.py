@@ -125,6 +125,20 @@ def test_a_process_that_does_not_stop_in_time_is_killed(place: Place) -> None:
         assert work.told(f"process 1 (pid {pid}) is killed: it did not stop in time")
 
 
+def test_a_process_that_is_just_starting_has_its_time_to_stop(place: Place) -> None:
+    """Its jobs run already, while the parent does not know yet how long they may; it was killed after 4 s."""
+    slow = "start = pool.start\ndef slow():\n    start()\n    open('started', 'w').close()\n    time.sleep(2)\n"
+    place.write(f"{APP}\n{slow}\npool.start = slow\n")
+    jobs = [place.enqueue("compute") for _ in range(2)]
+    with place.work("--stop-timeout", "6s") as work:
+        wait_until((place.directory / "started").exists, SOON)
+        wait_until(lambda: all(map(place.starts, jobs)))
+        assert "is ready" not in work.log
+        assert work.stop() == 0
+        assert "is killed" not in work.log
+    assert_given_back(place, *jobs)
+
+
 def test_a_process_that_retires_is_stopped_too(place: Place) -> None:
     with place.work("--max-jobs", "1", "--stop-timeout", "1s") as work:
         work.wait_ready()
@@ -165,6 +179,37 @@ def test_a_thread_of_the_application_does_not_keep_a_process_from_ending(place: 
         assert work.stop() == 0
         assert work.told("exiting although code of the application still runs: endless", "stopped")
         assert "is killed" not in work.log
+
+
+def test_a_process_that_has_stopped_and_does_not_end_is_killed_as_one_that_has_no_jobs(place: Place) -> None:
+    """What the application does at its end keeps the interpreter to itself here. That is no failure of the stop."""
+    place.write(f"{APP}\nimport atexit, re\natexit.register(re.match, '(a+)+$', 'a' * 60 + 'b')\n")
+    with place.work("--stop-timeout", "20s") as work:
+        (pid,) = work.wait_ready()
+        work.signal(signal.SIGTERM)
+        assert work.process.wait(15) == 0
+        assert work.told(
+            f"WARNING [{work.process.pid}] pgjobs.processes: process 1 (pid {pid}) is killed: it does not exit"
+        )
+        assert " ERROR " not in work.log
+
+
+def test_what_the_application_has_registered_with_atexit_is_called(place: Place) -> None:
+    place.write(f"{APP}\nimport atexit\natexit.register(open, 'ended', 'w')\natexit.register(print, 'the end')\n")
+    with place.work() as work:
+        work.wait_ready()
+        assert work.stop() == 0
+        assert work.told("the end")
+    assert (place.directory / "ended").exists()
+
+
+def test_a_process_that_cannot_even_load_in_time_ends_without_an_error(place: Place) -> None:
+    """As on a very busy machine; it has no jobs that it could lose."""
+    place.write("import re\nopen('imports', 'w').close()\nre.match('(a+)+$', 'a' * 60 + 'b')\n")
+    with place.work() as work:
+        wait_until((place.directory / "imports").exists, SOON)
+        assert work.stop() == 0
+        assert work.told("is killed: it does not exit; it runs no jobs", "stopped")
 
 
 def can_unshare() -> bool:

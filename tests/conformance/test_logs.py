@@ -21,7 +21,9 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg_pool import ConnectionPool
 
 from pgjobs import Cancel, Client, Discard, InvalidSetting, Job, JobState, Schedule, Snooze, WorkerPool, constant
+from pgjobs.db.connection import has_ended
 from pgjobs.db.own_pool import OwnPool
+from pgjobs.db.source import own_pool
 from pgjobs.execution.job_log import JobLog
 from pgjobs.log_limit import LINES, LogLimit
 from pgjobs.loggers import shown_seconds
@@ -477,6 +479,23 @@ def test_the_warnings_of_psycopg_about_a_pool_of_ours_are_debug_messages(caplog:
     caplog.set_level(logging.INFO, "psycopg")
     with unreachable_pool(OwnPool):
         assert connecting() == []
+
+
+@pytest.mark.parametrize("made_by", ["pgjobs", "a framework"])
+def test_a_lost_connection_of_a_pool_of_ours_is_a_debug_message_too(
+    database: str, caplog: pytest.LogCaptureFixture, made_by: str
+) -> None:
+    caplog.set_level(logging.DEBUG, "psycopg")
+    with OwnPool(database) if made_by == "pgjobs" else own_pool(lambda: psycopg.connect(database)) as pool:
+        conn = pool.getconn()
+        with psycopg.connect(database, autocommit=True) as other:
+            other.execute("SELECT pg_terminate_backend(%s)", [conn.info.backend_pid])
+        wait_until(lambda: has_ended(conn))
+        with pytest.raises(psycopg.OperationalError):
+            conn.execute("SELECT")
+        pool.putconn(conn)
+        said = [record.levelno for record in caplog.records if "discarding closed" in record.getMessage()]
+    assert said == [logging.DEBUG]
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def test_ctrl_c_at_the_exit_of_a_program_ends_the_wait(client: Client, database:
     with program(client, database, text) as process:
         process.send_signal(signal.SIGINT)
         assert process.stderr is not None
-        while "it waits for ever for 2 running jobs" not in (line := process.stderr.readline()):
+        while "it waits without limit for 2 running jobs" not in (line := process.stderr.readline()):
             assert line
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=20)

@@ -77,6 +77,7 @@ def test_the_error_says_what_is_wrong(directory: Path, target: str, text: str, w
 
 RAISED = {
     "make": ("raising:make", "def make():\n    1 / 0", "raising:make raised ZeroDivisionError: division by zero"),
+    "lines": ("raising:pool", "raise OSError('two\\nlines')", "importing raising raised OSError: two"),
     "import": ("raising:pool", "import none_such", "importing raising raised ModuleNotFoundError: No module named"),
     "syntax": ("raising:pool", "def broken(:", "importing raising raised SyntaxError: invalid syntax"),
     "exit": ("raising:pool", "raise SystemExit(3)", "importing raising raised SystemExit: 3"),
