@@ -57,6 +57,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from typing import Any
 
 import psycopg
 
@@ -86,6 +87,16 @@ def not_a_timedelta(name: str, value: object, *, wanted: str = "a timedelta", un
 
 class PgjobsError(Exception):
     """Base class of all errors of pgjobs."""
+
+    def __reduce__(self) -> Any:
+        """For pickle: without a call of __init__, whose parameters may be others than `args`."""
+        return _without_init, (type(self), self.args), *super().__reduce__()[2:]
+
+
+def _without_init(cls: type[PgjobsError], args: tuple[object, ...]) -> PgjobsError:
+    error = cls.__new__(cls)
+    error.args = args
+    return error
 
 
 class InvalidJob(PgjobsError, ValueError):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from datetime import datetime
 from typing import Any
 
 from pgjobs import checks, codec
 from pgjobs.errors import EmptyFilter, InvalidFilter, InvalidOption, shown
 from pgjobs.job import Job, JobState
-from pgjobs.options import FIRST_INSTANT, LAST_INSTANT
+from pgjobs.options import FIRST_INSTANT, LAST_INSTANT, kind_of
 from pgjobs.states import StateName
 
 BIGGEST_ID = 2**63 - 1
@@ -24,16 +24,17 @@ _DIGITS = re.compile(r"-?\d{1,100}", re.ASCII)
 class JobFilter:
     """The jobs that meet all the conditions; a condition that is left out is met by every job.
 
-    A job meets a list when it has one of the values, so no job meets an empty list; `tags_all` needs all of the tags. A
-    job meets `metadata` or `args` when its metadata or args contain it, like the operator @> of Postgres. `..._after`
-    is that instant or later, `..._before` is earlier than that instant; a job without such a time does not meet either.
+    A job meets a list when it has one of the values, so no job meets an empty list; `tags_all` needs all of the tags.
+    In `kinds`, an args class stands for its kind. A job meets `metadata` or `args` when its metadata or args contain
+    it, like the operator @> of Postgres. `..._after` is that instant or later, `..._before` is earlier than that
+    instant; a job without such a time does not meet either.
 
     Calls that change many jobs refuse a filter without conditions: `JobFilter.all()` means really all jobs. Raises
     InvalidFilter for a value that no job can have.
     """
 
     ids: Sequence[int] | None = None
-    kinds: Sequence[str] | None = None
+    kinds: Sequence[str | type] | None = None
     queues: Sequence[str] | None = None
     states: Sequence[JobState | StateName] | None = None
     priorities: Sequence[int] | None = None
@@ -61,7 +62,8 @@ class JobFilter:
             "ids": lambda value: _number(value, SMALLEST_ID, BIGGEST_ID),
             "priorities": lambda value: _number(value, -32768, 32767),
             "states": _state,
-            **dict.fromkeys(("kinds", "queues", "tags_any", "tags_all"), _text),
+            "kinds": _kind,
+            **dict.fromkeys(("queues", "tags_any", "tags_all"), _text),
         }
         for name, check in lists.items():
             object.__setattr__(self, name, _list_of(name, getattr(self, name), check))
@@ -154,6 +156,10 @@ def _text(value: object) -> str:
     return value
 
 
+def _kind(value: object) -> str:
+    return kind_of(value) if isinstance(value, type) and is_dataclass(value) else _text(value)
+
+
 def _state(value: object) -> JobState:
     try:
         return JobState(value)  # type: ignore[arg-type]
@@ -170,7 +176,7 @@ def check_instant(name: str, when: object) -> None:
     if when.utcoffset() is None:
         raise InvalidFilter(f"{name} {when!r} has no time zone: use an aware datetime")
     if not FIRST_INSTANT <= when < LAST_INSTANT:
-        raise InvalidFilter(f"{name} {when!r} is out of range: from year 1 to {LAST_INSTANT.date()}")
+        raise InvalidFilter(f"{name} {when!r} is out of range: from {FIRST_INSTANT.date()} to {LAST_INSTANT.date()}")
 
 
 def _json(name: str, value: object) -> str:

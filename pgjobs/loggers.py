@@ -9,7 +9,9 @@ from __future__ import annotations
 import logging
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -94,7 +96,19 @@ def shown_seconds(seconds: float) -> str:
 
 
 def get_logger(name: str) -> logging.Logger:
-    """The logger of this name, with the filter. A filter on the parent logger would not see its records."""
+    """The logger of this name, with the filter, and whose calls never raise: a log handler or filter of the application
+    that fails must end no thread. A filter on the parent logger would not see its records."""
     logger = logging.getLogger(name)
     logger.addFilter(_CLEANED)  # adding it twice has no effect
+    logger.handle = partial(_handle, logger)  # type: ignore[method-assign]
     return logger
+
+
+def _handle(logger: logging.Logger, record: logging.LogRecord) -> None:
+    """As the method of the logger's class, but an error is printed, as logging does it for its own handlers."""
+    try:
+        type(logger).handle(logger, record)
+    except (Exception, SystemExit):
+        if logging.raiseExceptions:
+            with suppress(Exception):
+                traceback.print_exc()

@@ -167,15 +167,29 @@ class NewJob(Generic[Args]):
 def job_options(**options: Unpack[Options]) -> Callable[[ArgsClass], ArgsClass]:
     """Set the default options of an args class: `@job_options(queue="mail")` above `@dataclass`.
 
-    A class whose options depend on its args defines a method `job_options(self) -> JobOptions` instead.
+    A subclass has the options of its base class, and overrides them one by one. A class whose options depend on its
+    args defines a method `job_options(self) -> JobOptions` instead.
     """
     chosen = options_given(options)
 
     def decorate(cls: ArgsClass) -> ArgsClass:
-        cls.job_options = lambda self: chosen  # type: ignore[attr-defined]
+        cls.job_options = _over_inherited(chosen, getattr(cls, "job_options", None))  # type: ignore[attr-defined]
         return cls
 
     return decorate
+
+
+def _over_inherited(chosen: JobOptions, inherited: Any) -> Callable[[Any], JobOptions]:
+    """The method `job_options` of a class whose base class has the method `inherited`, or none."""
+    if inherited is not None and not hasattr(inherited, "constant"):  # it computes them from the args
+        return lambda args: chosen.over(inherited(args))
+    constant = chosen.over(getattr(inherited, "constant", NO_OPTIONS))
+
+    def job_options(args: Any) -> JobOptions:
+        return constant  # always the same object, so that the options of a class are prepared once
+
+    job_options.constant = constant  # type: ignore[attr-defined]
+    return job_options
 
 
 def options_given(options: Options) -> JobOptions:
@@ -270,6 +284,8 @@ def check_queue(queue: object) -> str:
 
 def _check_names(options: Mapping[str, object]) -> None:
     for name in options:
+        if name == "kind":
+            raise InvalidOption("each job has a kind of its own: give it to the job, as in NewJob(args, kind='report')")
         if name not in JobOptions.__slots__:
             raise InvalidOption(
                 f"there is no option {shown(name)}: the options are {', '.join(JobOptions.__slots__)}"
@@ -294,7 +310,9 @@ def _check_instant(when: object) -> None:
     if when.tzinfo is None or when.utcoffset() is None:
         raise InvalidOption(f"scheduled_at {when!r} has no time zone: use an aware datetime")
     if not FIRST_INSTANT <= when < LAST_INSTANT:
-        raise InvalidOption(f"scheduled_at {when!r} is out of range: from year 1 to {LAST_INSTANT.date()}")
+        raise InvalidOption(
+            f"scheduled_at {when!r} is out of range: from {FIRST_INSTANT.date()} to {LAST_INSTANT.date()}"
+        )
 
 
 def _check_delay(delay: object) -> None:

@@ -63,8 +63,6 @@ class Schedule:
         **options: Unpack[Options],
     ) -> None:
         self.name = check_name(name)
-        if args is None:
-            raise InvalidSchedule(f"schedule {name!r} has no args: give an args instance, a NewJob, or a function")
         self.args = args
         self.kind = None if kind is None else check_kind(kind)
         self.zone = time_zone(zone).key
@@ -77,6 +75,7 @@ class Schedule:
             raise InvalidSchedule(f"schedule {name!r}: a version is a whole number from 0, not {shown(version)}")
         self.version = version
         self.options = options_given(options)
+        _check_args(self)
 
     def __repr__(self) -> str:
         return f"Schedule({self.name!r}, {self.spec or 'custom'!r}, zone={self.zone!r})"
@@ -117,6 +116,25 @@ class Schedule:
 
 def _is_payload(args: object) -> bool:
     return isinstance(args, NewJob | Mapping) or (is_dataclass(args) and not isinstance(args, type))
+
+
+def _check_args(schedule: Schedule) -> None:
+    """Refuse args of which no tick could make a job."""
+    args, where = schedule.args, f"schedule {schedule.name!r}"
+    if schedule.computed:
+        wanted = "def args(), without parameters"
+        checks.check_signature(f"{where}: {_name(args)}", cast(Any, args), wanted, (), error=InvalidSchedule)
+        return
+    if not _is_payload(args):
+        given = "no args" if args is None else f"args that are neither, {shown(args)}"
+        raise InvalidSchedule(f"{where} has {given}: give an args instance, a NewJob, or a function that returns one")
+    payload, kind = (args.args, args.kind or schedule.kind) if isinstance(args, NewJob) else (args, schedule.kind)
+    if isinstance(payload, Mapping) and kind is None:
+        raise InvalidSchedule(f"{where} has args in a dict, which do not say their kind: give kind= too")
+
+
+def _name(function: object) -> str:
+    return str(getattr(function, "__name__", type(function).__name__))
 
 
 def check_name(name: object) -> str:

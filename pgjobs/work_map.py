@@ -135,10 +135,22 @@ class WorkMap(dict[str, Handler]):
     update = MutableMapping.update
     setdefault = MutableMapping.setdefault
     pop = MutableMapping.pop
+    popitem = MutableMapping.popitem
+    clear = MutableMapping.clear
 
-    def __ior__(self, other: Any) -> Self:  # type: ignore[override,misc]
+    def __ior__(self, other: Any) -> Self:  # type: ignore[override]
         self.update(other)
         return self
+
+    def __or__(self, other: Any) -> WorkMap:  # type: ignore[override]
+        """A new WorkMap with the handlers of both; raises DuplicateHandler for a kind of both."""
+        return WorkMap(self).__ior__(other) if isinstance(other, Mapping) else NotImplemented
+
+    def __ror__(self, other: Any) -> WorkMap:  # type: ignore[override]
+        return WorkMap(other).__ior__(self) if isinstance(other, Mapping) else NotImplemented
+
+    def copy(self) -> WorkMap:
+        return WorkMap(self)
 
     @overload
     def handles(
@@ -173,6 +185,12 @@ class WorkMap(dict[str, Handler]):
     ) -> Callable[[F], F]:
         """A decorator that registers a function for this kind or args class and returns the function unchanged. The
         options are those of Handler."""
+        if callable(key) and not isinstance(key, type):
+            raise InvalidHandler(
+                f"handles needs an args class or a kind, as in @work_map.handles(Welcome); it was given the function "
+                f"{_name(key)} alone"
+            )
+        _kind(key)
 
         def register(function: F) -> F:
             self[key] = Handler(function, backoff=backoff, timeout=timeout, detached=detached, middleware=middleware)

@@ -191,8 +191,8 @@ ON CONFLICT (name) DO NOTHING
 RETURNING name;
 
 -- name: change_schedule
--- A null leaves the column as it is. After a change of spec or zone the process that ticks next computes next_tick_at:
--- planned_for no longer matches.
+-- A null leaves the column as it is. planned_for says of which spec and zone next_tick_at is the next tick. If that is
+-- not what the row has after all, as after two changes at once, the process that ticks next computes next_tick_at.
 UPDATE pgjobs.schedule SET
     kind = COALESCE(%(kind)s::text, kind),
     spec = COALESCE(%(spec)s::text, spec),
@@ -201,6 +201,8 @@ UPDATE pgjobs.schedule SET
     options = COALESCE(%(options)s::jsonb, options),
     catch_up = COALESCE(%(catch_up)s::text, catch_up),
     "window" = CASE WHEN %(set_window)s::boolean THEN %(window)s::interval ELSE "window" END,
+    planned_for = CASE WHEN %(next)s::timestamptz IS NULL THEN planned_for ELSE %(planned_for)s::text END,
+    next_tick_at = COALESCE(%(next)s::timestamptz, next_tick_at),
     error = NULL,
     updated_at = pg_catalog.statement_timestamp()
 WHERE name = %(name)s::text

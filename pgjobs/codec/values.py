@@ -119,6 +119,8 @@ def _subclass(hint: Any, tp: Any) -> Codec:
         return json_object(dict)
     bases = tp.__mro__ if isinstance(tp, type) else ()
     if Enum in bases:
+        if not tp.__members__:
+            raise Refused(f"{hint!r} has no members: declare the enum that the value belongs to")
         json_types = json_types_of([member.value for member in tp.__members__.values()], f"the enum {tp.__qualname__}")
         return scalar(tp, json_types, lambda member: member.value, tp)
     for base, write in ((str, str.__str__), (int, int.__int__), (float, float.__float__)):

@@ -115,7 +115,7 @@ class Encoder:
         kind = self._check_kind(new)
         of_class = options_of(new.args)
         options = new.options.over(call).over(of_class).over(self.defaults)
-        context = options.context if options.context is not None or self.context is None else self._call_context()
+        context = options.context if options.context is not None else self._context_of_client()
         assert options.queue is not None
         assert options.priority is not None
         assert options.max_attempts is not None
@@ -144,15 +144,11 @@ class Encoder:
             templates[key] = (of_class, template)
         return template
 
-    def _call_context(self) -> Mapping[str, Any] | None:
-        """What the context function of the client returns."""
-        assert self.context is not None
-        context: object = self.context()
-        if context is not None and not isinstance(context, Mapping):
-            raise InvalidOption(
-                f"the context function of the client must return a mapping or None, not {shown(context)}"
-            )
-        return context
+    def _context_of_client(self) -> Mapping[str, Any] | None:
+        context: object = None if self.context is None else self.context()
+        if context is None or isinstance(context, Mapping):
+            return context
+        raise InvalidOption(f"the context function of the client must return a mapping or None, not {shown(context)}")
 
     def _metadata(
         self, args: object, own: Mapping[str, Any] | None, context: Mapping[str, Any] | None
@@ -168,6 +164,8 @@ class Encoder:
 
     def _check_kind(self, new: NewJob[Any]) -> str:
         args = new.args
+        if isinstance(args, Job | NewJob):
+            raise InvalidArgs(_not_args(args))
         if isinstance(args, Mapping):
             kind, args_class = check_kind(new.kind), None
         elif is_dataclass(args) and not isinstance(args, type):
@@ -190,6 +188,15 @@ class Encoder:
             return
         if ClassName.of(handled) != ClassName.of(args_class):
             raise InvalidKind(two_classes(kind, ClassName.of(handled), ClassName.of(args_class)))
+
+
+def _not_args(job: Job[Any] | NewJob[Any]) -> str:
+    """The text of the error for a job where its args are wanted."""
+    if isinstance(job, NewJob):
+        return "the args of a NewJob are another NewJob: give all options to one"
+    return (
+        f"job {job.id} is in the table already: to enqueue another one with its args, give job.args and kind=job.kind"
+    )
 
 
 def _template_key(new: NewJob[Any]) -> object:

@@ -114,9 +114,12 @@ class Schedules:
             new_spec = before.spec if spec is None else str(spec)
             new_zone = before.zone if zone is None else time_zone(zone).key
             ticks = None if new_spec is None else parse(new_spec, zone=new_zone, name=name)
+            moved = ticks is not None and (str(ticks), new_zone) != (before.spec, before.zone)
             self._queries.change(
                 conn,
                 name,
+                next=bounded(ticks.next(self._queries.now(conn))) if ticks is not None and moved else None,
+                planned_for=f"{ticks} {new_zone}",
                 kind=new and new.kind,
                 spec=None if spec is None else str(ticks),
                 zone=new_zone,

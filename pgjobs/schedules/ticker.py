@@ -222,5 +222,6 @@ def _with_job(seen: DueSchedule, plan: TickPlan, supplied: SuppliedJob) -> TickP
         job = supplied.result()
         return replace(plan, tick=None) if job is None else replace(plan, job=job)
     forget_details(error)
-    log.warning("schedule %s: its tick of %s is skipped: %s", seen.name, plan.tick, one_line(error))
+    why = f"{type(error).__name__}: {one_line(error)}"
+    log.warning("schedule %s: its tick of %s is skipped: %s", seen.name, plan.tick, why)
     return replace(plan, tick=None, error=f"tick of {plan.tick}: {error_text(error)}")

@@ -152,6 +152,8 @@ class Jobs(Enqueued):
         it is recorded. A job that fails or snoozes runs once: call again for its next attempt. Paused queues are
         drained, too. Raises errors of the database.
         """
+        for name, value in (("with_scheduled", with_scheduled), ("recursive", recursive), ("safety", safety)):
+            checks.check_bool(name, value)
         runner = self._runner()
         if queue is not None:
             check_queue(queue)

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
@@ -571,6 +572,18 @@ def test_a_drain_runs_what_is_due_and_counts(client: Client, conn: Tx) -> None:
 
 
 @pytest.mark.conformance(316)
+@pytest.mark.parametrize("name", ["with_scheduled", "recursive", "safety"])
+def test_a_drain_refuses_what_is_no_bool_and_leaves_the_transaction_usable(client: Client, conn: Tx, name: str) -> None:
+    """An instant, up to which to drain, is what travel() is for."""
+    jobs = jobs_of(client, conn, nothing)
+    client.enqueue(conn, {"n": 1}, kind="test-0")
+    drain: Any = jobs.drain
+    for wrong in (datetime.now(UTC), None, "yes"):
+        with pytest.raises(InvalidSetting, match=f"{name} must be True or False"):
+            drain(**{name: wrong})
+    assert jobs.drain().completed == 1
+
+
 def test_jobs_of_jobs_are_drained_only_when_that_is_asked_for(client: Client, conn: Tx) -> None:
     def handler(tx: Tx, job: Job[Any]) -> None:
         if job.args["n"]:

@@ -140,6 +140,49 @@ def test_options_that_the_class_computes_from_the_args_count_as_the_class_s(clie
     assert stored(client.enqueue(None, Sized(5), queue="mine")).queue == "mine"
 
 
+@pytest.mark.conformance(5)
+def test_a_subclass_overrides_the_options_of_its_base_class_one_by_one(client: Client, stored: Stored) -> None:
+    @dataclass
+    class Plain(Demanding):
+        m: int = 0
+
+    @job_options(priority=60, scheduled_at=datetime(2100, 1, 1, tzinfo=UTC))
+    @dataclass
+    class Urgent(Demanding):
+        m: int = 0
+
+    @job_options(max_attempts=3)
+    @dataclass
+    class MoreUrgent(Urgent):
+        k: int = 0
+
+    assert stored(client.enqueue(None, Plain())).queue == "other"
+    job = stored(client.enqueue(None, Urgent()))
+    assert (job.priority, job.queue, job.max_attempts, job.tags) == (60, "other", 42, ("one-tag", "two-tag"))
+    assert job.scheduled_at == datetime(2100, 1, 1, tzinfo=UTC), "in place of the delay of the base class"
+    job = stored(client.enqueue(None, MoreUrgent()))
+    assert (job.priority, job.queue, job.max_attempts) == (60, "other", 3)
+    assert stored(client.enqueue(None, Demanding())).priority == 2, "the base class keeps its own"
+
+
+@pytest.mark.conformance(5)
+def test_a_subclass_overrides_options_that_its_base_class_computes(client: Client, stored: Stored) -> None:
+    @dataclass
+    class Sized:
+        rows: int
+
+        def job_options(self) -> JobOptions:
+            return JobOptions(queue="large" if self.rows > 100 else "small", priority=7)
+
+    @job_options(priority=8)
+    @dataclass
+    class Sheet(Sized):
+        pass
+
+    jobs = [stored(client.enqueue(None, Sheet(rows))) for rows in (500, 5)]
+    assert [(job.queue, job.priority) for job in jobs] == [("large", 8), ("small", 8)]
+
+
 @pytest.mark.conformance(4, 5)
 def test_no_delay_in_the_call_replaces_an_instant_of_the_class(client: Client, stored: Stored) -> None:
     @job_options(scheduled_at=datetime(2100, 1, 1, tzinfo=UTC))
@@ -310,6 +353,20 @@ def test_a_number_of_attempts_that_makes_no_sense_is_refused_before_anything_is_
 
 
 @pytest.mark.conformance(27)
+def test_a_job_in_place_of_its_args_is_refused_and_the_message_says_what_to_give(client: Client) -> None:
+    """It was refused for a field of Job that JSON cannot hold."""
+    done: Any = client.enqueue(None, Greet("again"))
+    for again in (done, NewJob(done)):
+        with pytest.raises(InvalidArgs, match=rf"^job {done.id} is in the table already: .*job.args"):
+            client.enqueue(None, again)
+    with pytest.raises(InvalidArgs, match=r"position 1 .* is in the table already"):
+        client.enqueue_many(None, [Greet(), done])
+    with pytest.raises(InvalidArgs, match="another NewJob"):
+        client.enqueue(None, NewJob(NewJob(Greet())))
+    assert client.enqueue(None, done.args, kind=done.kind).args == Greet("again")
+
+
+@pytest.mark.conformance(27)
 @pytest.mark.parametrize(
     "job", ["text", b"bytes", 5, 1.5, None, True, do_nothing, Greet, [Greet()], {1, 2}, object()], ids=shown
 )
@@ -406,3 +463,22 @@ def test_the_position_of_a_bad_job_stands_in_the_message(client: Client) -> None
         Client(client.pool, schema=client.schema, work_map={"other": print}).enqueue_many(
             None, [NewJob({}, kind="other"), Greet()]
         )
+
+
+def test_a_kind_for_all_jobs_of_a_call_is_refused_and_the_message_says_where_it_goes(client: Client) -> None:
+    call: Any = client.enqueue_many
+    with pytest.raises(InvalidOption, match=r"NewJob\(args, kind='report'\)"):
+        call(None, [{"a": 1}], kind="report")
+
+
+@pytest.mark.conformance(31)
+@pytest.mark.parametrize("context", [5, "text", ["a"], [("user", 7)]], ids=shown)
+def test_a_context_that_is_no_mapping_is_refused_wherever_it_comes_from(client: Client, context: Any) -> None:
+    """That of the client's function was stored, and the handler saw none."""
+    with pytest.raises(InvalidOption, match="context"):
+        client.enqueue(None, Greet(), context=context)
+    computing = Client(client.pool, schema=client.schema, context=lambda: context)
+    with pytest.raises(InvalidOption, match=r"context function .* must return a mapping or None"):
+        computing.enqueue(None, Greet())
+    with pytest.raises(InvalidOption, match="context function"):
+        computing.enqueue_many(None, [Greet()])

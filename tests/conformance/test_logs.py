@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,20 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg_pool import ConnectionPool
 
-from pgjobs import Cancel, Client, Discard, InvalidSetting, Job, JobState, Schedule, Snooze, WorkerPool, constant
+from pgjobs import (
+    Cancel,
+    Client,
+    Discard,
+    InvalidSetting,
+    Job,
+    JobState,
+    QueueSettings,
+    Schedule,
+    Snooze,
+    WorkerPool,
+    constant,
+    every,
+)
 from pgjobs.db.connection import has_ended
 from pgjobs.db.own_pool import OwnPool
 from pgjobs.db.source import own_pool
@@ -247,6 +261,52 @@ def test_a_logging_handler_that_raises_harms_no_job(
         log.removeHandler(broken)
     states = sql("SELECT state FROM pgjobs.job ORDER BY id")
     assert states == [("completed",), ("retryable",), ("discarded",)]
+
+
+@pytest.fixture
+def broken_log() -> Iterator[None]:
+    """Every record of pgjobs makes a handler of the application raise."""
+
+    class Broken(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise OSError("the disk is full")
+
+    broken, log, before = Broken(), logging.getLogger("pgjobs"), logging.getLogger("pgjobs").level
+    log.addHandler(broken)
+    log.setLevel(logging.DEBUG)
+    yield
+    log.setLevel(before)
+    log.removeHandler(broken)
+
+
+@pytest.mark.parametrize("batch_size", [1, 20])
+def test_worker_threads_survive_a_log_that_is_broken(
+    client: Client, sql: Rows, broken_log: None, batch_size: int
+) -> None:
+    """Those that work in batches ended, one after the other, with the first line after a failure."""
+    left = "SELECT count(*) FROM pgjobs.job WHERE state IN ('available', 'running')"
+    queues = {"default": QueueSettings(2, batch_size=batch_size)}
+    with WorkerPool(client, {Letter: send}, queues=queues, backoff=constant(HOUR)) as pool:
+        for round in range(1, 4):
+            client.enqueue_many(None, [Letter("well"), Letter("fail"), Letter("discard"), Letter("fail")] * 5)
+            client.enqueue(None, {}, kind="stranger")
+            wait_until(lambda: sql(left) == [(0,)])
+            assert sql("SELECT count(*) FROM pgjobs.job WHERE state = 'completed'") == [(5 * round,)]
+        assert pool.healthy()
+
+
+def test_schedules_tick_beside_one_that_fails_while_the_log_is_broken(
+    client: Client, sql: Rows, broken_log: None
+) -> None:
+    """The line about the tick that failed ended the round of all schedules."""
+
+    def fail() -> Letter:
+        raise ValueError("no letter")
+
+    often = every(timedelta(milliseconds=50))
+    cron = [Schedule("failing", often, fail), Schedule("well", often, Letter("well"))]
+    with WorkerPool(client, {Letter: send}, queues={"default": 1}, cron=cron):
+        wait_until(lambda: sql("SELECT count(*) >= 5 FROM pgjobs.job WHERE state = 'completed'") == [(True,)])
 
 
 @pytest.mark.parametrize("level", ["LOUD", None, True, 1.5, b"INFO"], ids=shown)

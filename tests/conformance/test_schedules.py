@@ -482,6 +482,24 @@ def test_what_was_changed_by_hand_stays_until_the_code_says_something_else(clien
     assert (after.spec, after.raw_args, after.window) == ("@weekly", '{"number": 1}', None)
 
 
+def test_a_change_of_spec_or_zone_shows_the_next_tick_at_once_and_no_other_change_moves_it(
+    client: Client, process: Start
+) -> None:
+    """Without a worker that runs the table kept the tick of the former spec."""
+    client.schedules.add(Schedule("report", "0 3 * * *", Report(1)))
+    three = row(client, "report").next_tick_at
+    five = client.schedules.change("report", spec="0 5 * * *").next_tick_at
+    assert three is not None
+    assert five is not None
+    assert (five.hour, five.minute, five > three - timedelta(days=1)) == (5, 0, True)
+    assert client.schedules.change("report", spec="0 5 * * *", window=HOUR, catch_up="all").next_tick_at == five
+    tokyo = client.schedules.change("report", zone="Asia/Tokyo").next_tick_at
+    assert tokyo is not None
+    assert tokyo.hour == 20, "five o'clock there"
+    process().tick()
+    assert row(client, "report").next_tick_at == tokyo, "and a worker has nothing to correct"
+
+
 def test_what_a_client_adds_to_every_job_is_no_change_of_the_schedule(
     database: str, client: Client, connect: Connect
 ) -> None:

@@ -357,6 +357,7 @@ def test_r17_a_function_that_raises_skips_its_tick_and_says_so(table: Table, cap
         assert (found.last_tick_at == at) == (error is None or found.error is not None)
     assert table.numbers() == [1]
     assert caplog.text.count("is skipped") == 3
+    assert "is skipped: ValueError: no figures" in caplog.text, "its type too: a KeyError says only 'name'"
 
 
 def test_r17_a_change_of_spec_or_zone_in_the_code_has_another_next_tick_and_no_other_change_has(table: Table) -> None:

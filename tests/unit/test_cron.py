@@ -25,6 +25,11 @@ class Report:
     name: str = "sales"
 
 
+@dataclass
+class Needy:
+    name: str
+
+
 # --- values
 
 
@@ -47,6 +52,31 @@ def test_a_schedule_has_args_and_a_spec() -> None:
         Schedule("x", "@daily", None)
     with pytest.raises(InvalidSchedule, match="a spec is"):
         Schedule("x", None, Report())  # type: ignore[arg-type]
+
+
+async def a_coroutine() -> Report:
+    return Report()
+
+
+@pytest.mark.conformance(159)
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ("report", "'report': give an args instance"),
+        (5, "5: give an args instance"),
+        ([Report()], "give an args instance"),
+        ({"n": 1}, "give kind="),
+        (NewJob({"n": 1}), "give kind="),
+        (a_coroutine, "async"),
+        (lambda day: Report(), "missing a required argument: 'day'"),
+        (Needy, "Needy .*missing a required argument: 'name'"),
+    ],
+    ids=["text", "number", "list", "dict", "NewJob", "async", "parameter", "class"],
+)
+def test_args_that_no_tick_can_make_a_job_of_are_refused_at_once(args: Any, message: str) -> None:
+    """The error came at the start of the pool, or at each tick, as a warning in the log."""
+    with pytest.raises(InvalidSchedule, match=f"schedule 'x'.*{message}"):
+        Schedule("x", "@daily", args)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +109,7 @@ def test_args_may_come_in_each_of_their_forms() -> None:
     assert only(Schedule("x", "@daily", {"n": 1}, kind="the.kind").job()).kind == "the.kind"
     assert Schedule("x", "@daily", lambda: None).job() is None
     for fixed in (Report(), NewJob(Report()), {"n": 1}):
-        assert not Schedule("x", "@daily", fixed).computed
+        assert not Schedule("x", "@daily", fixed, kind="the.kind").computed
     for made in (Report, lambda: None):
         assert Schedule("x", "@daily", made).computed
 

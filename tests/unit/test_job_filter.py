@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import FrozenInstanceError, fields
+from dataclasses import FrozenInstanceError, dataclass, fields
 from datetime import UTC, datetime, timedelta, timezone
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given
@@ -26,6 +26,18 @@ def job(id: int, state: JobState = JobState.COMPLETED, **columns: Any) -> Job[An
 
 
 # --- the filter
+
+
+@dataclass
+class Report:
+    kind: ClassVar[str] = "report.build"
+
+
+def test_an_args_class_among_the_kinds_stands_for_its_kind() -> None:
+    assert JobFilter(kinds=[Report, "mail"]) == JobFilter(kinds=["report.build", "mail"])
+    for wrong in (int, Report()):
+        with pytest.raises(InvalidFilter, match="kinds"):
+            JobFilter(kinds=[wrong])  # type: ignore[list-item]
 
 
 def test_a_filter_is_a_frozen_value_that_keeps_what_it_was_given() -> None:

@@ -103,6 +103,44 @@ def test_every_way_into_the_map_goes_through_its_checks() -> None:
         work_map |= {"joined": handler}
 
 
+@pytest.mark.parametrize("joined", [lambda a, b: a | b, lambda a, b: b | a], ids=["left", "right"])
+def test_two_maps_are_joined_into_a_map_and_a_kind_of_both_is_refused(joined: Any) -> None:
+    first, second = WorkMap({Welcome: handler}), {"report": other}
+    made = joined(first, second)
+    assert isinstance(made, WorkMap)
+    assert (made[Welcome].args_class, made["report"].function, set(first)) == (Welcome, other, {"welcome"})
+    with pytest.raises(DuplicateHandler, match="welcome"):
+        joined(first, {"welcome": other})
+    with pytest.raises(TypeError):
+        joined(first, [("report", other)])
+
+
+def test_a_copy_is_a_map_of_its_own() -> None:
+    work_map = WorkMap({Welcome: handler})
+    copied: Any = work_map.copy()
+    copied["report"] = other
+    assert (copied[Welcome].args_class, Welcome in copied, set(work_map)) == (Welcome, True, {"welcome"})
+
+
+@pytest.mark.parametrize("remove", [WorkMap.clear, WorkMap.popitem], ids=["clear", "popitem"])
+def test_a_running_pool_notices_each_way_to_take_a_handler_away(remove: Any) -> None:
+    work_map = WorkMap({Welcome: handler})
+    before = work_map.changes
+    remove(work_map)
+    assert (len(work_map), work_map.changes) == (0, before + 1)
+
+
+@pytest.mark.parametrize(
+    "function", [handler, lambda tx, job: None, functools.partial(handler)], ids=["def", "lambda", "partial"]
+)
+def test_the_decorator_without_a_class_or_kind_is_refused_and_no_handler_is_lost(function: Any) -> None:
+    """`@work_map.handles` without parentheses made a decorator of the handler, and registered nothing."""
+    with pytest.raises(InvalidHandler, match=r"@work_map.handles\(Welcome\)"):
+        WorkMap().handles(function)
+    with pytest.raises(InvalidKind):
+        WorkMap().handles("not a kind")
+
+
 def test_a_map_made_from_another_decodes_as_that_one_did() -> None:
     copied = WorkMap(WorkMap({Welcome: handler}))
     assert copied["welcome"].decode('{"email": "a@b.c"}') == Welcome("a@b.c")

@@ -257,7 +257,7 @@ CALLS: dict[str, tuple[Call, str, set[str]]] = {
     ),
     "Schedule name": (lambda client, value: Schedule(value, "@daily", Thing()), "name", {"text"}),
     "Schedule spec": (lambda client, value: Schedule("x", value, Thing()), "spec", set()),
-    "Schedule kind": (lambda client, value: Schedule("x", "@daily", {}, kind=value), "kind", {"None"}),
+    "Schedule kind": (lambda client, value: Schedule("x", "@daily", Thing(), kind=value), "kind", {"None"}),
     "Schedule zone": (lambda client, value: Schedule("x", "@daily", Thing(), zone=value), "zone", set()),
     "Schedule catch_up": (lambda client, value: Schedule("x", "@daily", Thing(), catch_up=value), "catch_up", set()),
     "Schedule window": (
