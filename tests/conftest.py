@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, settings
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from pgjobs import Client
+from pgjobs import Client, schema_sql
 from pgjobs.embedded import EmbeddedPostgres
 from tests import decoys, modes
 
@@ -146,18 +146,55 @@ def schema() -> str:
     return f"test_{uuid.uuid4().hex[:12]}"
 
 
+@pytest.fixture(scope="session")
+def tables(database: str) -> Iterator[Tables]:
+    """Makes the tables of a test, and drops them."""
+    with ExitStack() as opened:
+        yield Tables(database, opened)
+
+
+class Tables:
+    """Makes and drops tables on one connection for all tests: a new session reads the catalogs anew, which takes as
+    long as the tables themselves."""
+
+    def __init__(self, dsn: str, opened: ExitStack) -> None:
+        self._dsn, self._opened = dsn, opened
+        self._conn: psycopg.Connection[Any] | None = None
+
+    def make(self, schema: str) -> None:
+        """What `client.migrate()` makes: tests/db/test_migrate.py compares the two."""
+        self._run(schema_sql(schema).encode())
+
+    def drop(self, schema: str) -> None:
+        """A process that the test has killed may still run its last statement on the server."""
+        while True:
+            with suppress(psycopg.errors.DeadlockDetected):
+                self._run(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(schema)))
+                return
+
+    def _run(self, statements: bytes | sql.Composed) -> None:
+        try:
+            self._connection().execute(statements)
+        except psycopg.OperationalError:
+            if not self._connection().closed:
+                raise
+            self._conn = None  # a test has ended the sessions of the database
+            self._connection().execute(statements)
+
+    def _connection(self) -> psycopg.Connection[Any]:
+        if self._conn is None:
+            self._conn = psycopg.connect(self._dsn, autocommit=True, application_name="tables of the tests")
+            self._opened.callback(self._conn.close)
+        return self._conn
+
+
 @pytest.fixture
-def client(database: str, schema: str) -> Iterator[Client]:
+def client(database: str, schema: str, tables: Tables) -> Iterator[Client]:
     """A client on migrated tables of this test's own."""
     with Client(database, schema=schema) as client:
-        client.migrate()
+        if modes.DECOYS:  # come with a migration
+            client.migrate()
+        else:
+            tables.make(schema)
         yield client
-        drop_schema(client, schema)
-
-
-def drop_schema(client: Client, schema: str) -> None:
-    """Drop the tables of a test. A process that the test has killed may still run its last statement on the server."""
-    while True:
-        with suppress(psycopg.errors.DeadlockDetected), client.pool.connection() as conn:
-            conn.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(schema)))
-            return
+        tables.drop(schema)

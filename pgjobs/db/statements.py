@@ -41,7 +41,13 @@ def load(path: str, schema: str) -> dict[str, bytes]:
     This line is sent too, so that pg_stat_activity and pg_stat_statements show the name.
     """
     quoted = f'"{check_schema(schema)}".'
-    return {name: _OUR_SCHEMA.sub(quoted, statement).encode() for name, statement in templates(path).items()}
+    return {name: quoted.join(cut).encode() for name, cut in pieces(path).items()}
+
+
+@cache
+def pieces(path: str) -> dict[str, list[str]]:
+    """The statements, cut where the schema goes in: to search them for each schema takes ten times as long."""
+    return {name: _OUR_SCHEMA.split(statement) for name, statement in templates(path).items()}
 
 
 @cache

@@ -22,6 +22,14 @@ def shop(tmp_path: Path, fresh_database: str) -> Iterator[Project]:
         yield shop
 
 
+def test_the_tables_are_made_once(tmp_path: Path, fresh_database: str) -> None:
+    with project(tmp_path, fresh_database) as empty:
+        made = empty.manage("pgjobs", "migrate")
+        assert (made.code, made.out) == (0, "up 0001 tables\n"), made.err
+        assert empty.jobs == []
+        assert empty.manage("pgjobs", "migrate").out == "nothing to do\n"
+
+
 def test_jobs_are_listed_shown_and_changed(shop: Project) -> None:
     (job,) = shop.run(enqueue("Greet('ada')"))
     listed = shop.manage("pgjobs", "list", "--json")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -264,43 +265,43 @@ def test_a_thread_that_is_about_to_use_the_object_when_the_job_ends_sends_nothin
     assert app.effects == ["written"]
 
 
-@BATCHES
+@pytest.mark.parametrize("batch_size", [1, 8], ids=["one by one", "batch"])
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
-@pytest.mark.parametrize("fails", [False, True], ids=["returns", "raises"])
-@pytest.mark.parametrize("run", [in_this_thread, in_a_thread], ids=["same thread", "other thread"])
 def test_nothing_that_a_handler_keeps_reaches_the_next_job(
-    app: App,
-    way: Callable[[App, Tx], Callable[[], object]],
-    fails: bool,
-    run: Callable[[Callable[[], object]], object],
-    batch_size: int,
+    app: App, way: Callable[[App, Tx], Callable[[], object]], batch_size: int
 ) -> None:
+    """Four times in a row on one connection: of a handler that returned and of one that raised, in the thread of the
+    worker and in another."""
     kept: list[Callable[[], object]] = []
     errors: list[str] = []
     backends: list[int] = []
 
-    def keep(tx: Tx) -> None:
+    def keep(tx: Tx, fails: bool) -> None:
         backends.append(tx.info.backend_pid)
         kept.append(way(app, tx))
         if fails:
             raise ArithmeticError
 
-    def meet(tx: Tx) -> None:
+    def meet(tx: Tx, run: Callable[[Callable[[], object]], object]) -> None:
         backends.append(tx.info.backend_pid)
         app.write(tx, "mine")
         with pytest.raises(psycopg.OperationalError) as raised:
-            run(kept[0])
+            run(kept[-1])
         errors.append(str(raised.value))
         app.write(tx, "mine too")
 
-    first, second = app.work(keep, meet, batch_size=batch_size)
-    assert first.state == (JobState.DISCARDED if fails else JobState.COMPLETED)
-    assert (second.state, second.last_error) == (JobState.COMPLETED, None)
-    assert app.effects == ["mine", "mine too"]
-    assert backends[0] == backends[1], "the connection was kept"
+    each = [(fails, run) for fails in (False, True) for run in (in_this_thread, in_a_thread)]
+    acts = [act for fails, run in each for act in (partial(keep, fails=fails), partial(meet, run=run))]
+    jobs = app.work(*acts, batch_size=batch_size)
+    kept_by, met_by = jobs[::2], jobs[1::2]
+    assert [job.state for job in kept_by] == [JobState.DISCARDED if fails else JobState.COMPLETED for fails, _ in each]
+    assert [(job.state, job.last_error) for job in met_by] == [(JobState.COMPLETED, None)] * len(each)
+    assert app.effects == ["mine", "mine too"] * len(each)
+    assert len(set(backends)) == 1, "the connection was kept"
     if way is not use_libpq:
         assert errors == [
-            f"job {first.id} has ended, and with it its transaction: its connection object cannot be used any more"
+            f"job {job.id} has ended, and with it its transaction: its connection object cannot be used any more"
+            for job in kept_by
         ]
 
 

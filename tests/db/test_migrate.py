@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, get_args
@@ -107,21 +107,34 @@ def taken(steps: list[migration_plan.Step]) -> list[str]:
 MIGRATOR = """
 import sys
 from pgjobs import Client
-dsn, schema, gate = sys.argv[1:]
+dsn, schema = sys.argv[1:]
 with Client(dsn, schema=schema) as client:
-    if gate == "gate":
-        with client.pool.connection() as conn:
-            conn.execute("SELECT 1")
-        print("ready", flush=True)
-        sys.stdin.readline()
-    print(len(client.migrate()))
+    client.migrate()
+"""
+
+# Eight processes: each says that it has connected, waits for a byte, migrates, and says how many steps it took.
+MIGRATORS = """
+import os, sys
+from pgjobs import Client
+dsn, schema = sys.argv[1:]
+children = [os.fork()]
+while children[-1] and len(children) < 8:
+    children.append(os.fork())
+if children[-1]:
+    sys.exit(any([os.waitpid(child, 0)[1] for child in children]))
+with Client(dsn, schema=schema) as client:
+    with client.pool.connection() as conn:
+        conn.execute("SELECT 1")
+    os.write(1, b"ready\\n")
+    os.read(0, 1)
+    os.write(1, b"%d\\n" % len(client.migrate()))
 """
 
 
 @contextmanager
-def migrator(dsn: str, schema: str, *, gate: bool = False) -> Iterator[subprocess.Popen[str]]:
-    """A process of its own that migrates; with `gate` it first says that it is there and waits to be told."""
-    command = [sys.executable, "-c", MIGRATOR, dsn, schema, "gate" if gate else ""]
+def migrator(dsn: str, schema: str, program: str = MIGRATOR) -> Iterator[subprocess.Popen[str]]:
+    """A process of its own that migrates."""
+    command = [sys.executable, "-c", program, dsn, schema]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
         try:
@@ -534,18 +547,13 @@ def test_eight_processes_at_once_leave_one_of_everything(
                 sql.Identifier(admin.info.dbname), isolation
             )
         )
-    with ExitStack() as started:
-        processes = [started.enter_context(migrator(fresh_database, schema, gate=True)) for _ in range(8)]
-        for process in processes:
-            assert process.stdout
-            assert process.stdout.readline() == "ready\n"
-        for process in processes:
-            assert process.stdin
-            process.stdin.write("go\n")
-            process.stdin.flush()
-        said = [process.communicate(timeout=60) for process in processes]
-        assert [process.returncode for process in processes] == [0] * 8, said
-    assert sum(int(out) for out, _ in said) == NEWEST
+    with migrator(fresh_database, schema, MIGRATORS) as processes:
+        assert processes.stdout
+        assert [processes.stdout.readline() for _ in range(8)] == ["ready\n"] * 8
+        out, errors = processes.communicate("." * 8, timeout=60)
+        assert processes.returncode == 0, errors
+    taken_by_each = list(map(int, out.split()))
+    assert (len(taken_by_each), sum(taken_by_each)) == (8, NEWEST)
     assert_one_of_everything(fresh_database, schema, reference)
 
 

@@ -129,7 +129,7 @@ def as_written(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """The statements as they stand in the files."""
 
     def forget() -> None:
-        for cache in (statements.load, statements.templates, statements.parts):
+        for cache in (statements.load, statements.pieces, statements.templates, statements.parts):
             cache.cache_clear()
 
     with monkeypatch.context() as patched:
