@@ -410,10 +410,9 @@ class WorkerPool:
         ended = maintenance.stop(_PART_WITHIN)
         while not ended and time.monotonic() < until and not self._watchdog.stopping_all:
             ended = maintenance.stop(min(LOOK_UP, max(0.0, until - time.monotonic())))
-        client_closed = (
-            self._closing.locked() and not self._log.exits
-        )  # then there is no connection, and that is logged
-        if not client_closed and (unwritten := self._heartbeat.unwritten):
+        if self._closing.locked() and not self._log.exits:  # the client was closed, and that is logged already
+            return
+        if unwritten := self._heartbeat.unwritten:
             self._log.figures_unwritten(unwritten)
 
     def stop_and_cancel(self) -> bool:

@@ -30,7 +30,9 @@ _TIME_COLUMNS = {"": "mean", " P95": "p95", " P99": "p99"}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     history = parser.add_argument_group(
-        "of the past", "How many attempts ended in which way, how long they ran and their jobs had waited."
+        "of the past",
+        "How many attempts ended in which way, how long they ran and their jobs had waited. Figures of more than 6 "
+        "hours ago are kept by 5 minutes, and of more than 2 days ago by the hour.",
     )
     history.add_argument(
         "--since", type=_since, metavar="TIME", help="a duration such as 1h, or a date or time (default: 1h)"
