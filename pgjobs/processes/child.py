@@ -260,6 +260,9 @@ class Child:
                 return Stop("its parent cuts it off")
             if not pool.running:
                 return Stop("its worker pool has stopped by itself", code=1)
+            if (large := self._limits.too_large()) is not None and _has_done_nothing(pool):
+                # it counts as one that has died: there is a pause before the next one, which will not be smaller
+                return Stop(f"{large}, before it has run a job", code=1)
             reached = self._limits.reached()
             if reached is not None:
                 return Stop(reached, patient=True, replace=True)
@@ -334,6 +337,10 @@ class Child:
         if given is not None:
             return timedelta(seconds=given)
         return pool.stop_timeout
+
+
+def _has_done_nothing(pool: WorkerPool) -> bool:
+    return not pool.figures.snapshot() and not any(pool.busy_threads.values())
 
 
 def _reason(error: PgjobsError | psycopg.Error) -> str:

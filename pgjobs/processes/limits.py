@@ -43,8 +43,14 @@ class Limits:
 
     def reached(self) -> str | None:
         """Which limit of memory or age is reached, as a text that says what is wrong; None if none is."""
+        return self.too_large() or self._too_old()
+
+    def too_large(self) -> str | None:
         if self.max_rss is not None and (used := resident_bytes()) > self.max_rss:
             return f"it uses {used / MEBIBYTE:.0f} MiB, more than --max-rss {self.max_rss / MEBIBYTE:.0f}M"
+        return None
+
+    def _too_old(self) -> str | None:
         age = time.monotonic() - self._began
         if self._max_age is not None and age > self._max_age:
             return f"it has lived for {timedelta(seconds=round(age))} (--max-age)"

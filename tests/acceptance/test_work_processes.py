@@ -168,6 +168,20 @@ def test_a_process_that_is_sent_a_signal_ends_its_job_and_is_replaced(place: Pla
     assert place.job(job).state is JobState.COMPLETED
 
 
+def test_max_rss_that_is_too_little_for_a_pool_without_jobs_is_not_tried_again_at_once(place: Place) -> None:
+    """One process after the other was replaced as soon as it was ready, for ever."""
+    grows = "def larger():\n    start()\n    leaked.append(bytearray(os.urandom(1 << 20) * 100))\n"
+    place.write(f"{APP}\nstart = pool.start\n{grows}pool.start = larger\n")
+    with place.work("--max-rss", "120M") as work:
+        work.wait_for("more than --max-rss 120M, before it has run a job", times=2)
+        work.wait_for(
+            "exited with code 1; another one starts in 0.5 s", "exited with code 1; another one starts in 1 s"
+        )
+        assert "is replaced" not in work.log
+        work.signal(signal.SIGTERM)
+        work.process.wait(SOON)
+
+
 @pytest.mark.parametrize("processes", ["1", "2"])
 def test_max_rss_that_is_too_little_is_refused(place: Place, processes: str) -> None:
     with place.work("--max-rss", "10M", "--processes", processes) as work:
