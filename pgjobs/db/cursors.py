@@ -15,6 +15,7 @@ from psycopg.pq import ExecStatus, Format, TransactionStatus
 from psycopg.rows import TupleRow, tuple_row
 from psycopg.types.string import TextLoader
 
+from pgjobs.errors import InvalidTransaction
 from pgjobs.interval import interval_text
 from pgjobs.options import FIRST_INSTANT, LAST_INSTANT
 
@@ -136,6 +137,7 @@ class LiteralJobCursor(LiteralCursor):
 
 def job_cursor(conn: AnyConnection) -> BoundJobCursor:
     """A bound_cursor for the columns of jobs, which reads any row."""
+    _check_encoding(conn)
     cur = BoundJobCursor(conn, row_factory=tuple_row)
     cur.format = Format.BINARY
     return cur
@@ -144,6 +146,7 @@ def job_cursor(conn: AnyConnection) -> BoundJobCursor:
 def bound_cursor(conn: AnyConnection) -> BoundCursor:
     """A cursor whose parameters the server binds. Results come in binary format, which no setting of the session
     changes."""
+    _check_encoding(conn)
     cur = BoundCursor(conn, row_factory=tuple_row)
     cur.format = Format.BINARY
     return cur
@@ -151,6 +154,7 @@ def bound_cursor(conn: AnyConnection) -> BoundCursor:
 
 def async_job_cursor(conn: AnyAsyncConnection) -> AsyncBoundJobCursor:
     """A job_cursor on an asynchronous connection."""
+    _check_encoding(conn)
     cur = AsyncBoundJobCursor(conn, row_factory=tuple_row)
     cur.format = Format.BINARY
     return cur
@@ -158,9 +162,18 @@ def async_job_cursor(conn: AnyAsyncConnection) -> AsyncBoundJobCursor:
 
 def async_bound_cursor(conn: AnyAsyncConnection) -> AsyncBoundCursor:
     """A bound_cursor on an asynchronous connection."""
+    _check_encoding(conn)
     cur = AsyncBoundCursor(conn, row_factory=tuple_row)
     cur.format = Format.BINARY
     return cur
+
+
+def _check_encoding(conn: AnyConnection | AnyAsyncConnection) -> None:
+    """Refuses a connection without an encoding, on which psycopg returns names as bytes."""
+    if conn.info.encoding == "ascii":
+        raise InvalidTransaction(
+            "client_encoding is SQL_ASCII, so nothing says which characters the bytes stand for: connect with UTF8"
+        )
 
 
 def literal_cursor(conn: AnyConnection) -> LiteralCursor:

@@ -101,6 +101,7 @@ def _take_next(
     """Take the next step under the lock; which one is decided here, since another process may just have taken one."""
     # CREATE ... IF NOT EXISTS alone would require the right to create, even where everything exists
     if not queries.table_exists(conn):
+        _check_encoding(conn, "server_encoding")
         queries.create_table(conn)
     have = _applied(conn, queries, schema) or _record_recognised(conn, schema)
     steps = plan(schema, have, direction, target)
@@ -170,7 +171,7 @@ def check(conn: AnyConnection, schema: str) -> None:
 
 def check_versions(conn: AnyConnection, schema: str) -> None:
     """Raise unless exactly the versions of this code are applied, on a database in UTF8."""
-    _check_encoding(conn)
+    _check_encoding(conn, "server_encoding", "client_encoding")
     known, newest = applied(conn, schema), max(versions())
     have, lacking = max(known, default=0), sorted(set(versions()) - set(known))
     if have == 0 and SchemaRepair(schema).existing_tables(conn):
@@ -196,9 +197,9 @@ def check_versions(conn: AnyConnection, schema: str) -> None:
         )
 
 
-def _check_encoding(conn: AnyConnection) -> None:
+def _check_encoding(conn: AnyConnection, *sides: str) -> None:
     """In another encoding, one job or error message with a character that it lacks would stop a queue."""
-    for side in ("server_encoding", "client_encoding"):
+    for side in sides:
         encoding = conn.info.parameter_status(side)
         if encoding != "UTF8":
             raise MigrationError(f"pgjobs needs UTF8, but {side} is {encoding}")

@@ -9,6 +9,7 @@ from psycopg.pq import TransactionStatus
 
 from pgjobs.db import statements
 from pgjobs.db.cursors import AnyConnection, literal_cursor, one
+from pgjobs.db.rows import str_of
 
 
 class MigrationQueries:
@@ -64,7 +65,7 @@ class MigrationQueries:
         """The digest of the SQL of each applied version; None if an unreleased version recorded none."""
         with literal_cursor(conn) as cur:
             cur.execute(self._sql["applied_migrations"])
-            return dict(cur.fetchall())
+            return {version: recorded and str_of(recorded) for version, recorded in cur.fetchall()}
 
     def record_sql(self, version: int, name: str, digest: str, direction: str) -> str:
         """The statement that records a step. All values come from the files of this package."""

@@ -175,7 +175,6 @@ async def run_async(requests: Requests[Result], send: Callable[[Request], Awaita
 
 def send(conn: AnyConnection, request: Request) -> Rows:
     """Send one request on a connection, in whatever transaction it is."""
-    check_encoding(conn)
     with (job_cursor if request.reads_jobs else bound_cursor)(conn) as cur:
         if request.blocks is None:
             cur.execute(request.statement, request.parameters)
@@ -188,7 +187,6 @@ def send(conn: AnyConnection, request: Request) -> Rows:
 
 async def send_async(conn: AnyAsyncConnection, request: Request) -> Rows:
     """Send one request on an asynchronous connection, in whatever transaction it is."""
-    check_encoding(conn)
     async with (async_job_cursor if request.reads_jobs else async_bound_cursor)(conn) as cur:
         if request.blocks is None:
             await cur.execute(request.statement, request.parameters)
@@ -213,16 +211,6 @@ def no_copy() -> InvalidTransaction:
         "enqueue_many(returning=False) sends a COPY: it needs a connection with client_encoding UTF8, outside a "
         "pipeline"
     )
-
-
-def check_encoding(conn: AnyConnection | AnyAsyncConnection) -> str:
-    """The Python codec of the connection's encoding; a connection without an encoding is refused."""
-    codec = conn.info.encoding
-    if codec == "ascii":
-        raise InvalidTransaction(
-            "client_encoding is SQL_ASCII, so nothing says which characters the bytes stand for: connect with UTF8"
-        )
-    return codec
 
 
 def _framed(blocks: Iterable[bytes]) -> Iterator[bytes]:
