@@ -86,10 +86,10 @@ class App:
         queues = {"default": QueueSettings(1, batch_size=batch_size)}
         with WorkerPool(self.client, {"act": Handler(handler)}, queues=queues):
             wait_until(lambda: all(job.state.final for job in self.stored(jobs)), 20)
-        return self.stored(jobs)
+        return list(self.stored(jobs))
 
-    def stored(self, jobs: list[Job[Any]]) -> list[Job[Any]]:
-        return [job for job in map(self.client.get, [job.id for job in jobs]) if job is not None]
+    def stored(self, jobs: list[Job[Any]]) -> Iterator[Job[Any]]:
+        return (job for job in map(self.client.get, [job.id for job in jobs]) if job is not None)
 
 
 @pytest.fixture(params=["own", "theirs", "configured"])

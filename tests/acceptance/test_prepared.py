@@ -50,11 +50,11 @@ class Trial:
         threads: dict[str, Any] = {"default": QueueSettings(1, **self.options)}
         with WorkerPool(self.client, {"any": self.handler}, queues=threads, backoff=constant(timedelta(0))):
             wait_until(lambda: all(job.state.final for job in self.stored(jobs)), 30)
-        return self.stored(jobs)
+        return list(self.stored(jobs))
 
-    def stored(self, jobs: list[Job[Any]]) -> list[Job[Any]]:
-        found = [self.client.get(job.id) for job in jobs]
-        return [job for job in found if job is not None]
+    def stored(self, jobs: list[Job[Any]]) -> Iterator[Job[Any]]:
+        found = (self.client.get(job.id) for job in jobs)
+        return (job for job in found if job is not None)
 
     def none_was_disturbed(self) -> None:
         assert [(job.state, [error.error for error in job.errors]) for job in self.run()] == [

@@ -24,8 +24,7 @@ ROOT = Path(__file__).parents[2]
 BEAT = timedelta(milliseconds=50)
 
 # Forks a worker process for each line, and says its id; at the end it says how each of them ended. They have two
-# schedules, of which code supplies the args of one, and work no queue of theirs, so that the jobs stay as they were
-# made.
+# schedules, of which code supplies the args of one, and work no queue of theirs, so that the jobs stay as they are.
 WORKERS = """
 import os, sys
 from datetime import timedelta

@@ -420,7 +420,7 @@ def test_whatever_a_waiting_row_holds_its_queue_is_worked(
         sql(f"UPDATE pgjobs.job SET {values} WHERE id = %s", id)
     last = make(30)
     with worker(size, order, plain).pool:
-        wait_until(lambda: {state(id) for id in first + bad + last} == {"completed"})
+        wait_until(lambda: all(state(id) == "completed" for id in first + bad + last))
     ((longest,),) = sql("SELECT max(cardinality(attempted_by)) FROM pgjobs.job")
     assert longest <= 100
 
@@ -436,7 +436,7 @@ def test_a_job_that_cannot_be_read_is_discarded_and_its_queue_worked(
     first, (bad,) = make(3), make(1, "bad", f"{column} = '-infinity'")
     last = make(30)
     with worker(size, order, plain).pool:
-        wait_until(lambda: {state(id) for id in first + last} == {"completed"})
+        wait_until(lambda: all(state(id) == "completed" for id in first + last))
         wait_until(lambda: state(bad) == "discarded")
     assert "cannot be read" in last_error(sql, bad)
 
@@ -494,7 +494,7 @@ def test_a_job_that_the_server_cannot_send_is_discarded_and_its_queue_worked(
     sql("UPDATE pgjobs.job SET args = jsonb_build_object('x', repeat(chr(1), 190000000)) WHERE id = %s", bad)
     last = make(30)
     with worker(size).pool:
-        wait_until(lambda: {state(id) for id in first + last} == {"completed"}, timeout=100)
+        wait_until(lambda: all(state(id) == "completed" for id in first + last), timeout=100)
     assert state(bad) == "discarded"
     assert "cannot be worked" in last_error(sql, bad)
 
@@ -521,9 +521,9 @@ def test_a_job_that_the_application_stops_is_passed_over_by_claims(
     caplog.set_level(logging.WARNING, "pgjobs")
     worked = worker(size, order, plain)
     with worked.pool:
-        wait_until(lambda: {state(id) for id in first + last} == {"completed"})
+        wait_until(lambda: all(state(id) == "completed" for id in first + last))
         more = make(5)
-        wait_until(lambda: {state(id) for id in more} == {"completed"})
+        wait_until(lambda: all(state(id) == "completed" for id in more))
         assert state(bad) == "available"
         assert [line for line in caplog.messages if f"job {bad} fails" in line][1:] == []
         _let(sql)
@@ -571,7 +571,7 @@ def test_a_trigger_that_keeps_a_job_or_fails_as_a_server_does_stops_no_queue(
     first, (bad,), last = make(3), make(1, "bad"), make(30)
     forbid(sql, "OLD.kind = 'bad'", raising=ALSO_RAISED[what])
     with worker(size, "priority", plain).pool:
-        wait_until(lambda: {state(id) for id in first + last} == {"completed"})
+        wait_until(lambda: all(state(id) == "completed" for id in first + last))
         assert state(bad) == "available"
         _let(sql)
         wait_until(lambda: state(bad) == "completed")
@@ -617,7 +617,7 @@ def test_a_rule_that_is_deferred_to_the_commit_stops_no_queue(
     first, (bad,), last = make(3), make(1, "bad"), make(30)
     forbid_at_commit(sql, "UPDATE")
     with worker(size, "priority", plain).pool:
-        wait_until(lambda: {state(id) for id in first + last} == {"completed"})
+        wait_until(lambda: all(state(id) == "completed" for id in first + last))
         assert state(bad) == "available"
         _let(sql)
         wait_until(lambda: state(bad) == "completed")
@@ -634,7 +634,7 @@ def test_however_many_jobs_are_stopped_those_behind_them_are_claimed(
     forbid(sql, "OLD.kind = 'bad'")
     caplog.set_level(logging.WARNING, "pgjobs")
     with worker(size).pool:
-        wait_until(lambda: {state(id) for id in good} == {"completed"}, timeout=60)
+        wait_until(lambda: all(state(id) == "completed" for id in good), timeout=60)
     assert {state(id) for id in stopped} == {"available"}
     assert len([line for line in caplog.messages if "fails" in line]) < 20
 
@@ -650,7 +650,7 @@ def test_a_job_that_comes_behind_many_stopped_ones_is_claimed(
     with worker().pool:
         wait_until(lambda: any("fail alike" in line for line in caplog.messages))
         good = make(3)
-        wait_until(lambda: {state(id) for id in good} == {"completed"}, timeout=20)
+        wait_until(lambda: all(state(id) == "completed" for id in good), timeout=20)
 
 
 @pytest.mark.no_decoys("its own CHECK or policy is bound to a decoy")
@@ -671,7 +671,7 @@ def test_a_policy_of_the_application_stops_its_own_rows_alone(
         sql("CREATE POLICY writes ON pgjobs.job FOR UPDATE USING (true) WITH CHECK (kind <> 'bad')")
         dsn = make_conninfo(database, user=role, password="x")
         with Client(dsn, schema=client.schema) as restricted, Worked(restricted, size, "priority").pool:
-            wait_until(lambda: {state(id) for id in first + last} == {"completed"})
+            wait_until(lambda: all(state(id) == "completed" for id in first + last))
         assert state(bad) == "available"
     finally:
         sql(f"DROP OWNED BY {role}")
@@ -690,7 +690,7 @@ def test_what_stops_every_claim_is_logged_once_and_sets_no_job_aside(
     with worker(size).pool:
         wait_until(lambda: any("fail alike" in line for line in caplog.messages))
         _let(sql)
-        wait_until(lambda: {state(id) for id in ids} == {"completed"}, timeout=20)
+        wait_until(lambda: all(state(id) == "completed" for id in ids), timeout=20)
     lines = [record.getMessage() for record in caplog.records if record.name.startswith("pgjobs")]
     assert len([line for line in lines if "fail alike" in line]) == 1
     assert len(lines) < 4
