@@ -18,7 +18,6 @@ ROLES: tuple[Role, ...] = ("viewer", "operator")
 
 #: The names by which a browser on this machine reaches it.
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
-ANY_HOST = ("*",)
 _LONGEST_NAME = 200
 # What proxies add: behind one of them each request seems to come from this machine.
 _PROXY_HEADERS = ("HTTP_FORWARDED", "HTTP_X_FORWARDED_FOR", "HTTP_X_FORWARDED_HOST", "HTTP_X_REAL_IP", "HTTP_VIA")

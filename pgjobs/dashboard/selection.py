@@ -95,9 +95,6 @@ class Selection:
         ends = {side: getattr(self.filter, f"{about}_{side}") for side in ("after", "before") if side in self.values}
         return self.values | {side: at.isoformat() for side, at in ends.items() if at is not None}
 
-    def needs_args(self) -> bool:
-        return any(name in self.values for name in _WHAT_MAY_BE_HIDDEN)
-
 
 def selection(values: MultiDict[str, str], now: datetime, user: User) -> Selection:
     """The selection of a URL or form. Raises Problem or InvalidFilter."""
