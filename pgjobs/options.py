@@ -285,7 +285,10 @@ def check_queue(queue: object) -> str:
 def _check_names(options: Mapping[str, object]) -> None:
     for name in options:
         if name == "kind":
-            raise InvalidOption("each job has a kind of its own: give it to the job, as in NewJob(args, kind='report')")
+            raise InvalidOption(
+                "kind is no option: set it in the args class, as in kind: ClassVar[str] = 'report'; give it to a job "
+                "whose args are a dict, as in NewJob(args, kind='report')"
+            )
         if name not in JobOptions.__slots__:
             raise InvalidOption(
                 f"there is no option {shown(name)}: the options are {', '.join(JobOptions.__slots__)}"

@@ -195,6 +195,12 @@ def test_an_option_that_there_is_not_is_named_beside_those_there_are(
         call(client)
 
 
+def test_a_kind_among_the_options_of_a_class_is_answered_with_where_it_belongs() -> None:
+    options: dict[str, Any] = {"kind": "report"}
+    with pytest.raises(InvalidOption, match=r"set it in the args class, as in kind: ClassVar\[str\] = 'report'"):
+        job_options(**options)
+
+
 def test_a_type_error_of_something_else_than_the_names_of_the_options_is_let_through() -> None:
     class Odd(int):
         def __le__(self, other: object) -> bool:
