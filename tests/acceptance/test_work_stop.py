@@ -11,7 +11,7 @@ import subprocess
 import pytest
 
 from pgjobs import Job, JobState
-from tests.acceptance.work_command import APP, SOON, Place, children_of, gate, is_alive
+from tests.acceptance.work_command import APP, ROOT, SOON, Place, children_of, gate, is_alive
 from tests.conftest import Connect
 from tests.waiting import wait_until
 
@@ -195,12 +195,15 @@ def test_a_process_that_has_stopped_and_does_not_end_is_killed_as_one_that_has_n
         assert " ERROR " not in work.log
 
 
-def test_what_the_application_has_registered_with_atexit_is_called(place: Place) -> None:
+def test_what_is_registered_with_atexit_is_called(place: Place) -> None:
+    """By the application, and earlier by a tracer that starts the program: such a one flushes its data there."""
     place.write(f"{APP}\nimport atexit\natexit.register(open, 'ended', 'w')\natexit.register(print, 'the end')\n")
-    with place.work() as work:
+    place.write("import atexit\natexit.register(print, 'the end of the tracer')\n", "sitecustomize.py")
+    with place.work(PYTHONPATH=f"{place.directory}{os.pathsep}{ROOT}") as work:
         work.wait_ready()
         assert work.stop() == 0
-        assert work.told("the end")
+        assert work.told("the end\n")
+        assert work.told("the end of the tracer", times=2)  # of the parent too
     assert (place.directory / "ended").exists()
 
 
