@@ -99,6 +99,8 @@ def test_a_job_that_is_locked_keeps_none_of_the_others(
     *, client: Client, sql: Rows, connect: Connect, monkeypatch: pytest.MonkeyPatch, path: str, form: dict[str, str]
 ) -> None:
     monkeypatch.setattr(batches, "BATCH", 5)
+    monkeypatch.setattr(batches, "_SECONDS", 60.0)
+    monkeypatch.setattr("pgjobs.control.jobs.PATIENCE", 0.1)
     jobs = client.enqueue_many(None, [Thing(n) for n in range(12)])
     if "state" in form:
         sql("UPDATE pgjobs.job SET state = 'completed', finalized_at = now() - interval '40 days'")
