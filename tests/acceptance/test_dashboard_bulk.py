@@ -131,10 +131,30 @@ def test_jobs_that_a_worker_takes_while_their_queue_is_emptied_keep_none_of_the_
     assert [job.id for job in client.list_jobs().jobs] == [jobs[0].id]
 
 
-def test_a_job_to_which_a_row_of_the_application_refers_is_a_conflict(client: Client, sql: Rows) -> None:
-    client.enqueue_many(None, [Thing(n) for n in range(3)])
+def refer(sql: Rows, job: Job[Any]) -> None:
+    """A row of the application that refers to the job."""
     sql("CREATE TABLE pgjobs.bill (id bigint, queue text, FOREIGN KEY (id, queue) REFERENCES pgjobs.job (id, queue))")
-    sql("INSERT INTO pgjobs.bill SELECT min(id), 'default' FROM pgjobs.job")
+    sql("INSERT INTO pgjobs.bill VALUES (%s, %s)", job.id, job.queue)
+
+
+def test_a_failure_in_the_middle_says_what_was_done_before(
+    client: Client, sql: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "BATCH", 5)
+    jobs = client.enqueue_many(None, [Thing(n) for n in range(12)])
+    sql("UPDATE pgjobs.job SET state = 'completed', finalized_at = now() - interval '40 days'")
+    refer(sql, jobs[7])
+    answer = Site(client).post("/maintenance/prune", {"state": "completed", "days": "30"})
+    assert answer.status_code == 409
+    said = text_of(answer.text)
+    assert 'on table "bill". Before that: 5 finished jobs deleted. The others are left as they are.' in said
+    assert "Nothing was changed" not in said
+    assert client.count().total == 7
+    assert [count for *_, count in audit(client)] == [5]
+
+
+def test_a_job_to_which_a_row_of_the_application_refers_is_a_conflict(client: Client, sql: Rows) -> None:
+    refer(sql, client.enqueue_many(None, [Thing(n) for n in range(3)])[0])
     site = Site(client)
     answer = site.post("/jobs/act", hidden(site.page("/jobs/confirm?do=delete&kind=thing")))
     assert answer.status_code == 409
