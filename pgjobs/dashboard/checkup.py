@@ -12,16 +12,29 @@ _KEPT = 10.0  # seconds
 
 
 class Checkup:
-    """The findings of the doctor. It runs once at a time, and its findings are kept for some seconds."""
+    """The findings of the doctor. It runs once at a time, and its findings are kept for some seconds. If it fails, all
+    who waited for it get the error: one after the other they would wait for a database that does not answer."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
         self._lock = threading.Lock()
         self._found: tuple[float, list[Finding]] | None = None  # until when they are kept
+        self._failed: tuple[float, Exception] | None = None  # when the last run failed
 
     def findings(self) -> list[Finding]:
+        asked_at = time.monotonic()
         with self._lock:
+            if self._failed is not None and self._failed[0] >= asked_at:
+                raise self._failed[1]
             if self._found is None or time.monotonic() >= self._found[0]:
-                findings = list(self._client.doctor(include_ok=True))
-                self._found = time.monotonic() + _KEPT, findings
+                self._found = self._look()
             return self._found[1]
+
+    def _look(self) -> tuple[float, list[Finding]]:
+        try:
+            findings = list(self._client.doctor(include_ok=True))
+        except Exception as error:
+            self._failed = time.monotonic(), error
+            raise
+        self._failed = None
+        return time.monotonic() + _KEPT, findings

@@ -79,6 +79,12 @@ def _of_database(error: Exception) -> Problem:
         return Problem(503, "The database took too long for this page.", "Narrow the filter, or try again later.")
     if isinstance(error, psycopg.errors.LockNotAvailable):
         return Problem(409, "Another transaction holds a row that this needs.", "Nothing was changed. Try again.")
+    if isinstance(error, psycopg.errors.ForeignKeyViolation):
+        return Problem(
+            409,
+            sentence(f"A foreign key of the application forbids this: {primary or error}"),
+            "Nothing was changed. Delete the row that refers to the job first, or choose other jobs.",
+        )
     if isinstance(error, psycopg.errors.InsufficientPrivilege):
         return Problem(403, sentence(f"The database refuses this: {primary or error}"), advice)
     if isinstance(error, (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName)):

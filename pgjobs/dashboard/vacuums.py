@@ -52,8 +52,9 @@ class Vacuums:
         with self._lock:
             if table in self._running:
                 return self._running[table]
-            run = self._running[table] = Vacuum(table, who)
+            run = Vacuum(table, who)
             threading.Thread(target=self._run, args=[run], name="pgjobs/vacuum", daemon=True).start()
+            self._running[table] = run  # after the start, which may fail; the thread waits for the lock before it ends
             return run
 
     def _run(self, run: Vacuum) -> None:
@@ -71,6 +72,9 @@ class Vacuums:
             run.problem = f"not vacuumed: it was cancelled, as after {_TIMEOUT / 60:.0f} minutes"
         except (psycopg.Error, OSError) as error:
             run.problem = f"not vacuumed: {one_line(error, 300)}"
+        except Exception as error:  # of a pool of the application, say; its text may be confidential
+            run.problem = f"not vacuumed, for {type(error).__name__}: the log of the dashboard says more"
+            log.error("table %s could not be vacuumed", run.table, exc_info=error)
         finally:
             with self._lock:
                 del self._running[run.table]

@@ -8,16 +8,19 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from psycopg import sql as composing
 
 from pgjobs import Client, Job, JobFilter, NewJob, Unique
-from pgjobs.dashboard import User, scan
+from pgjobs.dashboard import User, batches, scan
 from pgjobs.dashboard.pages import bulk
+from pgjobs.dashboard.queries import DashboardQueries
 from pgjobs.dashboard.request import Request
 from tests.acceptance.dashboard_site import Site
 from tests.acceptance.test_dashboard import audit
 from tests.acceptance.test_dashboard_jobs import hidden, ids_on, text_of
 from tests.conformance.conftest import Rows
 from tests.conformance.conftest import sql as sql_fixture
+from tests.conftest import Connect
 from tests.samples import Thing
 
 sql = sql_fixture
@@ -85,6 +88,80 @@ def test_a_length_of_time_is_that_of_the_count(client: Client, sql: Rows) -> Non
         passed = datetime.now(UTC) - datetime.fromisoformat(form[side])
         assert abs(passed - length) < timedelta(minutes=1)
     assert "1 job cancelled." in text_of(Site(client).act("/jobs/act", form))
+
+
+@pytest.mark.parametrize(
+    ("path", "form"),
+    [("/maintenance/prune", {"state": "completed", "days": "30"}), ("/queues/empty", {"name": "default"})],
+    ids=["prune", "empty"],
+)
+def test_a_job_that_is_locked_keeps_none_of_the_others(
+    *, client: Client, sql: Rows, connect: Connect, monkeypatch: pytest.MonkeyPatch, path: str, form: dict[str, str]
+) -> None:
+    monkeypatch.setattr(batches, "BATCH", 5)
+    monkeypatch.setattr(batches, "_SECONDS", 60.0)
+    monkeypatch.setattr("pgjobs.control.jobs.PATIENCE", 0.1)
+    jobs = client.enqueue_many(None, [Thing(n) for n in range(12)])
+    if "state" in form:
+        sql("UPDATE pgjobs.job SET state = 'completed', finalized_at = now() - interval '40 days'")
+    query = composing.SQL("SELECT FROM {}.job WHERE id = %s FOR KEY SHARE").format(composing.Identifier(client.schema))
+    connect().execute(query, [jobs[0].id])
+    page = text_of(Site(client).act(path, form))
+    assert re.search(r"11 (finished )?jobs deleted; left as they were: 1 held by another transaction\.", page)
+    assert [job.id for job in client.list_jobs().jobs] == [jobs[0].id]
+    first, *_, last = audit(client)
+    assert (first[3], last[3]) == (4, 3)
+    assert last[2]["left"] == {"locked": 1}
+
+
+def test_jobs_that_a_worker_takes_while_their_queue_is_emptied_keep_none_of_the_others(
+    client: Client, sql: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "BATCH", 5)
+    jobs = client.enqueue_many(None, [Thing(n) for n in range(12)])
+    waiting_of_queue = DashboardQueries.waiting_of_queue
+
+    def then_claimed(*given: Any) -> list[int]:
+        ids = waiting_of_queue(*given)
+        sql("UPDATE pgjobs.job SET state = 'running', attempt = 1, attempted_at = now() WHERE id = %s", jobs[0].id)
+        return ids
+
+    monkeypatch.setattr(DashboardQueries, "waiting_of_queue", then_claimed)
+    assert "11 jobs deleted." in text_of(Site(client).act("/queues/empty", {"name": "default"}))
+    assert [job.id for job in client.list_jobs().jobs] == [jobs[0].id]
+
+
+def refer(sql: Rows, job: Job[Any]) -> None:
+    """A row of the application that refers to the job."""
+    sql("CREATE TABLE pgjobs.bill (id bigint, queue text, FOREIGN KEY (id, queue) REFERENCES pgjobs.job (id, queue))")
+    sql("INSERT INTO pgjobs.bill VALUES (%s, %s)", job.id, job.queue)
+
+
+def test_a_failure_in_the_middle_says_what_was_done_before(
+    client: Client, sql: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "BATCH", 5)
+    jobs = client.enqueue_many(None, [Thing(n) for n in range(12)])
+    sql("UPDATE pgjobs.job SET state = 'completed', finalized_at = now() - interval '40 days'")
+    refer(sql, jobs[7])
+    answer = Site(client).post("/maintenance/prune", {"state": "completed", "days": "30"})
+    assert answer.status_code == 409
+    said = text_of(answer.text)
+    assert 'on table "bill". Before that: 5 finished jobs deleted. The others are left as they are.' in said
+    assert "Nothing was changed" not in said
+    assert client.count().total == 7
+    assert [count for *_, count in audit(client)] == [5]
+
+
+def test_a_job_to_which_a_row_of_the_application_refers_is_a_conflict(client: Client, sql: Rows) -> None:
+    refer(sql, client.enqueue_many(None, [Thing(n) for n in range(3)])[0])
+    site = Site(client)
+    answer = site.post("/jobs/act", hidden(site.page("/jobs/confirm?do=delete&kind=thing")))
+    assert answer.status_code == 409
+    assert "A foreign key of the application forbids this: " in text_of(answer.text)
+    assert 'on table "bill". Nothing was changed.' in text_of(answer.text)
+    assert client.count().total == 3
+    assert audit(client) == []
 
 
 # --- the same id in two queues
@@ -177,6 +254,10 @@ def test_the_error_of_a_schedule_is_not_shown(client: Client, sql: Rows) -> None
         page = blind(client).page(path)
         assert "hunter2" not in page
         assert "cannot tick" in page
+    for site in (Site(client), blind(client)):
+        health = site.page("/health")
+        assert "Schedule 'nightly' cannot tick." in text_of(health)
+        assert "hunter2" not in health
 
 
 # --- the clock

@@ -8,6 +8,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import psycopg
 import pytest
 
 from pgjobs import Client, Job, JobFilter, Schedule, WorkerPool, backoff, guide
@@ -360,6 +361,45 @@ def test_the_doctor_runs_once_for_many_who_look_at_health(
     monkeypatch.setattr(checkup, "_KEPT", 0.0)
     other = Site(client)
     assert [other.page("/health") and len(runs) for _ in range(2)] == [2, 3]
+
+
+class CountingLock:
+    """A lock that counts those who want it."""
+
+    def __init__(self) -> None:
+        self.wanted = 0
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        self.wanted += 1
+        self._lock.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.release()
+
+
+def test_those_who_wait_for_the_doctor_get_its_failure_too(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would wait one after the other for a database that does not answer."""
+    health, lock, runs, go_on = checkup.Checkup(client), CountingLock(), list[int](), threading.Event()
+    monkeypatch.setattr(health, "_lock", lock)
+
+    def fails(*given: Any, **more: Any) -> Any:
+        runs.append(1)
+        assert go_on.wait(20)
+        raise psycopg.OperationalError("no answer")
+
+    def look(_: int) -> None:
+        with pytest.raises(psycopg.OperationalError, match="no answer"):
+            health.findings()
+
+    with monkeypatch.context() as context, ThreadPoolExecutor(4) as threads:
+        context.setattr(client, "doctor", fails)
+        looks = threads.map(look, range(4))
+        wait_until(lambda: lock.wanted == 4)
+        go_on.set()
+        assert list(looks) == [None] * 4
+    assert len(runs) == 1
+    assert health.findings(), "the next one looks again"
 
 
 def test_the_sizes_of_tables_and_indexes_and_the_duties(client: Client, site: Site) -> None:

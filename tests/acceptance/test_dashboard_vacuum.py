@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
+from typing import Any, NoReturn
 
 import psycopg
 import pytest
@@ -14,6 +14,7 @@ from pgjobs import Client
 from pgjobs.dashboard import User
 from pgjobs.dashboard.queries import DashboardQueries
 from pgjobs.db.repair import TABLES
+from pgjobs.db.source import PoolSource
 from pgjobs.db.statements import load
 from tests.acceptance.dashboard_site import Site
 from tests.acceptance.test_dashboard import audit
@@ -25,6 +26,12 @@ from tests.waiting import wait_until
 
 VACUUM = "/maintenance/vacuum"
 sql = sql_fixture
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine may take longer than the answer waits."""
+    monkeypatch.setattr("pgjobs.dashboard.pages.maintenance._PATIENCE", 20.0)
 
 
 def acts(client: Client) -> list[tuple[str, str, Any, int]]:
@@ -149,7 +156,6 @@ def test_one_that_takes_too_long_is_cancelled(client: Client, monkeypatch: pytes
 
     monkeypatch.setattr(DashboardQueries, "vacuum", sleeps)
     monkeypatch.setattr("pgjobs.dashboard.vacuums._TIMEOUT", 0.1)
-    monkeypatch.setattr("pgjobs.dashboard.pages.maintenance._PATIENCE", 20.0)
     answer = Site(client).post(VACUUM, {"table": "job"})
     assert answer.status_code == 500
     assert "it was cancelled" in answer.text
@@ -165,6 +171,41 @@ def test_what_the_database_refuses_is_told_and_written_down(client: Client, monk
     assert answer.status_code == 500
     assert "unrecognized VACUUM option" in answer.text
     assert "unrecognized VACUUM option" in acts(client)[-1][2]["problem"]
+
+
+def test_an_unexpected_error_is_no_success(
+    client: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A pool of the application opens connections as it likes, and fails with any error. Only the log has its text."""
+
+    def no_password(source: PoolSource, dsn: str | None = None) -> NoReturn:
+        raise RuntimeError("the token is 5ecret")
+
+    site = Site(client)
+    site.page("/maintenance")
+    monkeypatch.setattr(PoolSource, "connect", no_password)
+    answer = site.post(VACUUM, {"table": "job"})
+    assert answer.status_code == 500
+    assert "Table job was not vacuumed, for RuntimeError: the log of the dashboard says more." in answer.text
+    _, act, about, count = acts(client)[-1]
+    assert (act, count, about["problem"].split(":")[0]) == ("vacuum-tables", 0, "not vacuumed, for RuntimeError")
+    assert "5ecret" not in f"{answer.text}{about}"
+    assert "5ecret" in caplog.text
+
+
+def test_one_that_gets_no_thread_does_not_keep_the_table(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = threading.Thread.start
+
+    def none_left(thread: threading.Thread) -> None:
+        if thread.name == "pgjobs/vacuum":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    site = Site(client)
+    with monkeypatch.context() as context:
+        context.setattr(threading.Thread, "start", none_left)
+        assert site.post(VACUUM, {"table": "job"}).status_code == 500
+    assert "1 table vacuumed." in site.act(VACUUM, {"table": "job"})
 
 
 def test_a_warning_of_the_database_is_told(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:

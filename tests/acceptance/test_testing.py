@@ -571,7 +571,6 @@ def test_a_drain_runs_what_is_due_and_counts(client: Client, conn: Tx) -> None:
     )
 
 
-@pytest.mark.conformance(316)
 @pytest.mark.parametrize("name", ["with_scheduled", "recursive", "safety"])
 def test_a_drain_refuses_what_is_no_bool_and_leaves_the_transaction_usable(client: Client, conn: Tx, name: str) -> None:
     """An instant, up to which to drain, is what travel() is for."""
@@ -584,6 +583,7 @@ def test_a_drain_refuses_what_is_no_bool_and_leaves_the_transaction_usable(clien
     assert jobs.drain().completed == 1
 
 
+@pytest.mark.conformance(316)
 def test_jobs_of_jobs_are_drained_only_when_that_is_asked_for(client: Client, conn: Tx) -> None:
     def handler(tx: Tx, job: Job[Any]) -> None:
         if job.args["n"]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 from pgjobs import JobFilter
-from pgjobs.dashboard import batches
+from pgjobs.dashboard.batches import Batch, in_batches
 from pgjobs.dashboard.problem import Problem
 from pgjobs.dashboard.request import Page, Request, Response, post_page
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.db.repair import TABLES
 from pgjobs.errors import shown
-from pgjobs.results import KEPT, ManyJobs
+from pgjobs.results import KEPT
 from pgjobs.states import JobState
 
 _MOST_DAYS = 10_000
@@ -58,14 +58,15 @@ def prune(request: Request) -> Response:
     with request.reading():  # for the time of the database
         before = _before(request, days)
 
-    def delete(tx: AnyConnection, most: int) -> ManyJobs:
-        return request.client.delete_many(JobFilter(states=[state], finalized_before=before), tx, limit=most)
+    def delete(tx: AnyConnection, most: int) -> Batch:
+        many = request.client.delete_many(JobFilter(states=[state], finalized_before=before), tx, limit=most)
+        return Batch(many, is_full=len(many.done) + len(many.skipped) >= most)
 
     target = {"state": state, "finalized_before": before}
-    deleted, more = batches.in_batches(request, "prune-jobs", target, delete)
-    if more:
-        return request.done("confirm_prune", "prune-jobs", deleted, state=state, days=days)
-    return request.done("maintenance", "prune-jobs", deleted)
+    deleted = in_batches(request, "prune-jobs", target, delete)
+    if deleted.more:
+        return request.done("confirm_prune", "prune-jobs", deleted.jobs, reasons=deleted.left, state=state, days=days)
+    return request.done("maintenance", "prune-jobs", deleted.jobs, reasons=deleted.left)
 
 
 def _before(request: Request, days: str) -> datetime:

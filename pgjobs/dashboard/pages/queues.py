@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from pgjobs import JobFilter, Queue, QueueNotFound
-from pgjobs.dashboard import batches, charts, form_values
+from pgjobs.dashboard import charts, form_values
+from pgjobs.dashboard.batches import Batch, in_batches
 from pgjobs.dashboard.job_queries import JobQueries
 from pgjobs.dashboard.numbers import QueueNumbers
 from pgjobs.dashboard.problem import Problem
@@ -15,7 +16,6 @@ from pgjobs.dashboard.request import Page, Request, Response, post_page
 from pgjobs.db.cursors import AnyConnection
 from pgjobs.observe.figures import NO_DURATIONS, Durations
 from pgjobs.observe.stats import Figures
-from pgjobs.results import ManyJobs
 from pgjobs.states import JobState
 
 _RECENT = timedelta(minutes=10)  # for the rates
@@ -132,14 +132,15 @@ def confirm_empty(request: Request) -> Response:
 def empty(request: Request) -> Response:
     name, newest = request.text("name"), form_values.newest(request.form)
 
-    def delete(tx: AnyConnection, most: int) -> ManyJobs:
+    def delete(tx: AnyConnection, most: int) -> Batch:
         ids = request.queries.waiting_of_queue(tx, name, newest, most)
-        return request.client.delete_many(JobFilter(ids=ids, queues=[name], states=_WAITING), tx)
+        many = request.client.delete_many(JobFilter(ids=ids, queues=[name], states=_WAITING), tx)
+        return Batch(many, is_full=len(ids) == most)  # not by the jobs deleted: a worker may have claimed some of them
 
-    deleted, more = batches.in_batches(request, "delete-jobs", {"queue": name, "states": _WAITING}, delete)
-    if more:
-        return request.done("confirm_empty_queue", "delete-jobs", deleted, name=name)
-    return request.done("queues", "delete-jobs", deleted)  # an empty queue without workers is not listed any more
+    deleted = in_batches(request, "delete-jobs", {"queue": name, "states": _WAITING}, delete)
+    # an empty queue without workers is not listed any more
+    page, about = ("confirm_empty_queue", name) if deleted.more else ("queues", None)
+    return request.done(page, "delete-jobs", deleted.jobs, reasons=deleted.left, name=about)
 
 
 PAGES = (

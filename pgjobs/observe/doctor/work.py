@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import timedelta
 
-from pgjobs.clean_text import one_line
 from pgjobs.db.repair import DUTIES
 from pgjobs.observe.doctor.check import Check, Problem, count, critical, name, notice, span, warning
 from pgjobs.observe.doctor.finding import Severity
@@ -97,8 +96,8 @@ def _schedules(look: Look) -> Iterator[Problem]:
     for schedule, error, overdue, unseen, failing in look.schedules():
         if error is not None:
             yield warning(
-                f"schedule {name(schedule)} cannot tick: {one_line(error, 200)}",
-                f"correct it in the code, or in the row: `pgjobs schedules show {name(schedule)}`",
+                f"schedule {name(schedule)} cannot tick",
+                f"`pgjobs schedules show {name(schedule)}` says why; correct it in the code, or in the row",
             )
         elif unseen is not None and unseen > NO_LONGER_IN_CODE.total_seconds():
             yield notice(
