@@ -401,14 +401,14 @@ class WorkerPool:
         return ended and not self._watchdog.stopped and not self._threads.any_stuck_since_start
 
     def _end_maintenance(self, left: float) -> None:
-        """Let the maintenance thread end, which writes the last figures. A slow database gets what is `left` of the
-        stop for that, in seconds, unless the stop is told to hurry."""
+        """Let the maintenance thread end. A slow database gets what is `left` of the stop, in seconds, to write the
+        last figures, unless the stop is told to hurry; what else the thread does is not waited for."""
         maintenance = self._context.maintenance
         if maintenance is None:
             return
         until = time.monotonic() + min(left, _LAST_WRITES)
         ended = maintenance.stop(_PART_WITHIN)
-        while not ended and time.monotonic() < until and not self._watchdog.stopping_all:
+        while not ended and self._heartbeat.unwritten and time.monotonic() < until and not self._watchdog.stopping_all:
             ended = maintenance.stop(min(LOOK_UP, max(0.0, until - time.monotonic())))
         if self._closing.locked() and not self._log.exits:  # the client was closed, and that is logged already
             return
