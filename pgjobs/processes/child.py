@@ -9,7 +9,6 @@ parent must not add up to two, which would cut off running jobs.
 from __future__ import annotations
 
 import atexit
-import logging
 import os
 import signal
 import socket
@@ -21,6 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from queue import Empty, SimpleQueue
+from typing import NoReturn
 
 import psycopg
 from psycopg_pool import PoolClosed
@@ -368,17 +368,16 @@ def _end_soon(code: int) -> None:
     threading.Thread(target=end, name="pgjobs/end", daemon=True).start()
 
 
-def _skip_clean_up(codes: list[int]) -> None:
-    """End the process after the functions that the application has registered with `atexit`, with the last of these
-    codes. What Python would do then, to clean up all objects, takes seconds on a busy machine, in which a platform may
-    already kill the process, and may run code of the application that no thread can interrupt."""
-
-    def end() -> None:
-        logging.shutdown()
+def _end(code: int) -> NoReturn:
+    """End the process as Python does, up to the functions that are registered with `atexit`. What Python would do then,
+    to clean up all objects, takes seconds on a busy machine, in which a platform may already kill the process, and may
+    run code of the application that no thread can interrupt."""
+    try:
+        threading._shutdown()  # type: ignore[attr-defined]  # waits for threads that are no daemons
+        atexit._run_exitfuncs()
+    finally:  # also if a signal interrupts it
         _flush()
-        os._exit(codes[-1])
-
-    atexit.register(end)  # the last one, since it is called before those of the application are registered
+        os._exit(code)
 
 
 def _flush() -> None:
@@ -388,17 +387,14 @@ def _flush() -> None:
 
 
 def main(arguments: list[str]) -> int:
-    codes = [1]  # if an exception ends the process
-    _skip_clean_up(codes)
     descriptor = int(arguments[0])
     os.set_inheritable(descriptor, False)
     channel = Channel(socket.socket(fileno=descriptor))
     (values, *_) = channel.receive()
     code = Child(channel, ChildSettings.from_json(values)).run()
-    codes.append(code)
     _end_soon(code)
     return code
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    _end(main(sys.argv[1:]))

@@ -11,7 +11,7 @@ import subprocess
 import pytest
 
 from pgjobs import Job, JobState
-from tests.acceptance.work_command import APP, SOON, Place, children_of, gate, is_alive
+from tests.acceptance.work_command import APP, ROOT, SOON, Place, children_of, gate, is_alive
 from tests.conftest import Connect
 from tests.waiting import wait_until
 
@@ -202,6 +202,16 @@ def test_what_the_application_has_registered_with_atexit_is_called(place: Place)
         assert work.stop() == 0
         assert work.told("the end")
     assert (place.directory / "ended").exists()
+
+
+def test_what_was_registered_with_atexit_before_pgjobs_was_loaded_is_called_too(place: Place) -> None:
+    """As by `opentelemetry-instrument`, which registers its last write in a sitecustomize of its own."""
+    early = "import atexit, sys\natexit.register(lambda: print('the early end', sys.orig_argv[2]))\n"
+    place.write(early, "sitecustomize.py")
+    with place.work(PYTHONPATH=f"{place.directory}:{ROOT}") as work:
+        work.wait_ready()
+        assert work.stop() == 0
+        assert work.told("the early end pgjobs.processes.child")
 
 
 def test_a_process_that_cannot_even_load_in_time_ends_without_an_error(place: Place) -> None:
