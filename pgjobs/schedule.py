@@ -126,7 +126,7 @@ def _check_args(schedule: Schedule) -> None:
         checks.check_signature(f"{where}: {_name(args)}", cast(Any, args), wanted, (), error=InvalidSchedule)
         return
     if not _is_payload(args):
-        given = "no args" if args is None else f"args that are neither, {shown(args)}"
+        given = "no args" if args is None else f"{shown(args)} as its args"
         raise InvalidSchedule(f"{where} has {given}: give an args instance, a NewJob, or a function that returns one")
     payload, kind = (args.args, args.kind or schedule.kind) if isinstance(args, NewJob) else (args, schedule.kind)
     if isinstance(payload, Mapping) and kind is None:

@@ -185,7 +185,7 @@ class WorkMap(dict[str, Handler]):
     ) -> Callable[[F], F]:
         """A decorator that registers a function for this kind or args class and returns the function unchanged. The
         options are those of Handler."""
-        if callable(key) and not isinstance(key, type):
+        if get_origin(key) is None and callable(key) and not isinstance(key, type):
             raise InvalidHandler(
                 f"handles needs an args class or a kind, as in @work_map.handles(Welcome); it was given the function "
                 f"{_name(key)} alone"

@@ -377,16 +377,16 @@ class WorkerPool:
         try:
             self._log.waiting(self._watchdog.attempts, seconds)
             ended = self._threads.wait(seconds)
+            if not ended:
+                self._log.cut_off(self._watchdog.attempts, time.monotonic() - began if seconds else 0.0)
+                self._cut_off()
+                ended = self._wait_cut_off()
+            self._end_maintenance(_LAST_WRITES if seconds is None else began + seconds - time.monotonic())
+            self._background.stop(_PART_WITHIN)
         except BaseException:  # Ctrl-C: whatever stops the pool next need not wait again
             self._cut_off()
             self._stopper = None
             raise
-        if not ended:
-            self._log.cut_off(self._watchdog.attempts, time.monotonic() - began if seconds else 0.0)
-            self._cut_off()
-            ended = self._wait_cut_off()
-        self._end_maintenance(_LAST_WRITES if seconds is None else began + seconds - time.monotonic())
-        self._background.stop(_PART_WITHIN)
         self._watchdog.stop()
         self.schedules.stop()
         self._stopper = None

@@ -369,15 +369,15 @@ def _end_soon(code: int) -> None:
 
 
 def _end(code: int) -> NoReturn:
-    """End the process as Python does: after the other threads that are no daemons, and with all functions that are
-    registered with `atexit`, also those of tools that were there before (a tracer that starts the program). But do not
-    let Python clean up all objects: that takes seconds on a busy machine, in which a platform may already kill the
-    process, and may run code of the application that no thread can interrupt. `multiprocessing` ends so too."""
-    _end_soon(code)
-    threading._shutdown()  # type: ignore[attr-defined]
-    atexit._run_exitfuncs()
-    _flush()
-    os._exit(code)
+    """End the process as Python does, up to the functions that are registered with `atexit`. What Python would do then,
+    to clean up all objects, takes seconds on a busy machine, in which a platform may already kill the process, and may
+    run code of the application that no thread can interrupt. `multiprocessing` ends its processes in this way too."""
+    try:
+        threading._shutdown()  # type: ignore[attr-defined]  # waits for threads that are no daemons
+        atexit._run_exitfuncs()
+    finally:  # also if a signal interrupts it
+        _flush()
+        os._exit(code)
 
 
 def _flush() -> None:
@@ -386,13 +386,15 @@ def _flush() -> None:
             stream.flush()
 
 
-def main(arguments: list[str]) -> NoReturn:
+def main(arguments: list[str]) -> int:
     descriptor = int(arguments[0])
     os.set_inheritable(descriptor, False)
     channel = Channel(socket.socket(fileno=descriptor))
     (values, *_) = channel.receive()
-    _end(Child(channel, ChildSettings.from_json(values)).run())
+    code = Child(channel, ChildSettings.from_json(values)).run()
+    _end_soon(code)
+    return code
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    _end(main(sys.argv[1:]))

@@ -23,7 +23,7 @@ from pgjobs.db.borrow import Tx
 from pgjobs.db.source import PoolSource
 from pgjobs.enqueuing.async_enqueuer import AsyncEnqueuer, AsyncTx
 from pgjobs.enqueuing.copy_rows import initial_state
-from pgjobs.enqueuing.enqueuer import Enqueuer
+from pgjobs.enqueuing.enqueuer import Enqueuer, check_inserted
 from pgjobs.errors import InvalidOption, InvalidSetting
 from pgjobs.hooks import check_middleware, insert_with_middleware, is_async_function, with_middleware
 from pgjobs.job import Job, changed, job_from
@@ -115,7 +115,7 @@ class _Keeping(Enqueuer):
     ids: count[int]
 
     def enqueue(self, tx: Tx, new: object, *, notify: bool) -> Job[Any]:
-        return self._keep_all(tx, [self.encoder.encode(new)])[0]
+        return self._keep_all(tx, [self.encoder.encode(new)], one=True)[0]
 
     def enqueue_many(self, tx: Tx, new: Iterable[object], call: JobOptions, *, notify: bool) -> list[Job[Any]]:
         return self._keep_all(tx, self.encoded(new, call))
@@ -126,11 +126,12 @@ class _Keeping(Enqueuer):
     def encoded(self, new: Iterable[object], call: JobOptions) -> list[EncodedJob]:
         return [template.with_args(text, args) for template, text, args in self.encoder.encode_all(new, call)]
 
-    def _keep_all(self, tx: Tx, jobs: Sequence[EncodedJob]) -> list[Job[Any]]:
+    def _keep_all(self, tx: Tx, jobs: Sequence[EncodedJob], *, one: bool = False) -> list[Job[Any]]:
         check_middleware(self.middleware, is_async=False)
-        return self.kept(tx, insert_with_middleware(self.middleware, tx, self.make)(jobs))
+        return self.kept(tx, insert_with_middleware(self.middleware, tx, self.make)(jobs), one=one)
 
-    def kept(self, tx: object, inserted: list[Job[Any]]) -> list[Job[Any]]:
+    def kept(self, tx: object, inserted: list[Job[Any]], *, one: bool) -> list[Job[Any]]:
+        check_inserted(inserted, one=one)
         self.call_hooks(inserted)
         self.keep(tx, inserted)
         return inserted
@@ -146,7 +147,7 @@ class _KeepingAsync(AsyncEnqueuer):
     sync: _Keeping
 
     async def enqueue(self, tx: AsyncTx, new: object, *, notify: bool) -> Job[Any]:
-        return (await self._keep_all(tx, [self.sync.encoder.encode(new)]))[0]
+        return (await self._keep_all(tx, [self.sync.encoder.encode(new)], one=True))[0]
 
     async def enqueue_many(
         self, tx: AsyncTx, new: Iterable[object], call: JobOptions, *, notify: bool
@@ -156,15 +157,15 @@ class _KeepingAsync(AsyncEnqueuer):
     async def enqueue_counted(self, tx: AsyncTx, new: Iterable[object], call: JobOptions, *, notify: bool) -> int:
         return len(await self._keep_all(tx, self.sync.encoded(new, call)))
 
-    async def _keep_all(self, tx: AsyncTx, jobs: Sequence[EncodedJob]) -> list[Job[Any]]:
+    async def _keep_all(self, tx: AsyncTx, jobs: Sequence[EncodedJob], *, one: bool = False) -> list[Job[Any]]:
         async def make(jobs: Sequence[EncodedJob]) -> list[Job[Any]]:
             return self.sync.make(jobs)
 
         middleware = self.sync.middleware
         if any(map(is_async_function, middleware)):
             check_middleware(middleware, is_async=True)
-            return self.sync.kept(tx, await insert_with_middleware(middleware, tx, make)(jobs))
-        return self.sync.kept(tx, insert_with_middleware(middleware, tx, self.sync.make)(jobs))
+            return self.sync.kept(tx, await insert_with_middleware(middleware, tx, make)(jobs), one=one)
+        return self.sync.kept(tx, insert_with_middleware(middleware, tx, self.sync.make)(jobs), one=one)
 
 
 def _made_of(job: EncodedJob, id: int) -> Job[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from datetime import timedelta
 
@@ -94,11 +95,32 @@ def test_a_stop_that_cannot_wait_says_what_it_has_not_written(
         stop.join(30)
     else:
         pool.stop_and_cancel()
-    assert slow_table.is_written_to, "it did not wait for the write"
+    wait_until(lambda: slow_table.is_written_to)  # still: the stop did not wait for the write
     (told,) = [line for line in caplog.messages if "figures" in line]
     assert "the figures of 1 attempt are not in the table" in told
     slow_table.go()
     wait_until(lambda: completed(client) == 1), "the process lives on, and so does the write"
+
+
+def test_ctrl_c_during_the_last_write_leaves_a_pool_that_can_be_stopped(
+    client: Client, slow_table: SlowTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pgjobs.worker_pool._LAST_WRITES", 60.0)
+    pool = WorkerPool(client, {Thing: nothing}, queues={"default": 1}, stop_timeout=SOON)
+    pool.start()
+    client.wait(client.enqueue(None, Thing()), timeout=SOON)
+
+    def press_ctrl_c() -> None:
+        wait_until(lambda: slow_table.is_written_to)
+        signal.raise_signal(signal.SIGINT)
+
+    threading.Thread(target=press_ctrl_c).start()
+    with pytest.raises(KeyboardInterrupt):
+        pool.stop()
+    assert pool.running
+    slow_table.go()
+    pool.stop()
+    assert not pool.running, "every later stop did nothing"
 
 
 def test_a_stop_whose_last_write_fails_says_so(client: Client, caplog: pytest.LogCaptureFixture) -> None:

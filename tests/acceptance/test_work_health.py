@@ -263,13 +263,13 @@ def test_a_pool_of_the_application_may_wait_longer_for_its_database_than_a_start
     server: EmbeddedPostgres, tmp_path: Path
 ) -> None:
     """The process was killed as one that does not load the application."""
-    pool = "Client(ConnectionPool(os.environ['DATABASE_URL'], min_size=0, max_size=9, timeout=7, open=True)"
+    pool = "Client(ConnectionPool(os.environ['DATABASE_URL'], min_size=0, max_size=9, timeout=12, open=True)"
     with relayed(server, tmp_path) as (place, relay):
         place.write(
             "from psycopg_pool import ConnectionPool\n" + APP.replace('Client(os.environ["DATABASE_URL"]', pool)
         )
         relay.lead_to(AWAY)
-        with place.work("--start-timeout", "5s") as work:
+        with place.work("--start-timeout", "10s") as work:
             work.wait_for("waiting for the database: ")
             relay.lead_to(port_of(server.dsn))
             work.wait_ready()

@@ -207,6 +207,16 @@ def test_what_is_registered_with_atexit_is_called(place: Place) -> None:
     assert (place.directory / "ended").exists()
 
 
+def test_what_was_registered_with_atexit_before_pgjobs_was_loaded_is_called_too(place: Place) -> None:
+    """As by `opentelemetry-instrument`, which registers its last write in a sitecustomize of its own."""
+    early = "import atexit, sys\natexit.register(lambda: print('the early end', sys.orig_argv[2]))\n"
+    place.write(early, "sitecustomize.py")
+    with place.work(PYTHONPATH=f"{place.directory}:{ROOT}") as work:
+        work.wait_ready()
+        assert work.stop() == 0
+        assert work.told("the early end pgjobs.processes.child")
+
+
 def test_a_process_that_cannot_even_load_in_time_ends_without_an_error(place: Place) -> None:
     """As on a very busy machine; it has no jobs that it could lose."""
     place.write("import re\nopen('imports', 'w').close()\nre.match('(a+)+$', 'a' * 60 + 'b')\n")

@@ -62,8 +62,8 @@ async def a_coroutine() -> Report:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ("report", "'report': give an args instance"),
-        (5, "5: give an args instance"),
+        ("report", "has 'report' as its args: give an args instance"),
+        (5, "has 5 as its args: give an args instance"),
         ([Report()], "give an args instance"),
         ({"n": 1}, "give kind="),
         (NewJob({"n": 1}), "give kind="),

@@ -26,6 +26,9 @@ PACKAGE = Path(pgjobs.__file__).parent
 
 #: Each name, and the files that use it.
 USES: dict[str, set[str]] = {
+    # Python: what its own multiprocessing calls at the end of a process; see test_work_stop.py
+    "_run_exitfuncs": {"processes/child.py"},
+    "_shutdown": {"processes/child.py"},
     # psycopg
     "_preparing": {"db/connection.py", "db/handler_connection.py", "enqueuing/single_insert.py"},
     "_prepared": {

@@ -83,6 +83,25 @@ def test_hooks_and_middleware_of_a_memory_client_are_called() -> None:
     client.enqueued.assert_enqueued(Thing, queue="mail")
 
 
+@pytest.mark.parametrize(
+    ("middleware", "message"),
+    [
+        (lambda tx, jobs, insert: None, r"not None: end it with return insert\(jobs\)"),
+        (lambda tx, jobs, insert: insert([]), "must return one job, not 0"),
+        (lambda tx, jobs, insert: insert([*jobs, *jobs]), "must return one job, not 2"),
+    ],
+    ids=["nothing", "no job", "two jobs"],
+)
+def test_middleware_that_a_client_would_refuse_is_refused_in_memory_too(middleware: Any, message: str) -> None:
+    client = MemoryClient(middleware=[middleware])
+    tx: Any = object()
+    with pytest.raises(InvalidSetting, match=message):
+        client.enqueue(None, Thing())
+    with pytest.raises(InvalidSetting, match=message):
+        asyncio.run(client.aenqueue(tx, Thing()))
+    client.enqueued.assert_not_enqueued(Thing)
+
+
 async def around(tx: Any, jobs: Sequence[EncodedJob], insert: Any) -> Any:
     return await insert([replace(job, queue="mail") for job in jobs])
 

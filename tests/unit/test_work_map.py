@@ -6,7 +6,7 @@ import functools
 import json
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import pytest
 
@@ -21,6 +21,8 @@ from pgjobs import (
     WorkMap,
     never,
 )
+
+Content = TypeVar("Content")
 
 
 @dataclass
@@ -128,6 +130,21 @@ def test_a_running_pool_notices_each_way_to_take_a_handler_away(remove: Any) -> 
     before = work_map.changes
     remove(work_map)
     assert (len(work_map), work_map.changes) == (0, before + 1)
+
+
+@dataclass
+class Box(Generic[Content]):
+    content: Content
+
+
+def test_the_decorator_refuses_a_generic_class_as_the_map_does() -> None:
+    """It took the alias for the function of a decorator without parentheses."""
+    generic: Any = Box[int]
+    with pytest.raises(InvalidHandler, match="make a subclass of it") as of_map:
+        WorkMap({generic: handler})
+    with pytest.raises(InvalidHandler) as of_decorator:
+        WorkMap().handles(generic)
+    assert str(of_decorator.value) == str(of_map.value)
 
 
 @pytest.mark.parametrize(
