@@ -15,7 +15,7 @@ from pgjobs.dashboard import access, static_files
 from pgjobs.dashboard.access import Auth, User
 from pgjobs.dashboard.checkup import Checkup
 from pgjobs.dashboard.pages import NAV, PAGES, SECTION_OF
-from pgjobs.dashboard.problem import Problem, problem_of
+from pgjobs.dashboard.problem import Problem, problem_for_stranger, problem_of
 from pgjobs.dashboard.queries import DashboardQueries
 from pgjobs.dashboard.rate_limit import RateLimit
 from pgjobs.dashboard.render import Renderer
@@ -117,7 +117,7 @@ class Dashboard:
         try:
             response = self._answer(request)
         except Exception as error:
-            response = _error_page(request, problem_of(error))
+            response = _error_page(request, problem_of(error) if request.is_known else problem_for_stranger(error))
         for name, value in _HEADERS.items():
             response.headers.setdefault(name, value)
         return response

@@ -59,6 +59,18 @@ def problem_of(error: Exception) -> Problem:
     return Problem(500, "The dashboard failed to make this page.", "The log of its process says why.")
 
 
+def problem_for_stranger(error: Exception) -> Problem:
+    """The error as a problem for those of whom it is not known yet who they are: an error of the application's `auth`
+    tells them nothing of that, nor of its database."""
+    found = problem_of(error)
+    if isinstance(error, (Problem, HTTPException)):
+        return found
+    log.warning(
+        "the dashboard cannot tell who sends a request: %s: %s", type(error).__name__, one_line(error, _LONGEST)
+    )
+    return Problem(max(found.status, 500), "The dashboard cannot tell who you are.", "The log of its process says why.")
+
+
 def _of_pgjobs(error: errors.PgjobsError) -> Problem:
     text = sentence(error)
     if isinstance(error, errors.MigrationError):

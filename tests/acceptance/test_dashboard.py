@@ -84,8 +84,10 @@ def test_a_user_whom_auth_refuses_sees_nothing(client: Client) -> None:
 def test_an_auth_function_that_returns_no_user_is_refused_and_logged(
     client: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
-    site = Site(client, auth=lambda environ: "ada")
-    assert site.get("/").status_code == 400
+    answer = Site(client, auth=lambda environ: {"token": "5ecret"}).get("/")
+    assert answer.status_code == 500
+    assert "cannot tell who you are" in answer.text
+    assert "5ecret" not in answer.text
     assert any("set up wrongly" in line for line in caplog.messages)
     with pytest.raises(InvalidSetting, match="'viewer' or 'operator'"):
         User("ada", "admin")  # type: ignore[arg-type]
@@ -93,6 +95,25 @@ def test_an_auth_function_that_returns_no_user_is_refused_and_logged(
         Dashboard(client, auth=local_operator, allowed_hosts="jobs.example.com")
     with pytest.raises(InvalidSetting, match="without a scheme and port"):
         Dashboard(client, auth=local_operator, allowed_hosts=["https://jobs.example.com"])
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(psycopg.errors.UndefinedTable('relation "logins" does not exist'), 503),
+     (psycopg.errors.InsufficientPrivilege("permission denied for table logins"), 500),
+     (InvalidSetting("logins is 5"), 500), (LookupError("logins"), 500)],
+)  # fmt: skip
+def test_an_error_of_auth_tells_a_stranger_nothing(
+    client: Client, caplog: pytest.LogCaptureFixture, error: Exception, status: int
+) -> None:
+    def auth(environ: dict[str, Any]) -> User:
+        raise error
+
+    answer = Site(client, auth=auth).get("/")
+    assert answer.status_code == status
+    assert "cannot tell who you are" in answer.text
+    assert "logins" not in answer.text
+    assert "logins" in caplog.text
 
 
 def test_pages_say_whether_the_user_may_change_something(client: Client) -> None:
