@@ -196,7 +196,7 @@ def test_a_process_that_has_stopped_and_does_not_end_is_killed_as_one_that_has_n
 
 
 def test_what_is_registered_with_atexit_is_called(place: Place) -> None:
-    """By the application, and earlier by a tracer that starts the program: such a one flushes its data there."""
+    """By the application, and earlier by a tracer such as `opentelemetry-instrument`: it sends its last data there."""
     place.write(f"{APP}\nimport atexit\natexit.register(open, 'ended', 'w')\natexit.register(print, 'the end')\n")
     place.write("import atexit\natexit.register(print, 'the end of the tracer')\n", "sitecustomize.py")
     with place.work(PYTHONPATH=f"{place.directory}{os.pathsep}{ROOT}") as work:
@@ -205,16 +205,6 @@ def test_what_is_registered_with_atexit_is_called(place: Place) -> None:
         assert work.told("the end\n")
         assert work.told("the end of the tracer", times=2)  # of the parent too
     assert (place.directory / "ended").exists()
-
-
-def test_what_was_registered_with_atexit_before_pgjobs_was_loaded_is_called_too(place: Place) -> None:
-    """As by `opentelemetry-instrument`, which registers its last write in a sitecustomize of its own."""
-    early = "import atexit, sys\natexit.register(lambda: print('the early end', sys.orig_argv[2]))\n"
-    place.write(early, "sitecustomize.py")
-    with place.work(PYTHONPATH=f"{place.directory}:{ROOT}") as work:
-        work.wait_ready()
-        assert work.stop() == 0
-        assert work.told("the early end pgjobs.processes.child")
 
 
 def test_a_process_that_cannot_even_load_in_time_ends_without_an_error(place: Place) -> None:
