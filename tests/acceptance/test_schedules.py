@@ -131,6 +131,7 @@ def test_processes_that_are_killed_across_ticks_lose_none_and_double_none(worker
             wait_until(lambda before=before: len(ticks_of(query, "computed")) > before, timeout=30)  # type: ignore[misc]
             os.kill(pid, signal.SIGKILL)
     last = workers.start()
+    wait_until(lambda: query("SELECT 1 FROM {schema}.worker WHERE pid = %s", last), timeout=30)
     behind = "SELECT 1 FROM {schema}.schedule WHERE next_tick_at < clock_timestamp() - interval '1 second'"
     wait_until(lambda: not query(behind), timeout=30)
     os.kill(last, signal.SIGTERM)
