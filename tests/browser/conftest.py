@@ -87,6 +87,7 @@ class Watched:
 
     def check(self) -> None:
         """Nothing foreign is on the page, and nothing sticks out of it."""
+        self.page.wait_for_load_state()
         assert self.page.evaluate(_FOREIGN) == []
         assert self.page.evaluate(_TOO_WIDE) <= 0
         assert self.problems == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -46,6 +47,13 @@ def press(watched: Watched, name: str, within: str = "main") -> None:
     """Press the button, or follow the link, with this name."""
     part = watched.page.locator(within)
     part.get_by_role("button", name=name, exact=True).or_(part.get_by_role("link", name=name, exact=True)).first.click()
+
+
+def follow(watched: Watched, name: str, path: str) -> None:
+    """Press what leads to another page, and look at that one once it is there."""
+    press(watched, name)
+    expect(watched.page).to_have_url(re.compile(re.escape(path)))
+    watched.check()
 
 
 def done(watched: Watched, text: str) -> None:
@@ -152,8 +160,7 @@ def test_a_queue_is_paused_resumed_and_emptied(hostile: Served, full: Client, op
     press(watched, "Resume")
     done(watched, "1 queue resumed.")
     watched.open("/queue?name=by.hand")
-    press(watched, "Empty…")
-    watched.check()
+    follow(watched, "Empty…", "/queues/empty")
     watched.page.locator("main form button").first.click()
     done(watched, "2 jobs deleted.")
 
@@ -188,8 +195,7 @@ def test_finished_jobs_are_pruned_after_a_count(hostile: Served, full: Client, o
     watched = open_page(hostile, "/maintenance")
     watched.page.locator("select[name=state]").select_option("cancelled")
     watched.page.locator("input[name=days]").fill("800")
-    press(watched, "Count them…")
-    watched.check()
+    follow(watched, "Count them…", "/maintenance/prune")
     watched.page.locator("main form[method=post] button").first.click()
     done(watched, "1 finished job deleted.")
     expect(watched.page.locator("main")).to_be_visible()
@@ -201,8 +207,7 @@ def test_a_job_like_another_takes_over_its_metadata(hostile: Served, full: Clien
         None, {"n": 1}, kind=KIND, metadata=metadata, context=context, tags=["red"], priority=3, delay=FAR
     )
     watched = open_page(hostile, f"/jobs/{job.id}")
-    press(watched, "Enqueue again, with changes")
-    watched.check()
+    follow(watched, "Enqueue again, with changes", "/enqueue")
     press(watched, "Enqueue")
     done(watched, "1 job enqueued.")
     (like,) = full.list_jobs(descending=True, limit=1).jobs
