@@ -128,14 +128,16 @@ def test_a_process_that_does_not_stop_in_time_is_killed(place: Place) -> None:
 
 def test_a_process_that_is_just_starting_has_its_time_to_stop(place: Place) -> None:
     """Its jobs run already, while the parent does not know yet how long they may; it was killed after 4 s."""
-    slow = "start = pool.start\ndef slow():\n    start()\n    open('started', 'w').close()\n    time.sleep(2)\n"
+    slow = "start = pool.start\ndef slow():\n    start()\n    while not os.path.exists('go on'): time.sleep(0.01)\n"
     place.write(f"{APP}\n{slow}\npool.start = slow\n")
     jobs = [place.enqueue("compute") for _ in range(2)]
     with place.work("--stop-timeout", "6s") as work:
-        wait_until((place.directory / "started").exists, SOON)
-        wait_until(lambda: all(map(place.starts, jobs)))
+        wait_until(lambda: all(map(place.starts, jobs)), SOON)
         assert "is ready" not in work.log
-        assert work.stop() == 0
+        work.signal(signal.SIGTERM)
+        work.wait_for("SIGTERM: stopping")
+        place.write("", "go on")
+        assert work.process.wait(SOON) == 0
         assert "is killed" not in work.log
     assert_given_back(place, *jobs)
 
