@@ -402,7 +402,7 @@ class WorkerPool:
 
     def _end_maintenance(self, left: float) -> None:
         """Let the maintenance thread end. A slow database gets what is `left` of the stop, in seconds, to write the
-        last figures, unless the stop is told to hurry; what else the thread does is not waited for."""
+        last figures, unless the stop is told to hurry. The stop does not wait for the other tasks of the thread."""
         maintenance = self._context.maintenance
         if maintenance is None:
             return

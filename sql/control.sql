@@ -221,7 +221,7 @@ ORDER BY job_id, token, requested_at;
 
 -- name: pause_queues
 -- Pauses or resumes one queue, or with a null name all: claims that begin after the commit see it. Makes the row of a
--- queue that only its jobs show. Pausing a paused queue, and resuming one that is not, changes nothing of its row.
+-- queue that only its jobs show. A call that changes nothing, such as pausing a paused queue, leaves the row as it is.
 -- `busy`: another transaction holds the row.
 WITH RECURSIVE line AS (
     {queue_priorities}

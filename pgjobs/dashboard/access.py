@@ -75,7 +75,7 @@ def user_of(environ: dict[str, Any], auth: Auth) -> User:
 
 
 def local_operator(environ: dict[str, Any]) -> User:
-    """The `auth` of `pgjobs dashboard`: whoever sits at this machine may do everything. It is safe only for a server
+    """The `auth` of `pgjobs dashboard`: every user of this machine may do everything. It is safe only for a server
     that listens on the loopback address alone. Raises Problem."""
     if any(name in environ for name in _PROXY_HEADERS) or not _is_loopback(environ.get("REMOTE_ADDR")):
         raise Problem(

@@ -95,7 +95,7 @@ class FigureKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """Attempts of one key. An attempt whose worker vanished counts, but nobody knows how long it ran; `lost` is the
+    """Attempts of one key. An attempt whose worker vanished counts, but its run time is not known; `lost` is the
     number of these."""
 
     attempts: int = 0
